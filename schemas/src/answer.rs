@@ -1,0 +1,221 @@
+//! What is said about a task. Version history: 1, first.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Message;
+use crate::dead::FaultNote;
+use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
+use crate::task::{Task, Tile};
+
+/// What is said about a task: provisional while a verdict is awaited, final once and for all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The task.
+    pub task: TaskId,
+    /// The site it was published at.
+    pub site: SiteName,
+    /// The camera it came from.
+    pub camera: CameraName,
+    /// Whether another answer may follow.
+    pub stage: Stage,
+    /// The best class; absent only when the image could not be recognized (route `dead`).
+    pub label: Option<String>,
+    /// Its calibrated probability, 0 to 1.
+    pub confidence: Option<f32>,
+    /// The best classes, best first.
+    #[serde(default)]
+    pub top: Vec<Ranked>,
+    /// Who decided.
+    pub route: Route,
+    /// Why it went that way.
+    pub reason: Reason,
+    /// The release that decided.
+    pub release: Option<ReleaseId>,
+    /// What the edge had said, when somebody else decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Opinion>,
+    /// What was wrong with the image (route `dead`) or with its verification (route `expired`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<FaultNote>,
+    /// Sequence of the image in the stream IMAGES, from 1.
+    pub image_sequence: u64,
+    /// When the image was taken, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captured_at_ms: Option<u64>,
+    /// When the image was stored at the site, milliseconds since the epoch.
+    pub published_at_ms: u64,
+    /// When this answer was made, milliseconds since the epoch.
+    pub answered_at_ms: u64,
+    /// Until when a provisional answer waits for a verdict, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_at_ms: Option<u64>,
+    /// How long each step took.
+    pub timings: Timings,
+    /// The true label, if the publisher knew it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<String>,
+    /// Which part of which scan it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile: Option<Tile>,
+}
+
+impl Message for Answer {
+    const KIND: &'static str = "answer";
+    const VERSION: u16 = 1;
+}
+
+impl Answer {
+    /// An answer about `task` that says nothing yet; the caller fills in what was found.
+    pub fn about(task: &Task, stage: Stage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
+        Self {
+            task: task.id,
+            site: task.site.clone(),
+            camera: task.camera.clone(),
+            stage,
+            label: None,
+            confidence: None,
+            top: Vec::new(),
+            route,
+            reason,
+            release: None,
+            edge: None,
+            fault: None,
+            image_sequence: task.image_sequence,
+            captured_at_ms: task.captured_at_ms,
+            published_at_ms: task.published_at_ms,
+            answered_at_ms,
+            deadline_at_ms: task.deadline_at_ms,
+            timings: Timings::default(),
+            truth: task.truth.clone(),
+            tile: task.tile.clone(),
+        }
+    }
+
+    /// The same opinion with `opinion` as what was decided.
+    pub fn with_opinion(mut self, opinion: Opinion) -> Self {
+        self.label = Some(opinion.label);
+        self.confidence = Some(opinion.confidence);
+        self.top = opinion.top;
+        self.release = Some(opinion.release);
+        self
+    }
+
+    /// What this answer says, if it says something.
+    pub fn opinion(&self) -> Option<Opinion> {
+        Some(Opinion {
+            label: self.label.clone()?,
+            confidence: self.confidence?,
+            top: self.top.clone(),
+            release: self.release.clone()?,
+        })
+    }
+}
+
+/// One model's view of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Opinion {
+    /// The best class.
+    pub label: String,
+    /// Its calibrated probability, 0 to 1.
+    pub confidence: f32,
+    /// The best classes, best first.
+    #[serde(default)]
+    pub top: Vec<Ranked>,
+    /// The release that says so.
+    pub release: ReleaseId,
+}
+
+/// One class among the best.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ranked {
+    /// The class.
+    pub label: String,
+    /// Its calibrated probability, 0 to 1.
+    pub confidence: f32,
+}
+
+/// Whether another answer may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// A final one follows.
+    Provisional,
+    /// Nothing follows.
+    Final,
+}
+
+/// Who decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// The site itself.
+    Edge,
+    /// The cloud, without an opinion of the edge.
+    Redirected,
+    /// The cloud, about a doubtful answer of the edge.
+    Verified,
+    /// The site itself, because no verdict came in time.
+    Expired,
+    /// Nobody: the image could not be recognized and is a dead letter.
+    Dead,
+}
+
+/// Why an answer took its route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Every test of the gate was passed.
+    Confident,
+    /// The best class is not probable enough.
+    LowConfidence,
+    /// The best two classes are too close.
+    LowMargin,
+    /// The probabilities are spread too evenly.
+    HighEntropy,
+    /// The best class is not probable enough for this label.
+    LabelThreshold,
+    /// The site does not verify (setting), though the answer is doubtful.
+    NotVerified,
+    /// The outbox was full, so the doubtful answer stands.
+    OutboxFull,
+    /// The deadline passed before a verdict came.
+    DeadlinePassed,
+    /// The verifier could not judge the image; its fault note says why.
+    VerifierRefused,
+    /// The message was given up; its fault note says why.
+    GivenUp,
+}
+
+/// How long each step took, in microseconds; a step that did not happen is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timings {
+    /// From stored in the stream to taken by a recognizer.
+    pub queue_us: u64,
+    /// Fetching the bytes of an image sent by reference.
+    pub fetch_us: u64,
+    /// Waiting for a free replica.
+    pub wait_us: u64,
+    /// Decoding and resizing.
+    pub decode_us: u64,
+    /// The model.
+    pub infer_us: u64,
+    /// From the provisional answer to the final one.
+    pub verify_us: u64,
+    /// Images in the batch it was recognized in.
+    pub batch_size: u32,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Route::Edge => "edge",
+            Route::Redirected => "redirected",
+            Route::Verified => "verified",
+            Route::Expired => "expired",
+            Route::Dead => "dead",
+        })
+    }
+}

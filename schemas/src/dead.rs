@@ -1,0 +1,71 @@
+//! A message given up, with its payload, its fault and what to do about it. Version history: 1, first.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Message;
+use crate::id::{SiteName, TaskId};
+use crate::limits::MAX_NOTE_BYTES;
+
+/// What went wrong, in words for people and a name for programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultNote {
+    /// A stable name in snake case, for example `image_truncated`.
+    pub name: String,
+    /// What happened and why.
+    pub reason: String,
+    /// What a person can do about it.
+    pub remedy: String,
+}
+
+impl FaultNote {
+    /// A note; over-long texts are cut to [`MAX_NOTE_BYTES`].
+    pub fn new(name: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.into(), reason: cut(reason.into()), remedy: cut(remedy.into()) }
+    }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_NOTE_BYTES {
+        let end = (0..=MAX_NOTE_BYTES).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// A message given up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Its own id, derived from the message: the last token of its subject.
+    pub id: TaskId,
+    /// The task it was about, if it got that far.
+    pub task: Option<TaskId>,
+    /// The site it concerned.
+    pub site: SiteName,
+    /// The role that gave it up.
+    pub role: String,
+    /// The stream it was taken from.
+    pub stream: String,
+    /// Its subject there.
+    pub subject: String,
+    /// Its sequence there.
+    pub sequence: u64,
+    /// How often it was delivered.
+    pub attempts: u64,
+    /// When it was given up, milliseconds since the epoch.
+    pub died_at_ms: u64,
+    /// What went wrong.
+    pub fault: FaultNote,
+    /// The message's headers, first value of each.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// The message's payload, whole, so that it can be redriven.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
+}
+
+impl Message for DeadLetter {
+    const KIND: &'static str = "dead";
+    const VERSION: u16 = 1;
+}

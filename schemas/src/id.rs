@@ -1,0 +1,259 @@
+//! Identities: who and what a message is about. A child's id is derived from its parent's, so that
+//! a second delivery yields the same id (invariant 2).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::limits::MAX_NAME_CHARS;
+
+/// Namespace of every id derived here: version 5 of the DNS-like name below, fixed for ever.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1f_4a5e_2d0b_5c7e_9a53_7472_6962_7574);
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// A site or camera name that cannot be one token of a subject.
+    #[error("{what} {text:?} is not a name: use 1 to {MAX_NAME_CHARS} of the characters a-z A-Z 0-9 - _")]
+    Name {
+        /// `site` or `camera`.
+        what: &'static str,
+        /// What was given, cut to a printable length.
+        text: String,
+    },
+    /// A task id that is not a UUID.
+    #[error("task id {text:?} is not a UUID such as 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6")]
+    Task {
+        /// What was given, cut to a printable length.
+        text: String,
+    },
+    /// A release id that is not a SHA-256 in hexadecimal.
+    #[error("release {text:?} is not a SHA-256 digest of 64 hexadecimal digits")]
+    Release {
+        /// What was given, cut to a printable length.
+        text: String,
+    },
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_NAME_CHARS).collect()
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as it stands in a subject.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+                if text.is_empty() || text.len() > MAX_NAME_CHARS || !text.chars().all(legal) {
+                    return Err(IdError::Name { what: $what, text: shown(text) });
+                }
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A place at the edge: one token of a subject.
+    SiteName,
+    "site"
+);
+name!(
+    /// What captures images at a site (a scanner too): one token of a subject.
+    CameraName,
+    "camera"
+);
+
+/// The work of recognizing one image. Written as a hyphenated UUID wherever people or other
+/// programs can see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskId(Uuid);
+
+impl TaskId {
+    /// A new id for an image that is being published for the first time (UUID version 7).
+    pub fn mint() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id of an image published with a message id: the id itself when it is a UUID, so that a
+    /// publisher knows its task's id beforehand, and derived from it otherwise.
+    pub fn from_message_id(site: &SiteName, camera: &CameraName, message_id: &str) -> Self {
+        match Uuid::try_parse(message_id) {
+            Ok(uuid) => Self(uuid),
+            Err(_) => Self::derived(&format!("{site}/{camera}/{message_id}")),
+        }
+    }
+
+    /// The id of an image published without a message id, from where and when it was stored.
+    /// `stored_at_ns`: the stream's time of the message, nanoseconds since the epoch.
+    pub fn from_sequence(site: &SiteName, camera: &CameraName, sequence: u64, stored_at_ns: i128) -> Self {
+        Self::derived(&format!("{site}/{camera}/#{sequence}@{stored_at_ns}"))
+    }
+
+    /// The id of one task cut from a larger scan, or of anything else that `name` tells apart.
+    pub fn child(&self, name: &str) -> Self {
+        Self(Uuid::new_v5(&self.0, name.as_bytes()))
+    }
+
+    /// The same name yields the same id, for ever.
+    pub fn derived(name: &str) -> Self {
+        Self(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Uuid::try_parse(text).map(Self).map_err(|_| IdError::Task { text: shown(text) })
+    }
+}
+
+impl TryFrom<String> for TaskId {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<TaskId> for String {
+    fn from(id: TaskId) -> String {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.as_hyphenated(), f)
+    }
+}
+
+/// Sealed weights and their description: the SHA-256 of the model's files, 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ReleaseId(String);
+
+impl ReleaseId {
+    /// From a finished SHA-256.
+    pub fn from_sha256(digest: [u8; 32]) -> Self {
+        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// All 64 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first 12 digits: enough to tell releases apart on a screen.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+impl FromStr for ReleaseId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(IdError::Release { text: shown(text) });
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl TryFrom<String> for ReleaseId {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<ReleaseId> for String {
+    fn from(id: ReleaseId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for ReleaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn dots_wildcards_and_blanks_are_no_names() {
+        for text in ["", "a.b", "*", ">", "a b", "a\n", "a\0", "ünder", &"x".repeat(65)] {
+            assert!(text.parse::<SiteName>().is_err(), "{text:?} was accepted");
+            assert!(text.parse::<CameraName>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_uuid_as_message_id_is_the_task_id() {
+        let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
+        let minted = TaskId::mint();
+        assert_eq!(TaskId::from_message_id(&site, &camera, &minted.to_string()), minted);
+    }
+
+    proptest! {
+        #[test]
+        fn one_message_id_yields_one_task_and_two_yield_two(a in ".{1,40}", b in ".{1,40}") {
+            let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
+            let id = |text: &str| TaskId::from_message_id(&site, &camera, text);
+            prop_assert_eq!(id(&a), id(&a));
+            prop_assert_eq!(a == b, id(&a) == id(&b));
+        }
+
+        #[test]
+        fn ids_survive_their_text(text in "[0-9a-f]{64}") {
+            let release: ReleaseId = text.parse().unwrap();
+            prop_assert_eq!(release.to_string(), text);
+            let task = TaskId::derived("x");
+            prop_assert_eq!(task.to_string().parse::<TaskId>().unwrap(), task);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What is said: every message of Tributary as plain data.
+//!
+//! Enters and leaves: nothing; this crate has no sockets, no files and no clock.
+//! One message a file, with its version history. Wire format: MessagePack maps with named fields
+//! ([`codec`]), so that any client can read them.
+
+pub mod answer;
+pub mod beat;
+pub mod blob;
+pub mod codec;
+pub mod dead;
+pub mod id;
+pub mod limits;
+pub mod model;
+pub mod task;
+pub mod verdict;
+pub mod verify;
+
+pub use answer::{Answer, Opinion, Ranked, Reason, Route, Stage, Timings};
+pub use beat::Beat;
+pub use blob::BlobRef;
+pub use codec::{CodecError, Message, decode, encode};
+pub use dead::{DeadLetter, FaultNote};
+pub use id::{CameraName, IdError, ReleaseId, SiteName, TaskId};
+pub use model::ModelDescription;
+pub use task::{Task, Tile};
+pub use verdict::Verdict;
+pub use verify::{Payload, Verify, VerifyReason};

@@ -1,0 +1,167 @@
+//! What a model expects and says: `model.toml` beside `graph.onnx` and `labels.txt`.
+//!
+//! Two classifiers may differ in input size, channel order, scale and in whether they give logits
+//! or probabilities; all of it is written here and nothing is guessed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The only version of the format so far.
+pub const MODEL_VERSION: u32 = 1;
+
+/// `model.toml`, whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelDescription {
+    /// What people call it: one lower-case token.
+    pub name: String,
+    /// Version of this format: [`MODEL_VERSION`].
+    pub version: u32,
+    /// How an image becomes the input tensor.
+    pub input: InputDescription,
+    /// What comes out.
+    pub output: OutputDescription,
+    /// The model's own calibration and thresholds; an operator's settings override them.
+    #[serde(default)]
+    pub gate: GateDefaults,
+}
+
+/// How an image becomes the input tensor: decode, resize, then
+/// `value = (pixel * scale - mean) / std` for each channel, pixel in 0..=255.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputDescription {
+    /// Name of the graph's input.
+    pub name: String,
+    /// Width in pixels, 1 to 4096.
+    pub width_px: u32,
+    /// Height in pixels, 1 to 4096.
+    pub height_px: u32,
+    /// Order and number of channels.
+    pub channels: Channels,
+    /// Order of the axes.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Factor applied to the pixel before mean and deviation, for example 1/255.
+    pub scale: f32,
+    /// Subtracted after scaling, one number a channel, in the order of `channels`.
+    pub mean: Vec<f32>,
+    /// Divides last, one number a channel, none zero.
+    pub std: Vec<f32>,
+    /// How the image is fitted to the input size.
+    #[serde(default)]
+    pub resize: Resize,
+    /// For `crop`: length of the short side before the centre is cut out, in pixels; the larger of
+    /// width and height if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize_px: Option<u32>,
+    /// Interpolation.
+    #[serde(default)]
+    pub filter: Filter,
+}
+
+/// Order and number of channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Channels {
+    /// Red, green, blue.
+    Rgb,
+    /// Blue, green, red.
+    Bgr,
+    /// One channel of luma.
+    Gray,
+}
+
+impl Channels {
+    /// How many there are: 1 or 3.
+    pub fn count(self) -> usize {
+        match self {
+            Channels::Gray => 1,
+            Channels::Rgb | Channels::Bgr => 3,
+        }
+    }
+}
+
+/// Order of the axes of the input tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// Batch, channel, row, column.
+    #[default]
+    Nchw,
+    /// Batch, row, column, channel.
+    Nhwc,
+}
+
+/// How the image is fitted to the input size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resize {
+    /// Both sides to size, whatever the proportions.
+    #[default]
+    Stretch,
+    /// Short side to `resize_px`, then the centre.
+    Crop,
+    /// Long side to size, the rest filled with black.
+    Pad,
+}
+
+/// Interpolation of the resize. All but `nearest` average over the pixels they shrink away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// Nearest pixel, no averaging.
+    Nearest,
+    /// Triangle.
+    #[default]
+    Bilinear,
+    /// Catmull-Rom.
+    Bicubic,
+    /// Lanczos with three lobes.
+    Lanczos,
+}
+
+/// What comes out of the graph.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputDescription {
+    /// Name of the output with one number a class.
+    pub name: String,
+    /// What those numbers are.
+    pub kind: OutputKind,
+    /// Name of a second output with the features before the last layer, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<String>,
+}
+
+/// What the output's numbers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputKind {
+    /// Before the softmax.
+    Logits,
+    /// After it: each in 0..=1, sum 1.
+    Probabilities,
+}
+
+/// Thresholds below which an answer is doubtful. A value that is absent is not tested.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GateDefaults {
+    /// Divides the logits before the softmax; above 1 it makes the model less sure of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Smallest confidence of the best class, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_confidence_ratio: Option<f32>,
+    /// Smallest distance between the two best classes, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_margin_ratio: Option<f32>,
+    /// Largest entropy as a share of the entropy of a uniform guess, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_entropy_ratio: Option<f32>,
+    /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, f32>,
+}

@@ -1,0 +1,267 @@
+//! The work of recognizing one image. Not a message of its own: the image's bytes travel as they
+//! were published, and the task is read from the subject and the optional headers, so that any
+//! client can publish.
+
+use crate::blob::{BlobRef, BlobRefError};
+use crate::id::{CameraName, IdError, SiteName, TaskId};
+use crate::limits::{MAX_IMAGE_BYTES, MAX_LABEL_BYTES};
+
+/// Message id of the broker: makes a repeated publish one image; a UUID here is the task id.
+pub const HEADER_MESSAGE_ID: &str = "Nats-Msg-Id";
+/// The task's id when it differs from the message id (a message given up and redriven).
+pub const HEADER_TASK: &str = "Tributary-Task";
+/// When the image was taken, milliseconds since the epoch.
+pub const HEADER_CAPTURED_AT: &str = "Tributary-Captured-At";
+/// How long after publishing a final answer is of use, in milliseconds.
+pub const HEADER_DEADLINE: &str = "Tributary-Deadline-Ms";
+/// 0 (bulk) to 9 (first); 5 if absent.
+pub const HEADER_PRIORITY: &str = "Tributary-Priority";
+/// The true label, if the publisher knows it.
+pub const HEADER_LABEL: &str = "Tributary-Label";
+/// Reference to the image's bytes in the blob bucket; the payload is empty then.
+pub const HEADER_BLOB: &str = "Tributary-Blob";
+/// Which part of which scan this image is: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
+pub const HEADER_TILE: &str = "Tributary-Tile";
+
+const DEFAULT_PRIORITY: u8 = 5;
+
+/// The work of recognizing one image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// The site it was published at.
+    pub site: SiteName,
+    /// The camera it came from.
+    pub camera: CameraName,
+    /// Where the bytes are, if not in the message itself.
+    pub blob: Option<BlobRef>,
+    /// Sequence of the image in the stream IMAGES, from 1.
+    pub image_sequence: u64,
+    /// When it was taken, milliseconds since the epoch, if the publisher said so.
+    pub captured_at_ms: Option<u64>,
+    /// When it was stored at the site, milliseconds since the epoch.
+    pub published_at_ms: u64,
+    /// When a final answer stops being of use, milliseconds since the epoch, if the publisher said so.
+    pub deadline_at_ms: Option<u64>,
+    /// 0 (bulk) to 9 (first).
+    pub priority: u8,
+    /// The true label, if the publisher knows it.
+    pub truth: Option<String>,
+    /// Which part of which scan it is, if it is one.
+    pub tile: Option<Tile>,
+}
+
+/// A patch of a scan that was too large to be one task.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Tile {
+    /// The task id of the whole scan, shared by all its patches.
+    pub scan: TaskId,
+    /// Left edge in the scan, pixels.
+    pub x_px: u32,
+    /// Upper edge in the scan, pixels.
+    pub y_px: u32,
+    /// Width of the patch, pixels.
+    pub width_px: u32,
+    /// Height of the patch, pixels.
+    pub height_px: u32,
+    /// Width of the whole scan, pixels.
+    pub scan_width_px: u32,
+    /// Height of the whole scan, pixels.
+    pub scan_height_px: u32,
+}
+
+/// Where and when an image was stored: what the broker, not the publisher, says about it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The site in the subject.
+    pub site: SiteName,
+    /// The camera in the subject.
+    pub camera: CameraName,
+    /// Sequence in the stream, from 1.
+    pub sequence: u64,
+    /// Time of the message in the stream, nanoseconds since the epoch.
+    pub stored_at_ns: i128,
+}
+
+/// Why the headers of an image make no task. The publisher's fault in every case.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// A header that must be a number, and is not, or is out of range.
+    #[error("header {header} is {text:?}, expected {expected}")]
+    Number {
+        /// Name of the header.
+        header: &'static str,
+        /// What it says, cut to a printable length.
+        text: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// A label that is too long to be one.
+    #[error("header {HEADER_LABEL} has {size_bytes} bytes, at most {MAX_LABEL_BYTES} are allowed")]
+    LabelTooLong {
+        /// Its length in bytes.
+        size_bytes: usize,
+    },
+    /// A blob reference that cannot be read.
+    #[error("header {HEADER_BLOB} cannot be read")]
+    Blob(#[from] BlobRefError),
+    /// A blob over the largest image accepted.
+    #[error("header {HEADER_BLOB} names {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted")]
+    BlobTooLarge {
+        /// The size it names, in bytes.
+        size_bytes: u64,
+    },
+    /// A task id that is not a UUID.
+    #[error("header {HEADER_TASK} cannot be read")]
+    Id(#[from] IdError),
+}
+
+impl Task {
+    /// The task of a stored image. `header` looks one header up by name.
+    pub fn read<'h>(stored: &Stored, header: impl Fn(&'static str) -> Option<&'h str>) -> Result<Self, TaskError> {
+        let published_at_ms = u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0);
+        let truth = header(HEADER_LABEL);
+        if let Some(label) = truth.filter(|label| label.len() > MAX_LABEL_BYTES) {
+            return Err(TaskError::LabelTooLong { size_bytes: label.len() });
+        }
+        let blob: Option<BlobRef> = header(HEADER_BLOB).map(str::parse).transpose()?;
+        if let Some(blob) = blob.as_ref().filter(|blob| blob.size_bytes > MAX_IMAGE_BYTES) {
+            return Err(TaskError::BlobTooLarge { size_bytes: blob.size_bytes });
+        }
+        let deadline_ms: Option<u64> = number(HEADER_DEADLINE, header(HEADER_DEADLINE), "milliseconds, at least 0")?;
+        let priority = number(HEADER_PRIORITY, header(HEADER_PRIORITY), "a number from 0 to 9")?;
+        if let Some(priority @ 10..) = priority {
+            return Err(refused(HEADER_PRIORITY, &u8::to_string(&priority), "a number from 0 to 9"));
+        }
+        Ok(Self {
+            id: Self::id_of(stored, &header)?,
+            site: stored.site.clone(),
+            camera: stored.camera.clone(),
+            blob,
+            image_sequence: stored.sequence,
+            captured_at_ms: number(HEADER_CAPTURED_AT, header(HEADER_CAPTURED_AT), "milliseconds since the epoch")?,
+            published_at_ms,
+            deadline_at_ms: deadline_ms.map(|ms| published_at_ms.saturating_add(ms)),
+            priority: priority.unwrap_or(DEFAULT_PRIORITY),
+            truth: truth.map(str::to_owned),
+            tile: header(HEADER_TILE).map(Tile::read).transpose()?,
+        })
+    }
+
+    /// The id a stored image's task has, whatever else its headers say.
+    pub fn id_of<'h>(stored: &Stored, header: &impl Fn(&'static str) -> Option<&'h str>) -> Result<TaskId, TaskError> {
+        if let Some(id) = header(HEADER_TASK) {
+            return Ok(id.parse()?);
+        }
+        Ok(match header(HEADER_MESSAGE_ID) {
+            Some(id) => TaskId::from_message_id(&stored.site, &stored.camera, id),
+            None => TaskId::from_sequence(&stored.site, &stored.camera, stored.sequence, stored.stored_at_ns),
+        })
+    }
+}
+
+impl Tile {
+    /// The header's text.
+    pub fn header(&self) -> String {
+        let Self { scan, x_px, y_px, width_px, height_px, scan_width_px, scan_height_px } = self;
+        format!("{scan} {x_px} {y_px} {width_px} {height_px} {scan_width_px} {scan_height_px}")
+    }
+
+    fn read(text: &str) -> Result<Self, TaskError> {
+        let unreadable = || refused(HEADER_TILE, text, "<scan task> and six numbers of pixels");
+        let mut words = text.split(' ');
+        let scan = words.next().and_then(|word| word.parse().ok()).ok_or_else(unreadable)?;
+        let mut pixels = || words.next().and_then(|word| word.parse().ok()).ok_or_else(unreadable);
+        Ok(Self {
+            scan,
+            x_px: pixels()?,
+            y_px: pixels()?,
+            width_px: pixels()?,
+            height_px: pixels()?,
+            scan_width_px: pixels()?,
+            scan_height_px: pixels()?,
+        })
+    }
+}
+
+fn refused(header: &'static str, text: &str, expected: &'static str) -> TaskError {
+    TaskError::Number { header, text: text.chars().take(100).collect(), expected }
+}
+
+fn number<N: std::str::FromStr>(
+    header: &'static str,
+    text: Option<&str>,
+    expected: &'static str,
+) -> Result<Option<N>, TaskError> {
+    text.map(|text| text.trim().parse().map_err(|_| refused(header, text, expected))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn stored(sequence: u64) -> Stored {
+        Stored {
+            site: "reef".parse().unwrap(),
+            camera: "cam1".parse().unwrap(),
+            sequence,
+            stored_at_ns: 1_700_000_000_123_456_789,
+        }
+    }
+
+    fn read(headers: &[(&'static str, &'static str)]) -> Result<Task, TaskError> {
+        Task::read(&stored(7), |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value))
+    }
+
+    #[test]
+    fn an_image_without_headers_is_a_task() {
+        let task = read(&[]).unwrap();
+        assert_eq!((task.image_sequence, task.published_at_ms, task.priority), (7, 1_700_000_000_123, 5));
+        assert_eq!(task.id, read(&[]).unwrap().id, "a second delivery is the same task");
+        assert_ne!(task.id, Task::read(&stored(8), |_| None).unwrap().id);
+    }
+
+    #[test]
+    fn a_redriven_message_keeps_its_task() {
+        let task = TaskId::mint();
+        let text: &'static str = task.to_string().leak();
+        assert_eq!(read(&[(HEADER_MESSAGE_ID, "again-1"), (HEADER_TASK, text)]).unwrap().id, task);
+    }
+
+    #[test]
+    fn a_header_out_of_range_is_refused_by_name() {
+        for (header, text) in [
+            (HEADER_PRIORITY, "10"),
+            (HEADER_PRIORITY, "-1"),
+            (HEADER_DEADLINE, "soon"),
+            (HEADER_CAPTURED_AT, "yesterday"),
+            (HEADER_BLOB, "x"),
+            (HEADER_TASK, "x"),
+            (HEADER_TILE, "1 2 3"),
+        ] {
+            let error = read(&[(header, text)]).unwrap_err();
+            assert!(error.to_string().contains(header), "{error} does not name {header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_tile_survives_its_header(x in 0u32.., y in 0u32.., side in 1u32.., scan in "[a-z]{1,9}") {
+            let tile = Tile {
+                scan: TaskId::derived(&scan), x_px: x, y_px: y, width_px: side, height_px: side,
+                scan_width_px: x, scan_height_px: y,
+            };
+            prop_assert_eq!(Tile::read(&tile.header()).unwrap(), tile);
+        }
+
+        #[test]
+        fn no_header_text_panics(text in ".{0,80}") {
+            let text: &'static str = text.leak();
+            for header in [HEADER_TASK, HEADER_DEADLINE, HEADER_PRIORITY, HEADER_BLOB, HEADER_TILE, HEADER_LABEL, HEADER_CAPTURED_AT] {
+                let _ = read(&[(header, text)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Bytes too large for a message, in the broker's object store, by the digest of their content.
+//! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
+
+use async_nats::jetstream::object_store::{GetErrorKind, ObjectStore};
+use bytes::Bytes;
+use schemas::BlobRef;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+
+use crate::connect::Bus;
+use crate::error::CarryError;
+use crate::topology::BLOBS;
+
+/// The blob bucket of one domain.
+#[derive(Clone)]
+pub struct Blobs {
+    store: ObjectStore,
+}
+
+impl Blobs {
+    /// Looks the bucket up; creates nothing.
+    pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
+        let missing = |_| CarryError::Missing { what: format!("object bucket {BLOBS}") };
+        Ok(Self { store: bus.js.get_object_store(BLOBS).await.map_err(missing)? })
+    }
+
+    /// Stores bytes once, under their digest.
+    pub async fn store(&self, bytes: &[u8]) -> Result<BlobRef, CarryError> {
+        let blob = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
+        let same_size = |info: async_nats::jetstream::object_store::ObjectInfo| info.size as u64 == blob.size_bytes;
+        if self.store.info(&blob.key).await.is_ok_and(same_size) {
+            return Ok(blob);
+        }
+        let mut reader = bytes;
+        let stored = self.store.put(blob.key.as_str(), &mut reader).await;
+        stored.map_err(CarryError::broker(format!("storing blob {}", blob.key)))?;
+        Ok(blob)
+    }
+
+    /// The bytes of a reference: of exactly its size and hash, or an error. The size is bounded
+    /// before anything is allocated.
+    pub async fn fetch(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
+        let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
+        if blob.size_bytes > limit_bytes {
+            return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
+        }
+        let object = self.store.get(blob.key.as_str()).await.map_err(|error| match error.kind() {
+            GetErrorKind::NotFound => bad("is not in the bucket (its time there is up, or it was never stored)".into()),
+            _ => CarryError::Broker { what: format!("fetching blob {}", blob.key), source: error.into() },
+        })?;
+        let mut bytes = Vec::with_capacity(usize::try_from(blob.size_bytes).unwrap_or(0));
+        let mut reader = object.take(blob.size_bytes + 1);
+        reader.read_to_end(&mut bytes).await.map_err(|error| bad(format!("cannot be read: {error}")))?;
+        if bytes.len() as u64 != blob.size_bytes {
+            return Err(bad(format!("has {} bytes or more, its reference says {}", bytes.len(), blob.size_bytes)));
+        }
+        if BlobRef::new(Sha256::digest(&bytes).into(), blob.size_bytes).sha256 != blob.sha256 {
+            return Err(bad("does not have the SHA-256 of its reference".into()));
+        }
+        Ok(bytes.into())
+    }
+}

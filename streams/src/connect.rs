@@ -1,0 +1,201 @@
+//! A connection to a nats-server, its events in the log, its version checked.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event};
+use serde::{Deserialize, Serialize};
+
+use crate::error::CarryError;
+
+/// Older servers silently ignore the settings of streams they do not know.
+pub const OLDEST_SERVER: (u64, u64) = (2, 12);
+
+/// How long one request may take before it counts as unanswered.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dead server is noticed within two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Messages a subscription may hold before the client drops some; ours hold one batch at the most.
+const SUBSCRIPTION_CAPACITY: usize = 4096;
+/// Publishes awaiting their acknowledgement; bytes are bounded by the publisher.
+const UNACKED_PUBLISHES: usize = 1024;
+
+/// Where the server is and who we are there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsSettings {
+    /// Address, for example `nats://127.0.0.1:4222`; `tls://` for an encrypted connection.
+    pub url: String,
+    /// User name, if the server wants one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Password; better given as TRIBUTARY_NATS__PASSWORD than in a file. Never logged or shown.
+    #[serde(skip_serializing)]
+    pub password: Option<Secret>,
+    /// JetStream domain of the cloud as seen from a site; absent when site and cloud share a server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud_domain: Option<String>,
+}
+
+impl Default for NatsSettings {
+    fn default() -> Self {
+        Self { url: "nats://127.0.0.1:4222".into(), user: None, password: None, cloud_domain: None }
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// A connection, and the JetStream domain it speaks to. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    pub(crate) client: Client,
+    pub(crate) js: jetstream::Context,
+}
+
+impl Bus {
+    /// Connects once; for commands, which should say at once that nobody is there.
+    pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Self, CarryError> {
+        Self::open(settings, options(settings, name)).await
+    }
+
+    /// Connects as soon as a server is there; for workers, which may start before it.
+    pub async fn connect_when_ready(settings: &NatsSettings, name: &str) -> Result<Self, CarryError> {
+        loop {
+            match Self::connect(settings, name).await {
+                Err(CarryError::Unreachable { url, source }) => {
+                    tracing::warn!(url, %source, "no nats-server yet, trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn open(settings: &NatsSettings, options: ConnectOptions) -> Result<Self, CarryError> {
+        let url = without_credentials(&settings.url);
+        let client = options
+            .connect(&settings.url)
+            .await
+            .map_err(|source| CarryError::Unreachable { url: url.clone(), source: source.into() })?;
+        let found = client.server_info().version;
+        if version(&found).is_none_or(|found| found < OLDEST_SERVER) {
+            let needed = format!("{}.{}", OLDEST_SERVER.0, OLDEST_SERVER.1);
+            return Err(CarryError::OldServer { url, found, needed });
+        }
+        let js = context(client.clone(), None);
+        Ok(Self { client, js })
+    }
+
+    /// The same connection, speaking to another JetStream domain, for example the cloud's through
+    /// the leaf link. `None` is the server's own.
+    pub fn in_domain(&self, domain: Option<&str>) -> Self {
+        Self { client: self.client.clone(), js: context(self.client.clone(), domain) }
+    }
+
+    /// Identity of the server process: another one after every restart.
+    pub fn server_id(&self) -> String {
+        self.client.server_info().server_id
+    }
+
+    /// Version of the server.
+    pub fn server_version(&self) -> String {
+        self.client.server_info().version
+    }
+
+    /// Largest payload the server takes, bytes.
+    pub fn max_payload_bytes(&self) -> usize {
+        self.client.server_info().max_payload
+    }
+
+    /// Whether the connection stands at this moment.
+    pub fn connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Sends what is buffered and closes.
+    pub async fn close(&self) {
+        if let Err(error) = self.client.drain().await {
+            tracing::debug!(%error, "connection was already closed");
+        }
+    }
+}
+
+fn options(settings: &NatsSettings, name: &str) -> ConnectOptions {
+    let options = ConnectOptions::new()
+        .name(format!("tributary {name}"))
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(REQUEST_TIMEOUT)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .reconnect_delay_callback(|attempts| Duration::from_millis((50 * attempts as u64).min(1000)))
+        .event_callback(|event| async move { log(event) });
+    match (&settings.user, &settings.password) {
+        (Some(user), Some(password)) => options.user_and_password(user.clone(), password.0.clone()),
+        _ => options,
+    }
+}
+
+fn log(event: Event) {
+    match event {
+        Event::Connected => tracing::info!("connected"),
+        Event::Disconnected => tracing::warn!("disconnected, trying again"),
+        Event::ServerError(error) => tracing::warn!(%error, "server refused something"),
+        Event::SlowConsumer(id) => tracing::warn!(id, "slow consumer: messages were dropped and will come again"),
+        other => tracing::debug!(event = %other, "connection"),
+    }
+}
+
+fn context(client: Client, domain: Option<&str>) -> jetstream::Context {
+    let builder = ContextBuilder::new();
+    match domain {
+        Some(domain) => {
+            builder.domain(domain).timeout(REQUEST_TIMEOUT).max_ack_inflight(UNACKED_PUBLISHES).build(client)
+        }
+        None => builder.timeout(REQUEST_TIMEOUT).max_ack_inflight(UNACKED_PUBLISHES).build(client),
+    }
+}
+
+/// Major and minor of a version such as `2.15.1` or `2.12.0-beta`.
+pub(crate) fn version(text: &str) -> Option<(u64, u64)> {
+    let mut numbers = text.trim_start_matches('v').split(['.', '-']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The address without the user and password it may contain.
+fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_not_shown() {
+        assert_eq!(without_credentials("nats://a:b@host:1"), "nats://host:1");
+        assert_eq!(without_credentials("nats://host:1"), "nats://host:1");
+        let settings: NatsSettings = serde_json::from_str(r#"{"password":"hunter2"}"#).unwrap();
+        let shown = format!("{settings:?} {}", serde_json::to_string(&settings).unwrap());
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(version("2.9.10") < Some(OLDEST_SERVER));
+        assert!(version("v2.15.1") >= Some(OLDEST_SERVER));
+        assert_eq!(version("latest"), None);
+    }
+}

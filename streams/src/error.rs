@@ -1,0 +1,140 @@
+//! What can go wrong while carrying, told apart by what helps.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+
+/// A carrying failure. Every variant says what to do about it through its text.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    /// No server answers at the address.
+    #[error("no nats-server at {url}: start one with `tributary up`, or name yours with --nats or TRIBUTARY_NATS__URL")]
+    Unreachable {
+        /// The address, without credentials.
+        url: String,
+        /// The client's own words.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The server is too old: older ones ignore settings they do not know.
+    #[error(
+        "nats-server at {url} is version {found}, at least {needed} is needed: upgrade it, or use the one that `make setup` fetches"
+    )]
+    OldServer {
+        /// The address, without credentials.
+        url: String,
+        /// Its version.
+        found: String,
+        /// The oldest accepted.
+        needed: String,
+    },
+    /// The server has no such stream, consumer or bucket.
+    #[error("{what} does not exist: create it with `tributary setup`")]
+    Missing {
+        /// What was looked up.
+        what: String,
+    },
+    /// The stream takes no more, by its limits or for want of disk.
+    #[error(
+        "{subject} is full ({why}): nothing was stored; make room (answered images are purged as limits demand) or raise the limit with `tributary setup --apply`"
+    )]
+    Full {
+        /// The subject published to.
+        subject: String,
+        /// The server's own words.
+        why: String,
+    },
+    /// Nobody stores this subject here.
+    #[error("no stream takes {subject}: check the site's name, and run `tributary setup`")]
+    NoStream {
+        /// The subject published to.
+        subject: String,
+    },
+    /// More than a message may hold.
+    #[error(
+        "message for {subject} has {size_bytes} bytes, more than the server takes: send large images with `tributary publish`, which refers to a blob"
+    )]
+    TooLarge {
+        /// The subject published to.
+        subject: String,
+        /// Size of the payload, bytes.
+        size_bytes: usize,
+    },
+    /// No acknowledgement within the patience given.
+    #[error("no acknowledgement for {subject} within {}s: is the server up and the link alive?", patience.as_secs())]
+    NoAck {
+        /// The subject published to.
+        subject: String,
+        /// How long it was tried.
+        patience: Duration,
+    },
+    /// A blob that is gone, cut or altered. Nothing of it is used.
+    #[error("blob {key} {what}: publish the image again")]
+    BadBlob {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The broker refused or failed a request.
+    #[error("{what} failed")]
+    Broker {
+        /// What was asked of it.
+        what: String,
+        /// Its own words.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// A message that is not what its subject promises.
+    #[error("message cannot be read")]
+    Codec(#[from] schemas::CodecError),
+    /// A subject that is not of the expected form.
+    #[error("subject {subject:?} is not {expected}")]
+    Subject {
+        /// The subject, cut to a printable length.
+        subject: String,
+        /// The form expected.
+        expected: &'static str,
+    },
+}
+
+impl CarryError {
+    /// Whether trying again later can help without anybody doing something.
+    pub fn passes(&self) -> bool {
+        !matches!(
+            self,
+            Self::OldServer { .. }
+                | Self::TooLarge { .. }
+                | Self::Codec(_)
+                | Self::Subject { .. }
+                | Self::BadBlob { .. }
+        )
+    }
+
+    pub(crate) fn broker<E>(what: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: Into<async_nats::Error>,
+    {
+        let what = what.into();
+        move |source| Self::Broker { what, source: source.into() }
+    }
+}
+
+/// The server's own error inside a publishing failure, if it is one.
+pub(crate) fn server_code(error: &PublishError) -> Option<(ErrorCode, String)> {
+    let source = std::error::Error::source(error)?;
+    let inner = source.downcast_ref::<jetstream::Error>()?;
+    Some((inner.error_code(), inner.to_string()))
+}
+
+/// Server error codes that mean "no room": stream limits, account limits, disk.
+pub(crate) fn is_full(code: ErrorCode, text: &str) -> bool {
+    // 10077: maximum messages or bytes exceeded; 10023 and 10047: insufficient resources;
+    // 10122: server out of storage. The disk's own error comes as 10074 with the text of the system.
+    matches!(code.0, 10023 | 10047 | 10077 | 10122) || text.contains("no space left")
+}
+
+pub(crate) fn is_taken(error: &PublishError) -> bool {
+    error.kind() == PublishErrorKind::WrongLastSequence
+}

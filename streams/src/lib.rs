@@ -1,0 +1,21 @@
+//! How it is carried: the one crate that names the broker's client.
+//!
+//! Reading order: [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
+//! [`pull`] and [`blobs`] move things, [`server`] runs a broker of our own. Knows no worker.
+
+pub mod blobs;
+pub mod connect;
+pub mod error;
+pub mod fleet;
+pub mod publish;
+pub mod pull;
+pub mod read;
+pub mod server;
+pub mod subject;
+pub mod topology;
+
+pub use blobs::Blobs;
+pub use connect::{Bus, NatsSettings};
+pub use error::CarryError;
+pub use publish::{Placed, Publication, Publisher};
+pub use pull::{Delivery, Puller};

@@ -1,0 +1,156 @@
+//! Pulling from a durable consumer: no more is asked for than the caller has room for, and every
+//! failure of the pull itself is mended here.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::consumer::pull::Stream;
+use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use crate::connect::Bus;
+use crate::error::CarryError;
+
+/// An idle pull request is renewed this often.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// A pull request that was lost on the way is noticed after two of these.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const REOPEN_DELAY: Duration = Duration::from_millis(500);
+
+/// Pulls the messages of one durable consumer, which all pullers of that name share.
+pub struct Puller {
+    bus: Bus,
+    stream: String,
+    durable: String,
+    batch: usize,
+    open: Option<Stream>,
+}
+
+impl Puller {
+    /// Looks the consumer up; creates nothing. `batch`: messages asked for at a time; up to one and
+    /// a half times as many may wait here unhandled.
+    pub async fn open(bus: &Bus, stream: &str, durable: &str, batch: usize) -> Result<Self, CarryError> {
+        let mut puller =
+            Self { bus: bus.clone(), stream: stream.into(), durable: durable.into(), batch: batch.max(1), open: None };
+        puller.open = Some(puller.reopen().await?);
+        Ok(puller)
+    }
+
+    async fn reopen(&self) -> Result<Stream, CarryError> {
+        let consumer: PullConsumer = self
+            .bus
+            .js
+            .get_consumer_from_stream(&self.durable, &self.stream)
+            .await
+            .map_err(|error| missing(error, &self.stream, &self.durable))?;
+        consumer
+            .stream()
+            .max_messages_per_batch(self.batch)
+            .expires(EXPIRES)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await
+            .map_err(CarryError::broker(format!("pulling from {}", self.stream)))
+    }
+
+    /// The next message; waits as long as it takes. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Delivery {
+        loop {
+            let Some(open) = &mut self.open else {
+                match self.reopen().await {
+                    Ok(stream) => self.open = Some(stream),
+                    Err(error) => {
+                        tracing::warn!(stream = self.stream, durable = self.durable, %error, "cannot pull, trying again");
+                        tokio::time::sleep(REOPEN_DELAY).await;
+                    }
+                }
+                continue;
+            };
+            match open.next().await {
+                Some(Ok(message)) => match Delivery::read(message) {
+                    Some(delivery) => return delivery,
+                    None => tracing::warn!(stream = self.stream, "message without delivery details passed over"),
+                },
+                Some(Err(error)) => {
+                    tracing::debug!(stream = self.stream, durable = self.durable, %error, "pulling again");
+                    self.open = None;
+                    tokio::time::sleep(REOPEN_DELAY / 5).await;
+                }
+                None => self.open = None,
+            }
+        }
+    }
+}
+
+fn missing(error: impl Into<async_nats::Error>, stream: &str, durable: &str) -> CarryError {
+    let source = error.into();
+    if source.to_string().contains("not found") {
+        return CarryError::Missing { what: format!("consumer {durable} on stream {stream}") };
+    }
+    CarryError::Broker { what: format!("looking up consumer {durable} on stream {stream}"), source }
+}
+
+/// A message that waits for an acknowledgement.
+pub struct Delivery {
+    message: Message,
+    /// Sequence in its stream, from 1.
+    pub sequence: u64,
+    /// Which delivery this is, from 1.
+    pub attempts: u64,
+    /// When the stream stored it, nanoseconds since the epoch.
+    pub stored_at_ns: i128,
+    /// When it arrived here.
+    pub arrived_at: Instant,
+    /// Messages that wait in the stream after this one.
+    pub pending: u64,
+}
+
+impl Delivery {
+    fn read(message: Message) -> Option<Self> {
+        let info = message.info().ok()?;
+        let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
+        let (stored_at_ns, pending) = (info.published.unix_timestamp_nanos(), info.pending);
+        Some(Self { sequence, attempts, stored_at_ns, arrived_at: Instant::now(), pending, message })
+    }
+
+    /// Its subject.
+    pub fn subject(&self) -> &str {
+        &self.message.subject
+    }
+
+    /// Its bytes, shared and not copied.
+    pub fn payload(&self) -> &Bytes {
+        &self.message.payload
+    }
+
+    /// The last value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.message.headers.as_ref()?.get_last(name).map(|value| value.as_str())
+    }
+
+    /// All headers, first value of each.
+    pub fn headers(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.message
+            .headers
+            .iter()
+            .flat_map(|headers| headers.iter())
+            .filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned())))
+    }
+
+    /// Done: never deliver it again. May be lost on the way, which delivers it again.
+    pub async fn ack(&self) -> Result<(), CarryError> {
+        self.message.ack().await.map_err(CarryError::broker("acknowledging"))
+    }
+
+    /// Still working: start the wait for the acknowledgement anew.
+    pub async fn progress(&self) -> Result<(), CarryError> {
+        self.message.ack_with(AckKind::Progress).await.map_err(CarryError::broker("reporting progress"))
+    }
+
+    /// Not now: deliver it again after the delay, to whoever pulls then.
+    pub async fn retry(&self, delay: Duration) -> Result<(), CarryError> {
+        self.message.ack_with(AckKind::Nak(Some(delay))).await.map_err(CarryError::broker("handing back"))
+    }
+}

@@ -1,0 +1,246 @@
+//! Reading streams without taking from them: one message, a stretch of them, how many wait.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use bytes::Bytes;
+use futures::{Stream as FuturesStream, StreamExt};
+use serde::Serialize;
+
+use crate::connect::Bus;
+use crate::error::CarryError;
+
+/// Messages fetched ahead while reading a stretch; bounded so that large images do not pile up.
+const READ_AHEAD: usize = 32;
+
+/// A stored message, read and not taken.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Its subject.
+    pub subject: String,
+    /// Sequence in its stream, from 1.
+    pub sequence: u64,
+    /// When it was stored, nanoseconds since the epoch.
+    pub stored_at_ns: i128,
+    /// Names and first values of its headers.
+    pub headers: Vec<(String, String)>,
+    /// Its bytes; empty when only headers were asked for.
+    pub payload: Bytes,
+}
+
+impl Record {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// How full a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Level {
+    /// Messages in it.
+    pub messages: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Bytes it may hold; 0 is no limit of its own.
+    pub max_bytes: u64,
+    /// Sequence of its oldest message.
+    pub first_sequence: u64,
+    /// Sequence of its newest message; 0 if it never had one.
+    pub last_sequence: u64,
+}
+
+/// How far a durable consumer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Messages not yet delivered.
+    pub pending: u64,
+    /// Messages delivered and not yet acknowledged.
+    pub unacked: u64,
+    /// Everything up to this stream sequence is acknowledged.
+    pub floor: u64,
+    /// The newest stream sequence delivered.
+    pub delivered: u64,
+}
+
+/// Which part of a stream to read.
+#[derive(Debug, Clone, Default)]
+pub struct Stretch {
+    /// Only these subjects; all if empty.
+    pub subjects: Vec<String>,
+    /// From this sequence; from the oldest if absent.
+    pub from_sequence: Option<u64>,
+    /// Only what comes from now on.
+    pub only_new: bool,
+    /// Headers without payloads.
+    pub headers_only: bool,
+}
+
+/// How full a stream is.
+pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
+    let found = open(bus, stream).await?;
+    let info = found.get_info().await.map_err(|error| absent(error, stream))?;
+    Ok(Level {
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        max_bytes: u64::try_from(info.config.max_bytes).unwrap_or(0),
+        first_sequence: info.state.first_sequence,
+        last_sequence: info.state.last_sequence,
+    })
+}
+
+/// How far a durable consumer is.
+pub async fn progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress, CarryError> {
+    let info = open(bus, stream).await?.consumer_info(durable).await;
+    let info = info.map_err(|_| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })?;
+    Ok(Progress {
+        pending: info.num_pending,
+        unacked: info.num_ack_pending as u64,
+        floor: info.ack_floor.stream_sequence,
+        delivered: info.delivered.stream_sequence,
+    })
+}
+
+/// The newest message on a subject, which may hold wildcards.
+pub async fn last(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
+    let found = open(bus, stream).await?;
+    let message = if subject.contains('*') {
+        match found.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(message),
+            Err(error) if error.to_string().contains("no message found") => return Ok(None),
+            Err(error) => Err(CarryError::broker(format!("reading {subject}"))(error)),
+        }
+    } else {
+        match found.direct_get_last_for_subject(subject).await {
+            Ok(message) => Ok(message),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+            Err(error) => Err(CarryError::broker(format!("reading {subject}"))(error)),
+        }
+    }?;
+    Ok(Some(record_of(message)))
+}
+
+/// The message under a sequence, if it is still there.
+pub async fn at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
+    match open(bus, stream).await?.direct_get(sequence).await {
+        Ok(message) => Ok(Some(record_of(message))),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CarryError::broker(format!("reading message {sequence} of {stream}"))(error)),
+    }
+}
+
+/// Deletes one message.
+pub async fn delete(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
+    let deleted = open(bus, stream).await?.delete_message(sequence).await;
+    deleted.map(|_| ()).map_err(CarryError::broker(format!("deleting message {sequence} of {stream}")))
+}
+
+/// Deletes everything older than a sequence; returns how many messages went.
+pub async fn purge_before(bus: &Bus, stream: &str, sequence: u64) -> Result<u64, CarryError> {
+    let purged = open(bus, stream).await?.purge().sequence(sequence).await;
+    purged.map(|purged| purged.purged).map_err(CarryError::broker(format!("purging {stream}")))
+}
+
+/// Deletes everything on one subject.
+pub async fn purge_subject(bus: &Bus, stream: &str, subject: &str) -> Result<(), CarryError> {
+    let purged = open(bus, stream).await?.purge().filter(subject).await;
+    purged.map(|_| ()).map_err(CarryError::broker(format!("purging {subject}")))
+}
+
+/// Reads a stretch in order and goes on with what arrives; broken connections are mended inside.
+pub async fn follow(
+    bus: &Bus,
+    stream: &str,
+    stretch: Stretch,
+) -> Result<impl FuturesStream<Item = Result<Record, CarryError>> + use<>, CarryError> {
+    let deliver_policy = match stretch.from_sequence {
+        Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+        None if stretch.only_new => DeliverPolicy::New,
+        None => DeliverPolicy::All,
+    };
+    let config = pull::OrderedConfig {
+        deliver_policy,
+        filter_subjects: stretch.subjects,
+        headers_only: stretch.headers_only,
+        max_batch: READ_AHEAD as i64,
+        ..pull::OrderedConfig::default()
+    };
+    let failed = |error| CarryError::broker(format!("reading {stream}"))(error);
+    let consumer = open(bus, stream).await?.create_consumer(config).await.map_err(failed)?;
+    let messages = consumer.messages().await.map_err(CarryError::broker(format!("reading {stream}")))?;
+    let what = format!("reading {stream}");
+    Ok(messages.filter_map(move |message| {
+        let what = what.clone();
+        async move {
+            match message {
+                Ok(message) => delivered(&message).map(Ok),
+                Err(error) => Some(Err(CarryError::broker(what)(error))),
+            }
+        }
+    }))
+}
+
+/// Reads a stretch up to and including a sequence, then ends.
+pub async fn stretch(
+    bus: &Bus,
+    stream: &str,
+    stretch: Stretch,
+    until_sequence: u64,
+    mut each: impl FnMut(Record),
+) -> Result<(), CarryError> {
+    /// An ordered reader that got nothing for this long has read all there is of its subjects.
+    const QUIET: Duration = Duration::from_secs(2);
+    let records = follow(bus, stream, stretch).await?;
+    let mut records = std::pin::pin!(records);
+    while let Ok(Some(record)) = tokio::time::timeout(QUIET, records.next()).await {
+        let record = record?;
+        if record.sequence > until_sequence {
+            return Ok(());
+        }
+        let last = record.sequence == until_sequence;
+        each(record);
+        if last {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
+    bus.js.get_stream_no_info(stream).await.map_err(|error| absent(error, stream))
+}
+
+fn absent(error: impl Into<async_nats::Error>, stream: &str) -> CarryError {
+    let source = error.into();
+    if source.to_string().contains("not found") {
+        return CarryError::Missing { what: format!("stream {stream}") };
+    }
+    CarryError::Broker { what: format!("looking up stream {stream}"), source }
+}
+
+fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {
+    Record {
+        subject: message.subject.to_string(),
+        sequence: message.sequence,
+        stored_at_ns: message.time.unix_timestamp_nanos(),
+        headers: headers_of(Some(&message.headers)),
+        payload: message.payload,
+    }
+}
+
+fn delivered(message: &async_nats::jetstream::Message) -> Option<Record> {
+    let info = message.info().ok()?;
+    Some(Record {
+        subject: message.subject.to_string(),
+        sequence: info.stream_sequence,
+        stored_at_ns: info.published.unix_timestamp_nanos(),
+        headers: headers_of(message.headers.as_ref()),
+        payload: message.payload.clone(),
+    })
+}
+
+fn headers_of(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
+    let all = headers.into_iter().flat_map(|headers| headers.iter());
+    all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned()))).collect()
+}

@@ -1,0 +1,487 @@
+//! A nats-server of our own: found, checked, started on loopback, restarted when it dies, stopped
+//! with us and never left behind. Downloads nothing.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use schemas::limits::MAX_MESSAGE_BYTES;
+use serde::{Deserialize, Serialize};
+
+use crate::connect::{OLDEST_SERVER, version};
+
+/// The version `make setup` fetches.
+pub const PINNED: &str = "2.15.1";
+
+/// Ports are asked of the system and can be taken by somebody else before the server binds them.
+const START_TRIES: usize = 5;
+const START_PATIENCE: Duration = Duration::from_secs(20);
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// A server that lived this long had a good start: the next backoff begins anew.
+const GOOD_LIFE: Duration = Duration::from_secs(30);
+
+/// Why no server runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No program of that name anywhere.
+    #[error(
+        "nats-server was not found (looked at: {looked_at}): run `make setup`, or name one in TRIBUTARY_NATS_SERVER"
+    )]
+    NotFound {
+        /// The places looked at.
+        looked_at: String,
+    },
+    /// A program that is no nats-server, or an old one.
+    #[error("{path} is {found}, at least nats-server {}.{} is needed: run `make setup` for {PINNED}, or name another in TRIBUTARY_NATS_SERVER", OLDEST_SERVER.0, OLDEST_SERVER.1)]
+    Refused {
+        /// Where it is.
+        path: PathBuf,
+        /// What it says of itself.
+        found: String,
+    },
+    /// Somebody else uses the store.
+    #[error("{path} is in use by another tributary: stop it, or choose another folder with --store")]
+    InUse {
+        /// The store.
+        path: PathBuf,
+    },
+    /// It did not come up.
+    #[error("nats-server did not start: {why} (its log: {log})")]
+    NotStarted {
+        /// The last lines of its log, or the system's words.
+        why: String,
+        /// Where the whole log is.
+        log: PathBuf,
+    },
+    /// A file of the store cannot be written.
+    #[error("{path} cannot be written")]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// When a stored message is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// Before it is acknowledged: it survives a power cut.
+    #[default]
+    PowerSafe,
+    /// Within two minutes: it survives a crash of any process, not one of the machine.
+    Fast,
+}
+
+/// How a server is joined to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leaf {
+    /// Not at all.
+    Alone,
+    /// Sites may join it.
+    Hub,
+    /// It joins the hub at this address, for example `nats-leaf://127.0.0.1:7422`.
+    Of(String),
+}
+
+/// What server to run.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// The program; looked for if absent.
+    pub program: Option<PathBuf>,
+    /// Folder of its store, configuration and log; made if absent.
+    pub store: PathBuf,
+    /// Its name among servers.
+    pub name: String,
+    /// JetStream domain; needed where leaf links are.
+    pub domain: Option<String>,
+    /// Port for clients; 0 finds a free one.
+    pub port: u16,
+    /// Port for MQTT clients; 0 finds a free one, absent offers none.
+    pub mqtt_port: Option<u16>,
+    /// When a stored message is on the disk.
+    pub durability: Durability,
+    /// How it is joined to others.
+    pub leaf: Leaf,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    monitor: u16,
+    leaf: u16,
+    mqtt: Option<u16>,
+}
+
+/// A running server. Dropping it stops the server.
+pub struct Server {
+    ports: Ports,
+    running: Arc<Running>,
+    supervisor: Option<std::thread::JoinHandle<()>>,
+    /// Held as long as the server may write to its store.
+    lock: Option<Flock<fs::File>>,
+}
+
+#[derive(Default)]
+struct Running {
+    process: Mutex<Process>,
+}
+
+#[derive(Default)]
+struct Process {
+    id: Option<u32>,
+    stopping: bool,
+    restarts: u64,
+}
+
+impl Server {
+    /// Starts a server and waits until it takes work. Blocks; call it off the async threads.
+    pub fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
+        let program = find(settings.program.as_deref())?;
+        let written = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Store { path, source }
+        };
+        fs::create_dir_all(&settings.store).map_err(written(&settings.store))?;
+        let store = settings.store.canonicalize().map_err(written(&settings.store))?;
+        let mut lock = Some(lock(&store)?);
+        let log = store.join("nats-server.log");
+        let mut why = String::new();
+        for _ in 0..START_TRIES {
+            let ports = ports(settings).map_err(written(&store))?;
+            let path = store.join("nats-server.conf");
+            fs::write(&path, configuration(settings, &store, ports)).map_err(written(&path))?;
+            let running = Arc::new(Running::default());
+            let supervisor = supervise(program.clone(), path, running.clone());
+            let mut server = Self { ports, running, supervisor: Some(supervisor), lock: lock.take() };
+            if server.ready() {
+                return Ok(server);
+            }
+            why = last_words(&log);
+            server.halt();
+            lock = server.lock.take();
+        }
+        Err(ServerError::NotStarted { why, log })
+    }
+
+    /// Address for clients.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.ports.client)
+    }
+
+    /// Address of its monitoring pages.
+    pub fn monitor_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.monitor)
+    }
+
+    /// Port for leaf servers, where it is a hub.
+    pub fn leaf_port(&self) -> u16 {
+        self.ports.leaf
+    }
+
+    /// Port for MQTT clients, where it has one.
+    pub fn mqtt_port(&self) -> Option<u16> {
+        self.ports.mqtt
+    }
+
+    /// Process id at this moment; absent between a death and the restart.
+    pub fn process(&self) -> Option<u32> {
+        self.running.lock().id
+    }
+
+    /// How often it died and was started again.
+    pub fn restarts(&self) -> u64 {
+        self.running.lock().restarts
+    }
+
+    /// Whether it answers that it is healthy, JetStream included, before the patience is used up.
+    fn ready(&self) -> bool {
+        let until = Instant::now() + START_PATIENCE;
+        while Instant::now() < until {
+            if healthy(self.ports.monitor) {
+                return true;
+            }
+            if self.running.lock().restarts > 0 {
+                return false;
+            }
+            pause(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Asks it to stop, and makes it when it does not.
+    fn halt(&mut self) {
+        let process = {
+            let mut process = self.running.lock();
+            process.stopping = true;
+            process.id
+        };
+        if let Some(id) = process {
+            signal(id, Signal::SIGTERM);
+        }
+        let until = Instant::now() + STOP_PATIENCE;
+        let Some(supervisor) = self.supervisor.take() else { return };
+        while !supervisor.is_finished() {
+            if Instant::now() > until
+                && let Some(id) = self.running.lock().id
+            {
+                signal(id, Signal::SIGKILL);
+            }
+            pause(Duration::from_millis(10));
+        }
+        if supervisor.join().is_err() {
+            tracing::error!("the thread that watched nats-server panicked");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+impl Running {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The program to run: as set, then TRIBUTARY_NATS_SERVER, then PATH, then the cache of
+/// `make setup`. One that was named and is wrong is refused; one on PATH that is too old is passed
+/// over for the cache's.
+pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
+    let named = setting.map(Path::to_owned).or_else(|| std::env::var_os("TRIBUTARY_NATS_SERVER").map(PathBuf::from));
+    if let Some(path) = named {
+        return check(&path).map(|()| path);
+    }
+    let mut looked_at = Vec::new();
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
+    let candidates = on_path
+        .map(|folder| folder.join("nats-server"))
+        .chain([cache().join(format!("nats-server-{PINNED}/nats-server"))]);
+    let mut refused = None;
+    for path in candidates {
+        if path.is_file() {
+            match check(&path) {
+                Ok(()) => return Ok(path),
+                Err(error) => {
+                    tracing::warn!(%error, "nats-server passed over");
+                    refused = Some(error);
+                }
+            }
+        }
+        looked_at.push(path.display().to_string());
+    }
+    Err(refused.unwrap_or(ServerError::NotFound { looked_at: looked_at.join(", ") }))
+}
+
+fn check(path: &Path) -> Result<(), ServerError> {
+    let refused = |found: String| ServerError::Refused { path: path.to_owned(), found };
+    let output = Command::new(path).arg("--version").output().map_err(|error| refused(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(found) = text.trim().strip_prefix("nats-server: ") else {
+        return Err(refused("not a nats-server".into()));
+    };
+    if version(found).is_none_or(|found| found < OLDEST_SERVER) {
+        return Err(refused(format!("nats-server {found}")));
+    }
+    Ok(())
+}
+
+fn cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("TRIBUTARY_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("tributary")))
+        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/tributary"))
+}
+
+fn lock(store: &Path) -> Result<Flock<fs::File>, ServerError> {
+    let path = store.join("lock");
+    let file = fs::File::create(&path).map_err(|source| ServerError::Store { path, source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ServerError::InUse { path: store.to_owned() })
+}
+
+fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
+    // All are held until all are chosen, so that no two are the same.
+    let free = || TcpListener::bind("127.0.0.1:0");
+    let (client, monitor, leaf, mqtt) = (free()?, free()?, free()?, free()?);
+    let port = |held: &TcpListener| held.local_addr().map(|address| address.port());
+    let (client, monitor, leaf, mqtt) = (port(&client)?, port(&monitor)?, port(&leaf)?, port(&mqtt)?);
+    let chosen = |port: u16, free: u16| if port == 0 { free } else { port };
+    Ok(Ports {
+        client: chosen(settings.port, client),
+        monitor,
+        leaf,
+        mqtt: settings.mqtt_port.map(|port| chosen(port, mqtt)),
+    })
+}
+
+fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let file = |name: &str| quoted(&store.join(name).display().to_string());
+    let sync = match settings.durability {
+        Durability::PowerSafe => "always",
+        Durability::Fast => "2m",
+    };
+    let mut lines = vec![
+        format!("server_name: {}", quoted(&settings.name)),
+        format!("listen: \"127.0.0.1:{}\"", ports.client),
+        format!("http: \"127.0.0.1:{}\"", ports.monitor),
+        format!("pid_file: {}", file("nats-server.pid")),
+        format!("log_file: {}", file("nats-server.log")),
+        "logfile_size_limit: 16MB".into(),
+        "logfile_max_num: 2".into(),
+        format!("max_payload: {MAX_MESSAGE_BYTES}"),
+        // The default of 64 MB drops the connection of whoever pulls large images.
+        "max_pending: 256MB".into(),
+        "write_deadline: \"10s\"".into(),
+        "ping_interval: \"5s\"".into(),
+        format!("jetstream {{ store_dir: {}, sync_interval: {sync}", file("jetstream")),
+    ];
+    if let Some(domain) = &settings.domain {
+        lines.push(format!("  domain: {}", quoted(domain)));
+    }
+    lines.push("}".into());
+    match &settings.leaf {
+        Leaf::Alone => {}
+        Leaf::Hub => lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf)),
+        Leaf::Of(hub) => lines.push(format!(
+            "leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, deny_exports: [{}] }} ] }}",
+            quoted(hub),
+            KEPT_AT_SITE.map(quoted).join(", ")
+        )),
+    }
+    if let Some(port) = ports.mqtt {
+        lines.push(format!("mqtt {{ listen: \"127.0.0.1:{port}\" }}"));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Subjects that never cross the leaf link towards the cloud.
+pub const KEPT_AT_SITE: [&str; 8] = [
+    "image.>",
+    "answer.>",
+    "outbox.>",
+    "label.>",
+    "dead.images.>",
+    "dead.answers.>",
+    "dead.outbox.>",
+    "dead.verdicts.>",
+];
+
+/// Runs the server until it is told to stop; starts it again when it dies.
+fn supervise(program: PathBuf, configuration: PathBuf, running: Arc<Running>) -> std::thread::JoinHandle<()> {
+    // A thread of its own: on Linux the server dies with the *thread* that started it, and threads of
+    // a pool come and go.
+    std::thread::spawn(move || {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let born = Instant::now();
+            let started = {
+                let mut process = running.lock();
+                if process.stopping {
+                    return;
+                }
+                let started = spawn(&program, &configuration);
+                process.id = started.as_ref().ok().map(Child::id);
+                started
+            };
+            match started {
+                Ok(mut child) => {
+                    let ended = child.wait();
+                    let mut process = running.lock();
+                    process.id = None;
+                    process.restarts += 1;
+                    if process.stopping {
+                        return;
+                    }
+                    tracing::warn!(?ended, "nats-server died, starting it again");
+                }
+                Err(error) => {
+                    running.lock().restarts += 1;
+                    tracing::error!(%error, program = %program.display(), "nats-server cannot be started");
+                }
+            }
+            if born.elapsed() > GOOD_LIFE {
+                backoff = FIRST_BACKOFF;
+            }
+            pause(backoff);
+            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        }
+    })
+}
+
+fn spawn(program: &Path, configuration: &Path) -> std::io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg("-c").arg(configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A group of its own: an interrupt typed at the terminal reaches us, and we stop the server last.
+    command.process_group(0);
+    #[cfg(target_os = "linux")]
+    die_with_us(&mut command);
+    command.spawn()
+}
+
+/// The kernel stops the server when we are killed without a chance to do it ourselves.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn die_with_us(command: &mut Command) {
+    let parent = std::process::id();
+    let ask = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+        // Killed between fork and here: nobody would send the signal any more.
+        if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
+            return Err(std::io::Error::other("the parent is gone"));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and getppid are,
+    // and nothing is allocated unless the parent is gone and the child ends anyway.
+    unsafe {
+        command.pre_exec(ask);
+    }
+}
+
+fn signal(process: u32, signal: Signal) {
+    if let Err(error) = kill(Pid::from_raw(process.cast_signed()), signal) {
+        tracing::debug!(process, %error, "nats-server was gone already");
+    }
+}
+
+/// Asks the monitoring page; JetStream must be up and its streams recovered.
+fn healthy(port: u16) -> bool {
+    use std::io::{Read, Write};
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)) else {
+        return false;
+    };
+    let mut answer = String::new();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+        && stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").is_ok()
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.starts_with("HTTP/1.0 200")
+}
+
+fn last_words(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let telling = text.lines().rev().find(|line| line.contains("[FTL]") || line.contains("[ERR]"));
+    telling.or(text.lines().last()).unwrap_or("it said nothing").to_owned()
+}
+
+/// Waits on a thread that has nothing else to do.
+fn pause(time: Duration) {
+    let (_keep, never) = mpsc::channel::<()>();
+    let _timed_out = never.recv_timeout(time);
+}

@@ -1,0 +1,91 @@
+//! Every subject, built and read. No other file spells one out.
+//!
+//! Site and cloud subjects never overlap: an overlap would store a message twice, once on each side
+//! of a leaf link.
+
+use schemas::{CameraName, SiteName, TaskId, VerifyReason};
+
+use crate::error::CarryError;
+
+/// What a site publishes its images on.
+pub fn image(site: &SiteName, camera: &CameraName) -> String {
+    format!("image.{site}.{camera}")
+}
+
+/// The site and the camera in an image's subject.
+pub fn read_image(subject: &str) -> Result<(SiteName, CameraName), CarryError> {
+    let expected = "image.<site>.<camera>";
+    let refused = || wrong(subject, expected);
+    let mut tokens = subject.split('.');
+    let (Some("image"), Some(site), Some(camera), None) = (tokens.next(), tokens.next(), tokens.next(), tokens.next())
+    else {
+        return Err(refused());
+    };
+    Ok((site.parse().map_err(|_| refused())?, camera.parse().map_err(|_| refused())?))
+}
+
+/// Where a provisional answer goes.
+pub fn provisional(site: &SiteName, camera: &CameraName) -> String {
+    format!("answer.provisional.{site}.{camera}")
+}
+
+/// The one slot of a task's final answer.
+pub fn finality(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
+    format!("answer.final.{site}.{camera}.{task}")
+}
+
+/// The task in the subject of a final answer.
+pub fn read_finality(subject: &str) -> Result<TaskId, CarryError> {
+    let task = subject.strip_prefix("answer.final.").and_then(|rest| rest.rsplit('.').next());
+    task.and_then(|task| task.parse().ok()).ok_or_else(|| wrong(subject, "answer.final.<site>.<camera>.<task>"))
+}
+
+/// All final answers of a site that may be those of one task: the camera is not known.
+pub fn finality_of_any_camera(site: &SiteName, task: TaskId) -> String {
+    format!("answer.final.{site}.*.{task}")
+}
+
+/// What waits for the link.
+pub fn outbox(site: &SiteName, kind: &str) -> String {
+    format!("outbox.{site}.{kind}")
+}
+
+/// A task sent up.
+pub fn verify(reason: VerifyReason, site: &SiteName, camera: &CameraName) -> String {
+    format!("verify.{}.{site}.{camera}", reason.as_str())
+}
+
+/// The cloud's answer.
+pub fn verdict(site: &SiteName, camera: &CameraName) -> String {
+    format!("verdict.{site}.{camera}")
+}
+
+/// The slot of a message given up: `stream` is where it was taken from.
+pub fn dead(stream: &str, site: &SiteName, id: TaskId) -> String {
+    format!("dead.{}.{site}.{id}", stream.to_lowercase())
+}
+
+fn wrong(subject: &str, expected: &'static str) -> CarryError {
+    CarryError::Subject { subject: subject.chars().take(100).collect(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_subject_survives_being_read_and_others_are_refused() {
+        let (site, camera) = ("reef".parse().unwrap(), "cam-1".parse().unwrap());
+        assert_eq!(read_image(&image(&site, &camera)).unwrap(), (site, camera));
+        for subject in ["", "image", "image.a", "image.a.b.c", "answer.a.b", "image..b", "image.a.*", "image.>.b"] {
+            assert!(read_image(subject).is_err(), "{subject:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_final_subject_names_its_task() {
+        let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::mint());
+        assert_eq!(read_finality(&finality(&site, &camera, task)).unwrap(), task);
+        assert!(read_finality("answer.final.reef.cam-1.x").is_err());
+    }
+}

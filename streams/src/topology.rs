@@ -1,0 +1,456 @@
+//! Every stream, bucket and durable consumer, declared once: [`plan`] says what a place wants,
+//! [`setup`] creates it, [`compare`] reports what differs. Workers create nothing.
+
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::{
+    Config as StreamConfig, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType,
+};
+use schemas::SiteName;
+use schemas::limits::{MAX_HEADER_BYTES, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
+use serde::{Deserialize, Serialize};
+
+use crate::connect::Bus;
+use crate::error::CarryError;
+
+/// Images as published: inbox and archive of a site.
+pub const IMAGES: &str = "IMAGES";
+/// Provisional and final answers of a site.
+pub const ANSWERS: &str = "ANSWERS";
+/// What waits for the link at a site.
+pub const OUTBOX: &str = "OUTBOX";
+/// Messages given up.
+pub const DEAD: &str = "DEAD";
+/// Tasks sent up.
+pub const VERIFY: &str = "VERIFY";
+/// The cloud's answers.
+pub const VERDICTS: &str = "VERDICTS";
+/// Bucket of large images, at a site and in the cloud.
+pub const BLOBS: &str = "blobs";
+/// Bucket of signs of life, at a site and in the cloud.
+pub const FLEET: &str = "fleet";
+/// Bucket of the janitor's notes.
+pub const LEDGER: &str = "ledger";
+
+/// Durable of the recognizers on IMAGES.
+pub const RECOGNIZER: &str = "recognizer";
+/// Durable of the courier on OUTBOX.
+pub const COURIER: &str = "courier";
+/// Durable of the courier on provisional ANSWERS: what was promised a final answer.
+pub const PROMISES: &str = "promises";
+/// Durable of the verifiers on VERIFY.
+pub const VERIFIER: &str = "verifier";
+
+/// Signs of life are forgotten after this.
+pub const FLEET_AGE: Duration = Duration::from_secs(15);
+
+/// Durable of one site's courier on VERDICTS.
+pub fn verdicts_durable(site: &SiteName) -> String {
+    format!("courier-{site}")
+}
+
+/// How much the streams may hold, and for how long. Sizes in MiB, times in seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamSettings {
+    /// Images kept at a site, answered and unanswered, MiB, at least 1. When it is reached, publishers
+    /// get an error until the janitor has purged answered ones.
+    pub images_max_mib: u32,
+    /// Answers kept at a site, at least 1000; each costs the server about half a KiB of memory.
+    pub answers_max_messages: u32,
+    /// What may wait for the link at a site, MiB, at least 1. When it is reached, doubtful answers
+    /// become final as they are.
+    pub outbox_max_mib: u32,
+    /// What may wait for the verifiers in the cloud, MiB, at least 1.
+    pub verify_max_mib: u32,
+    /// Large images kept by reference, at a site and in the cloud, MiB, at least 1.
+    pub blobs_max_mib: u32,
+    /// Messages given up that are kept, MiB, at least 1; the oldest go first.
+    pub dead_max_mib: u32,
+    /// For how long a repeated message id is recognized, seconds; longer than any publisher retries.
+    pub duplicate_window_s: u32,
+    /// A message taken and not reported on for this long goes to another worker, seconds, 1 to 3600.
+    pub ack_wait_s: u32,
+    /// Verdicts wait this long for their site, seconds.
+    pub verdicts_max_age_s: u32,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        Self {
+            images_max_mib: 4096,
+            answers_max_messages: 1_000_000,
+            outbox_max_mib: 1024,
+            verify_max_mib: 1024,
+            blobs_max_mib: 1024,
+            dead_max_mib: 256,
+            duplicate_window_s: 30 * 60,
+            ack_wait_s: 30,
+            verdicts_max_age_s: 7 * 24 * 3600,
+        }
+    }
+}
+
+/// Where a plan is for. With everything on one server, a site's plan and the cloud's are one.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// A site's own server.
+    Site(SiteName),
+    /// The cloud, with the sites whose couriers come for verdicts.
+    Cloud(Vec<SiteName>),
+    /// Site and cloud on one server.
+    Both(SiteName),
+}
+
+/// What a place wants to exist.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    streams: Vec<StreamConfig>,
+    consumers: Vec<(&'static str, pull::Config)>,
+}
+
+/// What a place wants to exist.
+pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
+    let mut plan = Plan::default();
+    match place {
+        Place::Site(site) => plan.add_site(site, settings),
+        Place::Cloud(sites) => plan.add_cloud(sites, settings),
+        Place::Both(site) => {
+            plan.add_site(site, settings);
+            plan.add_cloud(std::slice::from_ref(site), settings);
+        }
+    }
+    plan
+}
+
+impl Plan {
+    fn add_site(&mut self, site: &SiteName, settings: &StreamSettings) {
+        let window = Duration::from_secs(settings.duplicate_window_s.into());
+        self.stream(StreamConfig {
+            // Never drops what no worker has answered: a full stream is an error at the publisher.
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(settings.images_max_mib),
+            // One that is given up must fit into a dead letter, headers and all.
+            max_message_size: (MAX_INLINE_BYTES + MAX_HEADER_BYTES) as i32,
+            duplicate_window: window,
+            ..file(IMAGES, vec![format!("image.{site}.*")])
+        });
+        self.stream(StreamConfig {
+            max_messages: settings.answers_max_messages.into(),
+            // Answers can be made again from the images, so their writes need not wait for the disk:
+            // after a crash of the server the janitor redoes what is missing.
+            persist_mode: Some(PersistenceMode::Async),
+            ..file(ANSWERS, vec![format!("answer.provisional.{site}.*"), format!("answer.final.{site}.*.*")])
+        });
+        self.stream(StreamConfig {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(settings.outbox_max_mib),
+            duplicate_window: window,
+            ..file(OUTBOX, vec![format!("outbox.{site}.*")])
+        });
+        let dead = ["images", "outbox", "answers", "verdicts"].map(|stream| format!("dead.{stream}.{site}.*"));
+        self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
+        self.buckets(settings);
+        self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
+
+        let wait = Duration::from_secs(settings.ack_wait_s.into());
+        self.consumer(IMAGES, durable(RECOGNIZER, wait));
+        self.consumer(OUTBOX, durable(COURIER, wait));
+        self.consumer(
+            ANSWERS,
+            pull::Config {
+                filter_subject: format!("answer.provisional.{site}.*"),
+                max_ack_pending: 50_000,
+                ..durable(PROMISES, wait)
+            },
+        );
+    }
+
+    fn add_cloud(&mut self, sites: &[SiteName], settings: &StreamSettings) {
+        let window = Duration::from_secs(settings.duplicate_window_s.into());
+        self.stream(StreamConfig {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(settings.verify_max_mib),
+            duplicate_window: window,
+            ..file(VERIFY, vec!["verify.*.*.*".into()])
+        });
+        self.stream(StreamConfig {
+            max_age: Duration::from_secs(settings.verdicts_max_age_s.into()),
+            duplicate_window: window.min(Duration::from_secs(settings.verdicts_max_age_s.into())),
+            ..file(VERDICTS, vec!["verdict.*.*".into()])
+        });
+        self.stream(StreamConfig {
+            max_bytes: bytes(settings.dead_max_mib),
+            ..file(DEAD, vec!["dead.verify.*.*".into()])
+        });
+        self.buckets(settings);
+
+        let wait = Duration::from_secs(settings.ack_wait_s.into());
+        self.consumer(VERIFY, durable(VERIFIER, wait));
+        for site in sites {
+            let filter_subject = format!("verdict.{site}.*");
+            self.consumer(VERDICTS, pull::Config { filter_subject, ..durable(&verdicts_durable(site), wait) });
+        }
+    }
+
+    fn buckets(&mut self, settings: &StreamSettings) {
+        self.stream(StreamConfig {
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(settings.blobs_max_mib),
+            allow_rollup: true,
+            subjects: vec![format!("$O.{BLOBS}.C.>"), format!("$O.{BLOBS}.M.>")],
+            ..file(&format!("OBJ_{BLOBS}"), Vec::new())
+        });
+        self.stream(StreamConfig {
+            max_messages_per_subject: 1,
+            max_age: FLEET_AGE,
+            duplicate_window: FLEET_AGE,
+            allow_rollup: true,
+            storage: StorageType::Memory,
+            ..bucket(FLEET)
+        });
+    }
+
+    /// Adds a stream; one that site and cloud both want on one server takes the subjects of both.
+    fn stream(&mut self, wanted: StreamConfig) {
+        match self.streams.iter_mut().find(|stream| stream.name == wanted.name) {
+            Some(stream) => {
+                let new = wanted.subjects.into_iter().filter(|subject| !stream.subjects.contains(subject));
+                let new: Vec<String> = new.collect();
+                stream.subjects.extend(new);
+            }
+            None => self.streams.push(wanted),
+        }
+    }
+
+    fn consumer(&mut self, stream: &'static str, wanted: pull::Config) {
+        self.consumers.push((stream, wanted));
+    }
+}
+
+fn bytes(mib: u32) -> i64 {
+    i64::from(mib) * 1024 * 1024
+}
+
+fn file(name: &str, subjects: Vec<String>) -> StreamConfig {
+    StreamConfig {
+        name: name.into(),
+        subjects,
+        storage: StorageType::File,
+        num_replicas: 1,
+        allow_direct: true,
+        max_message_size: MAX_MESSAGE_BYTES as i32,
+        ..StreamConfig::default()
+    }
+}
+
+fn bucket(name: &str) -> StreamConfig {
+    StreamConfig {
+        deny_delete: true,
+        discard: DiscardPolicy::New,
+        ..file(&format!("KV_{name}"), vec![format!("$KV.{name}.>")])
+    }
+}
+
+fn durable(name: &str, ack_wait: Duration) -> pull::Config {
+    pull::Config {
+        durable_name: Some(name.into()),
+        name: Some(name.into()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait,
+        // Attempts are counted by the worker, which makes a dead letter of the last one; a limit here
+        // would let a message rest unanswered.
+        max_deliver: -1,
+        max_ack_pending: 1000,
+        ..pull::Config::default()
+    }
+}
+
+/// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// For example `stream IMAGES` or `consumer recognizer on IMAGES`.
+    pub what: String,
+    /// What was found or done.
+    pub state: State,
+}
+
+/// What was found or done.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It exists as wanted.
+    Same,
+    /// It was made now.
+    Created,
+    /// It was changed now.
+    Updated(Vec<Difference>),
+    /// It differs and was left alone.
+    Differs(Vec<Difference>),
+    /// It does not exist.
+    Missing,
+}
+
+/// One setting that is not as wanted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Name of the setting, as the server calls it.
+    pub setting: String,
+    /// What is wanted, as JSON.
+    pub wanted: serde_json::Value,
+    /// What the server has, as JSON.
+    pub found: serde_json::Value,
+}
+
+/// What to do about a stream or consumer that is missing or differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mend {
+    /// Report only.
+    Nothing,
+    /// Create what is missing, report what differs.
+    Missing,
+    /// Create what is missing and change what differs.
+    Everything,
+}
+
+/// Makes what the plan wants exist, and says what was there; doing it twice is doing it once.
+pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
+    let mut findings = Vec::new();
+    for wanted in &plan.streams {
+        let state = stream(bus, wanted, mend).await?;
+        findings.push(Finding { what: format!("stream {}", wanted.name), state });
+    }
+    for (stream, wanted) in &plan.consumers {
+        let state = consumer(bus, stream, wanted, mend).await?;
+        let name = wanted.durable_name.clone().unwrap_or_default();
+        findings.push(Finding { what: format!("consumer {name} on {stream}"), state });
+    }
+    Ok(findings)
+}
+
+/// What the plan wants and the server has otherwise; changes nothing.
+pub async fn compare(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError> {
+    setup(bus, plan, Mend::Nothing).await
+}
+
+async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {
+    let what = format!("stream {}", wanted.name);
+    let found = match bus.js.get_stream(&wanted.name).await {
+        Ok(found) => found.cached_info().config.clone(),
+        Err(error) if is_absent(&error) => {
+            if mend == Mend::Nothing {
+                return Ok(State::Missing);
+            }
+            bus.js.create_stream(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
+            return Ok(State::Created);
+        }
+        Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
+    };
+    let differences = differences(wanted, &found);
+    if differences.is_empty() {
+        return Ok(State::Same);
+    }
+    if mend != Mend::Everything {
+        return Ok(State::Differs(differences));
+    }
+    bus.js.update_stream(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    Ok(State::Updated(differences))
+}
+
+async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) -> Result<State, CarryError> {
+    let name = wanted.durable_name.clone().unwrap_or_default();
+    let what = format!("consumer {name} on {stream}");
+    let on = match bus.js.get_stream_no_info(stream).await {
+        Ok(on) => on,
+        Err(error) => return Err(CarryError::broker(format!("looking up stream {stream}"))(error)),
+    };
+    let found = match on.consumer_info(&name).await {
+        Ok(info) => info.config,
+        Err(error) if error.to_string().contains("not found") => {
+            if mend == Mend::Nothing {
+                return Ok(State::Missing);
+            }
+            on.create_consumer_strict(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
+            return Ok(State::Created);
+        }
+        Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
+    };
+    use async_nats::jetstream::consumer::IntoConsumerConfig;
+    let differences = differences(&wanted.clone().into_consumer_config(), &found);
+    if differences.is_empty() {
+        return Ok(State::Same);
+    }
+    if mend != Mend::Everything {
+        return Ok(State::Differs(differences));
+    }
+    on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    Ok(State::Updated(differences))
+}
+
+fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
+    use async_nats::jetstream::context::GetStreamErrorKind;
+    matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
+/// limit, nothing) is the server's business.
+fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Difference> {
+    let object = |value| match value {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (wanted, found) = (object(serde_json::to_value(wanted)), object(serde_json::to_value(found)));
+    let blank = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => true,
+        serde_json::Value::Number(number) => number.as_i64().is_some_and(|number| number <= 0),
+        serde_json::Value::String(text) => text.is_empty(),
+        serde_json::Value::Array(items) => items.is_empty(),
+        serde_json::Value::Object(fields) => fields.is_empty(),
+        serde_json::Value::Bool(_) => false,
+    };
+    wanted
+        .into_iter()
+        .filter(|(_, wanted)| !blank(wanted))
+        .filter_map(|(setting, wanted)| {
+            let found = found.get(&setting).cloned().unwrap_or_default();
+            (found != wanted).then_some(Difference { setting, wanted, found })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn site_and_cloud_on_one_server_share_the_streams_both_want() {
+        let site: SiteName = "reef".parse().unwrap();
+        let both = plan(&Place::Both(site.clone()), &StreamSettings::default());
+        let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
+        assert_eq!(dead.len(), 1);
+        assert_eq!(dead[0].subjects.len(), 5);
+    }
+
+    #[test]
+    fn site_and_cloud_subjects_never_overlap() {
+        let site: SiteName = "reef".parse().unwrap();
+        let settings = StreamSettings::default();
+        let subjects = |place| {
+            let plan = plan(&place, &settings);
+            let all = plan.streams.into_iter().flat_map(|stream| stream.subjects);
+            // Buckets are kept apart by the server itself across a leaf link between two domains.
+            all.filter(|subject| !subject.starts_with('$')).collect::<Vec<_>>()
+        };
+        let first_two = |subject: &String| subject.split('.').take(2).map(str::to_owned).collect::<Vec<_>>();
+        let (at_site, in_cloud) = (subjects(Place::Site(site.clone())), subjects(Place::Cloud(vec![site])));
+        for a in at_site.iter().map(first_two) {
+            for b in in_cloud.iter().map(first_two) {
+                assert!(a[0] != b[0] || (a[1] != b[1] && a[1] != "*" && b[1] != "*"), "{a:?} overlaps {b:?}");
+            }
+        }
+    }
+}

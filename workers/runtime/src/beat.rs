@@ -1,0 +1,59 @@
+//! Signs of life: what a worker says about itself every few seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use schemas::{Beat, SiteName};
+use streams::{Bus, fleet::Fleet};
+
+use crate::clock;
+use crate::drive::Tally;
+use crate::shutdown::Shutdown;
+
+/// A third of what the fleet remembers.
+const EVERY: Duration = Duration::from_secs(4);
+
+/// Says that a worker lives until it is told to stop. `more` fills in what only the role knows.
+pub async fn beat(
+    bus: Bus,
+    role: &'static str,
+    site: Option<SiteName>,
+    tally: Arc<Tally>,
+    shutdown: Shutdown,
+    more: impl Fn(&mut Beat) + Send,
+) {
+    let worker = format!("{}-{}", host(), std::process::id());
+    loop {
+        let mut beat = Beat {
+            role: role.into(),
+            worker: worker.clone(),
+            site: site.clone(),
+            sent_at_ms: clock::now_ms(),
+            finished: tally.finished.load(Ordering::Relaxed),
+            holding: tally.holding.load(Ordering::Relaxed),
+            replicas: 0,
+            cost_ms: None,
+            model: None,
+            release: None,
+            link_rtt_ms: None,
+        };
+        more(&mut beat);
+        let sent = async { Fleet::open(&bus).await?.beat(&beat).await };
+        if let Err(error) = sent.await {
+            tracing::debug!(role, %error, "no sign of life could be sent");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = shutdown.wanted() => return,
+        }
+    }
+}
+
+/// The machine's name, as far as it fits a key.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
+    let legal = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+    let name: String = name.unwrap_or_default().trim().chars().filter(legal).take(32).collect();
+    if name.is_empty() { "host".into() } else { name }
+}

@@ -1,0 +1,207 @@
+//! The loop every worker runs: pull, handle, publish, then acknowledge. The only caller of the
+//! acknowledging verbs.
+//!
+//! Bounded by credits: no more messages are held than the role asked for, so a full role leaves the
+//! rest in the stream, for itself or for another replica (invariant 8).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use schemas::{Answer, FaultNote, Route, decode, encode};
+use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject, topology};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::fault::{Fault, RETRY_DELAY};
+use crate::shutdown::Shutdown;
+use crate::step::{Outgoing, Step};
+
+/// How long messages in hand may take to finish when the worker is told to stop.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Where a role's messages come from and how many it holds.
+#[derive(Debug, Clone)]
+pub struct Drive {
+    /// The stream.
+    pub stream: &'static str,
+    /// The durable consumer on it, shared by all replicas.
+    pub durable: String,
+    /// Messages held at a time, at least 1.
+    pub credits: usize,
+    /// The consumer's patience; progress is reported three times as often.
+    pub ack_wait: Duration,
+}
+
+/// What a worker did so far; read by its sign of life.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Messages acknowledged.
+    pub finished: AtomicU64,
+    /// Messages in hand.
+    pub holding: AtomicU64,
+}
+
+/// Runs a role until it is told to stop, or must.
+///
+/// # Errors
+/// The stop note of a step that cannot handle anything, or a consumer that does not exist.
+pub async fn drive<S: Step>(
+    step: Arc<S>,
+    from: &Bus,
+    publisher: Publisher,
+    drive: Drive,
+    tally: Arc<Tally>,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
+    // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
+    let mut puller = Puller::open(from, drive.stream, &drive.durable, drive.credits.div_ceil(2))
+        .await
+        .map_err(|error| Fault::Stop(Fault::from(error).note().clone()))?;
+    let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
+    let tracker = TaskTracker::new();
+    let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
+    let hand = Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tally });
+    tracing::info!(role = S::ROLE, stream = drive.stream, credits = drive.credits, "started");
+    let ended = loop {
+        let Ok(credit) = credits.clone().acquire_owned().await else { break Ok(()) };
+        let delivery = tokio::select! {
+            delivery = puller.next() => delivery,
+            () = shutdown.wanted() => break Ok(()),
+            Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
+        };
+        let (hand, stop) = (hand.clone(), stop.clone());
+        tracker.spawn(async move {
+            if let Some(note) = hand.take(delivery).await {
+                let _already_stopping = stop.try_send(note);
+            }
+            drop(credit);
+        });
+    };
+    tracker.close();
+    if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
+        tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
+    }
+    tracing::info!(role = S::ROLE, "stopped");
+    ended
+}
+
+struct Hand<S> {
+    step: Arc<S>,
+    publisher: Publisher,
+    from: Bus,
+    ack_wait: Duration,
+    tally: Arc<Tally>,
+}
+
+impl<S: Step> Hand<S> {
+    /// Takes one message to its end; returns a note when the worker must stop.
+    async fn take(&self, delivery: Delivery) -> Option<FaultNote> {
+        self.tally.holding.fetch_add(1, Ordering::Relaxed);
+        let ended = self.to_the_end(&delivery).await;
+        self.tally.holding.fetch_sub(1, Ordering::Relaxed);
+        let fault = match ended {
+            Ok(()) => {
+                self.tally.finished.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            Err(fault) => fault,
+        };
+        let note = fault.note().clone();
+        let (subject, attempts) = (delivery.subject(), delivery.attempts);
+        match fault {
+            Fault::Stop(_) => {
+                tracing::error!(role = S::ROLE, subject, fault = note.name, note.reason, note.remedy, "must stop");
+                return Some(note);
+            }
+            Fault::Retry { after, .. } => {
+                tracing::warn!(role = S::ROLE, subject, attempts, fault = note.name, note.reason, "tried again later");
+                if let Err(error) = delivery.retry(after).await {
+                    tracing::debug!(%error, "it comes back by itself when its time is up");
+                }
+            }
+            Fault::Reject(_) => {}
+        }
+        None
+    }
+
+    async fn to_the_end(&self, delivery: &Delivery) -> Result<(), Fault> {
+        let mut work = std::pin::pin!(self.work(delivery));
+        loop {
+            tokio::select! {
+                ended = &mut work => break ended,
+                () = tokio::time::sleep(self.ack_wait / 3) => {
+                    if let Err(error) = delivery.progress().await {
+                        tracing::debug!(%error, "progress not reported");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn work(&self, delivery: &Delivery) -> Result<(), Fault> {
+        let outgoing = match self.handle(delivery).await {
+            Err(Fault::Reject(note)) => return self.give_up(delivery, note).await,
+            other => other?,
+        };
+        self.publish(outgoing).await?;
+        Ok(delivery.ack().await?)
+    }
+
+    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+        if let Some(tries) = S::TRIES
+            && delivery.attempts > tries
+        {
+            let reason = format!(
+                "delivered {} times and never finished, so whoever took it died or gave it back",
+                delivery.attempts
+            );
+            let remedy = "look for what the workers logged about it; then `tributary dead redrive`";
+            return Err(Fault::reject("tries_used_up", reason, remedy));
+        }
+        self.step.handle(delivery).await
+    }
+
+    async fn publish(&self, outgoing: Outgoing) -> Result<(), Fault> {
+        for publication in &outgoing.publications {
+            match self.publisher.publish(publication).await {
+                Ok(_) => {}
+                Err(error @ CarryError::Full { .. }) if !outgoing.when_full.is_empty() => {
+                    tracing::warn!(%error, "taking the way out for a full stream");
+                    for publication in &outgoing.when_full {
+                        self.publisher.publish(publication).await?;
+                    }
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a dead letter of a message, unless its task has another outcome already.
+    async fn give_up(&self, delivery: &Delivery, note: FaultNote) -> Result<(), Fault> {
+        let burial = self.step.bury(delivery, &note);
+        for publication in &burial.publications {
+            let placed = self.publisher.publish(publication).await?;
+            if placed == Placed::Taken && !self.is_dead(&publication.subject).await? {
+                return Ok(delivery.ack().await?);
+            }
+        }
+        tracing::warn!(role = S::ROLE, subject = delivery.subject(), fault = note.name, note.reason, "given up");
+        let letter = burial.letter(S::ROLE, delivery, note, clock::now_ms());
+        let slot = subject::dead(burial.stream, &burial.site, letter.id);
+        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
+        Ok(delivery.ack().await?)
+    }
+
+    /// Whether the outcome in a slot is the tombstone of the very message in hand.
+    async fn is_dead(&self, slot: &str) -> Result<bool, Fault> {
+        let record = streams::read::last(&self.from, topology::ANSWERS, slot).await?;
+        Ok(match record {
+            Some(record) => decode::<Answer>(&record.payload)?.route == Route::Dead,
+            None => return Err(Fault::Retry { after: RETRY_DELAY, note: FaultNote::new("slot_unclear", slot, "") }),
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! Whose fault a failure is. The message's: it becomes a dead letter. The moment's: it is tried
+//! again. Ours: the worker stops and somebody must act.
+
+use std::time::Duration;
+
+use schemas::{CodecError, FaultNote};
+use streams::CarryError;
+
+/// After a failure of the moment, a message is tried again this much later.
+pub const RETRY_DELAY: Duration = Duration::from_secs(2);
+
+/// A failure, and whose fault it is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// The message can never be handled: a dead letter.
+    Reject(FaultNote),
+    /// It may be handled later.
+    Retry {
+        /// How much later.
+        after: Duration,
+        /// What happened.
+        note: FaultNote,
+    },
+    /// This worker cannot handle anything.
+    Stop(FaultNote),
+}
+
+impl Fault {
+    /// What happened.
+    pub fn note(&self) -> &FaultNote {
+        match self {
+            Self::Reject(note) | Self::Retry { note, .. } | Self::Stop(note) => note,
+        }
+    }
+
+    /// The message's fault.
+    pub fn reject(name: &str, reason: impl ToString, remedy: impl Into<String>) -> Self {
+        Self::Reject(FaultNote::new(name, reason.to_string(), remedy))
+    }
+
+    /// The moment's fault.
+    pub fn retry(name: &str, reason: impl ToString) -> Self {
+        let note = FaultNote::new(name, reason.to_string(), "nothing: it is tried again by itself");
+        Self::Retry { after: RETRY_DELAY, note }
+    }
+}
+
+impl From<CarryError> for Fault {
+    fn from(error: CarryError) -> Self {
+        let reason = chain(&error);
+        match error {
+            CarryError::BadBlob { .. } => Self::reject("blob_bad", reason, "publish the image again"),
+            CarryError::Codec(error) => error.into(),
+            CarryError::TooLarge { .. } => Self::reject("message_too_large", reason, "publish smaller images"),
+            CarryError::Subject { .. } => Self::reject(
+                "subject_unknown",
+                reason,
+                "publish to image.<site>.<camera>, letters, digits, - and _ only",
+            ),
+            _ => Self::retry("carry_failed", reason),
+        }
+    }
+}
+
+impl From<CodecError> for Fault {
+    fn from(error: CodecError) -> Self {
+        Self::reject("message_unreadable", chain(&error), "run the same release of tributary on both sides")
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        // Many wrap their source's text into their own.
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

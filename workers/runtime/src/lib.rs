@@ -1,0 +1,19 @@
+//! How a worker runs, whatever its role.
+//!
+//! A role is a [`Step`]: one delivery in, publications out. [`drive`] pulls, lets the step handle,
+//! publishes what came of it, and only then acknowledges (invariant 1). [`fault`] says whose fault a
+//! failure is, which decides what becomes of the message.
+
+pub mod beat;
+pub mod clock;
+pub mod drive;
+pub mod fault;
+pub mod settings;
+pub mod shutdown;
+pub mod step;
+pub mod telemetry;
+
+pub use drive::{Drive, drive};
+pub use fault::Fault;
+pub use shutdown::Shutdown;
+pub use step::{Outgoing, Step};

@@ -1,0 +1,187 @@
+//! Settings: defaults, then `tributary.toml`, then the environment, then flags; the last one wins,
+//! and each value knows where it came from.
+
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::{Figment, Metadata, Source};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Looked for in the working folder when no file is named.
+pub const DEFAULT_FILE: &str = "tributary.toml";
+/// Environment variables of settings: this, the section, two underscores, the name.
+const PREFIX: &str = "TRIBUTARY_";
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file that was named is not there.
+    #[error("settings file {path} does not exist: create it, or leave --settings away")]
+    NoFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A value of the wrong type, or a name that no setting has.
+    #[error("setting {key}: {why} (from {origin}): `tributary config --show` lists every setting")]
+    Bad {
+        /// Its path, such as `recognizer.gate.min_confidence_ratio`.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+        /// Where it came from.
+        origin: String,
+    },
+}
+
+/// One setting as it is used.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setting {
+    /// Its path, such as `recognizer.gate.min_confidence_ratio`.
+    pub key: String,
+    /// Its value, as JSON; secrets are left out.
+    pub value: serde_json::Value,
+    /// `default`, a file, `environment` or `flag`.
+    pub origin: String,
+}
+
+/// Settings together with where each came from.
+pub struct Loaded<S> {
+    /// The settings.
+    pub settings: S,
+    figment: Figment,
+}
+
+/// Loads settings. `flags`: paths and values given on the command line.
+pub fn load<S>(file: Option<&Path>, flags: &[(String, serde_json::Value)]) -> Result<Loaded<S>, SettingsError>
+where
+    S: Default + Serialize + DeserializeOwned,
+{
+    if let Some(path) = file.filter(|path| !path.is_file()) {
+        return Err(SettingsError::NoFile { path: path.to_owned() });
+    }
+    let file = file.unwrap_or(Path::new(DEFAULT_FILE));
+    let mut figment = Figment::new()
+        .merge(Serialized::defaults(S::default()))
+        .merge(Toml::file(file))
+        .merge(Env::prefixed(PREFIX).filter(|key| key.as_str().contains("__") || key == "site").split("__"));
+    for (key, value) in flags {
+        figment = figment.merge(FlagValue { key, value });
+    }
+    let settings = figment.extract().map_err(|error| bad(&error))?;
+    Ok(Loaded { settings, figment })
+}
+
+struct FlagValue<'a> {
+    key: &'a str,
+    value: &'a serde_json::Value,
+}
+
+impl figment::Provider for FlagValue<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("flag")
+    }
+
+    fn data(&self) -> Result<figment::value::Map<figment::Profile, figment::value::Dict>, figment::Error> {
+        Serialized::default(self.key, self.value).data()
+    }
+}
+
+fn bad(error: &figment::Error) -> SettingsError {
+    let origin = error.metadata.as_ref().map_or_else(|| "somewhere".into(), origin);
+    let why = error.kind.to_string();
+    SettingsError::Bad { key: error.path.join("."), why, origin }
+}
+
+fn origin(metadata: &Metadata) -> String {
+    match &metadata.source {
+        Some(Source::File(path)) => path.display().to_string(),
+        _ if metadata.name.contains("environment") => "environment".into(),
+        _ if metadata.name == "flag" => "flag".into(),
+        _ => "default".into(),
+    }
+}
+
+impl<S: Serialize> Loaded<S> {
+    /// Every setting as it is used, with its origin.
+    pub fn list(&self) -> Vec<Setting> {
+        let mut all = Vec::new();
+        if let Ok(value) = serde_json::to_value(&self.settings) {
+            self.collect(String::new(), value, &mut all);
+        }
+        all
+    }
+
+    fn collect(&self, key: String, value: serde_json::Value, all: &mut Vec<Setting>) {
+        match value {
+            serde_json::Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                    self.collect(key, value, all);
+                }
+            }
+            value => {
+                let origin = self.figment.find_metadata(&key).map_or_else(|| "default".into(), origin);
+                all.push(Setting { key, value, origin });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct All {
+        gate: Gate,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Gate {
+        min_confidence_ratio: f64,
+        name: String,
+    }
+
+    impl Default for Gate {
+        fn default() -> Self {
+            Self { min_confidence_ratio: 0.5, name: "a".into() }
+        }
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default_and_each_knows_its_origin() {
+        let file = file("[gate]\nmin_confidence_ratio = 0.7\nname = \"b\"");
+        let flags = [("gate.name".to_owned(), serde_json::json!("c"))];
+        let loaded: Loaded<All> = load(Some(file.path()), &flags).unwrap();
+        assert_eq!(loaded.settings.gate, Gate { min_confidence_ratio: 0.7, name: "c".into() });
+        let list = loaded.list();
+        let origin = |key: &str| list.iter().find(|setting| setting.key == key).unwrap().origin.clone();
+        assert_eq!(origin("gate.min_confidence_ratio"), file.path().display().to_string());
+        assert_eq!(origin("gate.name"), "flag");
+    }
+
+    #[test]
+    fn an_unknown_setting_and_a_wrong_type_are_refused_by_name() {
+        let unknown = file("[gate]\nmin_confidnce_ratio = 0.7");
+        let error = load::<All>(Some(unknown.path()), &[]).err().unwrap().to_string();
+        assert!(error.contains("min_confidnce_ratio"), "{error}");
+        let wrong = file("[gate]\nmin_confidence_ratio = \"high\"");
+        let error = load::<All>(Some(wrong.path()), &[]).err().unwrap().to_string();
+        assert!(error.contains("gate.min_confidence_ratio"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        assert!(matches!(load::<All>(Some(Path::new("/nonexistent.toml")), &[]), Err(SettingsError::NoFile { .. })));
+    }
+}

@@ -1,0 +1,535 @@
+//! Decode: image bytes in, upright RGB pixels out; the only file that names image decoders.
+//!
+//! Enters: the bytes as published. Leaves: [`Pixels`], orientation already applied.
+//! Refuses: anything too large for its [`DecodeLimits`] (read from the header, before a pixel is
+//! allocated), unknown formats, and pictures that are cut off or damaged: half a picture is no
+//! picture. The format comes from the bytes, never from a name.
+//!
+//! Of an animated GIF, PNG or WebP the first frame is recognized. Transparency is dropped and the
+//! colour underneath kept, as Pillow's `convert("RGB")` does; 16-bit channels are rounded to 8.
+
+use std::fmt;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::error::ImageError;
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use schemas::limits::MAX_IMAGE_BYTES;
+use serde::{Deserialize, Serialize};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
+/// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
+const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+/// Longest explanation taken over from a decoder, in characters.
+const MAX_WHY_CHARS: usize = 200;
+
+/// The decoder of JPEGs can hold no more than this on a side.
+const MAX_JPEG_SIDE_PX: usize = 65_535;
+
+/// What a picture may cost. Each limit is checked before the memory it guards is allocated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecodeLimits {
+    /// Largest picture as published, in bytes.
+    pub max_bytes: usize,
+    /// Longest side, in pixels.
+    pub max_side_px: u32,
+    /// Most pixels, width times height.
+    pub max_pixels: u64,
+    /// Most memory one decode may take, in bytes: the pixels, and what the decoder keeps besides.
+    pub max_memory_bytes: u64,
+}
+
+impl Default for DecodeLimits {
+    fn default() -> Self {
+        Self {
+            max_bytes: usize::try_from(MAX_IMAGE_BYTES).unwrap_or(usize::MAX),
+            max_side_px: 16_384,
+            max_pixels: 50_000_000,
+            max_memory_bytes: 256 * 1024 * 1024,
+        }
+    }
+}
+
+/// A decoded picture, upright.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pixels {
+    /// Width in pixels.
+    pub width_px: u32,
+    /// Height in pixels.
+    pub height_px: u32,
+    /// Rows from the top, pixels from the left, three bytes each: red, green, blue.
+    pub rgb: Vec<u8>,
+}
+
+impl Pixels {
+    /// Makes the buffer fit and returns it; what it holds is old and must be written over.
+    fn room(&mut self, width_px: u32, height_px: u32) -> &mut [u8] {
+        let size = width_px as usize * height_px as usize * 3;
+        if self.rgb.capacity() > KEEP_BYTES && size < self.rgb.capacity() / 4 {
+            self.rgb = Vec::new();
+        }
+        if self.rgb.len() < size {
+            self.rgb.clear();
+            self.rgb.resize(size, 0);
+        }
+        self.rgb.truncate(size);
+        (self.width_px, self.height_px) = (width_px, height_px);
+        &mut self.rgb
+    }
+
+    /// Turns the picture upright.
+    fn turn(&mut self, orientation: Orientation, format: Format) -> Result<(), DecodeError> {
+        if orientation == Orientation::NoTransforms {
+            return Ok(());
+        }
+        let rgb = std::mem::take(&mut self.rgb);
+        let stored = RgbImage::from_raw(self.width_px, self.height_px, rgb)
+            .ok_or_else(|| DecodeError::corrupt(format, "pixels are missing"))?;
+        let mut picture = DynamicImage::ImageRgb8(stored);
+        picture.apply_orientation(orientation);
+        (self.width_px, self.height_px) = (picture.width(), picture.height());
+        self.rgb = picture.into_rgb8().into_raw();
+        Ok(())
+    }
+}
+
+/// The formats read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Baseline or progressive, grey, YCbCr or CMYK.
+    Jpeg,
+    /// Of an animated one, the default image.
+    Png,
+    /// Lossy or lossless; of an animated one, the first frame.
+    WebP,
+    /// The first page.
+    Tiff,
+    /// Windows bitmap.
+    Bmp,
+    /// The first frame.
+    Gif,
+}
+
+impl Format {
+    /// Lower-case, as in file extensions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Jpeg => "jpeg",
+            Format::Png => "png",
+            Format::WebP => "webp",
+            Format::Tiff => "tiff",
+            Format::Bmp => "bmp",
+            Format::Gif => "gif",
+        }
+    }
+
+    fn of(bytes: &[u8]) -> Option<Self> {
+        match image::guess_format(bytes).ok()? {
+            ImageFormat::Jpeg => Some(Format::Jpeg),
+            ImageFormat::Png => Some(Format::Png),
+            ImageFormat::WebP => Some(Format::WebP),
+            ImageFormat::Tiff => Some(Format::Tiff),
+            ImageFormat::Bmp => Some(Format::Bmp),
+            ImageFormat::Gif => Some(Format::Gif),
+            _ => None,
+        }
+    }
+
+    fn outside(self) -> ImageFormat {
+        match self {
+            Format::Jpeg => ImageFormat::Jpeg,
+            Format::Png => ImageFormat::Png,
+            Format::WebP => ImageFormat::WebP,
+            Format::Tiff => ImageFormat::Tiff,
+            Format::Bmp => ImageFormat::Bmp,
+            Format::Gif => ImageFormat::Gif,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a picture was refused. Always the picture's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// No bytes at all.
+    #[error("image is empty")]
+    Empty,
+    /// More bytes than allowed.
+    #[error("image of {size_bytes} bytes is larger than the limit of {limit_bytes} bytes")]
+    TooLarge {
+        /// Its size.
+        size_bytes: u64,
+        /// `max_bytes`.
+        limit_bytes: u64,
+    },
+    /// None of the formats read here.
+    #[error("image format is unknown: it begins with {first_bytes}, which looks like {looks_like}")]
+    UnknownFormat {
+        /// Up to 16 bytes in hexadecimal.
+        first_bytes: String,
+        /// What such a beginning usually is.
+        looks_like: &'static str,
+    },
+    /// A known format in a kind that is not read here.
+    #[error("{format} image is of a kind that is not supported: {why}")]
+    Unsupported {
+        /// The format.
+        format: Format,
+        /// The kind.
+        why: String,
+    },
+    /// A side longer than allowed.
+    #[error("{format} image of {width_px}x{height_px} pixels is longer than {limit_px} on a side")]
+    SideTooLong {
+        /// The format.
+        format: Format,
+        /// As the header says.
+        width_px: u32,
+        /// As the header says.
+        height_px: u32,
+        /// `max_side_px`.
+        limit_px: u32,
+    },
+    /// More pixels than allowed.
+    #[error("{format} image of {width_px}x{height_px} pixels has more than {limit} of them")]
+    TooManyPixels {
+        /// The format.
+        format: Format,
+        /// As the header says.
+        width_px: u32,
+        /// As the header says.
+        height_px: u32,
+        /// `max_pixels`.
+        limit: u64,
+    },
+    /// Decoding would take more memory than allowed.
+    #[error(
+        "{format} image of {width_px}x{height_px} pixels needs {needed_bytes} bytes to decode, \
+         more than the limit of {limit_bytes}"
+    )]
+    TooMuchMemory {
+        /// The format.
+        format: Format,
+        /// As the header says.
+        width_px: u32,
+        /// As the header says.
+        height_px: u32,
+        /// The estimate.
+        needed_bytes: u64,
+        /// `max_memory_bytes`.
+        limit_bytes: u64,
+    },
+    /// The end is missing.
+    #[error("{format} image is cut off: its end is missing ({why})")]
+    Truncated {
+        /// The format.
+        format: Format,
+        /// The decoder's words.
+        why: String,
+    },
+    /// Damaged.
+    #[error("{format} image is damaged: {why}")]
+    Corrupt {
+        /// The format.
+        format: Format,
+        /// The decoder's words.
+        why: String,
+    },
+    /// The decoder itself gave up in a way it should not.
+    #[error("{format} decoder failed on this image: {why}")]
+    DecoderPanicked {
+        /// The format.
+        format: Format,
+        /// Its last words.
+        why: String,
+    },
+}
+
+impl DecodeError {
+    /// A stable name for dead letters, metrics and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DecodeError::Empty => "image_empty",
+            DecodeError::TooLarge { .. } => "image_too_large",
+            DecodeError::UnknownFormat { .. } => "image_unknown_format",
+            DecodeError::Unsupported { .. } => "image_unsupported",
+            DecodeError::SideTooLong { .. } => "image_side_too_long",
+            DecodeError::TooManyPixels { .. } => "image_too_many_pixels",
+            DecodeError::TooMuchMemory { .. } => "image_too_much_memory",
+            DecodeError::Truncated { .. } => "image_truncated",
+            DecodeError::Corrupt { .. } => "image_corrupt",
+            DecodeError::DecoderPanicked { .. } => "image_decoder_panicked",
+        }
+    }
+
+    /// What the one who published it can do, in one sentence.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            DecodeError::Empty => "Publish the bytes of the picture; the message or the file had none.",
+            DecodeError::TooLarge { .. } => {
+                "Send a smaller or more strongly compressed picture, or raise decode.max_bytes where it is decoded."
+            }
+            DecodeError::UnknownFormat { .. } => "Convert it to JPEG, PNG, WebP, TIFF, BMP or GIF before publishing.",
+            DecodeError::Unsupported { .. } => "Save it again as a plain JPEG or PNG before publishing.",
+            DecodeError::SideTooLong { .. } => {
+                "Scale it down or publish it as tiles, or raise decode.max_side_px where it is decoded."
+            }
+            DecodeError::TooManyPixels { .. } => {
+                "Scale it down or publish it as tiles, or raise decode.max_pixels where it is decoded."
+            }
+            DecodeError::TooMuchMemory { .. } => {
+                "Scale it down or publish it as tiles, or raise decode.max_memory_bytes where it is decoded."
+            }
+            DecodeError::Truncated { .. } => {
+                "Publish it again once it is written completely; the copy or the upload stopped too early."
+            }
+            DecodeError::Corrupt { .. } => "Check the file with another viewer and publish an undamaged copy.",
+            DecodeError::DecoderPanicked { .. } => {
+                "Save it again as a plain JPEG or PNG; if it is a picture of yours that other viewers show, report it."
+            }
+        }
+    }
+
+    fn corrupt(format: Format, why: impl fmt::Display) -> Self {
+        DecodeError::Corrupt { format, why: cut(why) }
+    }
+}
+
+/// Decodes into a new buffer.
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, DecodeError> {
+    let mut pixels = Pixels::default();
+    decode_into(bytes, limits, &mut pixels)?;
+    Ok(pixels)
+}
+
+/// Decodes into a buffer used before, which saves allocating it anew for each picture.
+/// After an error the buffer's contents mean nothing.
+pub fn decode_into(bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let format = recognize(bytes, limits)?;
+    let work = AssertUnwindSafe(|| match format {
+        Format::Jpeg => jpeg(bytes, limits, pixels),
+        _ => other(format, bytes, limits, pixels),
+    });
+    // A decoder that panics has met a picture its authors did not think of: that picture fails and
+    // the thread goes on.
+    match catch_unwind(work) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            *pixels = Pixels::default();
+            Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
+        }
+    }
+}
+
+/// Format, width and height from the header alone, as stored: before any turn upright.
+pub fn dimensions(bytes: &[u8]) -> Result<(Format, u32, u32), DecodeError> {
+    let limits = DecodeLimits { max_bytes: usize::MAX, ..DecodeLimits::default() };
+    let format = recognize(bytes, &limits)?;
+    let work = || match format {
+        Format::Jpeg => {
+            let decoder = jpeg_header(bytes)?;
+            Ok((format, u32::from(decoder.width), u32::from(decoder.height)))
+        }
+        _ => {
+            let (width_px, height_px) = opened(format, bytes, &limits)?.dimensions();
+            Ok((format, width_px, height_px))
+        }
+    };
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }))
+}
+
+/// The text of a panic.
+pub(crate) fn last_words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
+}
+
+fn recognize(bytes: &[u8], limits: &DecodeLimits) -> Result<Format, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    if bytes.len() > limits.max_bytes {
+        return Err(DecodeError::TooLarge { size_bytes: bytes.len() as u64, limit_bytes: limits.max_bytes as u64 });
+    }
+    Format::of(bytes).ok_or_else(|| DecodeError::UnknownFormat {
+        first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
+        looks_like: looks_like(bytes),
+    })
+}
+
+/// The usual mistakes by name.
+fn looks_like(bytes: &[u8]) -> &'static str {
+    let has = |at: usize, what: &[u8]| bytes.get(at..at + what.len()) == Some(what);
+    let text = |bytes: &[u8]| bytes.iter().take(64).all(|byte| matches!(byte, 9 | 10 | 13 | 32..=126));
+    match () {
+        () if has(4, b"ftypavif") || has(4, b"ftypavis") => "AVIF",
+        () if has(4, b"ftyphe") || has(4, b"ftypmif1") || has(4, b"ftypmsf1") => "HEIC, the format of phones",
+        () if has(4, b"ftyp") => "a video (MP4)",
+        () if has(0, b"\xff\x0a") || has(4, b"JXL ") => "JPEG XL",
+        () if has(4, b"jP  ") => "JPEG 2000",
+        () if has(0, b"%PDF") => "a PDF document",
+        () if has(0, b"PK\x03\x04") => "a ZIP archive",
+        () if has(0, b"\x1f\x8b") => "a gzip archive",
+        () if has(0, b"RIFF") => "a sound or video (RIFF)",
+        () if has(128, b"DICM") => "DICOM",
+        () if has(0, b"\0\0\x01\0") => "an icon (ICO)",
+        () if has(0, b"{") || has(0, b"[") => "JSON",
+        () if has(0, b"<") => "HTML, XML or SVG",
+        () if text(bytes) => "text",
+        () if bytes.iter().all(|byte| *byte == 0) => "nothing but zeros",
+        () => "no picture",
+    }
+}
+
+struct JpegHeader<'a> {
+    decoder: JpegDecoder<ZCursor<&'a [u8]>>,
+    width: u16,
+    height: u16,
+    /// Bytes the decoder keeps for each pixel besides the output.
+    extra_bytes_per_pixel: f64,
+    orientation: Orientation,
+}
+
+/// Reads up to the first scan; allocates a few rows at most.
+fn jpeg_header(bytes: &[u8]) -> Result<JpegHeader<'_>, DecodeError> {
+    let options = DecoderOptions::default()
+        // Without it a picture cut in half comes out half grey and is recognized as something.
+        .set_strict_mode(true)
+        .set_max_width(MAX_JPEG_SIDE_PX)
+        .set_max_height(MAX_JPEG_SIDE_PX)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
+    let info = decoder.info().ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "no header"))?;
+    if info.width == 0 || info.height == 0 {
+        return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
+    }
+    // A progressive picture's coefficients, two bytes each, are all held until the last scan.
+    let progressive = format!("{:?}", info.sof).contains("Progressive");
+    let extra_bytes_per_pixel = if progressive { 2.0 * f64::from(info.components) } else { 0.0 };
+    let orientation = info.exif_data.as_deref().and_then(Orientation::from_exif_chunk);
+    Ok(JpegHeader {
+        decoder,
+        width: info.width,
+        height: info.height,
+        extra_bytes_per_pixel,
+        orientation: orientation.unwrap_or(Orientation::NoTransforms),
+    })
+}
+
+fn jpeg(bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let JpegHeader { mut decoder, width, height, extra_bytes_per_pixel, orientation } = jpeg_header(bytes)?;
+    let (width_px, height_px) = (u32::from(width), u32::from(height));
+    let count = u64::from(width_px) * u64::from(height_px);
+    let extra_bytes = (count as f64 * extra_bytes_per_pixel) as u64;
+    check(Format::Jpeg, width_px, height_px, extra_bytes, orientation, limits)?;
+    decoder.decode_into(pixels.room(width_px, height_px)).map_err(|error| jpeg_error(bytes, &error))?;
+    pixels.turn(orientation, Format::Jpeg)
+}
+
+fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
+    // Entropy-coded bytes never contain the end marker, so its absence near the end means that the
+    // end is missing, whatever the decoder stumbled over first.
+    let tail = bytes.get(bytes.len().saturating_sub(4096)..).unwrap_or(bytes);
+    let ended = tail.windows(2).any(|pair| pair == [0xff, 0xd9]);
+    let (format, why) = (Format::Jpeg, cut(format!("{error:?}").trim_matches('"')));
+    match error {
+        DecodeErrors::Unsupported(_) => DecodeError::Unsupported { format, why },
+        _ if !ended => DecodeError::Truncated { format, why },
+        _ => DecodeError::Corrupt { format, why },
+    }
+}
+
+fn opened<'a>(
+    format: Format,
+    bytes: &'a [u8],
+    limits: &DecodeLimits,
+) -> Result<Box<dyn ImageDecoder + 'a>, DecodeError> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format.outside());
+    let mut inner = image::Limits::no_limits();
+    inner.max_alloc = Some(limits.max_memory_bytes);
+    reader.limits(inner);
+    Ok(Box::new(reader.into_decoder().map_err(|error| image_error(format, &error))?))
+}
+
+fn other(format: Format, bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let mut decoder = opened(format, bytes, limits)?;
+    let (width_px, height_px) = decoder.dimensions();
+    if width_px == 0 || height_px == 0 {
+        return Err(DecodeError::corrupt(format, "width or height is zero"));
+    }
+    let direct = decoder.color_type() == ColorType::Rgb8;
+    let orientation = decoder.orientation().map_err(|error| image_error(format, &error))?;
+    let extra_bytes = if direct { 0 } else { decoder.total_bytes() };
+    check(format, width_px, height_px, extra_bytes, orientation, limits)?;
+    if direct {
+        let room = pixels.room(width_px, height_px);
+        decoder.read_image_boxed(room).map_err(|error| image_error(format, &error))?;
+    } else {
+        let picture = DynamicImage::from_decoder(decoder).map_err(|error| image_error(format, &error))?;
+        pixels.room(width_px, height_px).copy_from_slice(&picture.into_rgb8());
+    }
+    pixels.turn(orientation, format)
+}
+
+fn image_error(format: Format, error: &ImageError) -> DecodeError {
+    let why = cut(error);
+    let early = |error: &dyn std::error::Error| {
+        let text = error.to_string().to_ascii_lowercase();
+        text.contains("unexpected end") || text.contains("unexpected eof") || text.contains("failed to fill")
+    };
+    match error {
+        ImageError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format, why }
+        }
+        ImageError::Decoding(_) | ImageError::IoError(_) if early(error) => DecodeError::Truncated { format, why },
+        ImageError::Unsupported(_) => DecodeError::Unsupported { format, why },
+        _ => DecodeError::Corrupt { format, why },
+    }
+}
+
+/// `extra_bytes`: what the decoder keeps besides the RGB pixels.
+fn check(
+    format: Format,
+    width_px: u32,
+    height_px: u32,
+    extra_bytes: u64,
+    orientation: Orientation,
+    limits: &DecodeLimits,
+) -> Result<(), DecodeError> {
+    let limit_px = limits.max_side_px;
+    if width_px > limit_px || height_px > limit_px {
+        return Err(DecodeError::SideTooLong { format, width_px, height_px, limit_px });
+    }
+    let count = u64::from(width_px) * u64::from(height_px);
+    if count > limits.max_pixels {
+        return Err(DecodeError::TooManyPixels { format, width_px, height_px, limit: limits.max_pixels });
+    }
+    // A quarter turn needs a second picture beside the first.
+    let pictures = if orientation == Orientation::NoTransforms { 1 } else { 2 };
+    let needed_bytes = (count * 3 * pictures).saturating_add(extra_bytes);
+    let limit_bytes = limits.max_memory_bytes;
+    if needed_bytes > limit_bytes {
+        return Err(DecodeError::TooMuchMemory { format, width_px, height_px, needed_bytes, limit_bytes });
+    }
+    Ok(())
+}
+
+fn cut(why: impl fmt::Display) -> String {
+    why.to_string().chars().take(MAX_WHY_CHARS).collect()
+}

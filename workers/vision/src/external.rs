@@ -1,0 +1,112 @@
+//! External: which other files an ONNX graph keeps its weights in. Pure.
+//!
+//! Large models are exported as a graph and one or more files of weights beside it. They are part
+//! of the model: without them it does not load, with others it is another model. Only the few
+//! protobuf fields on the way to a tensor's `external_data` are read.
+
+use std::collections::BTreeSet;
+
+/// How deep graphs may nest inside `If` and `Loop` nodes. A guess, far beyond real models.
+const MAX_DEPTH: usize = 64;
+
+/// The messages of `onnx.proto` on the way, and which fields lead on.
+#[derive(Clone, Copy)]
+enum At {
+    Model,
+    Graph,
+    Node,
+    Attribute,
+    Tensor,
+    SparseTensor,
+    Function,
+    TrainingInfo,
+    Entry,
+}
+
+impl At {
+    fn field(self, number: u64) -> Option<At> {
+        match (self, number) {
+            (At::Model, 7) => Some(At::Graph),
+            (At::Model, 20) => Some(At::TrainingInfo),
+            (At::Model, 25) => Some(At::Function),
+            (At::TrainingInfo, 1 | 2) => Some(At::Graph),
+            (At::Function, 7) | (At::Graph, 1) => Some(At::Node),
+            (At::Graph, 5) => Some(At::Tensor),
+            (At::Graph, 15) => Some(At::SparseTensor),
+            (At::Node, 5) => Some(At::Attribute),
+            (At::Attribute, 5 | 10) => Some(At::Tensor),
+            (At::Attribute, 6 | 11) => Some(At::Graph),
+            (At::Attribute, 22 | 23) => Some(At::SparseTensor),
+            (At::SparseTensor, 1 | 2) => Some(At::Tensor),
+            (At::Tensor, 13) => Some(At::Entry),
+            _ => None,
+        }
+    }
+}
+
+/// The locations named by the graph's tensors, sorted, each once; or why the bytes are no graph.
+pub(crate) fn locations(model: &[u8]) -> Result<BTreeSet<String>, &'static str> {
+    let mut found = BTreeSet::new();
+    walk(model, At::Model, 0, &mut found)?;
+    Ok(found)
+}
+
+fn walk(bytes: &[u8], at: At, depth: usize, found: &mut BTreeSet<String>) -> Result<(), &'static str> {
+    if depth > MAX_DEPTH {
+        return Err("it is nested too deeply");
+    }
+    let mut rest = bytes;
+    let (mut key, mut value) = (None, None);
+    while !rest.is_empty() {
+        let (number, content) = field(&mut rest).ok_or("it is not an ONNX graph, or cut off")?;
+        let Some(content) = content else { continue };
+        match (at, number) {
+            (At::Entry, 1) => key = Some(content),
+            (At::Entry, 2) => value = Some(content),
+            _ => {
+                if let Some(next) = at.field(number) {
+                    walk(content, next, depth + 1, found)?;
+                }
+            }
+        }
+    }
+    if let (Some(b"location"), Some(value)) = (key, value) {
+        found.insert(String::from_utf8_lossy(value).into_owned());
+    }
+    Ok(())
+}
+
+/// One field: its number, and its content if that is a message or a text.
+fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Option<&'a [u8]>)> {
+    let tag = varint(rest)?;
+    let number = tag >> 3;
+    let content = match tag & 7 {
+        0 => varint(rest).map(|_| None)?,
+        1 => take(rest, 8).map(|_| None)?,
+        2 => {
+            let len = usize::try_from(varint(rest)?).ok()?;
+            Some(take(rest, len)?)
+        }
+        5 => take(rest, 4).map(|_| None)?,
+        _ => return None,
+    };
+    Some((number, content))
+}
+
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = take(rest, 1)?[0];
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(len)?;
+    *rest = tail;
+    Some(head)
+}

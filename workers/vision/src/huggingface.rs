@@ -1,0 +1,264 @@
+//! Hugging Face: an exported image classifier as it lies on the Hub in, our description out.
+//!
+//! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and
+//! `model.onnx` or `onnx/model.onnx`; input `pixel_values`, output `logits`, as its exporters name
+//! them. Refuses steps our description cannot say rather than leaving them out.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
+use schemas::model::{
+    Channels, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription, OutputDescription,
+    OutputKind, Resize,
+};
+use serde_json::Value;
+
+use crate::model::{ModelError, Parts, check, text};
+
+/// Labels and the number of channels.
+pub(crate) const CONFIG: &str = "config.json";
+/// How pixels become the input.
+pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
+/// Where exporters put the graph.
+const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
+
+/// Reads a folder.
+pub(crate) fn read(dir: &Path) -> Result<Parts, ModelError> {
+    let config = Json::read(dir.join(CONFIG))?;
+    let preprocessor = Json::read(dir.join(PREPROCESSOR))?;
+    let graph = GRAPHS.into_iter().find(|name| dir.join(name).is_file()).ok_or_else(|| ModelError::Graph {
+        path: dir.join(GRAPHS[0]),
+        why: "it is missing, and so is onnx/model.onnx; export it with `optimum-cli export onnx`".to_owned(),
+    })?;
+    let description = ModelDescription {
+        name: name(&config, dir),
+        version: MODEL_VERSION,
+        input: input(&config, &preprocessor)?,
+        output: OutputDescription { name: "logits".to_owned(), kind: OutputKind::Logits, features: None },
+        gate: GateDefaults::default(),
+    };
+    check(&description).map_err(|(key, why)| preprocessor.wrong(key, why))?;
+    let files = [CONFIG, PREPROCESSOR, graph].map(str::to_owned).to_vec();
+    Ok(Parts { description, labels: labels(&config)?, graph: graph.to_owned(), files })
+}
+
+/// A JSON file with typed questions; every answer that will not do names file, line and key.
+struct Json {
+    path: PathBuf,
+    text: String,
+    root: Value,
+}
+
+impl Json {
+    fn read(path: PathBuf) -> Result<Self, ModelError> {
+        let text = text(&path)?;
+        let root = serde_json::from_str(&text).map_err(|error| ModelError::Syntax {
+            path: path.clone(),
+            line: error.line(),
+            column: error.column(),
+            why: error.to_string(),
+        })?;
+        Ok(Self { path, text, root })
+    }
+
+    fn wrong(&self, key: &str, why: impl Into<String>) -> ModelError {
+        let quoted = format!("{:?}", key.rsplit('.').next().unwrap_or(key));
+        let before = self.text.find(&quoted).and_then(|at| self.text.get(..at)).unwrap_or("");
+        let line = before.matches('\n').count() + 1;
+        ModelError::Value { path: self.path.clone(), line, key: key.to_owned(), why: why.into() }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.root.get(key).filter(|value| !value.is_null())
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "must be true or false")),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let number = |value: &Value| value.as_f64().ok_or_else(|| self.wrong(key, "must be a number"));
+        self.get(key).map(number).transpose()
+    }
+
+    fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>, ModelError> {
+        let missing = || self.wrong(key, "is missing, though do_normalize is true; write one number a channel");
+        let value = self.get(key).ok_or_else(missing)?;
+        // One number stands for all channels.
+        if let Some(number) = value.as_f64() {
+            return Ok(vec![number as f32; count]);
+        }
+        let list = value.as_array().ok_or_else(|| self.wrong(key, "must be a list of numbers"))?;
+        let numbers: Option<Vec<f32>> = list.iter().map(|item| item.as_f64().map(|number| number as f32)).collect();
+        numbers.ok_or_else(|| self.wrong(key, "must contain nothing but numbers"))
+    }
+
+    fn pixels(&self, key: &str, value: &Value) -> Result<u32, ModelError> {
+        let whole = value.as_u64().and_then(|px| u32::try_from(px).ok());
+        whole.filter(|px| *px > 0).ok_or_else(|| self.wrong(key, "must be a whole number of pixels above zero"))
+    }
+
+    /// `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 256}`.
+    fn size(&self, key: &str) -> Result<Option<Size>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(table) = value.as_object() else { return Ok(Some(Size::Number(self.pixels(key, value)?))) };
+        match (table.get("width"), table.get("height"), table.get("shortest_edge")) {
+            (Some(width), Some(height), _) => {
+                Ok(Some(Size::Both { width_px: self.pixels(key, width)?, height_px: self.pixels(key, height)? }))
+            }
+            (_, _, Some(short)) => Ok(Some(Size::Short(self.pixels(key, short)?))),
+            _ => Err(self.wrong(key, "must have width and height, or shortest_edge")),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Size {
+    /// Older files: both sides, or the short one if a crop follows.
+    Number(u32),
+    Both {
+        width_px: u32,
+        height_px: u32,
+    },
+    Short(u32),
+}
+
+impl Size {
+    fn sides(self) -> (u32, u32) {
+        match self {
+            Size::Both { width_px, height_px } => (width_px, height_px),
+            Size::Number(px) | Size::Short(px) => (px, px),
+        }
+    }
+}
+
+fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelError> {
+    let channels = match config.number("num_channels")? {
+        None => Channels::Rgb,
+        Some(3.0) => Channels::Rgb,
+        Some(1.0) => Channels::Gray,
+        Some(other) => return Err(config.wrong("num_channels", format!("is {other}; it must be 1 or 3"))),
+    };
+    let count = channels.count();
+    let (width_px, height_px, resize, resize_px) = fit(preprocessor)?;
+    let scale = match preprocessor.flag("do_rescale", true)? {
+        true => preprocessor.number("rescale_factor")?.unwrap_or(1.0 / 255.0) as f32,
+        false => 1.0,
+    };
+    let (mut mean, std) = match preprocessor.flag("do_normalize", true)? {
+        true => (preprocessor.numbers("image_mean", count)?, preprocessor.numbers("image_std", count)?),
+        false => (vec![0.0; count], vec![1.0; count]),
+    };
+    // EfficientNet takes 1 away after scaling, before the mean.
+    if preprocessor.flag("rescale_offset", false)? {
+        mean.iter_mut().for_each(|mean| *mean += 1.0);
+    }
+    if preprocessor.flag("include_top", false)? {
+        return Err(preprocessor.wrong("include_top", "normalises twice, which is not supported; write a model.toml"));
+    }
+    Ok(InputDescription {
+        name: "pixel_values".to_owned(),
+        width_px,
+        height_px,
+        channels,
+        layout: Layout::Nchw,
+        scale,
+        mean,
+        std,
+        resize,
+        resize_px,
+        filter: filter(preprocessor)?,
+    })
+}
+
+/// Width, height, how to get there, and the short side before a crop.
+fn fit(json: &Json) -> Result<(u32, u32, Resize, Option<u32>), ModelError> {
+    let missing = |key| json.wrong(key, "is missing; write the size of the model's input");
+    let size = json.size("size")?;
+    let crop = json.flag("do_center_crop", json.get("crop_size").is_some())?;
+    if !json.flag("do_resize", true)? {
+        return Err(json.wrong("do_resize", "is false, but pictures come in every size; set it to true"));
+    }
+    let size = size.ok_or_else(|| missing("size"))?;
+    if let Some(share) = json.number("crop_pct")? {
+        return Ok(share_of(size.sides().0, share));
+    }
+    if !crop {
+        return match size {
+            Size::Short(_) => Err(json.wrong(
+                "size",
+                "has only shortest_edge and no crop follows, so the input would have no fixed size; add do_center_crop \
+                 and crop_size",
+            )),
+            _ => Ok((size.sides().0, size.sides().1, Resize::Stretch, None)),
+        };
+    }
+    let (width_px, height_px) = json.size("crop_size")?.unwrap_or(size).sides();
+    match size {
+        Size::Number(px) | Size::Short(px) => Ok((width_px, height_px, Resize::Crop, Some(px))),
+        Size::Both { .. } if size.sides() == (width_px, height_px) => Ok((width_px, height_px, Resize::Stretch, None)),
+        Size::Both { .. } => Err(json.wrong(
+            "crop_size",
+            "cuts the centre out of a stretched picture, which is not supported; use size.shortest_edge or write a \
+             model.toml",
+        )),
+    }
+}
+
+/// ConvNeXT: below 384 pixels the short side becomes `px / share` and the centre is cut out, from
+/// there on the picture is stretched.
+fn share_of(px: u32, share: f64) -> (u32, u32, Resize, Option<u32>) {
+    if px >= 384 || !(share > 0.0 && share < 1.0) {
+        return (px, px, Resize::Stretch, None);
+    }
+    (px, px, Resize::Crop, Some((f64::from(px) / share) as u32))
+}
+
+fn filter(json: &Json) -> Result<Filter, ModelError> {
+    match json.number("resample")? {
+        Some(0.0) => Ok(Filter::Nearest),
+        Some(1.0) => Ok(Filter::Lanczos),
+        None | Some(2.0) => Ok(Filter::Bilinear),
+        Some(3.0) => Ok(Filter::Bicubic),
+        Some(other) => Err(json.wrong(
+            "resample",
+            format!("is {other}; it must be 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)"),
+        )),
+    }
+}
+
+fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
+    let missing = "is missing or empty; write one label a class, as {\"0\": \"cat\", ...}";
+    let table = config.get("id2label").and_then(Value::as_object).filter(|table| !table.is_empty());
+    let table = table.ok_or_else(|| config.wrong("id2label", missing))?;
+    let mut seen = HashSet::new();
+    let mut labels = Vec::with_capacity(table.len());
+    for class in 0..table.len() {
+        let label = table.get(&class.to_string()).ok_or_else(|| {
+            config.wrong("id2label", format!("has {} labels but none for class {class}", table.len()))
+        })?;
+        let label = label.as_str().map(str::trim).filter(|label| !label.is_empty() && label.len() <= MAX_LABEL_BYTES);
+        let label = label.ok_or_else(|| {
+            config.wrong("id2label", format!("of class {class} must be a text of 1 to {MAX_LABEL_BYTES} bytes"))
+        })?;
+        // ImageNet's labels as published hold "crane" twice, the bird and the machine.
+        let unique = if seen.insert(label.to_owned()) { label.to_owned() } else { format!("{label} ({class})") };
+        labels.push(unique);
+    }
+    Ok(labels)
+}
+
+/// The published name's last part or the folder's, in our letters.
+fn name(config: &Json, dir: &Path) -> String {
+    let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
+    let published = config.get("_name_or_path").and_then(Value::as_str).map(str::to_owned);
+    let full = published.or(folder).unwrap_or_default();
+    let last = full.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_ascii_lowercase();
+    let letter = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '-' };
+    let name: String = last.chars().map(letter).take(MAX_NAME_CHARS).collect();
+    if name.is_empty() { "model".to_owned() } else { name }
+}

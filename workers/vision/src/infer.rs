@@ -1,0 +1,454 @@
+//! Infer: a bounded mailbox before a few owner threads, each with a [`Replica`] of its own.
+//!
+//! Enters: bytes, from any number of tasks. Leaves: what the model saw in them. A caller waits for
+//! room rather than piling up; an owner takes what already waits, up to the best batch, and never
+//! waits for more. Refuses nothing but what [`crate::decode`] and [`crate::session`] refuse; a
+//! picture that fails, fails alone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::decode::{DecodeError, DecodeLimits};
+use crate::model::Model;
+pub use crate::replica::Replica;
+use crate::sample;
+use crate::session::{Onnx, SessionError};
+use crate::tensor::TensorError;
+
+/// Batches that may wait for each replica: one to start with at once, one more against jitter. A
+/// guess; what waits longer belongs into the stream.
+const WAITING_BATCHES: usize = 2;
+
+/// A larger batch must cost less than this share of the single image to be worth its latency.
+const WORTH_RATIO: f64 = 0.95;
+
+/// Longest time spent measuring one batch size.
+const MEASURE_FOR: Duration = Duration::from_millis(150);
+
+/// Share of the newest batch in the running cost; a guess, about the last thirty count.
+const COST_SHARE: f64 = 1.0 / 16.0;
+
+/// How many replicas, how wide, how large a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InferSettings {
+    /// Owner threads: "auto" (one a core and `threads`) or a number from 1.
+    pub replicas: Replicas,
+    /// Threads one replica may use inside the runtime, from 1. More replicas serve more images a
+    /// second; more threads make one image faster.
+    pub threads: usize,
+    /// Most images in one run, from 1; fewer are used where more do not pay.
+    pub max_batch: usize,
+    /// What a picture may cost.
+    pub decode: DecodeLimits,
+}
+
+impl Default for InferSettings {
+    fn default() -> Self {
+        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeLimits::default() }
+    }
+}
+
+/// How many owner threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replicas {
+    /// As many as the cores allow.
+    #[default]
+    Auto,
+    /// So many, at least 1.
+    Count(usize),
+}
+
+impl Replicas {
+    /// The number, given how many threads each uses.
+    pub fn count(self, threads: usize) -> usize {
+        match self {
+            Replicas::Count(count) => count.max(1),
+            Replicas::Auto => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                (cores / threads.max(1)).max(1)
+            }
+        }
+    }
+}
+
+impl Serialize for Replicas {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Replicas::Auto => serializer.serialize_str("auto"),
+            Replicas::Count(count) => serializer.serialize_u64(*count as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Replicas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "replicas must be \"auto\" or a number from 1")]
+        enum Written {
+            Number(usize),
+            Word(String),
+        }
+        let wrong = || serde::de::Error::custom("replicas must be \"auto\" or a number from 1");
+        match Written::deserialize(deserializer)? {
+            Written::Word(word) if word == "auto" => Ok(Replicas::Auto),
+            Written::Number(count) if count > 0 => Ok(Replicas::Count(count)),
+            Written::Word(word) => word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong),
+            Written::Number(_) => Err(wrong()),
+        }
+    }
+}
+
+/// What a model saw in one picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    /// One a class; `softmax(logits / temperature)` gives the probabilities.
+    pub logits: Vec<f32>,
+    /// The features before the last layer, if the model gives them.
+    pub features: Option<Vec<f32>>,
+    /// Where the time went.
+    pub timings: SeenTimings,
+}
+
+/// Where the time of one picture went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct SeenTimings {
+    /// From the call until a replica took it up, in microseconds.
+    pub waited_us: u64,
+    /// Decoding, resizing and scaling, in microseconds.
+    pub decode_us: u64,
+    /// The run of its whole batch, in microseconds.
+    pub infer_us: u64,
+    /// Images in that batch, itself included.
+    pub batch_size: usize,
+}
+
+/// Why a picture was not recognized.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The picture's fault.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The model's or the runtime's fault.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Ours.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A room panicked on this picture; the replica goes on.
+    #[error("room {room} panicked on this image: {why}")]
+    Panicked {
+        /// Where.
+        room: &'static str,
+        /// Its last words.
+        why: String,
+    },
+    /// The threads have ended or are about to.
+    #[error("inference has stopped")]
+    Stopped,
+    /// The system gave no thread.
+    #[error("thread for a replica could not be started")]
+    NoThread {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl InferError {
+    /// A stable name for dead letters, metrics and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            InferError::Decode(error) => error.name(),
+            InferError::Session(error) => error.name(),
+            InferError::Tensor(_) => "tensor_unfit",
+            InferError::Panicked { .. } => "infer_panicked",
+            InferError::Stopped => "infer_stopped",
+            InferError::NoThread { .. } => "infer_no_thread",
+        }
+    }
+
+    /// True if another model would fail on this picture too: it is the picture that is bad.
+    pub fn is_the_images_fault(&self) -> bool {
+        matches!(self, InferError::Decode(_))
+    }
+}
+
+/// What waits in the mailbox.
+enum Mail {
+    See(Job),
+    /// Ends the one replica that takes it.
+    Stop,
+}
+
+struct Job {
+    bytes: Bytes,
+    asked: Instant,
+    reply: oneshot::Sender<Result<Seen, InferError>>,
+    /// Room in the mailbox, free again once a replica takes the job.
+    room: OwnedSemaphorePermit,
+}
+
+/// Handle to the owner threads; clones share them. They end when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Infer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    mail: Sender<Mail>,
+    room: Arc<Semaphore>,
+    owners: Mutex<Vec<JoinHandle<()>>>,
+    model: Model,
+    cost: Arc<Cost>,
+    replicas: usize,
+    batch: usize,
+}
+
+/// Running cost of one image in milliseconds, as bits.
+#[derive(Debug)]
+struct Cost(AtomicU64);
+
+impl Cost {
+    fn new(ms: f64) -> Self {
+        Self(AtomicU64::new(ms.to_bits()))
+    }
+
+    fn ms(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Two replicas at once may lose one of two updates: the mean does not mind.
+    fn learn(&self, ms: f64) {
+        let mean = self.ms() * (1.0 - COST_SHARE) + ms * COST_SHARE;
+        self.0.store(mean.to_bits(), Ordering::Relaxed);
+    }
+}
+
+impl Infer {
+    /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
+    /// async threads if others must go on meanwhile.
+    pub fn start(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Infer, InferError> {
+        let mut first = Replica::open(onnx, model, settings)?;
+        let measured = measure(&mut first)?;
+        let batch = measured.best_batch;
+        if batch < measured.largest_batch {
+            // The runtime keeps the memory of the largest batch it has seen.
+            drop(first);
+            first = Replica::open(onnx, model, settings)?;
+        }
+        let replicas = settings.replicas.count(settings.threads);
+        let (mail, waiting) = crossbeam_channel::unbounded();
+        let infer = Infer(Arc::new(Shared {
+            mail,
+            room: Arc::new(Semaphore::new(replicas * batch * WAITING_BATCHES)),
+            owners: Mutex::default(),
+            model: model.clone(),
+            cost: Arc::new(Cost::new(measured.best_ms())),
+            replicas,
+            batch,
+        }));
+        let mut next = Some(first);
+        for number in 0..replicas {
+            let mut replica = match next.take() {
+                Some(first) => first,
+                None => Replica::open(onnx, model, settings)?,
+            };
+            replica.warm(batch)?;
+            infer.own(replica, number, waiting.clone())?;
+        }
+        tracing::info!(
+            model = model.description.name,
+            release = model.release.short(),
+            replicas,
+            batch_size = batch,
+            cost_ms = measured.best_ms(),
+            "inference started"
+        );
+        Ok(infer)
+    }
+
+    fn own(&self, replica: Replica, number: usize, waiting: Receiver<Mail>) -> Result<(), InferError> {
+        let owner = Owner { replica, waiting, batch: self.0.batch, cost: self.0.cost.clone() };
+        let thread = Builder::new().name(format!("replica-{number}")).spawn(move || owner.serve());
+        let thread = thread.map_err(|source| InferError::NoThread { source })?;
+        self.0.owners.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
+    /// Recognizes one picture; waits for room first. Dropping the future gives the work up if no
+    /// replica has taken it yet.
+    pub async fn scores(&self, bytes: Bytes) -> Result<Seen, InferError> {
+        let asked = Instant::now();
+        let room = self.0.room.clone().acquire_owned().await.map_err(|_| InferError::Stopped)?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { bytes, asked, reply, room };
+        self.0.mail.send(Mail::See(job)).map_err(|_| InferError::Stopped)?;
+        answer.await.map_err(|_| InferError::Stopped)?
+    }
+
+    /// Pictures that wait in the mailbox; those in work and those that wait for room not counted.
+    pub fn queued(&self) -> usize {
+        self.0.mail.len()
+    }
+
+    /// What one image costs one replica, in milliseconds: measured at the start, then a running
+    /// mean over the images seen.
+    pub fn cost_ms(&self) -> f64 {
+        self.0.cost.ms()
+    }
+
+    /// How many owner threads there are.
+    pub fn replicas(&self) -> usize {
+        self.0.replicas
+    }
+
+    /// Most images in one run: the best batch found at the start.
+    pub fn batch(&self) -> usize {
+        self.0.batch
+    }
+
+    /// The model in use.
+    pub fn model(&self) -> &Model {
+        &self.0.model
+    }
+
+    /// Takes no more, finishes what waits and joins the threads; other handles get
+    /// [`InferError::Stopped`] from now on.
+    pub async fn stop(self) {
+        self.0.room.close();
+        for _ in 0..self.0.replicas {
+            // Fails only if the threads are gone already.
+            let _ = self.0.mail.send(Mail::Stop);
+        }
+        let owners = std::mem::take(&mut *self.0.owners.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = tokio::task::spawn_blocking(move || {
+            for owner in owners {
+                let _ = owner.join();
+            }
+        });
+        let _ = joined.await;
+    }
+}
+
+/// One thread's work.
+struct Owner {
+    replica: Replica,
+    waiting: Receiver<Mail>,
+    batch: usize,
+    cost: Arc<Cost>,
+}
+
+impl Owner {
+    fn serve(mut self) {
+        let mut jobs = Vec::with_capacity(self.batch);
+        let mut stopping = false;
+        while !stopping {
+            match self.waiting.recv() {
+                Ok(Mail::See(job)) => jobs.push(job),
+                Ok(Mail::Stop) | Err(_) => return,
+            }
+            while jobs.len() < self.batch && !stopping {
+                match self.waiting.try_recv() {
+                    Ok(Mail::See(job)) => jobs.push(job),
+                    Ok(Mail::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
+                    Err(TryRecvError::Empty) => break,
+                }
+            }
+            self.answer(&mut jobs);
+        }
+    }
+
+    fn answer(&mut self, jobs: &mut Vec<Job>) {
+        let taken = Instant::now();
+        // Whoever asked may have gone.
+        jobs.retain(|job| !job.reply.is_closed());
+        let mut waiting = Vec::with_capacity(jobs.len());
+        let mut images = Vec::with_capacity(jobs.len());
+        for Job { bytes, asked, reply, room } in jobs.drain(..) {
+            drop(room);
+            waiting.push((taken.saturating_duration_since(asked), reply));
+            images.push(bytes);
+        }
+        if images.is_empty() {
+            return;
+        }
+        let slices: Vec<&[u8]> = images.iter().map(AsRef::as_ref).collect();
+        let outcomes = self.replica.see_batch(&slices);
+        self.cost.learn(taken.elapsed().as_secs_f64() * 1e3 / images.len() as f64);
+        for ((waited, reply), mut outcome) in waiting.into_iter().zip(outcomes) {
+            if let Ok(seen) = &mut outcome {
+                seen.timings.waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+            }
+            // Fails only if whoever asked has gone.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// What batches cost one replica: `a * n + b` milliseconds for `n` images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    /// One image alone, in milliseconds.
+    pub single_ms: f64,
+    /// The largest batch tried.
+    pub largest_batch: usize,
+    /// That batch, in milliseconds.
+    pub largest_ms: f64,
+    /// Images in one run that cost least, each.
+    pub best_batch: usize,
+}
+
+impl Measured {
+    fn of(single_ms: f64, largest_batch: usize, largest_ms: f64) -> Self {
+        let worth = largest_ms / largest_batch as f64 <= single_ms * WORTH_RATIO;
+        let best_batch = if worth { largest_batch } else { 1 };
+        Self { single_ms, largest_batch, largest_ms, best_batch }
+    }
+
+    /// One image in the best batch, in milliseconds.
+    pub fn best_ms(&self) -> f64 {
+        if self.best_batch == 1 { self.single_ms } else { self.largest_ms / self.best_batch as f64 }
+    }
+
+    /// `a`: what each further image adds, in milliseconds.
+    pub fn each_ms(&self) -> f64 {
+        match self.largest_batch {
+            1 => self.single_ms,
+            n => (self.largest_ms - self.single_ms) / (n - 1) as f64,
+        }
+    }
+
+    /// `b`: what a run costs whatever is in it, in milliseconds.
+    pub fn fixed_ms(&self) -> f64 {
+        self.single_ms - self.each_ms()
+    }
+}
+
+/// Runs a generated picture alone and in the largest batch.
+pub(crate) fn measure(replica: &mut Replica) -> Result<Measured, InferError> {
+    let sample = sample::jpeg();
+    let largest = replica.max_batch();
+    let single_ms = typical_ms(replica, &sample, 1)?;
+    let largest_ms = if largest == 1 { single_ms } else { typical_ms(replica, &sample, largest)? };
+    Ok(Measured::of(single_ms, largest, largest_ms))
+}
+
+/// The median after one run that is not counted: what else the machine does at this moment makes
+/// single runs slower, never faster.
+fn typical_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64, InferError> {
+    replica.time_ms(sample, images)?;
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 3 || (times.len() < 15 && started.elapsed() < MEASURE_FOR) {
+        times.push(replica.time_ms(sample, images)?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,31 @@
+//! From image bytes to class scores.
+//!
+//! Enters: bytes as published, and a folder with a model. Leaves: one row of logits an image.
+//! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
+//! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
+//! puts images together into batches. [`model`] reads what the model expects, [`huggingface`] the
+//! same from an export of the Hub; [`scores`] turns logits into probabilities, [`tile`] cuts a scan
+//! into pictures, [`check`] tries a model before it is used.
+//!
+//! Deliberately absent: messages and streams, thresholds, training.
+
+pub mod check;
+pub mod decode;
+mod external;
+mod huggingface;
+pub mod infer;
+pub mod model;
+mod replica;
+mod sample;
+pub mod scores;
+pub mod session;
+pub mod tensor;
+pub mod tile;
+
+pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
+pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
+pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
+pub use model::{Model, ModelError};
+pub use scores::{softmax, top};
+pub use session::{Onnx, Outputs, Session, SessionError};
+pub use tile::{TileError, TileImage, Tiles, split};

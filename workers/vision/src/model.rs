@@ -1,0 +1,407 @@
+//! Model: a folder on disk in, a checked description with its labels and digest out.
+//!
+//! Two kinds of folder: our own (`model.toml`, `graph.onnx`, `labels.txt`) and a Hugging Face
+//! export as it is ([`crate::huggingface`]). Refuses whatever contradicts itself and says in which
+//! file, line and key, and what to write instead. Whether the graph fits is seen by
+//! [`crate::session`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use schemas::ReleaseId;
+use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
+use schemas::model::{MODEL_VERSION, ModelDescription, Resize};
+use sha2::{Digest, Sha256};
+
+use crate::{external, huggingface};
+
+/// Our own description.
+const DESCRIPTION: &str = "model.toml";
+/// Our own graph.
+const GRAPH: &str = "graph.onnx";
+/// Our own labels, one a line, in the order of the output.
+const LABELS: &str = "labels.txt";
+
+/// Longest side of an input, in pixels.
+pub(crate) const MAX_INPUT_PX: u32 = 4096;
+
+/// A model, checked, not yet loaded into a runtime.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// What it expects and says.
+    pub description: ModelDescription,
+    /// One a class, in the order of the output.
+    pub labels: Vec<String>,
+    /// The ONNX file.
+    pub graph: PathBuf,
+    /// Digest of all its files: (name, size, content) in the order of the names.
+    pub release: ReleaseId,
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// Every file that belongs to it, relative to the folder, sorted.
+    pub files: Vec<String>,
+}
+
+/// Why a folder is no model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Neither of our kind nor of Hugging Face's.
+    #[error("model folder {folder} {why}", folder = folder.display())]
+    NoModel {
+        /// The folder.
+        folder: PathBuf,
+        /// What is missing and what to do.
+        why: String,
+    },
+    /// A file that cannot be read.
+    #[error("model file {path} cannot be read", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that cannot be understood: bad syntax, a key missing, unknown or of the wrong type.
+    #[error("model file {path}, line {line}, column {column}: {why}", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// The parser's words.
+        why: String,
+    },
+    /// A value out of range.
+    #[error("model file {path}, line {line}: {key} {why}", path = path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The key, with dots.
+        key: String,
+        /// What is wrong with it and what would be right.
+        why: String,
+    },
+    /// A label that will not do.
+    #[error("model file {path}, line {line}: label {why}", path = path.display())]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it and what would be right.
+        why: String,
+    },
+    /// A graph that is none, or that keeps its weights where they cannot be.
+    #[error("graph {path} cannot be used: {why}", path = path.display())]
+    Graph {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what would be right.
+        why: String,
+    },
+}
+
+impl ModelError {
+    /// A stable name for logs and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ModelError::NoModel { .. } => "model_missing",
+            ModelError::Unreadable { .. } => "model_unreadable",
+            ModelError::Syntax { .. } => "model_syntax",
+            ModelError::Value { .. } => "model_value",
+            ModelError::Label { .. } => "model_label",
+            ModelError::Graph { .. } => "model_graph",
+        }
+    }
+}
+
+/// What the two kinds of folder have in common.
+pub(crate) struct Parts {
+    pub(crate) description: ModelDescription,
+    pub(crate) labels: Vec<String>,
+    /// Relative to the folder, as all of `files`.
+    pub(crate) graph: String,
+    pub(crate) files: Vec<String>,
+}
+
+impl Model {
+    /// Reads and checks a folder; hashes its files.
+    pub fn load(dir: &Path) -> Result<Model, ModelError> {
+        let parts = match kind(dir)? {
+            Kind::Ours => ours(dir)?,
+            Kind::HuggingFace => huggingface::read(dir)?,
+        };
+        let Parts { description, labels, graph, mut files } = parts;
+        files.extend(weights(dir, &graph)?);
+        files.sort_unstable();
+        files.dedup();
+        let release = digest(dir, &files)?;
+        Ok(Model { description, labels, graph: dir.join(graph), release, folder: dir.to_owned(), files })
+    }
+
+    /// Size of all its files together, in bytes.
+    pub fn size_bytes(&self) -> Result<u64, ModelError> {
+        let size = |name: &String| {
+            let path = self.folder.join(name);
+            let size = path.metadata().map(|metadata| metadata.len());
+            size.map_err(|source| ModelError::Unreadable { path, source })
+        };
+        self.files.iter().map(size).sum()
+    }
+
+    /// The file to mend when the description is wrong, for messages.
+    pub(crate) fn description_file(&self) -> String {
+        let name = if self.is_ours() { DESCRIPTION } else { huggingface::PREPROCESSOR };
+        self.folder.join(name).display().to_string()
+    }
+
+    /// The file to mend when the labels are wrong, for messages.
+    pub(crate) fn labels_file(&self) -> String {
+        let name = if self.is_ours() { LABELS } else { huggingface::CONFIG };
+        self.folder.join(name).display().to_string()
+    }
+
+    fn is_ours(&self) -> bool {
+        self.files.iter().any(|file| file == DESCRIPTION)
+    }
+}
+
+enum Kind {
+    Ours,
+    HuggingFace,
+}
+
+fn kind(dir: &Path) -> Result<Kind, ModelError> {
+    let none = |why: String| Err(ModelError::NoModel { folder: dir.to_owned(), why });
+    if !dir.exists() {
+        return none("does not exist; name the folder that holds model.toml".to_owned());
+    }
+    if !dir.is_dir() {
+        return none("is a file; name the folder it lies in".to_owned());
+    }
+    if dir.join(DESCRIPTION).exists() {
+        return Ok(Kind::Ours);
+    }
+    match huggingface::CONFIG {
+        config if dir.join(config).exists() => Ok(Kind::HuggingFace),
+        _ => none(format!(
+            "holds no {DESCRIPTION}; write one beside {GRAPH} and {LABELS}, or name a Hugging Face export \
+             with model.onnx, {} and {}",
+            huggingface::CONFIG,
+            huggingface::PREPROCESSOR
+        )),
+    }
+}
+
+fn ours(dir: &Path) -> Result<Parts, ModelError> {
+    let path = dir.join(DESCRIPTION);
+    let text = text(&path)?;
+    let description: ModelDescription = toml::from_str(&text).map_err(|error| {
+        let (line, column) = position(&text, error.span().unwrap_or(0..0));
+        ModelError::Syntax { path: path.clone(), line, column, why: error.message().to_owned() }
+    })?;
+    let at = |key: &str| toml_line(&text, key);
+    check(&description).map_err(|(key, why)| ModelError::Value {
+        path: path.clone(),
+        line: at(key),
+        key: key.to_owned(),
+        why,
+    })?;
+    if !dir.join(GRAPH).is_file() {
+        let why = "it is missing; put the exported model there".to_owned();
+        return Err(ModelError::Graph { path: dir.join(GRAPH), why });
+    }
+    let labels = labels(&dir.join(LABELS))?;
+    if let Some(unknown) = description.gate.labels.keys().find(|label| !labels.contains(label)) {
+        let key = format!("gate.labels.{unknown}");
+        let why = format!("is not a label; take one from {LABELS}");
+        return Err(ModelError::Value { path, line: at("gate.labels"), key, why });
+    }
+    let files = [DESCRIPTION, LABELS, GRAPH].map(str::to_owned).to_vec();
+    Ok(Parts { description, labels, graph: GRAPH.to_owned(), files })
+}
+
+/// The first value that is out of range: its key, and what is wrong with it.
+pub(crate) fn check(description: &ModelDescription) -> Result<(), (&'static str, String)> {
+    let wrong = |key: &'static str, why: String| Err((key, why));
+    if description.version != MODEL_VERSION {
+        return wrong("version", format!("is {}; this program reads version {MODEL_VERSION}", description.version));
+    }
+    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let name = &description.name;
+    if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.chars().all(legal) {
+        return wrong("name", format!("{name:?} must be 1 to {MAX_NAME_CHARS} of the characters a-z 0-9 - _"));
+    }
+    input(description)?;
+    if description.output.name.is_empty() {
+        return wrong("output.name", "is empty; write the name of the graph's output".to_owned());
+    }
+    gate(description)
+}
+
+fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
+    let wrong = |key: &'static str, why: String| Err((key, why));
+    let input = &description.input;
+    if input.name.is_empty() {
+        return wrong("input.name", "is empty; write the name of the graph's input".to_owned());
+    }
+    for (key, size) in [("input.width_px", input.width_px), ("input.height_px", input.height_px)] {
+        if !(1..=MAX_INPUT_PX).contains(&size) {
+            return wrong(key, format!("is {size}; it must be 1 to {MAX_INPUT_PX}"));
+        }
+    }
+    if !input.scale.is_finite() || input.scale == 0.0 {
+        return wrong("input.scale", format!("is {}; it must be a number other than zero", input.scale));
+    }
+    let count = input.channels.count();
+    for (key, numbers) in [("input.mean", &input.mean), ("input.std", &input.std)] {
+        if numbers.len() != count {
+            let given = numbers.len();
+            return wrong(key, format!("has {given} numbers; the input has {count} channels, so it must have {count}"));
+        }
+        if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
+            return wrong(key, format!("contains {number}; it must be a number"));
+        }
+    }
+    if input.std.contains(&0.0) {
+        return wrong("input.std", "contains zero, and it divides; write 1.0 to leave a channel alone".to_owned());
+    }
+    match (input.resize, input.resize_px) {
+        (Resize::Crop, Some(px)) => {
+            let least = input.width_px.max(input.height_px);
+            if !(least..=2 * MAX_INPUT_PX).contains(&px) {
+                let most = 2 * MAX_INPUT_PX;
+                return wrong("input.resize_px", format!("is {px}; it must be {least} (the input) to {most}"));
+            }
+        }
+        (Resize::Stretch | Resize::Pad, Some(_)) => {
+            return wrong("input.resize_px", "belongs to resize = \"crop\" only; remove one of them".to_owned());
+        }
+        (_, None) => {}
+    }
+    Ok(())
+}
+
+fn gate(description: &ModelDescription) -> Result<(), (&'static str, String)> {
+    let gate = &description.gate;
+    if let Some(temperature) = gate.temperature.filter(|t| !(t.is_finite() && *t > 0.0)) {
+        return Err(("gate.temperature", format!("is {temperature}; it must be above zero")));
+    }
+    let ratios = [
+        ("gate.min_confidence_ratio", gate.min_confidence_ratio),
+        ("gate.min_margin_ratio", gate.min_margin_ratio),
+        ("gate.max_entropy_ratio", gate.max_entropy_ratio),
+    ];
+    let all = ratios.into_iter().filter_map(|(key, ratio)| Some((key, ratio?)));
+    let labels = gate.labels.values().map(|ratio| ("gate.labels", *ratio));
+    match all.chain(labels).find(|(_, ratio)| !(0.0..=1.0).contains(ratio)) {
+        Some((key, ratio)) => Err((key, format!("is {ratio}; it must be 0 to 1"))),
+        None => Ok(()),
+    }
+}
+
+fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
+    let text = text(path)?;
+    let mut lines: Vec<&str> = text.trim_start_matches('\u{feff}').lines().collect();
+    while lines.last().is_some_and(|line| line.trim().is_empty()) {
+        lines.pop();
+    }
+    let wrong = |line: usize, why: String| Err(ModelError::Label { path: path.to_owned(), line, why });
+    if lines.is_empty() {
+        return wrong(
+            1,
+            "is missing: the file is empty; write one label a line, in the order of the output".to_owned(),
+        );
+    }
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for (index, label) in lines.iter().map(|line| line.trim()).enumerate() {
+        let line = index + 1;
+        if label.is_empty() {
+            return wrong(line, "is empty; write one label a line, without empty lines between them".to_owned());
+        }
+        if label.len() > MAX_LABEL_BYTES {
+            return wrong(line, format!("has {} bytes; at most {MAX_LABEL_BYTES} are allowed", label.len()));
+        }
+        if let Some(before) = seen.insert(label, line) {
+            return wrong(line, format!("{label:?} stands on line {before} too; make each label unique"));
+        }
+    }
+    Ok(lines.into_iter().map(|line| line.trim().to_owned()).collect())
+}
+
+/// The files of weights the graph names; each must lie in the graph's own folder or below.
+fn weights(dir: &Path, graph: &str) -> Result<Vec<String>, ModelError> {
+    let path = dir.join(graph);
+    let wrong = |why: String| ModelError::Graph { path: path.clone(), why };
+    let bytes = std::fs::read(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?;
+    let named: BTreeSet<String> =
+        external::locations(&bytes).map_err(|why| wrong(format!("{why}; export it again")))?;
+    let beside = Path::new(graph).parent().unwrap_or(Path::new(""));
+    let mut files = Vec::new();
+    for name in named {
+        let inside = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if !inside || name.is_empty() {
+            return Err(wrong(format!("it keeps weights in {name:?}, outside its folder; export it again")));
+        }
+        let relative = beside.join(&name);
+        if !dir.join(&relative).is_file() {
+            return Err(wrong(format!("it keeps weights in {name:?}, which is missing; put it beside the graph")));
+        }
+        files.push(relative.to_string_lossy().replace('\\', "/"));
+    }
+    Ok(files)
+}
+
+/// SHA-256 over (name, 0, size as 8 little-endian bytes, content) of each file.
+fn digest(dir: &Path, files: &[String]) -> Result<ReleaseId, ModelError> {
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 64 * 1024];
+    for name in files {
+        let path = dir.join(name);
+        let unreadable = |source| ModelError::Unreadable { path: path.clone(), source };
+        let mut file = File::open(&path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        hash.update(size.to_le_bytes());
+        loop {
+            match file.read(&mut piece).map_err(unreadable)? {
+                0 => break,
+                read => hash.update(&piece[..read]),
+            }
+        }
+    }
+    Ok(ReleaseId::from_sha256(hash.finalize().into()))
+}
+
+pub(crate) fn text(path: &Path) -> Result<String, ModelError> {
+    std::fs::read_to_string(path).map_err(|source| ModelError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Line and column of a span's start, both from 1.
+pub(crate) fn position(text: &str, span: Range<usize>) -> (usize, usize) {
+    let before = text.get(..span.start).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The line of a dotted key, or of the nearest table above it that is there.
+fn toml_line(text: &str, key: &str) -> usize {
+    let Ok(root) = toml::de::DeTable::parse(text) else { return 1 };
+    let mut span = 0..0;
+    let mut table = Some(root.get_ref());
+    for part in key.split('.') {
+        let Some((name, value)) = table.and_then(|table| table.get_key_value(part)) else { break };
+        span = name.span();
+        table = value.get_ref().as_table();
+    }
+    position(text, span).0
+}

@@ -1,0 +1,161 @@
+//! Replica: one session with its buffers; decodes, prepares and infers on the thread that holds it.
+//!
+//! Enters: one picture or a batch of them. Leaves: what was seen, in the same order. A picture is
+//! written straight into its row of a reused batch, so nothing of its size is allocated for it.
+//! A picture that fails, fails alone. A panic in a codec or in the runtime becomes an error.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use schemas::model::InputDescription;
+
+use crate::decode::{DecodeLimits, Pixels, decode_into, last_words};
+use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
+use crate::model::Model;
+use crate::sample;
+use crate::session::{Onnx, Outputs, Session};
+use crate::tensor::{self, Scratch};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Replica {
+    session: Session,
+    input: InputDescription,
+    limits: DecodeLimits,
+    pixels: Pixels,
+    scratch: Scratch,
+    batch: Vec<f32>,
+    row_len: usize,
+    max_batch: usize,
+}
+
+impl Replica {
+    /// Opens a session of its own.
+    pub fn open(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Replica, InferError> {
+        let session = Session::open(onnx, model, settings.threads)?;
+        Ok(Replica {
+            max_batch: settings.max_batch.max(1).min(session.max_batch().unwrap_or(usize::MAX)),
+            session,
+            input: model.description.input.clone(),
+            limits: settings.decode.clone(),
+            pixels: Pixels::default(),
+            scratch: Scratch::default(),
+            batch: Vec::new(),
+            row_len: tensor::len(&model.description.input),
+        })
+    }
+
+    /// Most pictures at once: the setting's or the graph's limit.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    /// Most pictures the graph takes at once; `None` if it does not mind.
+    pub fn graph_batch(&self) -> Option<usize> {
+        self.session.max_batch()
+    }
+
+    /// Recognizes one picture.
+    pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
+        let decode_us = self.prepare(0, bytes)?;
+        let started = Instant::now();
+        let outputs = self.run(0, 1)?;
+        let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
+        Ok(Seen { logits: outputs.logits, features: outputs.features, timings })
+    }
+
+    /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
+    pub fn see_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+        images.chunks(self.max_batch).flat_map(|chunk| self.see_chunk(chunk)).collect()
+    }
+
+    fn see_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+        if let [image] = images {
+            return vec![self.see(image)];
+        }
+        let mut rows = 0;
+        let prepared: Vec<Result<(usize, u64), InferError>> = images
+            .iter()
+            .map(|image| {
+                let decode_us = self.prepare(rows, image)?;
+                rows += 1;
+                Ok((rows - 1, decode_us))
+            })
+            .collect();
+        let started = Instant::now();
+        let together = if rows == 0 { None } else { self.run(0, rows).ok() };
+        let infer_us = micros(started);
+        let outcome = |(row, decode_us): (usize, u64)| match &together {
+            Some(outputs) => {
+                let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
+                let logits = part(&outputs.logits, row, rows);
+                let features = outputs.features.as_ref().map(|features| part(features, row, rows));
+                Ok(Seen { logits, features, timings })
+            }
+            // One of them broke the run: each alone, so that the others do not pay for it.
+            None => {
+                let started = Instant::now();
+                let outputs = self.run(row, 1)?;
+                let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
+                Ok(Seen { logits: outputs.logits, features: outputs.features, timings })
+            }
+        };
+        let mut outcome = outcome;
+        prepared.into_iter().map(|prepared| prepared.and_then(&mut outcome)).collect()
+    }
+
+    /// Runs the generated picture in a batch of `images`; the time of the whole batch in
+    /// milliseconds, decoding included.
+    pub(crate) fn time_ms(&mut self, sample: &[u8], images: usize) -> Result<f64, InferError> {
+        // The operator's limits may be tighter than our own picture.
+        let limits = std::mem::take(&mut self.limits);
+        let started = Instant::now();
+        let outcome = (0..images).try_for_each(|row| self.prepare(row, sample).map(|_| ()));
+        let outcome = outcome.and_then(|()| self.run(0, images));
+        self.limits = limits;
+        outcome.map(|_| started.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Makes the runtime allocate what it needs, so that the first picture is as fast as the rest.
+    pub(crate) fn warm(&mut self, images: usize) -> Result<(), InferError> {
+        self.time_ms(&sample::jpeg(), images).map(|_| ())
+    }
+
+    /// Decodes into row `row`; returns the microseconds it took.
+    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<u64, InferError> {
+        let started = Instant::now();
+        decode_into(bytes, &self.limits, &mut self.pixels)?;
+        let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
+        if self.batch.len() < to {
+            self.batch.resize(to, 0.0);
+        }
+        let out = &mut self.batch[from..to];
+        let work = AssertUnwindSafe(|| tensor::write(&self.pixels, &self.input, &mut self.scratch, out));
+        match catch_unwind(work) {
+            Ok(outcome) => outcome?,
+            Err(panic) => {
+                self.scratch = Scratch::default();
+                return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
+            }
+        }
+        Ok(micros(started))
+    }
+
+    fn run(&mut self, row: usize, images: usize) -> Result<Outputs, InferError> {
+        let batch = &self.batch[row * self.row_len..(row + images) * self.row_len];
+        let work = AssertUnwindSafe(|| self.session.run(batch, images));
+        match catch_unwind(work) {
+            Ok(outcome) => Ok(outcome?),
+            Err(panic) => Err(InferError::Panicked { room: "infer", why: last_words(panic.as_ref()) }),
+        }
+    }
+}
+
+fn part(numbers: &[f32], row: usize, rows: usize) -> Vec<f32> {
+    let len = numbers.len() / rows;
+    numbers[row * len..(row + 1) * len].to_vec()
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,505 @@
+//! Session: a model inside ONNX Runtime; the only file that names ort.
+//!
+//! Enters: a [`Model`] and a batch of tensors. Leaves: one row of logits an image.
+//! Refuses: a runtime that is missing or too old, a graph that contradicts its description or its
+//! labels, and numbers that are not finite. The library is found at run time, never linked.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use ort::environment::Environment;
+use ort::session::{OutputSelector, RunOptions, Session as OrtSession};
+use ort::value::{Outlet, TensorElementType, TensorRef};
+use schemas::model::{Layout, ModelDescription, OutputKind};
+
+use crate::model::Model;
+use crate::tensor;
+
+/// Oldest ONNX Runtime that will do: ort's feature `api-22` asks for it.
+pub const OLDEST_RUNTIME: &str = "1.22";
+
+/// The release `make setup` puts into the cache.
+const CACHED_RUNTIME: &str = "onnxruntime-1.31.1";
+
+/// Probabilities below this are taken for it before the logarithm.
+const SMALLEST_PROBABILITY: f32 = 1e-12;
+
+#[cfg(target_os = "macos")]
+const LIBRARY_NAMES: &[&str] = &["libonnxruntime.dylib"];
+#[cfg(not(target_os = "macos"))]
+const LIBRARY_NAMES: &[&str] = &["libonnxruntime.so", "libonnxruntime.so.1"];
+
+/// Why a session could not be opened or run.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No library anywhere.
+    #[error(
+        "ONNX Runtime was not found; run `make setup`, or set TRIBUTARY_ONNXRUNTIME to libonnxruntime; looked at: {}",
+        listed(looked_at)
+    )]
+    RuntimeMissing {
+        /// Every place looked at, in order.
+        looked_at: Vec<PathBuf>,
+    },
+    /// A file that is not ONNX Runtime, named by a setting or found in the cache.
+    #[error("ONNX Runtime {path} given by {given_by} cannot be used: {why}; run `make setup` or name another library", path = path.display())]
+    RuntimeUnusable {
+        /// The file.
+        path: PathBuf,
+        /// The setting, variable or folder that led there.
+        given_by: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The runtime would not start.
+    #[error("ONNX Runtime {path} did not start: {why}", path = path.display())]
+    RuntimeBroken {
+        /// The library.
+        path: PathBuf,
+        /// Its words.
+        why: String,
+    },
+    /// The runtime refuses the graph.
+    #[error("graph {graph} cannot be loaded: {why}", graph = graph.display())]
+    GraphUnusable {
+        /// The file.
+        graph: PathBuf,
+        /// The runtime's words.
+        why: String,
+    },
+    /// The graph and its description say different things.
+    #[error("graph {graph} does not fit its description: {why}; {remedy}", graph = graph.display())]
+    Mismatch {
+        /// The file.
+        graph: PathBuf,
+        /// Both sides of the contradiction.
+        why: String,
+        /// Which file to mend, and how.
+        remedy: String,
+    },
+    /// The batch given is not what the session can take.
+    #[error(
+        "batch of {images} images with {actual_len} numbers does not fit: {expected_len} expected, at most {max_images} images"
+    )]
+    WrongBatch {
+        /// Images claimed.
+        images: usize,
+        /// Numbers given.
+        actual_len: usize,
+        /// Numbers expected.
+        expected_len: usize,
+        /// Most images the graph takes at once.
+        max_images: usize,
+    },
+    /// The runtime failed while running.
+    #[error("graph {graph} failed to run: {why}", graph = graph.display())]
+    RunFailed {
+        /// The file.
+        graph: PathBuf,
+        /// The runtime's words.
+        why: String,
+    },
+    /// A score that is no number.
+    #[error("graph {graph} gave a score that is not finite for image {row} of the batch; the model is broken or this input is beyond it", graph = graph.display())]
+    NotFinite {
+        /// The file.
+        graph: PathBuf,
+        /// Which image of the batch, from 0.
+        row: usize,
+    },
+}
+
+impl SessionError {
+    /// A stable name for logs and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            SessionError::RuntimeMissing { .. } => "runtime_missing",
+            SessionError::RuntimeUnusable { .. } => "runtime_unusable",
+            SessionError::RuntimeBroken { .. } => "runtime_broken",
+            SessionError::GraphUnusable { .. } => "graph_unusable",
+            SessionError::Mismatch { .. } => "graph_mismatch",
+            SessionError::WrongBatch { .. } => "batch_mismatch",
+            SessionError::RunFailed { .. } => "run_failed",
+            SessionError::NotFinite { .. } => "score_not_finite",
+        }
+    }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The runtime, loaded. One a process: later calls return the first.
+#[derive(Debug, Clone)]
+pub struct Onnx {
+    environment: Environment,
+    library: PathBuf,
+    version: String,
+}
+
+static LOADED: OnceLock<Onnx> = OnceLock::new();
+static LOADING: Mutex<()> = Mutex::new(());
+
+impl Onnx {
+    /// Looks for the library and starts it. Order: `setting`, the variables TRIBUTARY_ONNXRUNTIME
+    /// and ORT_DYLIB_PATH, the system's library folders, the cache filled by `make setup`. One
+    /// named explicitly must do; one of the system's that will not is passed over with a warning.
+    pub fn find_and_load(setting: Option<&Path>) -> Result<Onnx, SessionError> {
+        let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = LOADED.get() {
+            return Ok(loaded.clone());
+        }
+        let onnx = Self::first_usable(candidates(setting, &|name| std::env::var_os(name)))?;
+        Ok(LOADED.get_or_init(|| onnx).clone())
+    }
+
+    fn first_usable(candidates: Vec<Candidate>) -> Result<Onnx, SessionError> {
+        let mut looked_at = Vec::new();
+        for Candidate { path, given_by, explicit } in candidates {
+            if !explicit && !path.exists() {
+                looked_at.push(path);
+                continue;
+            }
+            match Self::load(&path, given_by) {
+                Ok(onnx) => {
+                    tracing::info!(library = %onnx.library.display(), version = onnx.version, "onnx runtime loaded");
+                    return Ok(onnx);
+                }
+                Err(SessionError::RuntimeUnusable { path, why, .. }) if !explicit => {
+                    tracing::warn!(library = %path.display(), fault = why, "onnx runtime passed over");
+                    looked_at.push(path);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(SessionError::RuntimeMissing { looked_at })
+    }
+
+    fn load(path: &Path, given_by: &'static str) -> Result<Onnx, SessionError> {
+        let unusable = |why: String| SessionError::RuntimeUnusable { path: path.to_owned(), given_by, why };
+        // A relative path would be looked for beside the executable first.
+        let library = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
+        if !library.is_file() {
+            return Err(unusable("it is not a file".to_owned()));
+        }
+        let builder = ort::init_from(&library).map_err(|error| unusable(load_why(&error)))?;
+        let broken = |error: ort::Error| SessionError::RuntimeBroken { path: library.clone(), why: error.to_string() };
+        let environment = builder.with_name("tributary").with_telemetry(false).build().map_err(broken)?;
+        environment.set_log_level(ort::logging::LogLevel::Error);
+        Ok(Onnx { environment, version: runtime_version(), library })
+    }
+
+    /// The library in use.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// Its version, as it says itself.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+}
+
+fn load_why(error: &ort::LoadDynamicError) -> String {
+    use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
+    match error {
+        Dlopen { error, .. } => format!("it is not a library this system can load ({error})"),
+        MissingApi { .. } => "it is a library, but not ONNX Runtime".to_owned(),
+        InvalidVersionString => "it does not tell its version".to_owned(),
+        BadVersion { version_str, .. } => format!("it is version {version_str}, {OLDEST_RUNTIME} or newer is needed"),
+    }
+}
+
+/// From "ORT Build Info: git-branch=rel-1.31.1, ...": the API has no safe call for the number.
+fn runtime_version() -> String {
+    let info = ort::info();
+    let branch = info.split(&[',', ' '][..]).find_map(|part| part.strip_prefix("git-branch=rel-"));
+    branch.unwrap_or("unknown").to_owned()
+}
+
+#[derive(Debug, PartialEq)]
+struct Candidate {
+    path: PathBuf,
+    given_by: &'static str,
+    explicit: bool,
+}
+
+fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Vec<Candidate> {
+    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let explicit = |path: PathBuf, given_by| vec![Candidate { path, given_by, explicit: true }];
+    if let Some(path) = setting {
+        return explicit(path.to_owned(), "the setting");
+    }
+    for name in ["TRIBUTARY_ONNXRUNTIME", "ORT_DYLIB_PATH"] {
+        if let Some(path) = variable(name) {
+            return explicit(path.into(), name);
+        }
+    }
+    let mut folders: Vec<(PathBuf, &'static str)> = Vec::new();
+    if let Some(paths) = variable("LD_LIBRARY_PATH") {
+        folders.extend(std::env::split_paths(&paths).map(|path| (path, "LD_LIBRARY_PATH")));
+    }
+    let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    for folder in ["/usr/local/lib", "/usr/lib", &triple, "/opt/homebrew/lib"] {
+        folders.push((folder.into(), "the system's library folders"));
+    }
+    if let Some(cache) = cache(&variable) {
+        folders.push((cache.join(CACHED_RUNTIME), "the cache"));
+    }
+    let named = |(folder, given_by): (PathBuf, &'static str)| {
+        LIBRARY_NAMES.iter().map(move |name| Candidate { path: folder.join(name), given_by, explicit: false })
+    };
+    folders.into_iter().filter(|(folder, _)| !folder.as_os_str().is_empty()).flat_map(named).collect()
+}
+
+fn cache(variable: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+    let under = |name: &str| variable(name).map(PathBuf::from);
+    under("TRIBUTARY_CACHE")
+        .or_else(|| under("XDG_CACHE_HOME").map(|path| path.join("tributary")))
+        .or_else(|| under("HOME").map(|path| path.join(".cache").join("tributary")))
+}
+
+/// What a batch gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outputs {
+    /// Images times classes. Of a model that gives probabilities, their logarithms, so that
+    /// `softmax(logits / temperature)` is right for both kinds.
+    pub logits: Vec<f32>,
+    /// Images times features, if the description names such an output.
+    pub features: Option<Vec<f32>>,
+}
+
+/// One model in one session; a thread of its own runs it.
+pub struct Session {
+    inner: OrtSession,
+    options: RunOptions<ort::session::HasSelectedOutputs>,
+    description: ModelDescription,
+    graph: PathBuf,
+    classes: usize,
+    input_len: usize,
+    max_batch: Option<usize>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("graph", &self.graph).field("classes", &self.classes).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Loads the graph and checks it against its description and labels. `threads`: how many one
+    /// run may use, at least 1.
+    pub fn open(onnx: &Onnx, model: &Model, threads: usize) -> Result<Session, SessionError> {
+        let unusable = |error: &dyn std::fmt::Display| SessionError::GraphUnusable {
+            graph: model.graph.clone(),
+            why: error.to_string(),
+        };
+        let inner = load(onnx, model, threads.max(1)).map_err(|error| unusable(&error))?;
+        let max_batch = Checks { model }.all(&inner)?;
+        let description = model.description.clone();
+        let mut selector = OutputSelector::no_default().with(description.output.name.as_str());
+        if let Some(features) = &description.output.features {
+            selector = selector.with(features.as_str());
+        }
+        let options = RunOptions::new().map_err(|error| unusable(&error))?.with_outputs(selector);
+        Ok(Session {
+            inner,
+            options,
+            input_len: tensor::len(&description.input),
+            description,
+            graph: model.graph.clone(),
+            classes: model.labels.len(),
+            max_batch,
+        })
+    }
+
+    /// Most images at once; `None` if the graph does not mind.
+    pub fn max_batch(&self) -> Option<usize> {
+        self.max_batch
+    }
+
+    /// Runs the first `images` rows of `batch`.
+    pub fn run(&mut self, batch: &[f32], images: usize) -> Result<Outputs, SessionError> {
+        let max_images = self.max_batch.unwrap_or(usize::MAX);
+        let expected_len = images * self.input_len;
+        if images == 0 || images > max_images || batch.len() != expected_len {
+            return Err(SessionError::WrongBatch { images, actual_len: batch.len(), expected_len, max_images });
+        }
+        let graph = &self.graph;
+        let failed = |why: String| SessionError::RunFailed { graph: graph.clone(), why };
+        let input = TensorRef::from_array_view((self.description.input_shape(images), batch))
+            .map_err(|error| failed(error.to_string()))?;
+        let outputs = self
+            .inner
+            .run_with_options(ort::inputs![input], &self.options)
+            .map_err(|error| failed(error.to_string()))?;
+        let take = |name: &str| -> Result<Vec<f32>, SessionError> {
+            let value = outputs.get(name).ok_or_else(|| failed(format!("output {name:?} is missing")))?;
+            let (_, numbers) = value.try_extract_tensor::<f32>().map_err(|error| failed(error.to_string()))?;
+            Ok(numbers.to_vec())
+        };
+        let output = &self.description.output;
+        let mut logits = take(&output.name)?;
+        if logits.len() != images * self.classes {
+            return Err(wrong_classes(graph, self.classes, logits.len(), images));
+        }
+        for (row, scores) in logits.chunks_exact_mut(self.classes).enumerate() {
+            if scores.iter().any(|score| !score.is_finite()) {
+                return Err(SessionError::NotFinite { graph: graph.clone(), row });
+            }
+            if output.kind == OutputKind::Probabilities {
+                scores.iter_mut().for_each(|score| *score = score.max(SMALLEST_PROBABILITY).ln());
+            }
+        }
+        let features = output.features.as_deref().map(take).transpose()?;
+        Ok(Outputs { logits, features })
+    }
+}
+
+fn wrong_classes(graph: &Path, classes: usize, numbers: usize, images: usize) -> SessionError {
+    SessionError::Mismatch {
+        graph: graph.to_owned(),
+        why: format!("it gave {numbers} scores for {images} images and {classes} labels"),
+        remedy: "write one label a class, in the order of the output".to_owned(),
+    }
+}
+
+/// The shape of a batch, in the description's order of axes.
+trait InputShape {
+    fn input_shape(&self, images: usize) -> [usize; 4];
+}
+
+impl InputShape for ModelDescription {
+    fn input_shape(&self, images: usize) -> [usize; 4] {
+        let (width, height) = (self.input.width_px as usize, self.input.height_px as usize);
+        let channels = self.input.channels.count();
+        match self.input.layout {
+            Layout::Nchw => [images, channels, height, width],
+            Layout::Nhwc => [images, height, width, channels],
+        }
+    }
+}
+
+fn load(onnx: &Onnx, model: &Model, threads: usize) -> Result<OrtSession, ort::Error> {
+    OrtSession::builder(&onnx.environment)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?
+        .commit_from_file(&model.graph)
+}
+
+struct Checks<'a> {
+    model: &'a Model,
+}
+
+impl Checks<'_> {
+    /// Returns the most images the graph takes at once.
+    fn all(&self, session: &OrtSession) -> Result<Option<usize>, SessionError> {
+        let description = &self.model.description;
+        let file = self.model.description_file();
+        let input = self.named(session.inputs(), &description.input.name, "input", &file)?;
+        if session.inputs().len() != 1 {
+            let names = names(session.inputs());
+            return Err(self.mismatch(
+                format!("it has {} inputs ({names})", session.inputs().len()),
+                "export it with the image as its only input".to_owned(),
+            ));
+        }
+        let max_batch = self.input(input, &file)?;
+        let output = self.named(session.outputs(), &description.output.name, "output", &file)?;
+        self.output(output, &file)?;
+        if let Some(features) = &description.output.features {
+            let features = self.named(session.outputs(), features, "output", &file)?;
+            self.float(features, "output")?;
+        }
+        Ok(max_batch)
+    }
+
+    fn mismatch(&self, why: String, remedy: String) -> SessionError {
+        SessionError::Mismatch { graph: self.model.graph.clone(), why, remedy }
+    }
+
+    fn named<'o>(&self, outlets: &'o [Outlet], name: &str, what: &str, file: &str) -> Result<&'o Outlet, SessionError> {
+        outlets.iter().find(|outlet| outlet.name() == name).ok_or_else(|| {
+            self.mismatch(
+                format!("it has no {what} {name:?}, but {}", names(outlets)),
+                format!("write the right name as {what}.name in {file}"),
+            )
+        })
+    }
+
+    fn float<'o>(&self, outlet: &'o Outlet, what: &str) -> Result<&'o [i64], SessionError> {
+        let name = outlet.name();
+        let remedy = "export the model with 32-bit floating point inputs and outputs".to_owned();
+        match (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape()) {
+            (Some(TensorElementType::Float32), Some(shape)) => Ok(shape),
+            (Some(other), _) => Err(self.mismatch(format!("its {what} {name:?} is {other}, not float32"), remedy)),
+            (None, _) => Err(self.mismatch(format!("its {what} {name:?} is not a tensor"), remedy)),
+        }
+    }
+
+    fn input(&self, outlet: &Outlet, file: &str) -> Result<Option<usize>, SessionError> {
+        let shape = self.float(outlet, "input")?;
+        let described = self.model.description.input_shape(1);
+        let shown = shown(shape);
+        let layout = match self.model.description.input.layout {
+            Layout::Nchw => "batch, channel, row, column",
+            Layout::Nhwc => "batch, row, column, channel",
+        };
+        let wrong = |remedy: &str| {
+            let [_, a, b, c] = described;
+            self.mismatch(
+                format!("its input {:?} is {shown}, the description says [n, {a}, {b}, {c}] ({layout})", outlet.name()),
+                format!("{remedy} in {file}"),
+            )
+        };
+        let fits = |actual: i64, expected: usize| actual < 0 || actual == expected as i64;
+        if shape.len() != 4 || !shape.iter().zip(described).skip(1).all(|(actual, expected)| fits(*actual, expected)) {
+            return Err(wrong("correct width_px, height_px, channels or layout"));
+        }
+        match shape[0] {
+            ..=-1 => Ok(None),
+            1 => Ok(Some(1)),
+            0 => Err(self.mismatch("its batch is empty".to_owned(), "export it with a dynamic batch".to_owned())),
+            fixed => Err(self.mismatch(
+                format!("its batch is fixed to {fixed} images"),
+                "export it with a batch of 1 or a dynamic one".to_owned(),
+            )),
+        }
+    }
+
+    fn output(&self, outlet: &Outlet, file: &str) -> Result<(), SessionError> {
+        let shape = self.float(outlet, "output")?;
+        let Some((_, rest)) = shape.split_first() else {
+            return Err(self.mismatch(
+                format!("its output {:?} is one number", outlet.name()),
+                format!("name the output with one number a class in {file}"),
+            ));
+        };
+        // Dimensions unknown until a run are checked by the run.
+        let classes = rest.iter().try_fold(1_i64, |all, size| (*size >= 0).then_some(all * size));
+        let labels = self.model.labels.len();
+        match classes {
+            Some(classes) if classes != labels as i64 => Err(self.mismatch(
+                format!(
+                    "its output {:?} is {} ({classes} classes), and there are {labels} labels",
+                    outlet.name(),
+                    shown(shape)
+                ),
+                format!("write {classes} labels into {}, or name another output in {file}", self.model.labels_file()),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn names(outlets: &[Outlet]) -> String {
+    outlets.iter().map(|outlet| format!("{:?}", outlet.name())).collect::<Vec<_>>().join(", ")
+}
+
+fn shown(shape: &[i64]) -> String {
+    let sizes: Vec<String> =
+        shape.iter().map(|size| if *size < 0 { "n".to_owned() } else { size.to_string() }).collect();
+    format!("[{}]", sizes.join(", "))
+}

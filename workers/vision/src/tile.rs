@@ -1,0 +1,148 @@
+//! Tile: one large scan in, overlapping pictures of one size out.
+//!
+//! Every pixel of the scan lies in at least one tile. All tiles have the size asked for: the last
+//! of a row or column moves back until it fits, and only a scan smaller than a tile gives a smaller
+//! one. A lossless scan gives lossless tiles (PNG), a lossy one JPEGs of quality 95. One tile is
+//! encoded at a time. Refuses what [`crate::decode`] refuses and grids that lead nowhere.
+
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{ExtendedColorType, GenericImageView, ImageEncoder, RgbImage};
+
+use crate::decode::{DecodeError, DecodeLimits, Format, decode, dimensions};
+
+/// High enough that a second compression does not show; a guess.
+const QUALITY: u8 = 95;
+
+/// Why a scan was not cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TileError {
+    /// The scan's fault.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The operator's.
+    #[error("tiles of {tile_px} pixels cannot overlap by {overlap_px}: the overlap must be smaller than the tile")]
+    Grid {
+        /// Side of a tile.
+        tile_px: u32,
+        /// Overlap of neighbours.
+        overlap_px: u32,
+    },
+    /// Ours.
+    #[error("tile at {x_px},{y_px} could not be encoded: {why}")]
+    Encode {
+        /// Left edge.
+        x_px: u32,
+        /// Top edge.
+        y_px: u32,
+        /// The encoder's words.
+        why: String,
+    },
+}
+
+/// One piece of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TileImage {
+    /// Left edge in the upright scan, in pixels.
+    pub x_px: u32,
+    /// Top edge in the upright scan, in pixels.
+    pub y_px: u32,
+    /// Width in pixels.
+    pub width_px: u32,
+    /// Height in pixels.
+    pub height_px: u32,
+    /// Width of the upright scan, in pixels.
+    pub scan_width_px: u32,
+    /// Height of the upright scan, in pixels.
+    pub scan_height_px: u32,
+    /// PNG or JPEG.
+    pub bytes: Vec<u8>,
+}
+
+/// Decodes a scan and cuts it into squares of `tile_px` that overlap by at least `overlap_px`.
+/// `limits` are the scan's, usually larger than those of a picture.
+pub fn split(bytes: &[u8], limits: &DecodeLimits, tile_px: u32, overlap_px: u32) -> Result<Tiles, TileError> {
+    if tile_px == 0 || overlap_px >= tile_px {
+        return Err(TileError::Grid { tile_px, overlap_px });
+    }
+    let lossy = is_lossy(bytes, dimensions_format(bytes)?);
+    let scan = decode(bytes, limits)?;
+    let (width_px, height_px) = (scan.width_px, scan.height_px);
+    let scan = RgbImage::from_raw(width_px, height_px, scan.rgb).ok_or(TileError::Grid { tile_px, overlap_px })?;
+    let (lefts, tops) = (starts(width_px, tile_px, overlap_px), starts(height_px, tile_px, overlap_px));
+    Ok(Tiles { scan, lossy, tile_px, lefts, tops, next: 0 })
+}
+
+fn dimensions_format(bytes: &[u8]) -> Result<Format, TileError> {
+    let (format, _, _) = dimensions(bytes)?;
+    Ok(format)
+}
+
+fn is_lossy(bytes: &[u8], format: Format) -> bool {
+    match format {
+        Format::Jpeg => true,
+        // A simple lossy WebP says so in its first chunk; of an extended one we cannot be sure.
+        Format::WebP => bytes.get(12..16) == Some(b"VP8 "),
+        Format::Png | Format::Tiff | Format::Bmp | Format::Gif => false,
+    }
+}
+
+/// Where tiles begin along one side.
+fn starts(side_px: u32, tile_px: u32, overlap_px: u32) -> Vec<u32> {
+    let last = side_px.saturating_sub(tile_px);
+    let mut starts: Vec<u32> = (0..last).step_by((tile_px - overlap_px) as usize).collect();
+    starts.push(last);
+    starts
+}
+
+/// The tiles of a scan, row by row from the top.
+#[derive(Debug)]
+pub struct Tiles {
+    scan: RgbImage,
+    lossy: bool,
+    tile_px: u32,
+    lefts: Vec<u32>,
+    tops: Vec<u32>,
+    next: usize,
+}
+
+impl Tiles {
+    /// How many there are, those already taken included.
+    pub fn count_all(&self) -> usize {
+        self.lefts.len() * self.tops.len()
+    }
+
+    fn cut(&self, x_px: u32, y_px: u32) -> Result<TileImage, TileError> {
+        let (scan_width_px, scan_height_px) = self.scan.dimensions();
+        let (width_px, height_px) = (self.tile_px.min(scan_width_px), self.tile_px.min(scan_height_px));
+        let piece = self.scan.view(x_px, y_px, width_px, height_px).to_image();
+        let mut bytes = Vec::new();
+        let written = if self.lossy {
+            let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
+            encoder.write_image(&piece, width_px, height_px, ExtendedColorType::Rgb8)
+        } else {
+            let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive);
+            encoder.write_image(&piece, width_px, height_px, ExtendedColorType::Rgb8)
+        };
+        written.map_err(|error| TileError::Encode { x_px, y_px, why: error.to_string() })?;
+        Ok(TileImage { x_px, y_px, width_px, height_px, scan_width_px, scan_height_px, bytes })
+    }
+}
+
+impl Iterator for Tiles {
+    type Item = Result<TileImage, TileError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let columns = self.lefts.len();
+        let (x_px, y_px) = (*self.lefts.get(self.next % columns)?, *self.tops.get(self.next / columns)?);
+        self.next += 1;
+        Some(self.cut(x_px, y_px))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.count_all().saturating_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Tiles {}
