@@ -100,6 +100,13 @@ name!(
     "camera"
 );
 
+impl SiteName {
+    /// Stands for a site whose name could not be read.
+    pub fn unknown() -> Self {
+        Self("unknown".into())
+    }
+}
+
 /// The work of recognizing one image. Written as a hyphenated UUID wherever people or other
 /// programs can see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

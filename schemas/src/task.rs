@@ -149,6 +149,23 @@ impl Task {
         })
     }
 
+    /// A task of which only the id is known, because its headers cannot be read.
+    pub fn bare(stored: &Stored, id: TaskId) -> Self {
+        Self {
+            id,
+            site: stored.site.clone(),
+            camera: stored.camera.clone(),
+            blob: None,
+            image_sequence: stored.sequence,
+            captured_at_ms: None,
+            published_at_ms: u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0),
+            deadline_at_ms: None,
+            priority: DEFAULT_PRIORITY,
+            truth: None,
+            tile: None,
+        }
+    }
+
     /// The id a stored image's task has, whatever else its headers say.
     pub fn id_of<'h>(stored: &Stored, header: &impl Fn(&'static str) -> Option<&'h str>) -> Result<TaskId, TaskError> {
         if let Some(id) = header(HEADER_TASK) {

@@ -2,6 +2,7 @@
 //!
 //! Returned only when the stream has stored the message, had it already, or refused it for good.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub struct Publication {
     /// Its bytes.
     pub payload: Bytes,
     /// Names and values of its headers.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// Whether it may only be the first on its subject: the slot of a final answer.
     pub first_only: bool,
 }
@@ -39,7 +40,12 @@ pub struct Publication {
 impl Publication {
     /// A message that is stored once under this id, inside the stream's duplicate window.
     pub fn with_id(subject: String, payload: impl Into<Bytes>, id: impl Into<String>) -> Self {
-        Self { subject, payload: payload.into(), headers: vec![(HEADER_MESSAGE_ID, id.into())], first_only: false }
+        Self {
+            subject,
+            payload: payload.into(),
+            headers: vec![(HEADER_MESSAGE_ID.into(), id.into())],
+            first_only: false,
+        }
     }
 
     /// A message that is stored only if its subject has none yet, however long ago.
@@ -49,14 +55,14 @@ impl Publication {
 
     /// With one more header.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 
     fn message(&self) -> PublishMessage {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {
-            headers.insert(*name, value.as_str());
+            headers.insert(name.as_ref(), value.as_str());
         }
         let message = PublishMessage::build().payload(self.payload.clone()).headers(headers);
         if self.first_only { message.expected_last_subject_sequence(0) } else { message }

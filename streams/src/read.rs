@@ -6,10 +6,13 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 use futures::{Stream as FuturesStream, StreamExt};
+use schemas::{Answer, decode};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
+use crate::topology::ANSWERS;
 
 /// Messages fetched ahead while reading a stretch; bounded so that large images do not pile up.
 const READ_AHEAD: usize = 32;
@@ -119,6 +122,23 @@ pub async fn last(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Recor
         }
     }?;
     Ok(Some(record_of(message)))
+}
+
+/// The outcome in the slot of a final answer ([`crate::subject::finality`]), if there is one.
+pub async fn outcome(bus: &Bus, slot: &str) -> Result<Option<Answer>, CarryError> {
+    let record = last(bus, ANSWERS, slot).await?;
+    Ok(record.map(|record| decode(&record.payload)).transpose()?)
+}
+
+/// How long a question to the server of this domain takes; an error if it is not answered in time.
+pub async fn round_trip(bus: &Bus, patience: Duration) -> Result<Duration, CarryError> {
+    let asked_at = Instant::now();
+    let answered = tokio::time::timeout(patience, bus.js.query_account()).await;
+    match answered {
+        Ok(Ok(_)) => Ok(asked_at.elapsed()),
+        Ok(Err(error)) => Err(CarryError::broker("asking the server")(error)),
+        Err(_) => Err(CarryError::NoAck { subject: "a question to the server".into(), patience }),
+    }
 }
 
 /// The message under a sequence, if it is still there.

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use schemas::{Answer, FaultNote, Route, decode, encode};
-use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject, topology};
+use schemas::{DeadLetter, FaultNote, Route, TaskId, encode};
+use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::fault::{Fault, RETRY_DELAY};
 use crate::shutdown::Shutdown;
-use crate::step::{Outgoing, Step};
+use crate::step::{Burial, Outgoing, Step};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
@@ -24,12 +24,12 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Where a role's messages come from and how many it holds.
 #[derive(Debug, Clone)]
 pub struct Drive {
-    /// The stream.
-    pub stream: &'static str,
     /// The durable consumer on it, shared by all replicas.
     pub durable: String,
     /// Messages held at a time, at least 1.
     pub credits: usize,
+    /// Deliveries after which a message is given up; absent: never.
+    pub tries: Option<u64>,
     /// The consumer's patience; progress is reported three times as often.
     pub ack_wait: Duration,
 }
@@ -56,14 +56,15 @@ pub async fn drive<S: Step>(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
-    let mut puller = Puller::open(from, drive.stream, &drive.durable, drive.credits.div_ceil(2))
+    let mut puller = Puller::open(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2))
         .await
-        .map_err(|error| Fault::Stop(Fault::from(error).note().clone()))?;
+        .map_err(|error| Fault::from(error).fatal())?;
     let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
-    let hand = Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tally });
-    tracing::info!(role = S::ROLE, stream = drive.stream, credits = drive.credits, "started");
+    let hand =
+        Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
+    tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
     let ended = loop {
         let Ok(credit) = credits.clone().acquire_owned().await else { break Ok(()) };
         let delivery = tokio::select! {
@@ -92,6 +93,7 @@ struct Hand<S> {
     publisher: Publisher,
     from: Bus,
     ack_wait: Duration,
+    tries: Option<u64>,
     tally: Arc<Tally>,
 }
 
@@ -108,20 +110,22 @@ impl<S: Step> Hand<S> {
             }
             Err(fault) => fault,
         };
-        let note = fault.note().clone();
         let (subject, attempts) = (delivery.subject(), delivery.attempts);
-        match fault {
-            Fault::Stop(_) => {
+        let after = match fault {
+            Fault::Stop(note) => {
                 tracing::error!(role = S::ROLE, subject, fault = note.name, note.reason, note.remedy, "must stop");
                 return Some(note);
             }
-            Fault::Retry { after, .. } => {
+            Fault::Retry { after, note } => {
                 tracing::warn!(role = S::ROLE, subject, attempts, fault = note.name, note.reason, "tried again later");
-                if let Err(error) = delivery.retry(after).await {
-                    tracing::debug!(%error, "it comes back by itself when its time is up");
-                }
+                after
             }
-            Fault::Reject(_) => {}
+            Fault::Wait { after } => after,
+            // What `work` could not bury comes again.
+            Fault::Reject(_) => RETRY_DELAY,
+        };
+        if let Err(error) = delivery.retry(after).await {
+            tracing::debug!(%error, "it comes back by itself when its time is up");
         }
         None
     }
@@ -150,7 +154,7 @@ impl<S: Step> Hand<S> {
     }
 
     async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
-        if let Some(tries) = S::TRIES
+        if let Some(tries) = self.tries
             && delivery.attempts > tries
         {
             let reason = format!(
@@ -190,18 +194,33 @@ impl<S: Step> Hand<S> {
             }
         }
         tracing::warn!(role = S::ROLE, subject = delivery.subject(), fault = note.name, note.reason, "given up");
-        let letter = burial.letter(S::ROLE, delivery, note, clock::now_ms());
-        let slot = subject::dead(burial.stream, &burial.site, letter.id);
+        let letter = letter::<S>(&burial, delivery, note);
+        let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
         Ok(delivery.ack().await?)
     }
 
     /// Whether the outcome in a slot is the tombstone of the very message in hand.
     async fn is_dead(&self, slot: &str) -> Result<bool, Fault> {
-        let record = streams::read::last(&self.from, topology::ANSWERS, slot).await?;
-        Ok(match record {
-            Some(record) => decode::<Answer>(&record.payload)?.route == Route::Dead,
-            None => return Err(Fault::Retry { after: RETRY_DELAY, note: FaultNote::new("slot_unclear", slot, "") }),
-        })
+        let outcome = streams::read::outcome(&self.from, slot).await?;
+        Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
+    }
+}
+
+fn letter<S: Step>(burial: &Burial, delivery: &Delivery, fault: FaultNote) -> DeadLetter {
+    let origin = TaskId::derived(&format!("{}/{}/{}", S::STREAM, burial.site, delivery.sequence));
+    DeadLetter {
+        id: burial.task.unwrap_or(origin).child(&format!("dead-{}", delivery.sequence)),
+        task: burial.task,
+        site: burial.site.clone(),
+        role: S::ROLE.into(),
+        stream: S::STREAM.into(),
+        subject: delivery.subject().into(),
+        sequence: delivery.sequence,
+        attempts: delivery.attempts,
+        died_at_ms: clock::now_ms(),
+        fault,
+        headers: delivery.headers().collect(),
+        payload: delivery.payload().to_vec(),
     }
 }

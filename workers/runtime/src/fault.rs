@@ -21,18 +21,16 @@ pub enum Fault {
         /// What happened.
         note: FaultNote,
     },
+    /// Nothing is wrong; it is to be looked at again later.
+    Wait {
+        /// How much later.
+        after: Duration,
+    },
     /// This worker cannot handle anything.
     Stop(FaultNote),
 }
 
 impl Fault {
-    /// What happened.
-    pub fn note(&self) -> &FaultNote {
-        match self {
-            Self::Reject(note) | Self::Retry { note, .. } | Self::Stop(note) => note,
-        }
-    }
-
     /// The message's fault.
     pub fn reject(name: &str, reason: impl ToString, remedy: impl Into<String>) -> Self {
         Self::Reject(FaultNote::new(name, reason.to_string(), remedy))
@@ -65,6 +63,16 @@ impl From<CarryError> for Fault {
 impl From<CodecError> for Fault {
     fn from(error: CodecError) -> Self {
         Self::reject("message_unreadable", chain(&error), "run the same release of tributary on both sides")
+    }
+}
+
+impl Fault {
+    /// The same failure, at a moment when nothing can be put right later: the worker must stop.
+    pub fn fatal(self) -> Self {
+        match self {
+            Self::Reject(note) | Self::Retry { note, .. } => Self::Stop(note),
+            other => other,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use schemas::{DeadLetter, FaultNote, SiteName, TaskId};
+use schemas::{FaultNote, SiteName, TaskId};
 use streams::{Delivery, Publication};
 
 use crate::fault::Fault;
@@ -12,8 +12,8 @@ use crate::fault::Fault;
 pub trait Step: Send + Sync + 'static {
     /// The role's name.
     const ROLE: &'static str;
-    /// Deliveries after which a message is given up; absent: never.
-    const TRIES: Option<u64>;
+    /// The stream it takes its messages from.
+    const STREAM: &'static str;
 
     /// Handles one message.
     fn handle(&self, delivery: &Delivery) -> impl Future<Output = Result<Outgoing, Fault>> + Send;
@@ -43,33 +43,10 @@ impl Outgoing {
 /// What becomes of a message that is given up.
 #[derive(Debug)]
 pub struct Burial {
-    /// The stream it was taken from.
-    pub stream: &'static str,
     /// The site it concerned.
     pub site: SiteName,
     /// The task it was about, if that could be read.
     pub task: Option<TaskId>,
     /// What is to be published before the dead letter.
     pub publications: Vec<Publication>,
-}
-
-impl Burial {
-    /// The dead letter itself.
-    pub fn letter(&self, role: &str, delivery: &Delivery, fault: FaultNote, died_at_ms: u64) -> DeadLetter {
-        let origin = TaskId::derived(&format!("{}/{}/{}", self.stream, self.site, delivery.sequence));
-        DeadLetter {
-            id: self.task.unwrap_or(origin).child("dead"),
-            task: self.task,
-            site: self.site.clone(),
-            role: role.into(),
-            stream: self.stream.into(),
-            subject: delivery.subject().into(),
-            sequence: delivery.sequence,
-            attempts: delivery.attempts,
-            died_at_ms,
-            fault,
-            headers: delivery.headers().collect(),
-            payload: delivery.payload().to_vec(),
-        }
-    }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use schemas::FaultNote;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -175,9 +176,20 @@ impl InferError {
         }
     }
 
+    /// What happened, for a dead letter.
+    pub fn note(&self) -> FaultNote {
+        let remedy = match self {
+            InferError::Decode(error) => error.remedy(),
+            InferError::Session(_) | InferError::Tensor(_) => "try the model with `tributary model check`",
+            InferError::Panicked { .. } => "keep the image and report it with the version of tributary",
+            InferError::Stopped | InferError::NoThread { .. } => "nothing: another worker takes it",
+        };
+        FaultNote::new(self.name(), self.to_string(), remedy)
+    }
+
     /// True if another model would fail on this picture too: it is the picture that is bad.
     pub fn is_the_images_fault(&self) -> bool {
-        matches!(self, InferError::Decode(_))
+        matches!(self, InferError::Decode(_) | InferError::Panicked { .. })
     }
 }
 
@@ -431,13 +443,21 @@ impl Measured {
     }
 }
 
-/// Runs a generated picture alone and in the largest batch.
+/// Runs a generated picture alone, then two at once; the largest batch is tried only if these two
+/// promise that it pays, because the runtime keeps the memory of the largest batch it has seen.
 pub(crate) fn measure(replica: &mut Replica) -> Result<Measured, InferError> {
     let sample = sample::jpeg();
     let largest = replica.max_batch();
     let single_ms = typical_ms(replica, &sample, 1)?;
-    let largest_ms = if largest == 1 { single_ms } else { typical_ms(replica, &sample, largest)? };
-    Ok(Measured::of(single_ms, largest, largest_ms))
+    if largest == 1 {
+        return Ok(Measured::of(single_ms, 1, single_ms));
+    }
+    let pair = Measured::of(single_ms, 2, typical_ms(replica, &sample, 2)?);
+    let promised_ms = pair.fixed_ms() + pair.each_ms() * largest as f64;
+    if largest == 2 || promised_ms / largest as f64 > single_ms * WORTH_RATIO {
+        return Ok(pair);
+    }
+    Ok(Measured::of(single_ms, largest, typical_ms(replica, &sample, largest)?))
 }
 
 /// The median after one run that is not counted: what else the machine does at this moment makes

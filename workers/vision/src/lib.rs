@@ -4,7 +4,7 @@
 //! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
 //! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
 //! puts images together into batches. [`model`] reads what the model expects, [`huggingface`] the
-//! same from an export of the Hub; [`scores`] turns logits into probabilities, [`tile`] cuts a scan
+//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`tile`] cuts a scan
 //! into pictures, [`check`] tries a model before it is used.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
@@ -15,6 +15,7 @@ mod external;
 mod huggingface;
 pub mod infer;
 pub mod model;
+pub mod opinion;
 mod replica;
 mod sample;
 pub mod scores;
@@ -26,6 +27,7 @@ pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel,
 pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
 pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
 pub use model::{Model, ModelError};
+pub use opinion::opinion;
 pub use scores::{softmax, top};
 pub use session::{Onnx, Outputs, Session, SessionError};
 pub use tile::{TileError, TileImage, Tiles, split};

@@ -4,6 +4,7 @@
 //! Refuses: a runtime that is missing or too old, a graph that contradicts its description or its
 //! labels, and numbers that are not finite. The library is found at run time, never linked.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -186,7 +187,7 @@ impl Onnx {
         let broken = |error: ort::Error| SessionError::RuntimeBroken { path: library.clone(), why: error.to_string() };
         let environment = builder.with_name("tributary").with_telemetry(false).build().map_err(broken)?;
         environment.set_log_level(ort::logging::LogLevel::Error);
-        Ok(Onnx { environment, version: runtime_version(), library })
+        Ok(Onnx { environment, version: version_of(&library), library })
     }
 
     /// The library in use.
@@ -210,11 +211,41 @@ fn load_why(error: &ort::LoadDynamicError) -> String {
     }
 }
 
-/// From "ORT Build Info: git-branch=rel-1.31.1, ...": the API has no safe call for the number.
-fn runtime_version() -> String {
-    let info = ort::info();
-    let branch = info.split(&[',', ' '][..]).find_map(|part| part.strip_prefix("git-branch=rel-"));
-    branch.unwrap_or("unknown").to_owned()
+/// The library's version, from its name, its folder's or, failing both, the version its symbols
+/// carry: ort has no call for it.
+fn version_of(library: &Path) -> String {
+    let of_name = |path: &Path| numbers(path.file_name()?.to_str()?).map(str::to_owned);
+    let of_folder = || library.parent().and_then(of_name);
+    of_name(library).or_else(of_folder).or_else(|| version_inside(library)).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// `1.31.1` from `libonnxruntime.so.1.31.1` or `onnxruntime-1.31.1`.
+fn numbers(name: &str) -> Option<&str> {
+    let start = name.find(|c: char| c.is_ascii_digit())?;
+    let version = name.get(start..)?;
+    let all = version.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    (all && version.contains('.')).then_some(version)
+}
+
+fn version_inside(library: &Path) -> Option<String> {
+    const MARK: &[u8] = b"VERS_";
+    const LONGEST: usize = 32;
+    let mut file = std::fs::File::open(library).ok()?;
+    let mut piece = vec![0; 64 * 1024];
+    // The end of the piece before is kept, so that a mark across two pieces is found.
+    let mut kept = 0;
+    loop {
+        let read = file.read(piece.get_mut(kept..)?).ok().filter(|read| *read > 0)?;
+        let filled = piece.get(..kept + read)?;
+        if let Some(at) = filled.windows(MARK.len()).position(|window| window == MARK) {
+            let rest = filled.get(at + MARK.len()..)?;
+            let text: Vec<u8> = rest.iter().copied().take(LONGEST).take_while(|byte| *byte != 0).collect();
+            return numbers(std::str::from_utf8(&text).ok()?).map(str::to_owned);
+        }
+        let tail = filled.len().saturating_sub(LONGEST + MARK.len());
+        kept = filled.len() - tail;
+        piece.copy_within(tail..tail + kept, 0);
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -386,6 +417,8 @@ fn load(onnx: &Onnx, model: &Model, threads: usize) -> Result<OrtSession, ort::E
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
+        // A pattern is memory kept for each batch size seen; the arena alone is as fast.
+        .with_memory_pattern(false)?
         .commit_from_file(&model.graph)
 }
 

@@ -1,0 +1,60 @@
+//! From the cloud's verdicts to the task's final answer at the site.
+
+use runtime::step::Burial;
+use runtime::{Fault, Outgoing, Step, clock};
+use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
+use streams::{Delivery, Publication, subject, topology};
+
+/// Carries verdicts.
+pub struct Down {
+    /// The site.
+    pub site: SiteName,
+}
+
+impl Step for Down {
+    const ROLE: &'static str = "courier";
+    const STREAM: &'static str = topology::VERDICTS;
+
+    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+        let verdict: Verdict = decode(delivery.payload())?;
+        if verdict.provisional.site != self.site {
+            let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
+            return Err(Fault::reject("verdict_misdirected", reason, "give each site a name of its own"));
+        }
+        Ok(Outgoing::one(publication(&answer(verdict, clock::now_ms()))?))
+    }
+
+    fn bury(&self, delivery: &Delivery, _fault: &FaultNote) -> Burial {
+        let task = decode::<Verdict>(delivery.payload()).ok().map(|verdict| verdict.provisional.task);
+        Burial { site: self.site.clone(), task, publications: Vec::new() }
+    }
+}
+
+/// The final answer a verdict leads to. Pure.
+pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
+    let provisional = verdict.provisional;
+    let edge = provisional.opinion();
+    let mut answer = provisional;
+    answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
+    answer.stage = Stage::Final;
+    answer.answered_at_ms = now_ms;
+    match verdict.opinion {
+        Some(opinion) => {
+            answer.route = Route::Verified;
+            answer.edge = edge;
+            answer.with_opinion(opinion)
+        }
+        None => {
+            answer.route = Route::Expired;
+            answer.reason = Reason::VerifierRefused;
+            answer.fault = verdict.fault;
+            answer
+        }
+    }
+}
+
+/// The publication of a final answer: the first in its slot, or nothing.
+pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
+    let slot = subject::finality(&answer.site, &answer.camera, answer.task);
+    Ok(Publication::first(slot, encode(answer)?))
+}

@@ -1,0 +1,85 @@
+//! A provisional answer promises a final one. Every promise is looked at until it is kept; at its
+//! deadline the edge's answer becomes the final one (invariant 10).
+
+use std::time::Duration;
+
+use runtime::step::Burial;
+use runtime::{Fault, Outgoing, Step, clock};
+use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, decode};
+use streams::{Bus, Delivery, read, subject, topology};
+
+use crate::down::publication;
+
+/// The first look comes when most verdicts are there already; a guess.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
+
+/// Keeps promises.
+pub struct Promise {
+    /// The site.
+    pub site: SiteName,
+    /// Where its answers are.
+    pub here: Bus,
+}
+
+impl Step for Promise {
+    const ROLE: &'static str = "courier";
+    const STREAM: &'static str = topology::ANSWERS;
+
+    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+        let provisional: Answer = decode(delivery.payload())?;
+        let now_ms = clock::now_ms();
+        let left_ms = provisional.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
+        let next = next_look(delivery.attempts, Duration::from_millis(left_ms));
+        if delivery.attempts == 1 && left_ms > 0 {
+            return Err(Fault::Wait { after: next });
+        }
+        let slot = subject::finality(&provisional.site, &provisional.camera, provisional.task);
+        if read::outcome(&self.here, &slot).await?.is_some() {
+            return Ok(Outgoing::default());
+        }
+        if left_ms > 0 {
+            return Err(Fault::Wait { after: next });
+        }
+        Ok(Outgoing::one(publication(&expired(provisional, now_ms))?))
+    }
+
+    fn bury(&self, delivery: &Delivery, _fault: &FaultNote) -> Burial {
+        let task = decode::<Answer>(delivery.payload()).ok().map(|answer| answer.task);
+        Burial { site: self.site.clone(), task, publications: Vec::new() }
+    }
+}
+
+/// When to look again: ever more rarely, but at the deadline. Pure.
+fn next_look(attempts: u64, left: Duration) -> Duration {
+    let grown = FIRST_LOOK.saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
+    grown.min(LONGEST_BETWEEN_LOOKS).min(left.max(Duration::from_millis(1)))
+}
+
+/// The final answer of a task whose verdict did not come in time. Pure.
+fn expired(provisional: Answer, now_ms: u64) -> Answer {
+    let mut answer = provisional;
+    answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
+    answer.stage = Stage::Final;
+    answer.route = Route::Expired;
+    answer.reason = Reason::DeadlinePassed;
+    answer.answered_at_ms = now_ms;
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_promise_is_looked_at_later_than_its_deadline(attempts in 1u64.., left_ms in 1u64..10_000_000) {
+            let left = Duration::from_millis(left_ms);
+            let next = next_look(attempts, left);
+            prop_assert!(next <= left);
+            prop_assert!(next <= LONGEST_BETWEEN_LOOKS);
+            prop_assert!(next > Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! A dead letter's second life, by hand: its message is published again, and the tombstone makes way
+//! for a new outcome.
+
+use runtime::Fault;
+use schemas::{DeadLetter, Route, TaskId, decode};
+use streams::read::{self, Record, Stretch};
+use streams::{Bus, Publisher, subject, topology};
+
+use crate::audit::republication;
+
+/// Every dead letter of a domain, oldest first, with its sequence in the stream.
+pub async fn letters(bus: &Bus) -> Result<Vec<(u64, DeadLetter)>, Fault> {
+    let level = read::level(bus, topology::DEAD).await?;
+    let mut letters = Vec::new();
+    if level.messages == 0 {
+        return Ok(letters);
+    }
+    read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record: Record| {
+        match decode::<DeadLetter>(&record.payload) {
+            Ok(letter) => letters.push((record.sequence, letter)),
+            Err(error) => tracing::warn!(sequence = record.sequence, %error, "dead letter cannot be read"),
+        }
+    })
+    .await?;
+    Ok(letters)
+}
+
+/// Publishes a dead letter's message again and removes the letter. Interrupted anywhere, it can be
+/// done again.
+pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &DeadLetter) -> Result<(), Fault> {
+    let task = letter.task.unwrap_or_else(|| TaskId::derived(&format!("{}/{}", letter.subject, letter.sequence)));
+    if let (true, Ok((site, camera))) = (letter.stream == topology::IMAGES, subject::read_image(&letter.subject)) {
+        let slot = subject::finality(&site, &camera, task);
+        if read::outcome(bus, &slot).await?.is_some_and(|outcome| outcome.route == Route::Dead) {
+            read::purge_subject(bus, topology::ANSWERS, &slot).await?;
+        }
+    }
+    let headers = letter.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+    // The letter's own place makes the id: a message that dies again can be redriven again.
+    let again = republication(letter.subject.clone(), letter.payload.clone(), headers, task, sequence);
+    publisher.publish(&again).await?;
+    Ok(read::delete(bus, topology::DEAD, sequence).await?)
+}

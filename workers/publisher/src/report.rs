@@ -1,0 +1,127 @@
+//! Report: what became of everything, for people (`Display`) and programs (`Serialize`).
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Refused files that are listed; the rest are counted.
+const LISTED: usize = 20;
+
+/// A file that was not published, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// Its path as given or found.
+    pub file: String,
+    /// One sentence.
+    pub reason: String,
+}
+
+impl Refused {
+    pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
+        Self { file: path.display().to_string(), reason: reason.to_string() }
+    }
+}
+
+/// What became of everything.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Tasks stored now; every tile of a scan is one.
+    pub published: u64,
+    /// Tasks the stream had already.
+    pub duplicates: u64,
+    /// Files passed over because the journal says they were published before.
+    pub skipped: u64,
+    /// Scans cut into tiles, to the last one.
+    pub scans: u64,
+    /// The first files refused, 20 at the most.
+    pub refused: Vec<Refused>,
+    /// All files refused.
+    pub refused_files: u64,
+    /// Bytes of the images stored now.
+    pub bytes: u64,
+    /// Images of a generator that left later than scheduled, because too many were in flight.
+    pub late: u64,
+    /// The longest such delay, milliseconds.
+    pub longest_delay_ms: u64,
+    /// How long it took, milliseconds.
+    pub elapsed_ms: u64,
+    /// Whether it was told to stop before it was through.
+    pub interrupted: bool,
+}
+
+impl Summary {
+    /// Tasks stored each second.
+    pub fn rate_per_s(&self) -> f64 {
+        self.published as f64 * 1000.0 / self.elapsed_ms.max(1) as f64
+    }
+
+    /// Whether anything is in the stream because of this run or an earlier one.
+    pub fn anything(&self) -> bool {
+        self.published + self.duplicates + self.skipped > 0
+    }
+
+    pub(crate) fn refuse(&mut self, refused: Refused) {
+        tracing::debug!(file = refused.file, reason = refused.reason, "refused a file");
+        self.refused_files += 1;
+        if self.refused.len() < LISTED {
+            self.refused.push(refused);
+        }
+    }
+
+    pub(crate) fn delayed(&mut self, delay: Duration) {
+        self.late += 1;
+        self.longest_delay_ms = self.longest_delay_ms.max(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.elapsed_ms as f64 / 1000.0;
+        let size = indicatif::HumanBytes(self.bytes);
+        let rate = self.rate_per_s();
+        write!(f, "{} published ({size}) in {seconds:.1} s, {rate:.1} a second", self.published)?;
+        for (count, what) in [
+            (self.duplicates, "already in the stream"),
+            (self.skipped, "published before and passed over"),
+            (self.scans, "scans cut into tiles"),
+            (self.refused_files, "refused"),
+        ] {
+            if count > 0 {
+                write!(f, "; {count} {what}")?;
+            }
+        }
+        if self.late > 0 {
+            write!(f, "; {} left late, by up to {} ms", self.late, self.longest_delay_ms)?;
+        }
+        for Refused { file, reason } in &self.refused {
+            write!(f, "\n  refused {file}: {reason}")?;
+        }
+        let unlisted = self.refused_files.saturating_sub(self.refused.len() as u64);
+        if unlisted > 0 {
+            write!(f, "\n  and {unlisted} more")?;
+        }
+        if self.interrupted {
+            write!(f, "\ninterrupted: run the same command again to go on where it stopped")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_refused_files_are_listed_and_the_rest_counted() {
+        let mut summary = Summary::default();
+        for number in 0..25 {
+            summary.refuse(Refused::new(Path::new(&format!("{number}.png")), "it is empty"));
+        }
+        let text = summary.to_string();
+        assert_eq!((summary.refused.len(), summary.refused_files), (20, 25));
+        assert!(text.contains("refused 19.png: it is empty") && text.contains("and 5 more"), "{text}");
+        assert!(!text.contains("20.png"), "{text}");
+    }
+}

@@ -1,0 +1,139 @@
+//! What an operator may choose about publishing.
+
+use serde::{Deserialize, Serialize};
+use vision::DecodeLimits;
+
+/// Longer than this and the stream may have forgotten the message id that is retried: its duplicate
+/// window is 30 minutes by default.
+const MAX_PATIENCE_S: u64 = 25 * 60;
+
+/// Settings of the publisher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublisherSettings {
+    /// Images on their way at once, 1 to 1000.
+    pub max_in_flight: usize,
+    /// Memory held by images read and not yet acknowledged, MiB, 1 to 65536. An image larger than this
+    /// goes alone.
+    pub max_in_flight_mib: u32,
+    /// How long an image is retried under its id before publishing stops, seconds, 1 to 1500.
+    pub patience_s: u64,
+    /// A watched file whose writer did not say that it is done is taken when its size and time have not
+    /// changed for this long, milliseconds, 10 to 3600000.
+    pub settle_ms: u64,
+    /// Where the true label of an image comes from when no `index.csv` beside it names one.
+    pub labels: Labels,
+    /// Scans too large to be one task.
+    pub tile: TileSettings,
+}
+
+/// Where true labels come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// From `index.csv` beside the images, with the columns `file` and `label`, and from nowhere else.
+    #[default]
+    Index,
+    /// From `index.csv`, and for images it does not name from the folder they lie in.
+    Folder,
+}
+
+/// How scans are cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TileSettings {
+    /// Side of a tile, pixels; 0 cuts nothing.
+    pub tile_px: u32,
+    /// How far neighbours overlap at least, pixels, less than `tile_px`.
+    pub overlap_px: u32,
+    /// An image with a side longer than this is a scan and is cut, pixels; 0 stands for `tile_px`.
+    pub above_px: u32,
+    /// What a scan may cost to decode; one is decoded at a time.
+    pub scan: DecodeLimits,
+}
+
+impl Default for PublisherSettings {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 32,
+            max_in_flight_mib: 128,
+            patience_s: 120,
+            settle_ms: 1000,
+            labels: Labels::Index,
+            tile: TileSettings::default(),
+        }
+    }
+}
+
+impl Default for TileSettings {
+    fn default() -> Self {
+        let scan = DecodeLimits {
+            max_bytes: 1024 * 1024 * 1024,
+            max_side_px: 65_535,
+            max_pixels: 500_000_000,
+            max_memory_bytes: 2 * 1024 * 1024 * 1024,
+        };
+        Self { tile_px: 0, overlap_px: 32, above_px: 0, scan }
+    }
+}
+
+impl TileSettings {
+    /// The longest side that is not cut; absent when nothing is.
+    pub(crate) fn limit_px(&self) -> Option<u32> {
+        match (self.tile_px, self.above_px) {
+            (0, _) => None,
+            (tile_px, 0) => Some(tile_px),
+            (_, above_px) => Some(above_px),
+        }
+    }
+}
+
+impl PublisherSettings {
+    /// Refuses values that cannot work, naming the setting.
+    ///
+    /// # Errors
+    /// One sentence, beginning with the setting's name inside `publisher`.
+    pub fn check(&self) -> Result<(), String> {
+        within("max_in_flight", self.max_in_flight as u64, 1, 1000)?;
+        within("max_in_flight_mib", self.max_in_flight_mib.into(), 1, 65_536)?;
+        within("patience_s", self.patience_s, 1, MAX_PATIENCE_S)?;
+        within("settle_ms", self.settle_ms, 10, 3_600_000)?;
+        let TileSettings { tile_px, overlap_px, .. } = self.tile;
+        if tile_px > 0 && overlap_px >= tile_px {
+            return Err(format!("tile.overlap_px is {overlap_px}, must be less than tile.tile_px, {tile_px}"));
+        }
+        Ok(())
+    }
+}
+
+fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{name} is {value}, must be from {least} to {most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_pass_their_own_check() {
+        PublisherSettings::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_setting_that_cannot_work_is_named() {
+        let good = PublisherSettings::default;
+        let tile = TileSettings { tile_px: 64, overlap_px: 64, ..TileSettings::default() };
+        for (settings, name) in [
+            (PublisherSettings { max_in_flight: 0, ..good() }, "max_in_flight"),
+            (PublisherSettings { max_in_flight_mib: 0, ..good() }, "max_in_flight_mib"),
+            (PublisherSettings { patience_s: 10_000, ..good() }, "patience_s"),
+            (PublisherSettings { settle_ms: 0, ..good() }, "settle_ms"),
+            (PublisherSettings { tile, ..good() }, "tile.overlap_px"),
+        ] {
+            assert!(settings.check().unwrap_err().contains(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The true labels of images, from `index.csv` beside them or from the folder they lie in.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use crate::report::Refused;
+use crate::settings::Labels;
+
+/// Name of the file, in the folder of the images or one above it.
+const INDEX: &str = "index.csv";
+
+/// Labels by file, read when first asked for.
+pub(crate) struct Index {
+    from: Labels,
+    folders: HashMap<PathBuf, HashMap<PathBuf, String>>,
+    refused: Vec<Refused>,
+}
+
+impl Index {
+    pub fn new(from: Labels) -> Self {
+        Self { from, folders: HashMap::new(), refused: Vec::new() }
+    }
+
+    /// The label of an image below `root`. The nearest index that names it wins.
+    pub fn label(&mut self, root: &Path, path: &Path) -> Option<String> {
+        let folders = path.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
+        for folder in folders {
+            if !self.folders.contains_key(folder) {
+                let labels = self.read(&folder.join(INDEX));
+                self.folders.insert(folder.to_owned(), labels);
+            }
+            let inside = path.strip_prefix(folder).unwrap_or(path);
+            if let Some(label) = self.folders.get(folder).and_then(|labels| labels.get(inside)) {
+                return Some(label.clone());
+            }
+        }
+        match self.from {
+            Labels::Index => None,
+            Labels::Folder => parent_name(path),
+        }
+    }
+
+    /// Forgets what an index said, because it changed; whether the path is one.
+    pub fn forget(&mut self, path: &Path) -> bool {
+        let is_index = path.file_name().is_some_and(|name| name == INDEX);
+        if let Some(folder) = path.parent().filter(|_| is_index) {
+            self.folders.remove(folder);
+        }
+        is_index
+    }
+
+    /// What was wrong with an index since the last time this was asked.
+    pub fn refused(&mut self) -> Vec<Refused> {
+        std::mem::take(&mut self.refused)
+    }
+
+    fn read(&mut self, path: &Path) -> HashMap<PathBuf, String> {
+        let mut labels = HashMap::new();
+        let file = match fs::File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return labels,
+            Err(error) => {
+                self.refused.push(Refused::new(path, format!("it cannot be read: {error}")));
+                return labels;
+            }
+        };
+        let mut rows = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(file);
+        let column = |headers: &csv::StringRecord, name: &str| headers.iter().position(|header| header == name);
+        let (file, label) = match rows.headers() {
+            Ok(headers) => match (column(headers, "file"), column(headers, "label")) {
+                (Some(file), Some(label)) => (file, label),
+                _ => {
+                    self.refused.push(Refused::new(path, "it has no columns `file` and `label`, so it gives no labels"));
+                    return labels;
+                }
+            },
+            Err(error) => {
+                self.refused.push(Refused::new(path, error));
+                return labels;
+            }
+        };
+        for row in rows.records() {
+            match row {
+                Ok(row) => {
+                    if let (Some(file), Some(label)) = (row.get(file), row.get(label).filter(|label| !label.is_empty())) {
+                        labels.insert(plain(file), label.to_owned());
+                    }
+                }
+                Err(error) => self.refused.push(Refused::new(path, error)),
+            }
+        }
+        labels
+    }
+}
+
+/// Without `./`.
+fn plain(file: &str) -> PathBuf {
+    Path::new(file).components().filter(|part| *part != Component::CurDir).collect()
+}
+
+fn parent_name(path: &Path) -> Option<String> {
+    let parent = path.parent()?;
+    // A file named without its folder lies in the working folder, whose name only the system knows.
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let parent = if parent.file_name().is_some() { parent.to_owned() } else { parent.canonicalize().ok()? };
+    Some(parent.file_name()?.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_index_wins_and_the_folder_is_the_last_resort() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        fs::create_dir_all(root.join("boot")).unwrap();
+        fs::write(root.join(INDEX), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n").unwrap();
+        fs::write(root.join("boot").join(INDEX), "label,file\nnear,1.png\n").unwrap();
+        let mut index = Index::new(Labels::Folder);
+        let mut label = |name: &str| index.label(root, &root.join(name));
+        assert_eq!(label("boot/1.png").as_deref(), Some("near"));
+        assert_eq!(label("boot/2.png").as_deref(), Some("ankle, boot"));
+        assert_eq!(label("boot/3.png").as_deref(), Some("boot"));
+        assert_eq!(Index::new(Labels::Index).label(root, &root.join("boot/3.png")), None);
+    }
+
+    #[test]
+    fn an_index_without_its_columns_is_refused_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(INDEX), "name;class\n1.png;boot\n").unwrap();
+        let mut index = Index::new(Labels::Index);
+        assert_eq!(index.label(root.path(), &root.path().join("1.png")), None);
+        let refused = index.refused();
+        assert!(refused[0].file.ends_with(INDEX) && refused[0].reason.contains("`label`"), "{refused:?}");
+    }
+}

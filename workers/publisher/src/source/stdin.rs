@@ -1,0 +1,85 @@
+//! Standard input: one image, or a path a line.
+
+use std::io::{BufRead, Read};
+use std::path::{Path, PathBuf};
+
+use schemas::limits::MAX_IMAGE_BYTES;
+use tokio::sync::mpsc::Sender;
+
+use crate::source::label::Index;
+use crate::source::{Found, Item, SourceError, folder};
+
+/// What an image from standard input is called.
+const NAME: &str = "standard input";
+
+/// Hands on all that comes as one image.
+pub(crate) fn one(input: impl Read, items: &Sender<Item>) {
+    let mut bytes = Vec::new();
+    // One byte more tells an image that is too large from one that just fits.
+    let item = match input.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes) {
+        Ok(_) => Item::Found(Found {
+            path: PathBuf::from(NAME),
+            name: NAME.into(),
+            label: None,
+            captured_at_ms: None,
+            due: None,
+            bytes: Some(bytes.into()),
+        }),
+        Err(error) => Item::Broken(SourceError::Stdin(error)),
+    };
+    let _nobody_listens = items.blocking_send(item);
+}
+
+/// Hands on the files, and what is in the folders, that the lines name.
+pub(crate) fn paths(input: impl BufRead, mut index: Index, items: &Sender<Item>) {
+    for line in input.lines() {
+        match line {
+            Ok(line) if line.is_empty() => {}
+            Ok(line) => {
+                if folder::hand_on(Path::new(&line), &mut index, items).is_break() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let _nobody_listens = items.blocking_send(Item::Broken(SourceError::Stdin(error)));
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc;
+
+    #[test]
+    fn all_of_standard_input_is_one_image() {
+        let (items, mut found) = mpsc::channel(1);
+        one(&b"raw bytes"[..], &items);
+        let Some(Item::Found(found)) = found.blocking_recv() else { panic!("no image") };
+        assert_eq!(found.bytes.as_deref(), Some(&b"raw bytes"[..]));
+    }
+
+    #[test]
+    fn each_line_is_a_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.png", "b.raw"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let lines = format!("{}\n\n{}\n{}\n", at("b.raw"), at("a.png"), at("c.png"));
+        let (items, mut found) = mpsc::channel(8);
+        paths(lines.as_bytes(), Index::new(crate::Labels::Index), &items);
+        drop(items);
+        let mut names = Vec::new();
+        while let Some(item) = found.blocking_recv() {
+            names.push(match item {
+                Item::Found(found) => found.path.display().to_string(),
+                Item::Refused(refused) => format!("refused {}", refused.file),
+                Item::Broken(error) => error.to_string(),
+            });
+        }
+        assert_eq!(names, [at("b.raw"), at("a.png"), format!("refused {}", at("c.png"))]);
+    }
+}

@@ -1,0 +1,184 @@
+//! Whether an answer is confident or doubtful: the second decision, after inference. Pure.
+
+use std::collections::BTreeMap;
+
+use schemas::Reason;
+use schemas::model::GateDefaults;
+use serde::{Deserialize, Serialize};
+
+/// Confidence below which an answer is doubtful when neither model nor operator says otherwise.
+/// A guess that suits calibrated classifiers of about ten classes.
+const DEFAULT_MIN_CONFIDENCE: f32 = 0.7;
+
+/// What an operator may say about the gate; what is absent is the model's own, or not tested.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GateSettings {
+    /// Divides the logits before the softmax, above 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Smallest confidence of the best class, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_confidence_ratio: Option<f32>,
+    /// Smallest distance between the two best classes, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_margin_ratio: Option<f32>,
+    /// Largest entropy as a share of a uniform guess's, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_entropy_ratio: Option<f32>,
+    /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
+    pub labels: BTreeMap<String, f32>,
+}
+
+impl GateSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
+            return Err(format!("recognizer.gate.temperature is {temperature}, it must be above 0"));
+        }
+        let ratios = [
+            ("min_confidence_ratio", self.min_confidence_ratio),
+            ("min_margin_ratio", self.min_margin_ratio),
+            ("max_entropy_ratio", self.max_entropy_ratio),
+        ];
+        let labels = self.labels.iter().map(|(label, ratio)| (label.as_str(), Some(*ratio)));
+        for (name, ratio) in ratios.into_iter().chain(labels) {
+            if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
+                return Err(format!("recognizer.gate: {name} is {ratio}, it must lie between 0 and 1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tests an answer must pass to be confident.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// Divides the logits before the softmax, above 0.
+    pub temperature: f32,
+    min_confidence: f32,
+    min_margin: f32,
+    max_entropy: f32,
+    labels: BTreeMap<String, f32>,
+}
+
+impl Gate {
+    /// The operator's word first, then the model's own, then a default.
+    pub fn new(settings: &GateSettings, model: &GateDefaults) -> Self {
+        let mut labels = model.labels.clone();
+        labels.extend(settings.labels.clone());
+        Self {
+            temperature: settings.temperature.or(model.temperature).unwrap_or(1.0),
+            min_confidence: settings
+                .min_confidence_ratio
+                .or(model.min_confidence_ratio)
+                .unwrap_or(DEFAULT_MIN_CONFIDENCE),
+            min_margin: settings.min_margin_ratio.or(model.min_margin_ratio).unwrap_or(0.0),
+            max_entropy: settings.max_entropy_ratio.or(model.max_entropy_ratio).unwrap_or(1.0),
+            labels,
+        }
+    }
+
+    /// `Confident`, or the first test that was not passed. `ratios`: calibrated probabilities of all
+    /// classes; `label`: the best class's name.
+    pub fn decide(&self, ratios: &[f32], label: &str) -> Reason {
+        let (best, second) = best_two(ratios);
+        match self.labels.get(label) {
+            Some(min) if best < *min => return Reason::LabelThreshold,
+            None if best < self.min_confidence => return Reason::LowConfidence,
+            _ => {}
+        }
+        if best - second < self.min_margin {
+            return Reason::LowMargin;
+        }
+        // A test at its end of the range is off; rounding must not make a uniform guess fail it.
+        if self.max_entropy < 1.0 && entropy_ratio(ratios) > self.max_entropy {
+            return Reason::HighEntropy;
+        }
+        Reason::Confident
+    }
+}
+
+fn best_two(ratios: &[f32]) -> (f32, f32) {
+    ratios.iter().fold((0.0, 0.0), |(best, second), &ratio| match ratio {
+        _ if ratio > best => (ratio, best),
+        _ if ratio > second => (best, ratio),
+        _ => (best, second),
+    })
+}
+
+/// Shannon entropy as a share of that of a uniform guess over as many classes, 0 to 1.
+fn entropy_ratio(ratios: &[f32]) -> f32 {
+    if ratios.len() < 2 {
+        return 0.0;
+    }
+    let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
+    entropy / (ratios.len() as f32).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn gate(settings: GateSettings) -> Gate {
+        Gate::new(&settings, &GateDefaults::default())
+    }
+
+    #[test]
+    fn each_test_names_itself() {
+        let only = |settings: GateSettings| {
+            gate(GateSettings { min_confidence_ratio: settings.min_confidence_ratio.or(Some(0.0)), ..settings })
+        };
+        let ratios = [0.5, 0.4, 0.1];
+        let confidence = GateSettings { min_confidence_ratio: Some(0.6), ..GateSettings::default() };
+        assert_eq!(only(confidence).decide(&ratios, "a"), Reason::LowConfidence);
+        let margin = GateSettings { min_margin_ratio: Some(0.2), ..GateSettings::default() };
+        assert_eq!(only(margin).decide(&ratios, "a"), Reason::LowMargin);
+        let entropy = GateSettings { max_entropy_ratio: Some(0.5), ..GateSettings::default() };
+        assert_eq!(only(entropy).decide(&ratios, "a"), Reason::HighEntropy);
+        let label = GateSettings { labels: [("a".to_owned(), 0.6)].into(), ..GateSettings::default() };
+        assert_eq!(only(label.clone()).decide(&ratios, "a"), Reason::LabelThreshold);
+        assert_eq!(only(label).decide(&ratios, "b"), Reason::Confident);
+    }
+
+    #[test]
+    fn the_operator_overrules_the_model() {
+        let model = GateDefaults { min_confidence_ratio: Some(0.9), temperature: Some(2.0), ..GateDefaults::default() };
+        let settings = GateSettings { min_confidence_ratio: Some(0.4), ..GateSettings::default() };
+        let gate = Gate::new(&settings, &model);
+        assert_eq!(gate.decide(&[0.5, 0.5], "a"), Reason::Confident);
+        assert_eq!(gate.temperature, 2.0);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        for settings in [
+            GateSettings { temperature: Some(0.0), ..GateSettings::default() },
+            GateSettings { min_confidence_ratio: Some(1.1), ..GateSettings::default() },
+            GateSettings { max_entropy_ratio: Some(f32::NAN), ..GateSettings::default() },
+            GateSettings { labels: [("a".to_owned(), -0.1)].into(), ..GateSettings::default() },
+        ] {
+            assert!(settings.check().is_err(), "{settings:?} was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_stricter_gate_never_makes_an_answer_confident(
+            logits in prop::collection::vec(-5f32..5.0, 2..20), low in 0f32..1.0, more in 0f32..1.0,
+        ) {
+            let ratios = vision::softmax(&logits, 1.0);
+            let at = |min: f32| gate(GateSettings { min_confidence_ratio: Some(min), ..GateSettings::default() });
+            if at(low).decide(&ratios, "a") != Reason::Confident {
+                prop_assert_ne!(at((low + more).min(1.0)).decide(&ratios, "a"), Reason::Confident);
+            }
+        }
+
+        #[test]
+        fn a_gate_that_asks_for_nothing_passes_everything(logits in prop::collection::vec(-50f32..50.0, 1..20)) {
+            let open = gate(GateSettings { min_confidence_ratio: Some(0.0), ..GateSettings::default() });
+            prop_assert_eq!(open.decide(&vision::softmax(&logits, 1.0), "a"), Reason::Confident);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What an operator may choose about verifying.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vision::InferSettings;
+
+/// What an operator may choose about verifying.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifierSettings {
+    /// Folder of the cloud's model.
+    pub model: PathBuf,
+    /// Replicas, batches and what a picture may cost.
+    pub infer: InferSettings,
+    /// Divides the logits before the softmax, above 0; the model's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// Deliveries after which a task is given up, at least 1.
+    pub tries: u64,
+}
+
+impl Default for VerifierSettings {
+    fn default() -> Self {
+        Self { model: PathBuf::from("model-cloud"), infer: InferSettings::default(), temperature: None, tries: 20 }
+    }
+}
+
+impl VerifierSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
+            return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
+        }
+        match self.tries {
+            0 => Err("verifier.tries is 0, use at least 1".into()),
+            _ => Ok(()),
+        }
+    }
+}
