@@ -101,6 +101,11 @@ name!(
 );
 
 impl SiteName {
+    /// The name of a site that was given none.
+    pub fn first() -> Self {
+        Self("site-1".into())
+    }
+
     /// Stands for a site whose name could not be read.
     pub fn unknown() -> Self {
         Self("unknown".into())

@@ -195,6 +195,16 @@ impl Server {
         self.ports.mqtt
     }
 
+    /// Writes everything the store holds to the disk. Needed after streams were created: the server
+    /// does not wait for the disk there, and a power cut would take the stream with its messages.
+    pub fn settle(&self) -> std::io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some(lock) = &self.lock {
+            nix::unistd::syncfs(&**lock)?;
+        }
+        Ok(())
+    }
+
     /// Process id at this moment; absent between a death and the restart.
     pub fn process(&self) -> Option<u32> {
         self.running.lock().id
@@ -256,6 +266,11 @@ impl Running {
     fn lock(&self) -> std::sync::MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a process of this id lives.
+pub fn is_alive(process: u32) -> bool {
+    kill(Pid::from_raw(process.cast_signed()), None).is_ok()
 }
 
 /// The program to run: as set, then TRIBUTARY_NATS_SERVER, then PATH, then the cache of

@@ -93,6 +93,29 @@ impl Default for StreamSettings {
     }
 }
 
+impl StreamSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let at_least_one = [
+            ("images_max_mib", self.images_max_mib),
+            ("outbox_max_mib", self.outbox_max_mib),
+            ("verify_max_mib", self.verify_max_mib),
+            ("blobs_max_mib", self.blobs_max_mib),
+            ("dead_max_mib", self.dead_max_mib),
+            ("duplicate_window_s", self.duplicate_window_s),
+            ("ack_wait_s", self.ack_wait_s),
+            ("verdicts_max_age_s", self.verdicts_max_age_s),
+        ];
+        if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("streams.{name} is 0, use at least 1"));
+        }
+        if self.answers_max_messages < 1000 {
+            return Err(format!("streams.answers_max_messages is {}, use at least 1000", self.answers_max_messages));
+        }
+        Ok(())
+    }
+}
+
 /// Where a plan is for. With everything on one server, a site's plan and the cloud's are one.
 #[derive(Debug, Clone)]
 pub enum Place {

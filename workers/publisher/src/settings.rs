@@ -92,7 +92,7 @@ impl PublisherSettings {
     /// Refuses values that cannot work, naming the setting.
     ///
     /// # Errors
-    /// One sentence, beginning with the setting's name inside `publisher`.
+    /// One sentence, beginning with the name of the setting.
     pub fn check(&self) -> Result<(), String> {
         within("max_in_flight", self.max_in_flight as u64, 1, 1000)?;
         within("max_in_flight_mib", self.max_in_flight_mib.into(), 1, 65_536)?;
@@ -100,7 +100,7 @@ impl PublisherSettings {
         within("settle_ms", self.settle_ms, 10, 3_600_000)?;
         let TileSettings { tile_px, overlap_px, .. } = self.tile;
         if tile_px > 0 && overlap_px >= tile_px {
-            return Err(format!("tile.overlap_px is {overlap_px}, must be less than tile.tile_px, {tile_px}"));
+            return Err(format!("publisher.tile.overlap_px is {overlap_px}, use less than tile_px, {tile_px}"));
         }
         Ok(())
     }
@@ -110,7 +110,7 @@ fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(format!("{name} is {value}, must be from {least} to {most}"))
+    Err(format!("publisher.{name} is {value}, use {least} to {most}"))
 }
 
 #[cfg(test)]

@@ -108,6 +108,11 @@ impl Source {
     }
 }
 
+/// The extensions looked for in folders.
+pub(crate) fn extensions() -> String {
+    folder::EXTENSIONS.join(", ")
+}
+
 /// What a source hands on.
 #[derive(Debug)]
 pub(crate) enum Item {

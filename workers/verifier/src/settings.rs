@@ -10,7 +10,7 @@ use vision::InferSettings;
 #[serde(deny_unknown_fields, default)]
 pub struct VerifierSettings {
     /// Folder of the cloud's model.
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Replicas, batches and what a picture may cost.
     pub infer: InferSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
@@ -22,7 +22,7 @@ pub struct VerifierSettings {
 
 impl Default for VerifierSettings {
     fn default() -> Self {
-        Self { model: PathBuf::from("model-cloud"), infer: InferSettings::default(), temperature: None, tries: 20 }
+        Self { model: None, infer: InferSettings::default(), temperature: None, tries: 20 }
     }
 }
 

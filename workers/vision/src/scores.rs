@@ -19,3 +19,38 @@ pub fn top(ratios: &[f32], count: usize) -> Vec<(usize, f32)> {
     ranked.truncate(count);
     ranked
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn known_logits_give_known_ratios() {
+        let ratios = softmax(&[1.0, 2.0, 3.0], 1.0);
+        for (actual, expected) in ratios.iter().zip([0.090_030_57, 0.244_728_47, 0.665_240_96]) {
+            assert!((actual - expected).abs() < 1e-6, "{ratios:?}");
+        }
+    }
+
+    #[test]
+    fn a_higher_temperature_is_less_sure() {
+        assert!(softmax(&[1.0, 3.0], 2.0)[1] < softmax(&[1.0, 3.0], 1.0)[1]);
+    }
+
+    #[test]
+    fn of_equal_ratios_the_lower_class_comes_first() {
+        assert_eq!(top(&[0.2, 0.4, 0.4], 2), [(1, 0.4), (2, 0.4)]);
+    }
+
+    proptest! {
+        #[test]
+        fn ratios_sum_to_one_however_large_the_logits(
+            logits in prop::collection::vec(-1e6_f32..1e6, 1..50),
+            temperature in 0.01_f32..100.0,
+        ) {
+            let sum: f32 = softmax(&logits, temperature).iter().sum();
+            prop_assert!((sum - 1.0).abs() < 1e-4);
+        }
+    }
+}

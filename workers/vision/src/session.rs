@@ -237,12 +237,12 @@ fn version_inside(library: &Path) -> Option<String> {
     loop {
         let read = file.read(piece.get_mut(kept..)?).ok().filter(|read| *read > 0)?;
         let filled = piece.get(..kept + read)?;
-        if let Some(at) = filled.windows(MARK.len()).position(|window| window == MARK) {
+        let tail = filled.len().saturating_sub(LONGEST + MARK.len());
+        if let Some(at) = filled.windows(MARK.len()).take(tail).position(|window| window == MARK) {
             let rest = filled.get(at + MARK.len()..)?;
             let text: Vec<u8> = rest.iter().copied().take(LONGEST).take_while(|byte| *byte != 0).collect();
             return numbers(std::str::from_utf8(&text).ok()?).map(str::to_owned);
         }
-        let tail = filled.len().saturating_sub(LONGEST + MARK.len());
         kept = filled.len() - tail;
         piece.copy_within(tail..tail + kept, 0);
     }
@@ -535,4 +535,188 @@ fn shown(shape: &[i64]) -> String {
     let sizes: Vec<String> =
         shape.iter().map(|size| if *size < 0 { "n".to_owned() } else { size.to_string() }).collect();
     format!("[{}]", sizes.join(", "))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    pub(crate) fn onnx() -> Onnx {
+        Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
+    }
+
+    pub(crate) fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+    }
+
+    /// A copy of a fixture with one replacement in one of its files.
+    fn edited(name: &str, file: &str, from: &str, to: &str) -> (tempfile::TempDir, Model) {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fixture(name).read_dir().unwrap().map(Result::unwrap) {
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let path = dir.path().join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{file} of {name} holds no {from:?}");
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let model = Model::load(dir.path()).unwrap();
+        (dir, model)
+    }
+
+    fn refusal(model: &Model) -> String {
+        Session::open(&onnx(), model, 1).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn probabilities_come_out_as_their_logarithms() {
+        let model = Model::load(&fixture("bench-cnn")).unwrap();
+        let mut session = Session::open(&onnx(), &model, 1).unwrap();
+        let batch = vec![0.25; tensor::len(&model.description.input)];
+        let outputs = session.run(&batch, 1).unwrap();
+        let sum: f32 = outputs.logits.iter().map(|logit| logit.exp()).sum();
+        assert_eq!(outputs.logits.len(), model.labels.len());
+        assert!((sum - 1.0).abs() < 1e-4, "{sum}");
+    }
+
+    #[test]
+    fn a_batch_gives_each_image_what_it_gets_alone() {
+        let model = Model::load(&fixture("fashion-light")).unwrap();
+        let mut session = Session::open(&onnx(), &model, 1).unwrap();
+        let len = tensor::len(&model.description.input);
+        let batch: Vec<f32> = (0..3 * len).map(|i| (i * i % 97) as f32 / 97.0).collect();
+        let together = session.run(&batch, 3).unwrap();
+        let alone: Vec<Outputs> = batch.chunks(len).map(|row| session.run(row, 1).unwrap()).collect();
+        let close = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+        let logits: Vec<f32> = alone.iter().flat_map(|outputs| outputs.logits.clone()).collect();
+        assert!(close(&together.logits, &logits));
+        let features: Vec<f32> = alone.iter().flat_map(|outputs| outputs.features.clone().unwrap()).collect();
+        assert!(close(&together.features.unwrap(), &features));
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_names_its_row() {
+        let model = Model::load(&fixture("fashion-light")).unwrap();
+        let mut session = Session::open(&onnx(), &model, 1).unwrap();
+        let len = tensor::len(&model.description.input);
+        let mut batch = vec![0.0; 3 * len];
+        batch[len..2 * len].fill(f32::NAN);
+        assert!(matches!(session.run(&batch, 3), Err(SessionError::NotFinite { row: 1, .. })));
+    }
+
+    #[test]
+    fn a_batch_of_the_wrong_length_is_refused() {
+        let model = Model::load(&fixture("fashion-light")).unwrap();
+        let mut session = Session::open(&onnx(), &model, 1).unwrap();
+        for (len, images) in [(0, 0), (10, 1), (2 * tensor::len(&model.description.input), 1)] {
+            let outcome = session.run(&vec![0.0; len], images);
+            assert!(matches!(outcome, Err(SessionError::WrongBatch { .. })), "{len} {images}");
+        }
+    }
+
+    #[test]
+    fn too_few_labels_are_refused_with_both_numbers_and_the_file() {
+        let text = std::fs::read_to_string(fixture("fashion-light").join("labels.txt")).unwrap();
+        let first = text.lines().next().unwrap();
+        let (_dir, model) = edited("fashion-light", "labels.txt", &format!("{first}\n"), "");
+        let why = refusal(&model);
+        assert!(why.contains("10 classes") && why.contains("9 labels") && why.contains("labels.txt"), "{why}");
+    }
+
+    #[test]
+    fn a_wrong_name_is_refused_with_the_right_ones() {
+        let (_dir, model) = edited("fashion-light", "model.toml", "name = \"input\"", "name = \"image\"");
+        let why = refusal(&model);
+        assert!(why.contains("\"image\"") && why.contains("\"input\"") && why.contains("model.toml"), "{why}");
+        let (_dir, model) = edited("fashion-light", "model.toml", "name = \"logits\"", "name = \"scores\"");
+        let why = refusal(&model);
+        assert!(why.contains("\"scores\"") && why.contains("\"logits\""), "{why}");
+    }
+
+    #[test]
+    fn a_wrong_size_is_refused_with_both_shapes() {
+        let (_dir, model) = edited("fashion-light", "model.toml", "width_px = 28", "width_px = 32");
+        let why = refusal(&model);
+        assert!(why.contains("[n, 1, 28, 28]") && why.contains("[n, 1, 28, 32]"), "{why}");
+    }
+
+    #[test]
+    fn a_graph_that_is_cut_off_is_refused_by_name() {
+        let (dir, model) = edited("fashion-light", "model.toml", "fashion-light", "fashion-cut");
+        let graph = std::fs::read(dir.path().join("graph.onnx")).unwrap();
+        std::fs::write(dir.path().join("graph.onnx"), &graph[..graph.len() / 2]).unwrap();
+        assert!(matches!(Model::load(dir.path()), Err(crate::ModelError::Graph { .. })));
+        assert!(matches!(Session::open(&onnx(), &model, 1), Err(SessionError::GraphUnusable { .. })));
+    }
+
+    fn places(setting: Option<&str>, variables: &[(&str, &str)]) -> Vec<Candidate> {
+        let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+        candidates(setting.map(Path::new), &|name| variables.get(name).map(std::ffi::OsString::from))
+    }
+
+    #[test]
+    fn a_setting_goes_before_the_variables_and_these_before_the_system() {
+        let variables = [("TRIBUTARY_ONNXRUNTIME", "/b.so"), ("ORT_DYLIB_PATH", "/c.so"), ("HOME", "/home/x")];
+        let first = |setting, variables| places(setting, variables).swap_remove(0);
+        assert_eq!(first(Some("/a.so"), &variables).path, Path::new("/a.so"));
+        assert_eq!(first(None, &variables).path, Path::new("/b.so"));
+        assert_eq!(first(None, &variables[1..]).path, Path::new("/c.so"));
+        assert!(first(None, &variables[1..]).explicit);
+        let system = places(None, &variables[2..]);
+        assert!(system.iter().all(|place| !place.explicit));
+        let last = system.last().unwrap();
+        assert_eq!(last.path.parent(), Some(Path::new("/home/x/.cache/tributary/onnxruntime-1.31.1")));
+    }
+
+    #[test]
+    fn a_cache_named_by_a_variable_replaces_the_usual_one() {
+        let place = |variables: &[(&str, &str)]| places(None, variables).pop().unwrap().path;
+        let both = [("TRIBUTARY_CACHE", "/cache"), ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home/x")];
+        assert!(place(&both).starts_with("/cache/onnxruntime-1.31.1"));
+        assert!(place(&both[1..]).starts_with("/xdg/tributary/onnxruntime-1.31.1"));
+    }
+
+    #[test]
+    fn a_missing_runtime_names_every_place_and_the_remedy() {
+        let none = places(None, &[("TRIBUTARY_CACHE", "/nowhere"), ("LD_LIBRARY_PATH", "/nowhere/else")]);
+        let none: Vec<Candidate> = none.into_iter().filter(|place| place.path.starts_with("/nowhere")).collect();
+        let why = Onnx::first_usable(none).unwrap_err().to_string();
+        for part in ["make setup", "/nowhere/onnxruntime-1.31.1/libonnxruntime", "/nowhere/else/libonnxruntime"] {
+            assert!(why.contains(part), "{part}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_refused_if_named_and_passed_over_if_found() {
+        // The first library that loads stays for the whole process, so load the right one first.
+        let good = onnx();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("libonnxruntime.so");
+        std::fs::write(&path, "not a library").unwrap();
+        assert!(version_inside(&path).is_none());
+        assert_eq!(version_inside(good.library()).as_deref(), Some(good.version()));
+        let named = Candidate { path: dir.path().join("absent.so"), given_by: "the setting", explicit: true };
+        let why = Onnx::first_usable(vec![named]).unwrap_err().to_string();
+        assert!(why.contains("absent.so") && why.contains("the setting") && why.contains("make setup"), "{why}");
+    }
+
+    #[test]
+    fn a_second_look_returns_the_first_library() {
+        let first = onnx();
+        let second = Onnx::find_and_load(Some(Path::new("/somewhere/else.so"))).unwrap();
+        assert_eq!(first.library(), second.library());
+    }
+
+    #[test]
+    fn versions_are_read_from_names() {
+        for (name, version) in [
+            ("libonnxruntime.so.1.31.1", Some("1.31.1")),
+            ("onnxruntime-1.22.0", Some("1.22.0")),
+            ("libonnxruntime.so", None),
+            ("libonnxruntime.so.1", None),
+            ("lib64", None),
+        ] {
+            assert_eq!(numbers(name), version, "{name}");
+        }
+    }
 }

@@ -198,3 +198,140 @@ fn pixels<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f
         value[2] = f32::from(pixel[C]) * fc + oc;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{DecodeLimits, decode};
+    use proptest::prelude::*;
+
+    fn input(width_px: u32, height_px: u32, channels: Channels) -> InputDescription {
+        let count = channels.count();
+        InputDescription {
+            name: "input".to_owned(),
+            width_px,
+            height_px,
+            channels,
+            layout: Layout::Nchw,
+            scale: 1.0,
+            mean: vec![0.0; count],
+            std: vec![1.0; count],
+            resize: Resize::Stretch,
+            resize_px: None,
+            filter: Filter::Bilinear,
+        }
+    }
+
+    fn written(pixels: &Pixels, input: &InputDescription) -> Vec<f32> {
+        let mut out = vec![f32::NAN; len(input)];
+        write(pixels, input, &mut Scratch::default(), &mut out).unwrap();
+        out
+    }
+
+    fn picture(name: &str) -> Pixels {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+        decode(&std::fs::read(path).unwrap(), &DecodeLimits::default()).unwrap()
+    }
+
+    fn two_pixels() -> Pixels {
+        Pixels { width_px: 2, height_px: 1, rgb: vec![10, 20, 30, 40, 50, 60] }
+    }
+
+    #[test]
+    fn channels_and_axes_take_the_order_described() {
+        let orders = [
+            (Channels::Rgb, Layout::Nchw, [10.0, 40.0, 20.0, 50.0, 30.0, 60.0]),
+            (Channels::Bgr, Layout::Nchw, [30.0, 60.0, 20.0, 50.0, 10.0, 40.0]),
+            (Channels::Rgb, Layout::Nhwc, [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]),
+            (Channels::Bgr, Layout::Nhwc, [30.0, 20.0, 10.0, 60.0, 50.0, 40.0]),
+        ];
+        for (channels, layout, expected) in orders {
+            let input = InputDescription { layout, ..input(2, 1, channels) };
+            assert_eq!(written(&two_pixels(), &input), expected, "{channels:?} {layout:?}");
+        }
+    }
+
+    #[test]
+    fn mean_and_deviation_follow_the_order_of_the_channels() {
+        let mut input = input(2, 1, Channels::Bgr);
+        (input.scale, input.mean, input.std) = (0.5, vec![1.0, 2.0, 3.0], vec![1.0, 2.0, 4.0]);
+        let expected = [14.0, 29.0, 4.0, 11.5, 0.5, 4.25];
+        for (actual, expected) in written(&two_pixels(), &input).iter().zip(expected) {
+            assert!((actual - expected).abs() < 1e-5, "{actual} {expected}");
+        }
+    }
+
+    #[test]
+    fn grey_stays_what_it_is() {
+        let rgb: Vec<u8> = (0..=255).flat_map(|value| [value; 3]).collect();
+        let pixels = Pixels { width_px: 256, height_px: 1, rgb };
+        let expected: Vec<f32> = (0..=255_u8).map(f32::from).collect();
+        assert_eq!(written(&pixels, &input(256, 1, Channels::Gray)), expected);
+    }
+
+    /// Largest difference from a picture Pillow made, in grey levels.
+    fn distance(input: &InputDescription, reference: &str) -> f32 {
+        let reference = picture(reference);
+        let plain = InputDescription { resize: Resize::Stretch, resize_px: None, ..input.clone() };
+        let expected = written(&reference, &plain);
+        let actual = written(&picture("fit_source.png"), input);
+        actual.iter().zip(expected).map(|(actual, expected)| (actual - expected).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn filters_agree_with_pillow() {
+        for (filter, name) in [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")] {
+            let input = InputDescription { filter, ..input(32, 24, Channels::Rgb) };
+            let distance = distance(&input, &format!("fit_{name}_32x24.png"));
+            assert!(distance <= 1.0, "{name}: {distance}");
+        }
+    }
+
+    #[test]
+    fn grey_agrees_with_pillow() {
+        let distance = distance(&input(32, 24, Channels::Gray), "fit_grey_32x24.png");
+        assert!(distance <= 1.0, "{distance}");
+    }
+
+    #[test]
+    fn the_centre_cut_out_agrees_with_torchvision() {
+        let mut input = input(32, 32, Channels::Rgb);
+        (input.resize, input.resize_px) = (Resize::Crop, Some(40));
+        // In one step instead of two: the rounding between them is missing.
+        let distance = distance(&input, "fit_crop_32x32.png");
+        assert!(distance <= 2.0, "{distance}");
+    }
+
+    #[test]
+    fn padding_is_black_and_around_the_middle() {
+        let pixels = Pixels { width_px: 4, height_px: 2, rgb: vec![200; 24] };
+        let mut input = input(4, 4, Channels::Gray);
+        (input.resize, input.mean) = (Resize::Pad, vec![100.0]);
+        let (black, white) = ([-100.0; 4], [100.0; 4]);
+        assert_eq!(written(&pixels, &input), [black, white, white, black].concat());
+    }
+
+    #[test]
+    fn a_buffer_of_the_wrong_length_is_refused() {
+        let outcome = write(&two_pixels(), &input(2, 1, Channels::Rgb), &mut Scratch::default(), &mut [0.0; 5]);
+        assert_eq!(outcome, Err(TensorError::WrongLength { expected_len: 6, actual_len: 5 }));
+    }
+
+    proptest! {
+        #[test]
+        fn every_number_is_written_whatever_the_sizes(
+            (width, height) in (1_u32..70, 1_u32..70),
+            (to_width, to_height) in (1_u32..40, 1_u32..40),
+            resize in prop::sample::select(vec![Resize::Stretch, Resize::Crop, Resize::Pad]),
+            extra in prop::option::of(0_u32..30),
+            filter in prop::sample::select(vec![Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]),
+        ) {
+            let pixels = Pixels { width_px: width, height_px: height, rgb: vec![77; (width * height * 3) as usize] };
+            let mut input = InputDescription { resize, filter, ..input(to_width, to_height, Channels::Rgb) };
+            input.resize_px = extra.filter(|_| resize == Resize::Crop).map(|extra| to_width.max(to_height) + extra);
+            let out = written(&pixels, &input);
+            let black = if resize == Resize::Pad { 0.0 } else { 77.0 };
+            prop_assert!(out.iter().all(|value| *value == 77.0 || *value == black), "{:?}", out);
+        }
+    }
+}

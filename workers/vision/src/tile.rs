@@ -146,3 +146,73 @@ impl Iterator for Tiles {
 }
 
 impl ExactSizeIterator for Tiles {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ImageFormat, Rgb};
+    use proptest::prelude::*;
+    use std::io::Cursor;
+
+    fn scan(width_px: u32, height_px: u32, format: ImageFormat) -> (RgbImage, Vec<u8>) {
+        let picture = RgbImage::from_fn(width_px, height_px, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8]));
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        (picture, bytes.into_inner())
+    }
+
+    #[test]
+    fn lossless_tiles_are_the_scan_pixel_for_pixel() {
+        let (picture, bytes) = scan(70, 45, ImageFormat::Png);
+        let tiles = split(&bytes, &DecodeLimits::default(), 32, 8).unwrap();
+        assert_eq!(tiles.len(), 3 * 2);
+        for tile in tiles.map(Result::unwrap) {
+            let pixels = decode(&tile.bytes, &DecodeLimits::default()).unwrap();
+            assert_eq!((tile.width_px, tile.height_px), (32, 32));
+            assert_eq!((tile.scan_width_px, tile.scan_height_px), (70, 45));
+            assert_eq!(pixels.rgb, picture.view(tile.x_px, tile.y_px, 32, 32).to_image().into_raw());
+        }
+    }
+
+    #[test]
+    fn a_jpeg_gives_jpegs_and_a_tiff_gives_pngs() {
+        for (format, expected) in [(ImageFormat::Jpeg, Format::Jpeg), (ImageFormat::Tiff, Format::Png)] {
+            let (_, bytes) = scan(40, 40, format);
+            let tile = split(&bytes, &DecodeLimits::default(), 32, 0).unwrap().next().unwrap().unwrap();
+            assert_eq!(dimensions(&tile.bytes).unwrap(), (expected, 32, 32));
+        }
+    }
+
+    #[test]
+    fn a_scan_smaller_than_a_tile_gives_one() {
+        let (_, bytes) = scan(20, 10, ImageFormat::Png);
+        let tiles: Vec<_> = split(&bytes, &DecodeLimits::default(), 32, 8).unwrap().map(Result::unwrap).collect();
+        assert_eq!(tiles.len(), 1);
+        assert_eq!((tiles[0].width_px, tiles[0].height_px), (20, 10));
+    }
+
+    #[test]
+    fn an_overlap_as_large_as_the_tile_is_refused() {
+        let (_, bytes) = scan(20, 10, ImageFormat::Png);
+        for (tile_px, overlap_px) in [(0, 0), (8, 8), (8, 9)] {
+            let outcome = split(&bytes, &DecodeLimits::default(), tile_px, overlap_px);
+            assert!(matches!(outcome, Err(TileError::Grid { .. })));
+        }
+    }
+
+    #[test]
+    fn a_damaged_scan_is_refused_as_a_picture_is() {
+        assert_eq!(split(b"", &DecodeLimits::default(), 8, 0).err(), Some(TileError::Decode(DecodeError::Empty)));
+    }
+
+    proptest! {
+        #[test]
+        fn tiles_cover_a_side_and_overlap_enough(side in 1_u32..5000, tile in 1_u32..600, overlap in 0_u32..599) {
+            prop_assume!(overlap < tile);
+            let starts = starts(side, tile, overlap);
+            prop_assert_eq!(starts[0], 0);
+            prop_assert_eq!(starts[starts.len() - 1] + tile.min(side), side);
+            prop_assert!(starts.windows(2).all(|pair| pair[0] < pair[1] && pair[0] + tile >= pair[1] + overlap));
+        }
+    }
+}

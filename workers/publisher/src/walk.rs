@@ -1,0 +1,451 @@
+//! The walk of an image on its way in: source → load → tile → send → report.
+//!
+//! Up to `max_in_flight` images walk at once. A file that cannot be published is refused by name and the
+//! others go on; a stream that takes nothing more stops the run, and what was not acknowledged is not
+//! in the journal, so that the next run takes it up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::Shutdown;
+use schemas::{CameraName, SiteName, TaskId, Tile};
+use streams::{Bus, CarryError, Placed};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::journal::{Entry, Journal, JournalPlace, Known};
+use crate::load::{Image, Load, Stamp};
+use crate::progress::Progress;
+use crate::report::{Refused, Summary};
+use crate::send::{Message, Send};
+use crate::settings::PublisherSettings;
+use crate::source::{self, Found, Item, Source, SourceError};
+use crate::tile;
+
+/// Tiles of one scan cut and not yet sent: one is cut while another waits.
+const TILES_AHEAD: usize = 2;
+/// Tiles of one scan on their way at once; a guess.
+const TILES_IN_FLIGHT: usize = 8;
+/// An image of a generator that leaves later than this after its time is late: above the grain of the
+/// timer, 1 ms.
+const LATE: Duration = Duration::from_millis(5);
+
+/// What one run is asked for, beyond settings.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Publishes everything as new tasks, told from those of other names. Absent: what was published
+    /// before is not published again.
+    pub again: Option<String>,
+    /// Where acknowledged files are noted; absent notes nothing.
+    pub journal: Option<JournalPlace>,
+    /// Where progress is shown.
+    pub progress: Progress,
+    /// Hears of every task that is in the stream. Publishing waits for it, so it must be read.
+    pub acknowledged: Option<mpsc::Sender<Acknowledged>>,
+}
+
+/// A task that is in the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acknowledged {
+    /// Its id.
+    pub task: TaskId,
+    /// Where it is, and whether it was there before.
+    pub placed: Placed,
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Which part of the file it is, if that was a scan.
+    pub tile: Option<Tile>,
+    /// The true label, if known.
+    pub label: Option<String>,
+    /// Size of the image, bytes.
+    pub size_bytes: u64,
+    /// From when it was due (generator) or found to the acknowledgement.
+    pub elapsed: Duration,
+}
+
+/// Why a run failed. What was acknowledged before stays published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishFailure {
+    /// A setting that cannot work.
+    #[error("setting {why}")]
+    Settings {
+        /// Which, and what it may be.
+        why: String,
+    },
+    /// The source cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The source broke on the way.
+    #[error("source broke after {} images", summary.published)]
+    Broken {
+        /// What was published before.
+        summary: Box<Summary>,
+        /// How it broke.
+        #[source]
+        source: SourceError,
+    },
+    /// There was nothing, or all of it was refused.
+    #[error("nothing was published: {}", nothing(summary))]
+    Nothing {
+        /// Why each file was refused.
+        summary: Box<Summary>,
+    },
+    /// The stream takes no more.
+    #[error("stream is full after {} images: run the same command again when there is room, it goes on where it stopped", summary.published)]
+    Full {
+        /// What was published before.
+        summary: Box<Summary>,
+        /// The server's words.
+        #[source]
+        source: CarryError,
+    },
+    /// The server does not answer, or refuses everything.
+    #[error("publishing stopped after {} images: run the same command again, it goes on where it stopped", summary.published)]
+    Stopped {
+        /// What was published before.
+        summary: Box<Summary>,
+        /// What happened.
+        #[source]
+        source: CarryError,
+    },
+}
+
+impl PublishFailure {
+    /// What was published before it failed.
+    pub fn summary(&self) -> Option<&Summary> {
+        match self {
+            Self::Settings { .. } | Self::Source(_) => None,
+            Self::Broken { summary, .. }
+            | Self::Nothing { summary }
+            | Self::Full { summary, .. }
+            | Self::Stopped { summary, .. } => Some(summary),
+        }
+    }
+}
+
+fn nothing(summary: &Summary) -> String {
+    match summary.refused.first() {
+        Some(Refused { file, reason }) if summary.refused_files == 1 => format!("{file} was refused: {reason}"),
+        Some(Refused { file, reason }) => {
+            format!("all {} files were refused, the first, {file}: {reason}", summary.refused_files)
+        }
+        None => format!("no image files were found ({})", source::extensions()),
+    }
+}
+
+/// Publishes what a source holds, until it ends or a stop is wanted; what is in flight then is finished.
+///
+/// # Errors
+/// When nothing could be published, and when the stream or the source takes the run down.
+pub async fn publish(
+    bus: &Bus,
+    site: &SiteName,
+    camera: &CameraName,
+    source: Source,
+    settings: &PublisherSettings,
+    options: Options,
+    shutdown: &Shutdown,
+) -> Result<Summary, PublishFailure> {
+    settings.check().map_err(|why| PublishFailure::Settings { why })?;
+    let Options { again, journal, mut progress, acknowledged } = options;
+    let identity = source.identity().map(|source| {
+        let tile = (settings.tile.tile_px, settings.tile.overlap_px, settings.tile.limit_px());
+        format!("{site}\n{camera}\n{again:?}\n{tile:?}\n{source}")
+    });
+    let (known, journal) = match (journal, identity) {
+        (Some(place), Some(identity)) => Journal::open(place.path(&identity), bus).await,
+        _ => (Known::default(), Journal::default()),
+    };
+    let settings = Arc::new(settings.clone());
+    let walk = Arc::new(Walk {
+        load: Load::new(site, camera, again.as_deref(), &settings),
+        send: Send::new(bus, site, camera, Duration::from_secs(settings.patience_s)),
+        scans: Semaphore::new(1),
+        settings,
+        known,
+        acknowledged,
+        shutdown: shutdown.clone(),
+    });
+    let endless = source.is_endless();
+    let mut run = Run { flight: JoinSet::new(), summary: Summary::default(), journal };
+    let start = Instant::now();
+    let ended = run.all(&walk, source, &mut progress).await;
+    progress.end();
+    let Run { mut summary, journal, .. } = run;
+    journal.close().await;
+    summary.elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let interrupted = matches!(ended, Ok(Ended::Interrupted));
+    summary.interrupted = interrupted && !endless;
+    let anything = summary.anything();
+    let summary = Box::new(summary);
+    match ended {
+        Err(Stop::Carry(source @ CarryError::Full { .. })) => Err(PublishFailure::Full { summary, source }),
+        Err(Stop::Carry(source)) => Err(PublishFailure::Stopped { summary, source }),
+        Err(Stop::Source(source)) if anything => Err(PublishFailure::Broken { summary, source }),
+        Err(Stop::Source(source)) => Err(PublishFailure::Source(source)),
+        Ok(_) if !anything && !interrupted => Err(PublishFailure::Nothing { summary }),
+        Ok(_) => Ok(*summary),
+    }
+}
+
+enum Ended {
+    Through,
+    Interrupted,
+}
+
+enum Stop {
+    Carry(CarryError),
+    Source(SourceError),
+}
+
+/// The run: what is in flight and what became of the rest.
+struct Run {
+    flight: JoinSet<Walked>,
+    summary: Summary,
+    journal: Journal,
+}
+
+impl Run {
+    async fn all(&mut self, walk: &Arc<Walk>, source: Source, progress: &mut Progress) -> Result<Ended, Stop> {
+        let opened = tokio::select! {
+            biased;
+            () = walk.shutdown.wanted() => return Ok(Ended::Interrupted),
+            opened = source::open(source, &walk.settings) => opened,
+        };
+        let mut feed = opened.map_err(Stop::Source)?;
+        progress.begin(feed.total);
+        let mut ended = loop {
+            tokio::select! {
+                biased;
+                () = walk.shutdown.wanted() => break Ok(Ended::Interrupted),
+                Some(walked) = self.flight.join_next() => {
+                    if let Err(stop) = self.tally(walked, progress).await {
+                        break Err(stop);
+                    }
+                }
+                item = feed.next(), if self.flight.len() < walk.settings.max_in_flight => match item {
+                    Some(Item::Found(found)) => self.start(walk, found),
+                    Some(Item::Refused(refused)) => self.summary.refuse(refused),
+                    Some(Item::Broken(error)) => break Err(Stop::Source(error)),
+                    None => break Ok(Ended::Through),
+                },
+            }
+        };
+        while let Some(walked) = self.flight.join_next().await {
+            let tallied = self.tally(walked, progress).await;
+            ended = ended.and_then(|ended| tallied.map(|()| ended));
+        }
+        ended
+    }
+
+    fn start(&mut self, walk: &Arc<Walk>, found: Found) {
+        let now = Instant::now();
+        let begun = found.due.unwrap_or(now);
+        if now > begun + LATE {
+            self.summary.delayed(now - begun);
+        }
+        let walk = walk.clone();
+        self.flight.spawn(async move { walk.image(found, begun).await });
+    }
+
+    async fn tally(
+        &mut self,
+        walked: Result<Walked, tokio::task::JoinError>,
+        progress: &mut Progress,
+    ) -> Result<(), Stop> {
+        let walked = walked.unwrap_or_else(|error| Walked {
+            ending: Ending::Refused(Refused { file: "an image".into(), reason: format!("publishing it broke: {error}") }),
+            ..Walked::default()
+        });
+        self.summary.published += walked.published;
+        self.summary.duplicates += walked.duplicates;
+        self.summary.bytes += walked.bytes;
+        self.summary.scans += u64::from(walked.is_scan);
+        progress.step(walked.bytes);
+        match walked.ending {
+            Ending::Complete(entry) => {
+                if let Some(entry) = entry {
+                    self.journal.note(&entry).await;
+                }
+            }
+            Ending::Known => self.summary.skipped += 1,
+            Ending::Refused(refused) => self.summary.refuse(refused),
+            Ending::Interrupted => {}
+            Ending::Stopped(error) => return Err(Stop::Carry(error)),
+        }
+        Ok(())
+    }
+}
+
+/// What became of one image.
+#[derive(Default)]
+struct Walked {
+    published: u64,
+    duplicates: u64,
+    bytes: u64,
+    is_scan: bool,
+    ending: Ending,
+}
+
+#[derive(Default)]
+enum Ending {
+    /// All of it is in the stream; with what the journal notes.
+    Complete(Option<Box<Entry>>),
+    /// It was published by an earlier run.
+    Known,
+    Refused(Refused),
+    /// A scan of which some tiles were not sent because a stop was wanted.
+    #[default]
+    Interrupted,
+    Stopped(CarryError),
+}
+
+/// Everything an image needs on its way.
+struct Walk {
+    load: Load,
+    send: Send,
+    /// Scans decoded at once: they are what takes memory.
+    scans: Semaphore,
+    settings: Arc<PublisherSettings>,
+    known: Known,
+    acknowledged: Option<mpsc::Sender<Acknowledged>>,
+    shutdown: Shutdown,
+}
+
+impl Walk {
+    async fn image(&self, found: Found, begun: Instant) -> Walked {
+        let mut walked = Walked::default();
+        walked.ending = match self.walk(found, begun, &mut walked).await {
+            Ok(ending) | Err(ending) => ending,
+        };
+        walked
+    }
+
+    /// Both sides are endings; the left one has a question mark.
+    async fn walk(&self, found: Found, begun: Instant, walked: &mut Walked) -> Result<Ending, Ending> {
+        if self.is_known(&found).await {
+            return Ok(Ending::Known);
+        }
+        let refused = |reason: &dyn std::fmt::Display| Ending::Refused(Refused::new(&found.path, reason));
+        let image = self.load.load(&found).await.map_err(|error| refused(&error))?;
+        let path = std::path::absolute(&found.path).unwrap_or_else(|_| found.path.clone());
+        if self.known.has(&path, image.id) {
+            return Ok(Ending::Known);
+        }
+        let Image { id, bytes, is_scan, stamp, .. } = &image;
+        let message = Message {
+            id: *id,
+            payload: bytes.clone(),
+            label: found.label.clone(),
+            captured_at_ms: found.captured_at_ms,
+            tile: None,
+        };
+        let from = From { found: &found, begun };
+        let sequence = match is_scan {
+            false => self.tell(&message, &from, walked).await?,
+            true => self.scan(message, &from, walked).await?,
+        };
+        Ok(Ending::Complete(stamp.map(|stamp| Box::new(Entry { id: *id, sequence, stamp, path }))))
+    }
+
+    /// By the looks of it, without reading it.
+    async fn is_known(&self, found: &Found) -> bool {
+        if self.known.is_empty() || found.bytes.is_some() || found.due.is_some() {
+            return false;
+        }
+        let Ok(path) = std::path::absolute(&found.path) else { return false };
+        let (looked_at, stamp) = (path.clone(), tokio::task::spawn_blocking(move || Stamp::of(&path)).await);
+        stamp.ok().flatten().is_some_and(|stamp| self.known.has_unchanged(&looked_at, stamp))
+    }
+
+    /// Sends one message and says so; its sequence in the stream.
+    async fn tell(&self, message: &Message, from: &From<'_>, walked: &mut Walked) -> Result<u64, Ending> {
+        let placed = match self.send.send(message).await {
+            Ok(placed) => placed,
+            Err(error @ CarryError::TooLarge { .. }) => {
+                return Err(Ending::Refused(Refused::new(&from.found.path, error)));
+            }
+            Err(error) => return Err(Ending::Stopped(error)),
+        };
+        let size_bytes = message.payload.len() as u64;
+        let sequence = match placed {
+            Placed::Stored(sequence) => {
+                walked.published += 1;
+                walked.bytes += size_bytes;
+                sequence
+            }
+            Placed::Duplicate(sequence) => {
+                walked.duplicates += 1;
+                sequence
+            }
+            Placed::Taken => 0,
+        };
+        if let Some(acknowledged) = &self.acknowledged {
+            let told = Acknowledged {
+                task: message.id,
+                placed,
+                path: from.found.path.clone(),
+                tile: message.tile.clone(),
+                label: message.label.clone(),
+                size_bytes,
+                elapsed: from.begun.elapsed(),
+            };
+            let _nobody_listens = acknowledged.send(told).await;
+        }
+        Ok(sequence)
+    }
+
+    /// Cuts a scan and sends its tiles. Tiles have sequences, the scan has none.
+    async fn scan(&self, whole: Message, from: &From<'_>, walked: &mut Walked) -> Result<u64, Ending> {
+        let _turn = self.scans.acquire().await.map_err(|_| Ending::Interrupted)?;
+        if self.shutdown.is_wanted() {
+            return Err(Ending::Interrupted);
+        }
+        let (tiles, cut) = mpsc::channel(TILES_AHEAD);
+        let settings = self.settings.clone();
+        let cutting = tokio::task::spawn_blocking(move || tile::cut(&whole, &settings.tile, &tiles));
+        let all_sent = self.tiles(cut, from, walked).await;
+        let all_cut = cutting.await;
+        all_sent?;
+        match all_cut {
+            Ok(Ok(())) if self.shutdown.is_wanted() => Err(Ending::Interrupted),
+            Ok(Ok(())) => {
+                walked.is_scan = true;
+                Ok(0)
+            }
+            Ok(Err(error)) => Err(Ending::Refused(Refused::new(&from.found.path, error))),
+            Err(error) => Err(Ending::Refused(Refused::new(&from.found.path, format!("cutting it broke: {error}")))),
+        }
+    }
+
+    /// Sends tiles as they are cut, until there are no more or a stop is wanted.
+    async fn tiles(&self, cut: mpsc::Receiver<Message>, from: &From<'_>, walked: &mut Walked) -> Result<(), Ending> {
+        let tiles = futures::stream::unfold(cut, |mut cut| async {
+            let tile = if self.shutdown.is_wanted() { None } else { cut.recv().await };
+            tile.map(|tile| (tile, cut))
+        });
+        let send = |tile: Message| async move {
+            let mut one = Walked::default();
+            let sent = self.tell(&tile, from, &mut one).await;
+            (one, sent)
+        };
+        let sending = tiles.map(send).buffer_unordered(TILES_IN_FLIGHT);
+        let mut sending = std::pin::pin!(sending);
+        while let Some((one, sent)) = sending.next().await {
+            walked.published += one.published;
+            walked.duplicates += one.duplicates;
+            walked.bytes += one.bytes;
+            sent?;
+        }
+        Ok(())
+    }
+}
+
+/// What a message came from.
+struct From<'a> {
+    found: &'a Found,
+    begun: Instant,
+}

@@ -1,0 +1,106 @@
+//! One role on an existing server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use runtime::settings::Loaded;
+use runtime::{Fault, Shutdown};
+use streams::{Bus, NatsSettings};
+use vision::{Infer, InferSettings, Model, Onnx};
+
+use crate::settings::Settings;
+use crate::site;
+
+/// Which model a role runs.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Folder with model.toml, graph.onnx and labels.txt, or a Hugging Face export.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The settings these flags stand for.
+    pub fn flags(&self, role: &str) -> Vec<(String, serde_json::Value)> {
+        let model = self.model.iter().map(|model| (format!("{role}.model"), model.display().to_string().into()));
+        model.collect()
+    }
+}
+
+/// Loads a model and warms its replicas up, off the async threads.
+pub async fn load(onnxruntime: Option<PathBuf>, folder: PathBuf, settings: InferSettings) -> anyhow::Result<Infer> {
+    let loading = move || -> anyhow::Result<Infer> {
+        let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
+        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let infer = Infer::start(&onnx, &model, &settings).with_context(|| format!("model {}", folder.display()))?;
+        tracing::info!(
+            model = model.description.name,
+            release = model.release.short(),
+            replicas = infer.replicas(),
+            batch = infer.batch(),
+            cost_ms = infer.cost_ms(),
+            "model ready"
+        );
+        Ok(infer)
+    };
+    tokio::task::spawn_blocking(loading).await?
+}
+
+/// A role's end as an error for people.
+pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
+    match ended {
+        Ok(()) => Ok(()),
+        Err(Fault::Stop(note) | Fault::Reject(note) | Fault::Retry { note, .. }) => {
+            anyhow::bail!("{role} had to stop: {} ({}): {}", note.name, note.reason, note.remedy)
+        }
+        Err(Fault::Wait { .. }) => Ok(()),
+    }
+}
+
+/// How long a message may be held without a word.
+pub fn ack_wait(settings: &Settings) -> Duration {
+    Duration::from_secs(settings.streams.ack_wait_s.into())
+}
+
+async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
+    let nats = site::nats(loaded)?;
+    Ok((Bus::connect_when_ready(&nats, role).await?, nats))
+}
+
+/// Runs a site's recognizer.
+pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let chosen = &settings.recognizer;
+    let infer = load(settings.onnxruntime.clone(), chosen.model.clone(), chosen.infer.clone()).await?;
+    let (bus, _) = connect(loaded, "recognizer").await?;
+    let done = recognizer::run(bus, settings.site.clone(), infer, chosen, ack_wait(settings), shutdown).await;
+    ended("recognizer", done)
+}
+
+/// Runs a verifier.
+pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let chosen = &settings.verifier;
+    let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
+    let infer = load(settings.onnxruntime.clone(), model, chosen.infer.clone()).await?;
+    let (bus, _) = connect(loaded, "verifier").await?;
+    ended("verifier", verifier::run(bus, infer, chosen, ack_wait(settings), shutdown).await)
+}
+
+/// Runs a site's courier.
+pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let (here, nats) = connect(loaded, "courier").await?;
+    let cloud = here.in_domain(nats.cloud_domain.as_deref());
+    let site = settings.site.clone();
+    ended("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
+}
+
+/// Runs a site's janitor.
+pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let (bus, _) = connect(loaded, "janitor").await?;
+    let site = settings.site.clone();
+    ended("janitor", janitor::run(bus, site, &settings.janitor, ack_wait(settings), shutdown).await)
+}

@@ -1,0 +1,125 @@
+//! All settings of the binary, each worker's in its own section.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use courier::CourierSettings;
+use janitor::JanitorSettings;
+use publisher::PublisherSettings;
+use recognizer::RecognizerSettings;
+use runtime::settings::Loaded;
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+use streams::NatsSettings;
+use streams::server::Durability;
+use streams::topology::StreamSettings;
+use verifier::VerifierSettings;
+
+use crate::Common;
+
+/// All settings.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Name of the site.
+    pub site: SiteName,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+    /// Where the server is.
+    pub nats: NatsSettings,
+    /// How much the streams may hold.
+    pub streams: StreamSettings,
+    /// Publishing.
+    pub publisher: PublisherSettings,
+    /// Recognizing.
+    pub recognizer: RecognizerSettings,
+    /// The link.
+    pub courier: CourierSettings,
+    /// Verifying.
+    pub verifier: VerifierSettings,
+    /// The archive.
+    pub janitor: JanitorSettings,
+    /// Everything on this machine.
+    pub up: UpSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            site: SiteName::first(),
+            onnxruntime: None,
+            nats: NatsSettings::default(),
+            streams: StreamSettings::default(),
+            publisher: PublisherSettings::default(),
+            recognizer: RecognizerSettings::default(),
+            courier: CourierSettings::default(),
+            verifier: VerifierSettings::default(),
+            janitor: JanitorSettings::default(),
+            up: UpSettings::default(),
+        }
+    }
+}
+
+/// What an operator may choose about `tributary up`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpSettings {
+    /// Folder of the servers' stores, configurations and logs.
+    pub store: PathBuf,
+    /// The nats-server program; looked for if absent.
+    pub nats_server: Option<PathBuf>,
+    /// When an acknowledged image is on the disk: `power-safe` before, `fast` within two minutes.
+    pub durability: Durability,
+    /// Port for clients; 0 finds a free one. With several sites, the first site's; the others follow.
+    pub port: u16,
+    /// Port for MQTT clients; 0 finds a free one, absent offers none.
+    pub mqtt_port: Option<u16>,
+}
+
+impl Default for UpSettings {
+    fn default() -> Self {
+        Self {
+            store: PathBuf::from("tributary-data"),
+            nats_server: None,
+            durability: Durability::default(),
+            port: 0,
+            mqtt_port: None,
+        }
+    }
+}
+
+impl Settings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let checks = [
+            self.publisher.check(),
+            self.recognizer.check(),
+            self.courier.check(),
+            self.verifier.check(),
+            self.janitor.check(),
+            self.streams.check(),
+        ];
+        for check in checks {
+            check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Defaults, file, environment, flags.
+pub fn load(common: &Common, more: &[(String, serde_json::Value)]) -> anyhow::Result<Loaded<Settings>> {
+    let mut flags = Vec::new();
+    for pair in &common.set {
+        let (key, value) = pair.split_once('=').with_context(|| format!("--set {pair}: write KEY=VALUE"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| serde_json::Value::from(value));
+        flags.push((key.to_owned(), value));
+    }
+    let mut text = |key: &str, value: &Option<String>| {
+        flags.extend(value.iter().map(|value| (key.to_owned(), value.as_str().into())));
+    };
+    text("nats.url", &common.nats);
+    text("site", &common.site);
+    text("up.store", &common.store.as_ref().map(|path| path.display().to_string()));
+    flags.extend(more.iter().cloned());
+    Ok(runtime::settings::load(common.settings.as_deref(), &flags)?)
+}

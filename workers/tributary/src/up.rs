@@ -1,0 +1,244 @@
+//! `tributary up`: servers and all roles in one process, until told to stop.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use runtime::Shutdown;
+use schemas::SiteName;
+use streams::server::{Leaf, Server, ServerSettings};
+use streams::topology::{self, Mend, Place, State};
+use streams::{Bus, NatsSettings};
+use tokio::task::JoinSet;
+
+use crate::roles::{self, ack_wait, load};
+use crate::settings::{Settings, UpSettings};
+use crate::site::{Running, RunningSite};
+
+/// JetStream domain of the cloud.
+const CLOUD: &str = "cloud";
+
+/// What to start.
+#[derive(clap::Args, Debug, Default)]
+pub struct UpArgs {
+    /// Folder of the site's model: model.toml, graph.onnx, labels.txt, or a Hugging Face export.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Folder of the cloud's model, which verifies doubtful answers; without one they stay as they are.
+    #[arg(long, value_name = "DIR")]
+    pub cloud_model: Option<PathBuf>,
+    /// Start a hub and this many sites on servers of their own, joined by leaf links as in production.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub sites: Option<u16>,
+}
+
+impl UpArgs {
+    /// The settings these flags stand for.
+    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+        let flag = |key: &str, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| (key.to_owned(), path.display().to_string().into()))
+        };
+        flag("recognizer.model", &self.model).into_iter().chain(flag("verifier.model", &self.cloud_model)).collect()
+    }
+}
+
+/// Starts everything, says where it is, and waits.
+#[allow(clippy::print_stdout)]
+pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let up = start(settings, args.sites, shutdown.clone()).await?;
+    println!("{}", welcome(&up.running, settings));
+    up.wait().await
+}
+
+/// Everything that runs. Servers stop when it is dropped, after the roles.
+pub struct Up {
+    /// What other commands can find.
+    pub running: Running,
+    roles: JoinSet<anyhow::Result<()>>,
+    shutdown: Shutdown,
+    store: PathBuf,
+    _sites: Vec<Server>,
+    _cloud: Option<Server>,
+}
+
+impl Up {
+    /// Waits until told to stop, or until a role had to; stops everything in order.
+    pub async fn wait(mut self) -> anyhow::Result<()> {
+        let mut first = Ok(());
+        while let Some(ended) = self.roles.join_next().await {
+            // One role that ends takes the others with it: half a site would look like a whole one.
+            self.shutdown.want();
+            let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
+            first = first.and(ended);
+        }
+        Running::remove(&self.store);
+        tokio::task::spawn_blocking(move || drop((self._sites, self._cloud))).await?;
+        first
+    }
+}
+
+/// Starts everything and returns when it takes work.
+pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<Up> {
+    let mut settings = settings.clone();
+    let onnxruntime = settings.onnxruntime.clone();
+    let heavy = match settings.verifier.model.clone() {
+        Some(model) => Some(load(onnxruntime.clone(), model, settings.verifier.infer.clone()).await?),
+        None => {
+            tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
+            settings.recognizer.verify.enabled = false;
+            None
+        }
+    };
+    let names = names(&settings.site, sites)?;
+    let servers = servers(&settings.up, &names, sites.is_some()).await?;
+    let running = running(&names, &servers);
+    let mut roles = JoinSet::new();
+
+    let cloud = Bus::connect(&NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() }, "up").await?;
+    let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
+    set_up(&cloud, &place, &settings).await?;
+    if let Some(infer) = heavy {
+        let (cloud, chosen, wait, shutdown) =
+            (cloud.clone(), settings.verifier.clone(), ack_wait(&settings), shutdown.clone());
+        roles
+            .spawn(async move { roles::ended("verifier", verifier::run(cloud, infer, &chosen, wait, shutdown).await) });
+    }
+    for site in &running.sites {
+        let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };
+        let here = Bus::connect(&nats, site.site.as_str()).await?;
+        if sites.is_some() {
+            set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
+        }
+        let light =
+            load(onnxruntime.clone(), settings.recognizer.model.clone(), settings.recognizer.infer.clone()).await?;
+        start_site(&mut roles, &settings, &here, site, running.cloud_domain.as_deref(), light, &shutdown);
+    }
+    for server in servers.all() {
+        server.settle().context("the store cannot be written to the disk")?;
+    }
+    running.write(&settings.up.store)?;
+    let Servers { cloud, sites } = servers;
+    Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
+}
+
+fn start_site(
+    roles: &mut JoinSet<anyhow::Result<()>>,
+    settings: &Settings,
+    here: &Bus,
+    site: &RunningSite,
+    cloud_domain: Option<&str>,
+    light: vision::Infer,
+    shutdown: &Shutdown,
+) {
+    let wait = ack_wait(settings);
+    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.recognizer.clone(), shutdown.clone());
+    roles
+        .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
+    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.courier.clone(), shutdown.clone());
+    let cloud = here.in_domain(cloud_domain);
+    roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
+    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
+    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, wait, stop).await) });
+}
+
+/// The site's own name, or `NAME-1` … for several.
+fn names(site: &SiteName, sites: Option<u16>) -> anyhow::Result<Vec<SiteName>> {
+    let Some(count) = sites else { return Ok(vec![site.clone()]) };
+    let stem = site.as_str().trim_end_matches("-1");
+    (1..=count).map(|number| Ok(format!("{stem}-{number}").parse()?)).collect()
+}
+
+struct Servers {
+    cloud: Option<Server>,
+    sites: Vec<Server>,
+}
+
+impl Servers {
+    fn all(&self) -> impl Iterator<Item = &Server> {
+        self.cloud.iter().chain(&self.sites)
+    }
+}
+
+/// One server for everything, or a hub and a leaf for each site.
+async fn servers(up: &UpSettings, names: &[SiteName], leaves: bool) -> anyhow::Result<Servers> {
+    let base = |name: &str, domain: Option<&str>, leaf: Leaf| ServerSettings {
+        program: up.nats_server.clone(),
+        store: up.store.join(name),
+        name: name.into(),
+        domain: domain.map(str::to_owned),
+        port: 0,
+        mqtt_port: None,
+        durability: up.durability,
+        leaf,
+    };
+    if !leaves {
+        let alone = ServerSettings { port: up.port, mqtt_port: up.mqtt_port, ..base("site", None, Leaf::Alone) };
+        return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
+    }
+    let hub = spawn(base(CLOUD, Some(CLOUD), Leaf::Hub)).await?;
+    let address = format!("nats-leaf://127.0.0.1:{}", hub.leaf_port());
+    let mut sites = Vec::new();
+    for (site, number) in names.iter().zip(0u16..) {
+        let next = |port: u16| if port == 0 { 0 } else { port.saturating_add(number) };
+        let leaf = ServerSettings {
+            port: next(up.port),
+            mqtt_port: up.mqtt_port.map(next),
+            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address.clone()))
+        };
+        sites.push(spawn(leaf).await?);
+    }
+    Ok(Servers { cloud: Some(hub), sites })
+}
+
+async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
+    Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
+}
+
+fn running(names: &[SiteName], servers: &Servers) -> Running {
+    let site = |(site, server): (&SiteName, &Server)| RunningSite {
+        site: site.clone(),
+        url: server.url(),
+        mqtt_port: server.mqtt_port(),
+    };
+    let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
+    let cloud = servers.all().next().map(Server::url).unwrap_or_default();
+    let cloud_domain = servers.cloud.is_some().then(|| CLOUD.to_owned());
+    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites }
+}
+
+async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
+    for finding in topology::setup(bus, &topology::plan(place, &settings.streams), Mend::Missing).await? {
+        if let State::Differs(differences) = &finding.state {
+            for difference in differences {
+                tracing::warn!(
+                    what = finding.what,
+                    setting = difference.setting,
+                    found = %difference.found,
+                    wanted = %difference.wanted,
+                    "differs from the settings; `tributary setup --apply` changes it"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn welcome(running: &Running, settings: &Settings) -> String {
+    let mut lines = vec![String::from("Tributary is up.")];
+    for site in &running.sites {
+        let mqtt = site.mqtt_port.map(|port| format!(", MQTT on port {port}")).unwrap_or_default();
+        lines.push(format!("  site {:12} {}{mqtt}", site.site, site.url));
+    }
+    if running.cloud_domain.is_some() {
+        lines.push(format!("  cloud             {}", running.cloud_url));
+    }
+    let site = running.sites.first().map(|site| site.site.to_string()).unwrap_or_default();
+    let store = match settings.up.store == UpSettings::default().store {
+        true => String::new(),
+        false => format!(" --store {}", settings.up.store.display()),
+    };
+    lines.push(format!("  publish           tributary publish FOLDER --site {site}{store}"));
+    lines.push(format!("  read answers      tributary answers --follow --site {site}{store}"));
+    lines.push(format!("  see how it does   tributary status --site {site}{store}"));
+    lines.push("Stop it with Ctrl-C; nothing that was acknowledged is lost.".into());
+    lines.join("\n")
+}
