@@ -8,7 +8,6 @@ use async_nats::jetstream::consumer::pull::Stream;
 use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::time::Instant;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
@@ -101,8 +100,6 @@ pub struct Delivery {
     pub attempts: u64,
     /// When the stream stored it, nanoseconds since the epoch.
     pub stored_at_ns: i128,
-    /// When it arrived here.
-    pub arrived_at: Instant,
     /// Messages that wait in the stream after this one.
     pub pending: u64,
 }
@@ -112,7 +109,7 @@ impl Delivery {
         let info = message.info().ok()?;
         let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
         let (stored_at_ns, pending) = (info.published.unix_timestamp_nanos(), info.pending);
-        Some(Self { sequence, attempts, stored_at_ns, arrived_at: Instant::now(), pending, message })
+        Some(Self { sequence, attempts, stored_at_ns, pending, message })
     }
 
     /// Its subject.

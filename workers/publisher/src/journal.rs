@@ -132,7 +132,7 @@ impl Journal {
     pub async fn open(path: PathBuf, bus: &Bus) -> (Known, Self) {
         let shown = path.display().to_string();
         let opened = tokio::task::spawn_blocking(move || load(&path)).await.map_err(io::Error::other);
-        let (mut file, known) = match opened.flatten() {
+        let (file, known) = match opened.flatten() {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::warn!(journal = shown, %error, "no journal: after an interruption all files are read again");

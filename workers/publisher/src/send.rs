@@ -45,7 +45,7 @@ pub(crate) fn check_label(label: &str) -> Result<(), LabelError> {
 }
 
 /// Sends to one camera's subject.
-pub(crate) struct Send {
+pub(crate) struct Outlet {
     bus: Bus,
     publisher: Publisher,
     blobs: OnceCell<Blobs>,
@@ -53,7 +53,7 @@ pub(crate) struct Send {
     patience: Duration,
 }
 
-impl Send {
+impl Outlet {
     pub fn new(bus: &Bus, site: &SiteName, camera: &CameraName, patience: Duration) -> Self {
         Self {
             bus: bus.clone(),

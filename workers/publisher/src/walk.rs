@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use runtime::Shutdown;
 use schemas::{CameraName, SiteName, TaskId, Tile};
 use streams::{Bus, CarryError, Placed};
@@ -20,7 +21,7 @@ use crate::journal::{Entry, Journal, JournalPlace, Known};
 use crate::load::{Image, Load, Stamp};
 use crate::progress::Progress;
 use crate::report::{Refused, Summary};
-use crate::send::{Message, Send};
+use crate::send::{Message, Outlet};
 use crate::settings::PublisherSettings;
 use crate::source::{self, Found, Item, Source, SourceError};
 use crate::tile;
@@ -162,7 +163,7 @@ pub async fn publish(
     let settings = Arc::new(settings.clone());
     let walk = Arc::new(Walk {
         load: Load::new(site, camera, again.as_deref(), &settings),
-        send: Send::new(bus, site, camera, Duration::from_secs(settings.patience_s)),
+        send: Outlet::new(bus, site, camera, Duration::from_secs(settings.patience_s)),
         scans: Semaphore::new(1),
         settings,
         known,
@@ -290,6 +291,24 @@ struct Walked {
     ending: Ending,
 }
 
+impl Walked {
+    /// Counts a message; its sequence in the stream.
+    fn count(&mut self, placed: Placed, size_bytes: usize) -> u64 {
+        match placed {
+            Placed::Stored(sequence) => {
+                self.published += 1;
+                self.bytes += size_bytes as u64;
+                sequence
+            }
+            Placed::Duplicate(sequence) => {
+                self.duplicates += 1;
+                sequence
+            }
+            Placed::Taken => 0,
+        }
+    }
+}
+
 #[derive(Default)]
 enum Ending {
     /// All of it is in the stream; with what the journal notes.
@@ -306,7 +325,7 @@ enum Ending {
 /// Everything an image needs on its way.
 struct Walk {
     load: Load,
-    send: Send,
+    send: Outlet,
     /// Scans decoded at once: they are what takes memory.
     scans: Semaphore,
     settings: Arc<PublisherSettings>,
@@ -343,9 +362,9 @@ impl Walk {
             captured_at_ms: found.captured_at_ms,
             tile: None,
         };
-        let from = From { found: &found, begun };
+        let from = Origin { found: &found, begun };
         let sequence = match is_scan {
-            false => self.tell(&message, &from, walked).await?,
+            false => walked.count(self.tell(&message, &from).await?, bytes.len()),
             true => self.scan(message, &from, walked).await?,
         };
         Ok(Ending::Complete(stamp.map(|stamp| Box::new(Entry { id: *id, sequence, stamp, path }))))
@@ -361,27 +380,14 @@ impl Walk {
         stamp.ok().flatten().is_some_and(|stamp| self.known.has_unchanged(&looked_at, stamp))
     }
 
-    /// Sends one message and says so; its sequence in the stream.
-    async fn tell(&self, message: &Message, from: &From<'_>, walked: &mut Walked) -> Result<u64, Ending> {
+    /// Sends one message and says so.
+    async fn tell(&self, message: &Message, from: &Origin<'_>) -> Result<Placed, Ending> {
         let placed = match self.send.send(message).await {
             Ok(placed) => placed,
             Err(error @ CarryError::TooLarge { .. }) => {
                 return Err(Ending::Refused(Refused::new(&from.found.path, error)));
             }
             Err(error) => return Err(Ending::Stopped(error)),
-        };
-        let size_bytes = message.payload.len() as u64;
-        let sequence = match placed {
-            Placed::Stored(sequence) => {
-                walked.published += 1;
-                walked.bytes += size_bytes;
-                sequence
-            }
-            Placed::Duplicate(sequence) => {
-                walked.duplicates += 1;
-                sequence
-            }
-            Placed::Taken => 0,
         };
         if let Some(acknowledged) = &self.acknowledged {
             let told = Acknowledged {
@@ -390,16 +396,16 @@ impl Walk {
                 path: from.found.path.clone(),
                 tile: message.tile.clone(),
                 label: message.label.clone(),
-                size_bytes,
+                size_bytes: message.payload.len() as u64,
                 elapsed: from.begun.elapsed(),
             };
             let _nobody_listens = acknowledged.send(told).await;
         }
-        Ok(sequence)
+        Ok(placed)
     }
 
     /// Cuts a scan and sends its tiles. Tiles have sequences, the scan has none.
-    async fn scan(&self, whole: Message, from: &From<'_>, walked: &mut Walked) -> Result<u64, Ending> {
+    async fn scan(&self, whole: Message, from: &Origin<'_>, walked: &mut Walked) -> Result<u64, Ending> {
         let _turn = self.scans.acquire().await.map_err(|_| Ending::Interrupted)?;
         if self.shutdown.is_wanted() {
             return Err(Ending::Interrupted);
@@ -422,30 +428,35 @@ impl Walk {
     }
 
     /// Sends tiles as they are cut, until there are no more or a stop is wanted.
-    async fn tiles(&self, cut: mpsc::Receiver<Message>, from: &From<'_>, walked: &mut Walked) -> Result<(), Ending> {
-        let tiles = futures::stream::unfold(cut, |mut cut| async {
-            let tile = if self.shutdown.is_wanted() { None } else { cut.recv().await };
-            tile.map(|tile| (tile, cut))
-        });
-        let send = |tile: Message| async move {
-            let mut one = Walked::default();
-            let sent = self.tell(&tile, from, &mut one).await;
-            (one, sent)
-        };
-        let sending = tiles.map(send).buffer_unordered(TILES_IN_FLIGHT);
-        let mut sending = std::pin::pin!(sending);
-        while let Some((one, sent)) = sending.next().await {
-            walked.published += one.published;
-            walked.duplicates += one.duplicates;
-            walked.bytes += one.bytes;
-            sent?;
+    async fn tiles(
+        &self,
+        mut cut: mpsc::Receiver<Message>,
+        from: &Origin<'_>,
+        walked: &mut Walked,
+    ) -> Result<(), Ending> {
+        let mut sending = FuturesUnordered::new();
+        let mut more = true;
+        while more || !sending.is_empty() {
+            tokio::select! {
+                Some((size_bytes, placed)) = sending.next(), if !sending.is_empty() => {
+                    walked.count(placed?, size_bytes);
+                }
+                tile = cut.recv(), if more && sending.len() < TILES_IN_FLIGHT => {
+                    match tile.filter(|_| !self.shutdown.is_wanted()) {
+                        Some(tile) => {
+                            sending.push(async move { (tile.payload.len(), self.tell(&tile, from).await) });
+                        }
+                        None => more = false,
+                    }
+                }
+            }
         }
         Ok(())
     }
 }
 
 /// What a message came from.
-struct From<'a> {
+struct Origin<'a> {
     found: &'a Found,
     begun: Instant,
 }

@@ -34,15 +34,15 @@ pub struct Recognizer {
 
 impl Recognizer {
     async fn answer(&self, task: &Task, delivery: &Delivery) -> Result<Outgoing, Fault> {
+        let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
         admit(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
         let seen = self.infer.scores(bytes.clone()).await.map_err(fault)?;
         let ratios = softmax(&seen.logits, self.gate.temperature);
         let opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_class)?;
         let reason = self.gate.decide(&ratios, &opinion.label);
-        let now_ms = clock::now_ms();
         let timings = Timings {
-            queue_us: queued_us(task, delivery, now_ms),
+            queue_us,
             fetch_us,
             wait_us: seen.timings.waited_us,
             decode_us: seen.timings.decode_us,
@@ -50,7 +50,7 @@ impl Recognizer {
             verify_us: 0,
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
         };
-        report::outgoing(task, &bytes, Found { opinion, reason, timings }, &self.verify, now_ms)
+        report::outgoing(task, &bytes, Found { opinion, reason, timings }, &self.verify, clock::now_ms())
     }
 
     /// The image's bytes, and how long it took to get them in microseconds.
@@ -130,11 +130,6 @@ pub async fn run(
 /// Images held for each place in a batch: one in the model, one waiting for it, and two whose
 /// answers are on their way to the stream.
 const CREDITS_PER_SLOT: usize = 4;
-
-fn queued_us(task: &Task, delivery: &Delivery, now_ms: u64) -> u64 {
-    let arrived_ms = now_ms.saturating_sub(u64::try_from(delivery.arrived_at.elapsed().as_millis()).unwrap_or(0));
-    arrived_ms.saturating_sub(task.published_at_ms).saturating_mul(1000)
-}
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)

@@ -113,11 +113,25 @@ impl<S: Step> Hand<S> {
         let (subject, attempts) = (delivery.subject(), delivery.attempts);
         let after = match fault {
             Fault::Stop(note) => {
-                tracing::error!(role = S::ROLE, subject, fault = note.name, note.reason, note.remedy, "must stop");
+                tracing::error!(
+                    role = S::ROLE,
+                    subject,
+                    fault = note.name,
+                    reason = note.reason,
+                    remedy = note.remedy,
+                    "must stop"
+                );
                 return Some(note);
             }
             Fault::Retry { after, note } => {
-                tracing::warn!(role = S::ROLE, subject, attempts, fault = note.name, note.reason, "tried again later");
+                tracing::warn!(
+                    role = S::ROLE,
+                    subject,
+                    attempts,
+                    fault = note.name,
+                    reason = note.reason,
+                    "tried again later"
+                );
                 after
             }
             Fault::Wait { after } => after,
@@ -193,7 +207,13 @@ impl<S: Step> Hand<S> {
                 return Ok(delivery.ack().await?);
             }
         }
-        tracing::warn!(role = S::ROLE, subject = delivery.subject(), fault = note.name, note.reason, "given up");
+        tracing::warn!(
+            role = S::ROLE,
+            subject = delivery.subject(),
+            fault = note.name,
+            reason = note.reason,
+            "given up"
+        );
         let letter = letter::<S>(&burial, delivery, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;

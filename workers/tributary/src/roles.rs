@@ -33,16 +33,7 @@ pub async fn load(onnxruntime: Option<PathBuf>, folder: PathBuf, settings: Infer
     let loading = move || -> anyhow::Result<Infer> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        let infer = Infer::start(&onnx, &model, &settings).with_context(|| format!("model {}", folder.display()))?;
-        tracing::info!(
-            model = model.description.name,
-            release = model.release.short(),
-            replicas = infer.replicas(),
-            batch = infer.batch(),
-            cost_ms = infer.cost_ms(),
-            "model ready"
-        );
-        Ok(infer)
+        Infer::start(&onnx, &model, &settings).with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
 }

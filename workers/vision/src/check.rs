@@ -137,3 +137,33 @@ pub fn check(dir: &Path, onnx: &Onnx, image: Option<&[u8]>) -> Result<ModelRepor
         top: best.into_iter().filter_map(ranked).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::{fixture, onnx};
+
+    #[test]
+    fn a_report_names_the_best_classes_of_the_picture() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/images/fashion/t-shirt");
+        let picture = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+        let bytes = std::fs::read(picture).unwrap();
+        let report = check(&fixture("fashion-light"), &onnx(), Some(&bytes)).unwrap();
+        assert_eq!((report.labels, report.top.len()), (10, 5));
+        assert!(report.top.windows(2).all(|pair| pair[0].confidence_ratio >= pair[1].confidence_ratio));
+        assert!(report.cost_ms > 0.0 && report.size_bytes > 0 && report.output.features.is_some());
+        serde_json::to_string(&report).unwrap();
+    }
+
+    #[test]
+    fn without_a_picture_the_model_still_runs() {
+        let report = check(&fixture("bench-cnn"), &onnx(), None).unwrap();
+        assert!(report.top.is_empty() && report.best_batch >= 1);
+    }
+
+    #[test]
+    fn a_broken_picture_is_refused_by_name() {
+        let error = check(&fixture("fashion-light"), &onnx(), Some(b"text")).unwrap_err();
+        assert!(matches!(error, CheckError::Infer(error) if error.name() == "image_unknown_format"));
+    }
+}

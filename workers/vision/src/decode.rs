@@ -533,3 +533,303 @@ fn check(
 fn cut(why: impl fmt::Display) -> String {
     why.to_string().chars().take(MAX_WHY_CHARS).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::jpeg::JpegEncoder;
+    use image::codecs::png::PngEncoder;
+    use image::codecs::webp::WebPEncoder;
+    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, Rgb, Rgba};
+    use proptest::prelude::*;
+
+    fn fixture(name: &str) -> Vec<u8> {
+        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)).unwrap()
+    }
+
+    fn limits() -> DecodeLimits {
+        DecodeLimits::default()
+    }
+
+    /// Four flat quarters, so that a lossy format hardly changes them and no two turns look alike.
+    fn upright() -> RgbImage {
+        let colours = [[200, 30, 30], [30, 200, 30], [30, 30, 200], [240, 240, 240]];
+        RgbImage::from_fn(48, 32, |x, y| Rgb(colours[usize::from(x >= 24) + 2 * usize::from(y >= 16)]))
+    }
+
+    fn noise(width_px: u32, height_px: u32) -> RgbImage {
+        let mut state = 1_u32;
+        RgbImage::from_fn(width_px, height_px, |_, _| {
+            Rgb([0; 3].map(|_: u8| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            }))
+        })
+    }
+
+    fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn assert_close(actual: &Pixels, expected: &RgbImage, tolerance: u8, what: &str) {
+        assert_eq!((actual.width_px, actual.height_px), expected.dimensions(), "{what}");
+        let worst = actual.rgb.iter().zip(expected.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(worst <= tolerance, "{what}: differs by {worst}");
+    }
+
+    /// Each of the eight ways a picture can be stored, with the tag that undoes it.
+    fn stored(orientation: u8) -> RgbImage {
+        use image::imageops::{flip_horizontal, flip_vertical, rotate90, rotate180, rotate270};
+        let upright = upright();
+        match orientation {
+            2 => flip_horizontal(&upright),
+            3 => rotate180(&upright),
+            4 => flip_vertical(&upright),
+            5 => flip_horizontal(&rotate90(&upright)),
+            6 => rotate270(&upright),
+            7 => flip_vertical(&rotate90(&upright)),
+            8 => rotate90(&upright),
+            _ => upright,
+        }
+    }
+
+    fn exif(orientation: u8) -> Vec<u8> {
+        let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+        exif
+    }
+
+    fn with_exif(mut encoder: impl ImageEncoder, orientation: u8) {
+        let picture = stored(orientation);
+        encoder.set_exif_metadata(exif(orientation)).unwrap();
+        encoder.write_image(&picture, picture.width(), picture.height(), ExtendedColorType::Rgb8).unwrap();
+    }
+
+    #[test]
+    fn every_format_comes_out_as_it_went_in() {
+        for format in [Format::Png, Format::Tiff, Format::Bmp, Format::WebP] {
+            let pixels = decode(&encoded(&upright(), format.outside()), &limits()).unwrap();
+            assert_close(&pixels, &upright(), 0, format.name());
+        }
+        for format in [Format::Jpeg, Format::Gif] {
+            let pixels = decode(&encoded(&upright(), format.outside()), &limits()).unwrap();
+            assert_close(&pixels, &upright(), 12, format.name());
+        }
+    }
+
+    #[test]
+    fn all_eight_orientations_of_a_jpeg_give_one_upright_picture() {
+        for orientation in 1..=8 {
+            let mut bytes = Vec::new();
+            with_exif(JpegEncoder::new_with_quality(&mut bytes, 95), orientation);
+            let pixels = decode(&bytes, &limits()).unwrap();
+            assert_close(&pixels, &upright(), 12, &format!("orientation {orientation}"));
+        }
+    }
+
+    #[test]
+    fn orientation_is_read_from_png_webp_and_tiff_too() {
+        for orientation in 1..=8 {
+            let (mut png, mut webp) = (Vec::new(), Vec::new());
+            with_exif(PngEncoder::new(&mut png), orientation);
+            with_exif(WebPEncoder::new_lossless(&mut webp), orientation);
+            for (bytes, format) in [(png, "png"), (webp, "webp")] {
+                let pixels = decode(&bytes, &limits()).unwrap();
+                assert_close(&pixels, &upright(), 0, &format!("{format}, orientation {orientation}"));
+            }
+        }
+        assert_close(&decode(&fixture("orientation6.tif"), &limits()).unwrap(), &upright(), 0, "tiff");
+    }
+
+    #[test]
+    fn cmyk_and_grey_jpegs_become_rgb() {
+        assert_close(&decode(&fixture("cmyk.jpg"), &limits()).unwrap(), &upright(), 12, "cmyk");
+        let grey = decode(&fixture("grey_progressive.jpg"), &limits()).unwrap();
+        let expected = image::imageops::grayscale(&upright());
+        let expected = RgbImage::from_fn(48, 32, |x, y| Rgb([expected.get_pixel(x, y).0[0]; 3]));
+        // Rec. 709 in `image`, Rec. 601 in Pillow: up to 60 levels apart in green.
+        assert_eq!((grey.width_px, grey.height_px), (48, 32));
+        assert!(grey.rgb.chunks(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]));
+        assert!(grey.rgb[47 * 3 + 31 * 48 * 3].abs_diff(expected.get_pixel(47, 31).0[0]) <= 12);
+    }
+
+    #[test]
+    fn the_first_frame_of_an_animation_is_the_picture() {
+        assert_close(&decode(&fixture("animated.png"), &limits()).unwrap(), &upright(), 0, "png");
+        assert_close(&decode(&fixture("animated.webp"), &limits()).unwrap(), &upright(), 0, "webp");
+        let mut bytes = Vec::new();
+        let mut encoder = image::codecs::gif::GifEncoder::new(&mut bytes);
+        for picture in [upright(), RgbImage::new(48, 32)] {
+            encoder.encode(&picture, 48, 32, ExtendedColorType::Rgb8).unwrap();
+        }
+        drop(encoder);
+        assert_close(&decode(&bytes, &limits()).unwrap(), &upright(), 12, "gif");
+    }
+
+    #[test]
+    fn sixteen_bits_become_eight_and_transparency_is_dropped() {
+        let deep = ImageBuffer::from_fn(4, 4, |x, y| Luma([(x * 16_384 + y * 4_000) as u16]));
+        let mut bytes = Cursor::new(Vec::new());
+        deep.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        let pixels = decode(bytes.get_ref(), &limits()).unwrap();
+        for (pixel, deep) in pixels.rgb.chunks(3).zip(deep.as_raw()) {
+            assert!(pixel.iter().all(|value| (f32::from(*value) - f32::from(*deep) / 257.0).abs() <= 0.51));
+        }
+        let clear = ImageBuffer::from_fn(4, 4, |x, _| Rgba([10, 20, 30, (x * 80) as u8]));
+        let mut bytes = Cursor::new(Vec::new());
+        clear.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        assert_eq!(decode(bytes.get_ref(), &limits()).unwrap().rgb, [10, 20, 30].repeat(16));
+    }
+
+    #[test]
+    fn a_palette_with_transparency_becomes_its_colours() {
+        assert_close(&decode(&fixture("palette_alpha.png"), &limits()).unwrap(), &upright(), 0, "palette");
+    }
+
+    #[test]
+    fn a_used_buffer_gives_what_a_new_one_gives() {
+        let mut pixels = Pixels::default();
+        for (width_px, height_px) in [(64, 64), (33, 17), (80, 70), (1, 1)] {
+            let bytes = encoded(&noise(width_px, height_px), ImageFormat::Jpeg);
+            pixels.rgb.fill(0xaa);
+            decode_into(&bytes, &limits(), &mut pixels).unwrap();
+            assert_eq!(pixels, decode(&bytes, &limits()).unwrap());
+        }
+    }
+
+    #[test]
+    fn nothing_is_refused_as_empty() {
+        assert_eq!(decode(b"", &limits()), Err(DecodeError::Empty));
+    }
+
+    #[test]
+    fn what_is_no_picture_is_refused_with_a_guess_what_it_is() {
+        let long = [b"hello, this is only text ".as_slice(), &[b'x'; 64]].concat();
+        for (bytes, guess) in [
+            (long.as_slice(), "text"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+            (b"%PDF-1.7 and so on", "PDF"),
+            (b"{\"image\": 1}", "JSON"),
+            (&[0; 100], "zeros"),
+        ] {
+            let error = decode(bytes, &limits()).unwrap_err();
+            assert_eq!(error.name(), "image_unknown_format");
+            assert!(error.to_string().contains(guess), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_picture_cut_off_is_refused_wherever_it_ends() {
+        for format in [Format::Jpeg, Format::Png, Format::WebP, Format::Gif, Format::Tiff, Format::Bmp] {
+            let bytes = encoded(&noise(64, 48), format.outside());
+            for percent in [10, 50, 90] {
+                let error = decode(&bytes[..bytes.len() * percent / 100], &limits()).unwrap_err();
+                let name = error.name();
+                assert!(name == "image_truncated" || name == "image_corrupt", "{format} {percent}%: {error:?}");
+                let exact = matches!(format, Format::Jpeg | Format::Png);
+                assert!(!exact || name == "image_truncated", "{format} {percent}%: {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_that_lacks_nothing_but_its_end_marker_is_read() {
+        let bytes = encoded(&upright(), ImageFormat::Jpeg);
+        assert!(bytes.ends_with(&[0xff, 0xd9]));
+        assert_close(&decode(&bytes[..bytes.len() - 2], &limits()).unwrap(), &upright(), 12, "without end marker");
+    }
+
+    /// The header of a JPEG with another size.
+    fn jpeg_claiming(width_px: u16, height_px: u16) -> Vec<u8> {
+        let mut bytes = encoded(&upright(), ImageFormat::Jpeg);
+        let at = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        bytes[at + 5..at + 7].copy_from_slice(&height_px.to_be_bytes());
+        bytes[at + 7..at + 9].copy_from_slice(&width_px.to_be_bytes());
+        bytes
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        })
+    }
+
+    fn png_claiming(width_px: u32, height_px: u32) -> Vec<u8> {
+        let mut bytes = encoded(&upright(), ImageFormat::Png);
+        bytes[16..20].copy_from_slice(&width_px.to_be_bytes());
+        bytes[20..24].copy_from_slice(&height_px.to_be_bytes());
+        let crc = crc32(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_bomb_is_refused_from_its_header() {
+        let mut limits = limits();
+        for bytes in [jpeg_claiming(60_000, 60_000), png_claiming(20_000, 20_000)] {
+            assert_eq!(decode(&bytes, &limits).unwrap_err().name(), "image_side_too_long");
+        }
+        limits.max_side_px = u32::MAX;
+        for bytes in [jpeg_claiming(60_000, 60_000), png_claiming(20_000, 20_000)] {
+            assert_eq!(decode(&bytes, &limits).unwrap_err().name(), "image_too_many_pixels");
+        }
+        limits.max_pixels = u64::MAX;
+        for bytes in [jpeg_claiming(60_000, 60_000), png_claiming(20_000, 20_000)] {
+            assert_eq!(decode(&bytes, &limits).unwrap_err().name(), "image_too_much_memory");
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_from_the_header_alone() {
+        assert_eq!(dimensions(&jpeg_claiming(60_000, 50_000)).unwrap(), (Format::Jpeg, 60_000, 50_000));
+        assert_eq!(dimensions(&encoded(&upright(), ImageFormat::WebP)).unwrap(), (Format::WebP, 48, 32));
+    }
+
+    #[test]
+    fn more_bytes_than_allowed_are_refused_unread() {
+        let limits = DecodeLimits { max_bytes: 10, ..limits() };
+        let error = decode(&[0xff; 11], &limits).unwrap_err();
+        assert_eq!(error, DecodeError::TooLarge { size_bytes: 11, limit_bytes: 10 });
+    }
+
+    #[test]
+    fn a_huge_buffer_is_given_back() {
+        let mut pixels = Pixels { rgb: Vec::with_capacity(KEEP_BYTES + 1), ..Pixels::default() };
+        decode_into(&encoded(&upright(), ImageFormat::Png), &limits(), &mut pixels).unwrap();
+        assert!(pixels.rgb.capacity() < KEEP_BYTES);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn damaged_bytes_never_panic_and_never_give_half_a_picture(
+            format in prop::sample::select(vec![
+                Format::Jpeg, Format::Png, Format::WebP, Format::Tiff, Format::Bmp, Format::Gif,
+            ]),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+            kept in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = encoded(&noise(24, 16), format.outside());
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Some(kept) = kept {
+                bytes.truncate(kept.index(bytes.len()));
+            }
+            let limits = DecodeLimits { max_pixels: 1_000_000, ..limits() };
+            match decode(&bytes, &limits) {
+                Ok(pixels) => {
+                    prop_assert_eq!(pixels.rgb.len(), (pixels.width_px * pixels.height_px * 3) as usize);
+                }
+                Err(error) => {
+                    prop_assert!(error.name().starts_with("image_"));
+                    prop_assert!(error.remedy().ends_with('.'));
+                }
+            }
+            let _ = dimensions(&bytes);
+        }
+    }
+}

@@ -110,3 +110,40 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     *rest = tail;
     Some(head)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(number: u8, content: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, content.len() as u8], content].concat()
+    }
+
+    fn tensor(location: &str) -> Vec<u8> {
+        let entry = |key: &str, value: &str| [message(1, key.as_bytes()), message(2, value.as_bytes())].concat();
+        [message(13, &entry("location", location)), message(13, &entry("offset", "4096"))].concat()
+    }
+
+    #[test]
+    fn weights_kept_outside_are_found_in_initializers_and_in_nested_graphs() {
+        let nested = message(5, &tensor("deep/b.bin"));
+        let node = message(5, &message(6, &nested));
+        let graph = [message(5, &tensor("a.bin")), message(5, &tensor("a.bin")), message(1, &node)].concat();
+        let found = locations(&message(7, &graph)).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a.bin", "deep/b.bin"]);
+    }
+
+    #[test]
+    fn a_graph_cut_off_is_refused() {
+        let graph = message(7, &message(5, &tensor("a.bin")));
+        assert!(locations(&graph[..graph.len() - 3]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = locations(&bytes);
+        }
+    }
+}

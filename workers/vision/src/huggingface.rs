@@ -262,3 +262,127 @@ fn name(config: &Json, dir: &Path) -> String {
     let name: String = last.chars().map(letter).take(MAX_NAME_CHARS).collect();
     if name.is_empty() { "model".to_owned() } else { name }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::Model;
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn folder(config: &Value, preprocessor: &Value, graph: &str) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, value: &Value| {
+            std::fs::write(dir.path().join(name), serde_json::to_string_pretty(value).unwrap()).unwrap();
+        };
+        write(CONFIG, config);
+        write(PREPROCESSOR, preprocessor);
+        std::fs::create_dir(dir.path().join("onnx")).unwrap();
+        std::fs::write(dir.path().join(graph), "").unwrap();
+        dir
+    }
+
+    fn config() -> Value {
+        json!({"_name_or_path": "google/ViT-Base.16", "id2label": {"1": "crane", "0": "cat", "2": "crane"}})
+    }
+
+    /// As published with google/vit-base-patch16-224.
+    fn vit() -> Value {
+        json!({
+            "do_normalize": true, "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "ViTImageProcessor", "image_std": [0.5, 0.5, 0.5], "resample": 2,
+            "rescale_factor": 0.00392156862745098, "size": {"height": 224, "width": 224}
+        })
+    }
+
+    fn changed(changes: Value) -> Value {
+        let mut value = vit();
+        for (key, change) in changes.as_object().unwrap() {
+            value[key] = change.clone();
+        }
+        value
+    }
+
+    fn read_input(preprocessor: &Value) -> InputDescription {
+        let dir = folder(&config(), preprocessor, "model.onnx");
+        Model::load(dir.path()).unwrap().description.input
+    }
+
+    #[test]
+    fn a_vision_transformer_is_read_as_it_is() {
+        let dir = folder(&config(), &vit(), "onnx/model.onnx");
+        let model = Model::load(dir.path()).unwrap();
+        assert_eq!(model.description.name, "vit-base-16");
+        assert_eq!(model.labels, ["cat", "crane", "crane (2)"]);
+        assert_eq!(model.graph, dir.path().join("onnx/model.onnx"));
+        let input = &model.description.input;
+        assert_eq!((input.width_px, input.height_px, input.resize), (224, 224, Resize::Stretch));
+        assert_eq!((&input.mean, &input.std, input.scale), (&vec![0.5; 3], &vec![0.5; 3], 1.0 / 255.0));
+        assert_eq!((input.name.as_str(), model.description.output.name.as_str()), ("pixel_values", "logits"));
+    }
+
+    #[test]
+    fn a_short_side_with_a_crop_becomes_a_crop() {
+        let input = read_input(&changed(json!({
+            "size": {"shortest_edge": 256}, "do_center_crop": true, "crop_size": {"height": 224, "width": 224},
+            "resample": 3
+        })));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
+        assert_eq!(input.filter, Filter::Bicubic);
+    }
+
+    #[test]
+    fn a_share_kept_by_the_crop_makes_the_short_side_longer() {
+        let input = read_input(&changed(json!({"size": {"shortest_edge": 224}, "crop_pct": 0.875})));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
+        let input = read_input(&changed(json!({"size": {"shortest_edge": 384}, "crop_pct": 0.875})));
+        assert_eq!((input.width_px, input.resize, input.resize_px), (384, Resize::Stretch, None));
+    }
+
+    #[test]
+    fn steps_switched_off_leave_the_numbers_alone() {
+        let input = read_input(&changed(json!({"do_normalize": false, "do_rescale": false, "size": 32})));
+        assert_eq!((input.scale, input.mean, input.std), (1.0, vec![0.0; 3], vec![1.0; 3]));
+        assert_eq!((input.width_px, input.height_px), (32, 32));
+    }
+
+    #[test]
+    fn what_cannot_be_said_is_refused_with_file_line_and_key() {
+        for (changes, parts) in [
+            (json!({"size": {"shortest_edge": 256}}), &["size", "crop_size"][..]),
+            (json!({"size": null}), &["size", "is missing"]),
+            (json!({"size": {"height": 0, "width": 3}}), &["line", "size", "above zero"]),
+            (json!({"image_mean": [0.5]}), &["input.mean", "3 channels"]),
+            (json!({"image_std": null}), &["image_std", "is missing"]),
+            (json!({"resample": 7}), &["resample", "bicubic"]),
+            (json!({"do_resize": "yes"}), &["do_resize", "true or false"]),
+            (json!({"do_center_crop": true, "crop_size": 200}), &["crop_size", "stretched"]),
+        ] {
+            let dir = folder(&config(), &changed(changes.clone()), "model.onnx");
+            let why = Model::load(dir.path()).unwrap_err().to_string();
+            for part in parts.iter().chain([&PREPROCESSOR]) {
+                assert!(why.contains(part), "{changes}: {part:?} is not in {why:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn labels_with_a_gap_or_none_at_all_are_refused() {
+        for (labels, part) in
+            [(json!({"0": "a", "2": "b"}), "class 1"), (json!({}), "missing"), (json!(null), "missing")]
+        {
+            let dir = folder(&json!({"id2label": labels}), &vit(), "model.onnx");
+            let why = Model::load(dir.path()).unwrap_err().to_string();
+            assert!(why.contains(CONFIG) && why.contains("id2label") && why.contains(part), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_folder_without_a_graph_or_with_broken_json_is_refused() {
+        let dir = folder(&config(), &vit(), "other.onnx");
+        assert!(Model::load(dir.path()).unwrap_err().to_string().contains("onnx/model.onnx"));
+        std::fs::write(dir.path().join(PREPROCESSOR), "{\n  \"size\": 1,,\n}").unwrap();
+        assert!(Model::load(dir.path()).unwrap_err().to_string().contains("line 2"));
+    }
+}

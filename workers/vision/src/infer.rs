@@ -472,3 +472,138 @@ fn typical_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::{fixture, onnx};
+
+    fn settings(replicas: usize) -> InferSettings {
+        InferSettings { replicas: Replicas::Count(replicas), ..InferSettings::default() }
+    }
+
+    fn light() -> Model {
+        Model::load(&fixture("fashion-light")).unwrap()
+    }
+
+    fn sample() -> Bytes {
+        sample::jpeg().into()
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3)
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_all_answered_with_what_one_alone_gets() {
+        let expected = Replica::open(&onnx(), &light(), &settings(1)).unwrap().see(&sample()).unwrap();
+        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let asked = (0..100).map(|_| {
+            let infer = infer.clone();
+            tokio::spawn(async move { infer.scores(sample()).await })
+        });
+        for answer in asked.collect::<Vec<_>>() {
+            let seen = answer.await.unwrap().unwrap();
+            assert!(close(&seen.logits, &expected.logits));
+            assert!((1..=infer.batch()).contains(&seen.timings.batch_size));
+        }
+        assert_eq!(infer.queued(), 0);
+        assert!(infer.cost_ms() > 0.0);
+        infer.stop().await;
+    }
+
+    #[test]
+    fn a_bad_image_in_a_batch_fails_alone() {
+        let mut replica = Replica::open(&onnx(), &light(), &settings(1)).unwrap();
+        let good = sample::jpeg();
+        let expected = replica.see(&good).unwrap();
+        let outcomes = replica.see_batch(&[&good, &good[..good.len() / 2], b"", &good]);
+        let names: Vec<_> =
+            outcomes.iter().map(|outcome| outcome.as_ref().map_or_else(InferError::name, |_| "seen")).collect();
+        assert_eq!(names, ["seen", "image_truncated", "image_empty", "seen"]);
+        for seen in outcomes.into_iter().flatten() {
+            assert!(close(&seen.logits, &expected.logits));
+            assert_eq!(seen.timings.batch_size, 2);
+        }
+    }
+
+    #[test]
+    fn a_batch_larger_than_allowed_is_split() {
+        let settings = InferSettings { max_batch: 2, ..settings(1) };
+        let mut replica = Replica::open(&onnx(), &light(), &settings).unwrap();
+        let good = sample::jpeg();
+        let sizes: Vec<_> =
+            replica.see_batch(&[good.as_slice(); 5]).into_iter().map(|seen| seen.unwrap().timings.batch_size).collect();
+        assert_eq!(sizes, [2, 2, 2, 2, 1]);
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_every_handle_is_refused() {
+        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let other = infer.clone();
+        infer.stop().await;
+        assert!(matches!(other.scores(sample()).await, Err(InferError::Stopped)));
+        other.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_finished_before_a_stop() {
+        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let mut asked = Box::pin(infer.scores(sample()));
+        // Once: it is in the mailbox now.
+        assert!(futures_poll(&mut asked).is_none());
+        infer.clone().stop().await;
+        assert!(asked.await.is_ok());
+    }
+
+    fn futures_poll<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> Option<T> {
+        match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_threads_end_with_the_last_handle() {
+        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
+        assert_eq!(owners.len(), 2);
+        drop(infer);
+        let joined = tokio::task::spawn_blocking(move || owners.into_iter().for_each(|owner| owner.join().unwrap()));
+        tokio::time::timeout(Duration::from_secs(20), joined).await.expect("the threads still run").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_leaves_gives_its_room_back() {
+        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let room = infer.0.replicas * infer.0.batch * WAITING_BATCHES;
+        for _ in 0..3 * room {
+            let mut asked = Box::pin(infer.scores(sample()));
+            let _ = futures_poll(&mut asked);
+        }
+        assert!(infer.scores(sample()).await.is_ok());
+        infer.stop().await;
+    }
+
+    #[test]
+    fn a_larger_batch_is_taken_only_if_it_pays() {
+        assert_eq!(Measured::of(1.0, 8, 7.9).best_batch, 1);
+        let worth = Measured::of(1.0, 8, 4.5);
+        assert_eq!(worth.best_batch, 8);
+        assert_eq!((worth.each_ms(), worth.fixed_ms()), (0.5, 0.5));
+    }
+
+    #[test]
+    fn replicas_are_auto_or_a_number_from_one() {
+        let read = |text: &str| toml::from_str::<InferSettings>(text).map(|settings| settings.replicas);
+        assert_eq!(read(""), Ok(Replicas::Auto));
+        assert_eq!(read("replicas = \"auto\""), Ok(Replicas::Auto));
+        assert_eq!(read("replicas = 3"), Ok(Replicas::Count(3)));
+        assert_eq!(read("replicas = \"3\""), Ok(Replicas::Count(3)));
+        for wrong in ["replicas = 0", "replicas = \"many\"", "replicas = -1", "replica = 1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let written = toml::to_string(&InferSettings::default()).unwrap();
+        assert_eq!(toml::from_str::<InferSettings>(&written), Ok(InferSettings::default()));
+    }
+}

@@ -405,3 +405,167 @@ fn toml_line(text: &str, key: &str) -> usize {
     }
     position(text, span).0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    const TOML: &str = r#"
+name = "light"
+version = 1
+
+[input]
+name = "input"
+width_px = 28
+height_px = 28
+channels = "rgb"
+scale = 0.5
+mean = [0.1, 0.2, 0.3]
+std = [1.0, 1.0, 1.0]
+
+[output]
+name = "logits"
+kind = "logits"
+
+[gate]
+min_confidence_ratio = 0.5
+"#;
+
+    fn folder(toml: &str, labels: &str) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(DESCRIPTION), toml).unwrap();
+        std::fs::write(dir.path().join(LABELS), labels).unwrap();
+        // No bytes are a valid, empty protobuf message.
+        std::fs::write(dir.path().join(GRAPH), "").unwrap();
+        dir
+    }
+
+    fn refusal(dir: &TempDir) -> String {
+        Model::load(dir.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_complete_folder_is_read() {
+        let dir = folder(TOML, "cat\r\ndog\n\n");
+        let model = Model::load(dir.path()).unwrap();
+        assert_eq!(model.labels, ["cat", "dog"]);
+        assert_eq!(model.files, [GRAPH, LABELS, DESCRIPTION]);
+        assert_eq!(model.description.name, "light");
+    }
+
+    #[test]
+    fn every_wrong_value_is_refused_with_its_line_and_key() {
+        for (from, to, parts) in [
+            ("version = 1", "version = 2", &["line 3", "version is 2"][..]),
+            ("name = \"light\"", "name = \"Light 1\"", &["line 2", "name"]),
+            ("name = \"light\"\n", "", &["missing field", "name"]),
+            ("width_px = 28", "width_px = 0", &["line 7", "input.width_px is 0", "1 to 4096"]),
+            ("width_px = 28", "width_px = \"28\"", &["line 7", "column 12", "invalid type"]),
+            ("width_px = 28", "width_px = 28\ncolour = 1", &["line 8", "unknown field", "colour"]),
+            ("scale = 0.5", "scale = 0.0", &["line 10", "input.scale"]),
+            ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", &["line 11", "input.mean", "1 numbers", "3 channels"]),
+            ("std = [1.0, 1.0, 1.0]", "std = [1.0, 0.0, 1.0]", &["line 12", "input.std", "zero"]),
+            ("std = [1.0, 1.0, 1.0]", "std = [1.0, nan, 1.0]", &["line 12", "input.std", "NaN"]),
+            ("scale = 0.5", "scale = 0.5\nresize_px = 30", &["line 11", "input.resize_px", "crop"]),
+            ("scale = 0.5", "scale = 0.5\nresize = \"crop\"\nresize_px = 20", &["line 12", "28"]),
+            ("channels = \"rgb\"", "channels = \"rbg\"", &["line 9", "rbg", "bgr"]),
+            ("min_confidence_ratio = 0.5", "min_confidence_ratio = 1.5", &["line 19", "gate.min_confidence_ratio"]),
+            ("min_confidence_ratio = 0.5", "temperature = 0.0", &["line 19", "gate.temperature"]),
+            ("min_confidence_ratio = 0.5", "labels = { cow = 0.5 }", &["line 19", "gate.labels.cow", "labels.txt"]),
+            ("[input]", "[input", &["line 5"]),
+        ] {
+            assert!(TOML.contains(from), "{from}");
+            let why = refusal(&folder(&TOML.replacen(from, to, 1), "cat\ndog\n"));
+            for part in parts.iter().chain([&"model.toml"]) {
+                assert!(why.contains(part), "{to:?}: {part:?} is not in {why:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_wrong_label_is_refused_with_its_line() {
+        let long = format!("cat\n{}\n", "x".repeat(MAX_LABEL_BYTES + 1));
+        for (labels, parts) in [
+            ("", &["line 1", "empty"][..]),
+            ("cat\n\ndog\n", &["line 2", "empty"]),
+            ("cat\ndog\ncat\n", &["line 3", "\"cat\"", "line 1"]),
+            (long.as_str(), &["line 2", "257 bytes", "256"]),
+        ] {
+            let why = refusal(&folder(TOML, labels));
+            for part in parts.iter().chain([&"labels.txt"]) {
+                assert!(why.contains(part), "{labels:?}: {part:?} is not in {why:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for file in [GRAPH, LABELS] {
+            let dir = folder(TOML, "cat\n");
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+            assert!(refusal(&dir).contains(file));
+        }
+        let empty = tempfile::tempdir().unwrap();
+        assert!(refusal(&empty).contains("model.toml"));
+        let absent = Model::load(Path::new("/no/such/folder")).unwrap_err();
+        assert!(absent.to_string().contains("/no/such/folder does not exist"));
+    }
+
+    #[test]
+    fn the_release_changes_with_every_file_and_with_nothing_else() {
+        let release = |dir: &TempDir| Model::load(dir.path()).unwrap().release;
+        let first = release(&folder(TOML, "cat\ndog\n"));
+        assert_eq!(first, release(&folder(TOML, "cat\ndog\n")));
+        assert_ne!(first, release(&folder(TOML, "cat\ncow\n")));
+        assert_ne!(first, release(&folder(&TOML.replace("0.5", "0.6"), "cat\ndog\n")));
+        let dir = folder(TOML, "cat\ndog\n");
+        std::fs::write(dir.path().join("README.md"), "not part of it").unwrap();
+        assert_eq!(first, release(&dir));
+        // Field 1 of a model: its version of the format, 8.
+        std::fs::write(dir.path().join(GRAPH), [8, 8]).unwrap();
+        assert_ne!(first, release(&dir));
+    }
+
+    #[test]
+    fn a_release_is_the_digest_of_names_sizes_and_contents() {
+        let dir = folder(TOML, "cat\n");
+        let mut whole = Vec::new();
+        for (name, content) in [(GRAPH, ""), (LABELS, "cat\n"), (DESCRIPTION, TOML)] {
+            whole.extend(name.as_bytes());
+            whole.push(0);
+            whole.extend((content.len() as u64).to_le_bytes());
+            whole.extend(content.as_bytes());
+        }
+        let expected = ReleaseId::from_sha256(Sha256::digest(&whole).into());
+        assert_eq!(Model::load(dir.path()).unwrap().release, expected);
+    }
+
+    /// A graph with one tensor kept in `location`.
+    fn graph_with_weights_in(location: &str) -> Vec<u8> {
+        let message = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8], content].concat();
+        let entry = [message(1, b"location"), message(2, location.as_bytes())].concat();
+        message(7, &message(5, &message(13, &entry)))
+    }
+
+    #[test]
+    fn weights_beside_the_graph_belong_to_the_model() {
+        let dir = folder(TOML, "cat\n");
+        std::fs::write(dir.path().join(GRAPH), graph_with_weights_in("weights.bin")).unwrap();
+        assert!(refusal(&dir).contains("weights.bin"));
+        std::fs::write(dir.path().join("weights.bin"), "1").unwrap();
+        let first = Model::load(dir.path()).unwrap();
+        assert!(first.files.contains(&"weights.bin".to_owned()));
+        std::fs::write(dir.path().join("weights.bin"), "2").unwrap();
+        assert_ne!(Model::load(dir.path()).unwrap().release, first.release);
+    }
+
+    #[test]
+    fn weights_outside_the_folder_are_refused() {
+        for location in ["../weights.bin", "/etc/passwd", ""] {
+            let dir = folder(TOML, "cat\n");
+            std::fs::write(dir.path().join(GRAPH), graph_with_weights_in(location)).unwrap();
+            assert!(refusal(&dir).contains("outside its folder"), "{location}");
+        }
+    }
+}

@@ -280,7 +280,9 @@ mod tests {
 
     #[test]
     fn filters_agree_with_pillow() {
-        for (filter, name) in [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")] {
+        for (filter, name) in
+            [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")]
+        {
             let input = InputDescription { filter, ..input(32, 24, Channels::Rgb) };
             let distance = distance(&input, &format!("fit_{name}_32x24.png"));
             assert!(distance <= 1.0, "{name}: {distance}");

@@ -15,6 +15,8 @@ upright.convert("CMYK").save("cmyk.jpg", quality=95)
 upright.convert("L").save("grey_progressive.jpg", quality=95, progressive=True)
 # Stored lying on its side, to be turned a quarter clockwise.
 upright.transpose(Image.Transpose.ROTATE_90).save("orientation6.tif", tiffinfo={274: 6}, compression="tiff_lzw")
+palette = upright.quantize(4)
+palette.save("palette_alpha.png", transparency=bytes([0, 80, 160, 255]))
 black = Image.new("RGB", upright.size)
 upright.save("animated.png", save_all=True, append_images=[black, black], duration=100)
 upright.save("animated.webp", save_all=True, append_images=[black, black], duration=100, lossless=True)

@@ -1,0 +1,20 @@
+# One line each, no logic: what a target does is in the script or the crate it calls.
+.PHONY: setup demo test lint bench soak
+
+setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
+	deploy/fetch-runtime.sh
+
+demo: setup ## Build, publish 2,000 labelled images through a site, print what happened.
+	cargo run --release --locked --package tributary -- demo
+
+test: setup ## Build everything and run every test against real servers.
+	cargo build --workspace --locked && cargo test --workspace --locked
+
+lint: ## Formatting, clippy and the shell scripts' syntax.
+	cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings && bash -n deploy/*.sh .ci/run
+
+bench: setup ## Measure the whole pipeline against the bare loop (docs/benchmarks.md).
+	cargo run --release --locked --package tributary -- bench recognize
+
+soak: setup ## Long fault runs and power cuts; the latter need root and loop devices.
+	cargo build --workspace --locked && TRIBUTARY_SOAK_FAULTS=200 cargo test --locked --package tributary-tests -- --ignored --nocapture --test-threads 1
