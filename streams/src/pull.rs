@@ -16,7 +16,8 @@ use crate::error::CarryError;
 const EXPIRES: Duration = Duration::from_secs(30);
 /// A pull request that was lost on the way is noticed after two of these.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-const REOPEN_DELAY: Duration = Duration::from_millis(500);
+const REOPEN_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_REOPEN_DELAY: Duration = Duration::from_secs(5);
 
 /// Pulls the messages of one durable consumer, which all pullers of that name share.
 pub struct Puller {
@@ -25,16 +26,16 @@ pub struct Puller {
     durable: String,
     batch: usize,
     open: Option<Stream>,
+    /// Opening failed this often in a row.
+    failures: u32,
 }
 
 impl Puller {
-    /// Looks the consumer up; creates nothing. `batch`: messages asked for at a time; up to one and
-    /// a half times as many may wait here unhandled.
-    pub async fn open(bus: &Bus, stream: &str, durable: &str, batch: usize) -> Result<Self, CarryError> {
-        let mut puller =
-            Self { bus: bus.clone(), stream: stream.into(), durable: durable.into(), batch: batch.max(1), open: None };
-        puller.open = Some(puller.reopen().await?);
-        Ok(puller)
+    /// A puller that looks its consumer up when it is first asked; it creates nothing. `batch`:
+    /// messages asked for at a time; up to one and a half times as many may wait here unhandled.
+    pub fn new(bus: &Bus, stream: &str, durable: &str, batch: usize) -> Self {
+        let (bus, stream, durable) = (bus.clone(), stream.into(), durable.into());
+        Self { bus, stream, durable, batch: batch.max(1), open: None, failures: 0 }
     }
 
     async fn reopen(&self) -> Result<Stream, CarryError> {
@@ -59,10 +60,14 @@ impl Puller {
         loop {
             let Some(open) = &mut self.open else {
                 match self.reopen().await {
-                    Ok(stream) => self.open = Some(stream),
+                    Ok(stream) => {
+                        self.open = Some(stream);
+                        self.failures = 0;
+                    }
                     Err(error) => {
                         tracing::warn!(stream = self.stream, durable = self.durable, %error, "cannot pull, trying again");
-                        tokio::time::sleep(REOPEN_DELAY).await;
+                        self.failures = self.failures.saturating_add(1);
+                        tokio::time::sleep((REOPEN_DELAY * self.failures).min(LONGEST_REOPEN_DELAY)).await;
                     }
                 }
                 continue;
@@ -75,7 +80,7 @@ impl Puller {
                 Some(Err(error)) => {
                     tracing::debug!(stream = self.stream, durable = self.durable, %error, "pulling again");
                     self.open = None;
-                    tokio::time::sleep(REOPEN_DELAY / 5).await;
+                    tokio::time::sleep(REOPEN_DELAY).await;
                 }
                 None => self.open = None,
             }
@@ -100,16 +105,14 @@ pub struct Delivery {
     pub attempts: u64,
     /// When the stream stored it, nanoseconds since the epoch.
     pub stored_at_ns: i128,
-    /// Messages that wait in the stream after this one.
-    pub pending: u64,
 }
 
 impl Delivery {
     fn read(message: Message) -> Option<Self> {
         let info = message.info().ok()?;
         let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
-        let (stored_at_ns, pending) = (info.published.unix_timestamp_nanos(), info.pending);
-        Some(Self { sequence, attempts, stored_at_ns, pending, message })
+        let stored_at_ns = info.published.unix_timestamp_nanos();
+        Some(Self { sequence, attempts, stored_at_ns, message })
     }
 
     /// Its subject.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::drive::Tally;
-use runtime::{Drive, Fault, Shutdown, Step, beat, drive};
+use runtime::{Drive, Fault, Shutdown, Step, beat, drive, look_up};
 use schemas::SiteName;
 use streams::{Blobs, Bus, Publisher, topology};
 
@@ -29,7 +29,7 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let blobs = Blobs::open(&here).await.map_err(|error| Fault::from(error).fatal())?;
+    let Some(blobs) = look_up(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
     let (link, prober) = link::probe(cloud.clone(), settings, shutdown.clone());
     let tally = Arc::new(Tally::default());
     let publisher = Publisher::new(here.clone(), PATIENCE);

@@ -11,6 +11,7 @@
 //!
 //! Deliberately absent: decoding, except of scans that are cut.
 
+mod failure;
 mod journal;
 mod load;
 mod progress;
@@ -21,12 +22,13 @@ pub mod source;
 mod tile;
 pub mod walk;
 
+pub use failure::PublishFailure;
 pub use journal::JournalPlace;
 pub use progress::Progress;
 pub use report::{Refused, Summary};
 pub use settings::{Labels, PublisherSettings, TileSettings};
 pub use source::{Source, SourceError};
-pub use walk::{Acknowledged, Options, PublishFailure, publish};
+pub use walk::{Acknowledged, Options, publish};
 
 /// How publishing twice and going on after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::report::Refused;
@@ -72,7 +72,10 @@ pub enum SourceError {
     #[error("standard input cannot be read")]
     Stdin(#[source] std::io::Error),
     /// A rate that is no schedule.
-    #[error("rate {rate_per_s} is no schedule: use more than 0 and at most {} images a second", generator::MAX_RATE_PER_S)]
+    #[error(
+        "rate {rate_per_s} is no schedule: use more than 0 and at most {} images a second",
+        generator::MAX_RATE_PER_S
+    )]
     Rate {
         /// As given.
         rate_per_s: f64,
@@ -163,7 +166,11 @@ pub(crate) async fn open(source: Source, settings: &PublisherSettings) -> Result
     match source {
         Source::Paths(paths) => {
             let counted = paths.clone();
-            total = tokio::task::spawn_blocking(move || folder::count(&counted)).await.ok();
+            let (tell, told) = oneshot::channel();
+            thread(move || {
+                let _nobody_listens = tell.send(folder::count(&counted));
+            })?;
+            total = told.await.ok();
             thread(move || folder::run(&paths, index, &items))?;
         }
         Source::Watch(path) => {
@@ -179,7 +186,7 @@ pub(crate) async fn open(source: Source, settings: &PublisherSettings) -> Result
             let schedule = generator::Schedule::new(rate_per_s, poisson, seed)?;
             let until = generator::Until { count, duration };
             total = count.filter(|_| duration.is_none());
-            // At most one image is ahead of its time.
+            // At most one image is ahead of its time. The task ends when the channel is closed.
             let (items, feed) = mpsc::channel(1);
             tokio::spawn(generator::run(images, index, schedule, until, items));
             return Ok(Feed { items: feed, total, _watcher: None });
@@ -213,6 +220,8 @@ impl Root {
     }
 
     fn found(&self, path: PathBuf, index: &mut Index) -> Found {
+        // A file named without its folder lies in the working folder.
+        let path = if path.starts_with(&self.folder) { path } else { self.folder.join(path) };
         let inside = path.strip_prefix(&self.folder).unwrap_or(&path);
         let name = format!("{}/{}", self.name, inside.display());
         let label = index.label(&self.folder, &path);

@@ -17,11 +17,7 @@ pub(crate) fn is_scan(bytes: &[u8], settings: &TileSettings) -> bool {
 }
 
 /// Cuts a scan and hands its tiles on, one at a time. `whole` is the scan's own message. Blocks.
-pub(crate) fn cut(
-    whole: &Message,
-    settings: &TileSettings,
-    tiles: &Sender<Message>,
-) -> Result<(), TileError> {
+pub(crate) fn cut(whole: &Message, settings: &TileSettings, tiles: &Sender<Message>) -> Result<(), TileError> {
     for tile in split(&whole.payload, &settings.scan, settings.tile_px, settings.overlap_px)? {
         let tile = tile?;
         let place = Tile {
@@ -33,8 +29,7 @@ pub(crate) fn cut(
             scan_width_px: tile.scan_width_px,
             scan_height_px: tile.scan_height_px,
         };
-        let message =
-            Message { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
+        let message = Message { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
         if tiles.blocking_send(message).is_err() {
             break;
         }

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::failure::PublishFailure;
 use crate::journal::{Entry, Journal, JournalPlace, Known};
 use crate::load::{Image, Load, Stamp};
 use crate::progress::Progress;
@@ -65,76 +66,6 @@ pub struct Acknowledged {
     pub size_bytes: u64,
     /// From when it was due (generator) or found to the acknowledgement.
     pub elapsed: Duration,
-}
-
-/// Why a run failed. What was acknowledged before stays published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishFailure {
-    /// A setting that cannot work.
-    #[error("setting {why}")]
-    Settings {
-        /// Which, and what it may be.
-        why: String,
-    },
-    /// The source cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The source broke on the way.
-    #[error("source broke after {} images", summary.published)]
-    Broken {
-        /// What was published before.
-        summary: Box<Summary>,
-        /// How it broke.
-        #[source]
-        source: SourceError,
-    },
-    /// There was nothing, or all of it was refused.
-    #[error("nothing was published: {}", nothing(summary))]
-    Nothing {
-        /// Why each file was refused.
-        summary: Box<Summary>,
-    },
-    /// The stream takes no more.
-    #[error("stream is full after {} images: run the same command again when there is room, it goes on where it stopped", summary.published)]
-    Full {
-        /// What was published before.
-        summary: Box<Summary>,
-        /// The server's words.
-        #[source]
-        source: CarryError,
-    },
-    /// The server does not answer, or refuses everything.
-    #[error("publishing stopped after {} images: run the same command again, it goes on where it stopped", summary.published)]
-    Stopped {
-        /// What was published before.
-        summary: Box<Summary>,
-        /// What happened.
-        #[source]
-        source: CarryError,
-    },
-}
-
-impl PublishFailure {
-    /// What was published before it failed.
-    pub fn summary(&self) -> Option<&Summary> {
-        match self {
-            Self::Settings { .. } | Self::Source(_) => None,
-            Self::Broken { summary, .. }
-            | Self::Nothing { summary }
-            | Self::Full { summary, .. }
-            | Self::Stopped { summary, .. } => Some(summary),
-        }
-    }
-}
-
-fn nothing(summary: &Summary) -> String {
-    match summary.refused.first() {
-        Some(Refused { file, reason }) if summary.refused_files == 1 => format!("{file} was refused: {reason}"),
-        Some(Refused { file, reason }) => {
-            format!("all {} files were refused, the first, {file}: {reason}", summary.refused_files)
-        }
-        None => format!("no image files were found ({})", source::extensions()),
-    }
 }
 
 /// Publishes what a source holds, until it ends or a stop is wanted; what is in flight then is finished.
@@ -258,7 +189,10 @@ impl Run {
         progress: &mut Progress,
     ) -> Result<(), Stop> {
         let walked = walked.unwrap_or_else(|error| Walked {
-            ending: Ending::Refused(Refused { file: "an image".into(), reason: format!("publishing it broke: {error}") }),
+            ending: Ending::Refused(Refused {
+                file: "an image".into(),
+                reason: format!("publishing it broke: {error}"),
+            }),
             ..Walked::default()
         });
         self.summary.published += walked.published;

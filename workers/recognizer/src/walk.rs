@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive};
+use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
@@ -106,7 +106,7 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let gate = Gate::new(&settings.gate, &infer.model().description.gate);
-    let blobs = Blobs::open(&bus).await.map_err(|error| Fault::from(error).fatal())?;
+    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let verify = settings.verify.clone();
     let step = Arc::new(Recognizer { site: site.clone(), blobs, infer: infer.clone(), gate, verify });
     let tally = Arc::new(Tally::default());

@@ -46,7 +46,7 @@ pub struct Tally {
 /// Runs a role until it is told to stop, or must.
 ///
 /// # Errors
-/// The stop note of a step that cannot handle anything, or a consumer that does not exist.
+/// The stop note of a step that cannot handle anything. A consumer that does not exist is waited for.
 pub async fn drive<S: Step>(
     step: Arc<S>,
     from: &Bus,
@@ -56,9 +56,7 @@ pub async fn drive<S: Step>(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
-    let mut puller = Puller::open(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2))
-        .await
-        .map_err(|error| Fault::from(error).fatal())?;
+    let mut puller = Puller::new(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2));
     let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);

@@ -66,16 +66,6 @@ impl From<CodecError> for Fault {
     }
 }
 
-impl Fault {
-    /// The same failure, at a moment when nothing can be put right later: the worker must stop.
-    pub fn fatal(self) -> Self {
-        match self {
-            Self::Reject(note) | Self::Retry { note, .. } => Self::Stop(note),
-            other => other,
-        }
-    }
-}
-
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

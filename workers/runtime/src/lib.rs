@@ -8,6 +8,7 @@ pub mod beat;
 pub mod clock;
 pub mod drive;
 pub mod fault;
+pub mod lookup;
 pub mod settings;
 pub mod shutdown;
 pub mod step;
@@ -15,5 +16,6 @@ pub mod telemetry;
 
 pub use drive::{Drive, drive};
 pub use fault::Fault;
+pub use lookup::look_up;
 pub use shutdown::Shutdown;
 pub use step::{Outgoing, Step};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive};
+use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{FaultNote, Payload, SiteName, TaskId, Verdict, Verify, decode, encode};
@@ -105,7 +105,7 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let blobs = Blobs::open(&bus).await.map_err(|error| Fault::from(error).fatal())?;
+    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let temperature = settings.temperature.or(infer.model().description.gate.temperature).unwrap_or(1.0);
     let step = Arc::new(Verifier { blobs, infer: infer.clone(), temperature });
     let tally = Arc::new(Tally::default());

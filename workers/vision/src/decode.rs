@@ -802,7 +802,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
         #[test]
         fn damaged_bytes_never_panic_and_never_give_half_a_picture(
             format in prop::sample::select(vec![

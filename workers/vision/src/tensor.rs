@@ -9,6 +9,10 @@ use schemas::model::{Channels, Filter, InputDescription, Layout, Resize};
 
 use crate::decode::Pixels;
 
+/// A small picture is enlarged to no more than this before its centre is cut out; an ordinary one
+/// needs a tenth of it. A guess.
+const MAX_ENLARGED_PX: u64 = 4_000_000;
+
 /// Why pixels could not become a tensor. Always ours: pixels from [`crate::decode`] and a
 /// description from [`crate::model`] never meet it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +41,7 @@ pub enum TensorError {
 #[derive(Debug, Default)]
 pub struct Scratch {
     resizer: Resizer,
+    window: Vec<u8>,
     resized: Vec<u8>,
     framed: Vec<u8>,
 }
@@ -58,70 +63,126 @@ pub fn write(
         return Err(TensorError::WrongLength { expected_len, actual_len: out.len() });
     }
     let place = Place::of(pixels, input);
-    let Scratch { resizer, resized, framed } = scratch;
-    let mut rgb: &[u8] = &pixels.rgb;
-    if !place.is_identity(pixels) {
-        resize(pixels, &place, input.filter, resizer, resized)?;
-        rgb = resized;
+    let Scratch { resizer, window, resized, framed } = scratch;
+    let mut picture = Picture { width_px: pixels.width_px, height_px: pixels.height_px, rgb: &pixels.rgb };
+    if let Some(middle) = place.middle {
+        cut(picture, middle, window);
+        picture = Picture { width_px: middle.width_px, height_px: middle.height_px, rgb: window };
     }
-    if (place.width_px, place.height_px) != (input.width_px, input.height_px) {
-        frame(rgb, &place, input, framed);
-        rgb = framed;
+    if !place.is_identity(picture) {
+        resize(picture, &place, input.filter, resizer, resized)?;
+        picture = Picture { width_px: place.width_px, height_px: place.height_px, rgb: resized };
     }
-    normalize(rgb, input, out);
+    if let Some(part) = place.cut {
+        cut(picture, part, framed);
+        picture = Picture { width_px: part.width_px, height_px: part.height_px, rgb: framed };
+    } else if (picture.width_px, picture.height_px) != (input.width_px, input.height_px) {
+        frame(picture, input, framed);
+        picture.rgb = framed;
+    }
+    normalize(picture.rgb, input, out);
     Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Picture<'a> {
+    width_px: u32,
+    height_px: u32,
+    rgb: &'a [u8],
+}
+
+/// Whole pixels of a picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Part {
+    left_px: u32,
+    top_px: u32,
+    width_px: u32,
+    height_px: u32,
 }
 
 /// Which part of the picture goes where in the input.
 #[derive(Debug, PartialEq)]
 struct Place {
-    /// Left, top, width and height of the part taken, in the picture's pixels.
-    part: (f64, f64, f64, f64),
+    /// Cut out before the resize: what a picture many times longer than wide needs at most.
+    middle: Option<Part>,
+    /// Left, top, width and height of the part the resize takes, in the picture's pixels; all of it
+    /// if absent.
+    taken: Option<(f64, f64, f64, f64)>,
     /// Size it becomes.
     width_px: u32,
     height_px: u32,
+    /// Cut out after the resize.
+    cut: Option<Part>,
 }
 
 impl Place {
     fn of(pixels: &Pixels, input: &InputDescription) -> Self {
         let (from_w, from_h) = (f64::from(pixels.width_px), f64::from(pixels.height_px));
         let (to_w, to_h) = (f64::from(input.width_px), f64::from(input.height_px));
-        let whole = (0.0, 0.0, from_w, from_h);
+        let whole = |width_px, height_px| Self { middle: None, taken: None, width_px, height_px, cut: None };
         match input.resize {
-            Resize::Stretch => Self { part: whole, width_px: input.width_px, height_px: input.height_px },
-            Resize::Crop => {
-                let short = f64::from(input.resize_px.unwrap_or(input.width_px.max(input.height_px)));
-                let ratio = short / from_w.min(from_h);
-                // Whole pixels, rounded down as torchvision does, so that the same pixels are seen.
-                let (all_w, all_h) = ((from_w * ratio + 1e-6).floor(), (from_h * ratio + 1e-6).floor());
-                let (left, top) = (((all_w - to_w) / 2.0).round().max(0.0), ((all_h - to_h) / 2.0).round().max(0.0));
-                let (step_x, step_y) = (from_w / all_w, from_h / all_h);
-                let (width, height) = (to_w.min(all_w) * step_x, to_h.min(all_h) * step_y);
-                let part = (left * step_x, top * step_y, width.min(from_w), height.min(from_h));
-                Self { part, width_px: input.width_px, height_px: input.height_px }
-            }
+            Resize::Stretch => whole(input.width_px, input.height_px),
+            Resize::Crop => Self::centre(pixels, input),
             Resize::Pad => {
                 let ratio = (to_w / from_w).min(to_h / from_h);
                 let fit = |from: f64, to: u32| ((from * ratio).round() as u32).clamp(1, to);
-                Self { part: whole, width_px: fit(from_w, input.width_px), height_px: fit(from_h, input.height_px) }
+                whole(fit(from_w, input.width_px), fit(from_h, input.height_px))
             }
         }
     }
 
-    fn is_identity(&self, pixels: &Pixels) -> bool {
-        let whole = (0.0, 0.0, f64::from(pixels.width_px), f64::from(pixels.height_px));
-        self.part == whole && (self.width_px, self.height_px) == (pixels.width_px, pixels.height_px)
+    /// The short side to `resize_px`, then the centre. Sizes are whole pixels rounded down and
+    /// offsets rounded, as torchvision does, so that the same pixels are seen.
+    fn centre(pixels: &Pixels, input: &InputDescription) -> Self {
+        let short_px = input.resize_px.unwrap_or(0).max(input.width_px).max(input.height_px);
+        let (width_px, height_px) = (u64::from(pixels.width_px), u64::from(pixels.height_px));
+        let scaled = |side: u64| (side * u64::from(short_px) / width_px.min(height_px)).max(u64::from(short_px));
+        let (all_w, all_h) = (scaled(width_px), scaled(height_px));
+        let start = |all: u64, to: u32| ((all as f64 - f64::from(to)) / 2.0).round();
+        let (left, top) = (start(all_w, input.width_px), start(all_h, input.height_px));
+        let (step_x, step_y) = (width_px as f64 / all_w as f64, height_px as f64 / all_h as f64);
+        if step_x >= 1.0 && step_y >= 1.0 {
+            // One step: only what is seen is computed.
+            let size = (f64::from(input.width_px) * step_x, f64::from(input.height_px) * step_y);
+            let (left, top) = ((left * step_x).max(0.0), (top * step_y).max(0.0));
+            let size = (size.0.min(width_px as f64 - left), size.1.min(height_px as f64 - top));
+            let taken = Some((left, top, size.0, size.1));
+            return Self { middle: None, taken, width_px: input.width_px, height_px: input.height_px, cut: None };
+        }
+        // fast_image_resize 6.1 may read beyond its buffer when it enlarges a part: where a bicubic
+        // weight is exactly zero it takes a column out of its first bound that the second needs.
+        // Enlarging a whole picture is safe, so the cut comes after.
+        if all_w * all_h > MAX_ENLARGED_PX {
+            return Self::centre_of_a_strip(pixels, input, short_px);
+        }
+        let (left_px, top_px) = (left as u32, top as u32);
+        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        Self { middle: None, taken: None, width_px: all_w as u32, height_px: all_h as u32, cut: Some(part) }
+    }
+
+    /// Of a strip that would become huge, only a square in the middle is enlarged.
+    fn centre_of_a_strip(pixels: &Pixels, input: &InputDescription, short_px: u32) -> Self {
+        let side_px = pixels.width_px.min(pixels.height_px);
+        let square = |left_px, top_px| Part { left_px, top_px, width_px: side_px, height_px: side_px };
+        let middle = square((pixels.width_px - side_px) / 2, (pixels.height_px - side_px) / 2);
+        let (left_px, top_px) = ((short_px - input.width_px) / 2, (short_px - input.height_px) / 2);
+        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        Self { middle: Some(middle), taken: None, width_px: short_px, height_px: short_px, cut: Some(part) }
+    }
+
+    fn is_identity(&self, picture: Picture<'_>) -> bool {
+        self.taken.is_none() && (self.width_px, self.height_px) == (picture.width_px, picture.height_px)
     }
 }
 
 fn resize(
-    pixels: &Pixels,
+    picture: Picture<'_>,
     place: &Place,
     filter: Filter,
     resizer: &mut Resizer,
     resized: &mut Vec<u8>,
 ) -> Result<(), TensorError> {
-    let Pixels { width_px, height_px, .. } = *pixels;
+    let Picture { width_px, height_px, rgb } = picture;
     let unfit = |why: String| TensorError::Unfit { width_px, height_px, why };
     let algorithm = match filter {
         Filter::Nearest => ResizeAlg::Nearest,
@@ -129,24 +190,35 @@ fn resize(
         Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
         Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
     };
-    let (left, top, width, height) = place.part;
-    let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false).crop(left, top, width, height);
+    let mut options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false);
+    if let Some((left, top, width, height)) = place.taken {
+        options = options.crop(left, top, width, height);
+    }
     resized.resize(place.width_px as usize * place.height_px as usize * 3, 0);
-    let from =
-        ImageRef::new(width_px, height_px, &pixels.rgb, PixelType::U8x3).map_err(|error| unfit(error.to_string()))?;
+    let from = ImageRef::new(width_px, height_px, rgb, PixelType::U8x3).map_err(|error| unfit(error.to_string()))?;
     let mut to = Image::from_slice_u8(place.width_px, place.height_px, resized, PixelType::U8x3)
         .map_err(|error| unfit(error.to_string()))?;
     resizer.resize(&from, &mut to, &options).map_err(|error| unfit(error.to_string()))
 }
 
+/// Copies a part of a picture.
+fn cut(picture: Picture<'_>, part: Part, to: &mut Vec<u8>) {
+    let (line, row) = (picture.width_px as usize * 3, part.width_px as usize * 3);
+    let left = part.left_px as usize * 3;
+    to.clear();
+    for from in picture.rgb.chunks_exact(line).skip(part.top_px as usize).take(part.height_px as usize) {
+        to.extend_from_slice(&from[left..left + row]);
+    }
+}
+
 /// Puts a smaller picture into the middle of a black one.
-fn frame(rgb: &[u8], place: &Place, input: &InputDescription, framed: &mut Vec<u8>) {
-    let (row, line) = (place.width_px as usize * 3, input.width_px as usize * 3);
-    let left = (input.width_px - place.width_px) as usize / 2 * 3;
-    let top = (input.height_px - place.height_px) as usize / 2;
+fn frame(picture: Picture<'_>, input: &InputDescription, framed: &mut Vec<u8>) {
+    let (row, line) = (picture.width_px as usize * 3, input.width_px as usize * 3);
+    let left = (input.width_px - picture.width_px) as usize / 2 * 3;
+    let top = (input.height_px - picture.height_px) as usize / 2;
     framed.clear();
     framed.resize(line * input.height_px as usize, 0);
-    for (from, to) in rgb.chunks_exact(row).zip(framed.chunks_exact_mut(line).skip(top)) {
+    for (from, to) in picture.rgb.chunks_exact(row).zip(framed.chunks_exact_mut(line).skip(top)) {
         to[left..left + row].copy_from_slice(from);
     }
 }
@@ -269,39 +341,50 @@ mod tests {
         assert_eq!(written(&pixels, &input(256, 1, Channels::Gray)), expected);
     }
 
-    /// Largest difference from a picture Pillow made, in grey levels.
-    fn distance(input: &InputDescription, reference: &str) -> f32 {
-        let reference = picture(reference);
+    /// Mean and largest difference from a picture Pillow made, in grey levels.
+    fn assert_close(input: &InputDescription, reference: &str) {
+        let expected = picture(reference);
         let plain = InputDescription { resize: Resize::Stretch, resize_px: None, ..input.clone() };
-        let expected = written(&reference, &plain);
+        let expected = written(&expected, &plain);
         let actual = written(&picture("fit_source.png"), input);
-        actual.iter().zip(expected).map(|(actual, expected)| (actual - expected).abs()).fold(0.0, f32::max)
+        let apart: Vec<f32> = actual.iter().zip(expected).map(|(actual, expected)| (actual - expected).abs()).collect();
+        let worst = apart.iter().copied().fold(0.0, f32::max);
+        let mean = apart.iter().sum::<f32>() / apart.len() as f32;
+        // Both round to whole levels between their two passes, one across first, the other down.
+        assert!(worst <= 2.0 && mean <= 0.5, "{reference}: worst {worst}, mean {mean}");
     }
 
     #[test]
     fn filters_agree_with_pillow() {
-        for (filter, name) in
-            [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")]
-        {
+        let filters = [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")];
+        for (filter, name) in filters {
             let input = InputDescription { filter, ..input(32, 24, Channels::Rgb) };
-            let distance = distance(&input, &format!("fit_{name}_32x24.png"));
-            assert!(distance <= 1.0, "{name}: {distance}");
+            assert_close(&input, &format!("fit_{name}_32x24.png"));
         }
     }
 
     #[test]
     fn grey_agrees_with_pillow() {
-        let distance = distance(&input(32, 24, Channels::Gray), "fit_grey_32x24.png");
-        assert!(distance <= 1.0, "{distance}");
+        assert_close(&input(32, 24, Channels::Gray), "fit_grey_32x24.png");
     }
 
     #[test]
     fn the_centre_cut_out_agrees_with_torchvision() {
-        let mut input = input(32, 32, Channels::Rgb);
-        (input.resize, input.resize_px) = (Resize::Crop, Some(40));
-        // In one step instead of two: the rounding between them is missing.
-        let distance = distance(&input, "fit_crop_32x32.png");
-        assert!(distance <= 2.0, "{distance}");
+        for (short_px, name) in [(40, "fit_crop_32x32.png"), (120, "fit_crop_large_32x32.png")] {
+            let mut input = input(32, 32, Channels::Rgb);
+            (input.resize, input.resize_px) = (Resize::Crop, Some(short_px));
+            assert_close(&input, name);
+        }
+    }
+
+    #[test]
+    fn a_strip_is_not_enlarged_whole() {
+        let pixels = Pixels { width_px: 16_000, height_px: 1, rgb: vec![9; 48_000] };
+        let mut input = input(224, 224, Channels::Rgb);
+        (input.resize, input.filter) = (Resize::Crop, Filter::Bicubic);
+        let place = Place::of(&pixels, &input);
+        assert_eq!((place.width_px, place.height_px), (224, 224));
+        assert!(written(&pixels, &input).iter().all(|value| *value == 9.0));
     }
 
     #[test]
@@ -320,6 +403,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
         #[test]
         fn every_number_is_written_whatever_the_sizes(
             (width, height) in (1_u32..70, 1_u32..70),

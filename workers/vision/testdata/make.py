@@ -28,8 +28,9 @@ source.save("fit_source.png")
 filters = {"bilinear": 2, "bicubic": 3, "lanczos": 1}
 for name, code in filters.items():
     source.resize((32, 24), code).save(f"fit_{name}_32x24.png")
-# Short side 40, then the centre 32x32, as torchvision does.
-width = int(40 * 101 / 77)
-left, top = round((width - 32) / 2), round((40 - 32) / 2)
-source.resize((width, 40), 2).crop((left, top, left + 32, top + 32)).save("fit_crop_32x32.png")
+# Short side to 40 (smaller) or 120 (larger), then the centre 32x32, as torchvision does.
+for short, name in ((40, "fit_crop_32x32.png"), (120, "fit_crop_large_32x32.png")):
+    width = int(short * 101 / 77)
+    left, top = int(round((width - 32) / 2.0)), int(round((short - 32) / 2.0))
+    source.resize((width, short), 2).crop((left, top, left + 32, top + 32)).save(name)
 source.resize((32, 24), 2).convert("L").save("fit_grey_32x24.png")

@@ -160,4 +160,11 @@ mod tests {
         let inside = Root::of(folder.path()).found(file, &mut index);
         assert_eq!(alone.name, inside.name);
     }
+
+    #[test]
+    fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
+        let found =
+            Root::of(Path::new("Cargo.toml")).found("Cargo.toml".into(), &mut Index::new(crate::Labels::Folder));
+        assert_eq!((found.name.as_str(), found.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
+    }
 }

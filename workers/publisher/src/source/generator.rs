@@ -120,7 +120,9 @@ fn read(path: &PathBuf, room: &mut u64) -> Result<Option<Vec<u8>>, String> {
     let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
     match size_bytes {
         0 => Err("it is empty".into()),
-        _ if size_bytes > MAX_IMAGE_BYTES => Err(format!("it has {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted")),
+        _ if size_bytes > MAX_IMAGE_BYTES => {
+            Err(format!("it has {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"))
+        }
         _ if size_bytes > *room => Ok(None),
         _ => {
             *room -= size_bytes;

@@ -71,7 +71,8 @@ impl Index {
             Ok(headers) => match (column(headers, "file"), column(headers, "label")) {
                 (Some(file), Some(label)) => (file, label),
                 _ => {
-                    self.refused.push(Refused::new(path, "it has no columns `file` and `label`, so it gives no labels"));
+                    self.refused
+                        .push(Refused::new(path, "it has no columns `file` and `label`, so it gives no labels"));
                     return labels;
                 }
             },
@@ -83,7 +84,8 @@ impl Index {
         for row in rows.records() {
             match row {
                 Ok(row) => {
-                    if let (Some(file), Some(label)) = (row.get(file), row.get(label).filter(|label| !label.is_empty())) {
+                    if let (Some(file), Some(label)) = (row.get(file), row.get(label).filter(|label| !label.is_empty()))
+                    {
                         labels.insert(plain(file), label.to_owned());
                     }
                 }
@@ -101,8 +103,7 @@ fn plain(file: &str) -> PathBuf {
 
 fn parent_name(path: &Path) -> Option<String> {
     let parent = path.parent()?;
-    // A file named without its folder lies in the working folder, whose name only the system knows.
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    // `.` has no name of its own.
     let parent = if parent.file_name().is_some() { parent.to_owned() } else { parent.canonicalize().ok()? };
     Some(parent.file_name()?.to_string_lossy().into_owned())
 }
@@ -116,7 +117,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         fs::create_dir_all(root.join("boot")).unwrap();
-        fs::write(root.join(INDEX), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n").unwrap();
+        fs::write(root.join(INDEX), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n")
+            .unwrap();
         fs::write(root.join("boot").join(INDEX), "label,file\nnear,1.png\n").unwrap();
         let mut index = Index::new(Labels::Folder);
         let mut label = |name: &str| index.label(root, &root.join(name));

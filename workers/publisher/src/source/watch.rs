@@ -118,7 +118,10 @@ impl Watch {
             self.revisit.insert((Instant::now() + self.settle.time, path.clone()));
             return self.list(&path);
         }
-        let Some(stamp) = Stamp::of(&path).filter(|_| is_image(&path)) else { return ControlFlow::Continue(()) };
+        let Some(stamp) = Stamp::of(&path).filter(|_| is_image(&path)) else {
+            self.settle.forget(&path);
+            return ControlFlow::Continue(());
+        };
         if done && self.settle.closed(&path, stamp) {
             return self.hand_on(path, stamp);
         }
@@ -130,7 +133,7 @@ impl Watch {
     fn due(&mut self) -> ControlFlow<()> {
         let now = Instant::now();
         while self.revisit.first().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, folder)) = self.revisit.pop_first() {
+            if let Some((_, folder)) = self.revisit.pop_first().filter(|(_, folder)| folder.is_dir()) {
                 self.list(&folder)?;
             }
         }
