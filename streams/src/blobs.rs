@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, no_room};
 use crate::topology::BLOBS;
 
 /// The blob bucket of one domain.
@@ -33,8 +33,13 @@ impl Blobs {
         }
         let mut reader = bytes;
         let stored = self.store.put(blob.key.as_str(), &mut reader).await;
-        stored.map_err(CarryError::broker(format!("storing blob {}", blob.key)))?;
-        Ok(blob)
+        match stored {
+            Ok(_) => Ok(blob),
+            Err(error) => match no_room(&error) {
+                Some(why) => Err(CarryError::Full { subject: format!("bucket {BLOBS}"), why }),
+                None => Err(CarryError::broker(format!("storing blob {}", blob.key))(error)),
+            },
+        }
     }
 
     /// The bytes of a reference: of exactly its size and hash, or an error. The size is bounded

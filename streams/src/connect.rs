@@ -171,7 +171,7 @@ pub(crate) fn version(text: &str) -> Option<(u64, u64)> {
 }
 
 /// The address without the user and password it may contain.
-fn without_credentials(url: &str) -> String {
+pub fn without_credentials(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
         (None, Some((_, host))) => host.to_owned(),

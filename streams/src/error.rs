@@ -138,3 +138,17 @@ pub(crate) fn is_full(code: ErrorCode, text: &str) -> bool {
 pub(crate) fn is_taken(error: &PublishError) -> bool {
     error.kind() == PublishErrorKind::WrongLastSequence
 }
+
+/// The server's words, if somewhere among an error's causes it says that there is no room.
+pub(crate) fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(server) = error.downcast_ref::<jetstream::Error>()
+            && is_full(server.error_code(), &server.to_string())
+        {
+            return Some(server.to_string());
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -12,6 +12,7 @@ pub mod pull;
 pub mod read;
 pub mod server;
 pub mod subject;
+pub mod tap;
 pub mod topology;
 
 pub use blobs::Blobs;

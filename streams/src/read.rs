@@ -1,5 +1,6 @@
 //! Reading streams without taking from them: one message, a stretch of them, how many wait.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
@@ -174,6 +175,74 @@ pub async fn follow(
     stream: &str,
     stretch: Stretch,
 ) -> Result<impl FuturesStream<Item = Result<Record, CarryError>> + use<>, CarryError> {
+    let (_, records) = ordered(bus, stream, stretch).await?;
+    Ok(records.map(|record| record.map(|(record, _)| record)))
+}
+
+/// Reads a stretch up to and including a sequence, then ends.
+pub async fn stretch(
+    bus: &Bus,
+    stream: &str,
+    stretch: Stretch,
+    until_sequence: u64,
+    mut each: impl FnMut(Record),
+) -> Result<(), CarryError> {
+    /// An ordered reader that got nothing for this long has read all there is of its subjects.
+    const QUIET: Duration = Duration::from_secs(2);
+    let (mut pending, records) = ordered(bus, stream, stretch).await?;
+    let mut records = std::pin::pin!(records);
+    while pending > 0 {
+        let Ok(Some(record)) = tokio::time::timeout(QUIET, records.next()).await else { return Ok(()) };
+        let (record, left) = record?;
+        if record.sequence > until_sequence {
+            return Ok(());
+        }
+        pending = if record.sequence == until_sequence { 0 } else { left };
+        each(record);
+    }
+    Ok(())
+}
+
+/// The newest messages on these subjects that are `wanted`, `count` of them at the most, oldest first.
+/// Looks back ever further, so that few are found quickly and all are found in the end.
+pub async fn newest(
+    bus: &Bus,
+    stream: &str,
+    look: Stretch,
+    count: usize,
+    wanted: impl Fn(&Record) -> bool,
+) -> Result<Vec<Record>, CarryError> {
+    /// How far the first look goes back, in messages of the stream; and how much further each next one.
+    const FIRST_LOOK: u64 = 256;
+    const FURTHER: u64 = 8;
+    let level = level(bus, stream).await?;
+    let mut reach = FIRST_LOOK.max(count as u64);
+    loop {
+        let from = level.last_sequence.saturating_sub(reach).max(level.first_sequence).max(1);
+        let mut found = VecDeque::with_capacity(count.min(READ_AHEAD));
+        let part = Stretch { from_sequence: Some(from), ..look.clone() };
+        self::stretch(bus, stream, part, level.last_sequence, |record| {
+            if wanted(&record) {
+                found.push_back(record);
+            }
+            if found.len() > count {
+                found.pop_front();
+            }
+        })
+        .await?;
+        if found.len() >= count || from <= level.first_sequence.max(1) {
+            return Ok(found.into());
+        }
+        reach = reach.saturating_mul(FURTHER);
+    }
+}
+
+/// How many messages wait at the start, and each message with how many wait after it.
+async fn ordered(
+    bus: &Bus,
+    stream: &str,
+    stretch: Stretch,
+) -> Result<(u64, impl FuturesStream<Item = Result<(Record, u64), CarryError>> + use<>), CarryError> {
     let deliver_policy = match stretch.from_sequence {
         Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
         None if stretch.only_new => DeliverPolicy::New,
@@ -188,9 +257,10 @@ pub async fn follow(
     };
     let failed = |error| CarryError::broker(format!("reading {stream}"))(error);
     let consumer = open(bus, stream).await?.create_consumer(config).await.map_err(failed)?;
+    let pending = consumer.cached_info().num_pending;
     let messages = consumer.messages().await.map_err(CarryError::broker(format!("reading {stream}")))?;
     let what = format!("reading {stream}");
-    Ok(messages.filter_map(move |message| {
+    let records = messages.filter_map(move |message| {
         let what = what.clone();
         async move {
             match message {
@@ -198,33 +268,8 @@ pub async fn follow(
                 Err(error) => Some(Err(CarryError::broker(what)(error))),
             }
         }
-    }))
-}
-
-/// Reads a stretch up to and including a sequence, then ends.
-pub async fn stretch(
-    bus: &Bus,
-    stream: &str,
-    stretch: Stretch,
-    until_sequence: u64,
-    mut each: impl FnMut(Record),
-) -> Result<(), CarryError> {
-    /// An ordered reader that got nothing for this long has read all there is of its subjects.
-    const QUIET: Duration = Duration::from_secs(2);
-    let records = follow(bus, stream, stretch).await?;
-    let mut records = std::pin::pin!(records);
-    while let Ok(Some(record)) = tokio::time::timeout(QUIET, records.next()).await {
-        let record = record?;
-        if record.sequence > until_sequence {
-            return Ok(());
-        }
-        let last = record.sequence == until_sequence;
-        each(record);
-        if last {
-            return Ok(());
-        }
-    }
-    Ok(())
+    });
+    Ok((pending, records))
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
@@ -249,18 +294,19 @@ fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {
     }
 }
 
-fn delivered(message: &async_nats::jetstream::Message) -> Option<Record> {
+fn delivered(message: &async_nats::jetstream::Message) -> Option<(Record, u64)> {
     let info = message.info().ok()?;
-    Some(Record {
+    let record = Record {
         subject: message.subject.to_string(),
         sequence: info.stream_sequence,
         stored_at_ns: info.published.unix_timestamp_nanos(),
         headers: headers_of(message.headers.as_ref()),
         payload: message.payload.clone(),
-    })
+    };
+    Some((record, info.pending))
 }
 
-fn headers_of(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
+pub(crate) fn headers_of(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
     let all = headers.into_iter().flat_map(|headers| headers.iter());
     all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned()))).collect()
 }

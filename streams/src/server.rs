@@ -20,6 +20,8 @@ use crate::connect::{OLDEST_SERVER, version};
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
 
+/// The configuration in a server's store.
+const CONFIGURATION: &str = "nats-server.conf";
 /// Ports are asked of the system and can be taken by somebody else before the server binds them.
 const START_TRIES: usize = 5;
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -160,7 +162,7 @@ impl Server {
         let mut why = String::new();
         for _ in 0..START_TRIES {
             let ports = ports(settings).map_err(written(&store))?;
-            let path = store.join("nats-server.conf");
+            let path = store.join(CONFIGURATION);
             fs::write(&path, configuration(settings, &store, ports)).map_err(written(&path))?;
             let running = Arc::new(Running::default());
             let supervisor = supervise(program.clone(), path, running.clone());
@@ -304,6 +306,11 @@ pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
 }
 
 fn check(path: &Path) -> Result<(), ServerError> {
+    release(path).map(|_| ())
+}
+
+/// Version of the program at a path, which must be a nats-server and new enough.
+pub fn release(path: &Path) -> Result<String, ServerError> {
     let refused = |found: String| ServerError::Refused { path: path.to_owned(), found };
     let output = Command::new(path).arg("--version").output().map_err(|error| refused(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -313,7 +320,28 @@ fn check(path: &Path) -> Result<(), ServerError> {
     if version(found).is_none_or(|found| found < OLDEST_SERVER) {
         return Err(refused(format!("nats-server {found}")));
     }
-    Ok(())
+    Ok(found.trim_start_matches('v').to_owned())
+}
+
+/// When the server of this store has a message on the disk, as its configuration says.
+pub fn durability(store: &Path) -> Option<Durability> {
+    let configuration = fs::read_to_string(store.join(CONFIGURATION)).ok()?;
+    let (_, sync) = configuration.split_once("sync_interval:")?;
+    let fast = !sync.trim_start().starts_with(sync_interval(Durability::PowerSafe));
+    Some(if fast { Durability::Fast } else { Durability::PowerSafe })
+}
+
+/// Bytes that are free where a store is, for those who are not the system's administrator.
+pub fn free_bytes(store: &Path) -> std::io::Result<u64> {
+    let found = nix::sys::statvfs::statvfs(store)?;
+    Ok(u64::from(found.blocks_available()).saturating_mul(found.fragment_size()))
+}
+
+fn sync_interval(durability: Durability) -> &'static str {
+    match durability {
+        Durability::PowerSafe => "always",
+        Durability::Fast => "2m",
+    }
 }
 
 fn cache() -> PathBuf {
@@ -347,10 +375,7 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
 fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
-    let sync = match settings.durability {
-        Durability::PowerSafe => "always",
-        Durability::Fast => "2m",
-    };
+    let sync = sync_interval(settings.durability);
     let mut lines = vec![
         format!("server_name: {}", quoted(&settings.name)),
         format!("listen: \"127.0.0.1:{}\"", ports.client),

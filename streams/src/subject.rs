@@ -45,6 +45,35 @@ pub fn finality_of_any_camera(site: &SiteName, task: TaskId) -> String {
     format!("answer.final.{site}.*.{task}")
 }
 
+/// Final answers of a site: of one camera, or of all.
+pub fn finalities(site: &SiteName, camera: Option<&CameraName>) -> String {
+    format!("answer.final.{site}.{}.*", camera.map_or("*", CameraName::as_str))
+}
+
+/// Provisional answers of a site: of one camera, or of all.
+pub fn provisionals(site: &SiteName, camera: Option<&CameraName>) -> String {
+    format!("answer.provisional.{site}.{}", camera.map_or("*", CameraName::as_str))
+}
+
+/// Says what is wrong with a subject that is to be listened to, wildcards allowed.
+pub fn check_pattern(pattern: &str) -> Result<(), CarryError> {
+    let tokens: Vec<&str> = pattern.split('.').collect();
+    let last = tokens.len() - 1;
+    if pattern.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(wrong(pattern, "a subject: it has a blank or a control character"));
+    }
+    if tokens.iter().any(|token| token.is_empty()) {
+        return Err(wrong(pattern, "a subject: write tokens with one dot between them, for example image.site-1.*"));
+    }
+    if tokens.iter().take(last).any(|token| *token == ">") {
+        return Err(wrong(pattern, "a subject: > stands for all tokens that follow, so it can only be the last"));
+    }
+    if tokens.iter().any(|token| token.len() > 1 && token.contains(['*', '>'])) {
+        return Err(wrong(pattern, "a subject: * and > stand for whole tokens and not for parts of one"));
+    }
+    Ok(())
+}
+
 /// What waits for the link.
 pub fn outbox(site: &SiteName, kind: &str) -> String {
     format!("outbox.{site}.{kind}")
@@ -79,6 +108,16 @@ mod tests {
         assert_eq!(read_image(&image(&site, &camera)).unwrap(), (site, camera));
         for subject in ["", "image", "image.a", "image.a.b.c", "answer.a.b", "image..b", "image.a.*", "image.>.b"] {
             assert!(read_image(subject).is_err(), "{subject:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_no_server_would_match_is_refused() {
+        for pattern in ["image.>", ">", "*.*.*", "answer.final.reef.*.x", "a"] {
+            assert!(check_pattern(pattern).is_ok(), "{pattern:?} was refused");
+        }
+        for pattern in ["", ".", "image.", "image..b", "image.>.b", "image.ca*", "image. b", "image>", "a\n"] {
+            assert!(check_pattern(pattern).is_err(), "{pattern:?} was accepted");
         }
     }
 

@@ -230,22 +230,24 @@ fn ends_with_newline(path: &Path) -> io::Result<bool> {
 }
 
 /// Puts all lines waiting on the disk together, so that a fast run is not held up by the disk.
-async fn write(file: File, mut waiting: mpsc::Receiver<String>, shown: String) {
+async fn write(mut file: File, mut waiting: mpsc::Receiver<String>, shown: String) {
     let mut lines = Vec::new();
-    let mut file = Some(file);
     while waiting.recv_many(&mut lines, WAITING).await > 0 {
-        let Some(mut open) = file.take() else { return };
         let text: String = lines.drain(..).collect();
         let written = tokio::task::spawn_blocking(move || {
-            open.write_all(text.as_bytes()).and_then(|()| open.sync_data()).map(|()| open)
+            file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).map(|()| file)
         });
-        match written.await.map_err(io::Error::other).flatten() {
-            Ok(open) => file = Some(open),
+        file = match written.await.map_err(io::Error::other).flatten() {
+            Ok(file) => file,
             Err(error) => {
                 tracing::warn!(journal = shown, %error, "journal cannot be written: it is left as it is");
                 return;
             }
-        }
+        };
+    }
+    // Closing is not enough: a process started meanwhile holds the lock too until it has become itself.
+    if let Err(error) = file.unlock() {
+        tracing::debug!(journal = shown, %error, "journal was not unlocked");
     }
 }
 

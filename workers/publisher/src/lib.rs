@@ -26,6 +26,7 @@ pub use failure::PublishFailure;
 pub use journal::JournalPlace;
 pub use progress::Progress;
 pub use report::{Refused, Summary};
+pub use send::Mark;
 pub use settings::{Labels, PublisherSettings, TileSettings};
 pub use source::{Source, SourceError};
 pub use walk::{Acknowledged, Options, publish};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use schemas::limits::{MAX_INLINE_BYTES, MAX_LABEL_BYTES};
-use schemas::task::{HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_LABEL, HEADER_TILE};
+use schemas::task::{HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE};
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
 use streams::{Blobs, Bus, CarryError, Placed, Publication, Publisher, subject};
 use tokio::sync::OnceCell;
@@ -22,6 +22,17 @@ pub(crate) struct Message {
     pub label: Option<String>,
     pub captured_at_ms: Option<u64>,
     pub tile: Option<Tile>,
+}
+
+/// What every image of a run is sent with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The true label of images for which nothing else names one.
+    pub label: Option<String>,
+    /// How long after it was stored a final answer is of use, milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// 0 (bulk) to 9 (first).
+    pub priority: Option<u8>,
 }
 
 /// Why a label cannot be sent.
@@ -50,16 +61,18 @@ pub(crate) struct Outlet {
     publisher: Publisher,
     blobs: OnceCell<Blobs>,
     subject: String,
+    pub mark: Mark,
     patience: Duration,
 }
 
 impl Outlet {
-    pub fn new(bus: &Bus, site: &SiteName, camera: &CameraName, patience: Duration) -> Self {
+    pub fn new(bus: &Bus, site: &SiteName, camera: &CameraName, mark: Mark, patience: Duration) -> Self {
         Self {
             bus: bus.clone(),
             publisher: Publisher::new(bus.clone(), patience),
             blobs: OnceCell::new(),
             subject: subject::image(site, camera),
+            mark,
             patience,
         }
     }
@@ -70,7 +83,7 @@ impl Outlet {
             true => Some(self.store(&message.payload).await?),
             false => None,
         };
-        self.publisher.publish(&publication(&self.subject, message, blob.as_ref())).await
+        self.publisher.publish(&publication(&self.subject, &self.mark, message, blob.as_ref())).await
     }
 
     /// Storing twice is storing once, so it can be repeated.
@@ -89,12 +102,14 @@ impl Outlet {
     }
 }
 
-fn publication(subject: &str, message: &Message, blob: Option<&BlobRef>) -> Publication {
+fn publication(subject: &str, mark: &Mark, message: &Message, blob: Option<&BlobRef>) -> Publication {
     let payload = if blob.is_some() { Bytes::new() } else { message.payload.clone() };
     let headers = [
         (HEADER_BLOB, blob.map(BlobRef::to_string)),
         (HEADER_LABEL, message.label.clone()),
         (HEADER_CAPTURED_AT, message.captured_at_ms.map(|ms| ms.to_string())),
+        (HEADER_DEADLINE, mark.deadline_ms.map(|ms| ms.to_string())),
+        (HEADER_PRIORITY, mark.priority.map(|priority| priority.to_string())),
         (HEADER_TILE, message.tile.as_ref().map(Tile::header)),
     ];
     headers.into_iter().fold(

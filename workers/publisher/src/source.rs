@@ -1,4 +1,4 @@
-//! Source: where images come from. Enters: what the operator named. Leaves: one [`Item`] an image, in
+//! Source: where images come from. Enters: what the operator named. Leaves: one item an image, in
 //! order, through a bounded channel, so that nothing is found much faster than it is sent.
 
 mod folder;

@@ -22,7 +22,7 @@ use crate::journal::{Entry, Journal, JournalPlace, Known};
 use crate::load::{Image, Load, Stamp};
 use crate::progress::Progress;
 use crate::report::{Refused, Summary};
-use crate::send::{Message, Outlet};
+use crate::send::{Mark, Message, Outlet, check_label};
 use crate::settings::PublisherSettings;
 use crate::source::{self, Found, Item, Source, SourceError};
 use crate::tile;
@@ -45,6 +45,8 @@ pub struct Options {
     pub journal: Option<JournalPlace>,
     /// Where progress is shown.
     pub progress: Progress,
+    /// What every image is sent with.
+    pub mark: Mark,
     /// Hears of every task that is in the stream. Publishing waits for it, so it must be read.
     pub acknowledged: Option<mpsc::Sender<Acknowledged>>,
 }
@@ -82,7 +84,10 @@ pub async fn publish(
     shutdown: &Shutdown,
 ) -> Result<Summary, PublishFailure> {
     settings.check().map_err(|why| PublishFailure::Settings { why })?;
-    let Options { again, journal, mut progress, acknowledged } = options;
+    let Options { again, journal, mut progress, mark, acknowledged } = options;
+    if let Some(Err(error)) = mark.label.as_deref().map(check_label) {
+        return Err(PublishFailure::Settings { why: format!("label: {error}") });
+    }
     let identity = source.identity().map(|source| {
         let tile = (settings.tile.tile_px, settings.tile.overlap_px, settings.tile.limit_px());
         format!("{site}\n{camera}\n{again:?}\n{tile:?}\n{source}")
@@ -94,7 +99,7 @@ pub async fn publish(
     let settings = Arc::new(settings.clone());
     let walk = Arc::new(Walk {
         load: Load::new(site, camera, again.as_deref(), &settings),
-        send: Outlet::new(bus, site, camera, Duration::from_secs(settings.patience_s)),
+        send: Outlet::new(bus, site, camera, mark, Duration::from_secs(settings.patience_s)),
         scans: Semaphore::new(1),
         settings,
         known,
@@ -292,7 +297,7 @@ impl Walk {
         let message = Message {
             id: *id,
             payload: bytes.clone(),
-            label: found.label.clone(),
+            label: found.label.clone().or_else(|| self.send.mark.label.clone()),
             captured_at_ms: found.captured_at_ms,
             tile: None,
         };

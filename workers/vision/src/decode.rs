@@ -420,7 +420,7 @@ fn jpeg_header(bytes: &[u8]) -> Result<JpegHeader<'_>, DecodeError> {
         return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
     }
     // A progressive picture's coefficients, two bytes each, are all held until the last scan.
-    let progressive = format!("{:?}", info.sof).contains("Progressive");
+    let progressive = info.sof.is_progressive();
     let extra_bytes_per_pixel = if progressive { 2.0 * f64::from(info.components) } else { 0.0 };
     let orientation = info.exif_data.as_deref().and_then(Orientation::from_exif_chunk);
     Ok(JpegHeader {
@@ -739,6 +739,13 @@ mod tests {
         let bytes = encoded(&upright(), ImageFormat::Jpeg);
         assert!(bytes.ends_with(&[0xff, 0xd9]));
         assert_close(&decode(&bytes[..bytes.len() - 2], &limits()).unwrap(), &upright(), 12, "without end marker");
+    }
+
+    #[test]
+    fn bytes_after_the_end_of_a_jpeg_do_not_matter() {
+        let mut bytes = encoded(&upright(), ImageFormat::Jpeg);
+        bytes.extend([b"trailer of a phone".as_slice(), &[0; 5000]].concat());
+        assert_close(&decode(&bytes, &limits()).unwrap(), &upright(), 12, "with a trailer");
     }
 
     /// The header of a JPEG with another size.

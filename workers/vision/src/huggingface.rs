@@ -4,7 +4,6 @@
 //! `model.onnx` or `onnx/model.onnx`; input `pixel_values`, output `logits`, as its exporters name
 //! them. Refuses steps our description cannot say rather than leaving them out.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
@@ -14,7 +13,7 @@ use schemas::model::{
 };
 use serde_json::Value;
 
-use crate::model::{ModelError, Parts, check, text};
+use crate::model::{ModelError, Parts, check, distinct, text};
 
 /// Labels and the number of channels.
 pub(crate) const CONFIG: &str = "config.json";
@@ -235,7 +234,6 @@ fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
     let missing = "is missing or empty; write one label a class, as {\"0\": \"cat\", ...}";
     let table = config.get("id2label").and_then(Value::as_object).filter(|table| !table.is_empty());
     let table = table.ok_or_else(|| config.wrong("id2label", missing))?;
-    let mut seen = HashSet::new();
     let mut labels = Vec::with_capacity(table.len());
     for class in 0..table.len() {
         let label = table.get(&class.to_string()).ok_or_else(|| {
@@ -245,11 +243,9 @@ fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
         let label = label.ok_or_else(|| {
             config.wrong("id2label", format!("of class {class} must be a text of 1 to {MAX_LABEL_BYTES} bytes"))
         })?;
-        // ImageNet's labels as published hold "crane" twice, the bird and the machine.
-        let unique = if seen.insert(label.to_owned()) { label.to_owned() } else { format!("{label} ({class})") };
-        labels.push(unique);
+        labels.push(label);
     }
-    Ok(labels)
+    Ok(distinct(labels.into_iter()))
 }
 
 /// The published name's last part or the folder's, in our letters.

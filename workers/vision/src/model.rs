@@ -5,7 +5,7 @@
 //! file, line and key, and what to write instead. Whether the graph fits is seen by
 //! [`crate::session`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -321,7 +321,6 @@ fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
             "is missing: the file is empty; write one label a line, in the order of the output".to_owned(),
         );
     }
-    let mut seen: HashMap<&str, usize> = HashMap::new();
     for (index, label) in lines.iter().map(|line| line.trim()).enumerate() {
         let line = index + 1;
         if label.is_empty() {
@@ -330,11 +329,16 @@ fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
         if label.len() > MAX_LABEL_BYTES {
             return wrong(line, format!("has {} bytes; at most {MAX_LABEL_BYTES} are allowed", label.len()));
         }
-        if let Some(before) = seen.insert(label, line) {
-            return wrong(line, format!("{label:?} stands on line {before} too; make each label unique"));
-        }
     }
-    Ok(lines.into_iter().map(|line| line.trim().to_owned()).collect())
+    Ok(distinct(lines.into_iter().map(str::trim)))
+}
+
+/// Labels told apart: one that stood before gets its class behind it, as in `crane (517)`. ImageNet's
+/// labels as published hold "crane" twice, the bird and the machine.
+pub(crate) fn distinct<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let told = |(class, label)| if seen.insert(label) { label.to_owned() } else { format!("{label} ({class})") };
+    labels.enumerate().map(told).collect()
 }
 
 /// The files of weights the graph names; each must lie in the graph's own folder or below.
@@ -489,7 +493,6 @@ min_confidence_ratio = 0.5
         for (labels, parts) in [
             ("", &["line 1", "empty"][..]),
             ("cat\n\ndog\n", &["line 2", "empty"]),
-            ("cat\ndog\ncat\n", &["line 3", "\"cat\"", "line 1"]),
             (long.as_str(), &["line 2", "257 bytes", "256"]),
         ] {
             let why = refusal(&folder(TOML, labels));
@@ -497,6 +500,12 @@ min_confidence_ratio = 0.5
                 assert!(why.contains(part), "{labels:?}: {part:?} is not in {why:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_label_that_stands_twice_is_told_apart_by_its_class() {
+        let labels = distinct(["crane", "heron", "crane"].into_iter());
+        assert_eq!(labels, ["crane", "heron", "crane (2)"]);
     }
 
     #[test]

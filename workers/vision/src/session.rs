@@ -4,7 +4,6 @@
 //! Refuses: a runtime that is missing or too old, a graph that contradicts its description or its
 //! labels, and numbers that are not finite. The library is found at run time, never linked.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -13,22 +12,15 @@ use ort::session::{OutputSelector, RunOptions, Session as OrtSession};
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use schemas::model::{Layout, ModelDescription, OutputKind};
 
+use crate::lookup::{Candidate, candidates, version_of};
 use crate::model::Model;
 use crate::tensor;
 
 /// Oldest ONNX Runtime that will do: ort's feature `api-22` asks for it.
 pub const OLDEST_RUNTIME: &str = "1.22";
 
-/// The release `make setup` puts into the cache.
-const CACHED_RUNTIME: &str = "onnxruntime-1.31.1";
-
 /// Probabilities below this are taken for it before the logarithm.
 const SMALLEST_PROBABILITY: f32 = 1e-12;
-
-#[cfg(target_os = "macos")]
-const LIBRARY_NAMES: &[&str] = &["libonnxruntime.dylib"];
-#[cfg(not(target_os = "macos"))]
-const LIBRARY_NAMES: &[&str] = &["libonnxruntime.so", "libonnxruntime.so.1"];
 
 /// Why a session could not be opened or run.
 #[derive(Debug, thiserror::Error)]
@@ -204,90 +196,14 @@ impl Onnx {
 fn load_why(error: &ort::LoadDynamicError) -> String {
     use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
     match error {
-        Dlopen { error, .. } => format!("it is not a library this system can load ({error})"),
+        Dlopen { error, .. } => {
+            let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+            format!("it is not a library this system can load ({cause})")
+        }
         MissingApi { .. } => "it is a library, but not ONNX Runtime".to_owned(),
         InvalidVersionString => "it does not tell its version".to_owned(),
         BadVersion { version_str, .. } => format!("it is version {version_str}, {OLDEST_RUNTIME} or newer is needed"),
     }
-}
-
-/// The library's version, from its name, its folder's or, failing both, the version its symbols
-/// carry: ort has no call for it.
-fn version_of(library: &Path) -> String {
-    let of_name = |path: &Path| numbers(path.file_name()?.to_str()?).map(str::to_owned);
-    let of_folder = || library.parent().and_then(of_name);
-    of_name(library).or_else(of_folder).or_else(|| version_inside(library)).unwrap_or_else(|| "unknown".to_owned())
-}
-
-/// `1.31.1` from `libonnxruntime.so.1.31.1` or `onnxruntime-1.31.1`.
-fn numbers(name: &str) -> Option<&str> {
-    let start = name.find(|c: char| c.is_ascii_digit())?;
-    let version = name.get(start..)?;
-    let all = version.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
-    (all && version.contains('.')).then_some(version)
-}
-
-fn version_inside(library: &Path) -> Option<String> {
-    const MARK: &[u8] = b"VERS_";
-    const LONGEST: usize = 32;
-    let mut file = std::fs::File::open(library).ok()?;
-    let mut piece = vec![0; 64 * 1024];
-    // The end of the piece before is kept, so that a mark across two pieces is found.
-    let mut kept = 0;
-    loop {
-        let read = file.read(piece.get_mut(kept..)?).ok().filter(|read| *read > 0)?;
-        let filled = piece.get(..kept + read)?;
-        let tail = filled.len().saturating_sub(LONGEST + MARK.len());
-        if let Some(at) = filled.windows(MARK.len()).take(tail).position(|window| window == MARK) {
-            let rest = filled.get(at + MARK.len()..)?;
-            let text: Vec<u8> = rest.iter().copied().take(LONGEST).take_while(|byte| *byte != 0).collect();
-            return numbers(std::str::from_utf8(&text).ok()?).map(str::to_owned);
-        }
-        kept = filled.len() - tail;
-        piece.copy_within(tail..tail + kept, 0);
-    }
-}
-
-#[derive(Debug, PartialEq)]
-struct Candidate {
-    path: PathBuf,
-    given_by: &'static str,
-    explicit: bool,
-}
-
-fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Vec<Candidate> {
-    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let explicit = |path: PathBuf, given_by| vec![Candidate { path, given_by, explicit: true }];
-    if let Some(path) = setting {
-        return explicit(path.to_owned(), "the setting");
-    }
-    for name in ["TRIBUTARY_ONNXRUNTIME", "ORT_DYLIB_PATH"] {
-        if let Some(path) = variable(name) {
-            return explicit(path.into(), name);
-        }
-    }
-    let mut folders: Vec<(PathBuf, &'static str)> = Vec::new();
-    if let Some(paths) = variable("LD_LIBRARY_PATH") {
-        folders.extend(std::env::split_paths(&paths).map(|path| (path, "LD_LIBRARY_PATH")));
-    }
-    let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-    for folder in ["/usr/local/lib", "/usr/lib", &triple, "/opt/homebrew/lib"] {
-        folders.push((folder.into(), "the system's library folders"));
-    }
-    if let Some(cache) = cache(&variable) {
-        folders.push((cache.join(CACHED_RUNTIME), "the cache"));
-    }
-    let named = |(folder, given_by): (PathBuf, &'static str)| {
-        LIBRARY_NAMES.iter().map(move |name| Candidate { path: folder.join(name), given_by, explicit: false })
-    };
-    folders.into_iter().filter(|(folder, _)| !folder.as_os_str().is_empty()).flat_map(named).collect()
-}
-
-fn cache(variable: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
-    let under = |name: &str| variable(name).map(PathBuf::from);
-    under("TRIBUTARY_CACHE")
-        .or_else(|| under("XDG_CACHE_HOME").map(|path| path.join("tributary")))
-        .or_else(|| under("HOME").map(|path| path.join(".cache").join("tributary")))
 }
 
 /// What a batch gave.
@@ -540,7 +456,7 @@ fn shown(shape: &[i64]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::collections::HashMap;
+    use crate::lookup::{tests::places, version_inside};
 
     pub(crate) fn onnx() -> Onnx {
         Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
@@ -649,33 +565,6 @@ pub(crate) mod tests {
         assert!(matches!(Session::open(&onnx(), &model, 1), Err(SessionError::GraphUnusable { .. })));
     }
 
-    fn places(setting: Option<&str>, variables: &[(&str, &str)]) -> Vec<Candidate> {
-        let variables: HashMap<&str, &str> = variables.iter().copied().collect();
-        candidates(setting.map(Path::new), &|name| variables.get(name).map(std::ffi::OsString::from))
-    }
-
-    #[test]
-    fn a_setting_goes_before_the_variables_and_these_before_the_system() {
-        let variables = [("TRIBUTARY_ONNXRUNTIME", "/b.so"), ("ORT_DYLIB_PATH", "/c.so"), ("HOME", "/home/x")];
-        let first = |setting, variables| places(setting, variables).swap_remove(0);
-        assert_eq!(first(Some("/a.so"), &variables).path, Path::new("/a.so"));
-        assert_eq!(first(None, &variables).path, Path::new("/b.so"));
-        assert_eq!(first(None, &variables[1..]).path, Path::new("/c.so"));
-        assert!(first(None, &variables[1..]).explicit);
-        let system = places(None, &variables[2..]);
-        assert!(system.iter().all(|place| !place.explicit));
-        let last = system.last().unwrap();
-        assert_eq!(last.path.parent(), Some(Path::new("/home/x/.cache/tributary/onnxruntime-1.31.1")));
-    }
-
-    #[test]
-    fn a_cache_named_by_a_variable_replaces_the_usual_one() {
-        let place = |variables: &[(&str, &str)]| places(None, variables).pop().unwrap().path;
-        let both = [("TRIBUTARY_CACHE", "/cache"), ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home/x")];
-        assert!(place(&both).starts_with("/cache/onnxruntime-1.31.1"));
-        assert!(place(&both[1..]).starts_with("/xdg/tributary/onnxruntime-1.31.1"));
-    }
-
     #[test]
     fn a_missing_runtime_names_every_place_and_the_remedy() {
         let none = places(None, &[("TRIBUTARY_CACHE", "/nowhere"), ("LD_LIBRARY_PATH", "/nowhere/else")]);
@@ -705,18 +594,5 @@ pub(crate) mod tests {
         let first = onnx();
         let second = Onnx::find_and_load(Some(Path::new("/somewhere/else.so"))).unwrap();
         assert_eq!(first.library(), second.library());
-    }
-
-    #[test]
-    fn versions_are_read_from_names() {
-        for (name, version) in [
-            ("libonnxruntime.so.1.31.1", Some("1.31.1")),
-            ("onnxruntime-1.22.0", Some("1.22.0")),
-            ("libonnxruntime.so", None),
-            ("libonnxruntime.so.1", None),
-            ("lib64", None),
-        ] {
-            assert_eq!(numbers(name), version, "{name}");
-        }
     }
 }

@@ -138,7 +138,7 @@ impl Place {
         let (width_px, height_px) = (u64::from(pixels.width_px), u64::from(pixels.height_px));
         let scaled = |side: u64| (side * u64::from(short_px) / width_px.min(height_px)).max(u64::from(short_px));
         let (all_w, all_h) = (scaled(width_px), scaled(height_px));
-        let start = |all: u64, to: u32| ((all as f64 - f64::from(to)) / 2.0).round();
+        let start = |all: u64, to: u32| ((all as f64 - f64::from(to)) / 2.0).round_ties_even();
         let (left, top) = (start(all_w, input.width_px), start(all_h, input.height_px));
         let (step_x, step_y) = (width_px as f64 / all_w as f64, height_px as f64 / all_h as f64);
         if step_x >= 1.0 && step_y >= 1.0 {
