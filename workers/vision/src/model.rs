@@ -337,7 +337,9 @@ fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
 /// labels as published hold "crane" twice, the bird and the machine.
 pub(crate) fn distinct<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut seen = HashSet::new();
-    let told = |(class, label)| if seen.insert(label) { label.to_owned() } else { format!("{label} ({class})") };
+    let told = |(class, label): (usize, &'a str)| {
+        if seen.insert(label) { label.to_owned() } else { format!("{label} ({class})") }
+    };
     labels.enumerate().map(told).collect()
 }
 
