@@ -27,13 +27,11 @@ pub struct NatsSettings {
     /// Address, for example `nats://127.0.0.1:4222`; `tls://` for an encrypted connection.
     pub url: String,
     /// User name, if the server wants one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Password; better given as TRIBUTARY_NATS__PASSWORD than in a file. Never logged or shown.
     #[serde(skip_serializing)]
     pub password: Option<Secret>,
     /// JetStream domain of the cloud as seen from a site; absent when site and cloud share a server.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cloud_domain: Option<String>,
 }
 

@@ -419,8 +419,12 @@ fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
+/// Limits by which a server forgets messages or stops delivering them: where the plan wants none, there
+/// may be none.
+const FORGETFUL: [&str; 3] = ["max_age", "max_msgs_per_subject", "max_deliver"];
+
 /// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
-/// limit, nothing) is the server's business.
+/// limit, nothing) is the server's business, except where it would lose messages.
 fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Difference> {
     let object = |value| match value {
         Ok(serde_json::Value::Object(fields)) => fields,
@@ -437,10 +441,13 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Differenc
     };
     wanted
         .into_iter()
-        .filter(|(_, wanted)| !blank(wanted))
         .filter_map(|(setting, wanted)| {
             let found = found.get(&setting).cloned().unwrap_or_default();
-            (found != wanted).then_some(Difference { setting, wanted, found })
+            let differs = match blank(&wanted) {
+                true => !blank(&found) && FORGETFUL.contains(&setting.as_str()),
+                false => found != wanted,
+            };
+            differs.then_some(Difference { setting, wanted, found })
         })
         .collect()
 }
@@ -448,6 +455,20 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Differenc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_that_would_lose_messages_is_a_difference_even_where_none_is_wanted() {
+        let names = |differences: Vec<Difference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
+        let wanted = file(IMAGES, Vec::new());
+        let found = StreamConfig { max_age: Duration::from_secs(60), max_messages: 5, ..wanted.clone() };
+        assert_eq!(names(differences(&wanted, &found)), ["max_age"]);
+        let wanted = durable(RECOGNIZER, Duration::from_secs(30));
+        let found = pull::Config { max_deliver: 5, ..wanted.clone() };
+        use async_nats::jetstream::consumer::IntoConsumerConfig;
+        let (wanted, found) = (wanted.into_consumer_config(), found.into_consumer_config());
+        assert_eq!(names(differences(&wanted, &found)), ["max_deliver"]);
+        assert!(differences(&wanted, &wanted).is_empty());
+    }
 
     #[test]
     fn site_and_cloud_on_one_server_share_the_streams_both_want() {

@@ -39,8 +39,9 @@ impl Step for Up {
             let bytes = self.here.fetch(blob, MAX_IMAGE_BYTES).await?;
             Blobs::open(&self.cloud).await?.store(&bytes).await?;
         }
-        // The outbox's own sequence is part of the id: whatever is put there anew is sent anew.
-        let id = about.task.child(&format!("up-{}", delivery.sequence)).to_string();
+        // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is
+        // the site: another's task of the same id is another task to the cloud.
+        let id = about.task.child(&format!("up-{}-{}", about.site, delivery.sequence)).to_string();
         let subject = subject::verify(request.reason, &about.site, &about.camera);
         Ok(Outgoing::one(Publication::with_id(subject, delivery.payload().clone(), id)))
     }

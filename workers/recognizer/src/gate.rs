@@ -15,16 +15,12 @@ const DEFAULT_MIN_CONFIDENCE: f32 = 0.7;
 #[serde(deny_unknown_fields, default)]
 pub struct GateSettings {
     /// Divides the logits before the softmax, above 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
     /// Smallest confidence of the best class, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_confidence_ratio: Option<f32>,
     /// Smallest distance between the two best classes, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_margin_ratio: Option<f32>,
     /// Largest entropy as a share of a uniform guess's, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_entropy_ratio: Option<f32>,
     /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
     pub labels: BTreeMap<String, f32>,

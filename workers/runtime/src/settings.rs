@@ -72,6 +72,12 @@ where
     Ok(Loaded { settings, figment })
 }
 
+/// Every setting as it is when nobody says anything.
+pub fn defaults<S: Default + Serialize>() -> Vec<Setting> {
+    let figment = Figment::new().merge(Serialized::defaults(S::default()));
+    Loaded { settings: S::default(), figment }.list()
+}
+
 struct FlagValue<'a> {
     key: &'a str,
     value: &'a serde_json::Value,

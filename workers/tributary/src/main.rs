@@ -1,22 +1,31 @@
 //! The one binary: one file a subcommand, no logic of a role.
 
+mod answers;
+mod config;
+mod dead;
+mod doctor;
+mod form;
+mod model;
+mod out;
+mod publish;
 mod roles;
 mod settings;
 mod setup;
 mod site;
+mod status;
+mod tap;
 mod up;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use runtime::Shutdown;
 
-use crate::settings::Settings;
-
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
 ///
 /// Start everything on this machine with `tributary up --model DIR`, then publish images from
-/// another terminal with `tributary publish FOLDER` and read answers with `tributary answers`.
+/// another terminal with `tributary publish FOLDER --camera NAME` and read answers with `tributary answers`.
 #[derive(Parser)]
 #[command(name = "tributary", version, max_term_width = 100)]
 struct Cli {
@@ -56,8 +65,16 @@ pub(crate) struct Common {
 enum Command {
     /// Start servers and all roles on this machine, and keep them running.
     Up(up::UpArgs),
-    /// Create streams, consumers and buckets, and report what differs from what is wanted.
     Setup(setup::SetupArgs),
+    Publish(publish::PublishArgs),
+    Answers(answers::AnswersArgs),
+    Status(status::StatusArgs),
+    Tap(tap::TapArgs),
+    Dead(dead::DeadArgs),
+    Doctor(doctor::DoctorArgs),
+    Config(config::ConfigArgs),
+    #[command(subcommand)]
+    Model(model::ModelCommand),
     /// Run a site's recognizer on an existing nats-server.
     Recognizer(roles::ModelArgs),
     /// Run a site's courier on an existing nats-server.
@@ -68,7 +85,7 @@ enum Command {
     Janitor,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match (cli.common.verbose, &cli.command) {
         (0, Command::Up(_) | Command::Recognizer(_) | Command::Courier | Command::Verifier(_) | Command::Janitor) => {
@@ -79,21 +96,37 @@ fn main() -> anyhow::Result<()> {
         _ => "trace",
     };
     runtime::telemetry::init(level, cli.common.log_json);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(cli))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    out::ended(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    // These two look at settings that may be wrong.
+    if let Command::Config(args) = &cli.command {
+        return config::command(&cli.common, args);
+    }
     let loaded = settings::load(&cli.common, &flags(&cli.command))?;
+    if let Command::Doctor(args) = &cli.command {
+        return doctor::command(&loaded, args).await;
+    }
     let settings = &loaded.settings;
     settings.check()?;
-    let shutdown = Shutdown::on_signals()?;
+    // Only those that finish what is in hand want to hear of signals; the others just end.
+    let shutdown = Shutdown::on_signals;
     match cli.command {
-        Command::Up(args) => up::command(settings, &args, shutdown).await,
+        Command::Up(args) => up::command(settings, &args, shutdown()?).await,
         Command::Setup(args) => setup::command(&loaded, &args).await,
-        Command::Recognizer(_) => roles::recognizer(&loaded, shutdown).await,
-        Command::Courier => roles::courier(&loaded, shutdown).await,
-        Command::Verifier(_) => roles::verifier(&loaded, shutdown).await,
-        Command::Janitor => roles::janitor(&loaded, shutdown).await,
+        Command::Publish(args) => publish::command(&loaded, &args, shutdown()?).await,
+        Command::Answers(args) => answers::command(&loaded, &args).await,
+        Command::Status(args) => status::command(&loaded, &args).await,
+        Command::Tap(args) => tap::command(&loaded, &args).await,
+        Command::Dead(args) => dead::command(&loaded, args).await,
+        Command::Model(command) => model::command(settings, command).await,
+        Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
+        Command::Courier => roles::courier(&loaded, shutdown()?).await,
+        Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,
+        Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
+        Command::Doctor(_) | Command::Config(_) => Ok(()),
     }
 }
 
@@ -101,6 +134,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
     match command {
         Command::Up(args) => args.flags(),
+        Command::Publish(args) => args.flags(),
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
         _ => Vec::new(),

@@ -41,11 +41,18 @@ pub async fn load(onnxruntime: Option<PathBuf>, folder: PathBuf, settings: Infer
 /// A role's end as an error for people.
 pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
-        Ok(()) => Ok(()),
-        Err(Fault::Stop(note) | Fault::Reject(note) | Fault::Retry { note, .. }) => {
-            anyhow::bail!("{role} had to stop: {} ({}): {}", note.name, note.reason, note.remedy)
+        Ok(()) | Err(Fault::Wait { .. }) => Ok(()),
+        Err(fault) => Err(people(fault).context(format!("{role} had to stop"))),
+    }
+}
+
+/// A failure as an error for people.
+pub fn people(fault: Fault) -> anyhow::Error {
+    match fault {
+        Fault::Stop(note) | Fault::Reject(note) | Fault::Retry { note, .. } => {
+            anyhow::anyhow!("{} ({}): {}", note.reason, note.name, note.remedy)
         }
-        Err(Fault::Wait { .. }) => Ok(()),
+        Fault::Wait { after } => anyhow::anyhow!("not yet: look again in {} s", after.as_secs()),
     }
 }
 

@@ -1,18 +1,32 @@
 //! `tributary setup`: create what is missing, report what differs.
 
 use runtime::settings::Loaded;
+use schemas::SiteName;
 use streams::topology::{self, Finding, Mend, Place, State};
 
 use crate::settings::Settings;
-use crate::site;
+use crate::site::{self, Site};
+use crate::{form, out};
 
-/// Where to set up, and how far.
+const EXAMPLES: &str = "\
+Doing it twice is doing it once. `tributary up` does it by itself; a server of your own needs it once, and
+again after an upgrade or after limits in the settings were changed.
+
+Examples:
+  tributary setup --nats nats://127.0.0.1:4222 --site reef      a site's server
+  tributary setup --nats nats://cloud:4222 --cloud reef,farm    the cloud's, for these two sites
+  tributary setup --apply                                       change what differs, too";
+
+/// Create streams, consumers and buckets, and report what differs from what is wanted.
+///
+/// Workers create nothing themselves: they wait for what this command makes.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct SetupArgs {
     /// Set up the cloud's server for these sites instead of a site's: comma-separated names.
     #[arg(long, value_name = "SITE,…", value_delimiter = ',')]
-    cloud: Vec<String>,
-    /// Set up site and cloud on one server.
+    cloud: Vec<SiteName>,
+    /// Set up site and cloud on one server; what a running `tributary up` without --sites has.
     #[arg(long, conflicts_with = "cloud")]
     both: bool,
     /// Change what differs as well; without it, differences are only reported.
@@ -26,41 +40,41 @@ pub struct SetupArgs {
 /// Creates streams, consumers and buckets.
 pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let place = match &args.cloud[..] {
-        [] if args.both => Place::Both(settings.site.clone()),
-        [] => Place::Site(settings.site.clone()),
-        sites => Place::Cloud(sites.iter().map(|site| site.parse()).collect::<Result<_, _>>()?),
+    let Site { name, bus, cloud, up, .. } = site::open(loaded, "setup").await?;
+    let shared = up.is_some_and(|up| up.cloud_domain.is_none());
+    let (bus, place, flag) = match &args.cloud[..] {
+        [] if args.both || shared => (bus, Place::Both(name), " --both".into()),
+        [] => (bus, Place::Site(name), String::new()),
+        sites => (cloud, Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
     };
-    let (bus, _) = site::connect(loaded, "setup").await?;
     let mend = if args.apply { Mend::Everything } else { Mend::Missing };
     let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
-    print(&findings, args.json)
+    print(&findings, &flag, args.json)
 }
 
-#[allow(clippy::print_stdout)]
-fn print(findings: &[Finding], json: bool) -> anyhow::Result<()> {
+fn print(findings: &[Finding], flag: &str, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(findings)?);
-        return Ok(());
+        return out::json(&findings);
     }
     let mut differs = false;
     for Finding { what, state } in findings {
         match state {
-            State::Same => println!("same      {what}"),
-            State::Created => println!("created   {what}"),
-            State::Missing => println!("missing   {what}"),
+            State::Same => out::line(format_args!("same      {what}"))?,
+            State::Created => out::line(format_args!("created   {what}"))?,
+            State::Missing => out::line(format_args!("missing   {what}"))?,
             State::Updated(differences) | State::Differs(differences) => {
                 differs |= matches!(state, State::Differs(_));
                 let word = if matches!(state, State::Differs(_)) { "differs" } else { "changed" };
                 for difference in differences {
                     let topology::Difference { setting, wanted, found } = difference;
-                    println!("{word:9} {what}: {setting} is {found}, wanted {wanted}");
+                    let (found, wanted) = (form::setting(setting, found), form::setting(setting, wanted));
+                    out::line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
                 }
             }
         }
     }
     if differs {
-        println!("Nothing that differs was changed; `tributary setup --apply` changes it.");
+        out::line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
     }
     Ok(())
 }

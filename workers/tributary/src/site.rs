@@ -11,6 +11,9 @@ use streams::{Bus, NatsSettings};
 
 use crate::settings::Settings;
 
+/// Name of the one server, and of its folder in the store, where site and cloud share it.
+pub const ALONE: &str = "site";
+
 /// What a running `up` writes into its store for other commands to find.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Running {
@@ -61,23 +64,93 @@ impl Running {
     }
 }
 
-/// Where a command goes: the address that was set, or a running `up`, or the usual port.
-pub fn nats(loaded: &Loaded<Settings>) -> anyhow::Result<NatsSettings> {
+/// A site that a command speaks to.
+pub struct Site {
+    /// Its name.
+    pub name: SiteName,
+    /// Its server.
+    pub bus: Bus,
+    /// The same connection speaking to the cloud.
+    pub cloud: Bus,
+    /// How its server was reached.
+    pub nats: NatsSettings,
+    /// The `up` it belongs to, if that is how its server was found.
+    pub up: Option<Running>,
+}
+
+impl Site {
+    /// Folder of the store of its server, if that belongs to the `up` found.
+    pub fn store(&self, settings: &Settings) -> Option<PathBuf> {
+        let up = self.up.as_ref()?;
+        let name = if up.cloud_domain.is_some() { self.name.as_str() } else { ALONE };
+        Some(settings.up.store.join(name))
+    }
+}
+
+/// Whether somebody chose a setting.
+fn is_set(loaded: &Loaded<Settings>, key: &str) -> bool {
+    loaded.list().iter().any(|setting| setting.key == key && setting.origin != "default")
+}
+
+/// Where a command goes.
+struct Way {
+    site: SiteName,
+    nats: NatsSettings,
+    up: Option<Running>,
+}
+
+/// The address that was set, or a running `up`, or the usual port.
+fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
     let settings = &loaded.settings;
-    let chosen = loaded.list().iter().any(|setting| setting.key == "nats.url" && setting.origin != "default");
-    let Some(running) = Running::find(&settings.up.store).filter(|_| !chosen) else { return Ok(settings.nats.clone()) };
-    let known = || running.sites.iter().map(|site| site.site.as_str()).collect::<Vec<_>>().join(", ");
-    let site = running.sites.iter().find(|site| site.site == settings.site);
+    let Some(up) = Running::find(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
+        return Ok(Way { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
+    };
+    let site = match &up.sites[..] {
+        [only] if !is_set(loaded, "site") => Some(only),
+        sites => sites.iter().find(|site| site.site == settings.site),
+    };
+    let known = || up.sites.iter().map(|site| site.site.as_str()).collect::<Vec<_>>().join(", ");
     let site = site.with_context(|| {
         format!("site {} is not one of the running `tributary up` ({}): choose one with --site", settings.site, known())
     })?;
-    Ok(NatsSettings { url: site.url.clone(), cloud_domain: running.cloud_domain.clone(), ..settings.nats.clone() })
+    let nats = NatsSettings { url: site.url.clone(), cloud_domain: up.cloud_domain.clone(), ..settings.nats.clone() };
+    Ok(Way { site: site.site.clone(), nats, up: Some(up) })
+}
+
+/// Where a command goes: the address that was set, or a running `up`, or the usual port.
+pub fn nats(loaded: &Loaded<Settings>) -> anyhow::Result<NatsSettings> {
+    Ok(way(loaded)?.nats)
 }
 
 /// A connection to the site's server, and the same speaking to the cloud's domain.
 pub async fn connect(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<(Bus, Bus)> {
-    let nats = nats(loaded)?;
-    let bus = Bus::connect(&nats, name).await?;
-    let cloud = bus.in_domain(nats.cloud_domain.as_deref());
+    let Site { bus, cloud, .. } = open(loaded, name).await?;
     Ok((bus, cloud))
+}
+
+/// A connection to the site's server, and which site that is.
+pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site> {
+    let Way { site, nats, up } = way(loaded)?;
+    let bus = reach(loaded, &nats, up.is_some(), name).await?;
+    let cloud = bus.in_domain(nats.cloud_domain.as_deref());
+    Ok(Site { name: site, bus, cloud, nats, up })
+}
+
+/// A connection to the cloud's own server, not through the site's.
+pub async fn cloud(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Bus> {
+    let mut nats = loaded.settings.nats.clone();
+    let up = Running::find(&loaded.settings.up.store);
+    if let Some(up) = up.as_ref().filter(|_| !is_set(loaded, "nats.url")) {
+        nats.url.clone_from(&up.cloud_url);
+    }
+    reach(loaded, &nats, up.is_some(), name).await
+}
+
+async fn reach(loaded: &Loaded<Settings>, nats: &NatsSettings, up: bool, name: &str) -> anyhow::Result<Bus> {
+    let reached = Bus::connect(nats, name).await;
+    if up || is_set(loaded, "nats.url") {
+        return Ok(reached?);
+    }
+    let store = loaded.settings.up.store.display().to_string();
+    reached.with_context(|| format!("no `tributary up` runs with the store {store} (--store names another one)"))
 }

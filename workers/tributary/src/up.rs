@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::roles::{self, ack_wait, load};
 use crate::settings::{Settings, UpSettings};
-use crate::site::{Running, RunningSite};
+use crate::out;
+use crate::site::{ALONE, Running, RunningSite};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -42,10 +43,11 @@ impl UpArgs {
 }
 
 /// Starts everything, says where it is, and waits.
-#[allow(clippy::print_stdout)]
 pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let up = start(settings, args.sites, shutdown.clone()).await?;
-    println!("{}", welcome(&up.running, settings));
+    if let Err(error) = out::line(welcome(&up.running, settings)) {
+        tracing::warn!(%error, "nobody reads where it is");
+    }
     up.wait().await
 }
 
@@ -171,7 +173,7 @@ async fn servers(up: &UpSettings, names: &[SiteName], leaves: bool) -> anyhow::R
         leaf,
     };
     if !leaves {
-        let alone = ServerSettings { port: up.port, mqtt_port: up.mqtt_port, ..base("site", None, Leaf::Alone) };
+        let alone = ServerSettings { port: up.port, mqtt_port: up.mqtt_port, ..base(ALONE, None, Leaf::Alone) };
         return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
     }
     let hub = spawn(base(CLOUD, Some(CLOUD), Leaf::Hub)).await?;
@@ -231,14 +233,18 @@ fn welcome(running: &Running, settings: &Settings) -> String {
     if running.cloud_domain.is_some() {
         lines.push(format!("  cloud             {}", running.cloud_url));
     }
-    let site = running.sites.first().map(|site| site.site.to_string()).unwrap_or_default();
+    // A single site is found without its name.
+    let site = match &running.sites[..] {
+        [first, _, ..] => format!(" --site {}", first.site),
+        _ => String::new(),
+    };
     let store = match settings.up.store == UpSettings::default().store {
         true => String::new(),
         false => format!(" --store {}", settings.up.store.display()),
     };
-    lines.push(format!("  publish           tributary publish FOLDER --site {site}{store}"));
-    lines.push(format!("  read answers      tributary answers --follow --site {site}{store}"));
-    lines.push(format!("  see how it does   tributary status --site {site}{store}"));
+    lines.push(format!("  publish           tributary publish FOLDER --camera cam-1{store}{site}"));
+    lines.push(format!("  read answers      tributary answers --follow{store}{site}"));
+    lines.push(format!("  see how it does   tributary status{store}{site}"));
     lines.push("Stop it with Ctrl-C; nothing that was acknowledged is lost.".into());
     lines.join("\n")
 }

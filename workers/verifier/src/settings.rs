@@ -14,7 +14,6 @@ pub struct VerifierSettings {
     /// Replicas, batches and what a picture may cost.
     pub infer: InferSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
     /// Deliveries after which a task is given up, at least 1.
     pub tries: u64,

@@ -1,0 +1,124 @@
+//! Harm, chosen by a seed.
+
+use std::fmt;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::proxy::Cut;
+use crate::world::{World, crash};
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// A worker is killed and started again later.
+    Kill {
+        /// Its name.
+        worker: String,
+        /// How much later.
+        away: Duration,
+    },
+    /// A worker is stopped for longer than its messages may be held, then goes on.
+    Freeze {
+        /// Its name.
+        worker: String,
+        /// For how long beyond the acknowledgement wait.
+        beyond: Duration,
+    },
+    /// A site's server is killed and started again.
+    CrashSite {
+        /// Which site.
+        site: usize,
+    },
+    /// The cloud's server is killed and started again.
+    CrashCloud,
+    /// The link of a site is cut.
+    CutLink {
+        /// Which site.
+        site: usize,
+        /// How.
+        cut: Cut,
+        /// For how long.
+        time: Duration,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Kill { worker, away } => write!(f, "kill {worker} for {away:?}"),
+            Fault::Freeze { worker, beyond } => write!(f, "freeze {worker} for {beyond:?} beyond its wait"),
+            Fault::CrashSite { site } => write!(f, "crash the server of site {site}"),
+            Fault::CrashCloud => write!(f, "crash the server of the cloud"),
+            Fault::CutLink { site, cut, time } => write!(f, "cut the link of site {site} ({cut:?}) for {time:?}"),
+        }
+    }
+}
+
+/// So many faults of all kinds that the world offers, in the seed's order: every kind once before
+/// any comes twice.
+pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Fault> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut faults = Vec::new();
+    let mut kinds: Vec<usize> = Vec::new();
+    let all = workers.len() + if links { 5 } else { 2 };
+    while faults.len() < count {
+        if kinds.is_empty() {
+            kinds = (0..all).collect();
+        }
+        let kind = kinds.swap_remove(rng.random_range(0..kinds.len()));
+        let some = |rng: &mut StdRng, most_ms: u64| Duration::from_millis(rng.random_range(0..most_ms));
+        faults.push(match kind.checked_sub(workers.len()) {
+            None => Fault::Kill { worker: workers[kind].into(), away: some(&mut rng, 1500) },
+            Some(0) => {
+                let worker = workers[rng.random_range(0..workers.len())].into();
+                Fault::Freeze { worker, beyond: some(&mut rng, 1000) }
+            }
+            Some(1) => Fault::CrashSite { site: 0 },
+            Some(2) => Fault::CrashCloud,
+            Some(kind) => {
+                let cut = if rng.random_bool(0.5) { Cut::Silent } else { Cut::Reset };
+                let time = Duration::from_millis(if kind == 3 { 500 } else { 5_000 });
+                Fault::CutLink { site: 0, cut, time }
+            }
+        });
+    }
+    faults
+}
+
+impl World {
+    /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
+    pub async fn suffer(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        match fault {
+            Fault::Kill { worker, away } => {
+                let worker = self.worked(worker)?;
+                worker.kill()?;
+                tokio::time::sleep(*away).await;
+                worker.restart()
+            }
+            Fault::Freeze { worker, beyond } => {
+                let time = self.ack_wait() + *beyond;
+                let worker = self.worked(worker)?;
+                worker.signal(Signal::SIGSTOP)?;
+                tokio::time::sleep(time).await;
+                worker.signal(Signal::SIGCONT)
+            }
+            Fault::CrashSite { site } => {
+                let site = self.site(*site);
+                crash(&site.server, &site.bus).await
+            }
+            Fault::CrashCloud => match &self.hub {
+                Some(hub) => crash(hub, &self.cloud).await,
+                None => Ok(()),
+            },
+            Fault::CutLink { site, cut, time } => {
+                if let Some(link) = &self.site(*site).link {
+                    link.cut_for(*cut, *time).await;
+                }
+                Ok(())
+            }
+        }
+    }
+}

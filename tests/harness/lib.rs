@@ -1,0 +1,28 @@
+//! Worlds to test in: real servers, the built binary's workers, a link that can be cut, and an oracle
+//! that counts obligations against outcomes.
+//!
+//! Reading order: [`world`] starts servers and workers ([`program`]), [`proxy`] is the link between
+//! them, [`pictures`] knows what each model says about each picture, [`oracle`] publishes them and
+//! judges what came of it, [`fault`] does harm meanwhile. Deliberately absent: assertions; everything
+//! here returns an error or a list of violations, and the test decides.
+
+pub mod fault;
+pub mod odd;
+pub mod oracle;
+pub mod pictures;
+pub mod program;
+pub mod proxy;
+pub mod until;
+pub mod world;
+
+pub use fault::Fault;
+pub use oracle::{Judgement, Oracle};
+pub use program::{Ended, Worker, run};
+pub use proxy::{Cut, Proxy};
+pub use until::until;
+pub use world::{Plan, World};
+
+/// The seed of a test: `TRIBUTARY_TEST_SEED` to run a failure again, `usual` otherwise.
+pub fn seed(usual: u64) -> u64 {
+    std::env::var("TRIBUTARY_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(usual)
+}

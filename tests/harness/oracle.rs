@@ -1,0 +1,316 @@
+//! Counts obligations against outcomes: every acknowledged image is one, every final answer another.
+//!
+//! Publishes by itself, a bounded number at a time, each image again under its id until it is
+//! acknowledged. Afterwards reads whole streams and lists every violation, by invariant.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, Stage, TaskId, decode};
+use streams::read::{self, Stretch};
+use streams::{Bus, Publication, Publisher, subject, topology};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
+
+use crate::pictures::{Picture, Said, pictures};
+use crate::until::until;
+
+/// Publishes that may be unacknowledged at a time.
+const IN_FLIGHT: usize = 16;
+/// One publish is retried this long before it is tried anew, under the same id.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How far a confidence may lie from the one computed here: batches add up in another order.
+const TOLERANCE: f32 = 1e-3;
+
+/// An image that was published.
+#[derive(Debug, Clone)]
+struct Published {
+    camera: CameraName,
+    picture: usize,
+    /// Whether its acknowledgement came; without it, it may be stored or not.
+    acknowledged: bool,
+}
+
+/// Publishes at one site, and judges.
+#[derive(Clone)]
+pub struct Oracle {
+    seed: u64,
+    site: SiteName,
+    bus: Bus,
+    publisher: Publisher,
+    pictures: &'static [Picture],
+    published: Arc<Mutex<BTreeMap<TaskId, Published>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Oracle {
+    /// An oracle for one site. `seed` chooses the pictures and the ids.
+    pub fn new(seed: u64, site: &SiteName, bus: &Bus) -> anyhow::Result<Self> {
+        Ok(Self {
+            seed,
+            site: site.clone(),
+            bus: bus.clone(),
+            publisher: Publisher::new(bus.clone(), PATIENCE),
+            pictures: pictures()?,
+            published: Arc::default(),
+            stop: Arc::default(),
+        })
+    }
+
+    /// Publishes so many images a second until told to stop; the task ends when all are acknowledged.
+    pub fn pour(&self, images_per_s: u32) -> JoinHandle<anyhow::Result<()>> {
+        let oracle = self.clone();
+        tokio::spawn(async move {
+            let mut rng = StdRng::seed_from_u64(oracle.seed);
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / images_per_s.max(1));
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let room = Arc::new(Semaphore::new(IN_FLIGHT));
+            let mut publishing = JoinSet::new();
+            let mut number = 0u64;
+            while !oracle.stop.load(Ordering::Relaxed) {
+                tick.tick().await;
+                let room = room.clone().acquire_owned().await?;
+                let (one, picture) = (oracle.clone(), rng.random_range(0..oracle.pictures.len()));
+                publishing.spawn(async move {
+                    let published = one.publish(number, picture).await;
+                    drop(room);
+                    published
+                });
+                number += 1;
+                while let Some(ended) = publishing.try_join_next() {
+                    ended??;
+                }
+            }
+            while let Some(ended) = publishing.join_next().await {
+                ended??;
+            }
+            Ok(())
+        })
+    }
+
+    /// Tells [`Oracle::pour`] to publish no more.
+    pub fn enough(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Publishes so many images and returns when all are acknowledged.
+    pub async fn publish_all(&self, images: usize) -> anyhow::Result<()> {
+        for number in 0..images {
+            self.publish(number as u64, number % self.pictures.len()).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes one picture until it is acknowledged; gives up after a minute and a half, which
+    /// leaves it unknown.
+    async fn publish(&self, number: u64, picture: usize) -> anyhow::Result<()> {
+        let camera: CameraName = format!("cam-{}", number % 3).parse()?;
+        let task = TaskId::derived(&format!("{}/{}/{number}", self.seed, self.site));
+        let bytes = self.pictures.get(picture).context("no such picture")?.bytes.clone();
+        let publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
+        self.note(task, Published { camera: camera.clone(), picture, acknowledged: false });
+        for _ in 0..18 {
+            if self.publisher.publish(&publication).await.is_ok() {
+                self.note(task, Published { camera, picture, acknowledged: true });
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The tasks whose images were acknowledged until now.
+    pub fn acknowledged(&self) -> Vec<TaskId> {
+        self.all().into_iter().filter(|(_, published)| published.acknowledged).map(|(task, _)| task).collect()
+    }
+
+    fn note(&self, task: TaskId, published: Published) {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).insert(task, published);
+    }
+
+    fn all(&self) -> BTreeMap<TaskId, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until every acknowledged image has an outcome and nothing is under way any more, or the
+    /// patience is used up; then judges.
+    pub async fn judge(&self, cloud: &Bus, patience: Duration) -> anyhow::Result<Judgement> {
+        let quiet = until("every image has an outcome and nothing is under way", patience, async || {
+            let open = self.open().await?;
+            if let Some(first) = open.first() {
+                anyhow::bail!("{} without an outcome, {first} first", open.len());
+            }
+            let busy = self.busy(cloud).await?;
+            if !busy.is_empty() {
+                anyhow::bail!("{busy}");
+            }
+            Ok(Some(()))
+        });
+        let mut violations: Vec<String> = quiet.await.err().map(|error| format!("10: {error:#}")).into_iter().collect();
+        let published = self.all();
+        let answers = self.answers().await?;
+        let letters = self.letters().await?;
+        let mut routes = BTreeMap::new();
+        for (task, published) in &published {
+            let found = answers.get(task).map(Vec::as_slice).unwrap_or_default();
+            match found {
+                [] if published.acknowledged => {
+                    violations.push(format!("1, 10: task {task} was acknowledged and has no outcome"));
+                }
+                [] => {}
+                [answer] => {
+                    *routes.entry(answer.route).or_insert(0) += 1;
+                    violations.extend(self.wrong(published, answer, letters.contains(task)));
+                }
+                several => violations.push(format!("2: task {task} has {} final answers", several.len())),
+            }
+        }
+        let strangers = answers.keys().filter(|task| !published.contains_key(task));
+        violations.extend(strangers.map(|task| format!("2: task {task} was answered and never published")));
+        let acknowledged = published.values().filter(|published| published.acknowledged).count();
+        Ok(Judgement { seed: self.seed, published: published.len(), acknowledged, routes, violations })
+    }
+
+    /// The acknowledged images without an outcome.
+    async fn open(&self) -> anyhow::Result<Vec<TaskId>> {
+        let mut done = BTreeSet::new();
+        let last = read::level(&self.bus, topology::ANSWERS).await?;
+        let finals = Stretch { headers_only: true, ..Stretch::default() };
+        if last.messages > 0 {
+            read::stretch(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
+                done.extend(subject::read_finality(&record.subject));
+            })
+            .await?;
+        }
+        Ok(self.acknowledged().into_iter().filter(|task| !done.contains(task)).collect())
+    }
+
+    /// What is still under way, in words; empty when nothing is.
+    async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
+        let images = read::progress(&self.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        let outbox = read::level(&self.bus, topology::OUTBOX).await?;
+        let verify = read::level(cloud, topology::VERIFY).await?;
+        let verdicts = read::progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
+        let waiting = [
+            ("images", images.pending + images.unacked),
+            ("outbox", outbox.messages),
+            ("verify", verify.messages),
+            ("verdicts", verdicts.pending + verdicts.unacked),
+        ];
+        let busy = waiting.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} in {what}"));
+        Ok(busy.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Every final answer in the stream, by task.
+    async fn answers(&self) -> anyhow::Result<HashMap<TaskId, Vec<Answer>>> {
+        let mut answers: HashMap<TaskId, Vec<Answer>> = HashMap::new();
+        let level = read::level(&self.bus, topology::ANSWERS).await?;
+        let mut unreadable = None;
+        if level.messages > 0 {
+            read::stretch(&self.bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
+                let Ok(task) = subject::read_finality(&record.subject) else { return };
+                match decode(&record.payload) {
+                    Ok(answer) => answers.entry(task).or_default().push(answer),
+                    Err(error) => unreadable = Some(format!("answer of task {task}: {error}")),
+                }
+            })
+            .await?;
+        }
+        anyhow::ensure!(unreadable.is_none(), "{}", unreadable.unwrap_or_default());
+        Ok(answers)
+    }
+
+    /// The tasks of all dead letters.
+    async fn letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
+        let mut tasks = BTreeSet::new();
+        let level = read::level(&self.bus, topology::DEAD).await?;
+        if level.messages > 0 {
+            read::stretch(&self.bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+                tasks.extend(decode::<DeadLetter>(&record.payload).ok().and_then(|letter| letter.task));
+            })
+            .await?;
+        }
+        Ok(tasks)
+    }
+
+    /// What is wrong with the one answer of a task.
+    fn wrong(&self, published: &Published, answer: &Answer, letter: bool) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let task = answer.task;
+        let Some(picture) = self.pictures.get(published.picture) else { return wrong };
+        let edge = answer.edge.as_ref().map(|edge| Said { label: edge.label.clone(), confidence: edge.confidence });
+        let says = answer.label.clone().zip(answer.confidence).map(|(label, confidence)| Said { label, confidence });
+        let (expected, expected_edge) = match answer.route {
+            Route::Edge | Route::Expired => (&picture.light, None),
+            Route::Verified => (&picture.heavy, Some(&picture.light)),
+            Route::Redirected | Route::Dead => {
+                wrong.push(format!("10: task {task} of a good picture went by route {}", answer.route));
+                return wrong;
+            }
+        };
+        if !same(says.as_ref(), Some(expected)) || !same(edge.as_ref(), expected_edge) {
+            wrong.push(format!(
+                "2: task {task} ({}, {}): says {says:?} and edge {edge:?}, expected {expected:?} and {expected_edge:?}",
+                picture.file, answer.route
+            ));
+        }
+        if answer.stage != Stage::Final || answer.site != self.site || answer.camera != published.camera {
+            wrong.push(format!("2: task {task}: final slot holds {:?} of {}.{}", answer.stage, answer.site, answer.camera));
+        }
+        if letter {
+            wrong.push(format!("10: task {task} has an answer by route {} and a dead letter too", answer.route));
+        }
+        wrong
+    }
+}
+
+fn same(said: Option<&Said>, expected: Option<&Said>) -> bool {
+    match (said, expected) {
+        (Some(said), Some(expected)) => {
+            said.label == expected.label && (said.confidence - expected.confidence).abs() <= TOLERANCE
+        }
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// What an oracle found.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// The seed to run it again.
+    pub seed: u64,
+    /// Images published, acknowledged or not.
+    pub published: usize,
+    /// Images acknowledged: obligations.
+    pub acknowledged: usize,
+    /// Outcomes by route.
+    pub routes: BTreeMap<Route, usize>,
+    /// What is not as it must be, each with the number of the invariant it breaks.
+    pub violations: Vec<String>,
+}
+
+impl Judgement {
+    /// The violations as an error, with the seed.
+    pub fn verdict(&self) -> anyhow::Result<()> {
+        const SHOWN: usize = 12;
+        if self.violations.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<&str> = self.violations.iter().take(SHOWN).map(String::as_str).collect();
+        anyhow::bail!("{self}: {} violations:\n{}", self.violations.len(), shown.join("\n"))
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, published, acknowledged, routes, .. } = self;
+        write!(f, "TRIBUTARY_TEST_SEED={seed}: {published} published, {acknowledged} acknowledged")?;
+        routes.iter().try_for_each(|(route, count)| write!(f, ", {count} {route}"))
+    }
+}

@@ -1,0 +1,166 @@
+//! The built binary as child processes that can be killed, stopped, continued and started again.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::until::until;
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A folder or file among the fixtures.
+pub fn fixture(path: &str) -> PathBuf {
+    root().join("fixtures").join(path)
+}
+
+/// The built `tributary`, in a form that a build running meanwhile cannot take away.
+pub fn binary() -> anyhow::Result<&'static Path> {
+    static KEPT: OnceLock<Result<(tempfile::TempDir, PathBuf), String>> = OnceLock::new();
+    let kept = KEPT.get_or_init(|| {
+        let tests = std::env::current_exe().map_err(|error| error.to_string())?;
+        let built = tests.parent().and_then(Path::parent).map(|profile| profile.join("tributary"));
+        let built = built.filter(|path| path.is_file()).ok_or_else(|| {
+            "the tributary binary is not built: run `make setup`, then `make test`, which builds it first".to_owned()
+        })?;
+        let failed = |error: std::io::Error| format!("{} cannot be kept: {error}", built.display());
+        let folder = tempfile::tempdir_in(built.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        let path = folder.path().join("tributary");
+        fs::hard_link(&built, &path).or_else(|_| fs::copy(&built, &path).map(|_| ())).map_err(failed)?;
+        Ok((folder, path))
+    });
+    kept.as_ref().map(|(_, path)| path.as_path()).map_err(|why| anyhow!("{why}"))
+}
+
+/// A child process of the binary; killed when dropped, and by the kernel when the tests are.
+pub struct Worker {
+    /// What it is called in messages.
+    pub name: String,
+    arguments: Vec<OsString>,
+    folder: PathBuf,
+    child: Child,
+}
+
+impl Worker {
+    /// Starts it with its log in `folder`, which is also its working folder.
+    pub fn start<A: AsRef<OsStr>>(name: &str, folder: &Path, arguments: &[A]) -> anyhow::Result<Self> {
+        let arguments: Vec<OsString> = arguments.iter().map(|argument| argument.as_ref().to_owned()).collect();
+        let child = spawn(name, folder, &arguments)?;
+        Ok(Self { name: name.into(), arguments, folder: folder.into(), child })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it the hard way, and sees it gone.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again, after [`Worker::kill`] or its own end.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.child = spawn(&self.name, &self.folder, &self.arguments)?;
+        Ok(())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.id().cast_signed()), signal).with_context(|| format!("{signal} to {}", self.name))
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for its end.
+    pub async fn end(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
+        let what = format!("the end of {}", self.name);
+        until(&what, patience, async || self.ended()).await
+    }
+
+    /// What it wrote to standard error since the test began.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join(format!("{}.log", self.name))).unwrap_or_default()
+    }
+
+    /// Waits until its log holds a text.
+    pub async fn says(&self, text: &str, patience: Duration) -> anyhow::Result<()> {
+        let said = until(text, patience, async || Ok(self.log().contains(text).then_some(()))).await;
+        said.with_context(|| format!("{} said:\n{}", self.name, self.log()))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _already_gone = self.kill();
+    }
+}
+
+fn spawn(name: &str, folder: &Path, arguments: &[OsString]) -> anyhow::Result<Child> {
+    let log = |end: &str| File::options().create(true).append(true).open(folder.join(format!("{name}.{end}")));
+    let mut command = Command::new(binary()?);
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(log("out")?).stderr(log("log")?);
+    clean(|variable| {
+        command.env_remove(variable);
+    });
+    die_with_us(&mut command);
+    command.spawn().with_context(|| format!("starting {name}"))
+}
+
+/// The kernel kills it when the thread that started it ends: a test that is killed leaves none behind.
+#[allow(unsafe_code)]
+fn die_with_us(command: &mut Command) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
+}
+
+/// Names the settings in our own environment, which are not meant for the programs under test.
+fn clean(mut remove: impl FnMut(&str)) {
+    let setting = |name: &str| name.starts_with("TRIBUTARY_") && (name.contains("__") || name == "TRIBUTARY_SITE");
+    for (name, _) in std::env::vars().filter(|(name, _)| setting(name)) {
+        remove(&name);
+    }
+}
+
+/// How a command that was run to its end ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Whether it succeeded.
+    pub success: bool,
+    /// What it wrote to standard output.
+    pub out: String,
+    /// What it wrote to standard error.
+    pub err: String,
+}
+
+/// Runs the binary to its end.
+pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Result<Ended> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let mut command = tokio::process::Command::new(binary()?);
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
+    clean(|variable| {
+        command.env_remove(variable);
+    });
+    let output = tokio::time::timeout(PATIENCE, command.output()).await;
+    let output = output.map_err(|_| anyhow!("{:?} did not end within {PATIENCE:?}", command.as_std()))??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Ended { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
+}

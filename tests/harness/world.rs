@@ -1,0 +1,289 @@
+//! Servers and workers of one test, all of them gone when it ends.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::Signal;
+use schemas::SiteName;
+use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::{Bus, NatsSettings};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::pictures::{HEAVY, LIGHT};
+use crate::program::{Worker, fixture};
+use crate::proxy::Proxy;
+use crate::until::until;
+
+/// Two cores carry no more without tests waiting on each other's work.
+static WORLDS: Semaphore = Semaphore::const_new(2);
+/// JetStream domain of the cloud.
+const CLOUD: &str = "cloud";
+
+/// What a world consists of.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How many sites, with a server each, joined to a hub through a link that can be cut; 0 is one
+    /// site and the cloud on one server.
+    pub leaves: usize,
+    /// When a stored message is on the disk.
+    pub durability: Durability,
+    /// How much the streams hold, and how long a message may be held.
+    pub streams: StreamSettings,
+    /// Where the stores are; beside the logs, in a temporary folder, if absent.
+    pub stores: Option<PathBuf>,
+    /// Port of the one server, where site and cloud share it; 0 finds a free one.
+    pub port: u16,
+    /// More settings of the workers, as `key=value`.
+    pub set: Vec<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            leaves: 0,
+            durability: Durability::PowerSafe,
+            streams: StreamSettings { ack_wait_s: 2, ..StreamSettings::default() },
+            stores: None,
+            port: 0,
+            set: Vec::new(),
+        }
+    }
+}
+
+impl Plan {
+    /// A hub and so many sites.
+    pub fn leaves(leaves: usize) -> Self {
+        Self { leaves, ..Self::default() }
+    }
+
+    /// With one more setting of the workers.
+    pub fn set(mut self, pair: &str) -> Self {
+        self.set.push(pair.into());
+        self
+    }
+}
+
+/// One site.
+pub struct Site {
+    /// Its name.
+    pub name: SiteName,
+    /// Its server.
+    pub server: Server,
+    /// Its link to the cloud; absent where they share a server.
+    pub link: Option<Proxy>,
+    /// A connection to its server.
+    pub bus: Bus,
+}
+
+/// Servers and workers. Dropping it kills the workers, then the servers.
+pub struct World {
+    /// The workers by name, such as `recognizer-0` or `courier-1`.
+    pub workers: BTreeMap<String, Worker>,
+    /// The sites.
+    pub sites: Vec<Site>,
+    /// The cloud's server; absent where it shares the site's.
+    pub hub: Option<Server>,
+    /// A connection to the cloud's server.
+    pub cloud: Bus,
+    plan: Plan,
+    folder: TempDir,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl World {
+    /// Starts the servers and creates their streams; no workers yet.
+    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let permit = WORLDS.acquire().await?;
+        let folder = tempfile::Builder::new().prefix("tributary-test-").tempdir()?;
+        let stores = plan.stores.clone().unwrap_or_else(|| folder.path().into());
+        let settings = |name: &str, domain: Option<&str>, leaf| ServerSettings {
+            program: None,
+            store: stores.join(name),
+            name: name.into(),
+            domain: domain.map(str::to_owned),
+            port: 0,
+            mqtt_port: None,
+            durability: plan.durability,
+            leaf,
+        };
+        let mut sites = Vec::new();
+        let (hub, cloud) = if plan.leaves == 0 {
+            let name = SiteName::first();
+            let alone = ServerSettings { port: plan.port, ..settings("site", None, Leaf::Alone) };
+            let server = serve(alone).await?;
+            let bus = set_up(&server, &Place::Both(name.clone()), &plan.streams).await?;
+            sites.push(Site { name, server, link: None, bus: bus.clone() });
+            (None, bus)
+        } else {
+            let names: Vec<SiteName> =
+                (1..=plan.leaves).map(|number| format!("site-{number}").parse()).collect::<Result<_, _>>()?;
+            let hub = serve(settings(CLOUD, Some(CLOUD), Leaf::Hub)).await?;
+            let cloud = set_up(&hub, &Place::Cloud(names.clone()), &plan.streams).await?;
+            for name in names {
+                let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port()))).await?;
+                let leaf = Leaf::Of(format!("nats-leaf://127.0.0.1:{}", link.port()));
+                let server = serve(settings(name.as_str(), Some(name.as_str()), leaf)).await?;
+                let bus = set_up(&server, &Place::Site(name.clone()), &plan.streams).await?;
+                sites.push(Site { name, server, link: Some(link), bus });
+            }
+            (Some(hub), cloud)
+        };
+        Ok(Self { workers: BTreeMap::new(), sites, hub, cloud, plan, folder, _permit: permit })
+    }
+
+    /// Starts the servers, and one worker of every role and site.
+    pub async fn whole(plan: Plan) -> anyhow::Result<Self> {
+        let mut world = Self::start(plan).await?;
+        world.crew().await?;
+        Ok(world)
+    }
+
+    /// Starts one worker of every role and site.
+    pub async fn crew(&mut self) -> anyhow::Result<()> {
+        self.verifier("verifier-0")?;
+        for site in 0..self.sites.len() {
+            self.recognizer(&format!("recognizer-{site}"), site)?;
+            self.courier(&format!("courier-{site}"), site)?;
+            self.janitor(&format!("janitor-{site}"), site)?;
+        }
+        self.all_started().await
+    }
+
+    /// Waits until every worker has started.
+    pub async fn all_started(&mut self) -> anyhow::Result<()> {
+        for worker in self.workers.values() {
+            worker.says("started", Duration::from_secs(30)).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a recognizer.
+    pub fn recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+        let model = fixture(LIGHT).display().to_string();
+        let more = ["--model".into(), model, "--set".into(), "recognizer.infer.replicas=1".into()];
+        self.worker(name, "recognizer", site, &more)
+    }
+
+    /// Starts a courier.
+    pub fn courier(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+        self.worker(name, "courier", site, &[])
+    }
+
+    /// Starts a janitor that looks every second.
+    pub fn janitor(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+        self.worker(name, "janitor", site, &["--set".into(), "janitor.every_s=1".into()])
+    }
+
+    /// Starts a verifier.
+    pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+        let model = fixture(HEAVY).display().to_string();
+        let url = self.hub.as_ref().map(Server::url).unwrap_or_else(|| self.site(0).server.url());
+        let more = ["--model".into(), model, "--set".into(), "verifier.infer.replicas=1".into()];
+        let arguments = self.arguments("verifier", &url, &more);
+        self.start_worker(name, &arguments)
+    }
+
+    /// The options that lead a command of the binary to a site.
+    pub fn at(&self, site: usize) -> Vec<String> {
+        let site = self.site(site);
+        let mut options = vec!["--nats".into(), site.server.url(), "--site".into(), site.name.to_string()];
+        if site.link.is_some() {
+            options.extend(["--set".into(), format!("nats.cloud_domain={CLOUD}")]);
+        }
+        options
+    }
+
+    /// One of the sites.
+    pub fn site(&self, site: usize) -> &Site {
+        &self.sites[site]
+    }
+
+    /// Its connection.
+    pub fn bus(&self, site: usize) -> &Bus {
+        &self.site(site).bus
+    }
+
+    /// A worker by name.
+    pub fn worked(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+        self.workers.get_mut(name).with_context(|| format!("no worker {name}"))
+    }
+
+    /// The folder of stores and logs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// How long a message may be held without a word.
+    pub fn ack_wait(&self) -> Duration {
+        Duration::from_secs(self.plan.streams.ack_wait_s.into())
+    }
+
+    /// The last lines of every worker's log, for a failure's text.
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for worker in self.workers.values() {
+            let log = worker.log();
+            let from = log.lines().count().saturating_sub(12);
+            let lines: Vec<&str> = log.lines().skip(from).collect();
+            text.push_str(&format!("--- {}\n{}\n", worker.name, lines.join("\n")));
+        }
+        text
+    }
+
+    fn worker(&mut self, name: &str, role: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
+        let url = self.site(site).server.url();
+        let mut all = self.at(site);
+        all.extend(more.iter().cloned());
+        let arguments = self.arguments(role, &url, &all);
+        self.start_worker(name, &arguments)
+    }
+
+    fn arguments(&self, role: &str, url: &str, more: &[String]) -> Vec<String> {
+        let mut arguments = vec![role.to_owned()];
+        if !more.iter().any(|argument| argument == "--nats") {
+            arguments.extend(["--nats".into(), url.to_owned()]);
+        }
+        arguments.extend(more.iter().cloned());
+        let patience = format!("streams.ack_wait_s={}", self.plan.streams.ack_wait_s);
+        for pair in self.plan.set.iter().chain([&patience]) {
+            arguments.extend(["--set".into(), pair.clone()]);
+        }
+        arguments
+    }
+
+    fn start_worker(&mut self, name: &str, arguments: &[String]) -> anyhow::Result<&mut Worker> {
+        let worker = Worker::start(name, self.folder.path(), arguments)?;
+        Ok(self.workers.entry(name.to_owned()).insert_entry(worker).into_mut())
+    }
+}
+
+/// Starts a server off the async threads.
+pub async fn serve(settings: ServerSettings) -> anyhow::Result<Server> {
+    Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
+}
+
+/// Connects to a server and creates what its place wants.
+pub async fn set_up(server: &Server, place: &Place, streams: &StreamSettings) -> anyhow::Result<Bus> {
+    let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await?;
+    topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await?;
+    server.settle()?;
+    Ok(bus)
+}
+
+/// Kills a server the hard way and waits until its watcher has started it again and it answers.
+pub async fn crash(server: &Server, bus: &Bus) -> anyhow::Result<()> {
+    let process = until("a process to kill", Duration::from_secs(10), async || Ok(server.process())).await?;
+    let restarts = server.restarts();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.cast_signed()), Signal::SIGKILL)?;
+    until("nats-server started again", Duration::from_secs(30), async || {
+        let again = server.restarts() > restarts && server.process().is_some();
+        let answers = again && streams::read::round_trip(bus, Duration::from_secs(1)).await.is_ok();
+        Ok(answers.then_some(()))
+    })
+    .await
+}

@@ -1,0 +1,201 @@
+//! What happens at the bounds: too many deliveries, a full outbox, forgotten answers and ids, a
+//! verifier that cannot judge.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use harness::pictures::{one, some};
+use harness::world::crash;
+use harness::{Cut, Oracle, Plan, World, seed, until};
+use schemas::{Reason, Route, Stage, TaskId};
+use streams::topology::StreamSettings;
+use streams::{Placed, read, topology};
+
+use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
+
+#[tokio::test]
+async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
+    let streams = StreamSettings { ack_wait_s: 1, ..StreamSettings::default() };
+    let mut world = World::start(Plan { streams, ..Plan::default() }.set("recognizer.tries=2")).await.unwrap();
+    let site = world.site(0).name.clone();
+    let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
+    // Two workers take it and die, as with a picture that kills whoever decodes it.
+    let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    let images = async_nats::jetstream::new(client).get_stream_no_info(topology::IMAGES).await.unwrap();
+    let consumer: async_nats::jetstream::consumer::PullConsumer =
+        images.get_consumer(topology::RECOGNIZER).await.unwrap();
+    for attempt in 1..=2 {
+        let mut batch = consumer.fetch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
+        let message = batch.next().await.expect("a delivery").unwrap();
+        assert_eq!(message.info().unwrap().delivered, attempt);
+    }
+    world.recognizer("recognizer", 0).unwrap();
+    let answer = answered(&world, task).await;
+    assert_eq!((answer.route, answer.fault.map(|fault| fault.name)), (Route::Dead, Some("tries_used_up".into())));
+}
+
+#[tokio::test]
+async fn when_the_outbox_is_full_doubtful_answers_stand_and_say_so() {
+    let streams = StreamSettings { outbox_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
+    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let site = world.site(0);
+    site.link.as_ref().unwrap().set(Cut::Silent);
+    let mut tasks = Vec::new();
+    for number in 0..30 {
+        let mut bytes = some(false, number).unwrap().bytes.to_vec();
+        bytes.resize(100_000, 0);
+        tasks.push(publish(&site.bus, &site.name, &bytes, &[]).await);
+    }
+    let stood = until("some stand as they are", PATIENCE, async || {
+        let mut stood = 0;
+        for task in &tasks {
+            let finals = answers(&site.bus, *task).await;
+            stood += usize::from(finals.iter().any(|answer| answer.reason == Reason::OutboxFull));
+        }
+        Ok((stood >= 15).then_some(stood))
+    });
+    let stood = stood.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(stood < 30, "none waited for the link");
+    site.link.as_ref().unwrap().set(Cut::Open);
+    for task in tasks {
+        let answer = answered(&world, task).await;
+        let expected = [(Route::Verified, Reason::LowConfidence), (Route::Expired, Reason::OutboxFull)];
+        assert!(expected.contains(&(answer.route, answer.reason)), "{:?} {:?}", answer.route, answer.reason);
+    }
+}
+
+#[tokio::test]
+async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
+    let world = World::whole(Plan::leaves(1).set("verifier.infer.decode.max_side_px=20")).await.unwrap();
+    let picture = one(false).unwrap();
+    let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
+    let answer = answered(&world, task).await;
+    assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::VerifierRefused));
+    assert_eq!(answer.fault.map(|fault| fault.name).as_deref(), Some("image_side_too_long"));
+    assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
+    until("the cloud's dead letter", PATIENCE, async || {
+        Ok((read::level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn each_site_gets_the_verdicts_of_its_own_images() {
+    let world = World::whole(Plan::leaves(2)).await.unwrap();
+    // The same task ids at both sites: only the site tells them apart.
+    let tasks: Vec<TaskId> = (0..10).map(|number| TaskId::derived(&format!("shared-{number}"))).collect();
+    for (number, task) in tasks.iter().enumerate() {
+        for (index, site) in world.sites.iter().enumerate() {
+            let picture = some(false, number * 2 + index).unwrap();
+            publish_as(&site.bus, &site.name, *task, &picture.bytes, &[]).await.unwrap();
+        }
+    }
+    for (number, task) in tasks.iter().enumerate() {
+        for (index, site) in world.sites.iter().enumerate() {
+            let picture = some(false, number * 2 + index).unwrap();
+            let answer = crate::common::outcome(&site.bus, &site.name, *task).await;
+            let answer = answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+            let found = (answer.route, answer.label.as_deref(), &answer.site);
+            assert_eq!(found, (Route::Verified, Some(picture.heavy.label.as_str()), &site.name), "task {task}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_published_again_after_its_id_was_forgotten_is_answered_once() {
+    let streams = StreamSettings { duplicate_window_s: 1, ack_wait_s: 2, ..StreamSettings::default() };
+    let world = World::whole(Plan { streams, ..Plan::default() }).await.unwrap();
+    let site = world.site(0);
+    for confident in [true, false] {
+        let (task, bytes) = (TaskId::mint(), &one(confident).unwrap().bytes);
+        let first = publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
+        let repeated = publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
+        assert!(matches!((first, repeated), (Placed::Stored(one), Placed::Duplicate(two)) if one == two));
+        answered(&world, task).await;
+        until("its id is forgotten", PATIENCE, async || {
+            let again = publish_as(&site.bus, &site.name, task, bytes, &[]).await?;
+            Ok(matches!(again, Placed::Stored(_)).then_some(()))
+        })
+        .await
+        .unwrap();
+        until("the second one is done", PATIENCE, async || {
+            let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+            let verdicts =
+                read::progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
+            let outbox = read::level(&site.bus, topology::OUTBOX).await?.messages;
+            let verify = read::level(&world.cloud, topology::VERIFY).await?.messages;
+            let waiting = images.pending + verdicts.pending + images.unacked + verdicts.unacked + outbox + verify;
+            Ok((waiting == 0).then_some(()))
+        })
+        .await
+        .unwrap();
+        let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == Stage::Final);
+        assert_eq!(finals.count(), 1, "confident: {confident}");
+    }
+}
+
+#[tokio::test]
+async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_after_a_crash() {
+    let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 1, ..StreamSettings::default() };
+    let plan = Plan { streams, ..Plan::default() }.set("recognizer.verify.enabled=false");
+    let world = World::whole(plan).await.unwrap();
+    let site = world.site(0);
+    let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
+    oracle.publish_all(1300).await.unwrap();
+    let all_done = async || {
+        let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        Ok((images.pending + images.unacked == 0).then_some(()))
+    };
+    until("all are answered", PATIENCE, all_done).await.unwrap();
+    let newest = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let janitor = &world.workers["janitor-0"];
+    let audits = janitor.log().matches("audit done").count();
+    crash(&site.server, &site.bus).await.unwrap();
+    until("another audit", PATIENCE, async || {
+        Ok((janitor.log().matches("audit done").count() > audits).then_some(()))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("all are answered", PATIENCE, all_done).await.unwrap();
+    let redone = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
+    // A crash may take the last few answers, which are written a moment later than they are made.
+    assert!(redone < 100, "{redone} images were recognized again:\n{}", janitor.log());
+}
+
+#[tokio::test]
+async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
+    let mut world = World::whole(Plan::leaves(1)).await.unwrap();
+    world.worked("janitor-0").unwrap().kill().unwrap();
+    let site = world.site(0);
+    // A crash takes the newest answers; the oldest one shows that none were dropped for room.
+    let oldest = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+    answered(&world, oldest).await;
+    let sure = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+    answered(&world, sure).await;
+    site.link.as_ref().unwrap().set(Cut::Silent);
+    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    promised(&world, doubtful).await;
+    // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
+    crash(&site.server, &site.bus).await.unwrap();
+    until("all three images are acknowledged for good", PATIENCE, async || {
+        let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        Ok((images.floor == 3 && images.unacked == 0).then_some(()))
+    })
+    .await
+    .unwrap();
+    let slot = streams::subject::finality_of_any_camera(&site.name, sure);
+    let lost = read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
+    read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    world.worked("janitor-0").unwrap().restart().unwrap();
+    let site = world.site(0);
+    let again = answered(&world, sure).await;
+    assert_eq!((again.route, again.task), (Route::Edge, sure));
+    assert!(again.image_sequence > 3, "it was recognized from a new message");
+    site.link.as_ref().unwrap().set(Cut::Open);
+    assert_eq!(answered(&world, doubtful).await.route, Route::Verified);
+    let waits = Duration::from_secs(20);
+    until("the audit is done", waits, async || Ok(world.workers["janitor-0"].log().contains("redone=1").then_some(())))
+        .await
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+}

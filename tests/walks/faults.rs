@@ -1,0 +1,152 @@
+//! Nothing that was acknowledged is lost, and nothing is answered twice, whatever dies meanwhile.
+
+use std::time::Duration;
+
+use harness::pictures::some;
+use harness::world::crash;
+use harness::{Cut, Fault, Oracle, Plan, World, fault, seed, until};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use schemas::task::HEADER_BLOB;
+use schemas::{Answer, Route, decode, encode};
+use streams::{Blobs, Publication, Publisher, read, subject, topology};
+
+use crate::common::{PATIENCE, answered, publish};
+
+const IMAGES_PER_S: u32 = 40;
+/// After the last fault: redeliveries, the janitor's audit and the slowest promise fit in.
+const SETTLING: Duration = Duration::from_secs(90);
+
+/// Publishes while the faults happen one after another, then lets the oracle judge.
+async fn suffer(mut world: World, seed: u64, faults: Vec<Fault>) {
+    let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
+    let pouring = oracle.pour(IMAGES_PER_S);
+    for (number, fault) in faults.iter().enumerate() {
+        // A fault hits a world at work: something is under way when it comes.
+        let before = read::level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
+        let at_work = until("images flow", PATIENCE, async || {
+            Ok((read::level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
+        });
+        at_work.await.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
+        let suffered = world.suffer(fault).await;
+        suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
+    }
+    oracle.enough();
+    pouring.await.unwrap().unwrap();
+    let judgement = oracle.judge(&world.cloud, SETTLING).await.unwrap();
+    println!("{judgement}; {} faults: {faults:?}", faults.len());
+    if let Err(error) = judgement.verdict() {
+        panic!("{error:#}\nfaults: {faults:#?}\n{}", world.last_words());
+    }
+    assert!(judgement.acknowledged > 20 * faults.len(), "hardly anything was published: {judgement}");
+    for (name, worker) in &mut world.workers {
+        assert_eq!(worker.ended().unwrap(), None, "{name} ended by itself: {}", worker.log());
+    }
+}
+
+const WORKERS: [&str; 4] = ["recognizer-0", "courier-0", "verifier-0", "janitor-0"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_when_workers_and_the_server_of_a_site_die() {
+    let seed = seed(20261);
+    let world = World::whole(Plan::default()).await.unwrap();
+    suffer(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
+    let seed = seed(20262);
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    suffer(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_when_the_link_is_away_for_half_a_minute() {
+    let seed = seed(20263);
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let cut = Fault::CutLink { site: 0, cut: Cut::Silent, time: Duration::from_secs(30) };
+    suffer(world, seed, vec![cut]).await;
+}
+
+/// A picture that takes the server several messages to store and to read.
+fn large(picture: &[u8]) -> Vec<u8> {
+    let mut bytes = picture.to_vec();
+    bytes.resize(6_000_000, 0);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetched() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    let blobs = Blobs::open(&site.bus).await.unwrap();
+    let mut tasks = Vec::new();
+    for number in 0..12 {
+        let reference = blobs.store(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
+        tasks.push(publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &reference)]).await);
+        if number % 3 == 2 {
+            crash(&site.server, &site.bus).await.unwrap();
+        }
+    }
+    for task in tasks {
+        let answer = answered(&world, task).await;
+        assert!(matches!(answer.route, Route::Edge | Route::Verified), "task {task}: {:?}", answer.fault);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_starts_while_its_server_dies_waits_for_it() {
+    let seed = seed(20267);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut world = World::start(Plan::default()).await.unwrap();
+    world.courier("courier", 0).unwrap();
+    for round in 0..8 {
+        world.worked("courier").unwrap().restart().unwrap();
+        // Anywhere between its first connection and its first pull.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(5..60))).await;
+        crash(&world.site(0).server, world.bus(0)).await.unwrap();
+        let worker = world.worked("courier").unwrap();
+        let ended = worker.ended().unwrap();
+        assert_eq!(ended, None, "seed {seed}, round {round}: {}", worker.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    let oracle = Oracle::new(seed(20266), &site.name, &site.bus).unwrap();
+    oracle.publish_all(40).await.unwrap();
+    let judgement = oracle.judge(&world.cloud, PATIENCE).await.unwrap();
+    judgement.verdict().unwrap();
+    let tasks = oracle.acknowledged();
+    let slot = async |task| {
+        let slot = subject::finality_of_any_camera(&site.name, task);
+        read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
+    };
+    let anew = Publisher::new(site.bus.clone(), PATIENCE);
+    // Lost: its slot is emptied. Doubled: one more beside it. Mixed up: another picture's answer.
+    let (lost, doubled, mixed) = (slot(tasks[0]).await, slot(tasks[1]).await, slot(tasks[2]).await);
+    read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    let second = Publication::with_id(doubled.subject, doubled.payload, "second");
+    anew.publish(&second).await.unwrap();
+    let mut other: Answer = decode(&mixed.payload).unwrap();
+    other.confidence = Some(0.123);
+    read::delete(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
+    anew.publish(&Publication::first(mixed.subject, encode(&other).unwrap())).await.unwrap();
+    let violations = oracle.judge(&world.cloud, Duration::from_secs(3)).await.unwrap().violations.join("\n");
+    for (task, what) in [(tasks[0], "has no outcome"), (tasks[1], "has 2 final answers"), (tasks[2], "expected")] {
+        let noticed = violations.lines().any(|line| line.contains(&task.to_string()) && line.contains(what));
+        assert!(noticed, "{task}: {what:?} was not noticed:\n{violations}");
+    }
+    assert_eq!(violations.lines().filter(|line| !line.contains("not within")).count(), 3, "{violations}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes to hours: make soak"]
+async fn soak() {
+    let count = std::env::var("TRIBUTARY_SOAK_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(50);
+    let seed = seed(20264);
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    suffer(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
+}

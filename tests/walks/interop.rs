@@ -1,0 +1,86 @@
+//! Clients that are not ours: a few lines of Python with the public NATS and MQTT libraries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use harness::pictures::{Picture, one};
+use harness::program::{fixture, root};
+use serde_json::Value;
+
+use crate::up::{found, up};
+
+/// What the clients need, with versions.
+const REQUIREMENTS: &str = "tests/walks/interop/requirements.txt";
+
+/// A Python with the clients' libraries; made once for all tests and later runs.
+fn python() -> PathBuf {
+    static MADE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one_at_a_time = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.ancestors().nth(3).expect("target/<profile>/deps/<tests>");
+    let (folder, complete) = (target.join("interop-venv"), target.join("interop-venv/complete"));
+    let python = folder.join("bin/python");
+    let wanted = fs::read_to_string(root().join(REQUIREMENTS)).unwrap();
+    if fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+        return python;
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).unwrap();
+    }
+    succeed("making a virtual environment (python3-venv)", Command::new("python3").args(["-m", "venv"]).arg(&folder));
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    let mut pip = Command::new(&python);
+    succeed("fetching nats-py, paho-mqtt and msgpack with pip", pip.args(install).arg(root().join(REQUIREMENTS)));
+    fs::write(&complete, wanted).unwrap();
+    python
+}
+
+fn succeed(what: &str, command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{what}: {command:?}: {error}"));
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{what} failed; it needs Python 3 and the package index:\n{words}");
+    output
+}
+
+/// What a client of this kind is answered about a picture.
+async fn ask(kind: &'static str, address: String, site: String, picture: &Picture) -> Value {
+    let file = fixture("images/fashion").join(&picture.file);
+    let client = root().join("tests/walks/interop/client.py");
+    let asking = move || {
+        let mut command = Command::new(python());
+        succeed(kind, command.arg(client).args([kind, &address, &site]).arg(file)).stdout
+    };
+    serde_json::from_slice(&tokio::task::spawn_blocking(asking).await.unwrap()).unwrap()
+}
+
+fn expect(answer: &Value, route: &str, label: &str, confidence: f32) {
+    let known = (&answer["kind"], &answer["version"], &answer["stage"], &answer["route"], &answer["label"]);
+    assert_eq!(known, (&"answer".into(), &1.into(), &"final".into(), &route.into(), &label.into()), "{answer}");
+    assert!((answer["confidence"].as_f64().unwrap() - f64::from(confidence)).abs() < 1e-3, "{answer}");
+    assert_eq!(answer["camera"], "python");
+}
+
+async fn site(folder: &Path) -> Value {
+    found(folder).expect("up.json")["sites"][0].clone()
+}
+
+#[tokio::test]
+async fn a_python_client_is_answered_over_nats_and_over_mqtt() {
+    let folder = tempfile::tempdir().unwrap();
+    let _up = up(folder.path(), &["--set", "up.mqtt_port=0"]).await;
+    let site = site(folder.path()).await;
+    let name = site["site"].as_str().unwrap().to_owned();
+    let (sure, doubtful) = (one(true).unwrap(), one(false).unwrap());
+
+    let answer = ask("nats", site["url"].as_str().unwrap().into(), name.clone(), sure).await;
+    expect(&answer, "edge", &sure.light.label, sure.light.confidence);
+    let task = answer["task"].as_str().unwrap();
+    assert_eq!(answer["subject"], format!("answer.final.{name}.python.{task}"));
+
+    let mqtt = format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap());
+    let answer = ask("mqtt", mqtt, name.clone(), doubtful).await;
+    expect(&answer, "verified", &doubtful.heavy.label, doubtful.heavy.confidence);
+    let task = answer["task"].as_str().unwrap();
+    assert_eq!(answer["subject"], format!("answer/final/{name}/python/{task}"));
+}

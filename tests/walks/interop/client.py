@@ -1,0 +1,59 @@
+"""Clients that are not ours: publish one picture, print the final answer as JSON.
+
+client.py nats URL SITE FILE          with nats-py
+client.py mqtt HOST:PORT SITE FILE    with paho-mqtt
+"""
+
+import asyncio
+import json
+import queue
+import sys
+
+import msgpack
+
+PATIENCE_S = 30
+
+
+def show(subject, payload):
+    answer = msgpack.unpackb(payload)
+    print(json.dumps({"subject": subject, **answer}))
+
+
+async def with_nats(url, site, image):
+    import nats
+
+    client = await nats.connect(url)
+    answers = await client.subscribe(f"answer.final.{site}.python.*")
+    await client.jetstream().publish(f"image.{site}.python", image, headers={"Tributary-Priority": "7"})
+    message = await answers.next_msg(timeout=PATIENCE_S)
+    show(message.subject, message.data)
+    await client.close()
+
+
+def with_mqtt(address, site, image):
+    import paho.mqtt.client as mqtt
+
+    answers = queue.Queue()
+    subscribed = queue.Queue()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="python", protocol=mqtt.MQTTv311)
+    client.on_message = lambda _client, _user, message: answers.put(message)
+    client.on_subscribe = lambda *_: subscribed.put(True)
+    host, port = address.split(":")
+    client.connect(host, int(port))
+    client.loop_start()
+    client.subscribe(f"answer/final/{site}/python/+", qos=0)
+    subscribed.get(timeout=PATIENCE_S)
+    client.publish(f"image/{site}/python", image, qos=1).wait_for_publish(PATIENCE_S)
+    message = answers.get(timeout=PATIENCE_S)
+    show(message.topic, message.payload)
+    client.loop_stop()
+
+
+if __name__ == "__main__":
+    kind, address, site, file = sys.argv[1:]
+    with open(file, "rb") as opened:
+        image = opened.read()
+    if kind == "nats":
+        asyncio.run(with_nats(address, site, image))
+    else:
+        with_mqtt(address, site, image)

@@ -1,0 +1,131 @@
+//! Who may know whom, read from the manifests; and where subjects are spelled out, from the sources.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use harness::program::root;
+
+const ROLES: [&str; 5] = ["publisher", "recognizer", "courier", "verifier", "janitor"];
+
+/// Which of our own crates each crate may depend on.
+fn allowed(package: &str) -> BTreeSet<&'static str> {
+    let allowed: &[&str] = match package {
+        "schemas" => &[],
+        "streams" | "vision" => &["schemas"],
+        "runtime" => &["schemas", "streams"],
+        "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],
+        "courier" | "janitor" => &["schemas", "streams", "runtime"],
+        "bench" | "tributary" => {
+            &["schemas", "streams", "runtime", "vision", "bench", "publisher", "recognizer", "courier", "verifier", "janitor"]
+        }
+        "tributary-tests" => &["schemas", "streams", "vision", "runtime"],
+        other => panic!("{other} has no place in the layering: give it one here and in docs/ARCHITECTURE.md"),
+    };
+    allowed.iter().copied().collect()
+}
+
+/// Which crates may name an outside library that has one home.
+const HOMES: [(&str, &[&str]); 8] = [
+    ("async-nats", &["streams", "tributary-tests"]),
+    ("ort", &["vision"]),
+    ("image", &["vision"]),
+    ("zune-jpeg", &["vision"]),
+    ("fast_image_resize", &["vision"]),
+    ("rmp-serde", &["schemas"]),
+    ("figment", &["runtime"]),
+    ("clap", &["tributary"]),
+];
+
+struct Manifest {
+    package: String,
+    folder: PathBuf,
+    dependencies: BTreeSet<String>,
+}
+
+fn toml(path: &Path) -> toml::Table {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn manifests() -> BTreeMap<String, Manifest> {
+    let workspace = toml(&root().join("Cargo.toml"));
+    let members = workspace["workspace"]["members"].as_array().unwrap();
+    let read = |member: &toml::Value| {
+        let folder = root().join(member.as_str().unwrap());
+        let manifest = toml(&folder.join("Cargo.toml"));
+        let package = manifest["package"]["name"].as_str().unwrap().to_owned();
+        let tables = ["dependencies", "dev-dependencies", "build-dependencies"];
+        let named = tables.iter().filter_map(|table| manifest.get(*table)?.as_table()).flat_map(|table| table.keys());
+        (package.clone(), Manifest { package, folder, dependencies: named.cloned().collect() })
+    };
+    members.iter().map(read).collect()
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn a_crate_knows_only_what_lies_to_its_left() {
+    let manifests = manifests();
+    for Manifest { package, dependencies, .. } in manifests.values() {
+        let ours = dependencies.iter().filter(|name| manifests.contains_key(*name)).map(String::as_str);
+        let wrong: Vec<&str> = ours.filter(|name| !allowed(package).contains(name)).collect();
+        assert!(wrong.is_empty(), "{package} must not depend on {wrong:?}");
+    }
+}
+
+#[test]
+fn no_role_knows_another_role() {
+    let manifests = manifests();
+    for role in ROLES {
+        let others = ROLES.iter().filter(|other| **other != role);
+        let known: Vec<_> = others.filter(|other| manifests[role].dependencies.contains(**other)).collect();
+        assert!(known.is_empty(), "{role} knows {known:?}");
+    }
+}
+
+#[test]
+fn an_outside_library_with_one_home_is_named_nowhere_else() {
+    for Manifest { package, dependencies, .. } in manifests().values() {
+        for (library, homes) in HOMES {
+            assert!(
+                !dependencies.contains(library) || homes.contains(&package.as_str()),
+                "{package} depends on {library}, whose home is {homes:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn subjects_are_spelled_out_in_one_place() {
+    const HOME: [&str; 3] = ["streams/src/subject.rs", "streams/src/topology.rs", "streams/src/server.rs"];
+    const KINDS: [&str; 6] = ["image", "answer", "outbox", "verify", "verdict", "dead"];
+    let mut found = Vec::new();
+    for manifest in manifests().values().filter(|manifest| manifest.package != "tributary-tests") {
+        sources(&manifest.folder.join("src"), &mut found);
+    }
+    assert!(found.len() > 50, "only {} sources were found", found.len());
+    for path in found {
+        let text = fs::read_to_string(&path).unwrap();
+        // What follows is for tests, where a subject may be written as a client would write it.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let at = path.strip_prefix(root()).unwrap().display().to_string();
+        if HOME.contains(&at.as_str()) {
+            continue;
+        }
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let built = |kind: &&str| line.contains(&format!("\"{kind}.{{")) || line.contains(&format!("\"{kind}.*"));
+            let spelled = KINDS.iter().find(|kind| built(kind) || line.contains(&format!("\"{kind}.>")));
+            assert!(spelled.is_none(), "{at}:{}: builds a subject of its own: {}", number + 1, line.trim());
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Walks through the whole of Tributary: real nats-servers, real ONNX Runtime, the built binary.
+//!
+//! One binary, because linking costs more than running. What is marked `ignored` runs by `make soak`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+mod bad_input;
+mod bounds;
+mod common;
+mod faults;
+mod image_walk;
+mod interop;
+mod layering;
+mod power_cut;
+mod up;
+mod wire_golden;

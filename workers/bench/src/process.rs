@@ -1,0 +1,59 @@
+//! What the kernel says about processes: processor time and memory. Linux only; elsewhere nothing is known
+//! and the figures are absent.
+
+use std::time::Duration;
+
+/// The kernel's unit of processor time in `/proc`, the same on every Linux.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Processor time a process used so far, its own and the kernel's for it, living threads and ended ones.
+pub fn cpu(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    ticks(&stat).map(|ticks| TICK * ticks)
+}
+
+/// The most memory a process had at a time, bytes.
+pub fn peak_bytes(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    field_bytes(&status, "VmHWM:")
+}
+
+fn ticks(stat: &str) -> Option<u32> {
+    // The second field is the name in parentheses and may hold blanks and parentheses.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let (user, system): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    user.checked_add(system)
+}
+
+fn field_bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_blanks_and_parentheses_does_not_shift_the_fields() {
+        let stat = "7 (a (b) c) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 5 6 20 0 4 0 100 1000 10 184";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (a"), None);
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(field_bytes("Name:\tx\nVmHWM:\t    2048 kB\n", "VmHWM:"), Some(2048 * 1024));
+        assert_eq!(field_bytes("Name:\tx\n", "VmHWM:"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_is_known_and_one_that_is_gone_is_not() {
+        assert!(peak_bytes(std::process::id()).unwrap() > 100_000);
+        assert!(cpu(std::process::id()).is_some());
+        assert_eq!(cpu(u32::MAX), None);
+    }
+}

@@ -1,0 +1,294 @@
+//! What a bench found: a table for people, JSON for programs. Figures with a goal say whether it was met.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::BenchError;
+
+/// What a bench found.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Which bench.
+    pub bench: &'static str,
+    /// How it was run: rounds, lengths, workload.
+    pub settings: Value,
+    /// Where it ran.
+    pub machine: Machine,
+    /// Everything measured, one object a row.
+    pub rows: Vec<Value>,
+    /// The rows for people.
+    pub table: Table,
+    /// The figures that matter.
+    pub headline: Vec<Figure>,
+    /// What a reader should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// One figure of a headline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    /// Its name in JSON, for good.
+    pub name: &'static str,
+    /// What it is, for people.
+    pub title: &'static str,
+    /// Its value; absent where it could not be measured.
+    pub value: Option<f64>,
+    /// Its unit; empty for a ratio.
+    pub unit: &'static str,
+    /// What it should be.
+    pub goal: Option<Goal>,
+}
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Goal {
+    /// This or more.
+    AtLeast(f64),
+    /// This or less.
+    AtMost(f64),
+}
+
+impl Goal {
+    fn met(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
+        }
+    }
+
+    fn json(self, value: f64) -> Value {
+        match self {
+            Self::AtLeast(least) => json!({ "at_least": least, "met": self.met(value) }),
+            Self::AtMost(most) => json!({ "at_most": most, "met": self.met(value) }),
+        }
+    }
+}
+
+/// Columns and lines; the first column is text, the others are numbers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Table {
+    /// Names of the columns.
+    pub columns: Vec<&'static str>,
+    /// One text a column each.
+    pub lines: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn render(&self) -> String {
+        let cells = |column: usize| self.lines.iter().filter_map(move |line| line.get(column));
+        let width = |(column, name): (usize, &&str)| {
+            cells(column).map(|cell| cell.chars().count()).chain([name.chars().count()]).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = self.columns.iter().enumerate().map(width).collect();
+        let head = self.columns.iter().map(|name| (*name).to_owned()).collect();
+        let mut text = String::new();
+        for line in std::iter::once(&head).chain(&self.lines) {
+            let mut row = String::new();
+            for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+                let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+                match column {
+                    0 => row.extend([cell, padding.as_str()]),
+                    _ => row.extend(["  ", padding.as_str(), cell]),
+                }
+            }
+            text.push_str(row.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Where a bench ran.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Machine {
+    /// Model of the processor.
+    pub processor: Option<String>,
+    /// Cores this process may use.
+    pub cores: usize,
+    /// Memory, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Version of the kernel.
+    pub kernel: Option<String>,
+    /// File system of the store.
+    pub store_file_system: Option<String>,
+    /// Processes that wanted to run, on average over the last minute before the start.
+    pub load_before: Option<f64>,
+    /// Version of this program.
+    pub tributary: String,
+    /// Version of the nats-server.
+    pub nats_server: Option<String>,
+    /// Commit of the checkout it ran in; ends in `+changes` if files differ from it.
+    pub commit: Option<String>,
+}
+
+impl Machine {
+    /// This one; `store` is where the servers keep their files.
+    pub fn here(store: &Path) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        let value = |text: String, name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1.trim().to_owned();
+            Some(line)
+        };
+        let memory = read("/proc/meminfo").and_then(|text| value(text, "MemTotal"));
+        let kib: Option<u64> = memory.and_then(|text| text.trim_end_matches("kB").trim().parse().ok());
+        Self {
+            processor: read("/proc/cpuinfo").and_then(|text| value(text, "model name")),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: kib.map(|kib| kib * 1024),
+            kernel: read("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()),
+            store_file_system: read("/proc/mounts").and_then(|mounts| file_system(&mounts, store)),
+            load_before: read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
+            tributary: env!("CARGO_PKG_VERSION").into(),
+            nats_server: None,
+            commit: commit(),
+        }
+    }
+}
+
+/// The kind of the file system a path is on, from the kernel's table of mounts.
+fn file_system(mounts: &str, path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let fields = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        Some((Path::new(words.next()?), words.next()?))
+    });
+    // Of two mounts on one folder the later one is seen.
+    let mounted = fields.filter(|(at, _)| path.starts_with(at)).max_by_key(|(at, _)| at.components().count());
+    mounted.map(|(_, kind)| kind.to_owned())
+}
+
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changed = git(&["status", "--porcelain"]).is_some_and(|changes| !changes.is_empty());
+    Some(if changed { format!("{commit}+changes") } else { commit })
+}
+
+impl Report {
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = self.table.render();
+        text.push('\n');
+        let mut figures = Table { columns: vec!["headline", "value", "goal", ""], lines: Vec::new() };
+        for figure in &self.headline {
+            let value = figure.value.map_or_else(|| "unknown".into(), |value| amount(value, figure.unit));
+            let goal = match figure.goal {
+                Some(Goal::AtLeast(least)) => format!("≥ {}", amount(least, figure.unit)),
+                Some(Goal::AtMost(most)) => format!("≤ {}", amount(most, figure.unit)),
+                None => String::new(),
+            };
+            let met = match figure.goal.zip(figure.value) {
+                Some((goal, value)) if goal.met(value) => "met",
+                Some(_) => "MISSED",
+                None => "",
+            };
+            figures.lines.push(vec![figure.title.into(), value, goal, met.into()]);
+        }
+        text.push_str(&figures.render());
+        for note in &self.notes {
+            // Writing into a string does not fail.
+            let _ = write!(text, "\n{note}");
+        }
+        text
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Result<Value, BenchError> {
+        let known = || self.headline.iter().filter_map(|figure| Some((figure, figure.value?)));
+        let headline: Map<String, Value> =
+            known().map(|(figure, value)| (figure.name.into(), rounded(value).into())).collect();
+        let goals: Map<String, Value> =
+            known().filter_map(|(figure, value)| Some((figure.name.into(), figure.goal?.json(value)))).collect();
+        Ok(json!({
+            "bench": self.bench,
+            "headline": headline,
+            "goals": goals,
+            "settings": self.settings,
+            "machine": serde_json::to_value(&self.machine)?,
+            "notes": self.notes,
+            "rows": self.rows,
+        }))
+    }
+
+    /// Writes the JSON into a file.
+    pub fn write(&self, path: &Path) -> Result<(), BenchError> {
+        let text = serde_json::to_string_pretty(&self.json()?)? + "\n";
+        std::fs::write(path, text).map_err(BenchError::file(path))
+    }
+}
+
+/// A value with as many digits as can be believed.
+pub fn amount(value: f64, unit: &str) -> String {
+    let digits = match value.abs() {
+        ..10.0 => 2,
+        10.0..100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}{}{unit}", if unit.is_empty() { "" } else { " " })
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let figure = |name, value, goal| Figure { name, title: name, value, unit: "ms", goal };
+        Report {
+            bench: "test",
+            settings: json!({}),
+            machine: Machine::default(),
+            rows: vec![json!({"a": 1})],
+            table: Table { columns: vec!["what", "n"], lines: vec![vec!["long name".into(), "7".into()]] },
+            headline: vec![
+                figure("good", Some(1.0), Some(Goal::AtMost(2.0))),
+                figure("bad", Some(1.0), Some(Goal::AtLeast(2.0))),
+                figure("free", Some(123.456_78), None),
+                figure("unknown", None, Some(Goal::AtMost(1.0))),
+            ],
+            notes: vec!["A note.".into()],
+        }
+    }
+
+    #[test]
+    fn the_headline_in_json_is_an_object_of_numbers_and_goals_stand_beside_it() {
+        let json = report().json().unwrap();
+        assert_eq!(json["headline"], json!({"good": 1.0, "bad": 1.0, "free": 123.4568}));
+        assert_eq!(json["goals"]["good"], json!({"at_most": 2.0, "met": true}));
+        assert_eq!(json["goals"]["bad"], json!({"at_least": 2.0, "met": false}));
+        assert_eq!(json["rows"], json!([{"a": 1}]));
+    }
+
+    #[test]
+    fn people_see_whether_a_goal_was_met() {
+        let text = report().text();
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line("good").ends_with("1.00 ms  ≤ 2.00 ms     met"), "{text}");
+        assert!(line("bad").ends_with("MISSED"), "{text}");
+        assert!(line("free").ends_with("123 ms"), "{text}");
+        assert!(line("unknown").contains("unknown"), "{text}");
+        assert!(text.ends_with("A note."), "{text}");
+    }
+
+    #[test]
+    fn numbers_stand_under_their_columns() {
+        assert_eq!(report().table.render(), "what       n\nlong name  7\n");
+    }
+
+    #[test]
+    fn the_nearest_mount_says_the_file_system() {
+        let mounts = "/dev/a / ext4 rw 0 0\nnone /proc proc rw 0 0\nnone /proc/self cgroup rw 0 0";
+        assert_eq!(file_system(mounts, Path::new("/")), Some("ext4".into()));
+        assert_eq!(file_system("", Path::new("/")), None);
+    }
+}

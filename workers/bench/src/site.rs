@@ -1,0 +1,174 @@
+//! A site to be measured: a nats-server and, if wanted, a recognizer, each in a process of its own, with
+//! the settings of production but for the gate, which is open so that every answer is final.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use schemas::SiteName;
+use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::{Bus, NatsSettings, read};
+use vision::InferSettings;
+
+use crate::error::BenchError;
+
+/// How long a recognizer may take to end before it is made to.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at whether it still lives.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Names of a site's processes in a report: our own, the nats-server, the recognizer.
+pub const LOAD: &str = "load";
+/// See [`LOAD`].
+pub const SERVER: &str = "server";
+/// See [`LOAD`].
+pub const RECOGNIZER: &str = "recognizer";
+
+/// What all sites of a measurement have in common.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// Folder of the stores; removed by whoever made it.
+    pub folder: PathBuf,
+    /// The nats-server program; looked for if absent.
+    pub nats_server: Option<PathBuf>,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+    /// Folder of the model, absolute.
+    pub model: PathBuf,
+    /// Replicas and batches.
+    pub infer: InferSettings,
+}
+
+/// A site that runs. Dropping it stops everything.
+pub struct Site {
+    // Dropped first: a recognizer without a server would wait for it.
+    recognizer: Option<Recognizer>,
+    server: Server,
+    /// A connection of ours.
+    pub bus: Bus,
+    /// Its name.
+    pub name: SiteName,
+}
+
+struct Recognizer(Child);
+
+impl Site {
+    /// Starts a server with everything a site and a cloud need, without a worker.
+    pub async fn start(label: &str, durability: Durability, ground: &Ground) -> Result<Self, BenchError> {
+        let settings = ServerSettings {
+            program: ground.nats_server.clone(),
+            store: ground.folder.join(label),
+            name: label.into(),
+            domain: None,
+            port: 0,
+            mqtt_port: None,
+            durability,
+            leaf: Leaf::Alone,
+        };
+        let store = settings.store.clone();
+        let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;
+        let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
+        let name = SiteName::first();
+        let plan = topology::plan(&Place::Both(name.clone()), &StreamSettings::default());
+        topology::setup(&bus, &plan, Mend::Missing).await?;
+        server.settle().map_err(BenchError::file(store))?;
+        Ok(Self { recognizer: None, server, bus, name })
+    }
+
+    /// Starts a recognizer: this very program, as an operator would.
+    pub fn recognize(&mut self, ground: &Ground) -> Result<(), BenchError> {
+        let program = std::env::current_exe().map_err(|source| BenchError::NotStarted { source })?;
+        let mut command = Command::new(program);
+        command.arg("recognizer").arg("--nats").arg(self.server.url()).arg("--site").arg(self.name.as_str());
+        command.arg("--model").arg(&ground.model);
+        for setting in settings(ground) {
+            command.arg("--set").arg(setting);
+        }
+        // Its working folder holds no tributary.toml; it says only what went wrong, and to standard error.
+        command.current_dir(&ground.folder).env("TRIBUTARY_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().map_err(|source| BenchError::NotStarted { source })?;
+        self.recognizer = Some(Recognizer(child));
+        Ok(())
+    }
+
+    /// Our process and all that belong to this site.
+    pub fn processes(&self) -> Vec<(&'static str, u32)> {
+        let server = self.server_process().map(|process| (SERVER, process));
+        let recognizer = self.recognizer_process().map(|process| (RECOGNIZER, process));
+        [(LOAD, std::process::id())].into_iter().chain(server).chain(recognizer).collect()
+    }
+
+    /// The process of the server.
+    pub fn server_process(&self) -> Option<u32> {
+        self.server.process()
+    }
+
+    /// The process of the recognizer.
+    pub fn recognizer_process(&self) -> Option<u32> {
+        self.recognizer.as_ref().map(|recognizer| recognizer.0.id())
+    }
+
+    /// Waits until the recognizer ends by itself, which it should not.
+    pub async fn ended(&mut self) -> BenchError {
+        let Some(Recognizer(child)) = &mut self.recognizer else { return std::future::pending().await };
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return BenchError::Ended { how: status.to_string() },
+                Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+                Err(source) => return BenchError::Ended { how: source.to_string() },
+            }
+        }
+    }
+
+    /// Removes what earlier stretches left in the streams, so that none grows without end.
+    pub async fn clear(&self) -> Result<(), BenchError> {
+        for stream in [topology::IMAGES, topology::ANSWERS] {
+            let level = read::level(&self.bus, stream).await?;
+            if level.messages > 0 {
+                read::purge_before(&self.bus, stream, level.last_sequence + 1).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn settings(ground: &Ground) -> Vec<String> {
+    let InferSettings { replicas, threads, max_batch, .. } = &ground.infer;
+    let mut settings = vec![
+        "recognizer.verify.enabled=false".into(),
+        "recognizer.gate.min_confidence_ratio=0".into(),
+        "recognizer.gate.min_margin_ratio=0".into(),
+        "recognizer.gate.max_entropy_ratio=1".into(),
+        format!("recognizer.infer.replicas={}", replicas.count(*threads)),
+        format!("recognizer.infer.threads={threads}"),
+        format!("recognizer.infer.max_batch={max_batch}"),
+    ];
+    settings.extend(ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display())));
+    settings
+}
+
+impl Drop for Recognizer {
+    fn drop(&mut self) {
+        let asked = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
+        tracing::debug!(?asked, "recognizer told to stop");
+        let until = Instant::now() + STOP_PATIENCE;
+        while matches!(self.0.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                let (killed, waited) = (self.0.kill(), self.0.wait());
+                tracing::debug!(?killed, ?waited, "recognizer made to stop");
+                return;
+            }
+            pause(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Waits on a thread that has nothing else to do.
+pub(crate) fn pause(time: Duration) {
+    let (_keep, never) = mpsc::channel::<()>();
+    let _timed_out = never.recv_timeout(time);
+}

@@ -1,0 +1,306 @@
+//! `tributary answers`: what is stored, what arrives, or the one outcome of a task.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::task::HEADER_TASK;
+use schemas::{Answer, CameraName, Stage, TaskId, decode};
+use streams::read::{self, Record, Stretch};
+use streams::{Bus, subject, topology};
+use tokio::time::Instant;
+
+use crate::settings::Settings;
+use crate::site::{self, Site};
+use crate::{form, out};
+
+/// A connection that broke is tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often the outcome of one task is asked for.
+const LOOK: Duration = Duration::from_millis(100);
+
+const EXAMPLES: &str = "\
+A final answer is the outcome of a task: every image gets exactly one. A provisional one says what the site
+thinks of a doubtful image while the cloud is asked. Times are UTC; `took` is from stored to answered.
+
+Examples:
+  tributary answers                             the newest 20, one a line
+  tributary answers --follow --camera cam-1     and whatever comes, of one camera
+  tributary answers --follow --json | jq .label as JSON, one object a line
+  tributary answers 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --wait 30
+                                                one task in full, as soon as it is answered";
+
+/// Read answers: the newest, those that arrive, or that of one task.
+///
+/// Prints what the stream ANSWERS of a site holds, oldest first. Reading takes nothing away: anybody may
+/// read at any time, as often as they like.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct AnswersArgs {
+    /// The task whose outcome is wanted, as `publish --print-ids` prints it.
+    #[arg(value_name = "TASK-ID", conflicts_with_all = ["follow", "last", "provisional"])]
+    task: Option<TaskId>,
+    /// Go on with what arrives, until interrupted.
+    #[arg(long, short)]
+    follow: bool,
+    /// So many of those that are stored; 0 with --follow for new ones only.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    last: usize,
+    /// Provisional answers too.
+    #[arg(long)]
+    provisional: bool,
+    /// Only of this camera.
+    #[arg(long, value_name = "NAME")]
+    camera: Option<CameraName>,
+    /// With a task: wait so long for its outcome if there is none yet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, requires = "task")]
+    wait: u64,
+    /// JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads answers.
+pub async fn command(loaded: &Loaded<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
+    let site = site::open(loaded, "answers").await?;
+    match args.task {
+        Some(task) => one(&site, task, args).await,
+        None => many(&site, args).await,
+    }
+}
+
+async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
+    let camera = args.camera.as_ref();
+    let mut subjects = vec![subject::finalities(&site.name, camera)];
+    if args.provisional {
+        subjects.push(subject::provisionals(&site.name, camera));
+    }
+    let look = Stretch { subjects, ..Stretch::default() };
+    let after = read::level(&site.bus, topology::ANSWERS).await?.last_sequence;
+    let stored = match args.last {
+        0 => Vec::new(),
+        last => read::newest(&site.bus, topology::ANSWERS, look.clone(), last, |_| true).await?,
+    };
+    if stored.is_empty() && !args.follow {
+        let of = camera.map(|camera| format!(" from camera {camera}")).unwrap_or_default();
+        out::note(format_args!("no answers at site {}{of} yet: publish images with `tributary publish`", site.name));
+    }
+    for record in &stored {
+        show(record, args.json)?;
+    }
+    let after = stored.last().map_or(after, |record| record.sequence.max(after));
+    if args.follow { follow(&site.bus, look, after, args.json).await } else { Ok(()) }
+}
+
+async fn follow(bus: &Bus, look: Stretch, mut after: u64, json: bool) -> anyhow::Result<()> {
+    loop {
+        let part = Stretch { from_sequence: Some(after + 1), ..look.clone() };
+        match read::follow(bus, topology::ANSWERS, part).await {
+            Ok(records) => {
+                let mut records = std::pin::pin!(records);
+                while let Some(Ok(record)) = records.next().await {
+                    after = record.sequence;
+                    show(&record, json)?;
+                }
+                tracing::warn!("reading was interrupted, going on");
+            }
+            Err(error) => tracing::warn!(%error, "answers cannot be read, trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn show(record: &Record, json: bool) -> anyhow::Result<()> {
+    if json {
+        return match schemas::codec::show(&record.payload) {
+            Some(value) => out::json_line(&value),
+            None => {
+                tracing::warn!(sequence = record.sequence, "answer passed over: it is not MessagePack");
+                Ok(())
+            }
+        };
+    }
+    match decode::<Answer>(&record.payload) {
+        Ok(answer) => out::line(line(&answer)),
+        Err(error) => {
+            tracing::warn!(sequence = record.sequence, %error, "answer passed over");
+            Ok(())
+        }
+    }
+}
+
+/// One answer in one line; the task comes last, so that a narrow screen breaks there.
+fn line(answer: &Answer) -> String {
+    let label = format!("{}{}", what(answer), wrong(answer));
+    let confidence = answer.confidence.map(form::percent).unwrap_or_default();
+    let way = match answer.stage {
+        Stage::Provisional => "provisional".to_owned(),
+        Stage::Final => answer.route.to_string(),
+    };
+    let took = form::span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
+    let (time, reason) = (form::time(answer.answered_at_ms), form::word(&answer.reason));
+    let camera = answer.camera.as_str();
+    format!("{time}  {camera:10}  {label:20} {confidence:>7}  {way:11}  {reason:15}  {took:>8}  {}", answer.task)
+}
+
+fn what(answer: &Answer) -> String {
+    match (&answer.label, &answer.fault) {
+        (Some(label), _) => form::plain(label),
+        (None, Some(fault)) => format!("({})", form::plain(&fault.name)),
+        (None, None) => "(nothing)".into(),
+    }
+}
+
+/// The truth, where it is known to be another.
+fn wrong(answer: &Answer) -> String {
+    let truth = answer.truth.as_ref().filter(|truth| answer.label.as_ref() != Some(truth));
+    truth.map(|truth| format!(", truly {}", form::plain(truth))).unwrap_or_default()
+}
+
+async fn one(site: &Site, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
+    let slot = match &args.camera {
+        Some(camera) => subject::finality(&site.name, camera, task),
+        None => subject::finality_of_any_camera(&site.name, task),
+    };
+    let until = Instant::now() + Duration::from_secs(args.wait);
+    let mut outcome = read::last(&site.bus, topology::ANSWERS, &slot).await?;
+    while outcome.is_none() && Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+        outcome = read::last(&site.bus, topology::ANSWERS, &slot).await?;
+    }
+    let found = match outcome {
+        Some(record) => record,
+        None => provisional(site, task, args.camera.as_ref()).await?.with_context(|| {
+            format!(
+                "no answer for task {task} at site {}: if it was published there, wait for it with --wait SECONDS, \
+                 and see what is queued with `tributary status`",
+                site.name
+            )
+        })?,
+    };
+    if args.json {
+        return out::json_line(&schemas::codec::show(&found.payload).context("answer is not MessagePack")?);
+    }
+    out::line(report(&decode(&found.payload)?, clock::now_ms()))
+}
+
+/// The provisional answer of a task, which only its headers tell from others.
+async fn provisional(site: &Site, task: TaskId, camera: Option<&CameraName>) -> anyhow::Result<Option<Record>> {
+    let subjects = vec![subject::provisionals(&site.name, camera)];
+    let look = Stretch { subjects, headers_only: true, ..Stretch::default() };
+    let task = task.to_string();
+    let wanted = |record: &Record| record.header(HEADER_TASK) == Some(task.as_str());
+    let Some(found) = read::newest(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
+    Ok(read::at(&site.bus, topology::ANSWERS, found.sequence).await?)
+}
+
+/// One answer in full.
+fn report(answer: &Answer, now_ms: u64) -> String {
+    let mut rows = vec![
+        vec!["task".to_owned(), answer.task.to_string()],
+        vec!["from".into(), format!("camera {} at site {}", answer.camera, answer.site)],
+        vec!["answer".into(), verdict(answer)],
+        vec!["stage".into(), stage(answer, now_ms)],
+    ];
+    let mut row = |name: &str, value: Option<String>| {
+        rows.extend(value.map(|value| vec![name.to_owned(), value]));
+    };
+    row("truth", answer.truth.as_deref().map(form::plain));
+    let ranked = answer.top.iter().map(|best| format!("{} {}", form::plain(&best.label), form::percent(best.confidence)));
+    row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
+    row("site said", answer.edge.as_ref().map(|edge| format!("{} {}", form::plain(&edge.label), form::percent(edge.confidence))));
+    row("release", answer.release.as_ref().map(ToString::to_string));
+    row("fault", answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain(&fault.name), form::plain(&fault.reason))));
+    row("remedy", answer.fault.as_ref().map(|fault| form::plain(&fault.remedy)));
+    row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
+    row("tile", answer.tile.as_ref().map(|tile| {
+        let schemas::Tile { scan, x_px, y_px, width_px, height_px, .. } = tile;
+        format!("{width_px}x{height_px} at {x_px},{y_px} of scan {scan}")
+    }));
+    row("captured", answer.captured_at_ms.map(form::time));
+    row("published", Some(form::time(answer.published_at_ms)));
+    let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);
+    row("answered", Some(format!("{}, {} later", form::time(answer.answered_at_ms), form::span(took as f64))));
+    row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
+    rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
+}
+
+fn verdict(answer: &Answer) -> String {
+    let confidence = answer.confidence.map(|ratio| format!(" {}", form::percent(ratio))).unwrap_or_default();
+    format!("{}{confidence}", what(answer))
+}
+
+fn stage(answer: &Answer, now_ms: u64) -> String {
+    let reason = form::word(&answer.reason);
+    match answer.stage {
+        Stage::Final => format!("final, by route {}: {reason}", answer.route),
+        Stage::Provisional => {
+            let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
+            format!("provisional so far ({reason}): a verdict is awaited for another {}", form::span(left_ms as f64))
+        }
+    }
+}
+
+fn steps(answer: &Answer) -> String {
+    let timings = &answer.timings;
+    let steps = [
+        ("queued", timings.queue_us),
+        ("fetched", timings.fetch_us),
+        ("waited", timings.wait_us),
+        ("decoded", timings.decode_us),
+        ("inferred", timings.infer_us),
+        ("verified", timings.verify_us),
+    ];
+    let steps = steps.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| format!("{name} {}", form::span_us(us)));
+    let batch = (timings.batch_size > 0).then(|| format!("batch of {}", timings.batch_size));
+    steps.chain(batch).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::answer::Opinion;
+    use schemas::task::Stored;
+    use schemas::{Reason, ReleaseId, Route, Task};
+
+    fn answer(stage: Stage) -> Answer {
+        let (site, camera) = ("reef".parse().unwrap(), "cam-1".parse().unwrap());
+        let stored = Stored { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
+        let task = Task::bare(&stored, TaskId::derived("a"));
+        let release = ReleaseId::from_sha256([1; 32]);
+        let opinion = Opinion { label: "coat".into(), confidence: 0.613, top: Vec::new(), release };
+        Answer::about(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_opinion(opinion)
+    }
+
+    #[test]
+    fn a_line_says_what_how_sure_why_and_how_long() {
+        let line = line(&answer(Stage::Final));
+        for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::derived("a").to_string()] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_answer_shows_the_truth_and_a_right_one_does_not() {
+        let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(Stage::Final) });
+        assert!(with("shirt").contains("coat, truly shirt"));
+        assert!(!with("coat").contains("truly"));
+    }
+
+    #[test]
+    fn a_provisional_answer_says_how_long_a_verdict_is_awaited() {
+        let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(Stage::Provisional) };
+        let report = report(&answer, 1_000_000);
+        assert!(report.contains("provisional so far (low_confidence)") && report.contains("1.0 min"), "{report}");
+    }
+
+    #[test]
+    fn a_task_without_an_answer_says_its_fault() {
+        let fault = schemas::FaultNote::new("image_truncated", "it ends early", "send all of it");
+        let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(Stage::Final) };
+        assert!(line(&dead).contains("(image_truncated)"));
+        assert!(report(&dead, 0).contains("send all of it"));
+    }
+}

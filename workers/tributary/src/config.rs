@@ -1,0 +1,99 @@
+//! `tributary config`: every setting, its value and where it came from.
+
+use runtime::settings::{self, Setting};
+use serde_json::Value;
+use streams::connect::without_credentials;
+
+use crate::settings::{Settings, load};
+use crate::{Common, form, out};
+
+const EXAMPLES: &str = "\
+The last one wins: default, settings file (tributary.toml), environment, flag. A setting such as
+recognizer.gate.min_confidence_ratio is TRIBUTARY_RECOGNIZER__GATE__MIN_CONFIDENCE_RATIO in the environment
+and `--set recognizer.gate.min_confidence_ratio=0.8` as a flag. Passwords are never shown.
+
+Examples:
+  tributary config --show
+  tributary config --show --settings deploy/settings/site.toml --set publisher.patience_s=60
+  tributary config --show --json | jq '.[] | select(.origin != \"default\")'";
+
+/// Show every setting, its value and where it came from.
+///
+/// Shows the settings as any other command would use them with the same file, environment and flags, and
+/// says what is wrong with them.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ConfigArgs {
+    /// Show the settings; this is what the command does without it, too.
+    #[arg(long)]
+    show: bool,
+    /// Print them as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the settings; those that cannot be used are shown as far as they are known.
+pub fn command(common: &Common, args: &ConfigArgs) -> anyhow::Result<()> {
+    let _shown_in_any_case = args.show;
+    match load(common, &[]) {
+        Ok(loaded) => {
+            print(loaded.list(), args.json)?;
+            loaded.settings.check()
+        }
+        Err(error) => {
+            print(settings::defaults::<Settings>(), args.json)?;
+            Err(error.context("settings cannot be used; the list above shows the defaults"))
+        }
+    }
+}
+
+fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
+    for setting in &mut list {
+        setting.value = presentable(&setting.value);
+    }
+    if json {
+        return out::json(&list);
+    }
+    let rows: Vec<Vec<String>> = list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
+    out::line(form::table(&["setting", "value", "from"], &rows))
+}
+
+/// Without credentials, and numbers as they were written: an f32 is kept in JSON as the f64 next to it.
+fn presentable(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.contains('@') => without_credentials(text).into(),
+        Value::Number(number) => {
+            let single = number.as_f64().filter(|_| number.is_f64()).map(|number| number as f32);
+            let same = single.filter(|single| number.as_f64() == Some(f64::from(*single)));
+            same.and_then(|single| single.to_string().parse::<f64>().ok()).map_or_else(|| value.clone(), Value::from)
+        }
+        value => value.clone(),
+    }
+}
+
+/// A value as it stands in a settings file.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "(not set)".into(),
+        Value::Object(fields) if fields.is_empty() => "(none)".into(),
+        value => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_looks_as_it_was_written() {
+        for (kept, shown) in [(f64::from(0.8f32), "0.8"), (0.7, "0.7"), (1.5, "1.5")] {
+            assert_eq!(presentable(&kept.into()).to_string(), shown);
+        }
+        assert_eq!(presentable(&4096.into()).to_string(), "4096");
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_password() {
+        assert_eq!(presentable(&"nats://a:hunter2@host:1".into()), "nats://host:1");
+    }
+}

@@ -1,0 +1,258 @@
+//! `tributary dead`: look at messages that were given up, and give them another chance.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use runtime::settings::Loaded;
+use schemas::DeadLetter;
+use streams::{Bus, Publisher};
+
+use crate::roles::people;
+use crate::settings::Settings;
+use crate::{form, out, site};
+
+/// How long a message is published again before the command gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Digits of an id in the list: enough to tell some thousands apart.
+const SHORT_ID: usize = 8;
+
+const EXAMPLES: &str = "\
+A message is given up when it can never be handled (a picture that is none), or when no worker finished it in
+many tries. It is kept with its payload and its fault until its stream is full. `redrive` publishes it once more,
+as the same task; its letter goes, and its new outcome takes the place of the old one.
+
+Examples:
+  tributary dead list --fault image_truncated
+  tributary dead show 1f0c --save broken.jpg
+  tributary dead redrive 1f0c 88ab                these two, by the beginning of their ids
+  tributary dead redrive --all --fault tries_used_up
+  tributary dead list --cloud                     those the verifiers gave up";
+
+/// Look at messages that were given up, and give them another chance.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DeadArgs {
+    #[command(subcommand)]
+    command: DeadCommand,
+    /// Those of the cloud instead of those of the site.
+    #[arg(long, global = true)]
+    cloud: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum DeadCommand {
+    /// List them, oldest first.
+    #[command(after_help = EXAMPLES)]
+    List {
+        /// Only those with this fault.
+        #[arg(long, value_name = "NAME")]
+        fault: Option<String>,
+        /// JSON, one object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all about one; its payload goes into a file on request.
+    #[command(after_help = EXAMPLES)]
+    Show {
+        /// Its id, or the beginning of it.
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Write its payload, byte for byte, into this file.
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+        /// JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publish them once more, as the same tasks.
+    #[command(after_help = EXAMPLES)]
+    Redrive {
+        /// Their ids, or the beginnings of them.
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All of them.
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+        /// With --all: only those with this fault.
+        #[arg(long, value_name = "NAME", requires = "all")]
+        fault: Option<String>,
+    },
+}
+
+/// Lists, shows or redrives.
+pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Result<()> {
+    let site = site::open(loaded, "dead").await?;
+    let (bus, place) = match args.cloud {
+        true => (site.cloud, "the cloud".to_owned()),
+        false => (site.bus, format!("site {}", site.name)),
+    };
+    let letters = janitor::redrive::letters(&bus).await.map_err(people)?;
+    match args.command {
+        DeadCommand::List { fault, json } => list(&of_fault(letters, fault.as_deref()), json, &place),
+        DeadCommand::Show { id, save, json } => {
+            let (_, letter) = pick(&letters, &id)?;
+            if let Some(path) = save {
+                std::fs::write(&path, &letter.payload).with_context(|| format!("{} cannot be written", path.display()))?;
+            }
+            show(letter, json)
+        }
+        DeadCommand::Redrive { ids, all, fault } => {
+            let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
+            redrive(&bus, &chosen, &place).await
+        }
+    }
+}
+
+type Letter = (u64, DeadLetter);
+
+fn of_fault(letters: Vec<Letter>, fault: Option<&str>) -> Vec<Letter> {
+    letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
+}
+
+fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
+    let mut chosen: Vec<Letter> = Vec::new();
+    for id in ids {
+        let letter = pick(letters, id)?;
+        if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
+            chosen.push(letter.clone());
+        }
+    }
+    Ok(chosen)
+}
+
+/// The one letter whose id, or whose task's, begins so.
+fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
+    let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
+    let fits = |(_, letter): &&Letter| {
+        begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
+    };
+    match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
+        [letter] => Ok(letter),
+        [] => bail!("no dead letter's id begins with {id:?}: `tributary dead list` shows them, --cloud those of the cloud"),
+        [(_, first), (_, second), ..] => {
+            bail!("several dead letters' ids begin with {id:?} ({}, {}): write more of it", first.id, second.id)
+        }
+    }
+}
+
+/// As JSON, with the size of the payload in its place.
+fn listed(letter: &DeadLetter) -> anyhow::Result<serde_json::Value> {
+    let bytes = schemas::encode(letter)?;
+    schemas::codec::show(&bytes).context("letter has no JSON form")
+}
+
+fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
+    if json {
+        return letters.iter().try_for_each(|(_, letter)| out::json_line(&listed(letter)?));
+    }
+    if letters.is_empty() {
+        return out::line(format_args!("No dead letters at {place}."));
+    }
+    let row = |(_, letter): &Letter| {
+        vec![
+            letter.id.to_string().chars().take(SHORT_ID).collect(),
+            form::time(letter.died_at_ms),
+            letter.role.clone(),
+            letter.stream.clone(),
+            form::plain(&letter.subject),
+            form::plain(&letter.fault.name),
+            form::plain(&letter.fault.reason),
+        ]
+    };
+    let rows: Vec<_> = letters.iter().map(row).collect();
+    out::line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "reason"], &rows))
+}
+
+fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
+    if json {
+        return out::json(&listed(letter)?);
+    }
+    let task = letter.task.map_or_else(|| "unknown".into(), |task| task.to_string());
+    let kind = match vision::dimensions(&letter.payload) {
+        Ok((format, width_px, height_px)) => format!(", {} {width_px}x{height_px}", format.name()),
+        Err(_) => String::new(),
+    };
+    let mut lines = vec![
+        format!("id        {}", letter.id),
+        format!("task      {task}"),
+        format!("given up  {} by the {} of site {}", form::time(letter.died_at_ms), letter.role, letter.site),
+        format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain(&letter.subject)),
+        format!("attempts  {}", letter.attempts),
+        format!("fault     {}", form::plain(&letter.fault.name)),
+        format!("reason    {}", form::plain(&letter.fault.reason)),
+        format!("remedy    {}", form::plain(&letter.fault.remedy)),
+        format!("payload   {}{kind} (--save FILE writes it)", form::size(letter.payload.len() as u64)),
+    ];
+    lines.extend(letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))));
+    out::line(lines.join("\n"))
+}
+
+async fn redrive(bus: &Bus, letters: &[Letter], place: &str) -> anyhow::Result<()> {
+    let publisher = Publisher::new(bus.clone(), PATIENCE);
+    for (done, (sequence, letter)) in letters.iter().enumerate() {
+        let driven = janitor::redrive::redrive(bus, &publisher, *sequence, letter).await;
+        driven.map_err(people).with_context(|| {
+            format!("dead letter {} could not be redriven; {done} were, and the rest can be tried again", letter.id)
+        })?;
+        out::line(format_args!("redriven  {}  {}", letter.id, form::plain(&letter.subject)))?;
+    }
+    match letters.len() {
+        0 => out::line(format_args!("Nothing to redrive at {place}.")),
+        count => out::line(format_args!("Redriven: {}.", form::count(count as u64, "message"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::{FaultNote, TaskId};
+
+    fn letter(name: &str) -> Letter {
+        let id = TaskId::derived(name);
+        let letter = DeadLetter {
+            id,
+            task: Some(id.child("task")),
+            site: "reef".parse().unwrap(),
+            role: "recognizer".into(),
+            stream: "IMAGES".into(),
+            subject: "image.reef.cam-1".into(),
+            sequence: 1,
+            attempts: 1,
+            died_at_ms: 0,
+            fault: FaultNote::new(name, "", ""),
+            headers: Default::default(),
+            payload: vec![1, 2, 3],
+        };
+        (1, letter)
+    }
+
+    #[test]
+    fn a_letter_is_picked_by_the_beginning_of_its_id_or_its_tasks() {
+        let letters = [letter("a"), letter("b")];
+        let begin = |id: TaskId| id.to_string()[..8].to_owned();
+        assert_eq!(pick(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
+        assert_eq!(pick(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
+    }
+
+    #[test]
+    fn an_unknown_an_empty_and_an_ambiguous_beginning_are_refused() {
+        let letters = [letter("a"), letter("a")];
+        let why = |id: &str| pick(&letters, id).unwrap_err().to_string();
+        assert!(why("zz").contains("no dead letter's id begins with \"zz\""));
+        assert!(why("").contains("no dead letter"));
+        assert!(why(&letters[0].1.id.to_string()).contains("write more of it"));
+    }
+
+    #[test]
+    fn a_letter_named_twice_is_redriven_once() {
+        let letters = [letter("a")];
+        let id = letters[0].1.id.to_string();
+        assert_eq!(pick_all(&letters, &[id.clone(), id]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_listed_letter_has_its_payloads_size_and_not_its_bytes() {
+        assert_eq!(listed(&letter("a").1).unwrap()["payload"], "<3 bytes>");
+    }
+}

@@ -1,0 +1,93 @@
+//! Here: the programs, the models and the settings, without any server.
+
+use std::path::Path;
+
+use recognizer::RecognizerSettings;
+use streams::server;
+use vision::{Model, Onnx};
+
+use super::Check;
+use crate::settings::Settings;
+
+/// All of it; blocks.
+pub fn checks(settings: &Settings) -> Vec<Check> {
+    let mut checks = vec![chosen(settings), nats_server(settings), onnxruntime(settings), window(settings)];
+    checks.push(model("recognizer", Some(&settings.recognizer.model)));
+    checks.push(model("verifier", settings.verifier.model.as_deref()));
+    checks
+}
+
+fn chosen(settings: &Settings) -> Check {
+    match settings.check() {
+        Ok(()) => Check::ok("settings", "every value is in its range"),
+        Err(error) => Check::bad("settings", format!("{error:#}"), "change it where `tributary config --show` says it came from"),
+    }
+}
+
+fn nats_server(settings: &Settings) -> Check {
+    let found = server::find(settings.up.nats_server.as_deref());
+    let found = found.and_then(|path| Ok((server::release(&path)?, path)));
+    match found {
+        Ok((release, path)) => Check::ok("nats-server", format!("{release} at {}", path.display())),
+        Err(error) => Check::warn("nats-server", error.to_string(), "`tributary up` needs one; with servers of your own nobody does"),
+    }
+}
+
+fn onnxruntime(settings: &Settings) -> Check {
+    match Onnx::find_and_load(settings.onnxruntime.as_deref()) {
+        Ok(onnx) => Check::ok("ONNX Runtime", format!("{} at {}", onnx.version(), onnx.library().display())),
+        Err(error) => Check::bad("ONNX Runtime", error.to_string(), "run `make setup`; recognizers and verifiers need it"),
+    }
+}
+
+/// A publisher that retries for longer than message ids are remembered stores an image twice.
+fn window(settings: &Settings) -> Check {
+    let (window_s, patience_s) = (u64::from(settings.streams.duplicate_window_s), settings.publisher.patience_s);
+    let found = format!("ids are remembered for {window_s} s, publishers retry for {patience_s} s");
+    match window_s > patience_s {
+        true => Check::ok("repeated publishes", found),
+        false => Check::bad("repeated publishes", found, "raise streams.duplicate_window_s above publisher.patience_s")
+            .breaks("an image that is published again is one task"),
+    }
+}
+
+fn model(role: &str, folder: Option<&Path>) -> Check {
+    let what = format!("model of a {role}");
+    let setting = format!("{role}.model");
+    let unset = || Check::ok(&what, format!("not set ({setting}); where a {role} runs, --model names it as well"));
+    let Some(folder) = folder else { return unset() };
+    if !folder.exists() && folder == RecognizerSettings::default().model {
+        return unset();
+    }
+    match Model::load(folder) {
+        Ok(model) => Check::ok(&what, format!("{} {} in {}", model.description.name, model.release.short(), folder.display())),
+        // Not every machine runs every role.
+        Err(error) if !folder.exists() => {
+            Check::warn(what, error.to_string(), format!("needed where a {role} runs: name its folder with {setting} or --model"))
+        }
+        Err(error) => Check::bad(what, error.to_string(), format!("try it with `tributary model check {}`", folder.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    #[test]
+    fn a_window_shorter_than_a_publishers_patience_breaks_a_promise() {
+        let mut settings = Settings::default();
+        assert_eq!(window(&settings).state, State::Ok);
+        settings.streams.duplicate_window_s = 60;
+        let check = window(&settings);
+        assert_eq!(check.state, State::Bad);
+        assert!(check.breaks.is_some());
+    }
+
+    #[test]
+    fn a_model_that_is_not_here_is_worth_knowing_and_a_broken_one_is_bad() {
+        assert_eq!(model("recognizer", Some(Path::new("/no/such/folder"))).state, State::Warn);
+        assert_eq!(model("recognizer", Some(Path::new(env!("CARGO_MANIFEST_DIR")))).state, State::Bad);
+        assert_eq!(model("verifier", None).state, State::Ok);
+    }
+}

@@ -1,0 +1,233 @@
+//! There: the site's server, its streams, and the cloud.
+
+use std::path::Path;
+use std::time::Duration;
+
+use schemas::limits::MAX_MESSAGE_BYTES;
+use streams::fleet::Fleet;
+use streams::server::{self, Durability};
+use streams::topology::{self, Difference, Finding, Place, StreamSettings};
+use streams::{Bus, CarryError, read};
+
+use super::Check;
+use crate::form;
+use crate::settings::Settings;
+use crate::site::Site;
+
+/// The cloud has this long to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A message is reported on three times in its wait; one image must be done many times in it.
+const IMAGES_IN_A_WAIT: f64 = 10.0;
+const MIB: u64 = 1024 * 1024;
+
+/// All of it.
+pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
+    let mut checks = vec![reached(site), max_payload(&site.bus), durability(site, settings)];
+    checks.extend(disk(site, settings));
+    checks.push(wait(&site.bus, settings).await);
+    let shared = site.nats.cloud_domain.is_none();
+    let both = shared && read::level(&site.bus, topology::VERIFY).await.is_ok();
+    let (place, flag) = match both {
+        true => (Place::Both(site.name.clone()), " --both"),
+        false => (Place::Site(site.name.clone()), ""),
+    };
+    checks.extend(streams("site", &site.bus, &place, &settings.streams, flag).await);
+    if !shared {
+        checks.extend(cloud(site, settings).await);
+    } else if !both {
+        checks.push(Check::warn(
+            "cloud",
+            "there is none on this server, and nats.cloud_domain names no other",
+            "doubtful answers wait for it: set nats.cloud_domain, or recognizer.verify.enabled = false",
+        ));
+    }
+    checks
+}
+
+fn reached(site: &Site) -> Check {
+    let (url, version) = (streams::connect::without_credentials(&site.nats.url), site.bus.server_version());
+    Check::ok("server", format!("nats-server {version} answers at {url}"))
+}
+
+fn max_payload(bus: &Bus) -> Check {
+    let (found, needed) = (bus.max_payload_bytes(), MAX_MESSAGE_BYTES);
+    match found >= needed {
+        true => Check::ok("max_payload", form::size(found as u64)),
+        false => Check::bad(
+            "max_payload",
+            format!("{}, and {} are needed", form::size(found as u64), form::size(needed as u64)),
+            format!("set `max_payload: {needed}` in the server's configuration and reload it"),
+        )
+        .breaks("every image within the limits is taken, and can be sent up or become a dead letter"),
+    }
+}
+
+fn durability(site: &Site, settings: &Settings) -> Check {
+    const WHAT: &str = "sync_interval";
+    const PROMISE: &str = "an acknowledged image survives a power cut";
+    match site.store(settings).and_then(|store| server::durability(&store)) {
+        Some(Durability::PowerSafe) => Check::ok(WHAT, "always: what is acknowledged is on the disk"),
+        Some(Durability::Fast) => Check::warn(
+            WHAT,
+            "2m (up.durability = fast): what is acknowledged is on the disk within two minutes",
+            "fine if the machine never loses power; otherwise set up.durability = \"power-safe\" and start `up` again",
+        )
+        .breaks(PROMISE),
+        None => Check::warn(
+            WHAT,
+            format!("unknown: this server is not ours, and a client cannot ask; without it {PROMISE} is no promise"),
+            "see that its configuration says `jetstream { sync_interval: always }`, as deploy/nats/site.conf does",
+        ),
+    }
+}
+
+/// Room on the disk for what the streams may hold.
+fn disk(site: &Site, settings: &Settings) -> Option<Check> {
+    let store = site.store(settings)?;
+    let free = server::free_bytes(&store).ok()?;
+    let limits = &settings.streams;
+    let most: u64 = [limits.images_max_mib, limits.outbox_max_mib, limits.blobs_max_mib, limits.dead_max_mib]
+        .into_iter()
+        .map(|mib| u64::from(mib) * MIB)
+        .sum();
+    let needed = most.saturating_sub(used(&store));
+    let found = format!("{} free, the streams may still take {}", form::size(free), form::size(needed));
+    Some(match free > needed {
+        true => Check::ok("disk", found),
+        false => Check::warn(
+            "disk",
+            found,
+            format!("make room at {}, or lower streams.images_max_mib: on a full disk the server takes nothing more", store.display()),
+        ),
+    })
+}
+
+/// Bytes in the files below a folder.
+fn used(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => used(&entry.path()),
+        _ => entry.metadata().map_or(0, |metadata| metadata.len()),
+    });
+    sizes.sum()
+}
+
+/// Whether a message can be handled in the time after which another worker gets it.
+async fn wait(bus: &Bus, settings: &Settings) -> Check {
+    const WHAT: &str = "ack_wait";
+    let alive = async { Fleet::open(bus).await?.alive().await };
+    let slowest = match alive.await {
+        Ok(beats) => beats.into_iter().filter_map(|beat| beat.cost_ms).reduce(f64::max),
+        Err(error) => return Check::bad(WHAT, runtime::fault::chain(&error), "run `tributary setup`"),
+    };
+    let ack_wait_s = settings.streams.ack_wait_s;
+    match slowest {
+        None => Check::warn(WHAT, format!("{ack_wait_s} s; no worker says what an image costs"), "start a recognizer; `tributary status` shows who lives"),
+        Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => Check::warn(
+            WHAT,
+            format!("{ack_wait_s} s, and one image costs {}", form::span(cost_ms)),
+            "raise streams.ack_wait_s and run `tributary setup --apply`: images are recognized twice when it passes",
+        ),
+        Some(cost_ms) => Check::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", form::span(cost_ms))),
+    }
+}
+
+async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
+    match read::round_trip(&site.cloud, PATIENCE).await {
+        Ok(round_trip) => {
+            let found = format!("answers through the leaf link in {}", form::span(round_trip.as_secs_f64() * 1000.0));
+            let mut checks = vec![Check::ok("cloud", found)];
+            let place = Place::Cloud(vec![site.name.clone()]);
+            let flag = format!(" --cloud {}", site.name);
+            checks.extend(streams("cloud", &site.cloud, &place, &settings.streams, &flag).await);
+            checks
+        }
+        Err(error) => vec![Check::warn(
+            "cloud",
+            format!("does not answer: {}", runtime::fault::chain(&error)),
+            "the site works without it and catches up; for the link see deploy/nats/site.conf",
+        )],
+    }
+}
+
+/// What the streams and consumers of a place should be and are not.
+async fn streams(what: &str, bus: &Bus, place: &Place, settings: &StreamSettings, flag: &str) -> Vec<Check> {
+    let plan = topology::plan(place, settings);
+    let findings = match topology::compare(bus, &plan).await {
+        Ok(findings) => findings,
+        Err(error) => return vec![failed(what, &error)],
+    };
+    let wrong: Vec<Check> = findings.iter().flat_map(|finding| differences(finding, flag)).collect();
+    match wrong.is_empty() {
+        true => vec![Check::ok(format!("{what}'s streams"), format!("all {} as wanted", findings.len()))],
+        false => wrong,
+    }
+}
+
+fn failed(what: &str, error: &CarryError) -> Check {
+    Check::bad(format!("{what}'s streams"), runtime::fault::chain(error), "run `tributary setup`")
+}
+
+fn differences(finding: &Finding, flag: &str) -> Vec<Check> {
+    let Finding { what, state } = finding;
+    match state {
+        topology::State::Missing => {
+            vec![Check::bad(what, "does not exist", format!("create it with `tributary setup{flag}`"))]
+        }
+        topology::State::Differs(differences) => differences.iter().map(|difference| differs(what, difference, flag)).collect(),
+        topology::State::Same | topology::State::Created | topology::State::Updated(_) => Vec::new(),
+    }
+}
+
+fn differs(what: &str, difference: &Difference, flag: &str) -> Check {
+    let Difference { setting, wanted, found } = difference;
+    // Remembering ids for longer than wanted breaks nothing.
+    let harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
+    let found = format!("{setting} is {}, wanted {}", form::setting(setting, found), form::setting(setting, wanted));
+    let remedy = format!("`tributary setup{flag} --apply` changes it");
+    match promise(setting).filter(|_| !harmless) {
+        Some(promise) => Check::bad(what, found, remedy).breaks(promise),
+        None => Check::warn(what, found, remedy),
+    }
+}
+
+/// The promise that rests on a setting of a stream or a consumer. A limit is an operator's choice.
+fn promise(setting: &str) -> Option<&'static str> {
+    Some(match setting {
+        "discard" | "max_age" | "max_msgs_per_subject" => "what no worker has answered is never dropped",
+        "duplicate_window" => "an image that is published again is one task",
+        "storage" | "sealed" => "what was acknowledged survives a restart",
+        "ack_policy" | "max_deliver" | "filter_subject" => "every task ends in an answer or a dead letter",
+        "retention" => "a message waits until it is done, and an image can be read again",
+        "subjects" => "what is published to a site's subjects is stored",
+        "allow_direct" => "an outcome can be fetched by its task's id",
+        "max_msg_size" => "every image within the limits is taken",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn finding(setting: &str) -> Finding {
+        let difference = Difference { setting: setting.into(), wanted: 1.into(), found: 2.into() };
+        Finding { what: "stream IMAGES".into(), state: topology::State::Differs(vec![difference]) }
+    }
+
+    #[test]
+    fn a_setting_that_carries_a_promise_is_bad_when_it_differs_and_a_limit_is_worth_knowing() {
+        let broken = differences(&finding("discard"), "").remove(0);
+        assert_eq!(broken.state, State::Bad);
+        assert!(broken.breaks.is_some_and(|promise| promise.contains("never dropped")));
+        assert_eq!(differences(&finding("max_bytes"), "").remove(0).state, State::Warn);
+    }
+
+    #[test]
+    fn what_is_missing_names_the_command_that_makes_it() {
+        let missing = Finding { what: "stream VERIFY".into(), state: topology::State::Missing };
+        let check = differences(&missing, " --cloud reef").remove(0);
+        assert!(check.remedy.is_some_and(|remedy| remedy.contains("`tributary setup --cloud reef`")));
+    }
+}

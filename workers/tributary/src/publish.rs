@@ -1,0 +1,248 @@
+//! `tributary publish`: images into a site's stream.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use publisher::{Acknowledged, JournalPlace, Mark, Options, Progress, PublishFailure, RESUME_HELP, Source, Summary};
+use runtime::Shutdown;
+use runtime::settings::Loaded;
+use schemas::CameraName;
+use serde::Serialize;
+use serde_json::Value;
+use streams::Placed;
+use tokio::sync::mpsc;
+
+use crate::settings::Settings;
+use crate::site::{self, Site};
+use crate::{form, out};
+
+/// Acknowledged tasks that may wait to be printed; publishing waits when there are more.
+const PRINT_AHEAD: usize = 1024;
+
+const EXAMPLES: &str = "\
+Labels are for measuring and training; no answer depends on them. An index.csv with the columns file and label
+beside the images is found by itself. Give --labels-from-folders where each folder is named as what is in it.
+
+Examples:
+  tributary publish ./photos --camera cam-1           a folder, with all folders in it
+  tributary publish --watch /var/spool/cam --camera cam-1
+                                                      what is there and what comes, until interrupted
+  find . -name '*.jpg' | tributary publish --stdin-paths --camera cam-1 --print-ids
+  tributary publish ./photos --camera load --rate 200 --poisson --duration 60
+                                                      a load: the same images over and over, as new tasks
+  tributary publish scan.tif --camera lab --tile 512 --overlap 64";
+
+/// Publish images to a site.
+///
+/// Returns when the site's server has stored every image, which then gets exactly one final answer. The
+/// exit status tells whether all of them were stored.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RESUME_HELP}"))]
+pub struct PublishArgs {
+    /// Files, and folders with all images below them.
+    #[arg(value_name = "PATHS", required_unless_present_any = ["stdin", "stdin_paths"])]
+    paths: Vec<PathBuf>,
+    /// The camera the images are said to come from.
+    #[arg(long, value_name = "NAME")]
+    camera: CameraName,
+
+    /// Go on with what is written into the one folder named, until interrupted.
+    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["stdin", "stdin_paths", "rate"])]
+    watch: bool,
+    /// One image on standard input.
+    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["paths", "stdin_paths", "rate"])]
+    stdin: bool,
+    /// Paths on standard input, one a line.
+    #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["paths", "rate"])]
+    stdin_paths: bool,
+
+    /// A load instead: the same images over and over as new tasks, so many a second on average.
+    #[arg(long, help_heading = "As a load", value_name = "R")]
+    rate: Option<f64>,
+    /// Random times between images (a Poisson process) instead of equal ones.
+    #[arg(long, help_heading = "As a load", requires = "rate")]
+    poisson: bool,
+    /// Seed of the random times.
+    #[arg(long, help_heading = "As a load", value_name = "N", default_value_t = 1, requires = "poisson")]
+    seed: u64,
+    /// End after so many images.
+    #[arg(long, help_heading = "As a load", value_name = "N", requires = "rate")]
+    count: Option<u64>,
+    /// End after so long.
+    #[arg(long, help_heading = "As a load", value_name = "SECONDS", requires = "rate")]
+    duration: Option<u64>,
+
+    /// Cut images larger than this into tiles with such sides, pixels; each tile is a task.
+    #[arg(long, help_heading = "Scans", value_name = "PX")]
+    tile: Option<u32>,
+    /// How far neighbouring tiles overlap at least, pixels.
+    #[arg(long, help_heading = "Scans", value_name = "PX", requires = "tile")]
+    overlap: Option<u32>,
+
+    /// The true label of every image for which no index.csv names one.
+    #[arg(long, help_heading = "What is said about each", value_name = "L", conflicts_with = "labels_from_folders")]
+    label: Option<String>,
+    /// The true label of an image is the name of the folder it lies in, unless an index.csv names one.
+    #[arg(long, help_heading = "What is said about each")]
+    labels_from_folders: bool,
+    /// A final answer is of use for so long after publishing, milliseconds; then the site's own stands.
+    #[arg(long, help_heading = "What is said about each", value_name = "MS")]
+    deadline_ms: Option<u64>,
+    /// From 0 (bulk) to 9 (first); 5 without it.
+    #[arg(long, help_heading = "What is said about each", value_name = "0-9", value_parser = clap::value_parser!(u8).range(0..=9))]
+    priority: Option<u8>,
+
+    /// Publish what was published before once more, as new tasks that NAME tells from others.
+    #[arg(long, value_name = "NAME")]
+    again: Option<String>,
+    /// Print the id of each task that was stored, and its file; the summary goes to standard error.
+    #[arg(long)]
+    print_ids: bool,
+    /// Print the summary as JSON, in one line; ids too, one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl PublishArgs {
+    /// The settings these flags stand for.
+    pub fn flags(&self) -> Vec<(String, Value)> {
+        let flag = |key: &str, value: Option<Value>| value.map(|value| (format!("publisher.{key}"), value));
+        [
+            flag("tile.tile_px", self.tile.map(Value::from)),
+            flag("tile.overlap_px", self.overlap.map(Value::from)),
+            flag("labels", self.labels_from_folders.then(|| "folder".into())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    fn source(&self) -> anyhow::Result<Source> {
+        let images = self.paths.clone();
+        match (&self.paths[..], self.rate) {
+            _ if self.stdin => Ok(Source::Stdin),
+            _ if self.stdin_paths => Ok(Source::StdinPaths),
+            ([folder], _) if self.watch => Ok(Source::Watch(folder.clone())),
+            (several, _) if self.watch => bail!("--watch takes one folder and was given {}", several.len()),
+            (_, Some(rate_per_s)) => Ok(Source::Generator {
+                images,
+                rate_per_s,
+                poisson: self.poisson,
+                seed: self.seed,
+                count: self.count,
+                duration: self.duration.map(Duration::from_secs),
+            }),
+            _ => Ok(Source::Paths(images)),
+        }
+    }
+}
+
+/// Publishes images and says what became of them.
+pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let site = site::open(loaded, "publish").await?;
+    let source = args.source()?;
+    let (acknowledged, printing) = printer(args);
+    let options = Options {
+        again: args.again.clone(),
+        journal: JournalPlace::of_user(&server(&site, &loaded.settings)),
+        progress: if args.print_ids { Progress::silent() } else { Progress::on_terminal() },
+        mark: Mark { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
+        acknowledged,
+    };
+    let settings = &loaded.settings.publisher;
+    let camera = &args.camera;
+    let stop = shutdown.clone();
+    let publishing = publisher::publish(&site.bus, &site.name, camera, source, settings, options, &shutdown);
+    let printing = async {
+        let printed = printing.await;
+        if printed.is_err() {
+            // Nobody reads the ids any more: whoever asked for them has seen enough.
+            stop.want();
+        }
+        printed
+    };
+    let (ended, printed) = tokio::join!(publishing, printing);
+    site.bus.close().await;
+    printed?;
+    report(ended, args)
+}
+
+/// What tells the server's journals from others. The port of an `up` is another one each time.
+fn server(site: &Site, settings: &Settings) -> String {
+    let store = site.store(settings).and_then(|store| store.canonicalize().ok());
+    store.map_or_else(|| streams::connect::without_credentials(&site.nats.url), |store| store.display().to_string())
+}
+
+fn printer(args: &PublishArgs) -> (Option<mpsc::Sender<Acknowledged>>, impl Future<Output = anyhow::Result<()>> + use<>) {
+    let (sender, mut receiver) = mpsc::channel(PRINT_AHEAD);
+    let (wanted, json) = (args.print_ids, args.json);
+    let printing = async move {
+        while let Some(acknowledged) = receiver.recv().await {
+            if json { out::json_line(&Told::from(acknowledged)) } else { out::line(told(&acknowledged)) }?;
+        }
+        Ok(())
+    };
+    (wanted.then_some(sender), printing)
+}
+
+fn told(acknowledged: &Acknowledged) -> String {
+    let path = form::plain(&acknowledged.path.display().to_string());
+    match &acknowledged.tile {
+        Some(tile) => format!("{}\t{path}\t{},{}", acknowledged.task, tile.x_px, tile.y_px),
+        None => format!("{}\t{path}", acknowledged.task),
+    }
+}
+
+/// An acknowledged task for programs.
+#[derive(Serialize)]
+struct Told {
+    task: String,
+    path: String,
+    tile: Option<schemas::Tile>,
+    label: Option<String>,
+    sequence: Option<u64>,
+    duplicate: bool,
+    size_bytes: u64,
+    elapsed_ms: f64,
+}
+
+impl From<Acknowledged> for Told {
+    fn from(acknowledged: Acknowledged) -> Self {
+        let Acknowledged { task, placed, path, tile, label, size_bytes, elapsed } = acknowledged;
+        let (sequence, duplicate) = match placed {
+            Placed::Stored(sequence) => (Some(sequence), false),
+            Placed::Duplicate(sequence) => (Some(sequence), true),
+            Placed::Taken => (None, true),
+        };
+        let (path, elapsed_ms) = (path.display().to_string(), elapsed.as_secs_f64() * 1000.0);
+        Self { task: task.to_string(), path, tile, label, sequence, duplicate, size_bytes, elapsed_ms }
+    }
+}
+
+fn report(ended: Result<Summary, PublishFailure>, args: &PublishArgs) -> anyhow::Result<()> {
+    let summary = match &ended {
+        Ok(summary) => Some(summary),
+        Err(failure) => failure.summary(),
+    };
+    if let Some(summary) = summary {
+        print(summary, args)?;
+    }
+    let summary = ended?;
+    match summary.refused_files {
+        0 if summary.interrupted => bail!("interrupted before all was published"),
+        0 => Ok(()),
+        refused => bail!("{} refused (reasons above); the others are published", form::count(refused, "file")),
+    }
+}
+
+fn print(summary: &Summary, args: &PublishArgs) -> anyhow::Result<()> {
+    match (args.json, args.print_ids) {
+        (true, _) => out::json_line(summary),
+        (false, true) => {
+            out::note(summary);
+            Ok(())
+        }
+        (false, false) => out::line(summary),
+    }
+}

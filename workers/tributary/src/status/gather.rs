@@ -1,0 +1,236 @@
+//! Gather: what the servers and the workers' signs of life say about a site.
+
+use std::time::Duration;
+
+use runtime::clock;
+use schemas::{Beat, SiteName};
+use serde::Serialize;
+use streams::fleet::Fleet;
+use streams::read::{self, Level, Progress};
+use streams::server::{self, Durability};
+use streams::{Bus, CarryError, topology};
+
+use crate::settings::Settings;
+use crate::site::Site;
+
+/// The cloud has this long to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a site does.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// When this was, milliseconds since the epoch.
+    pub at_ms: u64,
+    /// Its name.
+    pub site: SiteName,
+    /// Its server.
+    pub server: ServerState,
+    /// Images that are stored and wait for the recognizers.
+    pub images: Queue,
+    /// Answers that are stored.
+    pub answers: Level,
+    /// Provisional answers without a final one, at the most.
+    pub provisional: u64,
+    /// What waits for the link.
+    pub outbox: Queue,
+    /// For how long the oldest message in the outbox waits, milliseconds; absent when it is empty.
+    pub outbox_oldest_ms: Option<u64>,
+    /// Whether the cloud answers the courier; absent without a courier.
+    pub link_up: Option<bool>,
+    /// Round trip to the cloud, milliseconds, as the courier measures it.
+    pub link_rtt_ms: Option<f64>,
+    /// The site's dead letters; with site and cloud on one server, those of both.
+    pub dead_letters: u64,
+    /// Workers at the site that gave a sign of life.
+    pub workers: Vec<Beat>,
+    /// The cloud.
+    pub cloud: Cloud,
+}
+
+/// A server.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerState {
+    /// Its address.
+    pub url: String,
+    /// Its version.
+    pub version: String,
+    /// When a stored message is on its disk; absent for a server that is not ours.
+    pub durability: Option<Durability>,
+}
+
+/// A stream that somebody works on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Queue {
+    /// What it holds.
+    #[serde(flatten)]
+    pub level: Level,
+    /// Messages that nobody has finished.
+    pub waiting: u64,
+    /// Those of them that a worker holds.
+    pub held: u64,
+    /// Seconds of work for the workers there are; absent without any.
+    pub queued_s: Option<f64>,
+}
+
+/// The cloud, as seen from the site.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Cloud {
+    /// It answers.
+    Here {
+        /// Whether it shares the site's server.
+        shared: bool,
+        /// What waits for the verifiers.
+        verify: Queue,
+        /// Verdicts that wait for the site's courier.
+        verdicts_waiting: u64,
+        /// Its dead letters; absent where it shares the site's.
+        dead_letters: Option<u64>,
+        /// Its workers that gave a sign of life.
+        workers: Vec<Beat>,
+    },
+    /// It does not answer in time.
+    Silent,
+    /// It answers, and has no stream for this.
+    NotSetUp,
+}
+
+/// Asks everybody.
+pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
+    let bus = &site.bus;
+    let (images, recognized, answers, promises, outbox, sent, dead, workers, cloud) = tokio::join!(
+        read::level(bus, topology::IMAGES),
+        read::progress(bus, topology::IMAGES, topology::RECOGNIZER),
+        read::level(bus, topology::ANSWERS),
+        read::progress(bus, topology::ANSWERS, topology::PROMISES),
+        read::level(bus, topology::OUTBOX),
+        read::progress(bus, topology::OUTBOX, topology::COURIER),
+        read::level(bus, topology::DEAD),
+        alive(bus),
+        cloud(site),
+    );
+    let (outbox, promises, workers, cloud) = (outbox?, promises?, workers?, cloud?);
+    let now_ms = clock::now_ms();
+    let courier = workers.iter().find(|beat| beat.role == "courier");
+    Ok(Status {
+        at_ms: now_ms,
+        site: site.name.clone(),
+        server: ServerState {
+            url: streams::connect::without_credentials(&site.nats.url),
+            version: bus.server_version(),
+            durability: site.store(settings).and_then(|store| server::durability(&store)),
+        },
+        images: queue(images?, recognized?, &workers, "recognizer"),
+        answers: answers?,
+        provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
+        outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await?,
+        outbox: queue(outbox, sent?, &[], "courier"),
+        link_up: courier.map(|courier| courier.link_rtt_ms.is_some()),
+        link_rtt_ms: courier.and_then(|courier| courier.link_rtt_ms),
+        dead_letters: dead?.messages,
+        workers,
+        cloud,
+    })
+}
+
+async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
+    Fleet::open(bus).await?.alive().await
+}
+
+async fn oldest_ms(bus: &Bus, outbox: &Level, now_ms: u64) -> Result<Option<u64>, CarryError> {
+    if outbox.messages == 0 {
+        return Ok(None);
+    }
+    let oldest = read::at(bus, topology::OUTBOX, outbox.first_sequence).await?;
+    let stored_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
+    Ok(stored_at_ms.map(|stored_at_ms| now_ms.saturating_sub(stored_at_ms)))
+}
+
+async fn cloud(site: &Site) -> Result<Cloud, CarryError> {
+    let shared = site.nats.cloud_domain.is_none();
+    let durable = topology::verdicts_durable(&site.name);
+    let asked = async {
+        let (level, judged, dead, workers, verdicts) = tokio::join!(
+            read::level(&site.cloud, topology::VERIFY),
+            read::progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
+            read::level(&site.cloud, topology::DEAD),
+            alive(&site.cloud),
+            read::progress(&site.cloud, topology::VERDICTS, &durable),
+        );
+        let (mut workers, verdicts) = (workers?, verdicts?);
+        let verdicts_waiting = verdicts.pending + verdicts.unacked;
+        let verify = queue(level?, judged?, &workers, "verifier");
+        let dead_letters = Some(dead?.messages).filter(|_| !shared);
+        if shared {
+            workers.clear();
+        }
+        Ok(Cloud::Here { shared, verify, verdicts_waiting, dead_letters, workers })
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Err(_) => Ok(Cloud::Silent),
+        Ok(Err(CarryError::Missing { .. })) => Ok(Cloud::NotSetUp),
+        // Another domain that is away is refused by the site's own server at once.
+        Ok(Err(CarryError::Broker { .. })) if !shared => Ok(Cloud::Silent),
+        Ok(other) => other,
+    }
+}
+
+/// Doubtful tasks between the site's outbox and their final answer, at the most: the courier looks at a
+/// promise that was kept only after a while, and until then counts it as open. Pure.
+fn under_way(outbox: &Level, cloud: &Cloud) -> u64 {
+    match cloud {
+        Cloud::Here { verify, verdicts_waiting, .. } => outbox.messages + verify.waiting + verdicts_waiting,
+        Cloud::Silent | Cloud::NotSetUp => u64::MAX,
+    }
+}
+
+fn queue(level: Level, progress: Progress, workers: &[Beat], role: &str) -> Queue {
+    let waiting = progress.pending + progress.unacked;
+    Queue { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
+}
+
+/// Seconds until the workers of a role have done so many images; absent without any. Pure.
+fn queued_s(waiting: u64, workers: &[Beat], role: &str) -> Option<f64> {
+    let rates = workers.iter().filter(|beat| beat.role == role).filter_map(|beat| {
+        let cost_ms = beat.cost_ms.filter(|cost_ms| *cost_ms > 0.0)?;
+        Some(f64::from(beat.replicas) * 1000.0 / cost_ms)
+    });
+    let images_per_s: f64 = rates.sum();
+    (images_per_s > 0.0).then(|| waiting as f64 / images_per_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Beat {
+        Beat {
+            role: role.into(),
+            worker: "host-1".into(),
+            site: None,
+            sent_at_ms: 0,
+            finished: 0,
+            holding: 0,
+            replicas,
+            cost_ms,
+            model: None,
+            release: None,
+            link_rtt_ms: None,
+        }
+    }
+
+    #[test]
+    fn queued_work_is_shared_by_all_replicas_of_its_role() {
+        let workers =
+            [beat("recognizer", 2, Some(10.0)), beat("recognizer", 1, Some(5.0)), beat("verifier", 9, Some(1.0))];
+        assert_eq!(queued_s(800, &workers, "recognizer"), Some(2.0));
+        assert_eq!(queued_s(0, &workers, "recognizer"), Some(0.0));
+    }
+
+    #[test]
+    fn without_workers_nobody_knows_how_long_the_work_takes() {
+        assert_eq!(queued_s(800, &[], "recognizer"), None);
+        assert_eq!(queued_s(800, &[beat("recognizer", 0, Some(1.0))], "recognizer"), None);
+        assert_eq!(queued_s(800, &[beat("recognizer", 1, None)], "recognizer"), None);
+    }
+}

@@ -1,0 +1,255 @@
+//! Screen: how a site does, for people; what is wrong comes last, in words, with what to do. Pure.
+
+use schemas::Beat;
+
+use super::gather::{Cloud, Queue, Status};
+use crate::form;
+
+/// A stream fuller than this is said.
+const NEARLY_FULL_RATIO: f64 = 0.9;
+
+/// One screen.
+pub fn text(status: &Status) -> String {
+    let mut lines = vec![heading(status), String::new()];
+    let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
+    row("images", images(&status.images));
+    row("answers", format!("{} stored; {} provisional without a final one", status.answers.messages, status.provisional));
+    row("outbox", outbox(status));
+    row("link", link(status));
+    row("cloud", cloud(&status.cloud));
+    row("dead", dead(status));
+    lines.push(String::new());
+    lines.push(workers(status));
+    lines.push(String::new());
+    match &wrong(status)[..] {
+        [] => lines.push("Nothing is wrong.".into()),
+        wrong => lines.extend(wrong.iter().map(|wrong| format!("! {wrong}"))),
+    }
+    lines.join("\n")
+}
+
+fn heading(status: &Status) -> String {
+    let server = &status.server;
+    let durability = match &server.durability {
+        Some(durability) => format!(", {}", form::word(durability)),
+        None => String::new(),
+    };
+    let (site, url, version) = (&status.site, &server.url, &server.version);
+    format!("site {site} at {url}, nats-server {version}{durability}, {}", form::time(status.at_ms))
+}
+
+fn room(queue: &Queue) -> String {
+    match queue.level.max_bytes {
+        0 => form::size(queue.level.bytes),
+        max_bytes => format!("{} of {}", form::size(queue.level.bytes), form::size(max_bytes)),
+    }
+}
+
+fn work(queue: &Queue) -> String {
+    match queue.queued_s {
+        Some(queued_s) if queue.waiting > 0 => format!("{} wait, {} of work", queue.waiting, form::span(queued_s * 1000.0)),
+        _ => format!("{} wait", queue.waiting),
+    }
+}
+
+fn images(images: &Queue) -> String {
+    format!("{} stored ({}); {}", images.level.messages, room(images), work(images))
+}
+
+fn outbox(status: &Status) -> String {
+    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::span(ms as f64)));
+    format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
+}
+
+fn link(status: &Status) -> String {
+    match (status.link_up, status.link_rtt_ms) {
+        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::span(rtt_ms)),
+        (Some(_), _) => "down".into(),
+        (None, _) => "unknown, for no courier measures it".into(),
+    }
+}
+
+fn cloud(cloud: &Cloud) -> String {
+    match cloud {
+        Cloud::Here { shared, verify, .. } => {
+            let place = if *shared { "on this server" } else { "answers" };
+            format!("{place}; {} for the verifiers ({})", work(verify), room(verify))
+        }
+        Cloud::Silent => "does not answer".into(),
+        Cloud::NotSetUp => "is not set up".into(),
+    }
+}
+
+fn dead(status: &Status) -> String {
+    match &status.cloud {
+        Cloud::Here { dead_letters: Some(in_cloud), .. } => {
+            format!("{} at the site, {in_cloud} in the cloud", status.dead_letters)
+        }
+        _ => form::count(status.dead_letters, "letter"),
+    }
+}
+
+fn all_workers(status: &Status) -> impl Iterator<Item = &Beat> {
+    let in_cloud = match &status.cloud {
+        Cloud::Here { workers, .. } => &workers[..],
+        _ => &[],
+    };
+    status.workers.iter().chain(in_cloud)
+}
+
+fn workers(status: &Status) -> String {
+    let or_blank = |text: Option<String>| text.unwrap_or_default();
+    let row = |beat: &Beat| {
+        let release = beat.release.as_ref().map(|release| release.short());
+        vec![
+            format!("  {}", beat.role),
+            form::plain(&beat.worker),
+            or_blank((beat.replicas > 0).then(|| beat.replicas.to_string())),
+            beat.holding.to_string(),
+            beat.finished.to_string(),
+            or_blank(beat.cost_ms.map(form::span)),
+            format!("{} {}", beat.model.as_deref().map(form::plain).unwrap_or_default(), release.unwrap_or_default()),
+        ]
+    };
+    let rows: Vec<_> = all_workers(status).map(row).collect();
+    form::table(&["  worker", "process", "replicas", "holds", "finished", "an image", "model"], &rows)
+}
+
+/// What is wrong, and what to do about it.
+fn wrong(status: &Status) -> Vec<String> {
+    let site = &status.site;
+    let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
+    let mut wrong = Vec::new();
+    if !has("recognizer") {
+        wrong.push(format!(
+            "No recognizer gives a sign of life, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
+        ));
+    }
+    if !has("courier") {
+        wrong.push(format!(
+            "No courier gives a sign of life, so doubtful images are not verified: start one with `tributary courier --site {site}`."
+        ));
+    }
+    if !has("janitor") {
+        wrong.push(format!(
+            "No janitor gives a sign of life, so answered images are not cleared away: start one with `tributary janitor --site {site}`."
+        ));
+    }
+    wrong.extend(wrong_in_cloud(status, has("verifier")));
+    wrong.extend(full("images", &status.images, "publishers will get errors: start more recognizers, or raise streams.images_max_mib"));
+    wrong.extend(full("outbox", &status.outbox, "doubtful answers will become final as they are: is the link alive?"));
+    wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
+    let in_cloud = match &status.cloud {
+        Cloud::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
+        _ => 0,
+    };
+    for (count, flag) in [(status.dead_letters, ""), (in_cloud, " --cloud")] {
+        if count > 0 {
+            let letters = form::count(count, "dead letter");
+            wrong.push(format!("{letters}: `tributary dead list{flag}` says what was given up and why."));
+        }
+    }
+    wrong
+}
+
+fn wrong_in_cloud(status: &Status, verifier: bool) -> Option<String> {
+    match (&status.cloud, status.link_up) {
+        (Cloud::Silent, _) | (Cloud::Here { .. }, Some(false)) => {
+            Some("The cloud does not answer: doubtful images wait in the outbox and go up by themselves when it does.".into())
+        }
+        (Cloud::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
+            "The cloud's streams do not exist, so doubtful images wait: create them with `tributary setup --cloud {}`.",
+            status.site
+        )),
+        (Cloud::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
+            "No verifier gives a sign of life, so doubtful images wait: start one with `tributary verifier --model DIR`.".into(),
+        ),
+        _ => None,
+    }
+}
+
+fn full(name: &str, queue: &Queue, then: &str) -> Option<String> {
+    let ratio = queue.level.bytes as f64 / queue.level.max_bytes.max(1) as f64;
+    let said = queue.level.max_bytes > 0 && ratio > NEARLY_FULL_RATIO;
+    said.then(|| format!("The stream of {name} is {:.0} % full; when it is full, {then}.", ratio * 100.0))
+}
+
+/// Workers of one role that run different releases.
+fn mixed(status: &Status, role: &str) -> Option<String> {
+    let mut releases: Vec<&str> = all_workers(status)
+        .filter(|beat| beat.role == role)
+        .filter_map(|beat| beat.release.as_ref().map(|release| release.short()))
+        .collect();
+    releases.sort_unstable();
+    releases.dedup();
+    (releases.len() > 1).then(|| format!("The {role}s run different releases ({}).", releases.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gather::ServerState;
+    use super::*;
+    use streams::read::Level;
+
+    fn queue(bytes: u64) -> Queue {
+        let level = Level { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3 };
+        Queue { level, waiting: 3, held: 1, queued_s: Some(1.5) }
+    }
+
+    fn status(roles: &[&str]) -> Status {
+        let beat = |role: &&str| Beat {
+            role: role.to_string(),
+            worker: "host-1".into(),
+            site: None,
+            sent_at_ms: 0,
+            finished: 0,
+            holding: 0,
+            replicas: 1,
+            cost_ms: Some(1.0),
+            model: None,
+            release: None,
+            link_rtt_ms: Some(1.0),
+        };
+        Status {
+            at_ms: 0,
+            site: "reef".parse().unwrap(),
+            server: ServerState { url: "nats://127.0.0.1:1".into(), version: "2.15.1".into(), durability: None },
+            images: queue(10),
+            answers: queue(10).level,
+            provisional: 0,
+            outbox: queue(10),
+            outbox_oldest_ms: Some(4000),
+            link_up: Some(true),
+            link_rtt_ms: Some(1.0),
+            dead_letters: 0,
+            workers: roles.iter().map(beat).collect(),
+            cloud: Cloud::Here { shared: true, verify: queue(10), verdicts_waiting: 0, dead_letters: None, workers: Vec::new() },
+        }
+    }
+
+    const ALL: [&str; 4] = ["courier", "janitor", "recognizer", "verifier"];
+
+    #[test]
+    fn a_site_that_does_well_says_so() {
+        let text = text(&status(&ALL));
+        assert!(text.contains("Nothing is wrong.") && text.contains("3 wait, 1.5 s of work"), "{text}");
+    }
+
+    #[test]
+    fn each_role_that_is_missing_is_named_with_its_command() {
+        for missing in ALL {
+            let roles: Vec<&str> = ALL.into_iter().filter(|role| *role != missing).collect();
+            let wrong = wrong(&status(&roles));
+            assert!(wrong.len() == 1 && wrong[0].contains(&format!("`tributary {missing}")), "{missing}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_cloud_a_full_stream_and_dead_letters_are_said() {
+        let status = Status { cloud: Cloud::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
+        let wrong = wrong(&status).join("\n");
+        for part in ["cloud does not answer", "images is 95 % full", "1 dead letter:"] {
+            assert!(wrong.contains(part), "{part:?} is not in {wrong}");
+        }
+    }
+}
