@@ -187,13 +187,14 @@ pub async fn stretch(
     until_sequence: u64,
     mut each: impl FnMut(Record),
 ) -> Result<(), CarryError> {
-    /// An ordered reader that got nothing for this long has read all there is of its subjects.
-    const QUIET: Duration = Duration::from_secs(2);
+    /// Nothing for this long although more waits: half of a stretch must not pass for the whole.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let ended = || CarryError::broker(format!("reading {stream}"))("it ended although more waits");
     let (mut pending, records) = ordered(bus, stream, stretch).await?;
     let mut records = std::pin::pin!(records);
     while pending > 0 {
-        let Ok(Some(record)) = tokio::time::timeout(QUIET, records.next()).await else { return Ok(()) };
-        let (record, left) = record?;
+        let next = tokio::time::timeout(PATIENCE, records.next()).await;
+        let (record, left) = next.ok().flatten().ok_or_else(ended)??;
         if record.sequence > until_sequence {
             return Ok(());
         }

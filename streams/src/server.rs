@@ -334,7 +334,10 @@ pub fn durability(store: &Path) -> Option<Durability> {
 /// Bytes that are free where a store is, for those who are not the system's administrator.
 pub fn free_bytes(store: &Path) -> std::io::Result<u64> {
     let found = nix::sys::statvfs::statvfs(store)?;
-    Ok(u64::from(found.blocks_available()).saturating_mul(found.fragment_size()))
+    // Narrower numbers on some systems.
+    #[allow(clippy::useless_conversion)]
+    let (blocks, block_bytes) = (u64::from(found.blocks_available()), u64::from(found.fragment_size()));
+    Ok(blocks.saturating_mul(block_bytes))
 }
 
 fn sync_interval(durability: Durability) -> &'static str {
@@ -411,7 +414,10 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 }
 
 /// Subjects that never cross the leaf link towards the cloud.
-pub const KEPT_AT_SITE: [&str; 8] = [
+pub const KEPT_AT_SITE: [&str; 9] = [
+    // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
+    // the cloud would get every image. Answers to the site's own questions come in, not out.
+    "_INBOX.>",
     "image.>",
     "answer.>",
     "outbox.>",

@@ -84,6 +84,11 @@ pub fn verify(reason: VerifyReason, site: &SiteName, camera: &CameraName) -> Str
     format!("verify.{}.{site}.{camera}", reason.as_str())
 }
 
+/// Tasks a site sends up, for whatever reason.
+pub fn verifications(site: &SiteName) -> String {
+    format!("verify.*.{site}.*")
+}
+
 /// The cloud's answer.
 pub fn verdict(site: &SiteName, camera: &CameraName) -> String {
     format!("verdict.{site}.{camera}")

@@ -233,7 +233,9 @@ impl Plan {
             max_age: FLEET_AGE,
             duplicate_window: FLEET_AGE,
             allow_rollup: true,
-            storage: StorageType::Memory,
+            // On the disk, for a bucket in memory is gone after a restart of the server and nobody makes it
+            // again; what is in it need not wait for the disk.
+            persist_mode: Some(PersistenceMode::Async),
             ..bucket(FLEET)
         });
     }

@@ -261,7 +261,10 @@ impl Oracle {
             ));
         }
         if answer.stage != Stage::Final || answer.site != self.site || answer.camera != published.camera {
-            wrong.push(format!("2: task {task}: final slot holds {:?} of {}.{}", answer.stage, answer.site, answer.camera));
+            wrong.push(format!(
+                "2: task {task}: final slot holds {:?} of {}.{}",
+                answer.stage, answer.site, answer.camera
+            ));
         }
         if letter {
             wrong.push(format!("10: task {task} has an answer by route {} and a dead letter too", answer.route));

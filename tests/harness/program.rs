@@ -26,20 +26,25 @@ pub fn fixture(path: &str) -> PathBuf {
 
 /// The built `tributary`, in a form that a build running meanwhile cannot take away.
 pub fn binary() -> anyhow::Result<&'static Path> {
-    static KEPT: OnceLock<Result<(tempfile::TempDir, PathBuf), String>> = OnceLock::new();
+    static KEPT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let kept = KEPT.get_or_init(|| {
         let tests = std::env::current_exe().map_err(|error| error.to_string())?;
         let built = tests.parent().and_then(Path::parent).map(|profile| profile.join("tributary"));
         let built = built.filter(|path| path.is_file()).ok_or_else(|| {
             "the tributary binary is not built: run `make setup`, then `make test`, which builds it first".to_owned()
         })?;
-        let failed = |error: std::io::Error| format!("{} cannot be kept: {error}", built.display());
-        let folder = tempfile::tempdir_in(built.parent().unwrap_or(Path::new("."))).map_err(failed)?;
-        let path = folder.path().join("tributary");
-        fs::hard_link(&built, &path).or_else(|_| fs::copy(&built, &path).map(|_| ())).map_err(failed)?;
-        Ok((folder, path))
+        let (kept, new) =
+            (built.with_file_name("tributary-under-test"), built.with_extension(std::process::id().to_string()));
+        let linked = fs::hard_link(&built, &new).or_else(|_| fs::copy(&built, &new).map(|_| ()));
+        let placed = linked.and_then(|()| fs::rename(&new, &kept)).and_then(|()| match new.exists() {
+            // Two names of one file already: renaming one to the other does nothing.
+            true => fs::remove_file(&new),
+            false => Ok(()),
+        });
+        placed.map_err(|error| format!("{} cannot be kept: {error}", built.display()))?;
+        Ok(kept)
     });
-    kept.as_ref().map(|(_, path)| path.as_path()).map_err(|why| anyhow!("{why}"))
+    kept.as_ref().map(PathBuf::as_path).map_err(|why| anyhow!("{why}"))
 }
 
 /// A child process of the binary; killed when dropped, and by the kernel when the tests are.

@@ -271,7 +271,11 @@ async fn a_model_that_does_not_fit_is_refused_by_name_before_anything_is_taken()
         ("a layout of nobody", toml("\"nchw\"", "\"nwhc\""), "nwhc"),
         ("a label too few", model(folder.path(), |copy| rewrite(&copy.join("labels.txt"), "bag\n", "")), "labels"),
         ("no graph", model(folder.path(), |copy| fs::remove_file(copy.join("graph.onnx")).unwrap()), "graph.onnx"),
-        ("a graph that is none", model(folder.path(), |copy| fs::write(copy.join("graph.onnx"), "?").unwrap()), "graph.onnx"),
+        (
+            "a graph that is none",
+            model(folder.path(), |copy| fs::write(copy.join("graph.onnx"), "?").unwrap()),
+            "graph.onnx",
+        ),
         ("an empty folder", tempfile::tempdir_in(folder.path()).unwrap().keep().display().to_string(), "model"),
         ("no folder", folder.path().join("nowhere").display().to_string(), "nowhere"),
     ];

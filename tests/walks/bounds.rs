@@ -6,10 +6,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::world::crash;
-use harness::{Cut, Oracle, Plan, World, seed, until};
+use harness::{Cut, Oracle, Plan, World, run, seed, until};
+use schemas::task::{HEADER_BLOB, HEADER_DEADLINE};
 use schemas::{Reason, Route, Stage, TaskId};
 use streams::topology::StreamSettings;
-use streams::{Placed, read, topology};
+use streams::{Blobs, Placed, read, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
 
@@ -152,11 +153,9 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     let janitor = &world.workers["janitor-0"];
     let audits = janitor.log().matches("audit done").count();
     crash(&site.server, &site.bus).await.unwrap();
-    until("another audit", PATIENCE, async || {
-        Ok((janitor.log().matches("audit done").count() > audits).then_some(()))
-    })
-    .await
-    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("another audit", PATIENCE, async || Ok((janitor.log().matches("audit done").count() > audits).then_some(())))
+        .await
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
     let redone = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.
@@ -198,4 +197,115 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     until("the audit is done", waits, async || Ok(world.workers["janitor-0"].log().contains("redone=1").then_some(())))
         .await
         .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+}
+
+#[tokio::test]
+async fn a_promise_that_was_dropped_for_room_is_kept_all_the_same() {
+    let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
+    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let site = world.site(0);
+    site.link.as_ref().unwrap().set(Cut::Silent);
+    world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
+    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "15000")]).await;
+    promised(&world, doubtful).await;
+    // More answers than the stream keeps: the promise is gone from it before its time is up.
+    let mut publishing = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (bus, name) = (site.bus.clone(), site.name.clone());
+        publishing.spawn(async move {
+            for _ in 0..150 {
+                publish(&bus, &name, &one(true).unwrap().bytes, &[]).await;
+            }
+        });
+    }
+    publishing.join_all().await;
+    until("the promise is gone", PATIENCE, async || Ok(answers(&site.bus, doubtful).await.is_empty().then_some(())))
+        .await
+        .unwrap();
+    site.link.as_ref().unwrap().set(Cut::Open);
+    let answer = answered(&world, doubtful).await;
+    assert!(matches!(answer.route, Route::Expired | Route::Verified), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
+    let streams = StreamSettings { answers_max_messages: 1000, ack_wait_s: 2, ..StreamSettings::default() };
+    let world = World::whole(Plan { streams, ..Plan::leaves(1) }).await.unwrap();
+    let site = world.site(0);
+    site.link.as_ref().unwrap().set(Cut::Silent);
+    // What is sent before the courier knows is on its way, not waiting.
+    world.workers["courier-0"].says("the cloud does not answer", PATIENCE).await.unwrap();
+    let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
+    let promise = promised(&world, doubtful).await;
+    let finals = streams::subject::provisional(&site.name, &"cam-1".parse().unwrap());
+    let record = read::last(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
+    // As if it had been dropped for room.
+    read::delete(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
+    until("the deadline", PATIENCE, async || {
+        let other = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
+        let now_ms = answered(&world, other).await.answered_at_ms;
+        Ok((now_ms > promise.deadline_at_ms.unwrap()).then_some(()))
+    })
+    .await
+    .unwrap();
+    site.link.as_ref().unwrap().set(Cut::Open);
+    let answer = answered(&world, doubtful).await;
+    assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
+}
+
+#[tokio::test]
+async fn a_reader_whose_server_pauses_reads_on_to_the_end() {
+    let world = World::start(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    let oracle = Oracle::new(seed(4), &site.name, &site.bus).unwrap();
+    oracle.publish_all(3000).await.unwrap();
+    let last = read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let server = nix::unistd::Pid::from_raw(site.server.process().unwrap().cast_signed());
+    let (bus, mut seen, mut paused) = (site.bus.clone(), 0, false);
+    read::stretch(&bus, topology::IMAGES, read::Stretch::default(), last, |_| {
+        seen += 1;
+        if seen == 500 && !paused {
+            paused = true;
+            nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGSTOP).unwrap();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGCONT).unwrap();
+            });
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(seen, 3000);
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    let picture = one(true).unwrap();
+    // Stored too late: the reference comes before its bytes.
+    let blobs = Blobs::open(&site.bus).await.unwrap();
+    let early = blobs.store(&picture.bytes).await.unwrap();
+    let client = async_nats::connect(site.server.url()).await.unwrap();
+    let bucket = async_nats::jetstream::new(client).get_object_store(topology::BLOBS).await.unwrap();
+    bucket.delete(&early.key).await.unwrap();
+    let task = publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &early.to_string())]).await;
+    assert_eq!(answered(&world, task).await.route, Route::Dead);
+    until("its dead letter", PATIENCE, async || {
+        Ok((read::level(&site.bus, topology::DEAD).await?.messages == 1).then_some(()))
+    })
+    .await
+    .unwrap();
+    blobs.store(&picture.bytes).await.unwrap();
+    let redrive = ["dead", "redrive", "--all"].map(str::to_owned);
+    let redriven = run(world.folder(), &[&redrive[..], &world.at(0)].concat()).await.unwrap();
+    assert!(redriven.success, "{}", redriven.err);
+    let label = until("its real answer", PATIENCE, async || {
+        let answer = crate::common::outcome(&site.bus, &site.name, task).await?;
+        Ok((answer.route == Route::Edge).then_some(answer.label))
+    });
+    assert_eq!(label.await.unwrap().as_deref(), Some(picture.light.label.as_str()));
+    assert_eq!(read::level(&site.bus, topology::DEAD).await.unwrap().messages, 0, "the letter stayed");
+    let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == Stage::Final);
+    assert_eq!(finals.count(), 1);
 }

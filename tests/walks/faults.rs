@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_BLOB;
 use schemas::{Answer, Route, decode, encode};
+use streams::server::Durability;
 use streams::{Blobs, Publication, Publisher, read, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
@@ -49,7 +50,8 @@ const WORKERS: [&str; 4] = ["recognizer-0", "courier-0", "verifier-0", "janitor-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_workers_and_the_server_of_a_site_die() {
     let seed = seed(20261);
-    let world = World::whole(Plan::default()).await.unwrap();
+    // `fast` promises as much as `power-safe` while only processes die.
+    let world = World::whole(Plan { durability: Durability::Fast, ..Plan::default() }).await.unwrap();
     suffer(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
 }
 
@@ -91,6 +93,26 @@ async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetche
     for task in tasks {
         let answer = answered(&world, task).await;
         assert!(matches!(answer.route, Route::Edge | Route::Verified), "task {task}: {:?}", answer.fault);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verified_answers_lost_with_the_server_are_had_again() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    for round in 0..3 {
+        let mut tasks = Vec::new();
+        for number in 0..25 {
+            tasks.push(publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await);
+        }
+        let newest = tasks[tasks.len() - 1];
+        answered(&world, newest).await;
+        // The newest answers may be in the server's memory alone.
+        crash(&site.server, &site.bus).await.unwrap();
+        for task in tasks {
+            let answer = answered(&world, task).await;
+            assert_eq!(answer.route, Route::Verified, "round {round}, task {task}");
+        }
     }
 }
 

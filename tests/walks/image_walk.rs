@@ -62,8 +62,7 @@ async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
         let reference = blobs.store(&picture.bytes).await.unwrap().to_string();
         let task = publish(world.bus(0), &world.site(0).name, b"", &[(HEADER_BLOB, &reference)]).await;
         let answer = answered(&world, task).await;
-        let (route, said) =
-            if confident { (Route::Edge, &picture.light) } else { (Route::Verified, &picture.heavy) };
+        let (route, said) = if confident { (Route::Edge, &picture.light) } else { (Route::Verified, &picture.heavy) };
         assert_eq!((answer.route, answer.label.as_deref()), (route, Some(said.label.as_str())));
     }
 }

@@ -16,9 +16,18 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "runtime" => &["schemas", "streams"],
         "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],
         "courier" | "janitor" => &["schemas", "streams", "runtime"],
-        "bench" | "tributary" => {
-            &["schemas", "streams", "runtime", "vision", "bench", "publisher", "recognizer", "courier", "verifier", "janitor"]
-        }
+        "bench" | "tributary" => &[
+            "schemas",
+            "streams",
+            "runtime",
+            "vision",
+            "bench",
+            "publisher",
+            "recognizer",
+            "courier",
+            "verifier",
+            "janitor",
+        ],
         "tributary-tests" => &["schemas", "streams", "vision", "runtime"],
         other => panic!("{other} has no place in the layering: give it one here and in docs/ARCHITECTURE.md"),
     };

@@ -30,7 +30,10 @@ impl Disk {
     fn make() -> Self {
         let root = nix::unistd::Uid::effective().is_root();
         let control = Path::new("/dev/loop-control").exists();
-        assert!(root && control, "a power cut needs root and loop devices: run `make soak` as root where mounting is allowed");
+        assert!(
+            root && control,
+            "a power cut needs root and loop devices: run `make soak` as root where mounting is allowed"
+        );
         let disk = Self { folder: tempfile::tempdir().unwrap() };
         File::create(disk.image()).unwrap().set_len(DISK_BYTES).unwrap();
         command("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &disk.image()]);
@@ -140,7 +143,8 @@ async fn power_cut(durability: Durability, seed: u64) -> Row {
 async fn a_power_cut_takes_nothing_that_was_acknowledged_power_safe() {
     let seed = seed(20265);
     let mut table = vec![
-        "| durability | images acknowledged before the cut | in the store after it | without an outcome in the end |".to_owned(),
+        "| durability | images acknowledged before the cut | in the store after it | without an outcome in the end |"
+            .to_owned(),
         "| --- | ---: | ---: | ---: |".to_owned(),
     ];
     let mut rows = Vec::new();

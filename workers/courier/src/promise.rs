@@ -57,7 +57,7 @@ fn next_look(attempts: u64, left: Duration) -> Duration {
 }
 
 /// The final answer of a task whose verdict did not come in time. Pure.
-fn expired(provisional: Answer, now_ms: u64) -> Answer {
+pub(crate) fn expired(provisional: Answer, now_ms: u64) -> Answer {
     let mut answer = provisional;
     answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
     answer.stage = Stage::Final;

@@ -6,7 +6,9 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{FaultNote, Payload, SiteName, Verify, decode};
 use streams::{Blobs, Bus, Delivery, Publication, subject, topology};
 
+use crate::down::publication;
 use crate::link::Link;
+use crate::promise;
 
 /// Carries what waits in the outbox.
 pub struct Up {
@@ -28,12 +30,13 @@ impl Step for Up {
         let request: Verify = decode(delivery.payload())?;
         let about = &request.provisional;
         let expired = |now_ms: u64| about.deadline_at_ms.is_some_and(|deadline_at_ms| deadline_at_ms <= now_ms);
-        if expired(clock::now_ms()) {
-            return Ok(Outgoing::default());
+        if !expired(clock::now_ms()) {
+            self.link.up().await;
         }
-        self.link.up().await;
-        if expired(clock::now_ms()) {
-            return Ok(Outgoing::default());
+        let now_ms = clock::now_ms();
+        if expired(now_ms) {
+            // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
+            return Ok(Outgoing::one(publication(&promise::expired(about.clone(), now_ms))?));
         }
         if let Payload::Blob(blob) = &request.payload {
             let bytes = self.here.fetch(blob, MAX_IMAGE_BYTES).await?;

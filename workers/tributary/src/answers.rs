@@ -99,7 +99,7 @@ async fn follow(bus: &Bus, look: Stretch, mut after: u64, json: bool) -> anyhow:
         let part = Stretch { from_sequence: Some(after + 1), ..look.clone() };
         match read::follow(bus, topology::ANSWERS, part).await {
             Ok(records) => {
-                let mut records = std::pin::pin!(records);
+                let mut records = std::pin::pin!(records.take_until(Box::pin(restarted(bus))));
                 while let Some(Ok(record)) = records.next().await {
                     after = record.sequence;
                     show(&record, json)?;
@@ -108,6 +108,14 @@ async fn follow(bus: &Bus, look: Stretch, mut after: u64, json: bool) -> anyhow:
             }
             Err(error) => tracing::warn!(%error, "answers cannot be read, trying again"),
         }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Waits until the server is another process: a reader that was open goes on only after long silence then.
+async fn restarted(bus: &Bus) {
+    let server = bus.server_id();
+    while bus.server_id() == server {
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -208,17 +216,27 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         rows.extend(value.map(|value| vec![name.to_owned(), value]));
     };
     row("truth", answer.truth.as_deref().map(form::plain));
-    let ranked = answer.top.iter().map(|best| format!("{} {}", form::plain(&best.label), form::percent(best.confidence)));
+    let ranked =
+        answer.top.iter().map(|best| format!("{} {}", form::plain(&best.label), form::percent(best.confidence)));
     row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
-    row("site said", answer.edge.as_ref().map(|edge| format!("{} {}", form::plain(&edge.label), form::percent(edge.confidence))));
+    row(
+        "site said",
+        answer.edge.as_ref().map(|edge| format!("{} {}", form::plain(&edge.label), form::percent(edge.confidence))),
+    );
     row("release", answer.release.as_ref().map(ToString::to_string));
-    row("fault", answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain(&fault.name), form::plain(&fault.reason))));
+    row(
+        "fault",
+        answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain(&fault.name), form::plain(&fault.reason))),
+    );
     row("remedy", answer.fault.as_ref().map(|fault| form::plain(&fault.remedy)));
     row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
-    row("tile", answer.tile.as_ref().map(|tile| {
-        let schemas::Tile { scan, x_px, y_px, width_px, height_px, .. } = tile;
-        format!("{width_px}x{height_px} at {x_px},{y_px} of scan {scan}")
-    }));
+    row(
+        "tile",
+        answer.tile.as_ref().map(|tile| {
+            let schemas::Tile { scan, x_px, y_px, width_px, height_px, .. } = tile;
+            format!("{width_px}x{height_px} at {x_px},{y_px} of scan {scan}")
+        }),
+    );
     row("captured", answer.captured_at_ms.map(form::time));
     row("published", Some(form::time(answer.published_at_ms)));
     let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);

@@ -54,7 +54,8 @@ fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
     if json {
         return out::json(&list);
     }
-    let rows: Vec<Vec<String>> = list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
+    let rows: Vec<Vec<String>> =
+        list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
     out::line(form::table(&["setting", "value", "from"], &rows))
 }
 

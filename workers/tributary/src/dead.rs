@@ -87,13 +87,15 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         true => (site.cloud, "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
     };
-    let letters = janitor::redrive::letters(&bus).await.map_err(people)?;
+    let letters = janitor::redrive::letters(&bus).await.map_err(people);
+    let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
         DeadCommand::List { fault, json } => list(&of_fault(letters, fault.as_deref()), json, &place),
         DeadCommand::Show { id, save, json } => {
             let (_, letter) = pick(&letters, &id)?;
             if let Some(path) = save {
-                std::fs::write(&path, &letter.payload).with_context(|| format!("{} cannot be written", path.display()))?;
+                std::fs::write(&path, &letter.payload)
+                    .with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
         }
@@ -129,7 +131,9 @@ fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
     };
     match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
         [letter] => Ok(letter),
-        [] => bail!("no dead letter's id begins with {id:?}: `tributary dead list` shows them, --cloud those of the cloud"),
+        [] => bail!(
+            "no dead letter's id begins with {id:?}: `tributary dead list` shows them, --cloud those of the cloud"
+        ),
         [(_, first), (_, second), ..] => {
             bail!("several dead letters' ids begin with {id:?} ({}, {}): write more of it", first.id, second.id)
         }
@@ -184,7 +188,9 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("remedy    {}", form::plain(&letter.fault.remedy)),
         format!("payload   {}{kind} (--save FILE writes it)", form::size(letter.payload.len() as u64)),
     ];
-    lines.extend(letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))));
+    lines.extend(
+        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))),
+    );
     out::line(lines.join("\n"))
 }
 

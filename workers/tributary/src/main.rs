@@ -1,8 +1,10 @@
 //! The one binary: one file a subcommand, no logic of a role.
 
 mod answers;
+mod bench_cmd;
 mod config;
 mod dead;
+mod demo;
 mod doctor;
 mod form;
 mod model;
@@ -75,6 +77,8 @@ enum Command {
     Config(config::ConfigArgs),
     #[command(subcommand)]
     Model(model::ModelCommand),
+    Demo(demo::DemoArgs),
+    Bench(bench_cmd::BenchArgs),
     /// Run a site's recognizer on an existing nats-server.
     Recognizer(roles::ModelArgs),
     /// Run a site's courier on an existing nats-server.
@@ -122,6 +126,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tap(args) => tap::command(&loaded, &args).await,
         Command::Dead(args) => dead::command(&loaded, args).await,
         Command::Model(command) => model::command(settings, command).await,
+        Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
+        Command::Bench(args) => bench_cmd::command(settings, &args, shutdown()?).await,
         Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
         Command::Courier => roles::courier(&loaded, shutdown()?).await,
         Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,

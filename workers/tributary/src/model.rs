@@ -49,7 +49,9 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
         let bytes = image.as_ref().map(|path| std::fs::read(path).with_context(|| unreadable(path))).transpose()?;
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
         vision::check(&folder, &onnx, bytes.as_deref()).map_err(|error| match error {
-            CheckError::Infer(error) if error.is_the_images_fault() => Error::new(error).context(format!("image {name}")),
+            CheckError::Infer(error) if error.is_the_images_fault() => {
+                Error::new(error).context(format!("image {name}"))
+            }
             error => error.into(),
         })
     };

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn an_error_says_its_causes_once() {
-        let error = anyhow::anyhow!("disk is full").context("file cannot be written: disk is full").context("no report");
+        let error =
+            anyhow::anyhow!("disk is full").context("file cannot be written: disk is full").context("no report");
         assert_eq!(with_causes(&error, ": "), "no report: file cannot be written: disk is full");
     }
 

@@ -174,7 +174,9 @@ fn server(site: &Site, settings: &Settings) -> String {
     store.map_or_else(|| streams::connect::without_credentials(&site.nats.url), |store| store.display().to_string())
 }
 
-fn printer(args: &PublishArgs) -> (Option<mpsc::Sender<Acknowledged>>, impl Future<Output = anyhow::Result<()>> + use<>) {
+fn printer(
+    args: &PublishArgs,
+) -> (Option<mpsc::Sender<Acknowledged>>, impl Future<Output = anyhow::Result<()>> + use<>) {
     let (sender, mut receiver) = mpsc::channel(PRINT_AHEAD);
     let (wanted, json) = (args.print_ids, args.json);
     let printing = async move {

@@ -49,7 +49,9 @@ pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
 /// A failure as an error for people.
 pub fn people(fault: Fault) -> anyhow::Error {
     match fault {
-        Fault::Stop(note) | Fault::Reject(note) | Fault::Retry { note, .. } => {
+        // A worker tries again by itself; whoever reads this is no worker, or one that ends.
+        Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.name),
+        Fault::Stop(note) | Fault::Reject(note) => {
             anyhow::anyhow!("{} ({}): {}", note.reason, note.name, note.remedy)
         }
         Fault::Wait { after } => anyhow::anyhow!("not yet: look again in {} s", after.as_secs()),

@@ -122,12 +122,6 @@ pub fn nats(loaded: &Loaded<Settings>) -> anyhow::Result<NatsSettings> {
     Ok(way(loaded)?.nats)
 }
 
-/// A connection to the site's server, and the same speaking to the cloud's domain.
-pub async fn connect(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<(Bus, Bus)> {
-    let Site { bus, cloud, .. } = open(loaded, name).await?;
-    Ok((bus, cloud))
-}
-
 /// A connection to the site's server, and which site that is.
 pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site> {
     let Way { site, nats, up } = way(loaded)?;

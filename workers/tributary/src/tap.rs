@@ -69,7 +69,10 @@ pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Resul
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
     if !KNOWN.contains(&first) && !first.starts_with(['$', '_']) {
-        tracing::warn!(subject = args.subject, "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)");
+        tracing::warn!(
+            subject = args.subject,
+            "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
+        );
     }
     let bus = if args.cloud { site::cloud(loaded, "tap").await? } else { site::open(loaded, "tap").await?.bus };
     let mut passing = std::pin::pin!(tap(&bus, &args.subject).await?);

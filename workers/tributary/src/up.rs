@@ -10,9 +10,9 @@ use streams::topology::{self, Mend, Place, State};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
+use crate::out;
 use crate::roles::{self, ack_wait, load};
 use crate::settings::{Settings, UpSettings};
-use crate::out;
 use crate::site::{ALONE, Running, RunningSite};
 
 /// JetStream domain of the cloud.

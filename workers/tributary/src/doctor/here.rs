@@ -20,7 +20,9 @@ pub fn checks(settings: &Settings) -> Vec<Check> {
 fn chosen(settings: &Settings) -> Check {
     match settings.check() {
         Ok(()) => Check::ok("settings", "every value is in its range"),
-        Err(error) => Check::bad("settings", format!("{error:#}"), "change it where `tributary config --show` says it came from"),
+        Err(error) => {
+            Check::bad("settings", format!("{error:#}"), "change it where `tributary config --show` says it came from")
+        }
     }
 }
 
@@ -29,14 +31,20 @@ fn nats_server(settings: &Settings) -> Check {
     let found = found.and_then(|path| Ok((server::release(&path)?, path)));
     match found {
         Ok((release, path)) => Check::ok("nats-server", format!("{release} at {}", path.display())),
-        Err(error) => Check::warn("nats-server", error.to_string(), "`tributary up` needs one; with servers of your own nobody does"),
+        Err(error) => Check::warn(
+            "nats-server",
+            error.to_string(),
+            "`tributary up` needs one; with servers of your own nobody does",
+        ),
     }
 }
 
 fn onnxruntime(settings: &Settings) -> Check {
     match Onnx::find_and_load(settings.onnxruntime.as_deref()) {
         Ok(onnx) => Check::ok("ONNX Runtime", format!("{} at {}", onnx.version(), onnx.library().display())),
-        Err(error) => Check::bad("ONNX Runtime", error.to_string(), "run `make setup`; recognizers and verifiers need it"),
+        Err(error) => {
+            Check::bad("ONNX Runtime", error.to_string(), "run `make setup`; recognizers and verifiers need it")
+        }
     }
 }
 
@@ -60,12 +68,18 @@ fn model(role: &str, folder: Option<&Path>) -> Check {
         return unset();
     }
     match Model::load(folder) {
-        Ok(model) => Check::ok(&what, format!("{} {} in {}", model.description.name, model.release.short(), folder.display())),
-        // Not every machine runs every role.
-        Err(error) if !folder.exists() => {
-            Check::warn(what, error.to_string(), format!("needed where a {role} runs: name its folder with {setting} or --model"))
+        Ok(model) => {
+            Check::ok(&what, format!("{} {} in {}", model.description.name, model.release.short(), folder.display()))
         }
-        Err(error) => Check::bad(what, error.to_string(), format!("try it with `tributary model check {}`", folder.display())),
+        // Not every machine runs every role.
+        Err(error) if !folder.exists() => Check::warn(
+            what,
+            error.to_string(),
+            format!("needed where a {role} runs: name its folder with {setting} or --model"),
+        ),
+        Err(error) => {
+            Check::bad(what, error.to_string(), format!("try it with `tributary model check {}`", folder.display()))
+        }
     }
 }
 

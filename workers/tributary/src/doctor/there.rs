@@ -97,7 +97,10 @@ fn disk(site: &Site, settings: &Settings) -> Option<Check> {
         false => Check::warn(
             "disk",
             found,
-            format!("make room at {}, or lower streams.images_max_mib: on a full disk the server takes nothing more", store.display()),
+            format!(
+                "make room at {}, or lower streams.images_max_mib: on a full disk the server takes nothing more",
+                store.display()
+            ),
         ),
     })
 }
@@ -122,7 +125,11 @@ async fn wait(bus: &Bus, settings: &Settings) -> Check {
     };
     let ack_wait_s = settings.streams.ack_wait_s;
     match slowest {
-        None => Check::warn(WHAT, format!("{ack_wait_s} s; no worker says what an image costs"), "start a recognizer; `tributary status` shows who lives"),
+        None => Check::warn(
+            WHAT,
+            format!("{ack_wait_s} s; no worker says what an image costs"),
+            "start a recognizer; `tributary status` shows who lives",
+        ),
         Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => Check::warn(
             WHAT,
             format!("{ack_wait_s} s, and one image costs {}", form::span(cost_ms)),
@@ -174,7 +181,9 @@ fn differences(finding: &Finding, flag: &str) -> Vec<Check> {
         topology::State::Missing => {
             vec![Check::bad(what, "does not exist", format!("create it with `tributary setup{flag}`"))]
         }
-        topology::State::Differs(differences) => differences.iter().map(|difference| differs(what, difference, flag)).collect(),
+        topology::State::Differs(differences) => {
+            differences.iter().map(|difference| differs(what, difference, flag)).collect()
+        }
         topology::State::Same | topology::State::Created | topology::State::Updated(_) => Vec::new(),
     }
 }

@@ -13,7 +13,10 @@ pub fn text(status: &Status) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
-    row("answers", format!("{} stored; {} provisional without a final one", status.answers.messages, status.provisional));
+    row(
+        "answers",
+        format!("{} stored; {} provisional without a final one", status.answers.messages, status.provisional),
+    );
     row("outbox", outbox(status));
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
@@ -47,7 +50,9 @@ fn room(queue: &Queue) -> String {
 
 fn work(queue: &Queue) -> String {
     match queue.queued_s {
-        Some(queued_s) if queue.waiting > 0 => format!("{} wait, {} of work", queue.waiting, form::span(queued_s * 1000.0)),
+        Some(queued_s) if queue.waiting > 0 => {
+            format!("{} wait, {} of work", queue.waiting, form::span(queued_s * 1000.0))
+        }
         _ => format!("{} wait", queue.waiting),
     }
 }
@@ -136,7 +141,11 @@ fn wrong(status: &Status) -> Vec<String> {
         ));
     }
     wrong.extend(wrong_in_cloud(status, has("verifier")));
-    wrong.extend(full("images", &status.images, "publishers will get errors: start more recognizers, or raise streams.images_max_mib"));
+    wrong.extend(full(
+        "images",
+        &status.images,
+        "publishers will get errors: start more recognizers, or raise streams.images_max_mib",
+    ));
     wrong.extend(full("outbox", &status.outbox, "doubtful answers will become final as they are: is the link alive?"));
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
     let in_cloud = match &status.cloud {
@@ -223,7 +232,13 @@ mod tests {
             link_rtt_ms: Some(1.0),
             dead_letters: 0,
             workers: roles.iter().map(beat).collect(),
-            cloud: Cloud::Here { shared: true, verify: queue(10), verdicts_waiting: 0, dead_letters: None, workers: Vec::new() },
+            cloud: Cloud::Here {
+                shared: true,
+                verify: queue(10),
+                verdicts_waiting: 0,
+                dead_letters: None,
+                workers: Vec::new(),
+            },
         }
     }
 

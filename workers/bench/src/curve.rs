@@ -1,0 +1,74 @@
+//! What sending more images up would bring: for every threshold of confidence, the share of images below
+//! it, and the accuracy if the cloud's opinion replaced the site's there. Pure.
+
+/// What both models say about one labelled image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judged {
+    /// The site's confidence, 0 to 1.
+    pub confidence: f32,
+    /// Whether the site's label is the true one.
+    pub site_right: bool,
+    /// Whether the cloud's label is the true one.
+    pub cloud_right: bool,
+}
+
+/// Share sent up and accuracy, from nothing to everything; the most doubtful go first. Images of one
+/// confidence go together, because no threshold parts them.
+pub fn by_confidence(judged: &[Judged]) -> Vec<(f64, f64)> {
+    let mut sorted = judged.to_vec();
+    sorted.sort_by(|a, b| a.confidence.total_cmp(&b.confidence));
+    let count = sorted.len().max(1) as f64;
+    let mut right = sorted.iter().filter(|image| image.site_right).count() as i64;
+    let mut points = vec![(0.0, right as f64 / count)];
+    let mut sent = 0;
+    for same in sorted.chunk_by(|a, b| a.confidence == b.confidence) {
+        sent += same.len();
+        right += same.iter().map(|image| i64::from(image.cloud_right) - i64::from(image.site_right)).sum::<i64>();
+        points.push((sent as f64 / count, right as f64 / count));
+    }
+    points
+}
+
+/// Some of the points, evenly spread, the first and the last among them.
+pub fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
+    let last = points.len().saturating_sub(1);
+    let step = last.div_ceil(most.saturating_sub(1).max(1)).max(1);
+    let mut kept: Vec<(f64, f64)> = points.iter().step_by(step).copied().collect();
+    if last % step != 0 {
+        kept.extend(points.last());
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(confidence: f32, site_right: bool, cloud_right: bool) -> Judged {
+        Judged { confidence, site_right, cloud_right }
+    }
+
+    #[test]
+    fn the_most_doubtful_go_first_and_both_ends_are_the_models_alone() {
+        let images = [judged(0.9, true, false), judged(0.2, false, true), judged(0.5, false, false), judged(0.6, true, true)];
+        assert_eq!(by_confidence(&images), [(0.0, 0.5), (0.25, 0.75), (0.5, 0.75), (0.75, 0.75), (1.0, 0.5)]);
+    }
+
+    #[test]
+    fn images_of_one_confidence_go_together() {
+        let images = [judged(0.5, false, true), judged(0.5, true, true), judged(0.7, true, true)];
+        let points = by_confidence(&images);
+        assert_eq!(points.len(), 3);
+        assert_eq!(points[1].0, 2.0 / 3.0);
+    }
+
+    #[test]
+    fn thinning_keeps_both_ends() {
+        let points: Vec<(f64, f64)> = (0..1001).map(|x| (f64::from(x), 0.0)).collect();
+        let thin = thinned(&points, 100);
+        assert!(thin.len() <= 101, "{}", thin.len());
+        assert_eq!((thin.first(), thin.last()), (points.first(), points.last()));
+        assert_eq!(thinned(&points[..1], 100), points[..1]);
+        assert_eq!(thinned(&[], 100), []);
+    }
+}
