@@ -8,20 +8,32 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, no_room};
-use crate::topology::BLOBS;
+use crate::error::{CarryError, absent, no_room};
+use crate::topology::{BLOBS, CLOUD_BLOBS};
 
 /// The blob bucket of one domain.
 #[derive(Clone)]
 pub struct Blobs {
     store: ObjectStore,
+    name: &'static str,
 }
 
 impl Blobs {
-    /// Looks the bucket up; creates nothing.
+    /// Looks the site's bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
-        let missing = |_| CarryError::Missing { what: format!("object bucket {BLOBS}") };
-        Ok(Self { store: bus.js.get_object_store(BLOBS).await.map_err(missing)? })
+        Self::bucket(bus, BLOBS).await
+    }
+
+    /// Looks up the cloud's bucket, for what was sent up; creates nothing.
+    pub async fn open_in_cloud(bus: &Bus) -> Result<Self, CarryError> {
+        Self::bucket(bus, CLOUD_BLOBS).await
+    }
+
+    async fn bucket(bus: &Bus, name: &'static str) -> Result<Self, CarryError> {
+        match bus.js.get_object_store(name).await {
+            Ok(store) => Ok(Self { store, name }),
+            Err(error) => Err(absent(error, format!("object bucket {name}"))),
+        }
     }
 
     /// Stores bytes once, under their digest.
@@ -36,7 +48,7 @@ impl Blobs {
         match stored {
             Ok(_) => Ok(blob),
             Err(error) => match no_room(&error) {
-                Some(why) => Err(CarryError::Full { subject: format!("bucket {BLOBS}"), why }),
+                Some(why) => Err(CarryError::Full { subject: format!("bucket {}", self.name), why }),
                 None => Err(CarryError::broker(format!("storing blob {}", blob.key))(error)),
             },
         }

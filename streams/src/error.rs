@@ -152,3 +152,18 @@ pub(crate) fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<Strin
     }
     None
 }
+
+/// A failed look-up: missing when the server says so, its own failure otherwise.
+pub(crate) fn absent<E>(error: E, what: String) -> CarryError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = cause {
+        if inner.to_string().contains("not found") {
+            return CarryError::Missing { what };
+        }
+        cause = inner.source();
+    }
+    CarryError::Broker { what: format!("looking up {what}"), source: Box::new(error) }
+}

@@ -5,7 +5,7 @@ use futures::{StreamExt, TryStreamExt};
 use schemas::{Beat, decode, encode};
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, absent};
 use crate::topology::{FLEET, LEDGER};
 
 /// The workers' signs of life in one domain.
@@ -68,5 +68,5 @@ impl Ledger {
 }
 
 async fn bucket(bus: &Bus, name: &str) -> Result<Store, CarryError> {
-    bus.js.get_key_value(name).await.map_err(|_| CarryError::Missing { what: format!("bucket {name}") })
+    bus.js.get_key_value(name).await.map_err(|error| absent(error, format!("bucket {name}")))
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, absent};
 
 /// An idle pull request is renewed this often.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ impl Puller {
             .js
             .get_consumer_from_stream(&self.durable, &self.stream)
             .await
-            .map_err(|error| missing(error, &self.stream, &self.durable))?;
+            .map_err(|error| absent(error, format!("consumer {} on stream {}", self.durable, self.stream)))?;
         consumer
             .stream()
             .max_messages_per_batch(self.batch)
@@ -86,14 +86,6 @@ impl Puller {
             }
         }
     }
-}
-
-fn missing(error: impl Into<async_nats::Error>, stream: &str, durable: &str) -> CarryError {
-    let source = error.into();
-    if source.to_string().contains("not found") {
-        return CarryError::Missing { what: format!("consumer {durable} on stream {stream}") };
-    }
-    CarryError::Broker { what: format!("looking up consumer {durable} on stream {stream}"), source }
 }
 
 /// A message that waits for an acknowledgement.

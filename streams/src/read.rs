@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, absent};
 use crate::topology::ANSWERS;
 
 /// Messages fetched ahead while reading a stretch; bounded so that large images do not pile up.
@@ -84,7 +84,7 @@ pub struct Stretch {
 /// How full a stream is.
 pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
     let found = open(bus, stream).await?;
-    let info = found.get_info().await.map_err(|error| absent(error, stream))?;
+    let info = found.get_info().await.map_err(|error| absent(error, format!("stream {stream}")))?;
     Ok(Level {
         messages: info.state.messages,
         bytes: info.state.bytes,
@@ -274,15 +274,7 @@ async fn ordered(
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
-    bus.js.get_stream_no_info(stream).await.map_err(|error| absent(error, stream))
-}
-
-fn absent(error: impl Into<async_nats::Error>, stream: &str) -> CarryError {
-    let source = error.into();
-    if source.to_string().contains("not found") {
-        return CarryError::Missing { what: format!("stream {stream}") };
-    }
-    CarryError::Broker { what: format!("looking up stream {stream}"), source }
+    bus.js.get_stream_no_info(stream).await.map_err(|error| absent(error, format!("stream {stream}")))
 }
 
 fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {

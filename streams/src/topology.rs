@@ -27,8 +27,11 @@ pub const DEAD: &str = "DEAD";
 pub const VERIFY: &str = "VERIFY";
 /// The cloud's answers.
 pub const VERDICTS: &str = "VERDICTS";
-/// Bucket of large images, at a site and in the cloud.
+/// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
+/// Bucket of large images that were sent up. Of another name than a site's: the server keeps buckets
+/// of one name in two domains apart only if they are key-value buckets.
+pub const CLOUD_BLOBS: &str = "cloud-blobs";
 /// Bucket of signs of life, at a site and in the cloud.
 pub const FLEET: &str = "fleet";
 /// Bucket of the janitor's notes.
@@ -67,6 +70,9 @@ pub struct StreamSettings {
     pub verify_max_mib: u32,
     /// Large images kept by reference, at a site and in the cloud, MiB, at least 1.
     pub blobs_max_mib: u32,
+    /// Large images are forgotten after this, at a site and in the cloud, seconds; one that was not
+    /// answered by then becomes a dead letter.
+    pub blobs_max_age_s: u32,
     /// Messages given up that are kept, MiB, at least 1; the oldest go first.
     pub dead_max_mib: u32,
     /// For how long a repeated message id is recognized, seconds; longer than any publisher retries.
@@ -85,6 +91,7 @@ impl Default for StreamSettings {
             outbox_max_mib: 1024,
             verify_max_mib: 1024,
             blobs_max_mib: 1024,
+            blobs_max_age_s: 7 * 24 * 3600,
             dead_max_mib: 256,
             duplicate_window_s: 30 * 60,
             ack_wait_s: 30,
@@ -101,6 +108,7 @@ impl StreamSettings {
             ("outbox_max_mib", self.outbox_max_mib),
             ("verify_max_mib", self.verify_max_mib),
             ("blobs_max_mib", self.blobs_max_mib),
+            ("blobs_max_age_s", self.blobs_max_age_s),
             ("dead_max_mib", self.dead_max_mib),
             ("duplicate_window_s", self.duplicate_window_s),
             ("ack_wait_s", self.ack_wait_s),
@@ -176,7 +184,8 @@ impl Plan {
         });
         let dead = ["images", "outbox", "answers", "verdicts"].map(|stream| format!("dead.{stream}.{site}.*"));
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
-        self.buckets(settings);
+        self.blobs(BLOBS, settings);
+        self.fleet();
         self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
@@ -210,7 +219,8 @@ impl Plan {
             max_bytes: bytes(settings.dead_max_mib),
             ..file(DEAD, vec!["dead.verify.*.*".into()])
         });
-        self.buckets(settings);
+        self.blobs(CLOUD_BLOBS, settings);
+        self.fleet();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         self.consumer(VERIFY, durable(VERIFIER, wait));
@@ -220,14 +230,18 @@ impl Plan {
         }
     }
 
-    fn buckets(&mut self, settings: &StreamSettings) {
+    fn blobs(&mut self, name: &str, settings: &StreamSettings) {
         self.stream(StreamConfig {
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.blobs_max_mib),
+            max_age: Duration::from_secs(settings.blobs_max_age_s.into()),
             allow_rollup: true,
-            subjects: vec![format!("$O.{BLOBS}.C.>"), format!("$O.{BLOBS}.M.>")],
-            ..file(&format!("OBJ_{BLOBS}"), Vec::new())
+            subjects: vec![format!("$O.{name}.C.>"), format!("$O.{name}.M.>")],
+            ..file(&format!("OBJ_{name}"), Vec::new())
         });
+    }
+
+    fn fleet(&mut self) {
         self.stream(StreamConfig {
             max_messages_per_subject: 1,
             max_age: FLEET_AGE,
@@ -488,8 +502,8 @@ mod tests {
         let subjects = |place| {
             let plan = plan(&place, &settings);
             let all = plan.streams.into_iter().flat_map(|stream| stream.subjects);
-            // Buckets are kept apart by the server itself across a leaf link between two domains.
-            all.filter(|subject| !subject.starts_with('$')).collect::<Vec<_>>()
+            // Key-value buckets, and only those, are kept apart by the server itself.
+            all.filter(|subject| !subject.starts_with("$KV.")).collect::<Vec<_>>()
         };
         let first_two = |subject: &String| subject.split('.').take(2).map(str::to_owned).collect::<Vec<_>>();
         let (at_site, in_cloud) = (subjects(Place::Site(site.clone())), subjects(Place::Cloud(vec![site])));

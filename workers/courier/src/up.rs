@@ -40,7 +40,7 @@ impl Step for Up {
         }
         if let Payload::Blob(blob) = &request.payload {
             let bytes = self.here.fetch(blob, MAX_IMAGE_BYTES).await?;
-            Blobs::open(&self.cloud).await?.store(&bytes).await?;
+            Blobs::open_in_cloud(&self.cloud).await?.store(&bytes).await?;
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is
         // the site: another's task of the same id is another task to the cloud.

@@ -8,7 +8,7 @@ pub struct Shutdown(CancellationToken);
 
 impl Shutdown {
     /// A wish that an interrupt or a termination signal makes known; a second one ends the process
-    /// the hard way, as the system does by default.
+    /// at once.
     pub fn on_signals() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let shutdown = Self::default();
@@ -21,6 +21,12 @@ impl Shutdown {
             }
             tracing::info!("stopping; what is in hand is finished first");
             wish.want();
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::warn!("stopped the hard way; what was in hand is delivered again");
+            end();
         });
         Ok(shutdown)
     }
@@ -39,4 +45,10 @@ impl Shutdown {
     pub fn is_wanted(&self) -> bool {
         self.0.is_cancelled()
     }
+}
+
+/// Ends the process without cleaning up, for whoever asked twice. A nats-server of ours dies with us.
+#[allow(clippy::disallowed_methods)]
+fn end() {
+    std::process::exit(130);
 }

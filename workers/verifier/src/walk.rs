@@ -105,7 +105,7 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let temperature = settings.temperature.or(infer.model().description.gate.temperature).unwrap_or(1.0);
     let step = Arc::new(Verifier { blobs, infer: infer.clone(), temperature });
     let tally = Arc::new(Tally::default());
