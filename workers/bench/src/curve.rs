@@ -34,7 +34,7 @@ pub fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let last = points.len().saturating_sub(1);
     let step = last.div_ceil(most.saturating_sub(1).max(1)).max(1);
     let mut kept: Vec<(f64, f64)> = points.iter().step_by(step).copied().collect();
-    if last % step != 0 {
+    if !last.is_multiple_of(step) {
         kept.extend(points.last());
     }
     kept
@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn the_most_doubtful_go_first_and_both_ends_are_the_models_alone() {
-        let images = [judged(0.9, true, false), judged(0.2, false, true), judged(0.5, false, false), judged(0.6, true, true)];
+        let images =
+            [judged(0.9, true, false), judged(0.2, false, true), judged(0.5, false, false), judged(0.6, true, true)];
         assert_eq!(by_confidence(&images), [(0.0, 0.5), (0.25, 0.75), (0.5, 0.75), (0.75, 0.75), (1.0, 0.5)]);
     }
 

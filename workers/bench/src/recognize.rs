@@ -106,7 +106,9 @@ impl Case {
         match self {
             Self::Bare => format!("bare loop, {replicas} threads"),
             Self::BareAlone => "bare loop, 1 thread".into(),
-            Self::Pipeline { durability, in_flight } => format!("pipeline, {}, {in_flight} in flight", word(durability)),
+            Self::Pipeline { durability, in_flight } => {
+                format!("pipeline, {}, {in_flight} in flight", word(durability))
+            }
             Self::Open { durability } => format!("pipeline, {}, {rate_per_s:.0}/s come in", word(durability)),
             Self::Publish { durability, in_flight } => {
                 format!("publishing alone, {}, {in_flight} in flight", word(durability))
@@ -314,8 +316,7 @@ fn cpu(windows: &[Window]) -> Option<f64> {
 
 /// Of one process.
 fn cpu_of(windows: &[Window], process: &str) -> Option<f64> {
-    let all: Option<Vec<f64>> =
-        windows.iter().map(|window| window.cpu_ms_by_process.get(process).copied()).collect();
+    let all: Option<Vec<f64>> = windows.iter().map(|window| window.cpu_ms_by_process.get(process).copied()).collect();
     all.map(|all| median(&all))
 }
 
