@@ -13,7 +13,7 @@ pub fn purge_before(images: &Level, recognized: &Progress, settings: &JanitorSet
         return None;
     }
     let surplus_ratio = 1.0 - settings.low_ratio * limit / full;
-    let surplus = (images.messages as f64 * surplus_ratio).ceil() as u64;
+    let surplus = (images.messages as f64 * surplus_ratio).round() as u64;
     let wanted = images.first_sequence.saturating_add(surplus);
     let before = wanted.min(recognized.floor.saturating_add(1));
     (before > images.first_sequence).then_some(before)
