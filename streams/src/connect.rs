@@ -13,6 +13,8 @@ pub const OLDEST_SERVER: (u64, u64) = (2, 12);
 
 /// How long one request may take before it counts as unanswered.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what was said last may take to leave.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 /// A dead server is noticed within two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages a subscription may hold before the client drops some; ours hold one batch at the most.
@@ -119,10 +121,11 @@ impl Bus {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
-    /// Sends what is buffered and closes.
-    pub async fn close(&self) {
-        if let Err(error) = self.client.drain().await {
-            tracing::debug!(%error, "connection was already closed");
+    /// Waits until everything said so far has left, acknowledgements included; not for long, for the
+    /// server may be away.
+    pub async fn flush(&self) {
+        if !matches!(tokio::time::timeout(FLUSH_PATIENCE, self.client.flush()).await, Ok(Ok(()))) {
+            tracing::debug!("the connection is gone, and what was said last with it");
         }
     }
 }

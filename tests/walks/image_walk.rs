@@ -213,16 +213,21 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_stop_finishes_what_it_holds() {
+async fn workers_told_to_stop_end_in_order_and_what_they_leave_is_done_by_the_next() {
     let mut world = World::whole(Plan::default()).await.unwrap();
     let oracle = Oracle::new(seed(2), &world.site(0).name, world.bus(0)).unwrap();
     oracle.publish_all(200).await.unwrap();
-    for name in ["recognizer-0", "verifier-0", "courier-0", "janitor-0"] {
+    let names = ["recognizer-0", "verifier-0", "courier-0", "janitor-0"];
+    for name in names {
         let worker = world.worked(name).unwrap();
         worker.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
         let status = worker.end(Duration::from_secs(25)).await.unwrap();
         assert!(status.success(), "{name} ended with {status}: {}", worker.log());
     }
-    let left = read::progress(world.bus(0), topology::IMAGES, topology::RECOGNIZER).await.unwrap();
-    assert_eq!(left.unacked, 0, "the recognizer left messages to be redelivered");
+    // What was pulled and not begun, and an acknowledgement still in the client, are left behind: they
+    // come again when their wait is over. So nothing is said here about what is unacknowledged.
+    for name in names {
+        world.worked(name).unwrap().restart().unwrap();
+    }
+    oracle.judge(&world.cloud, PATIENCE).await.unwrap().verdict().unwrap();
 }

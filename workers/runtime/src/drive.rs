@@ -82,6 +82,8 @@ pub async fn drive<S: Step>(
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
         tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
     }
+    // Acknowledgements leave without an answer: the process must not end before they did.
+    from.flush().await;
     tracing::info!(role = S::ROLE, "stopped");
     ended
 }
