@@ -119,10 +119,11 @@ impl Case {
 
 /// One durability: a site that recognizes, and one that only stores.
 struct Pair {
-    site: Site,
+    // Connections end before their servers.
     load: Load,
-    store: Site,
+    site: Site,
     store_load: Load,
+    store: Site,
 }
 
 impl Pair {
@@ -249,10 +250,6 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     }
     let memory = Memory::of(&bench);
     let (rate_per_s, open_rate_given) = (bench.rate_per_s, options.rate_per_s.is_some());
-    for Pair { site, store, .. } in [&bench.fast, &bench.safe] {
-        site.bus.close().await;
-        store.bus.close().await;
-    }
     // Stopping waits for processes.
     tokio::task::spawn_blocking(move || drop(bench)).await?;
     let own = options.model.is_none() && options.images.is_none();

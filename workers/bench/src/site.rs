@@ -45,11 +45,11 @@ pub struct Ground {
 
 /// A site that runs. Dropping it stops everything.
 pub struct Site {
-    // Dropped first: a recognizer without a server would wait for it.
+    // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
     recognizer: Option<Recognizer>,
-    server: Server,
     /// A connection of ours.
     pub bus: Bus,
+    server: Server,
     /// Its name.
     pub name: SiteName,
 }

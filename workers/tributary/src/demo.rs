@@ -206,10 +206,7 @@ async fn walk(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<
         ),
     };
     let elapsed = begun.elapsed();
-    let walked = ear.close(&tasks, elapsed)?;
-    here.close().await;
-    cloud.close().await;
-    Ok(walked)
+    ear.close(&tasks, elapsed)
 }
 
 /// Hears what is said about the pictures.
