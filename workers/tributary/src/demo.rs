@@ -36,6 +36,7 @@ const SPLIT: &str = "test";
 const IN_FLIGHT: usize = 16;
 /// Everything is answered within seconds; after this something is wrong.
 const PATIENCE: Duration = Duration::from_secs(50);
+const STOPPED: &str = "stopped before it was through";
 /// Points of the curve that are drawn: more cannot be told apart.
 const DRAWN: usize = 200;
 
@@ -98,10 +99,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     out::line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
-    let walked = tokio::select! {
-        walked = through(&settings, pictures.clone(), &shutdown) => walked?,
-        () = shutdown.wanted() => bail!("stopped before it was through"),
-    };
+    let walked = through(&settings, pictures.clone(), &shutdown).await?;
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
@@ -147,7 +145,10 @@ fn pictures(count: usize) -> anyhow::Result<Vec<Picture>> {
 /// Starts everything, walks all pictures through it, stops everything.
 async fn through(settings: &Settings, pictures: Arc<Vec<Picture>>, shutdown: &Shutdown) -> anyhow::Result<Walked> {
     let stop = Shutdown::default();
-    let up = up::start(settings, Some(1), stop.clone()).await?;
+    let up = tokio::select! {
+        up = up::start(settings, Some(1), stop.clone()) => up?,
+        () = shutdown.wanted() => bail!(STOPPED),
+    };
     let running = up.running.clone();
     let mut roles = tokio::spawn(up.wait());
     let walked = tokio::select! {
@@ -156,7 +157,7 @@ async fn through(settings: &Settings, pictures: Arc<Vec<Picture>>, shutdown: &Sh
             ended??;
             bail!("everything stopped by itself");
         }
-        () = shutdown.wanted() => Err(anyhow::anyhow!("stopped before it was through")),
+        () = shutdown.wanted() => Err(anyhow::anyhow!(STOPPED)),
     };
     stop.want();
     roles.await??;

@@ -163,7 +163,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Sh
         printed
     };
     let (ended, printed) = tokio::join!(publishing, printing);
-    site.bus.close().await;
+    site.bus.flush().await;
     printed?;
     report(ended, args)
 }
