@@ -102,6 +102,8 @@ impl Chart {
             .label_style(("sans-serif", 13))
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(225, 225, 225))
+            .x_label_formatter(&|value| short(*value))
+            .y_label_formatter(&|value| short(*value))
             .draw()?;
         for (line, colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {
             let style = colour.stroke_width(2);
@@ -126,6 +128,11 @@ impl Chart {
         area.present()?;
         Ok(())
     }
+}
+
+/// Without the digits that are only rounding.
+fn short(value: f64) -> String {
+    ((value * 1e6).round() / 1e6).to_string()
 }
 
 /// From the least to the greatest with free space around; absent if there is none or one is no number.
