@@ -1,4 +1,5 @@
-//! What is said about a task. Version history: 1, first.
+//! What is said about a task. Version history: 1, first; later with more reasons
+//! and the optional energy.
 
 use std::fmt;
 
@@ -33,6 +34,9 @@ pub struct Answer {
     pub reason: Reason,
     /// The release that decided.
     pub release: Option<ReleaseId>,
+    /// What its logits were divided by, if that is not what its description says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
     /// What the edge had said, when somebody else decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge: Option<Opinion>,
@@ -53,6 +57,10 @@ pub struct Answer {
     pub deadline_at_ms: Option<u64>,
     /// How long each step took.
     pub timings: Timings,
+    /// What recognizing it took at the site and on the link, millijoules; an estimate unless the machine
+    /// counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_mj: Option<f32>,
     /// The true label, if the publisher knew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truth: Option<String>,
@@ -80,6 +88,7 @@ impl Answer {
             route,
             reason,
             release: None,
+            temperature: None,
             edge: None,
             fault: None,
             image_sequence: task.image_sequence,
@@ -88,6 +97,7 @@ impl Answer {
             answered_at_ms,
             deadline_at_ms: task.deadline_at_ms,
             timings: Timings::default(),
+            energy_mj: None,
             truth: task.truth.clone(),
             tile: task.tile.clone(),
         }
@@ -99,6 +109,7 @@ impl Answer {
         self.confidence = Some(opinion.confidence);
         self.top = opinion.top;
         self.release = Some(opinion.release);
+        self.temperature = opinion.temperature;
         self
     }
 
@@ -109,6 +120,7 @@ impl Answer {
             confidence: self.confidence?,
             top: self.top.clone(),
             release: self.release.clone()?,
+            temperature: self.temperature,
         })
     }
 }
@@ -125,6 +137,9 @@ pub struct Opinion {
     pub top: Vec<Ranked>,
     /// The release that says so.
     pub release: ReleaseId,
+    /// What the logits were divided by; absent: what the release's own description says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
 }
 
 /// One class among the best.
@@ -176,8 +191,16 @@ pub enum Reason {
     HighEntropy,
     /// The best class is not probable enough for this label.
     LabelThreshold,
-    /// The site does not verify (setting), though the answer is doubtful.
+    /// It passed every test, and was drawn to be checked by the cloud.
+    Sampled,
+    /// The site had too much to do, or the policy sends everything up.
+    Overload,
+    /// The site does not verify (setting or policy), though the answer is doubtful.
     NotVerified,
+    /// Doubtful, and nothing more may go up: the budget of bytes or the share is used up.
+    BudgetSpent,
+    /// Doubtful, and no verdict could come before the deadline.
+    VerdictTooLate,
     /// The outbox was full, so the doubtful answer stands.
     OutboxFull,
     /// The deadline passed before a verdict came.

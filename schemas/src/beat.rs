@@ -1,4 +1,5 @@
-//! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first.
+//! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
+//! optional reports of link, load and decision.
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,104 @@ pub struct Beat {
     /// Round trip to the cloud in milliseconds; absent when the cloud does not answer or is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_rtt_ms: Option<f64>,
+    /// What the courier knows of the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkReport>,
+    /// What the recognizer decides by, and what it decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<DecisionReport>,
+}
+
+impl Beat {
+    /// A sign of life of which only the sender is known.
+    pub fn of(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
+        Self {
+            role: role.into(),
+            worker,
+            site,
+            sent_at_ms,
+            finished: 0,
+            holding: 0,
+            replicas: 0,
+            cost_ms: None,
+            model: None,
+            release: None,
+            link_rtt_ms: None,
+            link: None,
+            decision: None,
+        }
+    }
+}
+
+/// What the courier knows of the link and of what lies behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Whether the cloud answers.
+    pub up: bool,
+    /// Whether it is fast enough, compared with what it can do, for work that need not go there.
+    pub available: bool,
+    /// Shortest round trip lately, milliseconds.
+    pub rtt_min_ms: f64,
+    /// Highest rate lately, bytes a second; absent before anything went up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_max_bytes_per_s: Option<f64>,
+    /// Smoothed time of a transmission over the shortest possible one, 1 or more.
+    pub slowdown_ratio: f64,
+    /// Messages that wait for the link or are on their way.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// What may still go up today, bytes; absent without a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_left_bytes: Option<u64>,
+    /// The verifiers; absent while nothing is heard of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud: Option<CloudReport>,
+}
+
+/// How busy the verifiers are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CloudReport {
+    /// Requests that wait for them or are worked on.
+    pub waiting: u64,
+    /// Owner threads with a session each, of all verifiers.
+    pub replicas: u32,
+    /// Cost of one image on one of them, milliseconds.
+    pub cost_ms: f64,
+}
+
+/// What a recognizer decides by, and what it decided since it started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecisionReport {
+    /// Name of the policy.
+    pub policy: String,
+    /// Where tasks go at this moment: `local`, `redirect` or `listen`.
+    pub state: String,
+    /// Why, in words for people.
+    pub why: String,
+    /// Share of the processors in use, 0 to 1; absent where the system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ratio: Option<f64>,
+    /// Share of the memory in use, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_ratio: Option<f64>,
+    /// Seconds of work that wait at the site.
+    pub queue_s: f64,
+    /// Tasks recognized here.
+    pub local: u64,
+    /// Tasks redirected to the cloud and answered there.
+    pub redirected: u64,
+    /// Tasks redirected and taken back.
+    pub taken_back: u64,
+    /// Tasks that had to be held at first.
+    pub held: u64,
+    /// Doubtful answers sent up.
+    pub verified: u64,
+    /// Doubtful answers that stayed, for want of link, time or budget.
+    pub kept: u64,
+    /// What was learned about the gate, in words for people; absent without a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub belief: Option<String>,
 }
 
 impl Message for Beat {

@@ -20,6 +20,10 @@ pub const HEADER_PRIORITY: &str = "Tributary-Priority";
 pub const HEADER_LABEL: &str = "Tributary-Label";
 /// Reference to the image's bytes in the blob bucket; the payload is empty then.
 pub const HEADER_BLOB: &str = "Tributary-Blob";
+/// Where a message in the outbox is to go: its subject in the cloud.
+pub const HEADER_TO: &str = "Tributary-To";
+/// When a message in the outbox stops being of use, milliseconds since the epoch.
+pub const HEADER_DEADLINE_AT: &str = "Tributary-Deadline-At-Ms";
 /// Which part of which scan this image is: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
 pub const HEADER_TILE: &str = "Tributary-Tile";
 

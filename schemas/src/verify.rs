@@ -1,4 +1,5 @@
-//! A task sent up, with the reason and the edge's answer. Version history: 1, first.
+//! A task sent up, with the reason and the edge's answer. Version history: 1, first; later with the
+//! reasons `overload` and `sampled` and the payload `features`.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,10 @@ impl Message for Verify {
 pub enum VerifyReason {
     /// The edge's answer did not pass the gate.
     Doubtful,
+    /// It did, and was drawn to be checked, so that the gate learns how right the site is.
+    Sampled,
+    /// The edge had too much to do: there is no answer of its own yet.
+    Overload,
 }
 
 impl VerifyReason {
@@ -35,6 +40,8 @@ impl VerifyReason {
     pub fn as_str(self) -> &'static str {
         match self {
             VerifyReason::Doubtful => "doubtful",
+            VerifyReason::Sampled => "sampled",
+            VerifyReason::Overload => "overload",
         }
     }
 }
@@ -47,4 +54,6 @@ pub enum Payload {
     Image(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Where the encoded image is.
     Blob(BlobRef),
+    /// What the edge's model gives before its last layer; the image stays at the site.
+    Features(Vec<f32>),
 }

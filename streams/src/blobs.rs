@@ -67,7 +67,13 @@ impl Blobs {
         })?;
         let mut bytes = Vec::with_capacity(usize::try_from(blob.size_bytes).unwrap_or(0));
         let mut reader = object.take(blob.size_bytes + 1);
-        reader.read_to_end(&mut bytes).await.map_err(|error| bad(format!("cannot be read: {error}")))?;
+        reader.read_to_end(&mut bytes).await.map_err(|error| {
+            match error.to_string().to_lowercase().contains("digest") {
+                true => bad(format!("was altered: {error}")),
+                // The server may be away for a moment; a blob that can never be read uses up its tries.
+                false => CarryError::Broker { what: format!("reading blob {}", blob.key), source: error.into() },
+            }
+        })?;
         if bytes.len() as u64 != blob.size_bytes {
             return Err(bad(format!("has {} bytes or more, its reference says {}", bytes.len(), blob.size_bytes)));
         }

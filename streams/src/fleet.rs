@@ -1,7 +1,7 @@
-//! Signs of life in the bucket `fleet`, and the janitor's notes in the bucket `ledger`.
+//! Signs of life in the bucket `fleet`, and notes that survive a restart in the bucket `ledger`.
 
-use async_nats::jetstream::kv::Store;
-use futures::{StreamExt, TryStreamExt};
+use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
+use futures::{Stream, StreamExt, TryStreamExt};
 use schemas::{Beat, decode, encode};
 
 use crate::connect::Bus;
@@ -40,9 +40,21 @@ impl Fleet {
         beats.sort_by(|a, b| (&a.role, &a.worker).cmp(&(&b.role, &b.worker)));
         Ok(beats)
     }
+
+    /// What the workers of a role say, as they say it, the latest of each first. Ends when the connection
+    /// of the watch breaks.
+    pub async fn follow(&self, role: &str) -> Result<impl Stream<Item = Beat> + use<>, CarryError> {
+        let watch = self.store.watch_with_history(format!("{role}.*")).await;
+        let entries = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
+        let put = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
+            let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
+            decode::<Beat>(&entry.value).ok()
+        });
+        Ok(Box::pin(put))
+    }
 }
 
-/// The janitor's notes: small values that survive its restart.
+/// A site's notes: small values that survive a restart of whoever wrote them.
 #[derive(Clone)]
 pub struct Ledger {
     store: Store,
@@ -64,6 +76,34 @@ impl Ledger {
     pub async fn write(&self, key: &str, value: String) -> Result<(), CarryError> {
         let stored = self.store.put(key, value.into()).await;
         stored.map(|_| ()).map_err(CarryError::broker("writing the ledger"))
+    }
+
+    /// Changes a note: `change` gets what stands there and says what shall; called again when somebody else
+    /// was faster.
+    pub async fn change(&self, key: &str, change: impl Fn(Option<&str>) -> String) -> Result<(), CarryError> {
+        const WHAT: &str = "changing the ledger";
+        loop {
+            let entry = self.store.entry(key).await.map_err(CarryError::broker(WHAT))?;
+            let found = entry.as_ref().filter(|entry| entry.operation == Operation::Put);
+            let text = found.map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
+            let revision = entry.as_ref().map_or(0, |entry| entry.revision);
+            match self.store.update(key, change(text.as_deref()).into(), revision).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
+                Err(error) => return Err(CarryError::broker(WHAT)(error)),
+            }
+        }
+    }
+
+    /// The note under a key, as it stands and whenever it changes. Ends when the watch breaks.
+    pub async fn follow(&self, key: &str) -> Result<impl Stream<Item = String> + use<>, CarryError> {
+        let watch = self.store.watch_with_history(key).await;
+        let entries = watch.map_err(CarryError::broker("listening to the ledger"))?;
+        let notes = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
+            let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
+            Some(String::from_utf8_lossy(&entry.value).into_owned())
+        });
+        Ok(Box::pin(notes))
     }
 }
 

@@ -1,8 +1,10 @@
 //! How it is carried: the one crate that names the broker's client.
 //!
 //! Reading order: [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
-//! [`pull`] and [`blobs`] move things, [`server`] runs a broker of our own. Knows no worker.
+//! [`pull`] and [`blobs`] move things, [`server`] runs a broker of our own, [`batch`] says how the kernel
+//! schedules it. Knows no worker.
 
+pub mod batch;
 pub mod blobs;
 pub mod connect;
 pub mod error;

@@ -97,6 +97,8 @@ pub struct Delivery {
     pub attempts: u64,
     /// When the stream stored it, nanoseconds since the epoch.
     pub stored_at_ns: i128,
+    /// Messages of its consumer that nobody had taken when it was delivered.
+    pub pending: u64,
 }
 
 impl Delivery {
@@ -104,7 +106,8 @@ impl Delivery {
         let info = message.info().ok()?;
         let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
         let stored_at_ns = info.published.unix_timestamp_nanos();
-        Some(Self { sequence, attempts, stored_at_ns, message })
+        let pending = info.pending;
+        Some(Self { sequence, attempts, stored_at_ns, pending, message })
     }
 
     /// Its subject.

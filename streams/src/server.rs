@@ -402,9 +402,16 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
         Leaf::Alone => {}
         Leaf::Hub => lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf)),
         Leaf::Of(hub) => lines.push(format!(
-            "leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, deny_exports: [{}] }} ] }}",
+            "leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, deny_exports: [{}], deny_imports: [{}] }} ] }}",
             quoted(hub),
-            KEPT_AT_SITE.map(quoted).join(", ")
+            KEPT_AT_SITE.map(quoted).join(", "),
+            // Answers to the site's own questions must come in.
+            KEPT_AT_SITE
+                .iter()
+                .filter(|kept| **kept != "_INBOX.>")
+                .map(|kept| quoted(kept))
+                .collect::<Vec<_>>()
+                .join(", "),
         )),
     }
     if let Some(port) = ports.mqtt {
@@ -413,7 +420,7 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
     lines.join("\n") + "\n"
 }
 
-/// Subjects that never cross the leaf link towards the cloud.
+/// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
 pub const KEPT_AT_SITE: [&str; 10] = [
     // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
     // the cloud would get every image. Answers to the site's own questions come in, not out.
@@ -477,14 +484,15 @@ fn spawn(program: &Path, configuration: &Path) -> std::io::Result<Child> {
     // A group of its own: an interrupt typed at the terminal reaches us, and we stop the server last.
     command.process_group(0);
     #[cfg(target_os = "linux")]
-    die_with_us(&mut command);
+    prepare(&mut command);
     command.spawn()
 }
 
-/// The kernel stops the server when we are killed without a chance to do it ourselves.
+/// The kernel stops the server when we are killed without a chance to do it ourselves, and runs it in
+/// batches, whoever starts it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
-fn die_with_us(command: &mut Command) {
+fn prepare(command: &mut Command) {
     let parent = std::process::id();
     let ask = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
@@ -492,10 +500,12 @@ fn die_with_us(command: &mut Command) {
         if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
             return Err(std::io::Error::other("the parent is gone"));
         }
+        // Where it is forbidden, the server is only slower.
+        let _refused = crate::batch::run_in_batches();
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl and getppid are,
-    // and nothing is allocated unless the parent is gone and the child ends anyway.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and
+    // sched_setscheduler are, and nothing is allocated unless the parent is gone and the child ends anyway.
     unsafe {
         command.pre_exec(ask);
     }

@@ -75,8 +75,41 @@ pub fn check_pattern(pattern: &str) -> Result<(), CarryError> {
 }
 
 /// What waits for the link.
-pub fn outbox(site: &SiteName, kind: &str) -> String {
-    format!("outbox.{site}.{kind}")
+pub fn outbox(site: &SiteName, errand: Errand) -> String {
+    format!("outbox.{site}.{}", errand.as_str())
+}
+
+/// What kind of message waits for the link; a token of its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// A task that is to be verified.
+    Verify,
+    /// What was found hard.
+    HardCase,
+}
+
+impl Errand {
+    /// The token in the subject.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Errand::Verify => "verify",
+            Errand::HardCase => "hardcase",
+        }
+    }
+
+    /// The errand in a subject of the outbox.
+    pub fn read(subject: &str) -> Result<Self, CarryError> {
+        match subject.strip_prefix("outbox.").and_then(|rest| rest.rsplit('.').next()) {
+            Some("verify") => Ok(Errand::Verify),
+            Some("hardcase") => Ok(Errand::HardCase),
+            _ => Err(wrong(subject, "outbox.<site>.verify or outbox.<site>.hardcase")),
+        }
+    }
+}
+
+/// What a site found hard.
+pub fn hardcase(site: &SiteName) -> String {
+    format!("hardcase.{site}")
 }
 
 /// A task sent up.

@@ -34,13 +34,15 @@ pub const BLOBS: &str = "blobs";
 pub const CLOUD_BLOBS: &str = "cloud-blobs";
 /// Bucket of signs of life, at a site and in the cloud.
 pub const FLEET: &str = "fleet";
-/// Bucket of the janitor's notes.
+/// What sites found hard: features and scores, never pixels.
+pub const HARDCASES: &str = "HARDCASES";
+/// Bucket of a site's notes: what must be known after a restart.
 pub const LEDGER: &str = "ledger";
 
 /// Durable of the recognizers on IMAGES.
 pub const RECOGNIZER: &str = "recognizer";
-/// Durable of the courier on OUTBOX.
-pub const COURIER: &str = "courier";
+/// Durable of the recognizers on final ANSWERS: what the cloud's verdicts teach the gate.
+pub const LEARNER: &str = "learner";
 /// Durable of the courier on provisional ANSWERS: what was promised a final answer.
 pub const PROMISES: &str = "promises";
 /// Durable of the verifiers on VERIFY.
@@ -66,6 +68,11 @@ pub struct StreamSettings {
     /// What may wait for the link at a site, MiB, at least 1. When it is reached, doubtful answers
     /// become final as they are.
     pub outbox_max_mib: u32,
+    /// How many messages may wait for the link at a site, at least 1; the courier keeps about 200 bytes of
+    /// memory for each.
+    pub outbox_max_messages: u32,
+    /// What sites found hard, kept in the cloud, MiB, at least 1; the oldest go first.
+    pub hardcases_max_mib: u32,
     /// What may wait for the verifiers in the cloud, MiB, at least 1.
     pub verify_max_mib: u32,
     /// Large images kept by reference, at a site and in the cloud, MiB, at least 1.
@@ -89,6 +96,8 @@ impl Default for StreamSettings {
             images_max_mib: 4096,
             answers_max_messages: 1_000_000,
             outbox_max_mib: 1024,
+            outbox_max_messages: 200_000,
+            hardcases_max_mib: 256,
             verify_max_mib: 1024,
             blobs_max_mib: 1024,
             blobs_max_age_s: 7 * 24 * 3600,
@@ -106,6 +115,8 @@ impl StreamSettings {
         let at_least_one = [
             ("images_max_mib", self.images_max_mib),
             ("outbox_max_mib", self.outbox_max_mib),
+            ("outbox_max_messages", self.outbox_max_messages),
+            ("hardcases_max_mib", self.hardcases_max_mib),
             ("verify_max_mib", self.verify_max_mib),
             ("blobs_max_mib", self.blobs_max_mib),
             ("blobs_max_age_s", self.blobs_max_age_s),
@@ -176,9 +187,10 @@ impl Plan {
             ..file(ANSWERS, vec![format!("answer.provisional.{site}.*"), format!("answer.final.{site}.*.*")])
         });
         self.stream(StreamConfig {
-            retention: RetentionPolicy::WorkQueue,
+            // Not a work queue: the courier chooses what goes next, and deletes what has gone.
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.outbox_max_mib),
+            max_messages: settings.outbox_max_messages.into(),
             duplicate_window: window,
             ..file(OUTBOX, vec![format!("outbox.{site}.*")])
         });
@@ -189,8 +201,8 @@ impl Plan {
         self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
-        self.consumer(IMAGES, durable(RECOGNIZER, wait));
-        self.consumer(OUTBOX, durable(COURIER, wait));
+        // What was redirected stays unacknowledged until its answer is there.
+        self.consumer(IMAGES, pull::Config { max_ack_pending: 10_000, ..durable(RECOGNIZER, wait) });
         self.consumer(
             ANSWERS,
             pull::Config {
@@ -199,6 +211,8 @@ impl Plan {
                 ..durable(PROMISES, wait)
             },
         );
+        let filter_subject = format!("answer.final.{site}.*.*");
+        self.consumer(ANSWERS, pull::Config { filter_subject, ..durable(LEARNER, wait) });
     }
 
     fn add_cloud(&mut self, sites: &[SiteName], settings: &StreamSettings) {
@@ -218,6 +232,12 @@ impl Plan {
         self.stream(StreamConfig {
             max_bytes: bytes(settings.dead_max_mib),
             ..file(DEAD, vec!["dead.verify.*.*".into()])
+        });
+        self.stream(StreamConfig {
+            // The oldest make way: a collection, not an obligation.
+            max_bytes: bytes(settings.hardcases_max_mib),
+            duplicate_window: window,
+            ..file(HARDCASES, vec!["hardcase.*".into()])
         });
         self.blobs(CLOUD_BLOBS, settings);
         self.fleet();

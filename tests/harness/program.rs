@@ -158,14 +158,18 @@ pub struct Ended {
 
 /// Runs the binary to its end.
 pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Result<Ended> {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    run_for(folder, arguments, Duration::from_secs(60)).await
+}
+
+/// Runs the binary to its end, for so long at the most.
+pub async fn run_for<A: AsRef<OsStr>>(folder: &Path, arguments: &[A], patience: Duration) -> anyhow::Result<Ended> {
     let mut command = tokio::process::Command::new(binary()?);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
     clean(|variable| {
         command.env_remove(variable);
     });
-    let output = tokio::time::timeout(PATIENCE, command.output()).await;
-    let output = output.map_err(|_| anyhow!("{:?} did not end within {PATIENCE:?}", command.as_std()))??;
+    let output = tokio::time::timeout(patience, command.output()).await;
+    let output = output.map_err(|_| anyhow!("{:?} did not end within {patience:?}", command.as_std()))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Ended { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
-    Answer, Beat, BlobRef, DeadLetter, FaultNote, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Route, Stage,
-    TaskId, Tile, Verdict, Verify, VerifyReason, decode, encode,
+    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, LinkReport, Message, Opinion,
+    Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile, Verdict, Verify, VerifyReason, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -17,7 +17,7 @@ fn task() -> TaskId {
 fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
     let ranked = |label: &str, confidence: f32| Ranked { label: label.into(), confidence };
     let top = vec![ranked(label, confidence), ranked("coat", 1.0 - confidence)];
-    Opinion { label: label.into(), confidence, top, release: ReleaseId::from_sha256([digest; 32]) }
+    Opinion { label: label.into(), confidence, top, release: ReleaseId::from_sha256([digest; 32]), temperature: None }
 }
 
 fn note() -> FaultNote {
@@ -41,6 +41,7 @@ fn answer() -> Answer {
         route: Route::Verified,
         reason: Reason::LowConfidence,
         release: None,
+        temperature: None,
         edge: Some(opinion("shirt", 0.5, 1)),
         fault: Some(note()),
         image_sequence: 70_000,
@@ -49,6 +50,7 @@ fn answer() -> Answer {
         answered_at_ms: 1_763_942_400_250,
         deadline_at_ms: Some(1_764_028_800_000),
         timings: timings(),
+        energy_mj: None,
         truth: Some("pullover".into()),
         tile: Some(Tile {
             scan: task().child("scan"),
@@ -118,6 +120,70 @@ fn beat() -> Beat {
         model: Some("fashion-light".into()),
         release: Some(ReleaseId::from_sha256([1; 32])),
         link_rtt_ms: Some(12.5),
+        link: None,
+        decision: None,
+    }
+}
+
+/// What later programs add to a sign of life.
+fn beat_reports() -> Beat {
+    let cloud = Some(CloudReport { waiting: 3, replicas: 4, cost_ms: 12.5 });
+    let link = LinkReport {
+        up: true,
+        available: false,
+        rtt_min_ms: 20.5,
+        rate_max_bytes_per_s: Some(1_250_000.0),
+        slowdown_ratio: 3.5,
+        waiting: 7,
+        waiting_bytes: 300_000,
+        budget_left_bytes: Some(5_000_000),
+        cloud,
+    };
+    let decision = DecisionReport {
+        policy: "earliest-finish".into(),
+        state: "redirect".into(),
+        why: "overloaded".into(),
+        cpu_ratio: Some(0.75),
+        memory_ratio: Some(0.5),
+        queue_s: 1.5,
+        local: 100,
+        redirected: 20,
+        taken_back: 1,
+        held: 2,
+        verified: 30,
+        kept: 4,
+        belief: Some("80 % of the answers can stay".into()),
+    };
+    Beat { link: Some(link), decision: Some(decision), ..beat() }
+}
+
+fn verify_features() -> Verify {
+    let mut provisional = provisional();
+    (provisional.temperature, provisional.energy_mj) = (Some(1.25), Some(24.5));
+    Verify { reason: VerifyReason::Sampled, payload: Payload::Features(vec![0.5, -1.0]), provisional }
+}
+
+/// A task that was redirected before anything was known of it.
+fn verify_overload() -> Verify {
+    let about = Answer { label: None, confidence: None, top: Vec::new(), release: None, ..provisional() };
+    let about = Answer { route: Route::Redirected, reason: Reason::Overload, ..about };
+    Verify { reason: VerifyReason::Overload, provisional: about, ..verify() }
+}
+
+fn hardcase() -> HardCase {
+    let edge = opinion("shirt", 0.5, 1);
+    HardCase {
+        task: task(),
+        site: "reef".parse().unwrap(),
+        camera: "cam-1".parse().unwrap(),
+        release: edge.release,
+        reason: Reason::LowMargin,
+        top: edge.top,
+        entropy_ratio: 0.25,
+        features: Some(vec![0.0, 1.5]),
+        image_sequence: 70_000,
+        published_at_ms: 1_763_942_400_000,
+        truth: Some("pullover".into()),
     }
 }
 
@@ -146,6 +212,10 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("verdict-refused.v1", &verdict_refused());
     survives("dead.v1", &dead());
     survives("beat.v1", &beat());
+    survives("beat-reports.v1", &beat_reports());
+    survives("verify-features.v1", &verify_features());
+    survives("verify-overload.v1", &verify_overload());
+    survives("hardcase.v1", &hardcase());
 }
 
 #[test]
@@ -176,6 +246,10 @@ fn remake() {
         ("verdict-refused.v1", encode(&verdict_refused())),
         ("dead.v1", encode(&dead())),
         ("beat.v1", encode(&beat())),
+        ("beat-reports.v1", encode(&beat_reports())),
+        ("verify-features.v1", encode(&verify_features())),
+        ("verify-overload.v1", encode(&verify_overload())),
+        ("hardcase.v1", encode(&hardcase())),
     ] {
         if !file(name).exists() {
             fs::write(file(name), bytes.unwrap()).unwrap();

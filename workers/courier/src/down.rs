@@ -1,7 +1,7 @@
 //! From the cloud's verdicts to the task's final answer at the site.
 
 use runtime::step::Burial;
-use runtime::{Fault, Outgoing, Step, clock};
+use runtime::{Credit, Fault, Outgoing, Step, clock};
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
 use streams::{Delivery, Publication, subject, topology};
 
@@ -15,11 +15,15 @@ impl Step for Down {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::VERDICTS;
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let verdict: Verdict = decode(delivery.payload())?;
         if verdict.provisional.site != self.site {
             let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
             return Err(Fault::reject("verdict_misdirected", reason, "give each site a name of its own"));
+        }
+        // A redirected task that could not be judged is its recognizer's again, which holds the image.
+        if verdict.opinion.is_none() && verdict.provisional.opinion().is_none() {
+            return Ok(Outgoing::default());
         }
         Ok(Outgoing::one(publication(&answer(verdict, clock::now_ms()))?))
     }
@@ -40,7 +44,7 @@ pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
     answer.answered_at_ms = now_ms;
     match verdict.opinion {
         Some(opinion) => {
-            answer.route = Route::Verified;
+            answer.route = if edge.is_some() { Route::Verified } else { Route::Redirected };
             answer.edge = edge;
             answer.with_opinion(opinion)
         }

@@ -1,11 +1,15 @@
 //! The only one that crosses the link: tasks [`up`], verdicts [`down`], promises kept ([`promise`]).
 //!
-//! [`link`] says whether the cloud answers; while it does not, what waits stays in the outbox.
-//! Knows nothing of what it carries beyond task, deadline and destination. Deliberately absent:
-//! models, decisions about confidence.
+//! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox`] says what goes next,
+//! [`budget`] and [`breaker`] whether anything may. Knows nothing of what it carries beyond where it is to
+//! go, how urgent it is and until when. Deliberately absent: models, decisions about confidence.
 
+pub mod breaker;
+pub mod budget;
 pub mod down;
 pub mod link;
+pub mod outbox;
+pub mod probe;
 pub mod promise;
 pub mod settings;
 pub mod up;

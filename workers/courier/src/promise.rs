@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use runtime::step::Burial;
-use runtime::{Fault, Outgoing, Step, clock};
+use runtime::{Credit, Fault, Outgoing, Step, clock};
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, decode};
 use streams::{Bus, Delivery, read, subject, topology};
 
@@ -26,7 +26,7 @@ impl Step for Promise {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::ANSWERS;
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let provisional: Answer = decode(delivery.payload())?;
         let now_ms = clock::now_ms();
         let left_ms = provisional.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
@@ -64,6 +64,14 @@ pub(crate) fn expired(provisional: Answer, now_ms: u64) -> Answer {
     answer.route = Route::Expired;
     answer.reason = Reason::DeadlinePassed;
     answer.answered_at_ms = now_ms;
+    answer
+}
+
+/// The final answer of a task that could not be sent up. Pure.
+pub(crate) fn refused(provisional: Answer, fault: FaultNote, now_ms: u64) -> Answer {
+    let mut answer = expired(provisional, now_ms);
+    answer.reason = Reason::VerifierRefused;
+    answer.fault = Some(fault);
     answer
 }
 

@@ -2,31 +2,43 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::BudgetSettings;
+use crate::link::LinkSettings;
+use crate::outbox::CatchUp;
+
 /// What an operator may choose about the link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CourierSettings {
-    /// Messages on their way up at a time, 1 to 256.
+    /// Messages on their way up at a time, 1 to 256; fewer when they are large for the link.
     pub uploads: usize,
-    /// How often the cloud is asked for a sign of life, milliseconds, at least 50.
-    pub probe_every_ms: u64,
-    /// A question unanswered for this long means that the link is down, milliseconds, at least 50.
-    pub probe_patience_ms: u64,
+    /// In which order what waited for the link is caught up with, once it returns: `oldest_first` or
+    /// `newest_first`. What comes meanwhile is not held up by it.
+    pub catch_up: CatchUp,
+    /// What may go up.
+    pub budget: BudgetSettings,
+    /// When the link counts as slow, and as gone.
+    pub link: LinkSettings,
 }
 
 impl Default for CourierSettings {
     fn default() -> Self {
-        Self { uploads: 16, probe_every_ms: 500, probe_patience_ms: 2000 }
+        Self {
+            uploads: 32,
+            catch_up: CatchUp::default(),
+            budget: BudgetSettings::default(),
+            link: LinkSettings::default(),
+        }
     }
 }
 
 impl CourierSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
-        match self {
-            Self { uploads: 0 | 257.., .. } => Err("courier.uploads must be 1 to 256".into()),
-            Self { probe_every_ms: ..50, .. } => Err("courier.probe_every_ms must be at least 50".into()),
-            Self { probe_patience_ms: ..50, .. } => Err("courier.probe_patience_ms must be at least 50".into()),
+        self.budget.check()?;
+        self.link.check()?;
+        match self.uploads {
+            0 | 257.. => Err("courier.uploads must be 1 to 256".into()),
             _ => Ok(()),
         }
     }

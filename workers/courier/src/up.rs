@@ -1,56 +1,362 @@
-//! From the outbox to the cloud: a message leaves the site's stream only when the cloud's has it.
+//! From the outbox to the cloud: a message leaves the site's stream only when the cloud's has it
+//! (invariant 1). What goes next, and whether anything may, is decided by the pure rooms [`outbox`],
+//! [`budget`], [`breaker`] and [`link`]; this one does it.
+//!
+//! [`outbox`]: crate::outbox
+//! [`budget`]: crate::budget
+//! [`breaker`]: crate::breaker
+//! [`link`]: crate::link
 
-use runtime::step::Burial;
-use runtime::{Fault, Outgoing, Step, clock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::drive::Tally;
+use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::MAX_IMAGE_BYTES;
-use schemas::{FaultNote, Payload, SiteName, Verify, decode};
-use streams::{Blobs, Bus, Delivery, Publication, subject, topology};
+use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
+use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
+use streams::fleet::Ledger;
+use streams::read::{self, Record, Stretch};
+use streams::subject::Errand;
+use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use crate::down::publication;
-use crate::link::Link;
+use crate::breaker::Breaker;
+use crate::budget::{Budget, Used};
+use crate::outbox::{Class, Entry, Outbox};
+use crate::probe::Link;
 use crate::promise;
+use crate::settings::CourierSettings;
+
+/// How long the cloud may take to store what reached it, before it counts as failing.
+const CLOUD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a publication at the site is retried.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Found messages that wait to be put into the index.
+const FOUND_AHEAD: usize = 1024;
+/// How often the index is held against the stream, and what was used of the budget is written down.
+const ROUND: Duration = Duration::from_secs(5);
+/// Between two looks at what may go, at the most.
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+/// The note of what was used of the day's budget.
+const USED: &str = "uplink-used";
 
 /// Carries what waits in the outbox.
 pub struct Up {
     /// The site.
     pub site: SiteName,
+    /// Its own domain.
+    pub here: Bus,
     /// Where large images are.
-    pub here: Blobs,
+    pub blobs: Blobs,
     /// The cloud, where they must be before their message.
     pub cloud: Bus,
-    /// Whether it answers.
+    /// The way there.
     pub link: Link,
+    /// What an operator chose.
+    pub settings: CourierSettings,
+    /// What was done.
+    pub tally: Arc<Tally>,
+    state: Mutex<State>,
 }
 
-impl Step for Up {
-    const ROLE: &'static str = "courier";
-    const STREAM: &'static str = topology::OUTBOX;
+struct State {
+    outbox: Outbox,
+    budget: Budget,
+    breaker: Breaker,
+}
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
-        let request: Verify = decode(delivery.payload())?;
-        let about = &request.provisional;
-        let expired = |now_ms: u64| about.deadline_at_ms.is_some_and(|deadline_at_ms| deadline_at_ms <= now_ms);
-        if !expired(clock::now_ms()) {
-            self.link.up().await;
+/// How an upload ended.
+enum Sent {
+    /// The cloud has it, and the site's stream has it no more.
+    Through,
+    /// It was not in the stream any more, or its time was up, or it could never be sent.
+    Gone,
+    /// The link went away; nothing is known of the cloud.
+    Interrupted,
+    /// The cloud or a server failed.
+    Failed(Fault),
+}
+
+impl Up {
+    /// Looks up what was used of the budget.
+    pub async fn open(
+        site: SiteName,
+        here: Bus,
+        blobs: Blobs,
+        cloud: Bus,
+        link: Link,
+        settings: CourierSettings,
+        tally: Arc<Tally>,
+    ) -> Result<Self, CarryError> {
+        let note = Ledger::open(&here).await?.read(USED).await?;
+        let used = note.and_then(|note| serde_json::from_str::<Used>(&note).ok());
+        let budget = Budget::new(settings.budget.clone(), used);
+        let state = State { outbox: Outbox::default(), budget, breaker: Breaker::default() };
+        Ok(Self { site, here, blobs, cloud, link, settings, tally, state: Mutex::new(state) })
+    }
+
+    /// The link with what waits for it.
+    pub fn report(&self) -> LinkReport {
+        self.with(|state| {
+            let (waiting, waiting_bytes) = state.outbox.waiting();
+            let budget_left_bytes = state.budget.left_bytes(clock::now_ms());
+            LinkReport { waiting, waiting_bytes, budget_left_bytes, ..self.link.report() }
+        })
+    }
+
+    /// Carries until told to stop. What is under way then is sent again, under the same ids.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Fault> {
+        let (tell, mut found) = mpsc::channel(FOUND_AHEAD);
+        let mut finder = JoinSet::new();
+        finder.spawn(find(self.here.clone(), tell));
+        let mut uploads = JoinSet::new();
+        let mut rounds = tokio::time::interval(ROUND);
+        tracing::info!(role = "courier", stream = topology::OUTBOX, uploads = self.settings.uploads, "started");
+        let mut was_up = false;
+        loop {
+            let up = self.link.report().up;
+            if was_up && !up {
+                self.with(|state| state.outbox.link_lost());
+            }
+            was_up = up;
+            self.begin(&mut uploads);
+            let link_turns = async { if up { self.link.down().await } else { self.link.up().await } };
+            tokio::select! {
+                Some((sequence, entry)) = found.recv() => {
+                    self.with(|state| state.outbox.add(sequence, entry, up));
+                }
+                Some(ended) = uploads.join_next(), if !uploads.is_empty() => self.ended(ended),
+                () = link_turns => {}
+                _ = rounds.tick() => self.round(&mut finder, &found).await,
+                () = tokio::time::sleep(self.nap()) => {}
+                () = shutdown.wanted() => break,
+            }
         }
-        let now_ms = clock::now_ms();
-        if expired(now_ms) {
-            // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
-            return Ok(Outgoing::one(publication(&promise::expired(about.clone(), now_ms))?));
+        self.write_down().await;
+        tracing::info!(role = "courier", stream = topology::OUTBOX, "stopped");
+        Ok(())
+    }
+
+    /// Begins whatever may begin now.
+    fn begin(self: &Arc<Self>, uploads: &mut JoinSet<(u64, u64, Sent)>) {
+        let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
+        for sequence in self.with(|state| state.outbox.expired(now_ms)) {
+            let up = self.clone();
+            uploads.spawn(async move { (sequence, 0, up.expire(sequence).await.unwrap_or_else(Sent::Failed)) });
         }
-        if let Payload::Blob(blob) = &request.payload {
-            let bytes = self.here.fetch(blob, MAX_IMAGE_BYTES).await?;
+        while self.link.report().up && uploads.len() < self.settings.uploads {
+            let (in_flight, window) = (self.link.in_flight_bytes(), self.link.window_bytes());
+            let next = self.with(|state| {
+                let State { outbox, budget, breaker } = state;
+                if !breaker.allows(now_s) {
+                    return None;
+                }
+                let fits = |entry: &Entry| in_flight == 0 || in_flight.saturating_add(entry.bytes) <= window;
+                let may = |entry: &Entry| fits(entry) && budget.allows(entry.bytes, now_ms, now_s);
+                let next = outbox.next(self.settings.catch_up, may)?;
+                budget.spend(next.1.bytes, now_ms);
+                breaker.begin();
+                Some(next)
+            });
+            let Some((sequence, entry)) = next else { return };
+            // Counted from now on, so that the next one sees it under way.
+            let upload = self.link.sent(entry.bytes);
+            let up = self.clone();
+            uploads.spawn(async move {
+                let sent = up.send(sequence, upload).await.unwrap_or_else(Sent::Failed);
+                (sequence, entry.bytes, sent)
+            });
+        }
+    }
+
+    fn ended(&self, ended: Result<(u64, u64, Sent), tokio::task::JoinError>) {
+        let Ok((sequence, bytes, sent)) = ended else { return };
+        let now_s = self.link.now_s();
+        self.with(|state| match sent {
+            Sent::Through => {
+                state.outbox.done(sequence);
+                state.breaker.succeeded();
+                self.tally.finished.fetch_add(1, Ordering::Relaxed);
+            }
+            Sent::Gone => {
+                state.outbox.done(sequence);
+                state.breaker.unknown();
+            }
+            Sent::Interrupted => {
+                state.outbox.back(sequence);
+                state.breaker.unknown();
+            }
+            Sent::Failed(fault) => {
+                state.outbox.back(sequence);
+                let open = state.breaker.failed(now_s);
+                tracing::warn!(sequence, bytes, open, ?fault, "an upload failed, it is tried again");
+            }
+        });
+    }
+
+    /// Sends one message, and deletes it once the cloud has it.
+    async fn send(&self, sequence: u64, upload: crate::probe::Upload) -> Result<Sent, Fault> {
+        let Some(record) = read::at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
+        let Some(to) = record.header(HEADER_TO) else {
+            return self.give_up(&record, unaddressed(&record.subject)).await;
+        };
+        let carried = tokio::select! {
+            carried = self.carry(&record, to) => carried,
+            () = self.link.down() => return Ok(Sent::Interrupted),
+        };
+        match carried {
+            Ok(()) => upload.arrived(),
+            Err(Fault::Reject(note)) => return self.give_up(&record, note).await,
+            Err(other) => return Err(other),
+        }
+        read::delete(&self.here, topology::OUTBOX, sequence).await?;
+        Ok(Sent::Through)
+    }
+
+    async fn carry(&self, record: &Record, to: &str) -> Result<(), Fault> {
+        if let Some(blob) = record.header(HEADER_BLOB) {
+            let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
+            let bytes = self.blobs.fetch(&blob, MAX_IMAGE_BYTES).await?;
             Blobs::open_in_cloud(&self.cloud).await?.store(&bytes).await?;
         }
-        // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is
-        // the site: another's task of the same id is another task to the cloud.
-        let id = about.task.child(&format!("up-{}-{}", about.site, delivery.sequence)).to_string();
-        let subject = subject::verify(request.reason, &about.site, &about.camera);
-        Ok(Outgoing::one(Publication::with_id(subject, delivery.payload().clone(), id)))
+        // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
+        // site: another's message of the same sequence is another message to the cloud.
+        let id = TaskId::derived(&format!("up/{}/{}/{}", self.site, record.sequence, record.stored_at_ns));
+        let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id.to_string());
+        Publisher::new(self.here.clone(), CLOUD_PATIENCE).publish(&publication).await?;
+        Ok(())
     }
 
-    fn bury(&self, delivery: &Delivery, _fault: &FaultNote) -> Burial {
-        let task = decode::<Verify>(delivery.payload()).ok().map(|request| request.provisional.task);
-        Burial { site: self.site.clone(), task, publications: Vec::new() }
+    /// A message whose time was up: who waits for a verdict gets the edge's answer. A task that was
+    /// redirected is its recognizer's, which holds the image.
+    async fn expire(&self, sequence: u64) -> Result<Sent, Fault> {
+        let Some(record) = read::at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
+        if let Ok(request) = decode::<Verify>(&record.payload)
+            && request.provisional.opinion().is_some()
+        {
+            // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
+            let answer = promise::expired(request.provisional, clock::now_ms());
+            self.publisher().publish(&crate::down::publication(&answer)?).await?;
+        }
+        read::delete(&self.here, topology::OUTBOX, sequence).await?;
+        Ok(Sent::Gone)
     }
+
+    /// A message that can never be sent: a dead letter, and the edge's answer for whoever waits.
+    async fn give_up(&self, record: &Record, note: FaultNote) -> Result<Sent, Fault> {
+        let request: Option<Verify> = decode(&record.payload).ok();
+        let task = request.as_ref().map(|request| request.provisional.task);
+        if let Some(answer) = request.map(|request| request.provisional).filter(|edge| edge.opinion().is_some()) {
+            let answer = promise::refused(answer, note.clone(), clock::now_ms());
+            self.publisher().publish(&crate::down::publication(&answer)?).await?;
+        }
+        tracing::warn!(role = "courier", subject = record.subject, fault = note.name, reason = note.reason, "given up");
+        let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, note);
+        let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
+        self.publisher().publish(&Publication::first(slot, encode(&letter)?)).await?;
+        read::delete(&self.here, topology::OUTBOX, record.sequence).await?;
+        Ok(Sent::Gone)
+    }
+
+    fn publisher(&self) -> Publisher {
+        Publisher::new(self.here.clone(), PATIENCE)
+    }
+
+    /// How long nothing can begin by itself.
+    fn nap(&self) -> Duration {
+        let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
+        self.with(|state| {
+            let deadline = state.outbox.next_deadline_ms().map(|at_ms| at_ms.saturating_sub(now_ms).max(1));
+            let deadline_s = deadline.map_or(f64::INFINITY, |ms| ms as f64 / 1000.0);
+            let wait_s = state.breaker.wait_s(now_s).max(state.budget.wait_s());
+            let nap_s = if wait_s > 0.0 { wait_s.min(deadline_s) } else { deadline_s };
+            Duration::from_secs_f64(nap_s.clamp(0.001, LONGEST_NAP.as_secs_f64()))
+        })
+    }
+
+    /// Writes down what was used, and looks whether the stream holds what the index does not know: after a
+    /// crash of the server sequences may come twice.
+    async fn round(&self, finder: &mut JoinSet<()>, found: &mpsc::Receiver<(u64, Entry)>) {
+        self.write_down().await;
+        let Ok(level) = read::level(&self.here, topology::OUTBOX).await else { return };
+        let (known, _) = self.with(|state| state.outbox.waiting());
+        if level.messages > known && found.is_empty() {
+            let mut missed = Vec::new();
+            let all = Stretch { headers_only: true, ..Stretch::default() };
+            let looked = read::stretch(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
+                missed.push((record.sequence, entry(&record)));
+            });
+            if looked.await.is_ok() {
+                let up = self.link.report().up;
+                self.with(|state| {
+                    missed.into_iter().for_each(|(sequence, entry)| state.outbox.add(sequence, entry, up))
+                });
+            }
+        }
+        while finder.try_join_next().is_some() {}
+    }
+
+    async fn write_down(&self) {
+        if self.settings.budget.bytes_a_day.is_none() {
+            return;
+        }
+        let used = self.with(|state| state.budget.used());
+        let written = async {
+            let note = serde_json::to_string(&used).unwrap_or_default();
+            Ledger::open(&self.here).await?.write(USED, note).await
+        };
+        if let Err(error) = written.await {
+            tracing::debug!(%error, "what was used of the budget is not written down");
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Follows the stream and tells what is in it, without payloads.
+async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
+    const AGAIN: Duration = Duration::from_millis(500);
+    let mut next = 1;
+    loop {
+        let look = Stretch { headers_only: true, from_sequence: Some(next), ..Stretch::default() };
+        match read::follow(&here, topology::OUTBOX, look).await {
+            Ok(records) => {
+                let mut records = std::pin::pin!(records);
+                while let Some(Ok(record)) = records.next().await {
+                    next = record.sequence + 1;
+                    if tell.send((record.sequence, entry(&record))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the outbox cannot be read, trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// What the index keeps of a message. Pure.
+fn entry(record: &Record) -> Entry {
+    let number = |name: &str| record.header(name).and_then(|text| text.parse::<u64>().ok());
+    let class = match Errand::read(&record.subject) {
+        Ok(Errand::HardCase) => Class::Bulk,
+        // What cannot be read is given up soon.
+        Ok(Errand::Verify) | Err(_) => Class::Verdict,
+    };
+    let priority = number(HEADER_PRIORITY).and_then(|priority| u8::try_from(priority).ok()).unwrap_or(5).min(9);
+    let inline = number("Nats-Msg-Size").unwrap_or(record.payload.len() as u64);
+    let blob = record.header(HEADER_BLOB).and_then(|blob| blob.parse::<BlobRef>().ok());
+    let bytes = inline + blob.map_or(0, |blob| blob.size_bytes.min(MAX_IMAGE_BYTES));
+    Entry { class, priority, bytes, deadline_at_ms: number(HEADER_DEADLINE_AT) }
+}
+
+fn unaddressed(subject: &str) -> FaultNote {
+    let reason = format!("message on {subject} does not say where it is to go (header {HEADER_TO})");
+    FaultNote::new("outbox_unaddressed", reason, "only tributary's own workers publish to outbox.>")
 }

@@ -1,23 +1,26 @@
-//! The courier's three errands, side by side until it is told to stop.
+//! The courier's errands, side by side until it is told to stop.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::drive::Tally;
-use runtime::{Drive, Fault, Shutdown, Step, beat, drive, look_up};
+use runtime::{Drive, Fault, Shutdown, beat, drive, look_up};
 use schemas::SiteName;
 use streams::{Blobs, Bus, Publisher, topology};
 
 use crate::down::Down;
-use crate::link;
+use crate::probe::Link;
 use crate::promise::Promise;
 use crate::settings::CourierSettings;
 use crate::up::Up;
 
+const ROLE: &str = "courier";
 /// How long a publication is retried before its message is handed back.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Promises looked at, and verdicts handled, at a time.
 const SMALL_MESSAGES: usize = 64;
+/// The recognizers decide by what the courier says of the link; they hear of a change at once.
+const SAY_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs a site's courier until it is told to stop. `here` is the site's own domain, `cloud` the same
 /// connection speaking to the cloud's.
@@ -30,27 +33,24 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
-    let (link, prober) = link::probe(cloud.clone(), settings, shutdown.clone());
+    let link = Link::new(settings.link.clone());
     let tally = Arc::new(Tally::default());
+    let open = || {
+        let (here, blobs, cloud, link) = (here.clone(), blobs.clone(), cloud.clone(), link.clone());
+        Up::open(site.clone(), here, blobs, cloud, link, settings.clone(), tally.clone())
+    };
+    let Some(up) = look_up(&shutdown, open).await else { return Ok(()) };
+    let up = Arc::new(up);
     let publisher = Publisher::new(here.clone(), PATIENCE);
-    let from = |durable: String, credits| Drive { durable, credits, tries: None, ack_wait };
+    let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, tries: None, ack_wait };
 
-    let up = Up { site: site.clone(), here: blobs, cloud: cloud.clone(), link: link.clone() };
-    let up = drive(
-        Arc::new(up),
-        &here,
-        publisher.clone(),
-        from(topology::COURIER.into(), settings.uploads),
-        tally.clone(),
-        shutdown.clone(),
-    );
     let down = async {
         // The cloud may be away when the site starts: its consumer is looked up once it answers.
         tokio::select! {
             () = link.up() => {}
             () = shutdown.wanted() => return Ok(()),
         }
-        let from = from(topology::verdicts_durable(&site), SMALL_MESSAGES);
+        let from = from(topology::verdicts_durable(&site));
         let down = Arc::new(Down { site: site.clone() });
         drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
@@ -58,13 +58,18 @@ pub async fn run(
         Arc::new(Promise { site: site.clone(), here: here.clone() }),
         &here,
         publisher.clone(),
-        from(topology::PROMISES.into(), SMALL_MESSAGES),
+        from(topology::PROMISES.into()),
         tally.clone(),
         shutdown.clone(),
     );
-    let life = beat::beat(here.clone(), Up::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), {
-        let link = link.clone();
-        move |beat| beat.link_rtt_ms = link.round_trip().map(|round_trip| round_trip.as_secs_f64() * 1000.0)
+    let pulse = beat::Pulse { every: SAY_EVERY, changed: link.changed.clone() };
+    let life = beat::beat(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
+        let up = up.clone();
+        move |beat| {
+            let report = up.report();
+            beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
+            beat.link = Some(report);
+        }
     });
     // One errand that must stop stops the others: half a courier would look like a whole one.
     let stop_all = |ended: Result<(), Fault>| {
@@ -74,10 +79,10 @@ pub async fn run(
         ended
     };
     let (up, down, promise, (), ()) = tokio::join!(
-        async { stop_all(up.await) },
+        async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
         async { stop_all(promise.await) },
-        prober,
+        link.probe(cloud.clone(), &settings.link, shutdown.clone()),
         life
     );
     up.and(down).and(promise)

@@ -28,7 +28,8 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let tally = Arc::new(Tally::default());
-    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), |_| {});
+    let pulse = beat::Pulse::default();
+    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |_| {});
     let rounds = async {
         let publisher = Publisher::new(bus.clone(), PATIENCE);
         let mut janitor = Janitor { bus: &bus, site: &site, settings, ack_wait, publisher, audit: None, tally: &tally };

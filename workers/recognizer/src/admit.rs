@@ -1,80 +1,478 @@
-//! Whether a task is taken up at all: the first decision, before anything is fetched or allocated.
-//! Pure. Refuses what cannot be an image whatever its bytes say.
+//! Where a task is recognized: here, in the cloud, or not yet. The first decision, before anything is
+//! fetched. A pure state machine; time comes in as seconds on a clock that does not jump.
+//!
+//! The policy `paper` follows the three signals of cloud-edge collaborative recognition (network, load,
+//! confidence): while the site is overloaded, the excess is redirected when the network is available, and
+//! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
+//! forces it to be recognized here. `earliest-finish` predicts both ends instead.
 
-use schemas::limits::MAX_IMAGE_BYTES;
-use schemas::{FaultNote, Task};
+use serde::{Deserialize, Serialize};
 
-/// Why a task is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Neither bytes nor a reference to some.
-    #[error("the message holds no bytes and no blob reference")]
-    Empty,
-    /// Bytes and a reference: one of them is not the image.
-    #[error("the message holds {size_bytes} bytes and a blob reference too")]
-    Both {
-        /// Length of the payload, bytes.
-        size_bytes: usize,
-    },
-    /// More than any image may have.
-    #[error("the image has {size_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted")]
-    TooLarge {
-        /// Length of the image, bytes.
-        size_bytes: u64,
-    },
+use crate::policy::{Objective, Policy, PolicyName};
+
+/// What the machine and the queue are like at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Load {
+    /// Share of the processors in use, 0 to 1; absent where the system does not say.
+    pub cpu_ratio: Option<f64>,
+    /// Share of the memory in use, 0 to 1.
+    pub memory_ratio: Option<f64>,
+    /// Share of the last ten seconds in which something waited for memory, 0 to 1; absent where the kernel
+    /// does not count it.
+    pub stall_ratio: Option<f64>,
+    /// Images that wait at the site, this one and those in hand counted.
+    pub waiting: u64,
+    /// Whether a replica would take the task at once, or right after the one it works on.
+    pub free: bool,
+    /// Replicas here.
+    pub replicas: u32,
+    /// What an image costs one of them, seconds.
+    pub cost_s: f64,
 }
 
-impl From<Refusal> for FaultNote {
-    fn from(refusal: Refusal) -> Self {
-        let (name, remedy) = match refusal {
-            Refusal::Empty => {
-                ("image_empty", "look at what the camera publishes: the payload must be the encoded image")
-            }
-            Refusal::Both { .. } => ("image_ambiguous", "publish either the bytes or a blob reference"),
-            Refusal::TooLarge { .. } => ("image_too_large", "publish large scans with `tributary publish --tile`"),
-        };
-        FaultNote::new(name, refusal.to_string(), remedy)
+impl Load {
+    /// Seconds of work that wait at the site.
+    pub fn queue_s(&self) -> f64 {
+        self.waiting as f64 * self.cost_s / f64::from(self.replicas.max(1))
     }
 }
 
-/// Whether a task with a payload of this length is taken up.
-pub fn admit(task: &Task, payload_bytes: usize) -> Result<(), Refusal> {
-    let size_bytes = match &task.blob {
-        Some(_) if payload_bytes > 0 => return Err(Refusal::Both { size_bytes: payload_bytes }),
-        Some(blob) => blob.size_bytes,
-        None => payload_bytes as u64,
+/// What the link and the cloud are like at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Network {
+    /// Whether the cloud answers.
+    pub up: bool,
+    /// Whether the link is fast enough compared with what it can do.
+    pub available: bool,
+    /// Shortest round trip lately, seconds.
+    pub round_trip_s: f64,
+    /// Highest rate lately, bytes a second; absent before anything went up.
+    pub rate_bytes_per_s: Option<f64>,
+    /// Smoothed time of a transmission over the shortest possible one.
+    pub slowdown_ratio: f64,
+    /// Bytes that wait for the link.
+    pub waiting_bytes: u64,
+    /// What may still go up today, bytes; absent without a budget.
+    pub budget_left_bytes: Option<u64>,
+    /// The verifiers; absent while none gives a sign of life.
+    pub cloud: Option<CloudLoad>,
+    /// Tasks of ours that were redirected and have no answer yet.
+    pub away: u64,
+    /// How many of those there may be.
+    pub most_away: u64,
+}
+
+/// How busy the verifiers are.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CloudLoad {
+    /// Requests that wait for them.
+    pub waiting: u64,
+    /// Their replicas, at least 1.
+    pub replicas: u32,
+    /// What an image costs one of them, seconds.
+    pub cost_s: f64,
+}
+
+/// Before a rate is known, only so many tasks are redirected to learn it.
+const LEARNING: u64 = 4;
+/// The cloud must promise to be this much sooner before the first task is redirected; then less will do.
+/// Guesses; the distance keeps a prediction that wobbles from changing the decision with every task.
+const BEGIN_RATIO: f64 = 0.8;
+const KEEP_RATIO: f64 = 0.95;
+/// A deadline is met with this much to spare, seconds; a guess.
+const GUARD_S: f64 = 0.05;
+
+impl Network {
+    /// When the verdict on so many bytes would be back, seconds from now; `None` when nobody would judge
+    /// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more.
+    pub fn finish_s(&self, bytes: u64) -> Option<f64> {
+        let cloud = self.cloud.filter(|_| self.up)?;
+        let rate = self.rate_bytes_per_s.unwrap_or(f64::INFINITY);
+        let upload_s = self.round_trip_s + self.waiting_bytes.saturating_add(bytes) as f64 / rate;
+        let queue = cloud.waiting.max(self.away) as f64 * cloud.cost_s / f64::from(cloud.replicas.max(1));
+        Some(upload_s * self.slowdown_ratio.max(1.0) + queue + cloud.cost_s)
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        let learning = self.rate_bytes_per_s.is_none() && self.away >= LEARNING;
+        self.away < self.most_away && !learning && self.budget_left_bytes.is_none_or(|left| left >= bytes)
+    }
+}
+
+/// A task that waits for the decision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// Its image, bytes.
+    pub bytes: u64,
+    /// Until its deadline, seconds, below 0 if that is past; absent without one.
+    pub left_s: Option<f64>,
+    /// How long it was held already, seconds.
+    pub held_s: f64,
+    /// Whether its image may leave the site.
+    pub may_leave: bool,
+    /// A number from 0 to 1 of its own, the same whenever it is asked.
+    pub lot: f64,
+}
+
+/// Where a task goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admit {
+    /// It is recognized here.
+    Local,
+    /// It goes to the cloud without having been recognized.
+    Redirect,
+    /// It is held; ask again when something changed.
+    Listen,
+}
+
+/// Where tasks go at this moment, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Here.
+    #[default]
+    Local,
+    /// The excess to the cloud.
+    Redirect,
+    /// The excess is held.
+    Listen,
+}
+
+impl Mode {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Local => "local",
+            Mode::Redirect => "redirect",
+            Mode::Listen => "listen",
+        }
+    }
+}
+
+/// The state of the decision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct State {
+    /// Where tasks go.
+    pub mode: Mode,
+    /// Whether the site counts as overloaded.
+    pub overloaded: bool,
+    /// When that changed last, seconds.
+    pub changed_at_s: f64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { mode: Mode::Local, overloaded: false, changed_at_s: f64::NEG_INFINITY }
+    }
+}
+
+/// Decides about one task: the new state, and where the task goes.
+pub fn decide(
+    policy: &Policy,
+    state: State,
+    load: &Load,
+    network: &Network,
+    task: &Candidate,
+    now_s: f64,
+) -> (State, Admit) {
+    let state = overload(policy, state, load, now_s);
+    let admit = match policy.name {
+        PolicyName::EdgeOnly | PolicyName::HardExample | PolicyName::Oracle => Admit::Local,
+        PolicyName::Random if task.lot < policy.share_ratio && could_go(network, task) => Admit::Redirect,
+        PolicyName::Random => Admit::Local,
+        PolicyName::CloudOnly if could_go(network, task) => Admit::Redirect,
+        PolicyName::CloudOnly if task.may_leave => hold(policy, load, task),
+        PolicyName::CloudOnly => Admit::Local,
+        PolicyName::Paper => paper(policy, &state, load, network, task),
+        PolicyName::EarliestFinish => earliest_finish(policy, &state, load, network, task),
     };
-    match size_bytes {
-        0 => Err(Refusal::Empty),
-        _ if size_bytes > MAX_IMAGE_BYTES => Err(Refusal::TooLarge { size_bytes }),
-        _ => Ok(()),
+    let mode = match admit {
+        // A task that finds a free replica says nothing about the excess.
+        Admit::Local if load.free && state.overloaded => state.mode,
+        Admit::Local => Mode::Local,
+        Admit::Redirect => Mode::Redirect,
+        Admit::Listen => Mode::Listen,
+    };
+    (State { mode, ..state }, admit)
+}
+
+/// Overloaded above the high mark of any signal, released below the low marks of all, and never changed
+/// sooner than the dwell time allows.
+fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State {
+    let marks = &policy.load;
+    let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
+    let overloaded = match state.overloaded {
+        false => {
+            above(load.cpu_ratio, marks.cpu_high_ratio) && load.waiting > u64::from(load.replicas)
+                || above(load.memory_ratio, marks.memory_high_ratio)
+                || above(load.stall_ratio, marks.stall_high_ratio)
+                || load.queue_s() > marks.queue_high_s
+        }
+        true => {
+            above(load.cpu_ratio, marks.cpu_low_ratio) && load.waiting > u64::from(load.replicas)
+                || above(load.memory_ratio, marks.memory_low_ratio)
+                || above(load.stall_ratio, marks.stall_low_ratio)
+                || load.queue_s() > marks.queue_low_s
+        }
+    };
+    let dwelt = now_s - state.changed_at_s >= policy.load.dwell_ms as f64 / 1000.0;
+    match overloaded == state.overloaded || !dwelt {
+        true => state,
+        false => State { overloaded, changed_at_s: now_s, ..state },
     }
+}
+
+fn could_go(network: &Network, task: &Candidate) -> bool {
+    task.may_leave && network.up && network.has_room(task.bytes)
+}
+
+fn paper(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
+    // Only the excess goes or waits: a replica that is free takes the task.
+    if !state.overloaded || load.free && !above_memory(policy, load) {
+        return Admit::Local;
+    }
+    match could_go(network, task) && network.available {
+        true => Admit::Redirect,
+        false => hold(policy, load, task),
+    }
+}
+
+fn above_memory(policy: &Policy, load: &Load) -> bool {
+    load.memory_ratio.is_some_and(|ratio| ratio > policy.load.memory_low_ratio)
+        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.stall_low_ratio)
+}
+
+/// Held until something changes, but never past its deadline, nor longer than the policy allows.
+fn hold(policy: &Policy, load: &Load, task: &Candidate) -> Admit {
+    let too_long = task.held_s * 1000.0 >= policy.listen_ms as f64;
+    let forced = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
+    if too_long || forced { Admit::Local } else { Admit::Listen }
+}
+
+fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
+    if load.free || !network.available || !could_go(network, task) {
+        return Admit::Local;
+    }
+    let Some(there_s) = network.finish_s(task.bytes) else { return Admit::Local };
+    // All tasks at the site are alike, so whichever goes up spares the last of them its turn: the cloud
+    // must be sooner than the end of the whole queue.
+    let here_s = load.queue_s() + load.cost_s;
+    let late = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
+    let ratio = if state.mode == Mode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
+    let goes = match (&policy.objective, late(here_s), late(there_s)) {
+        // Deadlines are constraints of both objectives.
+        (_, true, false) => true,
+        (_, false, true) => false,
+        (Objective::Hierarchical, ..) => there_s < here_s * ratio,
+        (Objective::Weighted(weights), ..) => {
+            let energy = &policy.energy;
+            let megabytes = task.bytes as f64 / 1e6;
+            let here = weights.per_s * here_s + weights.per_j * load.cost_s * energy.watts_per_core;
+            let there =
+                weights.per_s * there_s + weights.per_j * megabytes * energy.joules_per_mb + weights.per_mb * megabytes
+                    - weights.per_point * policy.cloud_gain_points;
+            there < here * ratio
+        }
+    };
+    if goes { Admit::Redirect } else { Admit::Local }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use schemas::task::Stored;
-    use schemas::{BlobRef, TaskId};
+    use crate::policy::Weights;
 
-    fn task(blob: Option<BlobRef>) -> Task {
-        let stored =
-            Stored { site: "reef".parse().unwrap(), camera: "cam1".parse().unwrap(), sequence: 1, stored_at_ns: 0 };
-        Task { blob, ..Task::bare(&stored, TaskId::mint()) }
+    fn policy(name: PolicyName) -> Policy {
+        Policy { name, ..Policy::default() }
+    }
+
+    const BUSY: Load = Load {
+        cpu_ratio: None,
+        memory_ratio: None,
+        stall_ratio: None,
+        waiting: 1000,
+        free: false,
+        replicas: 2,
+        cost_s: 0.01,
+    };
+    const IDLE: Load = Load { waiting: 1, free: true, ..BUSY };
+    const THERE: Network = Network {
+        up: true,
+        available: true,
+        round_trip_s: 0.02,
+        rate_bytes_per_s: Some(1e6),
+        slowdown_ratio: 1.0,
+        waiting_bytes: 0,
+        budget_left_bytes: None,
+        cloud: Some(CloudLoad { waiting: 0, replicas: 4, cost_s: 0.01 }),
+        away: 0,
+        most_away: 256,
+    };
+    const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
+    const TASK: Candidate = Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, lot: 0.5 };
+
+    fn admit(policy: &Policy, load: &Load, network: &Network, task: &Candidate) -> Admit {
+        decide(policy, State::default(), load, network, task, 100.0).1
     }
 
     #[test]
-    fn bytes_or_a_reference_are_taken_up() {
-        assert_eq!(admit(&task(None), 1), Ok(()));
-        assert_eq!(admit(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
+    fn the_table_of_the_method_holds() {
+        let paper = policy(PolicyName::Paper);
+        assert_eq!(admit(&paper, &IDLE, &THERE, &TASK), Admit::Local);
+        assert_eq!(admit(&paper, &BUSY, &THERE, &TASK), Admit::Redirect);
+        assert_eq!(admit(&paper, &BUSY, &GONE, &TASK), Admit::Listen);
+        assert_eq!(admit(&paper, &BUSY, &Network { available: false, ..THERE }, &TASK), Admit::Listen);
     }
 
     #[test]
-    fn nothing_both_and_too_much_are_refused() {
-        assert_eq!(admit(&task(None), 0), Err(Refusal::Empty));
-        assert_eq!(admit(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(Refusal::Empty));
-        assert_eq!(admit(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(Refusal::Both { size_bytes: 1 }));
-        let size_bytes = MAX_IMAGE_BYTES + 1;
-        assert_eq!(admit(&task(Some(BlobRef::new([0; 32], size_bytes))), 0), Err(Refusal::TooLarge { size_bytes }));
+    fn listening_ends_when_load_is_released_the_network_returns_or_the_deadline_comes() {
+        let paper = policy(PolicyName::Paper);
+        let (listening, first) = decide(&paper, State::default(), &BUSY, &GONE, &TASK, 0.0);
+        assert_eq!((listening.mode, first), (Mode::Listen, Admit::Listen));
+        let next =
+            |load: &Load, network: &Network, task: &Candidate| decide(&paper, listening, load, network, task, 5.0).1;
+        assert_eq!(next(&Load { waiting: 0, ..BUSY }, &GONE, &TASK), Admit::Local, "load released");
+        assert_eq!(next(&Load { free: true, ..BUSY }, &GONE, &TASK), Admit::Local, "a replica is free");
+        assert_eq!(next(&BUSY, &THERE, &TASK), Admit::Redirect, "the network returned");
+        assert_eq!(next(&BUSY, &GONE, &Candidate { left_s: Some(0.03), ..TASK }), Admit::Local, "deadline");
+        assert_eq!(next(&BUSY, &GONE, &Candidate { held_s: 60.0, ..TASK }), Admit::Local, "held too long");
+        assert_eq!(next(&BUSY, &GONE, &Candidate { left_s: Some(3.0), ..TASK }), Admit::Listen, "none of them");
+    }
+
+    #[test]
+    fn the_earliest_finish_uses_the_cloud_while_it_shortens_the_queue() {
+        let policy = policy(PolicyName::EarliestFinish);
+        assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), Admit::Redirect);
+        assert_eq!(admit(&policy, &Load { waiting: 4, ..BUSY }, &THERE, &TASK), Admit::Local, "sooner here");
+        let queued = Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01 }), ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &queued, &TASK), Admit::Local, "the cloud has a longer queue");
+        let sent = Network { away: 250, cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1 }), ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &sent, &TASK), Admit::Local, "what we sent counts before the cloud says so");
+        assert_eq!(admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK), Admit::Local);
+        assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), Admit::Local, "never held");
+        assert_eq!(admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK), Admit::Local, "nobody judges");
+        assert_eq!(admit(&policy, &BUSY, &THERE, &Candidate { may_leave: false, ..TASK }), Admit::Local);
+        let unknown = Network { rate_bytes_per_s: None, away: LEARNING, ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &unknown, &TASK), Admit::Local, "few are enough to learn a rate");
+    }
+
+    #[test]
+    fn deadlines_come_before_the_objective() {
+        let hierarchical = policy(PolicyName::EarliestFinish);
+        let weights = Weights { per_mb: 1e9, ..Weights::default() };
+        let frugal = Policy { objective: Objective::Weighted(weights), ..hierarchical.clone() };
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &TASK), Admit::Local, "bytes are dear");
+        let urgent = Candidate { left_s: Some(1.0), ..TASK };
+        assert_eq!(admit(&frugal, &BUSY, &THERE, &urgent), Admit::Redirect, "only the cloud is in time");
+        let eager = Weights { per_point: 1e9, ..Weights::default() };
+        let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
+        let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
+        assert_eq!(admit(&eager, &BUSY, &slow, &TASK), Admit::Redirect, "accuracy is dear");
+        assert_eq!(admit(&eager, &BUSY, &slow, &Candidate { left_s: Some(6.0), ..TASK }), Admit::Local, "too late");
+    }
+
+    #[test]
+    fn the_baselines_do_what_they_are_called() {
+        for name in [PolicyName::EdgeOnly, PolicyName::HardExample, PolicyName::Oracle] {
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &TASK), Admit::Local);
+        }
+        let cloud_only = policy(PolicyName::CloudOnly);
+        assert_eq!(admit(&cloud_only, &IDLE, &THERE, &TASK), Admit::Redirect);
+        assert_eq!(admit(&cloud_only, &IDLE, &GONE, &TASK), Admit::Listen);
+        let random = Policy { share_ratio: 0.6, ..policy(PolicyName::Random) };
+        assert_eq!(admit(&random, &IDLE, &THERE, &TASK), Admit::Redirect);
+        assert_eq!(admit(&random, &IDLE, &THERE, &Candidate { lot: 0.7, ..TASK }), Admit::Local);
+    }
+
+    fn loads() -> impl Strategy<Value = Load> {
+        (prop::option::of(0.0_f64..1.0), prop::option::of(0.0_f64..1.0), 0_u64..5000, prop::bool::ANY, 0.0001_f64..0.5)
+            .prop_map(|(cpu_ratio, memory_ratio, waiting, free, cost_s)| Load {
+                cpu_ratio,
+                memory_ratio,
+                stall_ratio: None,
+                waiting,
+                free,
+                replicas: 2,
+                cost_s,
+            })
+    }
+
+    fn networks() -> impl Strategy<Value = Network> {
+        (prop::bool::ANY, prop::bool::ANY, 0.0_f64..2.0, prop::option::of(1e3_f64..1e8), 0_u64..300, prop::bool::ANY)
+            .prop_map(|(up, available, round_trip_s, rate_bytes_per_s, away, cloud)| Network {
+                up,
+                available: up && available,
+                round_trip_s,
+                rate_bytes_per_s,
+                slowdown_ratio: 1.0,
+                waiting_bytes: 0,
+                budget_left_bytes: None,
+                cloud: cloud.then_some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01 }),
+                away,
+                most_away: 256,
+            })
+    }
+
+    fn names() -> impl Strategy<Value = PolicyName> {
+        prop::sample::select(vec![
+            PolicyName::Paper,
+            PolicyName::EarliestFinish,
+            PolicyName::EdgeOnly,
+            PolicyName::CloudOnly,
+            PolicyName::HardExample,
+            PolicyName::Random,
+            PolicyName::Oracle,
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn overload_never_changes_faster_than_it_may(
+            name in names(),
+            steps in prop::collection::vec((0.0_f64..0.4, loads(), networks()), 1..200),
+        ) {
+            let policy = policy(name);
+            let (mut state, mut now_s, mut changed_at_s) = (State::default(), 0.0, f64::NEG_INFINITY);
+            for (gap_s, load, network) in steps {
+                now_s += gap_s;
+                let (next, _) = decide(&policy, state, &load, &network, &TASK, now_s);
+                if next.overloaded != state.overloaded {
+                    prop_assert!(now_s - changed_at_s >= policy.load.dwell_ms as f64 / 1000.0);
+                    changed_at_s = now_s;
+                }
+                state = next;
+            }
+        }
+
+        #[test]
+        fn no_task_is_held_past_its_deadline_or_longer_than_allowed(
+            name in names(), load in loads(), network in networks(), left_s in -1.0_f64..10.0, held_s in 0.0_f64..20.0,
+        ) {
+            let policy = policy(name);
+            let task = Candidate { left_s: Some(left_s), held_s, ..TASK };
+            if admit(&policy, &load, &network, &task) == Admit::Listen {
+                prop_assert!(left_s > load.cost_s);
+                prop_assert!(held_s * 1000.0 < policy.listen_ms as f64);
+            }
+        }
+
+        #[test]
+        fn what_may_not_leave_never_leaves_and_nothing_goes_where_nobody_answers(
+            name in names(), load in loads(), network in networks(), may_leave in prop::bool::ANY,
+        ) {
+            let task = Candidate { may_leave, ..TASK };
+            if admit(&policy(name), &load, &network, &task) == Admit::Redirect {
+                prop_assert!(may_leave && network.up && network.away < network.most_away);
+            }
+        }
+
+        #[test]
+        fn only_paper_and_cloud_only_hold(name in names(), load in loads(), network in networks()) {
+            if admit(&policy(name), &load, &network, &TASK) == Admit::Listen {
+                prop_assert!(matches!(name, PolicyName::Paper | PolicyName::CloudOnly));
+            }
+        }
     }
 }

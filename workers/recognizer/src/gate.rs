@@ -6,6 +6,8 @@ use schemas::Reason;
 use schemas::model::GateDefaults;
 use serde::{Deserialize, Serialize};
 
+use crate::learn::Belief;
+
 /// Confidence below which an answer is doubtful when neither model nor operator says otherwise.
 /// A guess that suits calibrated classifiers of about ten classes.
 const DEFAULT_MIN_CONFIDENCE: f32 = 0.7;
@@ -24,6 +26,9 @@ pub struct GateSettings {
     pub max_entropy_ratio: Option<f32>,
     /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
     pub labels: BTreeMap<String, f32>,
+    /// Instead of thresholds: the accuracy that final answers shall keep for each label, above 0.5 and
+    /// below 1, measured by the cloud's verdicts. Thresholds of confidence are then learned from them.
+    pub target_accuracy_ratio: Option<f64>,
 }
 
 impl GateSettings {
@@ -38,6 +43,9 @@ impl GateSettings {
             ("max_entropy_ratio", self.max_entropy_ratio),
         ];
         let labels = self.labels.iter().map(|(label, ratio)| (label.as_str(), Some(*ratio)));
+        if let Some(target) = self.target_accuracy_ratio.filter(|target| !(*target > 0.5 && *target < 1.0)) {
+            return Err(format!("recognizer.gate.target_accuracy_ratio is {target}, it must lie between 0.5 and 1"));
+        }
         for (name, ratio) in ratios.into_iter().chain(labels) {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
                 return Err(format!("recognizer.gate: {name} is {ratio}, it must lie between 0 and 1"));
@@ -50,8 +58,10 @@ impl GateSettings {
 /// The tests an answer must pass to be confident.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// Divides the logits before the softmax, above 0.
+    /// Divides the logits before the softmax of what is tested, above 0.
     pub temperature: f32,
+    /// The same for what is said; another one only when verdicts have taught it.
+    pub calibrated: f32,
     min_confidence: f32,
     min_margin: f32,
     max_entropy: f32,
@@ -63,8 +73,10 @@ impl Gate {
     pub fn new(settings: &GateSettings, model: &GateDefaults) -> Self {
         let mut labels = model.labels.clone();
         labels.extend(settings.labels.clone());
+        let temperature = settings.temperature.or(model.temperature).unwrap_or(1.0);
         Self {
-            temperature: settings.temperature.or(model.temperature).unwrap_or(1.0),
+            temperature,
+            calibrated: temperature,
             min_confidence: settings
                 .min_confidence_ratio
                 .or(model.min_confidence_ratio)
@@ -72,6 +84,16 @@ impl Gate {
             min_margin: settings.min_margin_ratio.or(model.min_margin_ratio).unwrap_or(0.0),
             max_entropy: settings.max_entropy_ratio.or(model.max_entropy_ratio).unwrap_or(1.0),
             labels,
+        }
+    }
+
+    /// The same tests, with what verdicts have taught about confidence.
+    pub fn taught(&self, belief: &Belief) -> Self {
+        Self {
+            min_confidence: belief.pooled,
+            labels: belief.thresholds.clone(),
+            calibrated: belief.temperature.unwrap_or(self.calibrated),
+            ..self.clone()
         }
     }
 
@@ -104,7 +126,7 @@ fn best_two(ratios: &[f32]) -> (f32, f32) {
 }
 
 /// Shannon entropy as a share of that of a uniform guess over as many classes, 0 to 1.
-fn entropy_ratio(ratios: &[f32]) -> f32 {
+pub fn entropy_ratio(ratios: &[f32]) -> f32 {
     if ratios.len() < 2 {
         return 0.0;
     }

@@ -1,13 +1,19 @@
-//! What is published about a task: one final answer, or a provisional one and a request for a
-//! verdict. Ids are derived from the task's, so that a redelivery repeats itself (invariant 2).
+//! What is published about a task: one final answer, or a provisional one and a request for a verdict.
+//! Ids are derived from the task's, so that a redelivery repeats itself (invariant 2).
 
 use bytes::Bytes;
 use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
-use schemas::{Answer, FaultNote, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode};
-use streams::{Publication, subject};
+use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
+use schemas::{
+    Answer, FaultNote, HardCase, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
+};
+use streams::Publication;
+use streams::subject::{self, Errand};
 
-use crate::settings::VerifySettings;
+use crate::fate::Fate;
+use crate::policy::EnergySettings;
+use crate::settings::{PayloadKind, VerifySettings};
 
 /// What the edge found out about a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,51 +22,169 @@ pub struct Found {
     pub opinion: Opinion,
     /// What the gate says about it.
     pub reason: Reason,
+    /// What the model gives before its last layer, if it does.
+    pub features: Option<Vec<f32>>,
+    /// Entropy of the scores as a share of a uniform guess's, 0 to 1.
+    pub entropy_ratio: f32,
     /// How long the steps took.
     pub timings: Timings,
 }
 
-/// What is to be published about a task. `bytes`: the encoded image, which goes up if it must.
-pub fn outgoing(
-    task: &Task,
-    bytes: &Bytes,
-    found: Found,
-    verify: &VerifySettings,
-    now_ms: u64,
-) -> Result<Outgoing, Fault> {
-    if found.reason == Reason::Confident {
-        return Ok(Outgoing::one(finality(task, Route::Edge, Reason::Confident, found, now_ms)?));
+/// What goes into every report.
+pub struct Reporter<'a> {
+    /// What becomes of doubtful answers.
+    pub verify: &'a VerifySettings,
+    /// What recognizing and sending cost.
+    pub energy: &'a EnergySettings,
+    /// Now, milliseconds since the epoch.
+    pub now_ms: u64,
+}
+
+impl Reporter<'_> {
+    /// What is to be published about a task that was recognized here. `bytes`: the encoded image, which goes
+    /// up if it must.
+    pub fn outgoing(&self, task: &Task, bytes: &Bytes, found: Found, fate: Fate) -> Result<Outgoing, Fault> {
+        match fate {
+            Fate::Stands(reason) => Ok(Outgoing::one(self.finality(task, Route::Edge, reason, found)?)),
+            Fate::Expired => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Fate::Waits => {
+                let promise = self.promise(task, &self.provisional(task, &found, found.reason, 0))?;
+                Ok(Outgoing::one(promise))
+            }
+            // The baseline gives its request to the outbox by itself, and says nothing before the verdict.
+            Fate::Blocks => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Fate::Goes(why) => self.goes(task, bytes, found, why),
+        }
     }
-    if !verify.enabled {
-        return Ok(Outgoing::one(finality(task, Route::Edge, Reason::NotVerified, found, now_ms)?));
+
+    fn goes(&self, task: &Task, bytes: &Bytes, found: Found, why: VerifyReason) -> Result<Outgoing, Fault> {
+        let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { found.reason };
+        let payload = self.payload(task, bytes, found.features.as_deref());
+        let provisional = self.provisional(task, &found, reason, size(&payload));
+        let request = Verify { reason: why, payload, provisional };
+        let spare = match why {
+            VerifyReason::Doubtful if self.verify.hard_cases => vec![self.hard_case(task, &found)?],
+            _ => Vec::new(),
+        };
+        Ok(Outgoing {
+            publications: vec![
+                self.request(task, &request, self.deadline_ms(task))?,
+                self.promise(task, &request.provisional)?,
+            ],
+            when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
+            spare,
+        })
     }
-    let deadline_at_ms = deadline(task, verify);
-    if deadline_at_ms <= now_ms {
-        return Ok(Outgoing::one(finality(task, Route::Expired, Reason::DeadlinePassed, found, now_ms)?));
+
+    /// The request for a verdict on a task that was not recognized here, or that waits for it.
+    pub fn redirected(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
+        let payload = self.payload(task, bytes, None);
+        let mut about = Answer::about(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
+        about.deadline_at_ms = Some(until_ms);
+        about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
+        self.request(task, &Verify { reason: VerifyReason::Overload, payload, provisional: about }, until_ms)
     }
-    let mut provisional = Answer::about(task, Stage::Provisional, Route::Edge, found.reason, now_ms);
-    provisional.deadline_at_ms = Some(deadline_at_ms);
-    provisional.timings = found.timings;
-    let provisional = provisional.with_opinion(found.opinion.clone());
-    let payload = match &task.blob {
-        Some(blob) => Payload::Blob(blob.clone()),
-        None => Payload::Image(bytes.to_vec()),
-    };
-    let request = Verify { reason: VerifyReason::Doubtful, payload, provisional };
-    // The image's sequence is part of the ids: what the janitor redoes after a crash is sent anew.
-    let id = |what: &str| task.id.child(&format!("{what}-{}", task.image_sequence)).to_string();
-    Ok(Outgoing {
-        publications: vec![
-            Publication::with_id(subject::outbox(&task.site, "verify"), encode(&request)?, id("verify")),
-            Publication::with_id(
-                subject::provisional(&task.site, &task.camera),
-                encode(&request.provisional)?,
-                id("provisional"),
-            )
-            .header(schemas::task::HEADER_TASK, task.id.to_string()),
-        ],
-        when_full: vec![finality(task, Route::Expired, Reason::OutboxFull, found, now_ms)?],
-    })
+
+    /// The request of the baseline, which publishes no provisional answer.
+    pub fn blocking(&self, task: &Task, bytes: &Bytes, found: &Found, until_ms: u64) -> Result<Publication, Fault> {
+        let payload = self.payload(task, bytes, found.features.as_deref());
+        let mut provisional = self.provisional(task, found, found.reason, size(&payload));
+        provisional.deadline_at_ms = Some(until_ms);
+        self.request(task, &Verify { reason: VerifyReason::Doubtful, payload, provisional }, until_ms)
+    }
+
+    /// When a provisional answer becomes final, milliseconds since the epoch.
+    pub fn deadline_ms(&self, task: &Task) -> u64 {
+        let own = task.published_at_ms.saturating_add(u64::from(self.verify.deadline_s) * 1000);
+        task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
+    }
+
+    fn payload(&self, task: &Task, bytes: &Bytes, features: Option<&[f32]>) -> Payload {
+        match (self.verify.payload, features, &task.blob) {
+            (PayloadKind::Features | PayloadKind::Never, features, _) => {
+                Payload::Features(features.unwrap_or_default().to_vec())
+            }
+            (PayloadKind::Image, _, Some(blob)) => Payload::Blob(blob.clone()),
+            (PayloadKind::Image, _, None) => Payload::Image(bytes.to_vec()),
+        }
+    }
+
+    fn provisional(&self, task: &Task, found: &Found, reason: Reason, sent_bytes: u64) -> Answer {
+        let mut answer = Answer::about(task, Stage::Provisional, Route::Edge, reason, self.now_ms);
+        answer.deadline_at_ms = Some(self.deadline_ms(task));
+        answer.timings = found.timings;
+        answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
+        answer.with_opinion(found.opinion.clone())
+    }
+
+    fn request(&self, task: &Task, request: &Verify, until_ms: u64) -> Result<Publication, Fault> {
+        let slot = subject::outbox(&task.site, Errand::Verify);
+        let to = subject::verify(request.reason, &task.site, &task.camera);
+        let id = self.id(task, if request.reason == VerifyReason::Overload { "redirect" } else { "verify" });
+        let publication = Publication::with_id(slot, encode(request)?, id)
+            .header(HEADER_TO, to)
+            .header(HEADER_DEADLINE_AT, until_ms.to_string())
+            .header(HEADER_PRIORITY, task.priority.to_string());
+        Ok(match &request.payload {
+            Payload::Blob(blob) => publication.header(HEADER_BLOB, blob.to_string()),
+            Payload::Image(_) | Payload::Features(_) => publication,
+        })
+    }
+
+    fn promise(&self, task: &Task, provisional: &Answer) -> Result<Publication, Fault> {
+        let slot = subject::provisional(&task.site, &task.camera);
+        let promise = Publication::with_id(slot, encode(provisional)?, self.id(task, "provisional"));
+        Ok(promise.header(HEADER_TASK, task.id.to_string()))
+    }
+
+    fn hard_case(&self, task: &Task, found: &Found) -> Result<Publication, Fault> {
+        let case = HardCase {
+            task: task.id,
+            site: task.site.clone(),
+            camera: task.camera.clone(),
+            release: found.opinion.release.clone(),
+            reason: found.reason,
+            top: found.opinion.top.clone(),
+            entropy_ratio: found.entropy_ratio,
+            features: found.features.clone(),
+            image_sequence: task.image_sequence,
+            published_at_ms: task.published_at_ms,
+            truth: task.truth.clone(),
+        };
+        let slot = subject::outbox(&task.site, Errand::HardCase);
+        let publication = Publication::with_id(slot, encode(&case)?, self.id(task, "hardcase"));
+        Ok(publication.header(HEADER_TO, subject::hardcase(&task.site)))
+    }
+
+    fn finality(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
+        let mut answer = Answer::about(task, Stage::Final, route, reason, self.now_ms);
+        answer.timings = found.timings;
+        answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
+        let answer = answer.with_opinion(found.opinion);
+        Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
+    }
+
+    /// What a task took here, millijoules: processor time and bytes on the link.
+    fn energy_mj(&self, timings: &Timings, sent_bytes: u64) -> f32 {
+        let batch = f64::from(timings.batch_size.max(1));
+        let busy_s = (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6;
+        let joules = busy_s * self.energy.watts_per_core + sent_bytes as f64 / 1e6 * self.energy.joules_per_mb;
+        (joules * 1000.0) as f32
+    }
+
+    /// The image's sequence is part of the ids: what the janitor redoes after a crash is sent anew.
+    fn id(&self, task: &Task, what: &str) -> String {
+        task.id.child(&format!("{what}-{}", task.image_sequence)).to_string()
+    }
+}
+
+/// Bytes that go up.
+fn size(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Image(bytes) => bytes.len() as u64,
+        Payload::Blob(blob) => blob.size_bytes,
+        Payload::Features(features) => 4 * features.len() as u64,
+    }
 }
 
 /// The outcome of a task that is given up; it takes the slot of the final answer.
@@ -68,18 +192,6 @@ pub fn tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publicati
     let mut answer = Answer::about(task, Stage::Final, Route::Dead, Reason::GivenUp, now_ms);
     answer.fault = Some(fault);
     Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
-}
-
-fn finality(task: &Task, route: Route, reason: Reason, found: Found, now_ms: u64) -> Result<Publication, Fault> {
-    let mut answer = Answer::about(task, Stage::Final, route, reason, now_ms);
-    answer.timings = found.timings;
-    let answer = answer.with_opinion(found.opinion);
-    Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
-}
-
-fn deadline(task: &Task, verify: &VerifySettings) -> u64 {
-    let own = task.published_at_ms.saturating_add(u64::from(verify.deadline_s) * 1000);
-    task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
 }
 
 #[cfg(test)]
@@ -100,13 +212,17 @@ mod tests {
 
     fn found(reason: Reason) -> Found {
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion { label: "fish".into(), confidence: 0.6, top: Vec::new(), release };
-        Found { opinion, reason, timings: Timings::default() }
+        let opinion = Opinion { label: "fish".into(), confidence: 0.6, top: Vec::new(), release, temperature: None };
+        let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
+        Found { opinion, reason, features: Some(vec![0.5; 8]), entropy_ratio: 0.4, timings }
     }
 
-    fn published(task: &Task, reason: Reason, verify: &VerifySettings, now_ms: u64) -> Outgoing {
-        outgoing(task, &Bytes::from_static(b"jpeg"), found(reason), verify, now_ms).unwrap()
+    fn published(verify: &VerifySettings, reason: Reason, fate: Fate, now_ms: u64) -> Outgoing {
+        let reporter = Reporter { verify, energy: &EnergySettings::default(), now_ms };
+        reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), found(reason), fate).unwrap()
     }
+
+    const DOUBTFUL: Fate = Fate::Goes(VerifyReason::Doubtful);
 
     fn only_answer(outgoing: &Outgoing) -> Answer {
         assert_eq!(outgoing.publications.len(), 1);
@@ -115,42 +231,59 @@ mod tests {
     }
 
     #[test]
-    fn a_confident_answer_is_final() {
-        let answer = only_answer(&published(&task(), Reason::Confident, &VerifySettings::default(), 2_000));
+    fn a_confident_answer_is_final_and_says_what_it_took() {
+        let stands = Fate::Stands(Reason::Confident);
+        let answer = only_answer(&published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
         assert_eq!((answer.stage, answer.route, answer.label.as_deref()), (Stage::Final, Route::Edge, Some("fish")));
+        // 1 ms of decoding and half of a batch of 4 ms, at 8 W.
+        assert!((answer.energy_mj.unwrap() - 24.0).abs() < 1e-3, "{:?}", answer.energy_mj);
     }
 
     #[test]
     fn a_doubtful_answer_goes_to_verify_and_says_that_it_is_provisional() {
-        let out = published(&task(), Reason::LowConfidence, &VerifySettings::default(), 2_000);
+        let out = published(&VerifySettings::default(), Reason::LowConfidence, DOUBTFUL, 2_000);
         assert_eq!(out.publications[0].subject, "outbox.reef.verify");
+        let header =
+            |name| out.publications[0].headers.iter().find(|(key, _)| key == name).map(|(_, value)| &value[..]);
+        assert_eq!(header(HEADER_TO), Some("verify.doubtful.reef.cam1"));
         let request: Verify = decode(&out.publications[0].payload).unwrap();
         assert_eq!(request.payload, Payload::Image(b"jpeg".to_vec()));
         let provisional: Answer = decode(&out.publications[1].payload).unwrap();
         assert_eq!((provisional.stage, provisional.reason), (Stage::Provisional, Reason::LowConfidence));
         assert_eq!(provisional.deadline_at_ms, Some(1_000 + 24 * 3600 * 1000));
+        let case: HardCase = decode(&out.spare[0].payload).unwrap();
+        assert_eq!((case.reason, case.features.map(|features| features.len())), (Reason::LowConfidence, Some(8)));
+    }
+
+    #[test]
+    fn only_the_image_setting_lets_an_image_into_a_request() {
+        for payload in [PayloadKind::Features, PayloadKind::Never] {
+            let verify = VerifySettings { payload, ..VerifySettings::default() };
+            let out = published(&verify, Reason::LowConfidence, DOUBTFUL, 2_000);
+            let request: Verify = decode(&out.publications[0].payload).unwrap();
+            assert_eq!(request.payload, Payload::Features(vec![0.5; 8]), "{payload:?}");
+        }
+    }
+
+    #[test]
+    fn what_must_stay_is_provisional_without_a_request() {
+        let out = published(&VerifySettings::default(), Reason::LowConfidence, Fate::Waits, 2_000);
+        assert_eq!(out.publications.len(), 1);
+        assert_eq!(out.publications[0].subject, "answer.provisional.reef.cam1");
     }
 
     #[test]
     fn a_second_delivery_repeats_the_ids_of_the_first() {
         let ids = |now_ms| {
-            let out = published(&task(), Reason::LowMargin, &VerifySettings::default(), now_ms);
-            out.publications.into_iter().map(|publication| publication.headers).collect::<Vec<_>>()
+            let out = published(&VerifySettings::default(), Reason::LowMargin, DOUBTFUL, now_ms);
+            out.publications.into_iter().chain(out.spare).map(|publication| publication.headers).collect::<Vec<_>>()
         };
         assert_eq!(ids(2_000), ids(9_000));
     }
 
     #[test]
     fn a_doubtful_answer_past_its_deadline_is_final_and_says_so() {
-        let task = Task { deadline_at_ms: Some(1_500), ..task() };
-        let answer = only_answer(&published(&task, Reason::LowConfidence, &VerifySettings::default(), 2_000));
+        let answer = only_answer(&published(&VerifySettings::default(), Reason::LowMargin, Fate::Expired, 2_000));
         assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
-    }
-
-    #[test]
-    fn a_doubtful_answer_stands_where_nothing_is_verified() {
-        let verify = VerifySettings { enabled: false, ..VerifySettings::default() };
-        let answer = only_answer(&published(&task(), Reason::LowConfidence, &verify, 2_000));
-        assert_eq!((answer.route, answer.reason), (Route::Edge, Reason::NotVerified));
     }
 }

@@ -1,59 +1,175 @@
-//! One image's walk: admit → fetch → decode → batch → infer → gate → report.
+//! One image's walk: accept → admit → fetch → decode → batch → infer → gate → report.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
-use schemas::{FaultNote, SiteName, Task, TaskId};
+use schemas::{FaultNote, Reason, SiteName, Task, TaskId};
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use vision::{Infer, InferError, softmax};
 
-use crate::admit::admit;
-use crate::gate::Gate;
-use crate::report::{self, Found};
-use crate::settings::{RecognizerSettings, VerifySettings};
+use crate::accept::accept;
+use crate::admission::{Admission, Way};
+use crate::admit::Candidate;
+use crate::away::{Away, Back};
+use crate::fate::{Doubt, Fate, Share, fate};
+use crate::gate::{Gate, entropy_ratio};
+use crate::learner::Learner;
+use crate::policy::{EnergySettings, PolicyName};
+use crate::report::{self, Found, Reporter};
+use crate::settings::{PayloadKind, RecognizerSettings, VerifySettings};
+use crate::signals::Signals;
 
 /// How long a publication is retried before its image is handed back.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Images held for each place in a batch: one in the model, and the others so that what the server and
+/// we say to each other is said for several images at once. Twice as few cost 0.1 ms an image more.
+const CREDITS_PER_SLOT: usize = 8;
+/// Answers that the learner looks at, at a time.
+const LEARN_AT_ONCE: usize = 64;
+/// The status shows what is decided.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// The recognizer of a site.
 pub struct Recognizer {
     site: SiteName,
     blobs: Blobs,
     infer: Infer,
-    gate: Gate,
     verify: VerifySettings,
+    admission: Arc<Admission>,
+    away: Away,
+    learner: Option<Learner>,
+    share: Mutex<Share>,
+    /// Turns of the baseline, which does nothing else while it waits: one for each replica.
+    turns: Semaphore,
 }
 
 impl Recognizer {
-    async fn answer(&self, task: &Task, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn answer(&self, task: &Task, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
         let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
-        admit(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        accept(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        let _turn = match self.admission.signals.policy().name {
+            PolicyName::HardExample => self.turns.acquire().await.ok(),
+            _ => None,
+        };
+        let _local = match self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await {
+            Way::Local(local) => local,
+            Way::Redirect => match self.redirect(task, delivery.payload(), credit).await? {
+                Back::Answered => return Ok(Outgoing::default()),
+                Back::TakenBack => self.admission.take_back(),
+            },
+        };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
-        let seen = self.infer.scores(bytes.clone()).await.map_err(fault)?;
-        let ratios = softmax(&seen.logits, self.gate.temperature);
-        let opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_class)?;
-        let reason = self.gate.decide(&ratios, &opinion.label);
+        let mut found = self.recognize(bytes.clone()).await?;
+        (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
+        self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
+        let fate = self.fate(task, &bytes, &found);
+        if fate == Fate::Blocks && self.block(task, &bytes, &found).await? {
+            return Ok(Outgoing::default());
+        }
+        self.reporter(&self.energy()).outgoing(task, &bytes, found, fate)
+    }
+
+    /// Decodes, infers and asks the gate.
+    async fn recognize(&self, bytes: Bytes) -> Result<Found, Fault> {
+        let seen = self.infer.scores(bytes).await.map_err(fault)?;
+        let gate = self.admission.signals.gate();
+        let ratios = softmax(&seen.logits, gate.temperature);
+        let mut opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_class)?;
+        let reason = gate.decide(&ratios, &opinion.label);
+        if let Some(learner) = &self.learner {
+            learner.seen(&opinion.label, opinion.confidence);
+        }
+        if gate.calibrated != gate.temperature {
+            let calibrated = softmax(&seen.logits, gate.calibrated);
+            opinion = vision::opinion(self.infer.model(), &calibrated).ok_or_else(no_class)?;
+        }
+        opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);
         let timings = Timings {
-            queue_us,
-            fetch_us,
             wait_us: seen.timings.waited_us,
             decode_us: seen.timings.decode_us,
             infer_us: seen.timings.infer_us,
-            verify_us: 0,
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
+            ..Timings::default()
         };
-        report::outgoing(task, &bytes, Found { opinion, reason, timings }, &self.verify, clock::now_ms())
+        Ok(Found { opinion, reason, features: seen.features, entropy_ratio: entropy_ratio(&ratios), timings })
     }
 
-    /// The image's bytes, and how long it took to get them in microseconds.
+    fn candidate(&self, task: &Task, delivery: &Delivery) -> Candidate {
+        let bytes = task.blob.as_ref().map_or(delivery.payload().len() as u64, |blob| blob.size_bytes);
+        Candidate {
+            bytes,
+            left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
+            held_s: 0.0,
+            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image,
+            lot: lot(task.id, "redirect"),
+        }
+    }
+
+    async fn redirect(&self, task: &Task, bytes: &Bytes, credit: &Credit) -> Result<Back, Fault> {
+        let energy = self.energy();
+        let back = self.away.send(&self.admission, &self.reporter(&energy), task, bytes, credit).await?;
+        let counts = &self.admission.counts;
+        let count = if back == Back::Answered { &counts.redirected } else { &counts.taken_back };
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(back)
+    }
+
+    /// The baseline's synchronous upload; true if the verdict came in time.
+    async fn block(&self, task: &Task, bytes: &Bytes, found: &Found) -> Result<bool, Fault> {
+        let patience = Duration::from_millis(self.admission.signals.policy().upload_timeout_ms);
+        let energy = self.energy();
+        self.away.block(&self.reporter(&energy), task, bytes, found, patience).await
+    }
+
+    fn fate(&self, task: &Task, bytes: &Bytes, found: &Found) -> Fate {
+        let (policy, network) = (self.admission.signals.policy(), self.admission.network());
+        let deadline_ms = self.reporter(&policy.energy).deadline_ms(task);
+        let doubt = Doubt {
+            reason: found.reason,
+            label: &found.opinion.label,
+            truth: task.truth.as_deref(),
+            bytes: match self.verify.payload {
+                PayloadKind::Image => bytes.len() as u64,
+                PayloadKind::Features | PayloadKind::Never => 4 * found.features.as_ref().map_or(0, Vec::len) as u64,
+            },
+            left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
+            lot: lot(task.id, "sample"),
+        };
+        let fate = {
+            let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+            fate(&policy, &self.verify, self.learner.is_some(), &network, &mut share, &doubt)
+        };
+        let counts = &self.admission.counts;
+        match fate {
+            Fate::Stands(Reason::Confident) => {}
+            Fate::Stands(_) | Fate::Expired | Fate::Waits => drop(counts.kept.fetch_add(1, Ordering::Relaxed)),
+            Fate::Goes(_) | Fate::Blocks => drop(counts.verified.fetch_add(1, Ordering::Relaxed)),
+        }
+        fate
+    }
+
+    fn reporter<'a>(&'a self, energy: &'a EnergySettings) -> Reporter<'a> {
+        Reporter { verify: &self.verify, energy, now_ms: clock::now_ms() }
+    }
+
+    /// What the machine counts, or else what the settings say.
+    fn energy(&self) -> EnergySettings {
+        let stated = self.admission.signals.policy().energy;
+        let counted = self.admission.signals.vitals().watts_per_core;
+        EnergySettings { watts_per_core: counted.unwrap_or(stated.watts_per_core), ..stated }
+    }
+
+    /// The encoded image: the payload itself, or what it refers to; and how long that took.
     async fn fetch(&self, task: &Task, delivery: &Delivery) -> Result<(Bytes, u64), Fault> {
         let Some(blob) = &task.blob else { return Ok((delivery.payload().clone(), 0)) };
         let asked_at = Instant::now();
@@ -71,13 +187,14 @@ impl Step for Recognizer {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::IMAGES;
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
+        self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
         let stored = self.stored(delivery)?;
         let task = Task::read(&stored, |name| delivery.header(name)).map_err(|error| {
             let reason = runtime::fault::chain(&error);
             Fault::reject("header_unreadable", reason, "correct the header, or leave it away: every header is optional")
         })?;
-        self.answer(&task, delivery).await
+        self.answer(&task, delivery, credit).await
     }
 
     fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial {
@@ -105,10 +222,34 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let gate = Gate::new(&settings.gate, &infer.model().description.gate);
+    check(&infer, &settings.verify)?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
-    let verify = settings.verify.clone();
-    let step = Arc::new(Recognizer { site: site.clone(), blobs, infer: infer.clone(), gate, verify });
+    let gate = Gate::new(&settings.gate, &infer.model().description.gate);
+    let target_ratio = settings.gate.target_accuracy_ratio;
+    let learner = target_ratio.map(|_| {
+        let (release, classes) = (infer.model().release.clone(), infer.model().labels.len());
+        Learner::new(site.clone(), release, classes, gate.temperature)
+    });
+    let signals = Signals::new(settings.policy.clone(), gate);
+    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch()));
+    let publisher = Publisher::new(bus.clone(), PATIENCE);
+    let away = Away {
+        bus: bus.clone(),
+        publisher: publisher.clone(),
+        room: Arc::new(Semaphore::new(settings.policy.most_away_mib as usize * 1024)),
+        shutdown: shutdown.clone(),
+    };
+    let step = Arc::new(Recognizer {
+        site: site.clone(),
+        blobs,
+        infer: infer.clone(),
+        verify: settings.verify.clone(),
+        admission: admission.clone(),
+        away,
+        learner: learner.clone(),
+        share: Mutex::default(),
+        turns: Semaphore::new(infer.replicas()),
+    });
     let tally = Arc::new(Tally::default());
     let from = Drive {
         durable: topology::RECOGNIZER.into(),
@@ -116,20 +257,56 @@ pub async fn run(
         tries: Some(settings.tries),
         ack_wait,
     };
-    let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let life = beat::beat(bus.clone(), Recognizer::ROLE, Some(site), tally.clone(), shutdown.clone(), |beat| {
-        beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
-        beat.cost_ms = Some(infer.cost_ms());
-        beat.model = Some(infer.model().description.name.clone());
-        beat.release = Some(infer.model().release.clone());
-    });
-    let (ended, ()) = tokio::join!(drive(step, &bus, publisher, from, tally, shutdown.clone()), life);
+    let pulse = beat::Pulse { every: SAY_EVERY, ..beat::Pulse::default() };
+    let life =
+        beat::beat(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+            beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
+            beat.cost_ms = Some(infer.cost_ms());
+            beat.model = Some(infer.model().description.name.clone());
+            beat.release = Some(infer.model().release.clone());
+            beat.decision = Some(admission.report(infer.cost_ms()));
+        });
+    let note = learner.as_ref().map(Learner::note);
+    let learn = target_ratio.zip(note.as_deref());
+    let gathering = signals.gather(&bus, &site, &settings.policy, learn, shutdown.clone());
+    let learning = async {
+        if let Some(learner) = learner {
+            let from = Drive { durable: topology::LEARNER.into(), credits: LEARN_AT_ONCE, tries: None, ack_wait };
+            let tally = Arc::new(Tally::default());
+            let watching = drive(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
+            let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
+            tracing::debug!(?watched, "learned what there was");
+        }
+    };
+    let work = drive(step, &bus, publisher.clone(), from, tally, shutdown.clone());
+    let work = async {
+        let ended = work.await;
+        // Whatever ended it, the rest ends with it.
+        shutdown.want();
+        ended
+    };
+    let (ended, (), (), ()) = tokio::join!(work, life, gathering, learning);
     ended
 }
 
-/// Images held for each place in a batch: one in the model, one waiting for it, and two whose
-/// answers are on their way to the stream.
-const CREDITS_PER_SLOT: usize = 4;
+/// Whether the model can give what is to go up.
+fn check(infer: &Infer, verify: &VerifySettings) -> Result<(), Fault> {
+    let model = infer.model();
+    if verify.payload == PayloadKind::Features && model.description.output.features.is_none() {
+        let reason =
+            format!("model {} gives no features, which recognizer.verify.payload sends up", model.description.name);
+        let remedy = "name its features output in model.toml (output.features), or use payload \"image\" or \"never\"";
+        return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
+    }
+    Ok(())
+}
+
+/// A number from 0 to 1 that belongs to a task and a decision, whoever asks and whenever.
+fn lot(task: TaskId, decision: &str) -> f64 {
+    let drawn = task.child(decision).to_string();
+    let digits = drawn.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
+    f64::from(digits) / f64::from(u32::MAX)
+}
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)

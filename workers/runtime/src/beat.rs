@@ -6,13 +6,27 @@ use std::time::Duration;
 
 use schemas::{Beat, SiteName};
 use streams::{Bus, fleet::Fleet};
+use tokio::sync::Notify;
 
 use crate::clock;
 use crate::drive::Tally;
 use crate::shutdown::Shutdown;
 
-/// A third of what the fleet remembers.
-const EVERY: Duration = Duration::from_secs(4);
+/// How often a sign of life is sent.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    /// At least so often.
+    pub every: Duration,
+    /// And whenever this says that something changed.
+    pub changed: Arc<Notify>,
+}
+
+impl Default for Pulse {
+    /// A third of what the fleet remembers.
+    fn default() -> Self {
+        Self { every: Duration::from_secs(4), changed: Arc::default() }
+    }
+}
 
 /// Says that a worker lives until it is told to stop. `more` fills in what only the role knows.
 pub async fn beat(
@@ -21,30 +35,22 @@ pub async fn beat(
     site: Option<SiteName>,
     tally: Arc<Tally>,
     shutdown: Shutdown,
+    pulse: Pulse,
     more: impl Fn(&mut Beat) + Send,
 ) {
     let worker = format!("{}-{}", host(), std::process::id());
     loop {
-        let mut beat = Beat {
-            role: role.into(),
-            worker: worker.clone(),
-            site: site.clone(),
-            sent_at_ms: clock::now_ms(),
-            finished: tally.finished.load(Ordering::Relaxed),
-            holding: tally.holding.load(Ordering::Relaxed),
-            replicas: 0,
-            cost_ms: None,
-            model: None,
-            release: None,
-            link_rtt_ms: None,
-        };
+        let mut beat = Beat::of(role, worker.clone(), site.clone(), clock::now_ms());
+        beat.finished = tally.finished.load(Ordering::Relaxed);
+        beat.holding = tally.holding.load(Ordering::Relaxed);
         more(&mut beat);
         let sent = async { Fleet::open(&bus).await?.beat(&beat).await };
         if let Err(error) = sent.await {
             tracing::debug!(role, %error, "no sign of life could be sent");
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(pulse.every) => {}
+            () = pulse.changed.notified() => {}
             () = shutdown.wanted() => return,
         }
     }

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use schemas::{DeadLetter, FaultNote, Route, TaskId, encode};
+use schemas::{FaultNote, Route, encode};
 use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::clock;
 use crate::fault::{Fault, RETRY_DELAY};
+use crate::letter;
 use crate::shutdown::Shutdown;
-use crate::step::{Burial, Outgoing, Step};
+use crate::step::{Credit, Outgoing, Step};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
@@ -72,10 +72,9 @@ pub async fn drive<S: Step>(
         };
         let (hand, stop) = (hand.clone(), stop.clone());
         tracker.spawn(async move {
-            if let Some(note) = hand.take(delivery).await {
+            if let Some(note) = hand.take(delivery, Credit::new(credit)).await {
                 let _already_stopping = stop.try_send(note);
             }
-            drop(credit);
         });
     };
     tracker.close();
@@ -99,9 +98,9 @@ struct Hand<S> {
 
 impl<S: Step> Hand<S> {
     /// Takes one message to its end; returns a note when the worker must stop.
-    async fn take(&self, delivery: Delivery) -> Option<FaultNote> {
+    async fn take(&self, delivery: Delivery, credit: Credit) -> Option<FaultNote> {
         self.tally.holding.fetch_add(1, Ordering::Relaxed);
-        let ended = self.to_the_end(&delivery).await;
+        let ended = self.to_the_end(&delivery, &credit).await;
         self.tally.holding.fetch_sub(1, Ordering::Relaxed);
         let fault = match ended {
             Ok(()) => {
@@ -144,8 +143,8 @@ impl<S: Step> Hand<S> {
         None
     }
 
-    async fn to_the_end(&self, delivery: &Delivery) -> Result<(), Fault> {
-        let mut work = std::pin::pin!(self.work(delivery));
+    async fn to_the_end(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
+        let mut work = std::pin::pin!(self.work(delivery, credit));
         loop {
             tokio::select! {
                 ended = &mut work => break ended,
@@ -158,8 +157,8 @@ impl<S: Step> Hand<S> {
         }
     }
 
-    async fn work(&self, delivery: &Delivery) -> Result<(), Fault> {
-        let outgoing = match self.handle(delivery).await {
+    async fn work(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
+        let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => return self.give_up(delivery, note).await,
             other => other?,
         };
@@ -167,7 +166,7 @@ impl<S: Step> Hand<S> {
         Ok(delivery.ack().await?)
     }
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
         if let Some(tries) = self.tries
             && delivery.attempts > tries
         {
@@ -178,7 +177,7 @@ impl<S: Step> Hand<S> {
             let remedy = "look for what the workers logged about it; then `tributary dead redrive`";
             return Err(Fault::reject("tries_used_up", reason, remedy));
         }
-        self.step.handle(delivery).await
+        self.step.handle(delivery, credit).await
     }
 
     async fn publish(&self, outgoing: Outgoing) -> Result<(), Fault> {
@@ -192,6 +191,13 @@ impl<S: Step> Hand<S> {
                     }
                     return Ok(());
                 }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for publication in &outgoing.spare {
+            match self.publisher.publish(publication).await {
+                Ok(_) => {}
+                Err(error @ CarryError::Full { .. }) => tracing::debug!(%error, "left out"),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -214,7 +220,7 @@ impl<S: Step> Hand<S> {
             reason = note.reason,
             "given up"
         );
-        let letter = letter::<S>(&burial, delivery, note);
+        let letter = letter::of_delivery(S::ROLE, S::STREAM, &burial, delivery, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
         Ok(delivery.ack().await?)
@@ -224,23 +230,5 @@ impl<S: Step> Hand<S> {
     async fn is_dead(&self, slot: &str) -> Result<bool, Fault> {
         let outcome = streams::read::outcome(&self.from, slot).await?;
         Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
-    }
-}
-
-fn letter<S: Step>(burial: &Burial, delivery: &Delivery, fault: FaultNote) -> DeadLetter {
-    let origin = TaskId::derived(&format!("{}/{}/{}", S::STREAM, burial.site, delivery.sequence));
-    DeadLetter {
-        id: burial.task.unwrap_or(origin).child(&format!("dead-{}", delivery.sequence)),
-        task: burial.task,
-        site: burial.site.clone(),
-        role: S::ROLE.into(),
-        stream: S::STREAM.into(),
-        subject: delivery.subject().into(),
-        sequence: delivery.sequence,
-        attempts: delivery.attempts,
-        died_at_ms: clock::now_ms(),
-        fault,
-        headers: delivery.headers().collect(),
-        payload: delivery.payload().to_vec(),
     }
 }

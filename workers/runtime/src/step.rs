@@ -1,9 +1,11 @@
 //! What a role does with one message.
 
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 
 use schemas::{FaultNote, SiteName, TaskId};
 use streams::{Delivery, Publication};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fault::Fault;
 
@@ -15,13 +17,29 @@ pub trait Step: Send + Sync + 'static {
     /// The stream it takes its messages from.
     const STREAM: &'static str;
 
-    /// Handles one message.
-    fn handle(&self, delivery: &Delivery) -> impl Future<Output = Result<Outgoing, Fault>> + Send;
+    /// Handles one message. A step that waits for somebody else with it, bounded by itself, may give the
+    /// credit back early, so that others are taken meanwhile.
+    fn handle(&self, delivery: &Delivery, credit: &Credit) -> impl Future<Output = Result<Outgoing, Fault>> + Send;
 
     /// Whom and what a message that is given up concerned; also what is to be published besides the
     /// dead letter. A publication there that finds its slot taken by another outcome calls the dead
     /// letter off.
     fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial;
+}
+
+/// The room one message takes among those a worker may hold.
+#[derive(Debug)]
+pub struct Credit(Mutex<Option<OwnedSemaphorePermit>>);
+
+impl Credit {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Mutex::new(Some(permit)))
+    }
+
+    /// Gives the room to the next message, though this one is still in hand.
+    pub fn give_back(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 /// What is to be published before a message is acknowledged, in order.
@@ -31,12 +49,14 @@ pub struct Outgoing {
     pub publications: Vec<Publication>,
     /// Instead of all of them, when one finds its stream full.
     pub when_full: Vec<Publication>,
+    /// After them; what finds its stream full is left out.
+    pub spare: Vec<Publication>,
 }
 
 impl Outgoing {
     /// One publication.
     pub fn one(publication: Publication) -> Self {
-        Self { publications: vec![publication], when_full: Vec::new() }
+        Self { publications: vec![publication], ..Self::default() }
     }
 }
 

@@ -288,7 +288,7 @@ mod tests {
         let stored = Stored { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
         let task = Task::bare(&stored, TaskId::derived("a"));
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion { label: "coat".into(), confidence: 0.613, top: Vec::new(), release };
+        let opinion = Opinion { label: "coat".into(), confidence: 0.613, top: Vec::new(), release, temperature: None };
         Answer::about(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_opinion(opinion)
     }
 

@@ -100,6 +100,10 @@ fn main() -> ExitCode {
         _ => "trace",
     };
     runtime::telemetry::init(level, cli.common.log_json);
+    // Before there is a thread or a process that could inherit it.
+    if let Err(error) = streams::batch::run_in_batches() {
+        tracing::debug!(%error, "the kernel schedules us as anybody else");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     out::ended(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use runtime::settings::Loaded;
 use runtime::{Fault, Shutdown};
 use streams::{Bus, NatsSettings};
-use vision::{Infer, InferSettings, Model, Onnx};
+use vision::{Head, Infer, InferSettings, Model, Onnx};
 
 use crate::settings::Settings;
 use crate::site;
@@ -34,6 +34,17 @@ pub async fn load(onnxruntime: Option<PathBuf>, folder: PathBuf, settings: Infer
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
         Infer::start(&onnx, &model, &settings).with_context(|| format!("model {}", folder.display()))
+    };
+    tokio::task::spawn_blocking(loading).await?
+}
+
+/// Loads a head, if there is one.
+pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) -> anyhow::Result<Option<Head>> {
+    let Some(folder) = folder else { return Ok(None) };
+    let loading = move || -> anyhow::Result<Option<Head>> {
+        let model = Model::load(&folder).with_context(|| format!("head {}", folder.display()))?;
+        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        Ok(Some(Head::open(&onnx, &model).with_context(|| format!("head {}", folder.display()))?))
     };
     tokio::task::spawn_blocking(loading).await?
 }
@@ -84,8 +95,9 @@ pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
     let chosen = &settings.verifier;
     let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
     let infer = load(settings.onnxruntime.clone(), model, chosen.infer.clone()).await?;
+    let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, "verifier").await?;
-    ended("verifier", verifier::run(bus, infer, chosen, ack_wait(settings), shutdown).await)
+    ended("verifier", verifier::run(bus, infer, head, chosen, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's courier.

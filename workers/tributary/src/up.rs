@@ -99,10 +99,12 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
     set_up(&cloud, &place, &settings).await?;
     if let Some(infer) = heavy {
+        let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
         let (cloud, chosen, wait, shutdown) =
             (cloud.clone(), settings.verifier.clone(), ack_wait(&settings), shutdown.clone());
-        roles
-            .spawn(async move { roles::ended("verifier", verifier::run(cloud, infer, &chosen, wait, shutdown).await) });
+        roles.spawn(async move {
+            roles::ended("verifier", verifier::run(cloud, infer, head, &chosen, wait, shutdown).await)
+        });
     }
     for site in &running.sites {
         let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };

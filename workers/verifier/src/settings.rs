@@ -11,6 +11,9 @@ use vision::InferSettings;
 pub struct VerifierSettings {
     /// Folder of the cloud's model.
     pub model: Option<PathBuf>,
+    /// Folder of a head for the sites' model, which judges the features of sites that send no images: a model
+    /// whose picture is one row of features.
+    pub head: Option<PathBuf>,
     /// Replicas, batches and what a picture may cost.
     pub infer: InferSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
@@ -21,7 +24,7 @@ pub struct VerifierSettings {
 
 impl Default for VerifierSettings {
     fn default() -> Self {
-        Self { model: None, infer: InferSettings::default(), temperature: None, tries: 20 }
+        Self { model: None, head: None, infer: InferSettings::default(), temperature: None, tries: 20 }
     }
 }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
-use schemas::{FaultNote, Payload, SiteName, TaskId, Verdict, Verify, decode, encode};
+use schemas::{FaultNote, Opinion, Payload, SiteName, TaskId, Verdict, Verify, decode, encode};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
-use vision::{Infer, InferError, softmax};
+use vision::{Head, Infer, InferError, softmax};
 
 use crate::judge::{judge, refuse};
 use crate::settings::VerifierSettings;
@@ -26,18 +26,34 @@ const CREDITS_PER_SLOT: usize = 2;
 pub struct Verifier {
     blobs: Blobs,
     infer: Infer,
+    head: Option<Head>,
     temperature: f32,
 }
 
 impl Verifier {
     async fn verdict(&self, request: Verify) -> Result<Verdict, Fault> {
-        let asked_at = Instant::now();
-        let bytes = self.fetch(&request).await?;
-        let fetch_us = u64::try_from(asked_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+        match &request.payload {
+            Payload::Image(bytes) => {
+                let bytes = Bytes::copy_from_slice(bytes);
+                self.see(request, bytes, 0).await
+            }
+            Payload::Blob(blob) => {
+                let asked_at = Instant::now();
+                let bytes = self.blobs.fetch(blob, MAX_IMAGE_BYTES).await?;
+                self.see(request, bytes, micros(asked_at)).await
+            }
+            Payload::Features(features) => {
+                let verdict = self.read(features).await?;
+                Ok(judge(request, verdict.0, verdict.1, clock::now_ms()))
+            }
+        }
+    }
+
+    /// Judges an image by the whole model.
+    async fn see(&self, request: Verify, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
         let seen = self.infer.scores(bytes).await.map_err(fault)?;
         let ratios = softmax(&seen.logits, self.temperature);
-        let opinion = vision::opinion(self.infer.model(), &ratios)
-            .ok_or_else(|| Fault::retry("model_without_classes", "the model gave no scores"))?;
+        let opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_scores)?;
         let timings = Timings {
             fetch_us,
             wait_us: seen.timings.waited_us,
@@ -49,12 +65,35 @@ impl Verifier {
         Ok(judge(request, opinion, timings, clock::now_ms()))
     }
 
-    async fn fetch(&self, request: &Verify) -> Result<Bytes, Fault> {
-        Ok(match &request.payload {
-            Payload::Image(bytes) => Bytes::copy_from_slice(bytes),
-            Payload::Blob(blob) => self.blobs.fetch(blob, MAX_IMAGE_BYTES).await?,
-        })
+    /// Judges features by the head.
+    async fn read(&self, features: &[f32]) -> Result<(Opinion, Timings), Fault> {
+        let head = self.head.clone().ok_or_else(|| {
+            let remedy = "name the head for the site's model with verifier.head, or let the site send images";
+            Fault::reject("head_missing", "the request holds features, and this verifier has no head", remedy)
+        })?;
+        let (features, asked_at) = (features.to_vec(), Instant::now());
+        let judged = tokio::task::spawn_blocking(move || {
+            let logits = head.scores(&features)?;
+            let temperature = head.model().description.gate.temperature.unwrap_or(1.0);
+            Ok(vision::opinion(head.model(), &softmax(&logits, temperature)))
+        });
+        let judged = judged.await.map_err(|error| Fault::retry("head_broke", error))?;
+        let opinion = judged.map_err(unfit)?.ok_or_else(no_scores)?;
+        Ok((opinion, Timings { infer_us: micros(asked_at), batch_size: 1, ..Timings::default() }))
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn no_scores() -> Fault {
+    Fault::retry("model_without_classes", "the model gave no scores")
+}
+
+/// Features that the head does not take come from another model than it was made for.
+fn unfit(error: InferError) -> Fault {
+    Fault::reject("features_unfit", error, "use the head that was made for the site's model (verifier.head)")
 }
 
 /// The one message a request leads to, under an id that a redelivery repeats.
@@ -68,7 +107,7 @@ impl Step for Verifier {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
-    async fn handle(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let request: Verify = decode(delivery.payload())?;
         let verdict = self.verdict(request).await?;
         Ok(Outgoing::one(report(&verdict, delivery.sequence)?))
@@ -101,13 +140,14 @@ fn fault(error: InferError) -> Fault {
 pub async fn run(
     bus: Bus,
     infer: Infer,
+    head: Option<Head>,
     settings: &VerifierSettings,
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let temperature = settings.temperature.or(infer.model().description.gate.temperature).unwrap_or(1.0);
-    let step = Arc::new(Verifier { blobs, infer: infer.clone(), temperature });
+    let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature });
     let tally = Arc::new(Tally::default());
     let from = Drive {
         durable: topology::VERIFIER.into(),
@@ -116,7 +156,9 @@ pub async fn run(
         ack_wait,
     };
     let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let life = beat::beat(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), |beat| {
+    // The sites decide by how much waits and how fast it is worked off.
+    let pulse = beat::Pulse { every: Duration::from_secs(2), ..beat::Pulse::default() };
+    let life = beat::beat(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
         beat.cost_ms = Some(infer.cost_ms());
         beat.model = Some(infer.model().description.name.clone());

@@ -12,6 +12,7 @@
 pub mod check;
 pub mod decode;
 mod external;
+pub mod head;
 mod huggingface;
 pub mod infer;
 mod lookup;
@@ -26,6 +27,7 @@ pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
 pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
+pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
 pub use model::{Model, ModelError};
 pub use opinion::opinion;

@@ -14,5 +14,11 @@ pub fn opinion(model: &Model, ratios: &[f32]) -> Option<Opinion> {
     };
     let top: Vec<Ranked> = top(ratios, MAX_TOP).into_iter().map(ranked).collect();
     let best = top.first()?;
-    Some(Opinion { label: best.label.clone(), confidence: best.confidence, release: model.release.clone(), top })
+    Some(Opinion {
+        label: best.label.clone(),
+        confidence: best.confidence,
+        release: model.release.clone(),
+        top,
+        temperature: None,
+    })
 }

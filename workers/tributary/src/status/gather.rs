@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Beat, SiteName};
+use schemas::{Beat, LinkReport, SiteName};
 use serde::Serialize;
 use streams::fleet::Fleet;
 use streams::read::{self, Level, Progress};
@@ -39,6 +39,8 @@ pub struct Status {
     pub link_up: Option<bool>,
     /// Round trip to the cloud, milliseconds, as the courier measures it.
     pub link_rtt_ms: Option<f64>,
+    /// The link in full, as the courier measures it.
+    pub link: Option<LinkReport>,
     /// The site's dead letters; with site and cloud on one server, those of both.
     pub dead_letters: u64,
     /// Workers at the site that gave a sign of life.
@@ -98,13 +100,12 @@ pub enum Cloud {
 /// Asks everybody.
 pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
     let bus = &site.bus;
-    let (images, recognized, answers, promises, outbox, sent, dead, workers, cloud) = tokio::join!(
+    let (images, recognized, answers, promises, outbox, dead, workers, cloud) = tokio::join!(
         read::level(bus, topology::IMAGES),
         read::progress(bus, topology::IMAGES, topology::RECOGNIZER),
         read::level(bus, topology::ANSWERS),
         read::progress(bus, topology::ANSWERS, topology::PROMISES),
         read::level(bus, topology::OUTBOX),
-        read::progress(bus, topology::OUTBOX, topology::COURIER),
         read::level(bus, topology::DEAD),
         alive(bus),
         cloud(site),
@@ -124,9 +125,10 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
         answers: answers?,
         provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
         outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await?,
-        outbox: queue(outbox, sent?, &[], "courier"),
+        outbox: Queue { level: outbox, waiting: outbox.messages, held: 0, queued_s: None },
         link_up: courier.map(|courier| courier.link_rtt_ms.is_some()),
         link_rtt_ms: courier.and_then(|courier| courier.link_rtt_ms),
+        link: courier.and_then(|courier| courier.link),
         dead_letters: dead?.messages,
         workers,
         cloud,
@@ -204,19 +206,7 @@ mod tests {
     use super::*;
 
     fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Beat {
-        Beat {
-            role: role.into(),
-            worker: "host-1".into(),
-            site: None,
-            sent_at_ms: 0,
-            finished: 0,
-            holding: 0,
-            replicas,
-            cost_ms,
-            model: None,
-            release: None,
-            link_rtt_ms: None,
-        }
+        Beat { replicas, cost_ms, ..Beat::of(role, "host-1".into(), None, 0) }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Screen: how a site does, for people; what is wrong comes last, in words, with what to do. Pure.
 
-use schemas::Beat;
+use schemas::{Beat, DecisionReport};
 
 use super::gather::{Cloud, Queue, Status};
 use crate::form;
@@ -20,6 +20,7 @@ pub fn text(status: &Status) -> String {
     row("outbox", outbox(status));
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
+    decisions(status).into_iter().for_each(|decision| row("decision", decision));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -67,11 +68,33 @@ fn outbox(status: &Status) -> String {
 }
 
 fn link(status: &Status) -> String {
-    match (status.link_up, status.link_rtt_ms) {
+    let up = match (status.link_up, status.link_rtt_ms) {
         (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::span(rtt_ms)),
-        (Some(_), _) => "down".into(),
-        (None, _) => "unknown, for no courier measures it".into(),
-    }
+        (Some(_), _) => return "down".into(),
+        (None, _) => return "unknown, for no courier measures it".into(),
+    };
+    let Some(report) = &status.link else { return up };
+    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", form::size(rate as u64)));
+    let slow = if report.available { String::new() } else { ", too slow to redirect work".into() };
+    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", form::size(left)));
+    let slowdown = format!(", {:.1} times its shortest time", report.slowdown_ratio);
+    format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
+}
+
+/// What each recognizer decides, and by what.
+fn decisions(status: &Status) -> Vec<String> {
+    let row = |report: &DecisionReport| {
+        let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
+        let mut text = format!("{policy}: {state}; {}", form::plain(why));
+        text += &format!(
+            "\n            {local} here, {redirected} redirected ({taken_back} taken back), {held} held at first; in doubt: {verified} verified, {kept} kept"
+        );
+        if let Some(belief) = &report.belief {
+            text += &format!("\n            {}", form::plain(belief));
+        }
+        text
+    };
+    status.workers.iter().filter_map(|beat| beat.decision.as_ref()).map(row).collect()
 }
 
 fn cloud(cloud: &Cloud) -> String {
@@ -206,18 +229,9 @@ mod tests {
     }
 
     fn status(roles: &[&str]) -> Status {
-        let beat = |role: &&str| Beat {
-            role: role.to_string(),
-            worker: "host-1".into(),
-            site: None,
-            sent_at_ms: 0,
-            finished: 0,
-            holding: 0,
-            replicas: 1,
-            cost_ms: Some(1.0),
-            model: None,
-            release: None,
-            link_rtt_ms: Some(1.0),
+        let beat = |role: &&str| {
+            let beat = Beat::of(role, "host-1".into(), None, 0);
+            Beat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
         Status {
             at_ms: 0,
@@ -230,6 +244,7 @@ mod tests {
             outbox_oldest_ms: Some(4000),
             link_up: Some(true),
             link_rtt_ms: Some(1.0),
+            link: None,
             dead_letters: 0,
             workers: roles.iter().map(beat).collect(),
             cloud: Cloud::Here {

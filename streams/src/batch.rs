@@ -1,0 +1,50 @@
+//! How the kernel schedules us: as work in batches, which does not interrupt other work.
+//!
+//! An image costs about ten wake-ups between camera, server and recognizer. Under the usual policy each
+//! of them interrupts a replica in the middle of an inference, with the switch and the cold caches that
+//! go with it; as a batch process whoever wakes up waits for the running slice to end and then finds
+//! several messages at once. On an idle core nothing waits. docs/decisions/0005 has the figures.
+
+/// Makes the calling thread, and every thread and process it starts from now on, a batch process
+/// (`SCHED_BATCH`, sched(7)). Needs no privilege.
+///
+/// # Errors
+/// The kernel's refusal, as in a sandbox that forbids the call. Nothing is lost then but speed.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn run_in_batches() -> std::io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the parameter, which outlives it, and 0 names the calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const lowest) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Other systems have no such policy.
+#[cfg(not(target_os = "linux"))]
+pub fn run_in_batches() -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Field 41 of stat, proc(5); the name in field 2 holds no blank here.
+    fn policy(stat: &str) -> Option<String> {
+        std::fs::read_to_string(stat).ok()?.split_whitespace().nth(40).map(str::to_owned)
+    }
+
+    #[test]
+    fn a_thread_becomes_a_batch_process_and_so_do_those_it_starts() {
+        let batch = libc::SCHED_BATCH.to_string();
+        let inherited = std::thread::Builder::new().name("batch".into()).spawn(|| {
+            run_in_batches().unwrap();
+            let own = policy("/proc/thread-self/stat");
+            let child = std::thread::Builder::new().name("child".into()).spawn(|| policy("/proc/thread-self/stat"));
+            (own, child.unwrap().join().unwrap())
+        });
+        assert_eq!(inherited.unwrap().join().unwrap(), (Some(batch.clone()), Some(batch)));
+    }
+}

@@ -1,0 +1,41 @@
+//! The benches run to their end and write what they promise. What they measure is nobody's test.
+
+use std::time::Duration;
+
+use harness::program::{root, run_for};
+
+/// A quick bench may take a minute of its own, more on a machine that tests something else meanwhile.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Runs a quick bench and returns its headline, all of it finite numbers.
+async fn headline(bench: &str) -> serde_json::Map<String, serde_json::Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let arguments = ["bench", bench, "--quick", "--json", json.to_str().unwrap()];
+    let ended = run_for(root(), &arguments, PATIENCE).await.unwrap();
+    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(report["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "{report:#}");
+    assert!(report["machine"].is_object(), "{report:#}");
+    let headline = report["headline"].as_object().unwrap().clone();
+    for (name, value) in &headline {
+        assert!(value.as_f64().is_some_and(f64::is_finite), "{name} is {value}");
+    }
+    headline
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_recognizing_writes_its_headline() {
+    let headline = headline("recognize").await;
+    for name in [
+        "throughput_over_bare",
+        "throughput_over_bare_power_safe",
+        "images_per_s",
+        "cpu_ms_per_image",
+        "p50_over_bare_ms",
+        "p99_ms_at_16",
+        "recognizer_rss_mb",
+    ] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
+}

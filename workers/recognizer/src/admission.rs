@@ -1,0 +1,222 @@
+//! Asks [`admit`](crate::admit) for each task, holds those that must listen, and counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use schemas::DecisionReport;
+use tokio::time::Instant;
+
+use crate::admit::{Admit, Candidate, Load, Network, State, decide};
+use crate::signals::Signals;
+
+/// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
+const LOCAL_PER_SLOT: u64 = 2;
+/// A held task asks again at least so often.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+/// Where tasks go, and how many went there.
+pub struct Admission {
+    /// What it goes by.
+    pub signals: Signals,
+    begun_at: Instant,
+    replicas: u32,
+    slots: u64,
+    state: Mutex<State>,
+    local: Arc<AtomicU64>,
+    holding: AtomicU64,
+    /// Tasks that are in the cloud's hands.
+    pub away: AtomicU64,
+    /// Counts for the sign of life.
+    pub counts: Counts,
+}
+
+/// How many tasks went where since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Recognized here.
+    pub local: AtomicU64,
+    /// Redirected and answered by the cloud.
+    pub redirected: AtomicU64,
+    /// Redirected and taken back.
+    pub taken_back: AtomicU64,
+    /// Held at first.
+    pub held: AtomicU64,
+    /// Doubtful and sent up.
+    pub verified: AtomicU64,
+    /// Doubtful and kept.
+    pub kept: AtomicU64,
+}
+
+/// A task that is recognized here; its place is free again when dropped.
+pub struct Local {
+    local: Arc<AtomicU64>,
+    signals: Signals,
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.local.fetch_sub(1, Ordering::Relaxed);
+        self.signals.changed.notify_waiters();
+    }
+}
+
+/// Where a task goes at last.
+pub enum Way {
+    /// It is recognized here.
+    Local(Local),
+    /// To the cloud.
+    Redirect,
+}
+
+impl Admission {
+    /// For so many replicas with batches of so many.
+    pub fn new(signals: Signals, replicas: usize, batch: usize) -> Self {
+        Self {
+            signals,
+            begun_at: Instant::now(),
+            replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+            slots: (replicas * batch) as u64 * LOCAL_PER_SLOT,
+            state: Mutex::default(),
+            local: Arc::default(),
+            holding: AtomicU64::new(0),
+            away: AtomicU64::new(0),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Waits until it is decided where a task goes. `cost_ms`: of an image on one replica.
+    pub async fn decide(&self, mut task: Candidate, cost_ms: f64) -> Way {
+        let since = Instant::now();
+        let left_s = task.left_s;
+        let mut held = None;
+        loop {
+            // Asked for before deciding, so that no change is missed in between.
+            let changed = self.signals.changed.notified();
+            task.held_s = since.elapsed().as_secs_f64();
+            task.left_s = left_s.map(|left_s| left_s - task.held_s);
+            match self.once(&task, cost_ms, held.is_some()) {
+                Admit::Local => return Way::Local(self.here()),
+                Admit::Redirect => return Way::Redirect,
+                Admit::Listen => {
+                    held.get_or_insert_with(|| {
+                        self.counts.held.fetch_add(1, Ordering::Relaxed);
+                        Held::new(&self.holding)
+                    });
+                }
+            }
+            let _changed_or_time = tokio::time::timeout(ASK_EVERY, changed).await;
+        }
+    }
+
+    /// A task that is recognized here whatever is decided: it was taken back.
+    pub fn take_back(&self) -> Local {
+        self.local.fetch_add(1, Ordering::Relaxed);
+        self.here()
+    }
+
+    fn here(&self) -> Local {
+        Local { local: self.local.clone(), signals: self.signals.clone() }
+    }
+
+    fn once(&self, task: &Candidate, cost_ms: f64, held: bool) -> Admit {
+        let policy = self.signals.policy();
+        let network = self.network();
+        let now_s = self.begun_at.elapsed().as_secs_f64();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.load(cost_ms);
+        // Itself, unless it is counted among the held ones already.
+        load.waiting += u64::from(!held);
+        let (next, admit) = decide(&policy, *state, &load, &network, task, now_s);
+        *state = next;
+        if admit == Admit::Local {
+            // Counted under the lock: two tasks must not see the same free place.
+            self.local.fetch_add(1, Ordering::Relaxed);
+        }
+        admit
+    }
+
+    /// What the machine and the queue are like.
+    fn load(&self, cost_ms: f64) -> Load {
+        let vitals = self.signals.vitals();
+        let local = self.local.load(Ordering::Relaxed);
+        Load {
+            cpu_ratio: vitals.cpu_ratio,
+            memory_ratio: vitals.memory_ratio,
+            stall_ratio: vitals.stall_ratio,
+            waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
+            free: local < self.slots,
+            replicas: self.replicas,
+            cost_s: cost_ms / 1000.0,
+        }
+    }
+
+    /// What the link and the cloud are like.
+    pub fn network(&self) -> Network {
+        let most = self.signals.policy().most_away.into();
+        self.signals.network(self.away.load(Ordering::Relaxed), most)
+    }
+
+    /// Whether nothing waits here and no replica works.
+    pub fn idle(&self) -> bool {
+        self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
+    }
+
+    /// What is decided by and what was decided, for the sign of life.
+    pub fn report(&self, cost_ms: f64) -> DecisionReport {
+        let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DecisionReport {
+            policy: policy.name.to_string(),
+            state: state.mode.as_str().into(),
+            why: why(&state, &load, &network),
+            cpu_ratio: load.cpu_ratio,
+            memory_ratio: load.memory_ratio,
+            queue_s: load.queue_s(),
+            local: count(&self.counts.local),
+            redirected: count(&self.counts.redirected),
+            taken_back: count(&self.counts.taken_back),
+            held: count(&self.counts.held),
+            verified: count(&self.counts.verified),
+            kept: count(&self.counts.kept),
+            belief: self.signals.belief().map(|belief| {
+                format!(
+                    "{:.0} % of the answers can stay, then {:.1} % are right with 95 % certainty; from {} verdicts{}",
+                    belief.stays_ratio * 100.0,
+                    belief.accuracy_at_least * 100.0,
+                    belief.verdicts,
+                    belief.temperature.map(|temperature| format!(", temperature {temperature:.2}")).unwrap_or_default()
+                )
+            }),
+        }
+    }
+}
+
+fn why(state: &State, load: &Load, network: &Network) -> String {
+    let queue = format!("{:.2} s of work wait", load.queue_s());
+    let site = if state.overloaded { format!("overloaded ({queue})") } else { format!("not overloaded ({queue})") };
+    let there = network.finish_s(40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
+    let link = match (network.up, network.available) {
+        (false, _) => "link down",
+        (true, false) => "link slow",
+        (true, true) => "link available",
+    };
+    format!("{site}, {link}{}", there.unwrap_or_default())
+}
+
+/// A task that is held.
+struct Held<'a>(&'a AtomicU64);
+
+impl<'a> Held<'a> {
+    fn new(holding: &'a AtomicU64) -> Self {
+        holding.fetch_add(1, Ordering::Relaxed);
+        Self(holding)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,151 @@
+//! Tasks in the cloud's hands. The image stays unacknowledged and in memory until its answer is there: if
+//! the link goes, the answer is late, or a replica has nothing else to do, it is taken back and recognized
+//! here. Whoever is first fills the slot (invariant 2).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use runtime::{Credit, Fault, Shutdown, clock};
+use schemas::Task;
+use streams::tap::tap;
+use streams::{Bus, CarryError, Publisher, subject};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::admission::Admission;
+use crate::policy::PolicyName;
+use crate::report::Reporter;
+
+/// An answer may take so many times what was predicted before the task is taken back; a guess.
+const PATIENCE_RATIO: f64 = 3.0;
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+/// Without a prediction.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a replica has nothing to do.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Sends tasks away and waits for their answers.
+pub struct Away {
+    /// The site's own domain.
+    pub bus: Bus,
+    /// Publishes requests.
+    pub publisher: Publisher,
+    /// KiB of images that may be away.
+    pub room: Arc<Semaphore>,
+    /// The wish to stop.
+    pub shutdown: Shutdown,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Back {
+    /// Its answer is there.
+    Answered,
+    /// It is to be recognized here.
+    TakenBack,
+}
+
+impl Away {
+    /// Sends a task to the cloud and waits. Gives the credit back, for it does not work here meanwhile.
+    pub async fn send(
+        &self,
+        admission: &Admission,
+        reporter: &Reporter<'_>,
+        task: &Task,
+        bytes: &Bytes,
+        credit: &Credit,
+    ) -> Result<Back, Fault> {
+        let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
+        let Some(_room) = self.room_for(bytes.len()) else { return Ok(Back::TakenBack) };
+        let _away = Counted::new(&admission.away);
+        let policy = admission.signals.policy();
+        let predicted = admission.network().finish_s(size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
+        let patience = match (policy.name, predicted) {
+            // It has nowhere else to go before its deadline.
+            (PolicyName::CloudOnly, _) => Duration::from_millis(policy.upload_timeout_ms),
+            (_, Some(predicted)) => predicted.mul_f64(PATIENCE_RATIO).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE),
+            (_, None) => UNKNOWN_PATIENCE,
+        };
+        let until_ms = clock::now_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        let slot = subject::finality(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(tap(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.redirected(task, bytes, until_ms)?).await {
+            Ok(_) => {}
+            Err(CarryError::Full { .. }) => return Ok(Back::TakenBack),
+            Err(error) => return Err(error.into()),
+        }
+        credit.give_back();
+        let sent_at = Instant::now();
+        let late = async {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let overdue = predicted.is_none_or(|predicted| sent_at.elapsed() > predicted);
+                if overdue && admission.idle() && policy.name != PolicyName::CloudOnly {
+                    return;
+                }
+            }
+        };
+        let link_gone = async {
+            match policy.name {
+                PolicyName::CloudOnly => std::future::pending().await,
+                _ => admission.signals.link_gone().await,
+            }
+        };
+        tokio::select! {
+            Some(_) = answers.next() => Ok(Back::Answered),
+            () = link_gone => Ok(Back::TakenBack),
+            () = late => Ok(Back::TakenBack),
+            () = tokio::time::sleep(patience) => Ok(Back::TakenBack),
+            // Nothing was acknowledged: it is delivered again.
+            () = self.shutdown.wanted() => Err(Fault::Wait { after: Duration::from_millis(1) }),
+        }
+    }
+
+    /// Gives the baseline's request to the outbox and waits for the verdict; true if it came in time.
+    pub async fn block(
+        &self,
+        reporter: &Reporter<'_>,
+        task: &Task,
+        bytes: &Bytes,
+        found: &crate::report::Found,
+        patience: Duration,
+    ) -> Result<bool, Fault> {
+        let until_ms = clock::now_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        let slot = subject::finality(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(tap(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.blocking(task, bytes, found, until_ms)?).await {
+            Ok(_) => {}
+            Err(CarryError::Full { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            Some(_) = answers.next() => Ok(true),
+            () = tokio::time::sleep(patience) => Ok(false),
+            () = self.shutdown.wanted() => Err(Fault::Wait { after: Duration::from_millis(1) }),
+        }
+    }
+
+    fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024).max(1)).unwrap_or(u32::MAX);
+        self.room.clone().try_acquire_many_owned(kib).ok()
+    }
+}
+
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,230 @@
+//! Gathers what the decisions go by: the courier's word on link and cloud, the machine's load, the queue,
+//! the policy in force, and what verdicts have taught the gate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::Shutdown;
+use schemas::{LinkReport, SiteName};
+use serde::{Deserialize, Serialize};
+use streams::fleet::{Fleet, Ledger};
+use streams::{Bus, CarryError, read, topology};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::admit::{CloudLoad, Network};
+use crate::gate::Gate;
+use crate::learn::{Belief, Evidence};
+use crate::load::{Meter, Vitals};
+use crate::policy::{Policy, PolicyName};
+
+/// The ledger's note of the policy in force.
+pub const POLICY_NOTE: &str = "policy";
+/// The courier says something twice a second; without a word for this long its link counts as gone.
+const STALE: Duration = Duration::from_millis(2500);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A policy chosen while the site runs; the other numbers stay as the settings have them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chosen {
+    /// Its name.
+    pub name: PolicyName,
+    /// Share of the images that `random` sends up, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_ratio: Option<f64>,
+}
+
+/// The latest of every signal; clones share them.
+#[derive(Clone)]
+pub struct Signals {
+    link: watch::Sender<Option<(LinkReport, Instant)>>,
+    vitals: watch::Sender<Vitals>,
+    policy: watch::Sender<Policy>,
+    gate: watch::Sender<(Gate, Option<Belief>)>,
+    /// Images in the stream that nobody has taken.
+    pub pending: Arc<AtomicU64>,
+    /// Told whenever something changed that a held task may wait for.
+    pub changed: Arc<Notify>,
+}
+
+impl Signals {
+    /// Nothing is known yet but what the settings say.
+    pub fn new(policy: Policy, gate: Gate) -> Self {
+        Self {
+            link: watch::Sender::new(None),
+            vitals: watch::Sender::new(Vitals::default()),
+            policy: watch::Sender::new(policy),
+            gate: watch::Sender::new((gate, None)),
+            pending: Arc::default(),
+            changed: Arc::default(),
+        }
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Policy {
+        self.policy.borrow().clone()
+    }
+
+    /// The gate in force.
+    pub fn gate(&self) -> Gate {
+        self.gate.borrow().0.clone()
+    }
+
+    /// What verdicts have taught it, if there is a target.
+    pub fn belief(&self) -> Option<Belief> {
+        self.gate.borrow().1.clone()
+    }
+
+    /// What the machine is like.
+    pub fn vitals(&self) -> Vitals {
+        *self.vitals.borrow()
+    }
+
+    /// What the link and the cloud are like, by the courier's latest word.
+    pub fn network(&self, away: u64, most_away: u64) -> Network {
+        let said = *self.link.borrow();
+        let Some((report, _)) = said.filter(|(_, said_at)| said_at.elapsed() < STALE) else {
+            return Network { away, most_away, ..Network::default() };
+        };
+        Network {
+            up: report.up,
+            available: report.available,
+            round_trip_s: report.rtt_min_ms / 1000.0,
+            rate_bytes_per_s: report.rate_max_bytes_per_s,
+            slowdown_ratio: report.slowdown_ratio,
+            waiting_bytes: report.waiting_bytes,
+            budget_left_bytes: report.budget_left_bytes,
+            cloud: report.cloud.map(|cloud| CloudLoad {
+                waiting: cloud.waiting,
+                replicas: cloud.replicas.max(1),
+                cost_s: cloud.cost_ms / 1000.0,
+            }),
+            away,
+            most_away,
+        }
+    }
+
+    /// Waits until the link is gone.
+    pub async fn link_gone(&self) {
+        let mut link = self.link.subscribe();
+        loop {
+            let up =
+                (*link.borrow_and_update()).is_some_and(|(report, said_at)| report.up && said_at.elapsed() < STALE);
+            if !up {
+                return;
+            }
+            // Silence of the courier is noticed as well.
+            let _changed_or_stale = tokio::time::timeout(LOOK_EVERY, link.changed()).await;
+        }
+    }
+
+    /// Keeps everything up to date until told to stop. `learn`: the target and the note with the evidence.
+    pub async fn gather(
+        &self,
+        bus: &Bus,
+        site: &SiteName,
+        settings: &Policy,
+        learn: Option<(f64, &str)>,
+        shutdown: Shutdown,
+    ) {
+        let gate = self.gate();
+        tokio::select! {
+            () = again(|| self.follow_courier(bus, site)) => {}
+            () = again(|| self.follow_policy(bus, settings)) => {}
+            () = again(|| self.follow_evidence(bus, &gate, learn)) => {}
+            () = again(|| self.count_pending(bus)) => {}
+            () = self.feel() => {}
+            () = shutdown.wanted() => {}
+        }
+    }
+
+    async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
+        let mut beats = Fleet::open(bus).await?.follow("courier").await?;
+        while let Some(beat) = beats.next().await {
+            let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
+            // What was said before we listened may be old.
+            let age = Duration::from_millis(runtime::clock::now_ms().saturating_sub(beat.sent_at_ms));
+            let said_at = Instant::now().checked_sub(age).filter(|_| age < STALE);
+            let before = self.link.send_replace(said_at.map(|said_at| (report, said_at)));
+            let state = |said: Option<(LinkReport, Instant)>| said.map(|(report, _)| (report.up, report.available));
+            if state(before) != Some((report.up, report.available)) {
+                self.changed.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow_policy(&self, bus: &Bus, settings: &Policy) -> Result<(), CarryError> {
+        let mut notes = Ledger::open(bus).await?.follow(POLICY_NOTE).await?;
+        while let Some(note) = notes.next().await {
+            match serde_json::from_str::<Chosen>(&note) {
+                Ok(Chosen { name, share_ratio }) => {
+                    let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
+                    let policy = Policy { name, share_ratio, ..settings.clone() };
+                    if self.policy.send_replace(policy).name != name {
+                        tracing::info!(policy = name.as_str(), "another policy is in force");
+                    }
+                    self.changed.notify_waiters();
+                }
+                Err(error) => tracing::warn!(%error, "the policy that was chosen cannot be read and is ignored"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow_evidence(&self, bus: &Bus, gate: &Gate, learn: Option<(f64, &str)>) -> Result<(), CarryError> {
+        let Some((target_ratio, note)) = learn else { return std::future::pending().await };
+        let mut notes = Ledger::open(bus).await?.follow(note).await?;
+        // Until there is evidence, everything is in doubt.
+        self.believe(gate, &Evidence::default(), target_ratio);
+        while let Some(text) = notes.next().await {
+            match serde_json::from_str::<Evidence>(&text) {
+                Ok(evidence) => self.believe(gate, &evidence, target_ratio),
+                Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
+            }
+        }
+        Ok(())
+    }
+
+    fn believe(&self, gate: &Gate, evidence: &Evidence, target_ratio: f64) {
+        let belief = evidence.belief(target_ratio);
+        self.gate.send_replace((gate.taught(&belief), Some(belief)));
+    }
+
+    async fn count_pending(&self, bus: &Bus) -> Result<(), CarryError> {
+        loop {
+            let progress = read::progress(bus, topology::IMAGES, topology::RECOGNIZER).await?;
+            self.pending.store(progress.pending, Ordering::Relaxed);
+            tokio::time::sleep(LOOK_EVERY * 2).await;
+        }
+    }
+
+    async fn feel(&self) {
+        let mut meter = Meter::open();
+        loop {
+            let felt = tokio::task::spawn_blocking(move || {
+                let vitals = meter.read();
+                (meter, vitals)
+            });
+            let Ok((returned, vitals)) = felt.await else { return std::future::pending().await };
+            meter = returned;
+            self.vitals.send_replace(vitals);
+            self.changed.notify_waiters();
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// What ends, for a broken connection or a bucket that is not there yet, is begun again.
+async fn again<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
+    loop {
+        if let Err(error) = begin().await {
+            tracing::debug!(%error, "listening again");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
