@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use schemas::task::HEADER_DEADLINE;
 use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, Stage, TaskId, decode};
 use streams::read::{self, Stretch};
 use streams::{Bus, Publication, Publisher, subject, topology};
@@ -46,6 +47,7 @@ pub struct Oracle {
     bus: Bus,
     publisher: Publisher,
     pictures: &'static [Picture],
+    deadline_ms: Option<u64>,
     published: Arc<Mutex<BTreeMap<TaskId, Published>>>,
     stop: Arc<AtomicBool>,
 }
@@ -59,9 +61,15 @@ impl Oracle {
             bus: bus.clone(),
             publisher: Publisher::new(bus.clone(), PATIENCE),
             pictures: pictures()?,
+            deadline_ms: None,
             published: Arc::default(),
             stop: Arc::default(),
         })
+    }
+
+    /// With a deadline for every third image, milliseconds after it was published.
+    pub fn with_deadlines(self, deadline_ms: u64) -> Self {
+        Self { deadline_ms: Some(deadline_ms), ..self }
     }
 
     /// Publishes so many images a second until told to stop; the task ends when all are acknowledged.
@@ -114,7 +122,10 @@ impl Oracle {
         let camera: CameraName = format!("cam-{}", number % 3).parse()?;
         let task = TaskId::derived(&format!("{}/{}/{number}", self.seed, self.site));
         let bytes = self.pictures.get(picture).context("no such picture")?.bytes.clone();
-        let publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
+        let mut publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
+        if let Some(deadline_ms) = self.deadline_ms.filter(|_| number % 3 == 0) {
+            publication = publication.header(HEADER_DEADLINE, deadline_ms.to_string());
+        }
         self.note(task, Published { camera: camera.clone(), picture, acknowledged: false });
         for _ in 0..18 {
             if self.publisher.publish(&publication).await.is_ok() {
@@ -249,7 +260,8 @@ impl Oracle {
         let (expected, expected_edge) = match answer.route {
             Route::Edge | Route::Expired => (&picture.light, None),
             Route::Verified => (&picture.heavy, Some(&picture.light)),
-            Route::Redirected | Route::Dead => {
+            Route::Redirected => (&picture.heavy, None),
+            Route::Dead => {
                 wrong.push(format!("10: task {task} of a good picture went by route {}", answer.route));
                 return wrong;
             }

@@ -1,6 +1,7 @@
 //! A TCP link that can be cut: what lies between a site and the cloud.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,8 +25,12 @@ pub enum Cut {
 pub struct Proxy {
     port: u16,
     state: watch::Sender<Cut>,
+    passed: Passed,
     task: JoinHandle<()>,
 }
+
+/// What passed towards the cloud, once somebody wants to know.
+type Passed = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Proxy {
     /// Starts one on a free port of loopback.
@@ -33,19 +38,32 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let (state, link) = watch::channel(Cut::Open);
+        let passed = Passed::default();
+        let noted = passed.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
-                connections.spawn(carry(near, to, link.clone()));
+                connections.spawn(carry(near, to, link.clone(), noted.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { port, state, task })
+        Ok(Self { port, state, passed, task })
     }
 
     /// Where to connect to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Notes from now on what passes towards the cloud.
+    pub fn note(&self) {
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// Whether these bytes passed towards the cloud since [`Proxy::note`].
+    pub fn has_passed(&self, bytes: &[u8]) -> bool {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.iter().any(|passed| passed.windows(bytes.len()).any(|window| window == bytes))
     }
 
     /// Cuts the link, or mends it.
@@ -67,7 +85,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<Cut>) {
+async fn carry(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<Cut>, passed: Passed) {
     if link.wait_for(|cut| *cut != Cut::Silent).await.is_ok_and(|cut| *cut == Cut::Reset) {
         return reset(&near);
     }
@@ -83,8 +101,8 @@ async fn carry(near: TcpStream, to: SocketAddr, mut link: watch::Receiver<Cut>) 
     let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
     tokio::select! {
         () = resets => {}
-        () = pump(from_near, to_far, link.clone()) => {}
-        () = pump(from_far, to_near, link.clone()) => {}
+        () = pump(from_near, to_far, link.clone(), Some(passed)) => {}
+        () = pump(from_far, to_near, link.clone(), None) => {}
     }
 }
 
@@ -93,13 +111,18 @@ fn reset(stream: &TcpStream) {
     let _closed_already = stream.set_zero_linger();
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<Cut>) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<Cut>, passed: Option<Passed>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if link.wait_for(|cut| *cut != Cut::Silent).await.is_err() {
             return;
         }
         let Some(bytes) = buffer.get(..read) else { return };
+        if let Some(passed) = &passed
+            && let Some(passed) = passed.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        {
+            passed.extend_from_slice(bytes);
+        }
         if to.write_all(bytes).await.is_err() {
             return;
         }

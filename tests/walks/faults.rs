@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_BLOB;
 use schemas::{Answer, Route, decode, encode};
+use streams::fleet::Ledger;
 use streams::server::Durability;
 use streams::{Blobs, Publication, Publisher, read, subject, topology};
 
@@ -19,8 +20,12 @@ const IMAGES_PER_S: u32 = 40;
 const SETTLING: Duration = Duration::from_secs(90);
 
 /// Publishes while the faults happen one after another, then lets the oracle judge.
-async fn suffer(mut world: World, seed: u64, faults: Vec<Fault>) {
+async fn suffer(world: World, seed: u64, faults: Vec<Fault>) {
     let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
+    suffer_before(oracle, world, seed, faults).await;
+}
+
+async fn suffer_before(oracle: Oracle, mut world: World, seed: u64, faults: Vec<Fault>) {
     let pouring = oracle.pour(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
         // A fault hits a world at work: something is under way when it comes.
@@ -60,6 +65,31 @@ async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
     let seed = seed(20262);
     let world = World::whole(Plan::leaves(1)).await.unwrap();
     suffer(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlines_pass() {
+    const POLICIES: [&str; 6] = ["cloud-only", "paper", "random", "earliest-finish", "hard-example", "edge-only"];
+    let seed = seed(20264);
+    let plan = Plan::leaves(1).set("recognizer.policy.upload_timeout_ms=1500").set("recognizer.policy.share_ratio=0.5");
+    let world = World::whole(plan).await.unwrap();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut faults = fault::plan(seed, 6, &["recognizer-0", "courier-0", "verifier-0"], true);
+    for time_ms in [300, 1500, 700, 2500, 500] {
+        let cut = if rng.random_bool(0.5) { Cut::Silent } else { Cut::Reset };
+        faults.push(Fault::CutLink { site: 0, cut, time: Duration::from_millis(time_ms) });
+    }
+    let ledger = Ledger::open(world.bus(0)).await.unwrap();
+    let changing = tokio::spawn(async move {
+        for policy in POLICIES.iter().cycle() {
+            // Fails while the server is away, and then the policy stays.
+            let _ = ledger.write("policy", format!("{{\"name\":\"{policy}\"}}")).await;
+            tokio::time::sleep(Duration::from_millis(1700)).await;
+        }
+    });
+    let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap().with_deadlines(2500);
+    suffer_before(oracle, world, seed, faults).await;
+    changing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,6 +11,7 @@ mod faults;
 mod image_walk;
 mod interop;
 mod layering;
+mod policy;
 mod power_cut;
 mod up;
 mod wire_golden;

@@ -79,6 +79,9 @@ const LEARNING: u64 = 4;
 /// Guesses; the distance keeps a prediction that wobbles from changing the decision with every task.
 const BEGIN_RATIO: f64 = 0.8;
 const KEEP_RATIO: f64 = 0.95;
+/// Nor is a task redirected to be this little sooner, seconds: the way there costs work at both ends that no
+/// prediction counts.
+const LEAST_GAIN_S: f64 = 0.05;
 /// A deadline is met with this much to spare, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
@@ -263,7 +266,7 @@ fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Networ
         // Deadlines are constraints of both objectives.
         (_, true, false) => true,
         (_, false, true) => false,
-        (Objective::Hierarchical, ..) => there_s < here_s * ratio,
+        (Objective::Hierarchical, ..) => there_s < here_s * ratio && here_s - there_s > LEAST_GAIN_S,
         (Objective::Weighted(weights), ..) => {
             let energy = &policy.energy;
             let megabytes = task.bytes as f64 / 1e6;

@@ -7,8 +7,10 @@ mod dead;
 mod demo;
 mod doctor;
 mod form;
+mod hardcases;
 mod model;
 mod out;
+mod policy;
 mod publish;
 mod roles;
 mod settings;
@@ -73,6 +75,9 @@ enum Command {
     Status(status::StatusArgs),
     Tap(tap::TapArgs),
     Dead(dead::DeadArgs),
+    Policy(policy::PolicyArgs),
+    #[command(name = "hardcases")]
+    HardCases(hardcases::HardCasesArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     #[command(subcommand)]
@@ -129,6 +134,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status(args) => status::command(&loaded, &args).await,
         Command::Tap(args) => tap::command(&loaded, &args).await,
         Command::Dead(args) => dead::command(&loaded, args).await,
+        Command::Policy(args) => policy::command(&loaded, &args).await,
+        Command::HardCases(args) => hardcases::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
         Command::Bench(args) => bench_cmd::command(settings, &args, shutdown()?).await,

@@ -14,7 +14,7 @@ use crate::{form, out, site};
 /// Longer text that is no message of ours is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
 /// First words of the subjects that exist.
-const KNOWN: [&str; 9] = ["image", "answer", "outbox", "dead", "verify", "verdict", "*", ">", "$JS"];
+const KNOWN: [&str; 10] = ["image", "answer", "outbox", "dead", "verify", "verdict", "hardcase", "*", ">", "$JS"];
 
 const EXAMPLES: &str = "\
 `*` stands for one word of a subject, `>` for all that follow. What exists:
@@ -24,6 +24,7 @@ const EXAMPLES: &str = "\
   outbox.SITE.verify                    what waits at the site for the link
   verify.REASON.SITE.CAMERA             a task sent up to the cloud, with its image
   verdict.SITE.CAMERA                   what the cloud says about it
+  hardcase.SITE                         scores and features of a doubtful task
   dead.STREAM.SITE.ID                   a message given up
 Images and answers never leave the site's server, so --cloud shows none of them. The server's own talk is
 left out unless the subject begins with $ or _.

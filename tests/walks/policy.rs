@@ -1,0 +1,243 @@
+//! Where images are recognized, what may leave the site, and what verdicts teach, on real servers.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use harness::pictures::{HEAVY, one, some};
+use harness::program::{fixture, run};
+use harness::{Cut, Plan, World, until};
+use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
+use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, decode};
+use streams::fleet::{Fleet, Ledger};
+use streams::read::{self, Stretch};
+use streams::tap::tap;
+use streams::topology;
+use vision::Model;
+
+use crate::common::{PATIENCE, answered, answers, promised, publish};
+
+const HEAD: &str = "models/fashion-head";
+
+async fn recognizer(world: &World) -> Beat {
+    until("a recognizer's sign of life", PATIENCE, async || {
+        let alive = Fleet::open(world.bus(0)).await?.alive().await?;
+        Ok(alive.into_iter().find(|beat| beat.role == "recognizer" && beat.decision.is_some()))
+    })
+    .await
+    .unwrap()
+}
+
+/// Some bytes out of the middle of an encoded image: nothing else holds them.
+fn middle(image: &[u8]) -> &[u8] {
+    &image[image.len() / 2..image.len() / 2 + 24]
+}
+
+#[tokio::test]
+async fn an_image_crosses_the_link_only_where_the_setting_says_image() {
+    for payload in ["image", "features", "never"] {
+        let plan = Plan::leaves(1)
+            .set(&format!("recognizer.verify.payload={payload}"))
+            .set(&format!("verifier.head={}", fixture(HEAD).display()));
+        let world = World::whole(plan).await.unwrap();
+        let (site, link) = (world.site(0), world.site(0).link.as_ref().unwrap());
+        link.note();
+        let picture = some(false, 3).unwrap();
+        let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_DEADLINE, "4000")]).await;
+        promised(&world, task).await;
+        let answer = answered(&world, task).await;
+        assert_eq!(link.has_passed(middle(&picture.bytes)), payload == "image", "{payload}: {answer:?}");
+        let release = |model: &str| Some(Model::load(&fixture(model)).unwrap().release);
+        match payload {
+            "image" => assert_eq!((answer.route, answer.release), (Route::Verified, release(HEAVY))),
+            "features" => assert_eq!((answer.route, answer.release), (Route::Verified, release(HEAD))),
+            _ => {
+                assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
+                assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let site = world.site(0);
+    let mut kept = Vec::new();
+    for subject in ["image.>", "answer.>", "outbox.>"] {
+        kept.push(Box::pin(tap(&world.cloud, subject).await.unwrap()));
+    }
+    let mut verdicts = Box::pin(tap(&world.cloud, "verdict.>").await.unwrap());
+    for number in 0..5 {
+        let task = publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await;
+        answered(&world, task).await;
+        // What may be heard is heard: the others were silent all that time.
+        assert!(verdicts.next().await.is_some());
+    }
+    for heard in &mut kept {
+        let said = futures::poll!(heard.next());
+        assert!(said.is_pending(), "heard in the cloud: {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_link_goes() {
+    let plan = Plan::leaves(1).set("recognizer.policy.name=cloud-only").set("recognizer.policy.upload_timeout_ms=2500");
+    let world = World::whole(plan).await.unwrap();
+    let site = world.site(0);
+    let picture = one(true).unwrap();
+    until("the recognizer hears of the link", PATIENCE, async || {
+        let decision = recognizer(&world).await.decision;
+        Ok(decision.filter(|decision| decision.why.contains("link available")).map(drop))
+    })
+    .await
+    .unwrap();
+    let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_PRIORITY, "9")]).await;
+    let answer = answered(&world, task).await;
+    assert_eq!((answer.route, answer.reason), (Route::Redirected, Reason::Overload));
+    assert_eq!(answer.label.as_deref(), Some(picture.heavy.label.as_str()));
+    assert_eq!(answer.edge, None, "the edge never saw it");
+
+    site.link.as_ref().unwrap().set(Cut::Silent);
+    let task = publish(&site.bus, &site.name, &picture.bytes, &[]).await;
+    let answer = answered(&world, task).await;
+    assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
+    assert_eq!(answer.route, Route::Edge);
+    site.link.as_ref().unwrap().set(Cut::Open);
+    until("nothing waits any more", PATIENCE, async || {
+        Ok((read::level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
+    })
+    .await
+    .unwrap();
+    let all = answers(&site.bus, task).await;
+    assert_eq!(all.iter().filter(|answer| answer.stage == Stage::Final).count(), 1, "{all:?}");
+}
+
+#[tokio::test]
+async fn the_link_is_known_to_be_gone_within_a_second() {
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let link = async || {
+        let alive = Fleet::open(world.bus(0)).await?.alive().await?;
+        anyhow::Ok(alive.into_iter().find_map(|beat| beat.link))
+    };
+    let up = async || Ok(link().await?.filter(|link| link.up && link.cloud.is_some()));
+    until("the link is up and a verifier heard of", PATIENCE, up).await.unwrap();
+    world.site(0).link.as_ref().unwrap().set(Cut::Silent);
+    let cut_at = std::time::Instant::now();
+    let down = async || Ok(link().await?.filter(|link| !link.up));
+    until("the link is down", PATIENCE, down).await.unwrap();
+    // A second by design; twice that on a machine that tests something else meanwhile.
+    assert!(cut_at.elapsed() < Duration::from_secs(2), "noticed after {:?}", cut_at.elapsed());
+}
+
+#[tokio::test]
+async fn what_was_found_hard_is_collected_once_and_without_pixels() {
+    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let site = world.site(0);
+    let mut tasks = Vec::new();
+    for number in 0..4 {
+        tasks.push(publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await);
+        let sure = publish(&site.bus, &site.name, &some(true, number).unwrap().bytes, &[]).await;
+        answered(&world, sure).await;
+    }
+    for task in &tasks {
+        answered(&world, *task).await;
+    }
+    let level = until("all hard cases are in the cloud", PATIENCE, async || {
+        let level = read::level(&world.cloud, topology::HARDCASES).await?;
+        Ok((level.messages >= 4).then_some(level))
+    })
+    .await
+    .unwrap();
+    let mut cases: Vec<HardCase> = Vec::new();
+    read::stretch(&world.cloud, topology::HARDCASES, Stretch::default(), level.last_sequence, |record| {
+        cases.push(decode(&record.payload).unwrap());
+    })
+    .await
+    .unwrap();
+    let mut found: Vec<_> = cases.iter().map(|case| case.task).collect();
+    found.sort_unstable();
+    tasks.sort_unstable();
+    assert_eq!(found, tasks, "each doubtful task once, no confident one");
+    assert!(cases.iter().all(|case| case.features.as_ref().is_some_and(|features| features.len() == 32)), "{cases:?}");
+    let mut listing = vec!["hardcases".to_owned(), "--json".into()];
+    listing.extend(world.at(0));
+    let listed = run(world.folder(), &listing).await.unwrap();
+    assert_eq!(listed.out.lines().count(), 4, "{}{}", listed.out, listed.err);
+}
+
+#[tokio::test]
+async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
+    let world = World::whole(Plan::leaves(1).set("courier.budget.bytes_a_day=6000")).await.unwrap();
+    let site = world.site(0);
+    let mut reasons = Vec::new();
+    for number in 0..40 {
+        let task =
+            publish(&site.bus, &site.name, &some(false, number % 8).unwrap().bytes, &[(HEADER_DEADLINE, "3000")]).await;
+        reasons.push(answered(&world, task).await);
+        if reasons.last().is_some_and(|answer: &Answer| answer.reason == Reason::BudgetSpent) {
+            break;
+        }
+    }
+    let verified = reasons.iter().filter(|answer| answer.route == Route::Verified).count();
+    let last = reasons.last().unwrap();
+    assert!(verified > 0 && last.reason == Reason::BudgetSpent && last.route == Route::Edge, "{verified}: {last:?}");
+    let used = Ledger::open(&site.bus).await.unwrap().read("uplink-used").await.unwrap();
+    assert!(used.is_some_and(|used| used.contains("bytes")), "what was used is not written down");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
+    let mut world = World::whole(Plan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
+    let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
+    let belief = async |world: &World| recognizer(world).await.decision.and_then(|decision| decision.belief);
+    let mut rounds = 0;
+    let learned = loop {
+        for number in 0..60 {
+            let picture = some(number % 4 != 0, number).unwrap();
+            publish(&bus, &name, &picture.bytes, &[]).await;
+        }
+        rounds += 1;
+        let known = belief(&world).await.unwrap_or_default();
+        if !known.starts_with("0 %") && known.contains("verdicts") && !known.contains("from 0 verdicts") {
+            break known;
+        }
+        assert!(rounds < 60, "nothing was learned: {known}\n{}", world.last_words());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    assert!(learned.contains("95 % certainty"), "{learned}");
+    world.worked("recognizer-0").unwrap().restart().unwrap();
+    until("the new recognizer believes what the old one learned", PATIENCE, async || {
+        let known = belief(&world).await.unwrap_or_default();
+        Ok((!known.is_empty() && !known.contains("from 0 verdicts")).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn another_policy_is_in_force_at_once_and_a_wrong_one_is_refused_by_name() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let site = world.site(0);
+    let policy = async |arguments: &[&str]| {
+        let mut all: Vec<String> = vec!["policy".into()];
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        all.extend(world.at(0));
+        run(world.folder(), &all).await.unwrap()
+    };
+    let chosen = policy(&["edge-only"]).await;
+    assert!(chosen.success, "{}", chosen.err);
+    until("edge-only is in force", PATIENCE, async || {
+        let decision = recognizer(&world).await.decision;
+        Ok(decision.filter(|decision| decision.policy == "edge-only").map(drop))
+    })
+    .await
+    .unwrap();
+    let task = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[]).await;
+    let answer = answered(&world, task).await;
+    assert_eq!((answer.route, answer.reason), (Route::Edge, Reason::NotVerified));
+    let wrong = policy(&["fastest"]).await;
+    assert!(!wrong.success && wrong.err.contains("earliest-finish"), "{}", wrong.err);
+    let wrong = policy(&["paper", "--share", "0.5"]).await;
+    assert!(!wrong.success && wrong.err.contains("random"), "{}", wrong.err);
+    assert!(policy(&[]).await.out.contains("edge-only was chosen"));
+}
