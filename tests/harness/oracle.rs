@@ -123,7 +123,7 @@ impl Oracle {
         let task = TaskId::derived(&format!("{}/{}/{number}", self.seed, self.site));
         let bytes = self.pictures.get(picture).context("no such picture")?.bytes.clone();
         let mut publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
-        if let Some(deadline_ms) = self.deadline_ms.filter(|_| number % 3 == 0) {
+        if let Some(deadline_ms) = self.deadline_ms.filter(|_| number.is_multiple_of(3)) {
             publication = publication.header(HEADER_DEADLINE, deadline_ms.to_string());
         }
         self.note(task, Published { camera: camera.clone(), picture, acknowledged: false });

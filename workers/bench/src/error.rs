@@ -48,16 +48,20 @@ pub enum BenchError {
     /// The server refuses or fails something.
     #[error(transparent)]
     Carry(#[from] CarryError),
-    /// The recognizer's process cannot be started.
-    #[error("recognizer could not be started")]
+    /// A worker's process cannot be started.
+    #[error("{role} could not be started")]
     NotStarted {
+        /// Which.
+        role: &'static str,
         /// The system's words.
         #[source]
         source: std::io::Error,
     },
-    /// The recognizer's process ended.
-    #[error("recognizer ended by itself ({how}): its log above says why")]
+    /// A worker's process ended.
+    #[error("{role} ended by itself ({how}): its log above says why")]
     Ended {
+        /// Which.
+        role: &'static str,
         /// How.
         how: String,
     },
@@ -82,9 +86,27 @@ pub enum BenchError {
     /// The measurement's own task or thread broke.
     #[error("a part of the measurement broke")]
     Broken(#[from] tokio::task::JoinError),
+    /// The link between the servers cannot be made.
+    #[error("the link between the servers could not be made")]
+    Link {
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A worker did not become ready.
+    #[error("{what} did not come about within {}s", patience.as_secs())]
+    NotReady {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        patience: Duration,
+    },
     /// A report that has no JSON form.
     #[error("report cannot be written as JSON")]
     Json(#[from] serde_json::Error),
+    /// A picture cannot be drawn.
+    #[error(transparent)]
+    Chart(#[from] crate::chart::ChartError),
     /// Somebody stopped it.
     #[error("stopped before it was through")]
     Stopped,

@@ -1,23 +1,33 @@
-//! Measurements anyone can repeat, one file a bench: [`recognize`].
+//! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
 //! happened in a stretch of time), [`process`] (what the kernel says about processes), [`stats`],
-//! [`report`] (a table for people, JSON for programs), [`curve`] and [`chart`].
+//! [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
+//! (a site and a cloud), [`shape`] (the link between them), [`paced`] (a cloud with a pace of its own),
+//! [`labelled`] (images with true labels), [`ear`] (what is answered, and when), [`worker`].
 //!
 //! Deliberately absent: the logic of any role. A recognizer that is measured is the binary itself.
 
 pub mod bare;
+pub mod bars;
 pub mod chart;
 pub mod curve;
+pub mod ear;
 pub mod error;
+pub mod field;
+pub mod labelled;
 pub mod load;
+pub mod paced;
+pub mod policy;
 pub mod process;
 pub mod recognize;
 pub mod report;
+pub mod shape;
 pub mod site;
 pub mod stats;
 pub mod window;
+pub mod worker;
 pub mod workload;
 
 pub use error::BenchError;

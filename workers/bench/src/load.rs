@@ -167,7 +167,7 @@ async fn watch(
 
 /// When each image is due. On a thread of its own, because the timer of the async threads is no finer than
 /// a millisecond.
-fn schedule(rate_per_s: f64, stop: CancellationToken) -> mpsc::Receiver<Instant> {
+pub(crate) fn schedule(rate_per_s: f64, stop: CancellationToken) -> mpsc::Receiver<Instant> {
     let (tell, due) = mpsc::channel(DUE_AHEAD);
     let gap = Duration::from_secs_f64(1.0 / rate_per_s.max(0.1));
     let begun = Instant::now();

@@ -271,6 +271,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         table: found::table(&windows, replicas, rate_per_s),
         headline: found::headline(&windows, &memory, own),
         notes: found::notes(&machine, &memory, &workload, replicas, undisturbed),
+        charts: Vec::new(),
         machine,
     })
 }

@@ -1,12 +1,13 @@
 //! What a bench found: a table for people, JSON for programs. Figures with a goal say whether it was met.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::bars::Bars;
 use crate::error::BenchError;
 
 /// What a bench found.
@@ -26,6 +27,8 @@ pub struct Report {
     pub headline: Vec<Figure>,
     /// What a reader should know, one sentence each.
     pub notes: Vec<String>,
+    /// Pictures, each with the name of its file without an ending.
+    pub charts: Vec<(&'static str, Bars)>,
 }
 
 /// One figure of a headline.
@@ -222,6 +225,17 @@ impl Report {
         let text = serde_json::to_string_pretty(&self.json()?)? + "\n";
         std::fs::write(path, text).map_err(BenchError::file(path))
     }
+
+    /// Draws the pictures into a folder, which is made if need be; returns their paths.
+    pub fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
+        std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
+        let draw = |(name, bars): &(&str, Bars)| {
+            let path = folder.join(format!("{name}.svg"));
+            std::fs::write(&path, bars.svg()?).map_err(BenchError::file(&path))?;
+            Ok(path)
+        };
+        self.charts.iter().map(draw).collect()
+    }
 }
 
 /// A value with as many digits as can be believed.
@@ -257,6 +271,7 @@ mod tests {
                 figure("unknown", None, Some(Goal::AtMost(1.0))),
             ],
             notes: vec!["A note.".into()],
+            charts: Vec::new(),
         }
     }
 

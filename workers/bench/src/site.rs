@@ -2,12 +2,9 @@
 //! the settings of production but for the gate, which is open so that every answer is final.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use schemas::SiteName;
 use streams::server::{Durability, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
@@ -15,11 +12,7 @@ use streams::{Bus, NatsSettings, read};
 use vision::InferSettings;
 
 use crate::error::BenchError;
-
-/// How long a recognizer may take to end before it is made to.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked at whether it still lives.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+use crate::worker::Worker;
 
 /// Names of a site's processes in a report: our own, the nats-server, the recognizer.
 pub const LOAD: &str = "load";
@@ -46,15 +39,13 @@ pub struct Ground {
 /// A site that runs. Dropping it stops everything.
 pub struct Site {
     // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
-    recognizer: Option<Recognizer>,
+    recognizer: Option<Worker>,
     /// A connection of ours.
     pub bus: Bus,
     server: Server,
     /// Its name.
     pub name: SiteName,
 }
-
-struct Recognizer(Child);
 
 impl Site {
     /// Starts a server with everything a site and a cloud need, without a worker.
@@ -81,17 +72,12 @@ impl Site {
 
     /// Starts a recognizer: this very program, as an operator would.
     pub fn recognize(&mut self, ground: &Ground) -> Result<(), BenchError> {
-        let program = std::env::current_exe().map_err(|source| BenchError::NotStarted { source })?;
-        let mut command = Command::new(program);
-        command.arg("recognizer").arg("--nats").arg(self.server.url()).arg("--site").arg(self.name.as_str());
-        command.arg("--model").arg(&ground.model);
+        let mut arguments = vec!["--nats".into(), self.server.url(), "--site".into(), self.name.to_string()];
+        arguments.extend(["--model".into(), ground.model.display().to_string()]);
         for setting in settings(ground) {
-            command.arg("--set").arg(setting);
+            arguments.extend(["--set".into(), setting]);
         }
-        // Its working folder holds no tributary.toml; it says only what went wrong, and to standard error.
-        command.current_dir(&ground.folder).env("TRIBUTARY_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().map_err(|source| BenchError::NotStarted { source })?;
-        self.recognizer = Some(Recognizer(child));
+        self.recognizer = Some(Worker::start(RECOGNIZER, &ground.folder, &arguments)?);
         Ok(())
     }
 
@@ -109,18 +95,14 @@ impl Site {
 
     /// The process of the recognizer.
     pub fn recognizer_process(&self) -> Option<u32> {
-        self.recognizer.as_ref().map(|recognizer| recognizer.0.id())
+        self.recognizer.as_ref().map(Worker::process)
     }
 
     /// Waits until the recognizer ends by itself, which it should not.
     pub async fn ended(&mut self) -> BenchError {
-        let Some(Recognizer(child)) = &mut self.recognizer else { return std::future::pending().await };
-        loop {
-            match child.try_wait() {
-                Ok(Some(status)) => return BenchError::Ended { how: status.to_string() },
-                Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
-                Err(source) => return BenchError::Ended { how: source.to_string() },
-            }
+        match &mut self.recognizer {
+            Some(recognizer) => recognizer.ended().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -149,22 +131,6 @@ fn settings(ground: &Ground) -> Vec<String> {
     ];
     settings.extend(ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display())));
     settings
-}
-
-impl Drop for Recognizer {
-    fn drop(&mut self) {
-        let asked = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
-        tracing::debug!(?asked, "recognizer told to stop");
-        let until = Instant::now() + STOP_PATIENCE;
-        while matches!(self.0.try_wait(), Ok(None)) {
-            if Instant::now() > until {
-                let (killed, waited) = (self.0.kill(), self.0.wait());
-                tracing::debug!(?killed, ?waited, "recognizer made to stop");
-                return;
-            }
-            pause(Duration::from_millis(10));
-        }
-    }
 }
 
 /// Waits on a thread that has nothing else to do.

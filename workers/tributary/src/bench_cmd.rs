@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::recognize;
+use bench::{policy, recognize};
 use runtime::Shutdown;
 
 use crate::out;
@@ -21,6 +21,36 @@ enum Which {
     /// What the whole pipeline costs over a bare loop of decode, resize and infer: images a second, CPU,
     /// latency and memory, for both durabilities. Takes about three minutes.
     Recognize(RecognizeArgs),
+    /// Policies against each other, on a hub and a leaf with a shaped link between them: completion time,
+    /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
+    /// quarter of an hour.
+    Policy(PolicyArgs),
+}
+
+#[derive(clap::Args)]
+struct PolicyArgs {
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split);
+    /// fixtures/images/fashion if absent.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Folder of the site's model; fixtures/models/fashion-light if absent.
+    #[arg(long, value_name = "DIR")]
+    edge_model: Option<PathBuf>,
+    /// Folder of the cloud's model, with the same labels; fixtures/models/fashion-heavy if absent.
+    #[arg(long, value_name = "DIR")]
+    cloud_model: Option<PathBuf>,
+    /// Let the cloud answer at a pace of its own, so many milliseconds an image on each of four replicas,
+    /// instead of sharing this machine's processor.
+    #[arg(long, value_name = "MS")]
+    paced_ms: Option<f64>,
+    /// Folder on the disk for the servers' stores. The system's folder for temporary files if absent.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Draw the completion times into this folder.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -63,18 +93,35 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Measures, prints a table, writes a file.
+/// Measures, prints a table, writes files.
 pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Which::Recognize(args) = &args.which;
+    let common = match &args.which {
+        Which::Recognize(args) => &args.common,
+        Which::Policy(args) => &args.common,
+    };
+    if let Some(path) = &common.json {
+        // Said before minutes have passed.
+        std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    let (report, charts) = match &args.which {
+        Which::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
+        Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
+    };
+    if let Some(path) = &common.json {
+        report.write(path)?;
+    }
+    for path in charts.map(|folder| report.draw(folder)).transpose()?.unwrap_or_default() {
+        out::note(format_args!("picture: {}", path.display()));
+    }
+    out::line(report.text())
+}
+
+fn recognize_options(settings: &Settings, args: &RecognizeArgs) -> recognize::Options {
     let mut infer = settings.recognizer.infer.clone();
     if let Some(replicas) = args.replicas {
         infer.replicas = vision::Replicas::Count(replicas.into());
     }
-    if let Some(path) = &args.common.json {
-        // Said before minutes have passed.
-        std::fs::write(path, "").with_context(|| format!("{} cannot be written", path.display()))?;
-    }
-    let options = recognize::Options {
+    recognize::Options {
         model: args.model.clone(),
         images: args.images.clone(),
         store: args.dir.clone(),
@@ -83,10 +130,18 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         nats_server: settings.up.nats_server.clone(),
         onnxruntime: settings.onnxruntime.clone(),
         infer,
-    };
-    let report = recognize::run(&options, shutdown).await?;
-    if let Some(path) = &args.common.json {
-        report.write(path)?;
     }
-    out::line(report.text())
+}
+
+fn policy_options(settings: &Settings, args: &PolicyArgs) -> policy::Options {
+    policy::Options {
+        images: args.images.clone(),
+        edge_model: args.edge_model.clone(),
+        cloud_model: args.cloud_model.clone(),
+        paced_ms: args.paced_ms,
+        store: args.dir.clone(),
+        quick: args.common.quick,
+        nats_server: settings.up.nats_server.clone(),
+        onnxruntime: settings.onnxruntime.clone(),
+    }
 }

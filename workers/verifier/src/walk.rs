@@ -96,8 +96,8 @@ fn unfit(error: InferError) -> Fault {
     Fault::reject("features_unfit", error, "use the head that was made for the site's model (verifier.head)")
 }
 
-/// The one message a request leads to, under an id that a redelivery repeats.
-fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
+/// The one message a request leads to, under an id that a redelivery repeats. `sequence`: of the request in its stream.
+pub fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
     let about = &verdict.provisional;
     let id = about.task.child(&format!("verdict-{sequence}")).to_string();
     Ok(Publication::with_id(subject::verdict(&about.site, &about.camera), encode(verdict)?, id))

@@ -1,0 +1,87 @@
+//! A verifier with a pace of its own, for measuring a cloud that is faster than this machine: it says what the
+//! cloud's model said beforehand, after the time that a faster machine would take. Everything around it
+//! (streams, messages, signs of life) is real.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use runtime::drive::Tally;
+use runtime::step::Burial;
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive};
+use schemas::answer::Timings;
+use schemas::{FaultNote, Opinion, Payload, SiteName, Verify, decode};
+use streams::{Bus, Delivery, Publisher, topology};
+use tokio::sync::{Semaphore, watch};
+use verifier::judge::judge;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// How fast it is.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Pace {
+    /// One image on one replica, milliseconds.
+    pub service_ms: f64,
+    /// Images at a time.
+    pub replicas: u32,
+}
+
+/// What the cloud's model says about each image.
+pub type Opinions = HashMap<Bytes, Opinion>;
+
+/// See the module.
+pub struct Paced {
+    pace: Pace,
+    opinions: Arc<Opinions>,
+    unknown: Opinion,
+    busy: Semaphore,
+    stalled: watch::Receiver<bool>,
+}
+
+impl Step for Paced {
+    const ROLE: &'static str = "verifier";
+    const STREAM: &'static str = topology::VERIFY;
+
+    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+        let request: Verify = decode(delivery.payload())?;
+        // Fails only when the measurement is over.
+        let _ = self.stalled.clone().wait_for(|stalled| !stalled).await;
+        let _turn = self.busy.acquire().await;
+        tokio::time::sleep(Duration::from_secs_f64(self.pace.service_ms / 1000.0)).await;
+        let known = match &request.payload {
+            Payload::Image(bytes) => self.opinions.get(bytes.as_slice()),
+            Payload::Blob(_) | Payload::Features(_) => None,
+        };
+        let opinion = known.unwrap_or(&self.unknown).clone();
+        let verdict = judge(request, opinion, Timings::default(), clock::now_ms());
+        Ok(Outgoing::one(verifier::report(&verdict, delivery.sequence)?))
+    }
+
+    fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {
+        Burial { site: SiteName::unknown(), task: None, publications: Vec::new() }
+    }
+}
+
+/// Runs one until told to stop. `unknown`: what it says about an image it knows nothing of.
+pub async fn run(
+    cloud: Bus,
+    pace: Pace,
+    opinions: Arc<Opinions>,
+    unknown: Opinion,
+    stalled: watch::Receiver<bool>,
+    shutdown: Shutdown,
+) {
+    let replicas = pace.replicas.max(1) as usize;
+    let step = Arc::new(Paced { pace, opinions, unknown, busy: Semaphore::new(replicas), stalled });
+    let from = Drive { durable: topology::VERIFIER.into(), credits: 2 * replicas, tries: None, ack_wait: ACK_WAIT };
+    let tally = Arc::new(Tally::default());
+    let publisher = Publisher::new(cloud.clone(), PATIENCE);
+    let pulse = beat::Pulse { every: Duration::from_secs(1), ..beat::Pulse::default() };
+    let life = beat::beat(cloud.clone(), Paced::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+        (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
+    });
+    let (ended, ()) = tokio::join!(drive(step, &cloud, publisher, from, tally, shutdown), life);
+    tracing::debug!(?ended, "the paced verifier ended");
+}

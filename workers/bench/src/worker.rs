@@ -1,0 +1,79 @@
+//! Workers to be measured: this very program in a process of its own, as an operator would start it.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::BenchError;
+use crate::site::pause;
+
+/// How long a worker may take to end before it is made to.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at whether it still lives.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A process; told to stop, and made to if need be, when dropped.
+pub struct Worker {
+    child: Child,
+    /// Its role.
+    pub role: &'static str,
+}
+
+impl Worker {
+    /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
+    /// wrong, and to standard error.
+    pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
+        let program = std::env::current_exe().map_err(|source| BenchError::NotStarted { role, source })?;
+        let mut command = Command::new(program);
+        command.arg(role).args(arguments).current_dir(folder).env("TRIBUTARY_LOG", "error");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().map_err(|source| BenchError::NotStarted { role, source })?;
+        Ok(Self { child, role })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it ends by itself, which it should not.
+    pub async fn ended(&mut self) -> BenchError {
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return BenchError::Ended { role: self.role, how: status.to_string() },
+                Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+                Err(source) => return BenchError::Ended { role: self.role, how: source.to_string() },
+            }
+        }
+    }
+
+    /// Stops it where it is, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
+    }
+
+    fn signal(&self, signal: Signal) {
+        let sent = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        tracing::debug!(?sent, role = self.role, %signal, "signalled");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A frozen process would not hear it.
+        self.freeze(false);
+        self.signal(Signal::SIGTERM);
+        let until = Instant::now() + STOP_PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                let (killed, waited) = (self.child.kill(), self.child.wait());
+                tracing::debug!(?killed, ?waited, role = self.role, "made to stop");
+                return;
+            }
+            pause(Duration::from_millis(10));
+        }
+    }
+}
