@@ -7,7 +7,7 @@ use harness::pictures::{HEAVY, one, some};
 use harness::program::{fixture, run};
 use harness::{Cut, Plan, World, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
-use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, decode};
+use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, Verify, decode};
 use streams::fleet::{Fleet, Ledger};
 use streams::read::{self, Stretch};
 use streams::tap::tap;
@@ -91,7 +91,7 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     })
     .await
     .unwrap();
-    let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_PRIORITY, "9")]).await;
+    let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_PRIORITY, "7")]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Redirected, Reason::Overload));
     assert_eq!(answer.label.as_deref(), Some(picture.heavy.label.as_str()));
@@ -127,6 +127,45 @@ async fn the_link_is_known_to_be_gone_within_a_second() {
     until("the link is down", PATIENCE, down).await.unwrap();
     // A second by design; twice that on a machine that tests something else meanwhile.
     assert!(cut_at.elapsed() < Duration::from_secs(2), "noticed after {:?}", cut_at.elapsed());
+}
+
+#[tokio::test]
+async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_before_both() {
+    for order in ["oldest_first", "newest_first"] {
+        let plan = Plan::leaves(1).set(&format!("courier.catch_up={order}")).set("courier.uploads=1");
+        let mut world = World::start(plan).await.unwrap();
+        world.recognizer("recognizer", 0).unwrap();
+        world.courier("courier", 0).unwrap();
+        world.all_started().await.unwrap();
+        let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
+        world.site(0).link.as_ref().unwrap().set(Cut::Silent);
+        let mut sent = Vec::new();
+        for number in 0..6 {
+            let headers: &[_] = if number == 3 { &[(HEADER_PRIORITY, "7")] } else { &[] };
+            let task = publish(&bus, &name, &some(false, number).unwrap().bytes, headers).await;
+            promised(&world, task).await;
+            sent.push(task);
+        }
+        world.site(0).link.as_ref().unwrap().set(Cut::Open);
+        // No verifier takes them: they arrive and stay.
+        let level = until("all requests are in the cloud", PATIENCE, async || {
+            let level = read::level(&world.cloud, topology::VERIFY).await?;
+            Ok((level.messages == 6).then_some(level))
+        })
+        .await
+        .unwrap();
+        let mut arrived = Vec::new();
+        for sequence in level.first_sequence..=level.last_sequence {
+            let record = read::at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
+            arrived.push(decode::<Verify>(&record.payload).unwrap().provisional.task);
+        }
+        let urgent = sent.remove(3);
+        if order == "newest_first" {
+            sent.reverse();
+        }
+        sent.insert(0, urgent);
+        assert_eq!(arrived, sent, "{order}");
+    }
 }
 
 #[tokio::test]
@@ -240,4 +279,11 @@ async fn another_policy_is_in_force_at_once_and_a_wrong_one_is_refused_by_name()
     let wrong = policy(&["paper", "--share", "0.5"]).await;
     assert!(!wrong.success && wrong.err.contains("random"), "{}", wrong.err);
     assert!(policy(&[]).await.out.contains("edge-only was chosen"));
+    assert!(policy(&["--clear"]).await.success);
+    until("the settings hold again", PATIENCE, async || {
+        let decision = recognizer(&world).await.decision;
+        Ok(decision.filter(|decision| decision.policy == "earliest-finish").map(drop))
+    })
+    .await
+    .unwrap();
 }

@@ -20,8 +20,13 @@ pub struct Labelled {
     pub label: String,
 }
 
+/// The project's own are 28x28; a camera's are not. Enlarged, one costs as much to decode and to send as a
+/// picture of this side, pixels.
+const SIDE_PX: u32 = 480;
+
 /// Up to so many images of the split `test`, or of all where none is named so; spread over the whole index.
 pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchError> {
+    let own = folder.is_none();
     let folder = folder.unwrap_or(Path::new(OWN));
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let index = folder.join("index.csv");
@@ -48,7 +53,11 @@ pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchEr
     let count = most.min(rows.len());
     let chosen = (0..count).filter_map(|number| rows.get(number * rows.len() / count));
     let images = chosen.map(|(path, label, _)| {
-        let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
+        let mut bytes = std::fs::read(path).map_err(BenchError::file(path))?;
+        if own {
+            bytes = vision::enlarged(&bytes, SIDE_PX)
+                .ok_or_else(|| unusable(format!("{} is no picture", path.display())))?;
+        }
         Ok(Labelled { bytes: bytes.into(), label: label.clone() })
     });
     let images: Vec<Labelled> = images.collect::<Result<_, BenchError>>()?;

@@ -321,7 +321,7 @@ impl Up {
 
 /// Follows the stream and tells what is in it, without payloads.
 async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
-    const AGAIN: Duration = Duration::from_millis(500);
+    const AGAIN: Duration = Duration::from_secs(1);
     let mut next = 1;
     loop {
         let look = Stretch { headers_only: true, from_sequence: Some(next), ..Stretch::default() };
@@ -335,7 +335,7 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
                     }
                 }
             }
-            Err(error) => tracing::debug!(%error, "the outbox cannot be read, trying again"),
+            Err(error) => tracing::warn!(%error, "the outbox cannot be read, trying again; `tributary setup` says whether its stream is as it should be"),
         }
         tokio::time::sleep(AGAIN).await;
     }

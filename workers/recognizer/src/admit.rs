@@ -82,6 +82,9 @@ const KEEP_RATIO: f64 = 0.95;
 /// Nor is a task redirected to be this little sooner, seconds: the way there costs work at both ends that no
 /// prediction counts.
 const LEAST_GAIN_S: f64 = 0.05;
+/// A task of this priority or more is recognized here at once: it is at the head of the queue, and nothing is
+/// sooner. Neither is it held. Only policies that send everything up do not ask.
+const URGENT: u8 = 8;
 /// A deadline is met with this much to spare, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
@@ -113,6 +116,8 @@ pub struct Candidate {
     pub held_s: f64,
     /// Whether its image may leave the site.
     pub may_leave: bool,
+    /// 0 (bulk) to 9 (first).
+    pub priority: u8,
     /// A number from 0 to 1 of its own, the same whenever it is asked.
     pub lot: f64,
 }
@@ -231,7 +236,7 @@ fn could_go(network: &Network, task: &Candidate) -> bool {
 
 fn paper(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
     // Only the excess goes or waits: a replica that is free takes the task.
-    if !state.overloaded || load.free && !above_memory(policy, load) {
+    if !state.overloaded || task.priority >= URGENT || load.free && !above_memory(policy, load) {
         return Admit::Local;
     }
     match could_go(network, task) && network.available {
@@ -249,11 +254,11 @@ fn above_memory(policy: &Policy, load: &Load) -> bool {
 fn hold(policy: &Policy, load: &Load, task: &Candidate) -> Admit {
     let too_long = task.held_s * 1000.0 >= policy.listen_ms as f64;
     let forced = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
-    if too_long || forced { Admit::Local } else { Admit::Listen }
+    if too_long || forced || task.priority >= URGENT { Admit::Local } else { Admit::Listen }
 }
 
 fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
-    if load.free || !network.available || !could_go(network, task) {
+    if load.free || task.priority >= URGENT || !network.available || !could_go(network, task) {
         return Admit::Local;
     }
     let Some(there_s) = network.finish_s(task.bytes) else { return Admit::Local };
@@ -314,7 +319,7 @@ mod tests {
         most_away: 256,
     };
     const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
-    const TASK: Candidate = Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, lot: 0.5 };
+    const TASK: Candidate = Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
 
     fn admit(policy: &Policy, load: &Load, network: &Network, task: &Candidate) -> Admit {
         decide(policy, State::default(), load, network, task, 100.0).1
@@ -374,6 +379,17 @@ mod tests {
         let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
         assert_eq!(admit(&eager, &BUSY, &slow, &TASK), Admit::Redirect, "accuracy is dear");
         assert_eq!(admit(&eager, &BUSY, &slow, &Candidate { left_s: Some(6.0), ..TASK }), Admit::Local, "too late");
+    }
+
+    #[test]
+    fn what_is_urgent_is_neither_held_nor_sent_away() {
+        let urgent = Candidate { priority: 9, ..TASK };
+        for name in [PolicyName::Paper, PolicyName::EarliestFinish] {
+            assert_eq!(admit(&policy(name), &BUSY, &THERE, &urgent), Admit::Local, "{name}");
+        }
+        for name in [PolicyName::Paper, PolicyName::CloudOnly] {
+            assert_eq!(admit(&policy(name), &BUSY, &GONE, &urgent), Admit::Local, "{name}");
+        }
     }
 
     #[test]
@@ -452,10 +468,12 @@ mod tests {
         #[test]
         fn no_task_is_held_past_its_deadline_or_longer_than_allowed(
             name in names(), load in loads(), network in networks(), left_s in -1.0_f64..10.0, held_s in 0.0_f64..20.0,
+            priority in 0_u8..10,
         ) {
             let policy = policy(name);
-            let task = Candidate { left_s: Some(left_s), held_s, ..TASK };
+            let task = Candidate { left_s: Some(left_s), held_s, priority, ..TASK };
             if admit(&policy, &load, &network, &task) == Admit::Listen {
+                prop_assert!(priority < URGENT);
                 prop_assert!(left_s > load.cost_s);
                 prop_assert!(held_s * 1000.0 < policy.listen_ms as f64);
             }

@@ -146,10 +146,9 @@ impl Signals {
         let mut beats = Fleet::open(bus).await?.follow("courier").await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
-            // What was said before we listened may be old.
-            let age = Duration::from_millis(runtime::clock::now_ms().saturating_sub(beat.sent_at_ms));
-            let said_at = Instant::now().checked_sub(age).filter(|_| age < STALE);
-            let before = self.link.send_replace(said_at.map(|said_at| (report, said_at)));
+            // By our own clock, for the courier's may be another machine's. What was said before we listened is
+            // at most as old as a sign of life gets, and is stale soon if nothing follows.
+            let before = self.link.send_replace(Some((report, Instant::now())));
             let state = |said: Option<(LinkReport, Instant)>| said.map(|(report, _)| (report.up, report.available));
             if state(before) != Some((report.up, report.available)) {
                 self.changed.notify_waiters();
@@ -161,17 +160,23 @@ impl Signals {
     async fn follow_policy(&self, bus: &Bus, settings: &Policy) -> Result<(), CarryError> {
         let mut notes = Ledger::open(bus).await?.follow(POLICY_NOTE).await?;
         while let Some(note) = notes.next().await {
-            match serde_json::from_str::<Chosen>(&note) {
-                Ok(Chosen { name, share_ratio }) => {
+            let policy = match serde_json::from_str::<Option<Chosen>>(&note) {
+                Ok(Some(Chosen { name, share_ratio })) => {
                     let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
-                    let policy = Policy { name, share_ratio, ..settings.clone() };
-                    if self.policy.send_replace(policy).name != name {
-                        tracing::info!(policy = name.as_str(), "another policy is in force");
-                    }
-                    self.changed.notify_waiters();
+                    Policy { name, share_ratio, ..settings.clone() }
                 }
-                Err(error) => tracing::warn!(%error, "the policy that was chosen cannot be read and is ignored"),
+                // The choice was taken back: the settings hold again.
+                Ok(None) => settings.clone(),
+                Err(error) => {
+                    tracing::warn!(%error, "the policy that was chosen cannot be read and is ignored");
+                    continue;
+                }
+            };
+            let name = policy.name;
+            if self.policy.send_replace(policy).name != name {
+                tracing::info!(policy = name.as_str(), "another policy is in force");
             }
+            self.changed.notify_waiters();
         }
         Ok(())
     }

@@ -111,6 +111,7 @@ impl Recognizer {
             left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
             held_s: 0.0,
             may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image,
+            priority: task.priority,
             lot: lot(task.id, "redirect"),
         }
     }

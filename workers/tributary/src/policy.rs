@@ -27,7 +27,8 @@ until another one is chosen. --settings and --set say what holds when none was c
 Examples:
   tributary policy                        which one decides, and what it decided
   tributary policy edge-only              nothing goes up from now on
-  tributary policy random --share 0.1";
+  tributary policy random --share 0.1
+  tributary policy --clear                what the settings say holds again";
 
 /// See which policy decides where images are recognized, or choose another one while the site runs.
 #[derive(clap::Args)]
@@ -39,6 +40,9 @@ pub struct PolicyArgs {
     /// Share of the images that `random` sends up, 0 to 1.
     #[arg(long, value_name = "SHARE", requires = "name")]
     share: Option<f64>,
+    /// Take the choice back: what the settings say holds again.
+    #[arg(long, conflicts_with = "name")]
+    clear: bool,
     /// JSON.
     #[arg(long)]
     json: bool,
@@ -57,8 +61,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         return out::line(format_args!("site {}: {name} decides from now on", site.name));
     }
+    if args.clear {
+        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<Chosen>)?).await?;
+        return out::line(format_args!("site {}: the settings of each recognizer hold again", site.name));
+    }
     let note = ledger.read(POLICY_NOTE).await?;
-    let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok());
+    let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
     let beats = Fleet::open(&site.bus).await?.alive().await?;
     let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
     if args.json {

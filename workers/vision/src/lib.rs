@@ -31,7 +31,7 @@ pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
 pub use model::{Model, ModelError};
 pub use opinion::opinion;
-pub use sample::pictures;
+pub use sample::{enlarged, pictures};
 pub use scores::{softmax, top};
 pub use session::{Onnx, Outputs, Session, SessionError};
 pub use tile::{TileError, TileImage, Tiles, split};

@@ -29,6 +29,17 @@ pub fn pictures(count: usize, seed: u64) -> Vec<Vec<u8>> {
     (0..count as u64).map(|number| encode(&scene(seed.wrapping_add(number)))).collect()
 }
 
+/// The picture as a camera would have taken it close up: enlarged to a square of `side_px` and encoded as
+/// JPEG, quality 85; for measuring with small labelled pictures what a camera's picture costs to decode and
+/// to send. `None` for bytes that are no picture.
+pub fn enlarged(bytes: &[u8], side_px: u32) -> Option<Vec<u8>> {
+    let picture = image::load_from_memory(bytes).ok()?;
+    let large = image::imageops::resize(&picture.to_luma8(), side_px, side_px, image::imageops::FilterType::CatmullRom);
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, 85).encode_image(&large).ok()?;
+    Some(jpeg)
+}
+
 /// Areas of colour on a gradient, under grain.
 fn scene(seed: u64) -> RgbImage {
     let mut chance = Chance(seed);

@@ -323,6 +323,7 @@ pub fn notes(images: &[Labelled], paced_ms: Option<f64>, rounds: usize) -> Vec<S
     };
     vec![
         format!("Medians of {rounds} rounds. Verification: {} labelled images of {mean} bytes on average, {cloud}.", images.len()),
+        "The project's own images are enlarged to JPEGs of 480x480 before, and the site has one replica.".into(),
         "Offloading: generated 640x480 JPEGs, one replica at the site, a cloud that takes 3 ms an image on each of 4 replicas.".into(),
         format!("hard-example gives up an upload after {} ms; the library it stands for takes 12 s and more.", super::BASELINE_TIMEOUT_MS),
         "A `>` stands before what was cut off.".into(),

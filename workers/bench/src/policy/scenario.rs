@@ -65,8 +65,8 @@ pub struct Scenario {
 
 /// 20 Mbit/s and 20 ms there and back, with some jitter: a site's uplink on a good day.
 const UPLINK: Shape = Shape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
-/// 256 kbit/s and 200 ms there and back.
-const SLOW: Shape = Shape { rate_bytes_per_s: Some(32e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
+/// 1 Mbit/s and 200 ms there and back.
+const SLOW: Shape = Shape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
 const DOWN: Shape = Shape { state: LinkState::Broken, ..UPLINK };
 /// 100 Mbit/s and 10 ms there and back.
 const WIDE: Shape = Shape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
