@@ -19,6 +19,9 @@ const CHUNK_BYTES: usize = 4 * 1024;
 /// Chunks under way in one direction; more wait in the sender's socket.
 const UNDER_WAY: usize = 256;
 
+/// What may be taken from the sender before it is its turn.
+const AHEAD: Duration = Duration::from_millis(4);
+
 /// What a link is like.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Shape {
@@ -128,8 +131,11 @@ async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Rec
             if tell.send((bytes.to_vec(), last_due)).await.is_err() {
                 return;
             }
-            // The pipe takes no more than it can send: the rest waits where it comes from.
-            tokio::time::sleep_until(free_at).await;
+            // The pipe takes no more than it can send: the rest waits where it comes from. Timers are no finer
+            // than a millisecond, so a little is let ahead; what it leaves at is reckoned exactly.
+            if free_at.saturating_duration_since(Instant::now()) > AHEAD {
+                tokio::time::sleep_until(free_at - AHEAD).await;
+            }
         }
     };
     let writing = async move {
@@ -191,6 +197,10 @@ mod tests {
         assert!(round_trip(&mut stream, 10).await >= Duration::from_millis(40));
         let (_shaper, mut stream) = echo(Shape { rate_bytes_per_s: Some(100_000.0), ..OPEN }).await;
         assert!(round_trip(&mut stream, 20_000).await >= Duration::from_millis(200));
+        // Nor is a fast link much slower than asked for: half a megabyte at ten megabytes a second.
+        let (_shaper, mut stream) = echo(Shape { rate_bytes_per_s: Some(10e6), ..OPEN }).await;
+        let took = round_trip(&mut stream, 500_000).await;
+        assert!((Duration::from_millis(50)..Duration::from_millis(250)).contains(&took), "{took:?}");
     }
 
     #[tokio::test]

@@ -335,7 +335,9 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "the outbox cannot be read, trying again; `tributary setup` says whether its stream is as it should be"),
+            Err(error) => {
+                tracing::warn!(%error, "the outbox cannot be read, trying again; `tributary setup` says whether its stream is as it should be")
+            }
         }
         tokio::time::sleep(AGAIN).await;
     }

@@ -8,7 +8,9 @@ use schemas::DecisionReport;
 use tokio::time::Instant;
 
 use crate::admit::{Admit, Candidate, Load, Network, State, decide};
+use crate::policy::PolicyName;
 use crate::signals::Signals;
+use crate::window::Window;
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
 const LOCAL_PER_SLOT: u64 = 2;
@@ -25,6 +27,7 @@ pub struct Admission {
     state: Mutex<State>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
+    window: Mutex<Window>,
     /// Tasks that are in the cloud's hands.
     pub away: AtomicU64,
     /// Counts for the sign of life.
@@ -80,6 +83,7 @@ impl Admission {
             state: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
+            window: Mutex::default(),
             away: AtomicU64::new(0),
             counts: Counts::default(),
         }
@@ -153,8 +157,24 @@ impl Admission {
 
     /// What the link and the cloud are like.
     pub fn network(&self) -> Network {
-        let most = self.signals.policy().most_away.into();
+        let policy = self.signals.policy();
+        // Who sends everything up has nowhere else to go with it.
+        let most = match policy.name {
+            PolicyName::CloudOnly => policy.most_away.into(),
+            _ => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
+        };
         self.signals.network(self.away.load(Ordering::Relaxed), most)
+    }
+
+    /// A redirected task was answered in time, or came back.
+    pub fn came_back(&self, answered: bool) {
+        let most = self.signals.policy().most_away.into();
+        self.with_window(|window, now_s| if answered { window.answered(most) } else { window.unanswered(now_s) });
+    }
+
+    fn with_window<T>(&self, act: impl FnOnce(&mut Window, f64) -> T) -> T {
+        let now_s = self.begun_at.elapsed().as_secs_f64();
+        act(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner), now_s)
     }
 
     /// Whether nothing waits here and no replica works.

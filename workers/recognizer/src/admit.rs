@@ -73,8 +73,6 @@ pub struct CloudLoad {
     pub cost_s: f64,
 }
 
-/// Before a rate is known, only so many tasks are redirected to learn it.
-const LEARNING: u64 = 4;
 /// The cloud must promise to be this much sooner before the first task is redirected; then less will do.
 /// Guesses; the distance keeps a prediction that wobbles from changing the decision with every task.
 const BEGIN_RATIO: f64 = 0.8;
@@ -100,8 +98,7 @@ impl Network {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        let learning = self.rate_bytes_per_s.is_none() && self.away >= LEARNING;
-        self.away < self.most_away && !learning && self.budget_left_bytes.is_none_or(|left| left >= bytes)
+        self.away < self.most_away && self.budget_left_bytes.is_none_or(|left| left >= bytes)
     }
 }
 
@@ -319,7 +316,8 @@ mod tests {
         most_away: 256,
     };
     const GONE: Network = Network { up: false, available: false, cloud: None, ..THERE };
-    const TASK: Candidate = Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
+    const TASK: Candidate =
+        Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
 
     fn admit(policy: &Policy, load: &Load, network: &Network, task: &Candidate) -> Admit {
         decide(policy, State::default(), load, network, task, 100.0).1
@@ -362,8 +360,7 @@ mod tests {
         assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), Admit::Local, "never held");
         assert_eq!(admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK), Admit::Local, "nobody judges");
         assert_eq!(admit(&policy, &BUSY, &THERE, &Candidate { may_leave: false, ..TASK }), Admit::Local);
-        let unknown = Network { rate_bytes_per_s: None, away: LEARNING, ..THERE };
-        assert_eq!(admit(&policy, &BUSY, &unknown, &TASK), Admit::Local, "few are enough to learn a rate");
+        assert_eq!(admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK), Admit::Local, "enough are away");
     }
 
     #[test]

@@ -13,7 +13,6 @@ use schemas::Task;
 use streams::tap::tap;
 use streams::{Bus, CarryError, Publisher, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::policy::PolicyName;
@@ -25,8 +24,8 @@ const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// Without a prediction.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked whether a replica has nothing to do.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often a task that is overdue looks whether a replica has nothing to do.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Sends tasks away and waits for their answers.
 pub struct Away {
@@ -79,14 +78,10 @@ impl Away {
             Err(error) => return Err(error.into()),
         }
         credit.give_back();
-        let sent_at = Instant::now();
         let late = async {
-            loop {
+            tokio::time::sleep(predicted.unwrap_or_default()).await;
+            while !admission.idle() || policy.name == PolicyName::CloudOnly {
                 tokio::time::sleep(LOOK_EVERY).await;
-                let overdue = predicted.is_none_or(|predicted| sent_at.elapsed() > predicted);
-                if overdue && admission.idle() && policy.name != PolicyName::CloudOnly {
-                    return;
-                }
             }
         };
         let link_gone = async {
@@ -95,14 +90,16 @@ impl Away {
                 _ => admission.signals.link_gone().await,
             }
         };
-        tokio::select! {
-            Some(_) = answers.next() => Ok(Back::Answered),
-            () = link_gone => Ok(Back::TakenBack),
-            () = late => Ok(Back::TakenBack),
-            () = tokio::time::sleep(patience) => Ok(Back::TakenBack),
+        let back = tokio::select! {
+            Some(_) = answers.next() => Back::Answered,
+            () = link_gone => Back::TakenBack,
+            () = late => Back::TakenBack,
+            () = tokio::time::sleep(patience) => Back::TakenBack,
             // Nothing was acknowledged: it is delivered again.
-            () = self.shutdown.wanted() => Err(Fault::Wait { after: Duration::from_millis(1) }),
-        }
+            () = self.shutdown.wanted() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
+        };
+        admission.came_back(back == Back::Answered);
+        Ok(back)
     }
 
     /// Gives the baseline's request to the outbox and waits for the verdict; true if it came in time.

@@ -42,6 +42,7 @@ pub struct Chosen {
 #[derive(Clone)]
 pub struct Signals {
     link: watch::Sender<Option<(LinkReport, Instant)>>,
+    up: watch::Sender<bool>,
     vitals: watch::Sender<Vitals>,
     policy: watch::Sender<Policy>,
     gate: watch::Sender<(Gate, Option<Belief>)>,
@@ -56,6 +57,7 @@ impl Signals {
     pub fn new(policy: Policy, gate: Gate) -> Self {
         Self {
             link: watch::Sender::new(None),
+            up: watch::Sender::new(false),
             vitals: watch::Sender::new(Vitals::default()),
             policy: watch::Sender::new(policy),
             gate: watch::Sender::new((gate, None)),
@@ -110,16 +112,15 @@ impl Signals {
 
     /// Waits until the link is gone.
     pub async fn link_gone(&self) {
-        let mut link = self.link.subscribe();
-        loop {
-            let up =
-                (*link.borrow_and_update()).is_some_and(|(report, said_at)| report.up && said_at.elapsed() < STALE);
-            if !up {
-                return;
-            }
-            // Silence of the courier is noticed as well.
-            let _changed_or_stale = tokio::time::timeout(LOOK_EVERY, link.changed()).await;
-        }
+        // Fails only when nobody gathers any more.
+        let _ = self.up.subscribe().wait_for(|up| !up).await;
+    }
+
+    /// Tells whether the link is there, and only when that changes: hundreds may wait for it.
+    fn tell_up(&self) {
+        let said = *self.link.borrow();
+        let now_up = said.is_some_and(|(report, said_at)| report.up && said_at.elapsed() < STALE);
+        self.up.send_if_modified(|up| std::mem::replace(up, now_up) != now_up);
     }
 
     /// Keeps everything up to date until told to stop. `learn`: the target and the note with the evidence.
@@ -149,6 +150,7 @@ impl Signals {
             // By our own clock, for the courier's may be another machine's. What was said before we listened is
             // at most as old as a sign of life gets, and is stale soon if nothing follows.
             let before = self.link.send_replace(Some((report, Instant::now())));
+            self.tell_up();
             let state = |said: Option<(LinkReport, Instant)>| said.map(|(report, _)| (report.up, report.available));
             if state(before) != Some((report.up, report.available)) {
                 self.changed.notify_waiters();
@@ -218,6 +220,8 @@ impl Signals {
             let Ok((returned, vitals)) = felt.await else { return std::future::pending().await };
             meter = returned;
             self.vitals.send_replace(vitals);
+            // Silence of the courier is noticed as well.
+            self.tell_up();
             self.changed.notify_waiters();
             tokio::time::sleep(LOOK_EVERY).await;
         }
