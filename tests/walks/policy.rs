@@ -139,6 +139,13 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.all_started().await.unwrap();
         let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
         world.site(0).link.as_ref().unwrap().set(Cut::Silent);
+        // What is on its way when the link goes would arrive first whatever the order.
+        until("the courier knows that the link is gone", PATIENCE, async || {
+            let alive = Fleet::open(&bus).await?.alive().await?;
+            Ok(alive.iter().any(|beat| beat.link.is_some_and(|link| !link.up)).then_some(()))
+        })
+        .await
+        .unwrap();
         let mut sent = Vec::new();
         for number in 0..6 {
             let headers: &[_] = if number == 3 { &[(HEADER_PRIORITY, "7")] } else { &[] };
