@@ -8,7 +8,6 @@ use schemas::DecisionReport;
 use tokio::time::Instant;
 
 use crate::admit::{Admit, Candidate, Load, Network, State, decide};
-use crate::policy::PolicyName;
 use crate::signals::Signals;
 use crate::window::Window;
 
@@ -158,10 +157,9 @@ impl Admission {
     /// What the link and the cloud are like.
     pub fn network(&self) -> Network {
         let policy = self.signals.policy();
-        // Who sends everything up has nowhere else to go with it.
-        let most = match policy.name {
-            PolicyName::CloudOnly => policy.most_away.into(),
-            _ => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
+        let most = match policy.name.insists() {
+            true => policy.most_away.into(),
+            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
         };
         self.signals.network(self.away.load(Ordering::Relaxed), most)
     }

@@ -15,7 +15,6 @@ use streams::{Bus, CarryError, Publisher, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::admission::Admission;
-use crate::policy::PolicyName;
 use crate::report::Reporter;
 
 /// An answer may take so many times what was predicted before the task is taken back; a guess.
@@ -63,9 +62,9 @@ impl Away {
         let _away = Counted::new(&admission.away);
         let policy = admission.signals.policy();
         let predicted = admission.network().finish_s(size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
-        let patience = match (policy.name, predicted) {
-            // It has nowhere else to go before its deadline.
-            (PolicyName::CloudOnly, _) => Duration::from_millis(policy.upload_timeout_ms),
+        let insists = policy.name.insists();
+        let patience = match (insists, predicted) {
+            (true, _) => Duration::from_millis(policy.upload_timeout_ms),
             (_, Some(predicted)) => predicted.mul_f64(PATIENCE_RATIO).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE),
             (_, None) => UNKNOWN_PATIENCE,
         };
@@ -80,14 +79,14 @@ impl Away {
         credit.give_back();
         let late = async {
             tokio::time::sleep(predicted.unwrap_or_default()).await;
-            while !admission.idle() || policy.name == PolicyName::CloudOnly {
+            while !admission.idle() || insists {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         let link_gone = async {
-            match policy.name {
-                PolicyName::CloudOnly => std::future::pending().await,
-                _ => admission.signals.link_gone().await,
+            match insists {
+                true => std::future::pending().await,
+                false => admission.signals.link_gone().await,
             }
         };
         let back = tokio::select! {
