@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemas::DecisionReport;
 use tokio::time::Instant;
 
-use crate::admit::{Admit, Candidate, Load, Network, State, decide};
+use crate::admit::{Admit, Candidate, Load, Network, State, decide, overload};
 use crate::signals::Signals;
 use crate::window::Window;
 
@@ -182,8 +182,13 @@ impl Admission {
 
     /// What is decided by and what was decided, for the sign of life.
     pub fn report(&self, cost_ms: f64) -> DecisionReport {
-        let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (load, network, policy) = (self.load(cost_ms), self.network(), self.signals.policy());
+        let state = {
+            // Without tasks nothing is decided, but load is released all the same.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            *state = overload(&policy, *state, &load, self.begun_at.elapsed().as_secs_f64());
+            *state
+        };
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         DecisionReport {
             policy: policy.name.to_string(),

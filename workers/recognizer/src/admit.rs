@@ -201,9 +201,9 @@ pub fn decide(
     (State { mode, ..state }, admit)
 }
 
-/// Overloaded above the high mark of any signal, released below the low marks of all, and never changed
-/// sooner than the dwell time allows.
-fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State {
+/// Whether the site counts as overloaded from now on: above the high mark of any signal, until below the low
+/// marks of all, and never changed sooner than the dwell time allows.
+pub fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State {
     let marks = &policy.load;
     let above = |value: Option<f64>, mark: f64| value.is_some_and(|value| value > mark);
     let overloaded = match state.overloaded {
