@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
-use crate::site::{Site, pause};
+use crate::site::Site;
 use crate::window::{self, Length, Processes, Tape, Window};
+use crate::worker::pause;
 
 /// How long an image may take before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -2,8 +2,6 @@
 //! the settings of production but for the gate, which is open so that every answer is final.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
-use std::time::Duration;
 
 use schemas::SiteName;
 use streams::server::{Durability, Leaf, Server, ServerSettings};
@@ -131,10 +129,4 @@ fn settings(ground: &Ground) -> Vec<String> {
     ];
     settings.extend(ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display())));
     settings
-}
-
-/// Waits on a thread that has nothing else to do.
-pub(crate) fn pause(time: Duration) {
-    let (_keep, never) = mpsc::channel::<()>();
-    let _timed_out = never.recv_timeout(time);
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::BenchError;
-use crate::site::pause;
 
 /// How long a worker may take to end before it is made to.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -76,4 +76,10 @@ impl Drop for Worker {
             pause(Duration::from_millis(10));
         }
     }
+}
+
+/// Waits on a thread that has nothing else to do.
+pub(crate) fn pause(time: Duration) {
+    let (_keep, never) = mpsc::channel::<()>();
+    let _timed_out = never.recv_timeout(time);
 }

@@ -104,7 +104,7 @@ impl Admission {
                 Admit::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
-                        Held::new(&self.holding)
+                        Counted::new(&self.holding)
                     });
                 }
             }
@@ -228,17 +228,17 @@ fn why(state: &State, load: &Load, network: &Network) -> String {
     format!("{site}, {link}{}", there.unwrap_or_default())
 }
 
-/// A task that is held.
-struct Held<'a>(&'a AtomicU64);
+/// One that is counted for as long as this lives.
+pub(crate) struct Counted<'a>(&'a AtomicU64);
 
-impl<'a> Held<'a> {
-    fn new(holding: &'a AtomicU64) -> Self {
-        holding.fetch_add(1, Ordering::Relaxed);
-        Self(holding)
+impl<'a> Counted<'a> {
+    pub(crate) fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

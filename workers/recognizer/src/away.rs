@@ -3,7 +3,6 @@
 //! here. Whoever is first fills the slot (invariant 2).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use streams::tap::tap;
 use streams::{Bus, CarryError, Publisher, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Counted};
 use crate::report::Reporter;
 
 /// An answer may take so many times what was predicted before the task is taken back; a guess.
@@ -128,20 +127,5 @@ impl Away {
     fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let kib = u32::try_from(bytes.div_ceil(1024).max(1)).unwrap_or(u32::MAX);
         self.room.clone().try_acquire_many_owned(kib).ok()
-    }
-}
-
-struct Counted<'a>(&'a AtomicU64);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
