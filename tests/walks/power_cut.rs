@@ -102,6 +102,7 @@ async fn power_cut(durability: Durability, seed: u64) -> Row {
         verify_max_mib: 32,
         blobs_max_mib: 32,
         dead_max_mib: 32,
+        hardcases_max_mib: 16,
         ..Plan::default().streams
     };
     let mut plan = Plan { durability, streams, stores: Some(disk.mounted()), ..Plan::default() };
