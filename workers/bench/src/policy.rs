@@ -85,7 +85,7 @@ impl Effort {
     }
 }
 
-/// Measures; takes a quarter of an hour, or about a minute if `quick`.
+/// Measures; takes a third of an hour, or about a minute if `quick`.
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,

@@ -23,7 +23,7 @@ enum Which {
     Recognize(RecognizeArgs),
     /// Policies against each other, on a hub and a leaf with a shaped link between them: completion time,
     /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
-    /// quarter of an hour.
+    /// third of an hour.
     Policy(PolicyArgs),
 }
 
