@@ -36,6 +36,13 @@ pub struct HardCase {
     pub truth: Option<String>,
 }
 
+impl HardCase {
+    /// Under which it is published, whoever does it and however often.
+    pub fn message_id(&self) -> TaskId {
+        self.task.child(&format!("hardcase-{}", self.image_sequence))
+    }
+}
+
 impl Message for HardCase {
     const KIND: &'static str = "hardcase";
     const VERSION: u16 = 1;

@@ -27,4 +27,4 @@ pub use id::{CameraName, IdError, ReleaseId, SiteName, TaskId};
 pub use model::ModelDescription;
 pub use task::{Task, Tile};
 pub use verdict::Verdict;
-pub use verify::{Payload, Verify, VerifyReason};
+pub use verify::{Hardness, Payload, Verify, VerifyReason};

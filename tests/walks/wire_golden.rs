@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
-    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, LinkReport, Message, Opinion,
-    Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile, Verdict, Verify, VerifyReason, decode, encode,
+    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, LinkReport, Message,
+    Opinion, Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile, Verdict, Verify, VerifyReason, decode,
+    encode,
 };
 
 fn task() -> TaskId {
@@ -74,7 +75,7 @@ fn provisional() -> Answer {
 
 fn verify() -> Verify {
     let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9]);
-    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional() }
+    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None }
 }
 
 fn verify_blob() -> Verify {
@@ -160,7 +161,14 @@ fn beat_reports() -> Beat {
 fn verify_features() -> Verify {
     let mut provisional = provisional();
     (provisional.temperature, provisional.energy_mj) = (Some(1.25), Some(24.5));
-    Verify { reason: VerifyReason::Sampled, payload: Payload::Features(vec![0.5, -1.0]), provisional }
+    let payload = Payload::Features(vec![0.5, -1.0]);
+    Verify { reason: VerifyReason::Sampled, payload, provisional, hardness: None }
+}
+
+/// A request of which the cloud keeps a hard case.
+fn verify_hard() -> Verify {
+    let hardness = Some(Hardness { entropy_ratio: 0.25, features: Some(vec![0.0, 1.5]) });
+    Verify { hardness, ..verify() }
 }
 
 /// A task that was redirected before anything was known of it.
@@ -215,6 +223,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-reports.v1", &beat_reports());
     survives("verify-features.v1", &verify_features());
     survives("verify-overload.v1", &verify_overload());
+    survives("verify-hard.v1", &verify_hard());
     survives("hardcase.v1", &hardcase());
 }
 
@@ -249,6 +258,7 @@ fn remake() {
         ("beat-reports.v1", encode(&beat_reports())),
         ("verify-features.v1", encode(&verify_features())),
         ("verify-overload.v1", encode(&verify_overload())),
+        ("verify-hard.v1", encode(&verify_hard())),
         ("hardcase.v1", encode(&hardcase())),
     ] {
         if !file(name).exists() {

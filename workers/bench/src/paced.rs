@@ -55,8 +55,10 @@ impl Step for Paced {
             Payload::Blob(_) | Payload::Features(_) => None,
         };
         let opinion = known.unwrap_or(&self.unknown).clone();
+        let spare = verifier::kept(&request)?.into_iter().collect();
         let verdict = judge(request, opinion, Timings::default(), clock::now_ms());
-        Ok(Outgoing::one(verifier::report(&verdict, delivery.sequence)?))
+        let publications = vec![verifier::report(&verdict, delivery.sequence)?];
+        Ok(Outgoing { publications, spare, ..Outgoing::default() })
     }
 
     fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {

@@ -60,12 +60,22 @@ pub struct Options {
     pub paced_ms: Option<f64>,
     /// Folder for the servers' stores while it runs; the system's for temporary files if absent.
     pub store: Option<PathBuf>,
+    /// Names of the scenarios that are measured; all if empty.
+    pub scenarios: Vec<String>,
     /// In about a minute: fewer images, scenarios and policies.
     pub quick: bool,
     /// The nats-server program; looked for if absent.
     pub nats_server: Option<PathBuf>,
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
+}
+
+/// Names of the scenarios, each once.
+pub fn scenario_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = VERIFICATION.iter().chain(&OFFLOADING).map(|scenario| scenario.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 struct Effort {
@@ -80,7 +90,7 @@ impl Effort {
     fn new(quick: bool) -> Self {
         match quick {
             true => Self { rounds: 1, batch: 60, offloaded: 60, steady_s: 1.0, burst_s: 0.3 },
-            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 1.0, burst_s: 0.25 },
+            false => Self { rounds: 3, batch: 300, offloaded: 1500, steady_s: 2.0, burst_s: 0.25 },
         }
     }
 }
@@ -120,7 +130,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         images: &set.images,
         share: set.doubtful_ratio,
     };
-    bench.all(&mut field, options.quick, &mut runs).await?;
+    bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
     say("preparing the offloading of work that is too much");
@@ -138,7 +148,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     let mut field = Field::start("offloading", ground).await?;
     let capacity_per_s = capacity(&field, &images[..images.len().min(200)]).await?;
     let bench = Bench { part: Part::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
-    bench.all(&mut field, options.quick, &mut runs).await?;
+    bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
     Ok(Report {
@@ -257,15 +267,19 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    async fn all(&self, field: &mut Field, quick: bool, runs: &mut Vec<Run>) -> Result<(), BenchError> {
+    async fn all(&self, field: &mut Field, options: &Options, runs: &mut Vec<Run>) -> Result<(), BenchError> {
         let scenarios: &[Scenario] = match self.part {
             Part::Verification => &VERIFICATION,
             Part::Offloading => &OFFLOADING,
         };
-        for scenario in scenarios.iter().filter(|scenario| scenario.quick || !quick) {
+        let wanted = |scenario: &&Scenario| match options.scenarios.is_empty() {
+            true => scenario.quick || !options.quick,
+            false => options.scenarios.iter().any(|name| name == scenario.name),
+        };
+        for scenario in scenarios.iter().filter(wanted) {
             field.relink(scenario.shape).await?;
             for round in 0..self.effort.rounds {
-                let mut policies = scenario.policies(self.part, quick);
+                let mut policies = scenario.policies(self.part, options.quick);
                 if round % 2 == 1 {
                     policies.reverse();
                 }

@@ -16,7 +16,7 @@ use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
-use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
+use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, Verify, decode, encode};
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
 use streams::subject::Errand;
@@ -239,11 +239,25 @@ impl Up {
             && request.provisional.opinion().is_some()
         {
             // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
+            if let Some(case) = request.hard_case() {
+                self.keep(&case).await?;
+            }
             let answer = promise::expired(request.provisional, clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
         read::delete(&self.here, topology::OUTBOX, sequence).await?;
         Ok(Sent::Gone)
+    }
+
+    /// What was found hard goes up although nobody waits for a verdict on it any more, if there is room.
+    async fn keep(&self, case: &HardCase) -> Result<(), Fault> {
+        let slot = subject::outbox(&case.site, Errand::HardCase);
+        let publication = Publication::with_id(slot, encode(case)?, case.message_id().to_string())
+            .header(HEADER_TO, subject::hardcase(&case.site));
+        match self.publisher().publish(&publication).await {
+            Ok(_) | Err(CarryError::Full { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A message that can never be sent: a dead letter, and the edge's answer for whoever waits.

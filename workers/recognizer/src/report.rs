@@ -6,7 +6,7 @@ use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, FaultNote, HardCase, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
+    Answer, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
 };
 use streams::Publication;
 use streams::subject::{self, Errand};
@@ -60,19 +60,16 @@ impl Reporter<'_> {
     fn goes(&self, task: &Task, bytes: &Bytes, found: Found, why: VerifyReason) -> Result<Outgoing, Fault> {
         let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { found.reason };
         let payload = self.payload(task, bytes, found.features.as_deref());
+        let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &found)).flatten();
         let provisional = self.provisional(task, &found, reason, size(&payload));
-        let request = Verify { reason: why, payload, provisional };
-        let spare = match why {
-            VerifyReason::Doubtful if self.verify.hard_cases => vec![self.hard_case(task, &found)?],
-            _ => Vec::new(),
-        };
+        let request = Verify { reason: why, payload, provisional, hardness };
         Ok(Outgoing {
             publications: vec![
                 self.request(task, &request, self.deadline_ms(task))?,
                 self.promise(task, &request.provisional)?,
             ],
             when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
-            spare,
+            spare: Vec::new(),
         })
     }
 
@@ -82,7 +79,8 @@ impl Reporter<'_> {
         let mut about = Answer::about(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
         about.deadline_at_ms = Some(until_ms);
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
-        self.request(task, &Verify { reason: VerifyReason::Overload, payload, provisional: about }, until_ms)
+        let request = Verify { reason: VerifyReason::Overload, payload, provisional: about, hardness: None };
+        self.request(task, &request, until_ms)
     }
 
     /// The request of the baseline, which publishes no provisional answer.
@@ -90,7 +88,8 @@ impl Reporter<'_> {
         let payload = self.payload(task, bytes, found.features.as_deref());
         let mut provisional = self.provisional(task, found, found.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
-        self.request(task, &Verify { reason: VerifyReason::Doubtful, payload, provisional }, until_ms)
+        let hardness = self.hardness(&payload, found);
+        self.request(task, &Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness }, until_ms)
     }
 
     /// When a provisional answer becomes final, milliseconds since the epoch.
@@ -137,23 +136,13 @@ impl Reporter<'_> {
         Ok(promise.header(HEADER_TASK, task.id.to_string()))
     }
 
-    fn hard_case(&self, task: &Task, found: &Found) -> Result<Publication, Fault> {
-        let case = HardCase {
-            task: task.id,
-            site: task.site.clone(),
-            camera: task.camera.clone(),
-            release: found.opinion.release.clone(),
-            reason: found.reason,
-            top: found.opinion.top.clone(),
-            entropy_ratio: found.entropy_ratio,
-            features: found.features.clone(),
-            image_sequence: task.image_sequence,
-            published_at_ms: task.published_at_ms,
-            truth: task.truth.clone(),
+    /// What makes a hard case of the request; features that are sent anyway are not sent twice.
+    fn hardness(&self, payload: &Payload, found: &Found) -> Option<Hardness> {
+        let features = match payload {
+            Payload::Features(_) => None,
+            Payload::Image(_) | Payload::Blob(_) => found.features.clone(),
         };
-        let slot = subject::outbox(&task.site, Errand::HardCase);
-        let publication = Publication::with_id(slot, encode(&case)?, self.id(task, "hardcase"));
-        Ok(publication.header(HEADER_TO, subject::hardcase(&task.site)))
+        self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.entropy_ratio, features })
     }
 
     fn finality(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
@@ -251,7 +240,7 @@ mod tests {
         let provisional: Answer = decode(&out.publications[1].payload).unwrap();
         assert_eq!((provisional.stage, provisional.reason), (Stage::Provisional, Reason::LowConfidence));
         assert_eq!(provisional.deadline_at_ms, Some(1_000 + 24 * 3600 * 1000));
-        let case: HardCase = decode(&out.spare[0].payload).unwrap();
+        let case = request.hard_case().unwrap();
         assert_eq!((case.reason, case.features.map(|features| features.len())), (Reason::LowConfidence, Some(8)));
     }
 
@@ -276,7 +265,7 @@ mod tests {
     fn a_second_delivery_repeats_the_ids_of_the_first() {
         let ids = |now_ms| {
             let out = published(&VerifySettings::default(), Reason::LowMargin, DOUBTFUL, now_ms);
-            out.publications.into_iter().chain(out.spare).map(|publication| publication.headers).collect::<Vec<_>>()
+            out.publications.into_iter().map(|publication| publication.headers).collect::<Vec<_>>()
         };
         assert_eq!(ids(2_000), ids(9_000));
     }

@@ -46,6 +46,9 @@ struct PolicyArgs {
     /// Folder on the disk for the servers' stores. The system's folder for temporary files if absent.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Only the scenario of this name, for example "cloud down"; may be given more than once. All if absent.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(policy::scenario_names()))]
+    scenario: Vec<String>,
     /// Draw the completion times into this folder.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
@@ -140,6 +143,7 @@ fn policy_options(settings: &Settings, args: &PolicyArgs) -> policy::Options {
         cloud_model: args.cloud_model.clone(),
         paced_ms: args.paced_ms,
         store: args.dir.clone(),
+        scenarios: args.scenario.clone(),
         quick: args.common.quick,
         nats_server: settings.up.nats_server.clone(),
         onnxruntime: settings.onnxruntime.clone(),

@@ -103,14 +103,23 @@ pub fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
     Ok(Publication::with_id(subject::verdict(&about.site, &about.camera), encode(verdict)?, id))
 }
 
+/// What is kept of a request as a hard case, once however often it comes.
+pub fn kept(request: &Verify) -> Result<Option<Publication>, Fault> {
+    let Some(case) = request.hard_case() else { return Ok(None) };
+    let publication =
+        Publication::with_id(subject::hardcase(&case.site), encode(&case)?, case.message_id().to_string());
+    Ok(Some(publication))
+}
+
 impl Step for Verifier {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let request: Verify = decode(delivery.payload())?;
+        let spare = kept(&request)?.into_iter().collect();
         let verdict = self.verdict(request).await?;
-        Ok(Outgoing::one(report(&verdict, delivery.sequence)?))
+        Ok(Outgoing { publications: vec![report(&verdict, delivery.sequence)?], spare, ..Outgoing::default() })
     }
 
     fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial {
