@@ -101,6 +101,13 @@ pub struct CloudReport {
     pub replicas: u32,
     /// Cost of one image on one of them, milliseconds.
     pub cost_ms: f64,
+    /// For how long none of what waits was finished, seconds; 0 while nothing waits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub still_s: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// What a recognizer decides by, and what it decided since it started.

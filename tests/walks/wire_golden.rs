@@ -128,7 +128,7 @@ fn beat() -> Beat {
 
 /// What later programs add to a sign of life.
 fn beat_reports() -> Beat {
-    let cloud = Some(CloudReport { waiting: 3, replicas: 4, cost_ms: 12.5 });
+    let cloud = Some(CloudReport { waiting: 3, replicas: 4, cost_ms: 12.5, still_s: 0.0 });
     let link = LinkReport {
         up: true,
         available: false,

@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod probe;
 pub mod promise;
 pub mod settings;
+pub mod stillness;
 pub mod up;
 pub mod walk;
 

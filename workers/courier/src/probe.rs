@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::link::{LinkSettings, Meter, Sending};
+use crate::stillness::Stillness;
 
 /// How often the verifiers' signs of life are read.
 const FLEET_EVERY: Duration = Duration::from_secs(2);
@@ -20,6 +21,7 @@ const FLEET_EVERY: Duration = Duration::from_secs(2);
 pub struct Link {
     meter: Arc<Mutex<Meter>>,
     begun_at: Instant,
+    stillness: Arc<Mutex<Stillness>>,
     state: watch::Sender<LinkReport>,
     /// Told whenever the link comes, goes, or changes its availability.
     pub changed: Arc<Notify>,
@@ -30,7 +32,8 @@ impl Link {
     pub fn new(settings: LinkSettings) -> Self {
         let meter = Meter::new(settings);
         let (state, _) = watch::channel(meter.report());
-        Self { state, meter: Arc::new(Mutex::new(meter)), begun_at: Instant::now(), changed: Arc::default() }
+        let meter = Arc::new(Mutex::new(meter));
+        Self { state, meter, stillness: Arc::default(), begun_at: Instant::now(), changed: Arc::default() }
     }
 
     /// What is known of it.
@@ -72,6 +75,15 @@ impl Link {
         const MOST_BYTES: f64 = 32e6;
         let rate = self.report().rate_max_bytes_per_s.unwrap_or(0.0);
         ((rate * QUEUE_S).min(MOST_BYTES) as u64).max(LEAST_BYTES)
+    }
+
+    /// Whether the verifiers finish something, or have nothing to finish.
+    pub fn cloud_moves(&self) -> bool {
+        self.stillness().moves()
+    }
+
+    fn stillness(&self) -> std::sync::MutexGuard<'_, Stillness> {
+        self.stillness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes under way.
@@ -141,7 +153,8 @@ impl Link {
             Some(Ok(progress)) => {
                 self.with(|meter| meter.answered(asked_at.elapsed().as_secs_f64(), now_s));
                 let waiting = progress.pending + progress.unacked;
-                self.heard_of((replicas > 0).then_some(CloudReport { waiting, replicas, cost_ms }));
+                let still_s = self.stillness().heard(progress.floor, waiting, now_s);
+                self.heard_of((replicas > 0).then_some(CloudReport { waiting, replicas, cost_ms, still_s }));
             }
             // A domain that is away is refused by the site's own server at once.
             Some(Err(_)) | None => self.with(|meter| meter.silent(now_s)),

@@ -148,7 +148,10 @@ impl Up {
             let up = self.clone();
             uploads.spawn(async move { (sequence, 0, up.expire(sequence).await.unwrap_or_else(Sent::Failed)) });
         }
-        while self.link.report().up && uploads.len() < self.settings.uploads {
+        // A cloud that finishes nothing is in no hurry for more: what must go to it goes one by one, and leaves
+        // the processor and the link to others.
+        let most = if self.link.cloud_moves() { self.settings.uploads } else { 1 };
+        while self.link.report().up && uploads.len() < most {
             let (in_flight, window) = (self.link.in_flight_bytes(), self.link.window_bytes());
             let next = self.with(|state| {
                 let State { outbox, budget, breaker } = state;

@@ -71,6 +71,8 @@ pub struct CloudLoad {
     pub replicas: u32,
     /// What an image costs one of them, seconds.
     pub cost_s: f64,
+    /// For how long they finished nothing although something waits, seconds.
+    pub still_s: f64,
 }
 
 /// The cloud must promise to be this much sooner before the first task is redirected; then less will do.
@@ -88,13 +90,16 @@ const GUARD_S: f64 = 0.05;
 
 impl Network {
     /// When the verdict on so many bytes would be back, seconds from now; `None` when nobody would judge
-    /// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more.
+    /// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more. A cloud
+    /// that stands still is expected to do so for as long again: of an interruption of unknown kind no better
+    /// guess is known (Gott, Nature 363, 1993).
     pub fn finish_s(&self, bytes: u64) -> Option<f64> {
         let cloud = self.cloud.filter(|_| self.up)?;
         let rate = self.rate_bytes_per_s.unwrap_or(f64::INFINITY);
         let upload_s = self.round_trip_s + self.waiting_bytes.saturating_add(bytes) as f64 / rate;
         let queue = cloud.waiting.max(self.away) as f64 * cloud.cost_s / f64::from(cloud.replicas.max(1));
-        Some(upload_s * self.slowdown_ratio.max(1.0) + queue + cloud.cost_s)
+        let still_s = (cloud.still_s - cloud.cost_s).max(0.0);
+        Some(upload_s * self.slowdown_ratio.max(1.0) + queue + cloud.cost_s + still_s)
     }
 
     fn has_room(&self, bytes: u64) -> bool {
@@ -311,7 +316,7 @@ mod tests {
         slowdown_ratio: 1.0,
         waiting_bytes: 0,
         budget_left_bytes: None,
-        cloud: Some(CloudLoad { waiting: 0, replicas: 4, cost_s: 0.01 }),
+        cloud: Some(CloudLoad { waiting: 0, replicas: 4, cost_s: 0.01, still_s: 0.0 }),
         away: 0,
         most_away: 256,
     };
@@ -352,9 +357,17 @@ mod tests {
         let policy = policy(PolicyName::EarliestFinish);
         assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), Admit::Redirect);
         assert_eq!(admit(&policy, &Load { waiting: 4, ..BUSY }, &THERE, &TASK), Admit::Local, "sooner here");
-        let queued = Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01 }), ..THERE };
+        let queued =
+            Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01, still_s: 0.0 }), ..THERE };
         assert_eq!(admit(&policy, &BUSY, &queued, &TASK), Admit::Local, "the cloud has a longer queue");
-        let sent = Network { away: 250, cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1 }), ..THERE };
+        let still =
+            Network { cloud: Some(CloudLoad { waiting: 1, replicas: 4, cost_s: 0.01, still_s: 60.0 }), ..THERE };
+        assert_eq!(admit(&policy, &BUSY, &still, &TASK), Admit::Local, "it finishes nothing");
+        let sent = Network {
+            away: 250,
+            cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1, still_s: 0.0 }),
+            ..THERE
+        };
         assert_eq!(admit(&policy, &BUSY, &sent, &TASK), Admit::Local, "what we sent counts before the cloud says so");
         assert_eq!(admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK), Admit::Local);
         assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), Admit::Local, "never held");
@@ -425,7 +438,7 @@ mod tests {
                 slowdown_ratio: 1.0,
                 waiting_bytes: 0,
                 budget_left_bytes: None,
-                cloud: cloud.then_some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01 }),
+                cloud: cloud.then_some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01, still_s: 0.0 }),
                 away,
                 most_away: 256,
             })

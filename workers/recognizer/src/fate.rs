@@ -130,7 +130,7 @@ mod tests {
         slowdown_ratio: 1.0,
         waiting_bytes: 0,
         budget_left_bytes: None,
-        cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.01 }),
+        cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.01, still_s: 0.0 }),
         away: 0,
         most_away: 256,
     };

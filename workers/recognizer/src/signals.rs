@@ -104,6 +104,7 @@ impl Signals {
                 waiting: cloud.waiting,
                 replicas: cloud.replicas.max(1),
                 cost_s: cloud.cost_ms / 1000.0,
+                still_s: cloud.still_s,
             }),
             away,
             most_away,

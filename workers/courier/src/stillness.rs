@@ -1,0 +1,45 @@
+//! Whether the cloud stands still: requests wait there, and none is finished. Pure.
+
+/// So long without anything finished is no pause between two batches any more; a guess.
+const STILL_S: f64 = 1.0;
+
+/// What was heard of the verifiers' progress.
+#[derive(Debug, Default)]
+pub struct Stillness {
+    floor: u64,
+    moved_at_s: Option<f64>,
+    still_s: f64,
+}
+
+impl Stillness {
+    /// For how long nothing was finished, seconds. `floor`: up to which request everything is finished;
+    /// `waiting`: requests that wait or are worked on.
+    pub fn heard(&mut self, floor: u64, waiting: u64, now_s: f64) -> f64 {
+        let moved_at_s = self.moved_at_s.filter(|_| floor == self.floor && waiting > 0).unwrap_or(now_s);
+        (self.floor, self.moved_at_s, self.still_s) = (floor, Some(moved_at_s), now_s - moved_at_s);
+        self.still_s
+    }
+
+    /// Whether something is finished now and then, or nothing waits.
+    pub fn moves(&self) -> bool {
+        self.still_s < STILL_S
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cloud_stands_still_while_something_waits_and_nothing_is_finished() {
+        let mut stillness = Stillness::default();
+        assert_eq!(stillness.heard(0, 0, 5.0), 0.0);
+        assert_eq!(stillness.heard(0, 0, 9.0), 0.0, "nothing waits");
+        assert_eq!(stillness.heard(0, 3, 10.0), 1.0, "nobody knows when it came within that second");
+        assert!(!stillness.moves());
+        assert_eq!(stillness.heard(1, 2, 11.0), 0.0, "one is finished");
+        assert!(stillness.moves());
+        assert_eq!(stillness.heard(1, 2, 14.5), 3.5);
+        assert_eq!(stillness.heard(1, 0, 15.0), 0.0, "the stream was emptied");
+    }
+}
