@@ -12,6 +12,7 @@
 pub mod check;
 pub mod decode;
 mod external;
+pub mod graph;
 pub mod head;
 mod huggingface;
 pub mod infer;
@@ -27,6 +28,7 @@ pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
 pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
+pub use graph::Graph;
 pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
 pub use model::{Model, ModelError};

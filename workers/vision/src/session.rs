@@ -1,4 +1,4 @@
-//! Session: a model inside ONNX Runtime; the only file that names ort.
+//! Session: a model inside ONNX Runtime; with [`graph`](crate::graph) the only file that names ort.
 //!
 //! Enters: a [`Model`] and a batch of tensors. Leaves: one row of logits an image.
 //! Refuses: a runtime that is missing or too old, a graph that contradicts its description or its
@@ -180,6 +180,10 @@ impl Onnx {
         let environment = builder.with_name("tributary").with_telemetry(false).build().map_err(broken)?;
         environment.set_log_level(ort::logging::LogLevel::Error);
         Ok(Onnx { environment, version: version_of(&library), library })
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     /// The library in use.

@@ -1,0 +1,109 @@
+//! Frozen normalization folded into the convolution before it, inside the step: the kernel is multiplied by
+//! `gamma / sqrt(variance + epsilon)` before the convolution instead of every pixel after it, which is the same
+//! function with the same gradients and costs as little as the kernel is small.
+
+use std::collections::HashMap;
+
+use crate::onnx::{float, int};
+use crate::proto::{GraphProto, NodeProto, TensorProto};
+use crate::tensor;
+
+/// What `epsilon` is if it is not given.
+pub(crate) const EPSILON: f32 = 1e-5;
+
+/// Folds every `BatchNormalization` whose input is a convolution that nobody else reads.
+pub(crate) fn fold(graph: &mut GraphProto) {
+    let mut readers: HashMap<String, usize> = HashMap::new();
+    for name in graph.node.iter().flat_map(|node| &node.input) {
+        *readers.entry(name.clone()).or_default() += 1;
+    }
+    graph.output.iter().for_each(|output| *readers.entry(output.name().to_owned()).or_default() += 1);
+    let weights: HashMap<String, TensorProto> =
+        graph.initializer.iter().map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect();
+    let mut makers: HashMap<String, usize> = HashMap::new();
+    let mut nodes: Vec<NodeProto> = Vec::new();
+    for node in std::mem::take(&mut graph.node) {
+        let before = node.input.first().and_then(|input| makers.get(input).copied());
+        let folded = before.and_then(|place| {
+            let only_reader = readers.get(&node.input[0]) == Some(&1);
+            let kernel = nodes[place].input.get(1).is_some_and(|kernel| weights.contains_key(kernel));
+            let fits = nodes[place].op_type() == "Conv" && only_reader && kernel;
+            fits.then(|| folding(&nodes[place], &node, &weights)).flatten().map(|parts| (place, parts))
+        });
+        match folded {
+            Some((place, parts)) => {
+                graph.initializer.extend(parts.constants);
+                let output = node.output[0].clone();
+                // The convolution moves to where the normalization was: what it reads is there by then.
+                nodes[place] = NodeProto { op_type: Some("Identity".into()), ..NodeProto::default() };
+                nodes.extend(parts.nodes);
+                makers.insert(output, nodes.len() - 1);
+            }
+            None => {
+                makers.extend(node.output.iter().map(|output| (output.clone(), nodes.len())));
+                nodes.push(node);
+            }
+        }
+    }
+    nodes.retain(|node| !node.output.is_empty());
+    graph.node = nodes;
+}
+
+struct Parts {
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+}
+
+/// `Conv(x, kernel, bias)` and then a normalization, as one convolution of a scaled kernel.
+fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorProto>) -> Option<Parts> {
+    if norm.op_type() != "BatchNormalization" || int(norm, "training_mode").unwrap_or(0) != 0 {
+        return None;
+    }
+    let [_, gamma, beta, mean, variance] = norm.input.as_slice() else { return None };
+    let read = |name: &String| weights.get(name).and_then(|tensor| tensor::read_floats(tensor).ok());
+    let (mean, variance) = (read(mean)?, read(variance)?);
+    let epsilon = float(norm, "epsilon").unwrap_or(EPSILON);
+    let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (variance + epsilon).sqrt()).collect();
+    let channels = inverse.len() as i64;
+    let kernel = conv.input.get(1)?;
+    let rank = weights.get(kernel)?.dims.len();
+    let output = norm.output.first()?;
+    let name = |what: &str| format!("{output}/{what}");
+    let mut column = vec![1; rank];
+    column[0] = channels;
+    let constants = vec![
+        tensor::floats(&name("inverse"), &[channels], &inverse),
+        tensor::floats(&name("mean"), &[channels], &mean),
+        tensor::ints(&name("column"), &[rank as i64], &column),
+    ];
+    let node = |op: &str, inputs: &[&str], what: &str| NodeProto {
+        op_type: Some(op.into()),
+        name: Some(name(what)),
+        input: inputs.iter().map(|input| (*input).to_owned()).collect(),
+        output: vec![name(what)],
+        ..NodeProto::default()
+    };
+    let mut nodes = vec![
+        node("Mul", &[gamma, &name("inverse")], "scale"),
+        node("Reshape", &[&name("scale"), &name("column")], "scale_column"),
+        node("Mul", &[kernel, &name("scale_column")], "kernel"),
+    ];
+    let shift = match conv.input.get(2).filter(|bias| !bias.is_empty()) {
+        Some(bias) => {
+            nodes.push(node("Sub", &[bias, &name("mean")], "shift"));
+            nodes.push(node("Mul", &[&name("shift"), &name("scale")], "scaled_shift"));
+            nodes.push(node("Add", &[beta, &name("scaled_shift")], "bias"));
+            None
+        }
+        None => Some(()),
+    };
+    if shift.is_some() {
+        nodes.push(node("Mul", &[&name("mean"), &name("scale")], "scaled_shift"));
+        nodes.push(node("Sub", &[beta, &name("scaled_shift")], "bias"));
+    }
+    let mut one = conv.clone();
+    one.input = vec![conv.input[0].clone(), name("kernel"), name("bias")];
+    one.output = vec![output.clone()];
+    nodes.push(one);
+    Some(Parts { nodes, constants })
+}

@@ -1,0 +1,35 @@
+//! Training without a training framework: from an ONNX classifier to a *training step*, a graph of ordinary
+//! ONNX operators that takes a batch, its targets and the weights, and gives the loss and one gradient a
+//! weight. Whatever runs the classifier runs the step.
+//!
+//! ```text
+//! model.onnx ─▶ onnx: read ─▶ fold ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ step ─▶ step.onnx
+//!                                                                    report: what has no rule
+//! weights ─▶ onnx: patch ─▶ a new model.onnx
+//! ```
+//!
+//! [`step`] reads as that path; each operator's rule is a function in [`rules`]. Everything is pure: nothing is
+//! run here, and no file is read but by [`onnx::read`]. Deliberately absent: a runtime, a training loop, an
+//! optimizer.
+
+mod proto;
+
+pub mod fold;
+pub mod known;
+pub mod loss;
+pub mod onnx;
+pub mod report;
+pub mod rules;
+pub mod step;
+pub mod tape;
+pub mod tensor;
+pub mod trainable;
+pub mod upgrade;
+
+mod error;
+
+pub use error::AutogradError;
+pub use known::Known;
+pub use onnx::Onnx;
+pub use step::Step;
+pub use trainable::Trainable;

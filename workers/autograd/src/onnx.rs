@@ -1,0 +1,265 @@
+//! An ONNX model: read, write, look into, patch, cut, fingerprint.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::error::AutogradError;
+use crate::proto::tensor_proto::{DataLocation, DataType};
+use crate::proto::tensor_shape_proto::Dimension;
+use crate::proto::tensor_shape_proto::dimension::Value as Size;
+use crate::proto::type_proto::{Tensor as TensorType, Value as Kind};
+use crate::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+};
+use crate::tensor;
+
+/// The oldest set of operators that can be trained: from 13 on `ReduceSum` and `Squeeze` take their axes as
+/// inputs.
+pub const LEAST_OPSET: i64 = 13;
+
+/// An ONNX model with all of its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Onnx {
+    pub(crate) model: ModelProto,
+}
+
+/// Reads a model, and the weights it keeps in files beside it.
+pub fn read(path: &Path) -> Result<Onnx, AutogradError> {
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AutogradError::File { path, source }
+    };
+    let bytes = std::fs::read(path).map_err(file(path))?;
+    let mut onnx = Onnx::decode(&bytes)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut files: HashMap<String, Vec<u8>> = HashMap::new();
+    for tensor in &mut graph_mut(&mut onnx.model)?.initializer {
+        if tensor.data_location() != DataLocation::External {
+            continue;
+        }
+        let entries: HashMap<&str, &str> =
+            tensor.external_data.iter().map(|entry| (entry.key(), entry.value())).collect();
+        let location = entries.get("location").copied().unwrap_or_default().to_owned();
+        let wrong = |why: &str| AutogradError::External {
+            tensor: tensor.name().into(),
+            location: location.clone(),
+            why: why.into(),
+        };
+        // A model is not trusted to name files elsewhere.
+        let inside = Path::new(&location).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        if location.is_empty() || !inside {
+            return Err(wrong("that is not a file beside the model"));
+        }
+        if !files.contains_key(&location) {
+            let beside = folder.join(&location);
+            files.insert(location.clone(), std::fs::read(&beside).map_err(file(&beside))?);
+        }
+        let number = |key: &str| entries.get(key).map(|text| text.parse::<usize>());
+        let bytes = files.get(&location).map(Vec::as_slice).unwrap_or_default();
+        let start = number("offset").unwrap_or(Ok(0)).map_err(|_| wrong("their offset is not a number"))?;
+        let length = number("length").unwrap_or(Ok(bytes.len().saturating_sub(start)));
+        let length = length.map_err(|_| wrong("their length is not a number"))?;
+        let end = start.checked_add(length).filter(|end| *end <= bytes.len());
+        let end = end.ok_or_else(|| wrong("the file is shorter than that"))?;
+        let raw = bytes.get(start..end).ok_or_else(|| wrong("the file is shorter than that"))?.to_vec();
+        tensor.raw_data = Some(raw);
+        tensor.external_data.clear();
+        tensor.data_location = None;
+    }
+    Ok(onnx)
+}
+
+impl Onnx {
+    /// Reads a model whose weights are all inside.
+    pub fn decode(bytes: &[u8]) -> Result<Self, AutogradError> {
+        let model = ModelProto::decode(bytes).map_err(AutogradError::NotOnnx)?;
+        if model.graph.as_ref().is_none_or(|graph| graph.output.is_empty()) {
+            return Err(AutogradError::Missing { what: "graph with an output".into() });
+        }
+        Ok(Self { model })
+    }
+
+    /// The model as a file.
+    pub fn encode(&self) -> Vec<u8> {
+        self.model.encode_to_vec()
+    }
+
+    pub(crate) fn graph(&self) -> Result<&GraphProto, AutogradError> {
+        self.model.graph.as_ref().ok_or_else(|| AutogradError::Missing { what: "graph".into() })
+    }
+
+    pub(crate) fn graph_mut(&mut self) -> Result<&mut GraphProto, AutogradError> {
+        graph_mut(&mut self.model)
+    }
+
+    /// Version of the standard operators.
+    pub fn opset(&self) -> i64 {
+        let standard = self.model.opset_import.iter().find(|opset| matches!(opset.domain(), "" | "ai.onnx"));
+        standard.map_or(1, |opset| opset.version())
+    }
+
+    /// Name of the input that takes the images: the first that is no weight.
+    pub fn input(&self) -> Result<&str, AutogradError> {
+        let graph = self.graph()?;
+        let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
+        let input = graph.input.iter().map(ValueInfoProto::name).find(|name| !is_weight(name));
+        input.ok_or_else(|| AutogradError::Missing { what: "input for images".into() })
+    }
+
+    /// The values of a weight, last axis first.
+    pub fn weight(&self, name: &str) -> Result<Vec<f32>, AutogradError> {
+        let tensor = self.graph()?.initializer.iter().find(|tensor| tensor.name() == name);
+        tensor::read_floats(tensor.ok_or_else(|| AutogradError::Unknown { tensor: name.into() })?)
+    }
+
+    /// Puts other values into weights: the only way of swapping weights that every runtime takes at its word
+    /// (a session's overridden initializers may be passed over by its optimizations).
+    pub fn patch(&mut self, weights: &BTreeMap<String, Vec<f32>>) -> Result<(), AutogradError> {
+        let graph = self.graph_mut()?;
+        for (name, values) in weights {
+            let found = graph.initializer.iter_mut().find(|tensor| tensor.name() == name);
+            let found = found.ok_or_else(|| AutogradError::Unknown { tensor: name.clone() })?;
+            if tensor::count(&found.dims) != values.len() as i64 || found.data_type() != tensor::FLOAT {
+                let why = format!("it has shape {:?} and got {} values", found.dims, values.len());
+                return Err(AutogradError::Tensor { tensor: name.clone(), why });
+            }
+            let patched = tensor::floats(name, &found.dims, values);
+            found.raw_data = patched.raw_data;
+            found.float_data.clear();
+        }
+        Ok(())
+    }
+
+    /// The part of the model up to one tensor, which becomes its only output: what stands before the trainable
+    /// part, for example, or a model without its softmax.
+    pub fn cut(&self, output: &str) -> Result<Onnx, AutogradError> {
+        let mut cut = self.clone();
+        let graph = cut.graph_mut()?;
+        let mut wanted: std::collections::HashSet<String> = [output.to_owned()].into();
+        let mut kept = Vec::new();
+        for node in graph.node.iter().rev() {
+            if node.output.iter().any(|name| wanted.contains(name)) {
+                wanted.extend(reads(node));
+                kept.push(node.clone());
+            }
+        }
+        kept.reverse();
+        if kept.is_empty() {
+            return Err(AutogradError::Unknown { tensor: output.into() });
+        }
+        graph.node = kept;
+        graph.initializer.retain(|tensor| wanted.contains(tensor.name()));
+        graph.sparse_initializer.clear();
+        graph.value_info.clear();
+        graph.input.retain(|input| wanted.contains(input.name()));
+        graph.output = vec![ValueInfoProto { name: Some(output.into()), ..ValueInfoProto::default() }];
+        Ok(cut)
+    }
+
+    /// Whether two models differ in nothing but the values of their weights: a digest of the operators and of
+    /// the weights' names, kinds and shapes.
+    pub fn fingerprint(&self) -> Result<[u8; 32], AutogradError> {
+        let mut bare = self.model.clone();
+        bare.producer_name = None;
+        bare.producer_version = None;
+        bare.doc_string = None;
+        bare.metadata_props.clear();
+        for tensor in &mut graph_mut(&mut bare)?.initializer {
+            *tensor = TensorProto {
+                name: tensor.name.clone(),
+                dims: tensor.dims.clone(),
+                data_type: tensor.data_type,
+                // Whole numbers are shapes and axes: part of the architecture.
+                raw_data: tensor.raw_data.clone().filter(|_| tensor.data_type == Some(tensor::INT64)),
+                int64_data: tensor.int64_data.clone(),
+                ..TensorProto::default()
+            };
+        }
+        Ok(Sha256::digest(bare.encode_to_vec()).into())
+    }
+
+    /// Refuses what cannot be trained whatever its operators are.
+    pub fn check(&self) -> Result<(), AutogradError> {
+        if self.opset() < LEAST_OPSET {
+            return Err(AutogradError::Opset { found: self.opset(), least: LEAST_OPSET });
+        }
+        let graph = self.graph()?;
+        for node in &graph.node {
+            let quantized = matches!(
+                node.op_type(),
+                "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear" | "QLinearConv" | "QLinearMatMul"
+                    | "ConvInteger" | "MatMulInteger"
+            );
+            if quantized {
+                return Err(AutogradError::Precision { kind: "int8", at: named(node) });
+            }
+        }
+        for tensor in &graph.initializer {
+            let kind = match DataType::try_from(tensor.data_type()) {
+                Ok(DataType::Float16) => "float16",
+                Ok(DataType::Bfloat16) => "bfloat16",
+                Ok(DataType::Int8 | DataType::Uint8) if tensor.dims.len() > 1 => "int8",
+                Ok(DataType::Double) => "float64",
+                _ => continue,
+            };
+            return Err(AutogradError::Precision { kind, at: tensor.name().into() });
+        }
+        Ok(())
+    }
+}
+
+fn graph_mut(model: &mut ModelProto) -> Result<&mut GraphProto, AutogradError> {
+    model.graph.as_mut().ok_or_else(|| AutogradError::Missing { what: "graph".into() })
+}
+
+/// Every tensor a node reads, those of graphs inside it included.
+pub(crate) fn reads(node: &NodeProto) -> Vec<String> {
+    let mut names = node.input.clone();
+    for attribute in &node.attribute {
+        for graph in attribute.g.iter().chain(&attribute.graphs) {
+            names.extend(graph.node.iter().flat_map(reads));
+            names.extend(graph.output.iter().map(|output| output.name().to_owned()));
+        }
+    }
+    names
+}
+
+/// What to call a node.
+pub(crate) fn named(node: &NodeProto) -> String {
+    let output = node.output.first().map(String::as_str).unwrap_or_default();
+    let name = if node.name().is_empty() { output } else { node.name() };
+    format!("{} \"{name}\"", node.op_type())
+}
+
+pub(crate) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|attribute| attribute.name() == name)
+}
+
+pub(crate) fn int(node: &NodeProto, name: &str) -> Option<i64> {
+    attribute(node, name).map(AttributeProto::i)
+}
+
+pub(crate) fn float(node: &NodeProto, name: &str) -> Option<f32> {
+    attribute(node, name).map(AttributeProto::f)
+}
+
+pub(crate) fn ints(node: &NodeProto, name: &str) -> Option<Vec<i64>> {
+    attribute(node, name).map(|attribute| attribute.ints.clone())
+}
+
+pub(crate) fn text(node: &NodeProto, name: &str) -> Option<String> {
+    attribute(node, name).map(|attribute| String::from_utf8_lossy(attribute.s()).into_owned())
+}
+
+/// The declaration of an input or output of floats; an unknown shape if absent.
+pub(crate) fn declared(name: &str, shape: Option<&[i64]>) -> ValueInfoProto {
+    let sizes = |shape: &[i64]| TensorShapeProto {
+        dim: shape.iter().map(|size| Dimension { value: Some(Size::DimValue(*size)), ..Dimension::default() }).collect(),
+    };
+    let kind = Kind::TensorType(TensorType { elem_type: Some(tensor::FLOAT), shape: shape.map(sizes) });
+    let r#type = Some(TypeProto { value: Some(kind), ..TypeProto::default() });
+    ValueInfoProto { name: Some(name.into()), r#type, ..ValueInfoProto::default() }
+}

@@ -1,0 +1,244 @@
+//! Conv and ConvTranspose. Rules as in Dumoulin & Visin, "A guide to convolution arithmetic for deep learning"
+//! (arXiv 1603.07285): the gradient by the picture is the transposed convolution, the gradient by the kernel a
+//! convolution of the picture with the gradient. Which operators compute those fastest was measured.
+
+use crate::onnx::{int, ints};
+use crate::proto::NodeProto;
+use crate::tape::{Attr, Refusal, Tape, unsupported};
+
+use super::window::Window;
+use super::{Outputs, Rule, input};
+
+pub(super) const RULES: &[(&str, Rule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
+
+/// A convolution: from a picture `[images, ins, ...]` with a kernel `[outs, ins / group, ...]` to `[images, outs, ...]`.
+struct Convolution<'a> {
+    window: Window,
+    group: i64,
+    /// Shape of the picture.
+    from: &'a [i64],
+    /// Shape of what comes out.
+    to: &'a [i64],
+}
+
+impl Convolution<'_> {
+    fn images(&self) -> i64 {
+        self.from[0]
+    }
+
+    fn ins(&self) -> i64 {
+        self.from[1] / self.group
+    }
+
+    fn outs(&self) -> i64 {
+        self.to[1] / self.group
+    }
+
+    /// Each channel has kernels of its own.
+    fn is_depthwise(&self) -> bool {
+        self.ins() == 1 && self.group > 1
+    }
+
+    fn pixels(&self) -> i64 {
+        self.to[2..].iter().product()
+    }
+}
+
+fn geometry<'a>(
+    node: &NodeProto,
+    kernel: &[i64],
+    from: &'a [i64],
+    to: &'a [i64],
+) -> Result<Convolution<'a>, Refusal> {
+    if kernel.len() < 3 || from.len() != kernel.len() || to.len() != kernel.len() {
+        return unsupported("its kernel and picture have different numbers of axes");
+    }
+    let window = Window::of(node, &kernel[2..], &from[2..], &to[2..])?;
+    Ok(Convolution { window, group: int(node, "group").unwrap_or(1), from, to })
+}
+
+fn conv(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (picture, kernel, bias, gradient) = (input(node, 0), input(node, 1), input(node, 2), &outputs.first);
+    let shape = tape.shape(kernel)?;
+    let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
+    let convolution = geometry(node, shape, from, to)?;
+    by_bias(tape, bias, gradient, to.len());
+    if tape.needs(kernel) {
+        let by_kernel = by_kernel(tape, &convolution, picture, gradient, shape);
+        tape.add_gradient(kernel, by_kernel);
+    }
+    if tape.needs(picture) {
+        let by_picture = by_picture(tape, &convolution, gradient, kernel);
+        tape.add_gradient(picture, by_picture);
+    }
+    Ok(())
+}
+
+/// `y = ConvTranspose(x, w)` is the gradient by the picture of the convolution from y to x: its own gradients are
+/// that convolution, and that convolution's gradient by the kernel.
+fn conv_transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (picture, kernel, bias, gradient) = (input(node, 0), input(node, 1), input(node, 2), &outputs.first);
+    let shape = tape.shape(kernel)?;
+    let (small, large) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
+    if ints(node, "output_shape").is_some() {
+        return unsupported("it has an output_shape, and pads are needed");
+    }
+    let convolution = geometry(node, shape, large, small)?;
+    by_bias(tape, bias, gradient, large.len());
+    if tape.needs(kernel) {
+        let by_kernel = by_kernel(tape, &convolution, gradient, picture, shape);
+        tape.add_gradient(kernel, by_kernel);
+    }
+    if tape.needs(picture) {
+        let Window { strides, dilations, .. } = &convolution.window;
+        let attributes = [
+            Attr::Ints("strides", strides),
+            Attr::Ints("dilations", dilations),
+            Attr::Ints("pads", &convolution.window.pads()),
+            Attr::Int("group", convolution.group),
+        ];
+        let by_picture = tape.op("Conv", &[gradient, kernel], &attributes);
+        tape.add_gradient(picture, by_picture);
+    }
+    Ok(())
+}
+
+fn by_bias(tape: &mut Tape<'_>, bias: &str, gradient: &str, rank: usize) {
+    if tape.needs(bias) {
+        let axes: Vec<i64> = (0..rank as i64).filter(|axis| *axis != 1).collect();
+        let sum = tape.sum(gradient, &axes, false);
+        tape.add_gradient(bias, sum);
+    }
+}
+
+/// The gradient by the kernel, of the kernel's `shape`.
+fn by_kernel(tape: &mut Tape<'_>, convolution: &Convolution<'_>, picture: &str, gradient: &str, shape: &[i64]) -> String {
+    if convolution.group == 1 {
+        by_kernel_as_matrix(tape, convolution, picture, gradient, shape)
+    } else if convolution.is_depthwise() && convolution.outs() == 1 {
+        by_kernel_depthwise(tape, convolution, picture, gradient, shape)
+    } else {
+        by_kernel_as_convolution(tape, convolution, picture, gradient, shape)
+    }
+}
+
+/// What each place of the kernel sees is a row; one product of matrices gives all.
+fn by_kernel_as_matrix(
+    tape: &mut Tape<'_>,
+    convolution: &Convolution<'_>,
+    picture: &str,
+    gradient: &str,
+    shape: &[i64],
+) -> String {
+    let Convolution { window, from, to, .. } = convolution;
+    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
+    let columns = convolution.images() * convolution.pixels();
+    let turned = tape.transpose(gradient, &order);
+    let rows = tape.reshape(&turned, &[to[1], columns]);
+    let picture = tape.transpose(picture, &order);
+    let seen = if window.is_point() {
+        tape.reshape(&picture, &[from[1], columns])
+    } else {
+        let padded = tape.pad(&picture, &window.pads_of_all());
+        let mut parts = Vec::new();
+        for place in window.places() {
+            let (starts, ends) = window.seen_by(&place, &to[2..]);
+            let part = tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides);
+            parts.push(tape.reshape(&part, &[from[1], 1, columns]));
+        }
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let all = tape.op("Concat", &parts, &[Attr::Int("axis", 1)]);
+        tape.reshape(&all, &[from[1] * parts.len() as i64, columns])
+    };
+    let product = tape.op("Gemm", &[&rows, &seen], &[Attr::Int("transB", 1)]);
+    tape.reshape(&product, shape)
+}
+
+/// One kernel a channel: for each of its places the sum of what it sees times the gradient.
+fn by_kernel_depthwise(
+    tape: &mut Tape<'_>,
+    convolution: &Convolution<'_>,
+    picture: &str,
+    gradient: &str,
+    shape: &[i64],
+) -> String {
+    let Convolution { window, to, .. } = convolution;
+    let padded = tape.pad(picture, &window.pads_of_all());
+    let axes: Vec<i64> = [0].into_iter().chain(window.axes()).collect();
+    let mut sums = Vec::new();
+    for place in window.places() {
+        let (starts, ends) = window.seen_by(&place, &to[2..]);
+        let part = tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides);
+        let product = tape.mul(&part, gradient);
+        let sum = tape.sum(&product, &axes, false);
+        sums.push(tape.reshape(&sum, &[to[1], 1]));
+    }
+    let sums: Vec<&str> = sums.iter().map(String::as_str).collect();
+    let all = tape.op("Concat", &sums, &[Attr::Int("axis", 1)]);
+    tape.reshape(&all, shape)
+}
+
+/// Any group: a convolution of the picture by the gradient, images and channels having changed places, strides
+/// and dilations too.
+fn by_kernel_as_convolution(
+    tape: &mut Tape<'_>,
+    convolution: &Convolution<'_>,
+    picture: &str,
+    gradient: &str,
+    shape: &[i64],
+) -> String {
+    let Convolution { window, group, from, to } = convolution;
+    let (images, ins, outs) = (convolution.images(), convolution.ins(), convolution.outs());
+    let spatial: Vec<i64> = (3..from.len() as i64 + 1).collect();
+    let grouped = |channels: i64, size: &[i64]| [&[images, *group, channels], size].concat();
+    let parts = tape.reshape(picture, &grouped(ins, &from[2..]));
+    let turned = tape.transpose(&parts, &[&[2, 1, 0], spatial.as_slice()].concat());
+    let picture = tape.reshape(&turned, &[&[ins, group * images], &from[2..]].concat());
+    let parts = tape.reshape(gradient, &grouped(outs, &to[2..]));
+    let turned = tape.transpose(&parts, &[&[1, 2, 0], spatial.as_slice()].concat());
+    let gradient = tape.reshape(&turned, &[&[to[1], images], &to[2..]].concat());
+    let attributes = [
+        Attr::Ints("strides", &window.dilations),
+        Attr::Ints("dilations", &window.strides),
+        Attr::Ints("pads", &window.pads()),
+        Attr::Int("group", *group),
+    ];
+    let all = tape.op("Conv", &[&picture, &gradient], &attributes);
+    // Rows that no window reached make it larger.
+    let zeros = vec![0; window.rank()];
+    let own = tape.slice(&all, &zeros, &window.kernel, &window.axes(), &vec![1; window.rank()]);
+    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
+    let turned = tape.transpose(&own, &order);
+    tape.reshape(&turned, shape)
+}
+
+fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
+    let Convolution { window, group, from, to } = convolution;
+    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
+    if window.is_point() && *group == 1 {
+        let turned = tape.transpose(kernel, &order);
+        return tape.op("Conv", &[gradient, &turned], &[]);
+    }
+    let fits = (0..window.rank()).all(|axis| {
+        let most = window.kernel[axis] - 1;
+        window.begins[axis] <= most && window.ends[axis] <= most
+    });
+    let one_each = convolution.is_depthwise() && convolution.outs() == 1;
+    if window.is_plain() && fits && (*group == 1 || one_each) {
+        // A convolution with the kernel turned round is faster than a transposed one.
+        let back = vec![-1; window.rank()];
+        let flipped = tape.slice(kernel, &back, &vec![i64::MIN; window.rank()], &window.axes(), &back);
+        let turned = if *group == 1 { tape.transpose(&flipped, &order) } else { flipped };
+        let pad = |pads: &[i64]| (0..window.rank()).map(|axis| window.kernel[axis] - 1 - pads[axis]).collect::<Vec<_>>();
+        let pads = [pad(&window.begins), pad(&window.ends)].concat();
+        return tape.op("Conv", &[gradient, &turned], &[Attr::Ints("pads", &pads), Attr::Int("group", *group)]);
+    }
+    let attributes = [
+        Attr::Ints("strides", &window.strides),
+        Attr::Ints("dilations", &window.dilations),
+        Attr::Ints("pads", &window.pads()),
+        Attr::Ints("output_padding", &window.rest(&from[2..], &to[2..])),
+        Attr::Int("group", *group),
+    ];
+    tape.op("ConvTranspose", &[gradient, kernel], &attributes)
+}

@@ -1,0 +1,96 @@
+//! BatchNormalization with frozen statistics, and LayerNormalization.
+
+use crate::fold::EPSILON;
+use crate::onnx::{float, int};
+use crate::proto::NodeProto;
+use crate::tape::{Attr, Refusal, Tape, unsupported};
+use crate::tensor::count;
+
+use super::{Outputs, Rule, from_front, input};
+
+pub(super) const RULES: &[(&str, Rule)] =
+    &[("BatchNormalization", batch_normalization), ("LayerNormalization", layer_normalization)];
+
+/// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`: mean and variance are numbers here, as small batches
+/// of one site would only spoil them.
+fn batch_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    if int(node, "training_mode").unwrap_or(0) != 0 {
+        return unsupported("it is in training mode: export the model for inference");
+    }
+    let (picture, gamma, beta) = (input(node, 0), input(node, 1), input(node, 2));
+    let from = tape.shape(picture)?;
+    let statistics = (tape.known().floats(input(node, 3)), tape.known().floats(input(node, 4)));
+    let (Some(mean), Some(variance)) = statistics else {
+        return unsupported("its statistics are not in the model");
+    };
+    let epsilon = float(node, "epsilon").unwrap_or(EPSILON);
+    let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (variance + epsilon).sqrt()).collect();
+    let mut column = vec![1; from.len()];
+    column[1] = from[1];
+    let axes: Vec<i64> = (0..from.len() as i64).filter(|axis| *axis != 1).collect();
+    let gradient = outputs.first.as_str();
+    let inverse = tape.floats(&column, &inverse);
+    if tape.needs(beta) {
+        let by_beta = tape.sum(gradient, &axes, false);
+        tape.add_gradient(beta, by_beta);
+    }
+    if tape.needs(gamma) {
+        let mean = tape.floats(&column, mean);
+        let centred = tape.op("Sub", &[picture, &mean], &[]);
+        let normal = tape.mul(&centred, &inverse);
+        let product = tape.mul(gradient, &normal);
+        let by_gamma = tape.sum(&product, &axes, false);
+        tape.add_gradient(gamma, by_gamma);
+    }
+    if tape.needs(picture) {
+        let gamma = tape.reshape(gamma, &column);
+        let scale = tape.mul(&gamma, &inverse);
+        let by_picture = tape.mul(gradient, &scale);
+        tape.add_gradient(picture, by_picture);
+    }
+    Ok(())
+}
+
+/// With `n = (x - mean) / deviation` and `d = dy · scale`: `dx = (d - mean(d) - n · mean(d · n)) / deviation`
+/// (Ba, Kiros & Hinton, arXiv 1607.06450; means over the normalized axes).
+fn layer_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (x, scale, bias) = (input(node, 0), input(node, 1), input(node, 2));
+    let from = tape.shape(x)?;
+    let axis = from_front(int(node, "axis").unwrap_or(-1), from.len());
+    let inner: Vec<i64> = (axis..from.len() as i64).collect();
+    let share = 1.0 / count(&from[axis as usize..]) as f32;
+    let gradient = outputs.first.as_str();
+    let mean_of = |tape: &mut Tape<'_>, name: &str| {
+        let sum = tape.sum(name, &inner, true);
+        tape.scale(&sum, share)
+    };
+    let mean = mean_of(tape, x);
+    let centred = tape.op("Sub", &[x, &mean], &[]);
+    let square = tape.mul(&centred, &centred);
+    let variance = mean_of(tape, &square);
+    let epsilon = tape.number(float(node, "epsilon").unwrap_or(EPSILON));
+    let variance = tape.op("Add", &[&variance, &epsilon], &[]);
+    let deviation = tape.op("Sqrt", &[&variance], &[]);
+    let normal = tape.op("Div", &[&centred, &deviation], &[]);
+    if tape.needs(bias) {
+        let by_bias = tape.unbroadcast(gradient, from, tape.shape(bias)?);
+        tape.add_gradient(bias, by_bias);
+    }
+    if tape.needs(scale) {
+        let product = tape.mul(gradient, &normal);
+        let by_scale = tape.unbroadcast(&product, from, tape.shape(scale)?);
+        tape.add_gradient(scale, by_scale);
+    }
+    if tape.needs(x) {
+        let scaled = tape.mul(gradient, scale);
+        let mean = mean_of(tape, &scaled);
+        let product = tape.mul(&scaled, &normal);
+        let along = mean_of(tape, &product);
+        let along = tape.mul(&normal, &along);
+        let rest = tape.op("Sub", &[&scaled, &mean], &[]);
+        let rest = tape.op("Sub", &[&rest, &along], &[]);
+        let by_x = tape.op("Div", &[&rest, &deviation], &[] as &[Attr<'_>]);
+        tape.add_gradient(x, by_x);
+    }
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! Operators that work value by value: arithmetic with broadcasting, and activations.
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use crate::onnx::{float, int, text};
+use crate::proto::NodeProto;
+use crate::rules::{Outputs, Rule, from_front, input};
+use crate::tape::{Attr, Refusal, Tape, unsupported};
+
+pub(super) const RULES: &[(&str, Rule)] = &[
+    ("Add", add),
+    ("Sub", sub),
+    ("Mul", mul),
+    ("Div", div),
+    ("Pow", pow),
+    ("Neg", neg),
+    ("Abs", abs),
+    ("Sqrt", sqrt),
+    ("Exp", exp),
+    ("Log", log),
+    ("Reciprocal", reciprocal),
+    ("Where", choose),
+    ("Relu", relu),
+    ("LeakyRelu", leaky_relu),
+    ("Clip", clip),
+    ("Sigmoid", sigmoid),
+    ("HardSigmoid", hard_sigmoid),
+    ("HardSwish", hard_swish),
+    ("Tanh", tanh),
+    ("Softplus", softplus),
+    ("Erf", erf),
+    ("Gelu", gelu),
+    ("Softmax", softmax),
+    ("LogSoftmax", log_softmax),
+];
+
+/// Adds the gradient of an input that may have been broadcast.
+fn give(tape: &mut Tape<'_>, node: &NodeProto, place: usize, gradient: &str) -> Result<(), Refusal> {
+    let name = input(node, place);
+    let (from, to) = (tape.shape(&node.output[0])?, tape.shape(name)?);
+    let own = tape.unbroadcast(gradient, from, to);
+    tape.add_gradient(name, own);
+    Ok(())
+}
+
+fn add(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    for place in 0..2 {
+        if tape.needs(input(node, place)) {
+            give(tape, node, place, &outputs.first)?;
+        }
+    }
+    Ok(())
+}
+
+fn sub(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    if tape.needs(input(node, 0)) {
+        give(tape, node, 0, &outputs.first)?;
+    }
+    if tape.needs(input(node, 1)) {
+        let negative = tape.op("Neg", &[&outputs.first], &[]);
+        give(tape, node, 1, &negative)?;
+    }
+    Ok(())
+}
+
+fn mul(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    for place in 0..2 {
+        if tape.needs(input(node, place)) {
+            let product = tape.mul(&outputs.first, input(node, 1 - place));
+            give(tape, node, place, &product)?;
+        }
+    }
+    Ok(())
+}
+
+fn div(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let by_first = tape.op("Div", &[&outputs.first, input(node, 1)], &[]);
+    if tape.needs(input(node, 0)) {
+        give(tape, node, 0, &by_first)?;
+    }
+    if tape.needs(input(node, 1)) {
+        // -dy · a / b² = -(dy / b) · y
+        let product = tape.mul(&by_first, &node.output[0]);
+        let negative = tape.op("Neg", &[&product], &[]);
+        give(tape, node, 1, &negative)?;
+    }
+    Ok(())
+}
+
+fn pow(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (base, exponent) = (input(node, 0), input(node, 1));
+    if tape.needs(exponent) || !tape.known().is_float(exponent) {
+        return unsupported("its exponent is trained, or no float");
+    }
+    let one = tape.number(1.0);
+    let less = tape.op("Sub", &[exponent, &one], &[]);
+    let power = tape.op("Pow", &[base, &less], &[]);
+    let slope = tape.mul(exponent, &power);
+    let product = tape.mul(&outputs.first, &slope);
+    give(tape, node, 0, &product)
+}
+
+/// Adds the gradient of the only input: that of the output times the slope.
+fn times(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, slope: &str) -> Result<(), Refusal> {
+    let gradient = tape.mul(&outputs.first, slope);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}
+
+fn neg(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let negative = tape.op("Neg", &[&outputs.first], &[]);
+    tape.add_gradient(input(node, 0), negative);
+    Ok(())
+}
+
+fn abs(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let slope = tape.op("Sign", &[input(node, 0)], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn sqrt(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let half = tape.scale(&outputs.first, 0.5);
+    let gradient = tape.op("Div", &[&half, &node.output[0]], &[]);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}
+
+fn exp(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    times(tape, node, outputs, &node.output[0])
+}
+
+fn log(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let gradient = tape.op("Div", &[&outputs.first, input(node, 0)], &[]);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}
+
+fn reciprocal(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let square = tape.mul(&node.output[0], &node.output[0]);
+    let slope = tape.op("Neg", &[&square], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn choose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let nothing = tape.number(0.0);
+    for place in 1..3 {
+        if tape.needs(input(node, place)) {
+            let taken = [outputs.first.as_str(), &nothing];
+            let (yes, no) = if place == 1 { (taken[0], taken[1]) } else { (taken[1], taken[0]) };
+            let chosen = tape.op("Where", &[input(node, 0), yes, no], &[]);
+            give(tape, node, place, &chosen)?;
+        }
+    }
+    Ok(())
+}
+
+fn relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let slope = tape.op("Sign", &[&node.output[0]], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn leaky_relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let less = tape.scale(&outputs.first, float(node, "alpha").unwrap_or(0.01));
+    let nothing = tape.number(0.0);
+    let positive = tape.op("Greater", &[input(node, 0), &nothing], &[]);
+    let gradient = tape.op("Where", &[&positive, &outputs.first, &less], &[]);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}
+
+/// Flows where the value was between the bounds.
+fn clip(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let clipped = node.output[0].as_str();
+    let bound = |place: usize| node.input.get(place).filter(|name| !name.is_empty());
+    let slope = match (bound(1), bound(2)) {
+        (Some(least), Some(most)) => {
+            let above = tape.op("Sub", &[clipped, least], &[]);
+            let below = tape.op("Sub", &[most, clipped], &[]);
+            let inside = tape.mul(&above, &below);
+            tape.op("Sign", &[&inside], &[])
+        }
+        (Some(least), None) => {
+            let above = tape.op("Sub", &[clipped, least], &[]);
+            tape.op("Sign", &[&above], &[])
+        }
+        (None, Some(most)) => {
+            let below = tape.op("Sub", &[most, clipped], &[]);
+            tape.op("Sign", &[&below], &[])
+        }
+        (None, None) => {
+            tape.add_gradient(input(node, 0), outputs.first.clone());
+            return Ok(());
+        }
+    };
+    times(tape, node, outputs, &slope)
+}
+
+/// `y (1 - y)` of a tensor.
+fn bell(tape: &mut Tape<'_>, y: &str) -> String {
+    let square = tape.mul(y, y);
+    tape.op("Sub", &[y, &square], &[])
+}
+
+fn sigmoid(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let slope = bell(tape, &node.output[0]);
+    times(tape, node, outputs, &slope)
+}
+
+fn hard_sigmoid(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let bell = bell(tape, &node.output[0]);
+    let inside = tape.op("Sign", &[&bell], &[]);
+    let slope = tape.scale(&inside, float(node, "alpha").unwrap_or(0.2));
+    times(tape, node, outputs, &slope)
+}
+
+/// `y = x · h(x)` with `h` a hard sigmoid of slope 1/6 (ONNX operators, HardSwish).
+fn hard_swish(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let x = input(node, 0);
+    let hard = tape.op("HardSigmoid", &[x], &[Attr::Float("alpha", 1.0 / 6.0), Attr::Float("beta", 0.5)]);
+    let bell = bell(tape, &hard);
+    let inside = tape.op("Sign", &[&bell], &[]);
+    let sixth = tape.scale(x, 1.0 / 6.0);
+    let rising = tape.mul(&inside, &sixth);
+    let slope = tape.op("Add", &[&hard, &rising], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn tanh(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let square = tape.mul(&node.output[0], &node.output[0]);
+    let one = tape.number(1.0);
+    let slope = tape.op("Sub", &[&one, &square], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn softplus(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let slope = tape.op("Sigmoid", &[input(node, 0)], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+/// `2/√π · exp(-x²)`.
+fn erf(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let x = input(node, 0);
+    let square = tape.mul(x, x);
+    let negative = tape.op("Neg", &[&square], &[]);
+    let bell = tape.op("Exp", &[&negative], &[]);
+    let slope = tape.scale(&bell, FRAC_2_SQRT_PI);
+    times(tape, node, outputs, &slope)
+}
+
+/// `Φ(x) + x φ(x)` of the normal distribution, or the derivative of the approximation by tanh.
+fn gelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let x = input(node, 0);
+    let square = tape.mul(x, x);
+    let one = tape.number(1.0);
+    let slope = match text(node, "approximate").as_deref() {
+        None | Some("none") => {
+            let scaled = tape.scale(x, FRAC_1_SQRT_2);
+            let erf = tape.op("Erf", &[&scaled], &[]);
+            let above = tape.op("Add", &[&erf, &one], &[]);
+            let share = tape.scale(&above, 0.5);
+            let half = tape.scale(&square, -0.5);
+            let bell = tape.op("Exp", &[&half], &[]);
+            let density = tape.scale(&bell, 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
+            let rising = tape.mul(x, &density);
+            tape.op("Add", &[&share, &rising], &[])
+        }
+        Some("tanh") => {
+            // y = x/2 (1 + t), t = tanh(k (x + c x³)): y' = (1 + t)/2 + x/2 (1 - t²) k (1 + 3 c x²).
+            let (k, c) = (FRAC_2_SQRT_PI * FRAC_1_SQRT_2, 0.044_715);
+            let cubic = tape.scale(&square, c);
+            let cubic = tape.op("Add", &[&cubic, &one], &[]);
+            let inner = tape.mul(x, &cubic);
+            let inner = tape.scale(&inner, k);
+            let t = tape.op("Tanh", &[&inner], &[]);
+            let above = tape.op("Add", &[&t, &one], &[]);
+            let share = tape.scale(&above, 0.5);
+            let square_t = tape.mul(&t, &t);
+            let falling = tape.op("Sub", &[&one, &square_t], &[]);
+            let steep = tape.scale(&square, 3.0 * c);
+            let steep = tape.op("Add", &[&steep, &one], &[]);
+            let steep = tape.mul(&falling, &steep);
+            let half = tape.scale(x, 0.5 * k);
+            let rising = tape.mul(&half, &steep);
+            tape.op("Add", &[&share, &rising], &[])
+        }
+        Some(other) => return unsupported(format!("approximation {other} is not known")),
+    };
+    times(tape, node, outputs, &slope)
+}
+
+/// `y (dy - Σ dy y)`.
+fn softmax(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let y = node.output[0].as_str();
+    let axis = from_front(int(node, "axis").unwrap_or(-1), tape.shape(y)?.len());
+    let product = tape.mul(&outputs.first, y);
+    let sum = tape.sum(&product, &[axis], true);
+    let own = tape.mul(y, &sum);
+    let gradient = tape.op("Sub", &[&product, &own], &[]);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}
+
+/// `dy - exp(y) Σ dy`.
+fn log_softmax(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let y = node.output[0].as_str();
+    let axis = from_front(int(node, "axis").unwrap_or(-1), tape.shape(y)?.len());
+    let sum = tape.sum(&outputs.first, &[axis], true);
+    let probability = tape.op("Exp", &[y], &[]);
+    let own = tape.mul(&probability, &sum);
+    let gradient = tape.op("Sub", &[&outputs.first, &own], &[]);
+    tape.add_gradient(input(node, 0), gradient);
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! MaxPool, AveragePool and their global kin.
+
+use crate::onnx::int;
+use crate::proto::NodeProto;
+use crate::tape::{Attr, Refusal, Tape, unsupported};
+use crate::tensor::count;
+
+use super::window::Window;
+use super::{Outputs, Rule, input};
+
+pub(super) const RULES: &[(&str, Rule)] =
+    &[("MaxPool", max_pool), ("AveragePool", average_pool), ("GlobalAveragePool", global_average_pool)];
+
+/// What a MaxPool's second output is called in a step; it says where each maximum came from.
+pub(crate) fn places_of(node: &NodeProto) -> String {
+    format!("{}/places", node.output.first().map(String::as_str).unwrap_or_default())
+}
+
+/// Each gradient goes to the place its maximum came from.
+fn max_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let picture = input(node, 0);
+    let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
+    if int(node, "storage_order").unwrap_or(0) != 0 {
+        return unsupported("it counts places column by column");
+    }
+    let window = Window::of_pooling(node, from, to)?;
+    let places = match node.output.get(1).filter(|name| !name.is_empty()) {
+        Some(places) => places.clone(),
+        None => places_of(node),
+    };
+    let size = tape.ints(&[count(from)]);
+    let nothing = tape.op("ConstantOfShape", &[&size], &[]);
+    let places = tape.reshape(&places, &[count(to)]);
+    let gradient = tape.reshape(&outputs.first, &[count(to)]);
+    // Where windows overlap a place may be the maximum of several.
+    let apart = window.dilations.iter().all(|step| *step == 1)
+        && window.kernel.iter().zip(&window.strides).all(|(size, stride)| size <= stride);
+    let how = Attr::Text("reduction", if apart { "none" } else { "add" });
+    let all = tape.op("ScatterElements", &[&nothing, &places, &gradient], &[Attr::Int("axis", 0), how]);
+    let own = tape.reshape(&all, from);
+    tape.add_gradient(picture, own);
+    Ok(())
+}
+
+/// Each gradient is shared equally by the pixels its window covered.
+fn average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let picture = input(node, 0);
+    let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
+    let mut window = Window::of_pooling(node, from, to)?;
+    let all = int(node, "count_include_pad").unwrap_or(0) != 0;
+    let coverage = window.coverage(&from[2..], &to[2..], all);
+    let shares: Vec<f32> = coverage.iter().map(|covered| 1.0 / covered.max(1.0)).collect();
+    let shares = match shares.iter().all(|share| *share == shares[0]) {
+        true => tape.number(shares[0]),
+        false => tape.floats(&[&[1, 1], &to[2..]].concat(), &shares),
+    };
+    let share = tape.mul(&outputs.first, &shares);
+    // Windows that stand out beyond the picture, because sizes were rounded up, stand out into padding.
+    let mut rest = window.rest(&from[2..], &to[2..]);
+    for (end, rest) in window.ends.iter_mut().zip(&mut rest).filter(|(_, rest)| **rest < 0) {
+        *end -= *rest;
+        *rest = 0;
+    }
+    let ones = vec![1.0; (from[1] * count(&window.kernel)) as usize];
+    let ones = tape.floats(&[&[from[1], 1], window.kernel.as_slice()].concat(), &ones);
+    let attributes = [
+        Attr::Ints("strides", &window.strides),
+        Attr::Ints("dilations", &window.dilations),
+        Attr::Ints("pads", &window.pads()),
+        Attr::Ints("output_padding", &rest),
+        Attr::Int("group", from[1]),
+    ];
+    let own = tape.op("ConvTranspose", &[&share, &ones], &attributes);
+    tape.add_gradient(picture, own);
+    Ok(())
+}
+
+fn global_average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let share = tape.scale(&outputs.first, 1.0 / count(&from[2..]) as f32);
+    let shape = tape.ints(from);
+    let own = tape.op("Expand", &[&share, &shape], &[]);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Resize, nearest and linear: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
+//! that of the ONNX operator's definition (onnx.ai, Resize).
+
+use crate::onnx::{int, text};
+use crate::proto::NodeProto;
+use crate::tape::{Refusal, Tape, unsupported};
+
+use super::{Outputs, Rule, input};
+
+pub(super) const RULES: &[(&str, Rule)] = &[("Resize", resize)];
+
+fn resize(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let picture = input(node, 0);
+    let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
+    if from.len() != 4 || from[..2] != to[..2] {
+        return unsupported("it changes something other than rows and columns");
+    }
+    if int(node, "antialias").unwrap_or(0) != 0 {
+        return unsupported("it smooths while it shrinks (antialias)");
+    }
+    let scales = tape.known().floats(input(node, 2)).filter(|scales| scales.len() == 4);
+    let along = |axis: usize| {
+        let scale = scales.map_or(to[axis] as f32 / from[axis] as f32, |scales| scales[axis]);
+        matrix(node, from[axis], to[axis], scale)
+    };
+    let (rows, columns) = (along(2)?, along(3)?);
+    let columns = tape.floats(&[to[3], from[3]], &columns);
+    let across = tape.op("MatMul", &[&outputs.first, &columns], &[]);
+    let rows = tape.floats(&[to[2], from[2]], &rows);
+    let rows = tape.transpose(&rows, &[1, 0]);
+    let own = tape.op("MatMul", &[&rows, &across], &[]);
+    tape.add_gradient(picture, own);
+    Ok(())
+}
+
+/// How much each pixel of an axis counts in each pixel of the resized one: `[to, from]`, last axis first.
+fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, Refusal> {
+    let mode = text(node, "coordinate_transformation_mode").unwrap_or_else(|| "half_pixel".into());
+    let place = |at: i64| -> Option<f64> {
+        let (at, scale) = (at as f64, f64::from(scale));
+        Some(match mode.as_str() {
+            "half_pixel" => (at + 0.5) / scale - 0.5,
+            "pytorch_half_pixel" if to == 1 => 0.0,
+            "pytorch_half_pixel" => (at + 0.5) / scale - 0.5,
+            "align_corners" if to == 1 => 0.0,
+            "align_corners" => at * (from - 1) as f64 / (to - 1) as f64,
+            "asymmetric" => at / scale,
+            _ => return None,
+        })
+    };
+    let last = (from - 1) as f64;
+    let mut matrix = vec![0.0; (from * to) as usize];
+    for (at, row) in matrix.chunks_exact_mut(from as usize).enumerate() {
+        let Some(place) = place(at as i64) else {
+            return unsupported(format!("its coordinates are {mode}"));
+        };
+        match text(node, "mode").as_deref() {
+            None | Some("nearest") => {
+                let nearest = match text(node, "nearest_mode").as_deref() {
+                    None | Some("round_prefer_floor") => (place - 0.5).ceil(),
+                    Some("round_prefer_ceil") => (place + 0.5).floor(),
+                    Some("floor") => place.floor(),
+                    Some("ceil") => place.ceil(),
+                    Some(other) => return unsupported(format!("its nearest_mode is {other}")),
+                };
+                row[nearest.clamp(0.0, last) as usize] = 1.0;
+            }
+            Some("linear") => {
+                let place = place.clamp(0.0, last);
+                let below = place.floor();
+                let share = (place - below) as f32;
+                row[below as usize] += 1.0 - share;
+                if share > 0.0 {
+                    row[(below + 1.0).min(last) as usize] += share;
+                }
+            }
+            Some(other) => return unsupported(format!("its mode is {other}")),
+        }
+    }
+    Ok(matrix)
+}

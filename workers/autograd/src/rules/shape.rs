@@ -1,0 +1,170 @@
+//! Operators that move values without changing them.
+
+use crate::onnx::{int, ints, text};
+use crate::proto::NodeProto;
+use crate::tape::{Attr, Refusal, Tape, unsupported};
+
+use super::{Outputs, Rule, from_front, input};
+
+pub(super) const RULES: &[(&str, Rule)] = &[
+    ("Identity", pass),
+    ("Dropout", pass),
+    ("Cast", pass),
+    ("Flatten", reshaped),
+    ("Reshape", reshaped),
+    ("Squeeze", reshaped),
+    ("Unsqueeze", reshaped),
+    ("Expand", expand),
+    ("Transpose", transpose),
+    ("Concat", concat),
+    ("Split", split),
+    ("Slice", slice),
+    ("Gather", gather),
+    ("Pad", pad),
+];
+
+fn pass(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    tape.add_gradient(input(node, 0), outputs.first.clone());
+    Ok(())
+}
+
+fn reshaped(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let own = tape.reshape(&outputs.first, tape.shape(input(node, 0))?);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+fn expand(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (from, to) = (tape.shape(&node.output[0])?, tape.shape(input(node, 0))?);
+    let own = tape.unbroadcast(&outputs.first, from, to);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+fn transpose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let rank = tape.shape(input(node, 0))?.len() as i64;
+    let order = ints(node, "perm").unwrap_or_else(|| (0..rank).rev().collect());
+    let back: Vec<i64> =
+        (0..rank).map(|axis| order.iter().position(|from| *from == axis).unwrap_or_default() as i64).collect();
+    let own = tape.transpose(&outputs.first, &back);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+fn concat(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let rank = tape.shape(&node.output[0])?.len();
+    let axis = from_front(int(node, "axis").unwrap_or(0), rank);
+    let mut start = 0;
+    for name in &node.input {
+        let end = start + tape.shape(name)?[axis as usize];
+        if tape.needs(name) {
+            let own = tape.slice(&outputs.first, &[start], &[end], &[axis], &[1]);
+            tape.add_gradient(name, own);
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+fn split(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let rank = tape.shape(input(node, 0))?.len();
+    let axis = from_front(int(node, "axis").unwrap_or(0), rank);
+    let mut parts = Vec::new();
+    for (place, name) in node.output.iter().enumerate() {
+        let gradient = if place == 0 { Some(&outputs.first) } else { outputs.others[place - 1].as_ref() };
+        parts.push(match gradient {
+            Some(gradient) => gradient.clone(),
+            None => tape.zeros(name)?,
+        });
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let own = tape.op("Concat", &parts, &[Attr::Int("axis", axis)]);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// Zeros around what was taken, and between its values where it was taken in steps.
+fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
+    let known = |place: usize| tape.known().ints(input(node, place));
+    let Some(starts) = known(1) else { return unsupported("where it starts is not known beforehand") };
+    let axes = match (input(node, 3).is_empty(), known(3)) {
+        (true, _) => (0..starts.len() as i64).collect(),
+        (false, Some(axes)) => axes.to_vec(),
+        (false, None) => return unsupported("its axes are not known beforehand"),
+    };
+    let steps = match (input(node, 4).is_empty(), known(4)) {
+        (true, _) => vec![1; starts.len()],
+        (false, Some(steps)) => steps.to_vec(),
+        (false, None) => return unsupported("its steps are not known beforehand"),
+    };
+    if steps.iter().any(|step| *step < 1) {
+        return unsupported("it goes backwards");
+    }
+    let mut shape = to.to_vec();
+    let mut gradient = outputs.first.clone();
+    let mut pads = vec![0; 2 * from.len()];
+    for ((start, axis), step) in starts.iter().zip(&axes).zip(&steps) {
+        let axis = from_front(*axis, from.len()) as usize;
+        let start = if *start < 0 { (start + from[axis]).max(0) } else { (*start).min(from[axis]) };
+        if *step > 1 {
+            // [.., n, ..] becomes [.., n, step, ..] with zeros behind each, and that [.., n · step, ..].
+            let (head, tail) = (&shape[..axis], &shape[axis + 1..]);
+            let apart = [head, &[shape[axis], 1], tail].concat();
+            let single = tape.reshape(&gradient, &apart);
+            let mut behind = vec![0; 2 * apart.len()];
+            behind[apart.len() + axis + 1] = step - 1;
+            let spread = tape.pad(&single, &behind);
+            shape = [head, &[shape[axis] * step], tail].concat();
+            gradient = tape.reshape(&spread, &shape);
+        }
+        pads[axis] = start;
+        // Less than 0 where the last zeros stand out.
+        pads[from.len() + axis] = from[axis] - start - shape[axis];
+    }
+    let own = tape.pad(&gradient, &pads);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// One place of an axis.
+fn gather(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let axis = from_front(int(node, "axis").unwrap_or(0), from.len()) as usize;
+    let at = match tape.known().ints(input(node, 1)) {
+        Some([at]) => from_front(*at, from[axis] as usize),
+        _ => return unsupported("it takes several places, or places not known beforehand"),
+    };
+    let mut shape = from.to_vec();
+    shape[axis] = 1;
+    let single = tape.reshape(&outputs.first, &shape);
+    let mut pads = vec![0; 2 * from.len()];
+    (pads[axis], pads[from.len() + axis]) = (at, from[axis] - at - 1);
+    let own = tape.pad(&single, &pads);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// What was added is taken away, and the other way round.
+fn pad(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    if !matches!(text(node, "mode").as_deref(), None | Some("constant")) {
+        return unsupported("it repeats pixels instead of adding a constant");
+    }
+    let rank = tape.shape(input(node, 0))?.len();
+    let Some(pads) = tape.known().ints(input(node, 1)) else { return unsupported("its pads are not known beforehand") };
+    let axes: Vec<i64> = match tape.known().ints(input(node, 3)) {
+        Some(axes) => axes.iter().map(|axis| from_front(*axis, rank)).collect(),
+        None => (0..rank as i64).collect(),
+    };
+    if pads.len() != 2 * axes.len() {
+        return unsupported("its pads do not fit its axes");
+    }
+    let mut back = vec![0; 2 * rank];
+    for (place, axis) in axes.iter().enumerate() {
+        back[*axis as usize] = -pads[place];
+        back[rank + *axis as usize] = -pads[axes.len() + place];
+    }
+    let own = tape.pad(&outputs.first, &back);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}

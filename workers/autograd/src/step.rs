@@ -1,0 +1,221 @@
+//! The training step of a model: read ─▶ prepare ─▶ probe ─▶ choose ─▶ differentiate.
+
+use std::collections::HashSet;
+
+use crate::error::AutogradError;
+use crate::fold;
+use crate::known::{self, Known};
+use crate::loss;
+use crate::onnx::{Onnx, declared, named};
+use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
+use crate::rules::{self, Outputs};
+use crate::tape::{Attr, Refusal, Tape};
+use crate::trainable::{self, Trainable};
+use crate::upgrade::{self, STEP_OPSET};
+
+/// Name of the step's input of targets, `[batch, classes]`.
+pub const TARGET: &str = "tributary/target";
+/// Name of the step's input that the loss is multiplied by, one number.
+pub const SCALE: &str = "tributary/scale";
+/// Name of the step's output of the loss, one number.
+pub const LOSS: &str = "tributary/loss";
+
+/// A weight that is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight {
+    /// Its name in the model, which is an input of the step.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Name of the step's output of its gradient.
+    pub gradient: String,
+}
+
+/// A training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The graph. Inputs: the images, [`TARGET`], [`SCALE`] and every weight; outputs: [`LOSS`], the scores and
+    /// every gradient.
+    pub graph: Onnx,
+    /// Name of the input of images.
+    pub images: String,
+    /// Shape of it, with the size of the batch.
+    pub images_shape: Vec<i64>,
+    /// Name of the output of scores, `[batch, classes]`, before any softmax.
+    pub scores: String,
+    /// Classes.
+    pub classes: usize,
+    /// The weights that are trained.
+    pub weights: Vec<Weight>,
+}
+
+/// A model made ready: of a version that steps can be written in, normalization folded, its softmax cut off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    pub(crate) onnx: Onnx,
+    /// The graph before it was rewritten, without the values of its weights: what people choose from.
+    pub(crate) plain: GraphProto,
+    pub(crate) scores: String,
+    images_shape: Vec<i64>,
+}
+
+impl Prepared {
+    /// Of a model, its output of scores, and the shape of a batch of images. Refuses what cannot be trained.
+    pub fn new(onnx: &Onnx, output: &str, images_shape: &[i64]) -> Result<Self, AutogradError> {
+        onnx.check()?;
+        let before_softmax = onnx.graph()?.node.iter().find(|node| {
+            node.op_type() == "Softmax" && node.output.first().is_some_and(|name| name == output)
+        });
+        let scores = before_softmax.and_then(|node| node.input.first()).map_or(output, String::as_str).to_owned();
+        let mut ready = onnx.cut(&scores)?;
+        let plain = without_values(ready.graph()?);
+        let opset = ready.opset();
+        let graph = ready.graph_mut()?;
+        if opset < STEP_OPSET {
+            upgrade::upgrade(graph);
+        }
+        fold::fold(graph);
+        if opset < STEP_OPSET {
+            ready.model.opset_import.retain(|opset| !matches!(opset.domain(), "" | "ai.onnx"));
+            let standard = OperatorSetIdProto { domain: Some(String::new()), version: Some(STEP_OPSET) };
+            ready.model.opset_import.push(standard);
+            ready.model.ir_version = Some(ready.model.ir_version().max(8));
+        }
+        Ok(Self { onnx: ready, plain, scores, images_shape: images_shape.to_vec() })
+    }
+
+    /// The model with every tensor as an output: to be run once, on anything.
+    pub fn probe(&self) -> Result<Onnx, AutogradError> {
+        known::probe(&self.onnx, &self.images_shape)
+    }
+
+    /// What is known before the probe was run.
+    pub fn known(&self) -> Result<Known, AutogradError> {
+        Known::new(&self.onnx, &self.images_shape)
+    }
+
+    /// The training step. `known`: with everything the probe gave.
+    pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<Step, AutogradError> {
+        let weights = trainable::choose(&self.plain, trainable)?;
+        self.step_of(known, &weights)
+    }
+
+    pub(crate) fn step_of(&self, known: &Known, weights: &[String]) -> Result<Step, AutogradError> {
+        let graph = self.onnx.graph()?;
+        let needed = trainable::needed(&graph.node, weights, known);
+        let shape = known.shape(&self.scores)?;
+        let [_, classes] = shape else {
+            let why = format!("the scores have shape {shape:?}, and [images, classes] is needed");
+            return Err(AutogradError::Tensor { tensor: self.scores.clone(), why });
+        };
+        let mut tape = Tape::new(known, &needed);
+        let by_scores = loss::write(&mut tape, &self.scores, TARGET, SCALE, LOSS);
+        tape.add_gradient(&self.scores, by_scores);
+        let refused = differentiate(&mut tape, &graph.node)?;
+        if !refused.is_empty() {
+            return Err(AutogradError::Unsupported {
+                unsupported: refused,
+                remedy: "train fewer layers (`head`, or `last N`), of which `model check` names the most".into(),
+            });
+        }
+        let weights = outputs(&mut tape, weights)?;
+        self.assemble(tape, &needed, weights, *classes)
+    }
+
+    fn assemble(
+        &self,
+        tape: Tape<'_>,
+        needed: &HashSet<String>,
+        weights: Vec<Weight>,
+        classes: i64,
+    ) -> Result<Step, AutogradError> {
+        let (images, batch) = (self.onnx.input()?.to_owned(), self.images_shape.first().copied().unwrap_or(1));
+        let mut step = self.onnx.clone();
+        let GraphProto { node, initializer, input, output, value_info, .. } = step.graph_mut()?;
+        node.iter_mut().for_each(|node| remember_places(node, needed));
+        node.extend(tape.nodes);
+        initializer.retain(|tensor| !weights.iter().any(|weight| weight.name == tensor.name()));
+        initializer.extend(tape.constants);
+        let with_shape = |name: &str, shape: &[i64]| declared(name, Some(shape));
+        *input = vec![
+            with_shape(&images, &self.images_shape),
+            with_shape(TARGET, &[batch, classes]),
+            with_shape(SCALE, &[]),
+        ];
+        input.extend(weights.iter().map(|weight| with_shape(&weight.name, &weight.shape)));
+        *output = vec![with_shape(LOSS, &[]), with_shape(&self.scores, &[batch, classes])];
+        output.extend(weights.iter().map(|weight| with_shape(&weight.gradient, &weight.shape)));
+        *value_info = Vec::<ValueInfoProto>::new();
+        Ok(Step {
+            graph: step,
+            images,
+            images_shape: self.images_shape.clone(),
+            scores: self.scores.clone(),
+            classes: usize::try_from(classes).unwrap_or_default(),
+            weights,
+        })
+    }
+}
+
+fn without_values(graph: &GraphProto) -> GraphProto {
+    let bare = |tensor: &TensorProto| TensorProto {
+        name: tensor.name.clone(),
+        dims: tensor.dims.clone(),
+        data_type: tensor.data_type,
+        ..TensorProto::default()
+    };
+    let initializer = graph.initializer.iter().map(bare).collect();
+    GraphProto { node: graph.node.clone(), initializer, ..GraphProto::default() }
+}
+
+/// Goes through the operators from the last to the first; those that have no rule, in words.
+fn differentiate(tape: &mut Tape<'_>, nodes: &[NodeProto]) -> Result<Vec<String>, AutogradError> {
+    let mut refused = Vec::new();
+    for node in nodes.iter().rev() {
+        let mut gradients = node.output.iter().map(|name| tape.gradient(name).map(str::to_owned));
+        let (first, others) = (gradients.next().flatten(), gradients.collect::<Vec<_>>());
+        if !node.input.iter().any(|name| tape.needs(name)) || (first.is_none() && others.iter().all(Option::is_none)) {
+            continue;
+        }
+        let first = match first {
+            Some(first) => first,
+            None => tape.zeros(&node.output[0])?,
+        };
+        let rule = rules::rule(node.op_type()).filter(|_| upgrade::is_standard(node));
+        let given = match rule {
+            Some(rule) => rule(tape, node, &Outputs { first, others }),
+            None => Err(Refusal::Unsupported("no rule".into())),
+        };
+        match given {
+            Ok(()) => {}
+            Err(Refusal::Unsupported(why)) => refused.push(format!("{} ({why})", named(node))),
+            Err(Refusal::Broken(error)) => return Err(error),
+        }
+    }
+    refused.reverse();
+    Ok(refused)
+}
+
+/// Gives every gradient the name and shape its output has.
+fn outputs(tape: &mut Tape<'_>, weights: &[String]) -> Result<Vec<Weight>, AutogradError> {
+    let mut outputs = Vec::new();
+    for name in weights {
+        let Some(gradient) = tape.gradient(name).map(str::to_owned) else {
+            let why = format!("the scores do not depend on {name}");
+            return Err(AutogradError::NothingTrainable { why });
+        };
+        let (shape, output) = (tape.shape(name)?.to_vec(), format!("gradient of {name}"));
+        let sizes = tape.ints(&shape);
+        tape.op_into("Reshape", &[&gradient, &sizes], &[] as &[Attr<'_>], &output);
+        outputs.push(Weight { name: name.clone(), shape, gradient: output });
+    }
+    Ok(outputs)
+}
+
+/// A MaxPool that is differentiated says where each maximum came from.
+fn remember_places(node: &mut NodeProto, needed: &HashSet<String>) {
+    let wanted = node.op_type() == "MaxPool" && node.input.first().is_some_and(|name| needed.contains(name));
+    if wanted && node.output.len() == 1 {
+        node.output.push(rules::places_of(node));
+    }
+}

@@ -1,0 +1,82 @@
+//! Tensors as ONNX files hold them: in and out.
+
+use crate::error::AutogradError;
+use crate::proto::TensorProto;
+use crate::proto::tensor_proto::DataType;
+
+/// The kinds of element that occur in what we write.
+pub(crate) const FLOAT: i32 = DataType::Float as i32;
+pub(crate) const INT64: i32 = DataType::Int64 as i32;
+
+/// Elements of a shape.
+pub fn count(shape: &[i64]) -> i64 {
+    shape.iter().product()
+}
+
+/// A tensor of floats in the order of its last axis first.
+pub(crate) fn floats(name: &str, shape: &[i64], values: &[f32]) -> TensorProto {
+    let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    TensorProto {
+        name: Some(name.into()),
+        dims: shape.to_vec(),
+        data_type: Some(FLOAT),
+        raw_data: Some(raw),
+        ..TensorProto::default()
+    }
+}
+
+/// A row of whole numbers; a scalar if `shape` is empty.
+pub(crate) fn ints(name: &str, shape: &[i64], values: &[i64]) -> TensorProto {
+    let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    TensorProto {
+        name: Some(name.into()),
+        dims: shape.to_vec(),
+        data_type: Some(INT64),
+        raw_data: Some(raw),
+        ..TensorProto::default()
+    }
+}
+
+/// The values of a tensor of 32-bit floats.
+pub(crate) fn read_floats(tensor: &TensorProto) -> Result<Vec<f32>, AutogradError> {
+    let wrong = |why: String| AutogradError::Tensor { tensor: tensor.name().into(), why };
+    if tensor.data_type() != FLOAT {
+        return Err(wrong(format!("it holds {}, and 32-bit floats are needed", kind_name(tensor.data_type()))));
+    }
+    let values = match &tensor.raw_data {
+        Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        None => tensor.float_data.clone(),
+    };
+    match values.len() as i64 == count(&tensor.dims) {
+        true => Ok(values),
+        false => Err(wrong(format!("it has {} values for shape {:?}", values.len(), tensor.dims))),
+    }
+}
+
+/// The values of a tensor of 64-bit whole numbers.
+pub(crate) fn read_ints(tensor: &TensorProto) -> Option<Vec<i64>> {
+    if tensor.data_type() != INT64 {
+        return None;
+    }
+    let values: Vec<i64> = match &tensor.raw_data {
+        Some(raw) => raw.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        None => tensor.int64_data.clone(),
+    };
+    (values.len() as i64 == count(&tensor.dims)).then_some(values)
+}
+
+/// What people call a kind of element.
+pub(crate) fn kind_name(kind: i32) -> &'static str {
+    match DataType::try_from(kind) {
+        Ok(DataType::Float) => "float32",
+        Ok(DataType::Float16) => "float16",
+        Ok(DataType::Bfloat16) => "bfloat16",
+        Ok(DataType::Double) => "float64",
+        Ok(DataType::Int8) => "int8",
+        Ok(DataType::Uint8) => "uint8",
+        Ok(DataType::Int32) => "int32",
+        Ok(DataType::Int64) => "int64",
+        Ok(DataType::Bool) => "bool",
+        _ => "another kind of element",
+    }
+}

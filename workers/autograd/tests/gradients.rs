@@ -1,0 +1,137 @@
+//! Gradients against references made by PyTorch in 64-bit floats (fixtures/gradients, fixtures/make_gradients.py),
+//! computed by the real runtime in 32-bit floats.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use autograd::known::Values;
+use autograd::step::{LOSS, Prepared, SCALE, TARGET};
+use autograd::{Known, Step, Trainable, onnx};
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use vision::graph::{Came, Given, Graph, Numbers};
+use vision::Onnx as Runtime;
+
+/// The largest difference to the reference that is allowed, as a share of the largest value of the gradient.
+const MOST_WRONG: f64 = 1e-4;
+
+fn cases() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients");
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    cases
+}
+
+/// A reference: shapes and values by name.
+struct Reference(BTreeMap<String, (Vec<i64>, Vec<f64>)>);
+
+impl Reference {
+    fn read(folder: &Path) -> Self {
+        let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let read = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+            let values = match view.dtype() {
+                Dtype::F32 => view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect(),
+                Dtype::F64 => view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, (view.shape().iter().map(|size| *size as i64).collect(), values))
+        };
+        Self(file.tensors().into_iter().map(read).collect())
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.0[name].1.iter().map(|value| *value as f32).collect()
+    }
+}
+
+/// Everything a probe shows.
+fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) -> Known {
+    let mut known = prepared.known().unwrap();
+    let probe = prepared.probe().unwrap();
+    let mut graph = Graph::open(runtime, "probe", &probe.encode(), 1).unwrap();
+    let given = [Given { name: probe.input().unwrap(), shape, values: images }];
+    let see = |came: Came<'_>| {
+        let values = match came.numbers {
+            Numbers::Floats(values) => Values::Floats(values.to_vec()),
+            Numbers::Ints(values) => Values::Ints(values.to_vec()),
+            Numbers::Other => Values::Other,
+        };
+        known.add(came.name, came.shape.to_vec(), values);
+    };
+    graph.run(&given, see).unwrap();
+    known
+}
+
+/// Runs a step; every output by name.
+fn run(runtime: &Runtime, step: &Step, model: &onnx::Onnx, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+    let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
+    let batch = step.images_shape[0];
+    let (images, target, scale) = (reference.floats("images"), reference.floats("target"), reference.floats("scale"));
+    let target_shape = [batch, step.classes as i64];
+    let mut given = vec![
+        Given { name: &step.images, shape: &step.images_shape, values: &images },
+        Given { name: TARGET, shape: &target_shape, values: &target },
+        Given { name: SCALE, shape: &[], values: &scale },
+    ];
+    let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| model.weight(&weight.name).unwrap()).collect();
+    for (weight, values) in step.weights.iter().zip(&weights) {
+        given.push(Given { name: &weight.name, shape: &weight.shape, values });
+    }
+    let mut came = BTreeMap::new();
+    graph
+        .run(&given, |output| {
+            let Numbers::Floats(values) = output.numbers else { panic!("{} is no float", output.name) };
+            came.insert(output.name.to_owned(), values.to_vec());
+        })
+        .unwrap();
+    came
+}
+
+fn worst(came: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(came.len(), expected.len());
+    let largest = expected.iter().fold(1e-12_f64, |largest, value| largest.max(value.abs()));
+    let differences = came.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs());
+    differences.fold(0.0, f64::max) / largest
+}
+
+#[test]
+fn every_gradient_is_that_of_the_reference() {
+    let runtime = Runtime::find_and_load(None).unwrap();
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let reference = Reference::read(&case);
+        let model = onnx::read(&case.join("model.onnx")).unwrap();
+        let shape = reference.0["images"].0.clone();
+        let prepared = Prepared::new(&model, "scores", &shape).unwrap();
+        let known = probe(&runtime, &prepared, &reference.floats("images"), &shape);
+        let step = match prepared.step(&known, &Trainable::All) {
+            Ok(step) => step,
+            Err(error) => {
+                wrong.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let came = run(&runtime, &step, &model, &reference);
+        let trained: Vec<&str> = step.weights.iter().map(|weight| weight.name.as_str()).collect();
+        let expected = reference.0.keys().filter_map(|key| key.strip_prefix("gradient of "));
+        let missing: Vec<&str> = expected.filter(|key| !trained.contains(key)).collect();
+        if !missing.is_empty() {
+            wrong.push(format!("{name}: nothing trains {missing:?}"));
+        }
+        let mut worst_of_case: f64 = 0.0;
+        for (output, values) in &came {
+            let key = if output == LOSS { "loss" } else { output.as_str() };
+            let error = worst(values, &reference.0[key].1);
+            worst_of_case = worst_of_case.max(error);
+            if error > MOST_WRONG {
+                wrong.push(format!("{name}: {key} is wrong by {error:.1e}"));
+            }
+        }
+        println!("{name}: {} gradients, worst {worst_of_case:.1e}", step.weights.len());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,99 @@
+//! Graph: any ONNX graph inside ONNX Runtime, with named tensors in and out. For what is no classifier: a
+//! training step, a model that shows everything it computes.
+//!
+//! Enters: the bytes of a graph, then tensors of floats by name. Leaves: every output, as it lies in the
+//! runtime's memory. Refuses: what the runtime refuses, in its words.
+
+use std::path::PathBuf;
+
+use ort::session::{Session as OrtSession, SessionInputValue};
+use ort::value::{DynValue, TensorRef};
+
+use crate::session::{Onnx, SessionError};
+
+/// A graph that can be run.
+pub struct Graph {
+    inner: OrtSession,
+    called: PathBuf,
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Graph").field("called", &self.called).finish_non_exhaustive()
+    }
+}
+
+/// A tensor that goes in.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Name of the input.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [i64],
+    /// Its values, last axis first.
+    pub values: &'a [f32],
+}
+
+/// A tensor that comes out.
+#[derive(Debug, Clone, Copy)]
+pub struct Came<'a> {
+    /// Name of the output.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [i64],
+    /// Its values, last axis first.
+    pub numbers: Numbers<'a>,
+}
+
+/// Values of a tensor.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// 32-bit floats.
+    Floats(&'a [f32]),
+    /// 64-bit whole numbers.
+    Ints(&'a [i64]),
+    /// Another kind.
+    Other,
+}
+
+impl Graph {
+    /// Loads a graph. `called`: what it is called in errors; `threads`: how many one run may use, at least 1.
+    pub fn open(onnx: &Onnx, called: &str, bytes: &[u8], threads: usize) -> Result<Graph, SessionError> {
+        let load = || -> Result<OrtSession, ort::Error> {
+            OrtSession::builder(onnx.environment())?
+                .with_intra_threads(threads.max(1))?
+                .with_inter_threads(1)?
+                .with_intra_op_spinning(false)?
+                .with_inter_op_spinning(false)?
+                .commit_from_memory(bytes)
+        };
+        let called = PathBuf::from(called);
+        match load() {
+            Ok(inner) => Ok(Graph { inner, called }),
+            Err(error) => Err(SessionError::GraphUnusable { graph: called, why: error.to_string() }),
+        }
+    }
+
+    /// Runs it, and shows every output to `see`, in the order of the graph.
+    pub fn run(&mut self, given: &[Given<'_>], mut see: impl FnMut(Came<'_>)) -> Result<(), SessionError> {
+        let called = &self.called;
+        let failed = |error: ort::Error| SessionError::RunFailed { graph: called.clone(), why: error.to_string() };
+        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(given.len());
+        for tensor in given {
+            let view = TensorRef::from_array_view((tensor.shape, tensor.values)).map_err(failed)?;
+            inputs.push((tensor.name, view.into()));
+        }
+        let outputs = self.inner.run(inputs).map_err(failed)?;
+        for (name, value) in &outputs {
+            let value: &DynValue = &value;
+            if let Ok((shape, floats)) = value.try_extract_tensor::<f32>() {
+                see(Came { name, shape, numbers: Numbers::Floats(floats) });
+            } else if let Ok((shape, ints)) = value.try_extract_tensor::<i64>() {
+                see(Came { name, shape, numbers: Numbers::Ints(ints) });
+            } else if let Some(shape) = value.dtype().tensor_shape() {
+                see(Came { name, shape, numbers: Numbers::Other });
+            }
+        }
+        Ok(())
+    }
+}
