@@ -15,6 +15,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "streams" | "vision" => &["schemas"],
         // The runtime only in its tests.
         "autograd" => &["vision"],
+        "trainer" => &["schemas", "vision", "autograd"],
         "runtime" => &["schemas", "streams"],
         "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],
         "courier" | "janitor" => &["schemas", "streams", "runtime"],
@@ -29,6 +30,8 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "courier",
             "verifier",
             "janitor",
+            "autograd",
+            "trainer",
         ],
         "tributary-tests" => &["schemas", "streams", "vision", "runtime"],
         other => panic!("{other} has no place in the layering: give it one here and in docs/ARCHITECTURE.md"),

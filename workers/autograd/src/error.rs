@@ -34,7 +34,9 @@ pub enum AutogradError {
         why: String,
     },
     /// The graph uses another set of operators than can be handled.
-    #[error("the model uses version {found} of the ONNX operators, and training takes {least} and later: export it anew")]
+    #[error(
+        "the model uses version {found} of the ONNX operators, and training takes {least} and later: export it anew"
+    )]
     Opset {
         /// The model's.
         found: i64,

@@ -1,6 +1,6 @@
 //! An ONNX model: read, write, look into, patch, cut, fingerprint.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use prost::Message;
@@ -24,6 +24,8 @@ pub const LEAST_OPSET: i64 = 13;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Onnx {
     pub(crate) model: ModelProto,
+    /// Files beside the model that its weights were in.
+    outside: BTreeSet<String>,
 }
 
 /// Reads a model, and the weights it keeps in files beside it.
@@ -69,6 +71,7 @@ pub fn read(path: &Path) -> Result<Onnx, AutogradError> {
         tensor.external_data.clear();
         tensor.data_location = None;
     }
+    onnx.outside = files.into_keys().collect();
     Ok(onnx)
 }
 
@@ -79,7 +82,7 @@ impl Onnx {
         if model.graph.as_ref().is_none_or(|graph| graph.output.is_empty()) {
             return Err(AutogradError::Missing { what: "graph with an output".into() });
         }
-        Ok(Self { model })
+        Ok(Self { model, outside: BTreeSet::new() })
     }
 
     /// The model as a file.
@@ -93,6 +96,11 @@ impl Onnx {
 
     pub(crate) fn graph_mut(&mut self) -> Result<&mut GraphProto, AutogradError> {
         graph_mut(&mut self.model)
+    }
+
+    /// Whether weights were in this file beside the model; they are inside now.
+    pub fn was_external(&self, file: &str) -> bool {
+        self.outside.contains(file)
     }
 
     /// Version of the standard operators.
@@ -190,8 +198,13 @@ impl Onnx {
         for node in &graph.node {
             let quantized = matches!(
                 node.op_type(),
-                "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear" | "QLinearConv" | "QLinearMatMul"
-                    | "ConvInteger" | "MatMulInteger"
+                "QuantizeLinear"
+                    | "DequantizeLinear"
+                    | "DynamicQuantizeLinear"
+                    | "QLinearConv"
+                    | "QLinearMatMul"
+                    | "ConvInteger"
+                    | "MatMulInteger"
             );
             if quantized {
                 return Err(AutogradError::Precision { kind: "int8", at: named(node) });
@@ -257,7 +270,10 @@ pub(crate) fn text(node: &NodeProto, name: &str) -> Option<String> {
 /// The declaration of an input or output of floats; an unknown shape if absent.
 pub(crate) fn declared(name: &str, shape: Option<&[i64]>) -> ValueInfoProto {
     let sizes = |shape: &[i64]| TensorShapeProto {
-        dim: shape.iter().map(|size| Dimension { value: Some(Size::DimValue(*size)), ..Dimension::default() }).collect(),
+        dim: shape
+            .iter()
+            .map(|size| Dimension { value: Some(Size::DimValue(*size)), ..Dimension::default() })
+            .collect(),
     };
     let kind = Kind::TensorType(TensorType { elem_type: Some(tensor::FLOAT), shape: shape.map(sizes) });
     let r#type = Some(TypeProto { value: Some(kind), ..TypeProto::default() });

@@ -49,6 +49,17 @@ pub struct Step {
     pub weights: Vec<Weight>,
 }
 
+impl Step {
+    /// The same graph without gradients: loss and scores, for measuring.
+    pub fn measuring(&self) -> Result<Onnx, AutogradError> {
+        let mut measuring = self.graph.cut(LOSS)?;
+        let shape = [self.images_shape.first().copied().unwrap_or(1), self.classes as i64];
+        let graph = measuring.graph_mut()?;
+        graph.output = vec![declared(LOSS, Some(&[])), declared(&self.scores, Some(&shape))];
+        Ok(measuring)
+    }
+}
+
 /// A model made ready: of a version that steps can be written in, normalization folded, its softmax cut off.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
@@ -63,9 +74,11 @@ impl Prepared {
     /// Of a model, its output of scores, and the shape of a batch of images. Refuses what cannot be trained.
     pub fn new(onnx: &Onnx, output: &str, images_shape: &[i64]) -> Result<Self, AutogradError> {
         onnx.check()?;
-        let before_softmax = onnx.graph()?.node.iter().find(|node| {
-            node.op_type() == "Softmax" && node.output.first().is_some_and(|name| name == output)
-        });
+        let before_softmax = onnx
+            .graph()?
+            .node
+            .iter()
+            .find(|node| node.op_type() == "Softmax" && node.output.first().is_some_and(|name| name == output));
         let scores = before_softmax.and_then(|node| node.input.first()).map_or(output, String::as_str).to_owned();
         let mut ready = onnx.cut(&scores)?;
         let plain = without_values(ready.graph()?);
@@ -82,6 +95,11 @@ impl Prepared {
             ready.model.ir_version = Some(ready.model.ir_version().max(8));
         }
         Ok(Self { onnx: ready, plain, scores, images_shape: images_shape.to_vec() })
+    }
+
+    /// Name of the output of scores: the model's own, or what goes into its softmax.
+    pub fn scores(&self) -> &str {
+        &self.scores
     }
 
     /// The model with every tensor as an output: to be run once, on anything.

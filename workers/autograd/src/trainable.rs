@@ -110,7 +110,11 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
         let why = match (trainable, all.is_empty()) {
             (_, true) => "the model has no weights that can be trained".to_owned(),
             (Trainable::Named(patterns), _) => {
-                format!("no weight is named {}; there are {some} and so on, {} in all", patterns.join(" or "), all.len())
+                format!(
+                    "no weight is named {}; there are {some} and so on, {} in all",
+                    patterns.join(" or "),
+                    all.len()
+                )
             }
             _ => "the last layers have no weights that can be trained".to_owned(),
         };

@@ -11,8 +11,8 @@ use autograd::step::{LOSS, Prepared, SCALE, TARGET};
 use autograd::{Known, Step, Trainable, onnx};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
-use vision::graph::{Came, Given, Graph, Numbers};
 use vision::Onnx as Runtime;
+use vision::graph::{Came, Given, Graph, Numbers};
 
 /// The largest difference to the reference that is allowed, as a share of the largest value of the gradient.
 const MOST_WRONG: f64 = 1e-4;

@@ -18,6 +18,7 @@ mod setup;
 mod site;
 mod status;
 mod tap;
+mod train;
 mod up;
 
 use std::path::PathBuf;
@@ -82,6 +83,7 @@ enum Command {
     Config(config::ConfigArgs),
     #[command(subcommand)]
     Model(model::ModelCommand),
+    Train(train::TrainArgs),
     Demo(demo::DemoArgs),
     Bench(bench_cmd::BenchArgs),
     /// Run a site's recognizer on an existing nats-server.
@@ -137,6 +139,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Policy(args) => policy::command(&loaded, &args).await,
         Command::HardCases(args) => hardcases::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
+        Command::Train(args) => train::command(settings, &args, shutdown()?).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
         Command::Bench(args) => bench_cmd::command(settings, &args, shutdown()?).await,
         Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
@@ -152,6 +155,7 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
     match command {
         Command::Up(args) => args.flags(),
         Command::Publish(args) => args.flags(),
+        Command::Train(args) => args.flags(),
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
         _ => Vec::new(),

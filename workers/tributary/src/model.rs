@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Error};
-use vision::{CheckError, ModelReport, Onnx};
+use autograd::report::Report;
+use serde_json::json;
+use trainer::TrainError;
+use vision::{CheckError, Model, ModelReport, Onnx};
 
 use crate::settings::Settings;
 use crate::{form, out};
@@ -43,20 +46,60 @@ pub struct CheckArgs {
 pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
     let ModelCommand::Check(CheckArgs { folder, image, json }) = command;
     let onnxruntime = settings.onnxruntime.clone();
-    let checking = move || -> anyhow::Result<ModelReport> {
+    type Checked = (ModelReport, Result<Report, TrainError>);
+    let checking = move || -> anyhow::Result<Checked> {
         let unreadable = |path: &PathBuf| format!("image {} cannot be read", path.display());
         let name = image.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let bytes = image.as_ref().map(|path| std::fs::read(path).with_context(|| unreadable(path))).transpose()?;
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        vision::check(&folder, &onnx, bytes.as_deref()).map_err(|error| match error {
+        let report = vision::check(&folder, &onnx, bytes.as_deref()).map_err(|error| match error {
             CheckError::Infer(error) if error.is_the_images_fault() => {
                 Error::new(error).context(format!("image {name}"))
             }
             error => error.into(),
-        })
+        })?;
+        let training =
+            Model::load(&folder).map_err(TrainError::from).and_then(|model| trainer::probe::report(&onnx, &model));
+        Ok((report, training))
     };
-    let report = tokio::task::spawn_blocking(checking).await??;
-    if json { out::json(&report) } else { out::line(text(&report)) }
+    let (report, training) = tokio::task::spawn_blocking(checking).await??;
+    if json {
+        let mut whole = serde_json::to_value(&report)?;
+        whole["training"] = match &training {
+            Ok(Report { layers, trainable_layers, weights, parameters, unsupported }) => json!({
+                "layers": layers,
+                "trainable_layers": trainable_layers,
+                "weights": weights,
+                "parameters": parameters,
+                "unsupported": unsupported,
+            }),
+            Err(error) => json!({ "refused": error.to_string() }),
+        };
+        return out::json(&whole);
+    }
+    out::line(text(&report))?;
+    out::line(trainable(&training))?;
+    out::line("This model is fit for use.")
+}
+
+/// How much of it can be trained.
+fn trainable(training: &Result<Report, TrainError>) -> String {
+    match training {
+        Err(error) => format!("training cannot be done: {error}"),
+        Ok(report) => {
+            let numbers = format!("{} numbers in {} weights", report.parameters, report.weights);
+            let in_the_way = report.unsupported.iter().map(|what| format!("\n         in the way: {what}"));
+            match report.unsupported.is_empty() {
+                true => format!("training all {} layers, {numbers}", report.layers),
+                false => format!(
+                    "training the last {} of {} layers, {numbers}{}",
+                    report.trainable_layers,
+                    report.layers,
+                    in_the_way.collect::<String>()
+                ),
+            }
+        }
+    }
 }
 
 fn text(report: &ModelReport) -> String {
@@ -83,6 +126,5 @@ fn text(report: &ModelReport) -> String {
         let heading = if place == 0 { "sees" } else { "" };
         format!("{heading:8} {:>7}  {}", form::percent(best.confidence_ratio), form::plain(&best.label))
     }));
-    lines.push("This model is fit for use.".into());
     lines.join("\n")
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
+use trainer::TrainSettings;
 use verifier::VerifierSettings;
 
 use crate::Common;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub courier: CourierSettings,
     /// Verifying.
     pub verifier: VerifierSettings,
+    /// Training.
+    pub trainer: TrainSettings,
     /// The archive.
     pub janitor: JanitorSettings,
     /// Everything on this machine.
@@ -54,6 +57,7 @@ impl Default for Settings {
             recognizer: RecognizerSettings::default(),
             courier: CourierSettings::default(),
             verifier: VerifierSettings::default(),
+            trainer: TrainSettings::default(),
             janitor: JanitorSettings::default(),
             up: UpSettings::default(),
         }
@@ -96,6 +100,7 @@ impl Settings {
             self.recognizer.check(),
             self.courier.check(),
             self.verifier.check(),
+            self.trainer.check(),
             self.janitor.check(),
             self.streams.check(),
         ];

@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
 
+pub mod augment;
 pub mod check;
 pub mod decode;
 mod external;

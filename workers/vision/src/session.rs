@@ -278,7 +278,7 @@ impl Session {
         }
         let graph = &self.graph;
         let failed = |why: String| SessionError::RunFailed { graph: graph.clone(), why };
-        let input = TensorRef::from_array_view((self.description.input_shape(images), batch))
+        let input = TensorRef::from_array_view((tensor::shape(&self.description.input, images), batch))
             .map_err(|error| failed(error.to_string()))?;
         let outputs = self
             .inner
@@ -312,22 +312,6 @@ fn wrong_classes(graph: &Path, classes: usize, numbers: usize, images: usize) ->
         graph: graph.to_owned(),
         why: format!("it gave {numbers} scores for {images} images and {classes} labels"),
         remedy: "write one label a class, in the order of the output".to_owned(),
-    }
-}
-
-/// The shape of a batch, in the description's order of axes.
-trait InputShape {
-    fn input_shape(&self, images: usize) -> [usize; 4];
-}
-
-impl InputShape for ModelDescription {
-    fn input_shape(&self, images: usize) -> [usize; 4] {
-        let (width, height) = (self.input.width_px as usize, self.input.height_px as usize);
-        let channels = self.input.channels.count();
-        match self.input.layout {
-            Layout::Nchw => [images, channels, height, width],
-            Layout::Nhwc => [images, height, width, channels],
-        }
     }
 }
 
@@ -394,7 +378,7 @@ impl Checks<'_> {
 
     fn input(&self, outlet: &Outlet, file: &str) -> Result<Option<usize>, SessionError> {
         let shape = self.float(outlet, "input")?;
-        let described = self.model.description.input_shape(1);
+        let described = tensor::shape(&self.model.description.input, 1);
         let shown = shown(shape);
         let layout = match self.model.description.input.layout {
             Layout::Nchw => "batch, channel, row, column",

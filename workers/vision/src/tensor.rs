@@ -51,6 +51,16 @@ pub fn len(input: &InputDescription) -> usize {
     input.width_px as usize * input.height_px as usize * input.channels.count()
 }
 
+/// The shape of so many images, in the order of axes that `input` describes.
+pub fn shape(input: &InputDescription, images: usize) -> [usize; 4] {
+    let (width, height) = (input.width_px as usize, input.height_px as usize);
+    let channels = input.channels.count();
+    match input.layout {
+        Layout::Nchw => [images, channels, height, width],
+        Layout::Nhwc => [images, height, width, channels],
+    }
+}
+
 /// Writes one image as `input` describes it; `out` holds exactly [`len`] numbers.
 pub fn write(
     pixels: &Pixels,

@@ -44,12 +44,7 @@ impl Convolution<'_> {
     }
 }
 
-fn geometry<'a>(
-    node: &NodeProto,
-    kernel: &[i64],
-    from: &'a [i64],
-    to: &'a [i64],
-) -> Result<Convolution<'a>, Refusal> {
+fn geometry<'a>(node: &NodeProto, kernel: &[i64], from: &'a [i64], to: &'a [i64]) -> Result<Convolution<'a>, Refusal> {
     if kernel.len() < 3 || from.len() != kernel.len() || to.len() != kernel.len() {
         return unsupported("its kernel and picture have different numbers of axes");
     }
@@ -112,7 +107,13 @@ fn by_bias(tape: &mut Tape<'_>, bias: &str, gradient: &str, rank: usize) {
 }
 
 /// The gradient by the kernel, of the kernel's `shape`.
-fn by_kernel(tape: &mut Tape<'_>, convolution: &Convolution<'_>, picture: &str, gradient: &str, shape: &[i64]) -> String {
+fn by_kernel(
+    tape: &mut Tape<'_>,
+    convolution: &Convolution<'_>,
+    picture: &str,
+    gradient: &str,
+    shape: &[i64],
+) -> String {
     if convolution.group == 1 {
         by_kernel_as_matrix(tape, convolution, picture, gradient, shape)
     } else if convolution.is_depthwise() && convolution.outs() == 1 {
@@ -229,7 +230,8 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         let back = vec![-1; window.rank()];
         let flipped = tape.slice(kernel, &back, &vec![i64::MIN; window.rank()], &window.axes(), &back);
         let turned = if *group == 1 { tape.transpose(&flipped, &order) } else { flipped };
-        let pad = |pads: &[i64]| (0..window.rank()).map(|axis| window.kernel[axis] - 1 - pads[axis]).collect::<Vec<_>>();
+        let pad =
+            |pads: &[i64]| (0..window.rank()).map(|axis| window.kernel[axis] - 1 - pads[axis]).collect::<Vec<_>>();
         let pads = [pad(&window.begins), pad(&window.ends)].concat();
         return tape.op("Conv", &[gradient, &turned], &[Attr::Ints("pads", &pads), Attr::Int("group", *group)]);
     }

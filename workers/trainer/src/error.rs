@@ -1,0 +1,110 @@
+//! Why nothing was trained.
+
+use std::path::PathBuf;
+
+use autograd::AutogradError;
+use vision::{ModelError, SessionError};
+
+/// Why nothing was trained. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The model's folder.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's graph.
+    #[error(transparent)]
+    Autograd(#[from] AutogradError),
+    /// The runtime.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A file cannot be read or written.
+    #[error("{} cannot be {verb}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// `read` or `written`.
+        verb: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is nothing to learn from.
+    #[error("folder {} {why}", folder.display())]
+    NoExamples {
+        /// Which.
+        folder: PathBuf,
+        /// What is wrong, and what would do.
+        why: String,
+    },
+    /// Labels that the model does not know.
+    #[error(
+        "{count} images have labels the model does not know ({}); add them to the model, or correct the index",
+        labels.join(", ")
+    )]
+    UnknownLabels {
+        /// Images.
+        count: usize,
+        /// Some of the labels.
+        labels: Vec<String>,
+    },
+    /// Only one class to learn from.
+    #[error("all {count} images are labelled {label:?}: a model that sees only one class forgets the others")]
+    SingleClass {
+        /// Images.
+        count: usize,
+        /// The label.
+        label: String,
+    },
+    /// Most pictures cannot be read.
+    #[error("{unreadable} of {count} images cannot be used, the first is {first}")]
+    Unreadable {
+        /// So many.
+        unreadable: usize,
+        /// Of so many.
+        count: usize,
+        /// Which, and why.
+        first: String,
+    },
+    /// The loss is no number any more.
+    #[error(
+        "the loss is not finite in epoch {epoch}: use a smaller learning rate (now {learning_rate}), or clip gradients (clip_norm)"
+    )]
+    Diverged {
+        /// From 1.
+        epoch: u32,
+        /// The setting.
+        learning_rate: f32,
+    },
+    /// The model gives probabilities, and not by a softmax at its end.
+    #[error(
+        "output {output:?} is probabilities, but not made by a Softmax at the end of the graph: export the model with logits"
+    )]
+    NoLogits {
+        /// The output.
+        output: String,
+    },
+    /// Something is where the new model should be.
+    #[error("{} is there already and not empty; name a folder that does not exist yet", folder.display())]
+    Taken {
+        /// Which.
+        folder: PathBuf,
+    },
+    /// Settings that make no sense.
+    #[error("setting {0}")]
+    Settings(String),
+    /// Told to stop.
+    #[error("stopped before it was done; nothing was written")]
+    Stopped,
+}
+
+impl TrainError {
+    pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        |source| TrainError::File { path, verb: "read", source }
+    }
+
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        |source| TrainError::File { path, verb: "written", source }
+    }
+}

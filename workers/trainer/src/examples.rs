@@ -1,0 +1,197 @@
+//! Which pictures there are, and what they show: a folder with an `index.csv`, or one folder a label.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::error::TrainError;
+
+/// What an example is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure by while learning.
+    HeldOut,
+    /// To measure by at the end; nothing is chosen by it.
+    Test,
+}
+
+/// One labelled picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it shows, a number in the model's list of labels.
+    pub class: usize,
+    /// What it is for.
+    pub split: Split,
+}
+
+/// Labelled pictures.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Examples {
+    /// In the order of the index, or of their paths.
+    pub all: Vec<Example>,
+}
+
+impl Examples {
+    /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, and `split`, in which
+    /// `val` is held out, `test` is for the end and everything else is to learn from. Without: each folder's name
+    /// is the label of the pictures in it. `held_out_ratio` of what is to learn from is held out where the index
+    /// names nothing, chosen by the path alone, so that it is the same in every run.
+    pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
+        let index = folder.join("index.csv");
+        let found = if index.is_file() { read_index(folder, &index)? } else { read_folders(folder)? };
+        let wrong = |why: &str| TrainError::NoExamples { folder: folder.into(), why: why.into() };
+        if found.is_empty() {
+            return Err(wrong(
+                "has no labelled images; it needs an index.csv (columns file, label, split), or a folder for each label",
+            ));
+        }
+        let places: BTreeMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
+        let unknown: Vec<&str> =
+            found.iter().map(|(_, label, _)| label.as_str()).filter(|label| !places.contains_key(label)).collect();
+        if !unknown.is_empty() {
+            let names: BTreeSet<&str> = unknown.iter().copied().collect();
+            let labels = names.into_iter().take(5).map(str::to_owned).collect();
+            return Err(TrainError::UnknownLabels { count: unknown.len(), labels });
+        }
+        let none_held_out = found.iter().all(|(_, _, split)| *split != Split::HeldOut);
+        let all: Vec<Example> = found
+            .into_iter()
+            .map(|(name, label, split)| {
+                let drawn = none_held_out && split == Split::Train && lot(&name) < held_out_ratio;
+                let split = if drawn { Split::HeldOut } else { split };
+                Example {
+                    path: folder.join(name),
+                    class: places.get(label.as_str()).copied().unwrap_or_default(),
+                    split,
+                }
+            })
+            .collect();
+        let examples = Self { all };
+        let classes: BTreeSet<usize> = examples.of(Split::Train).map(|example| example.class).collect();
+        match (classes.len(), examples.of(Split::HeldOut).count()) {
+            (0, _) => Err(wrong("has no images to learn from; all are of split val or test")),
+            (1, _) => Err(TrainError::SingleClass {
+                count: examples.of(Split::Train).count(),
+                label: classes.first().and_then(|class| labels.get(*class)).cloned().unwrap_or_default(),
+            }),
+            (_, 0) => Err(wrong("has too few images to hold some out; add images, or name some split val")),
+            _ => Ok(examples),
+        }
+    }
+
+    /// Those for one purpose.
+    pub fn of(&self, split: Split) -> impl Iterator<Item = &Example> {
+        self.all.iter().filter(move |example| example.split == split)
+    }
+}
+
+type Row = (String, String, Split);
+
+fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
+    let wrong =
+        |why: String| TrainError::NoExamples { folder: folder.into(), why: format!("has an index.csv that {why}") };
+    let mut reader = csv::Reader::from_path(index).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let heads = reader.headers().map_err(|error| wrong(format!("cannot be read: {error}")))?.clone();
+    let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
+    let file = column(&["file", "path"]).ok_or_else(|| wrong("has no column file or path".into()))?;
+    let label = column(&["label", "class_name"]).ok_or_else(|| wrong("has no column label or class_name".into()))?;
+    let split = column(&["split"]);
+    let mut rows = Vec::new();
+    for row in reader.records() {
+        let row = row.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
+        let split = match split.map(field).as_deref() {
+            Some("val") => Split::HeldOut,
+            Some("test") => Split::Test,
+            _ => Split::Train,
+        };
+        if field(label).is_empty() {
+            continue;
+        }
+        rows.push((field(file), field(label), split));
+    }
+    Ok(rows)
+}
+
+fn read_folders(folder: &Path) -> Result<Vec<Row>, TrainError> {
+    let names = |folder: &Path| -> Result<Vec<String>, TrainError> {
+        let entries = std::fs::read_dir(folder).map_err(TrainError::read(folder))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.map_err(TrainError::read(folder))?.file_name().to_string_lossy().into_owned());
+        }
+        names.retain(|name| !name.starts_with('.'));
+        names.sort_unstable();
+        Ok(names)
+    };
+    let mut rows = Vec::new();
+    for label in names(folder)? {
+        if folder.join(&label).is_dir() {
+            let files = names(&folder.join(&label))?;
+            rows.extend(files.into_iter().map(|file| (format!("{label}/{file}"), label.clone(), Split::Train)));
+        }
+    }
+    Ok(rows)
+}
+
+/// A number from 0 to below 1 that belongs to a name (FNV-1a, mixed once more).
+fn lot(name: &str) -> f64 {
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels() -> Vec<String> {
+        ["cat", "dog"].map(str::to_owned).to_vec()
+    }
+
+    fn folder(index: Option<&str>, files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"").unwrap();
+        }
+        index.into_iter().for_each(|index| std::fs::write(folder.path().join("index.csv"), index).unwrap());
+        folder
+    }
+
+    #[test]
+    fn an_index_says_what_is_for_what() {
+        let index = "path,class_name,split\na.png,cat,train\nb.png,dog,site\nc.png,cat,val\nd.png,dog,test\n";
+        let examples = Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap();
+        let splits: Vec<Split> = examples.all.iter().map(|example| example.split).collect();
+        assert_eq!(splits, [Split::Train, Split::Train, Split::HeldOut, Split::Test]);
+    }
+
+    #[test]
+    fn without_an_index_folders_are_labels_and_some_are_held_out() {
+        let files: Vec<String> = (0..100).flat_map(|at| [format!("cat/{at}.png"), format!("dog/{at}.png")]).collect();
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let examples = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
+        let held_out = examples.of(Split::HeldOut).count();
+        assert!((20..60).contains(&held_out), "{held_out} of 200");
+        let again = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
+        assert_eq!(again.of(Split::HeldOut).count(), held_out, "chosen by the path alone");
+    }
+
+    #[test]
+    fn what_cannot_be_learned_from_is_refused_by_name() {
+        let refused =
+            |index: &str| Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap_err().to_string();
+        assert!(refused("file,label\na.png,cow\nb.png,cat\n").contains("cow"));
+        assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("only one class"));
+        assert!(refused("file,label\n").contains("no labelled images"));
+        assert!(refused("file,kind\na.png,cat\n").contains("no column label"));
+        assert!(refused("file,label\na.png,\n").contains("no labelled images"), "unlabelled");
+    }
+}

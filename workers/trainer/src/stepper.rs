@@ -1,0 +1,99 @@
+//! Runs the training step: a batch and the weights in, the loss and the gradients out. And the same graph without
+//! gradients, to measure by.
+
+use autograd::Step;
+use autograd::loss::Targets;
+use autograd::step::{LOSS, SCALE, TARGET};
+use vision::graph::{Given, Numbers};
+use vision::{Graph, Onnx};
+
+use crate::error::TrainError;
+
+/// A training step in the runtime.
+pub struct Stepper {
+    step: Step,
+    learning: Graph,
+    measuring: Graph,
+}
+
+/// What a run gave.
+#[derive(Debug, Clone, Default)]
+pub struct Gave {
+    /// The loss.
+    pub loss: f32,
+    /// Images times classes.
+    pub scores: Vec<f32>,
+}
+
+impl Stepper {
+    /// Loads it. `threads`: of one step.
+    pub fn open(runtime: &Onnx, step: Step, threads: u16) -> Result<Self, TrainError> {
+        let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
+        let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
+        Ok(Self { step, learning, measuring })
+    }
+
+    /// The step.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// Loss and gradients of a batch; gradients are written into the places of their weights.
+    pub fn learn(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[Vec<f32>],
+        gradients: &mut [Vec<f32>],
+    ) -> Result<f32, TrainError> {
+        let mut loss = f32::NAN;
+        let Self { step, learning, .. } = self;
+        run(step, learning, images, targets, weights, |name, values| {
+            if name == LOSS {
+                loss = values.first().copied().unwrap_or(f32::NAN);
+            } else if let Some(place) = step.weights.iter().position(|weight| weight.gradient == name) {
+                gradients[place].clear();
+                gradients[place].extend_from_slice(values);
+            }
+        })?;
+        Ok(loss)
+    }
+
+    /// Loss and scores of a batch.
+    pub fn measure(&mut self, images: &[f32], targets: &Targets, weights: &[Vec<f32>]) -> Result<Gave, TrainError> {
+        let mut gave = Gave::default();
+        let Self { step, measuring, .. } = self;
+        run(step, measuring, images, targets, weights, |name, values| {
+            if name == LOSS {
+                gave.loss = values.first().copied().unwrap_or(f32::NAN);
+            } else {
+                gave.scores = values.to_vec();
+            }
+        })?;
+        Ok(gave)
+    }
+}
+
+fn run(
+    step: &Step,
+    graph: &mut Graph,
+    images: &[f32],
+    targets: &Targets,
+    weights: &[Vec<f32>],
+    mut see: impl FnMut(&str, &[f32]),
+) -> Result<(), TrainError> {
+    let (scale, classes) = ([targets.scale], step.classes as i64);
+    let shape = [step.images_shape.first().copied().unwrap_or(1), classes];
+    let mut given = Vec::with_capacity(3 + weights.len());
+    given.push(Given { name: &step.images, shape: &step.images_shape, values: images });
+    given.push(Given { name: TARGET, shape: &shape, values: &targets.values });
+    given.push(Given { name: SCALE, shape: &[], values: &scale });
+    let own = step.weights.iter().zip(weights);
+    given.extend(own.map(|(weight, values)| Given { name: &weight.name, shape: &weight.shape, values }));
+    graph.run(&given, |came| {
+        if let Numbers::Floats(values) = came.numbers {
+            see(came.name, values);
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! `tributary train`: a better model from a folder of labelled images.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use runtime::Shutdown;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use trainer::{Epoch, Examples, Measured, Trained};
+use vision::{Model, Onnx};
+
+use crate::settings::Settings;
+use crate::{form, out};
+
+const EXAMPLES: &str = "\
+The model is any ONNX classifier that `tributary model check` calls fit for training; no Python is needed. The
+folder holds an index.csv (columns file or path, label or class_name, and split), or a folder for each label.
+Images of split val are held out to measure by, images of split test are only measured at the end; without a
+split a tenth is held out. Settings are those of [trainer] in tributary.toml.
+
+Examples:
+  tributary train --model fixtures/models/fashion-light --data fixtures/images/fashion --out ./better
+  tributary train --model ./model --data ./photos --out ./better --trainable head --epochs 20
+  tributary train --model ./model --data ./photos --out ./better --set trainer.augment.mirror=true \\
+      --set trainer.optimizer.kind=adam --learning-rate 0.001";
+
+/// Train a model on a folder of labelled images and write a new model folder.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TrainArgs {
+    /// Folder of the model to start from; it is not changed.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Folder of labelled images.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Folder for the new model; must not exist, or be empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Which weights: all, head, `last N` (layers), or patterns of names with commas between them.
+    #[arg(long, value_name = "WHICH")]
+    trainable: Option<String>,
+    /// How often every image is seen.
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// Images in a step.
+    #[arg(long, value_name = "N")]
+    batch: Option<u16>,
+    /// Step length at the highest.
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f32>,
+    /// Threads of one step; one a core if absent.
+    #[arg(long, value_name = "N")]
+    threads: Option<u16>,
+    /// Write the new model even if it is worse on the images held out.
+    #[arg(long)]
+    anyway: bool,
+    /// Print what was measured as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl TrainArgs {
+    /// Settings that its flags stand for.
+    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.map_or(json!(cores), |threads| json!(threads));
+        let given = [
+            ("trainer.trainable", self.trainable.as_ref().map(|value| json!(value))),
+            ("trainer.epochs", self.epochs.map(|value| json!(value))),
+            ("trainer.batch", self.batch.map(|value| json!(value))),
+            ("trainer.optimizer.learning_rate", self.learning_rate.map(|value| json!(value))),
+            ("trainer.threads", Some(threads)),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
+}
+
+/// Trains.
+pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let watching = tokio::spawn(async move {
+        shutdown.wanted().await;
+        told.cancel();
+    });
+    let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
+    let (folder, data, new) = (args.model.clone(), args.data.clone(), args.out.clone());
+    let bar = progress(train.epochs);
+    let shown = bar.clone();
+    let anyway = args.anyway;
+    let work = move || -> anyhow::Result<(Trained, Option<Model>)> {
+        trainer::folder::check(&new)?;
+        let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let model = Model::load(&folder)?;
+        let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
+        let trained = trainer::train(&runtime, &model, &examples, &train, &stop, |epoch| shown.over(epoch))?;
+        let worse = worse(&trained).filter(|_| !anyway);
+        if worse.is_some() {
+            return Ok((trained, None));
+        }
+        let written = trainer::folder::write(&model, &trained.onnx, &trained.weights, &new)?;
+        Ok((trained, Some(written)))
+    };
+    let (trained, written) = tokio::task::spawn_blocking(work).await.context("training broke off")??;
+    watching.abort();
+    bar.bar.finish_and_clear();
+    if args.json {
+        let test = trained.test.map(|(before, after)| json!({ "before": before, "after": after }));
+        out::json(&json!({
+            "epochs": trained.epochs,
+            "test": test,
+            "parameters": trained.parameters,
+            "unreadable": trained.unreadable,
+            "written": written.as_ref().map(|_| args.out.display().to_string()),
+            "release": written.as_ref().map(|model| model.release.to_string()),
+        }))?;
+    } else {
+        out::line(text(&trained, written.as_ref()))?;
+    }
+    match worse(&trained).filter(|_| written.is_none()) {
+        Some(why) => anyhow::bail!("{why}; nothing was written (--anyway writes it all the same)"),
+        None => Ok(()),
+    }
+}
+
+/// Why the new model should not be used, if so.
+fn worse(trained: &Trained) -> Option<String> {
+    let (before, after) = (trained.epochs.first()?.held_out, trained.epochs.last()?.held_out);
+    (!after.loss.is_finite() || after.loss > before.loss).then(|| {
+        format!("the new model is worse on the images held out: loss {:.3} instead of {:.3}", after.loss, before.loss)
+    })
+}
+
+/// Says what happens on standard error: a line an epoch.
+#[derive(Clone)]
+struct Progress {
+    bar: ProgressBar,
+    epochs: u32,
+}
+
+fn progress(epochs: u32) -> Progress {
+    let bar = ProgressBar::new(epochs.into());
+    let style = ProgressStyle::with_template("{bar:30} epoch {pos}/{len}, {eta} left").ok();
+    style.into_iter().for_each(|style| bar.set_style(style));
+    Progress { bar, epochs }
+}
+
+impl Progress {
+    fn over(&self, epoch: &Epoch) {
+        let line = match epoch.learned_loss {
+            None => format!("before: {}", measured(&epoch.held_out)),
+            Some(loss) => format!(
+                "epoch {}/{}: loss {loss:.3}; {}; {:.1} s",
+                epoch.number,
+                self.epochs,
+                measured(&epoch.held_out),
+                epoch.took.as_secs_f64()
+            ),
+        };
+        self.bar.set_position(epoch.number.into());
+        if self.bar.is_hidden() { out::note(line) } else { self.bar.println(line) }
+    }
+}
+
+fn measured(measured: &Measured) -> String {
+    let right = form::percent(measured.accuracy_ratio as f32);
+    format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
+}
+
+fn text(trained: &Trained, written: Option<&Model>) -> String {
+    let mut lines = vec![format!("trained  {} numbers in {} weights", trained.parameters, trained.weights.len())];
+    if let (Some(before), Some(after)) = (trained.epochs.first(), trained.epochs.last()) {
+        let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+        lines.push(format!(
+            "held out {} right before, {} after, of {} images",
+            right(&before.held_out),
+            right(&after.held_out),
+            after.held_out.images
+        ));
+        if let Some((before, after)) = &trained.test {
+            lines.push(format!(
+                "test     {} right before, {} after, of {} images",
+                right(before),
+                right(after),
+                after.images
+            ));
+        }
+    }
+    if trained.unreadable > 0 {
+        lines.push(format!("passed over {} times a picture that cannot be used (-v says which)", trained.unreadable));
+    }
+    if let Some(model) = written {
+        lines.push(format!("written  {}, release {}", model.folder.display(), model.release));
+        lines.push("The gate's temperature and thresholds are those of the old model.".into());
+    }
+    lines.join("\n")
+}
