@@ -279,3 +279,73 @@ pub(crate) fn declared(name: &str, shape: Option<&[i64]>) -> ValueInfoProto {
     let r#type = Some(TypeProto { value: Some(kind), ..TypeProto::default() });
     ValueInfoProto { name: Some(name.into()), r#type, ..ValueInfoProto::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::StringStringEntryProto;
+
+    fn model() -> Onnx {
+        read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx")).unwrap()
+    }
+
+    fn first_weight(model: &Onnx) -> String {
+        model.graph().unwrap().initializer[0].name().to_owned()
+    }
+
+    #[test]
+    fn what_is_read_is_written_as_it_was() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx");
+        assert_eq!(model().encode(), std::fs::read(path).unwrap());
+        assert!(matches!(Onnx::decode(b"no model"), Err(AutogradError::NotOnnx(_))));
+        assert!(matches!(Onnx::decode(b""), Err(AutogradError::Missing { .. })));
+    }
+
+    #[test]
+    fn other_weights_are_another_model_of_the_same_fingerprint() {
+        let (model, name) = (model(), first_weight(&model()));
+        let mut other = model.clone();
+        let values: Vec<f32> = model.weight(&name).unwrap().iter().map(|value| value + 1.0).collect();
+        other.patch(&[(name.clone(), values.clone())].into()).unwrap();
+        assert_eq!(other.weight(&name).unwrap(), values);
+        assert_ne!(other.encode(), model.encode());
+        assert_eq!(other.fingerprint().unwrap(), model.fingerprint().unwrap());
+        assert_ne!(
+            other.cut(&model.graph().unwrap().node[0].output[0]).unwrap().fingerprint().unwrap(),
+            model.fingerprint().unwrap()
+        );
+        let short = other.patch(&[(name, vec![1.0])].into()).unwrap_err();
+        assert!(short.to_string().contains("got 1 values"), "{short}");
+        assert!(matches!(other.patch(&[("none".into(), vec![])].into()), Err(AutogradError::Unknown { .. })));
+    }
+
+    #[test]
+    fn weights_in_files_beside_the_model_are_read_or_missed_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        let mut outside = model();
+        let name = first_weight(&outside);
+        let values = outside.weight(&name).unwrap();
+        let write = |outside: &mut Onnx, location: &str, offset: &str| {
+            let entry =
+                |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+            let tensor = &mut outside.graph_mut().unwrap().initializer[0];
+            tensor.raw_data = None;
+            tensor.external_data = vec![entry("location", location), entry("offset", offset)];
+            tensor.data_location = Some(DataLocation::External as i32);
+            std::fs::write(&path, outside.encode()).unwrap();
+        };
+        write(&mut outside, "weights.bin", "8");
+        let missing = read(&path).unwrap_err().to_string();
+        assert!(missing.contains("weights.bin"), "{missing}");
+        let raw: Vec<u8> = [0; 8].into_iter().chain(values.iter().flat_map(|value| value.to_le_bytes())).collect();
+        std::fs::write(folder.path().join("weights.bin"), &raw).unwrap();
+        let whole = read(&path).unwrap();
+        assert_eq!(whole.weight(&name).unwrap(), values);
+        assert!(whole.was_external("weights.bin"));
+        write(&mut outside, "weights.bin", "999999999");
+        assert!(read(&path).unwrap_err().to_string().contains("shorter"));
+        write(&mut outside, "../weights.bin", "8");
+        assert!(read(&path).unwrap_err().to_string().contains("beside the model"));
+    }
+}

@@ -43,3 +43,91 @@ pub fn report(prepared: &Prepared, known: &Known) -> Result<Report, AutogradErro
     let parameters = weights.iter().map(|weight| crate::tensor::count(&weight.shape) as u64).sum();
     Ok(Report { layers, trainable_layers: least, weights: weights.len(), parameters, unsupported })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use vision::graph::{Given, Graph, Numbers};
+
+    use super::*;
+    use crate::known::Values;
+    use crate::onnx::{self, Onnx};
+    use crate::proto::tensor_proto::DataType;
+
+    fn small_cnn() -> Onnx {
+        onnx::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx"))
+            .unwrap()
+    }
+
+    fn known(prepared: &Prepared) -> Known {
+        let mut known = prepared.known().unwrap();
+        let probe = prepared.probe().unwrap().encode();
+        let mut graph = Graph::open(&vision::Onnx::find_and_load(None).unwrap(), "probe", &probe, 1).unwrap();
+        let images = [Given { name: "images", shape: &[2, 3, 16, 16], values: &[0.0; 2 * 3 * 256] }];
+        graph
+            .run(&images, |came| {
+                let values = match came.numbers {
+                    Numbers::Floats(values) => Values::Floats(values.to_vec()),
+                    Numbers::Ints(values) => Values::Ints(values.to_vec()),
+                    Numbers::Other => Values::Other,
+                };
+                known.add(came.name, came.shape.to_vec(), values);
+            })
+            .unwrap();
+        known
+    }
+
+    #[test]
+    fn an_operator_without_a_rule_is_named_with_the_most_that_works() {
+        let prepared = Prepared::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
+        let known = known(&prepared);
+        let whole = report(&prepared, &known).unwrap();
+        assert_eq!((whole.layers, whole.trainable_layers, whole.weights, whole.parameters), (4, 4, 8, 4273));
+        // The second activation gets an operator that nobody differentiates.
+        let mut odd = prepared.clone();
+        let nodes = &mut odd.onnx.graph_mut().unwrap().node;
+        let relus = nodes.iter_mut().filter(|node| node.op_type() == "Relu");
+        relus.take(2).last().unwrap().op_type = Some("Ceil".into());
+        let partial = report(&odd, &known).unwrap();
+        assert_eq!((partial.layers, partial.trainable_layers, partial.weights), (4, 2, 4));
+        assert!(partial.unsupported.len() == 1 && partial.unsupported[0].starts_with("Ceil"), "{partial:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_trained_is_refused_with_the_reason() {
+        let refused = |change: fn(&mut Onnx)| {
+            let mut model = small_cnn();
+            change(&mut model);
+            Prepared::new(&model, "scores", &[2, 3, 16, 16]).unwrap_err()
+        };
+        let half = refused(|model| {
+            model.graph_mut().unwrap().initializer[0].data_type = Some(DataType::Float16 as i32);
+        });
+        assert!(half.to_string().contains("float16") && half.name() == "model_precision", "{half}");
+        let quantized = refused(|model| {
+            model.graph_mut().unwrap().node[0].op_type = Some("QLinearConv".into());
+        });
+        assert!(quantized.to_string().contains("int8"), "{quantized}");
+        let old = refused(|model| model.model.opset_import[0].version = Some(11));
+        assert!(old.to_string().contains("version 11"), "{old}");
+        let gone = Prepared::new(&small_cnn(), "nothing", &[2, 3, 16, 16]).unwrap_err();
+        assert!(gone.to_string().contains("nothing"), "{gone}");
+    }
+
+    #[test]
+    fn trainable_weights_are_chosen_as_asked_for() {
+        let prepared = Prepared::new(&small_cnn(), "scores", &[2, 3, 16, 16]).unwrap();
+        let chosen = |text: &str| trainable::choose(&prepared.plain, &text.parse().unwrap());
+        assert_eq!(chosen("all").unwrap().len(), 8);
+        assert_eq!(chosen("head").unwrap().len(), 2);
+        assert_eq!(chosen("last 2").unwrap().len(), 4);
+        assert_eq!(chosen("last 99").unwrap().len(), 8);
+        let first = chosen("all").unwrap()[0].clone();
+        assert_eq!(chosen(&first).unwrap(), std::slice::from_ref(&first));
+        assert!(chosen("*.bias").unwrap().iter().all(|name| name.ends_with(".bias")));
+        let error = chosen("classifier.*").unwrap_err().to_string();
+        assert!(error.contains("classifier.*") && error.contains(&first), "{error}");
+        assert!("last x".parse::<Trainable>().is_err() && "".parse::<Trainable>().is_err());
+    }
+}

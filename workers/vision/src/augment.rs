@@ -44,7 +44,7 @@ pub fn changed(pixels: &Pixels, change: &Change) -> Pixels {
             rgb.extend(color.map(|value| (value * bright).round().clamp(0.0, 255.0) as u8));
         }
     }
-    Pixels { rgb, ..pixels.clone() }
+    Pixels { width_px: pixels.width_px, height_px: pixels.height_px, rgb }
 }
 
 /// The color between pixels, bilinear.
@@ -69,7 +69,7 @@ mod tests {
 
     fn picture(values: &[u8], width: u32) -> Pixels {
         let rgb = values.iter().flat_map(|value| [*value; 3]).collect();
-        Pixels { width_px: width, height_px: values.len() as u32 / width, rgb, ..Pixels::default() }
+        Pixels { width_px: width, height_px: values.len() as u32 / width, rgb }
     }
 
     fn first_channel(pixels: &Pixels) -> Vec<u8> {

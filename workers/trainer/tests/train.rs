@@ -1,0 +1,145 @@
+//! Training the project's own model on the project's own pictures, with the real runtime.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use autograd::onnx;
+use tokio_util::sync::CancellationToken;
+use trainer::{Examples, Split, TrainError, TrainSettings, Trained, folder, train};
+use vision::{Model, Onnx, Session, tensor};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn light() -> Model {
+    Model::load(&fixtures().join("models/fashion-light")).unwrap()
+}
+
+/// The light model with weights that know nothing: spread as He et al. advise (arXiv 1502.01852), the same each time.
+fn ignorant(into: &Path) -> Model {
+    let model = light();
+    let graph = onnx::read(&model.graph).unwrap();
+    let prepared = trainer::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let step = prepared.prepared.step(&prepared.known, &autograd::Trainable::All).unwrap();
+    let mut state = 7_u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    let fresh = |weight: &autograd::step::Weight| {
+        let count: i64 = weight.shape.iter().product();
+        // As many values go into a number as all axes but the largest of the two first have; biases begin at 0.
+        let fan_in: i64 = if weight.shape.len() > 1 { count / weight.shape[0] } else { 0 };
+        let reach = if fan_in > 0 { (6.0 / fan_in as f32).sqrt() } else { 0.0 };
+        (weight.name.clone(), (0..count).map(|_| draw() * reach).collect())
+    };
+    let weights: BTreeMap<String, Vec<f32>> = step.weights.iter().map(fresh).collect();
+    folder::write(&model, &graph, &weights, into).unwrap()
+}
+
+fn settings() -> TrainSettings {
+    let mut settings = TrainSettings { epochs: 6, ..TrainSettings::default() };
+    settings.optimizer.learning_rate = 0.05;
+    settings
+}
+
+fn trained(model: &Model, settings: &TrainSettings) -> Result<Trained, TrainError> {
+    let data = fixtures().join("images/fashion");
+    let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
+    examples.all.retain(|example| example.split != Split::Test);
+    train(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, &CancellationToken::new(), |_| {})
+}
+
+#[test]
+fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
+    let place = tempfile::tempdir().unwrap();
+    let model = ignorant(&place.path().join("start"));
+    let first = trained(&model, &settings()).unwrap();
+    let (before, after) = (first.epochs.first().unwrap().held_out, first.epochs.last().unwrap().held_out);
+    assert!(before.accuracy_ratio < 0.3, "{before:?}");
+    assert!(after.accuracy_ratio > 0.7, "{after:?}");
+    let again = trained(&model, &settings()).unwrap();
+    assert_eq!(first.weights, again.weights, "the same seed");
+    let other = trained(&model, &TrainSettings { seed: 2, ..settings() }).unwrap();
+    assert_ne!(first.weights, other.weights, "another seed");
+}
+
+#[test]
+fn the_new_folder_says_what_the_trained_weights_say() {
+    let place = tempfile::tempdir().unwrap();
+    let model = ignorant(&place.path().join("start"));
+    let result = trained(&model, &TrainSettings { epochs: 2, ..settings() }).unwrap();
+    let new = folder::write(&model, &result.onnx, &result.weights, &place.path().join("new")).unwrap();
+    assert_ne!(new.release, model.release);
+    // The new folder in an ordinary session, and the step's graph with the weights as inputs.
+    let runtime = Onnx::find_and_load(None).unwrap();
+    let input = &model.description.input;
+    let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
+    let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
+    let ready = trainer::probe::ready(&runtime, &model, 1).unwrap();
+    let step = ready.prepared.step(&ready.known, &autograd::Trainable::All).unwrap();
+    let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].clone()).collect();
+    let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());
+    let mut stepper = trainer::stepper::Stepper::open(&runtime, step, 1).unwrap();
+    let expected = stepper.measure(&picture, &targets, &weights).unwrap().scores;
+    let worst = said.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4, "{said:?} and {expected:?}");
+    let taken = folder::write(&model, &result.onnx, &result.weights, &new.folder).unwrap_err();
+    assert!(matches!(taken, TrainError::Taken { .. }), "{taken}");
+}
+
+#[test]
+fn only_the_weights_asked_for_change() {
+    let result = trained(&light(), &TrainSettings { trainable: "head".into(), epochs: 1, ..settings() }).unwrap();
+    assert_eq!(result.weights.len(), 2);
+    assert_eq!(result.parameters, 330, "a matrix of 32 by 10 and 10 biases");
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_training_by_name() {
+    let mut wild = settings();
+    wild.optimizer.learning_rate = 1e12;
+    let error = trained(&light(), &wild).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
+    assert!(error.to_string().contains("learning rate"), "{error}");
+}
+
+#[test]
+fn broken_pictures_among_good_ones_are_passed_over_and_told() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, from) = (light(), fixtures().join("images/fashion"));
+    let examples = Examples::read(&from, &model.labels, 0.1).unwrap();
+    let mut index = String::from("file,label,split\n");
+    for (at, example) in examples.of(Split::Train).enumerate().filter(|(at, _)| at % 9 == 0) {
+        let bytes = std::fs::read(&example.path).unwrap();
+        let kept = if at % 45 == 0 { &bytes[..20] } else { &bytes[..] };
+        std::fs::write(place.path().join(format!("{at}.png")), kept).unwrap();
+        let split = if at % 2 == 0 { "train" } else { "val" };
+        index.push_str(&format!("{at}.png,{},{split}\n", model.labels[example.class]));
+    }
+    std::fs::write(place.path().join("index.csv"), index).unwrap();
+    let runtime = Onnx::find_and_load(None).unwrap();
+    let some = Examples::read(place.path(), &model.labels, 0.1).unwrap();
+    let one = TrainSettings { epochs: 1, ..settings() };
+    let result = train(&runtime, &model, &some, &one, &CancellationToken::new(), |_| {}).unwrap();
+    assert!(result.unreadable > 0);
+    for example in &some.all {
+        std::fs::write(&example.path, b"no picture").unwrap();
+    }
+    let error = train(&runtime, &model, &some, &one, &CancellationToken::new(), |_| {}).unwrap_err();
+    assert!(matches!(error, TrainError::Unreadable { .. }), "{error}");
+}
+
+#[test]
+fn it_stops_when_told_to() {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let model = light();
+    let examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
+    let runtime = Onnx::find_and_load(None).unwrap();
+    let stopped = train(&runtime, &model, &examples, &settings(), &stop, |_| {}).unwrap_err();
+    assert!(matches!(stopped, TrainError::Stopped));
+}
