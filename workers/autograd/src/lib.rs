@@ -14,6 +14,7 @@
 
 mod proto;
 
+pub mod build;
 pub mod fold;
 pub mod known;
 pub mod loss;

@@ -82,7 +82,11 @@ impl Onnx {
         if model.graph.as_ref().is_none_or(|graph| graph.output.is_empty()) {
             return Err(AutogradError::Missing { what: "graph with an output".into() });
         }
-        Ok(Self { model, outside: BTreeSet::new() })
+        Ok(Self::of(model))
+    }
+
+    pub(crate) fn of(model: ModelProto) -> Self {
+        Self { model, outside: BTreeSet::new() }
     }
 
     /// The model as a file.

@@ -42,6 +42,12 @@ pub enum BenchError {
     /// The bare loop failed on a picture.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// A step of training failed.
+    #[error(transparent)]
+    Train(#[from] trainer::TrainError),
+    /// A graph cannot be trained.
+    #[error(transparent)]
+    Autograd(#[from] autograd::AutogradError),
     /// The server does not run.
     #[error(transparent)]
     Server(#[from] ServerError),

@@ -26,6 +26,7 @@ pub mod report;
 pub mod shape;
 pub mod site;
 pub mod stats;
+pub mod train;
 pub mod window;
 pub mod worker;
 pub mod workload;

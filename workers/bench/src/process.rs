@@ -18,6 +18,12 @@ pub fn peak_bytes(process: u32) -> Option<u64> {
     field_bytes(&status, "VmHWM:")
 }
 
+/// Lets the count of this process's most memory begin anew, where the kernel can.
+pub fn forget_peak() {
+    // Without it the figure is that of the whole run.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 fn ticks(stat: &str) -> Option<u32> {
     // The second field is the name in parentheses and may hold blanks and parentheses.
     let (_, rest) = stat.rsplit_once(')')?;

@@ -36,11 +36,18 @@ pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainEr
     if output.kind == schemas::model::OutputKind::Probabilities && prepared.scores() == output.name {
         return Err(TrainError::NoLogits { output: output.name.clone() });
     }
+    let known = known(runtime, &prepared, &shape)?;
+    Ok(Ready { onnx, prepared, known })
+}
+
+/// Runs the probe of a model made ready for batches of this shape.
+pub fn known(runtime: &Onnx, prepared: &Prepared, shape: &[i64]) -> Result<Known, TrainError> {
     let mut known = prepared.known()?;
     let probe = prepared.probe()?;
-    let mut graph = Graph::open(runtime, &model.graph.display().to_string(), &probe.encode(), 1)?;
-    let nothing = vec![0.0; vision::tensor::len(input) * usize::from(batch)];
-    let given = [Given { name: &input.name, shape: &shape, values: &nothing }];
+    let mut graph = Graph::open(runtime, "probe", &probe.encode(), 1)?;
+    let count: i64 = shape.iter().product();
+    let nothing = vec![0.0; usize::try_from(count).unwrap_or_default()];
+    let given = [Given { name: probe.input()?, shape, values: &nothing }];
     graph.run(&given, |came: Came<'_>| {
         let values = match came.numbers {
             Numbers::Floats(values) => Values::Floats(values.to_vec()),
@@ -49,5 +56,5 @@ pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainEr
         };
         known.add(came.name, came.shape.to_vec(), values);
     })?;
-    Ok(Ready { onnx, prepared, known })
+    Ok(known)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{policy, recognize};
+use bench::{policy, recognize, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -25,6 +25,17 @@ enum Which {
     /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
     /// third of an hour.
     Policy(PolicyArgs),
+    /// Training steps of three networks against the forward pass alone, and against PyTorch where it is installed.
+    Train(TrainBenchArgs),
+}
+
+#[derive(clap::Args)]
+struct TrainBenchArgs {
+    /// The Python that has PyTorch; python3 if absent.
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -101,6 +112,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
     let common = match &args.which {
         Which::Recognize(args) => &args.common,
         Which::Policy(args) => &args.common,
+        Which::Train(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -108,6 +120,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
     }
     let (report, charts) = match &args.which {
         Which::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
+        Which::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, None),
         Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
     };
     if let Some(path) = &common.json {
@@ -117,6 +130,10 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         out::note(format_args!("picture: {}", path.display()));
     }
     out::line(report.text())
+}
+
+fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
+    train::Options { quick: args.common.quick, python: args.python.clone(), onnxruntime: settings.onnxruntime.clone() }
 }
 
 fn recognize_options(settings: &Settings, args: &RecognizeArgs) -> recognize::Options {

@@ -1,0 +1,53 @@
+//! Writes classifiers from nothing: what measurements and tests are made with.
+
+use crate::onnx::{Onnx, declared};
+use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
+use crate::tape::Attr;
+use crate::tensor;
+use crate::upgrade::STEP_OPSET;
+
+/// A classifier that is being written.
+#[derive(Debug, Default)]
+pub struct Builder {
+    graph: GraphProto,
+}
+
+impl Builder {
+    /// With an input of images of this shape.
+    pub fn new(images: &str, shape: &[i64]) -> Self {
+        let graph = GraphProto {
+            name: Some("built".into()),
+            input: vec![declared(images, Some(shape))],
+            ..GraphProto::default()
+        };
+        Self { graph }
+    }
+
+    /// Writes a weight.
+    pub fn weight(&mut self, name: &str, shape: &[i64], values: &[f32]) {
+        self.graph.initializer.push(tensor::floats(name, shape, values));
+    }
+
+    /// Writes an operator with one output.
+    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Attr<'_>]) {
+        self.graph.node.push(NodeProto {
+            op_type: Some(op.into()),
+            name: Some(output.into()),
+            input: inputs.iter().map(|input| (*input).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            attribute: attributes.iter().map(AttributeProto::from).collect(),
+            ..NodeProto::default()
+        });
+    }
+
+    /// The finished classifier.
+    pub fn finish(mut self, scores: &str, shape: &[i64]) -> Onnx {
+        self.graph.output.push(declared(scores, Some(shape)));
+        Onnx::of(ModelProto {
+            ir_version: Some(8),
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(STEP_OPSET) }],
+            graph: Some(self.graph),
+            ..ModelProto::default()
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
+//! step on one thread, in turns.
+
+mod net;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use autograd::Trainable;
+use autograd::loss::{Smoothing, cross_entropy};
+use autograd::step::Prepared;
+use nix::time::{ClockId, clock_gettime};
+use runtime::Shutdown;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use trainer::optimizer::Optimizer;
+use trainer::settings::OptimizerSettings;
+use trainer::stepper::Stepper;
+use vision::graph::Given;
+use vision::{Graph, Onnx};
+
+use crate::error::BenchError;
+use crate::process;
+use crate::report::{Figure, Goal, Machine, Report, Table};
+use crate::stats::median;
+
+use net::{Net, Noise};
+
+const PEER: &str = include_str!("train/peer.py");
+
+/// What an operator may choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// One round of few steps.
+    pub quick: bool,
+    /// The program that has PyTorch; `python3` if absent.
+    pub python: Option<PathBuf>,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// How much is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Part {
+    All,
+    LastThird,
+    Head,
+}
+
+impl Part {
+    const EVERY: [Part; 3] = [Part::All, Part::LastThird, Part::Head];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Part::All => "all",
+            Part::LastThird => "last third",
+            Part::Head => "head",
+        }
+    }
+
+    fn last(self, net: &Net) -> usize {
+        match self {
+            Part::All => net.matrices(),
+            Part::LastThird => net.matrices().div_ceil(3),
+            Part::Head => 1,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Run {
+    net: &'static str,
+    part: Part,
+    round: usize,
+    /// Processor milliseconds of the forward pass alone.
+    forward_ms: f64,
+    /// Of one step, optimizer included.
+    step_ms: f64,
+    /// Most memory of the process during it, bytes, everything that it holds included.
+    peak_bytes: Option<u64>,
+    /// PyTorch's step.
+    peer_step_ms: Option<f64>,
+    /// PyTorch's forward pass.
+    peer_forward_ms: Option<f64>,
+}
+
+/// Measures; takes some minutes, or half a minute if `quick`.
+pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+    let options = options.clone();
+    tokio::select! {
+        report = tokio::task::spawn_blocking(move || measure(&options)) => report?,
+        () = shutdown.wanted() => Err(BenchError::Stopped),
+    }
+}
+
+fn measure(options: &Options) -> Result<Report, BenchError> {
+    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+    let mut peer = Peer::start(options.python.clone().unwrap_or("python3".into()));
+    let rounds = if options.quick { 1 } else { 5 };
+    let nets = [Net::small(), Net::mobilenetv2(), Net::resnet18()];
+    let (mut runs, mut version) = (Vec::new(), None);
+    for round in 0..rounds {
+        for net in &nets {
+            for part in Part::EVERY {
+                eprintln!("bench: round {} of {rounds}, {}, {}", round + 1, net.name, part.as_str());
+                let steps = match (options.quick, net.name) {
+                    (true, "small") => 20,
+                    (true, _) => 2,
+                    (false, "small") => 100,
+                    (false, _) => 6,
+                };
+                let mut run = ours(&runtime, net, part, round, steps)?;
+                if let Some(said) = peer.as_mut().and_then(|peer| peer.ask(net, part.last(net), steps)) {
+                    (run.peer_step_ms, run.peer_forward_ms) = (Some(said.step_ms), Some(said.forward_ms));
+                    version = Some(said.version);
+                }
+                runs.push(run);
+            }
+        }
+    }
+    Ok(report(&runs, &nets, version, options.quick))
+}
+
+/// Steps and forward passes of one network, in one process and on one thread.
+fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Result<Run, BenchError> {
+    let (onnx, shape) = (net.onnx(), net.shape());
+    let prepared = Prepared::new(&onnx, "scores", &shape)?;
+    let known = trainer::probe::known(runtime, &prepared, &shape)?;
+    let step = prepared.step(&known, &Trainable::Last(part.last(net)))?;
+    let mut weights: Vec<Vec<f32>> =
+        step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
+    let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
+    let settings = OptimizerSettings { learning_rate: 1e-4, ..OptimizerSettings::default() };
+    let mut optimizer = Optimizer::new(&settings, &weights);
+    let mut noise = Noise(3);
+    let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| noise.next()).collect();
+    let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
+    let targets = cross_entropy(&labels, net.classes(), &Smoothing::default());
+
+    let mut forward = Graph::open(runtime, net.name, &onnx.encode(), 1)?;
+    let given = [Given { name: "images", shape: &shape, values: &images }];
+    let forward_ms = spent(steps, || Ok(forward.run(&given, |_| {})?))?;
+    drop(forward);
+    process::forget_peak();
+    let mut stepper = Stepper::open(runtime, step, 1)?;
+    let step_ms = spent(steps, || {
+        stepper.learn(&images, &targets, &weights, &mut gradients)?;
+        optimizer.step(&mut weights, &mut gradients, &start, 1.0);
+        Ok(())
+    })?;
+    let peak_bytes = process::peak_bytes(std::process::id());
+    let (peer_step_ms, peer_forward_ms) = (None, None);
+    Ok(Run { net: net.name, part, round, forward_ms, step_ms, peak_bytes, peer_step_ms, peer_forward_ms })
+}
+
+/// Processor milliseconds of this process for each of so many turns, after two that warm up.
+fn spent(turns: usize, mut turn: impl FnMut() -> Result<(), BenchError>) -> Result<f64, BenchError> {
+    for _ in 0..2 {
+        turn()?;
+    }
+    let begun = processor_ms();
+    for _ in 0..turns {
+        turn()?;
+    }
+    Ok((processor_ms() - begun) / turns as f64)
+}
+
+fn processor_ms() -> f64 {
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .map_or(0.0, |now| now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6);
+    now
+}
+
+/// PyTorch, in a process of its own.
+struct Peer {
+    process: Child,
+    asks: ChildStdin,
+    says: BufReader<ChildStdout>,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    step_ms: f64,
+    forward_ms: f64,
+    version: String,
+}
+
+impl Peer {
+    /// `None` without PyTorch.
+    fn start(python: PathBuf) -> Option<Self> {
+        let has = Command::new(&python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
+        if !has.is_ok_and(|status| status.success()) {
+            eprintln!("bench: {} has no PyTorch, so it is not compared with", python.display());
+            return None;
+        }
+        let mut command = Command::new(&python);
+        command.args(["-c", PEER]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().ok()?;
+        let (asks, says) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));
+        Some(Self { process, asks, says })
+    }
+
+    fn ask(&mut self, net: &Net, last: usize, steps: usize) -> Option<Said> {
+        writeln!(self.asks, "{}", json!({ "net": net, "last": last, "steps": steps })).ok()?;
+        let mut line = String::new();
+        self.says.read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn report(runs: &[Run], nets: &[Net], version: Option<String>, quick: bool) -> Report {
+    let middle = |net: &str, part: Part, value: &dyn Fn(&Run) -> Option<f64>| {
+        let own = runs.iter().filter(|run| run.net == net && run.part == part);
+        let values: Vec<f64> = own.filter_map(value).collect();
+        (!values.is_empty()).then(|| median(&values))
+    };
+    let shown = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
+    let mut lines = Vec::new();
+    for net in nets {
+        for part in Part::EVERY {
+            let value = |value: &dyn Fn(&Run) -> Option<f64>| middle(net.name, part, value);
+            lines.push(vec![
+                format!("{}, {}", net.name, part.as_str()),
+                shown(value(&|run| Some(run.forward_ms)), 1),
+                shown(value(&|run| Some(run.step_ms)), 1),
+                shown(value(&|run| Some(run.step_ms / run.forward_ms)), 2),
+                shown(value(&|run| run.peer_forward_ms), 1),
+                shown(value(&|run| run.peer_step_ms), 1),
+                shown(value(&|run| Some(run.step_ms / run.peer_step_ms?)), 2),
+                shown(value(&|run| Some(run.peak_bytes? as f64 / 1e6)), 0),
+            ]);
+        }
+    }
+    let columns = vec![
+        "network, trained",
+        "forward ms",
+        "step ms",
+        "over forward",
+        "PyTorch forward",
+        "step",
+        "over PyTorch",
+        "MB",
+    ];
+    let over = |net: &str, value: &dyn Fn(&Run) -> Option<f64>| middle(net, Part::All, value);
+    let forward = |name, title, net| Figure {
+        name,
+        title,
+        value: over(net, &|run| Some(run.step_ms / run.forward_ms)),
+        unit: "",
+        goal: None,
+    };
+    let peer = |name, title, net, most| Figure {
+        name,
+        title,
+        value: over(net, &|run| Some(run.step_ms / run.peer_step_ms?)),
+        unit: "",
+        goal: Some(Goal::AtMost(most)),
+    };
+    let mut headline = vec![
+        forward("step_over_forward_small", "small: a step over the forward pass alone (about 3 is the limit)", "small"),
+        forward("step_over_forward_mobilenetv2", "mobilenetv2: the same", "mobilenetv2"),
+        forward("step_over_forward_resnet18", "resnet18: the same", "resnet18"),
+    ];
+    if version.is_some() {
+        headline.push(peer("step_over_pytorch_small", "small: a step over PyTorch's", "small", 1.0));
+        headline.push(peer("step_over_pytorch_mobilenetv2", "mobilenetv2: the same", "mobilenetv2", 1.25));
+        headline.push(peer("step_over_pytorch_resnet18", "resnet18: the same", "resnet18", 1.25));
+    }
+    let peer = version.as_ref().map_or("PyTorch is not installed.".to_owned(), |version| {
+        format!("PyTorch {version}, the same layers, statistics frozen, the same optimizer.")
+    });
+    Report {
+        bench: "train",
+        settings: json!({ "quick": quick, "nets": nets, "pytorch": version }),
+        machine: Machine::here(&std::env::temp_dir()),
+        rows: runs.iter().map(|run| json!(run)).collect(),
+        table: Table { columns, lines },
+        headline,
+        notes: vec![
+            "Processor milliseconds on one thread; batches of 32 at 28 pixels (small) and of 16 at 96; medians of the rounds.".into(),
+            peer,
+        ],
+        charts: Vec::new(),
+    }
+}
