@@ -49,3 +49,11 @@ async fn the_quick_bench_of_policies_writes_its_headline() {
         assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_training_writes_its_headline() {
+    let headline = headline("train").await;
+    for name in ["step_over_forward_small", "step_over_forward_mobilenetv2", "step_over_forward_resnet18"] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
+}

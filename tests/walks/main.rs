@@ -13,5 +13,6 @@ mod interop;
 mod layering;
 mod policy;
 mod power_cut;
+mod training;
 mod up;
 mod wire_golden;
