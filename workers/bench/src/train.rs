@@ -168,9 +168,8 @@ fn spent(turns: usize, mut turn: impl FnMut() -> Result<(), BenchError>) -> Resu
 }
 
 fn processor_ms() -> f64 {
-    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)
-        .map_or(0.0, |now| now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6);
-    now
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    now.map_or(0.0, |now| now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6)
 }
 
 /// PyTorch, in a process of its own.

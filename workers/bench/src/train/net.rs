@@ -192,11 +192,10 @@ impl Net {
                     builder.node("Gemm", &[&from[0], &matrix, &bias], output, &[Attr::Int("transB", 1)]);
                 }
                 "norm" => {
-                    let one = |weight: &mut dyn FnMut(&str, &[i64], Option<f32>) -> String, what: &str, value: f32| {
-                        weight(what, &[layer.outs], Some(value))
-                    };
-                    let (gamma, beta) = (one(&mut weight, "weight", 1.0), one(&mut weight, "bias", 0.0));
-                    let (mean, variance) = (one(&mut weight, "mean", 0.0), one(&mut weight, "variance", 1.0));
+                    let (gamma, beta) =
+                        (weight("weight", &[layer.outs], Some(1.0)), weight("bias", &[layer.outs], Some(0.0)));
+                    let (mean, variance) =
+                        (weight("mean", &[layer.outs], Some(0.0)), weight("variance", &[layer.outs], Some(1.0)));
                     builder.node("BatchNormalization", &[&from[0], &gamma, &beta, &mean, &variance], output, &[]);
                 }
                 "relu6" => {
