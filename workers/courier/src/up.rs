@@ -15,7 +15,7 @@ use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::MAX_IMAGE_BYTES;
-use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
+use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
 use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, Verify, decode, encode};
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
@@ -228,8 +228,15 @@ impl Up {
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
         // site: another's message of the same sequence is another message to the cloud.
-        let id = TaskId::derived(&format!("up/{}/{}/{}", self.site, record.sequence, record.stored_at_ns));
-        let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id.to_string());
+        let anew = || {
+            let here = format!("up/{}/{}/{}", self.site, record.sequence, record.stored_at_ns);
+            TaskId::derived(&here).to_string()
+        };
+        // A hard case has the id under which a verifier may have published it already.
+        let own =
+            record.header(HEADER_MESSAGE_ID).filter(|_| matches!(Errand::read(&record.subject), Ok(Errand::HardCase)));
+        let id = own.map_or_else(anew, str::to_owned);
+        let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id);
         Publisher::new(self.here.clone(), CLOUD_PATIENCE).publish(&publication).await?;
         Ok(())
     }
