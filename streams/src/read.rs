@@ -70,6 +70,13 @@ pub struct Progress {
     pub delivered: u64,
 }
 
+impl Progress {
+    /// Grows with every message that is acknowledged, in whatever order, and with nothing else.
+    pub fn finished(&self) -> u64 {
+        self.delivered.saturating_sub(self.unacked)
+    }
+}
+
 /// Which part of a stream to read.
 #[derive(Debug, Clone, Default)]
 pub struct Stretch {

@@ -88,18 +88,17 @@ fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorP
         node("Reshape", &[&name("scale"), &name("column")], "scale_column"),
         node("Mul", &[kernel, &name("scale_column")], "kernel"),
     ];
-    let shift = match conv.input.get(2).filter(|bias| !bias.is_empty()) {
+    // bias = beta + (bias - mean) · scale
+    match conv.input.get(2).filter(|bias| !bias.is_empty()) {
         Some(bias) => {
             nodes.push(node("Sub", &[bias, &name("mean")], "shift"));
             nodes.push(node("Mul", &[&name("shift"), &name("scale")], "scaled_shift"));
             nodes.push(node("Add", &[beta, &name("scaled_shift")], "bias"));
-            None
         }
-        None => Some(()),
-    };
-    if shift.is_some() {
-        nodes.push(node("Mul", &[&name("mean"), &name("scale")], "scaled_shift"));
-        nodes.push(node("Sub", &[beta, &name("scaled_shift")], "bias"));
+        None => {
+            nodes.push(node("Mul", &[&name("mean"), &name("scale")], "scaled_shift"));
+            nodes.push(node("Sub", &[beta, &name("scaled_shift")], "bias"));
+        }
     }
     let mut one = conv.clone();
     one.input = vec![conv.input[0].clone(), name("kernel"), name("bias")];

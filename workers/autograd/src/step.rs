@@ -7,7 +7,7 @@ use crate::fold;
 use crate::known::{self, Known};
 use crate::loss;
 use crate::onnx::{Onnx, declared, named};
-use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
+use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use crate::rules::{self, Outputs};
 use crate::tape::{Attr, Refusal, Tape};
 use crate::trainable::{self, Trainable};
@@ -115,12 +115,8 @@ impl Prepared {
     /// The training step. `known`: with everything the probe gave.
     pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<Step, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
-        self.step_of(known, &weights)
-    }
-
-    pub(crate) fn step_of(&self, known: &Known, weights: &[String]) -> Result<Step, AutogradError> {
         let graph = self.onnx.graph()?;
-        let needed = trainable::needed(&graph.node, weights, known);
+        let needed = trainable::needed(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
         let [_, classes] = shape else {
             let why = format!("the scores have shape {shape:?}, and [images, classes] is needed");
@@ -136,7 +132,7 @@ impl Prepared {
                 remedy: "train fewer layers (`head`, or `last N`), of which `model check` names the most".into(),
             });
         }
-        let weights = outputs(&mut tape, weights)?;
+        let weights = outputs(&mut tape, &weights)?;
         self.assemble(tape, &needed, weights, *classes)
     }
 
@@ -163,7 +159,7 @@ impl Prepared {
         input.extend(weights.iter().map(|weight| with_shape(&weight.name, &weight.shape)));
         *output = vec![with_shape(LOSS, &[]), with_shape(&self.scores, &[batch, classes])];
         output.extend(weights.iter().map(|weight| with_shape(&weight.gradient, &weight.shape)));
-        *value_info = Vec::<ValueInfoProto>::new();
+        value_info.clear();
         Ok(Step {
             graph: step,
             images,

@@ -11,6 +11,8 @@ use autograd::Trainable;
 use autograd::loss::{Smoothing, cross_entropy};
 use autograd::step::Prepared;
 use nix::time::{ClockId, clock_gettime};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use runtime::Shutdown;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -25,7 +27,7 @@ use crate::process;
 use crate::report::{Figure, Goal, Machine, Report, Table};
 use crate::stats::median;
 
-use net::{Net, Noise};
+use net::Net;
 
 const PEER: &str = include_str!("train/peer.py");
 
@@ -134,8 +136,8 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
     let settings = OptimizerSettings { learning_rate: 1e-4, ..OptimizerSettings::default() };
     let mut optimizer = Optimizer::new(&settings, &weights);
-    let mut noise = Noise(3);
-    let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| noise.next()).collect();
+    let mut random = StdRng::seed_from_u64(3);
+    let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| random.random_range(-1.0..1.0)).collect();
     let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
     let targets = cross_entropy(&labels, net.classes(), &Smoothing::default());
 

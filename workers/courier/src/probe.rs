@@ -153,7 +153,7 @@ impl Link {
             Some(Ok(progress)) => {
                 self.with(|meter| meter.answered(asked_at.elapsed().as_secs_f64(), now_s));
                 let waiting = progress.pending + progress.unacked;
-                let still_s = self.stillness().heard(progress.floor, waiting, now_s);
+                let still_s = self.stillness().heard(progress.finished(), waiting, now_s);
                 self.heard_of((replicas > 0).then_some(CloudReport { waiting, replicas, cost_ms, still_s }));
             }
             // A domain that is away is refused by the site's own server at once.

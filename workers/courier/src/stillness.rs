@@ -6,17 +6,18 @@ const STILL_S: f64 = 1.0;
 /// What was heard of the verifiers' progress.
 #[derive(Debug, Default)]
 pub struct Stillness {
-    floor: u64,
+    finished: u64,
     moved_at_s: Option<f64>,
     still_s: f64,
 }
 
 impl Stillness {
-    /// For how long nothing was finished, seconds. `floor`: up to which request everything is finished;
-    /// `waiting`: requests that wait or are worked on.
-    pub fn heard(&mut self, floor: u64, waiting: u64, now_s: f64) -> f64 {
-        let moved_at_s = self.moved_at_s.filter(|_| floor == self.floor && waiting > 0).unwrap_or(now_s);
-        (self.floor, self.moved_at_s, self.still_s) = (floor, Some(moved_at_s), now_s - moved_at_s);
+    /// For how long nothing was finished, seconds. `finished`: a count that grows with every finished request, so
+    /// that one which fails again and again does not make the others look unfinished; `waiting`: requests that wait
+    /// or are worked on.
+    pub fn heard(&mut self, finished: u64, waiting: u64, now_s: f64) -> f64 {
+        let moved_at_s = self.moved_at_s.filter(|_| finished == self.finished && waiting > 0).unwrap_or(now_s);
+        (self.finished, self.moved_at_s, self.still_s) = (finished, Some(moved_at_s), now_s - moved_at_s);
         self.still_s
     }
 

@@ -16,7 +16,7 @@ use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
-use schemas::{BlobRef, FaultNote, HardCase, LinkReport, SiteName, TaskId, Verify, decode, encode};
+use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
 use streams::subject::Errand;
@@ -248,10 +248,8 @@ impl Up {
         if let Ok(request) = decode::<Verify>(&record.payload)
             && request.provisional.opinion().is_some()
         {
+            self.keep(&request).await?;
             // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
-            if let Some(case) = request.hard_case() {
-                self.keep(&case).await?;
-            }
             let answer = promise::expired(request.provisional, clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
@@ -260,9 +258,10 @@ impl Up {
     }
 
     /// What was found hard goes up although nobody waits for a verdict on it any more, if there is room.
-    async fn keep(&self, case: &HardCase) -> Result<(), Fault> {
+    async fn keep(&self, request: &Verify) -> Result<(), Fault> {
+        let Some(case) = request.hard_case() else { return Ok(()) };
         let slot = subject::outbox(&case.site, Errand::HardCase);
-        let publication = Publication::with_id(slot, encode(case)?, case.message_id().to_string())
+        let publication = Publication::with_id(slot, encode(&case)?, case.message_id().to_string())
             .header(HEADER_TO, subject::hardcase(&case.site));
         match self.publisher().publish(&publication).await {
             Ok(_) | Err(CarryError::Full { .. }) => Ok(()),
@@ -274,6 +273,9 @@ impl Up {
     async fn give_up(&self, record: &Record, note: FaultNote) -> Result<Sent, Fault> {
         let request: Option<Verify> = decode(&record.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
+        if let Some(request) = &request {
+            self.keep(request).await?;
+        }
         if let Some(answer) = request.map(|request| request.provisional).filter(|edge| edge.opinion().is_some()) {
             let answer = promise::refused(answer, note.clone(), clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;

@@ -69,7 +69,7 @@ impl Reporter<'_> {
                 self.promise(task, &request.provisional)?,
             ],
             when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
-            spare: Vec::new(),
+            ..Outgoing::default()
         })
     }
 

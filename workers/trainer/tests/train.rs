@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use autograd::onnx;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 use trainer::{Examples, Split, TrainError, TrainSettings, Trained, folder, train};
 use vision::{Model, Onnx, Session, tensor};
@@ -24,19 +26,15 @@ fn ignorant(into: &Path) -> Model {
     let graph = onnx::read(&model.graph).unwrap();
     let prepared = trainer::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
     let step = prepared.prepared.step(&prepared.known, &autograd::Trainable::All).unwrap();
-    let mut state = 7_u64;
-    let mut draw = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-    };
-    let fresh = |weight: &autograd::step::Weight| {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut fresh = |weight: &autograd::step::Weight| {
         let count: i64 = weight.shape.iter().product();
         // As many values go into a number as all axes but the largest of the two first have; biases begin at 0.
         let fan_in: i64 = if weight.shape.len() > 1 { count / weight.shape[0] } else { 0 };
         let reach = if fan_in > 0 { (6.0 / fan_in as f32).sqrt() } else { 0.0 };
-        (weight.name.clone(), (0..count).map(|_| draw() * reach).collect())
+        (weight.name.clone(), (0..count).map(|_| random.random_range(-1.0_f32..1.0) * reach).collect())
     };
-    let weights: BTreeMap<String, Vec<f32>> = step.weights.iter().map(fresh).collect();
+    let weights: BTreeMap<String, Vec<f32>> = step.weights.iter().map(&mut fresh).collect();
     folder::write(&model, &graph, &weights, into).unwrap()
 }
 

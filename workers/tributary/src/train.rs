@@ -50,7 +50,7 @@ pub struct TrainArgs {
     /// Step length at the highest.
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f32>,
-    /// Threads of one step; one a core if absent.
+    /// Threads of one step.
     #[arg(long, value_name = "N")]
     threads: Option<u16>,
     /// Write the new model even if it is worse on the images held out.
@@ -64,14 +64,12 @@ pub struct TrainArgs {
 impl TrainArgs {
     /// Settings that its flags stand for.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.threads.map_or(json!(cores), |threads| json!(threads));
         let given = [
             ("trainer.trainable", self.trainable.as_ref().map(|value| json!(value))),
             ("trainer.epochs", self.epochs.map(|value| json!(value))),
             ("trainer.batch", self.batch.map(|value| json!(value))),
             ("trainer.optimizer.learning_rate", self.learning_rate.map(|value| json!(value))),
-            ("trainer.threads", Some(threads)),
+            ("trainer.threads", self.threads.map(|value| json!(value))),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }

@@ -125,8 +125,10 @@ impl Step for Verifier {
     fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial {
         let request: Option<Verify> = decode(delivery.payload()).ok();
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
+        let kept = request.as_ref().and_then(|request| kept(request).ok().flatten());
         let refused = request.map(|request| refuse(request, fault.clone(), clock::now_ms()));
-        let publications = refused.iter().filter_map(|verdict| report(verdict, delivery.sequence).ok()).collect();
+        let verdict = refused.iter().filter_map(|verdict| report(verdict, delivery.sequence).ok());
+        let publications = verdict.chain(kept).collect();
         Burial { site: site_of(delivery.subject()), task, publications }
     }
 }

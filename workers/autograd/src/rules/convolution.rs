@@ -140,19 +140,25 @@ fn by_kernel_as_matrix(
     let seen = if window.is_point() {
         tape.reshape(&picture, &[from[1], columns])
     } else {
-        let padded = tape.pad(&picture, &window.pads_of_all());
-        let mut parts = Vec::new();
-        for place in window.places() {
-            let (starts, ends) = window.seen_by(&place, &to[2..]);
-            let part = tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides);
-            parts.push(tape.reshape(&part, &[from[1], 1, columns]));
-        }
+        let seen = seen_by_places(tape, convolution, &picture);
+        let parts: Vec<String> = seen.iter().map(|part| tape.reshape(part, &[from[1], 1, columns])).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let all = tape.op("Concat", &parts, &[Attr::Int("axis", 1)]);
         tape.reshape(&all, &[from[1] * parts.len() as i64, columns])
     };
     let product = tape.op("Gemm", &[&rows, &seen], &[Attr::Int("transB", 1)]);
     tape.reshape(&product, shape)
+}
+
+/// What each place of the kernel sees of a picture, in the order of the kernel's values.
+fn seen_by_places(tape: &mut Tape<'_>, convolution: &Convolution<'_>, picture: &str) -> Vec<String> {
+    let Convolution { window, to, .. } = convolution;
+    let padded = tape.pad(picture, &window.pads_of_all());
+    let stretch = |place: &Vec<i64>| {
+        let (starts, ends) = window.seen_by(place, &to[2..]);
+        tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides)
+    };
+    window.places().iter().map(stretch).collect()
 }
 
 /// One kernel a channel: for each of its places the sum of what it sees times the gradient.
@@ -164,12 +170,9 @@ fn by_kernel_depthwise(
     shape: &[i64],
 ) -> String {
     let Convolution { window, to, .. } = convolution;
-    let padded = tape.pad(picture, &window.pads_of_all());
     let axes: Vec<i64> = [0].into_iter().chain(window.axes()).collect();
     let mut sums = Vec::new();
-    for place in window.places() {
-        let (starts, ends) = window.seen_by(&place, &to[2..]);
-        let part = tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides);
+    for part in seen_by_places(tape, convolution, picture) {
         let product = tape.mul(&part, gradient);
         let sum = tape.sum(&product, &axes, false);
         sums.push(tape.reshape(&sum, &[to[1], 1]));

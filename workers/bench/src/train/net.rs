@@ -4,6 +4,8 @@
 use autograd::build::Builder;
 use autograd::onnx::Onnx;
 use autograd::tape::Attr;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 /// A network.
@@ -156,7 +158,7 @@ impl Net {
     /// As an ONNX classifier.
     pub fn onnx(&self) -> Onnx {
         let mut builder = Builder::new("images", &self.shape());
-        let mut noise = Noise(11);
+        let mut random = StdRng::seed_from_u64(11);
         for (place, layer) in self.layers.iter().enumerate() {
             let name = |number: usize| if number == 0 { "images".to_owned() } else { format!("layer{number}") };
             let (own, from) = (name(place + 1), layer.from.iter().map(|from| name(*from)).collect::<Vec<_>>());
@@ -167,7 +169,7 @@ impl Net {
                 let fan_in = shape.iter().skip(1).product::<i64>().max(1) as f32;
                 let values: Vec<f32> = match values {
                     Some(value) => vec![value; count],
-                    None => (0..count).map(|_| noise.next() * (6.0 / fan_in).sqrt()).collect(),
+                    None => (0..count).map(|_| random.random_range(-1.0..1.0) * (6.0 / fan_in).sqrt()).collect(),
                 };
                 builder.weight(&name, shape, &values);
                 name
@@ -220,17 +222,5 @@ impl Net {
     /// Classes.
     pub fn classes(&self) -> usize {
         CLASSES as usize
-    }
-}
-
-/// Numbers from -1 to 1 that look random.
-pub struct Noise(pub u64);
-
-impl Noise {
-    /// The next one.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     }
 }
