@@ -1,15 +1,16 @@
 //! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load and decision.
+//! optional reports of link, load, decision and training.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::id::{ReleaseId, SiteName};
+use crate::update::Measured;
 
 /// A worker's sign of life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
-    /// Its role: `recognizer`, `courier`, `verifier` or `janitor`.
+    /// Its role: `recognizer`, `courier`, `verifier`, `trainer` or `janitor`.
     pub role: String,
     /// The process: name and number.
     pub worker: String,
@@ -43,6 +44,9 @@ pub struct Beat {
     /// What the recognizer decides by, and what it decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<DecisionReport>,
+    /// What the trainer does and did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingReport>,
 }
 
 impl Beat {
@@ -62,6 +66,7 @@ impl Beat {
             link_rtt_ms: None,
             link: None,
             decision: None,
+            training: None,
         }
     }
 }
@@ -142,6 +147,34 @@ pub struct DecisionReport {
     /// What was learned about the gate, in words for people; absent without a target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub belief: Option<String>,
+}
+
+/// What a trainer does, and what came of the last training.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TrainingReport {
+    /// What it does: `collecting`, `copying`, `training`, `yielding` or `failed`.
+    pub state: String,
+    /// Why, or what is missing, in words for people.
+    pub why: String,
+    /// Labelled images it knows.
+    pub labelled: u64,
+    /// Of those, labelled since the last training.
+    pub fresh: u64,
+    /// Epochs done; 0 before the first.
+    pub epoch: u32,
+    /// Epochs to do.
+    pub epochs: u32,
+    /// The base on the images held out; absent before it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Measured>,
+    /// The weights of the last epoch on the same images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Measured>,
+    /// What became of the last training, in words for people; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// Updates sent since it started.
+    pub sent: u64,
 }
 
 impl Message for Beat {

@@ -100,6 +100,21 @@ name!(
     "camera"
 );
 
+name!(
+    /// A model that is trained, whatever its release: one token of a subject.
+    ModelName,
+    "model"
+);
+
+impl ModelName {
+    /// The token for a model of any name: what may not stand in a subject becomes a hyphen.
+    pub fn of(name: &str) -> Self {
+        let legal = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+        let token: String = name.chars().take(MAX_NAME_CHARS).map(legal).collect();
+        Self(if token.is_empty() { "model".into() } else { token })
+    }
+}
+
 impl SiteName {
     /// The name of a site that was given none.
     pub fn first() -> Self {
@@ -241,6 +256,14 @@ mod tests {
         for text in ["", "a.b", "*", ">", "a b", "a\n", "a\0", "ünder", &"x".repeat(65)] {
             assert!(text.parse::<SiteName>().is_err(), "{text:?} was accepted");
             assert!(text.parse::<CameraName>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_model_of_any_name_has_a_token() {
+        for (name, token) in [("fashion-light", "fashion-light"), ("my model v1.2", "my-model-v1-2"), ("", "model")] {
+            assert_eq!(ModelName::of(name).as_str(), token);
+            assert!(token.parse::<ModelName>().is_ok());
         }
     }
 

@@ -26,3 +26,6 @@ pub const MAX_TOP: usize = 5;
 
 /// Longest explanation inside a fault note, in bytes; longer ones are cut.
 pub const MAX_NOTE_BYTES: usize = 2048;
+
+/// Largest file of weights that travels, in bytes: 128 million 32-bit floats.
+pub const MAX_WEIGHTS_BYTES: u64 = 512 * 1024 * 1024;

@@ -1,4 +1,5 @@
-//! How the kernel schedules us: as work in batches, which does not interrupt other work.
+//! How the kernel schedules us: as work in batches, which does not interrupt other work; training, on what nobody
+//! else wants.
 //!
 //! An image costs about ten wake-ups between camera, server and recognizer. Under the usual policy each
 //! of them interrupts a replica in the middle of an inference, with the switch and the cold caches that
@@ -11,11 +12,26 @@
 /// # Errors
 /// The kernel's refusal, as in a sandbox that forbids the call. Nothing is lost then but speed.
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
 pub fn run_in_batches() -> std::io::Result<()> {
+    schedule(libc::SCHED_BATCH)
+}
+
+/// Makes the calling thread, and every thread it starts from now on, run only on processors that nobody else wants
+/// (`SCHED_IDLE`, sched(7)). Needs no privilege. There is no way back without one.
+///
+/// # Errors
+/// The kernel's refusal, as in a sandbox that forbids the call.
+#[cfg(target_os = "linux")]
+pub fn run_when_idle() -> std::io::Result<()> {
+    schedule(libc::SCHED_IDLE)
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn schedule(policy: libc::c_int) -> std::io::Result<()> {
     let lowest = libc::sched_param { sched_priority: 0 };
     // SAFETY: the call reads the parameter, which outlives it, and 0 names the calling thread.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const lowest) } {
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const lowest) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }
@@ -27,6 +43,12 @@ pub fn run_in_batches() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Other systems have no such policy.
+#[cfg(not(target_os = "linux"))]
+pub fn run_when_idle() -> std::io::Result<()> {
+    Ok(())
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
@@ -34,6 +56,18 @@ mod tests {
     /// Field 41 of stat, proc(5); the name in field 2 holds no blank here.
     fn policy(stat: &str) -> Option<String> {
         std::fs::read_to_string(stat).ok()?.split_whitespace().nth(40).map(str::to_owned)
+    }
+
+    #[test]
+    fn a_thread_that_runs_when_idle_leaves_the_others_as_they_are() {
+        let before = policy("/proc/thread-self/stat");
+        let idle = std::thread::Builder::new().name("idle".into()).spawn(|| {
+            run_in_batches().unwrap();
+            run_when_idle().unwrap();
+            policy("/proc/thread-self/stat")
+        });
+        assert_eq!(idle.unwrap().join().unwrap(), Some(libc::SCHED_IDLE.to_string()));
+        assert_eq!(policy("/proc/thread-self/stat"), before);
     }
 
     #[test]

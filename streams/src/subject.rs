@@ -3,7 +3,7 @@
 //! Site and cloud subjects never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
 
-use schemas::{CameraName, SiteName, TaskId, VerifyReason};
+use schemas::{CameraName, ModelName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
 
@@ -86,6 +86,8 @@ pub enum Errand {
     Verify,
     /// What was found hard.
     HardCase,
+    /// What was learned.
+    Update,
 }
 
 impl Errand {
@@ -94,6 +96,7 @@ impl Errand {
         match self {
             Errand::Verify => "verify",
             Errand::HardCase => "hardcase",
+            Errand::Update => "update",
         }
     }
 
@@ -102,7 +105,8 @@ impl Errand {
         match subject.strip_prefix("outbox.").and_then(|rest| rest.rsplit('.').next()) {
             Some("verify") => Ok(Errand::Verify),
             Some("hardcase") => Ok(Errand::HardCase),
-            _ => Err(wrong(subject, "outbox.<site>.verify or outbox.<site>.hardcase")),
+            Some("update") => Ok(Errand::Update),
+            _ => Err(wrong(subject, "outbox.<site>.verify, outbox.<site>.hardcase or outbox.<site>.update")),
         }
     }
 }
@@ -110,6 +114,16 @@ impl Errand {
 /// What a site found hard.
 pub fn hardcase(site: &SiteName) -> String {
     format!("hardcase.{site}")
+}
+
+/// What a person says a task shows.
+pub fn label(site: &SiteName, camera: &CameraName) -> String {
+    format!("label.{site}.{camera}")
+}
+
+/// What a site learned of a model, for a round; 0 when no round asked for it.
+pub fn update(model: &ModelName, round: u64, site: &SiteName) -> String {
+    format!("update.{model}.{round}.{site}")
 }
 
 /// A task sent up.

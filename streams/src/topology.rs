@@ -27,6 +27,10 @@ pub const DEAD: &str = "DEAD";
 pub const VERIFY: &str = "VERIFY";
 /// The cloud's answers.
 pub const VERDICTS: &str = "VERDICTS";
+/// What persons say tasks show.
+pub const LABELS: &str = "LABELS";
+/// What sites learned: references to weights, never a picture.
+pub const UPDATES: &str = "UPDATES";
 /// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
 /// Bucket of large images that were sent up. Of another name than a site's: the server keeps buckets
@@ -73,9 +77,13 @@ pub struct StreamSettings {
     pub outbox_max_messages: u32,
     /// What sites found hard, kept in the cloud, MiB, at least 1; the oldest go first.
     pub hardcases_max_mib: u32,
+    /// What persons said, kept at a site, MiB, at least 1; the oldest go first.
+    pub labels_max_mib: u32,
+    /// What sites learned, kept in the cloud without the weights themselves, MiB, at least 1; the oldest go first.
+    pub updates_max_mib: u32,
     /// What may wait for the verifiers in the cloud, MiB, at least 1.
     pub verify_max_mib: u32,
-    /// Large images kept by reference, at a site and in the cloud, MiB, at least 1.
+    /// Large images and weights kept by reference, at a site and in the cloud, MiB, at least 1.
     pub blobs_max_mib: u32,
     /// Large images are forgotten after this, at a site and in the cloud, seconds; one that was not
     /// answered by then becomes a dead letter.
@@ -98,6 +106,8 @@ impl Default for StreamSettings {
             outbox_max_mib: 1024,
             outbox_max_messages: 200_000,
             hardcases_max_mib: 256,
+            labels_max_mib: 64,
+            updates_max_mib: 64,
             verify_max_mib: 1024,
             blobs_max_mib: 1024,
             blobs_max_age_s: 7 * 24 * 3600,
@@ -117,6 +127,8 @@ impl StreamSettings {
             ("outbox_max_mib", self.outbox_max_mib),
             ("outbox_max_messages", self.outbox_max_messages),
             ("hardcases_max_mib", self.hardcases_max_mib),
+            ("labels_max_mib", self.labels_max_mib),
+            ("updates_max_mib", self.updates_max_mib),
             ("verify_max_mib", self.verify_max_mib),
             ("blobs_max_mib", self.blobs_max_mib),
             ("blobs_max_age_s", self.blobs_max_age_s),
@@ -194,6 +206,11 @@ impl Plan {
             duplicate_window: window,
             ..file(OUTBOX, vec![format!("outbox.{site}.*")])
         });
+        self.stream(StreamConfig {
+            max_bytes: bytes(settings.labels_max_mib),
+            duplicate_window: window,
+            ..file(LABELS, vec![format!("label.{site}.*")])
+        });
         let dead = ["images", "outbox", "answers", "verdicts"].map(|stream| format!("dead.{stream}.{site}.*"));
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
         self.blobs(BLOBS, settings);
@@ -238,6 +255,11 @@ impl Plan {
             max_bytes: bytes(settings.hardcases_max_mib),
             duplicate_window: window,
             ..file(HARDCASES, vec!["hardcase.*".into()])
+        });
+        self.stream(StreamConfig {
+            max_bytes: bytes(settings.updates_max_mib),
+            duplicate_window: window,
+            ..file(UPDATES, vec!["update.*.*.*".into()])
         });
         self.blobs(CLOUD_BLOBS, settings);
         self.fleet();

@@ -12,6 +12,8 @@ use crate::program::fixture;
 
 /// The edge's model.
 pub const LIGHT: &str = "models/fashion-light";
+/// The edge's model before it learned anything.
+pub const INITIAL: &str = "models/fashion-initial";
 /// The cloud's model.
 pub const HEAVY: &str = "models/fashion-heavy";
 /// Every so many pictures of the index are used, so that all labels are among them.

@@ -14,7 +14,7 @@ use streams::{Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::pictures::{HEAVY, LIGHT};
+use crate::pictures::{HEAVY, INITIAL, LIGHT};
 use crate::program::{Worker, fixture};
 use crate::proxy::Proxy;
 use crate::until::until;
@@ -164,7 +164,29 @@ impl World {
 
     /// Starts a recognizer.
     pub fn recognizer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
-        let model = fixture(LIGHT).display().to_string();
+        self.recognizer_of(name, site, LIGHT)
+    }
+
+    /// Starts a recognizer with a model that knows nothing yet: it doubts nearly everything.
+    pub fn beginner(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+        self.recognizer_of(name, site, INITIAL)
+    }
+
+    /// Starts a trainer of the model that knows nothing yet; it looks every second, and uses the processor as it can.
+    pub fn trainer(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
+        let work = self.folder().join(format!("training-{site}")).display().to_string();
+        let model = fixture(INITIAL).display().to_string();
+        let mut more = vec!["--model".into(), model];
+        for pair in
+            [format!("trainer.work={work}"), "trainer.collect.every_s=1".into(), "trainer.limits.cpu_ratio=1".into()]
+        {
+            more.extend(["--set".into(), pair]);
+        }
+        self.worker(name, "trainer", site, &more)
+    }
+
+    fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut Worker> {
+        let model = fixture(model).display().to_string();
         let more = ["--model".into(), model, "--set".into(), "recognizer.infer.replicas=1".into()];
         self.worker(name, "recognizer", site, &more)
     }

@@ -15,4 +15,5 @@ mod policy;
 mod power_cut;
 mod training;
 mod up;
+mod weight_walk;
 mod wire_golden;

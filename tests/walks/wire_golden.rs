@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
-    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, LinkReport, Message,
-    Opinion, Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile, Verdict, Verify, VerifyReason, decode,
-    encode,
+    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, Label, LabelSource,
+    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile,
+    TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -123,6 +123,7 @@ fn beat() -> Beat {
         link_rtt_ms: Some(12.5),
         link: None,
         decision: None,
+        training: None,
     }
 }
 
@@ -178,6 +179,45 @@ fn verify_overload() -> Verify {
     Verify { reason: VerifyReason::Overload, provisional: about, ..verify() }
 }
 
+/// What a trainer adds to a sign of life.
+fn beat_training() -> Beat {
+    let training = TrainingReport {
+        state: "training".into(),
+        why: "on 1800 images".into(),
+        labelled: 2000,
+        fresh: 500,
+        epoch: 3,
+        epochs: 10,
+        before: Some(Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 }),
+        after: Some(Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
+        last: Some("an update of 106792 bytes was sent".into()),
+        sent: 1,
+    };
+    Beat { training: Some(training), ..beat() }
+}
+
+fn label() -> Label {
+    Label { task: task(), label: "pullover".into(), by: Some("anna".into()), labelled_at_ms: 1_763_942_400_500 }
+}
+
+fn update() -> Update {
+    Update {
+        site: "reef".parse().unwrap(),
+        model: "fashion-light".parse().unwrap(),
+        round: 0,
+        base: ReleaseId::from_sha256([1; 32]),
+        weights: BlobRef::new([9; 32], 106_792),
+        form: WeightForm::DeltaF16,
+        samples: [("coat".to_owned(), 900), ("pullover".to_owned(), 900)].into(),
+        sources: [(LabelSource::Person, 100), (LabelSource::Verdict, 1900)].into(),
+        before: Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
+        after: Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
+        epochs: 10,
+        trainable: "all".into(),
+        trained_at_ms: 1_763_942_400_600,
+    }
+}
+
 fn hardcase() -> HardCase {
     let edge = opinion("shirt", 0.5, 1);
     HardCase {
@@ -225,6 +265,9 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("verify-overload.v1", &verify_overload());
     survives("verify-hard.v1", &verify_hard());
     survives("hardcase.v1", &hardcase());
+    survives("beat-training.v1", &beat_training());
+    survives("label.v1", &label());
+    survives("update.v1", &update());
 }
 
 #[test]
@@ -260,6 +303,9 @@ fn remake() {
         ("verify-overload.v1", encode(&verify_overload())),
         ("verify-hard.v1", encode(&verify_hard())),
         ("hardcase.v1", encode(&hardcase())),
+        ("beat-training.v1", encode(&beat_training())),
+        ("label.v1", encode(&label())),
+        ("update.v1", encode(&update())),
     ] {
         if !file(name).exists() {
             fs::write(file(name), bytes.unwrap()).unwrap();

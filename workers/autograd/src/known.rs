@@ -94,6 +94,18 @@ impl Known {
         self.get(name).map(|seen| seen.shape.as_slice())
     }
 
+    /// Bytes of a tensor of floats; 0 of anything else.
+    pub(crate) fn float_bytes(&self, name: &str) -> u64 {
+        let floats = self.tensors.get(name).filter(|seen| matches!(seen.values, Values::Floats(_)));
+        let count = floats.and_then(|seen| u64::try_from(crate::tensor::count(&seen.shape)).ok());
+        count.unwrap_or(0).saturating_mul(4)
+    }
+
+    /// Whether it is one of the model's own tensors.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Whether a gradient can flow through it.
     pub fn is_float(&self, name: &str) -> bool {
         self.tensors.get(name).is_some_and(|seen| matches!(seen.values, Values::Floats(_)))

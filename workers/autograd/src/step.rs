@@ -50,6 +50,16 @@ pub struct Step {
 }
 
 impl Step {
+    /// The least memory a step takes, bytes: what the forward pass computed and a gradient is made from must be there
+    /// at the same time. Without weights and gradients.
+    pub fn kept_bytes(&self, known: &Known) -> Result<u64, AutogradError> {
+        let gradients = self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.has(name)));
+        let kept: HashSet<&String> = gradients.flat_map(|node| &node.input).collect();
+        let is_weight = |name: &str| self.weights.iter().any(|weight| weight.name == name);
+        let bytes = kept.iter().filter(|name| !is_weight(name)).map(|name| known.float_bytes(name));
+        Ok(bytes.fold(0, u64::saturating_add))
+    }
+
     /// The same graph without gradients: loss and scores, for measuring.
     pub fn measuring(&self) -> Result<Onnx, AutogradError> {
         let mut measuring = self.graph.cut(LOSS)?;

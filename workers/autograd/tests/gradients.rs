@@ -68,12 +68,22 @@ fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) 
 
 /// Runs a step; every output by name.
 fn run(runtime: &Runtime, step: &Step, model: &onnx::Onnx, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+    run_on(runtime, step, model, reference, &reference.floats("images"))
+}
+
+fn run_on(
+    runtime: &Runtime,
+    step: &Step,
+    model: &onnx::Onnx,
+    reference: &Reference,
+    images: &[f32],
+) -> BTreeMap<String, Vec<f32>> {
     let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
     let batch = step.images_shape[0];
-    let (images, target, scale) = (reference.floats("images"), reference.floats("target"), reference.floats("scale"));
+    let (target, scale) = (reference.floats("target"), reference.floats("scale"));
     let target_shape = [batch, step.classes as i64];
     let mut given = vec![
-        Given { name: &step.images, shape: &step.images_shape, values: &images },
+        Given { name: &step.images, shape: &step.images_shape, values: images },
         Given { name: TARGET, shape: &target_shape, values: &target },
         Given { name: SCALE, shape: &[], values: &scale },
     ];
@@ -135,4 +145,41 @@ fn every_gradient_is_that_of_the_reference() {
         println!("{name}: {} gradients, worst {worst_of_case:.1e}", step.weights.len());
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_step_in_two_gives_what_the_whole_gives() {
+    let runtime = Runtime::find_and_load(None).unwrap();
+    let mut in_two = 0;
+    for case in cases() {
+        let reference = Reference::read(&case);
+        let model = onnx::read(&case.join("model.onnx")).unwrap();
+        let (shape, images) = (reference.0["images"].0.clone(), reference.floats("images"));
+        let prepared = Prepared::new(&model, "scores", &shape).unwrap();
+        let known = probe(&runtime, &prepared, &images, &shape);
+        for last in 1..=3 {
+            let Ok(step) = prepared.step(&known, &Trainable::Last(last)) else { continue };
+            let Some(split) = step.split(&known).unwrap() else { continue };
+            let mut frozen = Graph::open(&runtime, "frozen", &split.frozen.encode(), 1).unwrap();
+            let given = [Given { name: split.frozen.input().unwrap(), shape: &shape, values: &images }];
+            let mut features = Vec::new();
+            frozen
+                .run(&given, |came| {
+                    assert_eq!(came.shape, split.tail.images_shape);
+                    let Numbers::Floats(values) = came.numbers else { panic!("no floats") };
+                    features = values.to_vec();
+                })
+                .unwrap();
+            let whole = run(&runtime, &step, &model, &reference);
+            let tail = run_on(&runtime, &split.tail, &model, &reference, &features);
+            assert_eq!(whole.keys().collect::<Vec<_>>(), tail.keys().collect::<Vec<_>>());
+            for (name, values) in &whole {
+                let expected: Vec<f64> = values.iter().map(|value| f64::from(*value)).collect();
+                let error = worst(&tail[name], &expected);
+                assert!(error < 1e-5, "{}, last {last}: {name} differs by {error:.1e}", case.display());
+            }
+            in_two += 1;
+        }
+    }
+    assert!(in_two >= 12, "only {in_two} steps could be cut in two");
 }

@@ -19,9 +19,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
 use crate::paced::{self, Opinions, Pace};
-use crate::process;
 use crate::shape::{LinkState, Shape, Shaper};
 use crate::worker::Worker;
+use runtime::process;
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";

@@ -20,7 +20,6 @@ pub mod labelled;
 pub mod load;
 pub mod paced;
 pub mod policy;
-pub mod process;
 pub mod recognize;
 pub mod report;
 pub mod shape;

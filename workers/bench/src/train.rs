@@ -23,9 +23,9 @@ use vision::graph::Given;
 use vision::{Graph, Onnx};
 
 use crate::error::BenchError;
-use crate::process;
 use crate::report::{Figure, Goal, Machine, Report, Table};
 use crate::stats::median;
+use runtime::process;
 
 use net::Net;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, clock, letter};
-use schemas::limits::MAX_IMAGE_BYTES;
+use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
 use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
 use streams::fleet::Ledger;
@@ -67,6 +67,8 @@ struct State {
     outbox: Outbox,
     budget: Budget,
     breaker: Breaker,
+    /// Bytes under way that nobody waits for.
+    bulk_bytes: u64,
 }
 
 /// How an upload ended.
@@ -95,7 +97,7 @@ impl Up {
         let note = Ledger::open(&here).await?.read(USED).await?;
         let used = note.and_then(|note| serde_json::from_str::<Used>(&note).ok());
         let budget = Budget::new(settings.budget.clone(), used);
-        let state = State { outbox: Outbox::default(), budget, breaker: Breaker::default() };
+        let state = State { outbox: Outbox::default(), budget, breaker: Breaker::default(), bulk_bytes: 0 };
         Ok(Self { site, here, blobs, cloud, link, settings, tally, state: Mutex::new(state) })
     }
 
@@ -142,11 +144,11 @@ impl Up {
     }
 
     /// Begins whatever may begin now.
-    fn begin(self: &Arc<Self>, uploads: &mut JoinSet<(u64, u64, Sent)>) {
+    fn begin(self: &Arc<Self>, uploads: &mut JoinSet<(u64, Option<Entry>, Sent)>) {
         let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
         for sequence in self.with(|state| state.outbox.expired(now_ms)) {
             let up = self.clone();
-            uploads.spawn(async move { (sequence, 0, up.expire(sequence).await.unwrap_or_else(Sent::Failed)) });
+            uploads.spawn(async move { (sequence, None, up.expire(sequence).await.unwrap_or_else(Sent::Failed)) });
         }
         // A cloud that finishes nothing is in no hurry for more: what must go to it goes one by one, and leaves
         // the processor and the link to others.
@@ -154,15 +156,25 @@ impl Up {
         while self.link.report().up && uploads.len() < most {
             let (in_flight, window) = (self.link.in_flight_bytes(), self.link.window_bytes());
             let next = self.with(|state| {
-                let State { outbox, budget, breaker } = state;
+                let State { outbox, budget, breaker, bulk_bytes } = state;
                 if !breaker.allows(now_s) {
                     return None;
                 }
-                let fits = |entry: &Entry| in_flight == 0 || in_flight.saturating_add(entry.bytes) <= window;
+                let others = in_flight.saturating_sub(*bulk_bytes);
+                let room = |before: u64, entry: &Entry| before == 0 || before.saturating_add(entry.bytes) <= window;
+                // Weights may be a hundred windows long: they go in pieces, and whoever waits for a verdict
+                // passes between those.
+                let fits = |entry: &Entry| match entry.class {
+                    Class::Verdict => room(others, entry),
+                    Class::Bulk => *bulk_bytes == 0 || room(in_flight, entry),
+                };
                 let may = |entry: &Entry| fits(entry) && budget.allows(entry.bytes, now_ms, now_s);
                 let next = outbox.next(self.settings.catch_up, may)?;
                 budget.spend(next.1.bytes, now_ms);
                 breaker.begin();
+                if next.1.class == Class::Bulk {
+                    *bulk_bytes += next.1.bytes;
+                }
                 Some(next)
             });
             let Some((sequence, entry)) = next else { return };
@@ -171,14 +183,16 @@ impl Up {
             let up = self.clone();
             uploads.spawn(async move {
                 let sent = up.send(sequence, upload).await.unwrap_or_else(Sent::Failed);
-                (sequence, entry.bytes, sent)
+                (sequence, Some(entry), sent)
             });
         }
     }
 
-    fn ended(&self, ended: Result<(u64, u64, Sent), tokio::task::JoinError>) {
-        let Ok((sequence, bytes, sent)) = ended else { return };
+    fn ended(&self, ended: Result<(u64, Option<Entry>, Sent), tokio::task::JoinError>) {
+        let Ok((sequence, entry, sent)) = ended else { return };
         let now_s = self.link.now_s();
+        let bulk = entry.filter(|entry| entry.class == Class::Bulk).map_or(0, |entry| entry.bytes);
+        self.with(|state| state.bulk_bytes = state.bulk_bytes.saturating_sub(bulk));
         self.with(|state| match sent {
             Sent::Through => {
                 state.outbox.done(sequence);
@@ -196,7 +210,7 @@ impl Up {
             Sent::Failed(fault) => {
                 state.outbox.back(sequence);
                 let open = state.breaker.failed(now_s);
-                tracing::warn!(sequence, bytes, open, ?fault, "an upload failed, it is tried again");
+                tracing::warn!(sequence, open, ?fault, "an upload failed, it is tried again");
             }
         });
     }
@@ -223,7 +237,7 @@ impl Up {
     async fn carry(&self, record: &Record, to: &str) -> Result<(), Fault> {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
-            let bytes = self.blobs.fetch(&blob, MAX_IMAGE_BYTES).await?;
+            let bytes = self.blobs.fetch(&blob, most_bytes(&record.subject)).await?;
             Blobs::open_in_cloud(&self.cloud).await?.store(&bytes).await?;
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
@@ -232,9 +246,9 @@ impl Up {
             let here = format!("up/{}/{}/{}", self.site, record.sequence, record.stored_at_ns);
             TaskId::derived(&here).to_string()
         };
-        // A hard case has the id under which a verifier may have published it already.
-        let own =
-            record.header(HEADER_MESSAGE_ID).filter(|_| matches!(Errand::read(&record.subject), Ok(Errand::HardCase)));
+        // A hard case has the id under which a verifier may have published it already, an update that of its weights.
+        let has_own = matches!(Errand::read(&record.subject), Ok(Errand::HardCase | Errand::Update));
+        let own = record.header(HEADER_MESSAGE_ID).filter(|_| has_own);
         let id = own.map_or_else(anew, str::to_owned);
         let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id);
         Publisher::new(self.here.clone(), CLOUD_PATIENCE).publish(&publication).await?;
@@ -373,15 +387,23 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
 fn entry(record: &Record) -> Entry {
     let number = |name: &str| record.header(name).and_then(|text| text.parse::<u64>().ok());
     let class = match Errand::read(&record.subject) {
-        Ok(Errand::HardCase) => Class::Bulk,
+        Ok(Errand::HardCase | Errand::Update) => Class::Bulk,
         // What cannot be read is given up soon.
         Ok(Errand::Verify) | Err(_) => Class::Verdict,
     };
     let priority = number(HEADER_PRIORITY).and_then(|priority| u8::try_from(priority).ok()).unwrap_or(5).min(9);
     let inline = number("Nats-Msg-Size").unwrap_or(record.payload.len() as u64);
     let blob = record.header(HEADER_BLOB).and_then(|blob| blob.parse::<BlobRef>().ok());
-    let bytes = inline + blob.map_or(0, |blob| blob.size_bytes.min(MAX_IMAGE_BYTES));
+    let bytes = inline + blob.map_or(0, |blob| blob.size_bytes.min(most_bytes(&record.subject)));
     Entry { class, priority, bytes, deadline_at_ms: number(HEADER_DEADLINE_AT) }
+}
+
+/// The largest blob that goes with a message: weights are larger than images. Pure.
+fn most_bytes(subject: &str) -> u64 {
+    match Errand::read(subject) {
+        Ok(Errand::Update) => MAX_WEIGHTS_BYTES,
+        Ok(Errand::Verify | Errand::HardCase) | Err(_) => MAX_IMAGE_BYTES,
+    }
 }
 
 fn unaddressed(subject: &str) -> FaultNote {

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -12,6 +13,7 @@ use vision::augment::{Change, changed};
 use vision::{DecodeLimits, Pixels, decode, tensor};
 
 use crate::examples::Example;
+use crate::pace::thread_time;
 use crate::settings::AugmentSettings;
 
 /// A batch of pictures.
@@ -23,6 +25,8 @@ pub struct Batch {
     pub classes: Vec<Option<usize>>,
     /// Pictures that could not be used, each with the reason.
     pub unreadable: Vec<String>,
+    /// Processor time it took.
+    pub made_in: Duration,
 }
 
 /// In which order examples are seen in an epoch: all of them once, shuffled; or, balanced, as many again, every class
@@ -59,25 +63,54 @@ fn change(augment: &AugmentSettings, random: &mut StdRng) -> Change {
     Change { mirror, right_ratio: right, down_ratio: down, zoom_ratio, turn_degrees, brightness_ratio }
 }
 
+/// Where the images of a batch come from.
+#[derive(Debug, Clone, Copy)]
+pub enum From<'a> {
+    /// Decoded anew each time, and changed at random, if at all.
+    Pictures(Option<AugmentSettings>),
+    /// Features that were computed once; one row for each of all examples.
+    Features(&'a Features),
+}
+
+/// What the part of a model that is not trained gives for every example.
+#[derive(Debug, Clone, Default)]
+pub struct Features {
+    /// Numbers in a row.
+    pub length: usize,
+    /// A row for each example.
+    pub values: Vec<f32>,
+    /// Whether its picture could be used.
+    pub usable: Vec<bool>,
+}
+
 /// What batches are made by.
 pub struct Making<'a> {
     /// How pictures become the model's input.
     pub input: &'a InputDescription,
     /// Images in a batch.
     pub size: usize,
-    /// How pictures are changed; absent: not.
-    pub augment: Option<AugmentSettings>,
+    /// All examples.
+    pub examples: &'a [Example],
+    /// Where their images come from.
+    pub from: From<'a>,
     /// Of all chance in it.
     pub seed: u64,
 }
 
 impl Making<'_> {
-    /// Makes batches of examples while `take` takes them; it ends early when `take` fails.
-    pub fn run<E: Send>(&self, examples: &[&Example], mut take: impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
+    /// Makes batches of the examples at these places, the first `done` of which are passed over, while `take` takes
+    /// them; it ends early when `take` fails. Chance belongs to an example's place in the order, so that who goes on
+    /// from the middle sees what would have been seen.
+    pub fn run<E: Send>(
+        &self,
+        places: &[usize],
+        done: usize,
+        mut take: impl FnMut(Batch) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (give, given): (SyncSender<Batch>, Receiver<Batch>) = sync_channel(1);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| self.make(examples, &give_all(give), &stop));
+            scope.spawn(|| self.make(places, done, &give_all(give), &stop));
             for batch in given {
                 if let Err(error) = take(batch) {
                     stop.store(true, Ordering::Relaxed);
@@ -88,24 +121,42 @@ impl Making<'_> {
         })
     }
 
-    fn make(&self, examples: &[&Example], give: &dyn Fn(Batch) -> bool, stop: &AtomicBool) {
-        let length = tensor::len(self.input);
-        let mut random = StdRng::seed_from_u64(self.seed);
+    fn make(&self, places: &[usize], done: usize, give: &dyn Fn(Batch) -> bool, stop: &AtomicBool) {
+        let length = match self.from {
+            From::Pictures(_) => tensor::len(self.input),
+            From::Features(features) => features.length,
+        };
         let mut scratch = tensor::Scratch::default();
-        for part in examples.chunks(self.size) {
+        let mut begun = thread_time();
+        for (number, part) in places.chunks(self.size).enumerate().skip(done.div_ceil(self.size)) {
             let mut batch =
-                Batch { images: vec![0.0; length * self.size], classes: vec![None; self.size], unreadable: Vec::new() };
-            for (place, example) in part.iter().enumerate() {
-                let change = self.augment.map(|augment| change(&augment, &mut random));
-                let out = &mut batch.images[place * length..(place + 1) * length];
-                match self.picture(example, change, &mut scratch, out) {
-                    Ok(()) => batch.classes[place] = Some(example.class),
+                Batch { images: vec![0.0; length * self.size], classes: vec![None; self.size], ..Batch::default() };
+            for (at, place) in part.iter().enumerate() {
+                let out = &mut batch.images[at * length..(at + 1) * length];
+                let filled = match self.from {
+                    From::Pictures(augment) => {
+                        let seed = self.seed.wrapping_add((number * self.size + at) as u64);
+                        let change = augment.map(|augment| change(&augment, &mut StdRng::seed_from_u64(seed)));
+                        self.picture(&self.examples[*place], change, &mut scratch, out)
+                    }
+                    From::Features(features) if features.usable[*place] => {
+                        out.copy_from_slice(&features.values[place * length..(place + 1) * length]);
+                        Ok(())
+                    }
+                    // Said when the features were made.
+                    From::Features(_) => continue,
+                };
+                match filled {
+                    Ok(()) => batch.classes[at] = Some(self.examples[*place].class),
                     Err(why) => {
                         out.fill(0.0);
-                        batch.unreadable.push(format!("{}: {why}", example.path.display()));
+                        batch.unreadable.push(format!("{}: {why}", self.examples[*place].path.display()));
                     }
                 }
             }
+            let now = thread_time();
+            batch.made_in = now.saturating_sub(begun);
+            begun = now;
             if stop.load(Ordering::Relaxed) || !give(batch) {
                 return;
             }

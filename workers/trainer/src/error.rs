@@ -89,6 +89,25 @@ pub enum TrainError {
         /// Which.
         folder: PathBuf,
     },
+    /// It takes more memory than it may.
+    #[error(
+        "training takes {needed_mib} MiB and trainer.limits.memory_max_mib allows {allowed_mib}: use smaller batches (trainer.batch), train fewer layers (trainer.trainable), or allow more"
+    )]
+    OutOfMemory {
+        /// What it takes, at the least.
+        needed_mib: u64,
+        /// The setting.
+        allowed_mib: u64,
+    },
+    /// Weights that cannot be put into a file, or read from one.
+    #[error("weights cannot be {verb}")]
+    Weights {
+        /// `read` or `written`.
+        verb: &'static str,
+        /// Why.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
     /// Settings that make no sense.
     #[error("setting {0}")]
     Settings(String),

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::error::TrainError;
 
 /// What an example is for.
@@ -25,6 +27,8 @@ pub struct Example {
     pub class: usize,
     /// What it is for.
     pub split: Split,
+    /// Whether the site was in doubt about it.
+    pub hard: bool,
 }
 
 /// Labelled pictures.
@@ -35,8 +39,9 @@ pub struct Examples {
 }
 
 impl Examples {
-    /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, and `split`, in which
-    /// `val` is held out, `test` is for the end and everything else is to learn from. Without: each folder's name
+    /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, `hard` (`true` where
+    /// the site was in doubt), and `split`, in which `val` is held out, `test` is for the end and everything else
+    /// is to learn from. Without: each folder's name
     /// is the label of the pictures in it. `held_out_ratio` of what is to learn from is held out where the index
     /// names nothing, chosen by the path alone, so that it is the same in every run.
     pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
@@ -50,22 +55,22 @@ impl Examples {
         }
         let places: BTreeMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
         let unknown: Vec<&str> =
-            found.iter().map(|(_, label, _)| label.as_str()).filter(|label| !places.contains_key(label)).collect();
+            found.iter().map(|row| row.label.as_str()).filter(|label| !places.contains_key(label)).collect();
         if !unknown.is_empty() {
             let names: BTreeSet<&str> = unknown.iter().copied().collect();
             let labels = names.into_iter().take(5).map(str::to_owned).collect();
             return Err(TrainError::UnknownLabels { count: unknown.len(), labels });
         }
-        let none_held_out = found.iter().all(|(_, _, split)| *split != Split::HeldOut);
+        let none_held_out = found.iter().all(|row| row.split != Split::HeldOut);
         let all: Vec<Example> = found
             .into_iter()
-            .map(|(name, label, split)| {
-                let drawn = none_held_out && split == Split::Train && lot(&name) < held_out_ratio;
-                let split = if drawn { Split::HeldOut } else { split };
+            .map(|row| {
+                let drawn = none_held_out && row.split == Split::Train && lot(&row.file) < held_out_ratio;
                 Example {
-                    path: folder.join(name),
-                    class: places.get(label.as_str()).copied().unwrap_or_default(),
-                    split,
+                    path: folder.join(row.file),
+                    class: places.get(row.label.as_str()).copied().unwrap_or_default(),
+                    split: if drawn { Split::HeldOut } else { row.split },
+                    hard: row.hard,
                 }
             })
             .collect();
@@ -88,7 +93,12 @@ impl Examples {
     }
 }
 
-type Row = (String, String, Split);
+struct Row {
+    file: String,
+    label: String,
+    split: Split,
+    hard: bool,
+}
 
 fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
     let wrong =
@@ -98,7 +108,7 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
     let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
     let file = column(&["file", "path"]).ok_or_else(|| wrong("has no column file or path".into()))?;
     let label = column(&["label", "class_name"]).ok_or_else(|| wrong("has no column label or class_name".into()))?;
-    let split = column(&["split"]);
+    let (split, hard) = (column(&["split"]), column(&["hard"]));
     let mut rows = Vec::new();
     for row in reader.records() {
         let row = row.map_err(|error| wrong(format!("cannot be read: {error}")))?;
@@ -111,7 +121,8 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
         if field(label).is_empty() {
             continue;
         }
-        rows.push((field(file), field(label), split));
+        let hard = hard.map(field).as_deref() == Some("true");
+        rows.push(Row { file: field(file), label: field(label), split, hard });
     }
     Ok(rows)
 }
@@ -131,19 +142,22 @@ fn read_folders(folder: &Path) -> Result<Vec<Row>, TrainError> {
     for label in names(folder)? {
         if folder.join(&label).is_dir() {
             let files = names(&folder.join(&label))?;
-            rows.extend(files.into_iter().map(|file| (format!("{label}/{file}"), label.clone(), Split::Train)));
+            rows.extend(files.into_iter().map(|file| Row {
+                file: format!("{label}/{file}"),
+                label: label.clone(),
+                split: Split::Train,
+                hard: false,
+            }));
         }
     }
     Ok(rows)
 }
 
-/// A number from 0 to below 1 that belongs to a name (FNV-1a, mixed once more).
+/// A number from 0 to below 1 that belongs to a name.
 fn lot(name: &str) -> f64 {
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    let digest: [u8; 32] = Sha256::digest(name).into();
+    let first = u64::from_be_bytes(std::array::from_fn(|place| digest[place]));
+    (first >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

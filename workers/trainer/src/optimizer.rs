@@ -26,6 +26,17 @@ impl Optimizer {
         Self { settings: settings.clone(), first: zeros(), second, steps: 0 }
     }
 
+    /// What it remembers, and how many steps it took.
+    pub fn memory(&self) -> (&[Vec<f32>], &[Vec<f32>], i32) {
+        (&self.first, &self.second, self.steps)
+    }
+
+    /// With what another one remembered.
+    pub fn remembering(mut self, (first, second): (Vec<Vec<f32>>, Vec<Vec<f32>>), steps: i32) -> Self {
+        (self.first, self.second, self.steps) = (first, second, steps);
+        self
+    }
+
     /// One step. `start`: where the weights were before training; `rate_ratio`: of the highest learning rate.
     pub fn step(&mut self, weights: &mut [Vec<f32>], gradients: &mut [Vec<f32>], start: &[Vec<f32>], rate_ratio: f64) {
         let OptimizerSettings { kind, learning_rate, momentum_ratio, weight_decay, clip_norm, proximal } =

@@ -1,6 +1,9 @@
 //! How is trained.
 
+use std::path::PathBuf;
+
 use autograd::Trainable;
+use schemas::WeightForm;
 use serde::{Deserialize, Serialize};
 
 /// How is trained. The defaults are guesses that learn from a few thousand small pictures.
@@ -29,6 +32,17 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Threads of one step, at least 1.
     pub threads: u16,
+    /// What it may take from the machine.
+    pub limits: LimitSettings,
+    /// Of a site's trainer: folder of the model that the site runs; the recognizer's if absent.
+    pub model: Option<PathBuf>,
+    /// Of a site's trainer: where it keeps the images it learns from and how far it is; it can be made again.
+    pub work: PathBuf,
+    /// Of a site's trainer: what it learns from, and when.
+    pub collect: CollectSettings,
+    /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
+    /// `delta_f16` (half the bytes, against the base).
+    pub form: WeightForm,
 }
 
 impl Default for TrainSettings {
@@ -45,6 +59,63 @@ impl Default for TrainSettings {
             augment: AugmentSettings::default(),
             seed: 1,
             threads: 1,
+            limits: LimitSettings::default(),
+            model: None,
+            work: PathBuf::from("tributary-training"),
+            collect: CollectSettings::default(),
+            form: WeightForm::F32,
+        }
+    }
+}
+
+/// What training may take from the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSettings {
+    /// Memory that training may take, MiB, at least 1; absent: not limited.
+    pub memory_max_mib: Option<u32>,
+    /// Of a site's trainer: share of one processor that it may use, above 0 to 1. It runs only on what nobody
+    /// else wants in any case.
+    pub cpu_ratio: f64,
+    /// Of a site's trainer: it stands still while more than this waits for the site's recognizers, seconds.
+    pub yield_queue_s: f64,
+    /// Of a site's trainer: how much work a kill may cost, seconds, at least 1.
+    pub checkpoint_every_s: u32,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self { memory_max_mib: None, cpu_ratio: 0.5, yield_queue_s: 0.5, checkpoint_every_s: 60 }
+    }
+}
+
+/// What a site learns from, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollectSettings {
+    /// How often it looks for new labels, seconds, at least 1.
+    pub every_s: u32,
+    /// It trains when so many images were labelled since the last time, at least 1.
+    pub least_fresh: u32,
+    /// Labelled images it learns from, at least 2; of the most frequent labels the oldest make way.
+    pub most_images: u32,
+    /// Room for them in its folder, MiB, at least 1.
+    pub most_mib: u32,
+    /// A verdict is believed from this confidence on, 0 to 1.
+    pub least_verdict_ratio: f32,
+    /// How often a hard image is seen for each time another one is, 1 to 100.
+    pub hard_repeats: u32,
+}
+
+impl Default for CollectSettings {
+    fn default() -> Self {
+        Self {
+            every_s: 60,
+            least_fresh: 500,
+            most_images: 20_000,
+            most_mib: 1024,
+            least_verdict_ratio: 0.6,
+            hard_repeats: 2,
         }
     }
 }
@@ -133,6 +204,8 @@ impl TrainSettings {
     pub fn check(&self) -> Result<(), String> {
         let OptimizerSettings { learning_rate, momentum_ratio, weight_decay, clip_norm, proximal, .. } = self.optimizer;
         let AugmentSettings { shift_ratio, zoom_ratio, turn_degrees, brightness_ratio, .. } = self.augment;
+        let LimitSettings { memory_max_mib, cpu_ratio, yield_queue_s, checkpoint_every_s } = self.limits;
+        let collect = &self.collect;
         let wants = [
             ((1..=10_000).contains(&self.epochs), "epochs: 1 to 10000"),
             ((1..=1024).contains(&self.batch), "batch: 1 to 1024"),
@@ -148,6 +221,16 @@ impl TrainSettings {
             ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio: 0 to 1"),
             ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees: 0 to 180"),
             ((0.0..=1.0).contains(&brightness_ratio), "augment.brightness_ratio: 0 to 1"),
+            (memory_max_mib != Some(0), "limits.memory_max_mib: at least 1, or leave it away"),
+            (cpu_ratio > 0.0 && cpu_ratio <= 1.0, "limits.cpu_ratio: above 0 to 1"),
+            (yield_queue_s > 0.0, "limits.yield_queue_s: above 0"),
+            (checkpoint_every_s > 0, "limits.checkpoint_every_s: at least 1"),
+            (collect.every_s > 0, "collect.every_s: at least 1"),
+            (collect.least_fresh > 0, "collect.least_fresh: at least 1"),
+            (collect.most_images > 1, "collect.most_images: at least 2"),
+            (collect.most_mib > 0, "collect.most_mib: at least 1"),
+            ((0.0..=1.0).contains(&collect.least_verdict_ratio), "collect.least_verdict_ratio: 0 to 1"),
+            ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats: 1 to 100"),
         ];
         match wants.iter().find(|(is, _)| !is) {
             Some((_, wanted)) => Err(format!("trainer.{wanted}")),

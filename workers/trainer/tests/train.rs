@@ -1,15 +1,16 @@
 //! Training the project's own model on the project's own pictures, with the real runtime.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
-use trainer::{Examples, Split, TrainError, TrainSettings, Trained, folder, train};
+use trainer::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
 use vision::{Model, Onnx, Session, tensor};
 
 fn fixtures() -> PathBuf {
@@ -44,11 +45,15 @@ fn settings() -> TrainSettings {
     settings
 }
 
+fn around(stop: &CancellationToken) -> Around<'_> {
+    Around { stop, pace: Pace::free(&TrainSettings::default().limits), checkpoints: None }
+}
+
 fn trained(model: &Model, settings: &TrainSettings) -> Result<Trained, TrainError> {
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
     examples.all.retain(|example| example.split != Split::Test);
-    train(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, &CancellationToken::new(), |_| {})
+    train(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, around(&CancellationToken::new()), |_| {})
 }
 
 #[test]
@@ -70,7 +75,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let place = tempfile::tempdir().unwrap();
     let model = ignorant(&place.path().join("start"));
     let result = trained(&model, &TrainSettings { epochs: 2, ..settings() }).unwrap();
-    let new = folder::write(&model, &result.onnx, &result.weights, &place.path().join("new")).unwrap();
+    let new = folder::write(&model, &result.onnx, &result.values(), &place.path().join("new")).unwrap();
     assert_ne!(new.release, model.release);
     // The new folder in an ordinary session, and the step's graph with the weights as inputs.
     let runtime = Onnx::find_and_load(None).unwrap();
@@ -79,13 +84,13 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
     let ready = trainer::probe::ready(&runtime, &model, 1).unwrap();
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All).unwrap();
-    let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].clone()).collect();
+    let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].1.clone()).collect();
     let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());
     let mut stepper = trainer::stepper::Stepper::open(&runtime, step, 1).unwrap();
     let expected = stepper.measure(&picture, &targets, &weights).unwrap().scores;
     let worst = said.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-4, "{said:?} and {expected:?}");
-    let taken = folder::write(&model, &result.onnx, &result.weights, &new.folder).unwrap_err();
+    let taken = folder::write(&model, &result.onnx, &result.values(), &new.folder).unwrap_err();
     assert!(matches!(taken, TrainError::Taken { .. }), "{taken}");
 }
 
@@ -122,12 +127,12 @@ fn broken_pictures_among_good_ones_are_passed_over_and_told() {
     let runtime = Onnx::find_and_load(None).unwrap();
     let some = Examples::read(place.path(), &model.labels, 0.1).unwrap();
     let one = TrainSettings { epochs: 1, ..settings() };
-    let result = train(&runtime, &model, &some, &one, &CancellationToken::new(), |_| {}).unwrap();
+    let result = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap();
     assert!(result.unreadable > 0);
     for example in &some.all {
         std::fs::write(&example.path, b"no picture").unwrap();
     }
-    let error = train(&runtime, &model, &some, &one, &CancellationToken::new(), |_| {}).unwrap_err();
+    let error = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap_err();
     assert!(matches!(error, TrainError::Unreadable { .. }), "{error}");
 }
 
@@ -138,6 +143,75 @@ fn it_stops_when_told_to() {
     let model = light();
     let examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
     let runtime = Onnx::find_and_load(None).unwrap();
-    let stopped = train(&runtime, &model, &examples, &settings(), &stop, |_| {}).unwrap_err();
+    let stopped = train(&runtime, &model, &examples, &settings(), around(&stop), |_| {}).unwrap_err();
     assert!(matches!(stopped, TrainError::Stopped));
+}
+
+#[test]
+fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
+    let place = tempfile::tempdir().unwrap();
+    let model = ignorant(&place.path().join("start"));
+    let mut settings = settings();
+    (settings.epochs, settings.augment.mirror, settings.augment.shift_ratio) = (3, true, 0.1);
+    settings.optimizer.kind = trainer::settings::OptimizerKind::Adam;
+    settings.optimizer.learning_rate = 0.002;
+    let undisturbed = trained(&model, &settings).unwrap();
+    let data = fixtures().join("images/fashion");
+    let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
+    examples.all.retain(|example| example.split != Split::Test);
+    let onnx = Onnx::find_and_load(None).unwrap();
+    let mut stops = 0;
+    let again = loop {
+        let stop = CancellationToken::new();
+        let checkpoints = Some(Checkpoints::new(place.path(), Duration::ZERO));
+        let later = stop.clone();
+        // In the middle of the first epoch that is begun.
+        let see = |_: &trainer::Epoch| {
+            let later = later.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(60));
+                later.cancel();
+            });
+        };
+        match train(&onnx, &model, &examples, &settings, Around { checkpoints, ..around(&stop) }, see) {
+            Ok(trained) => break trained,
+            Err(TrainError::Stopped) => stops += 1,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(stops > 0, "never stopped");
+    assert_eq!(again.weights, undisturbed.weights, "after {stops} stops");
+    for (a, b) in again.epochs.iter().zip(&undisturbed.epochs) {
+        assert_eq!(a.held_out, b.held_out);
+        assert!((a.learned_loss.unwrap_or(0.0) - b.learned_loss.unwrap_or(0.0)).abs() < 1e-9, "{a:?} and {b:?}");
+    }
+}
+
+#[test]
+fn what_is_not_trained_is_computed_once_and_gives_the_same() {
+    let model = light();
+    let mut head = TrainSettings { trainable: "head".into(), epochs: 2, ..settings() };
+    let cached = trained(&model, &head).unwrap();
+    assert!(cached.features_cached && cached.weights.len() == 2);
+    // Pictures that are changed, be it by next to nothing, are computed anew each time.
+    head.augment.brightness_ratio = 1e-9;
+    let anew = trained(&model, &head).unwrap();
+    assert!(!anew.features_cached);
+    for (name, (_, values)) in &cached.weights {
+        for (a, b) in values.iter().zip(&anew.weights[name].1) {
+            assert!((a - b).abs() < 1e-3, "{name}: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn more_memory_than_allowed_is_refused_before_it_is_taken() {
+    let mut settings = settings();
+    (settings.batch, settings.limits.memory_max_mib) = (1024, Some(1));
+    let stop = CancellationToken::new();
+    let pace = Pace::free(&settings.limits);
+    let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
+    let onnx = Onnx::find_and_load(None).unwrap();
+    let error = train(&onnx, &light(), &examples, &settings, Around { pace, ..around(&stop) }, |_| {}).unwrap_err();
+    assert!(error.to_string().contains("memory_max_mib allows 1"), "{error}");
 }

@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod form;
 mod hardcases;
+mod label;
 mod model;
 mod out;
 mod policy;
@@ -79,6 +80,7 @@ enum Command {
     Policy(policy::PolicyArgs),
     #[command(name = "hardcases")]
     HardCases(hardcases::HardCasesArgs),
+    Label(label::LabelArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     #[command(subcommand)]
@@ -92,6 +94,8 @@ enum Command {
     Courier,
     /// Run a verifier in the cloud on an existing nats-server.
     Verifier(roles::ModelArgs),
+    /// Run a site's trainer on an existing nats-server: it learns from the site's labelled images and sends weights.
+    Trainer(roles::ModelArgs),
     /// Run a site's janitor on an existing nats-server.
     Janitor,
 }
@@ -99,9 +103,15 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match (cli.common.verbose, &cli.command) {
-        (0, Command::Up(_) | Command::Recognizer(_) | Command::Courier | Command::Verifier(_) | Command::Janitor) => {
-            "info"
-        }
+        (
+            0,
+            Command::Up(_)
+            | Command::Recognizer(_)
+            | Command::Courier
+            | Command::Verifier(_)
+            | Command::Trainer(_)
+            | Command::Janitor,
+        ) => "info",
         (0, _) => "warn",
         (1, _) => "debug",
         _ => "trace",
@@ -138,6 +148,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dead(args) => dead::command(&loaded, args).await,
         Command::Policy(args) => policy::command(&loaded, &args).await,
         Command::HardCases(args) => hardcases::command(&loaded, &args).await,
+        Command::Label(args) => label::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
         Command::Train(args) => train::command(settings, &args, shutdown()?).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
@@ -145,6 +156,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
         Command::Courier => roles::courier(&loaded, shutdown()?).await,
         Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,
+        Command::Trainer(_) => roles::trainer(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
         Command::Doctor(_) | Command::Config(_) => Ok(()),
     }
@@ -158,6 +170,7 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Train(args) => args.flags(),
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
+        Command::Trainer(args) => args.flags("trainer"),
         _ => Vec::new(),
     }
 }

@@ -49,6 +49,17 @@ pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) ->
     tokio::task::spawn_blocking(loading).await?
 }
 
+/// Loads what a trainer starts from: the runtime and the model as it is on the disk.
+pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+    let folder = settings.trainer.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
+    let onnxruntime = settings.onnxruntime.clone();
+    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+        let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
+        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+    };
+    tokio::task::spawn_blocking(loading).await?
+}
+
 /// A role's end as an error for people.
 pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
@@ -107,6 +118,14 @@ pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
     let cloud = here.in_domain(nats.cloud_domain.as_deref());
     let site = settings.site.clone();
     ended("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
+}
+
+/// Runs a site's trainer.
+pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let (onnx, model) = load_to_train(settings).await?;
+    let (bus, _) = connect(loaded, "trainer").await?;
+    ended("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
 }
 
 /// Runs a site's janitor.

@@ -78,6 +78,8 @@ pub struct UpSettings {
     pub port: u16,
     /// Port for MQTT clients; 0 finds a free one, absent offers none.
     pub mqtt_port: Option<u16>,
+    /// Whether each site trains, beside its work, on what is labelled there.
+    pub train: bool,
 }
 
 impl Default for UpSettings {
@@ -88,6 +90,7 @@ impl Default for UpSettings {
             durability: Durability::default(),
             port: 0,
             mqtt_port: None,
+            train: false,
         }
     }
 }

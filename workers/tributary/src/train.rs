@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::Shutdown;
+use schemas::Measured;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use trainer::{Epoch, Examples, Measured, Trained};
+use trainer::{Around, Epoch, Examples, Pace, Trained};
 use vision::{Model, Onnx};
 
 use crate::settings::Settings;
@@ -93,12 +94,12 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
         let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
-        let trained = trainer::train(&runtime, &model, &examples, &train, &stop, |epoch| shown.over(epoch))?;
-        let worse = worse(&trained).filter(|_| !anyway);
-        if worse.is_some() {
+        let around = Around { stop: &stop, pace: Pace::free(&train.limits), checkpoints: None };
+        let trained = trainer::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
+        if !anyway && trained.worse().is_some() {
             return Ok((trained, None));
         }
-        let written = trainer::folder::write(&model, &trained.onnx, &trained.weights, &new)?;
+        let written = trainer::folder::write(&model, &trained.onnx, &trained.values(), &new)?;
         Ok((trained, Some(written)))
     };
     let (trained, written) = tokio::task::spawn_blocking(work).await.context("training broke off")??;
@@ -111,24 +112,17 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
             "test": test,
             "parameters": trained.parameters,
             "unreadable": trained.unreadable,
+            "features_cached": trained.features_cached,
             "written": written.as_ref().map(|_| args.out.display().to_string()),
             "release": written.as_ref().map(|model| model.release.to_string()),
         }))?;
     } else {
         out::line(text(&trained, written.as_ref()))?;
     }
-    match worse(&trained).filter(|_| written.is_none()) {
+    match trained.worse().filter(|_| written.is_none()) {
         Some(why) => anyhow::bail!("{why}; nothing was written (--anyway writes it all the same)"),
         None => Ok(()),
     }
-}
-
-/// Why the new model should not be used, if so.
-fn worse(trained: &Trained) -> Option<String> {
-    let (before, after) = (trained.epochs.first()?.held_out, trained.epochs.last()?.held_out);
-    (!after.loss.is_finite() || after.loss > before.loss).then(|| {
-        format!("the new model is worse on the images held out: loss {:.3} instead of {:.3}", after.loss, before.loss)
-    })
 }
 
 /// Says what happens on standard error: a line an epoch.

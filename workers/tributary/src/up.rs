@@ -30,6 +30,9 @@ pub struct UpArgs {
     /// Start a hub and this many sites on servers of their own, joined by leaf links as in production.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sites: Option<u16>,
+    /// Let each site train, beside its work, on what is labelled there.
+    #[arg(long)]
+    pub train: bool,
 }
 
 impl UpArgs {
@@ -38,7 +41,9 @@ impl UpArgs {
         let flag = |key: &str, path: &Option<PathBuf>| {
             path.as_ref().map(|path| (key.to_owned(), path.display().to_string().into()))
         };
-        flag("recognizer.model", &self.model).into_iter().chain(flag("verifier.model", &self.cloud_model)).collect()
+        let train = self.train.then(|| ("up.train".to_owned(), true.into()));
+        let models = flag("recognizer.model", &self.model).into_iter().chain(flag("verifier.model", &self.cloud_model));
+        models.chain(train).collect()
     }
 }
 
@@ -115,6 +120,14 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let light =
             load(onnxruntime.clone(), settings.recognizer.model.clone(), settings.recognizer.infer.clone()).await?;
         start_site(&mut roles, &settings, &here, site, running.cloud_domain.as_deref(), light, &shutdown);
+        if settings.up.train {
+            let (onnx, model) = roles::load_to_train(&settings).await?;
+            let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
+            chosen.work = settings.up.store.join(format!("training-{name}"));
+            roles.spawn(
+                async move { roles::ended("trainer", trainer::run(here, name, onnx, model, &chosen, stop).await) },
+            );
+        }
     }
     for server in servers.all() {
         server.settle().context("the store cannot be written to the disk")?;

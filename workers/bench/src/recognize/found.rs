@@ -8,12 +8,12 @@ use streams::server::Durability;
 
 use super::{CASES, Case, IN_FLIGHT};
 use crate::bare::LOOP;
-use crate::process;
 use crate::report::{Figure, Goal, Machine, Table, amount};
 use crate::site::{LOAD, RECOGNIZER, SERVER, Site};
 use crate::stats::median;
 use crate::window::Window;
 use crate::workload::Workload;
+use runtime::process;
 
 /// Share of its cores that the bare loop gets on a machine where nothing else runs.
 const QUIET: f64 = 0.95;

@@ -1,6 +1,6 @@
 //! Screen: how a site does, for people; what is wrong comes last, in words, with what to do. Pure.
 
-use schemas::{Beat, DecisionReport};
+use schemas::{Beat, DecisionReport, Measured, TrainingReport};
 
 use super::gather::{Cloud, Queue, Status};
 use crate::form;
@@ -21,6 +21,7 @@ pub fn text(status: &Status) -> String {
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
+    trainings(status).into_iter().for_each(|training| row("training", training));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -95,6 +96,32 @@ fn decisions(status: &Status) -> Vec<String> {
         text
     };
     status.workers.iter().filter_map(|beat| beat.decision.as_ref()).map(row).collect()
+}
+
+/// What each trainer does, and what came of its last training.
+fn trainings(status: &Status) -> Vec<String> {
+    let row = |report: &TrainingReport| {
+        let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
+        let mut text = format!(
+            "{}: {}; {} known, {} sent",
+            form::plain(state),
+            form::plain(why),
+            form::count(*labelled, "labelled image"),
+            form::count(*sent, "update")
+        );
+        let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+        if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
+            let now = after.as_ref().map(|after| format!(", {} now", right(after)));
+            let held_out =
+                format!("of {} held out {} right before{}", before.images, right(before), now.unwrap_or_default());
+            text += &format!("\n            epoch {epoch} of {epochs}; {held_out}");
+        }
+        if let Some(last) = last {
+            text += &format!("\n            last: {}", form::plain(last));
+        }
+        text
+    };
+    status.workers.iter().filter_map(|beat| beat.training.as_ref()).map(row).collect()
 }
 
 fn cloud(cloud: &Cloud) -> String {

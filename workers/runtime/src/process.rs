@@ -18,6 +18,12 @@ pub fn peak_bytes(process: u32) -> Option<u64> {
     field_bytes(&status, "VmHWM:")
 }
 
+/// The memory this process has now, bytes.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    field_bytes(&status, "VmRSS:")
+}
+
 /// Lets the count of this process's most memory begin anew, where the kernel can.
 pub fn forget_peak() {
     // Without it the figure is that of the whole run.

@@ -1,0 +1,101 @@
+//! What a site learned: weights against a base release, by reference, and how they were come by. Never a picture.
+//! Version history: 1, first.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::BlobRef;
+use crate::codec::Message;
+use crate::id::{ModelName, ReleaseId, SiteName, TaskId};
+
+/// One site's weights against a base release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Update {
+    /// The site.
+    pub site: SiteName,
+    /// The model.
+    pub model: ModelName,
+    /// The round it answers; 0 when no round asked for it.
+    pub round: u64,
+    /// The release the site started from.
+    pub base: ReleaseId,
+    /// A safetensors file of the trained tensors, named and shaped as the base's.
+    pub weights: BlobRef,
+    /// How its values are written.
+    pub form: WeightForm,
+    /// Images learned from, of each label.
+    pub samples: BTreeMap<String, u64>,
+    /// Images learned from, by who said what they show.
+    pub sources: BTreeMap<LabelSource, u64>,
+    /// The base on the images held out at the site.
+    pub before: Measured,
+    /// These weights on the same images.
+    pub after: Measured,
+    /// Times every image was seen.
+    pub epochs: u32,
+    /// Which weights were trained, as in the setting `trainer.trainable`.
+    pub trainable: String,
+    /// When it was made, milliseconds since the epoch.
+    pub trained_at_ms: u64,
+}
+
+impl Update {
+    /// Under which it is published, however often: the same site, base and weights are the same update.
+    pub fn id(&self) -> TaskId {
+        TaskId::derived(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
+    }
+}
+
+impl Message for Update {
+    const KIND: &'static str = "update";
+    const VERSION: u16 = 1;
+}
+
+/// How the values of an update's weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightForm {
+    /// The weights themselves, 32-bit floats.
+    #[default]
+    F32,
+    /// The weights themselves, rounded to 16-bit floats: half the bytes.
+    F16,
+    /// What is to be added to the base's weights, 16-bit floats: half the bytes, and finer than [`WeightForm::F16`]
+    /// where weights moved little.
+    DeltaF16,
+}
+
+/// Who said what an image shows, the most trusted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelSource {
+    /// A person who looked at it.
+    Person,
+    /// Whoever published it.
+    Publisher,
+    /// The cloud's model.
+    Verdict,
+}
+
+impl LabelSource {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LabelSource::Person => "person",
+            LabelSource::Publisher => "publisher",
+            LabelSource::Verdict => "verdict",
+        }
+    }
+}
+
+/// How right a model is on labelled images.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Measured {
+    /// Images.
+    pub images: u64,
+    /// Of those, how many it is right about, 0 to 1.
+    pub accuracy_ratio: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+}

@@ -1,0 +1,182 @@
+//! The walk of weights: a site's images and what is said of them, training, an update in the cloud.
+
+use std::time::Duration;
+
+use harness::pictures::pictures;
+use harness::program::run;
+use harness::{Plan, World, until};
+use schemas::task::HEADER_LABEL;
+use schemas::{Beat, LabelSource, Route, TaskId, Update, WeightForm, decode};
+use streams::fleet::Fleet;
+use streams::{Blobs, read, topology};
+
+use crate::common::{PATIENCE, answered, publish};
+
+/// Long enough for a small training on a busy machine.
+const LONG: Duration = Duration::from_secs(120);
+
+/// A site whose recognizer knows nothing yet, so that nearly every image is judged in the cloud.
+async fn beginners(plan: Plan) -> World {
+    let mut world = World::start(plan).await.unwrap();
+    world.verifier("verifier").unwrap();
+    world.beginner("recognizer", 0).unwrap();
+    world.courier("courier", 0).unwrap();
+    world.all_started().await.unwrap();
+    world
+}
+
+/// Publishes so many pictures; every tenth with its true label.
+async fn publish_pictures(world: &World, count: usize) -> Vec<TaskId> {
+    let mut tasks = Vec::new();
+    for (number, picture) in pictures().unwrap().iter().take(count).enumerate() {
+        let label: &[(&'static str, &str)] = if number % 10 == 0 { &[(HEADER_LABEL, &picture.truth)] } else { &[] };
+        tasks.push(publish(world.bus(0), &world.site(0).name, &picture.bytes, label).await);
+    }
+    tasks
+}
+
+async fn updates(world: &World) -> anyhow::Result<Vec<Update>> {
+    let last = read::level(&world.cloud, topology::UPDATES).await?.last_sequence;
+    let mut updates = Vec::new();
+    read::stretch(&world.cloud, topology::UPDATES, read::Stretch::default(), last, |record| {
+        updates.push(decode::<Update>(&record.payload));
+    })
+    .await?;
+    Ok(updates.into_iter().collect::<Result<_, _>>()?)
+}
+
+async fn first_update(world: &World) -> Update {
+    let arrived = until("an update in the cloud", LONG, async || Ok(updates(world).await?.into_iter().next())).await;
+    arrived.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+}
+
+async fn training(world: &World) -> anyhow::Result<Option<schemas::TrainingReport>> {
+    let beats: Vec<Beat> = Fleet::open(world.bus(0)).await?.alive().await?;
+    Ok(beats.into_iter().find_map(|beat| beat.training))
+}
+
+#[tokio::test]
+async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_answered() {
+    let plan = Plan::leaves(1)
+        .set("trainer.collect.least_fresh=180")
+        .set("trainer.epochs=6")
+        .set("trainer.optimizer.learning_rate=0.05")
+        .set("trainer.form=delta_f16");
+    let mut world = beginners(plan).await;
+    let tasks = publish_pictures(&world, 200).await;
+    for task in &tasks {
+        answered(&world, *task).await;
+    }
+    // A person knows better.
+    let corrected = tasks[1].to_string();
+    let mut say = vec!["label".to_owned(), corrected, "bag".into(), "--by".into(), "anna".into()];
+    say.extend(world.at(0));
+    let said = run(world.folder(), &say).await.unwrap();
+    assert!(said.success && said.out.contains("1 label"), "{}\n{}", said.out, said.err);
+    world.trainer("trainer", 0).unwrap();
+    world.worked("trainer").unwrap().says("started", PATIENCE).await.unwrap();
+    let picture = &pictures().unwrap()[3];
+    let mut meanwhile = 0;
+    let update = loop {
+        let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
+        let answer = answered(&world, task).await;
+        assert!(matches!(answer.route, Route::Verified | Route::Edge | Route::Redirected), "{answer:?}");
+        meanwhile += 1;
+        if let Some(update) = updates(&world).await.unwrap().into_iter().next() {
+            break update;
+        }
+        assert!(meanwhile < 20_000, "no update\n{}", world.last_words());
+    };
+    assert_eq!((update.site.as_str(), update.model.as_str(), update.round), ("site-1", "fashion-initial", 0));
+    assert_eq!((update.form, update.epochs), (WeightForm::DeltaF16, 6));
+    assert!(update.after.loss < update.before.loss, "{update:?}");
+    assert!(update.after.accuracy_ratio > update.before.accuracy_ratio + 0.2, "{update:?}");
+    assert_eq!(update.sources[&LabelSource::Person], 1);
+    assert!(update.sources[&LabelSource::Publisher] >= 19, "{:?}", update.sources);
+    assert!(update.sources[&LabelSource::Verdict] >= 100, "{:?}", update.sources);
+    // Weights travel by reference, and are there before their message.
+    let weights = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&update.weights, 1 << 20).await.unwrap();
+    assert!(weights.len() < 26_698 * 2 + 4096, "{} bytes of 16-bit floats", weights.len());
+    let report = training(&world).await.unwrap().expect("a trainer's sign of life");
+    assert_eq!(report.sent, 1, "{report:?}");
+    let status = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
+    assert!(status.out.contains("an update of"), "{}", status.out);
+}
+
+#[tokio::test]
+async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
+    let plan = Plan::default()
+        .set("trainer.collect.least_fresh=100")
+        .set("trainer.epochs=40")
+        .set("trainer.optimizer.learning_rate=0.03")
+        .set("trainer.limits.checkpoint_every_s=1");
+    let mut world = beginners(plan).await;
+    for task in publish_pictures(&world, 150).await {
+        answered(&world, task).await;
+    }
+    let trainer = world.trainer("trainer", 0).unwrap();
+    trainer.says("started", PATIENCE).await.unwrap();
+    let mut kills = 0;
+    for _ in 0..4 {
+        let epoch = until("some epochs", LONG, async || {
+            let report = training(&world).await?;
+            let sent = !updates(&world).await?.is_empty();
+            Ok(report.filter(|report| sent || report.epoch >= 2 + kills * 5).map(|report| report.epoch))
+        });
+        epoch.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        if !updates(&world).await.unwrap().is_empty() {
+            break;
+        }
+        kills += 1;
+        world.worked("trainer").unwrap().restart().unwrap();
+    }
+    let disturbed = first_update(&world).await;
+    assert!(kills > 0, "it was never killed while it trained");
+    assert!(world.worked("trainer").unwrap().log().contains("goes on where it was left"));
+    // The same images and settings once more, undisturbed: the same weights, so the same update.
+    world.worked("trainer").unwrap().kill().unwrap();
+    let work = world.folder().join("training-0");
+    assert!(!work.join("checkpoint.safetensors").exists(), "a finished training leaves no checkpoint");
+    let model = harness::program::fixture(harness::pictures::INITIAL);
+    let new = world.folder().join("again");
+    let mut again = vec!["train".to_owned(), "--model".into(), model.display().to_string()];
+    again.extend(["--data".into(), work.display().to_string(), "--out".into(), new.display().to_string()]);
+    for pair in ["trainer.epochs=40", "trainer.optimizer.learning_rate=0.03"] {
+        again.extend(["--set".into(), pair.into()]);
+    }
+    again.extend(["--json".into(), "--anyway".into()]);
+    let again = run(world.folder(), &again).await.unwrap();
+    assert!(again.success, "{}", again.err);
+    let again: serde_json::Value = serde_json::from_str(&again.out).unwrap();
+    let last = &again["epochs"].as_array().unwrap().last().unwrap()["held_out"];
+    assert_eq!(last["loss"].as_f64().unwrap() as f32, disturbed.after.loss as f32, "{last} and {disturbed:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_learned_from_or_did_not_pay_is_said_and_nothing_is_sent() {
+    let plan = Plan::default().set("trainer.collect.least_fresh=20").set("trainer.optimizer.learning_rate=1e30");
+    let mut world = beginners(plan).await;
+    world.trainer("trainer", 0).unwrap();
+    // Labels the model does not know, and one label for all.
+    let picture = &pictures().unwrap()[0];
+    for number in 0..25 {
+        let label = if number < 5 { "submarine" } else { picture.truth.as_str() };
+        let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[(HEADER_LABEL, label)]).await;
+        answered(&world, task).await;
+    }
+    let why = until("a trainer that says what is missing", LONG, async || {
+        Ok(training(&world).await?.map(|report| report.why).filter(|why| why.contains("one label")))
+    });
+    let why = why.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(why.contains("submarine"), "{why}");
+    // Enough to learn from, and steps so long that the loss is no number.
+    for task in publish_pictures(&world, 60).await {
+        answered(&world, task).await;
+    }
+    let last =
+        until("a training that failed", LONG, async || Ok(training(&world).await?.and_then(|report| report.last)));
+    let last = last.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(last.contains("nothing was sent"), "{last}");
+    assert!(updates(&world).await.unwrap().is_empty());
+    assert_eq!(world.worked("trainer").unwrap().ended().unwrap(), None, "the trainer lives");
+}

@@ -1,0 +1,66 @@
+//! Cuts a step where training begins: what stands before the first trained weight gives the same for a picture
+//! every time, so it needs to be computed once.
+
+use std::collections::HashSet;
+
+use crate::error::AutogradError;
+use crate::known::Known;
+use crate::onnx::{Onnx, declared, reads};
+use crate::proto::NodeProto;
+use crate::step::{SCALE, Step, TARGET};
+
+/// A step in two.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Split {
+    /// From images to features, without any trained weight.
+    pub frozen: Onnx,
+    /// From features to loss and gradients: a step whose images are those features.
+    pub tail: Step,
+}
+
+impl Step {
+    /// The step in two, if one tensor with a row for each image is all that passes from the part that is not
+    /// trained to the part that is; `None` where training begins at the images, or several tensors pass.
+    pub fn split(&self, known: &Known) -> Result<Option<Split>, AutogradError> {
+        let graph = self.graph.graph()?;
+        let starts = self.weights.iter().map(|weight| weight.name.as_str()).chain([TARGET, SCALE]);
+        let trained = after(&graph.node, starts);
+        let by_images = after(&graph.node, [self.images.as_str()]);
+        let is_trained = |node: &NodeProto| node.output.iter().any(|name| trained.contains(name.as_str()));
+        let crosses =
+            |name: &String| by_images.contains(name.as_str()) && !trained.contains(name.as_str()) && !name.is_empty();
+        let passing: HashSet<String> =
+            graph.node.iter().filter(|node| is_trained(node)).flat_map(reads).filter(crosses).collect();
+        let mut passing = passing.into_iter();
+        let (Some(features), None) = (passing.next(), passing.next()) else { return Ok(None) };
+        let shape = known.shape(&features)?.to_vec();
+        if features == self.images || shape.first() != self.images_shape.first() {
+            return Ok(None);
+        }
+        let frozen = self.graph.cut(&features)?;
+        let mut tail = Step { images: features.clone(), images_shape: shape.clone(), ..self.clone() };
+        let graph = tail.graph.graph_mut()?;
+        // What depends on neither images nor weights makes constants, which the trained part may read.
+        let is_frozen =
+            |node: &NodeProto| !is_trained(node) && node.output.iter().any(|name| by_images.contains(name.as_str()));
+        let kept: Vec<NodeProto> = graph.node.iter().filter(|node| !is_frozen(node)).cloned().collect();
+        let wanted: HashSet<String> = kept.iter().flat_map(reads).collect();
+        graph.node = kept;
+        graph.initializer.retain(|tensor| wanted.contains(tensor.name()));
+        for input in graph.input.iter_mut().filter(|input| input.name() == self.images) {
+            *input = declared(&features, Some(&shape));
+        }
+        Ok(Some(Split { frozen, tail }))
+    }
+}
+
+/// Every tensor that depends on one of these, themselves included.
+fn after<'a>(nodes: &'a [NodeProto], starts: impl IntoIterator<Item = &'a str>) -> HashSet<&'a str> {
+    let mut found: HashSet<&str> = starts.into_iter().collect();
+    for node in nodes {
+        if reads(node).iter().any(|name| found.contains(name.as_str())) {
+            found.extend(node.output.iter().map(String::as_str).filter(|name| !name.is_empty()));
+        }
+    }
+    found
+}

@@ -1,0 +1,98 @@
+//! What was learned, as a message with its weights: into the blob bucket first, then into the outbox.
+
+use std::collections::BTreeMap;
+
+use runtime::Fault;
+use schemas::limits::MAX_WEIGHTS_BYTES;
+use schemas::task::{HEADER_BLOB, HEADER_TO};
+use schemas::{LabelSource, Measured, ModelName, SiteName, Update, encode};
+use streams::subject::Errand;
+use streams::{Blobs, Publication, Publisher, subject};
+use vision::Model;
+
+use crate::examples::{Examples, Split};
+use crate::settings::TrainSettings;
+use crate::train::Trained;
+use crate::weights;
+
+/// The weights of an update as bytes: what is sent.
+pub fn file(trained: &Trained, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
+    let failed =
+        |error: &dyn std::error::Error| Fault::reject("weights_unwritable", runtime::fault::chain(error), "report it");
+    let mut base = BTreeMap::new();
+    for name in trained.weights.keys() {
+        base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
+    }
+    let bytes = weights::encode(&trained.weights, &base, settings.form, None).map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
+        let reason = format!("the trained weights are {} bytes, at most {MAX_WEIGHTS_BYTES} travel", bytes.len());
+        let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.form)";
+        return Err(Fault::reject("weights_too_large", reason, remedy));
+    }
+    Ok(bytes)
+}
+
+/// Images learned from, of each label.
+pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> {
+    let mut samples = BTreeMap::new();
+    for example in examples.of(Split::Train) {
+        if let Some(label) = labels.get(example.class) {
+            *samples.entry(label.clone()).or_default() += 1;
+        }
+    }
+    samples
+}
+
+/// Stores the weights and puts the update into the outbox; once, however often it is done.
+pub async fn submit(
+    publisher: &Publisher,
+    blobs: &Blobs,
+    file: &[u8],
+    update: impl FnOnce(schemas::BlobRef) -> Update,
+) -> Result<Update, Fault> {
+    let update = update(blobs.store(file).await?);
+    let publication =
+        Publication::with_id(subject::outbox(&update.site, Errand::Update), encode(&update)?, update.id().to_string())
+            .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
+            .header(HEADER_BLOB, update.weights.to_string());
+    publisher.publish(&publication).await?;
+    Ok(update)
+}
+
+/// What is said of a training.
+pub struct About<'a> {
+    /// The site.
+    pub site: &'a SiteName,
+    /// The model it started from.
+    pub model: &'a Model,
+    /// How it was trained.
+    pub settings: &'a TrainSettings,
+    /// Images, by who said what they show.
+    pub sources: BTreeMap<LabelSource, u64>,
+    /// Images learned from, of each label.
+    pub samples: BTreeMap<String, u64>,
+    /// When it was made, milliseconds since the epoch.
+    pub trained_at_ms: u64,
+}
+
+impl About<'_> {
+    /// The update with these weights.
+    pub fn update(self, trained: &Trained, weights: schemas::BlobRef) -> Update {
+        let measured = |epoch: Option<&crate::train::Epoch>| epoch.map_or(Measured::default(), |epoch| epoch.held_out);
+        Update {
+            site: self.site.clone(),
+            model: ModelName::of(&self.model.description.name),
+            round: 0,
+            base: self.model.release.clone(),
+            weights,
+            form: self.settings.form,
+            samples: self.samples,
+            sources: self.sources,
+            before: measured(trained.epochs.first()),
+            after: measured(trained.epochs.last()),
+            epochs: self.settings.epochs,
+            trainable: self.settings.trainable.clone(),
+            trained_at_ms: self.trained_at_ms,
+        }
+    }
+}

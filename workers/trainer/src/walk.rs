@@ -1,0 +1,314 @@
+//! A site's trainer: collect → train → submit, again and again, on what nobody else wants of the machine.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::drive::Tally;
+use runtime::{Fault, Shutdown, beat, clock, look_up};
+use schemas::{LabelSource, SiteName, TrainingReport};
+use streams::fleet::{Fleet, Ledger};
+use streams::{Blobs, Bus, Publisher};
+use tokio_util::sync::CancellationToken;
+use vision::{Model, Onnx};
+
+use crate::checkpoint::Checkpoints;
+use crate::collect::{Collection, Collector, Marks};
+use crate::error::TrainError;
+use crate::examples::Examples;
+use crate::pace::Pace;
+use crate::settings::TrainSettings;
+use crate::submit::{self, About};
+use crate::train::{Around, Epoch, Trained, train};
+
+const ROLE: &str = "trainer";
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After a failure of the moment.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Runs a site's trainer until it is told to stop.
+pub async fn run(
+    bus: Bus,
+    site: SiteName,
+    onnx: Onnx,
+    model: Model,
+    settings: &TrainSettings,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
+    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(ledger) = look_up(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
+    let note = format!("trained-{}", model.release.short());
+    let written = look_up(&shutdown, || ledger.read(&note)).await.flatten();
+    let trained: Marks = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let collection = Collection::new(&model.labels, &settings.collect);
+    let collector = Collector::new(bus.clone(), site.clone(), collection, trained);
+    let state = State::default();
+    let trainer = Trainer {
+        site: site.clone(),
+        onnx,
+        model: Arc::new(model),
+        settings: settings.clone(),
+        blobs,
+        ledger,
+        note,
+        publisher: Publisher::new(bus.clone(), PATIENCE),
+        state: state.clone(),
+        yields: Arc::default(),
+        stop: CancellationToken::new(),
+    };
+    let tally = Arc::new(Tally::default());
+    let release = trainer.model.release.clone();
+    let name = trainer.model.description.name.clone();
+    let told = state.clone();
+    let counted = tally.clone();
+    let life = beat::beat(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pulse(), move |beat| {
+        let report = told.report();
+        counted.finished.store(report.sent, Ordering::Relaxed);
+        (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
+        beat.training = Some(report);
+    });
+    tracing::info!(role = ROLE, "started");
+    tokio::join!(trainer.walk(collector, &shutdown), trainer.watch(&bus, &shutdown), life);
+    tracing::info!(role = ROLE, "stopped");
+    Ok(())
+}
+
+/// What it does, for `status`; clones share it.
+#[derive(Clone, Default)]
+struct State {
+    report: Arc<Mutex<TrainingReport>>,
+    changed: Arc<tokio::sync::Notify>,
+}
+
+impl State {
+    fn report(&self) -> TrainingReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut TrainingReport)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    fn is(&self, state: &str, why: impl Into<String>) {
+        self.change(|report| (report.state, report.why) = (state.into(), why.into()));
+    }
+
+    fn pulse(&self) -> beat::Pulse {
+        beat::Pulse { changed: self.changed.clone(), ..beat::Pulse::default() }
+    }
+}
+
+struct Trainer {
+    site: SiteName,
+    onnx: Onnx,
+    model: Arc<Model>,
+    settings: TrainSettings,
+    blobs: Blobs,
+    ledger: Ledger,
+    /// Of the ledger: how far the streams were read at the last training.
+    note: String,
+    publisher: Publisher,
+    state: State,
+    yields: Arc<AtomicBool>,
+    stop: CancellationToken,
+}
+
+impl Trainer {
+    async fn walk(&self, mut collector: Collector, shutdown: &Shutdown) {
+        let walk = async {
+            loop {
+                let pause = match self.turn(&mut collector).await {
+                    Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
+                    Err(fault) => {
+                        tracing::warn!(role = ROLE, ?fault, "tried again later");
+                        self.state.is("failed", words(&fault));
+                        AGAIN
+                    }
+                };
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::select! {
+            () = walk => {}
+            () = shutdown.wanted() => {}
+        }
+        // Training hears of it after its step; what it wrote down is gone on with.
+        self.stop.cancel();
+    }
+
+    /// Looks, and trains if there is enough to learn.
+    async fn turn(&self, collector: &mut Collector) -> Result<(), Fault> {
+        collector.look().await?;
+        let collection = &collector.collection;
+        let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.least_fresh);
+        self.state.change(|report| (report.labelled, report.fresh) = (labelled, fresh));
+        let unfinished = Checkpoints::are_in(&self.settings.work);
+        if !unfinished && fresh < u64::from(least) {
+            self.state.is("collecting", format!("{fresh} of {least} fresh labels"));
+            return Ok(());
+        }
+        if let Some(missing) = collection.missing().filter(|_| !unfinished) {
+            self.state.is("collecting", missing);
+            return Ok(());
+        }
+        let marks = collector.marks();
+        // What was left unfinished is finished with the images it began with.
+        let sources = match unfinished {
+            true => sources(&self.settings.work)?,
+            false => {
+                self.state.is("copying", format!("{labelled} images"));
+                collector.copy(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
+            }
+        };
+        let ended = self.train(sources).await?;
+        if let Some(said) = ended {
+            self.state.change(|report| report.last = Some(said));
+            let marks = serde_json::to_string(&marks).unwrap_or_default();
+            self.ledger.write(&self.note, marks).await?;
+            Checkpoints::remove(&self.settings.work);
+            collector.collection.taken();
+        }
+        self.state.is("collecting", "a training is over");
+        Ok(())
+    }
+
+    /// Trains on what was copied and sends what came of it; what to say of it, or `None` when it was stopped.
+    async fn train(&self, sources: BTreeMap<LabelSource, u64>) -> Result<Option<String>, Fault> {
+        self.state.change(|report| {
+            (report.state, report.why) = ("training".into(), format!("on {} images", sources.values().sum::<u64>()));
+            (report.epoch, report.epochs) = (0, self.settings.epochs);
+            (report.before, report.after) = (None, None);
+        });
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let work = self.work();
+        // A thread of its own: how it is scheduled must not stay with one that others use later.
+        let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
+            let _nobody_waits = ended.send(work());
+        });
+        thread.map_err(|error| Fault::retry("thread_missing", error))?;
+        let trained = end.await.map_err(|_| Fault::retry("training_broke", "the training thread ended by itself"))?;
+        let (trained, samples) = match trained {
+            Ok(trained) => trained,
+            Err(TrainError::Stopped) => return Ok(None),
+            Err(error) => {
+                let why = format!("nothing was sent: {}", runtime::fault::chain(&error));
+                tracing::warn!(role = ROLE, why, "a training failed");
+                return Ok(Some(why));
+            }
+        };
+        if let Some(why) = trained.worse() {
+            let why = format!("nothing was sent: {why}");
+            tracing::warn!(role = ROLE, why, "a training did not pay");
+            return Ok(Some(why));
+        }
+        let file = match submit::file(&trained, &self.settings) {
+            Ok(file) => file,
+            Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
+        };
+        let about = About {
+            site: &self.site,
+            model: &self.model,
+            settings: &self.settings,
+            sources,
+            samples,
+            trained_at_ms: clock::now_ms(),
+        };
+        let sent = submit::submit(&self.publisher, &self.blobs, &file, |weights| about.update(&trained, weights));
+        let update = sent.await?;
+        let right = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
+        let said = format!(
+            "an update of {} bytes was sent: {} instead of {} right of {} images held out",
+            update.weights.size_bytes,
+            right(update.after),
+            right(update.before),
+            update.after.images
+        );
+        tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "sent");
+        self.state.change(|report| report.sent += 1);
+        Ok(Some(said))
+    }
+
+    /// The training itself, for a thread of its own.
+    fn work(&self) -> impl FnOnce() -> Result<(Trained, BTreeMap<String, u64>), TrainError> + Send + use<> {
+        let (onnx, model, settings) = (self.onnx.clone(), self.model.clone(), self.settings.clone());
+        let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
+        move || {
+            let examples = Examples::read(&settings.work, &model.labels, settings.held_out_ratio)?;
+            let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
+            let around = Around {
+                stop: &stop,
+                pace: Pace::beside(&settings.limits, yields),
+                checkpoints: Some(Checkpoints::new(&settings.work, every)),
+            };
+            let see = |epoch: &Epoch| {
+                state.change(|report| {
+                    report.epoch = epoch.number;
+                    let place = if epoch.number == 0 { &mut report.before } else { &mut report.after };
+                    *place = Some(epoch.held_out);
+                });
+            };
+            let trained = train(&onnx, &model, &examples, &settings, around, see)?;
+            Ok((trained, submit::samples(&examples, &model.labels)))
+        }
+    }
+
+    /// Listens to how much waits for the site's recognizers.
+    async fn watch(&self, bus: &Bus, shutdown: &Shutdown) {
+        let watch = async {
+            loop {
+                if let Ok(fleet) = Fleet::open(bus).await
+                    && let Ok(mut beats) = fleet.follow("recognizer").await
+                {
+                    while let Some(beat) = beats.next().await {
+                        let waits_s = beat.decision.map_or(0.0, |decision| decision.queue_s);
+                        let yields = waits_s > self.settings.limits.yield_queue_s;
+                        let before = self.yields.swap(yields, Ordering::Relaxed);
+                        let doing = self.state.report().state;
+                        if before != yields && matches!(doing.as_str(), "training" | "yielding") {
+                            let state = if yields { "yielding" } else { "training" };
+                            self.state.is(state, format!("{waits_s:.1} s of work wait for the recognizers"));
+                        }
+                    }
+                }
+                // Nobody tells any more: what waits is not known, and training need not stand still for it.
+                self.yields.store(false, Ordering::Relaxed);
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            () = shutdown.wanted() => {}
+        }
+    }
+}
+
+/// Who labelled the images that an unfinished training began with.
+fn sources(work: &Path) -> Result<BTreeMap<LabelSource, u64>, Fault> {
+    let index: PathBuf = work.join("index.csv");
+    let unreadable = |error: csv::Error| Fault::retry("folder_unusable", format!("{}: {error}", index.display()));
+    let mut reader = csv::Reader::from_path(&index).map_err(unreadable)?;
+    let mut sources = BTreeMap::new();
+    for row in reader.records() {
+        let row = row.map_err(unreadable)?;
+        let source = match row.get(2) {
+            Some("person") => LabelSource::Person,
+            Some("publisher") => LabelSource::Publisher,
+            _ => LabelSource::Verdict,
+        };
+        *sources.entry(source).or_default() += 1;
+    }
+    Ok(sources)
+}
+
+fn words(fault: &Fault) -> String {
+    match fault {
+        Fault::Reject(note) | Fault::Stop(note) | Fault::Retry { note, .. } => {
+            format!("{} ({}): {}", note.reason, note.name, note.remedy)
+        }
+        Fault::Wait { .. } => "later".into(),
+    }
+}

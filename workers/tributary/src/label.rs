@@ -1,0 +1,102 @@
+//! `tributary label`: what a person says tasks show.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::limits::MAX_LABEL_BYTES;
+use schemas::{Answer, Label, TaskId, decode, encode};
+use streams::{Publication, Publisher, read, subject, topology};
+
+use crate::settings::Settings;
+use crate::{form, out, site};
+
+const EXAMPLES: &str = "\
+A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
+latest about a task counts. `tributary answers` shows the tasks.
+
+Examples:
+  tributary label 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 coat
+  tributary label --from corrected.csv --by anna      columns task and label, one image a line
+  ... | tributary label --from -";
+
+/// Say what tasks show: what a person saw, for the site's trainer to learn.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct LabelArgs {
+    /// The task.
+    #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
+    task: Option<TaskId>,
+    /// What it shows.
+    #[arg(value_name = "LABEL")]
+    label: Option<String>,
+    /// Many at once: a CSV file with columns task and label; - reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "label"])]
+    from: Option<PathBuf>,
+    /// Who says so.
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+}
+
+/// Publishes labels.
+pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+    let said = match (&args.from, args.task, &args.label) {
+        (Some(file), ..) => from(file)?,
+        (None, Some(task), Some(label)) => vec![(task, label.clone())],
+        _ => bail!("which task, and what does it show? `tributary label TASK LABEL`"),
+    };
+    if let Some((task, label)) = said.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
+        bail!("the label of task {task} has {} bytes, 1 to {MAX_LABEL_BYTES} are allowed", label.len());
+    }
+    let here = site::open(loaded, "label").await?;
+    let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
+    let (mut labelled, mut unknown) = (0_u64, Vec::new());
+    for (task, label) in said {
+        let slot = subject::finality_of_any_camera(&here.name, task);
+        let Some(record) = read::last(&here.bus, topology::ANSWERS, &slot).await? else {
+            unknown.push(task);
+            continue;
+        };
+        let answer: Answer = decode(&record.payload)?;
+        let label = Label { task, label, by: args.by.clone(), labelled_at_ms: clock::now_ms() };
+        let id = task.child(&format!("label-{}-{}", label.label, label.labelled_at_ms)).to_string();
+        let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
+        publisher.publish(&publication).await?;
+        labelled += 1;
+    }
+    out::line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
+    match &unknown[..] {
+        [] => Ok(()),
+        [first, ..] => bail!(
+            "{} of unknown tasks passed over, the first is {first}: only tasks with a final answer at site {} can be labelled",
+            form::count(unknown.len() as u64, "label"),
+            here.name
+        ),
+    }
+}
+
+fn from(file: &PathBuf) -> anyhow::Result<Vec<(TaskId, String)>> {
+    let mut text = String::new();
+    let what = file.display();
+    if file.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).context("standard input cannot be read")?;
+    } else {
+        text = std::fs::read_to_string(file).with_context(|| format!("{what} cannot be read"))?;
+    }
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let heads = reader.headers().with_context(|| format!("{what} cannot be read"))?.clone();
+    let column =
+        |name: &str| heads.iter().position(|head| head == name).with_context(|| format!("{what} has no column {name}"));
+    let (task, label) = (column("task")?, column("label")?);
+    let mut said = Vec::new();
+    for (number, row) in reader.records().enumerate() {
+        let row = row.with_context(|| format!("{what} cannot be read"))?;
+        let field = |column: usize| row.get(column).unwrap_or_default().trim();
+        let id = field(task).parse().with_context(|| format!("{what}, line {}", number + 2))?;
+        said.push((id, field(label).to_owned()));
+    }
+    Ok(said)
+}
