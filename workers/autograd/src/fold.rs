@@ -1,9 +1,10 @@
 //! Frozen normalization folded into the convolution before it, inside the step: the kernel is multiplied by
 //! `gamma / sqrt(variance + epsilon)` before the convolution instead of every pixel after it, which is the same
-//! function with the same gradients and costs as little as the kernel is small.
+//! function with the same gradients, and cheaper wherever the kernel has fewer values than what comes out.
 
 use std::collections::HashMap;
 
+use crate::known::{Known, Values};
 use crate::onnx::{float, int};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::tensor;
@@ -11,8 +12,9 @@ use crate::tensor;
 /// What `epsilon` is if it is not given.
 pub(crate) const EPSILON: f32 = 1e-5;
 
-/// Folds every `BatchNormalization` whose input is a convolution that nobody else reads.
-pub(crate) fn fold(graph: &mut GraphProto) {
+/// Folds every `BatchNormalization` whose input is a convolution that nobody else reads, where it pays. What it writes
+/// becomes known.
+pub(crate) fn fold(graph: &mut GraphProto, known: &mut Known) {
     let mut readers: HashMap<String, usize> = HashMap::new();
     for name in graph.node.iter().flat_map(|node| &node.input) {
         *readers.entry(name.clone()).or_default() += 1;
@@ -27,12 +29,15 @@ pub(crate) fn fold(graph: &mut GraphProto) {
         let folded = before.and_then(|place| {
             let only_reader = readers.get(&node.input[0]) == Some(&1);
             let kernel = nodes[place].input.get(1).is_some_and(|kernel| weights.contains_key(kernel));
-            let fits = nodes[place].op_type() == "Conv" && only_reader && kernel;
+            let fits = nodes[place].op_type() == "Conv" && only_reader && kernel && pays(&nodes[place], known);
             fits.then(|| folding(&nodes[place], &node, &weights)).flatten().map(|parts| (place, parts))
         });
         match folded {
             Some((place, parts)) => {
                 graph.initializer.extend(parts.constants);
+                for (name, shape) in parts.shapes {
+                    known.add(&name, shape, Values::Floats(Vec::new()));
+                }
                 let output = node.output[0].clone();
                 // The convolution moves to where the normalization was: what it reads is there by then.
                 nodes[place] = NodeProto { op_type: Some("Identity".into()), ..NodeProto::default() };
@@ -52,6 +57,17 @@ pub(crate) fn fold(graph: &mut GraphProto) {
 struct Parts {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
+    /// Of every tensor that is new.
+    shapes: Vec<(String, Vec<i64>)>,
+}
+
+/// Whether a convolution's kernel has fewer values than its output.
+fn pays(conv: &NodeProto, known: &Known) -> bool {
+    let count = |name: Option<&String>| name.and_then(|name| known.shape(name).ok()).map(tensor::count);
+    match (count(conv.input.get(1)), count(conv.output.first())) {
+        (Some(kernel), Some(output)) => kernel < output,
+        _ => false,
+    }
 }
 
 /// `Conv(x, kernel, bias)` and then a normalization, as one convolution of a scaled kernel.
@@ -66,7 +82,8 @@ fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorP
     let inverse: Vec<f32> = variance.iter().map(|variance| 1.0 / (variance + epsilon).sqrt()).collect();
     let channels = inverse.len() as i64;
     let kernel = conv.input.get(1)?;
-    let rank = weights.get(kernel)?.dims.len();
+    let dims = weights.get(kernel)?.dims.clone();
+    let rank = dims.len();
     let output = norm.output.first()?;
     let name = |what: &str| format!("{output}/{what}");
     let mut column = vec![1; rank];
@@ -76,6 +93,9 @@ fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorP
         tensor::floats(&name("mean"), &[channels], &mean),
         tensor::ints(&name("column"), &[rank as i64], &column),
     ];
+    let row = |what: &str| (name(what), vec![channels]);
+    let mut shapes = vec![(name("scale_column"), column), (name("kernel"), dims)];
+    shapes.extend(["inverse", "mean", "scale", "shift", "scaled_shift", "bias"].map(row));
     let node = |op: &str, inputs: &[&str], what: &str| NodeProto {
         op_type: Some(op.into()),
         name: Some(name(what)),
@@ -104,5 +124,5 @@ fn folding(conv: &NodeProto, norm: &NodeProto, weights: &HashMap<String, TensorP
     one.input = vec![conv.input[0].clone(), name("kernel"), name("bias")];
     one.output = vec![output.clone()];
     nodes.push(one);
-    Some(Parts { nodes, constants })
+    Some(Parts { nodes, constants, shapes })
 }

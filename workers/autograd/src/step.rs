@@ -70,7 +70,7 @@ impl Step {
     }
 }
 
-/// A model made ready: of a version that steps can be written in, normalization folded, its softmax cut off.
+/// A model made ready: of a version that steps can be written in, its softmax cut off.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
     pub(crate) onnx: Onnx,
@@ -97,7 +97,6 @@ impl Prepared {
         if opset < STEP_OPSET {
             upgrade::upgrade(graph);
         }
-        fold::fold(graph);
         if opset < STEP_OPSET {
             ready.model.opset_import.retain(|opset| !matches!(opset.domain(), "" | "ai.onnx"));
             let standard = OperatorSetIdProto { domain: Some(String::new()), version: Some(STEP_OPSET) };
@@ -125,7 +124,9 @@ impl Prepared {
     /// The training step. `known`: with everything the probe gave.
     pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<Step, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
-        let graph = self.onnx.graph()?;
+        let (mut folded, mut known) = (self.onnx.clone(), known.clone());
+        fold::fold(folded.graph_mut()?, &mut known);
+        let (graph, known) = (folded.graph()?, &known);
         let needed = trainable::needed(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
         let [_, classes] = shape else {
@@ -143,18 +144,18 @@ impl Prepared {
             });
         }
         let weights = outputs(&mut tape, &weights)?;
-        self.assemble(tape, &needed, weights, *classes)
+        self.assemble(folded.clone(), tape, &needed, weights, *classes)
     }
 
     fn assemble(
         &self,
+        mut step: Onnx,
         tape: Tape<'_>,
         needed: &HashSet<String>,
         weights: Vec<Weight>,
         classes: i64,
     ) -> Result<Step, AutogradError> {
         let (images, batch) = (self.onnx.input()?.to_owned(), self.images_shape.first().copied().unwrap_or(1));
-        let mut step = self.onnx.clone();
         let GraphProto { node, initializer, input, output, value_info, .. } = step.graph_mut()?;
         node.iter_mut().for_each(|node| remember_places(node, needed));
         node.extend(tape.nodes);

@@ -5,11 +5,15 @@
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
 use crate::tape::{Attr, Refusal, Tape, unsupported};
+use crate::tensor;
 
 use super::window::Window;
 use super::{Outputs, Rule, input};
 
 pub(super) const RULES: &[(&str, Rule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
+
+/// Products of matrices with fewer rows than this are slow; measured.
+const LEAST_ROWS: i64 = 16;
 
 /// A convolution: from a picture `[images, ins, ...]` with a kernel `[outs, ins / group, ...]` to `[images, outs, ...]`.
 struct Convolution<'a> {
@@ -116,14 +120,14 @@ fn by_kernel(
 ) -> String {
     if convolution.group == 1 {
         by_kernel_as_matrix(tape, convolution, picture, gradient, shape)
-    } else if convolution.is_depthwise() && convolution.outs() == 1 {
+    } else if convolution.is_depthwise() && convolution.outs() == 1 && by_places_pays(convolution) {
         by_kernel_depthwise(tape, convolution, picture, gradient, shape)
     } else {
         by_kernel_as_convolution(tape, convolution, picture, gradient, shape)
     }
 }
 
-/// What each place of the kernel sees is a row; one product of matrices gives all.
+/// What each place of the kernel sees is a row; products of matrices give all.
 fn by_kernel_as_matrix(
     tape: &mut Tape<'_>,
     convolution: &Convolution<'_>,
@@ -132,22 +136,45 @@ fn by_kernel_as_matrix(
     shape: &[i64],
 ) -> String {
     let Convolution { window, from, to, .. } = convolution;
-    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
     let columns = convolution.images() * convolution.pixels();
-    let turned = tape.transpose(gradient, &order);
-    let rows = tape.reshape(&turned, &[to[1], columns]);
-    let picture = tape.transpose(picture, &order);
-    let seen = if window.is_point() {
-        tape.reshape(&picture, &[from[1], columns])
+    let rows = channels_first(tape, gradient, to);
+    let picture = tape.transpose(picture, &swapped(from.len()));
+    let by = [Attr::Int("transB", 1)];
+    if window.is_point() {
+        let seen = tape.reshape(&picture, &[from[1], columns]);
+        let product = tape.op("Gemm", &[&rows, &seen], &by);
+        return tape.reshape(&product, shape);
+    }
+    let seen = seen_by_places(tape, convolution, &picture);
+    // Either everything that is seen is put together, or every product: whichever is less.
+    let product = if to[1] < columns && from[1] >= LEAST_ROWS {
+        let each = |part: &String| {
+            let part = tape.reshape(part, &[from[1], columns]);
+            let product = tape.op("Gemm", &[&rows, &part], &by);
+            tape.reshape(&product, &[to[1] * from[1], 1])
+        };
+        let products: Vec<String> = seen.iter().map(each).collect();
+        let products: Vec<&str> = products.iter().map(String::as_str).collect();
+        tape.op("Concat", &products, &[Attr::Int("axis", 1)])
     } else {
-        let seen = seen_by_places(tape, convolution, &picture);
         let parts: Vec<String> = seen.iter().map(|part| tape.reshape(part, &[from[1], 1, columns])).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let all = tape.op("Concat", &parts, &[Attr::Int("axis", 1)]);
-        tape.reshape(&all, &[from[1] * parts.len() as i64, columns])
+        let seen = tape.reshape(&all, &[from[1] * parts.len() as i64, columns]);
+        tape.op("Gemm", &[&rows, &seen], &by)
     };
-    let product = tape.op("Gemm", &[&rows, &seen], &[Attr::Int("transB", 1)]);
     tape.reshape(&product, shape)
+}
+
+/// Images and channels having changed places.
+fn swapped(rank: usize) -> Vec<i64> {
+    [1, 0].into_iter().chain(2..rank as i64).collect()
+}
+
+/// A row a channel, with every pixel of every image in it.
+fn channels_first(tape: &mut Tape<'_>, tensor: &str, shape: &[i64]) -> String {
+    let turned = tape.transpose(tensor, &swapped(shape.len()));
+    tape.reshape(&turned, &[shape[1], tensor::count(shape) / shape[1]])
 }
 
 /// What each place of the kernel sees of a picture, in the order of the kernel's values.
@@ -159,6 +186,13 @@ fn seen_by_places(tape: &mut Tape<'_>, convolution: &Convolution<'_>, picture: &
         tape.slice(&padded, &starts, &ends, &window.axes(), &window.strides)
     };
     window.places().iter().map(stretch).collect()
+}
+
+/// Whether the sums for each place are faster than a convolution: they read whole rows of the picture, which must be
+/// of some length and without gaps. Measured.
+fn by_places_pays(convolution: &Convolution<'_>) -> bool {
+    const LEAST_PIXELS: i64 = 16;
+    convolution.window.strides.iter().all(|stride| *stride == 1) && convolution.pixels() >= LEAST_PIXELS
 }
 
 /// One kernel a channel: for each of its places the sum of what it sees times the gradient.
@@ -211,17 +245,19 @@ fn by_kernel_as_convolution(
     // Rows that no window reached make it larger.
     let zeros = vec![0; window.rank()];
     let own = tape.slice(&all, &zeros, &window.kernel, &window.axes(), &vec![1; window.rank()]);
-    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
-    let turned = tape.transpose(&own, &order);
+    let turned = tape.transpose(&own, &swapped(from.len()));
     tape.reshape(&turned, shape)
 }
 
 fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
     let Convolution { window, group, from, to } = convolution;
-    let order: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
+    let order = swapped(from.len());
     if window.is_point() && *group == 1 {
         let turned = tape.transpose(kernel, &order);
         return tape.op("Conv", &[gradient, &turned], &[]);
+    }
+    if window.is_plain() && *group == 1 && convolution.images() * convolution.pixels() < to[1] {
+        return by_picture_as_matrix(tape, convolution, gradient, kernel);
     }
     let fits = (0..window.rank()).all(|axis| {
         let most = window.kernel[axis] - 1;
@@ -246,4 +282,28 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         Attr::Int("group", *group),
     ];
     tape.op("ConvTranspose", &[gradient, kernel], &attributes)
+}
+
+/// Of few pixels and many channels: the kernel is so much larger than the picture that turning it round costs more than
+/// putting together what each of its places gives. One product of matrices gives that.
+fn by_picture_as_matrix(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
+    let Convolution { window, from, to, .. } = convolution;
+    let places = window.places();
+    let rows = channels_first(tape, gradient, to);
+    let kernel = tape.reshape(kernel, &[to[1], from[1] * places.len() as i64]);
+    let all = tape.op("Gemm", &[&kernel, &rows], &[Attr::Int("transA", 1)]);
+    let all = tape.reshape(&all, &[&[from[1], places.len() as i64, from[0]], &to[2..]].concat());
+    let sizes = tape.ints(&vec![1; places.len()]);
+    let parts = tape.ops("Split", &[&all, &sizes], &[Attr::Int("axis", 1)], places.len());
+    let mut moved = Vec::new();
+    for (place, part) in places.iter().zip(&parts) {
+        let part = tape.reshape(part, &[&[from[1], from[0]], &to[2..]].concat());
+        // Where windows begin before the picture or end after it, what they give there falls away.
+        let begins: Vec<i64> = place.iter().zip(&window.begins).map(|(at, begin)| at - begin).collect();
+        let ends: Vec<i64> = (0..window.rank()).map(|axis| from[axis + 2] - to[axis + 2] - begins[axis]).collect();
+        moved.push(tape.pad(&part, &[&[0, 0], begins.as_slice(), &[0, 0], ends.as_slice()].concat()));
+    }
+    let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
+    let sum = tape.op("Sum", &moved, &[]);
+    tape.transpose(&sum, &swapped(from.len()))
 }

@@ -154,8 +154,14 @@ fn choose(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<()
     Ok(())
 }
 
+/// 1 where a value is above 0, 0 elsewhere. A steep HardSigmoid: the runtime works on whole vectors of it, and not of
+/// `Sign` or of a comparison.
+fn is_positive(tape: &mut Tape<'_>, tensor: &str) -> String {
+    tape.op("HardSigmoid", &[tensor], &[Attr::Float("alpha", 1e38), Attr::Float("beta", 0.0)])
+}
+
 fn relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
-    let slope = tape.op("Sign", &[&node.output[0]], &[]);
+    let slope = is_positive(tape, &node.output[0]);
     times(tape, node, outputs, &slope)
 }
 
@@ -172,26 +178,20 @@ fn leaky_relu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Resul
 fn clip(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     let clipped = node.output[0].as_str();
     let bound = |place: usize| node.input.get(place).filter(|name| !name.is_empty());
-    let slope = match (bound(1), bound(2)) {
-        (Some(least), Some(most)) => {
-            let above = tape.op("Sub", &[clipped, least], &[]);
-            let below = tape.op("Sub", &[most, clipped], &[]);
-            let inside = tape.mul(&above, &below);
-            tape.op("Sign", &[&inside], &[])
-        }
-        (Some(least), None) => {
-            let above = tape.op("Sub", &[clipped, least], &[]);
-            tape.op("Sign", &[&above], &[])
-        }
-        (None, Some(most)) => {
-            let below = tape.op("Sub", &[most, clipped], &[]);
-            tape.op("Sign", &[&below], &[])
-        }
+    let above = bound(1).map(|least| match tape.known().floats(least) {
+        Some([0.0]) => clipped.to_owned(),
+        _ => tape.op("Sub", &[clipped, least], &[]),
+    });
+    let below = bound(2).map(|most| tape.op("Sub", &[most, clipped], &[]));
+    let inside = match (above, below) {
+        (Some(above), Some(below)) => tape.mul(&above, &below),
+        (Some(one), None) | (None, Some(one)) => one,
         (None, None) => {
             tape.add_gradient(input(node, 0), outputs.first.clone());
             return Ok(());
         }
     };
+    let slope = is_positive(tape, &inside);
     times(tape, node, outputs, &slope)
 }
 
