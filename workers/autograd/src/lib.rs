@@ -3,7 +3,7 @@
 //! weight. Whatever runs the classifier runs the step.
 //!
 //! ```text
-//! model.onnx ─▶ onnx: read ─▶ fold ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ step ─▶ step.onnx
+//! model.onnx ─▶ onnx: read ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ fold ─▶ unfold ─▶ step ─▶ step.onnx
 //!                                                                    report: what has no rule
 //! weights ─▶ onnx: patch ─▶ a new model.onnx
 //! ```
@@ -19,6 +19,7 @@ pub mod fold;
 pub mod known;
 pub mod loss;
 pub mod onnx;
+pub mod reference;
 pub mod report;
 pub mod rules;
 pub mod split;
@@ -26,6 +27,7 @@ pub mod step;
 pub mod tape;
 pub mod tensor;
 pub mod trainable;
+mod unfold;
 pub mod upgrade;
 
 mod error;

@@ -121,6 +121,12 @@ impl Onnx {
         input.ok_or_else(|| AutogradError::Missing { what: "input for images".into() })
     }
 
+    /// Name of the first output.
+    pub fn output(&self) -> Result<&str, AutogradError> {
+        let output = self.graph()?.output.first().map(ValueInfoProto::name);
+        output.ok_or_else(|| AutogradError::Missing { what: "output".into() })
+    }
+
     /// The values of a weight, last axis first.
     pub fn weight(&self, name: &str) -> Result<Vec<f32>, AutogradError> {
         let tensor = self.graph()?.initializer.iter().find(|tensor| tensor.name() == name);

@@ -26,13 +26,29 @@ impl Step {
         let starts = self.weights.iter().map(|weight| weight.name.as_str()).chain([TARGET, SCALE]);
         let trained = after(&graph.node, starts);
         let by_images = after(&graph.node, [self.images.as_str()]);
-        let is_trained = |node: &NodeProto| node.output.iter().any(|name| trained.contains(name.as_str()));
-        let crosses =
-            |name: &String| by_images.contains(name.as_str()) && !trained.contains(name.as_str()) && !name.is_empty();
-        let passing: HashSet<String> =
-            graph.node.iter().filter(|node| is_trained(node)).flat_map(reads).filter(crosses).collect();
-        let mut passing = passing.into_iter();
-        let (Some(features), None) = (passing.next(), passing.next()) else { return Ok(None) };
+        let mut late: Vec<bool> =
+            graph.node.iter().map(|node| node.output.iter().any(|name| trained.contains(name.as_str()))).collect();
+        let features = loop {
+            let made_late = |name: &String| {
+                let mut nodes = graph.node.iter().zip(&late);
+                nodes.any(|(node, late)| *late && node.output.contains(name))
+            };
+            let readers = graph.node.iter().zip(&late).filter(|(_, late)| **late);
+            let passing: HashSet<String> = readers
+                .flat_map(|(node, _)| reads(node))
+                .filter(|name| by_images.contains(name.as_str()) && !made_late(name))
+                .collect();
+            // What a step writes beside the model's own tensors has no row for each image: it stays behind the cut.
+            match passing.iter().find(|name| !known.has(name)) {
+                Some(own) => {
+                    let made = graph.node.iter().position(|node| node.output.contains(own));
+                    late[made.ok_or_else(|| AutogradError::Unknown { tensor: own.clone() })?] = true;
+                }
+                None => break passing,
+            }
+        };
+        let mut features = features.into_iter();
+        let (Some(features), None) = (features.next(), features.next()) else { return Ok(None) };
         let shape = known.shape(&features)?.to_vec();
         if features == self.images || shape.first() != self.images_shape.first() {
             return Ok(None);
@@ -41,9 +57,9 @@ impl Step {
         let mut tail = Step { images: features.clone(), images_shape: shape.clone(), ..self.clone() };
         let graph = tail.graph.graph_mut()?;
         // What depends on neither images nor weights makes constants, which the trained part may read.
-        let is_frozen =
-            |node: &NodeProto| !is_trained(node) && node.output.iter().any(|name| by_images.contains(name.as_str()));
-        let kept: Vec<NodeProto> = graph.node.iter().filter(|node| !is_frozen(node)).cloned().collect();
+        let is_frozen = |node: &NodeProto| node.output.iter().any(|name| by_images.contains(name.as_str()));
+        let kept = graph.node.iter().zip(&late).filter(|(node, late)| **late || !is_frozen(node));
+        let kept: Vec<NodeProto> = kept.map(|(node, _)| node.clone()).collect();
         let wanted: HashSet<String> = kept.iter().flat_map(reads).collect();
         graph.node = kept;
         graph.initializer.retain(|tensor| wanted.contains(tensor.name()));

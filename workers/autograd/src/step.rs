@@ -11,6 +11,7 @@ use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use crate::rules::{self, Outputs};
 use crate::tape::{Attr, Refusal, Tape};
 use crate::trainable::{self, Trainable};
+use crate::unfold;
 use crate::upgrade::{self, STEP_OPSET};
 
 /// Name of the step's input of targets, `[batch, classes]`.
@@ -124,9 +125,11 @@ impl Prepared {
     /// The training step. `known`: with everything the probe gave.
     pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<Step, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
-        let (mut folded, mut known) = (self.onnx.clone(), known.clone());
-        fold::fold(folded.graph_mut()?, &mut known);
-        let (graph, known) = (folded.graph()?, &known);
+        let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
+        fold::fold(rewritten.graph_mut()?, &mut known);
+        let needed = trainable::needed(&rewritten.graph()?.node, &weights, &known);
+        unfold::unfold(rewritten.graph_mut()?, &needed, &mut known);
+        let (graph, known) = (rewritten.graph()?, &known);
         let needed = trainable::needed(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
         let [_, classes] = shape else {
@@ -144,7 +147,7 @@ impl Prepared {
             });
         }
         let weights = outputs(&mut tape, &weights)?;
-        self.assemble(folded.clone(), tape, &needed, weights, *classes)
+        self.assemble(rewritten.clone(), tape, &needed, weights, *classes)
     }
 
     fn assemble(

@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use autograd::known::Values;
-use autograd::step::{LOSS, Prepared, SCALE, TARGET};
-use autograd::{Known, Step, Trainable, onnx};
-use safetensors::SafeTensors;
-use safetensors::tensor::Dtype;
+use autograd::reference::Reference;
+use autograd::step::{Prepared, SCALE, TARGET};
+use autograd::{Known, Step, Trainable};
 use vision::Onnx as Runtime;
 use vision::graph::{Came, Given, Graph, Numbers};
 
@@ -23,29 +22,6 @@ fn cases() -> Vec<PathBuf> {
     cases.sort();
     assert!(cases.len() >= 12, "of {} graphs nothing much is known", cases.len());
     cases
-}
-
-/// A reference: shapes and values by name.
-struct Reference(BTreeMap<String, (Vec<i64>, Vec<f64>)>);
-
-impl Reference {
-    fn read(folder: &Path) -> Self {
-        let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let read = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-            let values = match view.dtype() {
-                Dtype::F32 => view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect(),
-                Dtype::F64 => view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-                other => panic!("{name} is {other:?}"),
-            };
-            (name, (view.shape().iter().map(|size| *size as i64).collect(), values))
-        };
-        Self(file.tensors().into_iter().map(read).collect())
-    }
-
-    fn floats(&self, name: &str) -> Vec<f32> {
-        self.0[name].1.iter().map(|value| *value as f32).collect()
-    }
 }
 
 /// Everything a probe shows.
@@ -67,17 +43,11 @@ fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) 
 }
 
 /// Runs a step; every output by name.
-fn run(runtime: &Runtime, step: &Step, model: &onnx::Onnx, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
-    run_on(runtime, step, model, reference, &reference.floats("images"))
+fn run(runtime: &Runtime, step: &Step, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+    run_on(runtime, step, reference, &reference.floats("images"))
 }
 
-fn run_on(
-    runtime: &Runtime,
-    step: &Step,
-    model: &onnx::Onnx,
-    reference: &Reference,
-    images: &[f32],
-) -> BTreeMap<String, Vec<f32>> {
+fn run_on(runtime: &Runtime, step: &Step, reference: &Reference, images: &[f32]) -> BTreeMap<String, Vec<f32>> {
     let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
     let batch = step.images_shape[0];
     let (target, scale) = (reference.floats("target"), reference.floats("scale"));
@@ -87,7 +57,8 @@ fn run_on(
         Given { name: TARGET, shape: &target_shape, values: &target },
         Given { name: SCALE, shape: &[], values: &scale },
     ];
-    let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| model.weight(&weight.name).unwrap()).collect();
+    let weights: Vec<Vec<f32>> =
+        step.weights.iter().map(|weight| reference.model.weight(&weight.name).unwrap()).collect();
     for (weight, values) in step.weights.iter().zip(&weights) {
         given.push(Given { name: &weight.name, shape: &weight.shape, values });
     }
@@ -101,23 +72,15 @@ fn run_on(
     came
 }
 
-fn worst(came: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(came.len(), expected.len());
-    let largest = expected.iter().fold(1e-12_f64, |largest, value| largest.max(value.abs()));
-    let differences = came.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs());
-    differences.fold(0.0, f64::max) / largest
-}
-
 #[test]
 fn every_gradient_is_that_of_the_reference() {
     let runtime = Runtime::find_and_load(None).unwrap();
     let mut wrong = Vec::new();
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
-        let reference = Reference::read(&case);
-        let model = onnx::read(&case.join("model.onnx")).unwrap();
-        let shape = reference.0["images"].0.clone();
-        let prepared = Prepared::new(&model, "scores", &shape).unwrap();
+        let reference = Reference::read(&case).unwrap();
+        let shape = reference.shape("images").to_vec();
+        let prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
         let known = probe(&runtime, &prepared, &reference.floats("images"), &shape);
         let step = match prepared.step(&known, &Trainable::All) {
             Ok(step) => step,
@@ -126,20 +89,18 @@ fn every_gradient_is_that_of_the_reference() {
                 continue;
             }
         };
-        let came = run(&runtime, &step, &model, &reference);
+        let came = run(&runtime, &step, &reference);
         let trained: Vec<&str> = step.weights.iter().map(|weight| weight.name.as_str()).collect();
-        let expected = reference.0.keys().filter_map(|key| key.strip_prefix("gradient of "));
-        let missing: Vec<&str> = expected.filter(|key| !trained.contains(key)).collect();
+        let missing: Vec<&str> = reference.weights().filter(|weight| !trained.contains(weight)).collect();
         if !missing.is_empty() {
             wrong.push(format!("{name}: nothing trains {missing:?}"));
         }
         let mut worst_of_case: f64 = 0.0;
         for (output, values) in &came {
-            let key = if output == LOSS { "loss" } else { output.as_str() };
-            let error = worst(values, &reference.0[key].1);
+            let error = reference.error_of(output, values).unwrap();
             worst_of_case = worst_of_case.max(error);
             if error > MOST_WRONG {
-                wrong.push(format!("{name}: {key} is wrong by {error:.1e}"));
+                wrong.push(format!("{name}: {output} is wrong by {error:.1e}"));
             }
         }
         println!("{name}: {} gradients, worst {worst_of_case:.1e}", step.weights.len());
@@ -152,10 +113,9 @@ fn a_step_in_two_gives_what_the_whole_gives() {
     let runtime = Runtime::find_and_load(None).unwrap();
     let mut in_two = 0;
     for case in cases() {
-        let reference = Reference::read(&case);
-        let model = onnx::read(&case.join("model.onnx")).unwrap();
-        let (shape, images) = (reference.0["images"].0.clone(), reference.floats("images"));
-        let prepared = Prepared::new(&model, "scores", &shape).unwrap();
+        let reference = Reference::read(&case).unwrap();
+        let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
+        let prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
         let known = probe(&runtime, &prepared, &images, &shape);
         for last in 1..=3 {
             let Ok(step) = prepared.step(&known, &Trainable::Last(last)) else { continue };
@@ -170,12 +130,12 @@ fn a_step_in_two_gives_what_the_whole_gives() {
                     features = values.to_vec();
                 })
                 .unwrap();
-            let whole = run(&runtime, &step, &model, &reference);
-            let tail = run_on(&runtime, &split.tail, &model, &reference, &features);
+            let whole = run(&runtime, &step, &reference);
+            let tail = run_on(&runtime, &split.tail, &reference, &features);
             assert_eq!(whole.keys().collect::<Vec<_>>(), tail.keys().collect::<Vec<_>>());
             for (name, values) in &whole {
-                let expected: Vec<f64> = values.iter().map(|value| f64::from(*value)).collect();
-                let error = worst(&tail[name], &expected);
+                let largest = values.iter().fold(1e-12_f32, |largest, value| largest.max(value.abs()));
+                let error = values.iter().zip(&tail[name]).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f32::max);
                 assert!(error < 1e-5, "{}, last {last}: {name} differs by {error:.1e}", case.display());
             }
             in_two += 1;

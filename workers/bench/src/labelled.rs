@@ -24,10 +24,15 @@ pub struct Labelled {
 /// picture of this side, pixels.
 const SIDE_PX: u32 = 480;
 
-/// Up to so many images of the split `test`, or of all where none is named so; spread over the whole index.
-pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchError> {
-    let own = folder.is_none();
-    let folder = folder.unwrap_or(Path::new(OWN));
+/// The labels of a folder's `index.csv`, sorted.
+pub fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
+    let rows = rows(folder)?;
+    let labels: std::collections::BTreeSet<String> = rows.into_iter().map(|(_, label, _)| label).collect();
+    Ok(labels.into_iter().filter(|label| !label.is_empty()).collect())
+}
+
+/// Path, label, and whether it is of the split `test`.
+fn rows(folder: &Path) -> Result<Vec<(PathBuf, String, bool)>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let index = folder.join("index.csv");
     if !index.is_file() {
@@ -40,13 +45,22 @@ pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchEr
     let label = column(&["label", "class_name"])
         .ok_or_else(|| unusable("its index.csv has no column label or class_name".into()))?;
     let split = column(&["split"]);
-    let mut rows: Vec<(PathBuf, String, bool)> = Vec::new();
+    let mut rows = Vec::new();
     for row in reader.records() {
         let row = row.map_err(|error| unusable(error.to_string()))?;
         let field = |column: usize| row.get(column).unwrap_or_default();
         let test = split.is_some_and(|split| field(split) == SPLIT);
         rows.push((folder.join(field(file)), field(label).to_owned(), test));
     }
+    Ok(rows)
+}
+
+/// Up to so many images of the split `test`, or of all where none is named so; spread over the whole index.
+pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchError> {
+    let own = folder.is_none();
+    let folder = folder.unwrap_or(Path::new(OWN));
+    let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
+    let mut rows = rows(folder)?;
     if rows.iter().any(|(_, _, test)| *test) {
         rows.retain(|(_, _, test)| *test);
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::bars::Bars;
+use crate::chart::{Chart, ChartError};
 use crate::error::BenchError;
 
 /// What a bench found.
@@ -28,7 +29,25 @@ pub struct Report {
     /// What a reader should know, one sentence each.
     pub notes: Vec<String>,
     /// Pictures, each with the name of its file without an ending.
-    pub charts: Vec<(&'static str, Bars)>,
+    pub charts: Vec<(String, Picture)>,
+}
+
+/// A picture.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Picture {
+    /// Bars.
+    Bars(Bars),
+    /// Lines.
+    Lines(Chart),
+}
+
+impl Picture {
+    fn svg(&self) -> Result<String, ChartError> {
+        match self {
+            Picture::Bars(bars) => bars.svg(),
+            Picture::Lines(chart) => chart.svg(),
+        }
+    }
 }
 
 /// One figure of a headline.
@@ -229,9 +248,9 @@ impl Report {
     /// Draws the pictures into a folder, which is made if need be; returns their paths.
     pub fn draw(&self, folder: &Path) -> Result<Vec<PathBuf>, BenchError> {
         std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
-        let draw = |(name, bars): &(&str, Bars)| {
+        let draw = |(name, picture): &(String, Picture)| {
             let path = folder.join(format!("{name}.svg"));
-            std::fs::write(&path, bars.svg()?).map_err(BenchError::file(&path))?;
+            std::fs::write(&path, picture.svg()?).map_err(BenchError::file(&path))?;
             Ok(path)
         };
         self.charts.iter().map(draw).collect()

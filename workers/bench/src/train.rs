@@ -1,10 +1,12 @@
 //! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
 //! step on one thread, in turns.
 
+mod gradients;
+mod learn;
 mod net;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use autograd::Trainable;
@@ -23,7 +25,7 @@ use vision::graph::Given;
 use vision::{Graph, Onnx};
 
 use crate::error::BenchError;
-use crate::report::{Figure, Goal, Machine, Report, Table};
+use crate::report::{Figure, Goal, Machine, Picture, Report, Table};
 use crate::stats::median;
 use runtime::process;
 
@@ -38,6 +40,10 @@ pub struct Options {
     pub quick: bool,
     /// The program that has PyTorch; `python3` if absent.
     pub python: Option<PathBuf>,
+    /// Folders of labelled images to learn from, besides the project's own.
+    pub data: Vec<PathBuf>,
+    /// Folder of gradients to be held against; the project's own if absent.
+    pub gradients: Option<PathBuf>,
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
@@ -99,7 +105,14 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
 
 fn measure(options: &Options) -> Result<Report, BenchError> {
     let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
-    let mut peer = Peer::start(options.python.clone().unwrap_or("python3".into()));
+    let python = options.python.clone().unwrap_or("python3".into());
+    let checked = gradients::check(&runtime, options.gradients.as_deref())?;
+    let epochs = if options.quick { 2 } else { 20 };
+    let mut learned = vec![learn::learn(&runtime, None, &python, epochs)?];
+    for folder in &options.data {
+        learned.push(learn::learn(&runtime, Some(folder), &python, epochs)?);
+    }
+    let mut peer = Peer::start(&python);
     let rounds = if options.quick { 1 } else { 5 };
     let nets = [Net::small(), Net::mobilenetv2(), Net::resnet18()];
     let (mut runs, mut version) = (Vec::new(), None);
@@ -122,7 +135,7 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
             }
         }
     }
-    Ok(report(&runs, &nets, version, options.quick))
+    Ok(report(&Found { runs, checked, learned, version }, &nets, options.quick))
 }
 
 /// Steps and forward passes of one network, in one process and on one thread.
@@ -174,6 +187,19 @@ fn processor_ms() -> f64 {
     now.map_or(0.0, |now| now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6)
 }
 
+fn has_torch(python: &Path) -> bool {
+    let has = Command::new(python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
+    has.is_ok_and(|status| status.success())
+}
+
+/// Everything that was measured.
+struct Found {
+    runs: Vec<Run>,
+    checked: Vec<gradients::Checked>,
+    learned: Vec<learn::Learned>,
+    version: Option<String>,
+}
+
 /// PyTorch, in a process of its own.
 struct Peer {
     process: Child,
@@ -190,13 +216,12 @@ struct Said {
 
 impl Peer {
     /// `None` without PyTorch.
-    fn start(python: PathBuf) -> Option<Self> {
-        let has = Command::new(&python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
-        if !has.is_ok_and(|status| status.success()) {
+    fn start(python: &Path) -> Option<Self> {
+        if !has_torch(python) {
             eprintln!("bench: {} has no PyTorch, so it is not compared with", python.display());
             return None;
         }
-        let mut command = Command::new(&python);
+        let mut command = Command::new(python);
         command.args(["-c", PEER]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().ok()?;
         let (asks, says) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));
@@ -219,7 +244,8 @@ impl Drop for Peer {
     }
 }
 
-fn report(runs: &[Run], nets: &[Net], version: Option<String>, quick: bool) -> Report {
+fn report(found: &Found, nets: &[Net], quick: bool) -> Report {
+    let Found { runs, checked, learned, version } = found;
     let middle = |net: &str, part: Part, value: &dyn Fn(&Run) -> Option<f64>| {
         let own = runs.iter().filter(|run| run.net == net && run.part == part);
         let values: Vec<f64> = own.filter_map(value).collect();
@@ -277,6 +303,14 @@ fn report(runs: &[Run], nets: &[Net], version: Option<String>, quick: bool) -> R
         headline.push(peer("step_over_pytorch_mobilenetv2", "mobilenetv2: the same", "mobilenetv2", 1.25));
         headline.push(peer("step_over_pytorch_resnet18", "resnet18: the same", "resnet18", 1.25));
     }
+    let wrong = checked.iter().map(|checked| checked.error).reduce(f64::max);
+    headline.push(Figure {
+        name: "worst_gradient_error",
+        title: "worst gradient, as a share of its largest value, millionths",
+        value: wrong.map(|wrong| wrong * 1e6),
+        unit: "e-6",
+        goal: Some(Goal::AtMost(100.0)),
+    });
     let peer = version.as_ref().map_or("PyTorch is not installed.".to_owned(), |version| {
         format!("PyTorch {version}, the same layers, statistics frozen, the same optimizer.")
     });
@@ -284,13 +318,34 @@ fn report(runs: &[Run], nets: &[Net], version: Option<String>, quick: bool) -> R
         bench: "train",
         settings: json!({ "quick": quick, "nets": nets, "pytorch": version }),
         machine: Machine::here(&std::env::temp_dir()),
-        rows: runs.iter().map(|run| json!(run)).collect(),
+        rows: rows(found),
         table: Table { columns, lines },
         headline,
-        notes: vec![
+        notes: [vec![
             "Processor milliseconds on one thread; batches of 32 at 28 pixels (small) and of 16 at 96; medians of the rounds.".into(),
             peer,
-        ],
-        charts: Vec::new(),
+        ], learned.iter().map(said).collect(), checked.iter().filter(|checked| checked.trained != "all" || checked.error > 2e-6).map(|checked| format!(
+            "Gradients of {}, {}: {} weights, wrong by {:.1e} at the most.", checked.case, checked.trained, checked.weights, checked.error,
+        )).collect()].concat(),
+        charts: learned.iter().map(|learned| (format!("learning-{}", learned.data), Picture::Lines(learn::chart(learned)))).collect(),
     }
+}
+
+fn rows(found: &Found) -> Vec<serde_json::Value> {
+    let runs = found.runs.iter().map(|run| json!(run));
+    let checked = found.checked.iter().map(|checked| json!({ "gradients": checked }));
+    runs.chain(checked).chain(found.learned.iter().map(|learned| json!({ "learned": learned }))).collect()
+}
+
+/// A learning curve's end, in words.
+fn said(learned: &learn::Learned) -> String {
+    let percent = |ratio: f64| format!("{:.1} %", ratio * 100.0);
+    let peer = learned.peer_test.map(|test| format!(", PyTorch {}", percent(test))).unwrap_or_default();
+    let epochs = learned.ours.len() - 1;
+    let [images, _, test] = learned.images;
+    format!(
+        "Learned from {images} images of {}, {epochs} epochs: {} right of {test} to test with{peer}.",
+        learned.data,
+        percent(learned.test)
+    )
 }

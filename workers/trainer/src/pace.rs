@@ -107,6 +107,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods)]
     fn it_stands_still_while_it_yields_and_hears_a_stop() {
         let yields = Arc::new(AtomicBool::new(true));
         let stop = CancellationToken::new();

@@ -113,7 +113,7 @@ pub fn train(
     let classes: Vec<usize> = learn_from.iter().map(|place| examples.all[*place].class).collect();
     while work.progress.epoch <= settings.epochs {
         let (number, begun) = (work.progress.epoch, Instant::now());
-        let mut random = StdRng::seed_from_u64(settings.seed.wrapping_add(u64::from(number) << 32));
+        let mut random = StdRng::seed_from_u64(seed_of(settings, number));
         let order = order(&classes, settings.balanced, &mut random);
         let ordered: Vec<usize> = order.iter().map(|at| learn_from[*at]).collect();
         let learned_loss = Some(work.learn(&ordered)?);
@@ -124,6 +124,11 @@ pub fn train(
     }
     let after = (!test.is_empty()).then(|| work.measure(&test)).transpose()?;
     Ok(work.trained(after))
+}
+
+/// Of all chance in an epoch.
+pub fn seed_of(settings: &TrainSettings, epoch: u32) -> u64 {
+    settings.seed.wrapping_add(u64::from(epoch) << 32)
 }
 
 fn places(examples: &Examples, split: Split) -> Vec<usize> {
@@ -255,7 +260,7 @@ impl<'a> Work<'a> {
         let epoch = self.progress.epoch;
         let from = self.features.take();
         let images = from.as_ref().map_or(From::Pictures(Some(settings.augment)), From::Features);
-        let making = self.making(images, settings.seed.wrapping_add(u64::from(epoch) << 32));
+        let making = self.making(images, seed_of(settings, epoch));
         let smoothing = Smoothing { label_smoothing: settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let steps = places.len().div_ceil(making.size).max(1) as f64;

@@ -25,7 +25,8 @@ enum Which {
     /// latency, accuracy, uploads, CPU and energy, with the link good, slow, flapping or gone. Takes about a
     /// third of an hour.
     Policy(PolicyArgs),
-    /// Training steps of three networks against the forward pass alone, and against PyTorch where it is installed.
+    /// Training: steps of three networks against the forward pass alone, gradients against references, learning
+    /// curves; and against PyTorch where it is installed. Takes some minutes.
     Train(TrainBenchArgs),
 }
 
@@ -34,6 +35,16 @@ struct TrainBenchArgs {
     /// The Python that has PyTorch; python3 if absent.
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
+    /// Folder of labelled images to learn from, besides fixtures/images/fashion; may be given more than once. It needs an
+    /// index.csv (columns file or path, label or class_name, and split: train, val, test).
+    #[arg(long, value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Folder of models and their gradients, as fixtures/make_gradients.py makes them; fixtures/gradients if absent.
+    #[arg(long, value_name = "DIR")]
+    gradients: Option<PathBuf>,
+    /// Draw the learning curves into this folder.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
     #[command(flatten)]
     common: BenchCommon,
 }
@@ -120,7 +131,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
     }
     let (report, charts) = match &args.which {
         Which::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
-        Which::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, None),
+        Which::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref()),
         Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
     };
     if let Some(path) = &common.json {
@@ -133,7 +144,13 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
 }
 
 fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
-    train::Options { quick: args.common.quick, python: args.python.clone(), onnxruntime: settings.onnxruntime.clone() }
+    train::Options {
+        quick: args.common.quick,
+        python: args.python.clone(),
+        data: args.data.clone(),
+        gradients: args.gradients.clone(),
+        onnxruntime: settings.onnxruntime.clone(),
+    }
 }
 
 fn recognize_options(settings: &Settings, args: &RecognizeArgs) -> recognize::Options {

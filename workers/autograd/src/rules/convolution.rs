@@ -256,9 +256,6 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         let turned = tape.transpose(kernel, &order);
         return tape.op("Conv", &[gradient, &turned], &[]);
     }
-    if window.is_plain() && *group == 1 && convolution.images() * convolution.pixels() < to[1] {
-        return by_picture_as_matrix(tape, convolution, gradient, kernel);
-    }
     let fits = (0..window.rank()).all(|axis| {
         let most = window.kernel[axis] - 1;
         window.begins[axis] <= most && window.ends[axis] <= most
@@ -282,28 +279,4 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         Attr::Int("group", *group),
     ];
     tape.op("ConvTranspose", &[gradient, kernel], &attributes)
-}
-
-/// Of few pixels and many channels: the kernel is so much larger than the picture that turning it round costs more than
-/// putting together what each of its places gives. One product of matrices gives that.
-fn by_picture_as_matrix(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str, kernel: &str) -> String {
-    let Convolution { window, from, to, .. } = convolution;
-    let places = window.places();
-    let rows = channels_first(tape, gradient, to);
-    let kernel = tape.reshape(kernel, &[to[1], from[1] * places.len() as i64]);
-    let all = tape.op("Gemm", &[&kernel, &rows], &[Attr::Int("transA", 1)]);
-    let all = tape.reshape(&all, &[&[from[1], places.len() as i64, from[0]], &to[2..]].concat());
-    let sizes = tape.ints(&vec![1; places.len()]);
-    let parts = tape.ops("Split", &[&all, &sizes], &[Attr::Int("axis", 1)], places.len());
-    let mut moved = Vec::new();
-    for (place, part) in places.iter().zip(&parts) {
-        let part = tape.reshape(part, &[&[from[1], from[0]], &to[2..]].concat());
-        // Where windows begin before the picture or end after it, what they give there falls away.
-        let begins: Vec<i64> = place.iter().zip(&window.begins).map(|(at, begin)| at - begin).collect();
-        let ends: Vec<i64> = (0..window.rank()).map(|axis| from[axis + 2] - to[axis + 2] - begins[axis]).collect();
-        moved.push(tape.pad(&part, &[&[0, 0], begins.as_slice(), &[0, 0], ends.as_slice()].concat()));
-    }
-    let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
-    let sum = tape.op("Sum", &moved, &[]);
-    tape.transpose(&sum, &swapped(from.len()))
 }

@@ -13,6 +13,7 @@ mod shape;
 mod window;
 
 pub(crate) use pooling::places_of;
+pub(crate) use window::Window;
 
 use crate::proto::NodeProto;
 use crate::tape::{Refusal, Tape};

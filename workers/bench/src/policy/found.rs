@@ -12,7 +12,7 @@ use crate::bars::{Bars, Group};
 use crate::ear::Ear;
 use crate::field::Used;
 use crate::labelled::Labelled;
-use crate::report::{Figure, Goal, Table, amount};
+use crate::report::{Figure, Goal, Picture, Table, amount};
 use crate::stats::{Latency, median};
 
 /// One run.
@@ -331,7 +331,7 @@ pub fn notes(images: &[Labelled], paced_ms: Option<f64>, rounds: usize) -> Vec<S
 }
 
 /// Completion times, a picture a part.
-pub fn charts(runs: &[Run]) -> Vec<(&'static str, Bars)> {
+pub fn charts(runs: &[Run]) -> Vec<(String, Picture)> {
     let chart = |part: Part, title: &str| {
         let mut groups: Vec<Group> = Vec::new();
         for (_, scenario, policy) in cells(runs).into_iter().filter(|(of, ..)| *of == part) {
@@ -343,11 +343,11 @@ pub fn charts(runs: &[Run]) -> Vec<(&'static str, Bars)> {
                 None => groups.push(Group { name: scenario.into(), bars: vec![(policy.to_string(), seconds)] }),
             }
         }
-        Bars { title: title.into(), y_label: "seconds until the last final answer".into(), groups }
+        Picture::Bars(Bars { title: title.into(), y_label: "seconds until the last final answer".into(), groups })
     };
     vec![
-        ("policy-verification", chart(Part::Verification, "Completion time, doubtful images verified")),
-        ("policy-offloading", chart(Part::Offloading, "Completion time, nothing in doubt")),
+        ("policy-verification".into(), chart(Part::Verification, "Completion time, doubtful images verified")),
+        ("policy-offloading".into(), chart(Part::Offloading, "Completion time, nothing in doubt")),
     ]
 }
 

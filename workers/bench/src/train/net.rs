@@ -15,8 +15,12 @@ pub struct Net {
     pub name: &'static str,
     /// Images in a step.
     pub batch: i64,
-    /// Their side, pixels; 3 channels.
+    /// Their channels.
+    pub channels: i64,
+    /// Their side, pixels.
     pub side_px: i64,
+    /// What they may show.
+    pub classes: i64,
     /// In order; a layer's number is its place, from 1, and 0 is the input.
     pub layers: Vec<Layer>,
 }
@@ -46,7 +50,7 @@ const CLASSES: i64 = 10;
 
 impl Net {
     fn new(name: &'static str, batch: i64, side_px: i64) -> Self {
-        Self { name, batch, side_px, layers: Vec::new() }
+        Self { name, batch, channels: 3, side_px, classes: CLASSES, layers: Vec::new() }
     }
 
     fn push(&mut self, layer: Layer) -> usize {
@@ -91,6 +95,21 @@ impl Net {
         at = net.push(Layer { op: "linear", from: vec![at], ins: 32 * 49, outs: 64, ..Layer::default() });
         at = net.simple("relu", at, 64);
         net.push(Layer { op: "linear", from: vec![at], ins: 64, outs: CLASSES, ..Layer::default() });
+        net
+    }
+
+    /// The network of fixtures/models/fashion-initial: two strided convolutions, two dense layers.
+    pub fn learner(channels: i64, side_px: i64, classes: i64) -> Self {
+        let mut net = Self { channels, classes, ..Self::new("learner", 32, side_px) };
+        let mut at = net.conv(0, channels, 8, (3, 2, 1));
+        at = net.simple("relu", at, 8);
+        at = net.conv(at, 8, 16, (3, 2, 1));
+        at = net.simple("relu", at, 16);
+        let side = (side_px + 3) / 4;
+        at = net.simple("flatten", at, 16 * side * side);
+        at = net.push(Layer { op: "linear", from: vec![at], ins: 16 * side * side, outs: 32, ..Layer::default() });
+        at = net.simple("relu", at, 32);
+        net.push(Layer { op: "linear", from: vec![at], ins: 32, outs: classes, ..Layer::default() });
         net
     }
 
@@ -150,9 +169,9 @@ impl Net {
         self.layers.iter().filter(|layer| matches!(layer.op, "conv" | "linear")).count()
     }
 
-    /// Shape of a step's images.
+    /// Shape of a step's images: images, channels, rows, columns.
     pub fn shape(&self) -> [i64; 4] {
-        [self.batch, 3, self.side_px, self.side_px]
+        [self.batch, self.channels, self.side_px, self.side_px]
     }
 
     /// As an ONNX classifier.
@@ -216,11 +235,11 @@ impl Net {
                 _ => builder.node("Relu", &[&from[0]], output, &[]),
             }
         }
-        builder.finish("scores", &[self.batch, CLASSES])
+        builder.finish("scores", &[self.batch, self.classes])
     }
 
     /// Classes.
     pub fn classes(&self) -> usize {
-        CLASSES as usize
+        self.classes as usize
     }
 }
