@@ -172,7 +172,7 @@ impl Prepared {
         ];
         input.extend(weights.iter().map(|weight| with_shape(&weight.name, &weight.shape)));
         *output = vec![with_shape(LOSS, &[]), with_shape(&self.scores, &[batch, classes])];
-        output.extend(weights.iter().map(|weight| with_shape(&weight.gradient, &weight.shape)));
+        output.extend(weights.iter().map(|weight| declared(&weight.gradient, None)));
         value_info.clear();
         Ok(Step {
             graph: step,
@@ -224,7 +224,8 @@ fn differentiate(tape: &mut Tape<'_>, nodes: &[NodeProto]) -> Result<Vec<String>
     Ok(refused)
 }
 
-/// Gives every gradient the name and shape its output has.
+/// Gives every gradient the name its output has. Its values are what counts: a last change of shape, which would copy
+/// them, is left out.
 fn outputs(tape: &mut Tape<'_>, weights: &[String]) -> Result<Vec<Weight>, AutogradError> {
     let mut outputs = Vec::new();
     for name in weights {
@@ -233,8 +234,10 @@ fn outputs(tape: &mut Tape<'_>, weights: &[String]) -> Result<Vec<Weight>, Autog
             return Err(AutogradError::NothingTrainable { why });
         };
         let (shape, output) = (tape.shape(name)?.to_vec(), format!("gradient of {name}"));
-        let sizes = tape.ints(&shape);
-        tape.op_into("Reshape", &[&gradient, &sizes], &[] as &[Attr<'_>], &output);
+        if !tape.rename(&gradient, &output) {
+            // Somebody else reads it too, or it is one of the model's own tensors.
+            tape.op_into("Identity", &[&gradient], &[] as &[Attr<'_>], &output);
+        }
         outputs.push(Weight { name: name.clone(), shape, gradient: output });
     }
     Ok(outputs)

@@ -163,6 +163,37 @@ impl<'a> Tape<'a> {
         self.gradients.get(name).map(String::as_str)
     }
 
+    /// Gives a tensor that was written here another name, what came before a last change of its shape if that was all;
+    /// false if somebody else reads it.
+    pub fn rename(&mut self, tensor: &str, name: &str) -> bool {
+        let reads = |nodes: &[NodeProto], tensor: &str| nodes.iter().any(|node| node.input.iter().any(|i| i == tensor));
+        let made =
+            |nodes: &[NodeProto], tensor: &str| nodes.iter().position(|node| node.output.iter().any(|o| o == tensor));
+        if reads(&self.nodes, tensor) {
+            return false;
+        }
+        let mut tensor = tensor.to_owned();
+        while let Some(place) = made(&self.nodes, &tensor)
+            && self.nodes[place].op_type() == "Reshape"
+            && let Some(before) = made(&self.nodes, &self.nodes[place].input[0])
+            && self.nodes[before].output.len() == 1
+        {
+            let reshape = self.nodes.remove(place);
+            if reads(&self.nodes, &reshape.input[0]) {
+                self.nodes.insert(place, reshape);
+                break;
+            }
+            tensor.clone_from(&reshape.input[0]);
+        }
+        let Some(place) = made(&self.nodes, &tensor) else { return false };
+        self.nodes[place]
+            .output
+            .iter_mut()
+            .filter(|output| **output == tensor)
+            .for_each(|output| *output = name.into());
+        true
+    }
+
     // Steps that many rules take.
 
     /// Another shape, the same values.

@@ -1,6 +1,9 @@
-//! Convolutions of few pixels and many channels as products of matrices, inside the step: what each place of the kernel
-//! sees becomes a row, for all images together. A runtime convolves image by image, which is slow where an image has fewer
-//! pixels than its kernel has rows; and the gradient by the kernel needs the same rows anyway.
+//! Convolutions of few pixels as products of matrices, inside the step. A runtime convolves image by image, and a depthwise
+//! one channel by channel, which is slow where there are few pixels. Which pixel goes where is a matrix of zeros and ones:
+//! with few pixels a product with it is faster than any copying, and its gradient comes free.
+//!
+//! With many channels, what each place of the kernel sees becomes a row, for all images together: one product with the
+//! kernel. Depthwise, each channel's kernel becomes a matrix from pixels to pixels: one product a channel.
 
 use std::collections::HashSet;
 
@@ -10,6 +13,11 @@ use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::rules::Window;
 use crate::tape::Attr;
 use crate::tensor;
+
+/// Numbers in the matrix of places, at the most.
+const MOST_PLACES: i64 = 1 << 16;
+/// Numbers in the matrices of all channels together, depthwise, at the most: what fits beside the pictures into a cache.
+const MOST_DEPTHWISE: i64 = 1 << 20;
 
 /// Unfolds every convolution that is differentiated and that it pays for. What it writes becomes known.
 pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &mut Known) {
@@ -21,7 +29,10 @@ pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &m
             None => nodes.push(node),
             Some(geometry) => {
                 let mut unfolded = Unfolded { node: &node, nodes: Vec::new(), constants: Vec::new(), known };
-                unfolded.write(&geometry);
+                match geometry.group {
+                    1 => unfolded.by_rows(&geometry),
+                    _ => unfolded.by_channels(&geometry),
+                }
                 let Unfolded { nodes: new, constants, .. } = unfolded;
                 nodes.extend(new);
                 graph.initializer.extend(constants);
@@ -34,13 +45,14 @@ pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &m
 /// What a convolution goes from and to.
 struct Geometry {
     window: Window,
+    group: i64,
     from: Vec<i64>,
     to: Vec<i64>,
 }
 
 impl Geometry {
     fn of(node: &NodeProto, known: &Known) -> Option<Self> {
-        if node.op_type() != "Conv" || int(node, "group").unwrap_or(1) != 1 {
+        if node.op_type() != "Conv" {
             return None;
         }
         let shape = |name: Option<&String>| known.shape(name?).ok();
@@ -50,7 +62,8 @@ impl Geometry {
             return None;
         }
         let window = Window::of(node, &kernel[2..], &from[2..], &to[2..]).ok()?;
-        Some(Self { window, from: from.to_vec(), to: to.to_vec() })
+        let group = int(node, "group").unwrap_or(1);
+        Some(Self { window, group, from: from.to_vec(), to: to.to_vec() })
     }
 
     /// Pixels of all images that come out.
@@ -58,8 +71,40 @@ impl Geometry {
         self.from[0] * tensor::count(&self.to[2..])
     }
 
+    /// Each channel has one kernel of its own.
+    fn is_depthwise(&self) -> bool {
+        self.group > 1 && self.from[1] == self.group && self.to[1] == self.group
+    }
+
     fn pays(&self) -> bool {
-        !self.window.is_point() && self.columns() < self.to[1]
+        let (pixels, outs) = (tensor::count(&self.from[2..]), tensor::count(&self.to[2..]));
+        let size = pixels * outs * tensor::count(&self.window.kernel);
+        match self.group {
+            1 => !self.window.is_point() && self.columns() < self.to[1] && size <= MOST_PLACES,
+            _ => self.is_depthwise() && size <= MOST_PLACES && pixels * outs * self.to[1] <= MOST_DEPTHWISE,
+        }
+    }
+
+    /// Tells which pixel each place of the kernel sees for each pixel that comes out: pixel of the picture, place, pixel.
+    fn each_seen(&self, mut see: impl FnMut(usize, usize, usize)) {
+        let Self { window, from, to, .. } = self;
+        let (into, out) = (&from[2..], &to[2..]);
+        for (number, place) in window.places().iter().enumerate() {
+            for pixel in 0..tensor::count(out) {
+                let (mut rest, mut seen, mut stride) = (pixel, 0, 1);
+                let inside = (0..window.rank()).rev().all(|axis| {
+                    let at = rest % out[axis];
+                    rest /= out[axis];
+                    let from = at * window.strides[axis] + place[axis] * window.dilations[axis] - window.begins[axis];
+                    seen += from * stride;
+                    stride *= into[axis];
+                    (0..into[axis]).contains(&from)
+                });
+                if inside {
+                    see(seen as usize, number, pixel as usize);
+                }
+            }
+        }
     }
 }
 
@@ -71,54 +116,70 @@ struct Unfolded<'a> {
 }
 
 impl Unfolded<'_> {
-    fn write(&mut self, geometry: &Geometry) {
-        let Geometry { window, from, to } = geometry;
-        let [picture, kernel] = [0, 1].map(|place| self.node.input[place].clone());
-        let columns = geometry.columns();
-        let swapped: Vec<i64> = [1, 0].into_iter().chain(2..from.len() as i64).collect();
-        let order = [Attr::Ints("perm", &swapped)];
-        let mut shape = from.clone();
-        shape.swap(0, 1);
-        let mut seen = self.op("Transpose", "channels_first", &[&picture], &order, &shape);
-        if window.is_padded() {
-            for (axis, size) in shape[2..].iter_mut().enumerate() {
-                *size += window.begins[axis] + window.ends[axis];
-            }
-            let pads = self.ints("pads", &window.pads_of_all());
-            seen = self.op("Pad", "padded", &[&seen, &pads], &[], &shape);
+    /// The picture with channels first, a row of pixels for each channel and image, of this shape.
+    fn pixel_rows(&mut self, geometry: &Geometry, shape: &[i64]) -> String {
+        let from = &geometry.from;
+        let turned = [&[from[1], from[0]], &from[2..]].concat();
+        let picture = self.node.input[0].clone();
+        let order = swapped(from.len());
+        let rows = self.op("Transpose", "channels_first", &[&picture], &[Attr::Ints("perm", &order)], &turned);
+        self.reshape("pixel_rows", &rows, shape)
+    }
+
+    /// What was computed, channels first, with images first again and under the convolution's own name.
+    fn finish(&mut self, product: &str, to: &[i64]) {
+        let apart = self.reshape("product_apart", product, &[&[to[1], to[0]], &to[2..]].concat());
+        let output = self.node.output[0].clone();
+        self.op_into("Transpose", &output, &[&apart], &[Attr::Ints("perm", &swapped(to.len()))], to);
+    }
+
+    fn by_channels(&mut self, geometry: &Geometry) {
+        let Geometry { window, from, to, .. } = geometry;
+        let (pixels, outs, images) = (tensor::count(&from[2..]), tensor::count(&to[2..]), from[0]);
+        let (channels, places) = (to[1], tensor::count(&window.kernel));
+        let rows = self.pixel_rows(geometry, &[channels, images, pixels]);
+        let (width, row) = (outs as usize, (pixels * outs) as usize);
+        let mut values = vec![0.0; places as usize * row];
+        geometry.each_seen(|seen, place, pixel| values[place * row + seen * width + pixel] = 1.0);
+        let matrix = self.floats("places", &[places, pixels * outs], &values);
+        let kernel = self.node.input[1].clone();
+        let kernel = self.reshape("kernel_rows", &kernel, &[channels, places]);
+        let kernel = self.op("Gemm", "kernel_matrices", &[&kernel, &matrix], &[], &[channels, pixels * outs]);
+        let kernel = self.reshape("kernel_of_channels", &kernel, &[channels, pixels, outs]);
+        let shape = [channels, images, outs];
+        let mut product = self.op("MatMul", "product", &[&rows, &kernel], &[], &shape);
+        if let Some(bias) = self.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
+            let bias = self.reshape("bias_of_channels", &bias, &[channels, 1, 1]);
+            product = self.op("Add", "sum", &[&product, &bias], &[], &shape);
         }
-        let mut rows = Vec::new();
-        let part: Vec<i64> = [&[from[1], from[0]], &to[2..]].concat();
-        let (axes, steps) = (self.ints("axes", &window.axes()), self.ints("steps", &window.strides));
-        let row = self.ints("row", &[from[1], 1, columns]);
-        for (number, place) in window.places().iter().enumerate() {
-            let (starts, ends) = window.seen_by(place, &to[2..]);
-            let starts = self.ints(&format!("starts_{number}"), &starts);
-            let ends = self.ints(&format!("ends_{number}"), &ends);
-            let inputs = [seen.as_str(), &starts, &ends, &axes, &steps];
-            let part = self.op("Slice", &format!("seen_{number}"), &inputs, &[], &part);
-            rows.push(self.op("Reshape", &format!("row_{number}"), &[&part, &row], &[], &[from[1], 1, columns]));
-        }
-        let places = rows.len() as i64;
-        let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
-        let all = self.op("Concat", "rows", &rows, &[Attr::Int("axis", 1)], &[from[1], places, columns]);
-        let matrix = self.ints("matrix", &[from[1] * places, columns]);
-        let all = self.op("Reshape", "all_rows", &[&all, &matrix], &[], &[from[1] * places, columns]);
-        let flat = self.ints("flat", &[to[1], from[1] * places]);
-        let kernel = self.op("Reshape", "kernel_matrix", &[&kernel, &flat], &[], &[to[1], from[1] * places]);
+        self.finish(&product, to);
+    }
+
+    fn by_rows(&mut self, geometry: &Geometry) {
+        let Geometry { window, from, to, .. } = geometry;
+        let (images, ins) = (from[0], from[1]);
+        let (pixels, outs, columns) = (tensor::count(&from[2..]), tensor::count(&to[2..]), geometry.columns());
+        let places = tensor::count(&window.kernel);
+        let rows = self.pixel_rows(geometry, &[ins * images, pixels]);
+        let width = (places * outs) as usize;
+        let mut values = vec![0.0; pixels as usize * width];
+        geometry.each_seen(|seen, place, pixel| values[seen * width + place * outs as usize + pixel] = 1.0);
+        let matrix = self.floats("places", &[pixels, places * outs], &values);
+        let seen = self.op("Gemm", "seen", &[&rows, &matrix], &[], &[ins * images, places * outs]);
+        let seen = self.reshape("seen_apart", &seen, &[ins, images, places, outs]);
+        let by_places = [Attr::Ints("perm", &[0, 2, 1, 3])];
+        let seen = self.op("Transpose", "seen_by_places", &[&seen], &by_places, &[ins, places, images, outs]);
+        let all = self.reshape("rows", &seen, &[ins * places, columns]);
+        let kernel = self.node.input[1].clone();
+        let kernel = self.reshape("kernel_matrix", &kernel, &[to[1], ins * places]);
         let product = match self.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
             Some(bias) => {
-                let column = self.ints("column", &[to[1], 1]);
-                let bias = self.op("Reshape", "bias_column", &[&bias, &column], &[], &[to[1], 1]);
+                let bias = self.reshape("bias_column", &bias, &[to[1], 1]);
                 self.op("Gemm", "product", &[&kernel, &all, &bias], &[], &[to[1], columns])
             }
             None => self.op("Gemm", "product", &[&kernel, &all], &[], &[to[1], columns]),
         };
-        let shape = [&[to[1], to[0]], &to[2..]].concat();
-        let apart = self.ints("apart", &shape);
-        let apart = self.op("Reshape", "product_apart", &[&product, &apart], &[], &shape);
-        let output = self.node.output[0].clone();
-        self.op_into("Transpose", &output, &[&apart], &order, to);
+        self.finish(&product, to);
     }
 
     fn name(&self, what: &str) -> String {
@@ -131,6 +192,18 @@ impl Unfolded<'_> {
         self.constants.push(tensor::ints(&name, &shape, values));
         self.known.add(&name, shape.to_vec(), Values::Ints(values.to_vec()));
         name
+    }
+
+    fn floats(&mut self, what: &str, shape: &[i64], values: &[f32]) -> String {
+        let name = self.name(what);
+        self.constants.push(tensor::floats(&name, shape, values));
+        self.known.add(&name, shape.to_vec(), Values::Floats(Vec::new()));
+        name
+    }
+
+    fn reshape(&mut self, what: &str, tensor: &str, shape: &[i64]) -> String {
+        let sizes = self.ints(&format!("{what}_sizes"), shape);
+        self.op("Reshape", what, &[tensor, &sizes], &[], shape)
     }
 
     fn op(&mut self, op: &str, what: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) -> String {
@@ -150,4 +223,9 @@ impl Unfolded<'_> {
         });
         self.known.add(output, shape.to_vec(), Values::Floats(Vec::new()));
     }
+}
+
+/// Images and channels having changed places.
+fn swapped(rank: usize) -> Vec<i64> {
+    [1, 0].into_iter().chain(2..rank as i64).collect()
 }

@@ -47,22 +47,30 @@ impl Optimizer {
         let rate = (f64::from(learning_rate) * rate_ratio) as f32;
         self.steps = self.steps.saturating_add(1);
         let (bias1, bias2) = (1.0 - BETA1.powi(self.steps), 1.0 - BETA2.powi(self.steps));
-        for (place, (weight, gradient)) in weights.iter_mut().zip(gradients).enumerate() {
-            for ((gradient, weight), start) in gradient.iter_mut().zip(weight.iter()).zip(&start[place]) {
-                *gradient += weight_decay * weight + proximal * (weight - start);
-            }
-            match kind {
-                OptimizerKind::Sgd => {
-                    for ((weight, gradient), moved) in weight.iter_mut().zip(gradient).zip(&mut self.first[place]) {
-                        *moved = momentum_ratio * *moved + *gradient;
+        for (place, (weight, gradient)) in weights.iter_mut().zip(gradients.iter()).enumerate() {
+            // One pass over everything: large models are limited by what memory gives.
+            let first = &mut self.first[place];
+            match (kind, proximal == 0.0) {
+                (OptimizerKind::Sgd, true) => {
+                    for ((weight, gradient), moved) in weight.iter_mut().zip(gradient).zip(first) {
+                        *moved = momentum_ratio * *moved + (gradient + weight_decay * *weight);
                         *weight -= rate * *moved;
                     }
                 }
-                OptimizerKind::Adam => {
-                    let means = self.first[place].iter_mut().zip(&mut self.second[place]);
-                    for ((weight, gradient), (mean, square)) in weight.iter_mut().zip(gradient).zip(means) {
-                        *mean = BETA1 * *mean + (1.0 - BETA1) * *gradient;
-                        *square = BETA2 * *square + (1.0 - BETA2) * *gradient * *gradient;
+                (OptimizerKind::Sgd, false) => {
+                    let rows = weight.iter_mut().zip(gradient).zip(first).zip(&start[place]);
+                    for (((weight, gradient), moved), start) in rows {
+                        let pulled = gradient + weight_decay * *weight + proximal * (*weight - start);
+                        *moved = momentum_ratio * *moved + pulled;
+                        *weight -= rate * *moved;
+                    }
+                }
+                (OptimizerKind::Adam, _) => {
+                    let rows = weight.iter_mut().zip(gradient).zip(first).zip(&mut self.second[place]);
+                    for ((((weight, gradient), mean), square), start) in rows.zip(&start[place]) {
+                        let pulled = gradient + weight_decay * *weight + proximal * (*weight - start);
+                        *mean = BETA1 * *mean + (1.0 - BETA1) * pulled;
+                        *square = BETA2 * *square + (1.0 - BETA2) * pulled * pulled;
                         *weight -= rate * (*mean / bias1) / ((*square / bias2).sqrt() + EPSILON);
                     }
                 }

@@ -15,6 +15,9 @@ pub(super) const RULES: &[(&str, Rule)] = &[("Conv", conv), ("ConvTranspose", co
 /// Products of matrices with fewer rows than this are slow; measured.
 const LEAST_ROWS: i64 = 16;
 
+/// Kernels with as many places, 5 x 5, are large.
+const MANY_PLACES: usize = 25;
+
 /// A convolution: from a picture `[images, ins, ...]` with a kernel `[outs, ins / group, ...]` to `[images, outs, ...]`.
 struct Convolution<'a> {
     window: Window,
@@ -118,7 +121,9 @@ fn by_kernel(
     gradient: &str,
     shape: &[i64],
 ) -> String {
-    if convolution.group == 1 {
+    // Of many places that see few channels each, rows would be put together for a thin product.
+    let thin = convolution.from[1] < LEAST_ROWS && convolution.window.places().len() >= MANY_PLACES;
+    if convolution.group == 1 && !thin {
         by_kernel_as_matrix(tape, convolution, picture, gradient, shape)
     } else if convolution.is_depthwise() && convolution.outs() == 1 && by_places_pays(convolution) {
         by_kernel_depthwise(tape, convolution, picture, gradient, shape)
