@@ -1,6 +1,8 @@
 //! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
 //! step on one thread, in turns.
 
+mod beside;
+mod found;
 mod gradients;
 mod learn;
 mod net;
@@ -25,10 +27,10 @@ use vision::graph::Given;
 use vision::{Graph, Onnx};
 
 use crate::error::BenchError;
-use crate::report::{Figure, Goal, Machine, Picture, Report, Table};
-use crate::stats::median;
+use crate::report::Report;
 use runtime::process;
 
+use found::Found;
 use net::Net;
 
 const PEER: &str = include_str!("train/peer.py");
@@ -96,14 +98,24 @@ struct Run {
 
 /// Measures; takes some minutes, or half a minute if `quick`.
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
-    let options = options.clone();
+    let steps = options.clone();
+    let measured = async {
+        let beside = beside::beside(options).await?;
+        let found = tokio::task::spawn_blocking(move || measure(&steps)).await??;
+        Ok(found::report(&Found { beside, ..found }, options.quick))
+    };
     tokio::select! {
-        report = tokio::task::spawn_blocking(move || measure(&options)) => report?,
+        report = measured => report,
         () = shutdown.wanted() => Err(BenchError::Stopped),
     }
 }
 
-fn measure(options: &Options) -> Result<Report, BenchError> {
+/// The networks whose steps are measured.
+fn nets() -> [Net; 3] {
+    [Net::small(), Net::mobilenetv2(), Net::resnet18()]
+}
+
+fn measure(options: &Options) -> Result<Found, BenchError> {
     let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
     let python = options.python.clone().unwrap_or("python3".into());
     let checked = gradients::check(&runtime, options.gradients.as_deref())?;
@@ -114,7 +126,7 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
     }
     let mut peer = Peer::start(&python);
     let rounds = if options.quick { 1 } else { 5 };
-    let nets = [Net::small(), Net::mobilenetv2(), Net::resnet18()];
+    let nets = nets();
     let (mut runs, mut version) = (Vec::new(), None);
     for round in 0..rounds {
         for net in &nets {
@@ -135,7 +147,7 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
             }
         }
     }
-    Ok(report(&Found { runs, checked, learned, version }, &nets, options.quick))
+    Ok(Found { runs, checked, learned, version, beside: Vec::new(), named_gradients: options.gradients.is_some() })
 }
 
 /// Steps and forward passes of one network, in one process and on one thread.
@@ -192,14 +204,6 @@ fn has_torch(python: &Path) -> bool {
     has.is_ok_and(|status| status.success())
 }
 
-/// Everything that was measured.
-struct Found {
-    runs: Vec<Run>,
-    checked: Vec<gradients::Checked>,
-    learned: Vec<learn::Learned>,
-    version: Option<String>,
-}
-
 /// PyTorch, in a process of its own.
 struct Peer {
     process: Child,
@@ -242,110 +246,4 @@ impl Drop for Peer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn report(found: &Found, nets: &[Net], quick: bool) -> Report {
-    let Found { runs, checked, learned, version } = found;
-    let middle = |net: &str, part: Part, value: &dyn Fn(&Run) -> Option<f64>| {
-        let own = runs.iter().filter(|run| run.net == net && run.part == part);
-        let values: Vec<f64> = own.filter_map(value).collect();
-        (!values.is_empty()).then(|| median(&values))
-    };
-    let shown = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
-    let mut lines = Vec::new();
-    for net in nets {
-        for part in Part::EVERY {
-            let value = |value: &dyn Fn(&Run) -> Option<f64>| middle(net.name, part, value);
-            lines.push(vec![
-                format!("{}, {}", net.name, part.as_str()),
-                shown(value(&|run| Some(run.forward_ms)), 1),
-                shown(value(&|run| Some(run.step_ms)), 1),
-                shown(value(&|run| Some(run.step_ms / run.forward_ms)), 2),
-                shown(value(&|run| run.peer_forward_ms), 1),
-                shown(value(&|run| run.peer_step_ms), 1),
-                shown(value(&|run| Some(run.step_ms / run.peer_step_ms?)), 2),
-                shown(value(&|run| Some(run.peak_bytes? as f64 / 1e6)), 0),
-            ]);
-        }
-    }
-    let columns = vec![
-        "network, trained",
-        "forward ms",
-        "step ms",
-        "over forward",
-        "PyTorch forward",
-        "step",
-        "over PyTorch",
-        "MB",
-    ];
-    let over = |net: &str, value: &dyn Fn(&Run) -> Option<f64>| middle(net, Part::All, value);
-    let forward = |name, title, net| Figure {
-        name,
-        title,
-        value: over(net, &|run| Some(run.step_ms / run.forward_ms)),
-        unit: "",
-        goal: None,
-    };
-    let peer = |name, title, net, most| Figure {
-        name,
-        title,
-        value: over(net, &|run| Some(run.step_ms / run.peer_step_ms?)),
-        unit: "",
-        goal: Some(Goal::AtMost(most)),
-    };
-    let mut headline = vec![
-        forward("step_over_forward_small", "small: a step over the forward pass alone (about 3 is the limit)", "small"),
-        forward("step_over_forward_mobilenetv2", "mobilenetv2: the same", "mobilenetv2"),
-        forward("step_over_forward_resnet18", "resnet18: the same", "resnet18"),
-    ];
-    if version.is_some() {
-        headline.push(peer("step_over_pytorch_small", "small: a step over PyTorch's", "small", 1.0));
-        headline.push(peer("step_over_pytorch_mobilenetv2", "mobilenetv2: the same", "mobilenetv2", 1.25));
-        headline.push(peer("step_over_pytorch_resnet18", "resnet18: the same", "resnet18", 1.25));
-    }
-    let wrong = checked.iter().map(|checked| checked.error).reduce(f64::max);
-    headline.push(Figure {
-        name: "worst_gradient_error",
-        title: "worst gradient, as a share of its largest value, millionths",
-        value: wrong.map(|wrong| wrong * 1e6),
-        unit: "e-6",
-        goal: Some(Goal::AtMost(100.0)),
-    });
-    let peer = version.as_ref().map_or("PyTorch is not installed.".to_owned(), |version| {
-        format!("PyTorch {version}, the same layers, statistics frozen, the same optimizer.")
-    });
-    Report {
-        bench: "train",
-        settings: json!({ "quick": quick, "nets": nets, "pytorch": version }),
-        machine: Machine::here(&std::env::temp_dir()),
-        rows: rows(found),
-        table: Table { columns, lines },
-        headline,
-        notes: [vec![
-            "Processor milliseconds on one thread; batches of 32 at 28 pixels (small) and of 16 at 96; medians of the rounds.".into(),
-            peer,
-        ], learned.iter().map(said).collect(), checked.iter().filter(|checked| checked.trained != "all" || checked.error > 2e-6).map(|checked| format!(
-            "Gradients of {}, {}: {} weights, wrong by {:.1e} at the most.", checked.case, checked.trained, checked.weights, checked.error,
-        )).collect()].concat(),
-        charts: learned.iter().map(|learned| (format!("learning-{}", learned.data), Picture::Lines(learn::chart(learned)))).collect(),
-    }
-}
-
-fn rows(found: &Found) -> Vec<serde_json::Value> {
-    let runs = found.runs.iter().map(|run| json!(run));
-    let checked = found.checked.iter().map(|checked| json!({ "gradients": checked }));
-    runs.chain(checked).chain(found.learned.iter().map(|learned| json!({ "learned": learned }))).collect()
-}
-
-/// A learning curve's end, in words.
-fn said(learned: &learn::Learned) -> String {
-    let percent = |ratio: f64| format!("{:.1} %", ratio * 100.0);
-    let peer = learned.peer_test.map(|test| format!(", PyTorch {}", percent(test))).unwrap_or_default();
-    let epochs = learned.ours.len() - 1;
-    let [images, _, test] = learned.images;
-    format!(
-        "Learned from {images} images of {}, {epochs} epochs: {} right of {test} to test with{peer}.",
-        learned.data,
-        percent(learned.test)
-    )
 }
