@@ -54,7 +54,7 @@ impl Default for TrainSettings {
             optimizer: OptimizerSettings::default(),
             schedule: Schedule::Cosine,
             label_smoothing_ratio: 0.0,
-            balanced: false,
+            balanced: true,
             held_out_ratio: 0.1,
             augment: AugmentSettings::default(),
             seed: 1,
