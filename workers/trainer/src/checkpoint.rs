@@ -9,10 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::train::Epoch;
 use crate::weights::{self, Tensors};
 
 const FILE: &str = "checkpoint.safetensors";
+
+/// One epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// From 1; 0 is the model before any training.
+    pub number: u32,
+    /// Mean loss of the batches; absent before any training.
+    pub learned_loss: Option<f64>,
+    /// On the examples held out.
+    pub held_out: Measured,
+    /// How long it took, measuring included.
+    pub took: Duration,
+}
 
 /// How far a training is.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! A better model from labelled images, without Python and without a second framework.
 //!
-//! A site's trainer walks collect → train → submit ([`walk`]): [`collect`] joins the site's images with what is said of
-//! them, [`train`](train::train) learns, [`submit`] sends the weights. Training itself also goes from a plain folder to
+//! A site's trainer walks collect → train → submit ([`walk`]): [`collect`] reads what is said of the site's images into a
+//! [`collection`] and copies them, [`train`](train::train) learns, [`submit`] sends the weights. Training itself also goes from a plain folder to
 //! a new model folder: [`examples`] says which pictures there are and what they show, [`batches`] decodes, changes and
 //! orders them, [`stepper`] runs the training step of [`autograd`], [`optimizer`] moves the weights, [`folder`] writes
 //! the model they belong to. [`probe`] asks the runtime for the shapes that a step is made from, [`pace`] says how fast
@@ -11,6 +11,7 @@
 pub mod batches;
 pub mod checkpoint;
 pub mod collect;
+pub mod collection;
 pub mod error;
 pub mod examples;
 pub mod folder;
@@ -24,10 +25,10 @@ pub mod train;
 pub mod walk;
 pub mod weights;
 
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Checkpoints, Epoch};
 pub use error::TrainError;
 pub use examples::{Examples, Split};
 pub use pace::Pace;
 pub use settings::TrainSettings;
-pub use train::{Around, Epoch, Trained, train};
+pub use train::{Around, Trained, train};
 pub use walk::run;

@@ -10,6 +10,7 @@ use streams::subject::Errand;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
+use crate::checkpoint::Epoch;
 use crate::examples::{Examples, Split};
 use crate::settings::TrainSettings;
 use crate::train::Trained;
@@ -78,7 +79,7 @@ pub struct About<'a> {
 impl About<'_> {
     /// The update with these weights.
     pub fn update(self, trained: &Trained, weights: schemas::BlobRef) -> Update {
-        let measured = |epoch: Option<&crate::train::Epoch>| epoch.map_or(Measured::default(), |epoch| epoch.held_out);
+        let measured = |epoch: Option<&Epoch>| epoch.map_or(Measured::default(), |epoch| epoch.held_out);
         Update {
             site: self.site.clone(),
             model: ModelName::of(&self.model.description.name),

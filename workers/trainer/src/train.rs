@@ -1,7 +1,7 @@
 //! Trains a model on examples: measure, then epoch by epoch learn and measure again.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use autograd::loss::{Smoothing, cross_entropy};
 use autograd::onnx::Onnx as Graph;
@@ -9,14 +9,13 @@ use autograd::{Known, Split as Cut, Step};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use schemas::Measured;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use vision::graph::{Given, Numbers};
 use vision::{Model, Onnx};
 
 use crate::batches::{Features, From, Making, order};
-use crate::checkpoint::{Checkpoints, Found, Progress};
+use crate::checkpoint::{Checkpoints, Epoch, Found, Progress};
 use crate::error::TrainError;
 use crate::examples::{Example, Examples, Split};
 use crate::optimizer::Optimizer;
@@ -28,19 +27,6 @@ use crate::weights::Tensors;
 
 /// Features of all examples together may take so much memory, bytes; a guess.
 const MOST_FEATURES_BYTES: usize = 256 * 1024 * 1024;
-
-/// One epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Epoch {
-    /// From 1; 0 is the model before any training.
-    pub number: u32,
-    /// Mean loss of the batches; absent before any training.
-    pub learned_loss: Option<f64>,
-    /// On the examples held out.
-    pub held_out: Measured,
-    /// How long it took, measuring included.
-    pub took: Duration,
-}
 
 /// A trained model.
 #[derive(Debug)]

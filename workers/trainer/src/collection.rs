@@ -1,0 +1,341 @@
+//! What is said of which image: final answers and labels in, labelled images out, bounded by the settings. Pure. A person is
+//! believed before the publisher, the publisher before a verdict of the cloud.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use schemas::{Answer, Label, LabelSource, Reason, Route, TaskId};
+
+use crate::settings::CollectSettings;
+
+/// Labels by persons about tasks that have no final answer yet, at the most; a guess.
+const MOST_EARLY: usize = 10_000;
+/// Unknown labels that are named, at the most.
+const MOST_NAMED: usize = 20;
+
+/// What somebody said an image shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// A class of the model.
+    Class(u16),
+    /// Something that the model has no class for.
+    Unknown,
+}
+
+/// A labelled image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Known {
+    sequence: u64,
+    hard: bool,
+    /// By person, publisher and verdict.
+    said: [Option<Said>; 3],
+}
+
+const SOURCES: [LabelSource; 3] = [LabelSource::Person, LabelSource::Publisher, LabelSource::Verdict];
+
+impl Known {
+    fn about(&mut self, answer: &Answer) {
+        self.sequence = answer.image_sequence;
+        self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
+    }
+
+    /// What it shows, and who said so: the most trusted that said anything.
+    fn label(&self) -> Option<(Said, LabelSource)> {
+        self.said.iter().zip(SOURCES).find_map(|(said, source)| Some(((*said)?, source)))
+    }
+}
+
+/// A labelled image, as it is learned from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labelled {
+    /// Its task.
+    pub task: TaskId,
+    /// Sequence in the stream IMAGES.
+    pub sequence: u64,
+    /// What it shows.
+    pub label: String,
+    /// Who said so.
+    pub source: LabelSource,
+    /// Whether the site was in doubt about it.
+    pub hard: bool,
+}
+
+/// Labelled images of a site.
+#[derive(Debug, Default)]
+pub struct Collection {
+    labels: Vec<String>,
+    classes: HashMap<String, u16>,
+    settings: CollectSettings,
+    images: HashMap<TaskId, Known>,
+    /// Of each class, by age.
+    of_class: Vec<BTreeSet<(u64, TaskId)>>,
+    early: HashMap<TaskId, Said>,
+    fresh: u64,
+    unknown: BTreeMap<String, u64>,
+}
+
+impl Collection {
+    /// Of a model with these labels.
+    pub fn new(labels: &[String], settings: &CollectSettings) -> Self {
+        let classes = labels.iter().zip(0_u16..).map(|(label, class)| (label.clone(), class)).collect();
+        let of_class = vec![BTreeSet::new(); labels.len()];
+        Self { labels: labels.to_vec(), classes, settings: settings.clone(), of_class, ..Self::default() }
+    }
+
+    fn said(&mut self, label: &str) -> Said {
+        match self.classes.get(label) {
+            Some(class) => Said::Class(*class),
+            None => {
+                if self.unknown.len() < MOST_NAMED || self.unknown.contains_key(label) {
+                    *self.unknown.entry(label.to_owned()).or_default() += 1;
+                }
+                Said::Unknown
+            }
+        }
+    }
+
+    /// A final answer was read. `fresh`: since the last training.
+    pub fn answered(&mut self, answer: &Answer, fresh: bool) {
+        if answer.route == Route::Dead {
+            return;
+        }
+        let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
+        let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.least_verdict_ratio);
+        let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
+        let said = [
+            self.early.remove(&answer.task),
+            answer.truth.as_deref().map(|label| self.said(label)),
+            verdict.map(|label| self.said(label)),
+        ];
+        self.change(answer.task, fresh, |known| {
+            known.about(answer);
+            for (known, said) in known.said.iter_mut().zip(said) {
+                *known = said.or(*known);
+            }
+        });
+    }
+
+    /// A person said what a task shows. `about`: its final answer, if there is one.
+    pub fn labelled(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
+        let said = self.said(&label.label);
+        if let Some(answer) = about {
+            self.answered(answer, fresh);
+        }
+        if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
+            self.change(label.task, fresh, |known| {
+                if let Some(answer) = about {
+                    known.about(answer);
+                }
+                known.said[0] = Some(said);
+            });
+        } else if about.is_none() && self.early.len() < MOST_EARLY {
+            self.early.insert(label.task, said);
+        }
+    }
+
+    fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut Known)) {
+        let before = self.images.remove(&task).unwrap_or_default();
+        if let Some((Said::Class(class), _)) = before.label() {
+            self.of_class[usize::from(class)].remove(&(before.sequence, task));
+        }
+        let mut known = before.clone();
+        change(&mut known);
+        let Some((said, _)) = known.label() else { return };
+        if before.label() != known.label() && fresh && said != Said::Unknown {
+            self.fresh += 1;
+        }
+        if let Said::Class(class) = said {
+            self.of_class[usize::from(class)].insert((known.sequence, task));
+        }
+        self.images.insert(task, known);
+        if self.images.len() > self.settings.most_images as usize {
+            self.make_room();
+        }
+    }
+
+    /// The oldest image of the most frequent label goes; one of an unknown label before all others.
+    fn make_room(&mut self) {
+        let unknown = self.images.len() > self.of_class.iter().map(BTreeSet::len).sum();
+        let goes = match unknown {
+            true => self.images.iter().find(|(_, known)| matches!(known.label(), Some((Said::Unknown, _)))),
+            false => None,
+        };
+        let task = match goes {
+            Some((task, _)) => Some(*task),
+            None => {
+                let largest = self.of_class.iter_mut().max_by_key(|of_class| of_class.len());
+                largest.and_then(BTreeSet::pop_first).map(|(_, task)| task)
+            }
+        };
+        task.and_then(|task| self.images.remove(&task));
+    }
+
+    /// The images that can be learned from, oldest first.
+    pub fn images(&self) -> Vec<Labelled> {
+        let mut images: Vec<Labelled> = self
+            .images
+            .iter()
+            .filter_map(|(task, known)| {
+                let (Said::Class(class), source) = known.label()? else { return None };
+                let label = self.labels.get(usize::from(class))?.clone();
+                Some(Labelled { task: *task, sequence: known.sequence, label, source, hard: known.hard })
+            })
+            .collect();
+        images.sort_by_key(|image| image.sequence);
+        images
+    }
+
+    /// How many can be learned from.
+    pub fn count(&self) -> u64 {
+        self.of_class.iter().map(|of_class| of_class.len() as u64).sum()
+    }
+
+    /// How many were labelled, or labelled otherwise, since the last training.
+    pub fn fresh(&self) -> u64 {
+        self.fresh
+    }
+
+    /// Training begins: what comes from now on is fresh.
+    pub fn taken(&mut self) {
+        self.fresh = 0;
+    }
+
+    /// Why nothing can be learned from it, in words.
+    pub fn missing(&self) -> Option<String> {
+        let classes = self.of_class.iter().filter(|of_class| !of_class.is_empty()).count();
+        let unknown: Vec<&str> = self.unknown.keys().take(5).map(String::as_str).collect();
+        let and_unknown = match unknown.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; {} have labels that the model does not know ({})",
+                self.unknown.values().sum::<u64>(),
+                unknown.join(", ")
+            ),
+        };
+        match classes {
+            0 => Some(format!("no image is labelled yet{and_unknown}")),
+            1 => Some(format!(
+                "all labelled images have one label: a model that sees only one forgets the others{and_unknown}"
+            )),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use schemas::task::Stored;
+    use schemas::{Stage, Task};
+
+    use super::*;
+
+    fn labels() -> Vec<String> {
+        ["cat", "dog"].map(str::to_owned).to_vec()
+    }
+
+    fn collection(most_images: u32) -> Collection {
+        Collection::new(&labels(), &CollectSettings { most_images, ..CollectSettings::default() })
+    }
+
+    fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {
+        let task = TaskId::derived(&number.to_string());
+        let stored =
+            Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+        let reason = if route == Route::Verified { Reason::LowConfidence } else { Reason::Confident };
+        let mut answer = Answer::about(&Task::bare(&stored, task), Stage::Final, route, reason, 0);
+        (answer.label, answer.confidence) = (Some(said.into()), Some(0.9));
+        answer.truth = truth.map(str::to_owned);
+        answer
+    }
+
+    fn label(number: u64, says: &str) -> Label {
+        Label { task: TaskId::derived(&number.to_string()), label: says.into(), by: None, labelled_at_ms: 0 }
+    }
+
+    fn found(collection: &Collection) -> Vec<(u64, String, LabelSource)> {
+        collection.images().into_iter().map(|image| (image.sequence, image.label, image.source)).collect()
+    }
+
+    #[test]
+    fn a_person_is_believed_before_the_publisher_and_the_publisher_before_a_verdict() {
+        let mut all = collection(10);
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.answered(&answer(2, Route::Verified, "cat", Some("dog")), true);
+        all.answered(&answer(3, Route::Edge, "cat", None), true);
+        assert_eq!(found(&all), [(1, "cat".into(), LabelSource::Verdict), (2, "dog".into(), LabelSource::Publisher)]);
+        all.labelled(&label(2, "cat"), None, true);
+        all.labelled(&label(3, "dog"), Some(&answer(3, Route::Edge, "cat", None)), true);
+        let persons = [
+            (1, "cat".into(), LabelSource::Verdict),
+            (2, "cat".into(), LabelSource::Person),
+            (3, "dog".into(), LabelSource::Person),
+        ];
+        assert_eq!(found(&all), persons);
+        assert_eq!(all.fresh(), 4);
+    }
+
+    #[test]
+    fn a_label_that_came_before_the_answer_counts_when_it_is_there() {
+        let mut all = collection(10);
+        all.labelled(&label(1, "dog"), None, true);
+        assert!(all.images().is_empty());
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person)]);
+    }
+
+    #[test]
+    fn what_a_person_calls_otherwise_than_the_model_can_is_not_learned_as_something_else() {
+        let mut all = collection(10);
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.labelled(&label(1, "cow"), None, true);
+        assert!(all.images().is_empty());
+        assert!(all.missing().unwrap().contains("cow"));
+    }
+
+    #[test]
+    fn doubtful_verdicts_dead_letters_and_answers_of_ones_own_teach_nothing() {
+        let mut all = collection(10);
+        let unsure = Answer { confidence: Some(0.3), ..answer(1, Route::Verified, "cat", None) };
+        all.answered(&unsure, true);
+        all.answered(&answer(2, Route::Dead, "cat", Some("cat")), true);
+        all.answered(&answer(3, Route::Edge, "cat", None), true);
+        all.answered(&answer(4, Route::Expired, "cat", None), true);
+        assert_eq!(all.count(), 0);
+        assert!(all.missing().unwrap().contains("no image"));
+    }
+
+    #[test]
+    fn of_the_most_frequent_label_the_oldest_make_way() {
+        let mut all = collection(4);
+        all.answered(&answer(1, Route::Verified, "dog", None), true);
+        (2..=9).for_each(|number| all.answered(&answer(number, Route::Verified, "cat", None), true));
+        let kept: Vec<u64> = found(&all).into_iter().map(|(sequence, ..)| sequence).collect();
+        assert_eq!(kept, [1, 7, 8, 9]);
+        assert!(all.missing().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_allowed_and_each_once(
+            events in prop::collection::vec((0_u64..30, 0_usize..4, prop::bool::ANY), 0..120),
+            most in 2_u32..10,
+        ) {
+            let mut all = collection(most);
+            for (number, kind, cat) in events {
+                let says = if cat { "cat" } else { "dog" };
+                match kind {
+                    0 => all.answered(&answer(number, Route::Verified, says, None), true),
+                    1 => all.answered(&answer(number, Route::Edge, says, Some(says)), true),
+                    2 => all.labelled(&label(number, says), None, true),
+                    _ => all.labelled(&label(number, "cow"), Some(&answer(number, Route::Edge, says, None)), true),
+                }
+            }
+            let images = all.images();
+            prop_assert!(images.len() <= most as usize);
+            prop_assert_eq!(images.len() as u64, all.count());
+            let tasks: BTreeSet<TaskId> = images.iter().map(|image| image.task).collect();
+            prop_assert_eq!(tasks.len(), images.len());
+            prop_assert!(all.images.len() <= most as usize);
+        }
+    }
+}
