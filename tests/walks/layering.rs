@@ -15,6 +15,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "streams" | "vision" => &["schemas"],
         // The runtime only in its tests.
         "autograd" => &["vision"],
+        "aggregator" => &[],
         "trainer" => &["schemas", "streams", "runtime", "vision", "autograd"],
         "runtime" => &["schemas", "streams"],
         "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],

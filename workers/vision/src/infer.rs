@@ -550,10 +550,14 @@ mod tests {
     async fn what_waits_is_finished_before_a_stop() {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut asked = Box::pin(infer.scores(sample()));
-        // Once: it is in the mailbox now.
-        assert!(futures_poll(&mut asked).is_none());
+        // Once: it is in the mailbox now, unless the replica was so quick that it is done.
+        let done = futures_poll(&mut asked);
         infer.clone().stop().await;
-        assert!(asked.await.is_ok());
+        let seen = match done {
+            Some(seen) => seen,
+            None => asked.await,
+        };
+        assert!(seen.is_ok());
     }
 
     fn futures_poll<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> Option<T> {

@@ -1,0 +1,239 @@
+//! How much each site's update counts: scores and sample counts in, one share a site out. Pure.
+//!
+//! A rule is a function in a file of its own and one line in [`RULES`]. It gives each site a value of 0 or more; what
+//! they have in common is done here: values become shares that add up to 1, and where a rule comes to nothing, sites
+//! count by their samples, and the record says so.
+
+mod fedavg;
+mod paper;
+mod quality;
+mod uniform;
+
+use serde::{Deserialize, Serialize};
+
+/// What is known of one site's update.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Scored {
+    /// Share of the public set's pictures that it is right about, by class, 0 to 1; absent for a class without pictures.
+    pub accuracy: Vec<Option<f64>>,
+    /// Pictures it learned from.
+    pub samples: u64,
+}
+
+impl Scored {
+    fn seen(&self) -> impl Iterator<Item = f64> {
+        self.accuracy.iter().flatten().copied()
+    }
+
+    /// Mean accuracy over the classes; 0 of none.
+    pub fn mean(&self) -> f64 {
+        let (sum, count) = self.seen().fold((0.0, 0.0), |(sum, count), accuracy| (sum + accuracy, count + 1.0));
+        if count > 0.0 { sum / count } else { 0.0 }
+    }
+
+    /// Standard deviation of the accuracy over the classes, of the population; 0 of none.
+    pub fn spread(&self) -> f64 {
+        let mean = self.mean();
+        let (sum, count) =
+            self.seen().fold((0.0, 0.0), |(sum, count), accuracy| (sum + (accuracy - mean).powi(2), count + 1.0));
+        if count > 0.0 { f64::sqrt(sum / count) } else { 0.0 }
+    }
+
+    /// Accuracy of the class it is best at; 0 of none.
+    pub fn best(&self) -> f64 {
+        self.seen().fold(0.0, f64::max)
+    }
+}
+
+/// How a rule weighs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WeighSettings {
+    /// Name of the rule, one of [`names`].
+    pub rule: String,
+    /// Of `paper`: exponent of stability, 0 to 8.
+    pub stability: f64,
+    /// Of `paper`: exponent of capability, 0 to 8.
+    pub capability: f64,
+    /// Of `paper`: exponent of size, 0 to 8.
+    pub size: f64,
+    /// Of `paper`: what the worst site keeps of each factor, 0 (the method's letter) to 1.
+    pub floor_ratio: f64,
+    /// Of `paper`: what a site's capability is.
+    pub capability_of: Capability,
+    /// Of `paper`: what a site's size is.
+    pub size_of: Size,
+}
+
+impl Default for WeighSettings {
+    fn default() -> Self {
+        Self {
+            rule: "fedavg".into(),
+            stability: 1.0,
+            capability: 1.0,
+            size: 1.0,
+            floor_ratio: 0.3,
+            capability_of: Capability::Max,
+            size_of: Size::Range,
+        }
+    }
+}
+
+/// What a site's capability is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// Accuracy of the class it is best at: the method's letter. Whoever says one class for everything has 1.
+    Max,
+    /// Mean accuracy over the classes.
+    Mean,
+}
+
+/// What a site's size is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Size {
+    /// Its samples between the fewest and the most of all sites: the method's letter.
+    Range,
+    /// Its share of all samples.
+    Share,
+}
+
+/// A rule: a value of 0 or more for each site.
+pub type Rule = fn(&[Scored], &WeighSettings) -> Vec<f64>;
+
+/// Every rule by name.
+pub const RULES: &[(&str, Rule)] =
+    &[("fedavg", fedavg::values), ("uniform", uniform::values), ("paper", paper::values), ("quality", quality::values)];
+
+/// Names of the rules.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    RULES.iter().map(|(name, _)| *name)
+}
+
+/// How much each site counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Weighed {
+    /// A share for each site, in their order; they add up to 1.
+    pub shares: Vec<f64>,
+    /// Why another rule than the one asked for was used; absent if it was not.
+    pub instead: Option<String>,
+}
+
+/// Weighs sites. Refuses an unknown rule and no sites, in words.
+pub fn weigh(sites: &[Scored], settings: &WeighSettings) -> Result<Weighed, String> {
+    let rule = RULES.iter().find(|(name, _)| *name == settings.rule).map(|(_, rule)| rule);
+    let rule = rule.ok_or_else(|| {
+        format!("weigh.rule {:?} is unknown, use one of {}", settings.rule, names().collect::<Vec<_>>().join(", "))
+    })?;
+    if sites.is_empty() {
+        return Err("there is no update to weigh".into());
+    }
+    let (by_samples, equal) = (fedavg::values(sites, settings), vec![1.0; sites.len()]);
+    let tried = [(rule(sites, settings), None), (by_samples, Some("samples")), (equal, Some("nothing: all are equal"))];
+    let usable = |values: &[f64]| {
+        let sum: f64 = values.iter().sum();
+        sum > 0.0 && sum.is_finite() && values.iter().all(|value| *value >= 0.0)
+    };
+    let (values, instead) = tried.into_iter().find(|(values, _)| usable(values)).unwrap_or_default();
+    let sum: f64 = values.iter().sum();
+    let instead = instead.map(|by| format!("rule {} came to nothing, so sites count by {by}", settings.rule));
+    Ok(Weighed { shares: values.iter().map(|value| value / sum).collect(), instead })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rule(name: &str) -> WeighSettings {
+        WeighSettings { rule: name.into(), ..WeighSettings::default() }
+    }
+
+    fn site(accuracy: &[f64], samples: u64) -> Scored {
+        Scored { accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(), samples }
+    }
+
+    fn sites() -> impl Strategy<Value = Vec<Scored>> {
+        let accuracy = prop::collection::vec(prop::option::weighted(0.9, 0.0_f64..=1.0), 3);
+        prop::collection::vec((accuracy, 0_u64..10_000), 1..8)
+            .prop_map(|sites| sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples }).collect())
+    }
+
+    fn near(a: &[f64], b: &[f64]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9)
+    }
+
+    #[test]
+    fn the_literal_formula_gives_the_smallest_site_nothing() {
+        let sites = [site(&[0.9, 0.5], 100), site(&[0.8, 0.8], 50), site(&[0.4, 0.6], 10)];
+        let literal = WeighSettings { floor_ratio: 0.0, ..rule("paper") };
+        // Stability 1 - 0.2, 1, 1 - 0.1: 0, 1, 0.5. Capability 0.9, 0.8, 0.6: 1, 2/3, 0. Size 1, 4/9, 0.
+        assert!(near(&weigh(&sites, &literal).unwrap().shares, &[0.0, 1.0, 0.0]));
+        let floored = weigh(&sites, &rule("paper")).unwrap().shares;
+        let values = [0.3 * 1.0 * 1.0, 1.0 * (0.3 + 0.7 * 2.0 / 3.0) * (0.3 + 0.7 * 4.0 / 9.0), 0.65 * 0.3 * 0.3];
+        let sum: f64 = values.iter().sum();
+        assert!(near(&floored, &values.map(|value| value / sum)), "{floored:?}");
+    }
+
+    #[test]
+    fn what_comes_to_nothing_counts_by_samples_and_says_so() {
+        // Each is the worst in one factor.
+        let sites = [site(&[1.0, 0.0], 30), site(&[0.5, 0.5], 10)];
+        let literal = WeighSettings { floor_ratio: 0.0, ..rule("paper") };
+        let weighed = weigh(&sites, &literal).unwrap();
+        assert!(near(&weighed.shares, &[0.75, 0.25]) && weighed.instead.unwrap().contains("samples"));
+        let nobody = [site(&[0.5], 0), site(&[0.5], 0)];
+        let weighed = weigh(&nobody, &rule("fedavg")).unwrap();
+        assert!(near(&weighed.shares, &[0.5, 0.5]) && weighed.instead.unwrap().contains("equal"));
+    }
+
+    #[test]
+    fn an_unknown_rule_and_no_update_are_refused() {
+        assert!(weigh(&[site(&[1.0], 1)], &rule("best")).unwrap_err().contains("fedavg, uniform"));
+        assert!(weigh(&[], &rule("fedavg")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn shares_add_up_to_one_and_follow_their_sites(sites in sites(), turn in 0_usize..8) {
+            for name in names() {
+                let weighed = weigh(&sites, &rule(name)).unwrap();
+                prop_assert!((weighed.shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{name}");
+                prop_assert!(weighed.shares.iter().all(|share| (0.0..=1.0).contains(share)), "{name}");
+                let (mut turned, mut expected) = (sites.clone(), weighed.shares);
+                let by = turn % sites.len();
+                turned.rotate_left(by);
+                expected.rotate_left(by);
+                prop_assert!(near(&weigh(&turned, &rule(name)).unwrap().shares, &expected), "{name}");
+            }
+        }
+
+        #[test]
+        fn equal_sites_count_equally(accuracy in prop::collection::vec(0.0_f64..=1.0, 3), samples in 1_u64..1000, count in 1_usize..6) {
+            let sites = vec![site(&accuracy, samples); count];
+            for name in names() {
+                let expected = vec![1.0 / count as f64; count];
+                prop_assert!(near(&weigh(&sites, &rule(name)).unwrap().shares, &expected), "{name}");
+            }
+        }
+
+        #[test]
+        fn ten_times_the_samples_everywhere_change_nothing(sites in sites()) {
+            let more: Vec<Scored> =
+                sites.iter().map(|site| Scored { samples: site.samples * 10, ..site.clone() }).collect();
+            for name in names() {
+                let (a, b) = (weigh(&sites, &rule(name)).unwrap(), weigh(&more, &rule(name)).unwrap());
+                prop_assert!(near(&a.shares, &b.shares), "{name}");
+            }
+        }
+
+        #[test]
+        fn the_method_without_stability_and_capability_by_share_of_samples_is_fedavg(sites in sites()) {
+            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_of: Size::Share, ..rule("paper") };
+            let (paper, fedavg) = (weigh(&sites, &alone).unwrap(), weigh(&sites, &rule("fedavg")).unwrap());
+            prop_assert!(near(&paper.shares, &fedavg.shares));
+        }
+    }
+}
