@@ -93,7 +93,7 @@ impl Collector {
                 Some(size) => size,
                 None => match self.fetch(blobs, image.sequence).await? {
                     Some(bytes) => {
-                        write(&path, &bytes).map_err(failed)?;
+                        write(&path, &bytes).await.map_err(failed)?;
                         bytes.len() as u64
                     }
                     // Cleared away before it was copied.
@@ -106,7 +106,7 @@ impl Collector {
             rows.push(image);
         }
         sweep(folder, &rows).map_err(failed)?;
-        write_index(folder, &rows).map_err(failed)?;
+        write_index(folder, &rows).await.map_err(failed)?;
         Ok(sources)
     }
 
@@ -125,10 +125,10 @@ impl Collector {
 }
 
 /// Whole, or not there.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+async fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let beside = path.with_extension("part");
-    std::fs::write(&beside, bytes).map_err(TrainError::write(&beside))?;
-    std::fs::rename(&beside, path).map_err(TrainError::write(path))
+    tokio::fs::write(&beside, bytes).await.map_err(TrainError::write(&beside))?;
+    tokio::fs::rename(&beside, path).await.map_err(TrainError::write(path))
 }
 
 /// Removes images that are not among those wanted.
@@ -145,7 +145,7 @@ fn sweep(folder: &Path, wanted: &[Labelled]) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn write_index(folder: &Path, images: &[Labelled]) -> Result<(), TrainError> {
+async fn write_index(folder: &Path, images: &[Labelled]) -> Result<(), TrainError> {
     let path: PathBuf = folder.join("index.csv");
     let failed = |error: csv::Error| TrainError::write(&path)(error.into());
     let mut index = csv::Writer::from_writer(Vec::new());
@@ -155,5 +155,5 @@ fn write_index(folder: &Path, images: &[Labelled]) -> Result<(), TrainError> {
         index.write_record([&image.task.to_string(), &image.label, image.source.as_str(), hard]).map_err(failed)?;
     }
     let bytes = index.into_inner().map_err(|error| TrainError::write(&path)(error.into_error()))?;
-    write(&path, &bytes)
+    write(&path, &bytes).await
 }

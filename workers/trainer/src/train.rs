@@ -117,7 +117,8 @@ pub fn seed_of(settings: &TrainSettings, epoch: u32) -> u64 {
     settings.seed.wrapping_add(u64::from(epoch) << 32)
 }
 
-fn places(examples: &Examples, split: Split) -> Vec<usize> {
+/// Places of the examples of one split.
+pub fn places(examples: &Examples, split: Split) -> Vec<usize> {
     (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect()
 }
 

@@ -147,7 +147,8 @@ impl Trainer {
         let collection = &collector.collection;
         let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.least_fresh);
         self.state.change(|report| (report.labelled, report.fresh) = (labelled, fresh));
-        let unfinished = Checkpoints::are_in(&self.settings.work);
+        // Without its images a checkpoint is worth nothing: they are collected anew.
+        let unfinished = Checkpoints::are_in(&self.settings.work) && self.settings.work.join("index.csv").is_file();
         if !unfinished && fresh < u64::from(least) {
             self.state.is("collecting", format!("{fresh} of {least} fresh labels"));
             return Ok(());

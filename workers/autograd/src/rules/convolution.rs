@@ -12,7 +12,7 @@ use super::{Outputs, Rule, input};
 
 pub(super) const RULES: &[(&str, Rule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
 
-/// Products of matrices with fewer rows than this are slow; measured.
+/// Products of matrices with fewer rows than this are slow; a guess.
 const LEAST_ROWS: i64 = 16;
 
 /// Kernels with as many places, 5 x 5, are large.

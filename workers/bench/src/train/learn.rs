@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use trainer::settings::OptimizerSettings;
+use trainer::train::places;
 use trainer::{Around, Examples, Pace, Split, TrainSettings};
 use vision::{DecodeLimits, Model, Onnx, decode, tensor};
 
@@ -66,14 +67,13 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
         ..TrainSettings::default()
     };
     let examples = Examples::read(folder, &model.labels, settings.held_out_ratio)?;
-    let of = |split| (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect::<Vec<_>>();
-    let (learned, held_out, test) = (of(Split::Train), of(Split::HeldOut), of(Split::Test));
+    let [learned, held_out, test] = [Split::Train, Split::HeldOut, Split::Test].map(|split| places(&examples, split));
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
     let around = Around { stop: &stop, pace: Pace::free(&settings.limits), checkpoints: None };
     let trained = trainer::train(runtime, &model, &examples, &settings, around, |_| {})?;
-    let said = peer(&net, &model, &examples, &settings, python, place.path())?;
+    let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
     Ok(Learned {
         data: name,
         images: [learned.len(), held_out.len(), test.len()],
@@ -106,6 +106,7 @@ fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchErro
 
 /// The same by PyTorch; nothing without it.
 fn peer(
+    runtime: &Onnx,
     net: &Net,
     model: &Model,
     examples: &Examples,
@@ -130,15 +131,14 @@ fn peer(
         file.write_all(&bytes).map_err(BenchError::file(&images))?;
     }
     file.flush().map_err(BenchError::file(&images))?;
-    let ready = trainer::probe::ready(&Onnx::find_and_load(None)?, model, 1)?;
+    let ready = trainer::probe::ready(runtime, model, 1)?;
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All)?;
     let mut flat = Vec::new();
     for weight in &step.weights {
         flat.extend(ready.onnx.weight(&weight.name)?.iter().flat_map(|value| value.to_le_bytes()));
     }
     std::fs::write(&weights, flat).map_err(BenchError::file(&weights))?;
-    let of = |split| (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect::<Vec<_>>();
-    let learned = of(Split::Train);
+    let learned = places(examples, Split::Train);
     let classes: Vec<usize> = learned.iter().map(|place| examples.all[*place].class).collect();
     let orders = (1..=settings.epochs).map(|epoch| {
         let mut random = StdRng::seed_from_u64(trainer::train::seed_of(settings, epoch));
@@ -150,8 +150,8 @@ fn peer(
         "images": images,
         "weights": weights,
         "labels": examples.all.iter().map(|example| example.class).collect::<Vec<_>>(),
-        "held_out": of(Split::HeldOut),
-        "test": of(Split::Test),
+        "held_out": places(examples, Split::HeldOut),
+        "test": places(examples, Split::Test),
         "orders": orders.collect::<Vec<_>>(),
         "epochs": settings.epochs,
         "batch": settings.batch,
