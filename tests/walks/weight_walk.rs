@@ -60,6 +60,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     let plan = Plan::leaves(1)
         .set("trainer.collect.least_fresh=180")
         .set("trainer.epochs=6")
+        .set("trainer.held_out_ratio=0.3")
         .set("trainer.optimizer.learning_rate=0.05")
         .set("trainer.form=delta_f16");
     let mut world = beginners(plan).await;
@@ -107,8 +108,9 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
 async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let plan = Plan::default()
         .set("trainer.collect.least_fresh=100")
-        .set("trainer.epochs=40")
-        .set("trainer.optimizer.learning_rate=0.03")
+        .set("trainer.epochs=20")
+        .set("trainer.optimizer.learning_rate=0.01")
+        .set("trainer.held_out_ratio=0.3")
         .set("trainer.limits.checkpoint_every_s=1");
     let mut world = beginners(plan).await;
     for task in publish_pictures(&world, 150).await {
@@ -121,7 +123,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
         let epoch = until("some epochs", LONG, async || {
             let report = training(&world).await?;
             let sent = !updates(&world).await?.is_empty();
-            Ok(report.filter(|report| sent || report.epoch >= 2 + kills * 5).map(|report| report.epoch))
+            Ok(report.filter(|report| sent || report.epoch >= 2 + kills * 4).map(|report| report.epoch))
         });
         epoch.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
         if !updates(&world).await.unwrap().is_empty() {
@@ -141,7 +143,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let new = world.folder().join("again");
     let mut again = vec!["train".to_owned(), "--model".into(), model.display().to_string()];
     again.extend(["--data".into(), work.display().to_string(), "--out".into(), new.display().to_string()]);
-    for pair in ["trainer.epochs=40", "trainer.optimizer.learning_rate=0.03"] {
+    for pair in ["trainer.epochs=20", "trainer.optimizer.learning_rate=0.01", "trainer.held_out_ratio=0.3"] {
         again.extend(["--set".into(), pair.into()]);
     }
     again.extend(["--json".into(), "--anyway".into()]);
