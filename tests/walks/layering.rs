@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use harness::program::root;
 
-const ROLES: [&str; 6] = ["publisher", "recognizer", "courier", "verifier", "trainer", "janitor"];
+const ROLES: [&str; 7] =
+    ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "janitor"];
 
 /// Which of our own crates each crate may depend on.
 fn allowed(package: &str) -> BTreeSet<&'static str> {
@@ -15,8 +16,9 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "streams" | "vision" => &["schemas"],
         // The runtime only in its tests.
         "autograd" => &["vision"],
-        "aggregator" => &[],
-        "trainer" => &["schemas", "streams", "runtime", "vision", "autograd"],
+        "training" => &["schemas", "streams", "runtime", "vision", "autograd"],
+        "trainer" => &["schemas", "streams", "runtime", "vision", "training"],
+        "aggregator" => &["schemas", "streams", "runtime", "vision", "autograd", "training"],
         "runtime" => &["schemas", "streams"],
         "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],
         "courier" | "janitor" => &["schemas", "streams", "runtime"],
@@ -32,7 +34,9 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "verifier",
             "janitor",
             "autograd",
+            "training",
             "trainer",
+            "aggregator",
         ],
         "tributary-tests" => &["schemas", "streams", "vision", "runtime"],
         other => panic!("{other} has no place in the layering: give it one here and in docs/ARCHITECTURE.md"),

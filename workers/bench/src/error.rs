@@ -44,7 +44,7 @@ pub enum BenchError {
     Infer(#[from] InferError),
     /// A step of training failed.
     #[error(transparent)]
-    Train(#[from] trainer::TrainError),
+    Train(#[from] training::TrainError),
     /// A graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] autograd::AutogradError),

@@ -20,9 +20,9 @@ use rand::{RngExt, SeedableRng};
 use runtime::Shutdown;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use trainer::optimizer::Optimizer;
-use trainer::settings::OptimizerSettings;
-use trainer::stepper::Stepper;
+use training::optimizer::Optimizer;
+use training::settings::OptimizerSettings;
+use training::stepper::Stepper;
 use vision::graph::Given;
 use vision::{Graph, Onnx};
 
@@ -154,7 +154,7 @@ fn measure(options: &Options) -> Result<Found, BenchError> {
 fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Result<Run, BenchError> {
     let (onnx, shape) = (net.onnx(), net.shape());
     let prepared = Prepared::new(&onnx, "scores", &shape)?;
-    let known = trainer::probe::known(runtime, &prepared, &shape)?;
+    let known = training::probe::known(runtime, &prepared, &shape)?;
     let step = prepared.step(&known, &Trainable::Last(part.last(net)))?;
     let mut weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;

@@ -12,7 +12,7 @@ use streams::read::{self, Stretch};
 use streams::{Blobs, Bus, CarryError, subject, topology};
 
 use crate::collection::{Collection, Labelled};
-use crate::error::TrainError;
+use training::error::TrainError;
 
 /// Reads a site's streams into a collection.
 pub struct Collector {

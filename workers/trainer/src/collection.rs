@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use schemas::{Answer, Label, LabelSource, Reason, Route, TaskId};
 
-use crate::settings::CollectSettings;
+use training::settings::CollectSettings;
 
 /// Labels by persons about tasks that have no final answer yet, at the most; a guess.
 const MOST_EARLY: usize = 10_000;

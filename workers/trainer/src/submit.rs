@@ -10,11 +10,11 @@ use streams::subject::Errand;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
-use crate::checkpoint::Epoch;
-use crate::examples::{Examples, Split};
-use crate::settings::TrainSettings;
-use crate::train::Trained;
-use crate::weights;
+use training::checkpoint::Epoch;
+use training::examples::{Examples, Split};
+use training::settings::TrainSettings;
+use training::train::Trained;
+use training::weights;
 
 /// The weights of an update as bytes: what is sent.
 pub fn file(trained: &Trained, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {

@@ -15,15 +15,15 @@ use streams::{Blobs, Bus, Publisher};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
 
-use crate::checkpoint::{Checkpoints, Epoch};
+use training::checkpoint::{Checkpoints, Epoch};
 use crate::collect::{Collector, Marks};
 use crate::collection::Collection;
-use crate::error::TrainError;
-use crate::examples::Examples;
-use crate::pace::Pace;
-use crate::settings::TrainSettings;
+use training::error::TrainError;
+use training::examples::Examples;
+use training::pace::Pace;
+use training::settings::TrainSettings;
 use crate::submit::{self, About};
-use crate::train::{Around, Trained, train};
+use training::train::{Around, Trained, train};
 
 const ROLE: &str = "trainer";
 const PATIENCE: Duration = Duration::from_secs(10);

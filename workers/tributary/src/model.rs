@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Error};
 use autograd::report::Report;
 use serde_json::json;
-use trainer::TrainError;
+use training::TrainError;
 use vision::{CheckError, Model, ModelReport, Onnx};
 
 use crate::settings::Settings;
@@ -59,7 +59,7 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
             error => error.into(),
         })?;
         let training =
-            Model::load(&folder).map_err(TrainError::from).and_then(|model| trainer::probe::report(&onnx, &model));
+            Model::load(&folder).map_err(TrainError::from).and_then(|model| training::probe::report(&onnx, &model));
         Ok((report, training))
     };
     let (report, training) = tokio::task::spawn_blocking(checking).await??;

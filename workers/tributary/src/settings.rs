@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use streams::NatsSettings;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use trainer::TrainSettings;
+use training::TrainSettings;
 use verifier::VerifierSettings;
 
 use crate::Common;

@@ -8,7 +8,7 @@ use runtime::Shutdown;
 use schemas::Measured;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use trainer::{Around, Epoch, Examples, Pace, Trained};
+use training::{Around, Epoch, Examples, Pace, Trained};
 use vision::{Model, Onnx};
 
 use crate::settings::Settings;
@@ -90,16 +90,16 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
     let shown = bar.clone();
     let anyway = args.anyway;
     let work = move || -> anyhow::Result<(Trained, Option<Model>)> {
-        trainer::folder::check(&new)?;
+        training::folder::check(&new)?;
         let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
         let around = Around { stop: &stop, pace: Pace::free(&train.limits), checkpoints: None };
-        let trained = trainer::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
+        let trained = training::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
         if !anyway && trained.worse().is_some() {
             return Ok((trained, None));
         }
-        let written = trainer::folder::write(&model, &trained.onnx, &trained.values(), &new)?;
+        let written = training::folder::write(&model, &trained.onnx, &trained.values(), &new)?;
         Ok((trained, Some(written)))
     };
     let (trained, written) = tokio::task::spawn_blocking(work).await.context("training broke off")??;

@@ -11,10 +11,10 @@ use autograd::step::Prepared;
 use serde::Serialize;
 use streams::server::Durability;
 use tokio_util::sync::CancellationToken;
-use trainer::Pace;
-use trainer::optimizer::Optimizer;
-use trainer::settings::{LimitSettings, OptimizerSettings};
-use trainer::stepper::Stepper;
+use training::Pace;
+use training::optimizer::Optimizer;
+use training::settings::{LimitSettings, OptimizerSettings};
+use training::stepper::Stepper;
 use vision::{InferSettings, Onnx};
 
 use super::Options;
@@ -113,7 +113,7 @@ impl Training {
             let net = Net::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());
             let prepared = Prepared::new(&onnx, "scores", &shape)?;
-            let known = trainer::probe::known(&runtime, &prepared, &shape)?;
+            let known = training::probe::known(&runtime, &prepared, &shape)?;
             let step = prepared.step(&known, &Trainable::All)?;
             let mut weights: Vec<Vec<f32>> =
                 step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;

@@ -7,7 +7,7 @@ use autograd::reference::Reference;
 use autograd::step::{LOSS, Prepared};
 use autograd::{AutogradError, Trainable};
 use serde::Serialize;
-use trainer::stepper::Stepper;
+use training::stepper::Stepper;
 use vision::Onnx;
 
 use crate::error::BenchError;
@@ -43,7 +43,7 @@ pub fn check(runtime: &Onnx, folder: Option<&Path>) -> Result<Vec<Checked>, Benc
         let shape = reference.shape("images").to_vec();
         let output = reference.model.output()?.to_owned();
         let prepared = Prepared::new(&reference.model, &output, &shape)?;
-        let known = trainer::probe::known(runtime, &prepared, &shape)?;
+        let known = training::probe::known(runtime, &prepared, &shape)?;
         let layers = autograd::report::report(&prepared, &known)?.layers;
         let mut parts = vec![("all".to_owned(), Trainable::All)];
         if layers > 3 {

@@ -10,9 +10,9 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use trainer::settings::OptimizerSettings;
-use trainer::train::places;
-use trainer::{Around, Examples, Pace, Split, TrainSettings};
+use training::settings::OptimizerSettings;
+use training::train::places;
+use training::{Around, Examples, Pace, Split, TrainSettings};
 use vision::{DecodeLimits, Model, Onnx, decode, tensor};
 
 use super::net::Net;
@@ -72,7 +72,7 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
     let around = Around { stop: &stop, pace: Pace::free(&settings.limits), checkpoints: None };
-    let trained = trainer::train(runtime, &model, &examples, &settings, around, |_| {})?;
+    let trained = training::train(runtime, &model, &examples, &settings, around, |_| {})?;
     let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
     Ok(Learned {
         data: name,
@@ -131,7 +131,7 @@ fn peer(
         file.write_all(&bytes).map_err(BenchError::file(&images))?;
     }
     file.flush().map_err(BenchError::file(&images))?;
-    let ready = trainer::probe::ready(runtime, model, 1)?;
+    let ready = training::probe::ready(runtime, model, 1)?;
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All)?;
     let mut flat = Vec::new();
     for weight in &step.weights {
@@ -141,8 +141,8 @@ fn peer(
     let learned = places(examples, Split::Train);
     let classes: Vec<usize> = learned.iter().map(|place| examples.all[*place].class).collect();
     let orders = (1..=settings.epochs).map(|epoch| {
-        let mut random = StdRng::seed_from_u64(trainer::train::seed_of(settings, epoch));
-        let order = trainer::batches::order(&classes, settings.balanced, &mut random);
+        let mut random = StdRng::seed_from_u64(training::train::seed_of(settings, epoch));
+        let order = training::batches::order(&classes, settings.balanced, &mut random);
         order.into_iter().map(|at| learned[at]).collect::<Vec<_>>()
     });
     let asked = json!({

@@ -10,7 +10,7 @@ use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
-use trainer::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
+use training::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
 use vision::{Model, Onnx, Session, tensor};
 
 fn fixtures() -> PathBuf {
@@ -25,7 +25,7 @@ fn light() -> Model {
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
-    let prepared = trainer::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let prepared = training::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
     let step = prepared.prepared.step(&prepared.known, &autograd::Trainable::All).unwrap();
     let mut random = StdRng::seed_from_u64(7);
     let mut fresh = |weight: &autograd::step::Weight| {
@@ -82,11 +82,11 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let input = &model.description.input;
     let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
     let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
-    let ready = trainer::probe::ready(&runtime, &model, 1).unwrap();
+    let ready = training::probe::ready(&runtime, &model, 1).unwrap();
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All).unwrap();
     let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].1.clone()).collect();
     let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());
-    let mut stepper = trainer::stepper::Stepper::open(&runtime, step, 1).unwrap();
+    let mut stepper = training::stepper::Stepper::open(&runtime, step, 1).unwrap();
     let expected = stepper.measure(&picture, &targets, &weights).unwrap().scores;
     let worst = said.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-4, "{said:?} and {expected:?}");
@@ -153,7 +153,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
     let model = ignorant(&place.path().join("start"));
     let mut settings = settings();
     (settings.epochs, settings.augment.mirror, settings.augment.shift_ratio) = (3, true, 0.1);
-    settings.optimizer.kind = trainer::settings::OptimizerKind::Adam;
+    settings.optimizer.kind = training::settings::OptimizerKind::Adam;
     settings.optimizer.learning_rate = 0.002;
     let undisturbed = trained(&model, &settings).unwrap();
     let data = fixtures().join("images/fashion");
@@ -166,7 +166,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
         let checkpoints = Some(Checkpoints::new(place.path(), Duration::from_millis(20)));
         let later = stop.clone();
         // In the middle of the first epoch that is begun.
-        let see = |_: &trainer::Epoch| {
+        let see = |_: &training::Epoch| {
             let later = later.clone();
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(60));

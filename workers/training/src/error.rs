@@ -117,12 +117,14 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    /// Makes a failed reading of a file an error.
+    pub fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| TrainError::File { path, verb: "read", source }
     }
 
-    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    /// Makes a failed writing of a file an error.
+    pub fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| TrainError::File { path, verb: "written", source }
     }

@@ -1,0 +1,28 @@
+//! A better model from labelled images, without Python and without a second framework: from a plain folder of pictures to
+//! new weights.
+//!
+//! [`examples`] says which pictures there are and what they show, [`batches`] decodes, changes and orders them, [`stepper`]
+//! runs the training step of [`autograd`], [`optimizer`] moves the weights, [`train`](train::train) is the loop around them,
+//! [`folder`] writes the model they belong to. [`probe`] asks the runtime for the shapes that a step is made from, [`pace`]
+//! says how fast it may go, [`checkpoint`] how far it is, [`weights`] writes tensors into files. Deliberately absent:
+//! messages, other sites, decisions about releases.
+
+pub mod batches;
+pub mod checkpoint;
+pub mod error;
+pub mod examples;
+pub mod folder;
+pub mod optimizer;
+pub mod pace;
+pub mod probe;
+pub mod settings;
+pub mod stepper;
+pub mod train;
+pub mod weights;
+
+pub use checkpoint::{Checkpoints, Epoch};
+pub use error::TrainError;
+pub use examples::{Examples, Split};
+pub use pace::Pace;
+pub use settings::TrainSettings;
+pub use train::{Around, Trained, train};
