@@ -1,10 +1,12 @@
 //! How much each site's update counts: scores and sample counts in, one share a site out. Pure.
 //!
-//! A rule is a function in a file of its own and one line in [`RULES`]. It gives each site a value of 0 or more; what
-//! they have in common is done here: values become shares that add up to 1, and where a rule comes to nothing, sites
-//! count by their samples, and the record says so.
+//! A rule that goes by scores is a function in a file of its own and one line in [`RULES`]: it gives each site a value of 0
+//! or more. What rules have in common is done here: values become shares that add up to 1, and where a rule comes to
+//! nothing, sites count by their samples, and the record says so. [`law`] learns shares by trying models; it and the
+//! choice among several rules need a public set and are put together in [`derive`](crate::derive).
 
 mod fedavg;
+pub mod law;
 mod paper;
 mod quality;
 mod uniform;
@@ -16,8 +18,14 @@ use serde::{Deserialize, Serialize};
 pub struct Scored {
     /// Share of the public set's pictures that it is right about, by class, 0 to 1; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
+    /// Mean cross-entropy on them; absent where nobody scored it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
     /// Pictures it learned from.
     pub samples: u64,
+    /// Of those, pictures the site was in doubt about.
+    #[serde(default)]
+    pub hard: u64,
 }
 
 impl Scored {
@@ -49,8 +57,6 @@ impl Scored {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WeighSettings {
-    /// Name of the rule, one of [`names`].
-    pub rule: String,
     /// Of `paper`: exponent of stability, 0 to 8.
     pub stability: f64,
     /// Of `paper`: exponent of capability, 0 to 8.
@@ -63,18 +69,20 @@ pub struct WeighSettings {
     pub capability_of: Capability,
     /// Of `paper`: what a site's size is.
     pub size_of: Size,
+    /// Of every rule: exponent of how many hard pictures a site learned from, 0 (which leaves it out) to 8.
+    pub coverage: f64,
 }
 
 impl Default for WeighSettings {
     fn default() -> Self {
         Self {
-            rule: "fedavg".into(),
             stability: 1.0,
             capability: 1.0,
             size: 1.0,
             floor_ratio: 0.3,
             capability_of: Capability::Max,
             size_of: Size::Range,
+            coverage: 0.0,
         }
     }
 }
@@ -120,25 +128,34 @@ pub struct Weighed {
     pub instead: Option<String>,
 }
 
-/// Weighs sites. Refuses an unknown rule and no sites, in words.
-pub fn weigh(sites: &[Scored], settings: &WeighSettings) -> Result<Weighed, String> {
-    let rule = RULES.iter().find(|(name, _)| *name == settings.rule).map(|(_, rule)| rule);
-    let rule = rule.ok_or_else(|| {
-        format!("weigh.rule {:?} is unknown, use one of {}", settings.rule, names().collect::<Vec<_>>().join(", "))
+/// Weighs sites by the rule of this name. Refuses an unknown rule and no sites, in words.
+pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<Weighed, String> {
+    let known = RULES.iter().find(|(name, _)| *name == rule).map(|(_, rule)| rule);
+    let values = known.ok_or_else(|| {
+        format!("rule {rule:?} does not go by scores, use one of {}", names().collect::<Vec<_>>().join(", "))
     })?;
     if sites.is_empty() {
         return Err("there is no update to weigh".into());
     }
+    let hard: Vec<f64> = sites.iter().map(|site| site.hard as f64).collect();
+    let covered = paper::ranged(&hard, settings.floor_ratio);
+    let values = values(sites, settings).into_iter().zip(covered);
+    let values: Vec<f64> = values.map(|(value, covered)| value * covered.powf(settings.coverage)).collect();
     let (by_samples, equal) = (fedavg::values(sites, settings), vec![1.0; sites.len()]);
-    let tried = [(rule(sites, settings), None), (by_samples, Some("samples")), (equal, Some("nothing: all are equal"))];
+    let tried = [(values, None), (by_samples, Some("samples")), (equal, Some("nothing: all are equal"))];
     let usable = |values: &[f64]| {
         let sum: f64 = values.iter().sum();
         sum > 0.0 && sum.is_finite() && values.iter().all(|value| *value >= 0.0)
     };
     let (values, instead) = tried.into_iter().find(|(values, _)| usable(values)).unwrap_or_default();
+    let instead = instead.map(|by| format!("rule {rule} came to nothing, so sites count by {by}"));
+    Ok(Weighed { shares: shares(&values), instead })
+}
+
+/// Values as shares of their sum.
+pub fn shares(values: &[f64]) -> Vec<f64> {
     let sum: f64 = values.iter().sum();
-    let instead = instead.map(|by| format!("rule {} came to nothing, so sites count by {by}", settings.rule));
-    Ok(Weighed { shares: values.iter().map(|value| value / sum).collect(), instead })
+    values.iter().map(|value| value / sum).collect()
 }
 
 #[cfg(test)]
@@ -147,18 +164,18 @@ mod tests {
 
     use super::*;
 
-    fn rule(name: &str) -> WeighSettings {
-        WeighSettings { rule: name.into(), ..WeighSettings::default() }
+    fn plain() -> WeighSettings {
+        WeighSettings::default()
     }
 
     fn site(accuracy: &[f64], samples: u64) -> Scored {
-        Scored { accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(), samples }
+        Scored { accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(), samples, ..Scored::default() }
     }
 
     fn sites() -> impl Strategy<Value = Vec<Scored>> {
         let accuracy = prop::collection::vec(prop::option::weighted(0.9, 0.0_f64..=1.0), 3);
         prop::collection::vec((accuracy, 0_u64..10_000), 1..8)
-            .prop_map(|sites| sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples }).collect())
+            .prop_map(|sites| sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples, ..Scored::default() }).collect())
     }
 
     fn near(a: &[f64], b: &[f64]) -> bool {
@@ -168,10 +185,10 @@ mod tests {
     #[test]
     fn the_literal_formula_gives_the_smallest_site_nothing() {
         let sites = [site(&[0.9, 0.5], 100), site(&[0.8, 0.8], 50), site(&[0.4, 0.6], 10)];
-        let literal = WeighSettings { floor_ratio: 0.0, ..rule("paper") };
+        let literal = WeighSettings { floor_ratio: 0.0, ..plain() };
         // Stability 1 - 0.2, 1, 1 - 0.1: 0, 1, 0.5. Capability 0.9, 0.8, 0.6: 1, 2/3, 0. Size 1, 4/9, 0.
-        assert!(near(&weigh(&sites, &literal).unwrap().shares, &[0.0, 1.0, 0.0]));
-        let floored = weigh(&sites, &rule("paper")).unwrap().shares;
+        assert!(near(&weigh("paper", &sites, &literal).unwrap().shares, &[0.0, 1.0, 0.0]));
+        let floored = weigh("paper", &sites, &plain()).unwrap().shares;
         let values = [0.3 * 1.0 * 1.0, 1.0 * (0.3 + 0.7 * 2.0 / 3.0) * (0.3 + 0.7 * 4.0 / 9.0), 0.65 * 0.3 * 0.3];
         let sum: f64 = values.iter().sum();
         assert!(near(&floored, &values.map(|value| value / sum)), "{floored:?}");
@@ -181,32 +198,41 @@ mod tests {
     fn what_comes_to_nothing_counts_by_samples_and_says_so() {
         // Each is the worst in one factor.
         let sites = [site(&[1.0, 0.0], 30), site(&[0.5, 0.5], 10)];
-        let literal = WeighSettings { floor_ratio: 0.0, ..rule("paper") };
-        let weighed = weigh(&sites, &literal).unwrap();
+        let literal = WeighSettings { floor_ratio: 0.0, ..plain() };
+        let weighed = weigh("paper", &sites, &literal).unwrap();
         assert!(near(&weighed.shares, &[0.75, 0.25]) && weighed.instead.unwrap().contains("samples"));
         let nobody = [site(&[0.5], 0), site(&[0.5], 0)];
-        let weighed = weigh(&nobody, &rule("fedavg")).unwrap();
+        let weighed = weigh("fedavg", &nobody, &plain()).unwrap();
         assert!(near(&weighed.shares, &[0.5, 0.5]) && weighed.instead.unwrap().contains("equal"));
     }
 
     #[test]
+    fn who_learned_from_more_hard_pictures_counts_more_if_asked_for() {
+        let mut sites = [site(&[0.5], 10), site(&[0.5], 10)];
+        sites[1].hard = 8;
+        assert!(near(&weigh("fedavg", &sites, &plain()).unwrap().shares, &[0.5, 0.5]));
+        let asked = WeighSettings { coverage: 1.0, ..plain() };
+        assert!(near(&weigh("fedavg", &sites, &asked).unwrap().shares, &[0.3 / 1.3, 1.0 / 1.3]));
+    }
+
+    #[test]
     fn an_unknown_rule_and_no_update_are_refused() {
-        assert!(weigh(&[site(&[1.0], 1)], &rule("best")).unwrap_err().contains("fedavg, uniform"));
-        assert!(weigh(&[], &rule("fedavg")).is_err());
+        assert!(weigh("best", &[site(&[1.0], 1)], &plain()).unwrap_err().contains("fedavg, uniform"));
+        assert!(weigh("fedavg", &[], &plain()).is_err());
     }
 
     proptest! {
         #[test]
         fn shares_add_up_to_one_and_follow_their_sites(sites in sites(), turn in 0_usize..8) {
             for name in names() {
-                let weighed = weigh(&sites, &rule(name)).unwrap();
+                let weighed = weigh(name, &sites, &plain()).unwrap();
                 prop_assert!((weighed.shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{name}");
                 prop_assert!(weighed.shares.iter().all(|share| (0.0..=1.0).contains(share)), "{name}");
                 let (mut turned, mut expected) = (sites.clone(), weighed.shares);
                 let by = turn % sites.len();
                 turned.rotate_left(by);
                 expected.rotate_left(by);
-                prop_assert!(near(&weigh(&turned, &rule(name)).unwrap().shares, &expected), "{name}");
+                prop_assert!(near(&weigh(name, &turned, &plain()).unwrap().shares, &expected), "{name}");
             }
         }
 
@@ -215,7 +241,7 @@ mod tests {
             let sites = vec![site(&accuracy, samples); count];
             for name in names() {
                 let expected = vec![1.0 / count as f64; count];
-                prop_assert!(near(&weigh(&sites, &rule(name)).unwrap().shares, &expected), "{name}");
+                prop_assert!(near(&weigh(name, &sites, &plain()).unwrap().shares, &expected), "{name}");
             }
         }
 
@@ -224,15 +250,15 @@ mod tests {
             let more: Vec<Scored> =
                 sites.iter().map(|site| Scored { samples: site.samples * 10, ..site.clone() }).collect();
             for name in names() {
-                let (a, b) = (weigh(&sites, &rule(name)).unwrap(), weigh(&more, &rule(name)).unwrap());
+                let (a, b) = (weigh(name, &sites, &plain()).unwrap(), weigh(name, &more, &plain()).unwrap());
                 prop_assert!(near(&a.shares, &b.shares), "{name}");
             }
         }
 
         #[test]
         fn the_method_without_stability_and_capability_by_share_of_samples_is_fedavg(sites in sites()) {
-            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_of: Size::Share, ..rule("paper") };
-            let (paper, fedavg) = (weigh(&sites, &alone).unwrap(), weigh(&sites, &rule("fedavg")).unwrap());
+            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_of: Size::Share, ..plain() };
+            let (paper, fedavg) = (weigh("paper", &sites, &alone).unwrap(), weigh("fedavg", &sites, &plain()).unwrap());
             prop_assert!(near(&paper.shares, &fedavg.shares));
         }
     }

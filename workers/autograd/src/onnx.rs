@@ -121,6 +121,11 @@ impl Onnx {
         input.ok_or_else(|| AutogradError::Missing { what: "input for images".into() })
     }
 
+    /// Names of all inputs.
+    pub fn inputs(&self) -> Result<Vec<String>, AutogradError> {
+        Ok(self.graph()?.input.iter().map(|input| input.name().to_owned()).collect())
+    }
+
     /// Name of the first output.
     pub fn output(&self) -> Result<&str, AutogradError> {
         let output = self.graph()?.output.first().map(ValueInfoProto::name);

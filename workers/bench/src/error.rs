@@ -45,6 +45,9 @@ pub enum BenchError {
     /// A step of training failed.
     #[error(transparent)]
     Train(#[from] training::TrainError),
+    /// Weights could not be merged.
+    #[error(transparent)]
+    Derive(#[from] aggregator::derive::DeriveError),
     /// A graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] autograd::AutogradError),

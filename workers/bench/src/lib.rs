@@ -15,6 +15,7 @@ pub mod chart;
 pub mod curve;
 pub mod ear;
 pub mod error;
+pub mod federated;
 pub mod field;
 pub mod labelled;
 pub mod load;

@@ -4,8 +4,8 @@
 mod beside;
 mod found;
 mod gradients;
-mod learn;
-mod net;
+pub(crate) mod learn;
+pub(crate) mod net;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

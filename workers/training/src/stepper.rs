@@ -43,7 +43,7 @@ impl Stepper {
         &mut self,
         images: &[f32],
         targets: &Targets,
-        weights: &[Vec<f32>],
+        weights: &[impl AsRef<[f32]>],
         gradients: &mut [Vec<f32>],
     ) -> Result<f32, TrainError> {
         let mut loss = f32::NAN;
@@ -60,7 +60,12 @@ impl Stepper {
     }
 
     /// Loss and scores of a batch.
-    pub fn measure(&mut self, images: &[f32], targets: &Targets, weights: &[Vec<f32>]) -> Result<Gave, TrainError> {
+    pub fn measure(
+        &mut self,
+        images: &[f32],
+        targets: &Targets,
+        weights: &[impl AsRef<[f32]>],
+    ) -> Result<Gave, TrainError> {
         let mut gave = Gave::default();
         let Self { step, measuring, .. } = self;
         run(step, measuring, images, targets, weights, |name, values| {
@@ -79,7 +84,7 @@ fn run(
     graph: &mut Graph,
     images: &[f32],
     targets: &Targets,
-    weights: &[Vec<f32>],
+    weights: &[impl AsRef<[f32]>],
     mut see: impl FnMut(&str, &[f32]),
 ) -> Result<(), TrainError> {
     let (scale, classes) = ([targets.scale], step.classes as i64);
@@ -89,7 +94,10 @@ fn run(
     given.push(Given { name: TARGET, shape: &shape, values: &targets.values });
     given.push(Given { name: SCALE, shape: &[], values: &scale });
     let own = step.weights.iter().zip(weights);
-    given.extend(own.map(|(weight, values)| Given { name: &weight.name, shape: &weight.shape, values }));
+    given.extend(own.map(|(weight, values)| {
+        let values = values.as_ref();
+        Given { name: &weight.name, shape: &weight.shape, values }
+    }));
     graph.run(&given, |came| {
         if let Numbers::Floats(values) = came.numbers {
             see(came.name, values);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{policy, recognize, train};
+use bench::{federated, policy, recognize, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -28,6 +28,32 @@ enum Which {
     /// Training: steps of three networks against the forward pass alone, gradients against references, learning
     /// curves; and against PyTorch where it is installed. Takes some minutes.
     Train(TrainBenchArgs),
+    /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
+    /// them, thirty rounds, several seeds. Accuracy, not time. Takes about half an hour for a folder.
+    Federated(FederatedArgs),
+}
+
+#[derive(clap::Args)]
+struct FederatedArgs {
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split: test is held
+    /// back); may be given more than once. fixtures/images/fashion if absent.
+    #[arg(long, value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Column of the index.csv that says which images belong together, such as a track: whole groups go to a site in the
+    /// scheme "natural".
+    #[arg(long, value_name = "COLUMN", default_value = "track")]
+    groups: String,
+    /// Only the rule of this name, for example fedavg or "paper literal"; may be given more than once. All if absent.
+    #[arg(long, value_name = "NAME")]
+    rule: Vec<String>,
+    /// How often everything is done, with other chance each time.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Draw pictures into this folder.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -124,6 +150,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Recognize(args) => &args.common,
         Which::Policy(args) => &args.common,
         Which::Train(args) => &args.common,
+        Which::Federated(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -132,6 +159,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
     let (report, charts) = match &args.which {
         Which::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
         Which::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref()),
+        Which::Federated(args) => {
+            (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
         Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
     };
     if let Some(path) = &common.json {
@@ -149,6 +179,17 @@ fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
         python: args.python.clone(),
         data: args.data.clone(),
         gradients: args.gradients.clone(),
+        onnxruntime: settings.onnxruntime.clone(),
+    }
+}
+
+fn federated_options(settings: &Settings, args: &FederatedArgs) -> federated::Options {
+    federated::Options {
+        quick: args.common.quick,
+        data: args.data.clone(),
+        groups: args.groups.clone(),
+        rules: args.rule.clone(),
+        seeds: if args.common.quick { 1 } else { args.seeds },
         onnxruntime: settings.onnxruntime.clone(),
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn values(sites: &[Scored], settings: &WeighSettings) -> Vec<f64> {
 }
 
 /// Each value between the smallest, which keeps `floor`, and the largest, which has 1; all 1 if they are equal.
-fn ranged(values: &[f64], floor: f64) -> Vec<f64> {
+pub(super) fn ranged(values: &[f64], floor: f64) -> Vec<f64> {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let range = most - least;

@@ -1,0 +1,515 @@
+//! From a base and what sites sent to the next weights: score → filter → weigh → merge → follow. The same base, updates,
+//! public set and settings give the same weights on the same machine, in whatever order updates came.
+
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+use training::TrainError;
+
+use crate::filter::{self, Filter, FilterSettings};
+use crate::layout::Layout;
+use crate::merge::{self, Change, Term};
+use crate::score::{HeadLearning, Judge, Public, Tried};
+use crate::server::{self, Memory, ServerSettings};
+use crate::values::{BLOCK, Room, Values, block, each_block};
+use crate::weigh::law::{self, Learning};
+use crate::weigh::{self, Scored, WeighSettings};
+
+/// Rules besides those that go by scores.
+const LAW: &str = "law";
+const PICK: &str = "pick";
+/// Behind the name of a rule: its last layer is trained again on the public set.
+const AND_HEAD: &str = "+head";
+/// Among the candidates of `pick`: the base itself.
+const PREVIOUS: &str = "previous";
+
+/// How updates become a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MergeSettings {
+    /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
+    /// trained again on the public set), or `pick`, which tries several.
+    pub rule: String,
+    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, and the one
+    /// with the lowest loss on the other half is taken.
+    pub candidates: Vec<String>,
+    /// The numbers of the rules.
+    pub weigh: WeighSettings,
+    /// What is done about updates that stand out.
+    pub filter: FilterSettings,
+    /// How far the release follows.
+    pub server: ServerSettings,
+    /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
+    /// (FedBuff, arXiv 2106.06639, takes 0.5).
+    pub staleness: f64,
+}
+
+impl Default for MergeSettings {
+    fn default() -> Self {
+        let candidates = ["fedavg", "paper", "quality", "law", "fedavg+head", "quality+head", "law+head", PREVIOUS];
+        Self {
+            rule: PICK.into(),
+            candidates: candidates.map(str::to_owned).to_vec(),
+            weigh: WeighSettings::default(),
+            filter: FilterSettings::default(),
+            server: ServerSettings::default(),
+            staleness: 0.5,
+        }
+    }
+}
+
+impl MergeSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let known = |rule: &str| {
+            let plain = rule.strip_suffix(AND_HEAD).unwrap_or(rule);
+            plain == LAW || weigh::names().any(|name| name == plain)
+        };
+        let names = || weigh::names().chain([LAW, PICK]).collect::<Vec<_>>().join(", ");
+        if self.rule != PICK && !known(&self.rule) {
+            return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
+        }
+        if let Some(unknown) = self.candidates.iter().find(|rule| *rule != PREVIOUS && !known(rule)) {
+            return Err(format!("merge.candidates: {unknown:?} is unknown, use {} or {PREVIOUS}", names()));
+        }
+        let weigh = &self.weigh;
+        let wants = [
+            (!self.candidates.is_empty(), "candidates: at least one"),
+            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.size), "weigh.size: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage: 0 to 8"),
+            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio: 0 to 1"),
+            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness: 0 and more"),
+        ];
+        if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
+            return Err(format!("merge.{wanted}"));
+        }
+        self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
+    }
+
+    /// Whether a public set is needed.
+    pub fn needs_public(&self) -> bool {
+        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform");
+        !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
+    }
+}
+
+/// What one site sent.
+#[derive(Debug, Clone)]
+pub struct Sent<'a> {
+    /// The site.
+    pub site: SiteName,
+    /// Its weights.
+    pub values: Values<'a>,
+    /// Where it started: the base, or an older one.
+    pub base: &'a [f32],
+    /// Releases between where it started and the base.
+    pub behind: u32,
+    /// Pictures it learned from.
+    pub samples: u64,
+    /// Of those, pictures it was in doubt about.
+    pub hard: u64,
+}
+
+/// What is known of one site's part in a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// The site.
+    pub site: SiteName,
+    /// Pictures it learned from.
+    pub samples: u64,
+    /// Length of its change.
+    pub norm: f64,
+    /// On the public set; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// On the public set, by class.
+    #[serde(default)]
+    pub accuracy: Vec<Option<f64>>,
+    /// How much of its change is in the release.
+    pub share: f64,
+    /// Why it does not count, or counts less, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// A rule that was tried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Its name.
+    pub rule: String,
+    /// Loss on the half that chooses.
+    pub loss: f64,
+    /// Mean accuracy over the classes there, 0 to 1.
+    pub accuracy_ratio: f64,
+}
+
+/// How weights were come by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Every site's part, by its name.
+    pub parts: Vec<Part>,
+    /// The rule that made the release.
+    pub rule: String,
+    /// What was tried, where there was a choice.
+    #[serde(default)]
+    pub candidates: Vec<Candidate>,
+    /// Why another rule than the one asked for was used; absent if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<String>,
+    /// The base on the public set: loss and mean accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<(f64, f64)>,
+    /// The new weights on the public set: loss and mean accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<(f64, f64)>,
+}
+
+/// New weights and how they were come by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Derived {
+    /// The weights.
+    pub row: Vec<f32>,
+    /// What the server's optimizer remembers.
+    pub memory: Memory,
+    /// How they were come by.
+    pub record: Record,
+}
+
+/// Why no weights were made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeriveError {
+    /// No update counts.
+    #[error("there is no update to merge")]
+    NoUpdates,
+    /// What was asked for needs a public set.
+    #[error("{0} needs a public set: name a folder of labelled pictures with aggregator.public")]
+    NoPublic(String),
+    /// Settings that make no sense.
+    #[error("setting {0}")]
+    Settings(String),
+    /// The weights are no numbers any more.
+    #[error("the merged weights are not finite: the server's rate is too high, or updates are too large")]
+    NotFinite,
+    /// A model could not be tried.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}
+
+/// What a derivation is made in: where numbers are, what models are tried on, and who tries them, one for each core.
+pub struct Around<'a> {
+    /// Where numbers are.
+    pub layout: &'a Layout,
+    /// Pictures with true labels, if there are any.
+    pub public: Option<&'a Public>,
+    /// At least one where there are pictures.
+    pub judges: &'a mut [Judge],
+}
+
+/// Makes the next weights.
+pub fn derive(
+    base: &[f32],
+    mut sent: Vec<Sent<'_>>,
+    memory: Memory,
+    settings: &MergeSettings,
+    around: &mut Around<'_>,
+) -> Result<Derived, DeriveError> {
+    settings.check().map_err(DeriveError::Settings)?;
+    if sent.is_empty() {
+        return Err(DeriveError::NoUpdates);
+    }
+    if around.public.is_none() && settings.needs_public() {
+        return Err(DeriveError::NoPublic(format!("rule {}", settings.rule)));
+    }
+    // Sums of floats depend on their order: it is the sites', not that of arrival.
+    sent.sort_by(|a, b| a.site.cmp(&b.site));
+    let scored = scored(&sent, settings, around)?;
+    let mut round = Round { base, sent, scored, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    round.filter(around.layout);
+    let (made, candidates) = match settings.rule.as_str() {
+        PICK => round.pick(around)?,
+        rule => (round.make(rule, around, None)?, Vec::new()),
+    };
+    let Made { mut row, rule, shares, instead } = made;
+    let mut memory = memory;
+    server::step(base, &mut row, &mut memory, &settings.server);
+    if !row.iter().all(|value| value.is_finite()) {
+        return Err(DeriveError::NotFinite);
+    }
+    let measured = |judge: &mut Judge, public: &Public, row: &[f32]| {
+        judge.score(row, public, &public.all()).map(|tried| (tried.loss, tried.mean_accuracy()))
+    };
+    let (mut before, mut after) = (None, None);
+    if let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) {
+        before = Some(measured(judge, public, base)?);
+        after = Some(measured(judge, public, &row)?);
+    }
+    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, instead, before, after };
+    Ok(Derived { row, memory, record })
+}
+
+/// Every site's model on the public set, as many at a time as there are judges.
+fn scored(sent: &[Sent<'_>], settings: &MergeSettings, around: &mut Around<'_>) -> Result<Vec<Scored>, DeriveError> {
+    let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
+    let Some(public) = around.public.filter(|_| settings.needs_public()) else {
+        return Ok(sent.iter().map(unscored).collect());
+    };
+    let (layout, all) = (around.layout, public.all());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = |judge: &mut Judge| -> Result<Vec<(usize, Tried)>, TrainError> {
+        let mut tried = Vec::new();
+        loop {
+            let place = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(sent) = sent.get(place) else { return Ok(tried) };
+            tried.push((place, judge.score(&model(sent, layout), public, &all)?));
+        }
+    };
+    let tried = std::thread::scope(|scope| {
+        let threads: Vec<_> = around.judges.iter_mut().map(|judge| scope.spawn(|| work(judge))).collect();
+        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+    });
+    let mut scored: Vec<Scored> = sent.iter().map(unscored).collect();
+    for tried in tried {
+        let tried = tried.map_err(|_| DeriveError::Settings("a judge ended by itself".into()))??;
+        for (place, Tried { loss, accuracy, .. }) in tried {
+            (scored[place].loss, scored[place].accuracy) = (Some(loss), accuracy);
+        }
+    }
+    Ok(scored)
+}
+
+/// A site's own model, whole.
+fn model(sent: &Sent<'_>, layout: &Layout) -> Vec<f32> {
+    let mut row = sent.values.row(layout);
+    if sent.values.are_added() {
+        row.iter_mut().zip(sent.base).for_each(|(row, base)| *row += base);
+    }
+    row
+}
+
+struct Round<'a> {
+    base: &'a [f32],
+    sent: Vec<Sent<'a>>,
+    scored: Vec<Scored>,
+    settings: &'a MergeSettings,
+    /// What each change is multiplied by.
+    times: Vec<f64>,
+    /// Which updates count.
+    counts: Vec<bool>,
+    notes: Vec<Option<String>>,
+}
+
+struct Made {
+    row: Vec<f32>,
+    rule: String,
+    shares: Vec<f64>,
+    instead: Option<String>,
+}
+
+impl<'a> Round<'a> {
+    fn changes(&self) -> Vec<Change<'a>> {
+        let change = |sent: &Sent<'a>| Change { values: sent.values, base: sent.base, times: 1.0 };
+        self.sent.iter().map(change).collect()
+    }
+
+    /// What counts at all, and how far it may reach.
+    fn filter(&mut self, layout: &Layout) {
+        let count = self.sent.len();
+        (self.times, self.counts, self.notes) = (vec![1.0; count], vec![true; count], vec![None; count]);
+        let FilterSettings { clip_over_median, loss_over_median, suspects_ratio, .. } = self.settings.filter;
+        for name in &self.settings.filter.names {
+            match name {
+                Filter::NormClip => {
+                    let norms: Vec<f64> = self.changes().iter().map(|change| change.norm(layout).0).collect();
+                    self.times = filter::clip(&norms, clip_over_median);
+                }
+                Filter::LossGate => {
+                    let losses: Vec<f64> =
+                        self.scored.iter().map(|scored| scored.loss.unwrap_or(f64::INFINITY)).collect();
+                    let why = "its loss on the public set is far above the others'";
+                    self.keep(&filter::gate(&losses, loss_over_median), why);
+                }
+                Filter::Krum => {
+                    let squares = merge::distances(&self.changes(), layout);
+                    self.keep(&filter::krum(&squares, suspects_ratio), "it lies apart from the others");
+                }
+                Filter::Trimmed | Filter::Median => {}
+            }
+        }
+        for (times, note) in self.times.iter().zip(&mut self.notes) {
+            if *times < 1.0 && note.is_none() {
+                *note = Some(format!("its change is long and was shortened to {:.0} %", times * 100.0));
+            }
+        }
+    }
+
+    fn keep(&mut self, kept: &[bool], why: &str) {
+        for (place, kept) in kept.iter().enumerate() {
+            if !kept && self.counts[place] {
+                (self.counts[place], self.notes[place]) = (false, Some(why.into()));
+            }
+        }
+    }
+
+    /// Shares by a rule, for all sites; 0 for those that do not count.
+    fn weigh(
+        &self,
+        rule: &str,
+        around: &mut Around<'_>,
+        fit: Option<&[usize]>,
+    ) -> Result<(Vec<f64>, Option<String>), DeriveError> {
+        let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
+        let scored: Vec<Scored> = counting.iter().map(|place| self.scored[*place].clone()).collect();
+        let by_scores = if rule == LAW { "fedavg" } else { rule };
+        let weighed = weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?;
+        let mut shares = weighed.shares;
+        let fresh = |place: &usize| (1.0 + f64::from(self.sent[*place].behind)).powf(-self.settings.staleness);
+        let discounted: Vec<f64> =
+            shares.iter().zip(&counting).map(|(share, place)| share * fresh(place)).collect();
+        shares = weigh::shares(&discounted);
+        if rule == LAW {
+            let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
+                return Err(DeriveError::NoPublic(format!("rule {LAW}")));
+            };
+            let all = public.all();
+            let of = fit.unwrap_or(&all);
+            let mut row = vec![0.0; around.layout.len()];
+            shares = law::learn(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
+                self.merge(&self.spread(shares, &counting), around.layout, &mut row);
+                let (loss, slope) = judge.slope(&row, public, of)?;
+                let by_share = counting.iter().map(|place| self.along(*place, &slope, around.layout));
+                Ok((loss, by_share.collect()))
+            })?;
+        }
+        Ok((self.spread(&shares, &counting), weighed.instead))
+    }
+
+    fn spread(&self, shares: &[f64], counting: &[usize]) -> Vec<f64> {
+        let mut all = vec![0.0; self.sent.len()];
+        counting.iter().zip(shares).for_each(|(place, share)| all[*place] = *share);
+        all
+    }
+
+    /// The base and each site's change times its share. A change is what a site sent less where it started, so that the
+    /// whole is one sum of rows: sites, the base, and older bases.
+    fn merge(&self, shares: &[f64], layout: &Layout, row: &mut [f32]) {
+        let mut terms = Vec::with_capacity(self.sent.len() + 1);
+        let mut of_base = 1.0;
+        for (place, sent) in self.sent.iter().enumerate() {
+            let times = shares[place] * self.times[place];
+            terms.push(Term { values: sent.values, times });
+            if sent.values.are_added() {
+                continue;
+            }
+            match sent.behind {
+                0 => of_base -= times,
+                _ => terms.push(Term { values: Values::Memory(sent.base), times: -times }),
+            }
+        }
+        terms.push(Term { values: Values::Memory(self.base), times: of_base });
+        merge::sum_into(&terms, layout, row);
+    }
+
+    /// How much the loss grows with a site's share.
+    fn along(&self, place: usize, slope: &[f32], layout: &Layout) -> f64 {
+        let (sent, mut room, mut sum) = (&self.sent[place], Room::default(), 0.0_f64);
+        let added = sent.values.are_added();
+        let mut out = vec![0.0_f32; BLOCK];
+        each_block(layout, |tensor, from, at, len| {
+            let values = block(&sent.values, layout, (tensor, from, len), &mut room);
+            let out = &mut out[..len];
+            out.copy_from_slice(values);
+            if !added {
+                out.iter_mut().zip(&sent.base[at..at + len]).for_each(|(out, base)| *out -= base);
+            }
+            sum += f64::from(out.iter().zip(&slope[at..at + len]).map(|(out, slope)| out * slope).sum::<f32>());
+        });
+        sum * self.times[place]
+    }
+
+    /// The weights that a rule makes. `fit`: public pictures that it may learn from; all of them if absent.
+    fn make(&self, rule: &str, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+        let plain = rule.strip_suffix(AND_HEAD).unwrap_or(rule);
+        let (shares, instead) = self.weigh(plain, around, fit)?;
+        let mut row = vec![0.0; around.layout.len()];
+        match self.without_extremes(around.layout) {
+            Some(made) => row = made,
+            None => self.merge(&shares, around.layout, &mut row),
+        }
+        let rule = rule.to_owned();
+        let made = Made { row, rule, shares, instead };
+        if plain.len() == made.rule.len() { Ok(made) } else { self.with_head(made, around, fit) }
+    }
+
+    fn with_head(&self, made: Made, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+        let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
+            return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
+        };
+        let instead = match judge.has_head() {
+            true => made.instead,
+            false => Some("the model has no last layer that can be trained alone".into()),
+        };
+        let all = public.all();
+        let row = judge.train_head(&made.row, public, fit.unwrap_or(&all), HeadLearning::default())?;
+        Ok(Made { row, instead, ..made })
+    }
+
+    /// The median or trimmed mean of what counts, if that is asked for.
+    fn without_extremes(&self, layout: &Layout) -> Option<Vec<f32>> {
+        let names = &self.settings.filter.names;
+        let changes: Vec<Change<'_>> = (0..self.sent.len())
+            .filter(|place| self.counts[*place])
+            .map(|place| Change { times: self.times[place], ..self.changes()[place] })
+            .collect();
+        let left_out = match (names.contains(&Filter::Median), names.contains(&Filter::Trimmed)) {
+            (true, _) => changes.len().saturating_sub(1) / 2,
+            (_, true) => merge::trimmed_of(changes.len(), self.settings.filter.trim_ratio),
+            _ => return None,
+        };
+        Some(merge::without_extremes(self.base, &changes, layout, left_out))
+    }
+
+    /// Tries the candidates: fitted on one half, chosen by the other.
+    fn pick(&self, around: &mut Around<'_>) -> Result<(Made, Vec<Candidate>), DeriveError> {
+        let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
+        let (fit, choose) = public.halves();
+        let mut best: Option<(f64, Made)> = None;
+        let mut candidates = Vec::new();
+        for rule in &self.settings.candidates {
+            let made = match rule.as_str() {
+                PREVIOUS => {
+                    let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
+                    Made { row, rule: PREVIOUS.into(), shares, instead: None }
+                }
+                rule => self.make(rule, around, Some(&fit))?,
+            };
+            let Some(judge) = around.judges.first_mut() else {
+                return Err(DeriveError::NoPublic(format!("rule {PICK}")));
+            };
+            let tried = judge.score(&made.row, public, &choose)?;
+            candidates.push(Candidate {
+                rule: rule.clone(),
+                loss: tried.loss,
+                accuracy_ratio: tried.mean_accuracy(),
+            });
+            if tried.loss.is_finite() && best.as_ref().is_none_or(|(loss, _)| tried.loss < *loss) {
+                best = Some((tried.loss, made));
+            }
+        }
+        best.map(|(_, made)| (made, candidates)).ok_or(DeriveError::NotFinite)
+    }
+
+    fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {
+        let norms: Vec<f64> = self.changes().iter().map(|change| change.norm(layout).0).collect();
+        let part = |place: usize| Part {
+            site: self.sent[place].site.clone(),
+            samples: self.sent[place].samples,
+            norm: norms[place],
+            loss: self.scored[place].loss,
+            accuracy: self.scored[place].accuracy.clone(),
+            share: shares[place] * self.times[place],
+            note: self.notes[place].clone(),
+        };
+        (0..self.sent.len()).map(part).collect()
+    }
+}

@@ -1,0 +1,238 @@
+//! Many rows become one: a weighted sum, a median, or a mean without the extremes. One pass over all of them in blocks,
+//! one accumulator; memory does not grow with their number. Pure. The same rows in the same order give the same bits:
+//! whoever calls it sorts by site.
+
+use crate::layout::Layout;
+use crate::values::{BLOCK, Room, Values, block, each_block};
+
+/// A row and how much of it is added.
+#[derive(Debug, Clone, Copy)]
+pub struct Term<'a> {
+    /// The row.
+    pub values: Values<'a>,
+    /// How much of it.
+    pub times: f64,
+}
+
+/// The sum of the terms. A term of 0 is not read.
+pub fn sum(terms: &[Term<'_>], layout: &Layout) -> Vec<f32> {
+    let mut row = vec![0.0; layout.len()];
+    sum_into(terms, layout, &mut row);
+    row
+}
+
+/// As [`sum`], into a row that is there already.
+pub fn sum_into(terms: &[Term<'_>], layout: &Layout, row: &mut [f32]) {
+    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|term| term.times.abs() > 1e-12).collect();
+    let mut room = Room::default();
+    each_block(layout, |place, from, at, len| {
+        let sum = &mut row[at..at + len];
+        sum.fill(0.0);
+        for term in &terms {
+            let times = term.times as f32;
+            let values = block(&term.values, layout, (place, from, len), &mut room);
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += times * value);
+        }
+    });
+}
+
+/// What a site changed: its row, and the row it started from unless the site sent the difference itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// What the site sent.
+    pub values: Values<'a>,
+    /// Where it started.
+    pub base: &'a [f32],
+    /// What its change is multiplied by: 1, or less where it was clipped.
+    pub times: f64,
+}
+
+impl Change<'_> {
+    fn block(&self, layout: &Layout, (place, from, at, len): (usize, usize, usize, usize), room: &mut Room, out: &mut [f32]) {
+        let values = block(&self.values, layout, (place, from, len), room);
+        let times = self.times as f32;
+        if self.values.are_added() {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value * times);
+        } else {
+            let base = &self.base[at..at + len];
+            out.iter_mut().zip(values).zip(base).for_each(|((out, value), base)| *out = (value - base) * times);
+        }
+    }
+
+    /// Its length (the root of the sum of squares), and whether every number of it is one.
+    pub fn norm(&self, layout: &Layout) -> (f64, bool) {
+        let (mut square, mut finite) = (0.0_f64, true);
+        let (mut room, mut out) = (Room::default(), vec![0.0; BLOCK]);
+        each_block(layout, |place, from, at, len| {
+            let out = &mut out[..len];
+            self.block(layout, (place, from, at, len), &mut room, out);
+            finite &= out.iter().all(|value| value.is_finite());
+            square += out.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
+        });
+        (square.sqrt(), finite)
+    }
+}
+
+/// Squares of the distances between all changes, a row each.
+pub fn distances(changes: &[Change<'_>], layout: &Layout) -> Vec<Vec<f64>> {
+    let count = changes.len();
+    let mut squares = vec![vec![0.0; count]; count];
+    let (mut room, mut blocks) = (Room::default(), vec![0.0; BLOCK * count]);
+    each_block(layout, |place, from, at, len| {
+        for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
+            change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
+        }
+        for one in 0..count {
+            for other in 0..one {
+                let (a, b) = (&blocks[one * BLOCK..][..len], &blocks[other * BLOCK..][..len]);
+                let square: f64 = a.iter().zip(b).map(|(a, b)| f64::from((a - b) * (a - b))).sum();
+                squares[one][other] += square;
+                squares[other][one] += square;
+            }
+        }
+    });
+    squares
+}
+
+/// How many changes of each number are left out at either end: for a median all but the middle one or two.
+pub fn trimmed_of(count: usize, ratio: f64) -> usize {
+    ((count as f64 * ratio) as usize).min(count.saturating_sub(1) / 2)
+}
+
+/// The base with the mean of the changes, number by number, without the `left_out` smallest and largest; with as many
+/// left out as leave one or two it is the median. `left_out` below half of the changes.
+pub fn without_extremes(base: &[f32], changes: &[Change<'_>], layout: &Layout, left_out: usize) -> Vec<f32> {
+    let mut row = vec![0.0; layout.len()];
+    let count = changes.len();
+    if count == 0 {
+        return base.to_vec();
+    }
+    let left_out = left_out.min((count - 1) / 2);
+    let swaps = swaps(count, left_out);
+    let share = 1.0 / (count - 2 * left_out) as f32;
+    let (mut room, mut blocks) = (Room::default(), vec![0.0; BLOCK * count]);
+    each_block(layout, |place, from, at, len| {
+        for (change, out) in changes.iter().zip(blocks.chunks_exact_mut(BLOCK)) {
+            change.block(layout, (place, from, at, len), &mut room, &mut out[..len]);
+        }
+        for (low, high) in &swaps {
+            let (before, after) = blocks.split_at_mut(high * BLOCK);
+            let rows = before[low * BLOCK..][..len].iter_mut().zip(&mut after[..len]);
+            rows.for_each(|(low, high)| (*low, *high) = (low.min(*high), low.max(*high)));
+        }
+        let sum = &mut row[at..at + len];
+        sum.copy_from_slice(&base[at..at + len]);
+        for kept in left_out..count - left_out {
+            let values = &blocks[kept * BLOCK..][..len];
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * value);
+        }
+    });
+    row
+}
+
+/// Pairs of rows to be put in order, one after the other, so that the rows from `left_out` to `count - left_out` hold
+/// what they hold when all are sorted as far as sums over them go: Batcher's odd-even merge sort (K. E. Batcher, 1968)
+/// for any number of rows, without the pairs that nothing kept depends on.
+fn swaps(count: usize, left_out: usize) -> Vec<(usize, usize)> {
+    let mut all = Vec::new();
+    let mut width = 1;
+    while width < count {
+        let mut step = width;
+        while step >= 1 {
+            let mut start = step % width;
+            while start + step < count {
+                for low in start..(start + step).min(count - step) {
+                    if low / (2 * width) == (low + step) / (2 * width) {
+                        all.push((low, low + step));
+                    }
+                }
+                start += 2 * step;
+            }
+            step /= 2;
+        }
+        width *= 2;
+    }
+    // From the end: a pair matters if one of its rows does, and not if both are on the same side of what is kept.
+    let mut needed: Vec<bool> = (0..count).map(|row| row >= left_out && row < count - left_out).collect();
+    let mut kept = Vec::new();
+    for (low, high) in all.into_iter().rev() {
+        if needed[low] || needed[high] {
+            (needed[low], needed[high]) = (true, true);
+            kept.push((low, high));
+        }
+    }
+    kept.reverse();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn layout(len: usize) -> Layout {
+        Layout::new([("a".to_owned(), vec![len / 3]), ("b".to_owned(), vec![len - len / 3])].into())
+    }
+
+    fn rows() -> impl Strategy<Value = Vec<Vec<f32>>> {
+        (1_usize..14, 3_usize..40)
+            .prop_flat_map(|(count, len)| prop::collection::vec(prop::collection::vec(-10.0_f32..10.0, len), count))
+    }
+
+    fn changes<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Change<'a>> {
+        rows.iter().map(|row| Change { values: Values::Memory(row), base, times: 1.0 }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_sum_is_what_adding_number_by_number_gives(rows in rows(), times in prop::collection::vec(-2.0_f64..2.0, 14)) {
+            let layout = layout(rows[0].len());
+            let terms: Vec<Term<'_>> =
+                rows.iter().zip(&times).map(|(row, times)| Term { values: Values::Memory(row), times: *times }).collect();
+            for (at, found) in sum(&terms, &layout).into_iter().enumerate() {
+                let wanted: f64 = rows.iter().zip(&times).map(|(row, times)| f64::from(row[at]) * times).sum();
+                prop_assert!((f64::from(found) - wanted).abs() < 1e-3);
+            }
+        }
+
+        #[test]
+        fn without_extremes_is_what_sorting_each_column_gives(rows in rows(), left_out in 0_usize..7) {
+            let (layout, base) = (layout(rows[0].len()), vec![1.0; rows[0].len()]);
+            let left_out = left_out.min((rows.len() - 1) / 2);
+            let found = without_extremes(&base, &changes(&rows, &base), &layout, left_out);
+            for (at, found) in found.into_iter().enumerate() {
+                let mut column: Vec<f32> = rows.iter().map(|row| row[at] - 1.0).collect();
+                column.sort_by(f32::total_cmp);
+                let kept = &column[left_out..rows.len() - left_out];
+                let wanted = 1.0 + kept.iter().sum::<f32>() / kept.len() as f32;
+                prop_assert!((found - wanted).abs() < 1e-4, "{found} instead of {wanted}");
+            }
+        }
+
+        #[test]
+        fn distances_are_symmetric_and_those_of_the_rows(rows in rows()) {
+            let (layout, base) = (layout(rows[0].len()), vec![0.5; rows[0].len()]);
+            let found = distances(&changes(&rows, &base), &layout);
+            for (one, a) in rows.iter().enumerate() {
+                for (other, b) in rows.iter().enumerate() {
+                    let wanted: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+                    prop_assert!((found[one][other] - f64::from(wanted)).abs() < 1e-2);
+                    prop_assert_eq!(found[one][other], found[other][one]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_number_but_a_number_is_finite() {
+        let (layout, base) = (layout(9), vec![0.0; 9]);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut row = vec![1.0; 9];
+            row[7] = bad;
+            assert!(!Change { values: Values::Memory(&row), base: &base, times: 1.0 }.norm(&layout).1);
+        }
+        let row = vec![2.0; 9];
+        assert_eq!(Change { values: Values::Memory(&row), base: &base, times: 0.5 }.norm(&layout), (3.0, true));
+    }
+}

@@ -1,0 +1,438 @@
+//! How right a model is on a public set: pictures whose labels are known, as many of each class. Weights are inputs of the
+//! graph, so that one session tries any number of models; a [`Judge`] a core is all the memory it takes.
+
+use std::path::Path;
+
+use autograd::loss::{Smoothing, cross_entropy};
+use autograd::{Onnx, Split, Step, Trainable};
+use schemas::model::InputDescription;
+use sha2::{Digest, Sha256};
+use training::optimizer::Optimizer;
+use training::probe::{Ready, ready};
+use training::settings::OptimizerSettings;
+use training::stepper::Stepper;
+use training::{Examples, TrainError};
+use vision::graph::{Given, Numbers};
+use vision::{DecodeLimits, Graph, Model, decode, tensor};
+
+use crate::layout::Layout;
+use crate::weigh::Scored;
+
+/// Images in a run; a guess.
+const BATCH: u16 = 32;
+
+/// Pictures with true labels, made ready for a model.
+#[derive(Debug, Clone, Default)]
+pub struct Public {
+    /// Numbers of one picture.
+    length: usize,
+    images: Vec<f32>,
+    /// What each shows.
+    classes: Vec<usize>,
+    /// How many classes the model has.
+    count: usize,
+    /// Of what is in it: the same pictures and labels have the same.
+    pub sha256: String,
+    /// Pictures that cannot be used, each with the reason.
+    pub unreadable: Vec<String>,
+}
+
+impl Public {
+    /// Reads a folder of labelled pictures, at most so many of each class: the first in the order of the index. A picture
+    /// that cannot be used is left out and named. `room_bytes`: what they may take in memory.
+    pub fn read(folder: &Path, model: &Model, most_of_class: usize, room_bytes: usize) -> Result<Self, TrainError> {
+        let examples = Examples::read(folder, &model.labels, 0.5)?;
+        let input = &model.description.input;
+        let (length, classes) = (tensor::len(input), model.labels.len());
+        let mut public = Self { length, count: classes, ..Self::default() };
+        let (mut taken, mut digest, mut scratch) = (vec![0; classes], Sha256::new(), tensor::Scratch::default());
+        for example in &examples.all {
+            if taken[example.class] >= most_of_class {
+                continue;
+            }
+            if (public.images.len() + length) * 4 > room_bytes {
+                let why = format!("does not fit into {} MiB: name fewer pictures of a class", room_bytes >> 20);
+                return Err(TrainError::NoExamples { folder: folder.into(), why });
+            }
+            match picture(&example.path, input, &mut scratch, &mut public.images) {
+                Ok(bytes) => {
+                    taken[example.class] += 1;
+                    public.classes.push(example.class);
+                    digest.update(Sha256::digest(&bytes));
+                    digest.update((example.class as u64).to_le_bytes());
+                }
+                Err(why) => public.unreadable.push(format!("{}: {why}", example.path.display())),
+            }
+        }
+        if public.classes.is_empty() {
+            let first = public.unreadable.first().cloned().unwrap_or_default();
+            let count = examples.all.len();
+            return Err(TrainError::Unreadable { unreadable: public.unreadable.len(), count, first });
+        }
+        public.sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(public)
+    }
+
+    /// Of pictures that are ready: `length` numbers each.
+    pub fn of(images: Vec<f32>, length: usize, classes: Vec<usize>, count: usize) -> Self {
+        Self { length, images, classes, count, ..Self::default() }
+    }
+
+    /// How many pictures.
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// Classes without a picture.
+    pub fn missing(&self) -> Vec<usize> {
+        (0..self.count).filter(|class| !self.classes.contains(class)).collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<usize> {
+        (0..self.len()).collect()
+    }
+
+    /// Two halves with as many pictures of each class as can be: one to fit on, one to choose by.
+    pub fn halves(&self) -> (Vec<usize>, Vec<usize>) {
+        let mut seen = vec![0_usize; self.count];
+        self.all().into_iter().partition(|picture| {
+            let class = self.classes[*picture];
+            seen[class] += 1;
+            seen[class] % 2 == 1
+        })
+    }
+
+    /// What each class counts, so that all classes of these pictures count the same.
+    fn weights(&self, of: &[usize]) -> Vec<f32> {
+        let mut counts = vec![0_usize; self.count];
+        of.iter().for_each(|picture| counts[self.classes[*picture]] += 1);
+        let classes = counts.iter().filter(|count| **count > 0).count().max(1);
+        let weight = |count: usize| if count > 0 { of.len() as f32 / (classes * count) as f32 } else { 0.0 };
+        counts.into_iter().map(weight).collect()
+    }
+}
+
+fn picture(
+    path: &Path,
+    input: &InputDescription,
+    scratch: &mut tensor::Scratch,
+    images: &mut Vec<f32>,
+) -> Result<Vec<u8>, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
+    let start = images.len();
+    images.resize(start + tensor::len(input), 0.0);
+    match tensor::write(&pixels, input, scratch, &mut images[start..]) {
+        Ok(()) => Ok(bytes),
+        Err(error) => {
+            images.truncate(start);
+            Err(error.to_string())
+        }
+    }
+}
+
+/// A model whose weights are merged: where each number is, what the base has there, and the graphs that try it.
+#[derive(Debug)]
+pub struct Ground {
+    /// Where each number is.
+    pub layout: Layout,
+    /// The base's own weights.
+    pub base: Vec<f32>,
+    /// The model's graph as it is.
+    pub graph: Onnx,
+    step: Step,
+    head: Option<Head>,
+}
+
+/// The model in two, its last layer apart.
+#[derive(Debug, Clone)]
+struct Head {
+    /// From images and weights to features.
+    body: Onnx,
+    /// Names of the weights that it takes.
+    takes: Vec<String>,
+    /// Name of the input of images, and its shape.
+    images: String,
+    images_shape: Vec<i64>,
+    tail: Step,
+}
+
+impl Ground {
+    /// Of a model's folder. `trainable`: what of it is trained.
+    pub fn of(runtime: &vision::Onnx, model: &Model, trainable: &Trainable) -> Result<Self, TrainError> {
+        let Ready { onnx, prepared, known } = ready(runtime, model, BATCH)?;
+        let step = prepared.step(&known, trainable)?;
+        let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
+        let layout =
+            Layout::new(step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect());
+        let mut base = Vec::with_capacity(layout.len());
+        for place in layout.places() {
+            base.extend(onnx.weight(&place.name)?);
+        }
+        // Some models have no last layer that stands alone; rules that train one say so.
+        let head = prepared.step(&known, &Trainable::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
+        let head = head.and_then(|head| Head::of(&step, head));
+        Ok(Self { layout, base, graph: onnx, step, head })
+    }
+}
+
+impl Head {
+    fn of(step: &Step, Split { tail, .. }: Split) -> Option<Self> {
+        let body = step.graph.cut(&tail.images).ok()?;
+        let inputs = body.inputs().ok()?;
+        let takes = step.weights.iter().map(|weight| weight.name.clone()).filter(|name| inputs.contains(name)).collect();
+        let is_trained = |name: &str| step.weights.iter().any(|weight| weight.name == name);
+        tail.weights.iter().all(|weight| is_trained(&weight.name)).then_some(Self {
+            body,
+            takes,
+            images: step.images.clone(),
+            images_shape: step.images_shape.clone(),
+            tail,
+        })
+    }
+}
+
+/// How the last layer is trained again on public pictures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadLearning {
+    /// Times all pictures are seen.
+    pub steps: u32,
+    /// Length of a step.
+    pub rate: f32,
+    /// Pulls the layer towards where it was.
+    pub proximal: f32,
+}
+
+impl Default for HeadLearning {
+    fn default() -> Self {
+        Self { steps: 50, rate: 0.1, proximal: 0.01 }
+    }
+}
+
+/// How right a model is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tried {
+    /// Mean cross-entropy, every class counting the same.
+    pub loss: f64,
+    /// Share of the pictures that it is right about, by class; absent for a class without pictures.
+    pub accuracy: Vec<Option<f64>>,
+    /// What it says of each picture, and what it shows.
+    pub said: Vec<(usize, usize)>,
+}
+
+impl Tried {
+    /// Mean accuracy over the classes, 0 to 1.
+    pub fn mean_accuracy(&self) -> f64 {
+        Scored { accuracy: self.accuracy.clone(), ..Scored::default() }.mean()
+    }
+}
+
+/// Tries models, one after the other.
+pub struct Judge {
+    /// For each weight of the step, its number in the layout.
+    order: Vec<usize>,
+    layout: Layout,
+    stepper: Stepper,
+    head: Option<(Head, Graph, Stepper)>,
+}
+
+impl Judge {
+    /// Loads the graphs. `threads`: of one run.
+    pub fn open(runtime: &vision::Onnx, ground: &Ground, threads: u16) -> Result<Self, TrainError> {
+        let order = order(&ground.layout, &ground.step);
+        let stepper = Stepper::open(runtime, ground.step.clone(), threads)?;
+        let head = match &ground.head {
+            None => None,
+            Some(head) => {
+                let body = Graph::open(runtime, "features", &head.body.encode(), threads.into())?;
+                Some((head.clone(), body, Stepper::open(runtime, head.tail.clone(), threads)?))
+            }
+        };
+        Ok(Self { order, layout: ground.layout.clone(), stepper, head })
+    }
+
+    /// Whether the model has a last layer that can be trained alone.
+    pub fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Tries a model on these pictures.
+    pub fn score(&mut self, row: &[f32], public: &Public, of: &[usize]) -> Result<Tried, TrainError> {
+        let weights = weights(row, &self.layout, &self.order);
+        let (classes, size) = (public.count, batch_of(self.stepper.step()));
+        let (mut right, mut loss, mut counts) = (vec![0.0; classes], vec![0.0; classes], vec![0.0_f64; classes]);
+        let mut said = Vec::with_capacity(of.len());
+        for part in of.chunks(size) {
+            let (images, labels) = batch(public, part, size);
+            let targets = cross_entropy(&labels, classes, &Smoothing::default());
+            let gave = self.stepper.measure(&images, &targets, &weights)?;
+            for (picture, scores) in part.iter().zip(gave.scores.chunks_exact(classes)) {
+                let class = public.classes[*picture];
+                let (best, by) = judged(scores, class);
+                counts[class] += 1.0;
+                loss[class] += by;
+                right[class] += f64::from(u8::from(best == class));
+                said.push((best, class));
+            }
+        }
+        let seen = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;
+        let loss = (0..classes).filter(|class| counts[*class] > 0.0).map(|class| loss[class] / counts[class]);
+        let accuracy = |class: usize| (counts[class] > 0.0).then(|| right[class] / counts[class]);
+        Ok(Tried { loss: loss.sum::<f64>() / seen, accuracy: (0..classes).map(accuracy).collect(), said })
+    }
+
+    /// The loss on these pictures, every class counting the same, and its gradient by every weight.
+    pub fn slope(&mut self, row: &[f32], public: &Public, of: &[usize]) -> Result<(f64, Vec<f32>), TrainError> {
+        let weights = weights(row, &self.layout, &self.order);
+        let mut slope = vec![0.0; self.layout.len()];
+        let mut gradients = vec![Vec::new(); self.order.len()];
+        let loss = slopes(&mut self.stepper, public, of, &weights, &mut gradients, |share, gradients| {
+            for (place, gradient) in self.order.iter().zip(gradients) {
+                let place = &self.layout.places()[*place];
+                let sum = &mut slope[place.start..place.start + place.len];
+                sum.iter_mut().zip(gradient).for_each(|(sum, by)| *sum += share * by);
+            }
+        })?;
+        Ok((loss, slope))
+    }
+
+    /// The same model with its last layer trained again on these pictures; unchanged where it has none.
+    pub fn train_head(
+        &mut self,
+        row: &[f32],
+        public: &Public,
+        of: &[usize],
+        learning: HeadLearning,
+    ) -> Result<Vec<f32>, TrainError> {
+        let Some((head, body, tail)) = &mut self.head else { return Ok(row.to_vec()) };
+        let features = features(head, body, &self.layout, row, public, of)?;
+        let order = order(&self.layout, tail.step());
+        let slice = |place: &usize| {
+            let place = &self.layout.places()[*place];
+            row[place.start..place.start + place.len].to_vec()
+        };
+        let start: Vec<Vec<f32>> = order.iter().map(slice).collect();
+        let mut trained = start.clone();
+        let settings = OptimizerSettings {
+            learning_rate: learning.rate,
+            momentum_ratio: 0.0,
+            proximal: learning.proximal,
+            ..OptimizerSettings::default()
+        };
+        let mut optimizer = Optimizer::new(&settings, &start);
+        let mut gradients = vec![Vec::new(); start.len()];
+        let all = features.all();
+        for _ in 0..learning.steps {
+            let mut sums: Vec<Vec<f32>> = start.iter().map(|weight| vec![0.0; weight.len()]).collect();
+            slopes(tail, &features, &all, &trained, &mut gradients, |share, gradients| {
+                for (sum, gradient) in sums.iter_mut().zip(gradients) {
+                    sum.iter_mut().zip(gradient).for_each(|(sum, by)| *sum += share * by);
+                }
+            })?;
+            optimizer.step(&mut trained, &mut sums, &start, 1.0);
+        }
+        let mut row = row.to_vec();
+        for (place, weight) in order.iter().zip(trained) {
+            let place = &self.layout.places()[*place];
+            row[place.start..place.start + place.len].copy_from_slice(&weight);
+        }
+        Ok(row)
+    }
+}
+
+/// What the body of a model gives for pictures: a public set of features.
+fn features(
+    head: &Head,
+    body: &mut Graph,
+    layout: &Layout,
+    row: &[f32],
+    public: &Public,
+    of: &[usize],
+) -> Result<Public, TrainError> {
+    let shape = &head.tail.images_shape;
+    let (size, length) = (batch_of(&head.tail), shape.iter().skip(1).product::<i64>() as usize);
+    let mut values = Vec::with_capacity(of.len() * length);
+    let weights: Vec<(&str, Vec<i64>, &[f32])> = layout
+        .places()
+        .iter()
+        .filter(|place| head.takes.contains(&place.name))
+        .map(|place| {
+            let shape = place.shape.iter().map(|size| *size as i64).collect();
+            (place.name.as_str(), shape, &row[place.start..place.start + place.len])
+        })
+        .collect();
+    for part in of.chunks(size) {
+        let (images, _) = batch(public, part, size);
+        let mut given = vec![Given { name: &head.images, shape: &head.images_shape, values: &images }];
+        given.extend(weights.iter().map(|(name, shape, values)| Given { name, shape, values }));
+        body.run(&given, |came| {
+            if let Numbers::Floats(floats) = came.numbers {
+                values.extend_from_slice(&floats[..part.len() * length]);
+            }
+        })?;
+    }
+    let classes = of.iter().map(|picture| public.classes[*picture]).collect();
+    Ok(Public::of(values, length, classes, public.count))
+}
+
+/// Loss of these pictures, every class counting the same; `see` is given each batch's gradients and what share of the
+/// whole it is.
+fn slopes(
+    stepper: &mut Stepper,
+    public: &Public,
+    of: &[usize],
+    weights: &[impl AsRef<[f32]>],
+    gradients: &mut [Vec<f32>],
+    mut see: impl FnMut(f32, &[Vec<f32>]),
+) -> Result<f64, TrainError> {
+    let size = batch_of(stepper.step());
+    let smoothing = Smoothing { label_smoothing: 0.0, class_weights: public.weights(of) };
+    let mut loss = 0.0;
+    for part in of.chunks(size) {
+        let (images, labels) = batch(public, part, size);
+        let targets = cross_entropy(&labels, public.count, &smoothing);
+        let mass = if targets.scale > 0.0 { 1.0 / targets.scale } else { 0.0 };
+        let share = mass / of.len() as f32;
+        loss += f64::from(stepper.learn(&images, &targets, weights, gradients)? * share);
+        see(share, gradients);
+    }
+    Ok(loss)
+}
+
+fn batch_of(step: &Step) -> usize {
+    step.images_shape.first().map_or(1, |size| (*size).max(1) as usize)
+}
+
+/// The images of some pictures, filled up with nothing, and what they show.
+fn batch(public: &Public, part: &[usize], size: usize) -> (Vec<f32>, Vec<Option<usize>>) {
+    let (mut images, mut labels) = (vec![0.0; size * public.length], vec![None; size]);
+    for ((picture, image), label) in part.iter().zip(images.chunks_exact_mut(public.length.max(1))).zip(&mut labels) {
+        image.copy_from_slice(&public.images[picture * public.length..][..public.length]);
+        *label = Some(public.classes[*picture]);
+    }
+    (images, labels)
+}
+
+/// The class that scores say, and the cross-entropy of the true one.
+fn judged(scores: &[f32], class: usize) -> (usize, f64) {
+    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = scores.iter().map(|score| f64::from(score - most).exp()).sum();
+    let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(place, _)| place);
+    (best, sum.ln() - f64::from(scores[class] - most))
+}
+
+/// For each weight of a step, its number in the layout.
+fn order(layout: &Layout, step: &Step) -> Vec<usize> {
+    let place = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap_or_default();
+    step.weights.iter().map(|weight| place(&weight.name)).collect()
+}
+
+fn weights<'a>(row: &'a [f32], layout: &Layout, order: &[usize]) -> Vec<&'a [f32]> {
+    order.iter().map(|place| &layout.places()[*place]).map(|place| &row[place.start..place.start + place.len]).collect()
+}

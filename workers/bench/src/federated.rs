@@ -1,0 +1,199 @@
+//! Rules of merging against each other: ten sites with pictures divided in many ways, thirty rounds, several seeds; the
+//! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
+
+mod found;
+mod play;
+mod pool;
+mod scheme;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use aggregator::MergeSettings;
+use aggregator::filter::Filter;
+use aggregator::score::Ground;
+use aggregator::server::ServerKind;
+use aggregator::weigh::{Capability, WeighSettings};
+use autograd::Trainable;
+use runtime::Shutdown;
+use vision::Onnx;
+
+use crate::error::BenchError;
+use crate::report::Report;
+use play::{Played, Player};
+use pool::Pool;
+use scheme::{SCHEMES, Scheme};
+
+/// What an operator may choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// One seed, few schemes and rules.
+    pub quick: bool,
+    /// Folders of labelled images; the project's own if empty.
+    pub data: Vec<PathBuf>,
+    /// Column of the index that says which pictures belong together.
+    pub groups: String,
+    /// Only rules of these names; all if empty.
+    pub rules: Vec<String>,
+    /// Seeds, at least 1.
+    pub seeds: u64,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// A rule as it is tried: its name in the tables, and how it merges; `None` learns from the public set alone.
+#[derive(Debug, Clone)]
+struct Way {
+    name: String,
+    merge: Option<MergeSettings>,
+}
+
+fn way(name: &str, change: impl FnOnce(&mut MergeSettings)) -> Way {
+    let mut merge = MergeSettings { rule: "fedavg".into(), ..MergeSettings::default() };
+    change(&mut merge);
+    Way { name: name.into(), merge: Some(merge) }
+}
+
+/// The rules, the filters, the server's optimizers, and the control.
+fn ways() -> Vec<Way> {
+    let rule = |name: &str| way(name, |merge| merge.rule = name.into());
+    let filter = |name: &str, filter: Filter| way(name, |merge| merge.filter.names = vec![filter]);
+    let server = |name: &str, kind: ServerKind, rate: f64| {
+        way(name, |merge| (merge.server.kind, merge.server.rate) = (kind, rate))
+    };
+    let mut ways = ["fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "paper+head", "law+head", "pick"]
+        .map(rule)
+        .to_vec();
+    ways.insert(
+        2,
+        way("paper literal", |merge| {
+            merge.rule = "paper".into();
+            merge.weigh.floor_ratio = 0.0;
+        }),
+    );
+    ways.extend([
+        filter("norm-clip", Filter::NormClip),
+        filter("loss-gate", Filter::LossGate),
+        filter("krum", Filter::Krum),
+        filter("trimmed", Filter::Trimmed),
+        filter("median", Filter::Median),
+        server("momentum", ServerKind::Momentum, 0.5),
+        server("adam", ServerKind::Adam, 0.01),
+        server("yogi", ServerKind::Yogi, 0.01),
+        Way { name: "val-only".into(), merge: None },
+    ]);
+    ways
+}
+
+/// What each part of the method's formula does: exponents of stability, capability and size, the floor, and what
+/// capability is.
+fn ablation() -> Vec<Way> {
+    let paper = |name: &str, change: &dyn Fn(&mut WeighSettings)| {
+        way(name, |merge| {
+            merge.rule = "paper".into();
+            change(&mut merge.weigh);
+        })
+    };
+    let exponents = |name: &str, a: f64, b: f64, c: f64| {
+        paper(name, &move |weigh| (weigh.stability, weigh.capability, weigh.size) = (a, b, c))
+    };
+    vec![
+        exponents("paper (1, 0, 0)", 1.0, 0.0, 0.0),
+        exponents("paper (0, 1, 0)", 0.0, 1.0, 0.0),
+        exponents("paper (0, 0, 1)", 0.0, 0.0, 1.0),
+        exponents("paper (2, 1, 1)", 2.0, 1.0, 1.0),
+        exponents("paper (1, 2, 1)", 1.0, 2.0, 1.0),
+        exponents("paper (1, 1, 2)", 1.0, 1.0, 2.0),
+        paper("paper floor 0.05", &|weigh| weigh.floor_ratio = 0.05),
+        paper("paper floor 0.6", &|weigh| weigh.floor_ratio = 0.6),
+        paper("paper mean", &|weigh| weigh.capability_of = Capability::Mean),
+        paper("paper mean (1, 2, 1)", &|weigh| {
+            (weigh.capability_of, weigh.capability) = (Capability::Mean, 2.0);
+        }),
+    ]
+}
+
+/// Measures; takes about half an hour for a folder, or a minute if `quick`.
+pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+    let (options, stop) = (options.clone(), std::sync::Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
+    tokio::select! {
+        report = work => report?,
+        () = shutdown.wanted() => {
+            stop.store(true, Ordering::Relaxed);
+            Err(BenchError::Stopped)
+        }
+    }
+}
+
+fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
+    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+    let folders: Vec<Option<&PathBuf>> = match options.data.as_slice() {
+        [] => vec![None],
+        named => named.iter().map(Some).collect(),
+    };
+    let mut ways: Vec<Way> = if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
+    let quick = ["fedavg", "paper literal", "paper", "pick"].map(str::to_owned);
+    let named: &[String] = if options.quick && options.rules.is_empty() { &quick } else { &options.rules };
+    ways.retain(|way| named.is_empty() || named.contains(&way.name));
+    let mut sets = Vec::new();
+    for folder in folders {
+        let pool = Pool::read(folder.map(PathBuf::as_path), &options.groups)?;
+        let played = play_all(&runtime, &pool, &ways, options, stop)?;
+        sets.push(found::Set {
+            name: pool.name.clone(),
+            classes: pool.classes,
+            pictures: [pool.learn.len(), pool.test.len()],
+            played,
+        });
+    }
+    Ok(found::report(&sets, &ways, options))
+}
+
+/// Every rule on every scheme with every seed, on all cores.
+fn play_all(
+    runtime: &Onnx,
+    pool: &Pool,
+    ways: &[Way],
+    options: &Options,
+    stop: &AtomicBool,
+) -> Result<Vec<Played>, BenchError> {
+    let ground = Ground::of(runtime, &pool.model, &Trainable::All)?;
+    let grouped = pool.learn.iter().any(|(_, _, group)| group.is_some());
+    let schemes = SCHEMES.iter().filter(|scheme| grouped || !scheme.needs_groups());
+    let schemes: Vec<&Scheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };
+    let mut games: Vec<(u64, &Scheme, &Way)> = Vec::new();
+    for seed in 1..=options.seeds {
+        for scheme in &schemes {
+            games.extend(ways.iter().map(|way| (seed, *scheme, way)));
+        }
+    }
+    let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
+    let work = || -> Result<(), BenchError> {
+        let mut player = Player::open(runtime, pool, &ground)?;
+        while let Some((seed, scheme, way)) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(BenchError::Stopped);
+            }
+            let one = player.play(scheme, &way.name, way.merge.as_ref(), *seed)?;
+            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
+            played.push(one);
+            if played.len() % 50 == 0 {
+                eprintln!("bench: {}, {} of {} experiments", pool.name, played.len(), games.len());
+            }
+        }
+        Ok(())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(ended) => ended,
+            Err(_) => Err(BenchError::Stopped),
+        })
+    })?;
+    Ok(played.into_inner().unwrap_or_else(PoisonError::into_inner))
+}

@@ -1,0 +1,250 @@
+//! One experiment: sites learn from their share, what they send is merged by a rule, and so on for thirty rounds.
+
+use aggregator::derive::{Around, Sent, derive};
+use aggregator::score::{Ground, HeadLearning, Judge, Public, Tried};
+use aggregator::server::Memory;
+use aggregator::values::Values;
+use aggregator::{Layout, MergeSettings};
+use autograd::Trainable;
+use autograd::loss::{Smoothing, cross_entropy};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+use training::stepper::Stepper;
+use vision::Onnx;
+
+use super::pool::Pool;
+use super::scheme::{Harm, SITES, Scheme, Share};
+use crate::error::BenchError;
+
+/// Rounds.
+pub const ROUNDS: usize = 30;
+/// Times a site sees its pictures in a round.
+const EPOCHS: usize = 2;
+const BATCH: u16 = 16;
+const RATE: f32 = 0.05;
+/// The last rounds, over which is averaged.
+const LAST: usize = 5;
+
+/// What came of an experiment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Played {
+    /// How pictures were divided.
+    pub scheme: &'static str,
+    /// Name of the rule.
+    pub rule: String,
+    /// Of all chance.
+    pub seed: u64,
+    /// Share of the test pictures that was right, after each round.
+    pub accuracy: Vec<f64>,
+    /// The same over the last rounds.
+    pub accuracy_ratio: f64,
+    /// Mean over the classes of F1, over the last rounds.
+    pub macro_f1: f64,
+    /// Recall of the class that fares worst, over the last rounds.
+    pub weakest_recall: f64,
+    /// Which candidate was taken how often, where there was a choice.
+    pub taken: Vec<(String, usize)>,
+}
+
+/// Who learns and who is tried, for one thread.
+pub struct Player<'a> {
+    pool: &'a Pool,
+    ground: &'a Ground,
+    judges: Vec<Judge>,
+    stepper: Stepper,
+    order: Vec<usize>,
+    test: Public,
+}
+
+impl<'a> Player<'a> {
+    /// Loads the graphs.
+    pub fn open(runtime: &Onnx, pool: &'a Pool, ground: &'a Ground) -> Result<Self, BenchError> {
+        let ready = training::probe::ready(runtime, &pool.model, BATCH)?;
+        let step = ready.prepared.step(&ready.known, &Trainable::All)?;
+        let place = |name: &str| ground.layout.places().iter().position(|place| place.name == name);
+        let order = step.weights.iter().map(|weight| place(&weight.name).unwrap_or_default()).collect();
+        let judges = vec![Judge::open(runtime, ground, 1)?];
+        Ok(Self { pool, ground, judges, stepper: Stepper::open(runtime, step, 1)?, order, test: pool.test() })
+    }
+
+    /// Plays one experiment. `merge`: `None` learns from the public set alone.
+    pub fn play(
+        &mut self,
+        scheme: &Scheme,
+        rule: &str,
+        merge: Option<&MergeSettings>,
+        seed: u64,
+    ) -> Result<Played, BenchError> {
+        let pool = self.pool;
+        let (public, rest) = pool.public(seed);
+        let pictures: Vec<(usize, usize, Option<&str>)> =
+            rest.iter().map(|place| (*place, pool.learn[*place].1, pool.learn[*place].2.as_deref())).collect();
+        let shares = scheme.divide(&pictures, pool.classes, seed);
+        let mut row = fresh(&self.ground.layout, seed);
+        let mut memory = Memory::default();
+        let (mut tried, mut taken) = (Vec::new(), Vec::<(String, usize)>::new());
+        for round in 0..ROUNDS {
+            row = match merge {
+                None => {
+                    let learning = HeadLearning { steps: 20, rate: RATE, proximal: 0.0 };
+                    self.learn_public(&row, &public, learning)?
+                }
+                Some(settings) => {
+                    let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;
+                    let sites = sent.iter().zip(&shares).enumerate().map(|(number, (values, share))| Sent {
+                        site: site(number),
+                        values: Values::Memory(values),
+                        base: &row,
+                        behind: 0,
+                        samples: share.len() as u64,
+                        hard: 0,
+                    });
+                    let mut around =
+                        Around { layout: &self.ground.layout, public: Some(&public), judges: &mut self.judges };
+                    match derive(&row, sites.collect(), memory.clone(), settings, &mut around) {
+                        Ok(derived) => {
+                            memory = derived.memory;
+                            if !derived.record.candidates.is_empty() {
+                                match taken.iter_mut().find(|(rule, _)| *rule == derived.record.rule) {
+                                    Some((_, count)) => *count += 1,
+                                    None => taken.push((derived.record.rule, 1)),
+                                }
+                            }
+                            derived.row
+                        }
+                        // The last release stands.
+                        Err(aggregator::derive::DeriveError::NotFinite) => row,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            };
+            tried.push(self.judges[0].score(&row, &self.test, &self.test.all())?);
+        }
+        Ok(played(scheme, rule, seed, &tried, pool.classes, taken))
+    }
+
+    /// What every site sends.
+    fn sites(
+        &mut self,
+        row: &[f32],
+        shares: &[Share],
+        harm: Harm,
+        seed: u64,
+        round: usize,
+    ) -> Result<Vec<Vec<f32>>, BenchError> {
+        let mut sent = Vec::with_capacity(SITES);
+        for (number, share) in shares.iter().enumerate() {
+            let mut random = StdRng::seed_from_u64(seed << 32 | (round * SITES + number) as u64);
+            let mut learned = self.learn(row, share, &mut random)?;
+            // Neither the largest nor the smallest.
+            if number == SITES / 2 {
+                match harm {
+                    Harm::Flipped => {
+                        learned.iter_mut().zip(row).for_each(|(sent, base)| *sent = base - 3.0 * (*sent - base));
+                    }
+                    Harm::Random => learned = fresh(&self.ground.layout, random.random_range(0..u64::MAX)),
+                    Harm::None | Harm::Noisy => {}
+                }
+            }
+            sent.push(learned);
+        }
+        Ok(sent)
+    }
+
+    /// A site learns from its share.
+    fn learn(&mut self, row: &[f32], share: &Share, random: &mut StdRng) -> Result<Vec<f32>, BenchError> {
+        let (size, length, places) = (usize::from(BATCH), self.pool.length, self.ground.layout.places());
+        let slice = |place: &usize| row[places[*place].start..places[*place].start + places[*place].len].to_vec();
+        let mut weights: Vec<Vec<f32>> = self.order.iter().map(slice).collect();
+        let mut gradients = vec![Vec::new(); weights.len()];
+        let mut images = vec![0.0; size * length];
+        for _ in 0..EPOCHS {
+            let mut seen: Vec<&(usize, usize)> = share.iter().collect();
+            seen.shuffle(random);
+            for part in seen.chunks(size) {
+                let mut labels = vec![None; size];
+                images.fill(0.0);
+                for ((image, label), (place, class)) in images.chunks_exact_mut(length).zip(&mut labels).zip(part) {
+                    image.copy_from_slice(&self.pool.learn[*place].0);
+                    *label = Some(*class);
+                }
+                let targets = cross_entropy(&labels, self.pool.classes, &Smoothing::default());
+                self.stepper.learn(&images, &targets, &weights, &mut gradients)?;
+                for (weight, gradient) in weights.iter_mut().zip(&gradients) {
+                    weight.iter_mut().zip(gradient).for_each(|(weight, by)| *weight -= RATE * by);
+                }
+            }
+        }
+        let mut learned = vec![0.0; self.ground.layout.len()];
+        for (place, weight) in self.order.iter().zip(weights) {
+            learned[places[*place].start..places[*place].start + places[*place].len].copy_from_slice(&weight);
+        }
+        Ok(learned)
+    }
+
+    /// The control: nothing but the public set.
+    fn learn_public(&mut self, row: &[f32], public: &Public, learning: HeadLearning) -> Result<Vec<f32>, BenchError> {
+        let mut row = row.to_vec();
+        for _ in 0..learning.steps {
+            let (_, slope) = self.judges[0].slope(&row, public, &public.all())?;
+            row.iter_mut().zip(slope).for_each(|(weight, by)| *weight -= learning.rate * by);
+        }
+        Ok(row)
+    }
+}
+
+fn site(number: usize) -> schemas::SiteName {
+    schemas::SiteName::try_from(format!("site-{number}")).unwrap_or_else(|_| schemas::SiteName::unknown())
+}
+
+/// Weights that know nothing: spread as He et al. advise (arXiv 1502.01852); biases are 0.
+fn fresh(layout: &Layout, seed: u64) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut row = Vec::with_capacity(layout.len());
+    for place in layout.places() {
+        let fan_in: usize = place.shape.iter().skip(1).product();
+        let reach = if place.shape.len() > 1 { (6.0 / fan_in as f32).sqrt() } else { 0.0 };
+        row.extend((0..place.len).map(|_| random.random_range(-1.0_f32..1.0) * reach));
+    }
+    row
+}
+
+fn played(
+    scheme: &Scheme,
+    rule: &str,
+    seed: u64,
+    tried: &[Tried],
+    classes: usize,
+    taken: Vec<(String, usize)>,
+) -> Played {
+    let right = |tried: &Tried| {
+        let right = tried.said.iter().filter(|(said, class)| said == class).count();
+        right as f64 / tried.said.len().max(1) as f64
+    };
+    let last = &tried[tried.len().saturating_sub(LAST)..];
+    let mean = |of: &dyn Fn(&Tried) -> f64| last.iter().map(of).sum::<f64>() / last.len().max(1) as f64;
+    let recall = |tried: &Tried| tried.accuracy.iter().flatten().copied().fold(1.0, f64::min);
+    Played {
+        scheme: scheme.name,
+        rule: rule.into(),
+        seed,
+        accuracy: tried.iter().map(right).collect(),
+        accuracy_ratio: mean(&right),
+        macro_f1: mean(&|tried| macro_f1(tried, classes)),
+        weakest_recall: mean(&recall),
+        taken,
+    }
+}
+
+fn macro_f1(tried: &Tried, classes: usize) -> f64 {
+    let of = |class: usize| {
+        let count = |keep: &dyn Fn(bool, bool) -> bool| {
+            tried.said.iter().filter(|(said, true_one)| keep(*said == class, *true_one == class)).count() as f64
+        };
+        let (hit, off) = (count(&|said, is| said && is), count(&|said, is| said != is));
+        if hit + off > 0.0 { 2.0 * hit / (2.0 * hit + off) } else { 1.0 }
+    };
+    (0..classes).map(of).sum::<f64>() / classes.max(1) as f64
+}

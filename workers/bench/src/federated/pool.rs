@@ -1,0 +1,167 @@
+//! Labelled pictures, decoded once: a share to test with, a class-balanced public set, the rest to be divided among sites.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aggregator::score::Public;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use vision::{DecodeLimits, Model, decode, tensor};
+
+use crate::error::BenchError;
+use crate::train::learn;
+use crate::train::net::Net;
+
+/// The project's own images and the network that knows nothing of them, in a checkout.
+const OWN: (&str, &str) = ("fixtures/images/fashion", "fixtures/models/fashion-initial");
+/// Side of pictures of other folders, pixels.
+const SIDE_PX: i64 = 32;
+/// Most classes: of more, the most frequent.
+const MOST_CLASSES: usize = 10;
+/// Most pictures of a class to test with.
+const TEST_OF_CLASS: usize = 60;
+/// Pictures of a class in the public set.
+const PUBLIC_OF_CLASS: usize = 20;
+/// Most pictures of a class to learn from.
+const LEARN_OF_CLASS: usize = 180;
+
+/// A folder's pictures.
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// The network.
+    pub model: Model,
+    /// Numbers of a picture.
+    pub length: usize,
+    /// How many classes.
+    pub classes: usize,
+    /// To be divided: pictures, what they show, and what group each belongs to, if the index names groups.
+    pub learn: Vec<(Vec<f32>, usize, Option<String>)>,
+    /// To test with.
+    pub test: Vec<(Vec<f32>, usize)>,
+    _place: Option<tempfile::TempDir>,
+}
+
+struct Row {
+    path: PathBuf,
+    label: String,
+    group: Option<String>,
+    test: bool,
+}
+
+impl Pool {
+    /// Reads a folder, the project's own if absent. `groups`: the column that says what belongs together, if it has it.
+    pub fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
+        let own = folder.is_none();
+        let folder = folder.unwrap_or(Path::new(OWN.0));
+        let rows = rows(folder, groups)?;
+        let labels = frequent(&rows);
+        let (model, place) = match own {
+            true => (Model::load(Path::new(OWN.1))?, None),
+            false => {
+                let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
+                let net = Net::learner(3, SIDE_PX, labels.len() as i64);
+                (learn::write(&net, &labels, &place.path().join("model"))?, Some(place))
+            }
+        };
+        let (mut learn, mut test) = (Vec::new(), Vec::new());
+        let mut taken: BTreeMap<(usize, bool), usize> = BTreeMap::new();
+        let mut scratch = tensor::Scratch::default();
+        let mut order: Vec<&Row> = rows.iter().collect();
+        // Which pictures are taken is chance, but the same chance for everybody.
+        order.shuffle(&mut StdRng::seed_from_u64(1));
+        for row in order {
+            let Some(class) = model.labels.iter().position(|label| *label == row.label) else { continue };
+            let count = taken.entry((class, row.test)).or_default();
+            if *count >= if row.test { TEST_OF_CLASS } else { LEARN_OF_CLASS + PUBLIC_OF_CLASS } {
+                continue;
+            }
+            *count += 1;
+            let picture = read(&row.path, &model, &mut scratch)?;
+            match row.test {
+                true => test.push((picture, class)),
+                false => learn.push((picture, class, row.group.clone())),
+            }
+        }
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (length, classes) = (tensor::len(&model.description.input), model.labels.len());
+        Ok(Self { name, model, length, classes, learn, test, _place: place })
+    }
+
+    /// A public set drawn by a seed, and the places of what is left to learn from.
+    pub fn public(&self, seed: u64) -> (Public, Vec<usize>) {
+        let mut order: Vec<usize> = (0..self.learn.len()).collect();
+        order.shuffle(&mut StdRng::seed_from_u64(seed ^ 0x7075_626c));
+        let mut taken = vec![0; self.classes];
+        let (public, rest): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|place| {
+            let class = self.learn[*place].1;
+            // No more than a tenth of a class that has few.
+            let all = self.learn.iter().filter(|(_, other, _)| *other == class).count();
+            taken[class] += 1;
+            taken[class] <= PUBLIC_OF_CLASS.min(all.div_ceil(10).max(2))
+        });
+        let pictures = public.iter().map(|place| (&self.learn[*place].0, self.learn[*place].1));
+        (self.set(pictures), rest)
+    }
+
+    /// What there is to test with.
+    pub fn test(&self) -> Public {
+        self.set(self.test.iter().map(|(picture, class)| (picture, *class)))
+    }
+
+    fn set<'a>(&self, pictures: impl Iterator<Item = (&'a Vec<f32>, usize)>) -> Public {
+        let (mut images, mut classes) = (Vec::new(), Vec::new());
+        for (picture, class) in pictures {
+            images.extend_from_slice(picture);
+            classes.push(class);
+        }
+        Public::of(images, self.length, classes, self.classes)
+    }
+}
+
+fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec<f32>, BenchError> {
+    let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
+    let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
+    let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| unusable(error.to_string()))?;
+    let mut picture = vec![0.0; tensor::len(&model.description.input)];
+    tensor::write(&pixels, &model.description.input, scratch, &mut picture)
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok(picture)
+}
+
+/// The labels most pictures to learn from have, sorted.
+fn frequent(rows: &[Row]) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    rows.iter().filter(|row| !row.test).for_each(|row| *counts.entry(&row.label).or_default() += 1);
+    let mut labels: Vec<(&str, usize)> = counts.into_iter().collect();
+    labels.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let mut labels: Vec<String> = labels.into_iter().take(MOST_CLASSES).map(|(label, _)| label.to_owned()).collect();
+    labels.sort_unstable();
+    labels
+}
+
+fn rows(folder: &Path, groups: &str) -> Result<Vec<Row>, BenchError> {
+    let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
+    let index = folder.join("index.csv");
+    let mut reader = csv::Reader::from_path(&index)
+        .map_err(|error| unusable(format!("has no index.csv that can be read ({error}); run this in a checkout of the project, or name a folder")))?;
+    let heads = reader.headers().map_err(|error| unusable(error.to_string()))?.clone();
+    let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
+    let missing = |what: &str| unusable(format!("its index.csv has no column {what}"));
+    let file = column(&["file", "path"]).ok_or_else(|| missing("file or path"))?;
+    let label = column(&["label", "class_name"]).ok_or_else(|| missing("label or class_name"))?;
+    let split = column(&["split"]).ok_or_else(|| missing("split"))?;
+    let group = column(&[groups]);
+    let mut rows = Vec::new();
+    for row in reader.records() {
+        let row = row.map_err(|error| unusable(error.to_string()))?;
+        let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
+        if field(label).is_empty() {
+            continue;
+        }
+        let (path, test) = (folder.join(field(file)), field(split) == "test");
+        rows.push(Row { path, label: field(label), group: group.map(field), test });
+    }
+    Ok(rows)
+}

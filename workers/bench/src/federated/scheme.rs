@@ -1,0 +1,244 @@
+//! How pictures are divided among sites, and which sites mean harm. Pure.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+
+/// Sites.
+pub const SITES: usize = 10;
+/// A site that got less is given some of the others' pictures.
+const LEAST: usize = 6;
+/// Of the labels of a site that labels at random.
+const NOISY_RATIO: f64 = 0.8;
+
+/// A way to divide pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Division {
+    /// By chance.
+    Even,
+    /// Every class by Dirichlet's distribution: the smaller, the more uneven.
+    Dirichlet(f64),
+    /// By chance, sizes from 1 to 100.
+    Sizes,
+    /// Two sites have most pictures, of half of the classes; the others share the rest.
+    FewLarge,
+    /// Every site has three tenths of the classes.
+    Missing,
+    /// What belongs together stays together.
+    Natural,
+}
+
+/// What one site does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Harm {
+    /// Nothing.
+    None,
+    /// The largest site labels most of its pictures at random.
+    Noisy,
+    /// One site sends three times its change, the wrong way round.
+    Flipped,
+    /// One site sends random weights.
+    Random,
+}
+
+/// A way to divide pictures, and what one site does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Scheme {
+    /// Its name.
+    pub name: &'static str,
+    division: Division,
+    /// What one site does wrong.
+    pub harm: Harm,
+}
+
+const fn scheme(name: &'static str, division: Division, harm: Harm) -> Scheme {
+    Scheme { name, division, harm }
+}
+
+/// All of them; the first is the even one.
+pub const SCHEMES: [Scheme; 12] = [
+    scheme("iid", Division::Even, Harm::None),
+    scheme("dirichlet 1.0", Division::Dirichlet(1.0), Harm::None),
+    scheme("dirichlet 0.3", Division::Dirichlet(0.3), Harm::None),
+    scheme("dirichlet 0.1", Division::Dirichlet(0.1), Harm::None),
+    scheme("sizes 1:100", Division::Sizes, Harm::None),
+    scheme("few large", Division::FewLarge, Harm::None),
+    scheme("missing classes", Division::Missing, Harm::None),
+    scheme("natural", Division::Natural, Harm::None),
+    scheme("dirichlet 0.3, noisy", Division::Dirichlet(0.3), Harm::Noisy),
+    scheme("sizes 1:100, noisy", Division::Sizes, Harm::Noisy),
+    scheme("dirichlet 0.3, flipped", Division::Dirichlet(0.3), Harm::Flipped),
+    scheme("dirichlet 0.3, random", Division::Dirichlet(0.3), Harm::Random),
+];
+
+/// One site's pictures, by their places, with what they are said to show.
+pub type Share = Vec<(usize, usize)>;
+
+impl Scheme {
+    /// Whether pictures must be grouped for it.
+    pub fn needs_groups(&self) -> bool {
+        self.division == Division::Natural
+    }
+
+    /// Divides. `pictures`: place, class and group of each.
+    pub fn divide(&self, pictures: &[(usize, usize, Option<&str>)], classes: usize, seed: u64) -> Vec<Share> {
+        let mut random = StdRng::seed_from_u64(seed ^ 0x6469_7669);
+        let mut shares: Vec<Share> = vec![Vec::new(); SITES];
+        let mut all: Vec<(usize, usize, Option<&str>)> = pictures.to_vec();
+        all.shuffle(&mut random);
+        let of_class = |class: usize| all.iter().filter(move |(_, other, _)| *other == class);
+        match self.division {
+            Division::Even => {
+                for (number, (place, class, _)) in all.iter().enumerate() {
+                    shares[number % SITES].push((*place, *class));
+                }
+            }
+            Division::Dirichlet(alpha) => {
+                for class in 0..classes {
+                    let parts: Vec<f64> = (0..SITES).map(|_| gamma(alpha, &mut random)).collect();
+                    deal(of_class(class), &parts, &mut shares);
+                }
+            }
+            Division::Sizes => {
+                let parts: Vec<f64> = (0..SITES).map(|site| 100_f64.powf(site as f64 / (SITES - 1) as f64)).collect();
+                deal(all.iter(), &parts, &mut shares);
+            }
+            Division::FewLarge => {
+                for class in 0..classes {
+                    let parts: Vec<f64> = (0..SITES)
+                        .map(|site| match (site < 2, class < classes.div_ceil(2)) {
+                            (true, true) => 4.5,
+                            (true, false) => 0.0,
+                            // Of their half of the classes the others have little, of the rest little too.
+                            (false, true) => 0.125,
+                            (false, false) => 0.125,
+                        })
+                        .collect();
+                    let own: Vec<&(usize, usize, Option<&str>)> = of_class(class).collect();
+                    let kept = if class < classes.div_ceil(2) { own.len() } else { own.len() / 4 };
+                    deal(own.into_iter().take(kept.max(1)), &parts, &mut shares);
+                }
+            }
+            Division::Missing => {
+                let each = (classes * 3).div_ceil(10).max(1);
+                let first: Vec<usize> = (0..SITES).map(|site| (site * classes) / SITES).collect();
+                for class in 0..classes {
+                    let has = |site: usize| (0..each).any(|step| (first[site] + step * step.max(1)) % classes == class);
+                    let parts: Vec<f64> = (0..SITES).map(|site| f64::from(u8::from(has(site)))).collect();
+                    deal(of_class(class), &parts, &mut shares);
+                }
+            }
+            Division::Natural => {
+                let mut groups: BTreeMap<&str, Share> = BTreeMap::new();
+                for (place, class, group) in &all {
+                    groups.entry(group.unwrap_or_default()).or_default().push((*place, *class));
+                }
+                let mut groups: Vec<Share> = groups.into_values().collect();
+                groups.shuffle(&mut random);
+                for (number, group) in groups.into_iter().enumerate() {
+                    shares[number % SITES].extend(group);
+                }
+            }
+        }
+        no_site_without(&mut shares);
+        if self.harm == Harm::Noisy {
+            let largest = (0..SITES).max_by_key(|site| shares[*site].len()).unwrap_or_default();
+            for (_, class) in &mut shares[largest] {
+                if random.random_range(0.0..1.0) < NOISY_RATIO {
+                    *class = random.random_range(0..classes);
+                }
+            }
+        }
+        shares
+    }
+}
+
+/// Deals pictures to sites in these proportions.
+fn deal<'a>(pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>, parts: &[f64], shares: &mut [Share]) {
+    let pictures: Vec<_> = pictures.collect();
+    let sum: f64 = parts.iter().sum();
+    let (mut upto, mut from) = (0.0, 0);
+    for (part, share) in parts.iter().zip(shares) {
+        upto += part / sum;
+        let to = ((upto * pictures.len() as f64).round() as usize).clamp(from, pictures.len());
+        share.extend(pictures[from..to].iter().map(|(place, class, _)| (*place, *class)));
+        from = to;
+    }
+}
+
+fn no_site_without(shares: &mut [Share]) {
+    for site in 0..shares.len() {
+        while shares[site].len() < LEAST {
+            let largest = (0..shares.len()).max_by_key(|site| shares[*site].len()).unwrap_or_default();
+            match shares[largest].pop() {
+                Some(picture) if largest != site => shares[site].push(picture),
+                _ => break,
+            }
+        }
+    }
+}
+
+/// A number from the gamma distribution (G. Marsaglia and W. W. Tsang, 2000).
+fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
+    if alpha < 1.0 {
+        let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
+        return gamma(alpha + 1.0, random) * uniform.powf(1.0 / alpha);
+    }
+    let d = alpha - 1.0 / 3.0;
+    let c = 1.0 / (9.0 * d).sqrt();
+    loop {
+        let normal = normal(random);
+        let v = (1.0 + c * normal).powi(3);
+        let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
+        if v > 0.0 && uniform.ln() < 0.5 * normal * normal + d - d * v + d * v.ln() {
+            return d * v;
+        }
+    }
+}
+
+fn normal(random: &mut StdRng) -> f64 {
+    let (a, b): (f64, f64) = (random.random_range(f64::MIN_POSITIVE..1.0), random.random_range(0.0..1.0));
+    (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scheme_gives_every_site_something_and_no_picture_twice() {
+        let groups: Vec<String> = (0..60).map(|group| group.to_string()).collect();
+        let pictures: Vec<(usize, usize, Option<&str>)> =
+            (0..1200).map(|place| (place, place % 10, Some(groups[place % 60].as_str()))).collect();
+        for scheme in SCHEMES {
+            for seed in 0..3 {
+                let shares = scheme.divide(&pictures, 10, seed);
+                let mut places: Vec<usize> = shares.iter().flatten().map(|(place, _)| *place).collect();
+                let count = places.len();
+                places.sort_unstable();
+                places.dedup();
+                assert_eq!(places.len(), count, "{}: a picture twice", scheme.name);
+                assert!(shares.iter().all(|share| share.len() >= LEAST), "{}", scheme.name);
+            }
+        }
+    }
+
+    #[test]
+    fn uneven_is_what_it_says() {
+        let pictures: Vec<(usize, usize, Option<&str>)> = (0..2000).map(|place| (place, place % 10, None)).collect();
+        let sizes = |name: &str| {
+            let scheme = SCHEMES.iter().find(|scheme| scheme.name == name).unwrap();
+            scheme.divide(&pictures, 10, 1).iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        let (least, most) = (sizes("sizes 1:100")[0], sizes("sizes 1:100")[9]);
+        assert!(most > 80 * least, "{least} to {most}");
+        assert!(sizes("iid").iter().all(|size| *size == 200));
+        let few = sizes("few large");
+        assert!(few[..2].iter().sum::<usize>() > few[2..].iter().sum(), "{few:?}");
+    }
+}
