@@ -7,8 +7,8 @@ setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when t
 demo: setup ## Build, publish 2,000 labelled images through a site, print what happened.
 	cargo run --release --locked --package tributary -- demo
 
-test: setup ## Build everything and run every test against real servers.
-	cargo build --workspace --locked && cargo test --workspace --locked
+test: ## Build everything and run every test against real servers, an S3 server among them.
+	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --locked
 
 lint: ## Formatting, clippy and the shell scripts' syntax.
 	cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings && bash -n deploy/*.sh .ci/run

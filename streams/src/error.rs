@@ -1,5 +1,6 @@
 //! What can go wrong while carrying, told apart by what helps.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
@@ -77,6 +78,72 @@ pub enum CarryError {
         /// What is wrong with it.
         what: String,
     },
+    /// The release store did not answer in time, or failed a request.
+    #[error("{what} in store {store} failed: check that the store is up and its address right, then try again")]
+    Store {
+        /// The store, without credentials.
+        store: String,
+        /// What was asked of it.
+        what: String,
+        /// Its own words.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// An address that leads to no release store.
+    #[error("store {url} cannot be used: {why}")]
+    StoreUrl {
+        /// The address, without credentials.
+        url: String,
+        /// Why not, and what to write instead.
+        why: String,
+    },
+    /// The release store does not let us.
+    #[error(
+        "{what} in store {store} was denied ({why}): make the folder writable for this user, or check the keys in the environment (AWS_*, GOOGLE_* or AZURE_*) and that they may read, write and list there"
+    )]
+    StoreDenied {
+        /// The store, without credentials.
+        store: String,
+        /// What was asked of it.
+        what: String,
+        /// Its own words, without credentials.
+        why: String,
+    },
+    /// The release store takes no more.
+    #[error("store {store} is full ({why}): nothing was stored; make room there, then try again")]
+    StoreFull {
+        /// The store, without credentials.
+        store: String,
+        /// The system's words.
+        why: String,
+    },
+    /// A name that not every kind of store can hold, or one that leads out of it.
+    #[error(
+        "path {path:?} is refused by the store: name it with letters, digits, '.', '_' and '-', parts joined by '/'"
+    )]
+    StorePath {
+        /// The name, cut to a printable length.
+        path: String,
+    },
+    /// An object of the store that is gone, cut or altered. Nothing of it is used.
+    #[error("{path} in store {store} {what}: store it again from an intact copy")]
+    BadObject {
+        /// The store, without credentials.
+        store: String,
+        /// Its path there.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file of ours, on its way to the store or from it, that cannot be read or written.
+    #[error("{path} cannot be read or written", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
     /// The broker refused or failed a request.
     #[error("{what} failed")]
     Broker {
@@ -109,6 +176,10 @@ impl CarryError {
                 | Self::Codec(_)
                 | Self::Subject { .. }
                 | Self::BadBlob { .. }
+                | Self::StoreUrl { .. }
+                | Self::StoreDenied { .. }
+                | Self::StorePath { .. }
+                | Self::BadObject { .. }
         )
     }
 

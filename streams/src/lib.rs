@@ -1,8 +1,8 @@
-//! How it is carried: the one crate that names the broker's client.
+//! How it is carried: the one crate that names the clients of the broker and of object stores.
 //!
 //! Reading order: [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
-//! [`pull`] and [`blobs`] move things, [`server`] runs a broker of our own, [`batch`] says how the kernel
-//! schedules it. Knows no worker.
+//! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
+//! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
 
 pub mod batch;
 pub mod blobs;
@@ -13,6 +13,7 @@ pub mod publish;
 pub mod pull;
 pub mod read;
 pub mod server;
+pub mod store;
 pub mod subject;
 pub mod tap;
 pub mod topology;
@@ -22,3 +23,4 @@ pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
 pub use publish::{Placed, Publication, Publisher};
 pub use pull::{Delivery, Puller};
+pub use store::{Put, Store};

@@ -347,7 +347,8 @@ fn sync_interval(durability: Durability) -> &'static str {
     }
 }
 
-fn cache() -> PathBuf {
+/// The folder `make setup` puts programs into.
+pub fn cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TRIBUTARY_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("tributary")))
