@@ -8,7 +8,7 @@ use training::TrainError;
 use crate::filter::{self, Filter, FilterSettings};
 use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
-use crate::score::{HeadLearning, Judge, Public, Tried};
+use crate::score::{HeadLearning, Judge, Public, Tried, Tuning};
 use crate::server::{self, Memory, ServerSettings};
 use crate::values::{BLOCK, Room, Values, block, each_block};
 use crate::weigh::law::{self, Learning};
@@ -19,6 +19,8 @@ const LAW: &str = "law";
 const PICK: &str = "pick";
 /// Behind the name of a rule: its last layer is trained again on the public set.
 const AND_HEAD: &str = "+head";
+/// Behind the name of a rule: the whole model is trained on the public set for a little.
+const AND_TUNE: &str = "+tune";
 /// Among the candidates of `pick`: the base itself.
 const PREVIOUS: &str = "previous";
 
@@ -27,10 +29,10 @@ const PREVIOUS: &str = "previous";
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
     /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
-    /// trained again on the public set), or `pick`, which tries several.
+    /// trained again on the public set) or `+tune` (the whole model is, for a little), or `pick`, which tries several.
     pub rule: String,
-    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, and the one
-    /// with the lowest loss on the other half is taken.
+    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
+    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance.
     pub candidates: Vec<String>,
     /// The numbers of the rules.
     pub weigh: WeighSettings,
@@ -61,7 +63,7 @@ impl MergeSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
-            let plain = rule.strip_suffix(AND_HEAD).unwrap_or(rule);
+            let (plain, _) = parted(rule);
             plain == LAW || weigh::names().any(|name| name == plain)
         };
         let names = || weigh::names().chain([LAW, PICK]).collect::<Vec<_>>().join(", ");
@@ -204,6 +206,8 @@ pub struct Around<'a> {
     pub public: Option<&'a Public>,
     /// At least one where there are pictures.
     pub judges: &'a mut [Judge],
+    /// The round: decides which half of the pictures is which.
+    pub round: u64,
 }
 
 /// Makes the next weights.
@@ -287,6 +291,22 @@ fn model(sent: &Sent<'_>, layout: &Layout) -> Vec<f32> {
     row
 }
 
+/// What is done with a model after its sites were merged.
+enum Then {
+    Done,
+    Head,
+    Tune,
+}
+
+/// A rule's name without what follows merging, and that.
+fn parted(rule: &str) -> (&str, Then) {
+    match (rule.strip_suffix(AND_HEAD), rule.strip_suffix(AND_TUNE)) {
+        (Some(plain), _) => (plain, Then::Head),
+        (_, Some(plain)) => (plain, Then::Tune),
+        _ => (rule, Then::Done),
+    }
+}
+
 struct Round<'a> {
     base: &'a [f32],
     sent: Vec<Sent<'a>>,
@@ -297,6 +317,22 @@ struct Round<'a> {
     /// Which updates count.
     counts: Vec<bool>,
     notes: Vec<Option<String>>,
+}
+
+/// Which candidate is taken: the first, unless the one with the lowest loss is better by more than the standard error of
+/// the difference, picture by picture. `None` if no loss is a number.
+fn choice(tried: &[&Tried]) -> Option<usize> {
+    let finite = |place: &usize| tried[*place].loss.is_finite();
+    let best = (0..tried.len()).filter(finite).min_by(|a, b| tried[*a].loss.total_cmp(&tried[*b].loss))?;
+    if best == 0 || !finite(&0) {
+        return Some(best);
+    }
+    let differences: Vec<f64> =
+        tried[0].said.iter().zip(&tried[best].said).map(|(first, best)| first.loss - best.loss).collect();
+    let count = differences.len() as f64;
+    let mean = differences.iter().sum::<f64>() / count;
+    let variance = differences.iter().map(|difference| (difference - mean).powi(2)).sum::<f64>() / count;
+    Some(if mean > (variance / count).sqrt() { best } else { 0 })
 }
 
 struct Made {
@@ -429,7 +465,7 @@ impl<'a> Round<'a> {
 
     /// The weights that a rule makes. `fit`: public pictures that it may learn from; all of them if absent.
     fn make(&self, rule: &str, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
-        let plain = rule.strip_suffix(AND_HEAD).unwrap_or(rule);
+        let (plain, then) = parted(rule);
         let (shares, instead) = self.weigh(plain, around, fit)?;
         let mut row = vec![0.0; around.layout.len()];
         match self.without_extremes(around.layout) {
@@ -438,7 +474,20 @@ impl<'a> Round<'a> {
         }
         let rule = rule.to_owned();
         let made = Made { row, rule, shares, instead };
-        if plain.len() == made.rule.len() { Ok(made) } else { self.with_head(made, around, fit) }
+        match then {
+            Then::Done => Ok(made),
+            Then::Head => self.with_head(made, around, fit),
+            Then::Tune => self.tuned(made, around, fit),
+        }
+    }
+
+    fn tuned(&self, made: Made, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+        let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
+            return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
+        };
+        let all = public.all();
+        let row = judge.tune(&made.row, public, fit.unwrap_or(&all), Tuning::default(), around.round)?;
+        Ok(Made { row, ..made })
     }
 
     fn with_head(&self, made: Made, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
@@ -472,9 +521,8 @@ impl<'a> Round<'a> {
     /// Tries the candidates: fitted on one half, chosen by the other.
     fn pick(&self, around: &mut Around<'_>) -> Result<(Made, Vec<Candidate>), DeriveError> {
         let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
-        let (fit, choose) = public.halves();
-        let mut best: Option<(f64, Made)> = None;
-        let mut candidates = Vec::new();
+        let (fit, choose) = public.halves(around.round);
+        let mut tried: Vec<(Made, Tried)> = Vec::new();
         for rule in &self.settings.candidates {
             let made = match rule.as_str() {
                 PREVIOUS => {
@@ -486,17 +534,18 @@ impl<'a> Round<'a> {
             let Some(judge) = around.judges.first_mut() else {
                 return Err(DeriveError::NoPublic(format!("rule {PICK}")));
             };
-            let tried = judge.score(&made.row, public, &choose)?;
-            candidates.push(Candidate {
-                rule: rule.clone(),
-                loss: tried.loss,
-                accuracy_ratio: tried.mean_accuracy(),
-            });
-            if tried.loss.is_finite() && best.as_ref().is_none_or(|(loss, _)| tried.loss < *loss) {
-                best = Some((tried.loss, made));
-            }
+            let on_other_half = judge.score(&made.row, public, &choose)?;
+            tried.push((made, on_other_half));
         }
-        best.map(|(_, made)| (made, candidates)).ok_or(DeriveError::NotFinite)
+        let candidate = |(made, tried): &(Made, Tried)| Candidate {
+            rule: made.rule.clone(),
+            loss: tried.loss,
+            accuracy_ratio: tried.mean_accuracy(),
+        };
+        let candidates = tried.iter().map(candidate).collect();
+        let taken = choice(&tried.iter().map(|(_, tried)| tried).collect::<Vec<_>>());
+        let made = taken.map(|place| tried.swap_remove(place).0).ok_or(DeriveError::NotFinite)?;
+        Ok((made, candidates))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {

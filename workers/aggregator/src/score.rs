@@ -6,6 +6,9 @@ use std::path::Path;
 use autograd::loss::{Smoothing, cross_entropy};
 use autograd::{Onnx, Split, Step, Trainable};
 use schemas::model::InputDescription;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 use training::optimizer::Optimizer;
 use training::probe::{Ready, ready};
@@ -98,14 +101,20 @@ impl Public {
         (0..self.len()).collect()
     }
 
-    /// Two halves with as many pictures of each class as can be: one to fit on, one to choose by.
-    pub fn halves(&self) -> (Vec<usize>, Vec<usize>) {
+    /// Two halves with as many pictures of each class as can be: one to fit on, one to choose by. Every round has others,
+    /// or what was chosen by the same pictures again and again would look better than it is. In the order of the set.
+    pub fn halves(&self, round: u64) -> (Vec<usize>, Vec<usize>) {
+        let mut order = self.all();
+        order.shuffle(&mut StdRng::seed_from_u64(round));
         let mut seen = vec![0_usize; self.count];
-        self.all().into_iter().partition(|picture| {
+        let (mut fit, mut choose): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|picture| {
             let class = self.classes[*picture];
             seen[class] += 1;
             seen[class] % 2 == 1
-        })
+        });
+        fit.sort_unstable();
+        choose.sort_unstable();
+        (fit, choose)
     }
 
     /// What each class counts, so that all classes of these pictures count the same.
@@ -215,6 +224,23 @@ impl Default for HeadLearning {
     }
 }
 
+/// How a whole model is trained on public pictures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// Times all pictures are seen.
+    pub passes: u32,
+    /// Length of a step.
+    pub rate: f32,
+    /// Pulls every weight towards where it was.
+    pub proximal: f32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { passes: 3, rate: 0.03, proximal: 0.01 }
+    }
+}
+
 /// How right a model is.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tried {
@@ -222,8 +248,19 @@ pub struct Tried {
     pub loss: f64,
     /// Share of the pictures that it is right about, by class; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
-    /// What it says of each picture, and what it shows.
-    pub said: Vec<(usize, usize)>,
+    /// What it says of each picture.
+    pub said: Vec<Said>,
+}
+
+/// What a model says of a picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Said {
+    /// The class it says.
+    pub class: usize,
+    /// The true one.
+    pub shows: usize,
+    /// Cross-entropy of the true one.
+    pub loss: f64,
 }
 
 impl Tried {
@@ -278,7 +315,7 @@ impl Judge {
                 counts[class] += 1.0;
                 loss[class] += by;
                 right[class] += f64::from(u8::from(best == class));
-                said.push((best, class));
+                said.push(Said { class: best, shows: class, loss: by });
             }
         }
         let seen = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;
@@ -341,6 +378,32 @@ impl Judge {
         for (place, weight) in order.iter().zip(trained) {
             let place = &self.layout.places()[*place];
             row[place.start..place.start + place.len].copy_from_slice(&weight);
+        }
+        Ok(row)
+    }
+}
+
+impl Judge {
+    /// The same model, trained on these pictures for some passes in an order of chance: every class counts the same.
+    pub fn tune(
+        &mut self,
+        row: &[f32],
+        public: &Public,
+        of: &[usize],
+        tuning: Tuning,
+        seed: u64,
+    ) -> Result<Vec<f32>, TrainError> {
+        let mut row = row.to_vec();
+        let (start, size) = (row.clone(), batch_of(self.stepper.step()));
+        let (mut order, mut random) = (of.to_vec(), StdRng::seed_from_u64(seed));
+        for _ in 0..tuning.passes {
+            order.shuffle(&mut random);
+            for part in order.chunks(size) {
+                let (_, slope) = self.slope(&row, public, part)?;
+                for ((weight, by), start) in row.iter_mut().zip(slope).zip(&start) {
+                    *weight -= tuning.rate * (by + tuning.proximal * (*weight - start));
+                }
+            }
         }
         Ok(row)
     }

@@ -63,9 +63,11 @@ fn ways() -> Vec<Way> {
     let server = |name: &str, kind: ServerKind, rate: f64| {
         way(name, |merge| (merge.server.kind, merge.server.rate) = (kind, rate))
     };
-    let mut ways = ["fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "paper+head", "law+head", "pick"]
-        .map(rule)
-        .to_vec();
+    let rules = [
+        "fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "paper+head", "law+head", "fedavg+tune",
+        "uniform+tune", "law+tune", "pick",
+    ];
+    let mut ways = rules.map(rule).to_vec();
     ways.insert(
         2,
         way("paper literal", |merge| {

@@ -1,7 +1,7 @@
 //! One experiment: sites learn from their share, what they send is merged by a rule, and so on for thirty rounds.
 
 use aggregator::derive::{Around, Sent, derive};
-use aggregator::score::{Ground, HeadLearning, Judge, Public, Tried};
+use aggregator::score::{Ground, Judge, Public, Tried, Tuning};
 use aggregator::server::Memory;
 use aggregator::values::Values;
 use aggregator::{Layout, MergeSettings};
@@ -88,8 +88,8 @@ impl<'a> Player<'a> {
         for round in 0..ROUNDS {
             row = match merge {
                 None => {
-                    let learning = HeadLearning { steps: 20, rate: RATE, proximal: 0.0 };
-                    self.learn_public(&row, &public, learning)?
+                    let tuning = Tuning { passes: 2, rate: RATE, proximal: 0.0 };
+                    self.judges[0].tune(&row, &public, &public.all(), tuning, seed << 32 | round as u64)?
                 }
                 Some(settings) => {
                     let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;
@@ -102,7 +102,12 @@ impl<'a> Player<'a> {
                         hard: 0,
                     });
                     let mut around =
-                        Around { layout: &self.ground.layout, public: Some(&public), judges: &mut self.judges };
+                        Around {
+                            layout: &self.ground.layout,
+                            public: Some(&public),
+                            judges: &mut self.judges,
+                            round: round as u64 + 1,
+                        };
                     match derive(&row, sites.collect(), memory.clone(), settings, &mut around) {
                         Ok(derived) => {
                             memory = derived.memory;
@@ -183,16 +188,6 @@ impl<'a> Player<'a> {
         }
         Ok(learned)
     }
-
-    /// The control: nothing but the public set.
-    fn learn_public(&mut self, row: &[f32], public: &Public, learning: HeadLearning) -> Result<Vec<f32>, BenchError> {
-        let mut row = row.to_vec();
-        for _ in 0..learning.steps {
-            let (_, slope) = self.judges[0].slope(&row, public, &public.all())?;
-            row.iter_mut().zip(slope).for_each(|(weight, by)| *weight -= learning.rate * by);
-        }
-        Ok(row)
-    }
 }
 
 fn site(number: usize) -> schemas::SiteName {
@@ -220,7 +215,7 @@ fn played(
     taken: Vec<(String, usize)>,
 ) -> Played {
     let right = |tried: &Tried| {
-        let right = tried.said.iter().filter(|(said, class)| said == class).count();
+        let right = tried.said.iter().filter(|said| said.class == said.shows).count();
         right as f64 / tried.said.len().max(1) as f64
     };
     let last = &tried[tried.len().saturating_sub(LAST)..];
@@ -241,7 +236,7 @@ fn played(
 fn macro_f1(tried: &Tried, classes: usize) -> f64 {
     let of = |class: usize| {
         let count = |keep: &dyn Fn(bool, bool) -> bool| {
-            tried.said.iter().filter(|(said, true_one)| keep(*said == class, *true_one == class)).count() as f64
+            tried.said.iter().filter(|said| keep(said.class == class, said.shows == class)).count() as f64
         };
         let (hit, off) = (count(&|said, is| said && is), count(&|said, is| said != is));
         if hit + off > 0.0 { 2.0 * hit / (2.0 * hit + off) } else { 1.0 }
