@@ -1,5 +1,5 @@
 //! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision and training.
+//! optional reports of link, load, decision, training and rounds.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ pub struct Beat {
     /// What the trainer does and did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingReport>,
+    /// What a model's rounds have come to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<RoundReport>,
 }
 
 impl Beat {
@@ -67,6 +70,7 @@ impl Beat {
             link: None,
             decision: None,
             training: None,
+            rounds: None,
         }
     }
 }
@@ -147,6 +151,26 @@ pub struct DecisionReport {
     /// What was learned about the gate, in words for people; absent without a target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub belief: Option<String>,
+}
+
+/// What a model's rounds have come to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// `waiting`, `open`, `merging` or `failed`.
+    pub state: String,
+    /// Why, in words for people.
+    pub why: String,
+    /// Number of the last round, 0 before the first.
+    pub round: u64,
+    /// Updates that count in it.
+    pub updates: u32,
+    /// Updates that are enough.
+    pub quorum: u32,
+    /// Updates refused since it started.
+    pub refused: u64,
+    /// What came of the last round, in words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
 }
 
 /// What a trainer does, and what came of the last training.

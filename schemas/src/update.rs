@@ -1,5 +1,6 @@
 //! What a site learned: weights against a base release, by reference, and how they were come by. Never a picture.
-//! Version history: 1, first.
+//! Version history: 1, first; later with the
+//! optional number of hard images.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,9 @@ pub struct Update {
     pub form: WeightForm,
     /// Images learned from, of each label.
     pub samples: BTreeMap<String, u64>,
+    /// Of them, images that the site was in doubt about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hard: u64,
     /// Images learned from, by who said what they show.
     pub sources: BTreeMap<LabelSource, u64>,
     /// The base on the images held out at the site.
@@ -45,6 +49,10 @@ impl Update {
     pub fn id(&self) -> TaskId {
         TaskId::derived(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Message for Update {

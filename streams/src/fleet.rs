@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use futures::{Stream, StreamExt, TryStreamExt};
-use schemas::{Beat, decode, encode};
+use schemas::{Beat, Message, decode, encode};
 
 use crate::connect::Bus;
 use crate::error::{CarryError, absent};
@@ -70,6 +70,12 @@ impl Ledger {
     pub async fn read(&self, key: &str) -> Result<Option<String>, CarryError> {
         let bytes = self.store.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
         Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The message noted under a key, if there is one that can be read.
+    pub async fn message<M: Message>(&self, key: &str) -> Result<Option<M>, CarryError> {
+        let bytes = self.store.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
+        Ok(bytes.map(|bytes| decode(&bytes)).transpose()?)
     }
 
     /// Writes a note.

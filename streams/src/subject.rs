@@ -126,6 +126,37 @@ pub fn update(model: &ModelName, round: u64, site: &SiteName) -> String {
     format!("update.{model}.{round}.{site}")
 }
 
+/// The slot of something that happened in a round: `opened`, `closed` or `ended`.
+pub fn round(model: &ModelName, number: u64, event: &str) -> String {
+    format!("round.{model}.{number}.{event}")
+}
+
+/// Everything that is said of a model's rounds, and everything sites send for it.
+pub fn rounds_and_updates(model: &ModelName) -> Vec<String> {
+    vec![format!("round.{model}.*.*"), format!("update.{model}.*.*")]
+}
+
+/// Everything of one kind that is said of a model's rounds: `opened`, `closed` or `ended`.
+pub fn rounds(model: &ModelName, event: &str) -> String {
+    format!("round.{model}.*.{event}")
+}
+
+/// Where a site notes the round it is asked for.
+pub fn round_note(model: &ModelName) -> String {
+    format!("round-{model}")
+}
+
+/// A site's note under a key. Sites and cloud have a bucket of their own each.
+pub fn note(key: &str) -> String {
+    format!("$KV.ledger.{key}")
+}
+
+/// Whether a subject is that of a site's note.
+pub fn is_note(subject: &str) -> bool {
+    let key = subject.strip_prefix("$KV.ledger.").unwrap_or_default();
+    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
 /// A task sent up.
 pub fn verify(reason: VerifyReason, site: &SiteName, camera: &CameraName) -> String {
     format!("verify.{}.{site}.{camera}", reason.as_str())

@@ -29,7 +29,7 @@ pub const VERIFY: &str = "VERIFY";
 pub const VERDICTS: &str = "VERDICTS";
 /// What persons say tasks show.
 pub const LABELS: &str = "LABELS";
-/// What sites learned: references to weights, never a picture.
+/// What sites learned, as references to weights and never a picture; and what happens in rounds.
 pub const UPDATES: &str = "UPDATES";
 /// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
@@ -58,6 +58,11 @@ pub const FLEET_AGE: Duration = Duration::from_secs(15);
 /// Durable of one site's courier on VERDICTS.
 pub fn verdicts_durable(site: &SiteName) -> String {
     format!("courier-{site}")
+}
+
+/// Durable of one site's courier on UPDATES: the rounds that are opened.
+pub fn rounds_durable(site: &SiteName) -> String {
+    format!("rounds-{site}")
 }
 
 /// How much the streams may hold, and for how long. Sizes in MiB, times in seconds.
@@ -248,7 +253,7 @@ impl Plan {
         });
         self.stream(StreamConfig {
             max_bytes: bytes(settings.dead_max_mib),
-            ..file(DEAD, vec!["dead.verify.*.*".into()])
+            ..file(DEAD, ["verify", "updates"].map(|stream| format!("dead.{stream}.*.*")).to_vec())
         });
         self.stream(StreamConfig {
             // The oldest make way: a collection, not an obligation.
@@ -259,7 +264,7 @@ impl Plan {
         self.stream(StreamConfig {
             max_bytes: bytes(settings.updates_max_mib),
             duplicate_window: window,
-            ..file(UPDATES, vec!["update.*.*.*".into()])
+            ..file(UPDATES, vec!["update.*.*.*".into(), "round.*.*.*".into()])
         });
         self.blobs(CLOUD_BLOBS, settings);
         self.fleet();
@@ -269,6 +274,8 @@ impl Plan {
         for site in sites {
             let filter_subject = format!("verdict.{site}.*");
             self.consumer(VERDICTS, pull::Config { filter_subject, ..durable(&verdicts_durable(site), wait) });
+            let filter_subject = "round.*.*.opened".into();
+            self.consumer(UPDATES, pull::Config { filter_subject, ..durable(&rounds_durable(site), wait) });
         }
     }
 
@@ -534,7 +541,7 @@ mod tests {
         let both = plan(&Place::Both(site.clone()), &StreamSettings::default());
         let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
         assert_eq!(dead.len(), 1);
-        assert_eq!(dead[0].subjects.len(), 5);
+        assert_eq!(dead[0].subjects.len(), 6);
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         // The runtime only in its tests.
         "autograd" => &["vision"],
         "training" => &["schemas", "streams", "runtime", "vision", "autograd"],
-        "trainer" => &["schemas", "streams", "runtime", "vision", "training"],
+        "trainer" => &["schemas", "streams", "runtime", "vision", "autograd", "training"],
         "aggregator" => &["schemas", "streams", "runtime", "vision", "autograd", "training"],
         "runtime" => &["schemas", "streams"],
         "recognizer" | "verifier" | "publisher" => &["schemas", "streams", "runtime", "vision"],

@@ -205,6 +205,7 @@ fn update() -> Update {
         site: "reef".parse().unwrap(),
         model: "fashion-light".parse().unwrap(),
         round: 0,
+        hard: 0,
         base: ReleaseId::from_sha256([1; 32]),
         weights: BlobRef::new([9; 32], 106_792),
         form: WeightForm::DeltaF16,

@@ -21,8 +21,14 @@ const PICK: &str = "pick";
 const AND_HEAD: &str = "+head";
 /// Behind the name of a rule: the whole model is trained on the public set for a little.
 const AND_TUNE: &str = "+tune";
+/// Behind the name of a rule: as `+tune`, and half of what is aimed at is what the sites' models say together (ensemble
+/// distillation, arXiv 2006.07242).
+const AND_DISTILL: &str = "+distill";
 /// Among the candidates of `pick`: the base itself.
 const PREVIOUS: &str = "previous";
+/// Candidates whose loss is so many times that of the base are no candidates. High, for with uneven sites the loss
+/// rises in some rounds on the way down; a guess.
+const FAR_WORSE: f64 = 2.0;
 
 /// How updates become a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +38,8 @@ pub struct MergeSettings {
     /// trained again on the public set) or `+tune` (the whole model is, for a little), or `pick`, which tries several.
     pub rule: String,
     /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
-    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance.
+    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance. What
+    /// is taken is then fitted on the whole set. `previous` is taken only where everything else is far worse than it.
     pub candidates: Vec<String>,
     /// The numbers of the rules.
     pub weigh: WeighSettings,
@@ -47,7 +54,7 @@ pub struct MergeSettings {
 
 impl Default for MergeSettings {
     fn default() -> Self {
-        let candidates = ["fedavg", "paper", "quality", "law", "fedavg+head", "quality+head", "law+head", PREVIOUS];
+        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill", PREVIOUS];
         Self {
             rule: PICK.into(),
             candidates: candidates.map(str::to_owned).to_vec(),
@@ -167,6 +174,12 @@ pub struct Record {
     pub after: Option<(f64, f64)>,
 }
 
+impl Candidate {
+    fn of(rule: &str, tried: &Tried) -> Self {
+        Self { rule: rule.into(), loss: tried.loss, accuracy_ratio: tried.mean_accuracy() }
+    }
+}
+
 /// New weights and how they were come by.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Derived {
@@ -227,8 +240,8 @@ pub fn derive(
     }
     // Sums of floats depend on their order: it is the sites', not that of arrival.
     sent.sort_by(|a, b| a.site.cmp(&b.site));
-    let scored = scored(&sent, settings, around)?;
-    let mut round = Round { base, sent, scored, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    let (scored, said) = scored(&sent, settings, around)?;
+    let mut round = Round { base, sent, scored, said, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
     round.filter(around.layout);
     let (made, candidates) = match settings.rule.as_str() {
         PICK => round.pick(around)?,
@@ -253,10 +266,14 @@ pub fn derive(
 }
 
 /// Every site's model on the public set, as many at a time as there are judges.
-fn scored(sent: &[Sent<'_>], settings: &MergeSettings, around: &mut Around<'_>) -> Result<Vec<Scored>, DeriveError> {
+fn scored(
+    sent: &[Sent<'_>],
+    settings: &MergeSettings,
+    around: &mut Around<'_>,
+) -> Result<(Vec<Scored>, Vec<Vec<f32>>), DeriveError> {
     let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
     let Some(public) = around.public.filter(|_| settings.needs_public()) else {
-        return Ok(sent.iter().map(unscored).collect());
+        return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
     let (layout, all) = (around.layout, public.all());
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -273,13 +290,15 @@ fn scored(sent: &[Sent<'_>], settings: &MergeSettings, around: &mut Around<'_>) 
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
     let mut scored: Vec<Scored> = sent.iter().map(unscored).collect();
+    let mut said = vec![Vec::new(); sent.len()];
     for tried in tried {
         let tried = tried.map_err(|_| DeriveError::Settings("a judge ended by itself".into()))??;
-        for (place, Tried { loss, accuracy, .. }) in tried {
+        for (place, Tried { loss, accuracy, probabilities, .. }) in tried {
             (scored[place].loss, scored[place].accuracy) = (Some(loss), accuracy);
+            said[place] = probabilities;
         }
     }
-    Ok(scored)
+    Ok((scored, said))
 }
 
 /// A site's own model, whole.
@@ -296,21 +315,22 @@ enum Then {
     Done,
     Head,
     Tune,
+    Distill,
 }
 
 /// A rule's name without what follows merging, and that.
 fn parted(rule: &str) -> (&str, Then) {
-    match (rule.strip_suffix(AND_HEAD), rule.strip_suffix(AND_TUNE)) {
-        (Some(plain), _) => (plain, Then::Head),
-        (_, Some(plain)) => (plain, Then::Tune),
-        _ => (rule, Then::Done),
-    }
+    let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
+    let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
+    found.unwrap_or((rule, Then::Done))
 }
 
 struct Round<'a> {
     base: &'a [f32],
     sent: Vec<Sent<'a>>,
     scored: Vec<Scored>,
+    /// Of each site, what its model says of the public pictures.
+    said: Vec<Vec<f32>>,
     settings: &'a MergeSettings,
     /// What each change is multiplied by.
     times: Vec<f64>,
@@ -412,7 +432,7 @@ impl<'a> Round<'a> {
             let mut row = vec![0.0; around.layout.len()];
             shares = law::learn(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
                 self.merge(&self.spread(shares, &counting), around.layout, &mut row);
-                let (loss, slope) = judge.slope(&row, public, of)?;
+                let (loss, slope) = judge.slope(&row, public, of, None)?;
                 let by_share = counting.iter().map(|place| self.along(*place, &slope, around.layout));
                 Ok((loss, by_share.collect()))
             })?;
@@ -477,16 +497,36 @@ impl<'a> Round<'a> {
         match then {
             Then::Done => Ok(made),
             Then::Head => self.with_head(made, around, fit),
-            Then::Tune => self.tuned(made, around, fit),
+            Then::Tune => self.tuned(made, around, fit, None),
+            Then::Distill => {
+                let teacher = self.together(&made.shares);
+                self.tuned(made, around, fit, Some(&teacher))
+            }
         }
     }
 
-    fn tuned(&self, made: Made, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+    /// What the sites' models say of every public picture, by their shares.
+    fn together(&self, shares: &[f64]) -> Vec<f32> {
+        let length = self.said.iter().map(Vec::len).max().unwrap_or(0);
+        let mut said = vec![0.0; length];
+        for (own, share) in self.said.iter().zip(shares) {
+            said.iter_mut().zip(own).for_each(|(said, own)| *said += own * *share as f32);
+        }
+        said
+    }
+
+    fn tuned(
+        &self,
+        made: Made,
+        around: &mut Around<'_>,
+        fit: Option<&[usize]>,
+        teacher: Option<&[f32]>,
+    ) -> Result<Made, DeriveError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
             return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
         };
         let all = public.all();
-        let row = judge.tune(&made.row, public, fit.unwrap_or(&all), Tuning::default(), around.round)?;
+        let row = judge.tune(&made.row, public, fit.unwrap_or(&all), teacher, Tuning::default(), around.round)?;
         Ok(Made { row, ..made })
     }
 
@@ -522,30 +562,29 @@ impl<'a> Round<'a> {
     fn pick(&self, around: &mut Around<'_>) -> Result<(Made, Vec<Candidate>), DeriveError> {
         let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
         let (fit, choose) = public.halves(around.round);
-        let mut tried: Vec<(Made, Tried)> = Vec::new();
-        for rule in &self.settings.candidates {
-            let made = match rule.as_str() {
-                PREVIOUS => {
-                    let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
-                    Made { row, rule: PREVIOUS.into(), shares, instead: None }
-                }
-                rule => self.make(rule, around, Some(&fit))?,
-            };
-            let Some(judge) = around.judges.first_mut() else {
-                return Err(DeriveError::NoPublic(format!("rule {PICK}")));
-            };
-            let on_other_half = judge.score(&made.row, public, &choose)?;
-            tried.push((made, on_other_half));
-        }
-        let candidate = |(made, tried): &(Made, Tried)| Candidate {
-            rule: made.rule.clone(),
-            loss: tried.loss,
-            accuracy_ratio: tried.mean_accuracy(),
+        let (mut tried, mut candidates) = (Vec::new(), Vec::new());
+        let try_one = |row: &[f32], around: &mut Around<'_>| match around.judges.first_mut() {
+            Some(judge) => Ok(judge.score(row, public, &choose)?),
+            None => Err(DeriveError::NoPublic(format!("rule {PICK}"))),
         };
-        let candidates = tried.iter().map(candidate).collect();
+        for rule in self.settings.candidates.iter().filter(|rule| *rule != PREVIOUS) {
+            let made = self.make(rule, around, Some(&fit))?;
+            let on_other_half = try_one(&made.row, around)?;
+            candidates.push(Candidate::of(rule, &on_other_half));
+            tried.push((rule, on_other_half));
+        }
         let taken = choice(&tried.iter().map(|(_, tried)| tried).collect::<Vec<_>>());
-        let made = taken.map(|place| tried.swap_remove(place).0).ok_or(DeriveError::NotFinite)?;
-        Ok((made, candidates))
+        if self.settings.candidates.iter().any(|rule| rule == PREVIOUS) {
+            let previous = try_one(self.base, around)?;
+            candidates.push(Candidate::of(PREVIOUS, &previous));
+            if taken.is_none_or(|place| tried[place].1.loss > FAR_WORSE * previous.loss) {
+                let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
+                let instead = Some("everything sites sent comes to something far worse than the base".into());
+                return Ok((Made { row, rule: PREVIOUS.into(), shares, instead }, candidates));
+            }
+        }
+        let rule = taken.map(|place| tried[place].0).ok_or(DeriveError::NotFinite)?;
+        Ok((self.make(rule, around, None)?, candidates))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {

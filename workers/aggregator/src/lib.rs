@@ -1,18 +1,31 @@
-//! Many sites' updates become one better model: check → score → weigh → merge → seal.
+//! Many sites' updates become one better model: check → score → weigh → merge → seal ([`walk`]).
 //!
-//! [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`score`] tries models on
-//! a public set, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one pass
-//! (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them.
+//! [`round`] is a model's rounds as a fold over what the stream says (pure), [`check`] what is looked at before an update
+//! counts. [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`score`] tries
+//! models on a public set, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
+//! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
+//! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares.
 //! Deliberately absent: rollout.
 
+pub mod check;
 pub mod derive;
 pub mod filter;
 pub mod layout;
 pub mod merge;
+pub mod open;
+pub mod release;
+pub mod round;
 pub mod score;
+pub mod seal;
 pub mod server;
+pub mod settings;
 pub mod values;
+pub mod verify;
+pub mod walk;
 pub mod weigh;
 
 pub use derive::{Derived, MergeSettings};
 pub use layout::Layout;
+pub use release::Releases;
+pub use settings::AggregatorSettings;
+pub use walk::run;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use autograd::loss::{Smoothing, cross_entropy};
+use autograd::loss::{Smoothing, cross_entropy, distill};
 use autograd::{Onnx, Split, Step, Trainable};
 use schemas::model::InputDescription;
 use rand::SeedableRng;
@@ -17,12 +17,15 @@ use training::stepper::Stepper;
 use training::{Examples, TrainError};
 use vision::graph::{Given, Numbers};
 use vision::{DecodeLimits, Graph, Model, decode, tensor};
+use wildmatch::WildMatch;
 
 use crate::layout::Layout;
 use crate::weigh::Scored;
 
 /// Images in a run; a guess.
 const BATCH: u16 = 32;
+/// Share of the teacher in what is aimed at.
+const TAUGHT: f32 = 0.5;
 
 /// Pictures with true labels, made ready for a model.
 #[derive(Debug, Clone, Default)]
@@ -173,10 +176,21 @@ struct Head {
 }
 
 impl Ground {
-    /// Of a model's folder. `trainable`: what of it is trained.
-    pub fn of(runtime: &vision::Onnx, model: &Model, trainable: &Trainable) -> Result<Self, TrainError> {
+    /// Of a model's folder. `trainable`: what of it is trained; `local`: patterns of names of what each site keeps.
+    pub fn of(
+        runtime: &vision::Onnx,
+        model: &Model,
+        trainable: &Trainable,
+        local: &[String],
+    ) -> Result<Self, TrainError> {
         let Ready { onnx, prepared, known } = ready(runtime, model, BATCH)?;
-        let step = prepared.step(&known, trainable)?;
+        let mut step = prepared.step(&known, trainable)?;
+        if !local.is_empty() {
+            let shared = |name: &&String| !is_local(name, local);
+            let names: Vec<String> =
+                step.weights.iter().map(|weight| &weight.name).filter(shared).cloned().collect();
+            step = prepared.step(&known, &Trainable::Named(names))?;
+        }
         let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
         let layout =
             Layout::new(step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect());
@@ -189,6 +203,11 @@ impl Ground {
         let head = head.and_then(|head| Head::of(&step, head));
         Ok(Self { layout, base, graph: onnx, step, head })
     }
+}
+
+/// Whether a weight stays as each site has it.
+pub fn is_local(name: &str, local: &[String]) -> bool {
+    local.iter().any(|pattern| WildMatch::new(pattern).matches(name))
 }
 
 impl Head {
@@ -250,6 +269,8 @@ pub struct Tried {
     pub accuracy: Vec<Option<f64>>,
     /// What it says of each picture.
     pub said: Vec<Said>,
+    /// Of each picture the probability of every class.
+    pub probabilities: Vec<f32>,
 }
 
 /// What a model says of a picture.
@@ -305,6 +326,7 @@ impl Judge {
         let (classes, size) = (public.count, batch_of(self.stepper.step()));
         let (mut right, mut loss, mut counts) = (vec![0.0; classes], vec![0.0; classes], vec![0.0_f64; classes]);
         let mut said = Vec::with_capacity(of.len());
+        let mut probabilities = Vec::with_capacity(of.len() * classes);
         for part in of.chunks(size) {
             let (images, labels) = batch(public, part, size);
             let targets = cross_entropy(&labels, classes, &Smoothing::default());
@@ -315,21 +337,29 @@ impl Judge {
                 counts[class] += 1.0;
                 loss[class] += by;
                 right[class] += f64::from(u8::from(best == class));
+                probabilities.extend(vision::softmax(scores, 1.0));
                 said.push(Said { class: best, shows: class, loss: by });
             }
         }
         let seen = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;
         let loss = (0..classes).filter(|class| counts[*class] > 0.0).map(|class| loss[class] / counts[class]);
         let accuracy = |class: usize| (counts[class] > 0.0).then(|| right[class] / counts[class]);
-        Ok(Tried { loss: loss.sum::<f64>() / seen, accuracy: (0..classes).map(accuracy).collect(), said })
+        Ok(Tried { loss: loss.sum::<f64>() / seen, accuracy: (0..classes).map(accuracy).collect(), said, probabilities })
     }
 
-    /// The loss on these pictures, every class counting the same, and its gradient by every weight.
-    pub fn slope(&mut self, row: &[f32], public: &Public, of: &[usize]) -> Result<(f64, Vec<f32>), TrainError> {
+    /// The loss on these pictures, every class counting the same, and its gradient by every weight. `teacher`: of all
+    /// pictures the probability of every class, which is half of what is aimed at then.
+    pub fn slope(
+        &mut self,
+        row: &[f32],
+        public: &Public,
+        of: &[usize],
+        teacher: Option<&[f32]>,
+    ) -> Result<(f64, Vec<f32>), TrainError> {
         let weights = weights(row, &self.layout, &self.order);
         let mut slope = vec![0.0; self.layout.len()];
         let mut gradients = vec![Vec::new(); self.order.len()];
-        let loss = slopes(&mut self.stepper, public, of, &weights, &mut gradients, |share, gradients| {
+        let loss = slopes(&mut self.stepper, public, of, teacher, &weights, &mut gradients, |share, gradients| {
             for (place, gradient) in self.order.iter().zip(gradients) {
                 let place = &self.layout.places()[*place];
                 let sum = &mut slope[place.start..place.start + place.len];
@@ -367,7 +397,7 @@ impl Judge {
         let all = features.all();
         for _ in 0..learning.steps {
             let mut sums: Vec<Vec<f32>> = start.iter().map(|weight| vec![0.0; weight.len()]).collect();
-            slopes(tail, &features, &all, &trained, &mut gradients, |share, gradients| {
+            slopes(tail, &features, &all, None, &trained, &mut gradients, |share, gradients| {
                 for (sum, gradient) in sums.iter_mut().zip(gradients) {
                     sum.iter_mut().zip(gradient).for_each(|(sum, by)| *sum += share * by);
                 }
@@ -385,11 +415,13 @@ impl Judge {
 
 impl Judge {
     /// The same model, trained on these pictures for some passes in an order of chance: every class counts the same.
+    /// `teacher`: as in [`Judge::slope`].
     pub fn tune(
         &mut self,
         row: &[f32],
         public: &Public,
         of: &[usize],
+        teacher: Option<&[f32]>,
         tuning: Tuning,
         seed: u64,
     ) -> Result<Vec<f32>, TrainError> {
@@ -399,7 +431,7 @@ impl Judge {
         for _ in 0..tuning.passes {
             order.shuffle(&mut random);
             for part in order.chunks(size) {
-                let (_, slope) = self.slope(&row, public, part)?;
+                let (_, slope) = self.slope(&row, public, part, teacher)?;
                 for ((weight, by), start) in row.iter_mut().zip(slope).zip(&start) {
                     *weight -= tuning.rate * (by + tuning.proximal * (*weight - start));
                 }
@@ -450,6 +482,7 @@ fn slopes(
     stepper: &mut Stepper,
     public: &Public,
     of: &[usize],
+    teacher: Option<&[f32]>,
     weights: &[impl AsRef<[f32]>],
     gradients: &mut [Vec<f32>],
     mut see: impl FnMut(f32, &[Vec<f32>]),
@@ -459,7 +492,12 @@ fn slopes(
     let mut loss = 0.0;
     for part in of.chunks(size) {
         let (images, labels) = batch(public, part, size);
-        let targets = cross_entropy(&labels, public.count, &smoothing);
+        let mut targets = cross_entropy(&labels, public.count, &smoothing);
+        if let Some(teacher) = teacher {
+            let row = |picture: &usize| &teacher[picture * public.count..][..public.count];
+            let said: Vec<f32> = part.iter().flat_map(row).copied().collect();
+            distill(&mut targets, &said, public.count, TAUGHT);
+        }
         let mass = if targets.scale > 0.0 { 1.0 / targets.scale } else { 0.0 };
         let share = mass / of.len() as f32;
         loss += f64::from(stepper.learn(&images, &targets, weights, gradients)? * share);

@@ -126,6 +126,13 @@ impl Onnx {
         Ok(self.graph()?.input.iter().map(|input| input.name().to_owned()).collect())
     }
 
+    /// Names and shapes of all weights that are 32-bit floats.
+    pub fn floats(&self) -> Result<Vec<(String, Vec<usize>)>, AutogradError> {
+        let floats = self.graph()?.initializer.iter().filter(|tensor| tensor.data_type() == tensor::FLOAT);
+        let shape = |dims: &[i64]| dims.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
+        Ok(floats.map(|tensor| (tensor.name().to_owned(), shape(&tensor.dims))).collect())
+    }
+
     /// Name of the first output.
     pub fn output(&self) -> Result<&str, AutogradError> {
         let output = self.graph()?.output.first().map(ValueInfoProto::name);

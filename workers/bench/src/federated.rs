@@ -65,7 +65,7 @@ fn ways() -> Vec<Way> {
     };
     let rules = [
         "fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "paper+head", "law+head", "fedavg+tune",
-        "uniform+tune", "law+tune", "pick",
+        "paper+tune", "quality+tune", "quality+distill", "pick",
     ];
     let mut ways = rules.map(rule).to_vec();
     ways.insert(
@@ -163,7 +163,7 @@ fn play_all(
     options: &Options,
     stop: &AtomicBool,
 ) -> Result<Vec<Played>, BenchError> {
-    let ground = Ground::of(runtime, &pool.model, &Trainable::All)?;
+    let ground = Ground::of(runtime, &pool.model, &Trainable::All, &[])?;
     let grouped = pool.learn.iter().any(|(_, _, group)| group.is_some());
     let schemes = SCHEMES.iter().filter(|scheme| grouped || !scheme.needs_groups());
     let schemes: Vec<&Scheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };

@@ -1,4 +1,5 @@
-//! The only one that crosses the link: tasks [`up`], verdicts [`down`], promises kept ([`promise`]).
+//! The only one that crosses the link: tasks [`up`], verdicts [`down`], promises kept ([`promise`]),
+//! rounds that a site is asked to take part in ([`rounds`]).
 //!
 //! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox`] says what goes next,
 //! [`budget`] and [`breaker`] whether anything may. Knows nothing of what it carries beyond where it is to
@@ -11,6 +12,7 @@ pub mod link;
 pub mod outbox;
 pub mod probe;
 pub mod promise;
+pub mod rounds;
 pub mod settings;
 pub mod stillness;
 pub mod up;

@@ -11,6 +11,7 @@ use streams::{Blobs, Bus, Publisher, topology};
 use crate::down::Down;
 use crate::probe::Link;
 use crate::promise::Promise;
+use crate::rounds::Rounds;
 use crate::settings::CourierSettings;
 use crate::up::Up;
 
@@ -54,6 +55,17 @@ pub async fn run(
         let down = Arc::new(Down { site: site.clone() });
         drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
+    let rounds = async {
+        tokio::select! {
+            () = link.up() => {}
+            () = shutdown.wanted() => return Ok(()),
+        }
+        let Some(in_cloud) = look_up(&shutdown, || Blobs::open_in_cloud(&cloud)).await else { return Ok(()) };
+        let rounds = Arc::new(Rounds { site: site.clone(), here: blobs.clone(), cloud: in_cloud });
+        // One at a time: of two notes on one model the later one must be written last.
+        let from = Drive { credits: 1, ..from(topology::rounds_durable(&site)) };
+        drive(rounds, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
+    };
     let promise = drive(
         Arc::new(Promise { site: site.clone(), here: here.clone() }),
         &here,
@@ -78,12 +90,13 @@ pub async fn run(
         }
         ended
     };
-    let (up, down, promise, (), ()) = tokio::join!(
+    let (up, down, rounds, promise, (), ()) = tokio::join!(
         async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
+        async { stop_all(rounds.await) },
         async { stop_all(promise.await) },
         link.probe(cloud.clone(), &settings.link, shutdown.clone()),
         life
     );
-    up.and(down).and(promise)
+    up.and(down).and(rounds).and(promise)
 }

@@ -66,12 +66,16 @@ pub struct About<'a> {
     pub site: &'a SiteName,
     /// The model it started from.
     pub model: &'a Model,
+    /// The round it answers; 0 when no round asked for it.
+    pub round: u64,
     /// How it was trained.
     pub settings: &'a TrainSettings,
     /// Images, by who said what they show.
     pub sources: BTreeMap<LabelSource, u64>,
     /// Images learned from, of each label.
     pub samples: BTreeMap<String, u64>,
+    /// Of them, images that the site was in doubt about.
+    pub hard: u64,
     /// When it was made, milliseconds since the epoch.
     pub trained_at_ms: u64,
 }
@@ -83,11 +87,12 @@ impl About<'_> {
         Update {
             site: self.site.clone(),
             model: ModelName::of(&self.model.description.name),
-            round: 0,
+            round: self.round,
             base: self.model.release.clone(),
             weights,
             form: self.settings.form,
             samples: self.samples,
+            hard: self.hard,
             sources: self.sources,
             before: measured(trained.epochs.first()),
             after: measured(trained.epochs.last()),

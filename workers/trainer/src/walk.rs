@@ -9,23 +9,28 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
-use schemas::{LabelSource, SiteName, TrainingReport};
+use schemas::limits::MAX_WEIGHTS_BYTES;
+use schemas::{LabelSource, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
 use streams::fleet::{Fleet, Ledger};
-use streams::{Blobs, Bus, Publisher};
+use streams::{Blobs, Bus, Publisher, subject};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
+use wildmatch::WildMatch;
 
 use training::checkpoint::{Checkpoints, Epoch};
+use crate::base;
 use crate::collect::{Collector, Marks};
 use crate::collection::Collection;
 use training::error::TrainError;
-use training::examples::Examples;
+use training::examples::{Examples, Split};
 use training::pace::Pace;
 use training::settings::TrainSettings;
 use crate::submit::{self, About};
 use training::train::{Around, Trained, train};
 
 const ROLE: &str = "trainer";
+/// The note of the last round that was answered.
+const ANSWERED: &str = "round-answered";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After a failure of the moment.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -141,23 +146,61 @@ impl Trainer {
         self.stop.cancel();
     }
 
-    /// Looks, and trains if there is enough to learn.
+    /// The round that this site is asked to take part in and has not answered, if there is one.
+    async fn asked(&self) -> Result<Option<Asked>, Fault> {
+        let model = ModelName::of(&self.model.description.name);
+        let note: Option<Round> = self.ledger.message(&subject::round_note(&model)).await?;
+        let Some(Round { number, event: RoundEvent::Opened(terms), said_at_ms, .. }) = note else { return Ok(None) };
+        let answered = self.ledger.read(ANSWERED).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let until_ms = said_at_ms.saturating_add(u64::from(terms.deadline_s) * 1000);
+        let wanted = terms.sites.is_empty() || terms.sites.contains(&self.site);
+        let open = number > answered && clock::now_ms() < until_ms;
+        Ok((wanted && open).then_some(Asked { round: number, terms }))
+    }
+
+    /// The model that a round starts from: the site's own, or what came with the round, put beside what is trained on.
+    async fn base(&self, terms: &Terms) -> Result<Arc<Model>, Fault> {
+        if terms.base == self.model.release {
+            return Ok(self.model.clone());
+        }
+        let missing = "the round names no weights of its base";
+        let blob = terms.weights.as_ref().ok_or_else(|| Fault::retry("base_missing", missing))?;
+        let bytes = self.blobs.fetch(blob, MAX_WEIGHTS_BYTES).await?;
+        let (root, into) = (self.model.clone(), base_folder(&self.settings.work, &terms.base));
+        let written = tokio::task::spawn_blocking(move || base::write(&root, &bytes, &into)).await;
+        let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
+        let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::chain(&error)))?;
+        if model.release != terms.base {
+            let (found, wanted) = (model.release.short(), terms.base.short());
+            let reason = format!("the weights of release {wanted} make {found} of this site's model: it was set up with another");
+            return Err(Fault::reject("base_of_other_model", reason, "give the site the model that the cloud has"));
+        }
+        Ok(Arc::new(model))
+    }
+
+    /// Looks, and trains if there is enough to learn, or if a round asks for it.
     async fn turn(&self, collector: &mut Collector) -> Result<(), Fault> {
         collector.look().await?;
+        let asked = self.asked().await?;
         let collection = &collector.collection;
         let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.least_fresh);
         self.state.change(|report| (report.labelled, report.fresh) = (labelled, fresh));
         // Without its images a checkpoint is worth nothing: they are collected anew.
         let unfinished = Checkpoints::are_in(&self.settings.work) && self.settings.work.join("index.csv").is_file();
-        if !unfinished && fresh < u64::from(least) {
+        if !unfinished && asked.is_none() && fresh < u64::from(least) {
             self.state.is("collecting", format!("{fresh} of {least} fresh labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !unfinished) {
-            self.state.is("collecting", missing);
+            let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
+            self.state.is("collecting", format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
+        let base = match &asked {
+            Some(asked) => self.base(&asked.terms).await?,
+            None => self.model.clone(),
+        };
         // What was left unfinished is finished with the images it began with.
         let sources = match unfinished {
             true => sources(&self.settings.work)?,
@@ -166,8 +209,11 @@ impl Trainer {
                 collector.copy(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
             }
         };
-        let ended = self.train(sources).await?;
+        let ended = self.train(sources, &base, asked.as_ref()).await?;
         if let Some(said) = ended {
+            if let Some(asked) = &asked {
+                self.ledger.write(ANSWERED, asked.round.to_string()).await?;
+            }
             self.state.change(|report| report.last = Some(said));
             let marks = serde_json::to_string(&marks).unwrap_or_default();
             self.ledger.write(&self.note, marks).await?;
@@ -179,21 +225,27 @@ impl Trainer {
     }
 
     /// Trains on what was copied and sends what came of it; what to say of it, or `None` when it was stopped.
-    async fn train(&self, sources: BTreeMap<LabelSource, u64>) -> Result<Option<String>, Fault> {
+    async fn train(
+        &self,
+        sources: BTreeMap<LabelSource, u64>,
+        base: &Arc<Model>,
+        asked: Option<&Asked>,
+    ) -> Result<Option<String>, Fault> {
+        let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
         self.state.change(|report| {
             (report.state, report.why) = ("training".into(), format!("on {} images", sources.values().sum::<u64>()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
         });
         let (ended, end) = tokio::sync::oneshot::channel();
-        let work = self.work();
+        let work = self.work(base.clone(), settings.clone());
         // A thread of its own: how it is scheduled must not stay with one that others use later.
         let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
             let _nobody_waits = ended.send(work());
         });
         thread.map_err(|error| Fault::retry("thread_missing", error))?;
         let trained = end.await.map_err(|_| Fault::retry("training_broke", "the training thread ended by itself"))?;
-        let (trained, samples) = match trained {
+        let (mut trained, samples, hard) = match trained {
             Ok(trained) => trained,
             Err(TrainError::Stopped) => return Ok(None),
             Err(error) => {
@@ -207,16 +259,22 @@ impl Trainer {
             tracing::warn!(role = ROLE, why, "a training did not pay");
             return Ok(Some(why));
         }
-        let file = match submit::file(&trained, &self.settings) {
+        if let Some(asked) = asked {
+            let local = |name: &String| asked.terms.local.iter().any(|pattern| WildMatch::new(pattern).matches(name));
+            trained.weights.retain(|name, _| !local(name));
+        }
+        let file = match submit::file(&trained, &settings) {
             Ok(file) => file,
             Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
         };
         let about = About {
             site: &self.site,
-            model: &self.model,
-            settings: &self.settings,
+            model: base,
+            round: asked.map_or(0, |asked| asked.round),
+            settings: &settings,
             sources,
             samples,
+            hard,
             trained_at_ms: clock::now_ms(),
         };
         let sent = submit::submit(&self.publisher, &self.blobs, &file, |weights| about.update(&trained, weights));
@@ -235,8 +293,12 @@ impl Trainer {
     }
 
     /// The training itself, for a thread of its own.
-    fn work(&self) -> impl FnOnce() -> Result<(Trained, BTreeMap<String, u64>), TrainError> + Send + use<> {
-        let (onnx, model, settings) = (self.onnx.clone(), self.model.clone(), self.settings.clone());
+    fn work(
+        &self,
+        model: Arc<Model>,
+        settings: TrainSettings,
+    ) -> impl FnOnce() -> Result<(Trained, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
+        let onnx = self.onnx.clone();
         let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
         move || {
             let examples = Examples::read(&settings.work, &model.labels, settings.held_out_ratio)?;
@@ -254,7 +316,8 @@ impl Trainer {
                 });
             };
             let trained = train(&onnx, &model, &examples, &settings, around, see)?;
-            Ok((trained, submit::samples(&examples, &model.labels)))
+            let hard = examples.of(Split::Train).filter(|example| example.hard).count() as u64;
+            Ok((trained, submit::samples(&examples, &model.labels), hard))
         }
     }
 
@@ -286,6 +349,24 @@ impl Trainer {
             () = shutdown.wanted() => {}
         }
     }
+}
+
+/// A round that this site is asked to take part in.
+struct Asked {
+    round: u64,
+    terms: Terms,
+}
+
+impl Asked {
+    /// The site's own settings, as far as the round says nothing.
+    fn settings(&self, own: &TrainSettings) -> TrainSettings {
+        TrainSettings { trainable: self.terms.trainable.clone(), ..own.clone() }
+    }
+}
+
+/// Where the model that a round starts from is put.
+fn base_folder(work: &Path, release: &ReleaseId) -> PathBuf {
+    work.join("bases").join(release.as_str())
 }
 
 /// Who labelled the images that an unfinished training began with.

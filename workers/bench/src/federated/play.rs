@@ -89,7 +89,7 @@ impl<'a> Player<'a> {
             row = match merge {
                 None => {
                     let tuning = Tuning { passes: 2, rate: RATE, proximal: 0.0 };
-                    self.judges[0].tune(&row, &public, &public.all(), tuning, seed << 32 | round as u64)?
+                    self.judges[0].tune(&row, &public, &public.all(), None, tuning, seed << 32 | round as u64)?
                 }
                 Some(settings) => {
                     let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;

@@ -24,7 +24,7 @@ const TEST_OF_CLASS: usize = 60;
 /// Pictures of a class in the public set.
 const PUBLIC_OF_CLASS: usize = 20;
 /// Most pictures of a class to learn from.
-const LEARN_OF_CLASS: usize = 180;
+const LEARN_OF_CLASS: usize = 120;
 
 /// A folder's pictures.
 pub struct Pool {

@@ -1,0 +1,267 @@
+//! What of an update is looked at before it counts. Pure but for reading the update's own file. Each refusal has a name, a
+//! reason and a remedy, and concerns nobody else.
+
+use std::collections::BTreeMap;
+
+use schemas::limits::MAX_WEIGHTS_BYTES;
+use schemas::{FaultNote, ReleaseId, SiteName, Update};
+use serde::{Deserialize, Serialize};
+
+use crate::values::ValuesError;
+
+/// What updates are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckSettings {
+    /// Most images a site may say it learned from, at least 1: what a site says is what it counts by.
+    pub samples_max: u64,
+    /// The same for single sites.
+    pub samples_max_of: BTreeMap<SiteName, u64>,
+    /// Largest file of weights, MiB, at least 1.
+    pub weights_max_mib: u32,
+    /// A change may be so many times as long as the base, above 0; absent: of any length.
+    pub norm_over_base_max: Option<f64>,
+    /// A change may be so many times as long as the median of its round, at least 1; absent: of any length.
+    pub norm_over_median_max: Option<f64>,
+}
+
+impl Default for CheckSettings {
+    fn default() -> Self {
+        Self {
+            samples_max: 1_000_000,
+            samples_max_of: BTreeMap::new(),
+            weights_max_mib: (MAX_WEIGHTS_BYTES >> 20) as u32,
+            norm_over_base_max: Some(10.0),
+            norm_over_median_max: None,
+        }
+    }
+}
+
+impl CheckSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let wants = [
+            (self.samples_max > 0, "samples_max: at least 1"),
+            (self.samples_max_of.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
+            ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
+            (self.norm_over_base_max.is_none_or(|most| most > 0.0), "norm_over_base_max: above 0"),
+            (self.norm_over_median_max.is_none_or(|most| most >= 1.0), "norm_over_median_max: at least 1"),
+        ];
+        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("check.{wanted}")))
+    }
+}
+
+/// Why an update does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The message is not an update.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
+    /// Its subject names another site or round than it does itself.
+    #[error("it came on {subject}, and says it is of site {site} for round {round}")]
+    Misdirected {
+        /// Where it came.
+        subject: String,
+        /// What it says.
+        site: SiteName,
+        /// What it says.
+        round: u64,
+    },
+    /// There is no such round.
+    #[error("it is for round {round}, and the last one is {last}")]
+    UnknownRound {
+        /// What it says.
+        round: u64,
+        /// The last one.
+        last: u64,
+    },
+    /// The round is over.
+    #[error("it is for round {round}, which was closed before it came")]
+    Late {
+        /// What it says.
+        round: u64,
+    },
+    /// The site was not asked.
+    #[error("site {site} was not asked in round {round}")]
+    NotAsked {
+        /// The site.
+        site: SiteName,
+        /// The round.
+        round: u64,
+    },
+    /// The site sent one already.
+    #[error("site {site} sent an update for round {round} already")]
+    Second {
+        /// The site.
+        site: SiteName,
+        /// The round.
+        round: u64,
+    },
+    /// It starts from another release.
+    #[error("it starts from release {}, and {wanted} is asked for", found.short())]
+    OtherBase {
+        /// What it says.
+        found: ReleaseId,
+        /// What is asked for, in words.
+        wanted: String,
+    },
+    /// It says it learned from nothing.
+    #[error("it says it learned from no image")]
+    NoSamples,
+    /// It says it learned from more than the site may say.
+    #[error("it says it learned from {found} images, and {most} is the most that site {site} may say")]
+    TooManySamples {
+        /// The site.
+        site: SiteName,
+        /// What it says.
+        found: u128,
+        /// The setting.
+        most: u64,
+    },
+    /// Its weights are too large.
+    #[error("its weights have {found} bytes, and {most} are accepted")]
+    TooLarge {
+        /// What it says.
+        found: u64,
+        /// The setting.
+        most: u64,
+    },
+    /// Its weights are not in the bucket, or are not what their digest says.
+    #[error("its weights cannot be had: {0}")]
+    NoWeights(String),
+    /// Its weights do not fit the model.
+    #[error(transparent)]
+    Values(#[from] ValuesError),
+    /// Its weights are no numbers.
+    #[error("its weights hold what is no number")]
+    NotFinite,
+    /// It is too long.
+    #[error("its change is {found:.3} long, and {most:.3} is the most that is accepted ({by})")]
+    TooLong {
+        /// Its length.
+        found: f64,
+        /// The most.
+        most: f64,
+        /// By what.
+        by: &'static str,
+    },
+}
+
+impl Refused {
+    /// For a dead letter.
+    pub fn note(&self) -> FaultNote {
+        let (name, remedy) = match self {
+            Self::Unreadable(_) => ("update_unreadable", "run the same release of tributary on both sides"),
+            Self::Misdirected { .. } => ("update_misdirected", "give each site a name of its own"),
+            Self::UnknownRound { .. } => ("round_unknown", "nothing: rounds are opened here alone"),
+            Self::Late { .. } => {
+                ("update_late", "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.behind_max)")
+            }
+            Self::NotAsked { .. } => ("site_not_asked", "add the site to round.sites"),
+            Self::Second { .. } => ("update_second", "look for a second trainer of that site, or another site of that name"),
+            Self::OtherBase { .. } => ("base_unknown", "let the site take the latest release, or let older bases count (round.behind_max)"),
+            Self::NoSamples => ("samples_none", "look at the site's trainer"),
+            Self::TooManySamples { .. } => ("samples_too_many", "if it is true, raise check.samples_max or check.samples_max_of for the site"),
+            Self::TooLarge { .. } => ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.form)"),
+            Self::NoWeights(_) => ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them"),
+            Self::Values(error) => (error.name(), "let the site train the model and the layers that the round asks for"),
+            Self::NotFinite => ("weights_not_finite", "look at the site's trainer: a smaller learning rate, or clip_norm"),
+            Self::TooLong { .. } => ("change_too_long", "look at the site's trainer; if it is right, raise check.norm_over_base_max or norm_over_median_max"),
+        };
+        FaultNote::new(name, self.to_string(), remedy)
+    }
+}
+
+/// Looks at what an update says of itself.
+pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+    let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
+    let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
+    if found == 0 {
+        return Err(Refused::NoSamples);
+    }
+    if found > u128::from(most) {
+        return Err(Refused::TooManySamples { site: update.site.clone(), found, most });
+    }
+    let most = u64::from(settings.weights_max_mib) << 20;
+    if update.weights.size_bytes > most {
+        return Err(Refused::TooLarge { found: update.weights.size_bytes, most });
+    }
+    Ok(())
+}
+
+/// Looks at how long a change is. `base`: the length of the base.
+pub fn length(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), Refused> {
+    if !finite || !norm.is_finite() {
+        return Err(Refused::NotFinite);
+    }
+    match settings.norm_over_base_max.map(|most| most * base) {
+        Some(most) if norm > most => Err(Refused::TooLong { found: norm, most, by: "check.norm_over_base_max" }),
+        _ => Ok(()),
+    }
+}
+
+/// Looks at how long changes are among those of their round.
+pub fn among(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
+    let most = settings.norm_over_median_max.map(|most| most * crate::filter::median(norms));
+    let too_long = |norm: &f64| {
+        let most = most.filter(|most| norm > most)?;
+        Some(Refused::TooLong { found: *norm, most, by: "check.norm_over_median_max" })
+    };
+    norms.iter().map(too_long).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{BlobRef, Measured, WeightForm};
+
+    use super::*;
+
+    fn update(samples: &[u64], size_bytes: u64) -> Update {
+        Update {
+            site: "reef".parse().unwrap(),
+            model: "light".parse().unwrap(),
+            round: 1,
+            base: ReleaseId::from_sha256([1; 32]),
+            weights: BlobRef::new([2; 32], size_bytes),
+            form: WeightForm::F32,
+            samples: samples.iter().enumerate().map(|(label, count)| (label.to_string(), *count)).collect(),
+            hard: 0,
+            sources: BTreeMap::new(),
+            before: Measured::default(),
+            after: Measured::default(),
+            epochs: 1,
+            trainable: "all".into(),
+            trained_at_ms: 0,
+        }
+    }
+
+    fn refused(update: &Update, settings: &CheckSettings) -> String {
+        said(update, settings).unwrap_err().note().name
+    }
+
+    #[test]
+    fn what_a_site_says_of_itself_is_bounded() {
+        let settings = CheckSettings { samples_max: 100, ..CheckSettings::default() };
+        assert!(said(&update(&[60, 40], 1000), &settings).is_ok());
+        assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
+        assert_eq!(refused(&update(&[0, 0], 1000), &settings), "samples_none");
+        assert_eq!(refused(&update(&[60, 41], 1000), &settings), "samples_too_many");
+        // A sum that a 64-bit number does not hold.
+        assert_eq!(refused(&update(&[u64::MAX, u64::MAX], 1000), &settings), "samples_too_many");
+        assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
+        let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
+        assert!(said(&update(&[150], 1000), &own).is_ok());
+    }
+
+    #[test]
+    fn a_change_that_is_no_number_or_too_long_is_refused() {
+        let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
+        let name = |refused: Result<(), Refused>| refused.unwrap_err().note().name;
+        assert!(length(1.0, true, 1.0, &settings).is_ok());
+        assert_eq!(name(length(1.0, false, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(length(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(length(10.1, true, 1.0, &settings)), "change_too_long");
+        let among = among(&[1.0, 1.0, 2.0, 9.0], &settings);
+        assert_eq!(among.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, false, true]);
+    }
+}

@@ -1,0 +1,290 @@
+//! A sealed release: its weights, and a manifest that says how they were come by, in the release store. Put there once and
+//! never changed.
+//!
+//! ```text
+//! models/<model>/<release>/manifest.json         how it was come by
+//! models/<model>/<release>/weights.safetensors   every weight of the model, 32-bit floats
+//! models/<model>/updates/<sha256>.safetensors    what sites sent
+//! models/<model>/rounds/<round>.json             which release a round came to: whoever puts this has sealed it
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use schemas::{BlobRef, FaultNote, ModelName, ReleaseId, SiteName, TaskId, WeightForm};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use streams::store::Put;
+use streams::{CarryError, Store};
+
+use crate::derive::{MergeSettings, Record};
+
+/// Largest manifest that is read, bytes.
+const MANIFEST_MAX_BYTES: u64 = 64 << 20;
+const FORMAT: u32 = 1;
+
+/// How a release was come by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of this file; 1.
+    pub format: u32,
+    /// The model.
+    pub model: ModelName,
+    /// Digest of the model's folder with these weights.
+    pub release: ReleaseId,
+    /// The release it started from; absent for the model that sites were set up with.
+    pub parent: Option<ReleaseId>,
+    /// The round it came of, 0 for none.
+    pub round: u64,
+    /// What the model tells apart.
+    pub labels: Vec<String>,
+    /// Every weight of the model.
+    pub weights: BlobRef,
+    /// The round; absent for none.
+    pub made: Option<Made>,
+}
+
+/// The round a release came of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// When it was opened, milliseconds since the epoch.
+    pub opened_at_ms: u64,
+    /// When it was closed, milliseconds since the epoch.
+    pub closed_at_ms: u64,
+    /// Why then.
+    pub closed_because: String,
+    /// Which weights were trained.
+    pub trainable: String,
+    /// Patterns of names of weights that stayed as each site has them.
+    pub local: Vec<String>,
+    /// How updates were merged.
+    pub settings: MergeSettings,
+    /// Digest of the public set that models were tried on; absent without one.
+    pub public_sha256: Option<String>,
+    /// The updates that are in it, by site.
+    pub updates: Vec<Merged>,
+    /// The updates that were refused.
+    pub refused: Vec<RefusedUpdate>,
+    /// Every site's part, and every number that decided.
+    pub record: Record,
+    /// What the server's optimizer remembered before it, and after it, in the store; absent where it remembers nothing.
+    pub memory: Option<(Option<BlobRef>, BlobRef)>,
+}
+
+/// An update in a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Merged {
+    /// Its id.
+    pub id: TaskId,
+    /// The site.
+    pub site: SiteName,
+    /// The release it started from.
+    pub base: ReleaseId,
+    /// Releases between that and the parent.
+    pub behind: u32,
+    /// Its weights.
+    pub weights: BlobRef,
+    /// How they are written.
+    pub form: WeightForm,
+    /// Images learned from.
+    pub samples: u64,
+    /// Of those, images that the site was in doubt about.
+    pub hard: u64,
+}
+
+/// An update that is not in a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefusedUpdate {
+    /// The site, as its subject says.
+    pub site: SiteName,
+    /// Sequence in the stream of updates.
+    pub sequence: u64,
+    /// Why.
+    pub fault: FaultNote,
+}
+
+/// Which release a round came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The round.
+    pub round: u64,
+    /// The release.
+    pub release: ReleaseId,
+}
+
+/// A model's releases in a store.
+#[derive(Debug, Clone)]
+pub struct Releases {
+    store: Store,
+    model: ModelName,
+}
+
+/// Why a release cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] CarryError),
+    /// It is not there.
+    #[error("model {model} has no release {wanted} in the store: `tributary release list` names those it has")]
+    Absent {
+        /// The model.
+        model: ModelName,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// Several begin so.
+    #[error("{wanted} is the beginning of {count} releases: write more digits")]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// How many.
+        count: usize,
+    },
+    /// Its manifest is none.
+    #[error("{path} is no manifest of a release: {why}")]
+    Unreadable {
+        /// Where.
+        path: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Releases {
+    /// Of a model.
+    pub fn new(store: Store, model: ModelName) -> Self {
+        Self { store, model }
+    }
+
+    fn path(&self, release: &ReleaseId, file: &str) -> String {
+        format!("models/{}/{release}/{file}", self.model)
+    }
+
+    fn blob_path(&self, blob: &BlobRef) -> String {
+        format!("models/{}/updates/{}.safetensors", self.model, blob.sha256)
+    }
+
+    /// Puts what a site sent, or what the server's optimizer remembers, where a release can find it again.
+    pub async fn keep(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
+        self.store.put_file(&self.blob_path(blob), blob, file).await.map(|_| ())
+    }
+
+    /// Fetches that again.
+    pub async fn kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
+        self.store.fetch(&self.blob_path(blob), blob, blob.size_bytes, into).await
+    }
+
+    /// Puts a release: weights first, its manifest last, so that one with a manifest is whole.
+    pub async fn put(&self, manifest: &Manifest, weights: &Path) -> Result<Put, ReleaseError> {
+        let path = self.path(&manifest.release, "weights.safetensors");
+        self.store.put_file(&path, &manifest.weights, weights).await?;
+        let path = self.path(&manifest.release, "manifest.json");
+        Ok(self.store.put_new(&path, json(manifest)?).await?)
+    }
+
+    /// Says which release a round came to; of two that say it at once one wins, and both are told which.
+    pub async fn seal(&self, round: u64, release: &ReleaseId) -> Result<Sealed, ReleaseError> {
+        let path = format!("models/{}/rounds/{round}.json", self.model);
+        let own = Sealed { round, release: release.clone() };
+        match self.store.put_new(&path, json(&own)?).await? {
+            Put::New => Ok(own),
+            Put::Already => {
+                let bytes = self.store.get(&path, MANIFEST_MAX_BYTES).await?.unwrap_or_default();
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| ReleaseError::Unreadable { path, why: error.to_string() })
+            }
+        }
+    }
+
+    /// A release's manifest, if there is such a release.
+    pub async fn manifest(&self, release: &ReleaseId) -> Result<Option<Manifest>, ReleaseError> {
+        let path = self.path(release, "manifest.json");
+        let Some(bytes) = self.store.get(&path, MANIFEST_MAX_BYTES).await? else { return Ok(None) };
+        let unreadable = |why: String| ReleaseError::Unreadable { path: path.clone(), why };
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
+        if manifest.format != FORMAT || manifest.release != *release {
+            return Err(unreadable(format!(
+                "it is of format {} and release {}; this program reads {FORMAT}",
+                manifest.format,
+                manifest.release.short()
+            )));
+        }
+        Ok(Some(manifest))
+    }
+
+    /// All of them, in the order of their rounds.
+    pub async fn list(&self) -> Result<Vec<Manifest>, ReleaseError> {
+        let mut manifests = Vec::new();
+        for path in self.store.list(&format!("models/{}", self.model)).await? {
+            let release = path.strip_suffix("/manifest.json").and_then(|path| path.rsplit('/').next());
+            if let Some(release) = release.and_then(|release| release.parse().ok())
+                && let Some(manifest) = self.manifest(&release).await?
+            {
+                manifests.push(manifest);
+            }
+        }
+        manifests.sort_by(|a, b| (a.round, &a.release).cmp(&(b.round, &b.release)));
+        Ok(manifests)
+    }
+
+    /// The release whose digest begins so.
+    pub async fn find(&self, beginning: &str) -> Result<Manifest, ReleaseError> {
+        let wanted = beginning.to_ascii_lowercase();
+        let mut found: Vec<Manifest> = self.list().await?;
+        found.retain(|manifest| manifest.release.as_str().starts_with(&wanted));
+        match found.len() {
+            0 => Err(ReleaseError::Absent { model: self.model.clone(), wanted }),
+            1 => Ok(found.remove(0)),
+            count => Err(ReleaseError::Ambiguous { wanted, count }),
+        }
+    }
+
+    /// Writes a release's weights to a file.
+    pub async fn fetch(&self, manifest: &Manifest, into: &Path) -> Result<(), CarryError> {
+        let path = self.path(&manifest.release, "weights.safetensors");
+        self.store.fetch(&path, &manifest.weights, manifest.weights.size_bytes, into).await
+    }
+}
+
+impl Manifest {
+    /// Of the model that sites were set up with.
+    pub fn first(model: ModelName, release: ReleaseId, labels: Vec<String>, weights: BlobRef) -> Self {
+        Self { format: FORMAT, model, release, parent: None, round: 0, labels, weights, made: None }
+    }
+
+    /// Of what a round came to.
+    pub fn of_round(self, parent: ReleaseId, round: u64, made: Made) -> Self {
+        Self { parent: Some(parent), round, made: Some(made), ..self }
+    }
+}
+
+/// Models that a store has releases of.
+pub async fn models(store: &Store) -> Result<Vec<ModelName>, CarryError> {
+    let paths = store.list("models").await?;
+    let mut models: Vec<ModelName> =
+        paths.iter().filter_map(|path| path.strip_prefix("models/")?.split('/').next()?.parse().ok()).collect();
+    models.dedup();
+    Ok(models)
+}
+
+/// Writes bytes to a file, and says what they are.
+pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<BlobRef> {
+    let beside: PathBuf = path.with_extension("part");
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(&beside, path)?;
+    Ok(BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64))
+}
+
+/// Tensors of a file of weights, by name.
+pub type Weights = BTreeMap<String, Vec<f32>>;
+
+fn json(value: &impl Serialize) -> Result<Bytes, ReleaseError> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| ReleaseError::Unreadable { path: "a manifest".into(), why: error.to_string() })?;
+    Ok(text.into())
+}

@@ -1,0 +1,390 @@
+//! A model's rounds as a fold over what the stream says, in its order: what came before a round was closed is in it, what
+//! came after is late, whoever reads it and however often. Pure; time decides only when to say that a round is closed.
+
+use std::collections::BTreeSet;
+
+use schemas::{ReleaseId, Round, RoundEvent, SiteName, Terms, Update};
+
+use crate::check::Refused;
+
+/// What a model's rounds have come to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rounds {
+    /// Releases, each the parent of the next; the first is the model that sites were set up with.
+    lineage: Vec<ReleaseId>,
+    last: u64,
+    current: Option<Current>,
+    /// What may count in the next round: late, or unsolicited, or both.
+    waiting: Vec<Arrived>,
+}
+
+/// The round that has not ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Current {
+    /// Its number.
+    pub number: u64,
+    /// What sites were asked for.
+    pub terms: Terms,
+    /// When it was opened, milliseconds since the epoch, by the stream's clock.
+    pub opened_at_ms: u64,
+    /// Updates that count, in the order of arrival.
+    pub accepted: Vec<Arrived>,
+    /// When there were enough of them.
+    enough_at_ms: Option<u64>,
+    /// When it was closed, and why.
+    pub closed: Option<(u64, String)>,
+    /// Sites whose update was looked at, whatever came of it.
+    heard: BTreeSet<SiteName>,
+}
+
+/// An update in the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrived {
+    /// What it says.
+    pub update: Update,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// When it was stored, milliseconds since the epoch.
+    pub stored_at_ms: u64,
+    /// Releases between its base and that of the round.
+    pub behind: u32,
+}
+
+/// What is to be done with an update.
+#[derive(Debug)]
+pub enum Arrival {
+    /// It may count in the current round, if its weights are in order: [`Rounds::accept`].
+    Count(Box<Arrived>),
+    /// Looked at again when the next round is opened.
+    Wait,
+    /// Nobody asked for it, and nobody minds.
+    Unasked,
+    /// A dead letter.
+    Refuse(Refused),
+}
+
+impl Rounds {
+    /// Before the first round.
+    pub fn new(first: ReleaseId) -> Self {
+        Self::since(vec![first], 0)
+    }
+
+    /// After so many rounds that came to these releases, the first of which is the model that sites were set up with.
+    pub fn since(lineage: Vec<ReleaseId>, last: u64) -> Self {
+        Self { lineage, last, current: None, waiting: Vec::new() }
+    }
+
+    /// The latest release.
+    pub fn release(&self) -> &ReleaseId {
+        // There is always the first.
+        &self.lineage[self.lineage.len() - 1]
+    }
+
+    /// Number of the last round, 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The round that has not ended.
+    pub fn current(&self) -> Option<&Current> {
+        self.current.as_ref()
+    }
+
+    /// How many updates wait for the next round.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Something happened in a round. Returns the updates that waited for it.
+    pub fn happened(&mut self, round: &Round, stored_at_ms: u64) -> Vec<Arrived> {
+        match &round.event {
+            RoundEvent::Opened(terms) if round.number > self.last => {
+                self.last = round.number;
+                self.current = Some(Current {
+                    number: round.number,
+                    terms: terms.clone(),
+                    opened_at_ms: stored_at_ms,
+                    accepted: Vec::new(),
+                    enough_at_ms: None,
+                    closed: None,
+                    heard: BTreeSet::new(),
+                });
+                return std::mem::take(&mut self.waiting);
+            }
+            RoundEvent::Closed { why } => {
+                if let Some(current) = self.of(round.number) {
+                    current.closed.get_or_insert_with(|| (stored_at_ms, why.clone()));
+                }
+            }
+            RoundEvent::Sealed { release, .. } => {
+                self.last = self.last.max(round.number);
+                if !self.lineage.contains(release) {
+                    self.lineage.push(release.clone());
+                }
+                self.current = self.current.take().filter(|current| current.number > round.number);
+            }
+            RoundEvent::Failed(_) => {
+                self.last = self.last.max(round.number);
+                self.current = self.current.take().filter(|current| current.number > round.number);
+            }
+            RoundEvent::Opened(_) => {}
+        }
+        Vec::new()
+    }
+
+    fn of(&mut self, number: u64) -> Option<&mut Current> {
+        self.current.as_mut().filter(|current| current.number == number)
+    }
+
+    /// An update arrived, or comes again because a round was opened.
+    pub fn arrived(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> Arrival {
+        if update.round > self.last {
+            return Arrival::Refuse(Refused::UnknownRound { round: update.round, last: self.last });
+        }
+        let last = self.last;
+        let behind = self.behind(&update.base);
+        let asked_for = |current: &Current| update.round == current.number;
+        let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) else {
+            return match (update.round, behind) {
+                (0, None) | (_, Some(_)) => {
+                    self.waiting.push(Arrived { update, sequence, stored_at_ms, behind: 0 });
+                    Arrival::Wait
+                }
+                (round, None) => Arrival::Refuse(Refused::Late { round }),
+            };
+        };
+        let allowed = current.terms.behind_max;
+        if !asked_for(current) && update.round == 0 && !current.terms.unsolicited {
+            return Arrival::Unasked;
+        }
+        if !asked_for(current) && update.round != 0 && allowed == 0 {
+            return Arrival::Refuse(Refused::Late { round: update.round.min(last) });
+        }
+        let site = update.site.clone();
+        if !current.terms.sites.is_empty() && !current.terms.sites.contains(&site) {
+            return Arrival::Refuse(Refused::NotAsked { site, round: current.number });
+        }
+        let behind = match behind {
+            // What a round asked for starts where the round does.
+            Some(behind) if behind == 0 || (behind <= allowed && !asked_for(current)) => behind,
+            _ => {
+                let wanted = match allowed {
+                    0 => format!("release {}", current.terms.base.short()),
+                    allowed => format!("release {} or one of {allowed} before it", current.terms.base.short()),
+                };
+                return Arrival::Refuse(Refused::OtherBase { found: update.base, wanted });
+            }
+        };
+        if !current.heard.insert(site.clone()) {
+            return Arrival::Refuse(Refused::Second { site, round: current.number });
+        }
+        Arrival::Count(Box::new(Arrived { update, sequence, stored_at_ms, behind }))
+    }
+
+    /// An update's weights are in order: it counts.
+    pub fn accept(&mut self, arrived: Arrived) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) {
+            // One that waited for the round to be opened was there when it was.
+            let at = arrived.stored_at_ms.max(current.opened_at_ms);
+            current.accepted.push(arrived);
+            if current.accepted.len() >= current.terms.quorum as usize {
+                current.enough_at_ms.get_or_insert(at);
+            }
+        }
+    }
+
+    /// Why the current round should be closed now, if it should.
+    pub fn due(&self, now_ms: u64) -> Option<String> {
+        let current = self.current.as_ref().filter(|current| current.closed.is_none())?;
+        let (accepted, quorum) = (current.accepted.len(), current.terms.quorum);
+        let after = |at_ms: u64, seconds: u32| now_ms >= at_ms.saturating_add(u64::from(seconds) * 1000);
+        let all = !current.terms.sites.is_empty() && accepted >= current.terms.sites.len();
+        if all {
+            return Some(format!("all {accepted} sites sent an update"));
+        }
+        if current.enough_at_ms.is_some_and(|at| after(at, current.terms.grace_s)) {
+            return Some(format!("{accepted} updates, {quorum} were enough, and the time for others is over"));
+        }
+        after(current.opened_at_ms, current.terms.deadline_s)
+            .then(|| format!("its time is over with {accepted} of {quorum} updates"))
+    }
+
+    /// Releases between a base and the latest release; `None` if it is not known.
+    fn behind(&self, base: &ReleaseId) -> Option<u32> {
+        let place = self.lineage.iter().rposition(|release| release == base)?;
+        u32::try_from(self.lineage.len() - 1 - place).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use schemas::{BlobRef, FaultNote, Measured, ModelName, WeightForm};
+
+    use super::*;
+
+    fn release(number: u8) -> ReleaseId {
+        ReleaseId::from_sha256([number; 32])
+    }
+
+    fn terms() -> Terms {
+        Terms {
+            base: release(0),
+            weights: None,
+            sites: Vec::new(),
+            quorum: 2,
+            grace_s: 10,
+            deadline_s: 100,
+            trainable: "all".into(),
+            local: Vec::new(),
+            unsolicited: false,
+            behind_max: 0,
+        }
+    }
+
+    fn round(number: u64, event: RoundEvent) -> Round {
+        Round { model: ModelName::of("light"), number, event, said_at_ms: 0 }
+    }
+
+    fn update(site: &str, round: u64, base: ReleaseId) -> Update {
+        Update {
+            site: site.parse().unwrap(),
+            model: ModelName::of("light"),
+            round,
+            base,
+            weights: BlobRef::new([2; 32], 100),
+            form: WeightForm::F32,
+            samples: [("cat".to_owned(), 5)].into(),
+            hard: 0,
+            sources: BTreeMap::new(),
+            before: Measured::default(),
+            after: Measured::default(),
+            epochs: 1,
+            trainable: "all".into(),
+            trained_at_ms: 0,
+        }
+    }
+
+    fn opened(terms: Terms) -> Rounds {
+        let mut rounds = Rounds::new(release(0));
+        rounds.happened(&round(1, RoundEvent::Opened(terms)), 1000);
+        rounds
+    }
+
+    fn send(rounds: &mut Rounds, update: Update, at_ms: u64) -> Result<(), String> {
+        match rounds.arrived(update, at_ms, at_ms) {
+            Arrival::Count(arrived) => {
+                rounds.accept(*arrived);
+                Ok(())
+            }
+            Arrival::Wait => Err("waits".into()),
+            Arrival::Unasked => Err("unasked".into()),
+            Arrival::Refuse(refused) => Err(refused.note().name),
+        }
+    }
+
+    #[test]
+    fn a_round_is_over_a_while_after_there_are_enough_or_at_its_deadline() {
+        let mut rounds = opened(terms());
+        assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
+        assert_eq!(rounds.due(50_000), None);
+        assert!(rounds.due(101_000).unwrap().contains("1 of 2"));
+        assert!(send(&mut rounds, update("b", 1, release(0)), 60_000).is_ok());
+        assert_eq!(rounds.due(69_999), None);
+        assert!(rounds.due(70_000).is_some());
+        rounds.happened(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
+        assert_eq!(rounds.due(80_000), None, "it is closed already");
+    }
+
+    #[test]
+    fn when_every_site_that_was_asked_sent_nobody_is_waited_for() {
+        let mut rounds = opened(Terms { sites: vec!["a".parse().unwrap(), "b".parse().unwrap()], ..terms() });
+        assert_eq!(send(&mut rounds, update("c", 1, release(0)), 2000), Err("site_not_asked".into()));
+        assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
+        assert!(send(&mut rounds, update("b", 1, release(0)), 2000).is_ok());
+        assert!(rounds.due(2001).is_some());
+    }
+
+    #[test]
+    fn what_does_not_belong_is_named() {
+        let mut rounds = opened(terms());
+        assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
+        assert_eq!(send(&mut rounds, update("a", 1, release(0)), 2001), Err("update_second".into()));
+        assert_eq!(send(&mut rounds, update("b", 1, release(7)), 2002), Err("base_unknown".into()));
+        assert_eq!(send(&mut rounds, update("b", 2, release(0)), 2003), Err("round_unknown".into()));
+        assert_eq!(send(&mut rounds, update("b", 0, release(0)), 2004), Err("unasked".into()));
+    }
+
+    #[test]
+    fn what_is_late_is_refused_by_name_or_counts_in_the_next_round() {
+        for (behind_max, expected) in [(0, Err("update_late".into())), (1, Ok(()))] {
+            let mut rounds = opened(terms());
+            rounds.happened(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
+            assert_eq!(send(&mut rounds, update("a", 1, release(0)), 3001), Err("waits".into()));
+            let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
+            rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights, updates }), 4000);
+            assert_eq!(rounds.release(), &release(1));
+            let next = Terms { base: release(1), behind_max, ..terms() };
+            let waited = rounds.happened(&round(2, RoundEvent::Opened(next)), 5000);
+            assert_eq!(waited.len(), 1);
+            let Arrived { update, sequence, stored_at_ms, .. } = waited.into_iter().next().unwrap();
+            let arrival = rounds.arrived(update, sequence, stored_at_ms);
+            let got = match arrival {
+                Arrival::Count(arrived) => {
+                    assert_eq!(arrived.behind, 1);
+                    Ok(())
+                }
+                Arrival::Refuse(refused) => Err(refused.note().name),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(got, expected);
+        }
+    }
+
+    #[test]
+    fn without_a_release_the_last_one_stands() {
+        let mut rounds = opened(terms());
+        rounds.happened(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
+        assert!(rounds.current().is_none());
+        assert_eq!(rounds.release(), &release(0));
+        rounds.happened(&round(2, RoundEvent::Opened(terms())), 5000);
+        assert_eq!(rounds.current().unwrap().number, 2);
+    }
+
+    #[test]
+    fn unsolicited_updates_count_where_that_is_wanted() {
+        let mut rounds = opened(Terms { unsolicited: true, ..terms() });
+        assert!(send(&mut rounds, update("a", 0, release(0)), 2000).is_ok());
+        assert!(send(&mut rounds, update("b", 0, release(0)), 2500).is_ok());
+        assert!(rounds.due(12_500).is_some());
+    }
+
+    proptest! {
+        /// However it is read, from the start or again, and whoever closes first: the same updates are in the round.
+        #[test]
+        fn the_stream_alone_says_what_counts(
+            sites in prop::collection::vec((0_u8..6, 0_u64..3), 1..12),
+            closes in prop::collection::vec(0_usize..12, 1..3),
+        ) {
+            let fold = || {
+                let mut rounds = opened(terms());
+                for (place, (site, number)) in sites.iter().enumerate() {
+                    if closes.contains(&place) {
+                        rounds.happened(&round(1, RoundEvent::Closed { why: place.to_string() }), place as u64);
+                    }
+                    let _ = send(&mut rounds, update(&format!("s{site}"), *number, release(0)), place as u64);
+                }
+                rounds
+            };
+            prop_assert_eq!(fold(), fold());
+            let rounds = fold();
+            let accepted = &rounds.current().unwrap().accepted;
+            let first_close = closes.iter().min().copied().unwrap_or(usize::MAX) as u64;
+            prop_assert!(accepted.iter().all(|arrived| arrived.sequence < first_close));
+            let distinct: BTreeSet<&SiteName> = accepted.iter().map(|arrived| &arrived.update.site).collect();
+            prop_assert_eq!(distinct.len(), accepted.len());
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! From what sites sent to a release: the base as a folder, what sites sent beside it, one derivation, and the new model's
+//! folder, whose digest is the release. Blocking; whoever calls it does so off the async threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use autograd::{Onnx, Trainable, onnx};
+use schemas::{BlobRef, ReleaseId, WeightForm};
+use training::{TrainError, folder, weights};
+use vision::Model;
+
+use crate::derive::{Around, DeriveError, Derived, MergeSettings, Sent, derive};
+use crate::merge::Change;
+use crate::release::{Merged, Weights, write};
+use crate::score::{Ground, Judge, Public};
+use crate::server::Memory;
+use crate::values::{Values, WeightsFile};
+
+/// Why no release was made.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// No weights came of it.
+    #[error(transparent)]
+    Derive(#[from] DeriveError),
+    /// A model cannot be read, written or tried.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The weights in the store do not make the release they belong to.
+    #[error("the weights of release {} make {} of the model in {}: sites were set up with another model", wanted.short(), found.short(), folder.display())]
+    OtherModel {
+        /// The release.
+        wanted: ReleaseId,
+        /// What came of its weights.
+        found: ReleaseId,
+        /// The model's folder.
+        folder: PathBuf,
+    },
+    /// A tensor is missing from a file of weights.
+    #[error("the weights of release {} are not those of this model", .0.short())]
+    Incomplete(ReleaseId),
+}
+
+/// Where a round starts.
+#[derive(Debug)]
+pub struct Base {
+    /// The release's own folder.
+    pub model: Model,
+    /// Its weights, and the graphs that try them.
+    pub ground: Ground,
+    /// Length of its weights.
+    pub norm: f64,
+}
+
+impl Base {
+    /// Of a release's folder. `trainable`, `local`: as in a round's terms.
+    pub fn open(
+        runtime: &vision::Onnx,
+        model: Model,
+        trainable: &Trainable,
+        local: &[String],
+    ) -> Result<Self, TrainError> {
+        let ground = Ground::of(runtime, &model, trainable, local)?;
+        let nothing = vec![0.0; ground.base.len()];
+        let whole = Change { values: Values::Memory(&ground.base), base: &nothing, times: 1.0 };
+        let (norm, _) = whole.norm(&ground.layout);
+        Ok(Self { model, ground, norm })
+    }
+}
+
+/// An update whose weights are here.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What is said of it.
+    pub merged: Merged,
+    /// Its weights.
+    pub file: Arc<WeightsFile>,
+    /// The file itself.
+    pub path: PathBuf,
+    /// Where it started, if that is not the round's base.
+    pub base: Option<Arc<Vec<f32>>>,
+}
+
+impl Held {
+    /// Its change, and what it is against.
+    pub fn change<'a>(&'a self, base: &'a Base) -> Change<'a> {
+        let from = self.base.as_ref().map_or(&base.ground.base, |own| own);
+        Change { values: Values::File(&self.file), base: from, times: 1.0 }
+    }
+}
+
+/// Makes the next weights from what is held.
+pub fn merge(
+    runtime: &vision::Onnx,
+    base: &Base,
+    held: &[Held],
+    public: Option<&Public>,
+    memory: Memory,
+    settings: &MergeSettings,
+    round: u64,
+) -> Result<Derived, SealError> {
+    let sent = held.iter().map(|held| Sent {
+        site: held.merged.site.clone(),
+        values: Values::File(&held.file),
+        base: held.base.as_ref().map_or(&base.ground.base, |own| own),
+        behind: held.merged.behind,
+        samples: held.merged.samples,
+        hard: held.merged.hard,
+    });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = if public.is_some() { cores.min(held.len().max(1)) } else { 0 };
+    let mut judges = (0..count).map(|_| Judge::open(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
+    let mut around = Around { layout: &base.ground.layout, public, judges: &mut judges, round };
+    Ok(derive(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
+}
+
+/// Every weight of a model with these in place of its own, as the bytes of a file.
+pub fn whole(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
+    let mut tensors = weights::Tensors::new();
+    for (name, shape) in graph.floats()? {
+        let values = match with.get(&name) {
+            Some(values) => values.clone(),
+            None => graph.weight(&name)?,
+        };
+        tensors.insert(name, (shape, values));
+    }
+    weights::encode(&tensors, &Weights::new(), WeightForm::F32, None)
+}
+
+/// The weights in a file.
+pub fn read(path: &Path) -> Result<Weights, TrainError> {
+    let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
+    let (tensors, _) = weights::decode(&bytes)?;
+    Ok(tensors.into_iter().map(|(name, (_, values))| (name, values)).collect())
+}
+
+/// The folder of a release: the model that sites were set up with, with the release's weights. Made once.
+pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path) -> Result<Model, SealError> {
+    let target = into.join(release.as_str());
+    if let Ok(model) = Model::load(&target)
+        && model.release == *release
+    {
+        return Ok(model);
+    }
+    remove(&target)?;
+    let model = folder::write(root, &onnx::read(&root.graph).map_err(TrainError::from)?, &read(weights)?, &target)?;
+    if model.release != *release {
+        let (wanted, found) = (release.clone(), model.release);
+        remove(&target)?;
+        return Err(SealError::OtherModel { wanted, found, folder: root.folder.clone() });
+    }
+    Ok(model)
+}
+
+/// A new model: its folder, named by its digest, and its weights as a file beside it.
+pub fn folder_with(
+    root: &Model,
+    base: &Base,
+    row: &[f32],
+    into: &Path,
+) -> Result<(Model, BlobRef, PathBuf), SealError> {
+    let graph = onnx::read(&base.model.graph).map_err(TrainError::from)?;
+    let merged: Weights =
+        base.ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
+    let bytes = whole(&graph, &merged)?;
+    let path = into.join("weights.safetensors");
+    let blob = write(&path, &bytes).map_err(TrainError::write(&path))?;
+    let fresh = into.join("new");
+    remove(&fresh)?;
+    let all = read(&path)?;
+    let model = folder::write(root, &onnx::read(&root.graph).map_err(TrainError::from)?, &all, &fresh)?;
+    let target = into.join(model.release.as_str());
+    if target.exists() {
+        remove(&fresh)?;
+    } else {
+        std::fs::rename(&fresh, &target).map_err(TrainError::write(&target))?;
+    }
+    Ok((Model::load(&target).map_err(TrainError::from)?, blob, path))
+}
+
+fn remove(folder: &Path) -> Result<(), TrainError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainError::write(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// What the server's optimizer remembers, as the bytes of a file; `None` if nothing.
+pub fn memory_bytes(memory: &Memory) -> Result<Option<Vec<u8>>, TrainError> {
+    let rows = [("first", &memory.first), ("second", &memory.second)];
+    let tensors: weights::Tensors = rows
+        .into_iter()
+        .filter(|(_, row)| !row.is_empty())
+        .map(|(name, row)| (name.to_owned(), (vec![row.len()], row.clone())))
+        .collect();
+    if tensors.is_empty() {
+        return Ok(None);
+    }
+    weights::encode(&tensors, &Weights::new(), WeightForm::F32, None).map(Some)
+}
+
+/// What such a file says.
+pub fn memory_of(path: &Path) -> Result<Memory, TrainError> {
+    let mut rows = read(path)?;
+    let mut take = |name: &str| rows.remove(name).unwrap_or_default();
+    Ok(Memory { first: take("first"), second: take("second") })
+}

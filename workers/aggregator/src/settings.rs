@@ -1,0 +1,118 @@
+//! How a model's rounds are run.
+
+use std::path::PathBuf;
+
+use autograd::Trainable;
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+
+use crate::check::CheckSettings;
+use crate::derive::MergeSettings;
+
+/// How a model's rounds are run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AggregatorSettings {
+    /// Folder of the model that sites were set up with; the recognizer's if absent.
+    pub model: Option<PathBuf>,
+    /// Folder of labelled pictures that models are tried on, as for `tributary train`; without it only the rules `fedavg`
+    /// and `uniform` can be used.
+    pub public: Option<PathBuf>,
+    /// Pictures of a class used of it, at least 2; the first ones.
+    pub public_of_class: u32,
+    /// Memory they may take, MiB, at least 1.
+    pub public_max_mib: u32,
+    /// Where releases are kept: a folder, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+    pub store: String,
+    /// Where updates and releases lie while they are worked on; it can be made again.
+    pub work: PathBuf,
+    /// What updates are refused.
+    pub check: CheckSettings,
+    /// How updates become a release.
+    pub merge: MergeSettings,
+    /// What sites are asked for.
+    pub round: RoundSettings,
+}
+
+impl Default for AggregatorSettings {
+    fn default() -> Self {
+        Self {
+            model: None,
+            public: None,
+            public_of_class: 50,
+            public_max_mib: 512,
+            store: "tributary-releases".into(),
+            work: PathBuf::from("tributary-aggregator"),
+            check: CheckSettings::default(),
+            merge: MergeSettings::default(),
+            round: RoundSettings::default(),
+        }
+    }
+}
+
+/// What sites are asked for in a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoundSettings {
+    /// The sites that are asked; all if empty.
+    pub sites: Vec<SiteName>,
+    /// So many updates are enough, at least 1.
+    pub quorum: u32,
+    /// How long others are waited for when there are enough, seconds.
+    pub grace_s: u32,
+    /// When a round is over in any case, seconds after it was opened, at least 1.
+    pub deadline_s: u32,
+    /// Which weights are trained: `all`, `head`, `last N`, or patterns of names with commas between them.
+    pub trainable: String,
+    /// Patterns of names of weights that stay as each site has them, such as those of the last layer.
+    pub local: Vec<String>,
+    /// Whether updates count that no round asked for; with a new round as soon as one has ended, this is the asynchronous
+    /// mode: as soon as `quorum` updates are there, they are merged.
+    pub unsolicited: bool,
+    /// Updates count whose base is so many releases older, discounted by `merge.staleness`: what came too late counts in
+    /// the next round.
+    pub behind_max: u32,
+    /// A new round is opened so long after the last one ended, seconds; absent: by hand, with `tributary round open`.
+    pub every_s: Option<u32>,
+}
+
+impl Default for RoundSettings {
+    fn default() -> Self {
+        Self {
+            sites: Vec::new(),
+            quorum: 2,
+            grace_s: 60,
+            deadline_s: 24 * 3600,
+            trainable: "all".into(),
+            local: Vec::new(),
+            unsolicited: false,
+            behind_max: 0,
+            every_s: None,
+        }
+    }
+}
+
+impl AggregatorSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let round = &self.round;
+        let wants = [
+            (self.public_of_class >= 2, "public_of_class: at least 2"),
+            (self.public_max_mib > 0, "public_max_mib: at least 1"),
+            (!self.store.is_empty(), "store: a folder or an address"),
+            (round.quorum > 0, "round.quorum: at least 1"),
+            (round.deadline_s > 0, "round.deadline_s: at least 1"),
+            (
+                round.sites.is_empty() || round.quorum as usize <= round.sites.len(),
+                "round.quorum: no more than there are round.sites",
+            ),
+        ];
+        if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
+            return Err(format!("aggregator.{wanted}"));
+        }
+        if let Err(error) = round.trainable.parse::<Trainable>() {
+            return Err(format!("aggregator.round.trainable: {error}"));
+        }
+        self.check.check().and_then(|()| self.merge.check()).map_err(|wrong| format!("aggregator.{wrong}"))
+    }
+}

@@ -1,0 +1,237 @@
+//! Makes a release again from what sites sent, and compares.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use schemas::ReleaseId;
+use streams::Blobs;
+use training::{TrainError, weights};
+use vision::Model;
+
+use crate::layout::Layout;
+use crate::release::{Manifest, Merged, ReleaseError, Releases, Weights};
+use crate::score::Public;
+use crate::seal::{self, Base, Held, SealError};
+use crate::server::Memory;
+use crate::values::{ValuesError, WeightsFile};
+
+/// Why a release could not be made again.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Something of it is not in the store.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] streams::CarryError),
+    /// It could not be merged.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A model cannot be read, written or tried.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// An update in the store is none for this model.
+    #[error("the update of site {site} {why}")]
+    Update {
+        /// The site.
+        site: String,
+        /// Why.
+        #[source]
+        why: ValuesError,
+    },
+    /// The public set is another one.
+    #[error(
+        "release {} was made with another public set (SHA-256 {wanted}, here {found}): name that one with aggregator.public",
+        release.short()
+    )]
+    OtherPublic {
+        /// The release.
+        release: ReleaseId,
+        /// The digest in its manifest.
+        wanted: String,
+        /// The digest of the one that is here.
+        found: String,
+    },
+    /// There is nothing to make it from.
+    #[error("release {} is the model that sites were set up with: it came of no round", .0.short())]
+    First(ReleaseId),
+    /// Something broke.
+    #[error("a part of it broke: {0}")]
+    Broke(String),
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verified {
+    /// The release that was made again.
+    pub made: ReleaseId,
+    /// Whether it is the one that was sealed, bit by bit.
+    pub same: bool,
+    /// Updates in it.
+    pub updates: usize,
+}
+
+/// Where releases are looked at: the model that sites were set up with, and a folder to work in.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The runtime.
+    pub runtime: vision::Onnx,
+    /// The model.
+    pub root: Arc<Model>,
+    /// The folder.
+    pub work: std::path::PathBuf,
+}
+
+impl Place {
+    /// A release as a model's folder: fetched, and held against its digest.
+    pub async fn folder(&self, releases: &Releases, release: &ReleaseId) -> Result<Model, VerifyError> {
+        if *release == self.root.release {
+            return Ok((*self.root).clone());
+        }
+        let path = self.work.join("weights").join(format!("{release}.safetensors"));
+        if !path.is_file() {
+            let manifest = releases.manifest(release).await?;
+            let manifest = manifest.ok_or_else(|| ReleaseError::Absent {
+                model: schemas::ModelName::of(&self.root.description.name),
+                wanted: release.to_string(),
+            })?;
+            make_folder(path.parent())?;
+            releases.fetch(&manifest, &path).await?;
+        }
+        let (root, release, into) = (self.root.clone(), release.clone(), self.work.join("releases"));
+        blocking(move || Ok(seal::folder_of(&root, &release, &path, &into)?)).await
+    }
+
+    /// A release's weights as a row.
+    pub async fn row(&self, releases: &Releases, release: &ReleaseId, layout: &Layout) -> Result<Vec<f32>, VerifyError> {
+        let model = self.folder(releases, release).await?;
+        let (layout, release) = (layout.clone(), release.clone());
+        blocking(move || {
+            let graph = autograd::onnx::read(&model.graph).map_err(TrainError::from)?;
+            let mut tensors = Weights::new();
+            for place in layout.places() {
+                tensors.insert(place.name.clone(), graph.weight(&place.name).map_err(TrainError::from)?);
+            }
+            Ok(layout.row(&tensors).ok_or(SealError::Incomplete(release))?)
+        })
+        .await
+    }
+
+    /// What the server's optimizer remembered after a release.
+    pub async fn memory(&self, releases: &Releases, manifest: Option<&Manifest>) -> Result<Memory, VerifyError> {
+        let kept = manifest.and_then(|manifest| manifest.made.as_ref()?.memory.as_ref());
+        match kept {
+            None => Ok(Memory::default()),
+            Some((_, after)) => self.remembered(releases, after).await,
+        }
+    }
+
+    async fn remembered(&self, releases: &Releases, blob: &schemas::BlobRef) -> Result<Memory, VerifyError> {
+        let path = self.work.join("updates").join(format!("{}.safetensors", blob.sha256));
+        make_folder(path.parent())?;
+        releases.kept(blob, &path).await?;
+        Ok(seal::memory_of(&path)?)
+    }
+}
+
+/// Fetches a site's weights from the bucket into a file, unless they are there.
+pub async fn fetch_update(
+    blobs: &Blobs,
+    weights: &schemas::BlobRef,
+    work: &Path,
+    limit_bytes: u64,
+) -> Result<std::path::PathBuf, streams::CarryError> {
+    let path = work.join("updates").join(format!("{}.safetensors", weights.sha256));
+    let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == weights.size_bytes);
+    if !there {
+        let bytes = blobs.fetch(weights, limit_bytes).await?;
+        let to = path.clone();
+        let written = tokio::task::spawn_blocking(move || crate::release::write(&to, &bytes)).await;
+        let failed = |source| streams::CarryError::File { path: path.clone(), source };
+        written.map_err(std::io::Error::other).and_then(|written| written).map_err(failed)?;
+    }
+    Ok(path)
+}
+
+/// Makes a release again. `public`: the public set that is here, if any.
+pub async fn verify(
+    place: &Place,
+    releases: &Releases,
+    manifest: &Manifest,
+    public: Option<Arc<Public>>,
+) -> Result<Verified, VerifyError> {
+    let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
+        return Err(VerifyError::First(manifest.release.clone()));
+    };
+    let found = public.as_ref().map(|public| public.sha256.clone());
+    if made.public_sha256.is_some() && made.public_sha256 != found {
+        let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));
+        return Err(VerifyError::OtherPublic { release: manifest.release.clone(), wanted, found });
+    }
+    let model = place.folder(releases, parent).await?;
+    let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
+    let base = blocking(move || {
+        Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?)
+    })
+    .await?;
+    let mut held = Vec::with_capacity(made.updates.len());
+    for update in &made.updates {
+        held.push(hold(place, releases, &base, update).await?);
+    }
+    let memory = match &made.memory {
+        Some((Some(before), _)) => place.remembered(releases, before).await?,
+        _ => Memory::default(),
+    };
+    let (settings, round, here) = (made.settings.clone(), manifest.round, place.clone());
+    let public = public.filter(|_| made.public_sha256.is_some());
+    let again = blocking(move || {
+        let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
+        let into = here.work.join("verify");
+        let (model, weights, _) = seal::folder_with(&here.root, &base, &derived.row, &into)?;
+        let _made_again_when_asked = std::fs::remove_dir_all(into);
+        Ok((model.release, weights))
+    })
+    .await?;
+    let same = again.0 == manifest.release && again.1 == manifest.weights;
+    Ok(Verified { made: again.0, same, updates: made.updates.len() })
+}
+
+async fn hold(place: &Place, releases: &Releases, base: &Base, update: &Merged) -> Result<Held, VerifyError> {
+    let path = place.work.join("updates").join(format!("{}.safetensors", update.weights.sha256));
+    make_folder(path.parent())?;
+    releases.kept(&update.weights, &path).await?;
+    let file = WeightsFile::open(&path, update.form, &base.ground.layout)
+        .map_err(|why| VerifyError::Update { site: update.site.to_string(), why })?;
+    let older = match update.behind {
+        0 => None,
+        _ => Some(Arc::new(place.row(releases, &update.base, &base.ground.layout).await?)),
+    };
+    Ok(Held { merged: update.clone(), file: Arc::new(file), path, base: older })
+}
+
+pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {
+    folder.map_or(Ok(()), |folder| std::fs::create_dir_all(folder).map_err(TrainError::write(folder)))
+}
+
+/// Runs what blocks off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VerifyError> + Send + 'static,
+) -> Result<T, VerifyError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| VerifyError::Broke(error.to_string()))?
+}
+
+/// How far two sets of weights lie apart, tensor by tensor: names, root of the mean square of the first, and of the
+/// difference.
+pub fn apart(a: &weights::Tensors, b: &weights::Tensors) -> Vec<(String, f64, f64)> {
+    let root = |values: &mut dyn Iterator<Item = f64>| {
+        let (sum, count) = values.fold((0.0, 0.0_f64), |(sum, count), value| (sum + value * value, count + 1.0));
+        (sum / count.max(1.0)).sqrt()
+    };
+    let both = a.iter().filter_map(|(name, (_, own))| Some((name, own, &b.get(name)?.1)));
+    both.map(|(name, own, other)| {
+        let size = root(&mut own.iter().map(|value| f64::from(*value)));
+        let moved = root(&mut own.iter().zip(other).map(|(a, b)| f64::from(a - b)));
+        (name.clone(), size, moved)
+    })
+    .collect()
+}

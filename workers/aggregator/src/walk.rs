@@ -1,0 +1,645 @@
+//! The walk of a round: opened → check, as updates come → closed → score → weigh → merge → seal. What is done is written in
+//! the stream and in the store alone, so that one that was killed, or a second one, comes to the same.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::drive::Tally;
+use runtime::{Fault, Shutdown, beat, clock, letter, look_up};
+use schemas::{BlobRef, FaultNote, ModelName, Round, RoundEvent, RoundReport, SiteName, Update, decode, encode};
+use streams::read::{self, Record, Stretch};
+use streams::{Blobs, Bus, CarryError, Publication, Publisher, Store, subject, topology};
+use tokio::time::Instant;
+use training::TrainError;
+use vision::{Model, Onnx};
+
+use crate::check::{self, Refused};
+use crate::open::{self, History, say, stored_at_ms};
+use crate::release::{Made, Manifest, Merged, RefusedUpdate, ReleaseError, Releases, Sealed};
+use crate::round::{Arrival, Arrived, Rounds};
+use crate::score::Public;
+use crate::seal::{self, Base, Held, SealError};
+use crate::settings::AggregatorSettings;
+use crate::values::{ValuesError, WeightsFile};
+use crate::verify::{Place, VerifyError, blocking, fetch_update, make_folder};
+
+const ROLE: &str = "aggregator";
+/// How long a publication is retried.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks whether a round should be closed or opened.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// After a failure of the moment.
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// Runs a model's rounds until it is told to stop. `root`: the model that sites were set up with.
+pub async fn run(
+    bus: Bus,
+    runtime: Onnx,
+    root: Model,
+    settings: &AggregatorSettings,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
+    let store = Store::open(&settings.store).map_err(|error| stop("store_unusable", &error))?;
+    let public = public(&root, settings).await?;
+    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
+    let model = ModelName::of(&root.description.name);
+    let Some(history) = look_up(&shutdown, || History::read(&bus, &model)).await else { return Ok(()) };
+    let state = State::default();
+    let (rounds, from_sequence) = before(&history, &root);
+    let aggregator = Aggregator {
+        bus: bus.clone(),
+        blobs,
+        publisher: Publisher::new(bus.clone(), PATIENCE),
+        releases: Releases::new(store, model.clone()),
+        place: Place { runtime, root: Arc::new(root), work: settings.work.clone() },
+        public,
+        settings: settings.clone(),
+        state: state.clone(),
+        history,
+        rounds,
+        base: None,
+        held: Vec::new(),
+        refused: Vec::new(),
+        ended_at: Instant::now(),
+        model: model.clone(),
+    };
+    let tally = Arc::new(Tally::default());
+    let (told, counted) = (state.clone(), tally.clone());
+    let life = beat::beat(bus, ROLE, None, tally, shutdown.clone(), state.pulse(), move |beat| {
+        let report = told.report();
+        counted.finished.store(report.round, Ordering::Relaxed);
+        beat.model = Some(model.to_string());
+        beat.rounds = Some(report);
+    });
+    tracing::info!(role = ROLE, "started");
+    let walk = async {
+        tokio::select! {
+            ended = aggregator.walk(from_sequence) => ended,
+            () = shutdown.wanted() => Ok(()),
+        }
+    };
+    let stopping = async {
+        let ended = walk.await;
+        shutdown.want();
+        ended
+    };
+    let (ended, ()) = tokio::join!(stopping, life);
+    tracing::info!(role = ROLE, "stopped");
+    ended
+}
+
+/// What models are tried on, if anything. A public set that cannot be used at all stops the role: rules would not be
+/// those that were asked for.
+async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Arc<Public>>, Fault> {
+    let Some(folder) = settings.public.clone() else {
+        if settings.merge.needs_public() {
+            let reason = format!("rule {} tries models on a public set, and none is named", settings.merge.rule);
+            let remedy = "name a folder of labelled pictures with aggregator.public, or use aggregator.merge.rule=fedavg";
+            return Err(Fault::Stop(FaultNote::new("public_set_missing", reason, remedy)));
+        }
+        return Ok(None);
+    };
+    let (root, most, room) = (root.clone(), settings.public_of_class as usize, (settings.public_max_mib as usize) << 20);
+    let read = move || Ok(Public::read(&folder, &root, most, room)?);
+    let public = blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
+    for unreadable in public.unreadable.iter().take(5) {
+        tracing::warn!(role = ROLE, unreadable, "a picture of the public set is left out");
+    }
+    let missing = public.missing();
+    if !missing.is_empty() {
+        tracing::warn!(role = ROLE, classes = ?missing, "the public set has no picture of some classes: they do not count");
+    }
+    Ok(Some(Arc::new(public)))
+}
+
+fn stop(name: &str, error: &dyn std::error::Error) -> Fault {
+    Fault::Stop(FaultNote::new(name, runtime::fault::chain(error), "correct the setting, or what it names"))
+}
+
+/// Where reading begins: with the round before the last, for what came after it was closed may count in the last.
+fn before(history: &History, root: &Model) -> (Rounds, u64) {
+    let first = history.last().saturating_sub(1);
+    let opened = history.all.iter().find(|(_, _, round)| {
+        round.number >= first.max(1) && matches!(round.event, RoundEvent::Opened(_))
+    });
+    let Some((sequence, _, from)) = opened else { return (Rounds::new(root.release.clone()), 1) };
+    let mut lineage = vec![root.release.clone()];
+    for (at, _, round) in &history.all {
+        if let RoundEvent::Sealed { release, .. } = &round.event
+            && at < sequence
+        {
+            lineage.push(release.clone());
+        }
+    }
+    (Rounds::since(lineage, from.number - 1), *sequence)
+}
+
+/// What it does, for `status`; clones share it.
+#[derive(Clone, Default)]
+struct State {
+    report: Arc<Mutex<RoundReport>>,
+    changed: Arc<tokio::sync::Notify>,
+}
+
+impl State {
+    fn report(&self) -> RoundReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut RoundReport)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    fn is(&self, state: &str, why: impl Into<String>) {
+        self.change(|report| (report.state, report.why) = (state.into(), why.into()));
+    }
+
+    fn pulse(&self) -> beat::Pulse {
+        beat::Pulse { every: Duration::from_secs(2), changed: self.changed.clone() }
+    }
+}
+
+struct Aggregator {
+    bus: Bus,
+    blobs: Blobs,
+    publisher: Publisher,
+    releases: Releases,
+    place: Place,
+    public: Option<Arc<Public>>,
+    settings: AggregatorSettings,
+    state: State,
+    /// What had happened when it started: rounds that ended then are not gone through again.
+    history: History,
+    rounds: Rounds,
+    base: Option<Arc<Base>>,
+    held: Vec<Held>,
+    refused: Vec<RefusedUpdate>,
+    ended_at: Instant,
+    model: ModelName,
+}
+
+impl Aggregator {
+    async fn walk(mut self, from_sequence: u64) -> Result<(), Fault> {
+        while let Err(fault) = self.first_release().await {
+            self.later(fault).await?;
+        }
+        self.state.is("waiting", "for a round: `tributary round open`");
+        let mut next = from_sequence;
+        loop {
+            // Whatever broke is begun again where it was left.
+            let Err(fault) = self.follow(&mut next).await else { continue };
+            self.later(fault).await?;
+        }
+    }
+
+    /// Says what went wrong, and waits; what only a person can mend ends the role.
+    async fn later(&self, fault: Fault) -> Result<(), Fault> {
+        match fault {
+            Fault::Stop(_) => Err(fault),
+            Fault::Reject(note) | Fault::Retry { note, .. } => {
+                tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "tried again later");
+                self.state.is("failed", format!("{} ({}): tried again", note.reason, note.name));
+                tokio::time::sleep(AGAIN).await;
+                Ok(())
+            }
+            Fault::Wait { after } => {
+                tokio::time::sleep(after).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The model that sites were set up with is a release too: what others descend from.
+    async fn first_release(&self) -> Result<(), Fault> {
+        let root = &self.place.root;
+        if self.releases.manifest(&root.release).await.map_err(unreleased)?.is_some() {
+            return Ok(());
+        }
+        let (model, work) = (root.clone(), self.place.work.clone());
+        let written = blocking(move || {
+            let graph = autograd::onnx::read(&model.graph).map_err(TrainError::from)?;
+            let bytes = seal::whole(&graph, &crate::release::Weights::new())?;
+            let path = work.join("first.safetensors");
+            let blob = crate::release::write(&path, &bytes).map_err(TrainError::write(&path))?;
+            Ok((blob, path))
+        });
+        let (weights, path) = written.await.map_err(unverified)?;
+        let first = Manifest::first(self.model.clone(), root.release.clone(), root.labels.clone(), weights);
+        self.releases.put(&first, &path).await.map_err(unreleased)?;
+        Ok(())
+    }
+
+    async fn follow(&mut self, next: &mut u64) -> Result<(), Fault> {
+        let stretch = Stretch {
+            subjects: subject::rounds_and_updates(&self.model),
+            from_sequence: Some(*next),
+            ..Stretch::default()
+        };
+        let mut records = std::pin::pin!(read::follow(&self.bus, topology::UPDATES, stretch).await?);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        let mut caught_up = false;
+        loop {
+            tokio::select! {
+                record = records.next() => {
+                    let Some(record) = record else { return Ok(()) };
+                    let record = record?;
+                    let sequence = record.sequence;
+                    self.see(record).await?;
+                    *next = sequence + 1;
+                }
+                // Who has not read what happened would open a round beside one that is open.
+                _ = looks.tick() => {
+                    caught_up = caught_up || self.is_read(*next).await?;
+                    if caught_up {
+                        self.look().await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether nothing that was stored waits to be read.
+    async fn is_read(&self, next: u64) -> Result<bool, Fault> {
+        for subject in subject::rounds_and_updates(&self.model) {
+            let newest = read::last(&self.bus, topology::UPDATES, &subject).await?;
+            if newest.is_some_and(|record| record.sequence >= next) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a round should be closed, or opened.
+    async fn look(&mut self) -> Result<(), Fault> {
+        let Some(current) = self.rounds.current() else {
+            let every = self.settings.round.every_s.map(|every| Duration::from_secs(every.into()));
+            if every.is_some_and(|every| self.ended_at.elapsed() >= every) {
+                self.ended_at = Instant::now();
+                self.open().await?;
+            }
+            return Ok(());
+        };
+        let number = current.number;
+        let Some(why) = self.rounds.due(clock::now_ms()) else { return Ok(()) };
+        tracing::info!(role = ROLE, round = number, why, "closes a round");
+        say(&self.publisher, &self.model, number, RoundEvent::Closed { why }).await?;
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<(), Fault> {
+        let history = History::read(&self.bus, &self.model).await?;
+        let (base, weights) = match history.release() {
+            Some((release, weights)) => (release.clone(), Some(weights.clone())),
+            None => (self.place.root.release.clone(), None),
+        };
+        let terms = open::terms(base, weights, &self.settings.round);
+        say(&self.publisher, &self.model, history.last() + 1, RoundEvent::Opened(terms)).await?;
+        Ok(())
+    }
+
+    async fn see(&mut self, record: Record) -> Result<(), Fault> {
+        if record.subject.starts_with("round.") {
+            return match decode::<Round>(&record.payload) {
+                Ok(round) => self.happened(round, stored_at_ms(&record)).await,
+                Err(error) => {
+                    tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over");
+                    Ok(())
+                }
+            };
+        }
+        self.update(&record).await
+    }
+
+    /// Whether a round had ended when this worker started.
+    fn is_past(&self, number: u64) -> bool {
+        self.history.ended(number).is_some()
+    }
+
+    async fn happened(&mut self, round: Round, stored_at_ms: u64) -> Result<(), Fault> {
+        let number = round.number;
+        if matches!(round.event, RoundEvent::Opened(_)) && number > self.rounds.last() {
+            if !self.is_past(number) {
+                self.prepare(&round).await?;
+            }
+            let waited = self.rounds.happened(&round, stored_at_ms);
+            for Arrived { update, sequence, stored_at_ms, .. } in waited {
+                let record = read::at(&self.bus, topology::UPDATES, sequence).await?;
+                if let Some(record) = record {
+                    self.consider(update, &record, stored_at_ms).await?;
+                }
+            }
+            self.tell();
+            return Ok(());
+        }
+        let closes = matches!(round.event, RoundEvent::Closed { .. });
+        match &round.event {
+            RoundEvent::Sealed { release, updates, .. } => {
+                let said = format!("round {number}: release {} of {updates} updates", release.short());
+                self.ended(said);
+            }
+            RoundEvent::Failed(note) => self.ended(format!("round {number}: {} ({})", note.reason, note.name)),
+            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => {}
+        }
+        let first_close = closes
+            && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
+        self.rounds.happened(&round, stored_at_ms);
+        if first_close && !self.is_past(number) {
+            if let Some(base) = self.base.clone() {
+                self.leave_out_the_longest(&base);
+            }
+            while let Err(fault) = self.finish().await {
+                self.later(fault).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, said: String) {
+        (self.base, self.ended_at) = (None, Instant::now());
+        self.held.clear();
+        self.refused.clear();
+        self.state.change(|report| {
+            (report.state, report.why) = ("waiting".into(), "for a round".into());
+            report.last = Some(said);
+        });
+    }
+
+    fn tell(&self) {
+        let Some(current) = self.rounds.current() else { return };
+        self.state.change(|report| {
+            (report.state, report.why) = ("open".into(), String::new());
+            report.round = current.number;
+            report.updates = u32::try_from(current.accepted.len()).unwrap_or(u32::MAX);
+            report.quorum = current.terms.quorum;
+        });
+    }
+
+    /// Makes ready what updates are held against. A round that nothing can be held against ends at once.
+    async fn prepare(&mut self, round: &Round) -> Result<(), Fault> {
+        let RoundEvent::Opened(terms) = &round.event else { return Ok(()) };
+        self.held.clear();
+        self.refused.clear();
+        let prepared = async {
+            let model = self.place.folder(&self.releases, &terms.base).await?;
+            let (runtime, trainable, local) =
+                (self.place.runtime.clone(), terms.trainable.clone(), terms.local.clone());
+            blocking(move || {
+                let trainable = trainable.parse().map_err(TrainError::from)?;
+                Ok(Base::open(&runtime, model, &trainable, &local)?)
+            })
+            .await
+        };
+        match prepared.await {
+            Ok(base) => {
+                self.base = Some(Arc::new(base));
+                tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "a round is open");
+                Ok(())
+            }
+            Err(VerifyError::Store(error)) if error.passes() => Err(error.into()),
+            Err(error) => {
+                let reason = runtime::fault::chain(&error);
+                let note = FaultNote::new("round_unusable", reason, "open a round with other terms");
+                say(&self.publisher, &self.model, round.number, RoundEvent::Failed(note)).await?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn update(&mut self, record: &Record) -> Result<(), Fault> {
+        let update = match decode::<Update>(&record.payload) {
+            Ok(update) => update,
+            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::chain(&error))).await,
+        };
+        if subject::update(&update.model, update.round, &update.site) != record.subject {
+            let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
+            return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
+        }
+        let at = stored_at_ms(record);
+        self.consider(update, record, at).await
+    }
+
+    /// Whether an update counts.
+    async fn consider(&mut self, update: Update, record: &Record, stored_at_ms: u64) -> Result<(), Fault> {
+        match self.rounds.arrived(update, record.sequence, stored_at_ms) {
+            Arrival::Refuse(refused) => self.refuse(record, refused).await?,
+            Arrival::Wait | Arrival::Unasked => {}
+            Arrival::Count(arrived) => {
+                let past = self.rounds.current().is_some_and(|current| self.is_past(current.number));
+                match if past { Ok(None) } else { self.check(&arrived).await? } {
+                    Ok(held) => {
+                        self.held.extend(held);
+                        self.rounds.accept(*arrived);
+                    }
+                    Err(refused) => self.refuse(record, refused).await?,
+                }
+            }
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Fetches an update's weights and looks at them. The outer error is the moment's, the inner the update's.
+    async fn check(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
+        let update = &arrived.update;
+        let Some(base) = self.base.clone() else { return Ok(Ok(None)) };
+        if let Err(refused) = check::said(update, &self.settings.check) {
+            return Ok(Err(refused));
+        }
+        let most = u64::from(self.settings.check.weights_max_mib) << 20;
+        let path = match fetch_update(&self.blobs, &update.weights, &self.place.work, most).await {
+            Ok(path) => path,
+            Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
+            Err(error) => return Err(error.into()),
+        };
+        let older = match arrived.behind {
+            0 => None,
+            _ => {
+                let row = self.place.row(&self.releases, &update.base, &base.ground.layout).await;
+                Some(Arc::new(row.map_err(unverified)?))
+            }
+        };
+        let merged = Merged {
+            id: update.id(),
+            site: update.site.clone(),
+            base: update.base.clone(),
+            behind: arrived.behind,
+            weights: update.weights.clone(),
+            form: update.form,
+            samples: update.samples.values().copied().fold(0, u64::saturating_add),
+            hard: update.hard,
+        };
+        let settings = self.settings.check.clone();
+        let checked = blocking(move || {
+            let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
+                Ok(file) => Arc::new(file),
+                Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
+                Err(error) => return Ok(Err(Refused::Values(error))),
+            };
+            let held = Held { merged, file, path, base: older };
+            let (norm, finite) = held.change(&base).norm(&base.ground.layout);
+            Ok(check::length(norm, finite, base.norm, &settings).map(|()| Some(held)))
+        });
+        checked.await.map_err(unverified)
+    }
+
+    /// A dead letter; the round goes on.
+    async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
+        let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
+        let site: SiteName = site.unwrap_or_else(SiteName::unknown);
+        let note = refused.note();
+        tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
+        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, note.clone());
+        let slot = subject::dead(topology::UPDATES, &site, letter.id);
+        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
+        self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
+        self.state.change(|report| report.refused += 1);
+        Ok(())
+    }
+
+    /// The round is closed: a release, or the reason why there is none.
+    async fn finish(&mut self) -> Result<(), Fault> {
+        let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
+        let Some(base) = self.base.clone() else { return Ok(()) };
+        let number = current.number;
+        self.state.is("merging", format!("{} updates", self.held.len()));
+        let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
+        if count < quorum {
+            let refused = self.refused.len();
+            let reason = format!("{count} updates count and {quorum} are needed; {refused} were refused");
+            let remedy = "open another round; look at the sites' trainers, at `tributary dead list`, or ask for fewer (round.quorum)";
+            return self.fail(number, FaultNote::new("quorum_missed", reason, remedy)).await;
+        }
+        let parent = self.releases.manifest(&current.terms.base).await.map_err(unreleased)?;
+        let memory = self.place.memory(&self.releases, parent.as_ref()).await.map_err(unverified)?;
+        let before = parent.and_then(|parent| Some(parent.made?.memory?.1));
+        let work = {
+            let (place, public, settings) = (self.place.clone(), self.public.clone(), self.settings.merge.clone());
+            let (base, held) = (base.clone(), self.held.clone());
+            move || {
+                let public = public.as_deref();
+                let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
+                let (model, weights, file) =
+                    seal::folder_with(&place.root, &base, &derived.row, &place.work.join("releases"))?;
+                let memory = match seal::memory_bytes(&derived.memory)? {
+                    None => None,
+                    Some(bytes) => {
+                        let path = place.work.join("memory.safetensors");
+                        let blob = crate::release::write(&path, &bytes).map_err(TrainError::write(&path))?;
+                        Some((blob, path))
+                    }
+                };
+                Ok((derived.record, model, weights, file, memory))
+            }
+        };
+        let (record, model, weights, file, memory) = match blocking(work).await {
+            Ok(made) => made,
+            Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
+                let reason = runtime::fault::chain(&error);
+                return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
+            }
+            Err(error) => return Err(unverified(error)),
+        };
+        for held in &self.held {
+            self.releases.keep(&held.merged.weights, &held.path).await?;
+        }
+        if let Some((blob, path)) = &memory {
+            self.releases.keep(blob, path).await?;
+        }
+        let (closed_at_ms, closed_because) = current.closed.clone().unwrap_or_default();
+        let mut updates: Vec<Merged> = self.held.iter().map(|held| held.merged.clone()).collect();
+        updates.sort_by(|a, b| a.site.cmp(&b.site));
+        let made = Made {
+            opened_at_ms: current.opened_at_ms,
+            closed_at_ms,
+            closed_because,
+            trainable: current.terms.trainable.clone(),
+            local: current.terms.local.clone(),
+            settings: self.settings.merge.clone(),
+            public_sha256: self.public.as_ref().map(|public| public.sha256.clone()),
+            updates,
+            refused: self.refused.clone(),
+            record,
+            memory: memory.map(|(blob, _)| (before, blob)),
+        };
+        let first = Manifest::first(self.model.clone(), model.release.clone(), model.labels.clone(), weights.clone());
+        let manifest = first.of_round(current.terms.base.clone(), number, made);
+        self.releases.put(&manifest, &file).await.map_err(unreleased)?;
+        let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
+        self.announce(sealed, &manifest, &file).await
+    }
+
+    /// Tells the sealed release: its weights go where sites can fetch them from.
+    async fn announce(&mut self, sealed: Sealed, own: &Manifest, file: &std::path::Path) -> Result<(), Fault> {
+        let (round, release) = (sealed.round, sealed.release);
+        let (weights, path, updates) = if release == own.release {
+            (own.weights.clone(), file.to_owned(), count(own))
+        } else {
+            // Another aggregator with other settings was faster; what it sealed stands.
+            tracing::warn!(role = ROLE, round, release = release.short(), "another aggregator sealed another release");
+            let manifest = self.releases.manifest(&release).await.map_err(unreleased)?;
+            let manifest = manifest.ok_or_else(|| Fault::retry("release_missing", "its manifest is not there yet"))?;
+            let path = self.place.work.join("weights").join(format!("{release}.safetensors"));
+            make_folder(path.parent()).map_err(|error| unverified(error.into()))?;
+            self.releases.fetch(&manifest, &path).await?;
+            (manifest.weights.clone(), path, count(&manifest))
+        };
+        self.offer(&weights, &path).await?;
+        tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
+        let event = RoundEvent::Sealed { release, weights, updates };
+        say(&self.publisher, &self.model, round, event).await?;
+        Ok(())
+    }
+
+    /// Puts weights where couriers fetch them from.
+    async fn offer(&self, weights: &BlobRef, path: &std::path::Path) -> Result<(), Fault> {
+        let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
+        let stored = self.blobs.store(&bytes).await?;
+        match stored == *weights {
+            true => Ok(()),
+            false => Err(Fault::retry("file_changed", format!("{} is not what it was", path.display()))),
+        }
+    }
+
+    /// Updates that are far longer than the others of their round do not count.
+    fn leave_out_the_longest(&mut self, base: &Base) {
+        let norms: Vec<f64> = self.held.iter().map(|held| held.change(base).norm(&base.ground.layout).0).collect();
+        let refused = check::among(&norms, &self.settings.check);
+        let accepted = self.rounds.current().map(|current| current.accepted.clone()).unwrap_or_default();
+        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+        for (held, refused) in self.held.drain(..).zip(refused) {
+            match refused {
+                None => kept.push(held),
+                Some(refused) => {
+                    let arrived = accepted.iter().find(|arrived| arrived.update.id() == held.merged.id);
+                    let sequence = arrived.map_or(0, |arrived| arrived.sequence);
+                    left_out.push(RefusedUpdate { site: held.merged.site, sequence, fault: refused.note() });
+                }
+            }
+        }
+        self.held = kept;
+        self.refused.extend(left_out);
+    }
+
+    async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
+        tracing::warn!(role = ROLE, round = number, fault = note.name, reason = note.reason, "no release: the last one stands");
+        say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
+        Ok(())
+    }
+}
+
+fn count(manifest: &Manifest) -> u32 {
+    let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
+    u32::try_from(updates).unwrap_or(u32::MAX)
+}
+
+/// The store may be there again in a moment, whatever it says now; a round waits for it.
+fn unreleased(error: ReleaseError) -> Fault {
+    Fault::retry("store_failed", runtime::fault::chain(&error))
+}
+
+fn unverified(error: VerifyError) -> Fault {
+    Fault::retry("seal_failed", runtime::fault::chain(&error))
+}
