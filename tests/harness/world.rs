@@ -204,10 +204,30 @@ impl World {
     /// Starts a verifier.
     pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
         let model = fixture(HEAVY).display().to_string();
-        let url = self.hub.as_ref().map(Server::url).unwrap_or_else(|| self.site(0).server.url());
+        let url = self.cloud_url();
         let more = ["--model".into(), model, "--set".into(), "verifier.infer.replicas=1".into()];
         let arguments = self.arguments("verifier", &url, &more);
         self.start_worker(name, &arguments)
+    }
+
+    /// Starts an aggregator of the model that knows nothing yet; its store and its folder are the world's. `more`: settings.
+    pub fn aggregator(&mut self, name: &str, more: &[String]) -> anyhow::Result<&mut Worker> {
+        let mut arguments = vec!["--model".into(), fixture(INITIAL).display().to_string()];
+        let places = [
+            format!("aggregator.store={}", self.folder().join("releases").display()),
+            format!("aggregator.work={}", self.folder().join(name).display()),
+        ];
+        for pair in places.iter().chain(more) {
+            arguments.extend(["--set".into(), pair.clone()]);
+        }
+        let url = self.cloud_url();
+        let arguments = self.arguments("aggregator", &url, &arguments);
+        self.start_worker(name, &arguments)
+    }
+
+    /// The address of the cloud's server.
+    pub fn cloud_url(&self) -> String {
+        self.hub.as_ref().map(Server::url).unwrap_or_else(|| self.site(0).server.url())
     }
 
     /// The options that lead a command of the binary to a site.

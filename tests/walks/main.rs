@@ -13,6 +13,7 @@ mod interop;
 mod layering;
 mod policy;
 mod power_cut;
+mod rounds;
 mod training;
 mod up;
 mod weight_walk;

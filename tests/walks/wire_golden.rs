@@ -7,7 +7,7 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
     Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, Label, LabelSource,
-    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Route, Stage, TaskId, Tile,
+    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Round, RoundEvent, RoundReport, Route, Stage, TaskId, Terms, Tile,
     TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
@@ -124,6 +124,7 @@ fn beat() -> Beat {
         link: None,
         decision: None,
         training: None,
+        rounds: None,
     }
 }
 
@@ -194,6 +195,52 @@ fn beat_training() -> Beat {
         sent: 1,
     };
     Beat { training: Some(training), ..beat() }
+}
+
+/// What an aggregator adds to a sign of life.
+fn beat_rounds() -> Beat {
+    let rounds = RoundReport {
+        state: "open".into(),
+        why: String::new(),
+        round: 4,
+        updates: 1,
+        quorum: 3,
+        refused: 2,
+        last: Some("round 3: release 010101010101 of 3 updates".into()),
+    };
+    Beat { rounds: Some(rounds), ..beat() }
+}
+
+fn round(event: RoundEvent) -> Round {
+    Round { model: "fashion-light".parse().unwrap(), number: 4, event, said_at_ms: 1_763_942_400_700 }
+}
+
+fn round_opened() -> Round {
+    round(RoundEvent::Opened(Terms {
+        base: ReleaseId::from_sha256([1; 32]),
+        weights: Some(BlobRef::new([9; 32], 107_000)),
+        sites: vec!["reef".parse().unwrap()],
+        quorum: 1,
+        grace_s: 60,
+        deadline_s: 3600,
+        trainable: "all".into(),
+        local: vec!["head.*".into()],
+        unsolicited: false,
+        behind_max: 1,
+    }))
+}
+
+fn round_closed() -> Round {
+    round(RoundEvent::Closed { why: "all 1 sites sent an update".into() })
+}
+
+fn round_sealed() -> Round {
+    let (release, weights) = (ReleaseId::from_sha256([2; 32]), BlobRef::new([8; 32], 107_000));
+    round(RoundEvent::Sealed { release, weights, updates: 1 })
+}
+
+fn round_failed() -> Round {
+    round(RoundEvent::Failed(note()))
 }
 
 fn label() -> Label {
@@ -269,6 +316,12 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-training.v1", &beat_training());
     survives("label.v1", &label());
     survives("update.v1", &update());
+    survives("update-hard.v1", &Update { hard: 40, ..update() });
+    survives("beat-rounds.v1", &beat_rounds());
+    survives("round-opened.v1", &round_opened());
+    survives("round-closed.v1", &round_closed());
+    survives("round-sealed.v1", &round_sealed());
+    survives("round-failed.v1", &round_failed());
 }
 
 #[test]
@@ -307,6 +360,12 @@ fn remake() {
         ("beat-training.v1", encode(&beat_training())),
         ("label.v1", encode(&label())),
         ("update.v1", encode(&update())),
+        ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
+        ("beat-rounds.v1", encode(&beat_rounds())),
+        ("round-opened.v1", encode(&round_opened())),
+        ("round-closed.v1", encode(&round_closed())),
+        ("round-sealed.v1", encode(&round_sealed())),
+        ("round-failed.v1", encode(&round_failed())),
     ] {
         if !file(name).exists() {
             fs::write(file(name), bytes.unwrap()).unwrap();

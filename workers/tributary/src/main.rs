@@ -13,7 +13,9 @@ mod model;
 mod out;
 mod policy;
 mod publish;
+mod release;
 mod roles;
+mod round;
 mod settings;
 mod setup;
 mod site;
@@ -86,6 +88,8 @@ enum Command {
     #[command(subcommand)]
     Model(model::ModelCommand),
     Train(train::TrainArgs),
+    Round(round::RoundArgs),
+    Release(release::ReleaseArgs),
     Demo(demo::DemoArgs),
     Bench(bench_cmd::BenchArgs),
     /// Run a site's recognizer on an existing nats-server.
@@ -96,6 +100,8 @@ enum Command {
     Verifier(roles::ModelArgs),
     /// Run a site's trainer on an existing nats-server: it learns from the site's labelled images and sends weights.
     Trainer(roles::ModelArgs),
+    /// Run a model's rounds in the cloud, on an existing nats-server: what sites learned becomes releases.
+    Aggregator(roles::ModelArgs),
     /// Run a site's janitor on an existing nats-server.
     Janitor,
 }
@@ -110,6 +116,7 @@ fn main() -> ExitCode {
             | Command::Courier
             | Command::Verifier(_)
             | Command::Trainer(_)
+            | Command::Aggregator(_)
             | Command::Janitor,
         ) => "info",
         (0, _) => "warn",
@@ -151,12 +158,15 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Label(args) => label::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
         Command::Train(args) => train::command(settings, &args, shutdown()?).await,
+        Command::Round(args) => round::command(&loaded, &args).await,
+        Command::Release(args) => release::command(&loaded, &args).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
         Command::Bench(args) => bench_cmd::command(settings, &args, shutdown()?).await,
         Command::Recognizer(_) => roles::recognizer(&loaded, shutdown()?).await,
         Command::Courier => roles::courier(&loaded, shutdown()?).await,
         Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,
         Command::Trainer(_) => roles::trainer(&loaded, shutdown()?).await,
+        Command::Aggregator(_) => roles::aggregator(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
         Command::Doctor(_) | Command::Config(_) => Ok(()),
     }
@@ -171,6 +181,7 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
         Command::Trainer(args) => args.flags("trainer"),
+        Command::Aggregator(args) => args.flags("aggregator"),
         _ => Vec::new(),
     }
 }

@@ -60,6 +60,21 @@ pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(Onnx, Model)>
     tokio::task::spawn_blocking(loading).await?
 }
 
+/// Folder of the model whose rounds are run.
+pub fn model_to_merge(settings: &Settings) -> PathBuf {
+    settings.aggregator.model.clone().unwrap_or_else(|| settings.recognizer.model.clone())
+}
+
+/// Loads what an aggregator starts from: the runtime and the model that sites were set up with.
+pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+    let (folder, onnxruntime) = (model_to_merge(settings), settings.onnxruntime.clone());
+    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+        let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
+        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+    };
+    tokio::task::spawn_blocking(loading).await?
+}
+
 /// A role's end as an error for people.
 pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
@@ -126,6 +141,14 @@ pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
     let (onnx, model) = load_to_train(settings).await?;
     let (bus, _) = connect(loaded, "trainer").await?;
     ended("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
+}
+
+/// Runs a model's rounds, in the cloud.
+pub async fn aggregator(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let (onnx, model) = load_to_merge(settings).await?;
+    let bus = site::cloud(loaded, "aggregator").await?;
+    ended("aggregator", aggregator::run(bus, onnx, model, &settings.aggregator, shutdown).await)
 }
 
 /// Runs a site's janitor.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use aggregator::AggregatorSettings;
 use anyhow::Context;
 use courier::CourierSettings;
 use janitor::JanitorSettings;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub verifier: VerifierSettings,
     /// Training.
     pub trainer: TrainSettings,
+    /// Rounds and releases.
+    pub aggregator: AggregatorSettings,
     /// The archive.
     pub janitor: JanitorSettings,
     /// Everything on this machine.
@@ -58,6 +61,7 @@ impl Default for Settings {
             courier: CourierSettings::default(),
             verifier: VerifierSettings::default(),
             trainer: TrainSettings::default(),
+            aggregator: AggregatorSettings::default(),
             janitor: JanitorSettings::default(),
             up: UpSettings::default(),
         }
@@ -80,6 +84,8 @@ pub struct UpSettings {
     pub mqtt_port: Option<u16>,
     /// Whether each site trains, beside its work, on what is labelled there.
     pub train: bool,
+    /// Whether what sites learn is merged into releases.
+    pub merge: bool,
 }
 
 impl Default for UpSettings {
@@ -91,6 +97,7 @@ impl Default for UpSettings {
             port: 0,
             mqtt_port: None,
             train: false,
+            merge: false,
         }
     }
 }
@@ -104,6 +111,7 @@ impl Settings {
             self.courier.check(),
             self.verifier.check(),
             self.trainer.check(),
+            self.aggregator.check(),
             self.janitor.check(),
             self.streams.check(),
         ];

@@ -33,6 +33,9 @@ pub struct UpArgs {
     /// Let each site train, beside its work, on what is labelled there.
     #[arg(long)]
     pub train: bool,
+    /// Merge what sites learn into releases: `tributary round open` asks them.
+    #[arg(long)]
+    pub merge: bool,
 }
 
 impl UpArgs {
@@ -43,7 +46,8 @@ impl UpArgs {
         };
         let train = self.train.then(|| ("up.train".to_owned(), true.into()));
         let models = flag("recognizer.model", &self.model).into_iter().chain(flag("verifier.model", &self.cloud_model));
-        models.chain(train).collect()
+        let merge = self.merge.then(|| ("up.merge".to_owned(), true.into()));
+        models.chain(train).chain(merge).collect()
     }
 }
 
@@ -110,6 +114,14 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         roles.spawn(async move {
             roles::ended("verifier", verifier::run(cloud, infer, head, &chosen, wait, shutdown).await)
         });
+    }
+    if settings.up.merge {
+        let (onnx, model) = roles::load_to_merge(&settings).await?;
+        let (cloud, stop, mut chosen) = (cloud.clone(), shutdown.clone(), settings.aggregator.clone());
+        chosen.work = settings.up.store.join("aggregator");
+        roles.spawn(
+            async move { roles::ended("aggregator", aggregator::run(cloud, onnx, model, &chosen, stop).await) },
+        );
     }
     for site in &running.sites {
         let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };

@@ -22,6 +22,7 @@ pub fn text(status: &Status) -> String {
     row("cloud", cloud(&status.cloud));
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
     trainings(status).into_iter().for_each(|training| row("training", training));
+    rounds(status).into_iter().for_each(|round| row("rounds", round));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -122,6 +123,36 @@ fn trainings(status: &Status) -> Vec<String> {
         text
     };
     status.workers.iter().filter_map(|beat| beat.training.as_ref()).map(row).collect()
+}
+
+/// What a model's rounds have come to.
+fn rounds(status: &Status) -> Vec<String> {
+    let in_cloud = match &status.cloud {
+        Cloud::Here { workers, .. } => &workers[..],
+        _ => &[],
+    };
+    let row = |beat: &Beat| {
+        let report = beat.rounds.as_ref()?;
+        let model = beat.model.as_deref().unwrap_or_default();
+        let mut text = match report.state.as_str() {
+            "open" => format!(
+                "{}: round {} is open, {} of {} updates",
+                form::plain(model),
+                report.round,
+                report.updates,
+                report.quorum
+            ),
+            state => format!("{}: {} {}", form::plain(model), form::plain(state), form::plain(&report.why)),
+        };
+        if report.refused > 0 {
+            text += &format!("; {} refused (`tributary dead list --cloud`)", form::count(report.refused, "update"));
+        }
+        if let Some(last) = &report.last {
+            text += &format!("\n            last: {}", form::plain(last));
+        }
+        Some(text)
+    };
+    status.workers.iter().chain(in_cloud).filter_map(row).collect()
 }
 
 fn cloud(cloud: &Cloud) -> String {

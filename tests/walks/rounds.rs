@@ -1,0 +1,404 @@
+//! Rounds: what sites learned becomes releases, whatever breaks on the way.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::pictures::INITIAL;
+use harness::program::{Ended, fixture, run, run_for};
+use harness::{Plan, World, until};
+use schemas::task::HEADER_LABEL;
+use schemas::{
+    Beat, BlobRef, DeadLetter, Measured, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update, WeightForm, decode,
+    encode,
+};
+use serde_json::Value;
+use streams::fleet::Fleet;
+use streams::{Blobs, Publication, Publisher, read, subject, topology};
+use vision::{InferSettings, Model, Onnx, Replica};
+
+use crate::common::{PATIENCE, outcome, publish};
+
+/// Long enough for a round on a busy machine.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Labelled pictures of a split, by label.
+fn pictures(split: &str) -> BTreeMap<String, Vec<PathBuf>> {
+    let folder = fixture("images/fashion");
+    let index = std::fs::read_to_string(folder.join("index.csv")).unwrap();
+    let mut pictures: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for line in index.lines().skip(1) {
+        let fields: Vec<&str> = line.split(',').collect();
+        if fields[2] == split {
+            pictures.entry(fields[1].to_owned()).or_default().push(folder.join(fields[0]));
+        }
+    }
+    pictures
+}
+
+/// A public set: the first pictures of each class that sites could have.
+fn public(into: &Path, of_class: usize) -> PathBuf {
+    for (label, pictures) in pictures("site") {
+        let folder = into.join("public").join(&label);
+        std::fs::create_dir_all(&folder).unwrap();
+        for picture in pictures.iter().take(of_class) {
+            std::fs::copy(picture, folder.join(picture.file_name().unwrap())).unwrap();
+        }
+    }
+    into.join("public")
+}
+
+fn model() -> ModelName {
+    ModelName::of("fashion-initial")
+}
+
+fn initial() -> ReleaseId {
+    Model::load(&fixture(INITIAL)).unwrap().release
+}
+
+/// A command about the model's rounds or releases.
+async fn command(world: &World, words: &[&str]) -> Ended {
+    let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    all.extend(["--nats".into(), world.cloud_url()]);
+    let store = world.folder().join("releases").display().to_string();
+    all.extend(["--set".into(), format!("aggregator.store={store}")]);
+    all.extend(["--set".into(), format!("aggregator.model={}", fixture(INITIAL).display())]);
+    run_for(world.folder(), &all, LONG).await.unwrap()
+}
+
+async fn open(world: &World, more: &[&str]) -> u64 {
+    let said = command(world, &[&["round", "open", "--json"], more].concat()).await;
+    assert!(said.success, "{}", said.err);
+    serde_json::from_str::<Value>(&said.out).unwrap()["round"].as_u64().unwrap()
+}
+
+/// How a round ended.
+async fn ended(world: &World, number: u64) -> RoundEvent {
+    let slot = subject::round(&model(), number, "ended");
+    let ended = until("the end of a round", LONG, async || {
+        let record = read::last(&world.cloud, topology::UPDATES, &slot).await?;
+        Ok(record.map(|record| decode::<Round>(&record.payload)).transpose()?.map(|round| round.event))
+    });
+    ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+}
+
+async fn sealed(world: &World, number: u64) -> (ReleaseId, BlobRef, u32) {
+    match ended(world, number).await {
+        RoundEvent::Sealed { release, weights, updates } => (release, weights, updates),
+        other => panic!("round {number}: {other:?}\n{}", world.last_words()),
+    }
+}
+
+async fn rounds(world: &World) -> Option<schemas::RoundReport> {
+    let beats: Vec<Beat> = Fleet::open(&world.cloud).await.ok()?.alive().await.ok()?;
+    beats.into_iter().find_map(|beat| beat.rounds)
+}
+
+async fn manifest(world: &World, release: &ReleaseId) -> Value {
+    let shown = command(world, &["release", "show", release.as_str(), "--json"]).await;
+    assert!(shown.success, "{}", shown.err);
+    serde_json::from_str(&shown.out).unwrap()
+}
+
+/// Share of the pictures of split `test` that a model's folder is right about.
+fn right(folder: &Path) -> f64 {
+    let onnx = Onnx::find_and_load(None).unwrap();
+    let model = Model::load(folder).unwrap();
+    let mut replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
+    let (mut right, mut all) = (0, 0);
+    for (label, pictures) in pictures("test") {
+        for picture in pictures.iter().take(40) {
+            let logits = replica.see(&std::fs::read(picture).unwrap()).unwrap().logits;
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            right += usize::from(model.labels[best] == label);
+            all += 1;
+        }
+    }
+    right as f64 / all as f64
+}
+
+/// An update that a test sends itself. `weights`: the bytes of its file.
+async fn send(world: &World, site: &str, round: u64, base: &ReleaseId, weights: &[u8], change: impl FnOnce(&mut Update)) {
+    let blob = Blobs::open_in_cloud(&world.cloud).await.unwrap().store(weights).await.unwrap();
+    let mut update = Update {
+        site: site.parse().unwrap(),
+        model: model(),
+        round,
+        base: base.clone(),
+        weights: blob,
+        form: WeightForm::F32,
+        samples: [("bag".to_owned(), 50), ("coat".to_owned(), 50)].into(),
+        hard: 0,
+        sources: BTreeMap::new(),
+        before: Measured::default(),
+        after: Measured::default(),
+        epochs: 1,
+        trainable: "all".into(),
+        trained_at_ms: 1,
+    };
+    change(&mut update);
+    let to = subject::update(&update.model, update.round, &site.parse::<SiteName>().unwrap());
+    put(world, to, encode(&update).unwrap()).await;
+}
+
+async fn put(world: &World, to: String, payload: Vec<u8>) {
+    let id = schemas::TaskId::mint().to_string();
+    Publisher::new(world.cloud.clone(), PATIENCE).publish(&Publication::with_id(to, payload, id)).await.unwrap();
+}
+
+/// Fault and site of every refused update.
+async fn refused(world: &World) -> Vec<(String, String)> {
+    let last = read::level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
+    let mut letters = Vec::new();
+    let stretch = read::Stretch { subjects: vec!["dead.updates.*.*".into()], ..read::Stretch::default() };
+    read::stretch(&world.cloud, topology::DEAD, stretch, last, |record| {
+        let letter: DeadLetter = decode(&record.payload).unwrap();
+        letters.push((letter.fault.name, letter.site.to_string()));
+    })
+    .await
+    .unwrap();
+    letters
+}
+
+#[tokio::test]
+async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed() {
+    let plan = Plan::leaves(3)
+        .set("trainer.collect.least_fresh=1000000")
+        .set("trainer.epochs=3")
+        .set("trainer.held_out_ratio=0.2")
+        .set("trainer.optimizer.learning_rate=0.05");
+    let mut world = World::start(plan).await.unwrap();
+    let public = public(world.folder(), 10);
+    let of_public = format!("aggregator.public={}", public.display());
+    world.verifier("verifier").unwrap();
+    for site in 0..3 {
+        world.beginner(&format!("recognizer-{site}"), site).unwrap();
+        world.courier(&format!("courier-{site}"), site).unwrap();
+    }
+    world.all_started().await.unwrap();
+    // Each site sees five classes, two of them alone.
+    let mut tasks = Vec::new();
+    for (number, (label, pictures)) in pictures("site").into_iter().enumerate() {
+        for site in 0..3_usize {
+            if (number + site * 3) % 10 >= 5 {
+                continue;
+            }
+            for picture in pictures.iter().skip(10 + site * 14).take(14) {
+                let bytes = std::fs::read(picture).unwrap();
+                let (bus, name) = (world.bus(site), &world.site(site).name);
+                let task = publish(bus, name, &bytes, &[(HEADER_LABEL, &label)]).await;
+                tasks.push((site, task));
+            }
+        }
+    }
+    for (site, task) in &tasks {
+        let answer = outcome(world.bus(*site), &world.site(*site).name, *task).await;
+        answer.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    }
+    world.aggregator("aggregator", std::slice::from_ref(&of_public)).unwrap();
+    for site in 0..3 {
+        world.trainer(&format!("trainer-{site}"), site).unwrap();
+    }
+    let mut accuracy = vec![right(&fixture(INITIAL))];
+    let mut base = initial();
+    for number in 1..=5_u64 {
+        // In the last two rounds the third site is away.
+        let quorum = if number <= 3 { "3" } else { "2" };
+        if number == 4 {
+            world.worked("trainer-2").unwrap().kill().unwrap();
+            world.worked("courier-2").unwrap().kill().unwrap();
+        }
+        assert_eq!(open(&world, &["--quorum", quorum, "--grace-s", "1", "--deadline-s", "100"]).await, number);
+        if number == 2 {
+            let some = until("a first update", LONG, async || Ok(rounds(&world).await.filter(|report| report.updates > 0)));
+            some.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+            world.worked("aggregator").unwrap().restart().unwrap();
+        }
+        if number == 3 {
+            world.worked("trainer-0").unwrap().restart().unwrap();
+            // Weights that are no numbers, from a site nobody knows.
+            let bytes = std::fs::read(world.folder().join("releases").join(format!("models/{}/{base}/weights.safetensors", model()))).unwrap();
+            let mut broken = bytes.clone();
+            let end = broken.len();
+            broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+            send(&world, "site-9", number, &base, &broken, |_| {}).await;
+        }
+        let (release, _, updates) = sealed(&world, number).await;
+        assert_eq!(updates, quorum.parse::<u32>().unwrap(), "round {number}\n{}", world.last_words());
+        accuracy.push(right(&world.folder().join("aggregator/releases").join(release.as_str())));
+        let manifest = manifest(&world, &release).await;
+        assert_eq!(manifest["parent"], base.as_str());
+        if number == 3 {
+            assert_eq!(manifest["made"]["refused"][0]["fault"]["name"], "weights_not_finite");
+        }
+        // As nobody had been killed: made again of its updates, it is the same.
+        let again = command(&world, &["release", "verify", release.as_str(), "--public", &public.display().to_string()]).await;
+        assert!(again.success && again.out.contains("bit by bit"), "{}{}", again.out, again.err);
+        base = release;
+    }
+    println!("right of the test pictures, round by round: {accuracy:?}");
+    assert!(accuracy[5] > accuracy[0] + 0.3 && accuracy[5] > 0.5, "{accuracy:?}");
+    assert!(accuracy.windows(2).filter(|pair| pair[1] > pair[0]).count() >= 4, "{accuracy:?}");
+    assert_eq!(refused(&world).await, [("weights_not_finite".to_owned(), "site-9".to_owned())]);
+    let list = command(&world, &["release", "list"]).await;
+    assert!(list.success && list.out.lines().count() >= 7, "{}{}", list.out, list.err);
+    let diff = command(&world, &["release", "diff", initial().short(), base.short()]).await;
+    assert!(diff.success && diff.out.contains('%'), "{}{}", diff.out, diff.err);
+}
+
+#[tokio::test]
+async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
+    let mut world = World::start(Plan::default()).await.unwrap();
+    let settings = ["aggregator.merge.rule=fedavg", "aggregator.check.samples_max=1000"].map(str::to_owned);
+    world.aggregator("aggregator", &settings).unwrap();
+    world.all_started().await.unwrap();
+    let base = initial();
+    let path = world.folder().join(format!("releases/models/{}/{base}/weights.safetensors", model()));
+    let bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&path).ok())).await.unwrap();
+    let same = |_: &mut Update| {};
+    let number = open(&world, &["--quorum", "2", "--grace-s", "2", "--deadline-s", "60"]).await;
+    send(&world, "good-1", number, &base, &bytes, same).await;
+    send(&world, "good-1", number, &base, &bytes, |update| update.epochs = 2).await;
+    send(&world, "other-base", number, &ReleaseId::from_sha256([7; 32]), &bytes, same).await;
+    send(&world, "no-such-round", 99, &base, &bytes, same).await;
+    send(&world, "no-samples", number, &base, &bytes, |update| update.samples.clear()).await;
+    send(&world, "too-many", number, &base, &bytes, |update| {
+        update.samples.insert("bag".into(), u64::MAX);
+    })
+    .await;
+    send(&world, "cut-off", number, &base, &bytes[..bytes.len() - 1], same).await;
+    send(&world, "no-tensors", number, &base, b"no tensors at all", same).await;
+    send(&world, "no-blob", number, &base, &bytes, |update| {
+        update.weights = BlobRef::new([3; 32], update.weights.size_bytes);
+    })
+    .await;
+    send(&world, "huge", number, &base, &bytes, |update| update.weights.size_bytes = u64::MAX).await;
+    send(&world, "halves", number, &base, &bytes, |update| update.form = WeightForm::F16).await;
+    send(&world, "misdirected", number, &base, &bytes, |update| update.site = "good-3".parse().unwrap()).await;
+    let renamed = String::from_utf8_lossy(&bytes[..400]).find("bias").unwrap();
+    let mut other = bytes.clone();
+    other[renamed..renamed + 4].copy_from_slice(b"blas");
+    send(&world, "renamed", number, &base, &other, same).await;
+    let mut long = bytes.clone();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    long[header..header + 4].copy_from_slice(&1e9_f32.to_le_bytes());
+    send(&world, "too-long", number, &base, &long, same).await;
+    put(&world, subject::update(&model(), number, &"garbage".parse().unwrap()), b"\xff\xffgarbage".to_vec()).await;
+    send(&world, "good-2", number, &base, &bytes, same).await;
+    let (_, _, updates) = sealed(&world, number).await;
+    assert_eq!(updates, 2, "{}", world.last_words());
+    // Too late, and a site that nobody can mistake for another.
+    send(&world, "late", number, &base, &bytes, same).await;
+    let next = open(&world, &["--quorum", "2", "--grace-s", "0", "--deadline-s", "2"]).await;
+    let failed = ended(&world, next).await;
+    assert!(matches!(&failed, RoundEvent::Failed(note) if note.name == "quorum_missed"), "{failed:?}");
+    let mut found = refused(&world).await;
+    found.sort();
+    let mut expected = [
+        ("update_second", "good-1"),
+        ("base_unknown", "other-base"),
+        ("round_unknown", "no-such-round"),
+        ("samples_none", "no-samples"),
+        ("samples_too_many", "too-many"),
+        ("weights_unreadable", "cut-off"),
+        ("weights_unreadable", "no-tensors"),
+        ("weights_missing", "no-blob"),
+        ("weights_too_large", "huge"),
+        ("tensor_of_other_type", "halves"),
+        ("update_misdirected", "misdirected"),
+        ("tensor_extra", "renamed"),
+        ("change_too_long", "too-long"),
+        ("update_unreadable", "garbage"),
+        ("update_late", "late"),
+    ]
+    .map(|(fault, site)| (fault.to_owned(), site.to_owned()));
+    expected.sort();
+    assert_eq!(found, expected, "{}", world.last_words());
+    let report = rounds(&world).await.expect("a sign of life");
+    assert!(report.last.as_ref().is_some_and(|last| last.contains("quorum_missed")), "{report:?}");
+    let status = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
+    assert!(status.out.contains("quorum_missed"), "{}", status.out);
+}
+
+#[tokio::test]
+async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() {
+    let mut world = World::start(Plan::default()).await.unwrap();
+    let settings = ["aggregator.merge.rule=fedavg", "aggregator.round.behind_max=1"].map(str::to_owned);
+    for name in ["aggregator-a", "aggregator-b"] {
+        world.aggregator(name, &settings).unwrap();
+    }
+    world.all_started().await.unwrap();
+    let mut base = initial();
+    let path = |release: &ReleaseId, world: &World| {
+        world.folder().join(format!("releases/models/{}/{release}/weights.safetensors", model()))
+    };
+    let first = path(&base, &world);
+    let mut bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&first).ok())).await.unwrap();
+    let mut seen = Vec::new();
+    for turn in 1..=4_u8 {
+        let number = open(&world, &["--quorum", "2", "--grace-s", "0", "--deadline-s", "90"]).await;
+        for site in ["a", "b"] {
+            let mut own = bytes.clone();
+            let end = own.len();
+            // Another weight for each site and round.
+            let value = f32::from(turn) * if site == "a" { 0.01 } else { 0.03 };
+            own[end - 4..].copy_from_slice(&value.to_le_bytes());
+            send(&world, site, number, &base, &own, |_| {}).await;
+            let killed = if (turn % 2 == 0) == (site == "a") { "aggregator-a" } else { "aggregator-b" };
+            world.worked(killed).unwrap().restart().unwrap();
+        }
+        if turn == 3 {
+            // Nobody is there for a while.
+            world.worked("aggregator-a").unwrap().kill().unwrap();
+            world.worked("aggregator-b").unwrap().restart().unwrap();
+        }
+        let (release, weights, updates) = sealed(&world, number).await;
+        assert_eq!(updates, 2);
+        assert!(!seen.contains(&release), "{release} again");
+        if turn == 3 {
+            world.worked("aggregator-a").unwrap().restart().unwrap();
+        }
+        let again = command(&world, &["release", "verify", release.as_str()]).await;
+        assert!(again.success, "{}", again.err);
+        bytes = std::fs::read(path(&release, &world)).unwrap();
+        let offered = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+        assert_eq!(offered, bytes, "what sites can fetch is what was sealed");
+        seen.push(release.clone());
+        base = release;
+    }
+    let ends = read::level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
+    let mut ended = Vec::new();
+    let stretch = read::Stretch { subjects: vec![subject::rounds(&model(), "ended")], ..read::Stretch::default() };
+    read::stretch(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
+    assert_eq!(ended.len(), 4, "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
+    let mut world = World::start(Plan::default()).await.unwrap();
+    world.aggregator("aggregator", &["aggregator.merge.rule=fedavg".to_owned()]).unwrap();
+    world.all_started().await.unwrap();
+    let base = initial();
+    let models = world.folder().join("releases/models");
+    let path = models.join(format!("{}/{base}/weights.safetensors", model()));
+    let bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&path).ok())).await.unwrap();
+    let number = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
+    until("an open round", PATIENCE, async || Ok(rounds(&world).await.filter(|report| report.round == number))).await.unwrap();
+    // A file is where the store's folder should be.
+    let aside = world.folder().join("aside");
+    std::fs::rename(&models, &aside).unwrap();
+    std::fs::write(&models, b"").unwrap();
+    let mut own = bytes.clone();
+    let end = own.len();
+    own[end - 4..].copy_from_slice(&0.5_f32.to_le_bytes());
+    send(&world, "a", number, &base, &own, |_| {}).await;
+    let said = until("a reason", LONG, async || {
+        Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
+    });
+    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(said.contains("tried again"), "{said}");
+    std::fs::remove_file(&models).unwrap();
+    std::fs::rename(&aside, &models).unwrap();
+    let (release, _, updates) = sealed(&world, number).await;
+    assert_eq!((updates, release == base), (1, false));
+}

@@ -1,0 +1,268 @@
+//! `tributary release`: what rounds came to, and how.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aggregator::Releases;
+use aggregator::release::{self, Manifest};
+use aggregator::score::Public;
+use aggregator::verify::{self, Place, verify};
+use anyhow::{Context, bail};
+use runtime::settings::Loaded;
+use schemas::ModelName;
+use streams::Store;
+use vision::{Model, Onnx};
+
+use crate::settings::Settings;
+use crate::{form, out, round};
+
+const EXAMPLES: &str = "\
+Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
+az://container/prefix; keys come from the environment, as for the providers' own tools (AWS_ACCESS_KEY_ID and so on).
+A release is named by its digest; its first digits will do.
+
+Examples:
+  tributary release list
+  tributary release show 3fa71d
+  tributary release diff 3fa71d 9e1c22
+  tributary release verify 3fa71d --model ./model --public ./public";
+
+/// See what rounds came to, and how.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ReleaseArgs {
+    /// The store; that of the settings if absent.
+    #[arg(long, global = true, value_name = "URL")]
+    release_store: Option<String>,
+    /// Name of the model; needed where the store has several.
+    #[arg(long, global = true, value_name = "NAME")]
+    name: Option<ModelName>,
+    /// JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Every release, each with the one it came from.
+    List,
+    /// How a release was come by: its updates, what each counted, every number that decided.
+    Show {
+        /// First digits of the release.
+        release: String,
+    },
+    /// How far two releases lie apart, tensor by tensor.
+    Diff {
+        /// First digits of one.
+        one: String,
+        /// First digits of the other.
+        other: String,
+    },
+    /// Make a release again from what sites sent, and compare it bit by bit.
+    Verify {
+        /// First digits of the release.
+        release: String,
+        /// Folder of the model that sites were set up with; that of the settings if absent.
+        #[arg(long, value_name = "DIR")]
+        model: Option<PathBuf>,
+        /// Folder of the public set it was made with; that of the settings if absent.
+        #[arg(long, value_name = "DIR")]
+        public: Option<PathBuf>,
+    },
+}
+
+/// Shows releases.
+pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
+    let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
+    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
+    let model = match &args.name {
+        Some(name) => name.clone(),
+        None => only(&store, &url).await?,
+    };
+    let releases = Releases::new(store, model.clone());
+    match &args.what {
+        What::List => list(&releases, args.json).await,
+        What::Show { release } => show(&releases.find(release).await?, args.json),
+        What::Diff { one, other } => diff(&releases, one, other, args.json).await,
+        What::Verify { release, model, public } => {
+            let model = round::model(loaded, model.as_ref())?;
+            let manifest = releases.find(release).await?;
+            let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
+            again(loaded, &releases, &manifest, model, public, args.json).await
+        }
+    }
+}
+
+async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
+    let models = release::models(store).await?;
+    match &models[..] {
+        [only] => Ok(only.clone()),
+        [] => bail!("there is no release in {url} yet: `tributary aggregator` seals them there; --release-store names another store"),
+        several => bail!("{url} has releases of {}: choose one with --name", form::list(several)),
+    }
+}
+
+async fn list(releases: &Releases, json: bool) -> anyhow::Result<()> {
+    let all = releases.list().await?;
+    if json {
+        return out::json(&all);
+    }
+    let row = |manifest: &Manifest| {
+        let made = manifest.made.as_ref();
+        let percent = |of: Option<(f64, f64)>| of.map_or(String::new(), |(_, right)| format!("{:.1} %", right * 100.0));
+        vec![
+            manifest.release.short().to_owned(),
+            manifest.round.to_string(),
+            manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
+            made.map_or("set up with".into(), |made| form::time(made.closed_at_ms)),
+            made.map_or(String::new(), |made| made.updates.len().to_string()),
+            made.map_or(String::new(), |made| made.refused.len().to_string()),
+            made.map_or(String::new(), |made| made.record.rule.clone()),
+            percent(made.and_then(|made| made.record.before)),
+            percent(made.and_then(|made| made.record.after)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+    let head = ["release", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
+    out::text(form::table(&head, &rows))
+}
+
+fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
+    if json {
+        return out::json(manifest);
+    }
+    out::line(format_args!("release  {}", manifest.release))?;
+    out::line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
+    out::line(format_args!("weights  {}, SHA-256 {}", form::size(manifest.weights.size_bytes), manifest.weights.sha256))?;
+    let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
+        return out::line("It is what sites were set up with: it came of no round.");
+    };
+    out::line(format_args!("from     {parent}"))?;
+    out::line(format_args!(
+        "round    {}, {} to {}: {}",
+        manifest.round,
+        form::time(made.opened_at_ms),
+        form::time(made.closed_at_ms),
+        made.closed_because
+    ))?;
+    out::line(format_args!("trained  {}", made.trainable))?;
+    let rule = match &made.record.instead {
+        Some(why) => format!("{} ({why})", made.record.rule),
+        None => made.record.rule.clone(),
+    };
+    out::line(format_args!("rule     {rule}"))?;
+    if let (Some((loss, right)), Some((new_loss, new_right))) = (made.record.before, made.record.after) {
+        out::line(format_args!(
+            "public   {:.1} % right, loss {loss:.3}; now {:.1} %, {new_loss:.3}",
+            right * 100.0,
+            new_right * 100.0
+        ))?;
+    }
+    let classes = |accuracy: &[Option<f64>]| {
+        let one = |accuracy: &Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.0}", accuracy * 100.0));
+        accuracy.iter().map(one).collect::<Vec<String>>().join(" ")
+    };
+    let rows: Vec<Vec<String>> = made
+        .record
+        .parts
+        .iter()
+        .map(|part| {
+            vec![
+                part.site.to_string(),
+                part.samples.to_string(),
+                format!("{:.3}", part.norm),
+                part.loss.map_or(String::new(), |loss| format!("{loss:.3}")),
+                format!("{:.3}", part.share),
+                classes(&part.accuracy),
+                part.note.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    out::text(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    for candidate in &made.record.candidates {
+        out::line(format_args!(
+            "tried    {:<18} loss {:.4}, {:.1} % right",
+            candidate.rule,
+            candidate.loss,
+            candidate.accuracy_ratio * 100.0
+        ))?;
+    }
+    for refused in &made.refused {
+        out::line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
+    }
+    Ok(())
+}
+
+async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
+    let work = tempfile::tempdir().context("a folder for temporary files")?;
+    let mut read = Vec::new();
+    for beginning in [one, other] {
+        let manifest = releases.find(beginning).await?;
+        let path = work.path().join(manifest.release.as_str());
+        releases.fetch(&manifest, &path).await?;
+        let bytes = tokio::fs::read(&path).await.with_context(|| format!("{} cannot be read", path.display()))?;
+        read.push((manifest, training::weights::decode(&bytes)?.0));
+    }
+    let [(one, first), (other, second)] = &read[..] else { bail!("two releases are compared") };
+    let apart = verify::apart(first, second);
+    if json {
+        let rows: Vec<_> = apart
+            .iter()
+            .map(|(name, size, moved)| serde_json::json!({ "tensor": name, "rms": size, "rms_of_difference": moved }))
+            .collect();
+        return out::json(&rows);
+    }
+    out::line(format_args!("{} and {}: root of the mean square, tensor by tensor", one.release.short(), other.release.short()))?;
+    let ratio = |size: f64, moved: f64| if size > 0.0 { format!("{:.2} %", moved / size * 100.0) } else { String::new() };
+    let rows: Vec<Vec<String>> = apart
+        .iter()
+        .map(|(name, size, moved)| {
+            vec![name.clone(), format!("{size:.5}"), format!("{moved:.5}"), ratio(*size, *moved)]
+        })
+        .collect();
+    out::text(form::table(&["tensor", "size", "difference", ""], &rows))
+}
+
+async fn again(
+    loaded: &Loaded<Settings>,
+    releases: &Releases,
+    manifest: &Manifest,
+    model: Model,
+    public: Option<PathBuf>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let runtime = Onnx::find_and_load(loaded.settings.onnxruntime.as_deref())?;
+    let aggregator = &loaded.settings.aggregator;
+    let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
+    let public = match public {
+        None => None,
+        Some(folder) => {
+            let root = model.clone();
+            let read = tokio::task::spawn_blocking(move || Public::read(&folder, &root, most, room));
+            Some(Arc::new(read.await??))
+        }
+    };
+    let work = tempfile::tempdir().context("a folder for temporary files")?;
+    let place = Place { runtime, root: Arc::new(model), work: work.path().to_owned() };
+    let verified = verify(&place, releases, manifest, public).await?;
+    if json {
+        let (made, same, updates) = (&verified.made, verified.same, verified.updates);
+        out::json(&serde_json::json!({ "release": manifest.release, "made_again": made, "same": same, "updates": updates }))?;
+    }
+    match verified.same {
+        true if json => Ok(()),
+        true => out::line(format_args!(
+            "release {} made again of {}: the same, bit by bit",
+            manifest.release.short(),
+            form::count(verified.updates as u64, "update")
+        )),
+        false => bail!(
+            "made again of its {} updates, release {} comes to {}: it was made on another kind of processor or with another ONNX Runtime, or something was changed",
+            verified.updates,
+            manifest.release.short(),
+            verified.made.short()
+        ),
+    }
+}

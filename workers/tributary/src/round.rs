@@ -1,0 +1,177 @@
+//! `tributary round`: ask sites for updates, and see what came of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aggregator::open::{self, History};
+use anyhow::{Context, bail};
+use runtime::settings::Loaded;
+use schemas::{ModelName, RoundEvent, Terms};
+use serde_json::json;
+use streams::Publisher;
+use vision::Model;
+
+use crate::settings::Settings;
+use crate::{form, out, roles, site};
+
+const EXAMPLES: &str = "\
+A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
+into the next. It ends a while after enough updates came (--quorum, --grace-s), or at its deadline. Settings are those
+of [aggregator.round] in tributary.toml; with aggregator.round.every_s rounds open by themselves.
+
+Examples:
+  tributary round open                      with the model and the terms of the settings
+  tributary round open --quorum 3 --deadline-s 3600
+  tributary round list                      every round and what came of it
+  tributary status                          what the current one waits for";
+
+/// Ask sites for updates, and see what came of it.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RoundArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Ask sites for updates of a model.
+    Open(OpenArgs),
+    /// Every round of a model, and what came of it.
+    List(ListArgs),
+}
+
+#[derive(clap::Args)]
+struct OpenArgs {
+    /// Folder of the model that sites were set up with; that of the settings if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// So many updates are enough.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    quorum: Option<u32>,
+    /// How long others are waited for when there are enough, seconds.
+    #[arg(long, value_name = "S")]
+    grace_s: Option<u32>,
+    /// When the round is over in any case, seconds.
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    deadline_s: Option<u32>,
+    /// Only this site; may be repeated. All if absent.
+    #[arg(long = "of-site", value_name = "NAME")]
+    sites: Vec<schemas::SiteName>,
+    /// Which weights: all, head, `last N` (layers), or patterns of names with commas between them.
+    #[arg(long, value_name = "WHICH", value_parser = trainable)]
+    trainable: Option<String>,
+    /// JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct ListArgs {
+    /// Folder of the model; that of the settings if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn trainable(text: &str) -> Result<String, String> {
+    text.parse::<autograd::Trainable>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Opens a round, or lists them.
+pub async fn command(loaded: &Loaded<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
+    match &args.what {
+        What::Open(args) => open_round(loaded, args).await,
+        What::List(args) => list(loaded, args).await,
+    }
+}
+
+/// The model that rounds are about.
+pub fn model(loaded: &Loaded<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
+    let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
+    Model::load(&folder).with_context(|| {
+        format!("which model? {} is none: name its folder with --model, or with aggregator.model", folder.display())
+    })
+}
+
+async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Result<()> {
+    let model = model(loaded, args.model.as_ref())?;
+    let name = ModelName::of(&model.description.name);
+    let cloud = site::cloud(loaded, "round").await?;
+    let history = History::read(&cloud, &name).await?;
+    let (base, weights) = match history.release() {
+        Some((release, weights)) => (release.clone(), Some(weights.clone())),
+        None => (model.release.clone(), None),
+    };
+    let last = history.last();
+    if last > 0 && history.ended(last).is_none() {
+        bail!("round {last} of {name} has not ended: `tributary status` says what it waits for");
+    }
+    let of_settings = open::terms(base, weights, &loaded.settings.aggregator.round);
+    let terms = Terms {
+        quorum: args.quorum.unwrap_or(of_settings.quorum),
+        grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
+        deadline_s: args.deadline_s.unwrap_or(of_settings.deadline_s),
+        trainable: args.trainable.clone().unwrap_or_else(|| of_settings.trainable.clone()),
+        sites: if args.sites.is_empty() { of_settings.sites.clone() } else { args.sites.clone() },
+        ..of_settings
+    };
+    if !terms.sites.is_empty() && terms.quorum as usize > terms.sites.len() {
+        bail!("{} updates cannot come of {} sites: lower --quorum", terms.quorum, terms.sites.len());
+    }
+    let publisher = Publisher::new(cloud, Duration::from_secs(10));
+    let number = last + 1;
+    let said = open::say(&publisher, &name, number, RoundEvent::Opened(terms.clone())).await;
+    if !said.map_err(roles::people)? {
+        bail!("round {number} of {name} was opened by somebody else just now");
+    }
+    if args.json {
+        return out::json(&json!({ "model": name, "round": number, "terms": terms }));
+    }
+    let asked = match &terms.sites[..] {
+        [] => "every site".to_owned(),
+        sites => form::list(sites),
+    };
+    out::line(format_args!(
+        "round {number} of {name} is open: {asked} asked for an update of release {}; {} are enough, {} s at the most",
+        terms.base.short(),
+        terms.quorum,
+        terms.deadline_s
+    ))
+}
+
+async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> {
+    let name = ModelName::of(&model(loaded, args.model.as_ref())?.description.name);
+    let cloud = site::cloud(loaded, "round").await?;
+    let history = History::read(&cloud, &name).await?;
+    if args.json {
+        let all: Vec<_> =
+            history.all.iter().map(|(sequence, at_ms, round)| json!({ "sequence": sequence, "at_ms": at_ms, "round": round })).collect();
+        return out::json(&all);
+    }
+    if history.all.is_empty() {
+        return out::line(format_args!("no round of {name} was opened yet: `tributary round open`"));
+    }
+    let mut rows = Vec::new();
+    for number in 1..=history.last() {
+        let of = || history.all.iter().filter(|(_, _, round)| round.number == number);
+        let opened = of().find_map(|(_, at_ms, round)| match &round.event {
+            RoundEvent::Opened(terms) => Some((*at_ms, terms)),
+            _ => None,
+        });
+        let Some((opened_at_ms, terms)) = opened else { continue };
+        let ended = of().find(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)));
+        let came_to = match ended.map(|(_, _, round)| &round.event) {
+            Some(RoundEvent::Sealed { release, updates, .. }) => {
+                format!("release {} of {}", release.short(), form::count(u64::from(*updates), "update"))
+            }
+            Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
+            _ => "open".into(),
+        };
+        let took = ended.map_or(String::new(), |(_, at_ms, _)| form::span(at_ms.saturating_sub(opened_at_ms) as f64));
+        rows.push(vec![number.to_string(), form::time(opened_at_ms), took, terms.base.short().into(), came_to]);
+    }
+    out::text(form::table(&["round", "opened", "took", "base", "came to"], &rows))
+}
