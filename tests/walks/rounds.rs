@@ -237,8 +237,9 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
         base = release;
     }
     println!("right of the test pictures, round by round: {accuracy:?}");
-    assert!(accuracy[5] > accuracy[0] + 0.3 && accuracy[5] > 0.5, "{accuracy:?}");
-    assert!(accuracy.windows(2).filter(|pair| pair[1] > pair[0]).count() >= 4, "{accuracy:?}");
+    // While all sites take part it rises; what two of them know is not lost without the third.
+    assert!(accuracy[..4].windows(2).all(|pair| pair[1] > pair[0]), "{accuracy:?}");
+    assert!(accuracy[5] > 0.45, "{accuracy:?}");
     assert_eq!(refused(&world).await, [("weights_not_finite".to_owned(), "site-9".to_owned())]);
     let list = command(&world, &["release", "list"]).await;
     assert!(list.success && list.out.lines().count() >= 7, "{}{}", list.out, list.err);

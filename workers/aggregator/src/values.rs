@@ -90,6 +90,11 @@ impl WeightsFile {
         let starts = starts(&map, form, layout)?;
         Ok(Self { map, form, starts })
     }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
 }
 
 fn starts(bytes: &[u8], form: WeightForm, layout: &Layout) -> Result<Vec<usize>, ValuesError> {

@@ -1,4 +1,5 @@
-//! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`].
+//! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
+//! [`aggregate`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
@@ -9,6 +10,7 @@
 //!
 //! Deliberately absent: the logic of any role. A recognizer that is measured is the binary itself.
 
+pub mod aggregate;
 pub mod bare;
 pub mod bars;
 pub mod chart;

@@ -254,7 +254,9 @@ impl Trainer {
                 return Ok(Some(why));
             }
         };
-        if let Some(why) = trained.worse() {
+        // What a round asked for is judged where it is merged, on more than the few images held out here.
+        let worse = trained.worse().filter(|_| asked.is_none() || !trained.is_finite());
+        if let Some(why) = worse {
             let why = format!("nothing was sent: {why}");
             tracing::warn!(role = ROLE, why, "a training did not pay");
             return Ok(Some(why));

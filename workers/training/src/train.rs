@@ -60,6 +60,11 @@ impl Trained {
         })
     }
 
+    /// Whether the loss on the examples held out is a number.
+    pub fn is_finite(&self) -> bool {
+        self.epochs.last().is_some_and(|epoch| epoch.held_out.loss.is_finite())
+    }
+
     /// The new weights without their shapes.
     pub fn values(&self) -> BTreeMap<String, Vec<f32>> {
         self.weights.iter().map(|(name, (_, values))| (name.clone(), values.clone())).collect()
