@@ -92,11 +92,11 @@ fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<
     let path = |number: usize| place.join(format!("{megabytes}-{number}.safetensors"));
     for number in 0..updates {
         let path = path(number);
-        let value = |_| random.random_range(-1.0_f32..1.0);
+        let mut value = |_| random.random_range(-1.0_f32..1.0);
         let tensors: Tensors = layout
             .places()
             .iter()
-            .map(|place| (place.name.clone(), (place.shape.clone(), (0..place.len).map(value).collect())))
+            .map(|place| (place.name.clone(), (place.shape.clone(), (0..place.len).map(&mut value).collect())))
             .collect();
         let bytes = encode(&tensors, &Default::default(), WeightForm::F32, None)?;
         std::fs::write(&path, bytes).map_err(BenchError::file(&path))?;
