@@ -135,6 +135,17 @@ impl Values<'_> {
         matches!(self, Values::File(file) if file.form == WeightForm::DeltaF16)
     }
 
+    /// A block's bytes, where they are 32-bit floats in a file: what can be added without a copy.
+    pub(crate) fn raw(&self, (place, from, len): (usize, usize, usize)) -> Option<&[u8]> {
+        match self {
+            Values::File(file) if file.form == WeightForm::F32 => {
+                let start = file.starts[place] + from * 4;
+                Some(&file.map[start..start + len * 4])
+            }
+            _ => None,
+        }
+    }
+
     /// Gives a block as floats. `place`: its number in the layout; `from`: its first number within the place.
     /// `room`: for as many halves.
     fn block<'b>(&'b self, layout: &Layout, place: usize, from: usize, room: &'b mut Room, len: usize) -> &'b [f32] {
