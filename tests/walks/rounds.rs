@@ -403,3 +403,74 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
     let (release, _, updates) = sealed(&world, number).await;
     assert_eq!((updates, release == base), (1, false));
 }
+
+#[tokio::test]
+async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_old_ones_count_less() {
+    let mut world = World::start(Plan::default()).await.unwrap();
+    let settings = ["merge.rule=fedavg", "round.unsolicited=true", "round.behind_max=2", "round.every_s=0", "round.grace_s=0"];
+    world.aggregator("aggregator", &settings.map(|pair| format!("aggregator.{pair}"))).unwrap();
+    world.all_started().await.unwrap();
+    let first = initial();
+    let path = world.folder().join(format!("releases/models/{}/{first}/weights.safetensors", model()));
+    let bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&path).ok())).await.unwrap();
+    let own = |value: f32| {
+        let mut own = bytes.clone();
+        let end = own.len();
+        own[end - 4..].copy_from_slice(&value.to_le_bytes());
+        own
+    };
+    send(&world, "a", 0, &first, &own(0.5), |_| {}).await;
+    send(&world, "b", 0, &first, &own(0.25), |_| {}).await;
+    let (release, weights, updates) = sealed(&world, 1).await;
+    assert_eq!(updates, 2);
+    let merged = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+    assert_eq!(merged[merged.len() - 4..], 0.375_f32.to_le_bytes());
+    // One starts from the new release, the other still from the first.
+    send(&world, "a", 0, &release, &merged, |_| {}).await;
+    send(&world, "b", 0, &first, &own(0.5), |_| {}).await;
+    let (release, _, _) = sealed(&world, 2).await;
+    let manifest = manifest(&world, &release).await;
+    assert_eq!(manifest["made"]["updates"][1]["behind"], 1);
+    let share = |place: usize| manifest["made"]["record"]["parts"][place]["share"].as_f64().unwrap();
+    // 1 and 1 / sqrt(2), as shares of their sum.
+    assert!((share(0) - 0.5858).abs() < 1e-3 && (share(1) - 0.4142).abs() < 1e-3, "{manifest:#}");
+    let again = command(&world, &["release", "verify", release.as_str()]).await;
+    assert!(again.success, "{}", again.err);
+}
+
+#[tokio::test]
+async fn weights_that_stay_at_the_sites_are_neither_sent_nor_merged() {
+    let plan = Plan::default()
+        .set("trainer.collect.least_fresh=1000000")
+        .set("trainer.epochs=1")
+        .set("trainer.held_out_ratio=0.2");
+    let mut world = World::start(plan).await.unwrap();
+    world.beginner("recognizer", 0).unwrap();
+    world.courier("courier", 0).unwrap();
+    world.verifier("verifier").unwrap();
+    let settings = ["merge.rule=fedavg", "round.local=[\"*bias*\"]"].map(|pair| format!("aggregator.{pair}"));
+    world.aggregator("aggregator", &settings).unwrap();
+    world.all_started().await.unwrap();
+    for (label, pictures) in pictures("site").into_iter().take(4) {
+        for picture in pictures.iter().take(8) {
+            let (bytes, name) = (std::fs::read(picture).unwrap(), world.site(0).name.clone());
+            let task = publish(world.bus(0), &name, &bytes, &[(HEADER_LABEL, &label)]).await;
+            outcome(world.bus(0), &name, task).await.unwrap();
+        }
+    }
+    world.trainer("trainer", 0).unwrap();
+    for number in 1..=2_u64 {
+        let local = ["--set", "aggregator.round.local=[\"*bias*\"]"];
+        let more = [&["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"], &local[..]].concat();
+        assert_eq!(open(&world, &more).await, number);
+        let (release, _, updates) = sealed(&world, number).await;
+        assert_eq!(updates, 1);
+        let diff = command(&world, &["release", "diff", initial().short(), release.short(), "--json"]).await;
+        let diff: Vec<Value> = serde_json::from_str(&diff.out).unwrap_or_else(|error| panic!("{error}: {}", diff.err));
+        for tensor in diff {
+            let is_local = tensor["tensor"].as_str().unwrap().contains("bias");
+            assert_eq!(tensor["rms_of_difference"] == 0.0, is_local, "round {number}: {tensor}");
+        }
+    }
+    assert!(world.folder().join("training-0/local.safetensors").is_file());
+}

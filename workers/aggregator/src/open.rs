@@ -1,12 +1,17 @@
 //! Opening a round: one message, whose slot in the stream decides when two do it at once.
 
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use runtime::{Fault, clock};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{BlobRef, ModelName, ReleaseId, Round, RoundEvent, Terms, decode, encode};
+use schemas::{BlobRef, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, decode, encode};
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
-use crate::settings::RoundSettings;
+use crate::settings::{AskBy, RoundSettings};
 
 /// What is known of a model's rounds from the stream alone.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -57,12 +62,32 @@ pub fn stored_at_ms(record: &read::Record) -> u64 {
     u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0)
 }
 
-/// What sites are asked for: to start from this release.
-pub fn terms(base: ReleaseId, weights: Option<BlobRef>, settings: &RoundSettings) -> Terms {
+/// Which sites are asked in a round. `losses`: of each site, its loss when it was last in a release. Pure.
+pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f64>) -> Vec<SiteName> {
+    let mut sites = settings.sites.clone();
+    let Some(count) = settings.ask.map(|ask| (ask as usize).min(sites.len())) else { return sites };
+    match settings.ask_by {
+        AskBy::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
+        AskBy::Turn => {
+            let first = usize::try_from(round.saturating_sub(1)).unwrap_or(0).wrapping_mul(count);
+            let by = first % sites.len().max(1);
+            sites.rotate_left(by);
+        }
+        AskBy::Usefulness => {
+            let loss = |site: &SiteName| losses.get(site).copied().unwrap_or(f64::NEG_INFINITY);
+            sites.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
+        }
+    }
+    sites.truncate(count);
+    sites
+}
+
+/// What these sites are asked for: to start from this release.
+pub fn terms(base: ReleaseId, weights: Option<BlobRef>, sites: Vec<SiteName>, settings: &RoundSettings) -> Terms {
     Terms {
         base,
         weights,
-        sites: settings.sites.clone(),
+        sites,
         quorum: settings.quorum,
         grace_s: settings.grace_s,
         deadline_s: settings.deadline_s,
@@ -91,4 +116,28 @@ pub async fn say(publisher: &Publisher, model: &ModelName, number: u64, event: R
         publication = publication.header(HEADER_BLOB, blob.to_string());
     }
     Ok(!matches!(publisher.publish(&publication).await?, Placed::Taken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_sites_are_asked_as_should_be_and_others_next_time() {
+        let names = ["a", "b", "c", "d"].map(|name| name.parse::<SiteName>().unwrap());
+        let all = RoundSettings { sites: names.to_vec(), ..RoundSettings::default() };
+        assert_eq!(sites(&all, 1, &BTreeMap::new()), names);
+        let asked = |ask_by, round, losses: &[(&str, f64)]| {
+            let some = RoundSettings { ask: Some(2), ask_by, ..all.clone() };
+            let losses = losses.iter().map(|(name, loss)| (name.parse().unwrap(), *loss)).collect();
+            sites(&some, round, &losses).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(AskBy::Turn, 1, &[]), ["a", "b"]);
+        assert_eq!(asked(AskBy::Turn, 2, &[]), ["c", "d"]);
+        assert_eq!(asked(AskBy::Turn, 3, &[]), ["a", "b"]);
+        assert_eq!(asked(AskBy::Usefulness, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
+        assert_eq!(asked(AskBy::Lot, 5, &[]), asked(AskBy::Lot, 5, &[]), "the same round, the same sites");
+        let drawn: Vec<_> = (1..9).map(|round| asked(AskBy::Lot, round, &[])).collect();
+        assert!(drawn.iter().any(|sites| *sites != drawn[0]), "{drawn:?}");
+    }
 }

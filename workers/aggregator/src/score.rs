@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use autograd::loss::{Smoothing, cross_entropy, distill};
+use autograd::trainable::is_named;
 use autograd::{Onnx, Split, Step, Trainable};
 use schemas::model::InputDescription;
 use rand::SeedableRng;
@@ -17,7 +18,6 @@ use training::stepper::Stepper;
 use training::{Examples, TrainError};
 use vision::graph::{Given, Numbers};
 use vision::{DecodeLimits, Graph, Model, decode, tensor};
-use wildmatch::WildMatch;
 
 use crate::layout::Layout;
 use crate::weigh::Scored;
@@ -186,7 +186,7 @@ impl Ground {
         let Ready { onnx, prepared, known } = ready(runtime, model, BATCH)?;
         let mut step = prepared.step(&known, trainable)?;
         if !local.is_empty() {
-            let shared = |name: &&String| !is_local(name, local);
+            let shared = |name: &&String| !is_named(name, local);
             let names: Vec<String> =
                 step.weights.iter().map(|weight| &weight.name).filter(shared).cloned().collect();
             step = prepared.step(&known, &Trainable::Named(names))?;
@@ -203,11 +203,6 @@ impl Ground {
         let head = head.and_then(|head| Head::of(&step, head));
         Ok(Self { layout, base, graph: onnx, step, head })
     }
-}
-
-/// Whether a weight stays as each site has it.
-pub fn is_local(name: &str, local: &[String]) -> bool {
-    local.iter().any(|pattern| WildMatch::new(pattern).matches(name))
 }
 
 impl Head {

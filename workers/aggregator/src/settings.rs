@@ -56,6 +56,10 @@ impl Default for AggregatorSettings {
 pub struct RoundSettings {
     /// The sites that are asked; all if empty.
     pub sites: Vec<SiteName>,
+    /// So many of `sites` are asked in each round; absent: all of them.
+    pub ask: Option<u32>,
+    /// Which ones then.
+    pub ask_by: AskBy,
     /// So many updates are enough, at least 1.
     pub quorum: u32,
     /// How long others are waited for when there are enough, seconds.
@@ -74,12 +78,17 @@ pub struct RoundSettings {
     pub behind_max: u32,
     /// A new round is opened so long after the last one ended, seconds; absent: by hand, with `tributary round open`.
     pub every_s: Option<u32>,
+    /// A new round is opened when `quorum` sites have found so many hard cases each since the last one was opened, at least
+    /// 1; absent: not for that.
+    pub hard_cases: Option<u32>,
 }
 
 impl Default for RoundSettings {
     fn default() -> Self {
         Self {
             sites: Vec::new(),
+            ask: None,
+            ask_by: AskBy::Lot,
             quorum: 2,
             grace_s: 60,
             deadline_s: 24 * 3600,
@@ -88,8 +97,23 @@ impl Default for RoundSettings {
             unsolicited: false,
             behind_max: 0,
             every_s: None,
+            hard_cases: None,
         }
     }
+}
+
+/// Which sites are asked, where not all are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AskBy {
+    /// By lot, others each round.
+    #[default]
+    Lot,
+    /// In turn, in the order they are named in.
+    Turn,
+    /// Those whose updates had the lowest loss on the public set when they were last in a release; those that were in none
+    /// come first.
+    Usefulness,
 }
 
 impl AggregatorSettings {
@@ -101,7 +125,12 @@ impl AggregatorSettings {
             (self.public_max_mib > 0, "public_max_mib: at least 1"),
             (!self.store.is_empty(), "store: a folder or an address"),
             (round.quorum > 0, "round.quorum: at least 1"),
+            (round.hard_cases != Some(0), "round.hard_cases: at least 1, or leave it away"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
+            (
+                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.sites.len()),
+                "round.ask: at least round.quorum, no more than there are round.sites",
+            ),
             (
                 round.sites.is_empty() || round.quorum as usize <= round.sites.len(),
                 "round.quorum: no more than there are round.sites",

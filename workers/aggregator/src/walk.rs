@@ -1,6 +1,7 @@
 //! The walk of a round: opened → check, as updates come → closed → score → weigh → merge → seal. What is done is written in
 //! the stream and in the store alone, so that one that was killed, or a second one, comes to the same.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::release::{Made, Manifest, Merged, RefusedUpdate, ReleaseError, Releas
 use crate::round::{Arrival, Arrived, Rounds};
 use crate::score::Public;
 use crate::seal::{self, Base, Held, SealError};
-use crate::settings::AggregatorSettings;
+use crate::settings::{AggregatorSettings, AskBy};
 use crate::values::{ValuesError, WeightsFile};
 use crate::verify::{Place, VerifyError, blocking, fetch_update, make_folder};
 
@@ -30,6 +31,8 @@ const ROLE: &str = "aggregator";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks whether a round should be closed or opened.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often hard cases are counted, where that may open a round.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// After a failure of the moment.
 const AGAIN: Duration = Duration::from_secs(3);
 
@@ -63,6 +66,8 @@ pub async fn run(
         held: Vec::new(),
         refused: Vec::new(),
         ended_at: Instant::now(),
+        counted_at: Instant::now(),
+        opened_at_ms: 0,
         model: model.clone(),
     };
     let tally = Arc::new(Tally::default());
@@ -178,6 +183,9 @@ struct Aggregator {
     held: Vec<Held>,
     refused: Vec<RefusedUpdate>,
     ended_at: Instant,
+    counted_at: Instant,
+    /// When the last round was opened, milliseconds since the epoch; 0 before the first.
+    opened_at_ms: u64,
     model: ModelName,
 }
 
@@ -276,7 +284,8 @@ impl Aggregator {
     async fn look(&mut self) -> Result<(), Fault> {
         let Some(current) = self.rounds.current() else {
             let every = self.settings.round.every_s.map(|every| Duration::from_secs(every.into()));
-            if every.is_some_and(|every| self.ended_at.elapsed() >= every) {
+            let due = every.is_some_and(|every| self.ended_at.elapsed() >= every) || self.is_hard().await?;
+            if due {
                 self.ended_at = Instant::now();
                 self.open().await?;
             }
@@ -289,13 +298,55 @@ impl Aggregator {
         Ok(())
     }
 
+    /// Whether enough sites found enough hard cases since the last round was opened.
+    async fn is_hard(&mut self) -> Result<bool, Fault> {
+        let Some(wanted) = self.settings.round.hard_cases else { return Ok(false) };
+        if self.counted_at.elapsed() < COUNT_EVERY {
+            return Ok(false);
+        }
+        self.counted_at = Instant::now();
+        let level = read::level(&self.bus, topology::HARDCASES).await?;
+        let since_ms = self.opened_at_ms;
+        let mut of_site: BTreeMap<String, u32> = BTreeMap::new();
+        let stretch = Stretch { headers_only: true, ..Stretch::default() };
+        read::stretch(&self.bus, topology::HARDCASES, stretch, level.last_sequence, |record| {
+            if stored_at_ms(&record) > since_ms {
+                *of_site.entry(record.subject).or_default() += 1;
+            }
+        })
+        .await?;
+        let sites = of_site.values().filter(|count| **count >= wanted).count();
+        Ok(sites >= self.settings.round.quorum as usize)
+    }
+
+    /// Each site's loss when it was last in a release.
+    async fn losses(&self, release: &schemas::ReleaseId) -> Result<BTreeMap<SiteName, f64>, Fault> {
+        let mut losses = BTreeMap::new();
+        let mut next = Some(release.clone());
+        while let Some(release) = next {
+            let Some(manifest) = self.releases.manifest(&release).await.map_err(unreleased)? else { break };
+            for part in manifest.made.iter().flat_map(|made| &made.record.parts) {
+                if let Some(loss) = part.loss {
+                    losses.entry(part.site.clone()).or_insert(loss);
+                }
+            }
+            next = manifest.parent;
+        }
+        Ok(losses)
+    }
+
     async fn open(&self) -> Result<(), Fault> {
         let history = History::read(&self.bus, &self.model).await?;
         let (base, weights) = match history.release() {
             Some((release, weights)) => (release.clone(), Some(weights.clone())),
             None => (self.place.root.release.clone(), None),
         };
-        let terms = open::terms(base, weights, &self.settings.round);
+        let losses = match self.settings.round.ask_by {
+            AskBy::Usefulness => self.losses(&base).await?,
+            AskBy::Lot | AskBy::Turn => BTreeMap::new(),
+        };
+        let sites = open::sites(&self.settings.round, history.last() + 1, &losses);
+        let terms = open::terms(base, weights, sites, &self.settings.round);
         say(&self.publisher, &self.model, history.last() + 1, RoundEvent::Opened(terms)).await?;
         Ok(())
     }
@@ -324,6 +375,7 @@ impl Aggregator {
             if !self.is_past(number) {
                 self.prepare(&round).await?;
             }
+            self.opened_at_ms = stored_at_ms;
             let waited = self.rounds.happened(&round, stored_at_ms);
             for Arrived { update, sequence, stored_at_ms, .. } in waited {
                 let record = read::at(&self.bus, topology::UPDATES, sequence).await?;

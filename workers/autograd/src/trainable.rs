@@ -47,6 +47,11 @@ impl FromStr for Trainable {
     }
 }
 
+/// Whether a name matches one of the patterns (`*`: anything, `?`: one character).
+pub fn is_named(name: &str, patterns: &[String]) -> bool {
+    patterns.iter().any(|pattern| WildMatch::new(pattern).matches(name))
+}
+
 /// A layer: an operator with a matrix or a kernel.
 fn is_layer(node: &NodeProto) -> bool {
     matches!(node.op_type(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use runtime::Fault;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{LabelSource, Measured, ModelName, SiteName, Update, encode};
+use schemas::{LabelSource, Measured, ModelName, ReleaseId, SiteName, Update, encode};
 use streams::subject::Errand;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
@@ -66,6 +66,8 @@ pub struct About<'a> {
     pub site: &'a SiteName,
     /// The model it started from.
     pub model: &'a Model,
+    /// The release it started from.
+    pub base: &'a ReleaseId,
     /// The round it answers; 0 when no round asked for it.
     pub round: u64,
     /// How it was trained.
@@ -88,7 +90,7 @@ impl About<'_> {
             site: self.site.clone(),
             model: ModelName::of(&self.model.description.name),
             round: self.round,
-            base: self.model.release.clone(),
+            base: self.base.clone(),
             weights,
             form: self.settings.form,
             samples: self.samples,

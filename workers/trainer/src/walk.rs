@@ -15,7 +15,6 @@ use streams::fleet::{Fleet, Ledger};
 use streams::{Blobs, Bus, Publisher, subject};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
-use wildmatch::WildMatch;
 
 use training::checkpoint::{Checkpoints, Epoch};
 use crate::base;
@@ -178,6 +177,17 @@ impl Trainer {
         Ok(Arc::new(model))
     }
 
+    /// The base with the weights that stay here.
+    async fn with_own(&self, base: Arc<Model>, terms: &Terms) -> Result<Arc<Model>, Fault> {
+        if terms.local.is_empty() {
+            return Ok(base);
+        }
+        let (local, work) = (terms.local.clone(), self.settings.work.clone());
+        let written = tokio::task::spawn_blocking(move || base::with_own(&base, &local, &work)).await;
+        let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
+        model.map(Arc::new).map_err(|error| Fault::retry("base_unusable", runtime::fault::chain(&error)))
+    }
+
     /// Looks, and trains if there is enough to learn, or if a round asks for it.
     async fn turn(&self, collector: &mut Collector) -> Result<(), Fault> {
         collector.look().await?;
@@ -198,7 +208,7 @@ impl Trainer {
         }
         let marks = collector.marks();
         let base = match &asked {
-            Some(asked) => self.base(&asked.terms).await?,
+            Some(asked) => self.with_own(self.base(&asked.terms).await?, &asked.terms).await?,
             None => self.model.clone(),
         };
         // What was left unfinished is finished with the images it began with.
@@ -261,10 +271,9 @@ impl Trainer {
             tracing::warn!(role = ROLE, why, "a training did not pay");
             return Ok(Some(why));
         }
-        if let Some(asked) = asked {
-            let local = |name: &String| asked.terms.local.iter().any(|pattern| WildMatch::new(pattern).matches(name));
-            trained.weights.retain(|name, _| !local(name));
-        }
+        let local = asked.map(|asked| &asked.terms.local[..]).unwrap_or_default();
+        base::keep_own(&mut trained.weights, local, &self.settings.work)
+            .map_err(|error| Fault::retry("weights_unkept", runtime::fault::chain(&error)))?;
         let file = match submit::file(&trained, &settings) {
             Ok(file) => file,
             Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
@@ -272,6 +281,7 @@ impl Trainer {
         let about = About {
             site: &self.site,
             model: base,
+            base: asked.map_or(&self.model.release, |asked| &asked.terms.base),
             round: asked.map_or(0, |asked| asked.round),
             settings: &settings,
             sources,

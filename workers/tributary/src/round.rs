@@ -1,9 +1,11 @@
 //! `tributary round`: ask sites for updates, and see what came of it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aggregator::open::{self, History};
+use aggregator::settings::AskBy;
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
 use schemas::{ModelName, RoundEvent, Terms};
@@ -109,7 +111,12 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     if last > 0 && history.ended(last).is_none() {
         bail!("round {last} of {name} has not ended: `tributary status` says what it waits for");
     }
-    let of_settings = open::terms(base, weights, &loaded.settings.aggregator.round);
+    let chosen = &loaded.settings.aggregator.round;
+    if chosen.ask_by == AskBy::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
+        bail!("which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site");
+    }
+    let asked = open::sites(chosen, last + 1, &BTreeMap::new());
+    let of_settings = open::terms(base, weights, asked, chosen);
     let terms = Terms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
