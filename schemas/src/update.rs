@@ -1,13 +1,13 @@
 //! What a site learned: weights against a base release, by reference, and how they were come by. Never a picture.
 //! Version history: 1, first; later with the
-//! optional number of hard images.
+//! optional number of hard images and the optional signature.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
-use crate::codec::Message;
+use crate::codec::{self, CodecError, Message};
 use crate::id::{ModelName, ReleaseId, SiteName, TaskId};
 
 /// One site's weights against a base release.
@@ -42,9 +42,17 @@ pub struct Update {
     pub trainable: String,
     /// When it was made, milliseconds since the epoch.
     pub trained_at_ms: u64,
+    /// The site's Ed25519 signature of [`Update::signed`]; absent without a key.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_bytes")]
+    pub signature: Option<Vec<u8>>,
 }
 
 impl Update {
+    /// What a site signs: the message without its signature.
+    pub fn signed(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode(&Self { signature: None, ..self.clone() })
+    }
+
     /// Under which it is published, however often: the same site, base and weights are the same update.
     pub fn id(&self) -> TaskId {
         TaskId::derived(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))

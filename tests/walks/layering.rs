@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use harness::program::root;
 
-const ROLES: [&str; 7] =
-    ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "janitor"];
+const ROLES: [&str; 7] = ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "janitor"];
 
 /// Which of our own crates each crate may depend on.
 fn allowed(package: &str) -> BTreeSet<&'static str> {

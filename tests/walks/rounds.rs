@@ -118,7 +118,14 @@ fn right(folder: &Path) -> f64 {
 }
 
 /// An update that a test sends itself. `weights`: the bytes of its file.
-async fn send(world: &World, site: &str, round: u64, base: &ReleaseId, weights: &[u8], change: impl FnOnce(&mut Update)) {
+async fn send(
+    world: &World,
+    site: &str,
+    round: u64,
+    base: &ReleaseId,
+    weights: &[u8],
+    change: impl FnOnce(&mut Update),
+) {
     let blob = Blobs::open_in_cloud(&world.cloud).await.unwrap().store(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
@@ -135,6 +142,7 @@ async fn send(world: &World, site: &str, round: u64, base: &ReleaseId, weights: 
         epochs: 1,
         trainable: "all".into(),
         trained_at_ms: 1,
+        signature: None,
     };
     change(&mut update);
     let to = subject::update(&update.model, update.round, &site.parse::<SiteName>().unwrap());
@@ -210,14 +218,18 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
         }
         assert_eq!(open(&world, &["--quorum", quorum, "--grace-s", "1", "--deadline-s", "100"]).await, number);
         if number == 2 {
-            let some = until("a first update", LONG, async || Ok(rounds(&world).await.filter(|report| report.updates > 0)));
+            let some =
+                until("a first update", LONG, async || Ok(rounds(&world).await.filter(|report| report.updates > 0)));
             some.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
             world.worked("aggregator").unwrap().restart().unwrap();
         }
         if number == 3 {
             world.worked("trainer-0").unwrap().restart().unwrap();
             // Weights that are no numbers, from a site nobody knows.
-            let bytes = std::fs::read(world.folder().join("releases").join(format!("models/{}/{base}/weights.safetensors", model()))).unwrap();
+            let bytes = std::fs::read(
+                world.folder().join("releases").join(format!("models/{}/{base}/weights.safetensors", model())),
+            )
+            .unwrap();
             let mut broken = bytes.clone();
             let end = broken.len();
             broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -232,7 +244,8 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
             assert_eq!(manifest["made"]["refused"][0]["fault"]["name"], "weights_not_finite");
         }
         // As nobody had been killed: made again of its updates, it is the same.
-        let again = command(&world, &["release", "verify", release.as_str(), "--public", &public.display().to_string()]).await;
+        let again =
+            command(&world, &["release", "verify", release.as_str(), "--public", &public.display().to_string()]).await;
         assert!(again.success && again.out.contains("bit by bit"), "{}{}", again.out, again.err);
         base = release;
     }
@@ -384,7 +397,9 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
     let path = models.join(format!("{}/{base}/weights.safetensors", model()));
     let bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&path).ok())).await.unwrap();
     let number = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
-    until("an open round", PATIENCE, async || Ok(rounds(&world).await.filter(|report| report.round == number))).await.unwrap();
+    until("an open round", PATIENCE, async || Ok(rounds(&world).await.filter(|report| report.round == number)))
+        .await
+        .unwrap();
     // A file is where the store's folder should be.
     let aside = world.folder().join("aside");
     std::fs::rename(&models, &aside).unwrap();
@@ -407,7 +422,8 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
 #[tokio::test]
 async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_old_ones_count_less() {
     let mut world = World::start(Plan::default()).await.unwrap();
-    let settings = ["merge.rule=fedavg", "round.unsolicited=true", "round.behind_max=2", "round.every_s=0", "round.grace_s=0"];
+    let settings =
+        ["merge.rule=fedavg", "round.unsolicited=true", "round.behind_max=2", "round.every_s=0", "round.grace_s=0"];
     world.aggregator("aggregator", &settings.map(|pair| format!("aggregator.{pair}"))).unwrap();
     world.all_started().await.unwrap();
     let first = initial();

@@ -7,8 +7,8 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
     Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, Label, LabelSource,
-    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Round, RoundEvent, RoundReport, Route, Stage, TaskId, Terms, Tile,
-    TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Round, RoundEvent, RoundReport, Route,
+    Stage, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -263,6 +263,7 @@ fn update() -> Update {
         epochs: 10,
         trainable: "all".into(),
         trained_at_ms: 1_763_942_400_600,
+        signature: None,
     }
 }
 
@@ -317,6 +318,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("label.v1", &label());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
+    survives("update-signed.v1", &Update { signature: Some(vec![7; 64]), ..update() });
     survives("beat-rounds.v1", &beat_rounds());
     survives("round-opened.v1", &round_opened());
     survives("round-closed.v1", &round_closed());
@@ -361,6 +363,7 @@ fn remake() {
         ("label.v1", encode(&label())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
+        ("update-signed.v1", encode(&Update { signature: Some(vec![7; 64]), ..update() })),
         ("beat-rounds.v1", encode(&beat_rounds())),
         ("round-opened.v1", encode(&round_opened())),
         ("round-closed.v1", encode(&round_closed())),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use runtime::sign::{is_public_key, is_signed};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::{FaultNote, ReleaseId, SiteName, Update};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub struct CheckSettings {
     pub samples_max: u64,
     /// The same for single sites.
     pub samples_max_of: BTreeMap<SiteName, u64>,
+    /// Public keys by site, as `tributary key` prints them. With any key here, an update counts only if its site signed it.
+    pub keys: BTreeMap<SiteName, String>,
     /// Largest file of weights, MiB, at least 1.
     pub weights_max_mib: u32,
     /// A change may be so many times as long as the base, above 0; absent: of any length.
@@ -30,6 +33,7 @@ impl Default for CheckSettings {
         Self {
             samples_max: 1_000_000,
             samples_max_of: BTreeMap::new(),
+            keys: BTreeMap::new(),
             weights_max_mib: (MAX_WEIGHTS_BYTES >> 20) as u32,
             norm_over_base_max: Some(10.0),
             norm_over_median_max: None,
@@ -44,6 +48,10 @@ impl CheckSettings {
             (self.samples_max > 0, "samples_max: at least 1"),
             (self.samples_max_of.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
             ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
+            (
+                self.keys.values().all(|key| is_public_key(key)),
+                "keys: 64 hexadecimal digits each, as `tributary key` prints",
+            ),
             (self.norm_over_base_max.is_none_or(|most| most > 0.0), "norm_over_base_max: above 0"),
             (self.norm_over_median_max.is_none_or(|most| most >= 1.0), "norm_over_median_max: at least 1"),
         ];
@@ -105,6 +113,9 @@ pub enum Refused {
         /// What is asked for, in words.
         wanted: String,
     },
+    /// Its site did not sign it.
+    #[error("{0}")]
+    NotSigned(&'static str),
     /// It says it learned from nothing.
     #[error("it says it learned from no image")]
     NoSamples,
@@ -154,19 +165,38 @@ impl Refused {
             Self::Unreadable(_) => ("update_unreadable", "run the same release of tributary on both sides"),
             Self::Misdirected { .. } => ("update_misdirected", "give each site a name of its own"),
             Self::UnknownRound { .. } => ("round_unknown", "nothing: rounds are opened here alone"),
-            Self::Late { .. } => {
-                ("update_late", "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.behind_max)")
-            }
+            Self::Late { .. } => (
+                "update_late",
+                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.behind_max)",
+            ),
             Self::NotAsked { .. } => ("site_not_asked", "add the site to round.sites"),
-            Self::Second { .. } => ("update_second", "look for a second trainer of that site, or another site of that name"),
-            Self::OtherBase { .. } => ("base_unknown", "let the site take the latest release, or let older bases count (round.behind_max)"),
+            Self::Second { .. } => {
+                ("update_second", "look for a second trainer of that site, or another site of that name")
+            }
+            Self::OtherBase { .. } => {
+                ("base_unknown", "let the site take the latest release, or let older bases count (round.behind_max)")
+            }
+            Self::NotSigned(_) => {
+                ("signature_wrong", "give the site a key (`tributary key`) and name its public half in check.keys")
+            }
             Self::NoSamples => ("samples_none", "look at the site's trainer"),
-            Self::TooManySamples { .. } => ("samples_too_many", "if it is true, raise check.samples_max or check.samples_max_of for the site"),
+            Self::TooManySamples { .. } => {
+                ("samples_too_many", "if it is true, raise check.samples_max or check.samples_max_of for the site")
+            }
             Self::TooLarge { .. } => ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.form)"),
-            Self::NoWeights(_) => ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them"),
-            Self::Values(error) => (error.name(), "let the site train the model and the layers that the round asks for"),
-            Self::NotFinite => ("weights_not_finite", "look at the site's trainer: a smaller learning rate, or clip_norm"),
-            Self::TooLong { .. } => ("change_too_long", "look at the site's trainer; if it is right, raise check.norm_over_base_max or norm_over_median_max"),
+            Self::NoWeights(_) => {
+                ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them")
+            }
+            Self::Values(error) => {
+                (error.name(), "let the site train the model and the layers that the round asks for")
+            }
+            Self::NotFinite => {
+                ("weights_not_finite", "look at the site's trainer: a smaller learning rate, or clip_norm")
+            }
+            Self::TooLong { .. } => (
+                "change_too_long",
+                "look at the site's trainer; if it is right, raise check.norm_over_base_max or norm_over_median_max",
+            ),
         };
         FaultNote::new(name, self.to_string(), remedy)
     }
@@ -174,6 +204,7 @@ impl Refused {
 
 /// Looks at what an update says of itself.
 pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+    signature(update, settings)?;
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
     let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
     if found == 0 {
@@ -187,6 +218,20 @@ pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
         return Err(Refused::TooLarge { found: update.weights.size_bytes, most });
     }
     Ok(())
+}
+
+/// Whether its site says this, where keys are known.
+fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+    if settings.keys.is_empty() {
+        return Ok(());
+    }
+    let key = settings.keys.get(&update.site).ok_or(Refused::NotSigned("no key of its site is known"))?;
+    let signature = update.signature.as_ref().ok_or(Refused::NotSigned("it is not signed"))?;
+    let signed = update.signed().map_err(|_| Refused::NotSigned("what it signs cannot be written"))?;
+    match is_signed(key, &signed, signature) {
+        true => Ok(()),
+        false => Err(Refused::NotSigned("its signature is not that of its site")),
+    }
 }
 
 /// Looks at how long a change is. `base`: the length of the base.
@@ -232,6 +277,7 @@ mod tests {
             epochs: 1,
             trainable: "all".into(),
             trained_at_ms: 0,
+            signature: None,
         }
     }
 
@@ -251,6 +297,25 @@ mod tests {
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
         let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
         assert!(said(&update(&[150], 1000), &own).is_ok());
+    }
+
+    #[test]
+    fn with_keys_only_what_a_site_signed_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = runtime::sign::Key::create(&folder.path().join("key")).unwrap();
+        let mut settings =
+            CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
+        let mut update = update(&[5], 1000);
+        assert_eq!(refused(&update, &settings), "signature_wrong");
+        update.signature = Some(key.sign(&update.signed().unwrap()));
+        assert!(said(&update, &settings).is_ok());
+        update.samples.insert("more".into(), 1000);
+        assert_eq!(refused(&update, &settings), "signature_wrong");
+        update.samples.remove("more");
+        update.site = "other".parse().unwrap();
+        assert_eq!(refused(&update, &settings), "signature_wrong");
+        settings.keys.insert("other".parse().unwrap(), "not a key".into());
+        assert!(settings.check().is_err());
     }
 
     #[test]

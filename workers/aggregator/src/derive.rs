@@ -241,7 +241,8 @@ pub fn derive(
     // Sums of floats depend on their order: it is the sites', not that of arrival.
     sent.sort_by(|a, b| a.site.cmp(&b.site));
     let (scored, said) = scored(&sent, settings, around)?;
-    let mut round = Round { base, sent, scored, said, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    let mut round =
+        Round { base, sent, scored, said, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
     round.filter(around.layout);
     let (made, candidates) = match settings.rule.as_str() {
         PICK => round.pick(around)?,
@@ -420,8 +421,7 @@ impl<'a> Round<'a> {
         let weighed = weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?;
         let mut shares = weighed.shares;
         let fresh = |place: &usize| (1.0 + f64::from(self.sent[*place].behind)).powf(-self.settings.staleness);
-        let discounted: Vec<f64> =
-            shares.iter().zip(&counting).map(|(share, place)| share * fresh(place)).collect();
+        let discounted: Vec<f64> = shares.iter().zip(&counting).map(|(share, place)| share * fresh(place)).collect();
         shares = weigh::shares(&discounted);
         if rule == LAW {
             let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {

@@ -121,8 +121,7 @@ mod tests {
     #[test]
     fn krum_leaves_out_what_lies_apart() {
         let at = [0.0, 0.1, 0.2, 0.15, 9.0_f64];
-        let squares: Vec<Vec<f64>> =
-            at.iter().map(|a| at.iter().map(|b| (a - b) * (a - b)).collect()).collect();
+        let squares: Vec<Vec<f64>> = at.iter().map(|a| at.iter().map(|b| (a - b) * (a - b)).collect()).collect();
         assert_eq!(krum(&squares, 0.2), [true, true, true, true, false]);
         assert_eq!(krum(&[vec![0.0]], 0.2), [true]);
     }

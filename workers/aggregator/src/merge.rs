@@ -79,7 +79,13 @@ pub struct Change<'a> {
 }
 
 impl Change<'_> {
-    fn block(&self, layout: &Layout, (place, from, at, len): (usize, usize, usize, usize), room: &mut Room, out: &mut [f32]) {
+    fn block(
+        &self,
+        layout: &Layout,
+        (place, from, at, len): (usize, usize, usize, usize),
+        room: &mut Room,
+        out: &mut [f32],
+    ) {
         let values = block(&self.values, layout, (place, from, len), room);
         let times = self.times as f32;
         if self.values.are_added() {

@@ -264,6 +264,7 @@ mod tests {
             epochs: 1,
             trainable: "all".into(),
             trained_at_ms: 0,
+            signature: None,
         }
     }
 

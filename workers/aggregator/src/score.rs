@@ -6,10 +6,10 @@ use std::path::Path;
 use autograd::loss::{Smoothing, cross_entropy, distill};
 use autograd::trainable::is_named;
 use autograd::{Onnx, Split, Step, Trainable};
-use schemas::model::InputDescription;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use schemas::model::InputDescription;
 use sha2::{Digest, Sha256};
 use training::optimizer::Optimizer;
 use training::probe::{Ready, ready};
@@ -187,8 +187,7 @@ impl Ground {
         let mut step = prepared.step(&known, trainable)?;
         if !local.is_empty() {
             let shared = |name: &&String| !is_named(name, local);
-            let names: Vec<String> =
-                step.weights.iter().map(|weight| &weight.name).filter(shared).cloned().collect();
+            let names: Vec<String> = step.weights.iter().map(|weight| &weight.name).filter(shared).cloned().collect();
             step = prepared.step(&known, &Trainable::Named(names))?;
         }
         let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
@@ -209,7 +208,8 @@ impl Head {
     fn of(step: &Step, Split { tail, .. }: Split) -> Option<Self> {
         let body = step.graph.cut(&tail.images).ok()?;
         let inputs = body.inputs().ok()?;
-        let takes = step.weights.iter().map(|weight| weight.name.clone()).filter(|name| inputs.contains(name)).collect();
+        let takes =
+            step.weights.iter().map(|weight| weight.name.clone()).filter(|name| inputs.contains(name)).collect();
         let is_trained = |name: &str| step.weights.iter().any(|weight| weight.name == name);
         tail.weights.iter().all(|weight| is_trained(&weight.name)).then_some(Self {
             body,
@@ -339,7 +339,12 @@ impl Judge {
         let seen = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;
         let loss = (0..classes).filter(|class| counts[*class] > 0.0).map(|class| loss[class] / counts[class]);
         let accuracy = |class: usize| (counts[class] > 0.0).then(|| right[class] / counts[class]);
-        Ok(Tried { loss: loss.sum::<f64>() / seen, accuracy: (0..classes).map(accuracy).collect(), said, probabilities })
+        Ok(Tried {
+            loss: loss.sum::<f64>() / seen,
+            accuracy: (0..classes).map(accuracy).collect(),
+            said,
+            probabilities,
+        })
     }
 
     /// The loss on these pictures, every class counting the same, and its gradient by every weight. `teacher`: of all

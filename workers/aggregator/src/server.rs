@@ -68,8 +68,7 @@ pub fn step(base: &[f32], merged: &mut [f32], memory: &mut Memory, settings: &Se
     if kind == ServerKind::Sgd && rate == 1.0 {
         return;
     }
-    let (rate, keep, keep_square, least) =
-        (rate as f32, momentum_ratio as f32, square_ratio as f32, adaptivity as f32);
+    let (rate, keep, keep_square, least) = (rate as f32, momentum_ratio as f32, square_ratio as f32, adaptivity as f32);
     if kind != ServerKind::Sgd && memory.first.len() != base.len() {
         memory.first = vec![0.0; base.len()];
     }

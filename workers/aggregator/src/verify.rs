@@ -103,7 +103,12 @@ impl Place {
     }
 
     /// A release's weights as a row.
-    pub async fn row(&self, releases: &Releases, release: &ReleaseId, layout: &Layout) -> Result<Vec<f32>, VerifyError> {
+    pub async fn row(
+        &self,
+        releases: &Releases,
+        release: &ReleaseId,
+        layout: &Layout,
+    ) -> Result<Vec<f32>, VerifyError> {
         let model = self.folder(releases, release).await?;
         let (layout, release) = (layout.clone(), release.clone());
         blocking(move || {
@@ -170,10 +175,9 @@ pub async fn verify(
     }
     let model = place.folder(releases, parent).await?;
     let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
-    let base = blocking(move || {
-        Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?)
-    })
-    .await?;
+    let base =
+        blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
+            .await?;
     let mut held = Vec::with_capacity(made.updates.len());
     for update in &made.updates {
         held.push(hold(place, releases, &base, update).await?);

@@ -101,12 +101,14 @@ async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Ar
     let Some(folder) = settings.public.clone() else {
         if settings.merge.needs_public() {
             let reason = format!("rule {} tries models on a public set, and none is named", settings.merge.rule);
-            let remedy = "name a folder of labelled pictures with aggregator.public, or use aggregator.merge.rule=fedavg";
+            let remedy =
+                "name a folder of labelled pictures with aggregator.public, or use aggregator.merge.rule=fedavg";
             return Err(Fault::Stop(FaultNote::new("public_set_missing", reason, remedy)));
         }
         return Ok(None);
     };
-    let (root, most, room) = (root.clone(), settings.public_of_class as usize, (settings.public_max_mib as usize) << 20);
+    let (root, most, room) =
+        (root.clone(), settings.public_of_class as usize, (settings.public_max_mib as usize) << 20);
     let read = move || Ok(Public::read(&folder, &root, most, room)?);
     let public = blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
     for unreadable in public.unreadable.iter().take(5) {
@@ -126,9 +128,10 @@ fn stop(name: &str, error: &dyn std::error::Error) -> Fault {
 /// Where reading begins: with the round before the last, for what came after it was closed may count in the last.
 fn before(history: &History, root: &Model) -> (Rounds, u64) {
     let first = history.last().saturating_sub(1);
-    let opened = history.all.iter().find(|(_, _, round)| {
-        round.number >= first.max(1) && matches!(round.event, RoundEvent::Opened(_))
-    });
+    let opened = history
+        .all
+        .iter()
+        .find(|(_, _, round)| round.number >= first.max(1) && matches!(round.event, RoundEvent::Opened(_)));
     let Some((sequence, _, from)) = opened else { return (Rounds::new(root.release.clone()), 1) };
     let mut lineage = vec![root.release.clone()];
     for (at, _, round) in &history.all {
@@ -395,8 +398,8 @@ impl Aggregator {
             RoundEvent::Failed(note) => self.ended(format!("round {number}: {} ({})", note.reason, note.name)),
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } => {}
         }
-        let first_close = closes
-            && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
+        let first_close =
+            closes && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
         self.rounds.happened(&round, stored_at_ms);
         if first_close && !self.is_past(number) {
             if let Some(base) = self.base.clone() {
@@ -676,7 +679,13 @@ impl Aggregator {
     }
 
     async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
-        tracing::warn!(role = ROLE, round = number, fault = note.name, reason = note.reason, "no release: the last one stands");
+        tracing::warn!(
+            role = ROLE,
+            round = number,
+            fault = note.name,
+            reason = note.reason,
+            "no release: the last one stands"
+        );
         say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
     }

@@ -174,8 +174,9 @@ mod tests {
 
     fn sites() -> impl Strategy<Value = Vec<Scored>> {
         let accuracy = prop::collection::vec(prop::option::weighted(0.9, 0.0_f64..=1.0), 3);
-        prop::collection::vec((accuracy, 0_u64..10_000), 1..8)
-            .prop_map(|sites| sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples, ..Scored::default() }).collect())
+        prop::collection::vec((accuracy, 0_u64..10_000), 1..8).prop_map(|sites| {
+            sites.into_iter().map(|(accuracy, samples)| Scored { accuracy, samples, ..Scored::default() }).collect()
+        })
     }
 
     fn near(a: &[f64], b: &[f64]) -> bool {

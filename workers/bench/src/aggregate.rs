@@ -214,7 +214,8 @@ fn score(options: &Options) -> Result<(f64, f64), BenchError> {
 }
 
 fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Report {
-    let columns = vec!["updates", "read ms", "sum", "over read", "median", "over read", "trimmed", "over read", "check"];
+    let columns =
+        vec!["updates", "read ms", "sum", "over read", "median", "over read", "trimmed", "over read", "check"];
     let lines = found
         .iter()
         .map(|found| {
@@ -233,14 +234,30 @@ fn report(found: &[Found], (one_core, all_cores): (f64, f64), quick: bool) -> Re
         })
         .collect();
     let of = |place: usize, value: &dyn Fn(&Found) -> f64| found.get(place).map(value);
-    let figure = |name, title, value, most: f64| Figure { name, title, value, unit: "", goal: Some(Goal::AtMost(most)) };
+    let figure =
+        |name, title, value, most: f64| Figure { name, title, value, unit: "", goal: Some(Goal::AtMost(most)) };
     let over = |value: fn(&Found) -> f64| move |found: &Found| value(found) / found.read;
     let headline = vec![
-        figure("sum_over_read_10x25", "weighted sum over a plain read, 10 x 25 MB", of(0, &over(|found| found.sum)), 2.0),
+        figure(
+            "sum_over_read_10x25",
+            "weighted sum over a plain read, 10 x 25 MB",
+            of(0, &over(|found| found.sum)),
+            2.0,
+        ),
         figure("sum_over_read_10x100", "10 x 100 MB", of(1, &over(|found| found.sum)), 2.0),
         figure("sum_over_read_32x100", "32 x 100 MB", of(2, &over(|found| found.sum)), 2.0),
-        figure("median_over_read_10x25", "median over a plain read, 10 x 25 MB", of(0, &over(|found| found.median)), 10.0),
-        figure("trimmed_over_read_10x25", "trimmed mean over a plain read, 10 x 25 MB", of(0, &over(|found| found.trimmed)), 10.0),
+        figure(
+            "median_over_read_10x25",
+            "median over a plain read, 10 x 25 MB",
+            of(0, &over(|found| found.median)),
+            10.0,
+        ),
+        figure(
+            "trimmed_over_read_10x25",
+            "trimmed mean over a plain read, 10 x 25 MB",
+            of(0, &over(|found| found.trimmed)),
+            10.0,
+        ),
         Figure {
             name: "peak_over_one_model",
             title: "memory of its own a sum takes, over one model's, at the most",

@@ -64,8 +64,19 @@ fn ways() -> Vec<Way> {
         way(name, |merge| (merge.server.kind, merge.server.rate) = (kind, rate))
     };
     let rules = [
-        "fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "paper+head", "law+head", "fedavg+tune",
-        "paper+tune", "quality+tune", "quality+distill", "pick",
+        "fedavg",
+        "uniform",
+        "paper",
+        "quality",
+        "law",
+        "fedavg+head",
+        "paper+head",
+        "law+head",
+        "fedavg+tune",
+        "paper+tune",
+        "quality+tune",
+        "quality+distill",
+        "pick",
     ];
     let mut ways = rules.map(rule).to_vec();
     ways.insert(

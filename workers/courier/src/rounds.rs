@@ -3,9 +3,9 @@
 
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Step};
+use schemas::blob::BlobRefError;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::blob::BlobRefError;
 use schemas::{BlobRef, FaultNote, SiteName};
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
@@ -22,7 +22,8 @@ pub struct Rounds {
 impl Rounds {
     /// Brings the weights that a round starts with.
     async fn bring(&self, blob: &str) -> Result<(), Fault> {
-        let unreadable = |error| Fault::reject("round_unreadable", error, "run the same release of tributary on both sides");
+        let unreadable =
+            |error| Fault::reject("round_unreadable", error, "run the same release of tributary on both sides");
         let blob: BlobRef = blob.parse().map_err(|error: BlobRefError| unreadable(error))?;
         let bytes = self.cloud.fetch(&blob, MAX_WEIGHTS_BYTES).await?;
         self.here.store(&bytes).await?;
@@ -46,7 +47,12 @@ impl Step for Rounds {
                 Ok(()) => {}
                 // A round that is over, most likely: the site cannot take part, and others can.
                 Err(Fault::Reject(note)) => {
-                    tracing::warn!(role = Self::ROLE, fault = note.name, reason = note.reason, "a round without its base");
+                    tracing::warn!(
+                        role = Self::ROLE,
+                        fault = note.name,
+                        reason = note.reason,
+                        "a round without its base"
+                    );
                     return Ok(Outgoing::default());
                 }
                 Err(fault) => return Err(fault),

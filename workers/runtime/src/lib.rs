@@ -13,6 +13,7 @@ pub mod lookup;
 pub mod process;
 pub mod settings;
 pub mod shutdown;
+pub mod sign;
 pub mod step;
 pub mod telemetry;
 

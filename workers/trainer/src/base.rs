@@ -49,7 +49,8 @@ pub fn keep_own(trained: &mut Tensors, local: &[String], work: &Path) -> Result<
     if local.is_empty() {
         return Ok(());
     }
-    let own: Tensors = trained.iter().filter(|(name, _)| is_named(name, local)).map(|(a, b)| (a.clone(), b.clone())).collect();
+    let own: Tensors =
+        trained.iter().filter(|(name, _)| is_named(name, local)).map(|(a, b)| (a.clone(), b.clone())).collect();
     trained.retain(|name, _| !is_named(name, local));
     let bytes = weights::encode(&own, &BTreeMap::new(), WeightForm::F32, None)?;
     let (path, beside) = (kept(work), kept(work).with_extension("part"));
@@ -80,7 +81,11 @@ mod tests {
         let next = with_own(&root, &local, work.path()).unwrap();
         let next = autograd::onnx::read(&next.graph).unwrap();
         for (name, _) in graph.floats().unwrap() {
-            let expected = if name.contains("bias") { vec![0.5; next.weight(&name).unwrap().len()] } else { graph.weight(&name).unwrap() };
+            let expected = if name.contains("bias") {
+                vec![0.5; next.weight(&name).unwrap().len()]
+            } else {
+                graph.weight(&name).unwrap()
+            };
             assert_eq!(next.weight(&name).unwrap(), expected, "{name}");
         }
         // What is not asked to stay any more comes from the round.

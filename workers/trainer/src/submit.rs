@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use runtime::Fault;
+use runtime::sign::Key;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{LabelSource, Measured, ModelName, ReleaseId, SiteName, Update, encode};
@@ -49,9 +50,13 @@ pub async fn submit(
     publisher: &Publisher,
     blobs: &Blobs,
     file: &[u8],
+    key: Option<&Key>,
     update: impl FnOnce(schemas::BlobRef) -> Update,
 ) -> Result<Update, Fault> {
-    let update = update(blobs.store(file).await?);
+    let mut update = update(blobs.store(file).await?);
+    if let Some(key) = key {
+        update.signature = Some(key.sign(&update.signed()?));
+    }
     let publication =
         Publication::with_id(subject::outbox(&update.site, Errand::Update), encode(&update)?, update.id().to_string())
             .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
@@ -101,6 +106,7 @@ impl About<'_> {
             epochs: self.settings.epochs,
             trainable: self.settings.trainable.clone(),
             trained_at_ms: self.trained_at_ms,
+            signature: None,
         }
     }
 }

@@ -8,23 +8,24 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::drive::Tally;
+use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{LabelSource, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
+use schemas::{FaultNote, LabelSource, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
 use streams::fleet::{Fleet, Ledger};
 use streams::{Blobs, Bus, Publisher, subject};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
 
-use training::checkpoint::{Checkpoints, Epoch};
 use crate::base;
 use crate::collect::{Collector, Marks};
 use crate::collection::Collection;
+use crate::submit::{self, About};
+use training::checkpoint::{Checkpoints, Epoch};
 use training::error::TrainError;
 use training::examples::{Examples, Split};
 use training::pace::Pace;
 use training::settings::TrainSettings;
-use crate::submit::{self, About};
 use training::train::{Around, Trained, train};
 
 const ROLE: &str = "trainer";
@@ -43,6 +44,15 @@ pub async fn run(
     settings: &TrainSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
+    let key = settings.key.as_deref().map(Key::read).transpose();
+    let key = key.map_err(|error| {
+        let reason = runtime::fault::chain(&error);
+        Fault::Stop(FaultNote::new(
+            "key_unusable",
+            reason,
+            "make one with `tributary key FILE`, or leave trainer.key away",
+        ))
+    })?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(ledger) = look_up(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
     let note = format!("trained-{}", model.release.short());
@@ -61,6 +71,7 @@ pub async fn run(
         note,
         publisher: Publisher::new(bus.clone(), PATIENCE),
         state: state.clone(),
+        key,
         yields: Arc::default(),
         stop: CancellationToken::new(),
     };
@@ -118,6 +129,7 @@ struct Trainer {
     note: String,
     publisher: Publisher,
     state: State,
+    key: Option<Key>,
     yields: Arc<AtomicBool>,
     stop: CancellationToken,
 }
@@ -171,7 +183,9 @@ impl Trainer {
         let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::chain(&error)))?;
         if model.release != terms.base {
             let (found, wanted) = (model.release.short(), terms.base.short());
-            let reason = format!("the weights of release {wanted} make {found} of this site's model: it was set up with another");
+            let reason = format!(
+                "the weights of release {wanted} make {found} of this site's model: it was set up with another"
+            );
             return Err(Fault::reject("base_of_other_model", reason, "give the site the model that the cloud has"));
         }
         Ok(Arc::new(model))
@@ -289,7 +303,9 @@ impl Trainer {
             hard,
             trained_at_ms: clock::now_ms(),
         };
-        let sent = submit::submit(&self.publisher, &self.blobs, &file, |weights| about.update(&trained, weights));
+        let sent = submit::submit(&self.publisher, &self.blobs, &file, self.key.as_ref(), |weights| {
+            about.update(&trained, weights)
+        });
         let update = sent.await?;
         let right = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
         let said = format!(

@@ -40,6 +40,9 @@ pub struct TrainSettings {
     pub work: PathBuf,
     /// Of a site's trainer: what it learns from, and when.
     pub collect: CollectSettings,
+    /// Of a site's trainer: file of the key that its updates are signed with, as `tributary key` makes it; absent: they are
+    /// not signed.
+    pub key: Option<PathBuf>,
     /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
     /// `delta_f16` (half the bytes, against the base).
     pub form: WeightForm,
@@ -63,6 +66,7 @@ impl Default for TrainSettings {
             model: None,
             work: PathBuf::from("tributary-training"),
             collect: CollectSettings::default(),
+            key: None,
             form: WeightForm::F32,
         }
     }

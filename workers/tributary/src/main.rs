@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod form;
 mod hardcases;
+mod key;
 mod label;
 mod model;
 mod out;
@@ -83,6 +84,7 @@ enum Command {
     #[command(name = "hardcases")]
     HardCases(hardcases::HardCasesArgs),
     Label(label::LabelArgs),
+    Key(key::KeyArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     #[command(subcommand)]
@@ -137,6 +139,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Config(args) = &cli.command {
         return config::command(&cli.common, args);
     }
+    if let Command::Key(args) = &cli.command {
+        return key::command(args);
+    }
     let loaded = settings::load(&cli.common, &flags(&cli.command))?;
     if let Command::Doctor(args) = &cli.command {
         return doctor::command(&loaded, args).await;
@@ -168,7 +173,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Trainer(_) => roles::trainer(&loaded, shutdown()?).await,
         Command::Aggregator(_) => roles::aggregator(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
-        Command::Doctor(_) | Command::Config(_) => Ok(()),
+        Command::Doctor(_) | Command::Config(_) | Command::Key(_) => Ok(()),
     }
 }
 

@@ -99,7 +99,9 @@ async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
     let models = release::models(store).await?;
     match &models[..] {
         [only] => Ok(only.clone()),
-        [] => bail!("there is no release in {url} yet: `tributary aggregator` seals them there; --release-store names another store"),
+        [] => bail!(
+            "there is no release in {url} yet: `tributary aggregator` seals them there; --release-store names another store"
+        ),
         several => bail!("{url} has releases of {}: choose one with --name", form::list(several)),
     }
 }
@@ -135,7 +137,11 @@ fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
     }
     out::line(format_args!("release  {}", manifest.release))?;
     out::line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
-    out::line(format_args!("weights  {}, SHA-256 {}", form::size(manifest.weights.size_bytes), manifest.weights.sha256))?;
+    out::line(format_args!(
+        "weights  {}, SHA-256 {}",
+        form::size(manifest.weights.size_bytes),
+        manifest.weights.sha256
+    ))?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return out::line("It is what sites were set up with: it came of no round.");
     };
@@ -214,8 +220,13 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
             .collect();
         return out::json(&rows);
     }
-    out::line(format_args!("{} and {}: root of the mean square, tensor by tensor", one.release.short(), other.release.short()))?;
-    let ratio = |size: f64, moved: f64| if size > 0.0 { format!("{:.2} %", moved / size * 100.0) } else { String::new() };
+    out::line(format_args!(
+        "{} and {}: root of the mean square, tensor by tensor",
+        one.release.short(),
+        other.release.short()
+    ))?;
+    let ratio =
+        |size: f64, moved: f64| if size > 0.0 { format!("{:.2} %", moved / size * 100.0) } else { String::new() };
     let rows: Vec<Vec<String>> = apart
         .iter()
         .map(|(name, size, moved)| {
@@ -249,7 +260,9 @@ async fn again(
     let verified = verify(&place, releases, manifest, public).await?;
     if json {
         let (made, same, updates) = (&verified.made, verified.same, verified.updates);
-        out::json(&serde_json::json!({ "release": manifest.release, "made_again": made, "same": same, "updates": updates }))?;
+        out::json(
+            &serde_json::json!({ "release": manifest.release, "made_again": made, "same": same, "updates": updates }),
+        )?;
     }
     match verified.same {
         true if json => Ok(()),

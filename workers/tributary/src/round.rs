@@ -113,7 +113,9 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     }
     let chosen = &loaded.settings.aggregator.round;
     if chosen.ask_by == AskBy::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
-        bail!("which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site");
+        bail!(
+            "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
+        );
     }
     let asked = open::sites(chosen, last + 1, &BTreeMap::new());
     let of_settings = open::terms(base, weights, asked, chosen);
@@ -154,8 +156,11 @@ async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> 
     let cloud = site::cloud(loaded, "round").await?;
     let history = History::read(&cloud, &name).await?;
     if args.json {
-        let all: Vec<_> =
-            history.all.iter().map(|(sequence, at_ms, round)| json!({ "sequence": sequence, "at_ms": at_ms, "round": round })).collect();
+        let all: Vec<_> = history
+            .all
+            .iter()
+            .map(|(sequence, at_ms, round)| json!({ "sequence": sequence, "at_ms": at_ms, "round": round }))
+            .collect();
         return out::json(&all);
     }
     if history.all.is_empty() {

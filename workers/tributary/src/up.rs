@@ -119,9 +119,8 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let (onnx, model) = roles::load_to_merge(&settings).await?;
         let (cloud, stop, mut chosen) = (cloud.clone(), shutdown.clone(), settings.aggregator.clone());
         chosen.work = settings.up.store.join("aggregator");
-        roles.spawn(
-            async move { roles::ended("aggregator", aggregator::run(cloud, onnx, model, &chosen, stop).await) },
-        );
+        roles
+            .spawn(async move { roles::ended("aggregator", aggregator::run(cloud, onnx, model, &chosen, stop).await) });
     }
     for site in &running.sites {
         let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };

@@ -77,16 +77,7 @@ fn deviation(values: &[f64]) -> f64 {
 
 /// The report.
 pub fn report(sets: &[Set], ways: &[Way], options: &Options) -> Report {
-    let columns = vec![
-        "images, scheme, rule",
-        "accuracy %",
-        "±",
-        "macro F1 %",
-        "±",
-        "weakest class %",
-        "±",
-        "rounds",
-    ];
+    let columns = vec!["images, scheme, rule", "accuracy %", "±", "macro F1 %", "±", "weakest class %", "±", "rounds"];
     let mut lines = Vec::new();
     for set in sets {
         for scheme in set.schemes() {
@@ -170,13 +161,33 @@ fn headline(sets: &[Set]) -> Vec<Figure> {
         goal: goal.map(Goal::AtLeast),
     };
     vec![
-        figure("pick_minus_fedavg_worst_scheme_points", "pick less FedAvg, accuracy on the worst scheme", worst("pick"), Some(-0.5)),
-        figure("pick_minus_fedavg_mean_points", "pick less FedAvg, accuracy over the uneven schemes", right("pick"), Some(3.0)),
-        figure("pick_minus_fedavg_weakest_recall_points", "pick less FedAvg, recall of the weakest class there", weakest("pick"), Some(10.0)),
+        figure(
+            "pick_minus_fedavg_worst_scheme_points",
+            "pick less FedAvg, accuracy on the worst scheme",
+            worst("pick"),
+            Some(-0.5),
+        ),
+        figure(
+            "pick_minus_fedavg_mean_points",
+            "pick less FedAvg, accuracy over the uneven schemes",
+            right("pick"),
+            Some(3.0),
+        ),
+        figure(
+            "pick_minus_fedavg_weakest_recall_points",
+            "pick less FedAvg, recall of the weakest class there",
+            weakest("pick"),
+            Some(10.0),
+        ),
         figure("paper_minus_fedavg_worst_scheme_points", "paper with a floor: the same three", worst("paper"), None),
         figure("paper_minus_fedavg_mean_points", "", right("paper"), None),
         figure("paper_minus_fedavg_weakest_recall_points", "", weakest("paper"), None),
-        figure("paper_literal_minus_fedavg_worst_scheme_points", "paper to the letter: the same three", worst("paper literal"), None),
+        figure(
+            "paper_literal_minus_fedavg_worst_scheme_points",
+            "paper to the letter: the same three",
+            worst("paper literal"),
+            None,
+        ),
         figure("paper_literal_minus_fedavg_mean_points", "", right("paper literal"), None),
         figure("paper_literal_minus_fedavg_weakest_recall_points", "", weakest("paper literal"), None),
     ]
@@ -189,7 +200,10 @@ fn notes(sets: &[Set], ways: &[Way], options: &Options) -> Vec<String> {
     )];
     for set in sets {
         let [learn, test] = set.pictures;
-        notes.push(format!("{}: {} classes, {learn} pictures to divide, {test} to test with. Less FedAvg over the uneven schemes:", set.name, set.classes));
+        notes.push(format!(
+            "{}: {} classes, {learn} pictures to divide, {test} to test with. Less FedAvg over the uneven schemes:",
+            set.name, set.classes
+        ));
         for said in summary(set, ways) {
             let number = |name: &str| said[name].as_f64().unwrap_or(f64::NAN);
             notes.push(format!(

@@ -101,13 +101,12 @@ impl<'a> Player<'a> {
                         samples: share.len() as u64,
                         hard: 0,
                     });
-                    let mut around =
-                        Around {
-                            layout: &self.ground.layout,
-                            public: Some(&public),
-                            judges: &mut self.judges,
-                            round: round as u64 + 1,
-                        };
+                    let mut around = Around {
+                        layout: &self.ground.layout,
+                        public: Some(&public),
+                        judges: &mut self.judges,
+                        round: round as u64 + 1,
+                    };
                     match derive(&row, sites.collect(), memory.clone(), settings, &mut around) {
                         Ok(derived) => {
                             memory = derived.memory;

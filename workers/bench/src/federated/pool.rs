@@ -144,8 +144,11 @@ fn frequent(rows: &[Row]) -> Vec<String> {
 fn rows(folder: &Path, groups: &str) -> Result<Vec<Row>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let index = folder.join("index.csv");
-    let mut reader = csv::Reader::from_path(&index)
-        .map_err(|error| unusable(format!("has no index.csv that can be read ({error}); run this in a checkout of the project, or name a folder")))?;
+    let mut reader = csv::Reader::from_path(&index).map_err(|error| {
+        unusable(format!(
+            "has no index.csv that can be read ({error}); run this in a checkout of the project, or name a folder"
+        ))
+    })?;
     let heads = reader.headers().map_err(|error| unusable(error.to_string()))?.clone();
     let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
     let missing = |what: &str| unusable(format!("its index.csv has no column {what}"));

@@ -1,0 +1,192 @@
+//! Deriving a release with the real runtime, the project's own model and pictures.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use aggregator::derive::{Around, DeriveError, Derived, Sent, derive};
+use aggregator::filter::Filter;
+use aggregator::merge::Term;
+use aggregator::score::{Ground, HeadLearning, Judge, Public, Tuning};
+use aggregator::server::Memory;
+use aggregator::values::Values;
+use aggregator::{MergeSettings, merge};
+use autograd::Trainable;
+use vision::{Model, Onnx};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+struct Here {
+    runtime: Onnx,
+    model: Model,
+    ground: Ground,
+    public: Public,
+}
+
+fn here() -> Here {
+    let runtime = Onnx::find_and_load(None).unwrap();
+    let model = Model::load(&fixtures().join("models/fashion-light")).unwrap();
+    let ground = Ground::of(&runtime, &model, &Trainable::All, &[]).unwrap();
+    let public = Public::read(&fixtures().join("images/fashion"), &model, 12, 1 << 26).unwrap();
+    Here { runtime, model, ground, public }
+}
+
+/// Rows around the base: what sites might have sent.
+fn rows(base: &[f32], count: usize) -> Vec<Vec<f32>> {
+    (0..count)
+        .map(|site| {
+            let moved = |at: usize| (((at * 31 + site * 17) % 101) as f32 / 101.0 - 0.5) * 0.02 * (site + 1) as f32;
+            base.iter().enumerate().map(|(at, value)| value + moved(at)).collect()
+        })
+        .collect()
+}
+
+fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Sent<'a>> {
+    let one = |(number, row): (usize, &'a Vec<f32>)| Sent {
+        site: format!("site-{number}").parse().unwrap(),
+        values: Values::Memory(row),
+        base,
+        behind: 0,
+        samples: 10 + number as u64 * 7,
+        hard: 0,
+    };
+    rows.iter().enumerate().map(one).collect()
+}
+
+fn derived(here: &Here, sent: Vec<Sent<'_>>, settings: &MergeSettings) -> Result<Derived, DeriveError> {
+    let mut judges = vec![
+        Judge::open(&here.runtime, &here.ground, 1).unwrap(),
+        Judge::open(&here.runtime, &here.ground, 1).unwrap(),
+    ];
+    let public = Some(&here.public);
+    let mut around = Around { layout: &here.ground.layout, public, judges: &mut judges, round: 3 };
+    derive(&here.ground.base, sent, Memory::default(), settings, &mut around)
+}
+
+fn rule(name: &str) -> MergeSettings {
+    MergeSettings { rule: name.into(), ..MergeSettings::default() }
+}
+
+#[test]
+fn the_same_updates_in_any_order_give_the_same_bits() {
+    let here = here();
+    let rows = rows(&here.ground.base, 5);
+    for name in
+        ["fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "quality+tune", "quality+distill", "pick"]
+    {
+        let settings = rule(name);
+        let first = derived(&here, sent(&rows, &here.ground.base), &settings).unwrap();
+        let mut turned = sent(&rows, &here.ground.base);
+        turned.rotate_left(2);
+        turned.swap(0, 1);
+        let again = derived(&here, turned, &settings).unwrap();
+        assert_eq!(first, again, "{name}");
+        let shares: f64 = first.record.parts.iter().map(|part| part.share).sum();
+        assert!((shares - 1.0).abs() < 1e-9 || first.record.rule == "previous", "{name}: {shares}");
+    }
+}
+
+#[test]
+fn filters_and_medians_leave_a_bad_site_out() {
+    let here = here();
+    let base = &here.ground.base;
+    let mut rows = rows(base, 5);
+    rows[2] = base.iter().map(|value| -30.0 * value).collect();
+    let score = |row: &[f32]| {
+        let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+        judge.score(row, &here.public, &here.public.all()).unwrap().mean_accuracy()
+    };
+    let good = score(base);
+    assert!(good > 0.8, "{good}");
+    assert!(score(&derived(&here, sent(&rows, base), &rule("fedavg")).unwrap().row) < good - 0.2);
+    for filter in [Filter::NormClip, Filter::LossGate, Filter::Krum, Filter::Trimmed, Filter::Median] {
+        let mut settings = rule("fedavg");
+        settings.filter.names = vec![filter];
+        let derived = derived(&here, sent(&rows, base), &settings).unwrap();
+        let right = score(&derived.row);
+        assert!(right > good - 0.1, "{filter:?}: {right} instead of {good}");
+        let note = derived.record.parts[2].note.is_some();
+        assert_eq!(note, !matches!(filter, Filter::Trimmed | Filter::Median), "{filter:?}");
+    }
+}
+
+#[test]
+fn a_slope_says_how_the_loss_grows() {
+    let here = here();
+    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let rows = rows(&here.ground.base, 2);
+    let all = here.public.all();
+    let at = |share: f64| {
+        let terms = [
+            Term { values: Values::Memory(&rows[0]), times: 1.0 - share },
+            Term { values: Values::Memory(&rows[1]), times: share },
+        ];
+        merge::sum(&terms, &here.ground.layout)
+    };
+    let (loss, slope) = judge.slope(&at(0.5), &here.public, &all, None).unwrap();
+    let along =
+        slope.iter().zip(rows[1].iter().zip(&rows[0])).map(|(slope, (b, a))| f64::from(*slope) * f64::from(b - a));
+    let along: f64 = along.sum();
+    // A short step: the loss has a kink wherever a unit starts to count.
+    let ends = [0.4995, 0.5005].map(|share| judge.slope(&at(share), &here.public, &all, None).unwrap().0);
+    let measured = (ends[1] - ends[0]) / 0.001;
+    assert!((along - measured).abs() < 0.1 * measured.abs(), "{along} and {measured}, loss {loss}");
+}
+
+#[test]
+fn training_on_public_pictures_lowers_their_loss() {
+    let here = here();
+    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let (start, all) = (&rows(&here.ground.base, 4)[3], here.public.all());
+    let before = judge.score(start, &here.public, &all).unwrap().loss;
+    assert!(judge.has_head());
+    let head = judge.train_head(start, &here.public, &all, HeadLearning::default()).unwrap();
+    assert!(judge.score(&head, &here.public, &all).unwrap().loss < before);
+    let moved = start.iter().zip(&head).filter(|(a, b)| a != b).count();
+    assert!(moved > 0 && moved <= 330, "{moved} weights moved, the last layer has 330");
+    let tuned = judge.tune(start, &here.public, &all, None, Tuning::default(), 1).unwrap();
+    assert!(judge.score(&tuned, &here.public, &all).unwrap().loss < before);
+}
+
+#[test]
+fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = here();
+    let source = fixtures().join("images/fashion");
+    for label in ["bag", "coat"] {
+        let to = folder.path().join(label);
+        std::fs::create_dir(&to).unwrap();
+        for picture in std::fs::read_dir(source.join(label)).unwrap().take(6) {
+            let picture = picture.unwrap();
+            std::fs::copy(picture.path(), to.join(picture.file_name())).unwrap();
+        }
+    }
+    std::fs::write(folder.path().join("bag/broken.png"), b"no picture").unwrap();
+    let public = Public::read(folder.path(), &here.model, 50, 1 << 20).unwrap();
+    assert_eq!((public.len(), public.missing().len(), public.unreadable.len()), (12, 8, 1));
+    assert!(public.unreadable[0].contains("broken.png"), "{:?}", public.unreadable);
+    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let tried = judge.score(&here.ground.base, &public, &public.all()).unwrap();
+    assert_eq!(tried.accuracy.iter().flatten().count(), 2);
+    let (fit, choose) = public.halves(1);
+    assert_eq!((fit.len(), choose.len()), (6, 6));
+    assert!(Public::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("fewer pictures"));
+}
+
+#[test]
+fn what_cannot_be_derived_is_refused_by_name() {
+    let here = here();
+    let base = &here.ground.base;
+    assert!(matches!(derived(&here, Vec::new(), &rule("fedavg")), Err(DeriveError::NoUpdates)));
+    assert!(matches!(derived(&here, sent(&rows(base, 2), base), &rule("best")), Err(DeriveError::Settings(_))));
+    let huge = vec![vec![f32::MAX; base.len()], vec![f32::MAX; base.len()]];
+    let mut settings = rule("uniform");
+    settings.server.rate = 4.0;
+    assert!(matches!(derived(&here, sent(&huge, base), &settings), Err(DeriveError::NotFinite)));
+    let mut around = Around { layout: &here.ground.layout, public: None, judges: &mut [], round: 1 };
+    let sent = sent(&huge, base);
+    let refused = derive(base, sent, Memory::default(), &rule("paper"), &mut around).unwrap_err().to_string();
+    assert!(refused.contains("aggregator.public"), "{refused}");
+}
