@@ -72,10 +72,12 @@ pub async fn run(
     };
     let tally = Arc::new(Tally::default());
     let (told, counted) = (state.clone(), tally.clone());
+    // Who opens a first round asks for it.
+    let first = aggregator.place.root.release.clone();
     let life = beat::beat(bus, ROLE, None, tally, shutdown.clone(), state.pulse(), move |beat| {
         let report = told.report();
         counted.finished.store(report.round, Ordering::Relaxed);
-        beat.model = Some(model.to_string());
+        (beat.model, beat.release) = (Some(model.to_string()), Some(first.clone()));
         beat.rounds = Some(report);
     });
     tracing::info!(role = ROLE, "started");

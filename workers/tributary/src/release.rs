@@ -128,7 +128,7 @@ async fn list(releases: &Releases, json: bool) -> anyhow::Result<()> {
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     let head = ["release", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
-    out::text(form::table(&head, &rows))
+    out::line(form::table(&head, &rows))
 }
 
 fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
@@ -186,7 +186,7 @@ fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    out::text(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    out::line(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
     for candidate in &made.record.candidates {
         out::line(format_args!(
             "tried    {:<18} loss {:.4}, {:.1} % right",
@@ -233,7 +233,7 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
             vec![name.clone(), format!("{size:.5}"), format!("{moved:.5}"), ratio(*size, *moved)]
         })
         .collect();
-    out::text(form::table(&["tensor", "size", "difference", ""], &rows))
+    out::line(form::table(&["tensor", "size", "difference", ""], &rows))
 }
 
 async fn again(

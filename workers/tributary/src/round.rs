@@ -8,9 +8,10 @@ use aggregator::open::{self, History};
 use aggregator::settings::AskBy;
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
-use schemas::{ModelName, RoundEvent, Terms};
+use schemas::{ModelName, ReleaseId, RoundEvent, Terms};
 use serde_json::json;
-use streams::Publisher;
+use streams::fleet::Fleet;
+use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
@@ -45,7 +46,7 @@ enum What {
 
 #[derive(clap::Args)]
 struct OpenArgs {
-    /// Folder of the model that sites were set up with; that of the settings if absent.
+    /// Folder of the model that sites were set up with; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// So many updates are enough.
@@ -70,7 +71,7 @@ struct OpenArgs {
 
 #[derive(clap::Args)]
 struct ListArgs {
-    /// Folder of the model; that of the settings if absent.
+    /// Folder of the model; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// JSON.
@@ -90,6 +91,32 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RoundArgs) -> anyhow::Res
     }
 }
 
+/// The model that rounds are about, and the release it had when sites were set up: of the folder that is named, or as the
+/// aggregator that runs says.
+async fn about(
+    loaded: &Loaded<Settings>,
+    named: Option<&PathBuf>,
+    cloud: &Bus,
+) -> anyhow::Result<(ModelName, ReleaseId)> {
+    if named.is_none() && loaded.settings.aggregator.model.is_none() {
+        let beats = Fleet::open(cloud).await?.alive().await?;
+        let running = beats.into_iter().filter(|beat| beat.role == "aggregator");
+        let mut running: Vec<(ModelName, ReleaseId)> =
+            running.filter_map(|beat| Some((beat.model?.parse().ok()?, beat.release?))).collect();
+        running.dedup();
+        match &running[..] {
+            [] => {}
+            [only] => return Ok(only.clone()),
+            several => {
+                let names: Vec<String> = several.iter().map(|(name, _)| name.to_string()).collect();
+                bail!("rounds of {} are run here: name the folder of one with --model", form::list(&names))
+            }
+        }
+    }
+    let model = model(loaded, named)?;
+    Ok((ModelName::of(&model.description.name), model.release))
+}
+
 /// The model that rounds are about.
 pub fn model(loaded: &Loaded<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
     let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
@@ -99,13 +126,12 @@ pub fn model(loaded: &Loaded<Settings>, named: Option<&PathBuf>) -> anyhow::Resu
 }
 
 async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Result<()> {
-    let model = model(loaded, args.model.as_ref())?;
-    let name = ModelName::of(&model.description.name);
     let cloud = site::cloud(loaded, "round").await?;
+    let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = History::read(&cloud, &name).await?;
     let (base, weights) = match history.release() {
         Some((release, weights)) => (release.clone(), Some(weights.clone())),
-        None => (model.release.clone(), None),
+        None => (first, None),
     };
     let last = history.last();
     if last > 0 && history.ended(last).is_none() {
@@ -152,8 +178,8 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
 }
 
 async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> {
-    let name = ModelName::of(&model(loaded, args.model.as_ref())?.description.name);
     let cloud = site::cloud(loaded, "round").await?;
+    let (name, _) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = History::read(&cloud, &name).await?;
     if args.json {
         let all: Vec<_> = history
@@ -185,5 +211,5 @@ async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> 
         let took = ended.map_or(String::new(), |(_, at_ms, _)| form::span(at_ms.saturating_sub(opened_at_ms) as f64));
         rows.push(vec![number.to_string(), form::time(opened_at_ms), took, terms.base.short().into(), came_to]);
     }
-    out::text(form::table(&["round", "opened", "took", "base", "came to"], &rows))
+    out::line(form::table(&["round", "opened", "took", "base", "came to"], &rows))
 }
