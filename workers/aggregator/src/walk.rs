@@ -2,8 +2,8 @@
 //! the stream and in the store alone, so that one that was killed, or a second one, comes to the same.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -146,30 +146,11 @@ fn before(history: &History, root: &Model) -> (Rounds, u64) {
     (Rounds::since(lineage, from.number - 1), *sequence)
 }
 
-/// What it does, for `status`; clones share it.
-#[derive(Clone, Default)]
-struct State {
-    report: Arc<Mutex<RoundReport>>,
-    changed: Arc<tokio::sync::Notify>,
-}
+/// What it does, for `status`.
+type State = beat::Report<RoundReport>;
 
-impl State {
-    fn report(&self) -> RoundReport {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut RoundReport)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
-    }
-
-    fn is(&self, state: &str, why: impl Into<String>) {
-        self.change(|report| (report.state, report.why) = (state.into(), why.into()));
-    }
-
-    fn pulse(&self) -> beat::Pulse {
-        beat::Pulse { every: Duration::from_secs(2), changed: self.changed.clone() }
-    }
+fn is(state: &State, what: &str, why: impl Into<String>) {
+    state.change(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
 struct Aggregator {
@@ -199,7 +180,7 @@ impl Aggregator {
         while let Err(fault) = self.first_release().await {
             self.later(fault).await?;
         }
-        self.state.is("waiting", "for a round: `tributary round open`");
+        is(&self.state, "waiting", "for a round: `tributary round open`");
         let mut next = from_sequence;
         loop {
             // Whatever broke is begun again where it was left.
@@ -214,7 +195,7 @@ impl Aggregator {
             Fault::Stop(_) => Err(fault),
             Fault::Reject(note) | Fault::Retry { note, .. } => {
                 tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "tried again later");
-                self.state.is("failed", format!("{} ({}): tried again", note.reason, note.name));
+                is(&self.state, "failed", format!("{} ({}): tried again", note.reason, note.name));
                 tokio::time::sleep(AGAIN).await;
                 Ok(())
             }
@@ -561,7 +542,7 @@ impl Aggregator {
         let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
         let Some(base) = self.base.clone() else { return Ok(()) };
         let number = current.number;
-        self.state.is("merging", format!("{} updates", self.held.len()));
+        is(&self.state, "merging", format!("{} updates", self.held.len()));
         let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
         if count < quorum {
             let refused = self.refused.len();

@@ -1,7 +1,7 @@
 //! Signs of life: what a worker says about itself every few seconds.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use schemas::{Beat, SiteName};
@@ -25,6 +25,31 @@ impl Default for Pulse {
     /// A third of what the fleet remembers.
     fn default() -> Self {
         Self { every: Duration::from_secs(4), changed: Arc::default() }
+    }
+}
+
+/// What a worker does and did, for its signs of life; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Report<R> {
+    report: Arc<Mutex<R>>,
+    changed: Arc<Notify>,
+}
+
+impl<R: Clone> Report<R> {
+    /// As it stands.
+    pub fn report(&self) -> R {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it; the next sign of life is sent at once.
+    pub fn change(&self, change: impl FnOnce(&mut R)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    /// The pulse that hears of changes.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { changed: self.changed.clone(), ..Pulse::default() }
     }
 }
 

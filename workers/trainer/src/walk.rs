@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -92,30 +92,11 @@ pub async fn run(
     Ok(())
 }
 
-/// What it does, for `status`; clones share it.
-#[derive(Clone, Default)]
-struct State {
-    report: Arc<Mutex<TrainingReport>>,
-    changed: Arc<tokio::sync::Notify>,
-}
+/// What it does, for `status`.
+type State = beat::Report<TrainingReport>;
 
-impl State {
-    fn report(&self) -> TrainingReport {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut TrainingReport)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
-    }
-
-    fn is(&self, state: &str, why: impl Into<String>) {
-        self.change(|report| (report.state, report.why) = (state.into(), why.into()));
-    }
-
-    fn pulse(&self) -> beat::Pulse {
-        beat::Pulse { changed: self.changed.clone(), ..beat::Pulse::default() }
-    }
+fn is(state: &State, what: &str, why: impl Into<String>) {
+    state.change(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
 struct Trainer {
@@ -142,7 +123,7 @@ impl Trainer {
                     Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
                     Err(fault) => {
                         tracing::warn!(role = ROLE, ?fault, "tried again later");
-                        self.state.is("failed", words(&fault));
+                        is(&self.state, "failed", words(&fault));
                         AGAIN
                     }
                 };
@@ -212,12 +193,12 @@ impl Trainer {
         // Without its images a checkpoint is worth nothing: they are collected anew.
         let unfinished = Checkpoints::are_in(&self.settings.work) && self.settings.work.join("index.csv").is_file();
         if !unfinished && asked.is_none() && fresh < u64::from(least) {
-            self.state.is("collecting", format!("{fresh} of {least} fresh labels"));
+            is(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !unfinished) {
             let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
-            self.state.is("collecting", format!("{round}{missing}"));
+            is(&self.state, "collecting", format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
@@ -229,7 +210,7 @@ impl Trainer {
         let sources = match unfinished {
             true => sources(&self.settings.work)?,
             false => {
-                self.state.is("copying", format!("{labelled} images"));
+                is(&self.state, "copying", format!("{labelled} images"));
                 collector.copy(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
             }
         };
@@ -244,7 +225,7 @@ impl Trainer {
             Checkpoints::remove(&self.settings.work);
             collector.collection.taken();
         }
-        self.state.is("collecting", "a training is over");
+        is(&self.state, "collecting", "a training is over");
         Ok(())
     }
 
@@ -363,7 +344,7 @@ impl Trainer {
                         let doing = self.state.report().state;
                         if before != yields && matches!(doing.as_str(), "training" | "yielding") {
                             let state = if yields { "yielding" } else { "training" };
-                            self.state.is(state, format!("{waits_s:.1} s of work wait for the recognizers"));
+                            is(&self.state, state, format!("{waits_s:.1} s of work wait for the recognizers"));
                         }
                     }
                 }
