@@ -2,106 +2,19 @@
 //! public set and settings give the same weights on the same machine, in whatever order updates came.
 
 use schemas::SiteName;
-use serde::{Deserialize, Serialize};
 use training::TrainError;
 
 use crate::filter::{self, Filter, FilterSettings};
 use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
-use crate::score::{HeadLearning, Judge, Public, Tried, Tuning};
-use crate::server::{self, Memory, ServerSettings};
+use crate::public::Public;
+use crate::record::{Candidate, Part, Record};
+use crate::rule::{FAR_WORSE, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::score::{HeadLearning, Judge, Tried, Tuning};
+use crate::server::{self, Memory};
 use crate::values::{BLOCK, Room, Values, block, each_block};
 use crate::weigh::law::{self, Learning};
-use crate::weigh::{self, Scored, WeighSettings};
-
-/// Rules besides those that go by scores.
-const LAW: &str = "law";
-const PICK: &str = "pick";
-/// Behind the name of a rule: its last layer is trained again on the public set.
-const AND_HEAD: &str = "+head";
-/// Behind the name of a rule: the whole model is trained on the public set for a little.
-const AND_TUNE: &str = "+tune";
-/// Behind the name of a rule: as `+tune`, and half of what is aimed at is what the sites' models say together (ensemble
-/// distillation, arXiv 2006.07242).
-const AND_DISTILL: &str = "+distill";
-/// Among the candidates of `pick`: the base itself.
-const PREVIOUS: &str = "previous";
-/// Candidates whose loss is so many times that of the base are no candidates. High, for with uneven sites the loss
-/// rises in some rounds on the way down; a guess.
-const FAR_WORSE: f64 = 2.0;
-
-/// How updates become a release.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MergeSettings {
-    /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
-    /// trained again on the public set) or `+tune` (the whole model is, for a little), or `pick`, which tries several.
-    pub rule: String,
-    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
-    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance. What
-    /// is taken is then fitted on the whole set. `previous` is taken only where everything else is far worse than it.
-    pub candidates: Vec<String>,
-    /// The numbers of the rules.
-    pub weigh: WeighSettings,
-    /// What is done about updates that stand out.
-    pub filter: FilterSettings,
-    /// How far the release follows.
-    pub server: ServerSettings,
-    /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
-    /// (FedBuff, arXiv 2106.06639, takes 0.5).
-    pub staleness: f64,
-}
-
-impl Default for MergeSettings {
-    fn default() -> Self {
-        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill", PREVIOUS];
-        Self {
-            rule: PICK.into(),
-            candidates: candidates.map(str::to_owned).to_vec(),
-            weigh: WeighSettings::default(),
-            filter: FilterSettings::default(),
-            server: ServerSettings::default(),
-            staleness: 0.5,
-        }
-    }
-}
-
-impl MergeSettings {
-    /// What is wrong with the settings, if something is.
-    pub fn check(&self) -> Result<(), String> {
-        let known = |rule: &str| {
-            let (plain, _) = parted(rule);
-            plain == LAW || weigh::names().any(|name| name == plain)
-        };
-        let names = || weigh::names().chain([LAW, PICK]).collect::<Vec<_>>().join(", ");
-        if self.rule != PICK && !known(&self.rule) {
-            return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
-        }
-        if let Some(unknown) = self.candidates.iter().find(|rule| *rule != PREVIOUS && !known(rule)) {
-            return Err(format!("merge.candidates: {unknown:?} is unknown, use {} or {PREVIOUS}", names()));
-        }
-        let weigh = &self.weigh;
-        let wants = [
-            (!self.candidates.is_empty(), "candidates: at least one"),
-            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.size), "weigh.size: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage: 0 to 8"),
-            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio: 0 to 1"),
-            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness: 0 and more"),
-        ];
-        if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
-            return Err(format!("merge.{wanted}"));
-        }
-        self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
-    }
-
-    /// Whether a public set is needed.
-    pub fn needs_public(&self) -> bool {
-        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform");
-        !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
-    }
-}
+use crate::weigh::{self, Scored};
 
 /// What one site sent.
 #[derive(Debug, Clone)]
@@ -118,66 +31,6 @@ pub struct Sent<'a> {
     pub samples: u64,
     /// Of those, pictures it was in doubt about.
     pub hard: u64,
-}
-
-/// What is known of one site's part in a release.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Part {
-    /// The site.
-    pub site: SiteName,
-    /// Pictures it learned from.
-    pub samples: u64,
-    /// Length of its change.
-    pub norm: f64,
-    /// On the public set; absent without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<f64>,
-    /// On the public set, by class.
-    #[serde(default)]
-    pub accuracy: Vec<Option<f64>>,
-    /// How much of its change is in the release.
-    pub share: f64,
-    /// Why it does not count, or counts less, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
-
-/// A rule that was tried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Candidate {
-    /// Its name.
-    pub rule: String,
-    /// Loss on the half that chooses.
-    pub loss: f64,
-    /// Mean accuracy over the classes there, 0 to 1.
-    pub accuracy_ratio: f64,
-}
-
-/// How weights were come by.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// Every site's part, by its name.
-    pub parts: Vec<Part>,
-    /// The rule that made the release.
-    pub rule: String,
-    /// What was tried, where there was a choice.
-    #[serde(default)]
-    pub candidates: Vec<Candidate>,
-    /// Why another rule than the one asked for was used; absent if it was not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instead: Option<String>,
-    /// The base on the public set: loss and mean accuracy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<(f64, f64)>,
-    /// The new weights on the public set: loss and mean accuracy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<(f64, f64)>,
-}
-
-impl Candidate {
-    fn of(rule: &str, tried: &Tried) -> Self {
-        Self { rule: rule.into(), loss: tried.loss, accuracy_ratio: tried.mean_accuracy() }
-    }
 }
 
 /// New weights and how they were come by.
@@ -309,21 +162,6 @@ fn model(sent: &Sent<'_>, layout: &Layout) -> Vec<f32> {
         row.iter_mut().zip(sent.base).for_each(|(row, base)| *row += base);
     }
     row
-}
-
-/// What is done with a model after its sites were merged.
-enum Then {
-    Done,
-    Head,
-    Tune,
-    Distill,
-}
-
-/// A rule's name without what follows merging, and that.
-fn parted(rule: &str) -> (&str, Then) {
-    let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
-    let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
-    found.unwrap_or((rule, Then::Done))
 }
 
 struct Round<'a> {

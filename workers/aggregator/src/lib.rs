@@ -1,8 +1,8 @@
 //! Many sites' updates become one better model: check → score → weigh → merge → seal ([`walk`]).
 //!
 //! [`round`] is a model's rounds as a fold over what the stream says (pure), [`check`] what is looked at before an update
-//! counts. [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`score`] tries
-//! models on a public set, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
+//! counts. [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`public`]
+//! is the public set, [`score`] tries models on it, [`rule`] is how they are merged, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
 //! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
 //! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares.
 //! Deliberately absent: rollout.
@@ -13,8 +13,11 @@ pub mod filter;
 pub mod layout;
 pub mod merge;
 pub mod open;
+pub mod public;
+pub mod record;
 pub mod release;
 pub mod round;
+pub mod rule;
 pub mod score;
 pub mod seal;
 pub mod server;
@@ -24,8 +27,9 @@ pub mod verify;
 pub mod walk;
 pub mod weigh;
 
-pub use derive::{Derived, MergeSettings};
+pub use derive::Derived;
 pub use layout::Layout;
 pub use release::Releases;
+pub use rule::MergeSettings;
 pub use settings::AggregatorSettings;
 pub use walk::run;

@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 use streams::store::Put;
 use streams::{CarryError, Store};
 
-use crate::derive::{MergeSettings, Record};
+use crate::record::Record;
+use crate::rule::MergeSettings;
 
 /// Largest manifest that is read, bytes.
 const MANIFEST_MAX_BYTES: u64 = 64 << 20;

@@ -9,10 +9,12 @@ use schemas::{BlobRef, ReleaseId, WeightForm};
 use training::{TrainError, folder, weights};
 use vision::Model;
 
-use crate::derive::{Around, DeriveError, Derived, MergeSettings, Sent, derive};
+use crate::derive::{Around, DeriveError, Derived, Sent, derive};
 use crate::merge::Change;
+use crate::public::Public;
 use crate::release::{Merged, Weights, write};
-use crate::score::{Ground, Judge, Public};
+use crate::rule::MergeSettings;
+use crate::score::{Ground, Judge};
 use crate::server::Memory;
 use crate::values::{Values, WeightsFile};
 

@@ -7,7 +7,7 @@ use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::check::CheckSettings;
-use crate::derive::MergeSettings;
+use crate::rule::MergeSettings;
 
 /// How a model's rounds are run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,8 +9,8 @@ use training::{TrainError, weights};
 use vision::Model;
 
 use crate::layout::Layout;
+use crate::public::Public;
 use crate::release::{Manifest, Merged, ReleaseError, Releases, Weights};
-use crate::score::Public;
 use crate::seal::{self, Base, Held, SealError};
 use crate::server::Memory;
 use crate::values::{ValuesError, WeightsFile};

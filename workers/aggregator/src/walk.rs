@@ -1,6 +1,9 @@
 //! The walk of a round: opened → check, as updates come → closed → score → weigh → merge → seal. What is done is written in
 //! the stream and in the store alone, so that one that was killed, or a second one, comes to the same.
 
+mod finish;
+mod receive;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,23 +11,21 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::drive::Tally;
-use runtime::{Fault, Shutdown, beat, clock, letter, look_up};
-use schemas::{BlobRef, FaultNote, ModelName, Round, RoundEvent, RoundReport, SiteName, Update, decode, encode};
+use runtime::{Fault, Shutdown, beat, clock, look_up};
+use schemas::{FaultNote, ModelName, Round, RoundEvent, RoundReport, SiteName, decode};
 use streams::read::{self, Record, Stretch};
-use streams::{Blobs, Bus, CarryError, Publication, Publisher, Store, subject, topology};
+use streams::{Blobs, Bus, Publisher, Store, subject, topology};
 use tokio::time::Instant;
 use training::TrainError;
 use vision::{Model, Onnx};
 
-use crate::check::{self, Refused};
 use crate::open::{self, History, say, stored_at_ms};
-use crate::release::{Made, Manifest, Merged, RefusedUpdate, ReleaseError, Releases, Sealed};
-use crate::round::{Arrival, Arrived, Rounds};
-use crate::score::Public;
-use crate::seal::{self, Base, Held, SealError};
+use crate::public::Public;
+use crate::release::{Manifest, RefusedUpdate, ReleaseError, Releases};
+use crate::round::{Arrived, Rounds};
+use crate::seal::{self, Base, Held};
 use crate::settings::{AggregatorSettings, AskBy};
-use crate::values::{ValuesError, WeightsFile};
-use crate::verify::{Place, VerifyError, blocking, fetch_update, make_folder};
+use crate::verify::{Place, VerifyError, blocking};
 
 const ROLE: &str = "aggregator";
 /// How long a publication is retried.
@@ -445,238 +446,6 @@ impl Aggregator {
             }
         }
     }
-
-    async fn update(&mut self, record: &Record) -> Result<(), Fault> {
-        let update = match decode::<Update>(&record.payload) {
-            Ok(update) => update,
-            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::chain(&error))).await,
-        };
-        if subject::update(&update.model, update.round, &update.site) != record.subject {
-            let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
-            return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
-        }
-        let at = stored_at_ms(record);
-        self.consider(update, record, at).await
-    }
-
-    /// Whether an update counts.
-    async fn consider(&mut self, update: Update, record: &Record, stored_at_ms: u64) -> Result<(), Fault> {
-        match self.rounds.arrived(update, record.sequence, stored_at_ms) {
-            Arrival::Refuse(refused) => self.refuse(record, refused).await?,
-            Arrival::Wait | Arrival::Unasked => {}
-            Arrival::Count(arrived) => {
-                let past = self.rounds.current().is_some_and(|current| self.is_past(current.number));
-                match if past { Ok(None) } else { self.check(&arrived).await? } {
-                    Ok(held) => {
-                        self.held.extend(held);
-                        self.rounds.accept(*arrived);
-                    }
-                    Err(refused) => self.refuse(record, refused).await?,
-                }
-            }
-        }
-        self.tell();
-        Ok(())
-    }
-
-    /// Fetches an update's weights and looks at them. The outer error is the moment's, the inner the update's.
-    async fn check(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
-        let update = &arrived.update;
-        let Some(base) = self.base.clone() else { return Ok(Ok(None)) };
-        if let Err(refused) = check::said(update, &self.settings.check) {
-            return Ok(Err(refused));
-        }
-        let most = u64::from(self.settings.check.weights_max_mib) << 20;
-        let path = match fetch_update(&self.blobs, &update.weights, &self.place.work, most).await {
-            Ok(path) => path,
-            Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
-            Err(error) => return Err(error.into()),
-        };
-        let older = match arrived.behind {
-            0 => None,
-            _ => {
-                let row = self.place.row(&self.releases, &update.base, &base.ground.layout).await;
-                Some(Arc::new(row.map_err(unverified)?))
-            }
-        };
-        let merged = Merged {
-            id: update.id(),
-            site: update.site.clone(),
-            base: update.base.clone(),
-            behind: arrived.behind,
-            weights: update.weights.clone(),
-            form: update.form,
-            samples: update.samples.values().copied().fold(0, u64::saturating_add),
-            hard: update.hard,
-        };
-        let settings = self.settings.check.clone();
-        let checked = blocking(move || {
-            let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
-                Ok(file) => Arc::new(file),
-                Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
-                Err(error) => return Ok(Err(Refused::Values(error))),
-            };
-            let held = Held { merged, file, path, base: older };
-            let (norm, finite) = held.change(&base).norm(&base.ground.layout);
-            Ok(check::length(norm, finite, base.norm, &settings).map(|()| Some(held)))
-        });
-        checked.await.map_err(unverified)
-    }
-
-    /// A dead letter; the round goes on.
-    async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
-        let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
-        let site: SiteName = site.unwrap_or_else(SiteName::unknown);
-        let note = refused.note();
-        tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
-        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, note.clone());
-        let slot = subject::dead(topology::UPDATES, &site, letter.id);
-        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
-        self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
-        self.state.change(|report| report.refused += 1);
-        Ok(())
-    }
-
-    /// The round is closed: a release, or the reason why there is none.
-    async fn finish(&mut self) -> Result<(), Fault> {
-        let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
-        let Some(base) = self.base.clone() else { return Ok(()) };
-        let number = current.number;
-        is(&self.state, "merging", format!("{} updates", self.held.len()));
-        let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
-        if count < quorum {
-            let refused = self.refused.len();
-            let reason = format!("{count} updates count and {quorum} are needed; {refused} were refused");
-            let remedy = "open another round; look at the sites' trainers, at `tributary dead list`, or ask for fewer (round.quorum)";
-            return self.fail(number, FaultNote::new("quorum_missed", reason, remedy)).await;
-        }
-        let parent = self.releases.manifest(&current.terms.base).await.map_err(unreleased)?;
-        let memory = self.place.memory(&self.releases, parent.as_ref()).await.map_err(unverified)?;
-        let before = parent.and_then(|parent| Some(parent.made?.memory?.1));
-        let work = {
-            let (place, public, settings) = (self.place.clone(), self.public.clone(), self.settings.merge.clone());
-            let (base, held) = (base.clone(), self.held.clone());
-            move || {
-                let public = public.as_deref();
-                let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
-                let (model, weights, file) =
-                    seal::folder_with(&place.root, &base, &derived.row, &place.work.join("releases"))?;
-                let memory = match seal::memory_bytes(&derived.memory)? {
-                    None => None,
-                    Some(bytes) => {
-                        let path = place.work.join("memory.safetensors");
-                        let blob = crate::release::write(&path, &bytes).map_err(TrainError::write(&path))?;
-                        Some((blob, path))
-                    }
-                };
-                Ok((derived.record, model, weights, file, memory))
-            }
-        };
-        let (record, model, weights, file, memory) = match blocking(work).await {
-            Ok(made) => made,
-            Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
-                let reason = runtime::fault::chain(&error);
-                return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
-            }
-            Err(error) => return Err(unverified(error)),
-        };
-        for held in &self.held {
-            self.releases.keep(&held.merged.weights, &held.path).await?;
-        }
-        if let Some((blob, path)) = &memory {
-            self.releases.keep(blob, path).await?;
-        }
-        let (closed_at_ms, closed_because) = current.closed.clone().unwrap_or_default();
-        let mut updates: Vec<Merged> = self.held.iter().map(|held| held.merged.clone()).collect();
-        updates.sort_by(|a, b| a.site.cmp(&b.site));
-        let made = Made {
-            opened_at_ms: current.opened_at_ms,
-            closed_at_ms,
-            closed_because,
-            trainable: current.terms.trainable.clone(),
-            local: current.terms.local.clone(),
-            settings: self.settings.merge.clone(),
-            public_sha256: self.public.as_ref().map(|public| public.sha256.clone()),
-            updates,
-            refused: self.refused.clone(),
-            record,
-            memory: memory.map(|(blob, _)| (before, blob)),
-        };
-        let first = Manifest::first(self.model.clone(), model.release.clone(), model.labels.clone(), weights.clone());
-        let manifest = first.of_round(current.terms.base.clone(), number, made);
-        self.releases.put(&manifest, &file).await.map_err(unreleased)?;
-        let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
-        self.announce(sealed, &manifest, &file).await
-    }
-
-    /// Tells the sealed release: its weights go where sites can fetch them from.
-    async fn announce(&mut self, sealed: Sealed, own: &Manifest, file: &std::path::Path) -> Result<(), Fault> {
-        let (round, release) = (sealed.round, sealed.release);
-        let (weights, path, updates) = if release == own.release {
-            (own.weights.clone(), file.to_owned(), count(own))
-        } else {
-            // Another aggregator with other settings was faster; what it sealed stands.
-            tracing::warn!(role = ROLE, round, release = release.short(), "another aggregator sealed another release");
-            let manifest = self.releases.manifest(&release).await.map_err(unreleased)?;
-            let manifest = manifest.ok_or_else(|| Fault::retry("release_missing", "its manifest is not there yet"))?;
-            let path = self.place.work.join("weights").join(format!("{release}.safetensors"));
-            make_folder(path.parent()).map_err(|error| unverified(error.into()))?;
-            self.releases.fetch(&manifest, &path).await?;
-            (manifest.weights.clone(), path, count(&manifest))
-        };
-        self.offer(&weights, &path).await?;
-        tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
-        let event = RoundEvent::Sealed { release, weights, updates };
-        say(&self.publisher, &self.model, round, event).await?;
-        Ok(())
-    }
-
-    /// Puts weights where couriers fetch them from.
-    async fn offer(&self, weights: &BlobRef, path: &std::path::Path) -> Result<(), Fault> {
-        let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
-        let stored = self.blobs.store(&bytes).await?;
-        match stored == *weights {
-            true => Ok(()),
-            false => Err(Fault::retry("file_changed", format!("{} is not what it was", path.display()))),
-        }
-    }
-
-    /// Updates that are far longer than the others of their round do not count.
-    fn leave_out_the_longest(&mut self, base: &Base) {
-        let norms: Vec<f64> = self.held.iter().map(|held| held.change(base).norm(&base.ground.layout).0).collect();
-        let refused = check::among(&norms, &self.settings.check);
-        let accepted = self.rounds.current().map(|current| current.accepted.clone()).unwrap_or_default();
-        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
-        for (held, refused) in self.held.drain(..).zip(refused) {
-            match refused {
-                None => kept.push(held),
-                Some(refused) => {
-                    let arrived = accepted.iter().find(|arrived| arrived.update.id() == held.merged.id);
-                    let sequence = arrived.map_or(0, |arrived| arrived.sequence);
-                    left_out.push(RefusedUpdate { site: held.merged.site, sequence, fault: refused.note() });
-                }
-            }
-        }
-        self.held = kept;
-        self.refused.extend(left_out);
-    }
-
-    async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
-        tracing::warn!(
-            role = ROLE,
-            round = number,
-            fault = note.name,
-            reason = note.reason,
-            "no release: the last one stands"
-        );
-        say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
-        Ok(())
-    }
-}
-
-fn count(manifest: &Manifest) -> u32 {
-    let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
-    u32::try_from(updates).unwrap_or(u32::MAX)
 }
 
 /// The store may be there again in a moment, whatever it says now; a round waits for it.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use aggregator::Layout;
 use aggregator::merge::{Change, Term, sum_into, trimmed_of, without_extremes};
-use aggregator::score::{Ground, Judge, Public};
+use aggregator::public::Public;
+use aggregator::score::{Ground, Judge};
 use aggregator::values::{Values, WeightsFile};
 use autograd::Trainable;
 use rand::rngs::StdRng;

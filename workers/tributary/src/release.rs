@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use aggregator::Releases;
+use aggregator::public::Public;
 use aggregator::release::{self, Manifest};
-use aggregator::score::Public;
 use aggregator::verify::{self, Place, verify};
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;

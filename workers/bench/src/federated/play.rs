@@ -1,7 +1,8 @@
 //! One experiment: sites learn from their share, what they send is merged by a rule, and so on for thirty rounds.
 
 use aggregator::derive::{Around, Sent, derive};
-use aggregator::score::{Ground, Judge, Public, Tried, Tuning};
+use aggregator::public::Public;
+use aggregator::score::{Ground, Judge, Tried, Tuning};
 use aggregator::server::Memory;
 use aggregator::values::Values;
 use aggregator::{Layout, MergeSettings};

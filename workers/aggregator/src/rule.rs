@@ -1,0 +1,111 @@
+//! How updates become a release: the rule by its name, and the numbers of everything on the way.
+
+use serde::{Deserialize, Serialize};
+
+use crate::filter::{Filter, FilterSettings};
+use crate::server::ServerSettings;
+use crate::weigh::{self, WeighSettings};
+
+/// Rules besides those that go by scores.
+pub(crate) const LAW: &str = "law";
+pub(crate) const PICK: &str = "pick";
+/// Behind the name of a rule: its last layer is trained again on the public set.
+pub(crate) const AND_HEAD: &str = "+head";
+/// Behind the name of a rule: the whole model is trained on the public set for a little.
+pub(crate) const AND_TUNE: &str = "+tune";
+/// Behind the name of a rule: as `+tune`, and half of what is aimed at is what the sites' models say together (ensemble
+/// distillation, arXiv 2006.07242).
+pub(crate) const AND_DISTILL: &str = "+distill";
+/// Among the candidates of `pick`: the base itself.
+pub(crate) const PREVIOUS: &str = "previous";
+/// Candidates whose loss is so many times that of the base are no candidates. High, for with uneven sites the loss
+/// rises in some rounds on the way down; a guess.
+pub(crate) const FAR_WORSE: f64 = 2.0;
+
+/// How updates become a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MergeSettings {
+    /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
+    /// trained again on the public set) or `+tune` (the whole model is, for a little), or `pick`, which tries several.
+    pub rule: String,
+    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
+    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance. What
+    /// is taken is then fitted on the whole set. `previous` is taken only where everything else is far worse than it.
+    pub candidates: Vec<String>,
+    /// The numbers of the rules.
+    pub weigh: WeighSettings,
+    /// What is done about updates that stand out.
+    pub filter: FilterSettings,
+    /// How far the release follows.
+    pub server: ServerSettings,
+    /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
+    /// (FedBuff, arXiv 2106.06639, takes 0.5).
+    pub staleness: f64,
+}
+
+impl Default for MergeSettings {
+    fn default() -> Self {
+        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill", PREVIOUS];
+        Self {
+            rule: PICK.into(),
+            candidates: candidates.map(str::to_owned).to_vec(),
+            weigh: WeighSettings::default(),
+            filter: FilterSettings::default(),
+            server: ServerSettings::default(),
+            staleness: 0.5,
+        }
+    }
+}
+
+impl MergeSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let known = |rule: &str| {
+            let (plain, _) = parted(rule);
+            plain == LAW || weigh::names().any(|name| name == plain)
+        };
+        let names = || weigh::names().chain([LAW, PICK]).collect::<Vec<_>>().join(", ");
+        if self.rule != PICK && !known(&self.rule) {
+            return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
+        }
+        if let Some(unknown) = self.candidates.iter().find(|rule| *rule != PREVIOUS && !known(rule)) {
+            return Err(format!("merge.candidates: {unknown:?} is unknown, use {} or {PREVIOUS}", names()));
+        }
+        let weigh = &self.weigh;
+        let wants = [
+            (!self.candidates.is_empty(), "candidates: at least one"),
+            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.size), "weigh.size: 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage: 0 to 8"),
+            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio: 0 to 1"),
+            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness: 0 and more"),
+        ];
+        if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
+            return Err(format!("merge.{wanted}"));
+        }
+        self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
+    }
+
+    /// Whether a public set is needed.
+    pub fn needs_public(&self) -> bool {
+        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform");
+        !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
+    }
+}
+
+/// What is done with a model after its sites were merged.
+pub(crate) enum Then {
+    Done,
+    Head,
+    Tune,
+    Distill,
+}
+
+/// A rule's name without what follows merging, and that.
+pub(crate) fn parted(rule: &str) -> (&str, Then) {
+    let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
+    let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
+    found.unwrap_or((rule, Then::Done))
+}

@@ -1,0 +1,157 @@
+//! A round that is closed: merge, seal, tell; or say why not.
+
+use std::path::Path;
+
+use runtime::Fault;
+use schemas::{BlobRef, FaultNote, RoundEvent};
+use training::TrainError;
+
+use super::{Aggregator, ROLE, is, unreleased, unverified};
+use crate::check;
+use crate::open::say;
+use crate::release::{Made, Manifest, Merged, RefusedUpdate, Sealed};
+use crate::seal::{self, Base, SealError};
+use crate::verify::{VerifyError, blocking, make_folder};
+
+impl Aggregator {
+    /// The round is closed: a release, or the reason why there is none.
+    pub(super) async fn finish(&mut self) -> Result<(), Fault> {
+        let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
+        let Some(base) = self.base.clone() else { return Ok(()) };
+        let number = current.number;
+        is(&self.state, "merging", format!("{} updates", self.held.len()));
+        let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
+        if count < quorum {
+            let refused = self.refused.len();
+            let reason = format!("{count} updates count and {quorum} are needed; {refused} were refused");
+            let remedy = "open another round; look at the sites' trainers, at `tributary dead list`, or ask for fewer (round.quorum)";
+            return self.fail(number, FaultNote::new("quorum_missed", reason, remedy)).await;
+        }
+        let parent = self.releases.manifest(&current.terms.base).await.map_err(unreleased)?;
+        let memory = self.place.memory(&self.releases, parent.as_ref()).await.map_err(unverified)?;
+        let before = parent.and_then(|parent| Some(parent.made?.memory?.1));
+        let work = {
+            let (place, public, settings) = (self.place.clone(), self.public.clone(), self.settings.merge.clone());
+            let (base, held) = (base.clone(), self.held.clone());
+            move || {
+                let public = public.as_deref();
+                let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
+                let (model, weights, file) =
+                    seal::folder_with(&place.root, &base, &derived.row, &place.work.join("releases"))?;
+                let memory = match seal::memory_bytes(&derived.memory)? {
+                    None => None,
+                    Some(bytes) => {
+                        let path = place.work.join("memory.safetensors");
+                        let blob = crate::release::write(&path, &bytes).map_err(TrainError::write(&path))?;
+                        Some((blob, path))
+                    }
+                };
+                Ok((derived.record, model, weights, file, memory))
+            }
+        };
+        let (record, model, weights, file, memory) = match blocking(work).await {
+            Ok(made) => made,
+            Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
+                let reason = runtime::fault::chain(&error);
+                return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
+            }
+            Err(error) => return Err(unverified(error)),
+        };
+        for held in &self.held {
+            self.releases.keep(&held.merged.weights, &held.path).await?;
+        }
+        if let Some((blob, path)) = &memory {
+            self.releases.keep(blob, path).await?;
+        }
+        let (closed_at_ms, closed_because) = current.closed.clone().unwrap_or_default();
+        let mut updates: Vec<Merged> = self.held.iter().map(|held| held.merged.clone()).collect();
+        updates.sort_by(|a, b| a.site.cmp(&b.site));
+        let made = Made {
+            opened_at_ms: current.opened_at_ms,
+            closed_at_ms,
+            closed_because,
+            trainable: current.terms.trainable.clone(),
+            local: current.terms.local.clone(),
+            settings: self.settings.merge.clone(),
+            public_sha256: self.public.as_ref().map(|public| public.sha256.clone()),
+            updates,
+            refused: self.refused.clone(),
+            record,
+            memory: memory.map(|(blob, _)| (before, blob)),
+        };
+        let first = Manifest::first(self.model.clone(), model.release.clone(), model.labels.clone(), weights.clone());
+        let manifest = first.of_round(current.terms.base.clone(), number, made);
+        self.releases.put(&manifest, &file).await.map_err(unreleased)?;
+        let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
+        self.announce(sealed, &manifest, &file).await
+    }
+
+    /// Tells the sealed release: its weights go where sites can fetch them from.
+    async fn announce(&mut self, sealed: Sealed, own: &Manifest, file: &Path) -> Result<(), Fault> {
+        let (round, release) = (sealed.round, sealed.release);
+        let (weights, path, updates) = if release == own.release {
+            (own.weights.clone(), file.to_owned(), count(own))
+        } else {
+            // Another aggregator with other settings was faster; what it sealed stands.
+            tracing::warn!(role = ROLE, round, release = release.short(), "another aggregator sealed another release");
+            let manifest = self.releases.manifest(&release).await.map_err(unreleased)?;
+            let manifest = manifest.ok_or_else(|| Fault::retry("release_missing", "its manifest is not there yet"))?;
+            let path = self.place.work.join("weights").join(format!("{release}.safetensors"));
+            make_folder(path.parent()).map_err(|error| unverified(error.into()))?;
+            self.releases.fetch(&manifest, &path).await?;
+            (manifest.weights.clone(), path, count(&manifest))
+        };
+        self.offer(&weights, &path).await?;
+        tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
+        let event = RoundEvent::Sealed { release, weights, updates };
+        say(&self.publisher, &self.model, round, event).await?;
+        Ok(())
+    }
+
+    /// Puts weights where couriers fetch them from.
+    async fn offer(&self, weights: &BlobRef, path: &Path) -> Result<(), Fault> {
+        let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
+        let stored = self.blobs.store(&bytes).await?;
+        match stored == *weights {
+            true => Ok(()),
+            false => Err(Fault::retry("file_changed", format!("{} is not what it was", path.display()))),
+        }
+    }
+
+    /// Updates that are far longer than the others of their round do not count.
+    pub(super) fn leave_out_the_longest(&mut self, base: &Base) {
+        let norms: Vec<f64> = self.held.iter().map(|held| held.change(base).norm(&base.ground.layout).0).collect();
+        let refused = check::among(&norms, &self.settings.check);
+        let accepted = self.rounds.current().map(|current| current.accepted.clone()).unwrap_or_default();
+        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+        for (held, refused) in self.held.drain(..).zip(refused) {
+            match refused {
+                None => kept.push(held),
+                Some(refused) => {
+                    let arrived = accepted.iter().find(|arrived| arrived.update.id() == held.merged.id);
+                    let sequence = arrived.map_or(0, |arrived| arrived.sequence);
+                    left_out.push(RefusedUpdate { site: held.merged.site, sequence, fault: refused.note() });
+                }
+            }
+        }
+        self.held = kept;
+        self.refused.extend(left_out);
+    }
+
+    async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
+        tracing::warn!(
+            role = ROLE,
+            round = number,
+            fault = note.name,
+            reason = note.reason,
+            "no release: the last one stands"
+        );
+        say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
+        Ok(())
+    }
+}
+
+fn count(manifest: &Manifest) -> u32 {
+    let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
+    u32::try_from(updates).unwrap_or(u32::MAX)
+}

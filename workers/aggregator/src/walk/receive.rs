@@ -1,0 +1,111 @@
+//! An update as it comes: does the round want it, are its weights in order?
+
+use std::sync::Arc;
+
+use runtime::{Fault, letter};
+use schemas::{SiteName, Update, decode, encode};
+use streams::read::Record;
+use streams::{CarryError, Publication, subject, topology};
+use training::TrainError;
+
+use super::{Aggregator, ROLE, unverified};
+use crate::check::{self, Refused};
+use crate::open::stored_at_ms;
+use crate::release::{Merged, RefusedUpdate};
+use crate::round::{Arrival, Arrived};
+use crate::seal::Held;
+use crate::values::{ValuesError, WeightsFile};
+use crate::verify::{blocking, fetch_update};
+
+impl Aggregator {
+    pub(super) async fn update(&mut self, record: &Record) -> Result<(), Fault> {
+        let update = match decode::<Update>(&record.payload) {
+            Ok(update) => update,
+            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::chain(&error))).await,
+        };
+        if subject::update(&update.model, update.round, &update.site) != record.subject {
+            let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
+            return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
+        }
+        let at = stored_at_ms(record);
+        self.consider(update, record, at).await
+    }
+
+    /// Whether an update counts.
+    pub(super) async fn consider(&mut self, update: Update, record: &Record, stored_at_ms: u64) -> Result<(), Fault> {
+        match self.rounds.arrived(update, record.sequence, stored_at_ms) {
+            Arrival::Refuse(refused) => self.refuse(record, refused).await?,
+            Arrival::Wait | Arrival::Unasked => {}
+            Arrival::Count(arrived) => {
+                let past = self.rounds.current().is_some_and(|current| self.is_past(current.number));
+                match if past { Ok(None) } else { self.check(&arrived).await? } {
+                    Ok(held) => {
+                        self.held.extend(held);
+                        self.rounds.accept(*arrived);
+                    }
+                    Err(refused) => self.refuse(record, refused).await?,
+                }
+            }
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Fetches an update's weights and looks at them. The outer error is the moment's, the inner the update's.
+    async fn check(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
+        let update = &arrived.update;
+        let Some(base) = self.base.clone() else { return Ok(Ok(None)) };
+        if let Err(refused) = check::said(update, &self.settings.check) {
+            return Ok(Err(refused));
+        }
+        let most = u64::from(self.settings.check.weights_max_mib) << 20;
+        let path = match fetch_update(&self.blobs, &update.weights, &self.place.work, most).await {
+            Ok(path) => path,
+            Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
+            Err(error) => return Err(error.into()),
+        };
+        let older = match arrived.behind {
+            0 => None,
+            _ => {
+                let row = self.place.row(&self.releases, &update.base, &base.ground.layout).await;
+                Some(Arc::new(row.map_err(unverified)?))
+            }
+        };
+        let merged = Merged {
+            id: update.id(),
+            site: update.site.clone(),
+            base: update.base.clone(),
+            behind: arrived.behind,
+            weights: update.weights.clone(),
+            form: update.form,
+            samples: update.samples.values().copied().fold(0, u64::saturating_add),
+            hard: update.hard,
+        };
+        let settings = self.settings.check.clone();
+        let checked = blocking(move || {
+            let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
+                Ok(file) => Arc::new(file),
+                Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
+                Err(error) => return Ok(Err(Refused::Values(error))),
+            };
+            let held = Held { merged, file, path, base: older };
+            let (norm, finite) = held.change(&base).norm(&base.ground.layout);
+            Ok(check::length(norm, finite, base.norm, &settings).map(|()| Some(held)))
+        });
+        checked.await.map_err(unverified)
+    }
+
+    /// A dead letter; the round goes on.
+    async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
+        let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
+        let site: SiteName = site.unwrap_or_else(SiteName::unknown);
+        let note = refused.note();
+        tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
+        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, note.clone());
+        let slot = subject::dead(topology::UPDATES, &site, letter.id);
+        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
+        self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
+        self.state.change(|report| report.refused += 1);
+        Ok(())
+    }
+}
