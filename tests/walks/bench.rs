@@ -9,9 +9,13 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Runs a quick bench and returns its headline, all of it finite numbers.
 async fn headline(bench: &str) -> serde_json::Map<String, serde_json::Value> {
+    headline_with(bench, &[]).await
+}
+
+async fn headline_with(bench: &str, more: &[&str]) -> serde_json::Map<String, serde_json::Value> {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("report.json");
-    let arguments = ["bench", bench, "--quick", "--json", json.to_str().unwrap()];
+    let arguments = [&["bench", bench, "--quick", "--json", json.to_str().unwrap()], more].concat();
     let ended = run_for(root(), &arguments, PATIENCE).await.unwrap();
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
@@ -54,6 +58,23 @@ async fn the_quick_bench_of_policies_writes_its_headline() {
 async fn the_quick_bench_of_training_writes_its_headline() {
     let headline = headline("train").await;
     for name in ["step_over_forward_small", "step_over_forward_mobilenetv2", "step_over_forward_resnet18"] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_rules_writes_its_headline() {
+    let headline = headline_with("federated", &["--rule", "fedavg", "--rule", "paper literal"]).await;
+    for name in ["worst_scheme", "mean", "weakest_recall"] {
+        let name = format!("paper_literal_minus_fedavg_{name}_points");
+        assert!(headline.contains_key(&name), "{name} is missing in {headline:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_merging_writes_its_headline() {
+    let headline = headline("aggregate").await;
+    for name in ["sum_over_read_10x25", "median_over_read_10x25", "trimmed_over_read_10x25", "peak_over_one_model"] {
         assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
     }
 }
