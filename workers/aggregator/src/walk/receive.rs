@@ -38,7 +38,7 @@ impl Aggregator {
             Arrival::Wait | Arrival::Unasked => {}
             Arrival::Count(arrived) => {
                 let past = self.rounds.current().is_some_and(|current| self.is_past(current.number));
-                match if past { Ok(None) } else { self.check(&arrived).await? } {
+                match if past { Ok(None) } else { self.checked(&arrived).await? } {
                     Ok(held) => {
                         self.held.extend(held);
                         self.rounds.accept(*arrived);
@@ -49,6 +49,16 @@ impl Aggregator {
         }
         self.tell();
         Ok(())
+    }
+
+    /// Looks at an update until that succeeds: it was heard of, and read a second time it would count as a second one.
+    async fn checked(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
+        loop {
+            match self.check(arrived).await {
+                Ok(checked) => return Ok(checked),
+                Err(fault) => self.later(fault).await?,
+            }
+        }
     }
 
     /// Fetches an update's weights and looks at them. The outer error is the moment's, the inner the update's.
@@ -103,7 +113,10 @@ impl Aggregator {
         tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
         let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, note.clone());
         let slot = subject::dead(topology::UPDATES, &site, letter.id);
-        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
+        let letter = Publication::first(slot, encode(&letter)?);
+        while let Err(error) = self.publisher.publish(&letter).await {
+            self.later(error.into()).await?;
+        }
         self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
         self.state.change(|report| report.refused += 1);
         Ok(())
