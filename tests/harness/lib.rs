@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`world`] starts servers and workers ([`program`]), [`proxy`] is the link between
 //! them, [`pictures`] knows what each model says about each picture, [`oracle`] publishes them and
-//! judges what came of it, [`fault`] does harm meanwhile. Deliberately absent: assertions; everything
+//! judges what came of it, [`fault`] does harm meanwhile; [`seaweed`] is an object store. Deliberately absent: assertions; everything
 //! here returns an error or a list of violations, and the test decides.
 
 pub mod fault;
@@ -12,6 +12,7 @@ pub mod oracle;
 pub mod pictures;
 pub mod program;
 pub mod proxy;
+pub mod seaweed;
 pub mod until;
 pub mod world;
 

@@ -52,16 +52,23 @@ pub struct Worker {
     /// What it is called in messages.
     pub name: String,
     arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
     folder: PathBuf,
     child: Child,
 }
 
 impl Worker {
-    /// Starts it with its log in `folder`, which is also its working folder.
-    pub fn start<A: AsRef<OsStr>>(name: &str, folder: &Path, arguments: &[A]) -> anyhow::Result<Self> {
+    /// Starts it with its log in `folder`, which is also its working folder, and with this in its environment.
+    pub fn start<A: AsRef<OsStr>>(
+        name: &str,
+        folder: &Path,
+        arguments: &[A],
+        environment: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         let arguments: Vec<OsString> = arguments.iter().map(|argument| argument.as_ref().to_owned()).collect();
-        let child = spawn(name, folder, &arguments)?;
-        Ok(Self { name: name.into(), arguments, folder: folder.into(), child })
+        let child = spawn(name, folder, &arguments, environment)?;
+        let environment = environment.to_vec();
+        Ok(Self { name: name.into(), arguments, environment, folder: folder.into(), child })
     }
 
     /// Its process id.
@@ -79,7 +86,7 @@ impl Worker {
     /// Starts it again, after [`Worker::kill`] or its own end.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.kill()?;
-        self.child = spawn(&self.name, &self.folder, &self.arguments)?;
+        self.child = spawn(&self.name, &self.folder, &self.arguments, &self.environment)?;
         Ok(())
     }
 
@@ -117,20 +124,21 @@ impl Drop for Worker {
     }
 }
 
-fn spawn(name: &str, folder: &Path, arguments: &[OsString]) -> anyhow::Result<Child> {
+fn spawn(name: &str, folder: &Path, arguments: &[OsString], environment: &[(String, String)]) -> anyhow::Result<Child> {
     let log = |end: &str| File::options().create(true).append(true).open(folder.join(format!("{name}.{end}")));
     let mut command = Command::new(binary()?);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(log("out")?).stderr(log("log")?);
     clean(|variable| {
         command.env_remove(variable);
     });
+    command.envs(environment.iter().cloned());
     die_with_us(&mut command);
     command.spawn().with_context(|| format!("starting {name}"))
 }
 
 /// The kernel kills it when the thread that started it ends: a test that is killed leaves none behind.
 #[allow(unsafe_code)]
-fn die_with_us(command: &mut Command) {
+pub(crate) fn die_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
     unsafe {
         command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));

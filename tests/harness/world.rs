@@ -90,6 +90,8 @@ pub struct World {
     pub hub: Option<Server>,
     /// A connection to the cloud's server.
     pub cloud: Bus,
+    /// What workers that are started from now on find in their environment.
+    pub environment: Vec<(String, String)>,
     plan: Plan,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
@@ -133,7 +135,8 @@ impl World {
             }
             (Some(hub), cloud)
         };
-        Ok(Self { workers: BTreeMap::new(), sites, hub, cloud, plan, folder, _permit: permit })
+        let (workers, environment) = (BTreeMap::new(), Vec::new());
+        Ok(Self { workers, sites, hub, cloud, environment, plan, folder, _permit: permit })
     }
 
     /// Starts the servers, and one worker of every role and site.
@@ -299,7 +302,7 @@ impl World {
     }
 
     fn start_worker(&mut self, name: &str, arguments: &[String]) -> anyhow::Result<&mut Worker> {
-        let worker = Worker::start(name, self.folder.path(), arguments)?;
+        let worker = Worker::start(name, self.folder.path(), arguments, &self.environment)?;
         Ok(self.workers.entry(name.to_owned()).insert_entry(worker).into_mut())
     }
 }

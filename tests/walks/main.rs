@@ -14,6 +14,7 @@ mod layering;
 mod policy;
 mod power_cut;
 mod rounds;
+mod store;
 mod training;
 mod up;
 mod weight_walk;

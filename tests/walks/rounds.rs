@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use harness::pictures::INITIAL;
 use harness::program::{Ended, fixture, run, run_for};
+use harness::seaweed::{SECRET, Seaweed, URL};
 use harness::{Plan, World, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{
@@ -489,4 +490,44 @@ async fn weights_that_stay_at_the_sites_are_neither_sent_nor_merged() {
         }
     }
     assert!(world.folder().join("training-0/local.safetensors").is_file());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
+    let mut server = Seaweed::start().await.unwrap();
+    let store = server.store(SECRET, &[]).unwrap();
+    // This server makes a bucket of the first object that is put there.
+    store.put_new("made", "bucket".into()).await.unwrap();
+    let mut world = World::start(Plan::default()).await.unwrap();
+    world.environment = server.environment(SECRET);
+    world.environment.push(("AWS_TIMEOUT".into(), "2s".into()));
+    let settings = ["aggregator.merge.rule=fedavg".to_owned(), format!("aggregator.store={URL}")];
+    world.aggregator("aggregator", &settings).unwrap();
+    world.all_started().await.unwrap();
+    let base = initial();
+    let path = format!("models/{}/{base}/weights.safetensors", model());
+    let bytes = until("the first release", LONG, async || Ok(store.get(&path, 1 << 20).await?)).await;
+    let bytes = bytes.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    let number = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
+    let mut own = bytes.to_vec();
+    let end = own.len();
+    own[end - 4..].copy_from_slice(&0.5_f32.to_le_bytes());
+    // Frozen: it takes what is sent and never answers.
+    server.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    send(&world, "a", number, &base, &own, |_| {}).await;
+    let said = until("a reason", LONG, async || {
+        Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
+    });
+    let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(said.contains("tried again") && !said.contains(SECRET), "{said}");
+    server.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
+    let (release, weights, _) = sealed(&world, number).await;
+    let manifest = store.get(&format!("models/{}/{release}/manifest.json", model()), 1 << 20).await.unwrap().unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!((&manifest["parent"], &manifest["weights"]["sha256"]), (&base.as_str().into(), &weights.sha256.into()));
+    let update = manifest["made"]["updates"][0]["weights"]["sha256"].as_str().unwrap();
+    let kept = store.get(&format!("models/{}/updates/{update}.safetensors", model()), 1 << 20).await.unwrap();
+    assert_eq!(kept.unwrap(), own);
+    assert!(store.list(&format!("models/{}/rounds", model())).await.unwrap().len() == 1);
+    server.kill().unwrap();
 }

@@ -18,7 +18,7 @@ use crate::common::{PATIENCE, outcome, publish};
 pub async fn up(folder: &Path, more: &[&str]) -> Worker {
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let arguments = [&["up", "--model", &light, "--cloud-model", &heavy, "--store", "store"], more].concat();
-    let mut worker = Worker::start("up", folder, &arguments).unwrap();
+    let mut worker = Worker::start("up", folder, &arguments, &[]).unwrap();
     let written = until("up.json", PATIENCE, async || Ok(found(folder).map(|_| ())));
     if let Err(error) = written.await {
         panic!("{error:#}; ended: {:?}\n{}", worker.ended(), worker.log());
