@@ -64,7 +64,7 @@ pub fn stored_at_ms(record: &read::Record) -> u64 {
 
 /// Which sites are asked in a round. `losses`: of each site, its loss when it was last in a release. Pure.
 pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f64>) -> Vec<SiteName> {
-    let mut sites = settings.sites.clone();
+    let mut sites = settings.asked().to_vec();
     let Some(count) = settings.ask.map(|ask| (ask as usize).min(sites.len())) else { return sites };
     match settings.ask_by {
         AskBy::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
@@ -132,6 +132,12 @@ mod tests {
             let losses = losses.iter().map(|(name, loss)| (name.parse().unwrap(), *loss)).collect();
             sites(&some, round, &losses).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
+        let ring = RoundSettings {
+            rings: [("first".to_owned(), names[2..].to_vec())].into(),
+            ring: Some("first".into()),
+            ..all.clone()
+        };
+        assert_eq!(sites(&ring, 1, &BTreeMap::new()), names[2..]);
         assert_eq!(asked(AskBy::Turn, 1, &[]), ["a", "b"]);
         assert_eq!(asked(AskBy::Turn, 2, &[]), ["c", "d"]);
         assert_eq!(asked(AskBy::Turn, 3, &[]), ["a", "b"]);

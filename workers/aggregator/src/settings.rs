@@ -1,5 +1,6 @@
 //! How a model's rounds are run.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use autograd::Trainable;
@@ -56,7 +57,11 @@ impl Default for AggregatorSettings {
 pub struct RoundSettings {
     /// The sites that are asked; all if empty.
     pub sites: Vec<SiteName>,
-    /// So many of `sites` are asked in each round; absent: all of them.
+    /// Sets of sites by name, such as those that try things first.
+    pub rings: BTreeMap<String, Vec<SiteName>>,
+    /// The sites of this ring are asked, in place of `sites`.
+    pub ring: Option<String>,
+    /// So many of `sites`, or of the ring, are asked in each round; absent: all of them.
     pub ask: Option<u32>,
     /// Which ones then.
     pub ask_by: AskBy,
@@ -87,6 +92,8 @@ impl Default for RoundSettings {
     fn default() -> Self {
         Self {
             sites: Vec::new(),
+            rings: BTreeMap::new(),
+            ring: None,
             ask: None,
             ask_by: AskBy::Lot,
             quorum: 2,
@@ -116,6 +123,14 @@ pub enum AskBy {
     Usefulness,
 }
 
+impl RoundSettings {
+    /// The sites that may be asked; all if empty.
+    pub fn asked(&self) -> &[SiteName] {
+        let ring = self.ring.as_ref().and_then(|ring| self.rings.get(ring));
+        ring.map_or(&self.sites, |sites| sites)
+    }
+}
+
 impl AggregatorSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
@@ -128,14 +143,17 @@ impl AggregatorSettings {
             (round.hard_cases != Some(0), "round.hard_cases: at least 1, or leave it away"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (
-                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.sites.len()),
+                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.asked().len()),
                 "round.ask: at least round.quorum, no more than there are round.sites",
             ),
             (
-                round.sites.is_empty() || round.quorum as usize <= round.sites.len(),
+                round.asked().is_empty() || round.quorum as usize <= round.asked().len(),
                 "round.quorum: no more than there are round.sites",
             ),
         ];
+        if let Some(unknown) = round.ring.as_ref().filter(|ring| !round.rings.contains_key(*ring)) {
+            return Err(format!("aggregator.round.ring {unknown:?} is none of aggregator.round.rings"));
+        }
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("aggregator.{wanted}"));
         }

@@ -18,6 +18,8 @@ const COLOURS: [RGBColor; 7] = [
 ];
 /// Bars higher than so many times the middle one are cut, with their height written on them.
 const CUT_RATIO: f64 = 4.0;
+/// Free space above the bars for each kind in the legend, as a share of the highest bar.
+const LEGEND_ROW_RATIO: f64 = 0.065;
 
 /// Bars in groups, all groups with the same kinds of bars.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +80,10 @@ impl Bars {
             .margin(16)
             .x_label_area_size(36)
             .y_label_area_size(56)
-            .build_cartesian_2d(0.0..self.groups.len() as f64, 0.0..top * 1.15)?;
+            .build_cartesian_2d(
+                0.0..self.groups.len() as f64,
+                0.0..top * (1.1 + LEGEND_ROW_RATIO * kinds.len() as f64),
+            )?;
         let name = |at: &f64| self.groups.get(*at as usize).map(|group| group.name.clone()).unwrap_or_default();
         chart
             .configure_mesh()

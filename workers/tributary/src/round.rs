@@ -58,6 +58,9 @@ struct OpenArgs {
     /// When the round is over in any case, seconds.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     deadline_s: Option<u32>,
+    /// The sites of this ring, one of aggregator.round.rings.
+    #[arg(long, value_name = "NAME", conflicts_with = "sites")]
+    ring: Option<String>,
     /// Only this site; may be repeated. All if absent.
     #[arg(long = "of-site", value_name = "NAME")]
     sites: Vec<schemas::SiteName>,
@@ -137,14 +140,21 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     if last > 0 && history.ended(last).is_none() {
         bail!("round {last} of {name} has not ended: `tributary status` says what it waits for");
     }
-    let chosen = &loaded.settings.aggregator.round;
+    let mut chosen = loaded.settings.aggregator.round.clone();
+    if let Some(ring) = &args.ring {
+        if !chosen.rings.contains_key(ring) {
+            let known: Vec<&String> = chosen.rings.keys().collect();
+            bail!("ring {ring} is none of aggregator.round.rings ({})", form::list(&known));
+        }
+        chosen.ring = Some(ring.clone());
+    }
     if chosen.ask_by == AskBy::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
         bail!(
             "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
         );
     }
-    let asked = open::sites(chosen, last + 1, &BTreeMap::new());
-    let of_settings = open::terms(base, weights, asked, chosen);
+    let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
+    let of_settings = open::terms(base, weights, asked, &chosen);
     let terms = Terms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::play::{Played, ROUNDS};
-use super::scheme::{SCHEMES, SITES};
+use super::scheme::{Harm, SCHEMES, SITES};
 use super::{Options, Way};
 use crate::bars::{Bars, Group};
 use crate::chart::{Chart, Line};
@@ -234,23 +234,29 @@ fn notes(sets: &[Set], ways: &[Way], options: &Options) -> Vec<String> {
 }
 
 fn charts(set: &Set, ways: &[Way]) -> Vec<(String, Picture)> {
-    let shown: Vec<&str> = ["fedavg", "paper literal", "paper", "trimmed", "law", "pick", "val-only"]
+    let shown: Vec<&str> = ["fedavg", "paper literal", "paper", "pick", "val-only"]
         .into_iter()
         .filter(|name| ways.iter().any(|way| way.name == *name))
         .collect();
-    let groups = set.schemes().map(|scheme| Group {
+    let group = |scheme: &'static str| Group {
         name: scheme.into(),
         bars: shown
             .iter()
             .filter_map(|rule| Some(((*rule).to_owned(), set.mean(scheme, rule, &accuracy)? * 100.0)))
             .collect(),
-    });
-    let bars = Bars {
-        title: format!("Rules of merging on {}", set.name),
-        y_label: "% right".into(),
-        groups: groups.collect(),
     };
-    let mut pictures = vec![(format!("federated-{}", set.name), Picture::Bars(bars))];
+    let mut pictures = Vec::new();
+    for (file, title, harmed) in
+        [("federated", "every site means well", false), ("federated-harmed", "one site does not", true)]
+    {
+        let is_harmed = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm != Harm::None);
+        let groups: Vec<Group> = set.schemes().filter(|name| is_harmed(name) == harmed).map(group).collect();
+        if !groups.is_empty() {
+            let title = format!("Rules of merging on {}: {title}", set.name);
+            let bars = Bars { title, y_label: "% right".into(), groups };
+            pictures.push((format!("{file}-{}", set.name), Picture::Bars(bars)));
+        }
+    }
     let scheme = "dirichlet 0.1";
     let lines = ["fedavg", "paper literal", "law", "pick"].into_iter().filter_map(|rule| {
         set.of(scheme, rule).next()?;
