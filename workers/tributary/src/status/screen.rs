@@ -142,6 +142,7 @@ fn rounds(status: &Status) -> Vec<String> {
                 report.updates,
                 report.quorum
             ),
+            "failed" => format!("{}: failed: {}", form::plain(model), form::plain(&report.why)),
             state => format!("{}: {} {}", form::plain(model), form::plain(state), form::plain(&report.why)),
         };
         if report.refused > 0 {
