@@ -365,8 +365,7 @@ impl Aggregator {
             self.opened_at_ms = stored_at_ms;
             let waited = self.rounds.happened(&round, stored_at_ms);
             for Arrived { update, sequence, stored_at_ms, .. } in waited {
-                let record = read::at(&self.bus, topology::UPDATES, sequence).await?;
-                if let Some(record) = record {
+                if let Some(record) = self.again(sequence).await? {
                     self.consider(update, &record, stored_at_ms).await?;
                 }
             }
@@ -385,6 +384,9 @@ impl Aggregator {
         let first_close =
             closes && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
         self.rounds.happened(&round, stored_at_ms);
+        if matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)) {
+            self.sweep();
+        }
         if first_close && !self.is_past(number) {
             if let Some(base) = self.base.clone() {
                 self.leave_out_the_longest(&base);
@@ -394,6 +396,34 @@ impl Aggregator {
             }
         }
         Ok(())
+    }
+
+    /// An update that waited, read again; it does not wait a second time, so this does not give up.
+    async fn again(&self, sequence: u64) -> Result<Option<Record>, Fault> {
+        loop {
+            match read::at(&self.bus, topology::UPDATES, sequence).await {
+                Ok(record) => return Ok(record),
+                Err(error) => self.later(error.into()).await?,
+            }
+        }
+    }
+
+    /// Removes what the last round worked with; it is in the store, and the latest release is what the next one starts from.
+    fn sweep(&self) {
+        let (work, latest) = (&self.place.work, self.rounds.release().as_str());
+        let _absent = std::fs::remove_dir_all(work.join("updates"));
+        for folder in ["releases", "weights"] {
+            for entry in std::fs::read_dir(work.join(folder)).into_iter().flatten().flatten() {
+                let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+                if name.starts_with(latest) {
+                    continue;
+                }
+                let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                if let Err(error) = removed {
+                    tracing::debug!(role = ROLE, path = %path.display(), %error, "left for the next time");
+                }
+            }
+        }
     }
 
     fn ended(&mut self, said: String) {
