@@ -333,6 +333,16 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     assert!(report.last.as_ref().is_some_and(|last| last.contains("quorum_missed")), "{report:?}");
     let status = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
+    // One that is opened beside another ends that one.
+    let left = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
+    let asked = read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
+    let asked: Round = decode(&asked.unwrap().payload).unwrap();
+    let beside = Round { number: left + 1, ..asked };
+    put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
+    let superseded = ended(&world, left).await;
+    assert!(matches!(&superseded, RoundEvent::Failed(note) if note.name == "round_superseded"), "{superseded:?}");
+    send(&world, "good-1", left + 1, &base, &bytes, same).await;
+    assert_eq!(sealed(&world, left + 1).await.2, 1);
 }
 
 #[tokio::test]

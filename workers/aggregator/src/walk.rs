@@ -359,6 +359,12 @@ impl Aggregator {
     async fn happened(&mut self, round: Round, stored_at_ms: u64) -> Result<(), Fault> {
         let number = round.number;
         if matches!(round.event, RoundEvent::Opened(_)) && number > self.rounds.last() {
+            if let Some(left) = self.rounds.current().map(|current| current.number).filter(|left| !self.is_past(*left))
+            {
+                let reason = format!("round {number} was opened before it had ended");
+                let remedy = "open one round at a time; `tributary round open` does";
+                self.fail(left, FaultNote::new("round_superseded", reason, remedy)).await?;
+            }
             if !self.is_past(number) {
                 self.prepare(&round).await?;
             }
@@ -373,18 +379,25 @@ impl Aggregator {
             return Ok(());
         }
         let closes = matches!(round.event, RoundEvent::Closed { .. });
-        match &round.event {
+        let said = match &round.event {
             RoundEvent::Sealed { release, updates, .. } => {
-                let said = format!("round {number}: release {} of {updates} updates", release.short());
-                self.ended(said);
+                Some(format!("round {number}: release {} of {updates} updates", release.short()))
             }
-            RoundEvent::Failed(note) => self.ended(format!("round {number}: {} ({})", note.reason, note.name)),
-            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => {}
+            RoundEvent::Failed(note) => Some(format!("round {number}: {} ({})", note.reason, note.name)),
+            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => None,
+        };
+        // The end of a round that another one took the place of leaves that one as it is.
+        let is_over = self.rounds.current().is_none_or(|current| current.number <= number);
+        if let Some(said) = said {
+            self.state.change(|report| report.last = Some(said));
+            if is_over {
+                self.ended();
+            }
         }
         let first_close =
             closes && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
         self.rounds.happened(&round, stored_at_ms);
-        if matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)) {
+        if is_over && matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)) {
             self.sweep();
         }
         if first_close && !self.is_past(number) {
@@ -426,13 +439,12 @@ impl Aggregator {
         }
     }
 
-    fn ended(&mut self, said: String) {
+    fn ended(&mut self) {
         (self.base, self.ended_at) = (None, Instant::now());
         self.held.clear();
         self.refused.clear();
         self.state.change(|report| {
             (report.state, report.why) = ("waiting".into(), "for a round".into());
-            report.last = Some(said);
         });
     }
 

@@ -138,7 +138,7 @@ impl Aggregator {
         self.refused.extend(left_out);
     }
 
-    async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
+    pub(super) async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
         tracing::warn!(
             role = ROLE,
             round = number,
