@@ -12,7 +12,7 @@ use crate::record::{Candidate, Part, Record};
 use crate::rule::{FAR_WORSE, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
-use crate::values::{BLOCK, Room, Values, block, each_block};
+use crate::values::Values;
 use crate::weigh::law::{self, Learning};
 use crate::weigh::{self, Scored};
 
@@ -267,11 +267,13 @@ impl<'a> Round<'a> {
             };
             let all = public.all();
             let of = fit.unwrap_or(&all);
-            let mut row = vec![0.0; around.layout.len()];
+            let (mut row, changes) = (vec![0.0; around.layout.len()], self.changes());
             shares = law::learn(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
                 self.merge(&self.spread(shares, &counting), around.layout, &mut row);
                 let (loss, slope) = judge.slope(&row, public, of, None)?;
-                let by_share = counting.iter().map(|place| self.along(*place, &slope, around.layout));
+                // How much the loss grows with a site's share.
+                let by_share =
+                    counting.iter().map(|place| changes[*place].along(&slope, around.layout) * self.times[*place]);
                 Ok((loss, by_share.collect()))
             })?;
         }
@@ -302,23 +304,6 @@ impl<'a> Round<'a> {
         }
         terms.push(Term { values: Values::Memory(self.base), times: of_base });
         merge::sum_into(&terms, layout, row);
-    }
-
-    /// How much the loss grows with a site's share.
-    fn along(&self, place: usize, slope: &[f32], layout: &Layout) -> f64 {
-        let (sent, mut room, mut sum) = (&self.sent[place], Room::default(), 0.0_f64);
-        let added = sent.values.are_added();
-        let mut out = vec![0.0_f32; BLOCK];
-        each_block(layout, |tensor, from, at, len| {
-            let values = block(&sent.values, layout, (tensor, from, len), &mut room);
-            let out = &mut out[..len];
-            out.copy_from_slice(values);
-            if !added {
-                out.iter_mut().zip(&sent.base[at..at + len]).for_each(|(out, base)| *out -= base);
-            }
-            sum += f64::from(out.iter().zip(&slope[at..at + len]).map(|(out, slope)| out * slope).sum::<f32>());
-        });
-        sum * self.times[place]
     }
 
     /// The weights that a rule makes. `fit`: public pictures that it may learn from; all of them if absent.
@@ -384,15 +369,16 @@ impl<'a> Round<'a> {
     /// The median or trimmed mean of what counts, if that is asked for.
     fn without_extremes(&self, layout: &Layout) -> Option<Vec<f32>> {
         let names = &self.settings.filter.names;
-        let changes: Vec<Change<'_>> = (0..self.sent.len())
-            .filter(|place| self.counts[*place])
-            .map(|place| Change { times: self.times[place], ..self.changes()[place] })
-            .collect();
+        let count = self.counts.iter().filter(|counts| **counts).count();
         let left_out = match (names.contains(&Filter::Median), names.contains(&Filter::Trimmed)) {
-            (true, _) => changes.len().saturating_sub(1) / 2,
-            (_, true) => merge::trimmed_of(changes.len(), self.settings.filter.trim_ratio),
+            (true, _) => count.saturating_sub(1) / 2,
+            (_, true) => merge::trimmed_of(count, self.settings.filter.trim_ratio),
             _ => return None,
         };
+        let all = self.changes().into_iter().zip(&self.times).zip(&self.counts);
+        let counting = all.filter(|(_, counts)| **counts);
+        let changes: Vec<Change<'_>> =
+            counting.map(|((change, times), _)| Change { times: *times, ..change }).collect();
         Some(merge::without_extremes(self.base, &changes, layout, left_out))
     }
 

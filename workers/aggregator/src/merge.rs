@@ -3,7 +3,7 @@
 //! whoever calls it sorts by site.
 
 use crate::layout::Layout;
-use crate::values::{BLOCK, Room, Values, block, each_block};
+use crate::values::{BLOCK, Room, Values, each_block};
 
 /// A row and how much of it is added.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ pub fn sum_into(terms: &[Term<'_>], layout: &Layout, row: &mut [f32]) {
                 1 => add::<1>(sum, &raw, left),
                 _ => {
                     let times = first.times as f32;
-                    let values = block(&first.values, layout, (place, from, len), &mut room);
+                    let values = first.values.block(layout, (place, from, len), &mut room);
                     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += times * value);
                     left = others;
                     continue;
@@ -86,7 +86,7 @@ impl Change<'_> {
         room: &mut Room,
         out: &mut [f32],
     ) {
-        let values = block(&self.values, layout, (place, from, len), room);
+        let values = self.values.block(layout, (place, from, len), room);
         let times = self.times as f32;
         if self.values.are_added() {
             out.iter_mut().zip(values).for_each(|(out, value)| *out = value * times);
@@ -108,6 +108,19 @@ impl Change<'_> {
             square += squares(out);
         });
         (square.sqrt(), finite)
+    }
+}
+
+impl Change<'_> {
+    /// The sum of its numbers, each times that of another row: how much a loss with this slope grows along it.
+    pub fn along(&self, slope: &[f32], layout: &Layout) -> f64 {
+        let (mut room, mut out, mut sum) = (Room::default(), vec![0.0; BLOCK], 0.0);
+        each_block(layout, |place, from, at, len| {
+            let out = &mut out[..len];
+            self.block(layout, (place, from, at, len), &mut room, out);
+            sum += f64::from(out.iter().zip(&slope[at..at + len]).map(|(out, slope)| out * slope).sum::<f32>());
+        });
+        sum
     }
 }
 

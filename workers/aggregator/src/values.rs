@@ -148,7 +148,12 @@ impl Values<'_> {
 
     /// Gives a block as floats. `place`: its number in the layout; `from`: its first number within the place.
     /// `room`: for as many halves.
-    fn block<'b>(&'b self, layout: &Layout, place: usize, from: usize, room: &'b mut Room, len: usize) -> &'b [f32] {
+    pub(crate) fn block<'b>(
+        &'b self,
+        layout: &Layout,
+        (place, from, len): (usize, usize, usize),
+        room: &'b mut Room,
+    ) -> &'b [f32] {
         match self {
             Values::Memory(row) => {
                 let start = layout.places()[place].start + from;
@@ -181,7 +186,7 @@ impl Values<'_> {
         let mut row = vec![0.0; layout.len()];
         let mut room = Room::default();
         each_block(layout, |place, from, at, len| {
-            row[at..at + len].copy_from_slice(self.block(layout, place, from, &mut room, len));
+            row[at..at + len].copy_from_slice(self.block(layout, (place, from, len), &mut room));
         });
         row
     }
@@ -209,16 +214,6 @@ pub fn each_block(layout: &Layout, mut see: impl FnMut(usize, usize, usize, usiz
             see(number, from, place.start + from, BLOCK.min(place.len - from));
         }
     }
-}
-
-/// One block of one of several rows.
-pub fn block<'b>(
-    values: &'b Values<'_>,
-    layout: &Layout,
-    (place, from, len): (usize, usize, usize),
-    room: &'b mut Room,
-) -> &'b [f32] {
-    values.block(layout, place, from, room, len)
 }
 
 #[cfg(test)]
