@@ -264,7 +264,8 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
 #[tokio::test]
 async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     let mut world = World::start(Plan::default()).await.unwrap();
-    let settings = ["aggregator.merge.rule=fedavg", "aggregator.check.samples_max=1000"].map(str::to_owned);
+    let settings = ["merge.rule=fedavg", "check.samples_max=1000", "check.norm_over_median_max=3"]
+        .map(|pair| format!("aggregator.{pair}"));
     world.aggregator("aggregator", &settings).unwrap();
     world.all_started().await.unwrap();
     let base = initial();
@@ -298,6 +299,10 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     long[header..header + 4].copy_from_slice(&1e9_f32.to_le_bytes());
     send(&world, "too-long", number, &base, &long, same).await;
+    // No longer than the base, and far longer than the others.
+    let mut longest = bytes.clone();
+    longest[header..header + 4].copy_from_slice(&5_f32.to_le_bytes());
+    send(&world, "longest", number, &base, &longest, same).await;
     put(&world, subject::update(&model(), number, &"garbage".parse().unwrap()), b"\xff\xffgarbage".to_vec()).await;
     send(&world, "good-2", number, &base, &bytes, same).await;
     let (_, _, updates) = sealed(&world, number).await;
@@ -323,6 +328,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
         ("update_misdirected", "misdirected"),
         ("tensor_extra", "renamed"),
         ("change_too_long", "too-long"),
+        ("change_too_long", "longest"),
         ("update_unreadable", "garbage"),
         ("update_late", "late"),
     ]

@@ -74,6 +74,8 @@ impl Base {
 pub struct Held {
     /// What is said of it.
     pub merged: Merged,
+    /// Its sequence in the stream of updates; 0 where it comes from the store.
+    pub sequence: u64,
     /// Its weights.
     pub file: Arc<WeightsFile>,
     /// The file itself.
@@ -160,10 +162,9 @@ pub fn folder_with(
     row: &[f32],
     into: &Path,
 ) -> Result<(Model, BlobRef, PathBuf), SealError> {
-    let graph = onnx::read(&base.model.graph).map_err(TrainError::from)?;
     let merged: Weights =
         base.ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
-    let bytes = whole(&graph, &merged)?;
+    let bytes = whole(&base.ground.graph, &merged)?;
     let path = into.join("weights.safetensors");
     let blob = write(&path, &bytes).map_err(TrainError::write(&path))?;
     let fresh = into.join("new");

@@ -83,12 +83,17 @@ pub struct Place {
 }
 
 impl Place {
+    /// Where a release's weights are put.
+    pub fn weights(&self, release: &ReleaseId) -> std::path::PathBuf {
+        self.work.join("weights").join(format!("{release}.safetensors"))
+    }
+
     /// A release as a model's folder: fetched, and held against its digest.
     pub async fn folder(&self, releases: &Releases, release: &ReleaseId) -> Result<Model, VerifyError> {
         if *release == self.root.release {
             return Ok((*self.root).clone());
         }
-        let path = self.work.join("weights").join(format!("{release}.safetensors"));
+        let path = self.weights(release);
         if !path.is_file() {
             let manifest = releases.manifest(release).await?;
             let manifest = manifest.ok_or_else(|| ReleaseError::Absent {
@@ -169,7 +174,8 @@ pub async fn verify(
         return Err(VerifyError::First(manifest.release.clone()));
     };
     let found = public.as_ref().map(|public| public.sha256.clone());
-    if made.public_sha256.is_some() && made.public_sha256 != found {
+    let tried = made.settings.needs_public();
+    if tried && made.public_sha256 != found {
         let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));
         return Err(VerifyError::OtherPublic { release: manifest.release.clone(), wanted, found });
     }
@@ -187,7 +193,7 @@ pub async fn verify(
         _ => Memory::default(),
     };
     let (settings, round, here) = (made.settings.clone(), manifest.round, place.clone());
-    let public = public.filter(|_| made.public_sha256.is_some());
+    let public = public.filter(|_| tried);
     let again = blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");
@@ -210,7 +216,7 @@ async fn hold(place: &Place, releases: &Releases, base: &Base, update: &Merged) 
         0 => None,
         _ => Some(Arc::new(place.row(releases, &update.base, &base.ground.layout).await?)),
     };
-    Ok(Held { merged: update.clone(), file: Arc::new(file), path, base: older })
+    Ok(Held { merged: update.clone(), sequence: 0, file: Arc::new(file), path, base: older })
 }
 
 pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {

@@ -325,8 +325,8 @@ impl Aggregator {
     async fn open(&self) -> Result<(), Fault> {
         let history = History::read(&self.bus, &self.model).await?;
         let (base, weights) = match history.release() {
-            Some((release, weights)) => (release.clone(), Some(weights.clone())),
-            None => (self.place.root.release.clone(), None),
+            Some((release, weights)) if *release != self.place.root.release => (release.clone(), Some(weights.clone())),
+            _ => (self.place.root.release.clone(), None),
         };
         let losses = match self.settings.round.ask_by {
             AskBy::Usefulness => self.losses(&base).await?,
@@ -401,9 +401,7 @@ impl Aggregator {
             self.sweep();
         }
         if first_close && !self.is_past(number) {
-            if let Some(base) = self.base.clone() {
-                self.leave_out_the_longest(&base);
-            }
+            self.leave_out_the_longest().await?;
             while let Err(fault) = self.finish().await {
                 self.later(fault).await?;
             }
@@ -475,6 +473,10 @@ impl Aggregator {
         };
         match prepared.await {
             Ok(base) => {
+                if let Some(weights) = terms.weights.as_ref().filter(|_| terms.base != self.place.root.release) {
+                    // What is in the bucket is forgotten after a while; couriers come for it now.
+                    self.offer(weights, &self.place.weights(&terms.base)).await?;
+                }
                 self.base = Some(Arc::new(base));
                 tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "a round is open");
                 Ok(())

@@ -9,6 +9,9 @@ use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{BlobRef, FaultNote, SiteName};
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
+/// How often the weights that a round starts with are looked for, two seconds apart.
+const BASE_TRIES: u64 = 15;
+
 /// Carries rounds.
 pub struct Rounds {
     /// The site.
@@ -46,6 +49,10 @@ impl Step for Rounds {
             match self.bring(blob).await {
                 Ok(()) => {}
                 // A round that is over, most likely: the site cannot take part, and others can.
+                // Or the aggregator has not offered its base again yet.
+                Err(Fault::Reject(note)) if delivery.attempts < BASE_TRIES => {
+                    return Err(Fault::retry(&note.name, note.reason));
+                }
                 Err(Fault::Reject(note)) => {
                     tracing::warn!(
                         role = Self::ROLE,

@@ -29,8 +29,6 @@ use training::settings::TrainSettings;
 use training::train::{Around, Trained, train};
 
 const ROLE: &str = "trainer";
-/// The note of the last round that was answered.
-const ANSWERED: &str = "round-answered";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After a failure of the moment.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -138,12 +136,17 @@ impl Trainer {
         self.stop.cancel();
     }
 
+    /// The note of the last round that was answered.
+    fn answered(&self) -> String {
+        format!("answered-{}", ModelName::of(&self.model.description.name))
+    }
+
     /// The round that this site is asked to take part in and has not answered, if there is one.
     async fn asked(&self) -> Result<Option<Asked>, Fault> {
         let model = ModelName::of(&self.model.description.name);
         let note: Option<Round> = self.ledger.message(&subject::round_note(&model)).await?;
         let Some(Round { number, event: RoundEvent::Opened(terms), said_at_ms, .. }) = note else { return Ok(None) };
-        let answered = self.ledger.read(ANSWERED).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let answered = self.ledger.read(&self.answered()).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         let until_ms = said_at_ms.saturating_add(u64::from(terms.deadline_s) * 1000);
         let wanted = terms.sites.is_empty() || terms.sites.contains(&self.site);
         let open = number > answered && clock::now_ms() < until_ms;
@@ -217,7 +220,7 @@ impl Trainer {
         let ended = self.train(sources, &base, asked.as_ref()).await?;
         if let Some(said) = ended {
             if let Some(asked) = &asked {
-                self.ledger.write(ANSWERED, asked.round.to_string()).await?;
+                self.ledger.write(&self.answered(), asked.round.to_string()).await?;
             }
             self.state.change(|report| report.last = Some(said));
             let marks = serde_json::to_string(&marks).unwrap_or_default();

@@ -133,8 +133,8 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = History::read(&cloud, &name).await?;
     let (base, weights) = match history.release() {
-        Some((release, weights)) => (release.clone(), Some(weights.clone())),
-        None => (first, None),
+        Some((release, weights)) if *release != first => (release.clone(), Some(weights.clone())),
+        _ => (first, None),
     };
     let last = history.last();
     if last > 0 && history.ended(last).is_none() {

@@ -9,8 +9,8 @@ use training::TrainError;
 use super::{Aggregator, ROLE, is, unreleased, unverified};
 use crate::check;
 use crate::open::say;
-use crate::release::{Made, Manifest, Merged, RefusedUpdate, Sealed};
-use crate::seal::{self, Base, SealError};
+use crate::release::{Made, Manifest, Merged, Sealed};
+use crate::seal::{self, SealError};
 use crate::verify::{VerifyError, blocking, make_folder};
 
 impl Aggregator {
@@ -96,7 +96,7 @@ impl Aggregator {
             tracing::warn!(role = ROLE, round, release = release.short(), "another aggregator sealed another release");
             let manifest = self.releases.manifest(&release).await.map_err(unreleased)?;
             let manifest = manifest.ok_or_else(|| Fault::retry("release_missing", "its manifest is not there yet"))?;
-            let path = self.place.work.join("weights").join(format!("{release}.safetensors"));
+            let path = self.place.weights(&release);
             make_folder(path.parent()).map_err(|error| unverified(error.into()))?;
             self.releases.fetch(&manifest, &path).await?;
             (manifest.weights.clone(), path, count(&manifest))
@@ -109,7 +109,7 @@ impl Aggregator {
     }
 
     /// Puts weights where couriers fetch them from.
-    async fn offer(&self, weights: &BlobRef, path: &Path) -> Result<(), Fault> {
+    pub(super) async fn offer(&self, weights: &BlobRef, path: &Path) -> Result<(), Fault> {
         let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
         let stored = self.blobs.store(&bytes).await?;
         match stored == *weights {
@@ -118,24 +118,21 @@ impl Aggregator {
         }
     }
 
-    /// Updates that are far longer than the others of their round do not count.
-    pub(super) fn leave_out_the_longest(&mut self, base: &Base) {
-        let norms: Vec<f64> = self.held.iter().map(|held| held.change(base).norm(&base.ground.layout).0).collect();
+    /// Updates that are far longer than the others of their round do not count: dead letters too.
+    pub(super) async fn leave_out_the_longest(&mut self) -> Result<(), Fault> {
+        let Some(base) = self.base.clone() else { return Ok(()) };
+        let norms: Vec<f64> = self.held.iter().map(|held| held.change(&base).norm(&base.ground.layout).0).collect();
         let refused = check::among(&norms, &self.settings.check);
-        let accepted = self.rounds.current().map(|current| current.accepted.clone()).unwrap_or_default();
-        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
-        for (held, refused) in self.held.drain(..).zip(refused) {
-            match refused {
-                None => kept.push(held),
-                Some(refused) => {
-                    let arrived = accepted.iter().find(|arrived| arrived.update.id() == held.merged.id);
-                    let sequence = arrived.map_or(0, |arrived| arrived.sequence);
-                    left_out.push(RefusedUpdate { site: held.merged.site, sequence, fault: refused.note() });
-                }
+        for (held, refused) in std::mem::take(&mut self.held).into_iter().zip(refused) {
+            let Some(refused) = refused else {
+                self.held.push(held);
+                continue;
+            };
+            if let Some(record) = self.again(held.sequence).await? {
+                self.refuse(&record, refused).await?;
             }
         }
-        self.held = kept;
-        self.refused.extend(left_out);
+        Ok(())
     }
 
     pub(super) async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {

@@ -91,14 +91,14 @@ impl Aggregator {
             samples: update.samples.values().copied().fold(0, u64::saturating_add),
             hard: update.hard,
         };
-        let settings = self.settings.check.clone();
+        let (settings, sequence) = (self.settings.check.clone(), arrived.sequence);
         let checked = blocking(move || {
             let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
                 Ok(file) => Arc::new(file),
                 Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
                 Err(error) => return Ok(Err(Refused::Values(error))),
             };
-            let held = Held { merged, file, path, base: older };
+            let held = Held { merged, sequence, file, path, base: older };
             let (norm, finite) = held.change(&base).norm(&base.ground.layout);
             Ok(check::length(norm, finite, base.norm, &settings).map(|()| Some(held)))
         });
@@ -106,7 +106,7 @@ impl Aggregator {
     }
 
     /// A dead letter; the round goes on.
-    async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
+    pub(super) async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
         let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
         let note = refused.note();
