@@ -425,3 +425,33 @@ impl<'a> Round<'a> {
         (0..self.sent.len()).map(part).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::Said;
+
+    fn tried(losses: &[f64]) -> Tried {
+        let said = losses.iter().map(|loss| Said { class: 0, shows: 0, loss: *loss }).collect();
+        let loss = losses.iter().sum::<f64>() / losses.len() as f64;
+        Tried { loss, said, ..Tried::default() }
+    }
+
+    #[test]
+    fn another_candidate_than_the_first_must_be_better_by_more_than_chance() {
+        let first = tried(&[1.0, 1.0, 1.0, 1.0]);
+        // A little better everywhere, and better on the whole for one picture alone.
+        let (surely, perhaps) = (tried(&[0.9, 0.9, 0.9, 0.9]), tried(&[0.0, 1.2, 1.2, 1.2]));
+        assert!(perhaps.loss < first.loss);
+        assert_eq!(choice(&[&first, &surely]), Some(1));
+        assert_eq!(choice(&[&first, &perhaps]), Some(0));
+        assert_eq!(choice(&[&surely, &first]), Some(0));
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_not_taken() {
+        let (broken, fine) = (tried(&[f64::NAN]), tried(&[9.0]));
+        assert_eq!(choice(&[&broken, &fine]), Some(1));
+        assert_eq!(choice(&[&broken]), None);
+    }
+}

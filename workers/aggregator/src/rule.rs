@@ -27,7 +27,8 @@ pub(crate) const FAR_WORSE: f64 = 2.0;
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
     /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
-    /// trained again on the public set) or `+tune` (the whole model is, for a little), or `pick`, which tries several.
+    /// trained again on the public set), `+tune` (the whole model is, for a little) or `+distill` (aiming at what the
+    /// sites say together, too), or `pick`, which tries several.
     pub rule: String,
     /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
     /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance. What
