@@ -121,6 +121,11 @@ impl SiteName {
         Self("site-1".into())
     }
 
+    /// Stands for the cloud, where verifiers run: no site has this name.
+    pub fn cloud() -> Self {
+        Self("cloud".into())
+    }
+
     /// Stands for a site whose name could not be read.
     pub fn unknown() -> Self {
         Self("unknown".into())

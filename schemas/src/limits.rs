@@ -29,3 +29,6 @@ pub const MAX_NOTE_BYTES: usize = 2048;
 
 /// Largest file of weights that travels, in bytes: 128 million 32-bit floats.
 pub const MAX_WEIGHTS_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Packages of releases travel in pieces of this size, in bytes, so that one that was cut off goes on where it was.
+pub const PIECE_BYTES: usize = 8 * 1024 * 1024;
