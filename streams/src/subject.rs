@@ -88,6 +88,8 @@ pub enum Errand {
     HardCase,
     /// What was learned.
     Update,
+    /// What is run.
+    Swap,
 }
 
 impl Errand {
@@ -97,6 +99,7 @@ impl Errand {
             Errand::Verify => "verify",
             Errand::HardCase => "hardcase",
             Errand::Update => "update",
+            Errand::Swap => "swap",
         }
     }
 
@@ -106,7 +109,8 @@ impl Errand {
             Some("verify") => Ok(Errand::Verify),
             Some("hardcase") => Ok(Errand::HardCase),
             Some("update") => Ok(Errand::Update),
-            _ => Err(wrong(subject, "outbox.<site>.verify, outbox.<site>.hardcase or outbox.<site>.update")),
+            Some("swap") => Ok(Errand::Swap),
+            _ => Err(wrong(subject, "outbox.<site>. with verify, hardcase, update or swap behind it")),
         }
     }
 }
@@ -139,6 +143,36 @@ pub fn rounds_and_updates(model: &ModelName) -> Vec<String> {
 /// Everything of one kind that is said of a model's rounds: `opened`, `closed` or `ended`.
 pub fn rounds(model: &ModelName, event: &str) -> String {
     format!("round.{model}.*.{event}")
+}
+
+/// The slot of a decision about a model's releases.
+pub fn release(model: &ModelName, number: u64) -> String {
+    format!("release.{model}.{number}")
+}
+
+/// Everything that was decided about a model's releases.
+pub fn releases(model: &ModelName) -> String {
+    format!("release.{model}.*")
+}
+
+/// Everything that was decided about releases.
+pub fn all_releases() -> String {
+    "release.*.*".into()
+}
+
+/// What a site shall run of a model.
+pub fn order(site: &SiteName, model: &ModelName) -> String {
+    format!("order.{site}.{model}")
+}
+
+/// Where a site notes what it shall run of a model.
+pub fn order_note(model: &ModelName) -> String {
+    format!("release-{model}")
+}
+
+/// The latest report of a worker about a stretch of time.
+pub fn swap(site: &SiteName, worker: &str, slot_ms: u64) -> String {
+    format!("swap.{site}.{worker}.{slot_ms}")
 }
 
 /// Where a site notes the round it is asked for.

@@ -31,6 +31,12 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const LABELS: &str = "LABELS";
 /// What sites learned, as references to weights and never a picture; and what happens in rounds.
 pub const UPDATES: &str = "UPDATES";
+/// What was decided about each model's releases.
+pub const RELEASES: &str = "RELEASES";
+/// What each site shall run, the latest of each model.
+pub const ORDERS: &str = "ORDERS";
+/// What each worker runs, and what came of it.
+pub const SWAPS: &str = "SWAPS";
 /// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
 /// Bucket of large images that were sent up. Of another name than a site's: the server keeps buckets
@@ -55,6 +61,9 @@ pub const VERIFIER: &str = "verifier";
 /// Signs of life are forgotten after this.
 pub const FLEET_AGE: Duration = Duration::from_secs(15);
 
+/// Reports of releases are forgotten after this: what happened earlier says little about today.
+pub const SWAPS_AGE: Duration = Duration::from_secs(48 * 3600);
+
 /// Durable of one site's courier on VERDICTS.
 pub fn verdicts_durable(site: &SiteName) -> String {
     format!("courier-{site}")
@@ -63,6 +72,11 @@ pub fn verdicts_durable(site: &SiteName) -> String {
 /// Durable of one site's courier on UPDATES: the rounds that are opened.
 pub fn rounds_durable(site: &SiteName) -> String {
     format!("rounds-{site}")
+}
+
+/// Durable of one site's courier on ORDERS.
+pub fn orders_durable(site: &SiteName) -> String {
+    format!("orders-{site}")
 }
 
 /// How much the streams may hold, and for how long. Sizes in MiB, times in seconds.
@@ -86,6 +100,10 @@ pub struct StreamSettings {
     pub labels_max_mib: u32,
     /// What sites learned, kept in the cloud without the weights themselves, MiB, at least 1; the oldest go first.
     pub updates_max_mib: u32,
+    /// What was decided about releases, kept in the cloud, MiB, at least 1; the oldest go first.
+    pub releases_max_mib: u32,
+    /// What workers report of the releases they run, kept in the cloud for two days, MiB, at least 1; the oldest go first.
+    pub swaps_max_mib: u32,
     /// What may wait for the verifiers in the cloud, MiB, at least 1.
     pub verify_max_mib: u32,
     /// Large images and weights kept by reference, at a site and in the cloud, MiB, at least 1.
@@ -113,6 +131,8 @@ impl Default for StreamSettings {
             hardcases_max_mib: 256,
             labels_max_mib: 64,
             updates_max_mib: 64,
+            releases_max_mib: 64,
+            swaps_max_mib: 256,
             verify_max_mib: 1024,
             blobs_max_mib: 1024,
             blobs_max_age_s: 7 * 24 * 3600,
@@ -134,6 +154,8 @@ impl StreamSettings {
             ("hardcases_max_mib", self.hardcases_max_mib),
             ("labels_max_mib", self.labels_max_mib),
             ("updates_max_mib", self.updates_max_mib),
+            ("releases_max_mib", self.releases_max_mib),
+            ("swaps_max_mib", self.swaps_max_mib),
             ("verify_max_mib", self.verify_max_mib),
             ("blobs_max_mib", self.blobs_max_mib),
             ("blobs_max_age_s", self.blobs_max_age_s),
@@ -266,6 +288,21 @@ impl Plan {
             duplicate_window: window,
             ..file(UPDATES, vec!["update.*.*.*".into(), "round.*.*.*".into()])
         });
+        self.stream(StreamConfig {
+            max_bytes: bytes(settings.releases_max_mib),
+            ..file(RELEASES, vec!["release.*.*".into()])
+        });
+        self.stream(StreamConfig {
+            // The latest counts; a site that was away for long finds that one.
+            max_messages_per_subject: 1,
+            ..file(ORDERS, vec!["order.*.*".into()])
+        });
+        self.stream(StreamConfig {
+            max_bytes: bytes(settings.swaps_max_mib),
+            max_age: SWAPS_AGE,
+            max_messages_per_subject: 1,
+            ..file(SWAPS, vec!["swap.*.*.*".into()])
+        });
         self.blobs(CLOUD_BLOBS, settings);
         self.fleet();
 
@@ -276,6 +313,8 @@ impl Plan {
             self.consumer(VERDICTS, pull::Config { filter_subject, ..durable(&verdicts_durable(site), wait) });
             let filter_subject = "round.*.*.opened".into();
             self.consumer(UPDATES, pull::Config { filter_subject, ..durable(&rounds_durable(site), wait) });
+            let filter_subject = format!("order.{site}.*");
+            self.consumer(ORDERS, pull::Config { filter_subject, ..durable(&orders_durable(site), wait) });
         }
     }
 

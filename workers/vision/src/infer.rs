@@ -4,14 +4,18 @@
 //! room rather than piling up; an owner takes what already waits, up to the best batch, and never
 //! waits for more. Refuses nothing but what [`crate::decode`] and [`crate::session`] refuse; a
 //! picture that fails, fails alone.
+//!
+//! Another model is loaded beside the one that serves ([`Infer::stand_by`]) and handed to the owners
+//! ([`Infer::hand_over`]); each takes its replica between two batches, so a batch runs in one release
+//! whole and what waits meanwhile waits no longer than for a batch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use schemas::FaultNote;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -114,6 +118,8 @@ pub struct Seen {
     pub logits: Vec<f32>,
     /// The features before the last layer, if the model gives them.
     pub features: Option<Vec<f32>>,
+    /// The model that saw it.
+    pub model: Arc<Model>,
     /// Where the time went.
     pub timings: SeenTimings,
 }
@@ -216,11 +222,42 @@ pub struct Infer(Arc<Shared>);
 struct Shared {
     mail: Sender<Mail>,
     room: Arc<Semaphore>,
-    owners: Mutex<Vec<JoinHandle<()>>>,
-    model: Model,
+    owners: Mutex<Vec<Thread>>,
+    onnx: Onnx,
+    settings: InferSettings,
+    model: RwLock<Arc<Model>>,
     cost: Arc<Cost>,
     replicas: usize,
+    batch: AtomicUsize,
+}
+
+/// An owner thread, and the way to hand it another replica.
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    next: Sender<Next>,
+}
+
+/// A replica for an owner, and where its old one goes, so that no owner spends time on giving memory back.
+struct Next {
+    replica: Replica,
     batch: usize,
+    old: Sender<Replica>,
+}
+
+/// A model that is loaded and warm beside the one that serves, in as many replicas.
+#[derive(Debug)]
+pub struct Standby {
+    replicas: Vec<Replica>,
+    batch: usize,
+    cost_ms: f64,
+}
+
+impl Standby {
+    /// What it sees in pictures; for comparing before it serves.
+    pub fn see(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+        self.replicas.first_mut().map_or_else(Vec::new, |first| first.see_batch(images))
+    }
 }
 
 /// Running cost of one image in milliseconds, as bits.
@@ -236,10 +273,13 @@ impl Cost {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 
+    fn set(&self, ms: f64) {
+        self.0.store(ms.to_bits(), Ordering::Relaxed);
+    }
+
     /// Two replicas at once may lose one of two updates: the mean does not mind.
     fn learn(&self, ms: f64) {
-        let mean = self.ms() * (1.0 - COST_SHARE) + ms * COST_SHARE;
-        self.0.store(mean.to_bits(), Ordering::Relaxed);
+        self.set(self.ms() * (1.0 - COST_SHARE) + ms * COST_SHARE);
     }
 }
 
@@ -247,51 +287,92 @@ impl Infer {
     /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
     /// async threads if others must go on meanwhile.
     pub fn start(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Infer, InferError> {
-        let mut first = Replica::open(onnx, model, settings)?;
-        let measured = measure(&mut first)?;
-        let batch = measured.best_batch;
-        if batch < measured.largest_batch {
-            // The runtime keeps the memory of the largest batch it has seen.
-            drop(first);
-            first = Replica::open(onnx, model, settings)?;
-        }
-        let replicas = settings.replicas.count(settings.threads);
+        let model = Arc::new(model.clone());
+        let Standby { replicas, batch, cost_ms } = load(onnx, &model, settings, None)?;
         let (mail, waiting) = crossbeam_channel::unbounded();
         let infer = Infer(Arc::new(Shared {
             mail,
-            room: Arc::new(Semaphore::new(replicas * batch * WAITING_BATCHES)),
+            room: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
             owners: Mutex::default(),
-            model: model.clone(),
-            cost: Arc::new(Cost::new(measured.best_ms())),
-            replicas,
-            batch,
+            onnx: onnx.clone(),
+            settings: settings.clone(),
+            cost: Arc::new(Cost::new(cost_ms)),
+            replicas: replicas.len(),
+            batch: AtomicUsize::new(batch),
+            model: RwLock::new(model.clone()),
         }));
-        let mut next = Some(first);
-        for number in 0..replicas {
-            let mut replica = match next.take() {
-                Some(first) => first,
-                None => Replica::open(onnx, model, settings)?,
-            };
-            replica.warm(batch)?;
+        let count = replicas.len();
+        for (number, replica) in replicas.into_iter().enumerate() {
             infer.own(replica, number, waiting.clone())?;
         }
         tracing::info!(
             model = model.description.name,
             release = model.release.short(),
-            replicas,
+            replicas = count,
             batch_size = batch,
-            cost_ms = measured.best_ms(),
+            cost_ms,
             "inference started"
         );
         Ok(infer)
     }
 
     fn own(&self, replica: Replica, number: usize, waiting: Receiver<Mail>) -> Result<(), InferError> {
-        let owner = Owner { replica, waiting, batch: self.0.batch, cost: self.0.cost.clone() };
-        let thread = Builder::new().name(format!("replica-{number}")).spawn(move || owner.serve());
-        let thread = thread.map_err(|source| InferError::NoThread { source })?;
-        self.0.owners.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        let (next, given) = crossbeam_channel::unbounded();
+        let owner = Owner { replica, waiting, given, batch: self.batch(), cost: self.0.cost.clone() };
+        let handle = Builder::new().name(format!("replica-{number}")).spawn(move || owner.serve());
+        let handle = handle.map_err(|source| InferError::NoThread { source })?;
+        self.0.owners.lock().unwrap_or_else(PoisonError::into_inner).push(Thread { handle, next });
         Ok(())
+    }
+
+    /// Loads another model beside the one that serves, in as many replicas, and warms it; takes a moment, the
+    /// calling thread, and as much memory again. `measured`: the best batch and what an image costs in it,
+    /// milliseconds, if that is known, for measuring takes time from what serves.
+    pub fn stand_by(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<Standby, InferError> {
+        load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, measured)
+    }
+
+    /// Lets the model that stands by serve from now on, each owner from its next batch, and waits until all do;
+    /// blocks the calling thread for no longer than the batches in work. The old one's memory is given back here.
+    pub fn hand_over(&self, standby: Standby) -> Result<(), InferError> {
+        let Standby { replicas, batch, cost_ms } = standby;
+        let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferError::Stopped)?;
+        let (old, returned) = crossbeam_channel::unbounded();
+        let before = {
+            // Held until all are given theirs: of two who hand over, one is after the other everywhere.
+            let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            if owners.is_empty() {
+                return Err(InferError::Stopped);
+            }
+            for (thread, replica) in owners.iter().zip(replicas) {
+                let next = Next { replica, batch, old: old.clone() };
+                thread.next.send(next).map_err(|_| InferError::Stopped)?;
+            }
+            self.0.batch.swap(batch, Ordering::Relaxed)
+        };
+        drop(old);
+        self.make_room(before, batch);
+        self.0.cost.set(cost_ms);
+        // Ends when every owner has taken its replica, or is gone.
+        returned.iter().for_each(drop);
+        tracing::info!(
+            model = model.description.name,
+            release = model.release.short(),
+            batch_size = batch,
+            cost_ms,
+            "serves from now on"
+        );
+        *self.0.model.write().unwrap_or_else(PoisonError::into_inner) = model;
+        Ok(())
+    }
+
+    /// The room before the owners follows the size of their batches.
+    fn make_room(&self, before: usize, after: usize) {
+        let room = |batch: usize| self.0.replicas * batch * WAITING_BATCHES;
+        match room(after).checked_sub(room(before)) {
+            Some(more) => self.0.room.add_permits(more),
+            None => drop(self.0.room.forget_permits(room(before) - room(after))),
+        }
     }
 
     /// Recognizes one picture; waits for room first. Dropping the future gives the work up if no
@@ -321,14 +402,24 @@ impl Infer {
         self.0.replicas
     }
 
-    /// Most images in one run: the best batch found at the start.
+    /// Most images in one run: the best batch found when the model was loaded.
     pub fn batch(&self) -> usize {
-        self.0.batch
+        self.0.batch.load(Ordering::Relaxed)
     }
 
-    /// The model in use.
-    pub fn model(&self) -> &Model {
-        &self.0.model
+    /// The model in use; while it is handed over, the old one. Each [`Seen`] names its own.
+    pub fn model(&self) -> Arc<Model> {
+        self.0.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The ONNX Runtime it runs in.
+    pub fn onnx(&self) -> &Onnx {
+        &self.0.onnx
+    }
+
+    /// How it was started.
+    pub fn settings(&self) -> &InferSettings {
+        &self.0.settings
     }
 
     /// Takes no more, finishes what waits and joins the threads; other handles get
@@ -342,17 +433,48 @@ impl Infer {
         let owners = std::mem::take(&mut *self.0.owners.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
             for owner in owners {
-                let _ = owner.join();
+                let _ = owner.handle.join();
             }
         });
         let _ = joined.await;
     }
 }
 
+/// Opens and warms as many replicas as the settings say. Measures first, unless that was done.
+fn load(
+    onnx: &Onnx,
+    model: &Arc<Model>,
+    settings: &InferSettings,
+    measured: Option<(usize, f64)>,
+) -> Result<Standby, InferError> {
+    let mut first = Replica::of(onnx, model, settings)?;
+    let (batch, cost_ms) = match measured {
+        Some((batch, cost_ms)) => (batch.clamp(1, first.max_batch()), cost_ms),
+        None => {
+            let measured = measure(&mut first)?;
+            if measured.best_batch < measured.largest_batch {
+                // The runtime keeps the memory of the largest batch it has seen.
+                drop(first);
+                first = Replica::of(onnx, model, settings)?;
+            }
+            (measured.best_batch, measured.best_ms())
+        }
+    };
+    let mut replicas = vec![first];
+    while replicas.len() < settings.replicas.count(settings.threads) {
+        replicas.push(Replica::of(onnx, model, settings)?);
+    }
+    for replica in &mut replicas {
+        replica.warm(batch)?;
+    }
+    Ok(Standby { replicas, batch, cost_ms })
+}
+
 /// One thread's work.
 struct Owner {
     replica: Replica,
     waiting: Receiver<Mail>,
+    given: Receiver<Next>,
     batch: usize,
     cost: Arc<Cost>,
 }
@@ -362,9 +484,23 @@ impl Owner {
         let mut jobs = Vec::with_capacity(self.batch);
         let mut stopping = false;
         while !stopping {
-            match self.waiting.recv() {
-                Ok(Mail::See(job)) => jobs.push(job),
-                Ok(Mail::Stop) | Err(_) => return,
+            // Before any job, for of two that are ready the select takes either.
+            while let Ok(next) = self.given.try_recv() {
+                self.take(next);
+            }
+            select! {
+                recv(self.given) -> next => match next {
+                    Ok(next) => {
+                        self.take(next);
+                        continue;
+                    }
+                    // The last handle is gone.
+                    Err(_) => return,
+                },
+                recv(self.waiting) -> mail => match mail {
+                    Ok(Mail::See(job)) => jobs.push(job),
+                    Ok(Mail::Stop) | Err(_) => return,
+                },
             }
             while jobs.len() < self.batch && !stopping {
                 match self.waiting.try_recv() {
@@ -375,6 +511,12 @@ impl Owner {
             }
             self.answer(&mut jobs);
         }
+    }
+
+    fn take(&mut self, Next { replica, batch, old }: Next) {
+        self.batch = batch;
+        // Fails only if whoever handed it over has gone; then it is given back here.
+        let _ = old.send(std::mem::replace(&mut self.replica, replica));
     }
 
     fn answer(&mut self, jobs: &mut Vec<Job>) {
@@ -572,7 +714,8 @@ mod tests {
         let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
         assert_eq!(owners.len(), 2);
-        drop(infer);
+        let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.next)).unzip();
+        drop((infer, ways));
         let joined = tokio::task::spawn_blocking(move || owners.into_iter().for_each(|owner| owner.join().unwrap()));
         tokio::time::timeout(Duration::from_secs(20), joined).await.expect("the threads still run").unwrap();
     }
@@ -580,13 +723,71 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_leaves_gives_its_room_back() {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
-        let room = infer.0.replicas * infer.0.batch * WAITING_BATCHES;
+        let room = infer.0.replicas * infer.batch() * WAITING_BATCHES;
         for _ in 0..3 * room {
             let mut asked = Box::pin(infer.scores(sample()));
             let _ = futures_poll(&mut asked);
         }
         assert!(infer.scores(sample()).await.is_ok());
         infer.stop().await;
+    }
+
+    /// The logits of a model in a session that never held another.
+    fn rebuilt(model: &Model) -> Vec<f32> {
+        Replica::open(&onnx(), model, &settings(1)).unwrap().see(&sample()).unwrap().logits
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn while_models_are_swapped_every_image_is_answered_by_one_of_them_as_that_one_does_alone() {
+        let models = [light(), Model::load(&fixture("fashion-initial")).unwrap()];
+        let expected = models.each_ref().map(|model| (model.release.clone(), rebuilt(model)));
+        assert!(!close(&expected[0].1, &expected[1].1));
+        let infer = Infer::start(&onnx(), &models[0], &settings(2)).unwrap();
+        let swapping = tokio::task::spawn_blocking({
+            let infer = infer.clone();
+            move || {
+                for number in 1..=10 {
+                    let next = &models[number % 2];
+                    // Another batch each time: the room follows it.
+                    let standby = infer.stand_by(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
+                    infer.hand_over(standby).unwrap();
+                    assert_eq!(infer.model().release, next.release);
+                }
+            }
+        });
+        let mut seen_of = std::collections::HashMap::new();
+        let mut rounds = 0;
+        while !swapping.is_finished() || rounds == 0 {
+            let asked = (0..40).map(|_| {
+                let infer = infer.clone();
+                tokio::spawn(async move { infer.scores(sample()).await })
+            });
+            for answer in asked.collect::<Vec<_>>() {
+                let seen = answer.await.unwrap().unwrap();
+                let (release, logits) = expected.iter().find(|(release, _)| *release == seen.model.release).unwrap();
+                assert!(close(&seen.logits, logits), "{} said what another says", release.short());
+                *seen_of.entry(release.clone()).or_insert(0) += 1;
+            }
+            rounds += 1;
+        }
+        swapping.await.unwrap();
+        assert_eq!(seen_of.len(), 2, "{seen_of:?}");
+        let last = infer.scores(sample()).await.unwrap();
+        assert_eq!(last.model.release, infer.model().release);
+        assert_eq!(infer.0.room.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
+        infer.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_loaded_leaves_the_old_one_serving() {
+        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let mut broken = Model::load(&fixture("fashion-initial")).unwrap();
+        broken.labels.pop();
+        assert!(matches!(infer.stand_by(&broken, None), Err(InferError::Session(_))));
+        assert_eq!(infer.scores(sample()).await.unwrap().model.release, light().release);
+        infer.clone().stop().await;
+        let standby = infer.stand_by(&light(), None).unwrap();
+        assert!(matches!(infer.hand_over(standby), Err(InferError::Stopped)));
     }
 
     #[test]

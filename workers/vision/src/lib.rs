@@ -31,7 +31,7 @@ pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel,
 pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
 pub use graph::Graph;
 pub use head::Head;
-pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings};
+pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings, Standby};
 pub use model::{Model, ModelError};
 pub use opinion::opinion;
 pub use sample::{enlarged, pictures};

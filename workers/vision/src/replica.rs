@@ -5,9 +5,8 @@
 //! A picture that fails, fails alone. A panic in a codec or in the runtime becomes an error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
-
-use schemas::model::InputDescription;
 
 use crate::decode::{DecodeLimits, Pixels, decode_into, last_words};
 use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
@@ -20,7 +19,7 @@ use crate::tensor::{self, Scratch};
 #[derive(Debug)]
 pub struct Replica {
     session: Session,
-    input: InputDescription,
+    model: Arc<Model>,
     limits: DecodeLimits,
     pixels: Pixels,
     scratch: Scratch,
@@ -32,17 +31,26 @@ pub struct Replica {
 impl Replica {
     /// Opens a session of its own.
     pub fn open(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Replica, InferError> {
+        Self::of(onnx, &Arc::new(model.clone()), settings)
+    }
+
+    pub(crate) fn of(onnx: &Onnx, model: &Arc<Model>, settings: &InferSettings) -> Result<Replica, InferError> {
         let session = Session::open(onnx, model, settings.threads)?;
         Ok(Replica {
             max_batch: settings.max_batch.max(1).min(session.max_batch().unwrap_or(usize::MAX)),
             session,
-            input: model.description.input.clone(),
+            model: model.clone(),
             limits: settings.decode.clone(),
             pixels: Pixels::default(),
             scratch: Scratch::default(),
             batch: Vec::new(),
             row_len: tensor::len(&model.description.input),
         })
+    }
+
+    /// The model it runs.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
     }
 
     /// Most pictures at once: the setting's or the graph's limit.
@@ -61,7 +69,7 @@ impl Replica {
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-        Ok(Seen { logits: outputs.logits, features: outputs.features, timings })
+        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings })
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
@@ -90,14 +98,14 @@ impl Replica {
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(Seen { logits, features, timings })
+                Ok(Seen { logits, features, model: self.model.clone(), timings })
             }
             // One of them broke the run: each alone, so that the others do not pay for it.
             None => {
                 let started = Instant::now();
                 let outputs = self.run(row, 1)?;
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-                Ok(Seen { logits: outputs.logits, features: outputs.features, timings })
+                Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings })
             }
         };
         let mut outcome = outcome;
@@ -130,7 +138,7 @@ impl Replica {
             self.batch.resize(to, 0.0);
         }
         let out = &mut self.batch[from..to];
-        let work = AssertUnwindSafe(|| tensor::write(&self.pixels, &self.input, &mut self.scratch, out));
+        let work = AssertUnwindSafe(|| tensor::write(&self.pixels, &self.model.description.input, &mut self.scratch, out));
         match catch_unwind(work) {
             Ok(outcome) => outcome?,
             Err(panic) => {
