@@ -1,5 +1,5 @@
 //! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training and rounds.
+//! optional reports of link, load, decision, training, rounds and releases.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::update::Measured;
 /// A worker's sign of life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
-    /// Its role: `recognizer`, `courier`, `verifier`, `trainer` or `janitor`.
+    /// Its role, such as `recognizer` or `courier`.
     pub role: String,
     /// The process: name and number.
     pub worker: String,
@@ -35,6 +35,12 @@ pub struct Beat {
     /// Release it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseId>,
+    /// Since when it runs it, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_since_ms: Option<u64>,
+    /// The step of a swap it is at, or the release it does not run and why, in words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<String>,
     /// Round trip to the cloud in milliseconds; absent when the cloud does not answer or is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_rtt_ms: Option<f64>,
@@ -50,6 +56,9 @@ pub struct Beat {
     /// What a model's rounds have come to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<RoundReport>,
+    /// What the releaser does, of each model, in words for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releases: Vec<String>,
 }
 
 impl Beat {
@@ -66,11 +75,14 @@ impl Beat {
             cost_ms: None,
             model: None,
             release: None,
+            release_since_ms: None,
+            swap: None,
             link_rtt_ms: None,
             link: None,
             decision: None,
             training: None,
             rounds: None,
+            releases: Vec::new(),
         }
     }
 }

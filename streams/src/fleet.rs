@@ -1,6 +1,7 @@
 //! Signs of life in the bucket `fleet`, and notes that survive a restart in the bucket `ledger`.
 
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
+use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use schemas::{Beat, Message, decode, encode};
 
@@ -103,11 +104,22 @@ impl Ledger {
 
     /// The note under a key, as it stands and whenever it changes. Ends when the watch breaks.
     pub async fn follow(&self, key: &str) -> Result<impl Stream<Item = String> + use<>, CarryError> {
+        Ok(self.watch(key).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The message noted under a key, as it stands and whenever it changes; what cannot be read is passed over. Ends when
+    /// the watch breaks.
+    pub async fn follow_message<M: Message>(&self, key: &str) -> Result<impl Stream<Item = M> + use<M>, CarryError> {
+        let read = |bytes: Bytes| futures::future::ready(decode(&bytes).ok());
+        Ok(self.watch(key).await?.filter_map(read))
+    }
+
+    async fn watch(&self, key: &str) -> Result<impl Stream<Item = Bytes> + Unpin + use<>, CarryError> {
         let watch = self.store.watch_with_history(key).await;
         let entries = watch.map_err(CarryError::broker("listening to the ledger"))?;
         let notes = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
             let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
-            Some(String::from_utf8_lossy(&entry.value).into_owned())
+            Some(entry.value)
         });
         Ok(Box::pin(notes))
     }

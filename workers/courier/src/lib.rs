@@ -1,5 +1,5 @@
 //! The only one that crosses the link: tasks [`up`], verdicts [`down`], promises kept ([`promise`]),
-//! rounds that a site is asked to take part in ([`rounds`]).
+//! what a site is asked to learn from and what it shall run ([`notes`]).
 //!
 //! [`link`] is the network signal and [`probe`] keeps it up to date; [`outbox`] says what goes next,
 //! [`budget`] and [`breaker`] whether anything may. Knows nothing of what it carries beyond where it is to
@@ -9,10 +9,10 @@ pub mod breaker;
 pub mod budget;
 pub mod down;
 pub mod link;
+pub mod notes;
 pub mod outbox;
 pub mod probe;
 pub mod promise;
-pub mod rounds;
 pub mod settings;
 pub mod stillness;
 pub mod up;

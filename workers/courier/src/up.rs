@@ -387,7 +387,7 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
 fn entry(record: &Record) -> Entry {
     let number = |name: &str| record.header(name).and_then(|text| text.parse::<u64>().ok());
     let class = match Errand::read(&record.subject) {
-        Ok(Errand::HardCase | Errand::Update) => Class::Bulk,
+        Ok(Errand::HardCase | Errand::Update | Errand::Swap) => Class::Bulk,
         // What cannot be read is given up soon.
         Ok(Errand::Verify) | Err(_) => Class::Verdict,
     };
@@ -402,7 +402,7 @@ fn entry(record: &Record) -> Entry {
 fn most_bytes(subject: &str) -> u64 {
     match Errand::read(subject) {
         Ok(Errand::Update) => MAX_WEIGHTS_BYTES,
-        Ok(Errand::Verify | Errand::HardCase) | Err(_) => MAX_IMAGE_BYTES,
+        Ok(Errand::Verify | Errand::HardCase | Errand::Swap) | Err(_) => MAX_IMAGE_BYTES,
     }
 }
 

@@ -9,9 +9,9 @@ use schemas::SiteName;
 use streams::{Blobs, Bus, Publisher, topology};
 
 use crate::down::Down;
+use crate::notes::{Notes, Orders, Rounds};
 use crate::probe::Link;
 use crate::promise::Promise;
-use crate::rounds::Rounds;
 use crate::settings::CourierSettings;
 use crate::up::Up;
 
@@ -55,16 +55,22 @@ pub async fn run(
         let down = Arc::new(Down { site: site.clone() });
         drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
-    let rounds = async {
+    let notes = async {
         tokio::select! {
             () = link.up() => {}
             () = shutdown.wanted() => return Ok(()),
         }
         let Some(in_cloud) = look_up(&shutdown, || Blobs::open_in_cloud(&cloud)).await else { return Ok(()) };
-        let rounds = Arc::new(Rounds { site: site.clone(), here: blobs.clone(), cloud: in_cloud });
+        let notes = Notes { site: site.clone(), here: blobs.clone(), cloud: in_cloud };
         // One at a time: of two notes on one model the later one must be written last.
-        let from = Drive { credits: 1, ..from(topology::rounds_durable(&site)) };
-        drive(rounds, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
+        let one = |durable| Drive { credits: 1, ..from(durable) };
+        let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));
+        let (asked, ordered) = (topology::rounds_durable(&site), topology::orders_durable(&site));
+        let (rounds, orders) = tokio::join!(
+            drive(rounds, &cloud, publisher.clone(), one(asked), tally.clone(), shutdown.clone()),
+            drive(orders, &cloud, publisher.clone(), one(ordered), tally.clone(), shutdown.clone()),
+        );
+        rounds.and(orders)
     };
     let promise = drive(
         Arc::new(Promise { site: site.clone(), here: here.clone() }),
@@ -90,13 +96,13 @@ pub async fn run(
         }
         ended
     };
-    let (up, down, rounds, promise, (), ()) = tokio::join!(
+    let (up, down, notes, promise, (), ()) = tokio::join!(
         async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
-        async { stop_all(rounds.await) },
+        async { stop_all(notes.await) },
         async { stop_all(promise.await) },
         link.probe(cloud.clone(), &settings.link, shutdown.clone()),
         life
     );
-    up.and(down).and(rounds).and(promise)
+    up.and(down).and(notes).and(promise)
 }

@@ -1,7 +1,10 @@
 //! Collects what verdicts teach: final answers of the cloud about answers of ours, and how many answers of
 //! ours there are. Written into the ledger every few seconds, where all recognizers of the site add theirs.
 //! What was counted since the last time is lost with the process; nothing but certainty depends on it.
+//!
+//! What was learned belongs to the release it was learned about; another one begins with a little of it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +12,7 @@ use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Shutdown, Step};
 use schemas::{Answer, FaultNote, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
-use streams::{Bus, Delivery, topology};
+use streams::{Bus, CarryError, Delivery, topology};
 
 use crate::learn::Evidence;
 
@@ -19,30 +22,44 @@ const WRITE_EVERY: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Learner {
     site: SiteName,
-    release: ReleaseId,
+    known: Arc<Mutex<BTreeMap<ReleaseId, Known>>>,
+}
+
+/// A release, and what was counted about it.
+struct Known {
     classes: usize,
     temperature: f32,
-    fresh: Arc<Mutex<Evidence>>,
+    fresh: Evidence,
+}
+
+/// The ledger's note of what was learned about a release.
+pub fn note(release: &ReleaseId) -> String {
+    format!("evidence-{}", release.short())
 }
 
 impl Learner {
-    /// About a release of so many classes, whose gate divides its logits by `temperature`.
-    pub fn new(site: SiteName, release: ReleaseId, classes: usize, temperature: f32) -> Self {
-        Self { site, release, classes, temperature, fresh: Arc::default() }
+    /// About no release yet.
+    pub fn new(site: SiteName) -> Self {
+        Self { site, known: Arc::default() }
     }
 
-    /// The ledger's note of what was learned.
-    pub fn note(&self) -> String {
-        format!("evidence-{}", self.release.short())
+    /// About this release too from now on: of so many classes, whose gate divides its logits by `temperature`.
+    pub fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
+        let known = Known { classes, temperature, fresh: Evidence::default() };
+        self.with(|all| drop(all.entry(release.clone()).or_insert(known)));
     }
 
     /// An answer of ours, with its confidence under the gate's own temperature.
-    pub fn seen(&self, label: &str, confidence: f32) {
-        self.with(|fresh| fresh.seen(label, confidence));
+    pub fn seen(&self, release: &ReleaseId, label: &str, confidence: f32) {
+        self.with(|all| {
+            if let Some(known) = all.get_mut(release) {
+                known.fresh.seen(label, confidence);
+            }
+        });
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Evidence) -> T) -> T {
-        act(&mut self.fresh.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<ReleaseId, Known>) -> T) -> T {
+        act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Writes down what was counted, until told to stop and once more then.
@@ -52,18 +69,25 @@ impl Learner {
                 () = tokio::time::sleep(WRITE_EVERY) => false,
                 () = shutdown.wanted() => true,
             };
-            let fresh = self.with(std::mem::take);
-            if fresh != Evidence::default() {
+            let fresh = self.with(|all| {
+                let taken = all.iter_mut().map(|(release, known)| (release.clone(), std::mem::take(&mut known.fresh)));
+                taken.filter(|(_, fresh)| *fresh != Evidence::default()).collect::<Vec<_>>()
+            });
+            for (release, fresh) in fresh {
                 let add = |text: Option<&str>| {
                     let known = text.and_then(|text| serde_json::from_str::<Evidence>(text).ok());
                     let mut all = known.unwrap_or_default();
                     all.add(&fresh);
                     serde_json::to_string(&all).unwrap_or_default()
                 };
-                let written = async { Ledger::open(bus).await?.change(&self.note(), add).await };
+                let written = async { Ledger::open(bus).await?.change(&note(&release), add).await };
                 if let Err(error) = written.await {
                     tracing::debug!(%error, "what was learned is written down later");
-                    self.with(|later| later.add(&fresh));
+                    self.with(|all| {
+                        if let Some(known) = all.get_mut(&release) {
+                            known.fresh.add(&fresh);
+                        }
+                    });
                 }
             }
             if stop {
@@ -73,15 +97,33 @@ impl Learner {
     }
 }
 
+/// A release about which nothing was learned begins with a little of what was learned about the one before it.
+pub async fn inherit(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
+    let ledger = Ledger::open(bus).await?;
+    if ledger.read(&note(to)).await?.is_some() {
+        return Ok(());
+    }
+    let before = ledger.read(&note(from)).await?.and_then(|text| serde_json::from_str::<Evidence>(&text).ok());
+    let Some(faded) = before.map(|before| before.faded()) else { return Ok(()) };
+    let begin = |found: Option<&str>| {
+        let faded = || serde_json::to_string(&faded).unwrap_or_default();
+        found.map_or_else(faded, str::to_owned)
+    };
+    ledger.change(&note(to), begin).await
+}
+
 impl Step for Learner {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::ANSWERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let answer: Answer = decode(delivery.payload())?;
-        let ours = answer.edge.filter(|edge| edge.release == self.release);
-        if let (Route::Verified, Some(edge), Some(right)) = (answer.route, ours, answer.label) {
-            self.with(|fresh| fresh.verified(&edge, &right, self.classes, self.temperature));
+        if let (Route::Verified, Some(edge), Some(right)) = (answer.route, answer.edge, answer.label) {
+            self.with(|all| {
+                if let Some(known) = all.get_mut(&edge.release) {
+                    known.fresh.verified(&edge, &right, known.classes, known.temperature);
+                }
+            });
         }
         Ok(Outgoing::default())
     }

@@ -22,6 +22,12 @@ pub struct RecognizerSettings {
     pub verify: VerifySettings,
     /// Where a task is recognized.
     pub policy: Policy,
+    /// Folder of the releases that the site was given; each worker has a part of it to itself.
+    pub work: PathBuf,
+    /// What the site is called where rings of sites are chosen, such as `harbour` or `night`.
+    pub site_labels: Vec<String>,
+    /// How often it is told what came of the release that runs, seconds, at least 1.
+    pub report_s: u32,
     /// Deliveries after which an image is given up, at least 1. High, because a restart of a worker
     /// costs one as well.
     pub tries: u64,
@@ -35,6 +41,9 @@ impl Default for RecognizerSettings {
             gate: GateSettings::default(),
             verify: VerifySettings::default(),
             policy: Policy::default(),
+            work: PathBuf::from("tributary-recognizer"),
+            site_labels: Vec::new(),
+            report_s: 30,
             tries: 20,
         }
     }
@@ -97,6 +106,9 @@ impl RecognizerSettings {
             if let Some(ratio) = ratio.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
                 return Err(format!("recognizer.verify.{name} is {ratio}, it must lie between 0 and 1"));
             }
+        }
+        if self.report_s == 0 {
+            return Err("recognizer.report_s is 0, use at least 1".into());
         }
         match self.tries {
             0 => Err("recognizer.tries is 0, use at least 1".into()),

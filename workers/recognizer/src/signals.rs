@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::Shutdown;
-use schemas::{LinkReport, SiteName};
+use schemas::{LinkReport, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::fleet::{Fleet, Ledger};
 use streams::{Bus, CarryError, read, topology};
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::admit::{CloudLoad, Network};
 use crate::gate::Gate;
 use crate::learn::{Belief, Evidence};
+use crate::learner;
 use crate::load::{Meter, Vitals};
 use crate::policy::{Policy, PolicyName};
 
@@ -38,6 +39,17 @@ pub struct Chosen {
     pub share_ratio: Option<f64>,
 }
 
+/// The gate that belongs to a release.
+#[derive(Debug, Clone)]
+struct Held {
+    release: ReleaseId,
+    /// As the settings and the model say.
+    own: Gate,
+    /// With what verdicts have taught it.
+    gate: Gate,
+    belief: Option<Belief>,
+}
+
 /// The latest of every signal; clones share them.
 #[derive(Clone)]
 pub struct Signals {
@@ -45,7 +57,7 @@ pub struct Signals {
     up: watch::Sender<bool>,
     vitals: watch::Sender<Vitals>,
     policy: watch::Sender<Policy>,
-    gate: watch::Sender<(Gate, Option<Belief>)>,
+    gates: watch::Sender<Vec<Held>>,
     /// Images in the stream that nobody has taken.
     pub pending: Arc<AtomicU64>,
     /// Told whenever something changed that a held task may wait for.
@@ -54,13 +66,13 @@ pub struct Signals {
 
 impl Signals {
     /// Nothing is known yet but what the settings say.
-    pub fn new(policy: Policy, gate: Gate) -> Self {
+    pub fn new(policy: Policy) -> Self {
         Self {
             link: watch::Sender::new(None),
             up: watch::Sender::new(false),
             vitals: watch::Sender::new(Vitals::default()),
             policy: watch::Sender::new(policy),
-            gate: watch::Sender::new((gate, None)),
+            gates: watch::Sender::default(),
             pending: Arc::default(),
             changed: Arc::default(),
         }
@@ -71,14 +83,26 @@ impl Signals {
         self.policy.borrow().clone()
     }
 
-    /// The gate in force.
-    pub fn gate(&self) -> Gate {
-        self.gate.borrow().0.clone()
+    /// A release serves from now on, with this gate; the one before it may have images in hand.
+    pub fn serve(&self, release: &ReleaseId, own: Gate) {
+        self.gates.send_modify(|gates| {
+            gates.retain(|held| held.release != *release);
+            let surplus = gates.len().saturating_sub(1);
+            gates.drain(..surplus);
+            let belief = None;
+            gates.push(Held { release: release.clone(), gate: own.clone(), own, belief });
+        });
     }
 
-    /// What verdicts have taught it, if there is a target.
+    /// The gate that belongs to a release.
+    pub fn gate(&self, release: &ReleaseId) -> Option<Gate> {
+        let gates = self.gates.borrow();
+        gates.iter().rev().find(|held| held.release == *release).map(|held| held.gate.clone())
+    }
+
+    /// What verdicts have taught about what serves, if there is a target.
     pub fn belief(&self) -> Option<Belief> {
-        self.gate.borrow().1.clone()
+        self.gates.borrow().last().and_then(|held| held.belief.clone())
     }
 
     /// What the machine is like.
@@ -124,20 +148,19 @@ impl Signals {
         self.up.send_if_modified(|up| std::mem::replace(up, now_up) != now_up);
     }
 
-    /// Keeps everything up to date until told to stop. `learn`: the target and the note with the evidence.
+    /// Keeps everything up to date until told to stop. `target_ratio`: the accuracy that verdicts teach the gates to keep.
     pub async fn gather(
         &self,
         bus: &Bus,
         site: &SiteName,
         settings: &Policy,
-        learn: Option<(f64, &str)>,
+        target_ratio: Option<f64>,
         shutdown: Shutdown,
     ) {
-        let gate = self.gate();
         tokio::select! {
             () = again(|| self.follow_courier(bus, site)) => {}
             () = again(|| self.follow_policy(bus, settings)) => {}
-            () = again(|| self.follow_evidence(bus, &gate, learn)) => {}
+            () = again(|| self.follow_evidence(bus, target_ratio)) => {}
             () = again(|| self.count_pending(bus)) => {}
             () = self.feel() => {}
             () = shutdown.wanted() => {}
@@ -184,23 +207,47 @@ impl Signals {
         Ok(())
     }
 
-    async fn follow_evidence(&self, bus: &Bus, gate: &Gate, learn: Option<(f64, &str)>) -> Result<(), CarryError> {
-        let Some((target_ratio, note)) = learn else { return std::future::pending().await };
-        let mut notes = Ledger::open(bus).await?.follow(note).await?;
-        // Until there is evidence, everything is in doubt.
-        self.believe(gate, &Evidence::default(), target_ratio);
-        while let Some(text) = notes.next().await {
-            match serde_json::from_str::<Evidence>(&text) {
-                Ok(evidence) => self.believe(gate, &evidence, target_ratio),
-                Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
+    /// Follows the evidence about what serves.
+    async fn follow_evidence(&self, bus: &Bus, target_ratio: Option<f64>) -> Result<(), CarryError> {
+        let Some(target_ratio) = target_ratio else { return std::future::pending().await };
+        let mut gates = self.gates.subscribe();
+        let serving = |gates: &[Held]| gates.last().map(|held| held.release.clone());
+        let mut before: Option<ReleaseId> = None;
+        loop {
+            let Some(release) = serving(&gates.borrow_and_update()) else {
+                // Fails only when nobody serves any more.
+                let _ = gates.changed().await;
+                continue;
+            };
+            // Until there is evidence, everything is in doubt.
+            self.believe(&release, &Evidence::default(), target_ratio);
+            if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
+                learner::inherit(bus, &before, &release).await?;
+            }
+            let mut notes = Ledger::open(bus).await?.follow(&learner::note(&release)).await?;
+            loop {
+                tokio::select! {
+                    note = notes.next() => match note {
+                        Some(text) => match serde_json::from_str::<Evidence>(&text) {
+                            Ok(evidence) => self.believe(&release, &evidence, target_ratio),
+                            Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
+                        },
+                        None => return Ok(()),
+                    },
+                    _ = gates.wait_for(|gates| serving(gates).is_some_and(|now| now != release)) => break,
+                }
             }
         }
-        Ok(())
     }
 
-    fn believe(&self, gate: &Gate, evidence: &Evidence, target_ratio: f64) {
+    fn believe(&self, release: &ReleaseId, evidence: &Evidence, target_ratio: f64) {
         let belief = evidence.belief(target_ratio);
-        self.gate.send_replace((gate.taught(&belief), Some(belief)));
+        self.gates.send_modify(|gates| {
+            if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
+                held.gate = held.own.taught(&belief);
+                held.belief = Some(belief);
+            }
+        });
     }
 
     async fn count_pending(&self, bus: &Bus) -> Result<(), CarryError> {

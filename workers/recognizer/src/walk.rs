@@ -11,18 +11,22 @@ use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
-use schemas::{FaultNote, Reason, SiteName, Task, TaskId};
+use rollout::count::Counter;
+use rollout::report::Reporter;
+use rollout::start::Started;
+use rollout::swap::{self, Swapper};
+use schemas::{FaultNote, ModelName, Order, Reason, SiteName, Task, TaskId};
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use vision::{Infer, InferError, softmax};
+use vision::{Infer, InferError, Model, softmax};
 
 use crate::accept::accept;
 use crate::admission::{Admission, Way};
 use crate::admit::Candidate;
 use crate::away::{Away, Back};
 use crate::fate::{Doubt, Fate, Share, fate};
-use crate::gate::{Gate, entropy_ratio};
+use crate::gate::{Gate, GateSettings, entropy_ratio};
 use crate::learner::Learner;
 use crate::policy::{EnergySettings, PolicyName};
 use crate::report::{self, Found, Reporter};
@@ -44,10 +48,15 @@ pub struct Recognizer {
     site: SiteName,
     blobs: Blobs,
     infer: Infer,
+    gate: GateSettings,
     verify: VerifySettings,
     admission: Arc<Admission>,
     away: Away,
     learner: Option<Learner>,
+    /// What came of each release.
+    counter: Counter,
+    /// What the site shall run; with an order there is somebody who holds releases against each other.
+    orders: watch::Receiver<Option<Order>>,
     share: Mutex<Share>,
     /// Turns of the baseline, which does nothing else while it waits: one for each replica.
     turns: Semaphore,
@@ -79,19 +88,30 @@ impl Recognizer {
         self.reporter(&self.energy()).outgoing(task, &bytes, found, fate)
     }
 
-    /// Decodes, infers and asks the gate.
+    /// Decodes, infers and asks the gate that belongs to the release that saw it.
     async fn recognize(&self, bytes: Bytes) -> Result<Found, Fault> {
-        let seen = self.infer.scores(bytes).await.map_err(fault)?;
-        let gate = self.admission.signals.gate();
+        let seen = self.infer.scores(bytes).await.map_err(|error| {
+            if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
+                self.counter.failed(&self.infer.model().release, clock::now_ms());
+            }
+            fault(error)
+        })?;
+        let model = &seen.model;
+        let gate = self.admission.signals.gate(&model.release);
+        let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = softmax(&seen.logits, gate.temperature);
-        let mut opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_class)?;
+        let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
         let reason = gate.decide(&ratios, &opinion.label);
         if let Some(learner) = &self.learner {
-            learner.seen(&opinion.label, opinion.confidence);
+            learner.seen(&model.release, &opinion.label, opinion.confidence);
         }
+        let batch = seen.timings.batch_size.max(1) as f64;
+        let cost_ms = (seen.timings.decode_us as f64 + seen.timings.infer_us as f64 / batch) / 1000.0;
+        let doubtful = reason != Reason::Confident;
+        self.counter.seen(&model.release, doubtful, opinion.confidence, cost_ms, clock::now_ms());
         if gate.calibrated != gate.temperature {
             let calibrated = softmax(&seen.logits, gate.calibrated);
-            opinion = vision::opinion(self.infer.model(), &calibrated).ok_or_else(no_class)?;
+            opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
         }
         opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);
         let timings = Timings {
@@ -102,6 +122,15 @@ impl Recognizer {
             ..Timings::default()
         };
         Ok(Found { opinion, reason, features: seen.features, entropy_ratio: entropy_ratio(&ratios), timings })
+    }
+
+    /// A release is about to serve.
+    fn serve(&self, model: &Model) {
+        let gate = Gate::new(&self.gate, &model.description.gate);
+        if let Some(learner) = &self.learner {
+            learner.serve(&model.release, model.labels.len(), gate.temperature);
+        }
+        self.admission.signals.serve(&model.release, gate);
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> Candidate {
@@ -148,7 +177,8 @@ impl Recognizer {
         };
         let fate = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-            fate(&policy, &self.verify, self.learner.is_some(), &network, &mut share, &doubt)
+            let sampling = self.learner.is_some() || self.orders.borrow().is_some();
+            fate(&policy, &self.verify, sampling, &network, &mut share, &doubt)
         };
         let counts = &self.admission.counts;
         match fate {
@@ -218,20 +248,20 @@ impl Step for Recognizer {
 pub async fn run(
     bus: Bus,
     site: SiteName,
-    infer: Infer,
+    started: Started,
     settings: &RecognizerSettings,
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
+    let infer = started.infer.clone();
     check(&infer, &settings.verify)?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
-    let gate = Gate::new(&settings.gate, &infer.model().description.gate);
     let target_ratio = settings.gate.target_accuracy_ratio;
-    let learner = target_ratio.map(|_| {
-        let (release, classes) = (infer.model().release.clone(), infer.model().labels.len());
-        Learner::new(site.clone(), release, classes, gate.temperature)
-    });
-    let signals = Signals::new(settings.policy.clone(), gate);
+    let learner = target_ratio.map(|_| Learner::new(site.clone()));
+    let signals = Signals::new(settings.policy.clone());
+    let model = ModelName::of(&started.root.description.name);
+    let swapper = Arc::new(Swapper::new(started, blobs.clone()));
+    let (ordered, orders) = watch::channel(None);
     let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch()));
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let away = Away {
@@ -244,13 +274,17 @@ pub async fn run(
         site: site.clone(),
         blobs,
         infer: infer.clone(),
+        gate: settings.gate.clone(),
         verify: settings.verify.clone(),
         admission: admission.clone(),
         away,
         learner: learner.clone(),
+        counter: Counter::default(),
+        orders: orders.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
     });
+    step.serve(&infer.model());
     let tally = Arc::new(Tally::default());
     let from = Drive {
         durable: topology::RECOGNIZER.into(),
@@ -263,13 +297,20 @@ pub async fn run(
         beat::beat(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
-            beat.model = Some(infer.model().description.name.clone());
-            beat.release = Some(infer.model().release.clone());
+            swapper.fill(beat);
             beat.decision = Some(admission.report(infer.cost_ms()));
         });
-    let note = learner.as_ref().map(Learner::note);
-    let learn = target_ratio.zip(note.as_deref());
-    let gathering = signals.gather(&bus, &site, &settings.policy, learn, shutdown.clone());
+    let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
+    let reporter = Reporter {
+        site: site.clone(),
+        site_labels: settings.site_labels.clone(),
+        swapper: swapper.clone(),
+        counter: step.counter.clone(),
+        publisher: publisher.clone(),
+        every: Duration::from_secs(settings.report_s.into()),
+    };
+    let telling = reporter.run(|| admission.network().up, shutdown.clone());
+    let following = swap::of_site(&swapper, &bus, &model, ordered, orders, |model| step.serve(model), &shutdown);
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive { durable: topology::LEARNER.into(), credits: LEARN_AT_ONCE, tries: None, ack_wait };
@@ -279,14 +320,14 @@ pub async fn run(
             tracing::debug!(?watched, "learned what there was");
         }
     };
-    let work = drive(step, &bus, publisher.clone(), from, tally, shutdown.clone());
+    let work = drive(step.clone(), &bus, publisher.clone(), from, tally, shutdown.clone());
     let work = async {
         let ended = work.await;
         // Whatever ended it, the rest ends with it.
         shutdown.want();
         ended
     };
-    let (ended, (), (), ()) = tokio::join!(work, life, gathering, learning);
+    let (ended, (), (), (), (), ()) = tokio::join!(work, life, gathering, learning, telling, following);
     ended
 }
 

@@ -1,6 +1,20 @@
 //! From a model's folder to a release that sites run, and back.
 //!
-//! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it.
+//! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it, [`prepare`] makes a
+//! release of a folder. [`stage`] is how a model's releases stand and what may be decided next (pure), [`log`] where
+//! decisions are written. At a worker: [`able`] says whether a machine can run a release at all (pure), [`trial`] tries it
+//! in a process of its own, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
+//! Deliberately absent: which release is better.
 
+pub mod able;
+pub mod count;
+pub mod home;
+pub mod log;
 pub mod oci;
 pub mod package;
+pub mod prepare;
+pub mod report;
+pub mod stage;
+pub mod start;
+pub mod swap;
+pub mod trial;

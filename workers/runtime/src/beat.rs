@@ -63,7 +63,7 @@ pub async fn beat(
     pulse: Pulse,
     more: impl Fn(&mut Beat) + Send,
 ) {
-    let worker = format!("{}-{}", host(), std::process::id());
+    let worker = worker();
     loop {
         let mut beat = Beat::of(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = tally.finished.load(Ordering::Relaxed);
@@ -79,6 +79,11 @@ pub async fn beat(
             () = shutdown.wanted() => return,
         }
     }
+}
+
+/// What this process is called: the machine's name and the process's number.
+pub fn worker() -> String {
+    format!("{}-{}", host(), std::process::id())
 }
 
 /// The machine's name, as far as it fits a key.

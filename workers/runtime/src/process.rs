@@ -24,6 +24,20 @@ pub fn resident_bytes() -> Option<u64> {
     field_bytes(&status, "VmRSS:")
 }
 
+/// The memory that this process may still take, bytes: what the machine has free, or what is left of the limit of its
+/// control group (version 2), whichever is less.
+pub fn available_bytes() -> Option<u64> {
+    let free = field_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    let number = |path: String| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = std::fs::read_to_string("/proc/self/cgroup").ok();
+    let group = group.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("0::")));
+    let left = group.and_then(|group| {
+        let limit = number(format!("/sys/fs/cgroup{group}/memory.max"))?;
+        Some(limit.saturating_sub(number(format!("/sys/fs/cgroup{group}/memory.current"))?))
+    });
+    Some(left.map_or(free, |left| left.min(free)))
+}
+
 /// Lets the count of this process's most memory begin anew, where the kernel can.
 pub fn forget_peak() {
     // Without it the figure is that of the whole run.

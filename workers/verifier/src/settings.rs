@@ -18,13 +18,25 @@ pub struct VerifierSettings {
     pub infer: InferSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
     pub temperature: Option<f32>,
+    /// Folder of the releases that it was given; each verifier of a machine has a part of it to itself.
+    pub work: PathBuf,
+    /// How often it is told what came of the release that runs, seconds, at least 1.
+    pub report_s: u32,
     /// Deliveries after which a task is given up, at least 1.
     pub tries: u64,
 }
 
 impl Default for VerifierSettings {
     fn default() -> Self {
-        Self { model: None, head: None, infer: InferSettings::default(), temperature: None, tries: 20 }
+        Self {
+            model: None,
+            head: None,
+            infer: InferSettings::default(),
+            temperature: None,
+            work: PathBuf::from("tributary-verifier"),
+            report_s: 30,
+            tries: 20,
+        }
     }
 }
 
@@ -33,6 +45,9 @@ impl VerifierSettings {
     pub fn check(&self) -> Result<(), String> {
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
+        }
+        if self.report_s == 0 {
+            return Err("verifier.report_s is 0, use at least 1".into());
         }
         match self.tries {
             0 => Err("verifier.tries is 0, use at least 1".into()),

@@ -1,10 +1,10 @@
-//! External: which other files an ONNX graph keeps its weights in. Pure.
+//! External: what an ONNX graph asks for outside itself: other files of weights, and sets of operators. Pure.
 //!
 //! Large models are exported as a graph and one or more files of weights beside it. They are part
 //! of the model: without them it does not load, with others it is another model. Only the few
 //! protobuf fields on the way to a tensor's `external_data` are read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How deep graphs may nest inside `If` and `Loop` nodes. A guess, far beyond real models.
 const MAX_DEPTH: usize = 64;
@@ -76,6 +76,35 @@ fn walk(bytes: &[u8], at: At, depth: usize, found: &mut BTreeSet<String>) -> Res
     Ok(())
 }
 
+/// The sets of operators that the graph is written in, each with its version; the standard one is called `ai.onnx`.
+pub(crate) fn operators(model: &[u8]) -> Result<BTreeMap<String, u64>, &'static str> {
+    const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
+    let mut found = BTreeMap::new();
+    let mut rest = model;
+    while !rest.is_empty() {
+        let (number, content) = field(&mut rest).ok_or(CUT_OFF)?;
+        let Some(mut set) = content.filter(|_| number == OPERATOR_SET) else { continue };
+        let (mut domain, mut version) = (String::new(), 0);
+        while !set.is_empty() {
+            let key = varint(&mut set).ok_or(CUT_OFF)?;
+            match (key >> 3, key & 7) {
+                (1, 2) => {
+                    let len = varint(&mut set).and_then(|len| usize::try_from(len).ok()).ok_or(CUT_OFF)?;
+                    domain = String::from_utf8_lossy(take(&mut set, len).ok_or(CUT_OFF)?).into_owned();
+                }
+                (2, 0) => version = varint(&mut set).ok_or(CUT_OFF)?,
+                _ => return Err(CUT_OFF),
+            }
+        }
+        let standard = domain.is_empty().then(|| "ai.onnx".to_owned());
+        found.insert(standard.unwrap_or(domain), version);
+    }
+    Ok(found)
+}
+
+/// Field of a model with a set of operators.
+const OPERATOR_SET: u64 = 8;
+
 /// One field: its number, and its content if that is a message or a text.
 fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Option<&'a [u8]>)> {
     let tag = varint(rest)?;
@@ -115,6 +144,13 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_fixtures_name_their_operators() {
+        let graph = std::fs::read(crate::session::tests::fixture("fashion-light").join("graph.onnx")).unwrap();
+        assert_eq!(operators(&graph).unwrap(), [("ai.onnx".to_owned(), 17)].into());
+        assert!(operators(&graph[..graph.len() - 1]).is_err());
+    }
 
     fn message(number: u8, content: &[u8]) -> Vec<u8> {
         [&[number << 3 | 2, content.len() as u8], content].concat()

@@ -1,0 +1,97 @@
+//! What was decided about releases, in the cloud's stream: each decision a message in a slot of its own, with everything
+//! that holds after it. Of many who decide at once one wins, and the others decide anew on what holds then.
+
+use std::collections::BTreeMap;
+
+use schemas::task::{HEADER_BLOB, HEADER_TO};
+use schemas::{ModelName, Order, Release, Rollout, decode, encode};
+use streams::read::{self, Stretch};
+use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
+
+/// How a model's releases stand; `None` before the first decision.
+pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, CarryError> {
+    let record = read::last(bus, topology::RELEASES, &subject::releases(model)).await?;
+    Ok(record.map(|record| decode(&record.payload)).transpose()?)
+}
+
+/// How every model's releases stand.
+pub async fn latest_of_all(bus: &Bus) -> Result<BTreeMap<ModelName, Rollout>, CarryError> {
+    let mut latest = BTreeMap::new();
+    for rollout in decisions(bus, subject::all_releases()).await? {
+        latest.insert(rollout.model.clone(), rollout);
+    }
+    Ok(latest)
+}
+
+/// Everything that was decided about a model, the oldest first.
+pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, CarryError> {
+    decisions(bus, subject::releases(model)).await
+}
+
+async fn decisions(bus: &Bus, of: String) -> Result<Vec<Rollout>, CarryError> {
+    let level = read::level(bus, topology::RELEASES).await?;
+    let mut all = Vec::new();
+    let stretch = Stretch { subjects: vec![of], ..Stretch::default() };
+    read::stretch(bus, topology::RELEASES, stretch, level.last_sequence, |record| {
+        match decode::<Rollout>(&record.payload) {
+            Ok(rollout) => all.push(rollout),
+            Err(error) => tracing::warn!(subject = record.subject, %error, "no decision, passed over"),
+        }
+    })
+    .await?;
+    Ok(all)
+}
+
+/// Releases that decisions were about, each once, the latest last.
+pub fn releases(history: &[Rollout]) -> Vec<Release> {
+    let mut found: Vec<Release> = Vec::new();
+    for now in history {
+        let tried = now.canary.iter().map(|canary| &canary.release);
+        for release in tried.chain([&now.stable]).chain(&now.candidates).chain(now.pins.values()) {
+            if !found.iter().any(|known| known.release == release.release) {
+                found.push(release.clone());
+            }
+        }
+    }
+    found
+}
+
+/// Writes a decision into its slot; false if somebody else was faster, and then what holds must be read again.
+pub async fn say(publisher: &Publisher, rollout: &Rollout) -> Result<bool, CarryError> {
+    let slot = subject::release(&rollout.model, rollout.number);
+    let placed = publisher.publish(&Publication::first(slot, encode(rollout)?)).await?;
+    Ok(!matches!(placed, Placed::Taken))
+}
+
+/// Decides until the decision has its slot: `decide` gets what holds, and is called again when somebody else was faster.
+/// `None`: there is nothing to decide any more.
+pub async fn decide<E: From<CarryError>>(
+    bus: &Bus,
+    publisher: &Publisher,
+    model: &ModelName,
+    decide: impl Fn(Option<&Rollout>) -> Result<Option<Rollout>, E>,
+) -> Result<Option<Rollout>, E> {
+    loop {
+        let now = latest(bus, model).await?;
+        let Some(next) = decide(now.as_ref())? else { return Ok(None) };
+        if say(publisher, &next).await? {
+            return Ok(Some(next));
+        }
+    }
+}
+
+/// Gives a site its order, for its courier to bring with the package.
+pub async fn give(publisher: &Publisher, order: &Order) -> Result<(), CarryError> {
+    let pieces: Vec<String> = order.release.package.iter().map(ToString::to_string).collect();
+    let mut publication = Publication {
+        subject: subject::order(&order.site, &order.model),
+        payload: encode(order)?.into(),
+        headers: Vec::new(),
+        first_only: false,
+    }
+    .header(HEADER_TO, subject::note(&subject::order_note(&order.model)));
+    if !pieces.is_empty() {
+        publication = publication.header(HEADER_BLOB, pieces.join(","));
+    }
+    publisher.publish(&publication).await.map(|_| ())
+}

@@ -1,0 +1,69 @@
+//! From a model's folder to a release: tried, packaged, kept in the release store, offered to couriers.
+
+use std::path::{Path, PathBuf};
+
+use schemas::{FaultNote, Measured, ModelName, Release, ReleaseId};
+use streams::{Blobs, Store};
+use vision::{InferSettings, Model, Replicas};
+
+use crate::package::{self, PackageError};
+use crate::trial::{PROBE, Probe, Trial, needs};
+
+/// Where a release comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
+    /// What it was made from.
+    pub parent: Option<ReleaseId>,
+    /// In words: `round 3`, `imported`.
+    pub words: String,
+    /// How right its parent and it are on the public set.
+    pub public: Option<(Measured, Measured)>,
+}
+
+/// Tries a model's folder in a process of its own and packages it. `work`: where the package is written.
+///
+/// # Errors
+/// Why it will not do as a release, with a remedy.
+pub async fn prepare(
+    model: &Model,
+    origin: Origin,
+    trial: &Trial,
+    work: &Path,
+) -> Result<(Release, PathBuf), FaultNote> {
+    let infer = InferSettings { replicas: Replicas::Count(1), ..InferSettings::default() };
+    let tried = trial.run(&model.folder, &infer).await?;
+    let needs = needs(model, &tried)
+        .map_err(|error| FaultNote::new(error.name(), runtime::fault::chain(&error), "correct the model's folder"))?;
+    let probe = Probe { runtime: tried.runtime.clone(), logits: tried.logits };
+    let (model, file) = (model.clone(), work.join(format!("{}.tar", model.release.short())));
+    let release = model.release.clone();
+    let packing = {
+        let file = file.clone();
+        move || {
+            let probe = serde_json::to_vec(&probe).unwrap_or_default();
+            package::pack(&model, &[(PROBE, &probe)], &file)?;
+            package::split(&file)
+        }
+    };
+    let packed = tokio::task::spawn_blocking(packing).await;
+    let packed = packed.map_err(|error| FaultNote::new("package_broke", error.to_string(), "report it"))?;
+    let package = packed.map_err(unpacked)?;
+    let Origin { parent, words, public } = origin;
+    Ok((Release { release, parent, origin: words, package, needs, public }, file))
+}
+
+/// Keeps a package in the release store, where it stays, and offers it to couriers.
+pub async fn keep_and_offer(
+    store: &Store,
+    blobs: &Blobs,
+    model: &ModelName,
+    release: &Release,
+    file: &Path,
+) -> Result<(), PackageError> {
+    package::keep(store, model, file, &release.package).await?;
+    package::offer(store, model, blobs, &release.package).await
+}
+
+fn unpacked(error: PackageError) -> FaultNote {
+    FaultNote::new(error.name(), runtime::fault::chain(&error), "make room, or use a smaller model")
+}

@@ -1,0 +1,368 @@
+//! A swap: an order comes → fetch → unpack → try → load → compare → hand over. The model that serves goes on serving until
+//! the last step, and whatever fails before that leaves it serving, with a reason that is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::{Shutdown, clock, process};
+use futures::StreamExt;
+use schemas::{Beat, FaultNote, ModelName, Order, RefusedRelease, ReleaseId, SiteName, decode};
+use streams::fleet::Ledger;
+use streams::read::{self, Stretch};
+use streams::{Blobs, Bus, CarryError, subject, topology};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use vision::{Infer, InferError, Model};
+
+use crate::able::{Machine, unable};
+use crate::home::Home;
+use crate::package::{self, PackageError};
+use crate::start::Started;
+use crate::trial::{PROBE, Probe, Trial, compare, pictures};
+
+/// After a failure that may pass.
+const AGAIN: Duration = Duration::from_secs(15);
+const LISTEN_AGAIN: Duration = Duration::from_millis(500);
+/// A process that has run a release for so long is not held to have died of it.
+const TRUSTED_AFTER: Duration = Duration::from_secs(600);
+/// So many refusals are told.
+const MOST_REFUSED: usize = 8;
+/// Failures that may pass: the package is on its way, or memory is short just now.
+const PASSING: [&str; 4] = ["package_missing", "memory_short", "trial_impossible", "fetch_failed"];
+
+/// A worker whose model follows orders.
+pub struct Swapper {
+    /// The model it was set up with.
+    pub root: Arc<Model>,
+    /// What runs the model.
+    pub infer: Infer,
+    /// Where packages come from.
+    pub blobs: Blobs,
+    /// How a release is tried.
+    pub trial: Trial,
+    /// Where releases lie.
+    pub home: Home,
+    state: watch::Sender<SwapState>,
+}
+
+/// What a worker runs, and what became of orders.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SwapState {
+    /// Since when it runs what it runs, milliseconds since the epoch.
+    pub since_ms: u64,
+    /// Number of the order it followed or refused last, 0 for none.
+    pub order: u64,
+    /// The step of the swap it is at, if it is at one.
+    pub step: Option<String>,
+    /// What it does not run, and why, the latest last.
+    pub refused: Vec<RefusedRelease>,
+}
+
+impl Swapper {
+    /// Of a worker that serves already.
+    pub fn new(started: Started, blobs: Blobs) -> Self {
+        let Started { root, infer, home, trial, refused } = started;
+        let state = SwapState { since_ms: clock::now_ms(), order: 0, step: None, refused };
+        Self { root: Arc::new(root), infer, blobs, trial, home, state: watch::Sender::new(state) }
+    }
+
+    /// What it runs, and what became of orders.
+    pub fn state(&self) -> SwapState {
+        self.state.borrow().clone()
+    }
+
+    /// Hears of every change of that.
+    pub fn changes(&self) -> watch::Receiver<SwapState> {
+        self.state.subscribe()
+    }
+
+    /// Follows orders for as long as it is polled, the latest of them. `ready`: is told of a model before it serves.
+    pub async fn follow(&self, mut orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
+        let mut trusted_at = Some(Instant::now() + TRUSTED_AFTER);
+        loop {
+            let order = orders.borrow_and_update().clone();
+            // An older one may come late, from who decides beside another.
+            let order = order.filter(|order| order.number >= self.state.borrow().order);
+            let mut again = None;
+            if let Some(order) = &order {
+                match self.obey(order, &ready).await {
+                    Ok(true) => trusted_at = Some(Instant::now() + TRUSTED_AFTER),
+                    Ok(false) => {}
+                    Err(fault) => {
+                        let release = order.release.release.short();
+                        tracing::warn!(release, fault = fault.name, reason = fault.reason, "a release is not run");
+                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + AGAIN);
+                        self.refuse(order, fault);
+                    }
+                }
+                self.state.send_modify(|state| (state.step, state.order) = (None, order.number));
+            }
+            let wake = [again, trusted_at].into_iter().flatten().min();
+            tokio::select! {
+                changed = orders.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = at(wake) => {}
+            }
+            if trusted_at.is_some_and(|trusted_at| trusted_at <= Instant::now()) {
+                trusted_at = None;
+                self.note(self.home.steady());
+            }
+        }
+    }
+
+    fn note(&self, written: std::io::Result<()>) {
+        if let Err(error) = written {
+            tracing::warn!(%error, "what serves could not be written down: the worker would start with another release");
+        }
+    }
+
+    fn refuse(&self, order: &Order, fault: FaultNote) {
+        self.state.send_modify(|state| {
+            let release = order.release.release.clone();
+            state.refused.retain(|refused| refused.release != release);
+            state.refused.push(RefusedRelease { release, fault });
+            let surplus = state.refused.len().saturating_sub(MOST_REFUSED);
+            state.refused.drain(..surplus);
+        });
+    }
+
+    fn step(&self, step: &str, release: &ReleaseId) {
+        tracing::info!(release = release.short(), step, "swap");
+        self.state.send_modify(|state| state.step = Some(format!("{step} {}", release.short())));
+    }
+
+    /// Whether another model serves now.
+    async fn obey(&self, order: &Order, ready: &impl Fn(&Model)) -> Result<bool, FaultNote> {
+        let wanted = &order.release.release;
+        let forget = |state: &mut SwapState| state.refused.retain(|refused| refused.release != *wanted);
+        if self.infer.model().release == *wanted {
+            self.state.send_modify(forget);
+            return Ok(false);
+        }
+        let died_of_it = |refused: &&RefusedRelease| {
+            refused.release == *wanted && refused.fault.name == "release_crashed" && self.state.borrow().order == 0
+        };
+        // What the process died of is tried again only when somebody orders it again.
+        if let Some(refused) = self.state().refused.iter().find(died_of_it) {
+            return Err(refused.fault.clone());
+        }
+        let root = self.root.release == *wanted;
+        let model = if root { self.root.clone() } else { self.fetch(order).await? };
+        self.step("trying", wanted);
+        let tried = self.trial.run(&model.folder, self.infer.settings()).await?;
+        let probe = if root { None } else { Some(probe(&model).await?) };
+        if let Some(probe) = &probe {
+            compare(&tried.logits, probe)?;
+        }
+        self.step("loading", wanted);
+        let (infer, beside) = (self.infer.clone(), model.clone());
+        let loading = move || {
+            let mut standby = infer.stand_by(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
+            if let Some(probe) = &probe {
+                let pictures = pictures();
+                let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+                let seen = standby.see(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
+                compare(&seen.collect::<Result<Vec<_>, _>>()?, probe)?;
+            }
+            Ok(standby)
+        };
+        let standby = when_idle(loading).await?;
+        self.step("handing over", wanted);
+        ready(&model);
+        let before = self.infer.model().release.clone();
+        self.note(self.home.serves(wanted, root));
+        let infer = self.infer.clone();
+        let handed = tokio::task::spawn_blocking(move || infer.hand_over(standby).map_err(note)).await;
+        let handed = handed.unwrap_or_else(|error| Err(FaultNote::new("swap_broke", error.to_string(), REPORT)));
+        if let Err(fault) = handed {
+            self.note(self.home.serves(&before, before == self.root.release));
+            return Err(fault);
+        }
+        self.state.send_modify(|state| {
+            forget(state);
+            state.since_ms = clock::now_ms();
+        });
+        if let Err(error) = self.home.tidy() {
+            tracing::warn!(%error, "old releases could not be removed");
+        }
+        Ok(true)
+    }
+
+    /// The release's folder, from what is here already or from its package.
+    async fn fetch(&self, order: &Order) -> Result<Arc<Model>, FaultNote> {
+        let release = order.release.release.clone();
+        let folder = self.home.folder_of(&release);
+        let here = {
+            let folder = folder.clone();
+            tokio::task::spawn_blocking(move || Model::load(&folder).ok()).await.ok().flatten()
+        };
+        if let Some(model) = here.filter(|model| model.release == release) {
+            return self.fits(model);
+        }
+        if let Some(fault) = unable(&order.release.needs, &self.machine()) {
+            return Err(fault);
+        }
+        self.step("fetching", &release);
+        let file = self.home.package_of(&release);
+        package::assemble(&self.blobs, &order.release.package, &file).await.map_err(unfetched)?;
+        self.step("unpacking", &release);
+        let unpacking = {
+            let file = file.clone();
+            move || package::unpack(&file, &release, &folder)
+        };
+        let model = match tokio::task::spawn_blocking(unpacking).await {
+            Ok(model) => model.map_err(unfetched)?,
+            Err(error) => return Err(FaultNote::new("swap_broke", error.to_string(), REPORT)),
+        };
+        if let Err(error) = tokio::fs::remove_file(&file).await {
+            tracing::debug!(%error, "the package is left where it is");
+        }
+        self.fits(model)
+    }
+
+    /// A release is of the model that the worker was set up with, and gives what is asked of that.
+    fn fits(&self, model: Model) -> Result<Arc<Model>, FaultNote> {
+        let (found, own) = (&model.description.name, &self.root.description.name);
+        if found != own {
+            let reason = format!("it is of model {found}, and this worker runs {own}");
+            return Err(FaultNote::new("other_model", reason, "release it under the name of the model it is to replace"));
+        }
+        let gives = |model: &Model| model.description.output.features.is_some();
+        if gives(&self.root) && !gives(&model) {
+            let reason = "it gives no features, and the model this worker was set up with does";
+            return Err(FaultNote::new("features_missing", reason, "name its features output in model.toml (output.features)"));
+        }
+        Ok(Arc::new(model))
+    }
+
+    /// What a sign of life says of it.
+    pub fn fill(&self, beat: &mut Beat) {
+        let (model, state) = (self.infer.model(), self.state());
+        beat.model = Some(model.description.name.clone());
+        beat.release = Some(model.release.clone());
+        beat.release_since_ms = Some(state.since_ms);
+        let refused = state.refused.last().map(|refused| {
+            format!("does not run {}: {} ({})", refused.release.short(), refused.fault.reason, refused.fault.name)
+        });
+        beat.swap = state.step.or(refused);
+    }
+
+    /// What this machine has for a release.
+    pub fn machine(&self) -> Machine {
+        Machine {
+            runtime: self.infer.onnx().version().to_owned(),
+            memory_free_mib: process::available_bytes().map(|bytes| bytes >> 20),
+            replicas: self.infer.replicas() as u64,
+        }
+    }
+}
+
+/// A site's worker follows the orders that its courier brings, until told to stop. `ordered`: where each order is put;
+/// `orders`: the other end of it.
+pub async fn of_site(
+    swapper: &Swapper,
+    bus: &Bus,
+    model: &ModelName,
+    ordered: watch::Sender<Option<Order>>,
+    orders: watch::Receiver<Option<Order>>,
+    ready: impl Fn(&Model),
+    shutdown: &Shutdown,
+) {
+    let note = subject::order_note(model);
+    let listen = async || -> Result<(), CarryError> {
+        let mut notes = Ledger::open(bus).await?.follow_message::<Order>(&note).await?;
+        while let Some(order) = notes.next().await {
+            ordered.send_replace(Some(order));
+        }
+        Ok(())
+    };
+    until_stopped(swapper, listen, orders, ready, shutdown).await;
+}
+
+/// A verifier follows the orders of the cloud, until told to stop.
+pub async fn of_cloud(swapper: &Swapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
+    let (ordered, orders) = watch::channel(None);
+    let subjects = vec![subject::order(&SiteName::cloud(), model)];
+    let listen = async || -> Result<(), CarryError> {
+        let stretch = Stretch { subjects: subjects.clone(), ..Stretch::default() };
+        let mut records = std::pin::pin!(read::follow(bus, topology::ORDERS, stretch).await?);
+        while let Some(record) = records.next().await {
+            match decode::<Order>(&record?.payload) {
+                Ok(order) => drop(ordered.send_replace(Some(order))),
+                Err(error) => tracing::warn!(%error, "an order cannot be read and is ignored"),
+            }
+        }
+        Ok(())
+    };
+    until_stopped(swapper, listen, orders, ready, shutdown).await;
+}
+
+async fn until_stopped(
+    swapper: &Swapper,
+    listen: impl AsyncFn() -> Result<(), CarryError>,
+    orders: watch::Receiver<Option<Order>>,
+    ready: impl Fn(&Model),
+    shutdown: &Shutdown,
+) {
+    let listening = async {
+        loop {
+            // What ends, for a broken connection or a bucket that is not there yet, is begun again.
+            if let Err(error) = listen().await {
+                tracing::debug!(%error, "listens for orders again");
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = listening => {}
+        () = swapper.follow(orders, ready) => {}
+        () = shutdown.wanted() => {}
+    }
+    swapper.note(swapper.home.steady());
+}
+
+const REPORT: &str = "report it with the version of tributary";
+
+async fn at(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn note(error: InferError) -> FaultNote {
+    error.note()
+}
+
+fn unfetched(error: PackageError) -> FaultNote {
+    FaultNote::new(error.name(), runtime::fault::chain(&error), "nothing: it is fetched again; or import the release again")
+}
+
+/// What a release saw where it was packaged.
+async fn probe(model: &Model) -> Result<Probe, FaultNote> {
+    let path = model.folder.join(PROBE);
+    let missing = |why: String| {
+        let reason = format!("{} says nothing of what the release should see: {why}", path.display());
+        FaultNote::new("probe_missing", reason, "import the release again with this version of tributary")
+    };
+    let text = tokio::fs::read(&path).await.map_err(|error| missing(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))
+}
+
+/// Work on what nobody else wants of the processors, so that what serves is not kept waiting by it.
+async fn when_idle<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FaultNote> + Send + 'static,
+) -> Result<T, FaultNote> {
+    let (done, waiting) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("swap".into()).spawn(move || {
+        if let Err(error) = streams::batch::run_when_idle() {
+            tracing::debug!(%error, "the kernel treats loading as anything else");
+        }
+        // Nobody waits any more if the worker was told to stop.
+        let _ = done.send(work());
+    });
+    let broke = |why: String| FaultNote::new("swap_broke", why, REPORT);
+    thread.map_err(|error| broke(error.to_string()))?;
+    waiting.await.unwrap_or_else(|_| Err(broke("loading broke off".into())))
+}

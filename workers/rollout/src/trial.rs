@@ -1,0 +1,280 @@
+//! A release is tried in a process of its own before it is loaded into one that serves: what crashes the runtime, or never
+//! ends, takes nothing with it. The same trial says what to expect of a release when it is packaged ([`prepare`]).
+//!
+//! The process is this program with a command of its own ([`COMMAND`]); it is asked on its standard input and answers on its
+//! standard output, in JSON. It runs on what nobody else wants of the processors.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use runtime::process;
+use schemas::{FaultNote, Needs};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use vision::infer::measure;
+use vision::{InferSettings, Model, Onnx, Replica};
+
+/// The program's command for it.
+pub const COMMAND: &str = "try-release";
+/// The file in a package with what its release saw in generated pictures.
+pub const PROBE: &str = "probe.json";
+/// So many pictures are compared; with more the edge's file grows and nothing is found that these miss.
+const PICTURES: usize = 8;
+const SEED: u64 = 4242;
+/// Scores may differ by this share of the largest, or of 1 where that is more: other processors round otherwise (about
+/// 1e-4), and a release with other weights differs by far more.
+const TOLERANCE_RATIO: f32 = 0.01;
+/// Processor time a trial may take; the largest model seen (a ResNet-50 of 100 MB) takes 5 s.
+const MOST_CPU_S: u64 = 300;
+/// And time on the wall, for a site has little to spare.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// What is read of its answer: scores of the largest models, a hundred times.
+const MOST_ANSWER_BYTES: u64 = 64 << 20;
+
+/// How releases are tried on this machine.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// This program.
+    pub program: PathBuf,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// What is asked of the process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Asked {
+    /// Folder of the model.
+    pub folder: PathBuf,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+    /// How it will be run.
+    pub infer: InferSettings,
+}
+
+/// What a trial found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Version of the ONNX Runtime.
+    pub runtime: String,
+    /// Images in the best batch.
+    pub batch: usize,
+    /// What an image costs in it, milliseconds.
+    pub cost_ms: f64,
+    /// What the model added to the process's memory, MiB.
+    pub memory_mib: u32,
+    /// Scores of the generated pictures, a row each.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// What a release saw where it was packaged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Version of the ONNX Runtime.
+    pub runtime: String,
+    /// Scores of the generated pictures, a row each.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// The pictures that are compared.
+pub fn pictures() -> Vec<Vec<u8>> {
+    vision::pictures(PICTURES, SEED)
+}
+
+impl Trial {
+    /// With this very program.
+    pub fn of_this_program(onnxruntime: Option<PathBuf>) -> Self {
+        // The link leads to the running program even after its file was replaced.
+        let link = PathBuf::from("/proc/self/exe");
+        let program = if link.exists() { link } else { std::env::current_exe().unwrap_or(link) };
+        Self { program, onnxruntime }
+    }
+
+    /// Tries a model's folder; an error says why it will not do.
+    pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
+        let asked =
+            Asked { folder: folder.to_owned(), onnxruntime: self.onnxruntime.clone(), infer: infer.clone() };
+        match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
+        }
+    }
+
+    async fn ask(&self, asked: &Asked) -> Result<Tried, FaultNote> {
+        let untried = |what: &str, error: std::io::Error| {
+            let reason = format!("{what}: {error}; without a process of its own it is not tried");
+            FaultNote::new("trial_impossible", reason, "let the program start processes, and give it memory for one")
+        };
+        let mut child = tokio::process::Command::new(&self.program)
+            .arg(COMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| untried("the process cannot be started", error))?;
+        let question = serde_json::to_vec(asked).map_err(|error| untried("it cannot be asked", error.into()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that is gone already says so by its end.
+            let _ = stdin.write_all(&question).await;
+        }
+        let (mut answer, mut words) = (Vec::new(), Vec::new());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let reading = async {
+            if let Some(stdout) = stdout {
+                stdout.take(MOST_ANSWER_BYTES).read_to_end(&mut answer).await?;
+            }
+            Ok(())
+        };
+        let listening = async {
+            if let Some(stderr) = stderr {
+                stderr.take(64 * 1024).read_to_end(&mut words).await?;
+            }
+            Ok(())
+        };
+        let (read, heard): (std::io::Result<()>, std::io::Result<()>) = tokio::join!(reading, listening);
+        read.and(heard).map_err(|error| untried("its answer cannot be read", error))?;
+        let ended = child.wait().await.map_err(|error| untried("its end cannot be waited for", error))?;
+        let answer = serde_json::from_slice::<Result<Tried, FaultNote>>(&answer);
+        match answer {
+            Ok(answer) if ended.success() => answer,
+            _ => Err(crashed(ended, &String::from_utf8_lossy(&words))),
+        }
+    }
+}
+
+fn stuck(how_long: &str) -> FaultNote {
+    let reason = format!("it was tried {how_long} and came to no end");
+    FaultNote::new("release_stuck", reason, "try the model with `tributary model check`")
+}
+
+/// Why a process ended without an answer.
+fn crashed(ended: ExitStatus, words: &str) -> FaultNote {
+    use std::os::unix::process::ExitStatusExt;
+    let signal = ended.signal();
+    if signal == Some(nix::sys::signal::Signal::SIGXCPU as i32) {
+        return stuck(&format!("for {MOST_CPU_S} s of processor time"));
+    }
+    let how = match signal {
+        Some(signal) => nix::sys::signal::Signal::try_from(signal)
+            .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned()),
+        None => ended.to_string(),
+    };
+    let last = words.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
+    let reason =
+        format!("the process that tried it was ended by {how}{}; nothing else was harmed", last.unwrap_or_default());
+    FaultNote::new("release_crashed", reason, "try the model with `tributary model check`, with the same ONNX Runtime")
+}
+
+/// The work of the process: loads, measures, looks.
+pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
+    let remedy = "try the model with `tributary model check`";
+    let of_model = |name: &str, error: &dyn std::error::Error| {
+        FaultNote::new(name, runtime::fault::chain(error), remedy)
+    };
+    let limit = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
+    if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| streams::batch::run_when_idle()) {
+        tracing::debug!(%error, "the kernel treats the trial as anything else");
+    }
+    let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
+    let onnx = Onnx::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
+    let before = process::resident_bytes();
+    let failed = |error: vision::InferError| of_model(error.name(), &error);
+    let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
+    let measured = measure(&mut replica).map_err(failed)?;
+    let added = process::resident_bytes().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
+    let pictures = pictures();
+    let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+    let logits = replica.see_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
+    Ok(Tried {
+        runtime: onnx.version().to_owned(),
+        batch: measured.best_batch,
+        cost_ms: measured.best_ms(),
+        memory_mib: u32::try_from(added.div_ceil(1 << 20)).unwrap_or(u32::MAX),
+        logits: logits.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Whether scores are those that a release gave where it was packaged. Pure.
+pub fn compare(found: &[Vec<f32>], probe: &Probe) -> Result<(), FaultNote> {
+    let differs = |reason: String| {
+        let remedy = "compare the versions of the ONNX Runtime and the processors; then import the release again";
+        Err(FaultNote::new("probe_differs", reason, remedy))
+    };
+    if found.len() != probe.logits.len() || found.iter().zip(&probe.logits).any(|(a, b)| a.len() != b.len()) {
+        return differs(format!("it gave {} rows of scores, {} were expected", found.len(), probe.logits.len()));
+    }
+    for (picture, (found, expected)) in found.iter().zip(&probe.logits).enumerate() {
+        let largest = expected.iter().fold(1.0_f32, |largest, score| largest.max(score.abs()));
+        let apart = found.iter().zip(expected).fold(0.0_f32, |apart, (a, b)| apart.max((a - b).abs()));
+        // A score that is no number is never within.
+        if !(apart <= TOLERANCE_RATIO * largest) || found.iter().any(|score| !score.is_finite()) {
+            return differs(format!(
+                "its scores of test picture {picture} lie up to {apart} from those it gave where it was packaged with ONNX Runtime {}",
+                probe.runtime
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a machine must have for a release that was tried.
+pub fn needs(model: &Model, tried: &Tried) -> Result<Needs, vision::ModelError> {
+    let mut operators = model.operators()?;
+    let opset = operators.remove("ai.onnx").unwrap_or(0);
+    Ok(Needs {
+        opset: u32::try_from(opset).unwrap_or(u32::MAX),
+        domains: operators.into_keys().collect(),
+        runtime: tried.runtime.clone(),
+        memory_mib: tried.memory_mib,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+    }
+
+    fn tried(name: &str) -> Tried {
+        // Not in this process, whose processor time is not to be limited: `answer` is tried by the walks.
+        let model = Model::load(&fixture(name)).unwrap();
+        let onnx = Onnx::find_and_load(None).unwrap();
+        let mut replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
+        let pictures = pictures();
+        let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+        let logits = replica.see_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
+        Tried { runtime: onnx.version().into(), batch: 1, cost_ms: 1.0, memory_mib: 1, logits }
+    }
+
+    #[test]
+    fn a_release_is_known_by_what_it_sees() {
+        let (light, initial) = (tried("fashion-light"), tried("fashion-initial"));
+        let probe = Probe { runtime: light.runtime.clone(), logits: light.logits.clone() };
+        assert_eq!(compare(&light.logits, &probe), Ok(()));
+        assert_eq!(compare(&initial.logits, &probe).unwrap_err().name, "probe_differs");
+        assert_eq!(compare(&light.logits[1..], &probe).unwrap_err().name, "probe_differs");
+        let mut broken = light.logits.clone();
+        broken[3][0] = f32::NAN;
+        assert_eq!(compare(&broken, &probe).unwrap_err().name, "probe_differs");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_dies_says_how() {
+        let trial = |program: &str| Trial { program: program.into(), onnxruntime: None };
+        let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        assert_eq!(fault.name, "release_crashed");
+        let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        assert!(fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start"));
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("dies");
+        std::fs::write(&script, "#!/bin/sh\necho last words >&2\nkill -SEGV $$\n").unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let fault =
+            trial(script.to_str().unwrap()).run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);
+    }
+}
