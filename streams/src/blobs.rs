@@ -1,7 +1,7 @@
 //! Bytes too large for a message, in the broker's object store, by the digest of their content.
 //! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
 
-use async_nats::jetstream::object_store::{GetErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectStore};
 use bytes::Bytes;
 use schemas::BlobRef;
 use sha2::{Digest, Sha256};
@@ -33,6 +33,15 @@ impl Blobs {
         match bus.js.get_object_store(name).await {
             Ok(store) => Ok(Self { store, name }),
             Err(error) => Err(absent(error, format!("object bucket {name}"))),
+        }
+    }
+
+    /// Whether there is something of this name and size. What it is shows when it is fetched.
+    pub async fn has(&self, blob: &BlobRef) -> Result<bool, CarryError> {
+        match self.store.info(&blob.key).await {
+            Ok(info) => Ok(!info.deleted && info.size as u64 == blob.size_bytes),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
+            Err(error) => Err(CarryError::broker(format!("looking up blob {}", blob.key))(error)),
         }
     }
 
