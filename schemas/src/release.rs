@@ -96,7 +96,7 @@ pub struct Canary {
     pub step: u32,
     /// The sites that try it.
     pub ring: Vec<SiteName>,
-    /// When the first ring was given it, milliseconds since the epoch.
+    /// When this ring was given it, milliseconds since the epoch: each is judged by what comes after.
     pub since_ms: u64,
 }
 

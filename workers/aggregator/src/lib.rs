@@ -5,7 +5,7 @@
 //! is the public set, [`score`] tries models on it, [`rule`] is how they are merged, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
 //! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
 //! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares.
-//! Deliberately absent: rollout.
+//! Deliberately absent: which sites run it.
 
 pub mod check;
 pub mod derive;

@@ -48,12 +48,17 @@ impl History {
         of.find(|event| matches!(event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)))
     }
 
-    /// The latest release with its weights; `None` if no round came to one.
-    pub fn release(&self) -> Option<(&ReleaseId, &BlobRef)> {
-        self.all.iter().rev().find_map(|(_, _, round)| match &round.event {
-            RoundEvent::Sealed { release, weights, .. } => Some((release, weights)),
+    /// Where the next round starts: the latest release that was not withdrawn, with its weights; `first`, the model that
+    /// sites were set up with, if there is none.
+    pub fn base(&self, withdrawn: &[ReleaseId], first: &ReleaseId) -> (ReleaseId, Option<BlobRef>) {
+        let latest = self.all.iter().rev().find_map(|(_, _, round)| match &round.event {
+            RoundEvent::Sealed { release, weights, .. } if !withdrawn.contains(release) => Some((release, weights)),
             _ => None,
-        })
+        });
+        match latest.filter(|(release, _)| *release != first) {
+            Some((release, weights)) => (release.clone(), Some(weights.clone())),
+            None => (first.clone(), None),
+        }
     }
 }
 

@@ -159,6 +159,11 @@ impl Releases {
         Self { store, model }
     }
 
+    /// Where they lie.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     fn path(&self, release: &ReleaseId, file: &str) -> String {
         format!("models/{}/{release}/{file}", self.model)
     }

@@ -210,9 +210,13 @@ impl Rounds {
     }
 
     /// Releases between a base and the latest release; `None` if it is not known.
+    /// Releases between an update's base and that of the round, or the latest one between rounds. A round may start from
+    /// an older one, when what came after it was withdrawn.
     fn behind(&self, base: &ReleaseId) -> Option<u32> {
-        let place = self.lineage.iter().rposition(|release| release == base)?;
-        u32::try_from(self.lineage.len() - 1 - place).ok()
+        let place = |of: &ReleaseId| self.lineage.iter().rposition(|release| release == of);
+        let latest = self.current.as_ref().and_then(|current| place(&current.terms.base));
+        let latest = latest.unwrap_or(self.lineage.len() - 1);
+        latest.checked_sub(place(base)?).and_then(|behind| u32::try_from(behind).ok())
     }
 }
 

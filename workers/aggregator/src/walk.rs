@@ -10,9 +10,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
+use rollout::log;
+use rollout::prepare::{self, Origin};
+use rollout::stage::{self, Said};
+use rollout::trial::Trial;
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
-use schemas::{FaultNote, ModelName, Round, RoundEvent, RoundReport, SiteName, decode};
+use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName, decode};
 use streams::read::{self, Record, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, subject, topology};
 use tokio::time::Instant;
@@ -25,7 +29,7 @@ use crate::release::{Manifest, RefusedUpdate, ReleaseError, Releases};
 use crate::round::{Arrived, Rounds};
 use crate::seal::{self, Base, Held};
 use crate::settings::{AggregatorSettings, AskBy};
-use crate::verify::{Place, VerifyError, blocking};
+use crate::verify::{Place, VerifyError, blocking, make_folder};
 
 const ROLE: &str = "aggregator";
 /// How long a publication is retried.
@@ -37,11 +41,13 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// After a failure of the moment.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// Runs a model's rounds until it is told to stop. `root`: the model that sites were set up with.
+/// Runs a model's rounds until it is told to stop. `root`: the model that sites were set up with; `trial`: how what comes of
+/// a round is tried before it is offered.
 pub async fn run(
     bus: Bus,
     runtime: Onnx,
     root: Model,
+    trial: Trial,
     settings: &AggregatorSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
@@ -56,6 +62,7 @@ pub async fn run(
         bus: bus.clone(),
         blobs,
         publisher: Publisher::new(bus.clone(), PATIENCE),
+        trial,
         releases: Releases::new(store, model.clone()),
         place: Place { runtime, root: Arc::new(root), work: settings.work.clone() },
         public,
@@ -158,6 +165,7 @@ struct Aggregator {
     bus: Bus,
     blobs: Blobs,
     publisher: Publisher,
+    trial: Trial,
     releases: Releases,
     place: Place,
     public: Option<Arc<Public>>,
@@ -209,6 +217,32 @@ impl Aggregator {
 
     /// The model that sites were set up with is a release too: what others descend from.
     async fn first_release(&self) -> Result<(), Fault> {
+        self.seal_first().await?;
+        if log::latest(&self.bus, &self.model).await?.is_some() {
+            return Ok(());
+        }
+        let origin = Origin { parent: None, words: "set up with".into(), public: None };
+        let release = self.package(&self.place.root, origin).await?;
+        let said = Said::new(ROLE, "sites were set up with it", clock::now_ms());
+        // Whoever was faster said the same.
+        log::say(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
+        Ok(())
+    }
+
+    /// A release's package, where sites can have it.
+    async fn package(&self, model: &Model, origin: Origin) -> Result<Release, Fault> {
+        let work = self.place.work.join("packages");
+        make_folder(Some(&work)).map_err(|error| unverified(error.into()))?;
+        let (release, file) = prepare::prepare(model, origin, &self.trial, &work).await.map_err(Fault::Reject)?;
+        let kept = prepare::keep_and_offer(self.releases.store(), &self.blobs, &self.model, &release, &file).await;
+        kept.map_err(|error| Fault::retry(error.name(), runtime::fault::chain(&error)))?;
+        if let Err(error) = tokio::fs::remove_file(&file).await {
+            tracing::debug!(%error, "a package is left where it is");
+        }
+        Ok(release)
+    }
+
+    async fn seal_first(&self) -> Result<(), Fault> {
         let root = &self.place.root;
         if self.releases.manifest(&root.release).await.map_err(unreleased)?.is_some() {
             return Ok(());
@@ -324,10 +358,9 @@ impl Aggregator {
 
     async fn open(&self) -> Result<(), Fault> {
         let history = History::read(&self.bus, &self.model).await?;
-        let (base, weights) = match history.release() {
-            Some((release, weights)) if *release != self.place.root.release => (release.clone(), Some(weights.clone())),
-            _ => (self.place.root.release.clone(), None),
-        };
+        let rollout = log::latest(&self.bus, &self.model).await?;
+        let withdrawn = rollout.map(|rollout| rollout.withdrawn).unwrap_or_default();
+        let (base, weights) = history.base(&withdrawn, &self.place.root.release);
         let losses = match self.settings.round.ask_by {
             AskBy::Usefulness => self.losses(&base).await?,
             AskBy::Lot | AskBy::Turn => BTreeMap::new(),

@@ -60,7 +60,13 @@ impl Notes {
                 }
                 Err(Fault::Reject(note)) => {
                     let (fault, reason) = (note.name, note.reason);
-                    tracing::warn!(role = ROLE, subject = delivery.subject(), fault, reason, "a note without its blobs");
+                    tracing::warn!(
+                        role = ROLE,
+                        subject = delivery.subject(),
+                        fault,
+                        reason,
+                        "a note without its blobs"
+                    );
                     return Ok(Outgoing::default());
                 }
                 Err(fault) => return Err(fault),

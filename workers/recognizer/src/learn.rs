@@ -127,11 +127,7 @@ impl Evidence {
     /// What it says of the release that comes after: a quarter of it, so that little of its own outweighs it.
     pub fn faded(&self) -> Self {
         const SHARE: u64 = 4;
-        let fade = |bin: &Bin| Bin {
-            seen: bin.seen / SHARE,
-            verified: bin.verified / SHARE,
-            right: bin.right / SHARE,
-        };
+        let fade = |bin: &Bin| Bin { seen: bin.seen / SHARE, verified: bin.verified / SHARE, right: bin.right / SHARE };
         let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(fade)));
         let samples = self.samples.iter().skip(self.samples.len() - self.samples.len() / SHARE as usize);
         Self { labels: labels.collect(), samples: samples.cloned().collect() }

@@ -46,7 +46,9 @@ impl Learner {
     /// About this release too from now on: of so many classes, whose gate divides its logits by `temperature`.
     pub fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
         let known = Known { classes, temperature, fresh: Evidence::default() };
-        self.with(|all| drop(all.entry(release.clone()).or_insert(known)));
+        self.with(|all| {
+            all.entry(release.clone()).or_insert(known);
+        });
     }
 
     /// An answer of ours, with its confidence under the gate's own temperature.

@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rollout::count::Counter;
+use rollout::report::SwapReporter;
+use rollout::start::Started;
+use rollout::swap::{self, Swapper};
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
-use rollout::count::Counter;
-use rollout::report::Reporter;
-use rollout::start::Started;
-use rollout::swap::{self, Swapper};
 use schemas::{FaultNote, ModelName, Order, Reason, SiteName, Task, TaskId};
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
@@ -301,7 +301,7 @@ pub async fn run(
             beat.decision = Some(admission.report(infer.cost_ms()));
         });
     let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
-    let reporter = Reporter {
+    let reporter = SwapReporter {
         site: site.clone(),
         site_labels: settings.site_labels.clone(),
         swapper: swapper.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use schemas::{Agreement, Agreed, Counts, ReleaseId, SiteName};
+use schemas::{Agreed, Agreement, Counts, ReleaseId, SiteName};
 
 /// Length of a stretch, milliseconds: hours differ, ten minutes hardly.
 pub const SLOT_MS: u64 = 600_000;
@@ -93,10 +93,12 @@ impl Counter {
     /// it could not be.
     pub fn fresh(&self) -> Vec<Told> {
         let mut slots = self.slots();
-        let told = slots.iter_mut().filter(|(_, slot)| std::mem::take(&mut slot.fresh)).map(|(at_ms, slot)| Told {
-            slot_ms: *at_ms,
-            counts: slot.counts.values().cloned().collect(),
-            agreements: slot.agreements.values().cloned().collect(),
+        let told = slots.iter_mut().filter_map(|(at_ms, slot)| {
+            std::mem::take(&mut slot.fresh).then(|| Told {
+                slot_ms: *at_ms,
+                counts: slot.counts.values().cloned().collect(),
+                agreements: slot.agreements.values().cloned().collect(),
+            })
         });
         let told: Vec<Told> = told.collect();
         // What is over and told is of no more use here.

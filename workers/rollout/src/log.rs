@@ -80,9 +80,24 @@ pub async fn decide<E: From<CarryError>>(
     }
 }
 
-/// Gives a site its order, for its courier to bring with the package.
-pub async fn give(publisher: &Publisher, order: &Order) -> Result<(), CarryError> {
-    let pieces: Vec<String> = order.release.package.iter().map(ToString::to_string).collect();
+/// What sites were ordered to run last, with when that was stored, milliseconds since the epoch.
+pub async fn orders(bus: &Bus) -> Result<Vec<(Order, u64)>, CarryError> {
+    let level = read::level(bus, topology::ORDERS).await?;
+    let mut all = Vec::new();
+    read::stretch(bus, topology::ORDERS, Stretch::default(), level.last_sequence, |record| {
+        match decode::<Order>(&record.payload) {
+            Ok(order) => all.push((order, u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0))),
+            Err(error) => tracing::warn!(subject = record.subject, %error, "no order, passed over"),
+        }
+    })
+    .await?;
+    Ok(all)
+}
+
+/// Gives a site its order. `with_package`: its courier brings the package too; where the release runs already, it need not.
+pub async fn give(publisher: &Publisher, order: &Order, with_package: bool) -> Result<(), CarryError> {
+    let pieces = order.release.package.iter().filter(|_| with_package);
+    let pieces: Vec<String> = pieces.map(ToString::to_string).collect();
     let mut publication = Publication {
         subject: subject::order(&order.site, &order.model),
         payload: encode(order)?.into(),

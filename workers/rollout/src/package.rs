@@ -121,6 +121,24 @@ pub enum PackageError {
 }
 
 impl PackageError {
+    /// A stable name for reports and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Model(error) => error.name(),
+            Self::Carry(_) => "package_unreachable",
+            Self::File { .. } | Self::Broke(_) => "package_unwritable",
+            Self::TooLarge { .. } => "package_too_large",
+            Self::TooMany => "package_of_too_many_files",
+            Self::Entry { .. } => "package_unsafe",
+            Self::Damaged { .. } => "package_damaged",
+            Self::Changed { .. } => "package_changed",
+            Self::OtherRelease { .. } => "package_of_other_release",
+            Self::Taken { .. } => "folder_taken",
+            Self::Pieces { .. } => "package_pieces_wrong",
+            Self::Missing { .. } => "package_missing",
+        }
+    }
+
     /// Whether trying again later can help without anybody doing something: the link or the store may come back, and pieces
     /// may be offered again.
     pub fn passes(&self) -> bool {

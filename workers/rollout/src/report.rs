@@ -14,10 +14,10 @@ use crate::count::{Counter, Told};
 use crate::swap::Swapper;
 
 /// A worker that has nothing to tell says so this often, so that it is known to live.
-const SILENT_FOR: Duration = Duration::from_secs(300);
+const SILENT_FOR: Duration = Duration::from_secs(120);
 
 /// Who tells.
-pub struct Reporter {
+pub struct SwapReporter {
     /// The site; [`SiteName::cloud`] for verifiers.
     pub site: SiteName,
     /// What its operator calls the site.
@@ -32,7 +32,7 @@ pub struct Reporter {
     pub every: Duration,
 }
 
-impl Reporter {
+impl SwapReporter {
     /// Tells until told to stop, and once more then. `there`: whether it would arrive now; what cannot is told later.
     pub async fn run(&self, there: impl Fn() -> bool, shutdown: Shutdown) {
         let mut changes = self.swapper.changes();
@@ -87,7 +87,7 @@ impl Reporter {
         Swap {
             site: self.site.clone(),
             worker: beat::worker(),
-            model: ModelName::of(&model.description.name),
+            model: ModelName::of(&self.swapper.root.description.name),
             release: model.release.clone(),
             since_ms: state.since_ms,
             order: state.order,

@@ -137,7 +137,9 @@ pub fn canary(
     }
     let mut next = after(now, Stage::Canary, release, said, None);
     match &mut next.canary {
-        Some(canary) if canary.release.release == *release => (canary.step, canary.ring) = (step, ring),
+        Some(canary) if canary.release.release == *release => {
+            (canary.step, canary.ring, canary.since_ms) = (step, ring, next.said_at_ms);
+        }
         Some(other) => return Err(Refused::Busy(other.release.release.short().into())),
         none => {
             let at = now.candidates.iter().position(|candidate| candidate.release == *release);

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Shutdown, clock, process};
 use futures::StreamExt;
+use runtime::{Shutdown, clock, process};
 use schemas::{Beat, FaultNote, ModelName, Order, RefusedRelease, ReleaseId, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::read::{self, Stretch};
@@ -28,7 +28,8 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// So many refusals are told.
 const MOST_REFUSED: usize = 8;
 /// Failures that may pass: the package is on its way, or memory is short just now.
-const PASSING: [&str; 4] = ["package_missing", "memory_short", "trial_impossible", "fetch_failed"];
+const PASSING: [&str; 5] =
+    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 /// A worker whose model follows orders.
 pub struct Swapper {
@@ -221,17 +222,16 @@ impl Swapper {
         self.fits(model)
     }
 
-    /// A release is of the model that the worker was set up with, and gives what is asked of that.
+    /// A release gives what is asked of the model that the worker was set up with.
     fn fits(&self, model: Model) -> Result<Arc<Model>, FaultNote> {
-        let (found, own) = (&model.description.name, &self.root.description.name);
-        if found != own {
-            let reason = format!("it is of model {found}, and this worker runs {own}");
-            return Err(FaultNote::new("other_model", reason, "release it under the name of the model it is to replace"));
-        }
         let gives = |model: &Model| model.description.output.features.is_some();
         if gives(&self.root) && !gives(&model) {
             let reason = "it gives no features, and the model this worker was set up with does";
-            return Err(FaultNote::new("features_missing", reason, "name its features output in model.toml (output.features)"));
+            return Err(FaultNote::new(
+                "features_missing",
+                reason,
+                "name its features output in model.toml (output.features)",
+            ));
         }
         Ok(Arc::new(model))
     }
@@ -239,7 +239,7 @@ impl Swapper {
     /// What a sign of life says of it.
     pub fn fill(&self, beat: &mut Beat) {
         let (model, state) = (self.infer.model(), self.state());
-        beat.model = Some(model.description.name.clone());
+        beat.model = Some(self.root.description.name.clone());
         beat.release = Some(model.release.clone());
         beat.release_since_ms = Some(state.since_ms);
         let refused = state.refused.last().map(|refused| {
@@ -336,7 +336,11 @@ fn note(error: InferError) -> FaultNote {
 }
 
 fn unfetched(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::chain(&error), "nothing: it is fetched again; or import the release again")
+    FaultNote::new(
+        error.name(),
+        runtime::fault::chain(&error),
+        "nothing: it is fetched again; or import the release again",
+    )
 }
 
 /// What a release saw where it was packaged.

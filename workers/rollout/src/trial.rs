@@ -92,8 +92,7 @@ impl Trial {
 
     /// Tries a model's folder; an error says why it will not do.
     pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
-        let asked =
-            Asked { folder: folder.to_owned(), onnxruntime: self.onnxruntime.clone(), infer: infer.clone() };
+        let asked = Asked { folder: folder.to_owned(), onnxruntime: self.onnxruntime.clone(), infer: infer.clone() };
         match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
             Ok(answered) => answered,
             Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
@@ -169,9 +168,8 @@ fn crashed(ended: ExitStatus, words: &str) -> FaultNote {
 /// The work of the process: loads, measures, looks.
 pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let remedy = "try the model with `tributary model check`";
-    let of_model = |name: &str, error: &dyn std::error::Error| {
-        FaultNote::new(name, runtime::fault::chain(error), remedy)
-    };
+    let of_model =
+        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::chain(error), remedy);
     let limit = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| streams::batch::run_when_idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
@@ -267,14 +265,18 @@ mod tests {
         let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
         let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
-        assert!(fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start"));
+        assert!(
+            fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
+        );
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("dies");
         std::fs::write(&script, "#!/bin/sh\necho last words >&2\nkill -SEGV $$\n").unwrap();
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let fault =
-            trial(script.to_str().unwrap()).run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault = trial(script.to_str().unwrap())
+            .run(&fixture("fashion-light"), &InferSettings::default())
+            .await
+            .unwrap_err();
         assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);
     }
 }

@@ -4,12 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rollout::count::Counter;
+use rollout::report::SwapReporter;
+use rollout::start::Started;
+use rollout::swap::{self, Swapper};
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
-use schemas::{FaultNote, Opinion, Payload, SiteName, TaskId, Verdict, Verify, decode, encode};
+use schemas::{
+    FaultNote, ModelName, Opinion, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
+};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
 use vision::{Head, Infer, InferError, softmax};
@@ -27,7 +33,10 @@ pub struct Verifier {
     blobs: Blobs,
     infer: Infer,
     head: Option<Head>,
-    temperature: f32,
+    /// What the settings say; a release's own if absent.
+    temperature: Option<f32>,
+    /// How often verdicts agree with what sites said, and what came of each release of ours.
+    counter: Counter,
 }
 
 impl Verifier {
@@ -51,9 +60,18 @@ impl Verifier {
 
     /// Judges an image by the whole model.
     async fn see(&self, request: Verify, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
-        let seen = self.infer.scores(bytes).await.map_err(fault)?;
-        let ratios = softmax(&seen.logits, self.temperature);
-        let opinion = vision::opinion(self.infer.model(), &ratios).ok_or_else(no_scores)?;
+        let seen = self.infer.scores(bytes).await.map_err(|error| {
+            if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
+                self.counter.failed(&self.infer.model().release, clock::now_ms());
+            }
+            fault(error)
+        })?;
+        let model = &seen.model;
+        let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
+        let opinion = vision::opinion(model, &softmax(&seen.logits, temperature)).ok_or_else(no_scores)?;
+        let batch = seen.timings.batch_size.max(1) as f64;
+        let cost_ms = (seen.timings.decode_us as f64 + seen.timings.infer_us as f64 / batch) / 1000.0;
+        self.counter.seen(&model.release, false, opinion.confidence, cost_ms, clock::now_ms());
         let timings = Timings {
             fetch_us,
             wait_us: seen.timings.waited_us,
@@ -118,7 +136,16 @@ impl Step for Verifier {
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let request: Verify = decode(delivery.payload())?;
         let spare = kept(&request)?.into_iter().collect();
+        let sure = match request.reason {
+            VerifyReason::Sampled => Some(true),
+            VerifyReason::Doubtful => Some(false),
+            _ => None,
+        };
         let verdict = self.verdict(request).await?;
+        if let (Some(sure), Some(opinion), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.opinion()) {
+            let agreed = opinion.label == edge.label;
+            self.counter.judged(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
+        }
         Ok(Outgoing { publications: vec![report(&verdict, delivery.sequence)?], spare, ..Outgoing::default() })
     }
 
@@ -150,15 +177,17 @@ fn fault(error: InferError) -> Fault {
 /// Runs a verifier until it is told to stop. The model is loaded and warm already.
 pub async fn run(
     bus: Bus,
-    infer: Infer,
+    started: Started,
     head: Option<Head>,
     settings: &VerifierSettings,
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
-    let temperature = settings.temperature.or(infer.model().description.gate.temperature).unwrap_or(1.0);
-    let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature });
+    let (infer, model) = (started.infer.clone(), ModelName::of(&started.root.description.name));
+    let swapper = Arc::new(Swapper::new(started, blobs.clone()));
+    let (counter, temperature) = (Counter::default(), settings.temperature);
+    let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature, counter: counter.clone() });
     let tally = Arc::new(Tally::default());
     let from = Drive {
         durable: topology::VERIFIER.into(),
@@ -172,9 +201,24 @@ pub async fn run(
     let life = beat::beat(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
         beat.cost_ms = Some(infer.cost_ms());
-        beat.model = Some(infer.model().description.name.clone());
-        beat.release = Some(infer.model().release.clone());
+        swapper.fill(beat);
     });
-    let (ended, ()) = tokio::join!(drive(step, &bus, publisher, from, tally, shutdown.clone()), life);
+    let reporter = SwapReporter {
+        site: SiteName::cloud(),
+        site_labels: Vec::new(),
+        swapper: swapper.clone(),
+        counter,
+        publisher: publisher.clone(),
+        every: Duration::from_secs(settings.report_s.into()),
+    };
+    let telling = reporter.run(|| true, shutdown.clone());
+    let following = swap::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
+    let work = async {
+        let ended = drive(step, &bus, publisher.clone(), from, tally, shutdown.clone()).await;
+        // Whatever ended it, the rest ends with it.
+        shutdown.want();
+        ended
+    };
+    let (ended, (), (), ()) = tokio::join!(work, life, telling, following);
     ended
 }

@@ -159,8 +159,8 @@ impl Model {
 
     /// The sets of operators that its graph is written in, each with its version; the standard one is `ai.onnx`.
     pub fn operators(&self) -> Result<std::collections::BTreeMap<String, u64>, ModelError> {
-        let graph = std::fs::read(&self.graph)
-            .map_err(|source| ModelError::Unreadable { path: self.graph.clone(), source })?;
+        let graph =
+            std::fs::read(&self.graph).map_err(|source| ModelError::Unreadable { path: self.graph.clone(), source })?;
         external::operators(&graph).map_err(|why| ModelError::Graph { path: self.graph.clone(), why: why.into() })
     }
 

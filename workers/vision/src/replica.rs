@@ -138,7 +138,8 @@ impl Replica {
             self.batch.resize(to, 0.0);
         }
         let out = &mut self.batch[from..to];
-        let work = AssertUnwindSafe(|| tensor::write(&self.pixels, &self.model.description.input, &mut self.scratch, out));
+        let work =
+            AssertUnwindSafe(|| tensor::write(&self.pixels, &self.model.description.input, &mut self.scratch, out));
         match catch_unwind(work) {
             Ok(outcome) => outcome?,
             Err(panic) => {

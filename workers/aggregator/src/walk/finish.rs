@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
-use runtime::Fault;
-use schemas::{BlobRef, FaultNote, RoundEvent};
+use rollout::log;
+use rollout::prepare::Origin;
+use rollout::stage::{self, Said};
+use runtime::{Fault, clock};
+use schemas::{BlobRef, FaultNote, Measured, RoundEvent};
+use streams::CarryError;
 use training::TrainError;
+use vision::Model;
 
 use super::{Aggregator, ROLE, is, unreleased, unverified};
 use crate::check;
@@ -83,7 +88,45 @@ impl Aggregator {
         let manifest = first.of_round(current.terms.base.clone(), number, made);
         self.releases.put(&manifest, &file).await.map_err(unreleased)?;
         let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
+        if sealed.release == manifest.release {
+            self.propose(&manifest, &model).await?;
+        }
         self.announce(sealed, &manifest, &file).await
+    }
+
+    /// Offers a sealed release to be tried by sites. Said before the round has ended, so that one that is killed in between
+    /// does it again; one that cannot run stays where it is, sealed.
+    async fn propose(&self, manifest: &Manifest, model: &Model) -> Result<(), Fault> {
+        let made = manifest.made.as_ref();
+        let images = self.public.as_ref().map_or(0, |public| public.len() as u64);
+        let measured =
+            |of: Option<(f64, f64)>| of.map(|(loss, accuracy_ratio)| Measured { images, accuracy_ratio, loss });
+        let public = made.and_then(|made| measured(made.record.before).zip(measured(made.record.after)));
+        let words = format!("round {}", manifest.round);
+        let release = match self.package(model, Origin { parent: manifest.parent.clone(), words, public }).await {
+            Ok(release) => release,
+            Err(Fault::Reject(note)) if note.name != "trial_impossible" => {
+                tracing::warn!(
+                    role = ROLE,
+                    release = manifest.release.short(),
+                    fault = note.name,
+                    reason = note.reason,
+                    "a release is not offered to sites"
+                );
+                return Ok(());
+            }
+            Err(Fault::Reject(note)) => return Err(Fault::retry(&note.name, note.reason)),
+            Err(fault) => return Err(fault),
+        };
+        let why = format!("{} of {} updates", release.origin, count(manifest));
+        let said = log::decide(&self.bus, &self.publisher, &self.model, |now| {
+            let said = Said::new(ROLE, why.clone(), clock::now_ms());
+            // One that is known was offered before, by this worker or by another.
+            let next = now.map(|now| stage::candidate(now, release.clone(), said));
+            Ok::<_, CarryError>(next.and_then(Result::ok))
+        });
+        said.await?;
+        Ok(())
     }
 
     /// Tells the sealed release: its weights go where sites can fetch them from.
