@@ -155,11 +155,6 @@ pub fn releases(model: &ModelName) -> String {
     format!("release.{model}.*")
 }
 
-/// Everything that was decided about releases.
-pub fn all_releases() -> String {
-    "release.*.*".into()
-}
-
 /// What a site shall run of a model.
 pub fn order(site: &SiteName, model: &ModelName) -> String {
     format!("order.{site}.{model}")

@@ -42,6 +42,10 @@ pub struct Manifest {
     pub labels: Vec<String>,
     /// Every weight of the model.
     pub weights: BlobRef,
+    /// Its package, in pieces, in order, in the store: a tar of the model's folder. Empty for one that did not run when it
+    /// was tried.
+    #[serde(default)]
+    pub package: Vec<BlobRef>,
     /// The round; absent for none.
     pub made: Option<Made>,
 }
@@ -255,9 +259,15 @@ impl Releases {
 }
 
 impl Manifest {
-    /// Of the model that sites were set up with.
+    /// Of the model that sites were set up with, or of one that was made elsewhere.
     pub fn first(model: ModelName, release: ReleaseId, labels: Vec<String>, weights: BlobRef) -> Self {
-        Self { format: FORMAT, model, release, parent: None, round: 0, labels, weights, made: None }
+        let package = Vec::new();
+        Self { format: FORMAT, model, release, parent: None, round: 0, labels, weights, package, made: None }
+    }
+
+    /// With its package.
+    pub fn packaged(self, package: Vec<BlobRef>) -> Self {
+        Self { package, ..self }
     }
 
     /// Of what a round came to.

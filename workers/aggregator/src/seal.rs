@@ -17,6 +17,7 @@ use crate::rule::MergeSettings;
 use crate::score::{Ground, Judge};
 use crate::server::Memory;
 use crate::values::{Values, WeightsFile};
+use crate::verify::VerifyError;
 
 /// Why no release was made.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +129,14 @@ pub fn whole(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
         tensors.insert(name, (shape, values));
     }
     weights::encode(&tensors, &Weights::new(), WeightForm::F32, None)
+}
+
+/// Every weight of a model's folder, as a file in `work`.
+pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), VerifyError> {
+    let graph = onnx::read(&model.graph).map_err(TrainError::from)?;
+    let path = work.join(format!("{}.safetensors", model.release.short()));
+    let blob = write(&path, &whole(&graph, &Weights::new())?).map_err(TrainError::write(&path))?;
+    Ok((blob, path))
 }
 
 /// The weights in a file.

@@ -215,17 +215,31 @@ impl Aggregator {
         }
     }
 
-    /// The model that sites were set up with is a release too: what others descend from.
+    /// The model that sites were set up with is a release too: what others descend from, and what sites come back to.
     async fn first_release(&self) -> Result<(), Fault> {
-        self.seal_first().await?;
-        if log::latest(&self.bus, &self.model).await?.is_some() {
+        let root = &self.place.root;
+        let sealed = self.releases.manifest(&root.release).await.map_err(unreleased)?;
+        let said = log::latest(&self.bus, &self.model).await?;
+        if sealed.is_some() && said.is_some() {
             return Ok(());
         }
         let origin = Origin { parent: None, words: "set up with".into(), public: None };
-        let release = self.package(&self.place.root, origin).await?;
+        let release = self.package(root, origin).await?;
+        if sealed.is_none() {
+            self.seal_first(&release).await?;
+        }
         let said = Said::new(ROLE, "sites were set up with it", clock::now_ms());
         // Whoever was faster said the same.
         log::say(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
+        Ok(())
+    }
+
+    async fn seal_first(&self, release: &Release) -> Result<(), Fault> {
+        let root = &self.place.root;
+        let (model, work) = (root.clone(), self.place.work.clone());
+        let (weights, path) = blocking(move || seal::weights_of(&model, &work)).await.map_err(unverified)?;
+        let first = Manifest::first(self.model.clone(), root.release.clone(), root.labels.clone(), weights);
+        self.releases.put(&first.packaged(release.package.clone()), &path).await.map_err(unreleased)?;
         Ok(())
     }
 
@@ -240,25 +254,6 @@ impl Aggregator {
             tracing::debug!(%error, "a package is left where it is");
         }
         Ok(release)
-    }
-
-    async fn seal_first(&self) -> Result<(), Fault> {
-        let root = &self.place.root;
-        if self.releases.manifest(&root.release).await.map_err(unreleased)?.is_some() {
-            return Ok(());
-        }
-        let (model, work) = (root.clone(), self.place.work.clone());
-        let written = blocking(move || {
-            let graph = autograd::onnx::read(&model.graph).map_err(TrainError::from)?;
-            let bytes = seal::whole(&graph, &crate::release::Weights::new())?;
-            let path = work.join("first.safetensors");
-            let blob = crate::release::write(&path, &bytes).map_err(TrainError::write(&path))?;
-            Ok((blob, path))
-        });
-        let (weights, path) = written.await.map_err(unverified)?;
-        let first = Manifest::first(self.model.clone(), root.release.clone(), root.labels.clone(), weights);
-        self.releases.put(&first, &path).await.map_err(unreleased)?;
-        Ok(())
     }
 
     async fn follow(&mut self, next: &mut u64) -> Result<(), Fault> {

@@ -1,6 +1,16 @@
-//! A release is tried on a few sites before all have it.
+//! A release is tried on a few sites before all have it ([`walk`]).
 //!
-//! [`evidence`] is what sites report, put together (pure); [`canary`] what follows from it (pure).
+//! [`evidence`] is what sites report, put together (pure); [`canary`] what follows from it about a release (pure), [`next`]
+//! what is decided (pure); [`ring`] which sites try it, and which are told what next (pure); [`pause`] when nothing new is
+//! let out. Deliberately absent: weights.
 
 pub mod canary;
 pub mod evidence;
+pub mod next;
+pub mod pause;
+pub mod ring;
+pub mod settings;
+pub mod walk;
+
+pub use settings::ReleaserSettings;
+pub use walk::run;

@@ -1,8 +1,6 @@
 //! What was decided about releases, in the cloud's stream: each decision a message in a slot of its own, with everything
 //! that holds after it. Of many who decide at once one wins, and the others decide anew on what holds then.
 
-use std::collections::BTreeMap;
-
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{ModelName, Order, Release, Rollout, decode, encode};
 use streams::read::{self, Stretch};
@@ -14,24 +12,11 @@ pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, Car
     Ok(record.map(|record| decode(&record.payload)).transpose()?)
 }
 
-/// How every model's releases stand.
-pub async fn latest_of_all(bus: &Bus) -> Result<BTreeMap<ModelName, Rollout>, CarryError> {
-    let mut latest = BTreeMap::new();
-    for rollout in decisions(bus, subject::all_releases()).await? {
-        latest.insert(rollout.model.clone(), rollout);
-    }
-    Ok(latest)
-}
-
 /// Everything that was decided about a model, the oldest first.
 pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, CarryError> {
-    decisions(bus, subject::releases(model)).await
-}
-
-async fn decisions(bus: &Bus, of: String) -> Result<Vec<Rollout>, CarryError> {
     let level = read::level(bus, topology::RELEASES).await?;
     let mut all = Vec::new();
-    let stretch = Stretch { subjects: vec![of], ..Stretch::default() };
+    let stretch = Stretch { subjects: vec![subject::releases(model)], ..Stretch::default() };
     read::stretch(bus, topology::RELEASES, stretch, level.last_sequence, |record| {
         match decode::<Rollout>(&record.payload) {
             Ok(rollout) => all.push(rollout),

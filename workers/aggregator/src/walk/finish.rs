@@ -6,7 +6,7 @@ use rollout::log;
 use rollout::prepare::Origin;
 use rollout::stage::{self, Said};
 use runtime::{Fault, clock};
-use schemas::{BlobRef, FaultNote, Measured, RoundEvent};
+use schemas::{BlobRef, FaultNote, Measured, Release, RoundEvent};
 use streams::CarryError;
 use training::TrainError;
 use vision::Model;
@@ -86,39 +86,42 @@ impl Aggregator {
         };
         let first = Manifest::first(self.model.clone(), model.release.clone(), model.labels.clone(), weights.clone());
         let manifest = first.of_round(current.terms.base.clone(), number, made);
+        let release = self.packaged(&manifest, &model).await?;
+        let package = release.as_ref().map(|release| release.package.clone()).unwrap_or_default();
+        let manifest = manifest.packaged(package);
         self.releases.put(&manifest, &file).await.map_err(unreleased)?;
         let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
-        if sealed.release == manifest.release {
-            self.propose(&manifest, &model).await?;
+        if let Some(release) = release.filter(|release| release.release == sealed.release) {
+            self.propose(release, self::count(&manifest)).await?;
         }
         self.announce(sealed, &manifest, &file).await
     }
 
-    /// Offers a sealed release to be tried by sites. Said before the round has ended, so that one that is killed in between
-    /// does it again; one that cannot run stays where it is, sealed.
-    async fn propose(&self, manifest: &Manifest, model: &Model) -> Result<(), Fault> {
+    /// What came of a round, packaged; `None` if it does not run when it is tried: it is sealed all the same, and not
+    /// offered to sites.
+    async fn packaged(&self, manifest: &Manifest, model: &Model) -> Result<Option<Release>, Fault> {
         let made = manifest.made.as_ref();
         let images = self.public.as_ref().map_or(0, |public| public.len() as u64);
         let measured =
             |of: Option<(f64, f64)>| of.map(|(loss, accuracy_ratio)| Measured { images, accuracy_ratio, loss });
         let public = made.and_then(|made| measured(made.record.before).zip(measured(made.record.after)));
         let words = format!("round {}", manifest.round);
-        let release = match self.package(model, Origin { parent: manifest.parent.clone(), words, public }).await {
-            Ok(release) => release,
+        match self.package(model, Origin { parent: manifest.parent.clone(), words, public }).await {
+            Ok(release) => Ok(Some(release)),
             Err(Fault::Reject(note)) if note.name != "trial_impossible" => {
-                tracing::warn!(
-                    role = ROLE,
-                    release = manifest.release.short(),
-                    fault = note.name,
-                    reason = note.reason,
-                    "a release is not offered to sites"
-                );
-                return Ok(());
+                let (release, fault, reason) = (manifest.release.short(), note.name, note.reason);
+                tracing::warn!(role = ROLE, release, fault, reason, "a release is not offered to sites");
+                Ok(None)
             }
-            Err(Fault::Reject(note)) => return Err(Fault::retry(&note.name, note.reason)),
-            Err(fault) => return Err(fault),
-        };
-        let why = format!("{} of {} updates", release.origin, count(manifest));
+            Err(Fault::Reject(note)) => Err(Fault::retry(&note.name, note.reason)),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Offers a sealed release to be tried by sites. Said before the round has ended, so that one that is killed in between
+    /// does it again.
+    async fn propose(&self, release: Release, updates: u32) -> Result<(), Fault> {
+        let why = format!("{} of {updates} updates", release.origin);
         let said = log::decide(&self.bus, &self.publisher, &self.model, |now| {
             let said = Said::new(ROLE, why.clone(), clock::now_ms());
             // One that is known was offered before, by this worker or by another.

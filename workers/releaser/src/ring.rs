@@ -1,0 +1,269 @@
+//! Which sites try a release, and which site is to be told what to run next. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollout::able::{Machine, unable};
+use rollout::stage;
+use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
+
+use crate::settings::Ring;
+
+/// Workers by the site they work at, each as it last said.
+pub type Sites<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
+
+/// An order that has not been followed is given again after this, milliseconds: the package may be gone from the bucket.
+const AGAIN_MS: u64 = 120_000;
+/// A site that has not followed for so long is away, and holds nobody up, milliseconds.
+const AWAY_MS: u64 = 600_000;
+
+/// Why a site cannot run a release, if it cannot: the first of its workers that says so.
+pub fn cannot(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
+    workers.iter().find_map(|swap| {
+        // What a worker runs already it can run.
+        if swap.release == release.release {
+            return None;
+        }
+        let machine = Machine { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
+        unable(&release.needs, &machine)
+    })
+}
+
+/// The sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
+/// the reason.
+pub fn ring(
+    rings: &[Ring],
+    step: u32,
+    rollout: &Rollout,
+    release: &Release,
+    sites: &Sites<'_>,
+) -> (Vec<SiteName>, Vec<(SiteName, FaultNote)>) {
+    let free: Vec<&SiteName> = sites.keys().copied().filter(|site| !rollout.pins.contains_key(*site)).collect();
+    let mut chosen = BTreeSet::new();
+    for ring in rings.iter().take(step as usize + 1) {
+        let labelled = |site: &SiteName| {
+            let workers = sites.get(site).into_iter().flatten();
+            workers.flat_map(|swap| &swap.site_labels).any(|label| ring.labels.contains(label))
+        };
+        chosen.extend(free.iter().copied().filter(|site| ring.sites.contains(site) || labelled(site)));
+        if let Some(share) = ring.share_ratio {
+            let mut drawn = free.clone();
+            drawn.sort_by_key(|site| lot(&rollout.model, &release.release, site));
+            let count = (share * free.len() as f64).ceil() as usize;
+            chosen.extend(drawn.into_iter().take(count));
+        }
+    }
+    let (mut able, mut unable) = (Vec::new(), Vec::new());
+    for site in chosen {
+        match cannot(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
+            None => able.push(site.clone()),
+            Some(fault) => unable.push((site.clone(), fault)),
+        }
+    }
+    (able, unable)
+}
+
+/// Another order of sites for each release, so that it is not always the same that try.
+fn lot(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
+    TaskId::derived(&format!("ring/{model}/{release}/{site}"))
+}
+
+/// What a site was last ordered to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Given {
+    /// The release.
+    pub release: ReleaseId,
+    /// When, milliseconds since the epoch.
+    pub at_ms: u64,
+}
+
+/// The orders to give now, each with whether its package must come along. No more than `batch` sites at a time are on
+/// their way to what is stable; the canary's ring and what is withdrawn wait for nobody.
+pub fn orders(
+    rollout: &Rollout,
+    sites: &Sites<'_>,
+    given: &BTreeMap<SiteName, Given>,
+    batch: usize,
+    now_ms: u64,
+) -> Vec<(Order, bool)> {
+    let runs = |site: &SiteName, release: &ReleaseId| {
+        let workers = sites.get(site).map_or(&[][..], Vec::as_slice);
+        !workers.is_empty() && workers.iter().all(|swap| swap.release == *release)
+    };
+    let on_its_way = |site: &SiteName| {
+        given.get(site).is_some_and(|given| {
+            given.release == rollout.stable.release
+                && !runs(site, &given.release)
+                && now_ms.saturating_sub(given.at_ms) < AWAY_MS
+        })
+    };
+    let mut under_way = sites.keys().filter(|site| on_its_way(site)).count();
+    let mut orders = Vec::new();
+    for (site, workers) in sites {
+        let order = stage::order(rollout, site);
+        let wanted = &order.release.release;
+        let there = runs(site, wanted);
+        let (told, given_at_ms) = match given.get(*site) {
+            Some(given) => (given.release == *wanted, given.at_ms),
+            None => (false, 0),
+        };
+        let due = if told {
+            // Refused for good: nothing changes until something else is decided.
+            let refused = workers.iter().flat_map(|swap| &swap.refused).find(|refused| refused.release == *wanted);
+            let for_good = refused.is_some_and(|refused| !PASSING.contains(&refused.fault.name.as_str()));
+            !there && !for_good && now_ms.saturating_sub(given_at_ms) >= AGAIN_MS
+        } else {
+            true
+        };
+        if !due || cannot(&order.release, workers).is_some() {
+            continue;
+        }
+        let taken_back = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
+        let waits = order.stage == schemas::ReleaseStage::Stable && !there && !told && !taken_back;
+        if waits && under_way >= batch {
+            continue;
+        }
+        under_way += usize::from(waits);
+        orders.push((order, !there));
+    }
+    orders
+}
+
+/// Refusals that pass when the order is given again.
+const PASSING: [&str; 5] =
+    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rollout::stage::{Said, canary, candidate, first, stable, withdraw};
+    use schemas::{Needs, RefusedRelease};
+
+    fn release(number: u8) -> Release {
+        Release {
+            release: ReleaseId::from_sha256([number; 32]),
+            parent: None,
+            origin: "imported".into(),
+            package: Vec::new(),
+            needs: Needs { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
+            public: None,
+        }
+    }
+
+    fn said() -> Said {
+        Said::new("hand", "because", 5)
+    }
+
+    fn swap(site: &str, runs: u8) -> Swap {
+        Swap {
+            site: site.parse().unwrap(),
+            worker: "host-1".into(),
+            model: "fish".parse().unwrap(),
+            release: ReleaseId::from_sha256([runs; 32]),
+            since_ms: 0,
+            order: 0,
+            refused: Vec::new(),
+            runtime: "1.31.1".into(),
+            memory_free_mib: Some(1000),
+            memory_mib: 100,
+            site_labels: Vec::new(),
+            slot_ms: 0,
+            said_at_ms: 0,
+            counts: Vec::new(),
+            agreements: Vec::new(),
+        }
+    }
+
+    fn sites(swaps: &[Swap]) -> Sites<'_> {
+        let mut sites = Sites::new();
+        for swap in swaps {
+            sites.entry(&swap.site).or_default().push(swap);
+        }
+        sites
+    }
+
+    fn fleet(count: usize) -> Vec<Swap> {
+        (0..count).map(|number| swap(&format!("site-{number:02}"), 0)).collect()
+    }
+
+    fn begun() -> Rollout {
+        first("fish".parse().unwrap(), release(0), said())
+    }
+
+    fn names(orders: &[(Order, bool)]) -> Vec<String> {
+        orders.iter().map(|(order, _)| format!("{}:{}", order.site, &order.release.release.as_str()[..2])).collect()
+    }
+
+    #[test]
+    fn a_ring_is_a_share_a_list_or_a_label_and_grows() {
+        let mut swaps = fleet(20);
+        swaps[3].site_labels = vec!["harbour".into()];
+        let rings = [
+            Ring { sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()], ..Ring::default() },
+            Ring { labels: vec!["harbour".into()], ..Ring::default() },
+            Ring { share_ratio: Some(0.3), ..Ring::default() },
+        ];
+        let at = |step| ring(&rings, step, &begun(), &release(1), &sites(&swaps)).0;
+        assert_eq!(at(0), ["site-07".parse().unwrap()]);
+        assert_eq!(at(1), ["site-03".parse().unwrap(), "site-07".parse().unwrap()]);
+        let all = at(2);
+        assert!((6..=8).contains(&all.len()) && at(1).iter().all(|site| all.contains(site)), "{all:?}");
+        assert_eq!(at(9), all);
+    }
+
+    #[test]
+    fn a_site_that_cannot_run_it_says_so_and_is_not_asked() {
+        let mut swaps = fleet(2);
+        swaps[1].memory_free_mib = Some(3);
+        let all = [Ring { share_ratio: Some(1.0), ..Ring::default() }];
+        let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
+        assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
+        let moved = stable(&begun(), release(1), said()).unwrap();
+        assert_eq!(names(&orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
+    }
+
+    #[test]
+    fn sites_are_moved_in_batches_and_one_that_is_away_holds_nobody_up_for_long() {
+        let swaps = fleet(7);
+        let moved = stable(&begun(), release(1), said()).unwrap();
+        let mut given = BTreeMap::new();
+        let give = |given: &mut BTreeMap<SiteName, Given>, swaps: &[Swap], now_ms: u64| {
+            let orders = orders(&moved, &sites(swaps), given, 3, now_ms);
+            for (order, _) in &orders {
+                given.insert(order.site.clone(), Given { release: order.release.release.clone(), at_ms: now_ms });
+            }
+            orders.len()
+        };
+        assert_eq!(give(&mut given, &swaps, 0), 3);
+        assert_eq!(give(&mut given, &swaps, 10), 0, "three are on their way");
+        let mut swaps = swaps;
+        swaps[0].release = ReleaseId::from_sha256([1; 32]);
+        assert_eq!(give(&mut given, &swaps, 20), 1);
+        assert_eq!(give(&mut given, &swaps, AGAIN_MS), 2, "given again to those that did not follow");
+        assert_eq!(give(&mut given, &swaps, AGAIN_MS + AWAY_MS + 1), 6, "all others are away or go on");
+    }
+
+    #[test]
+    fn a_ring_that_refused_is_told_to_forget_it_when_it_is_withdrawn() {
+        let mut swaps = fleet(3);
+        let tried = canary(
+            &candidate(&begun(), release(1), said()).unwrap(),
+            &release(1).release,
+            0,
+            vec!["site-01".parse().unwrap()],
+            said(),
+        )
+        .unwrap();
+        let stay = Given { release: release(0).release, at_ms: 0 };
+        let mut given: BTreeMap<SiteName, Given> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
+        let first = orders(&tried, &sites(&swaps), &given, 10, 5);
+        assert_eq!(names(&first), ["site-01:01"]);
+        assert!(first[0].1, "with its package");
+        given.insert("site-01".parse().unwrap(), Given { release: release(1).release, at_ms: 5 });
+        let fault = FaultNote::new("score_not_finite", "no number", "none");
+        swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
+        assert!(orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
+        let back = withdraw(&tried, &release(1).release, said()).unwrap();
+        let back = orders(&back, &sites(&swaps), &given, 10, 6);
+        assert_eq!((names(&back), back[0].1), (vec!["site-01:00".to_owned()], false));
+    }
+}

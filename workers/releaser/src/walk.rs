@@ -1,0 +1,221 @@
+//! The releaser: reports come in → evidence → decide → order. What is decided stands in the stream alone, so that one that
+//! was killed, or a second one, comes to the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use rollout::{log, package};
+use runtime::drive::Tally;
+use runtime::{Fault, Shutdown, beat, clock, look_up};
+use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap, decode};
+use streams::read::{self, Level, Stretch};
+use streams::{Blobs, Bus, Publisher, Store, topology};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::evidence::Evidence;
+use crate::next::{Next, next};
+use crate::ring::{Given, orders};
+use crate::settings::ReleaserSettings;
+
+const ROLE: &str = "releaser";
+/// How long a publication is retried.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After a failure of the moment.
+const AGAIN: Duration = Duration::from_secs(3);
+/// How often it looks what was decided by others and which orders to give.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What it does, for `status`: of each model, in words.
+type State = beat::Report<BTreeMap<ModelName, String>>;
+
+/// Lets releases out, of every model, until it is told to stop. `store`: where packages are kept.
+pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
+    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
+    let state = State::default();
+    let tally = Arc::new(Tally::default());
+    let told = state.clone();
+    let life = beat::beat(bus.clone(), ROLE, None, tally.clone(), shutdown.clone(), state.pulse(), move |beat| {
+        beat.releases = told.report().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
+    });
+    let releaser = Releaser {
+        publisher: Publisher::new(bus.clone(), PATIENCE),
+        bus,
+        store,
+        blobs,
+        settings: settings.clone(),
+        state,
+        tally,
+        latest: BTreeMap::new(),
+        evidence: BTreeMap::new(),
+        given: BTreeMap::new(),
+        judged_at: None,
+    };
+    tracing::info!(role = ROLE, "started");
+    let walk = async {
+        tokio::select! {
+            () = releaser.walk() => {}
+            () = shutdown.wanted() => {}
+        }
+    };
+    tokio::join!(walk, life);
+    tracing::info!(role = ROLE, "stopped");
+    Ok(())
+}
+
+struct Releaser {
+    bus: Bus,
+    publisher: Publisher,
+    store: Store,
+    blobs: Blobs,
+    settings: ReleaserSettings,
+    state: State,
+    tally: Arc<Tally>,
+    /// How each model's releases stand.
+    latest: BTreeMap<ModelName, Rollout>,
+    /// What is known of each model.
+    evidence: BTreeMap<ModelName, Evidence>,
+    /// What sites were last ordered to run.
+    given: BTreeMap<ModelName, BTreeMap<SiteName, Given>>,
+    judged_at: Option<Instant>,
+}
+
+impl Releaser {
+    async fn walk(mut self) {
+        loop {
+            // Whatever broke is begun again; everything is read anew.
+            if let Err(fault) = self.follow().await {
+                tracing::warn!(role = ROLE, ?fault, "tried again later");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), Fault> {
+        (self.evidence, self.given) = (BTreeMap::new(), BTreeMap::new());
+        for (order, at_ms) in log::orders(&self.bus).await? {
+            let given = Given { release: order.release.release, at_ms };
+            self.given.entry(order.model).or_default().insert(order.site, given);
+        }
+        let there = [read::level(&self.bus, topology::SWAPS).await?, read::level(&self.bus, topology::RELEASES).await?];
+        let mut reports = std::pin::pin!(read::follow(&self.bus, topology::SWAPS, Stretch::default()).await?);
+        let mut decisions = std::pin::pin!(read::follow(&self.bus, topology::RELEASES, Stretch::default()).await?);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut read_to = [0, 0];
+        loop {
+            tokio::select! {
+                record = reports.next() => {
+                    let Some(record) = record else { return Ok(()) };
+                    let record = record?;
+                    read_to[0] = record.sequence;
+                    match decode::<Swap>(&record.payload) {
+                        Ok(swap) => self.see(&swap),
+                        Err(error) => tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over"),
+                    }
+                }
+                record = decisions.next() => {
+                    let Some(record) = record else { return Ok(()) };
+                    let record = record?;
+                    read_to[1] = record.sequence;
+                    match decode::<Rollout>(&record.payload) {
+                        Ok(rollout) => self.stands(rollout),
+                        Err(error) => tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over"),
+                    }
+                }
+                // Who has not read what was reported and decided would decide on half of it.
+                _ = looks.tick() => {
+                    let read = |level: &Level, to: u64| level.messages == 0 || to >= level.last_sequence;
+                    if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
+                        self.look().await?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn stands(&mut self, rollout: Rollout) {
+        let known = self.latest.get(&rollout.model).map_or(0, |known| known.number);
+        if rollout.number > known {
+            self.latest.insert(rollout.model.clone(), rollout);
+        }
+    }
+
+    /// A report counts for its own model, and a verifier's word on verdicts for every other.
+    fn see(&mut self, swap: &Swap) {
+        let now_ms = clock::now_ms();
+        self.evidence.entry(swap.model.clone()).or_insert_with(|| Evidence::of(swap.model.clone()));
+        for evidence in self.evidence.values_mut() {
+            evidence.see(swap.clone(), now_ms);
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Fault> {
+        let every = Duration::from_secs(self.settings.judge_s.into());
+        let judges = self.judged_at.is_none_or(|at| at.elapsed() >= every);
+        if judges {
+            self.judged_at = Some(Instant::now());
+        }
+        let now_ms = clock::now_ms();
+        for (model, rollout) in self.latest.clone() {
+            let evidence = self.evidence.entry(model.clone()).or_insert_with(|| Evidence::of(model.clone()));
+            let rollout = match next(&rollout, evidence, &evidence.sites(now_ms), &self.settings, now_ms) {
+                Next::Decide(decided) if judges => match self.decide(*decided).await? {
+                    Some(decided) => decided,
+                    // Somebody else was faster; what was decided comes by the stream.
+                    None => continue,
+                },
+                Next::Decide(_) => rollout,
+                Next::Wait(why) => {
+                    self.is(&model, why);
+                    rollout
+                }
+            };
+            self.order(&model, &rollout).await?;
+        }
+        Ok(())
+    }
+
+    fn is(&self, model: &ModelName, words: String) {
+        if self.state.report().get(model) != Some(&words) {
+            self.state.change(|report| drop(report.insert(model.clone(), words)));
+        }
+    }
+
+    /// Says what was decided; `None` if somebody else was faster.
+    async fn decide(&mut self, decided: Rollout) -> Result<Option<Rollout>, Fault> {
+        if !log::say(&self.publisher, &decided).await? {
+            return Ok(None);
+        }
+        let (stage, why) = (decided.decision.stage.as_str(), &decided.decision.why);
+        tracing::info!(role = ROLE, model = %decided.model, release = decided.decision.release.short(), stage, why, "decided");
+        self.is(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
+        self.tally.finished.fetch_add(1, Ordering::Relaxed);
+        self.stands(decided.clone());
+        Ok(Some(decided))
+    }
+
+    /// Gives the orders that are due.
+    async fn order(&mut self, model: &ModelName, rollout: &Rollout) -> Result<(), Fault> {
+        let now_ms = clock::now_ms();
+        let Some(evidence) = self.evidence.get(model) else { return Ok(()) };
+        let given = self.given.entry(model.clone()).or_default();
+        let due = orders(rollout, &evidence.sites(now_ms), given, self.settings.batch as usize, now_ms);
+        let mut offered: Vec<&ReleaseId> = Vec::new();
+        for (order, with_package) in &due {
+            let release = &order.release;
+            if *with_package && !offered.contains(&&release.release) {
+                let kept = package::offer(&self.store, model, &self.blobs, &release.package).await;
+                kept.map_err(|error| Fault::retry(error.name(), runtime::fault::chain(&error)))?;
+                offered.push(&release.release);
+            }
+            log::give(&self.publisher, order, *with_package).await?;
+            let (release, stage) = (release.release.clone(), order.stage.as_str());
+            tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "ordered");
+            given.insert(order.site.clone(), Given { release, at_ms: now_ms });
+        }
+        Ok(())
+    }
+}
