@@ -4,3 +4,6 @@
 
 pub mod canary;
 pub mod evidence;
+
+pub use canary::{CanarySettings, Judged, Ruling, judge};
+pub use evidence::{Cell, Evidence, Memory, Pair, Trial};
