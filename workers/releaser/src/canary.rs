@@ -1,1 +1,220 @@
 //! What follows from evidence about a canary. Pure.
+//!
+//! Each measure is a sequential test (Wald, Sequential Analysis, 1947) of how much better the ring became than the others
+//! did ([`effect`]): with an effect `d`, its variance `v` and a margin `m`, the logarithm of the odds that the release is
+//! worse by the margin and not as good is `-m (d + m/2) / v`. Estimates of a fixed effect from more and more images have
+//! independent increments in `1 / v` (Jennison and Turnbull, Group Sequential Methods, chapters 3 and 11), and such odds
+//! pass `1 / a` with a chance of no more than `a` however often one looks (Ville): so it can be judged at every report, and
+//! a measure that has said its word may go on while others come to theirs.
+//!
+//! Worse in one measure, and the release is taken back; it is good when every measure says so. The chance of a false alarm
+//! is divided among the measures (Bonferroni); a bad release passes only if the measure it is bad in says good, so that
+//! chance needs no division.
+
+mod effect;
+mod measure;
+
+use schemas::{Finding, Says};
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::{Memory, Trial};
+use effect::effect;
+pub use measure::Measure;
+
+/// Memory may always grow by so much, MiB: less than that is noise.
+const MEMORY_LEAST_MIB: f64 = 64.0;
+
+/// When a canary is promoted or withdrawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CanarySettings {
+    /// Chance that a release as good as the stable one is withdrawn, over all measures together, above 0 and below 0.5.
+    pub false_alarm_ratio: f64,
+    /// Chance that a release that is worse by the margin of a measure is promoted, above 0 and below 0.5.
+    pub miss_ratio: f64,
+    /// How much less often verdicts may agree, as a share of all images, above 0 and below 1.
+    pub agreement_margin_ratio: f64,
+    /// How many more images may be in doubt, as a share of all images, above 0 and below 1.
+    pub sent_up_margin_ratio: f64,
+    /// How much lower the mean confidence may be, above 0 and below 1.
+    pub confidence_margin_ratio: f64,
+    /// How many times more an image may cost, above 1.
+    pub cost_ratio: f64,
+    /// How many more images it may fail on, as a share of all, above 0 and below 1.
+    pub faults_margin_ratio: f64,
+    /// Images of the ring before anything but faults, refusals and crashes is believed.
+    pub least_images: u64,
+    /// After so long without a decision it is withdrawn, seconds, at least 1.
+    pub longest_s: u64,
+    /// How many times more memory a worker may take, above 1; 64 MiB more are always allowed.
+    pub memory_ratio: f64,
+    /// Ends of workers in the ring that withdraw it at once, at least 1. A worker that somebody starts anew counts unless
+    /// as many were elsewhere.
+    pub crashes: u64,
+    /// Whether a release may be promoted that no verdict says anything about, for fleets without a verifier.
+    pub without_verdicts: bool,
+}
+
+impl Default for CanarySettings {
+    fn default() -> Self {
+        Self {
+            false_alarm_ratio: 0.05,
+            miss_ratio: 0.05,
+            agreement_margin_ratio: 0.02,
+            sent_up_margin_ratio: 0.10,
+            confidence_margin_ratio: 0.10,
+            cost_ratio: 1.5,
+            faults_margin_ratio: 0.01,
+            least_images: 200,
+            longest_s: 24 * 3600,
+            memory_ratio: 1.5,
+            crashes: 2,
+            without_verdicts: false,
+        }
+    }
+}
+
+impl CanarySettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        let within = [
+            ("false_alarm_ratio", self.false_alarm_ratio, 0.0, 0.5),
+            ("miss_ratio", self.miss_ratio, 0.0, 0.5),
+            ("agreement_margin_ratio", self.agreement_margin_ratio, 0.0, 1.0),
+            ("sent_up_margin_ratio", self.sent_up_margin_ratio, 0.0, 1.0),
+            ("confidence_margin_ratio", self.confidence_margin_ratio, 0.0, 1.0),
+            ("faults_margin_ratio", self.faults_margin_ratio, 0.0, 1.0),
+            ("cost_ratio", self.cost_ratio, 1.0, 1000.0),
+            ("memory_ratio", self.memory_ratio, 1.0, 1000.0),
+        ];
+        for (name, value, above, below) in within {
+            if !(value > above && value < below) {
+                return Err(format!("canary.{name} is {value}, it must lie between {above} and {below}"));
+            }
+        }
+        for (name, value) in [("longest_s", self.longest_s), ("crashes", self.crashes)] {
+            if value == 0 {
+                return Err(format!("canary.{name} is 0, use at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// How much worse is too bad, in the measure's own units.
+    pub fn margin(&self, measure: Measure) -> f64 {
+        match measure {
+            Measure::Agreement => self.agreement_margin_ratio,
+            Measure::SentUp => self.sent_up_margin_ratio,
+            Measure::Confidence => self.confidence_margin_ratio,
+            Measure::Cost => self.cost_ratio.ln(),
+            Measure::Faults => self.faults_margin_ratio,
+        }
+    }
+}
+
+/// What follows from a trial.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    /// What each measure says, of those there are numbers for.
+    pub findings: Vec<Finding>,
+    /// What shall be done.
+    pub ruling: Ruling,
+}
+
+/// What shall be done with a canary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ruling {
+    /// It is as good as what is stable, or better.
+    Promote,
+    /// It is not decided yet; what is missing, in words.
+    Wait(String),
+    /// It is taken back; why, in words.
+    Withdraw(String),
+}
+
+/// What follows from what is known of a canary.
+pub fn judge(trial: &Trial, settings: &CanarySettings) -> Judged {
+    let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.least_images;
+    let (mut findings, mut open) = (Vec::new(), Vec::new());
+    for measure in Measure::ALL {
+        match find(measure, trial, settings, enough) {
+            Ok(finding) => {
+                if finding.says == Says::Open {
+                    open.push(format!("{} is open ({})", finding.measure, so_far(&finding)));
+                }
+                findings.push(finding);
+            }
+            Err(_) if measure == Measure::Agreement && settings.without_verdicts => {}
+            Err(why) => open.push(format!("{} is open ({why})", measure.as_str())),
+        }
+    }
+    let ruling = rule(trial, settings, enough, &findings, &open);
+    Judged { findings, ruling }
+}
+
+fn rule(trial: &Trial, settings: &CanarySettings, enough: bool, findings: &[Finding], open: &[String]) -> Ruling {
+    if trial.crashes >= settings.crashes {
+        return Ruling::Withdraw(format!("it ended {} workers of the ring", trial.crashes));
+    }
+    if let Some(fault) = trial.refused.last().filter(|_| trial.refused.len() * 2 > trial.sites) {
+        let (refused, sites) = (trial.refused.len(), trial.sites);
+        return Ruling::Withdraw(format!("{refused} of {sites} sites refused it: {} ({})", fault.reason, fault.name));
+    }
+    if let Some(Memory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
+        return Ruling::Withdraw(format!("a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"));
+    }
+    if let Some(finding) = findings.iter().find(|finding| finding.says == Says::Worse) {
+        return Ruling::Withdraw(format!("{} is worse: {}", finding.measure, so_far(finding)));
+    }
+    match open.is_empty() {
+        true => Ruling::Promote,
+        false if trial.age_ms >= settings.longest_s.saturating_mul(1000) => {
+            Ruling::Withdraw(format!("not decided in {} h: {}", trial.age_ms / 3_600_000, open.join(", ")))
+        }
+        false => Ruling::Wait(open.join(", ")),
+    }
+}
+
+fn grew(memory: &Memory, settings: &CanarySettings) -> bool {
+    memory.after_mib > memory.before_mib * settings.memory_ratio
+        && memory.after_mib > memory.before_mib + MEMORY_LEAST_MIB
+}
+
+fn so_far(finding: &Finding) -> String {
+    let which = if finding.better < 0.0 { "worse" } else { "better" };
+    let what = if finding.measure == Measure::Agreement.as_str() { "sampled verdicts" } else { "images" };
+    format!(
+        "{:.4} {which} than stable in the same hours, ± {:.4}, where {:.4} is too much, by {} {what}",
+        finding.better.abs(),
+        finding.error,
+        finding.margin,
+        finding.count
+    )
+}
+
+/// What a measure says; why it has no number, in words.
+fn find(measure: Measure, trial: &Trial, settings: &CanarySettings, enough: bool) -> Result<Finding, &'static str> {
+    let (margin, always) = (settings.margin(measure), measure == Measure::Faults);
+    let found = effect(measure, trial, margin, !always)?;
+    let odds = -margin * (found.better + margin / 2.0) / found.variance;
+    let worse = (Measure::ALL.len() as f64 / settings.false_alarm_ratio).ln();
+    let says = match odds {
+        _ if odds >= worse && (enough || always) => Says::Worse,
+        _ if odds <= settings.miss_ratio.ln() && enough => Says::Good,
+        _ => Says::Open,
+    };
+    Ok(Finding {
+        measure: measure.as_str().into(),
+        canary: found.canary,
+        stable: found.stable,
+        better: found.better,
+        error: found.variance.sqrt(),
+        margin,
+        odds,
+        count: found.count,
+        says,
+    })
+}
+
+#[cfg(test)]
+mod tests;

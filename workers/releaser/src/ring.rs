@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollout::able::{Machine, unable};
 use rollout::stage;
+use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
 
 use crate::settings::Ring;
@@ -127,10 +128,6 @@ pub fn orders(
     }
     orders
 }
-
-/// Refusals that pass when the order is given again.
-const PASSING: [&str; 5] =
-    ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 #[cfg(test)]
 mod tests {

@@ -28,7 +28,7 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// So many refusals are told.
 const MOST_REFUSED: usize = 8;
 /// Failures that may pass: the package is on its way, or memory is short just now.
-const PASSING: [&str; 5] =
+pub const PASSING: [&str; 5] =
     ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 /// A worker whose model follows orders.

@@ -1,0 +1,206 @@
+//! How much better a ring became than the others did, and how sure that is. Pure.
+//!
+//! The effect is a difference of differences: what changed at sites of the ring, less what changed at the others in the
+//! same hours. The first difference removes that sites differ, the second that hours do. Each site is held against
+//! itself, and sites are put together by `1 / (1/n_before + 1/n_after)` (Mantel and Haenszel's weights), so that a site
+//! that came to more images than before does not look like a change.
+//!
+//! Images of a site are not independent: a machine is slow for minutes, a camera sees the same scene for hours. An error
+//! made of images alone would be far too small. So each site may *wander* by itself, by a variance that is added to that of
+//! its images, and that is measured twice:
+//! - Between sites: those outside the ring changed too, though nothing was changed there. By how much more than their
+//!   images explain is how much a site wanders (Conley and Taber, Review of Economics and Statistics 93, 2011).
+//! - Between stretches of one site before: by how much more they differ than their images explain. As neighbours are
+//!   alike, so do longer stretches put together of them, and the largest variance a stretch of any length asks for is
+//!   believed (batch means: Schmeiser, Operations Research 30, 1982).
+//!
+//! The latter, and at least a quarter of the margin, counts as if two sites more had said it, so that a few sites that
+//! happen to be alike are not believed.
+
+use super::measure::{Measure, Spread, Value};
+use crate::evidence::{Cell, Pair, Trial};
+
+/// A site wanders at least so much, as a share of the margin, as far as no other site says so; a guess.
+const LEAST_WANDER: f64 = 0.25;
+/// The same where sites were not seen before and differ anyway; a guess.
+const LEAST_DIFFERENT: f64 = 1.0;
+/// For so many sites that counts.
+const PRIOR_SITES: f64 = 2.0;
+/// Stretches are put together as long as so many remain of a site.
+const LEAST_BATCHES: usize = 9;
+
+/// How much better a ring became.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Effect {
+    /// The measure in the ring.
+    pub canary: f64,
+    /// At the others in the same hours, if there are any.
+    pub stable: Option<f64>,
+    /// How much better the ring became than the others did; below 0 it is worse.
+    pub better: f64,
+    /// Variance of that.
+    pub variance: f64,
+    /// Images, or sampled verdicts, of the ring.
+    pub count: u64,
+}
+
+/// A site's change, or its plain value where it was not seen before.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    by: f64,
+    weight: f64,
+    variance: f64,
+    after: Value,
+}
+
+/// Of a trial; in words why not, if there is too little. `margin`: how much worse is too bad, above 0. `waits`: whether
+/// sites outside the ring are waited for that were seen before and have said nothing since.
+pub(super) fn effect(measure: Measure, trial: &Trial, margin: f64, waits: bool) -> Result<Effect, &'static str> {
+    let stable = trial.others.iter().map(|pair| &pair.after).chain(before(&trial.ring)).chain(before(&trial.others));
+    let stable = Spread::of(measure, stable, margin);
+    let mut canary = Spread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
+    if measure == Measure::Faults {
+        canary = canary.at_most(stable, margin);
+    }
+    let (ring, ring_after) = changes(measure, &trial.ring, stable, canary);
+    let (others, others_after) = changes(measure, &trial.others, stable, stable);
+    if ring_after.is_empty() {
+        return Err(match measure {
+            Measure::Agreement => "no image of the ring that it was sure of has a verdict",
+            _ => "the ring has recognized nothing with it",
+        });
+    }
+    let by_hours = by_hours(measure, trial, stable);
+    let wander = |least: f64, others: &[Change]| {
+        let prior = (least * margin).powi(2).max(by_hours);
+        let (seen, sites) = between_sites(others);
+        let ring = (PRIOR_SITES * prior + sites * seen * trial.longer.max(1.0)) / (PRIOR_SITES + sites);
+        let other = (PRIOR_SITES * prior + sites * seen) / (PRIOR_SITES + sites);
+        (ring, other)
+    };
+    let found = |ring: &[Change], others: &[Change], least: f64| {
+        let (wander, elsewhere) = wander(least, others);
+        let (by, variance, canary) = together(ring, wander);
+        let (other_by, other_variance, stable) =
+            if others.is_empty() { (0.0, 0.0, None) } else { together(others, elsewhere) };
+        Effect {
+            canary: canary.unwrap_or(0.0),
+            stable,
+            better: measure.sign() * (by - other_by),
+            variance: variance + other_variance,
+            count: ring.iter().map(|change| change.after.count as u64).sum(),
+        }
+    };
+    if !ring.is_empty() && !others.is_empty() {
+        return Ok(found(&ring, &others, LEAST_WANDER));
+    }
+    if waits && others_after.is_empty() && trial.others.iter().any(|pair| !pair.before.is_empty()) {
+        return Err("the other sites have said nothing since it began");
+    }
+    if !others_after.is_empty() {
+        return Ok(found(&ring_after, &others_after, LEAST_DIFFERENT));
+    }
+    match ring.is_empty() {
+        false => Ok(found(&ring, &[], LEAST_WANDER)),
+        true => Err("there is nothing to compare it with: no other site, and none of the ring was seen before"),
+    }
+}
+
+fn before(pairs: &[Pair]) -> impl Iterator<Item = &Cell> + Clone {
+    pairs.iter().flat_map(|pair| &pair.before)
+}
+
+/// Sites that were seen before and since, and all that were seen since, each by itself.
+fn changes(measure: Measure, pairs: &[Pair], stable: Spread, since: Spread) -> (Vec<Change>, Vec<Change>) {
+    let (mut changes, mut plain) = (Vec::new(), Vec::new());
+    for pair in pairs {
+        let Some(after) = measure.value(&pair.after, since) else { continue };
+        plain.push(Change { by: after.mean, weight: after.count, variance: after.variance, after });
+        if let Some(before) = measure.value(&sum(&pair.before), stable) {
+            changes.push(Change {
+                by: after.mean - before.mean,
+                weight: 1.0 / (1.0 / before.count + 1.0 / after.count),
+                variance: before.variance + after.variance,
+                after,
+            });
+        }
+    }
+    (changes, plain)
+}
+
+/// The mean change of sites that wander, its variance, and the mean since.
+fn together(changes: &[Change], wander: f64) -> (f64, f64, Option<f64>) {
+    let all: f64 = changes.iter().map(|change| change.weight).sum();
+    let sum =
+        |of: &dyn Fn(f64, &Change) -> f64| changes.iter().map(|change| of(change.weight / all, change)).sum::<f64>();
+    let count: f64 = changes.iter().map(|change| change.after.count).sum();
+    let since = changes.iter().map(|change| change.after.mean * change.after.count / count).sum();
+    (
+        sum(&|share, change| share * change.by),
+        sum(&|share, change| share * share * (change.variance + wander)),
+        (!changes.is_empty()).then_some(since),
+    )
+}
+
+/// By what variance sites differ more than their images explain, by the method of moments, and how many sites say so.
+fn between_sites(changes: &[Change]) -> (f64, f64) {
+    let all: f64 = changes.iter().map(|change| change.weight).sum();
+    let shares = || changes.iter().map(|change| (change.weight / all, change));
+    let free = 1.0 - shares().map(|(share, _)| share * share).sum::<f64>();
+    if changes.len() < 2 || free <= 1e-9 {
+        return (0.0, 0.0);
+    }
+    let mean: f64 = shares().map(|(share, change)| share * change.by).sum();
+    let squares: f64 = shares().map(|(share, change)| share * (change.by - mean).powi(2)).sum();
+    let explained: f64 = shares().map(|(share, change)| share * (1.0 - share) * change.variance).sum();
+    (((squares - explained) / free).max(0.0), free / (1.0 - free))
+}
+
+/// By what variance a site's change wanders, as stretches before tell.
+fn by_hours(measure: Measure, trial: &Trial, stable: Spread) -> f64 {
+    let sites: Vec<&[Cell]> = trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
+    let longest = sites.iter().map(|slots| slots.len()).max().unwrap_or(0);
+    let one = between_slots(measure, &sites, 1, stable);
+    let lengths = std::iter::successors(Some(2), |length| Some(length * 2));
+    let lengths = lengths.take_while(|length| longest / length >= LEAST_BATCHES);
+    let batches = lengths.map(|length| length as f64 * between_slots(measure, &sites, length, stable));
+    let all = batches.fold(one, f64::max);
+    let (before, since) = stretches(measure, &trial.ring, stable);
+    // No mean wanders more than what it is of.
+    (all / since).min(one) + (all / before).min(one)
+}
+
+/// By what variance stretches of a site differ more than their images explain, so many slots put together.
+fn between_slots(measure: Measure, sites: &[&[Cell]], length: usize, stable: Spread) -> f64 {
+    let (mut squares, mut explained, mut free) = (0.0, 0.0, 0.0);
+    for slots in sites {
+        let batches = slots.chunks_exact(length).filter_map(|slots| measure.value(&sum(slots), stable));
+        let batches: Vec<Value> = batches.collect();
+        let all: f64 = batches.iter().map(|batch| batch.count).sum();
+        let mean = batches.iter().map(|batch| batch.mean * batch.count / all).sum::<f64>();
+        for batch in batches {
+            let weight = batch.count * (1.0 - batch.count / all);
+            squares += batch.count * (batch.mean - mean).powi(2);
+            explained += weight * batch.variance;
+            free += weight;
+        }
+    }
+    if free > 0.0 { ((squares - explained) / free).max(0.0) } else { 0.0 }
+}
+
+/// How many stretches a site of the ring was seen before, and since, on average; at least 1 each.
+fn stretches(measure: Measure, ring: &[Pair], stable: Spread) -> (f64, f64) {
+    let counts = |of: &dyn Fn(&Pair) -> Cell| -> f64 {
+        ring.iter().filter_map(|pair| measure.value(&of(pair), stable)).map(|value| value.count).sum()
+    };
+    let (before, since) = (counts(&|pair| sum(&pair.before)), counts(&|pair| pair.after));
+    let slots = ring.iter().map(|pair| pair.before.len()).sum::<usize>() as f64;
+    let sites = ring.iter().filter(|pair| !pair.before.is_empty()).count().max(1) as f64;
+    if before > 0.0 { ((slots / sites).max(1.0), (since / sites / (before / slots)).max(1.0)) } else { (1.0, 1.0) }
+}
+
+fn sum(cells: &[Cell]) -> Cell {
+    let mut all = Cell::default();
+    cells.iter().for_each(|cell| all.add(cell));
+    all
+}

@@ -1,0 +1,161 @@
+//! What is measured of a release, and how sure one stretch of one site is of it. Pure.
+
+use schemas::swap::{Agreed, Moments};
+
+use crate::evidence::Cell;
+
+/// What is measured of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    /// Share of all images on which a verdict says what the release said, 0 to 1.
+    Agreement,
+    /// Share of the images that the gate is in doubt about, 0 to 1.
+    SentUp,
+    /// Mean confidence, 0 to 1.
+    Confidence,
+    /// Mean natural logarithm of what an image costs, milliseconds.
+    Cost,
+    /// Share of the images that it fails on, 0 to 1.
+    Faults,
+}
+
+impl Measure {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Agreement, Self::SentUp, Self::Confidence, Self::Cost, Self::Faults];
+
+    /// Its name in a finding.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agreement => "agreement",
+            Self::SentUp => "sent up",
+            Self::Confidence => "confidence",
+            Self::Cost => "cost",
+            Self::Faults => "faults",
+        }
+    }
+
+    /// 1 where more is better, -1 where less is.
+    pub(super) fn sign(self) -> f64 {
+        match self {
+            Self::Agreement | Self::Confidence => 1.0,
+            Self::SentUp | Self::Cost | Self::Faults => -1.0,
+        }
+    }
+
+    /// What a cell says, given how much single images differ; `None` where it has too little to say anything.
+    pub(super) fn value(self, cell: &Cell, spread: Spread) -> Option<Value> {
+        let plain = |sum: f64, count: u64| {
+            let images = count as f64;
+            (count > 0).then(|| Value { mean: sum / images, count: images, variance: spread.of_one / images })
+        };
+        match self {
+            Self::Agreement => agreement(cell, spread),
+            Self::SentUp => plain(cell.doubtful as f64, cell.images),
+            Self::Confidence => plain(cell.confidence.sum, cell.confidence.count),
+            Self::Cost => plain(cell.ln_cost_ms.sum, cell.ln_cost_ms.count),
+            Self::Faults => plain(cell.faults as f64, cell.images + cell.faults),
+        }
+    }
+}
+
+/// A measure in one cell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Value {
+    /// Its estimate.
+    pub mean: f64,
+    /// Images, or verdicts on sampled images, that it rests on; above 0.
+    pub count: f64,
+    /// Variance of the estimate, if images are alike in nothing but their site and hour.
+    pub variance: f64,
+}
+
+/// Variance of one image, or verdict, in cells of one release. Of all cells together, because a few images of one site
+/// say too little about it: three out of three are not certain.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Spread {
+    /// Of what is measured; of agreement, of sampled images.
+    of_one: f64,
+    /// Of agreement on doubtful images.
+    of_doubtful: f64,
+    /// Of shares: the share, smoothed.
+    share: f64,
+}
+
+impl Spread {
+    /// Of cells of one release. `margin`: stands for one more value so far off, for a variance is never 0.
+    pub fn of<'a>(measure: Measure, cells: impl Iterator<Item = &'a Cell> + Clone, margin: f64) -> Self {
+        let mut all = Cell::default();
+        cells.clone().for_each(|cell| all.add(cell));
+        let of_share = |hit: u64, count: u64| {
+            let share = smoothed(hit, count);
+            Self { of_one: share * (1.0 - share), of_doubtful: 0.0, share }
+        };
+        let of_values = |of: fn(&Cell) -> &Moments| Self {
+            of_one: within(cells.clone().map(of), margin),
+            of_doubtful: 0.0,
+            share: 0.0,
+        };
+        match measure {
+            Measure::Agreement => {
+                let (sampled, doubtful) = (of_agreed(all.on_sampled), of_agreed(all.on_doubtful));
+                Self { of_one: sampled, of_doubtful: doubtful, share: 0.0 }
+            }
+            Measure::SentUp => of_share(all.doubtful, all.images),
+            Measure::Faults => of_share(all.faults, all.images + all.faults),
+            Measure::Confidence => of_values(|cell| &cell.confidence),
+            Measure::Cost => of_values(|cell| &cell.ln_cost_ms),
+        }
+    }
+
+    /// Of a share that is no more than a margin above another's. The odds are between as many faults and a margin more;
+    /// what a release that fails half of the time varies by is neither, and would hide how bad it is for long.
+    pub fn at_most(self, stable: Self, margin: f64) -> Self {
+        let share = self.share.min(stable.share + margin).min(0.5);
+        if share < self.share { Self { of_one: share * (1.0 - share), share, ..self } } else { self }
+    }
+}
+
+/// Share of so many, with one hit and one miss made up (Laplace): for variances, never for a mean.
+fn smoothed(hit: u64, count: u64) -> f64 {
+    (hit as f64 + 1.0) / (count as f64 + 2.0)
+}
+
+fn of_agreed(agreed: Agreed) -> f64 {
+    let share = smoothed(agreed.agreed, agreed.asked);
+    share * (1.0 - share)
+}
+
+/// Variance within cells, whatever differs between them.
+fn within<'a>(cells: impl Iterator<Item = &'a Moments>, margin: f64) -> f64 {
+    let (mut squares, mut free) = (margin * margin, 1.0);
+    for cell in cells.filter(|cell| cell.count > 0) {
+        let count = cell.count as f64;
+        squares += (cell.squares - cell.sum * cell.sum / count).max(0.0);
+        free += count - 1.0;
+    }
+    squares / free
+}
+
+/// Agreement on all images, from verdicts on all doubtful ones and a few of the others (post-stratified: Cochran,
+/// Sampling Techniques, section 5A.9): `w_d p_d + w_s p_s`, where `w` is the share of the images and `p` the share of
+/// the verdicts that agree. Its variance is `w_d² v_d / n_d + w_s² v_s / n_s + (p_d - p_s)² w_d w_s / images`: the last,
+/// because the shares are counted too. `None` without verdicts on sampled images: verdicts on doubtful ones alone let
+/// a release pass that is wrong and sure.
+fn agreement(cell: &Cell, spread: Spread) -> Option<Value> {
+    let (images, sampled, doubtful) = (cell.images as f64, cell.on_sampled, cell.on_doubtful);
+    if cell.images == 0 || sampled.asked == 0 || (cell.doubtful > 0 && doubtful.asked == 0) {
+        return None;
+    }
+    let in_doubt = (cell.doubtful as f64 / images).min(1.0);
+    let sure = 1.0 - in_doubt;
+    let share = |agreed: Agreed| agreed.agreed as f64 / agreed.asked.max(1) as f64;
+    let (of_doubtful, of_sampled) = (share(doubtful), share(sampled));
+    let between = if in_doubt > 0.0 { (of_doubtful - of_sampled).powi(2) * in_doubt * sure / images } else { 0.0 };
+    Some(Value {
+        mean: in_doubt * of_doubtful + sure * of_sampled,
+        count: sampled.asked as f64,
+        variance: in_doubt.powi(2) * spread.of_doubtful / doubtful.asked.max(1) as f64
+            + sure.powi(2) * spread.of_one / sampled.asked as f64
+            + between,
+    })
+}
