@@ -22,7 +22,7 @@ use crate::trial::{PROBE, Probe, Trial, compare, pictures};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(15);
-const LISTEN_AGAIN: Duration = Duration::from_millis(500);
+const HEAR_AGAIN: Duration = Duration::from_millis(500);
 /// A process that has run a release for so long is not held to have died of it.
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// So many refusals are told.
@@ -269,53 +269,53 @@ pub async fn of_site(
     ready: impl Fn(&Model),
     shutdown: &Shutdown,
 ) {
-    let note = subject::order_note(model);
-    let listen = async || -> Result<(), CarryError> {
-        let mut notes = Ledger::open(bus).await?.follow_message::<Order>(&note).await?;
-        while let Some(order) = notes.next().await {
-            ordered.send_replace(Some(order));
-        }
-        Ok(())
-    };
-    until_stopped(swapper, listen, orders, ready, shutdown).await;
+    until_stopped(swapper, || hear_courier(bus, model, &ordered), orders, ready, shutdown).await;
+}
+
+async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
+    let mut notes = Ledger::open(bus).await?.follow_message::<Order>(&subject::order_note(model)).await?;
+    while let Some(order) = notes.next().await {
+        ordered.send_replace(Some(order));
+    }
+    Ok(())
 }
 
 /// A verifier follows the orders of the cloud, until told to stop.
 pub async fn of_cloud(swapper: &Swapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
     let (ordered, orders) = watch::channel(None);
-    let subjects = vec![subject::order(&SiteName::cloud(), model)];
-    let listen = async || -> Result<(), CarryError> {
-        let stretch = Stretch { subjects: subjects.clone(), ..Stretch::default() };
-        let mut records = std::pin::pin!(read::follow(bus, topology::ORDERS, stretch).await?);
-        while let Some(record) = records.next().await {
-            match decode::<Order>(&record?.payload) {
-                Ok(order) => drop(ordered.send_replace(Some(order))),
-                Err(error) => tracing::warn!(%error, "an order cannot be read and is ignored"),
-            }
-        }
-        Ok(())
-    };
-    until_stopped(swapper, listen, orders, ready, shutdown).await;
+    until_stopped(swapper, || hear_cloud(bus, model, &ordered), orders, ready, shutdown).await;
 }
 
-async fn until_stopped(
+async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
+    let stretch = Stretch { subjects: vec![subject::order(&SiteName::cloud(), model)], ..Stretch::default() };
+    let mut records = std::pin::pin!(read::follow(bus, topology::ORDERS, stretch).await?);
+    while let Some(record) = records.next().await {
+        match decode::<Order>(&record?.payload) {
+            Ok(order) => drop(ordered.send_replace(Some(order))),
+            Err(error) => tracing::warn!(%error, "an order cannot be read and is ignored"),
+        }
+    }
+    Ok(())
+}
+
+async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
     swapper: &Swapper,
-    listen: impl AsyncFn() -> Result<(), CarryError>,
+    hear: impl Fn() -> F,
     orders: watch::Receiver<Option<Order>>,
     ready: impl Fn(&Model),
     shutdown: &Shutdown,
 ) {
-    let listening = async {
+    let hearing = async {
         loop {
             // What ends, for a broken connection or a bucket that is not there yet, is begun again.
-            if let Err(error) = listen().await {
+            if let Err(error) = hear().await {
                 tracing::debug!(%error, "listens for orders again");
             }
-            tokio::time::sleep(LISTEN_AGAIN).await;
+            tokio::time::sleep(HEAR_AGAIN).await;
         }
     };
     tokio::select! {
-        () = listening => {}
+        () = hearing => {}
         () = swapper.follow(orders, ready) => {}
         () = shutdown.wanted() => {}
     }

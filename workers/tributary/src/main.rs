@@ -104,8 +104,13 @@ enum Command {
     Trainer(roles::ModelArgs),
     /// Run a model's rounds in the cloud, on an existing nats-server: what sites learned becomes releases.
     Aggregator(roles::ModelArgs),
+    /// Let releases out in the cloud, on an existing nats-server: each is tried by a few sites before all have it.
+    Releaser,
     /// Run a site's janitor on an existing nats-server.
     Janitor,
+    /// Try a release; for tributary's own use.
+    #[command(name = rollout::trial::COMMAND, hide = true)]
+    TryRelease,
 }
 
 fn main() -> ExitCode {
@@ -119,6 +124,7 @@ fn main() -> ExitCode {
             | Command::Verifier(_)
             | Command::Trainer(_)
             | Command::Aggregator(_)
+            | Command::Releaser
             | Command::Janitor,
         ) => "info",
         (0, _) => "warn",
@@ -141,6 +147,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
     if let Command::Key(args) = &cli.command {
         return key::command(args);
+    }
+    if let Command::TryRelease = &cli.command {
+        return roles::try_release();
     }
     let loaded = settings::load(&cli.common, &flags(&cli.command))?;
     if let Command::Doctor(args) = &cli.command {
@@ -172,8 +181,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Verifier(_) => roles::verifier(&loaded, shutdown()?).await,
         Command::Trainer(_) => roles::trainer(&loaded, shutdown()?).await,
         Command::Aggregator(_) => roles::aggregator(&loaded, shutdown()?).await,
+        Command::Releaser => roles::releaser(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
-        Command::Doctor(_) | Command::Config(_) | Command::Key(_) => Ok(()),
+        Command::Doctor(_) | Command::Config(_) | Command::Key(_) | Command::TryRelease => Ok(()),
     }
 }
 

@@ -1,4 +1,8 @@
-//! `tributary release`: what rounds came to, and how.
+//! `tributary release`: what rounds came to, what sites run of it, and deciding by hand.
+
+mod folder;
+mod hand;
+mod stand;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +13,7 @@ use aggregator::release::{self, Manifest};
 use aggregator::verify::{self, Place, verify};
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
-use schemas::ModelName;
+use schemas::{ModelName, ReleaseId, Rollout};
 use streams::Store;
 use vision::{Model, Onnx};
 
@@ -21,13 +25,21 @@ Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefi
 az://container/prefix; keys come from the environment, as for the providers' own tools (AWS_ACCESS_KEY_ID and so on).
 A release is named by its digest; its first digits will do.
 
+A release is a candidate first. A few sites try it (canary) and are held against the others by `tributary releaser`, which
+then lets all have it (stable) or takes it back (withdrawn). Who decides by hand decides at once.
+
 Examples:
   tributary release list
-  tributary release show 3fa71d
-  tributary release diff 3fa71d 9e1c22
+  tributary release show 3fa71d              how it was made, and every decision with its numbers
+  tributary release import ./trained         a model trained elsewhere becomes a candidate
+  tributary release promote 3fa71d           all sites run it, whatever is known of it
+  tributary release rollback                 all sites run what was stable before
+  tributary release pin reef 3fa71d          one site runs it, whatever is decided
+  tributary release export 3fa71d ./model    its folder, as it was
+  tributary release export 3fa71d ./image --oci fish:3fa71d
   tributary release verify 3fa71d --model ./model --public ./public";
 
-/// See what rounds came to, and how.
+/// See what rounds came to and what sites run of it; decide by hand.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReleaseArgs {
@@ -46,9 +58,9 @@ pub struct ReleaseArgs {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Every release, each with the one it came from.
+    /// Every release, each with the one it came from, and how it stands.
     List,
-    /// How a release was come by: its updates, what each counted, every number that decided.
+    /// How a release was come by, and what was decided about it: every number that decided.
     Show {
         /// First digits of the release.
         release: String,
@@ -71,20 +83,59 @@ enum What {
         #[arg(long, value_name = "DIR")]
         public: Option<PathBuf>,
     },
+    /// Make a release of a model that was trained elsewhere: it becomes a candidate, or, if it is the first of its model,
+    /// what sites come back to.
+    Import {
+        /// Its folder: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
+        folder: PathBuf,
+    },
+    /// Write a release's folder, or an OCI image layout with it.
+    Export {
+        /// First digits of the release.
+        release: String,
+        /// Where to; it must not exist, or be empty.
+        folder: PathBuf,
+        /// An OCI image layout with one layer, under this reference, such as `fish:3fa71d`; registries and Kubernetes image
+        /// volumes take it.
+        #[arg(long, value_name = "REFERENCE")]
+        oci: Option<String>,
+    },
+    /// Let all sites run a release.
+    Promote(hand::OneArgs),
+    /// Take a release back that is tried or waits.
+    Withdraw(hand::OneArgs),
+    /// Let all sites run what was stable before, and take back what is stable.
+    Rollback(hand::RollbackArgs),
+    /// Let one site run a release, whatever is decided.
+    Pin(hand::PinArgs),
+    /// Let a pinned site follow what is decided again.
+    Unpin(hand::UnpinArgs),
 }
 
-/// Shows releases.
+/// Shows releases, and decides about them.
 pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
     let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
+    if let What::Import { folder } = &args.what {
+        return folder::import(loaded, store, args.name.clone(), folder, args.json).await;
+    }
     let model = match &args.name {
         Some(name) => name.clone(),
         None => only(&store, &url).await?,
     };
     let releases = Releases::new(store, model.clone());
     match &args.what {
-        What::List => list(&releases, args.json).await,
-        What::Show { release } => show(&releases.find(release).await?, args.json),
+        What::List => list(&releases, &stand::of(loaded, &model).await, args.json).await,
+        What::Show { release } => {
+            let (manifest, history) = (releases.find(release).await?, stand::of(loaded, &model).await);
+            if args.json {
+                return out::json(
+                    &serde_json::json!({ "manifest": manifest, "decisions": stand::about(&history, &manifest.release) }),
+                );
+            }
+            show(&manifest)?;
+            stand::show(&history, &manifest.release)
+        }
         What::Diff { one, other } => diff(&releases, one, other, args.json).await,
         What::Verify { release, model, public } => {
             let model = round::model(loaded, model.as_ref())?;
@@ -92,6 +143,15 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
             again(loaded, &releases, &manifest, model, public, args.json).await
         }
+        What::Import { .. } => Ok(()),
+        What::Export { release, folder, oci } => {
+            folder::export(&releases, &model, release, folder, oci.as_deref()).await
+        }
+        What::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
+        What::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
+        What::Rollback(why) => hand::roll_back(loaded, &model, why, args.json).await,
+        What::Pin(pin) => hand::pin(loaded, &releases, &model, pin, args.json).await,
+        What::Unpin(unpin) => hand::unpin(loaded, &model, unpin, args.json).await,
     }
 }
 
@@ -100,25 +160,32 @@ async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
     match &models[..] {
         [only] => Ok(only.clone()),
         [] => bail!(
-            "there is no release in {url} yet: `tributary aggregator` seals them there; --release-store names another store"
+            "there is no release in {url} yet: `tributary aggregator` seals them there, and `tributary release import` puts them there; --release-store names another store"
         ),
         several => bail!("{url} has releases of {}: choose one with --name", form::list(several)),
     }
 }
 
-async fn list(releases: &Releases, json: bool) -> anyhow::Result<()> {
+async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
+    let stands = |release: &ReleaseId| stand::word(history, release);
     if json {
-        return out::json(&all);
+        let rows = all.iter().map(|manifest| {
+            let mut row = serde_json::to_value(manifest)?;
+            row["stage"] = stands(&manifest.release).into();
+            Ok(row)
+        });
+        return out::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
     }
     let row = |manifest: &Manifest| {
         let made = manifest.made.as_ref();
         let percent = |of: Option<(f64, f64)>| of.map_or(String::new(), |(_, right)| format!("{:.1} %", right * 100.0));
         vec![
             manifest.release.short().to_owned(),
-            manifest.round.to_string(),
+            stands(&manifest.release).to_owned(),
+            if manifest.round == 0 { String::new() } else { manifest.round.to_string() },
             manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
-            made.map_or("set up with".into(), |made| form::time(made.closed_at_ms)),
+            made.map_or(String::new(), |made| form::time(made.closed_at_ms)),
             made.map_or(String::new(), |made| made.updates.len().to_string()),
             made.map_or(String::new(), |made| made.refused.len().to_string()),
             made.map_or(String::new(), |made| made.record.rule.clone()),
@@ -127,14 +194,11 @@ async fn list(releases: &Releases, json: bool) -> anyhow::Result<()> {
         ]
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
-    let head = ["release", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
+    let head = ["release", "stands", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
     out::line(form::table(&head, &rows))
 }
 
-fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
-    if json {
-        return out::json(manifest);
-    }
+fn show(manifest: &Manifest) -> anyhow::Result<()> {
     out::line(format_args!("release  {}", manifest.release))?;
     out::line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
     out::line(format_args!(
@@ -143,7 +207,10 @@ fn show(manifest: &Manifest, json: bool) -> anyhow::Result<()> {
         manifest.weights.sha256
     ))?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
-        return out::line("It is what sites were set up with: it came of no round.");
+        return match &manifest.parent {
+            Some(parent) => out::line(format_args!("from     elsewhere, to take the place of {parent}")),
+            None => out::line("It is what sites were set up with: it came of no round."),
+        };
     };
     out::line(format_args!("from     {parent}"))?;
     out::line(format_args!(

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use rollout::start::Started;
+use rollout::trial::Trial;
 use runtime::settings::Loaded;
 use runtime::{Fault, Shutdown};
-use streams::{Bus, NatsSettings};
-use vision::{Head, Infer, InferSettings, Model, Onnx};
+use streams::{Bus, NatsSettings, Store};
+use vision::{Head, InferSettings, Model, Onnx};
 
 use crate::settings::Settings;
-use crate::site;
+use crate::{out, site};
 
 /// Which model a role runs.
 #[derive(clap::Args)]
@@ -28,14 +30,27 @@ impl ModelArgs {
     }
 }
 
-/// Loads a model and warms its replicas up, off the async threads.
-pub async fn load(onnxruntime: Option<PathBuf>, folder: PathBuf, settings: InferSettings) -> anyhow::Result<Infer> {
-    let loading = move || -> anyhow::Result<Infer> {
-        let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
+/// Begins with what a worker ran last, or with the model in a folder, and warms it up; off the async threads.
+pub async fn start(
+    onnxruntime: Option<PathBuf>,
+    folder: PathBuf,
+    infer: InferSettings,
+    work: PathBuf,
+) -> anyhow::Result<Started> {
+    let loading = move || -> anyhow::Result<Started> {
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        Infer::start(&onnx, &model, &settings).with_context(|| format!("model {}", folder.display()))
+        let trial = Trial::of_this_program(onnxruntime);
+        rollout::start::start(&onnx, &folder, &infer, &work, trial)
+            .with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
+}
+
+/// Answers a trial: reads what is asked from standard input, tries it, and says on standard output what was found.
+pub fn try_release() -> anyhow::Result<()> {
+    let asked = serde_json::from_reader(std::io::stdin().lock())
+        .context("this command is for tributary's own use: it is asked in JSON on standard input")?;
+    out::json_line(&rollout::trial::answer(&asked))
 }
 
 /// Loads a head, if there is one.
@@ -109,9 +124,10 @@ async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, 
 pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.recognizer;
-    let infer = load(settings.onnxruntime.clone(), chosen.model.clone(), chosen.infer.clone()).await?;
+    let (model, infer, work) = (chosen.model.clone(), chosen.infer.clone(), chosen.work.clone());
+    let started = start(settings.onnxruntime.clone(), model, infer, work).await?;
     let (bus, _) = connect(loaded, "recognizer").await?;
-    let done = recognizer::run(bus, settings.site.clone(), infer, chosen, ack_wait(settings), shutdown).await;
+    let done = recognizer::run(bus, settings.site.clone(), started, chosen, ack_wait(settings), shutdown).await;
     ended("recognizer", done)
 }
 
@@ -120,10 +136,10 @@ pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
     let settings = &loaded.settings;
     let chosen = &settings.verifier;
     let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
-    let infer = load(settings.onnxruntime.clone(), model, chosen.infer.clone()).await?;
+    let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, "verifier").await?;
-    ended("verifier", verifier::run(bus, infer, head, chosen, ack_wait(settings), shutdown).await)
+    ended("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's courier.
@@ -148,7 +164,22 @@ pub async fn aggregator(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow
     let settings = &loaded.settings;
     let (onnx, model) = load_to_merge(settings).await?;
     let bus = site::cloud(loaded, "aggregator").await?;
-    ended("aggregator", aggregator::run(bus, onnx, model, &settings.aggregator, shutdown).await)
+    let trial = Trial::of_this_program(settings.onnxruntime.clone());
+    ended("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
+}
+
+/// The release store.
+pub fn release_store(settings: &Settings) -> anyhow::Result<Store> {
+    let url = &settings.aggregator.store;
+    Store::open(url).with_context(|| format!("release store {url}"))
+}
+
+/// Lets releases out, in the cloud.
+pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let store = release_store(settings)?;
+    let bus = site::cloud(loaded, "releaser").await?;
+    ended("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
 /// Runs a site's janitor.

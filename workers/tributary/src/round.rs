@@ -132,10 +132,8 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     let cloud = site::cloud(loaded, "round").await?;
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = History::read(&cloud, &name).await?;
-    let (base, weights) = match history.release() {
-        Some((release, weights)) if *release != first => (release.clone(), Some(weights.clone())),
-        _ => (first, None),
-    };
+    let withdrawn = rollout::log::latest(&cloud, &name).await?.map(|rollout| rollout.withdrawn);
+    let (base, weights) = history.base(&withdrawn.unwrap_or_default(), &first);
     let last = history.last();
     if last > 0 && history.ended(last).is_none() {
         bail!("round {last} of {name} has not ended: `tributary status` says what it waits for");

@@ -8,6 +8,7 @@ use courier::CourierSettings;
 use janitor::JanitorSettings;
 use publisher::PublisherSettings;
 use recognizer::RecognizerSettings;
+use releaser::ReleaserSettings;
 use runtime::settings::Loaded;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub trainer: TrainSettings,
     /// Rounds and releases.
     pub aggregator: AggregatorSettings,
+    /// Which sites run what.
+    pub releaser: ReleaserSettings,
     /// The archive.
     pub janitor: JanitorSettings,
     /// Everything on this machine.
@@ -62,6 +65,7 @@ impl Default for Settings {
             verifier: VerifierSettings::default(),
             trainer: TrainSettings::default(),
             aggregator: AggregatorSettings::default(),
+            releaser: ReleaserSettings::default(),
             janitor: JanitorSettings::default(),
             up: UpSettings::default(),
         }
@@ -112,9 +116,13 @@ impl Settings {
             self.verifier.check(),
             self.trainer.check(),
             self.aggregator.check(),
+            self.releaser.check(),
             self.janitor.check(),
             self.streams.check(),
         ];
+        if self.site == SiteName::cloud() {
+            anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
+        }
         for check in checks {
             check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;
         }

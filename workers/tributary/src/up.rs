@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use rollout::start::Started;
+use rollout::trial::Trial;
 use runtime::Shutdown;
 use schemas::SiteName;
 use streams::server::{Leaf, Server, ServerSettings};
@@ -11,7 +13,7 @@ use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
 use crate::out;
-use crate::roles::{self, ack_wait, load};
+use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
 use crate::site::{ALONE, Running, RunningSite};
 
@@ -92,7 +94,10 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let mut settings = settings.clone();
     let onnxruntime = settings.onnxruntime.clone();
     let heavy = match settings.verifier.model.clone() {
-        Some(model) => Some(load(onnxruntime.clone(), model, settings.verifier.infer.clone()).await?),
+        Some(model) => {
+            let work = settings.up.store.join("verifier");
+            Some(begin(onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await?)
+        }
         None => {
             tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
             settings.recognizer.verify.enabled = false;
@@ -107,29 +112,35 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let cloud = Bus::connect(&NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() }, "up").await?;
     let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
     set_up(&cloud, &place, &settings).await?;
-    if let Some(infer) = heavy {
+    if let Some(started) = heavy {
         let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
         let (cloud, chosen, wait, shutdown) =
             (cloud.clone(), settings.verifier.clone(), ack_wait(&settings), shutdown.clone());
         roles.spawn(async move {
-            roles::ended("verifier", verifier::run(cloud, infer, head, &chosen, wait, shutdown).await)
+            roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, shutdown).await)
         });
     }
     if settings.up.merge {
         let (onnx, model) = roles::load_to_merge(&settings).await?;
         let (cloud, stop, mut chosen) = (cloud.clone(), shutdown.clone(), settings.aggregator.clone());
         chosen.work = settings.up.store.join("aggregator");
-        roles
-            .spawn(async move { roles::ended("aggregator", aggregator::run(cloud, onnx, model, &chosen, stop).await) });
+        let trial = Trial::of_this_program(onnxruntime.clone());
+        roles.spawn(async move {
+            roles::ended("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
+        });
     }
+    let (bus, chosen, stop) = (cloud.clone(), settings.releaser.clone(), shutdown.clone());
+    let store = roles::release_store(&settings)?;
+    roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
     for site in &running.sites {
         let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };
         let here = Bus::connect(&nats, site.site.as_str()).await?;
         if sites.is_some() {
             set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
         }
-        let light =
-            load(onnxruntime.clone(), settings.recognizer.model.clone(), settings.recognizer.infer.clone()).await?;
+        let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
+        let work = settings.up.store.join(format!("recognizer-{}", site.site));
+        let light = begin(onnxruntime.clone(), model, infer, work).await?;
         start_site(&mut roles, &settings, &here, site, running.cloud_domain.as_deref(), light, &shutdown);
         if settings.up.train {
             let (onnx, model) = roles::load_to_train(&settings).await?;
@@ -154,7 +165,7 @@ fn start_site(
     here: &Bus,
     site: &RunningSite,
     cloud_domain: Option<&str>,
-    light: vision::Infer,
+    light: Started,
     shutdown: &Shutdown,
 ) {
     let wait = ack_wait(settings);

@@ -23,6 +23,7 @@ pub fn text(status: &Status) -> String {
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
+    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain(words)));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -184,10 +185,12 @@ fn all_workers(status: &Status) -> impl Iterator<Item = &Beat> {
     status.workers.iter().chain(in_cloud)
 }
 
+/// The workers, and the step of a swap each is at.
 fn workers(status: &Status) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
     let row = |beat: &Beat| {
         let release = beat.release.as_ref().map(|release| release.short());
+        let since = beat.release_since_ms.map(|since_ms| form::span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
             form::plain(&beat.worker),
@@ -196,10 +199,16 @@ fn workers(status: &Status) -> String {
             beat.finished.to_string(),
             or_blank(beat.cost_ms.map(form::span)),
             format!("{} {}", beat.model.as_deref().map(form::plain).unwrap_or_default(), release.unwrap_or_default()),
+            or_blank(since),
         ]
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
-    form::table(&["  worker", "process", "replicas", "holds", "finished", "an image", "model"], &rows)
+    let steps = all_workers(status).filter_map(|beat| {
+        let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
+        Some(format!("\n  {} {}: {}", form::plain(&beat.role), form::plain(&beat.worker), form::plain(step)))
+    });
+    let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
+    form::table(&head, &rows) + &steps.collect::<String>()
 }
 
 /// What is wrong, and what to do about it.
@@ -230,6 +239,10 @@ fn wrong(status: &Status) -> Vec<String> {
     ));
     wrong.extend(full("outbox", &status.outbox, "doubtful answers will become final as they are: is the link alive?"));
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
+    wrong.extend(all_workers(status).filter_map(|beat| {
+        let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
+        Some(format!("{} {} {}.", form::plain(&beat.role), form::plain(&beat.worker), form::plain(swap)))
+    }));
     let in_cloud = match &status.cloud {
         Cloud::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
         _ => 0,

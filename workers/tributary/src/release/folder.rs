@@ -1,0 +1,183 @@
+//! A model's folder in, a release out, and back.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use aggregator::Releases;
+use aggregator::release::Manifest;
+use aggregator::seal;
+use anyhow::{Context, bail};
+use rollout::prepare::{self, Origin};
+use rollout::stage::{self, Said};
+use rollout::trial::Trial;
+use rollout::{log, oci, package};
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::{ModelName, ReleaseId, Rollout, Swap, decode};
+use serde_json::json;
+use streams::read::{self, Stretch};
+use streams::{Blobs, Bus, CarryError, Publisher, Store, topology};
+use vision::Model;
+
+use crate::settings::Settings;
+use crate::{form, out, site};
+
+/// Makes a release of a folder.
+pub async fn import(
+    loaded: &Loaded<Settings>,
+    store: Store,
+    name: Option<ModelName>,
+    folder: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
+    let model = Model::load(folder).with_context(|| format!("model {}", folder.display()))?;
+    let name = name.unwrap_or_else(|| ModelName::of(&model.description.name));
+    let cloud = site::cloud(loaded, "release").await?;
+    let blobs = Blobs::open_in_cloud(&cloud).await?;
+    let releases = Releases::new(store, name.clone());
+    let now = log::latest(&cloud, &name).await?;
+    let relabelled = match &now {
+        Some(now) => {
+            if let Some(stage) = stage::stage_of(now, &model.release) {
+                bail!("release {} is {} already", model.release.short(), stage.as_str());
+            }
+            relabelled(&releases, now, &model.labels).await?
+        }
+        None => {
+            check_first(&cloud, &name, &model.release).await?;
+            None
+        }
+    };
+    out::note(format_args!("{} is tried in a process of its own …", folder.display()));
+    let work = tempfile::tempdir().context("a folder for temporary files")?;
+    let parent = now.as_ref().map(|now| now.stable.release.clone());
+    let origin = Origin { parent: parent.clone(), words: "imported".into(), public: None };
+    let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
+    let prepared = prepare::prepare(&model, origin, &trial, work.path()).await;
+    let (release, file) =
+        prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
+    let (weights, weights_file) = {
+        let (model, work) = (model.clone(), work.path().to_owned());
+        tokio::task::spawn_blocking(move || seal::weights_of(&model, &work)).await??
+    };
+    prepare::keep_and_offer(releases.store(), &blobs, &name, &release, &file).await?;
+    let manifest = Manifest::first(name.clone(), model.release.clone(), model.labels.clone(), weights);
+    let manifest = Manifest { parent, ..manifest.packaged(release.package.clone()) };
+    releases.put(&manifest, &weights_file).await?;
+    let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
+    let decided = log::decide(&cloud, &publisher, &name, |now| {
+        let said = |why| Said::new("hand", why, clock::now_ms());
+        Ok::<_, CarryError>(match now {
+            None => Some(stage::first(name.clone(), release.clone(), said("imported as the first"))),
+            Some(now) => stage::candidate(now, release.clone(), said("imported")).ok(),
+        })
+    });
+    let decided = decided.await?.context("somebody else imported it just now")?;
+    let stage = decided.decision.stage.as_str();
+    if json {
+        return out::json(&json!({
+            "release": release.release, "model": name, "stage": stage, "needs": release.needs,
+            "package_bytes": release.size_bytes(), "relabelled": relabelled,
+        }));
+    }
+    out::line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
+    let needs = &release.needs;
+    out::line(format_args!(
+        "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
+        form::size(release.size_bytes()),
+        form::count(release.package.len() as u64, "piece"),
+        needs.opset,
+        needs.memory_mib,
+        needs.runtime
+    ))?;
+    relabelled.map_or(Ok(()), |relabelled| out::line(format_args!("labels   {relabelled}")))
+}
+
+/// Of a first release sites must be able to come back to what they run.
+async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> anyhow::Result<()> {
+    let level = read::level(cloud, topology::SWAPS).await?;
+    let mut others = BTreeSet::new();
+    read::stretch(cloud, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
+        if let Ok(swap) = decode::<Swap>(&record.payload)
+            && swap.model == *model
+            && swap.release != *release
+        {
+            others.insert((swap.site, swap.release.short().to_owned()));
+        }
+    })
+    .await?;
+    match others.first() {
+        None => Ok(()),
+        Some((site, runs)) => bail!(
+            "site {site} runs release {runs} of {model}, which is not in the store: import that one first, so that sites can come back to it"
+        ),
+    }
+}
+
+/// How the labels of a release differ from those of what is stable, in words; an error if it does not know all of them.
+async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
+    let Some(stable) = releases.manifest(&now.stable.release).await? else { return Ok(None) };
+    let missing: Vec<&String> = stable.labels.iter().filter(|label| !labels.contains(label)).collect();
+    if !missing.is_empty() {
+        bail!(
+            "it does not know {}, which {} does: a release may add labels and put them into another order, but sites, thresholds and what was learned go by their names",
+            form::list(&missing),
+            now.stable.release.short()
+        );
+    }
+    let place = |label: &String| stable.labels.iter().position(|known| known == label);
+    let added: Vec<&String> = labels.iter().filter(|label| place(label).is_none()).collect();
+    let moved = labels.iter().enumerate().filter_map(|(to, label)| Some((label, place(label)?, to)));
+    let moved: Vec<String> =
+        moved.filter(|(_, from, to)| from != to).map(|(label, from, to)| format!("{label} {from} to {to}")).collect();
+    let mut words = Vec::new();
+    if !added.is_empty() {
+        words.push(format!("new: {}", form::list(&added)));
+    }
+    if !moved.is_empty() {
+        words.push(format!("in another place of the output: {}", form::list(&moved)));
+    }
+    Ok((!words.is_empty()).then(|| words.join("; ")))
+}
+
+/// Writes a release's folder, or an image layout with it.
+pub async fn export(
+    releases: &Releases,
+    name: &ModelName,
+    release: &str,
+    folder: &Path,
+    reference: Option<&str>,
+) -> anyhow::Result<()> {
+    let manifest = releases.find(release).await?;
+    if manifest.package.is_empty() {
+        bail!(
+            "release {} has no package: it did not run when it was tried, or was sealed by an older version",
+            manifest.release.short()
+        );
+    }
+    if folder.exists() && std::fs::read_dir(folder).map_or(true, |mut found| found.next().is_some()) {
+        bail!("{} holds something else: name a folder that does not exist or is empty", folder.display());
+    }
+    let work = tempfile::tempdir().context("a folder for temporary files")?;
+    let file = work.path().join("package.tar");
+    package::fetch(releases.store(), name, &manifest.package, &file).await?;
+    let (into, release, reference) = (folder.to_owned(), manifest.release.clone(), reference.map(str::to_owned));
+    let written = move || -> anyhow::Result<()> {
+        let model = package::unpack(&file, &release, &work.path().join(release.as_str()))?;
+        if let Some(reference) = &reference {
+            return Ok(oci::export(&model, &into, reference)?);
+        }
+        for file in &model.files {
+            let to = into.join(file);
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+            }
+            std::fs::copy(model.folder.join(file), &to)
+                .with_context(|| format!("{} cannot be written", to.display()))?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(written).await??;
+    out::line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))
+}

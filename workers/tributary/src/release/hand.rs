@@ -1,0 +1,170 @@
+//! Deciding by hand: at once, whatever is known.
+
+use std::time::Duration;
+
+use aggregator::Releases;
+use anyhow::Context;
+use rollout::log;
+use rollout::stage::{self, Refused, Said};
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::{ModelName, Release, ReleaseId, Rollout, SiteName};
+use streams::{CarryError, Publisher};
+
+use crate::settings::Settings;
+use crate::{out, site};
+
+const BY: &str = "hand";
+
+/// A release, and why.
+#[derive(clap::Args)]
+pub struct OneArgs {
+    /// First digits of the release.
+    release: String,
+    /// Why, for whoever asks later.
+    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
+    why: String,
+}
+
+/// Why.
+#[derive(clap::Args)]
+pub struct RollbackArgs {
+    /// Why, for whoever asks later.
+    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
+    why: String,
+}
+
+/// A site and a release.
+#[derive(clap::Args)]
+pub struct PinArgs {
+    /// The site; `cloud` for the verifiers.
+    site: SiteName,
+    /// First digits of the release.
+    release: String,
+    /// Why, for whoever asks later.
+    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
+    why: String,
+}
+
+/// A site.
+#[derive(clap::Args)]
+pub struct UnpinArgs {
+    /// The site.
+    site: SiteName,
+    /// Why, for whoever asks later.
+    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
+    why: String,
+}
+
+/// All sites are to run a release.
+pub async fn promote(
+    loaded: &Loaded<Settings>,
+    releases: &Releases,
+    model: &ModelName,
+    args: &OneArgs,
+    json: bool,
+) -> anyhow::Result<()> {
+    let wanted = releases.find(&args.release).await?.release;
+    let decided =
+        decide(loaded, model, |now, history| Ok(stage::stable(now, known(history, &wanted)?, said(&args.why))?));
+    tell(&decided.await?, json)
+}
+
+/// No site is to run a release that is tried or waits.
+pub async fn withdraw(
+    loaded: &Loaded<Settings>,
+    releases: &Releases,
+    model: &ModelName,
+    args: &OneArgs,
+    json: bool,
+) -> anyhow::Result<()> {
+    let wanted = releases.find(&args.release).await?.release;
+    let decided = decide(loaded, model, |now, _| Ok(stage::withdraw(now, &wanted, said(&args.why))?));
+    tell(&decided.await?, json)
+}
+
+/// All sites are to run what was stable before.
+pub async fn roll_back(
+    loaded: &Loaded<Settings>,
+    model: &ModelName,
+    args: &RollbackArgs,
+    json: bool,
+) -> anyhow::Result<()> {
+    tell(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(&args.why))?)).await?, json)
+}
+
+/// A site is to run a release, whatever is decided.
+pub async fn pin(
+    loaded: &Loaded<Settings>,
+    releases: &Releases,
+    model: &ModelName,
+    args: &PinArgs,
+    json: bool,
+) -> anyhow::Result<()> {
+    let wanted = releases.find(&args.release).await?.release;
+    let decided = decide(loaded, model, |now, history| {
+        Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, said(&args.why)))
+    });
+    tell(&decided.await?, json)
+}
+
+/// A site follows what is decided again.
+pub async fn unpin(loaded: &Loaded<Settings>, model: &ModelName, args: &UnpinArgs, json: bool) -> anyhow::Result<()> {
+    let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), said(&args.why))?));
+    tell(&decided.await?, json)
+}
+
+fn said(why: &str) -> Said {
+    Said::new(BY, why, clock::now_ms())
+}
+
+/// Why nothing was decided.
+#[derive(Debug, thiserror::Error)]
+enum Undecided {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Carry(#[from] CarryError),
+    #[error(
+        "nothing was decided about model {0} yet: a running aggregator begins with the model sites were set up with, or `tributary release import` does"
+    )]
+    Nothing(ModelName),
+    #[error(
+        "release {0} has no package that sites could fetch: it did not run when it was tried, or was sealed by an older version"
+    )]
+    Unpackaged(String),
+}
+
+/// The release as it was offered to sites once.
+fn known(history: &[Rollout], wanted: &ReleaseId) -> Result<Release, Undecided> {
+    let found = log::releases(history).into_iter().find(|release| release.release == *wanted);
+    found.ok_or_else(|| Undecided::Unpackaged(wanted.short().into()))
+}
+
+async fn decide(
+    loaded: &Loaded<Settings>,
+    model: &ModelName,
+    decide: impl Fn(&Rollout, &[Rollout]) -> Result<Rollout, Undecided>,
+) -> anyhow::Result<Rollout> {
+    let cloud = site::cloud(loaded, "release").await?;
+    let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
+    let history = log::history(&cloud, model).await?;
+    let decided = log::decide(&cloud, &publisher, model, |now| {
+        let now = now.ok_or_else(|| Undecided::Nothing(model.clone()))?;
+        decide(now, &history).map(Some)
+    });
+    decided.await?.context("nothing was decided")
+}
+
+fn tell(decided: &Rollout, json: bool) -> anyhow::Result<()> {
+    if json {
+        return out::json(decided);
+    }
+    let decision = &decided.decision;
+    let site = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
+    out::line(format_args!("release {} is {}{site}", decision.release.short(), decision.stage.as_str()))?;
+    if decided.stable.release != decision.release {
+        out::line(format_args!("stable is {}", decided.stable.release.short()))?;
+    }
+    out::line("A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.")
+}
