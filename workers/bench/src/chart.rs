@@ -5,8 +5,14 @@ use plotters::prelude::*;
 const WIDTH_PX: u32 = 880;
 const HEIGHT_PX: u32 = 540;
 /// Colours that stay apart for most eyes (Okabe and Ito).
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(0, 114, 178), RGBColor(120, 120, 120), RGBColor(0, 158, 115), RGBColor(230, 159, 0)];
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(120, 120, 120),
+    RGBColor(0, 158, 115),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+];
 const MARK: RGBColor = RGBColor(213, 94, 0);
 /// Free space around the values, as a share of their range.
 const MARGIN: f64 = 0.08;

@@ -25,6 +25,7 @@ use crate::report::Report;
 use play::{Played, Player};
 use pool::Pool;
 use scheme::{SCHEMES, Scheme};
+pub(crate) use scheme::{gamma, normal};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]

@@ -1,5 +1,5 @@
 //! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
-//! [`aggregate`].
+//! [`aggregate`], [`canary`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
@@ -13,6 +13,7 @@
 pub mod aggregate;
 pub mod bare;
 pub mod bars;
+pub mod canary;
 pub mod chart;
 pub mod curve;
 pub mod ear;

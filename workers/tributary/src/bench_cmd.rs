@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{aggregate, federated, policy, recognize, train};
+use bench::{aggregate, canary, federated, policy, recognize, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -34,6 +34,21 @@ enum Which {
     /// Merging updates: weighted sum, median and trimmed mean over a plain read of the same memory. Takes about two
     /// minutes, and 3.3 GB on the disk.
     Aggregate(AggregateArgs),
+    /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
+    /// images. Chance, not time. Takes some minutes.
+    Canary(CanaryArgs),
+}
+
+#[derive(clap::Args)]
+struct CanaryArgs {
+    /// Canaries of each kind, with other chance each time.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// Draw a picture into this folder.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -164,6 +179,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Train(args) => &args.common,
         Which::Federated(args) => &args.common,
         Which::Aggregate(args) => &args.common,
+        Which::Canary(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -182,6 +198,14 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         }
         Which::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        Which::Canary(args) => {
+            let options = canary::Options {
+                quick: args.common.quick,
+                seeds: if args.common.quick { 1 } else { args.seeds },
+                onnxruntime: settings.onnxruntime.clone(),
+            };
+            (canary::run(&options, shutdown).await?, args.charts.as_ref())
         }
         Which::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
     };

@@ -184,7 +184,7 @@ fn no_site_without(shares: &mut [Share]) {
 }
 
 /// A number from the gamma distribution (G. Marsaglia and W. W. Tsang, 2000).
-fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
+pub fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
     if alpha < 1.0 {
         let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
         return gamma(alpha + 1.0, random) * uniform.powf(1.0 / alpha);
@@ -201,7 +201,8 @@ fn gamma(alpha: f64, random: &mut StdRng) -> f64 {
     }
 }
 
-fn normal(random: &mut StdRng) -> f64 {
+/// A number from the normal distribution (Box and Muller).
+pub fn normal(random: &mut StdRng) -> f64 {
     let (a, b): (f64, f64) = (random.random_range(f64::MIN_POSITIVE..1.0), random.random_range(0.0..1.0));
     (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
 }

@@ -1,0 +1,90 @@
+//! Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how long, and on how
+//! many images. Evidence and judgement are the releaser's own functions, without the bus; what single images come to is
+//! what real models say of real pictures. Chance, not time, so that it may run beside anything.
+
+mod fleet;
+mod found;
+mod releases;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use releaser::CanarySettings;
+use runtime::Shutdown;
+use vision::Onnx;
+
+use crate::error::BenchError;
+use crate::report::Report;
+use fleet::Played;
+use releases::{Candidate, KINDS, Releases};
+
+/// What an operator may choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// One seed, in less than a minute.
+    pub quick: bool,
+    /// Canaries of each kind, at least 1.
+    pub seeds: u64,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Measures; takes some minutes, or less than one if `quick`.
+pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+    let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
+    tokio::select! {
+        report = work => report?,
+        () = shutdown.wanted() => {
+            stop.store(true, Ordering::Relaxed);
+            Err(BenchError::Stopped)
+        }
+    }
+}
+
+fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
+    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
+    let releases = Releases::make(&runtime)?;
+    let settings = CanarySettings::default();
+    let played = play_all(&releases, &settings, options, stop)?;
+    Ok(found::report(&releases, &played, &settings, options))
+}
+
+/// Every kind with every seed, on all cores.
+fn play_all(
+    releases: &Releases,
+    settings: &CanarySettings,
+    options: &Options,
+    stop: &AtomicBool,
+) -> Result<Vec<Played>, BenchError> {
+    let games: Vec<(&Candidate, u64)> =
+        (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
+    let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
+    let work = || {
+        while let Some((candidate, seed)) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(BenchError::Stopped);
+            }
+            let one = fleet::play(releases, candidate, settings, *seed);
+            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
+            played.push(one);
+            if played.len() % (KINDS.len() * 5) == 0 {
+                eprintln!("bench: {} of {} canaries", played.len(), games.len());
+            }
+        }
+        Ok(())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(ended) => ended,
+            Err(_) => Err(BenchError::Stopped),
+        })
+    })?;
+    let mut played = played.into_inner().unwrap_or_else(PoisonError::into_inner);
+    played.sort_by_key(|played| (played.seed, played.kind));
+    Ok(played)
+}

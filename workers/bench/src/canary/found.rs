@@ -1,0 +1,175 @@
+//! What the canaries say: table, headline, picture. Pure.
+
+use releaser::CanarySettings;
+use serde_json::json;
+
+use super::Options;
+use super::fleet::{Ended, Played, RING, SITES};
+use super::releases::{KINDS, Kind, Releases};
+use crate::chart::{Chart, Line};
+use crate::report::{Figure, Goal, Machine, Picture, Report, Table};
+use crate::stats::median;
+
+/// The report.
+pub fn report(releases: &Releases, played: &[Played], settings: &CanarySettings, options: &Options) -> Report {
+    let columns = vec![
+        "release",
+        "canaries",
+        "promoted",
+        "withdrawn",
+        "not decided",
+        "median time",
+        "longest",
+        "median images",
+        "verdicts",
+        "agreement, points",
+    ];
+    let lines = KINDS.iter().map(|kind| line(*kind, played)).collect();
+    let tried = releases.candidates.iter().map(|candidate| {
+        json!({
+            "kind": candidate.kind,
+            "agreement_ratio": candidate.agreement_ratio,
+            "doubtful_ratio": candidate.doubtful_ratio,
+        })
+    });
+    Report {
+        bench: "canary",
+        settings: json!({
+            "quick": options.quick,
+            "seeds": options.seeds,
+            "sites": SITES,
+            "ring": RING,
+            "stable_agreement_ratio": releases.stable.agreement_ratio,
+            "stable_doubtful_ratio": releases.stable.doubtful_ratio,
+            "releases": tried.collect::<Vec<_>>(),
+            "canary": settings,
+        }),
+        machine: Machine::here(&std::env::temp_dir()),
+        rows: played.iter().map(|played| json!({ "run": played })).collect(),
+        table: Table { columns, lines },
+        headline: headline(played),
+        notes: notes(releases, played, settings),
+        charts: vec![("canary".into(), Picture::Lines(chart(played)))],
+    }
+}
+
+fn of(kind: Kind, played: &[Played]) -> impl Iterator<Item = &Played> {
+    played.iter().filter(move |played| played.kind == kind)
+}
+
+fn count(kind: Kind, ended: Ended, played: &[Played]) -> usize {
+    of(kind, played).filter(|played| played.ended == ended).count()
+}
+
+fn middle(kind: Kind, played: &[Played], value: &dyn Fn(&Played) -> f64) -> f64 {
+    median(&of(kind, played).map(value).collect::<Vec<_>>())
+}
+
+fn line(kind: Kind, played: &[Played]) -> Vec<String> {
+    let time = |minutes: f64| format!("{}:{:02} h", minutes as u64 / 60, minutes as u64 % 60);
+    let longest = of(kind, played).map(|played| played.minutes).max().unwrap_or(0);
+    let numbers = [Ended::Promoted, Ended::Withdrawn, Ended::Undecided].map(|ended| count(kind, ended, played));
+    let counts = numbers.iter().map(ToString::to_string);
+    [kind.as_str().to_owned(), of(kind, played).count().to_string()]
+        .into_iter()
+        .chain(counts)
+        .chain([
+            time(middle(kind, played, &|played| played.minutes as f64)),
+            time(longest as f64),
+            format!("{:.0}", middle(kind, played, &|played| played.images as f64)),
+            format!("{:.0}", middle(kind, played, &|played| played.verdicts as f64)),
+            format!("{:+.1}", middle(kind, played, &|played| played.truly_better_ratio * 100.0)),
+        ])
+        .collect()
+}
+
+/// Share of the canaries of a kind that ended as they ought to: what is withdrawn undecided is withdrawn too.
+fn rightly(kind: Kind, played: &[Played]) -> Option<f64> {
+    let all = of(kind, played).count();
+    let right = of(kind, played).filter(|played| (played.ended == Ended::Promoted) == kind.is_good()).count();
+    (all > 0).then(|| right as f64 / all as f64)
+}
+
+fn headline(played: &[Played]) -> Vec<Figure> {
+    let figure = |name, title, kind, goal| Figure {
+        name,
+        title,
+        value: rightly(kind, played),
+        unit: "",
+        goal: Some(Goal::AtLeast(goal)),
+    };
+    let images: Vec<f64> = played.iter().map(|played| played.images as f64).collect();
+    vec![
+        figure("good_promoted_ratio", "a better release is promoted", Kind::Good, 0.95),
+        figure("equal_promoted_ratio", "one as good is promoted", Kind::Equal, 0.9),
+        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", Kind::Slightly, 0.95),
+        figure("bad_withdrawn_ratio", "a bad one is withdrawn", Kind::Bad, 1.0),
+        figure("slow_withdrawn_ratio", "a slow one is withdrawn", Kind::Slow, 0.95),
+        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", Kind::Crashing, 1.0),
+        Figure {
+            name: "images_to_decide_median",
+            title: "images of the ring until it is decided, median of all",
+            value: (!images.is_empty()).then(|| median(&images)),
+            unit: "images",
+            goal: None,
+        },
+    ]
+}
+
+fn notes(releases: &Releases, played: &[Played], settings: &CanarySettings) -> Vec<String> {
+    let points = |ratio: f64| format!("{:.1} %", ratio * 100.0);
+    let of_all = |keep: &dyn Fn(&Played) -> bool, wrong: Ended| {
+        let all: Vec<&Played> = played.iter().filter(|played| keep(played)).collect();
+        let count = all.iter().filter(|played| played.ended == wrong).count();
+        format!("{count} of {}", all.len())
+    };
+    let tried = releases.candidates.iter().map(|candidate| {
+        let name = candidate.kind.as_str();
+        format!("{name} {} ({} in doubt)", points(candidate.agreement_ratio), points(candidate.doubtful_ratio))
+    });
+    vec![
+        format!(
+            "{SITES} sites, {RING} of them in the ring, an image a second each; judged every minute for up to {} h. Times are simulated.",
+            settings.longest_s / 3600
+        ),
+        format!(
+            "Verdicts agree with the stable release on {} of the pictures ({} in doubt); with the others: {}.",
+            points(releases.stable.agreement_ratio),
+            points(releases.stable.doubtful_ratio),
+            tried.collect::<Vec<_>>().join(", ")
+        ),
+        "agreement, points: what it truly is at the sites of the ring, whose mixes of classes are their own; median."
+            .into(),
+        format!(
+            "Good or equal and withdrawn as worse: {}, {} asked for. Worse and promoted: {}, {} asked for.",
+            of_all(&|played| played.kind.is_good(), Ended::Withdrawn),
+            points(settings.false_alarm_ratio),
+            of_all(&|played| !played.kind.is_good(), Ended::Promoted),
+            points(settings.miss_ratio),
+        ),
+    ]
+}
+
+/// How many were decided as they ought to be after so long.
+fn chart(played: &[Played]) -> Chart {
+    let longest = played.iter().map(|played| played.minutes).max().unwrap_or(0);
+    let line = |kind: Kind| {
+        let all = of(kind, played).count().max(1) as f64;
+        let share = |minutes: u64| {
+            let right = of(kind, played).filter(|played| (played.ended == Ended::Promoted) == kind.is_good());
+            right.filter(|played| played.minutes <= minutes).count() as f64 * 100.0 / all
+        };
+        let wanted = if kind.is_good() { "promoted" } else { "withdrawn" };
+        Line {
+            name: format!("{}: {wanted}", kind.as_str()),
+            points: (0..=longest).step_by(5).map(|minutes| (minutes as f64 / 60.0, share(minutes))).collect(),
+        }
+    };
+    Chart {
+        title: "Canaries decided as they ought to be".into(),
+        x_label: "hours since the release was given to the ring".into(),
+        y_label: "% of the canaries".into(),
+        lines: KINDS.into_iter().map(line).collect(),
+        marks: Vec::new(),
+    }
+}
