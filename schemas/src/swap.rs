@@ -37,6 +37,8 @@ pub struct Swap {
     pub site_labels: Vec<String>,
     /// Beginning of the stretch, milliseconds since the epoch.
     pub slot_ms: u64,
+    /// Its length, milliseconds.
+    pub slot_length_ms: u64,
     /// When it was written, milliseconds since the epoch.
     pub said_at_ms: u64,
     /// What came of each release it ran in the stretch.

@@ -28,6 +28,9 @@ pub struct RecognizerSettings {
     pub site_labels: Vec<String>,
     /// How often it is told what came of the release that runs, seconds, at least 1.
     pub report_s: u32,
+    /// Length of the stretches of time in which that is counted, seconds, 10 or more where many sites report: hours are told
+    /// apart by them, and a release is held against the stretches before it.
+    pub count_s: u32,
     /// Deliveries after which an image is given up, at least 1. High, because a restart of a worker
     /// costs one as well.
     pub tries: u64,
@@ -44,6 +47,7 @@ impl Default for RecognizerSettings {
             work: PathBuf::from("tributary-recognizer"),
             site_labels: Vec::new(),
             report_s: 30,
+            count_s: 600,
             tries: 20,
         }
     }
@@ -107,8 +111,8 @@ impl RecognizerSettings {
                 return Err(format!("recognizer.verify.{name} is {ratio}, it must lie between 0 and 1"));
             }
         }
-        if self.report_s == 0 {
-            return Err("recognizer.report_s is 0, use at least 1".into());
+        if self.report_s == 0 || self.count_s == 0 {
+            return Err("recognizer.report_s and recognizer.count_s must be at least 1".into());
         }
         match self.tries {
             0 => Err("recognizer.tries is 0, use at least 1".into()),

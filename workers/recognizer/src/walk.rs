@@ -279,7 +279,7 @@ pub async fn run(
         admission: admission.clone(),
         away,
         learner: learner.clone(),
-        counter: Counter::default(),
+        counter: Counter::new(settings.count_s),
         orders: orders.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),

@@ -13,7 +13,7 @@ use rollout::swap::PASSING;
 use schemas::swap::{Agreed, Agreement, Counts, Moments, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
 
-/// Length of the stretches that workers report about, milliseconds.
+/// Length of the stretches that workers report about if nobody chose another, milliseconds.
 pub const SLOT_MS: u64 = 600_000;
 /// Stretches are kept so long, milliseconds: the day before a canary, and the day it may take.
 pub const KEEP_MS: u64 = 48 * 3_600_000;
@@ -39,6 +39,7 @@ pub struct Evidence {
 /// A report, as far as it is about its stretch.
 #[derive(Debug, Clone)]
 struct Slot {
+    length_ms: u64,
     said_at_ms: u64,
     release: ReleaseId,
     memory_mib: u64,
@@ -146,7 +147,7 @@ impl Evidence {
     /// numbers cannot be: a clock that is wrong must not push out what others said, nor one number spoil every sum.
     pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
-        if swap.slot_ms < oldest || swap.slot_ms > now_ms + SLOT_MS || !can_be(&swap) {
+        if swap.slot_ms < oldest || swap.slot_ms > now_ms + swap.slot_length_ms || !can_be(&swap) {
             return false;
         }
         if self.slots.first_key_value().is_some_and(|(slot, _)| *slot < oldest) {
@@ -159,6 +160,7 @@ impl Evidence {
         }
         let key = (swap.site.clone(), swap.worker.clone());
         let slot = Slot {
+            length_ms: swap.slot_length_ms,
             said_at_ms: swap.said_at_ms,
             release: swap.release.clone(),
             memory_mib: swap.memory_mib,
@@ -192,8 +194,8 @@ impl Evidence {
         let start = self.start(&ring, release, canary.since_ms);
         let mut sites: BTreeMap<&SiteName, (BTreeMap<u64, Cell>, Cell)> = BTreeMap::new();
         for (slot_ms, reports) in self.slots.range(start.saturating_sub(BEFORE_MS)..) {
-            let since = slot_ms + SLOT_MS > start;
-            let mut cell = |site, of: &ReleaseId, add: &dyn Fn(&mut Cell)| {
+            let mut cell = |site, of: &ReleaseId, length_ms: u64, add: &dyn Fn(&mut Cell)| {
+                let since = slot_ms + length_ms > start;
                 let (before, after) = match ring.contains(site) {
                     true => (of == stable && of != release, of == release && since),
                     false => (of == stable && !since, of == stable && since),
@@ -207,14 +209,14 @@ impl Evidence {
             for ((site, _), slot) in reports {
                 // Only verifiers say how right others are.
                 let agreements = slot.agreements.iter().filter(|_| *site == SiteName::cloud());
-                agreements.for_each(|said| cell(&said.site, &said.release, &|cell| cell.agree(said)));
-                slot.counts.iter().for_each(|said| cell(site, &said.release, &|cell| cell.count(said)));
+                agreements.for_each(|said| cell(&said.site, &said.release, slot.length_ms, &|cell| cell.agree(said)));
+                slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
             }
         }
         let mut trial = Trial {
             sites: ring.len(),
             age_ms: now_ms.saturating_sub(canary.since_ms),
-            longer: longer(start, now_ms),
+            longer: longer(start, now_ms, self.length_ms()),
             memory: self.memory(&ring, stable, release, start),
             crashes: self.crashes(&ring, stable, canary, now_ms),
             refused: ring.iter().filter_map(|site| self.refused(site, canary)).collect(),
@@ -302,6 +304,11 @@ impl Evidence {
         refused.map(|refused| refused.fault.clone()).last()
     }
 
+    /// Length of a stretch, milliseconds; of the longest, where workers differ.
+    fn length_ms(&self) -> u64 {
+        self.workers.values().map(|swap| swap.slot_length_ms).max().unwrap_or(SLOT_MS).max(1)
+    }
+
     fn at<'a>(&'a self, site: &'a SiteName) -> impl Iterator<Item = &'a Swap> + 'a {
         self.workers.values().filter(move |swap| swap.site == *site)
     }
@@ -319,7 +326,9 @@ fn can_be(swap: &Swap) -> bool {
             && sums(&counts.ln_cost_ms)
     };
     let agreed = |agreed: &Agreed| few(agreed.asked) && agreed.agreed <= agreed.asked;
-    swap.counts.iter().all(counted)
+    swap.slot_length_ms > 0
+        && swap.slot_length_ms <= KEEP_MS
+        && swap.counts.iter().all(counted)
         && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
 }
 
@@ -328,9 +337,9 @@ fn heard(swap: &Swap, now_ms: u64) -> bool {
 }
 
 /// How many times longer than since `start` it is since the beginning of the stretch that `start` falls into.
-fn longer(start: u64, now_ms: u64) -> f64 {
+fn longer(start: u64, now_ms: u64, length_ms: u64) -> f64 {
     let ring = now_ms.saturating_sub(start).max(1) as f64;
-    (ring + (start % SLOT_MS) as f64) / ring
+    (ring + (start % length_ms) as f64) / ring
 }
 
 #[cfg(test)]
@@ -360,6 +369,7 @@ mod tests {
             memory_mib: 100 + u64::from(of),
             site_labels: vec!["reef".into()],
             slot_ms,
+            slot_length_ms: SLOT_MS,
             said_at_ms: slot_ms + SLOT_MS,
             counts: vec![Counts { images, ..Counts::of(release(of)) }],
             agreements: Vec::new(),

@@ -164,6 +164,7 @@ mod tests {
             memory_mib: 100,
             site_labels: Vec::new(),
             slot_ms: 0,
+            slot_length_ms: 600_000,
             said_at_ms: 0,
             counts: Vec::new(),
             agreements: Vec::new(),

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use schemas::{Agreed, Agreement, Counts, ReleaseId, SiteName};
 
-/// Length of a stretch, milliseconds: hours differ, ten minutes hardly.
-pub const SLOT_MS: u64 = 600_000;
-/// Stretches that are kept while they cannot be told: two days.
+/// Stretches that are kept while they cannot be told: two days, if they are of ten minutes.
 const MOST_SLOTS: usize = 288;
 
 /// Counts of one worker; clones share them.
-#[derive(Debug, Clone, Default)]
-pub struct Counter(Arc<Mutex<BTreeMap<u64, Slot>>>);
+#[derive(Debug, Clone)]
+pub struct Counter {
+    slots: Arc<Mutex<BTreeMap<u64, Slot>>>,
+    slot_length_ms: u64,
+}
 
 #[derive(Debug, Clone, Default)]
 struct Slot {
@@ -33,12 +34,21 @@ pub struct Told {
     pub agreements: Vec<Agreement>,
 }
 
-/// The stretch that a moment is in.
-pub fn slot_of(at_ms: u64) -> u64 {
-    at_ms / SLOT_MS * SLOT_MS
-}
-
 impl Counter {
+    /// In stretches of so many seconds, at least 1.
+    pub fn new(slot_s: u32) -> Self {
+        Self { slots: Arc::default(), slot_length_ms: u64::from(slot_s.max(1)) * 1000 }
+    }
+
+    /// Length of a stretch, milliseconds.
+    pub fn slot_length_ms(&self) -> u64 {
+        self.slot_length_ms
+    }
+
+    fn slot_of(&self, at_ms: u64) -> u64 {
+        at_ms / self.slot_length_ms * self.slot_length_ms
+    }
+
     /// An image was recognized: whether the gate was in doubt, the confidence, 0 to 1, and what it cost, milliseconds.
     pub fn seen(&self, release: &ReleaseId, doubtful: bool, confidence: f32, cost_ms: f64, now_ms: u64) {
         self.count(release, now_ms, |counts| {
@@ -81,7 +91,7 @@ impl Counter {
 
     fn change(&self, now_ms: u64, act: impl FnOnce(&mut Slot)) {
         let mut slots = self.slots();
-        let slot = slots.entry(slot_of(now_ms)).or_default();
+        let slot = slots.entry(self.slot_of(now_ms)).or_default();
         act(slot);
         slot.fresh = true;
         if slots.len() > MOST_SLOTS {
@@ -109,7 +119,7 @@ impl Counter {
 
     /// What came of the stretch that is now, whether or not something came of it.
     pub fn current(&self, now_ms: u64) -> Told {
-        let slot_ms = slot_of(now_ms);
+        let slot_ms = self.slot_of(now_ms);
         let slot = self.slots().get(&slot_ms).cloned().unwrap_or_default();
         Told {
             slot_ms,
@@ -126,7 +136,7 @@ impl Counter {
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Slot>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_stretch_is_told_whole_whenever_something_was_added() {
-        let counter = Counter::default();
+        let counter = Counter::new(600);
         counter.seen(&id(1), true, 0.5, 2.0, 10);
         counter.failed(&id(2), 10);
         let told = counter.fresh();
@@ -156,12 +166,12 @@ mod tests {
 
     #[test]
     fn what_is_over_is_kept_until_it_was_told() {
-        let counter = Counter::default();
+        let counter = Counter::new(600);
         let site: SiteName = "reef".parse().unwrap();
         counter.judged(&site, &id(1), false, true, 10);
-        counter.judged(&site, &id(1), true, false, SLOT_MS + 1);
+        counter.judged(&site, &id(1), true, false, 600_000 + 1);
         let told = counter.fresh();
-        assert_eq!(told.iter().map(|told| told.slot_ms).collect::<Vec<_>>(), [0, SLOT_MS]);
+        assert_eq!(told.iter().map(|told| told.slot_ms).collect::<Vec<_>>(), [0, 600_000]);
         assert_eq!(told[0].agreements[0].doubtful, Agreed { asked: 1, agreed: 1 });
         counter.again(&told[0]);
         assert_eq!(counter.fresh().len(), 1);

@@ -97,6 +97,7 @@ impl SwapReporter {
             memory_mib: process::resident_bytes().unwrap_or(0) >> 20,
             site_labels: self.site_labels.clone(),
             slot_ms: told.slot_ms,
+            slot_length_ms: self.counter.slot_length_ms(),
             said_at_ms: clock::now_ms(),
             counts: told.counts.clone(),
             agreements: told.agreements.clone(),

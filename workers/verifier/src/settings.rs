@@ -22,6 +22,9 @@ pub struct VerifierSettings {
     pub work: PathBuf,
     /// How often it is told what came of the release that runs, seconds, at least 1.
     pub report_s: u32,
+    /// Length of the stretches of time in which that is counted, seconds, 10 or more where many sites report: hours are told
+    /// apart by them, and a release is held against the stretches before it.
+    pub count_s: u32,
     /// Deliveries after which a task is given up, at least 1.
     pub tries: u64,
 }
@@ -35,6 +38,7 @@ impl Default for VerifierSettings {
             temperature: None,
             work: PathBuf::from("tributary-verifier"),
             report_s: 30,
+            count_s: 600,
             tries: 20,
         }
     }
@@ -46,8 +50,8 @@ impl VerifierSettings {
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
         }
-        if self.report_s == 0 {
-            return Err("verifier.report_s is 0, use at least 1".into());
+        if self.report_s == 0 || self.count_s == 0 {
+            return Err("verifier.report_s and verifier.count_s must be at least 1".into());
         }
         match self.tries {
             0 => Err("verifier.tries is 0, use at least 1".into()),

@@ -186,7 +186,7 @@ pub async fn run(
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let (infer, model) = (started.infer.clone(), ModelName::of(&started.root.description.name));
     let swapper = Arc::new(Swapper::new(started, blobs.clone()));
-    let (counter, temperature) = (Counter::default(), settings.temperature);
+    let (counter, temperature) = (Counter::new(settings.count_s), settings.temperature);
     let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature, counter: counter.clone() });
     let tally = Arc::new(Tally::default());
     let from = Drive {

@@ -159,7 +159,16 @@ impl<'a> Fleet<'a> {
             }
         });
         let sites = sites.collect();
-        Self { releases, candidate, ids, sites, random, evidence: Evidence::default(), images: 0, verdicts: 0 }
+        Self {
+            releases,
+            candidate,
+            ids,
+            sites,
+            random,
+            evidence: Evidence::of(ModelName::of("fashion")),
+            images: 0,
+            verdicts: 0,
+        }
     }
 
     /// How many more verdicts agree with the candidate at sites of the ring.
@@ -288,6 +297,7 @@ fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_m
         memory_mib: 100,
         site_labels: Vec::new(),
         slot_ms,
+        slot_length_ms: SLOT_MS,
         said_at_ms: now_ms,
         counts: Vec::new(),
         agreements: Vec::new(),

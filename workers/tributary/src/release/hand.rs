@@ -38,6 +38,7 @@ pub struct RollbackArgs {
 #[derive(clap::Args)]
 pub struct PinArgs {
     /// The site; `cloud` for the verifiers.
+    #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
     /// First digits of the release.
     release: String,
@@ -50,6 +51,7 @@ pub struct PinArgs {
 #[derive(clap::Args)]
 pub struct UnpinArgs {
     /// The site.
+    #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
     /// Why, for whoever asks later.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
