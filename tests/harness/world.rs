@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::pictures::{HEAVY, INITIAL, LIGHT};
-use crate::program::{Worker, fixture};
+use crate::program::{Ended, Worker, fixture, run};
 use crate::proxy::Proxy;
 use crate::until::until;
 
@@ -190,7 +190,9 @@ impl World {
 
     fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut Worker> {
         let model = fixture(model).display().to_string();
-        let more = ["--model".into(), model, "--set".into(), "recognizer.infer.replicas=1".into()];
+        let work = format!("recognizer.work={}", self.folder().join(format!("releases-{name}")).display());
+        let one = "recognizer.infer.replicas=1".to_owned();
+        let more = ["--model".into(), model, "--set".into(), one, "--set".into(), work];
         self.worker(name, "recognizer", site, &more)
     }
 
@@ -208,7 +210,9 @@ impl World {
     pub fn verifier(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
         let model = fixture(HEAVY).display().to_string();
         let url = self.cloud_url();
-        let more = ["--model".into(), model, "--set".into(), "verifier.infer.replicas=1".into()];
+        let work = format!("verifier.work={}", self.folder().join(format!("releases-{name}")).display());
+        let one = "verifier.infer.replicas=1".to_owned();
+        let more = ["--model".into(), model, "--set".into(), one, "--set".into(), work];
         let arguments = self.arguments("verifier", &url, &more);
         self.start_worker(name, &arguments)
     }
@@ -216,16 +220,34 @@ impl World {
     /// Starts an aggregator of the model that knows nothing yet; its store and its folder are the world's. `more`: settings.
     pub fn aggregator(&mut self, name: &str, more: &[String]) -> anyhow::Result<&mut Worker> {
         let mut arguments = vec!["--model".into(), fixture(INITIAL).display().to_string()];
-        let places = [
-            format!("aggregator.store={}", self.folder().join("releases").display()),
-            format!("aggregator.work={}", self.folder().join(name).display()),
-        ];
+        let places = [self.release_store(), format!("aggregator.work={}", self.folder().join(name).display())];
         for pair in places.iter().chain(more) {
             arguments.extend(["--set".into(), pair.clone()]);
         }
         let url = self.cloud_url();
         let arguments = self.arguments("aggregator", &url, &arguments);
         self.start_worker(name, &arguments)
+    }
+
+    /// Starts a releaser that judges every second; its store is the world's.
+    pub fn releaser(&mut self, name: &str) -> anyhow::Result<&mut Worker> {
+        let url = self.cloud_url();
+        let more = ["--set".into(), self.release_store(), "--set".into(), "releaser.judge_s=1".into()];
+        let arguments = self.arguments("releaser", &url, &more);
+        self.start_worker(name, &arguments)
+    }
+
+    /// The setting of the world's release store.
+    pub fn release_store(&self) -> String {
+        format!("aggregator.store={}", self.folder().join("releases").display())
+    }
+
+    /// Runs a command about releases in the cloud.
+    pub async fn release(&self, words: &[&str]) -> anyhow::Result<Ended> {
+        let mut arguments: Vec<String> =
+            ["release", "--nats", &self.cloud_url(), "--set", &self.release_store()].map(str::to_owned).to_vec();
+        arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        run(self.folder(), &arguments).await
     }
 
     /// The address of the cloud's server.

@@ -13,6 +13,7 @@ mod interop;
 mod layering;
 mod policy;
 mod power_cut;
+mod releases;
 mod rounds;
 mod store;
 mod training;

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::{
-    Answer, Beat, BlobRef, CloudReport, DeadLetter, DecisionReport, FaultNote, HardCase, Hardness, Label, LabelSource,
-    LinkReport, Measured, Message, Opinion, Payload, Ranked, Reason, ReleaseId, Round, RoundEvent, RoundReport, Route,
-    Stage, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, DeadLetter, Decision, DecisionReport,
+    FaultNote, Finding, HardCase, Hardness, Label, LabelSource, LinkReport, Measured, Message, Moments, Needs, Opinion,
+    Order, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round, RoundEvent,
+    RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason,
+    WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -120,11 +122,120 @@ fn beat() -> Beat {
         cost_ms: Some(0.75),
         model: Some("fashion-light".into()),
         release: Some(ReleaseId::from_sha256([1; 32])),
+        release_since_ms: None,
+        swap: None,
         link_rtt_ms: Some(12.5),
         link: None,
         decision: None,
         training: None,
         rounds: None,
+        releases: Vec::new(),
+    }
+}
+
+fn beat_releases() -> Beat {
+    Beat {
+        release_since_ms: Some(1_763_942_000_000),
+        swap: Some("trying 010101010101".into()),
+        releases: vec!["fashion-light: 010101010101 is stable".into()],
+        ..beat()
+    }
+}
+
+fn release(number: u8) -> Release {
+    Release {
+        release: ReleaseId::from_sha256([number; 32]),
+        parent: Some(ReleaseId::from_sha256([1; 32])),
+        origin: "round 3".into(),
+        package: vec![BlobRef::new([number; 32], 114_688)],
+        needs: Needs { opset: 17, domains: vec!["com.microsoft".into()], runtime: "1.31.1".into(), memory_mib: 13 },
+        public: Some((
+            Measured { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
+            Measured { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
+        )),
+    }
+}
+
+fn rollout() -> Rollout {
+    let finding = Finding {
+        measure: "agreement".into(),
+        canary: 0.75,
+        stable: Some(0.875),
+        better: -0.125,
+        error: 0.03125,
+        margin: 0.0625,
+        odds: 6.0,
+        count: 1234,
+        says: Says::Worse,
+    };
+    Rollout {
+        model: "fashion-light".parse().unwrap(),
+        number: 9,
+        said_at_ms: 1_763_942_400_500,
+        decision: Decision {
+            stage: ReleaseStage::Withdrawn,
+            release: ReleaseId::from_sha256([4; 32]),
+            by: "releaser".into(),
+            why: "agreement is worse".into(),
+            site: None,
+            findings: vec![finding],
+        },
+        stable: release(2),
+        previous: vec![release(1)],
+        canary: Some(Canary {
+            release: release(3),
+            step: 1,
+            ring: vec!["reef".parse().unwrap()],
+            since_ms: 1_763_942_400_000,
+        }),
+        candidates: vec![release(5)],
+        withdrawn: vec![ReleaseId::from_sha256([4; 32])],
+        pins: [("harbour".parse().unwrap(), release(1))].into(),
+    }
+}
+
+fn order() -> Order {
+    Order {
+        site: "reef".parse().unwrap(),
+        model: "fashion-light".parse().unwrap(),
+        number: 9,
+        release: release(3),
+        stage: ReleaseStage::Canary,
+        said_at_ms: 1_763_942_400_500,
+    }
+}
+
+fn swap() -> Swap {
+    let moments = |sum: f64| Moments { count: 4, sum, squares: sum * sum };
+    Swap {
+        site: "reef".parse().unwrap(),
+        worker: "box-4711".into(),
+        model: "fashion-light".parse().unwrap(),
+        release: ReleaseId::from_sha256([3; 32]),
+        since_ms: 1_763_942_400_000,
+        order: 9,
+        refused: vec![RefusedRelease { release: ReleaseId::from_sha256([4; 32]), fault: note() }],
+        runtime: "1.31.1".into(),
+        memory_free_mib: Some(4096),
+        memory_mib: 120,
+        site_labels: vec!["night".into()],
+        slot_ms: 1_763_942_400_000,
+        slot_length_ms: 600_000,
+        said_at_ms: 1_763_942_400_600,
+        counts: vec![Counts {
+            release: ReleaseId::from_sha256([3; 32]),
+            images: 4,
+            doubtful: 1,
+            faults: 0,
+            confidence: moments(3.5),
+            ln_cost_ms: moments(-2.0),
+        }],
+        agreements: vec![Agreement {
+            site: "reef".parse().unwrap(),
+            release: ReleaseId::from_sha256([3; 32]),
+            doubtful: Agreed { asked: 20, agreed: 15 },
+            sampled: Agreed { asked: 5, agreed: 5 },
+        }],
     }
 }
 
@@ -324,6 +435,10 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("round-closed.v1", &round_closed());
     survives("round-sealed.v1", &round_sealed());
     survives("round-failed.v1", &round_failed());
+    survives("beat-releases.v1", &beat_releases());
+    survives("rollout.v1", &rollout());
+    survives("order.v1", &order());
+    survives("swap.v1", &swap());
 }
 
 #[test]
@@ -369,6 +484,10 @@ fn remake() {
         ("round-closed.v1", encode(&round_closed())),
         ("round-sealed.v1", encode(&round_sealed())),
         ("round-failed.v1", encode(&round_failed())),
+        ("beat-releases.v1", encode(&beat_releases())),
+        ("rollout.v1", encode(&rollout())),
+        ("order.v1", encode(&order())),
+        ("swap.v1", encode(&swap())),
     ] {
         if !file(name).exists() {
             fs::write(file(name), bytes.unwrap()).unwrap();

@@ -1,0 +1,414 @@
+//! The walk of a release: imported, tried by a few sites, run by all or by none; whatever dies, is cut off or is bad.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::pictures::LIGHT;
+use harness::program::fixture;
+use harness::{Cut, Oracle, Plan, World, seed, until};
+use nix::sys::signal::Signal;
+use rollout::{log, stage};
+use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
+use streams::read::{self, Stretch};
+use streams::{Blobs, topology};
+use vision::Model;
+
+use crate::common::{PATIENCE, publish};
+
+/// Swaps on a machine whose processors have much else to do.
+const LONG: Duration = Duration::from_secs(120);
+const IMAGES_PER_S: u32 = 40;
+
+fn light() -> ModelName {
+    ModelName::of("fashion-light")
+}
+
+/// The light model again, as another release: it says the same, so that an oracle can judge whichever answers.
+fn again(folder: &Path, number: u32) -> PathBuf {
+    let into = folder.join(format!("again-{number}"));
+    std::fs::create_dir_all(&into).unwrap();
+    let from = fixture(LIGHT);
+    for file in ["model.toml", "graph.onnx", "labels.txt"] {
+        let mut bytes = std::fs::read(from.join(file)).unwrap();
+        if file == "model.toml" {
+            bytes.extend(format!("\n# once more, {number}\n").bytes());
+        }
+        std::fs::write(into.join(file), bytes).unwrap();
+    }
+    into
+}
+
+fn release_of(folder: &Path) -> ReleaseId {
+    Model::load(folder).unwrap().release
+}
+
+/// Settings under which a canary is decided within seconds: a test shows that decisions are followed, not how good they are.
+fn quick(plan: Plan) -> Plan {
+    [
+        "recognizer.report_s=1",
+        "recognizer.count_s=1",
+        "recognizer.verify.sample_ratio=0.3",
+        "verifier.report_s=1",
+        "verifier.count_s=1",
+        "releaser.canary.least_images=60",
+        "releaser.canary.agreement_margin_ratio=0.5",
+        "releaser.canary.sent_up_margin_ratio=0.7",
+        "releaser.canary.confidence_margin_ratio=0.7",
+        "releaser.canary.faults_margin_ratio=0.4",
+        "releaser.canary.cost_ratio=200",
+    ]
+    .into_iter()
+    .fold(plan, |plan, pair| plan.set(pair))
+}
+
+async fn import(world: &World, folder: &Path) -> ReleaseId {
+    let ended = world.release(&["import", &folder.display().to_string()]).await.unwrap();
+    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    release_of(folder)
+}
+
+/// Decides by hand.
+async fn decide(world: &World, words: &[&str]) {
+    let ended = world.release(&[words, &["--name", "fashion-light"]].concat()).await.unwrap();
+    assert!(ended.success, "{words:?}: {}\n{}", ended.out, ended.err);
+}
+
+/// What each worker said last, by site.
+async fn reports(world: &World) -> anyhow::Result<BTreeMap<String, Swap>> {
+    let level = read::level(&world.cloud, topology::SWAPS).await?;
+    let mut latest: BTreeMap<String, Swap> = BTreeMap::new();
+    if level.messages > 0 {
+        read::stretch(&world.cloud, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
+            let Ok(swap) = decode::<Swap>(&record.payload) else { return };
+            let known = latest.get(swap.site.as_str()).map_or(0, |known| known.said_at_ms);
+            if swap.said_at_ms >= known {
+                latest.insert(swap.site.to_string(), swap);
+            }
+        })
+        .await?;
+    }
+    Ok(latest)
+}
+
+/// Waits until these sites say that they run a release.
+async fn all_run(world: &World, sites: &[usize], release: &ReleaseId) {
+    let names: Vec<String> = sites.iter().map(|site| world.site(*site).name.to_string()).collect();
+    let what = format!("{names:?} run {}", release.short());
+    let there = until(&what, LONG, async || {
+        let reports = reports(world).await?;
+        let runs = |name: &String| reports.get(name).is_some_and(|swap| swap.release == *release);
+        anyhow::ensure!(
+            names.iter().all(runs),
+            "{:?}",
+            reports.values().map(|swap| (&swap.site, swap.release.short(), &swap.refused)).collect::<Vec<_>>()
+        );
+        Ok(Some(()))
+    });
+    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+}
+
+async fn stands(world: &World) -> Rollout {
+    log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
+}
+
+/// Waits until a release stands so.
+async fn becomes(world: &World, release: &ReleaseId, wanted: ReleaseStage) -> Rollout {
+    let what = format!("{} is {}", release.short(), wanted.as_str());
+    let there = until(&what, LONG, async || {
+        let now = log::latest(&world.cloud, &light()).await?;
+        Ok(now.filter(|now| stage::stage_of(now, release) == Some(wanted)))
+    });
+    there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
+}
+
+/// Invariant 6: nothing is stable that no ring tried, unless a person said so; and each decision has its own number.
+async fn canary_came_first(world: &World) {
+    let history = log::history(&world.cloud, &light()).await.unwrap();
+    let numbers: Vec<u64> = history.iter().map(|then| then.number).collect();
+    assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>());
+    for (at, then) in history.iter().enumerate().skip(1) {
+        let tried = history[..at].iter().any(|before| {
+            before.decision.release == then.decision.release && before.decision.stage == ReleaseStage::Canary
+        });
+        let announced = then.decision.stage != ReleaseStage::Stable || then.decision.by == "hand" || tried;
+        assert!(announced, "{:?}", then.decision);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() {
+    let mut world =
+        World::whole(quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let first = import(&world, &fixture(LIGHT)).await;
+    let oracles: Vec<Oracle> =
+        (0..2).map(|site| Oracle::new(seed(20301), &world.site(site).name, world.bus(site)).unwrap()).collect();
+    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
+    // Both are seen for a while, so that the ring can be held against what it was.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let second = import(&world, &again(world.folder(), 1)).await;
+    let tried = becomes(&world, &second, ReleaseStage::Canary).await;
+    assert_eq!(tried.canary.unwrap().ring, ["site-2".parse().unwrap()]);
+    let stable = becomes(&world, &second, ReleaseStage::Stable).await;
+    let measures: Vec<&str> = stable.decision.findings.iter().map(|finding| finding.measure.as_str()).collect();
+    assert_eq!(measures, ["agreement", "sent up", "confidence", "cost", "faults"]);
+    all_run(&world, &[0, 1], &second).await;
+    decide(&world, &["rollback"]).await;
+    all_run(&world, &[0, 1], &first).await;
+    decide(&world, &["pin", "site-1", second.as_str()]).await;
+    all_run(&world, &[0], &second).await;
+    all_run(&world, &[1], &first).await;
+    // What was withdrawn by the rollback is not tried again by itself.
+    canary_came_first(&world).await;
+    let shown = world.release(&["show", second.short(), "--name", "fashion-light"]).await.unwrap();
+    for part in ["tried by site-2", "agreement", "withdrawn", "pinned", "by releaser"] {
+        assert!(shown.out.contains(part), "{part:?} is not in {}", shown.out);
+    }
+    for (oracle, pouring) in oracles.iter().zip(pouring) {
+        oracle.enough();
+        pouring.await.unwrap().unwrap();
+        let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
+        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+        assert!(judgement.acknowledged > 200, "{judgement}");
+    }
+    let by_release = answers_by_release(&world, 1).await;
+    assert!(by_release.contains_key(&first) && by_release.contains_key(&second), "{by_release:?}");
+}
+
+/// The release that said something at the site, whoever had the last word.
+fn at_the_edge(answer: &schemas::Answer) -> Option<ReleaseId> {
+    answer.edge.as_ref().map(|edge| edge.release.clone()).or_else(|| answer.release.clone())
+}
+
+/// Final answers of a site's own, by the release they name.
+async fn answers_by_release(world: &World, site: usize) -> BTreeMap<ReleaseId, u64> {
+    let mut counts = BTreeMap::new();
+    let last = read::level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
+    read::stretch(world.bus(site), topology::ANSWERS, Stretch::default(), last, |record| {
+        let answer: schemas::Answer = decode(&record.payload).unwrap();
+        if let Some(edge) = at_the_edge(&answer) {
+            *counts.entry(edge).or_insert(0) += 1;
+        }
+    })
+    .await
+    .unwrap();
+    counts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recognizer_killed_at_any_step_of_a_swap_comes_to_it_and_no_image_is_lost() {
+    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    world.releaser("releaser").unwrap();
+    import(&world, &fixture(LIGHT)).await;
+    let oracle = Oracle::new(seed(20302), &world.site(0).name, world.bus(0)).unwrap();
+    let pouring = oracle.pour(IMAGES_PER_S);
+    for (number, step) in ["fetching", "unpacking", "trying", "loading", "handing over"].into_iter().enumerate() {
+        let release = import(&world, &again(world.folder(), number as u32)).await;
+        decide(&world, &["promote", release.as_str()]).await;
+        let said = format!("swap release=\"{}\" step=\"{step}\"", release.short());
+        world.worked("recognizer-0").unwrap().says(&said, LONG).await.unwrap();
+        world.worked("recognizer-0").unwrap().restart().unwrap();
+        all_run(&world, &[0], &release).await;
+    }
+    oracle.enough();
+    pouring.await.unwrap().unwrap();
+    let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
+    judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_thing_once() {
+    let plan = quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]");
+    let mut world = World::whole(plan).await.unwrap();
+    world.releaser("releaser-a").unwrap();
+    world.releaser("releaser-b").unwrap();
+    import(&world, &fixture(LIGHT)).await;
+    let oracles: Vec<Oracle> =
+        (0..2).map(|site| Oracle::new(seed(20303), &world.site(site).name, world.bus(site)).unwrap()).collect();
+    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for number in 0..3_u32 {
+        let release = import(&world, &again(world.folder(), number)).await;
+        for victim in ["releaser-a", "courier-1", "releaser-b", "courier-0"] {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            world.worked(victim).unwrap().restart().unwrap();
+        }
+        becomes(&world, &release, ReleaseStage::Stable).await;
+        all_run(&world, &[0, 1], &release).await;
+    }
+    canary_came_first(&world).await;
+    for (oracle, pouring) in oracles.iter().zip(pouring) {
+        oracle.enough();
+        pouring.await.unwrap().unwrap();
+        let judgement = oracle.judge(&world.cloud, LONG).await.unwrap();
+        judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_was_away_for_the_whole_canary_has_what_is_stable_when_it_is_back() {
+    let mut world =
+        World::whole(quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]")).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let first = import(&world, &fixture(LIGHT)).await;
+    all_run(&world, &[0, 1], &first).await;
+    world.sites[0].link.as_ref().unwrap().set(Cut::Reset);
+    let second = import(&world, &again(world.folder(), 1)).await;
+    becomes(&world, &second, ReleaseStage::Canary).await;
+    all_run(&world, &[1], &second).await;
+    decide(&world, &["promote", second.as_str()]).await;
+    // It answers all the while with what it has.
+    let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
+    let answer = crate::common::answered(&world, task).await;
+    assert_eq!(at_the_edge(&answer), Some(first), "{answer:?}");
+    world.sites[0].link.as_ref().unwrap().set(Cut::Open);
+    all_run(&world, &[0, 1], &second).await;
+    // It is there when the cloud is away again and the worker begins anew.
+    world.sites[0].link.as_ref().unwrap().set(Cut::Reset);
+    world.worked("recognizer-0").unwrap().restart().unwrap();
+    let task = publish(world.bus(0), &world.site(0).name, &harness::pictures::some(true, 2).unwrap().bytes, &[]).await;
+    assert_eq!(at_the_edge(&crate::common::answered(&world, task).await), Some(second));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
+    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let first = import(&world, &fixture(LIGHT)).await;
+    all_run(&world, &[0], &first).await;
+    // Weights that give no numbers do not become a release at all.
+    let broken = again(world.folder(), 90);
+    let mut graph = std::fs::read(broken.join("graph.onnx")).unwrap();
+    let half = graph.len() / 2;
+    graph[half..half + 4000].fill(0xff);
+    std::fs::write(broken.join("graph.onnx"), &graph).unwrap();
+    let refused = world.release(&["import", &broken.display().to_string()]).await.unwrap();
+    assert!(!refused.success && refused.err.contains("score_not_finite"), "{}\n{}", refused.out, refused.err);
+
+    // One whose process dies while it is tried; nothing else does.
+    let crashes = import(&world, &again(world.folder(), 1)).await;
+    let dying = tokio::spawn(kill_trials(world.worked("recognizer-0").unwrap().id()));
+    decide(&world, &["promote", crashes.as_str()]).await;
+    refuses(&world, &crashes, "release_crashed").await;
+    dying.abort();
+    decide(&world, &["rollback"]).await;
+
+    // Packages that are not what they should be: altered, of another release, missing.
+    let good = import(&world, &again(world.folder(), 2)).await;
+    let other = import(&world, &again(world.folder(), 3)).await;
+    let now = stands(&world).await;
+    let of = |release: &ReleaseId| now.candidates.iter().find(|known| known.release == *release).unwrap().clone();
+    let (good_release, other_release) = (of(&good), of(&other));
+    let publisher = streams::Publisher::new(world.cloud.clone(), PATIENCE);
+    let site = world.site(0).name.clone();
+    let blobs = Blobs::open_in_cloud(&world.cloud).await.unwrap();
+    let altered = blobs.store(&vec![7; 200_000]).await.unwrap();
+    let gone = schemas::BlobRef::new([1; 32], 1000);
+    for (package, name) in
+        [(vec![altered], "package_damaged"), (other_release.package.clone(), "package_of_other_release")]
+    {
+        let mut order = stage::order(&now, &site);
+        order.number = now.number + 10;
+        order.release = schemas::Release { package, ..good_release.clone() };
+        log::give(&publisher, &order, true).await.unwrap();
+        refuses(&world, &good, name).await;
+    }
+    let mut order = stage::order(&now, &site);
+    order.number = now.number + 11;
+    order.release = schemas::Release { package: vec![gone], ..good_release.clone() };
+    log::give(&publisher, &order, false).await.unwrap();
+    refuses(&world, &good, "package_missing").await;
+
+    // One that the machine cannot run: it says so before it fetches anything.
+    order.number += 1;
+    order.release.needs = schemas::Needs { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
+    log::give(&publisher, &order, false).await.unwrap();
+    refuses(&world, &good, "runtime_too_old").await;
+    let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
+    assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
+    let status =
+        harness::program::run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
+    assert!(status.out.contains("does not run") && status.out.contains("runtime_too_old"), "{}", status.out);
+}
+
+/// Waits until the site says that it does not run a release, and why.
+async fn refuses(world: &World, release: &ReleaseId, name: &str) {
+    let what = format!("{} is refused: {name}", release.short());
+    let said = until(&what, LONG, async || {
+        let reports = reports(world).await?;
+        let refused = reports.values().flat_map(|swap| &swap.refused).find(|refused| refused.release == *release);
+        Ok(refused.filter(|refused| refused.fault.name == name).map(|_| ()))
+    });
+    said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+}
+
+/// Kills every process in which a worker tries a release, with what a crash of the runtime ends it.
+async fn kill_trials(worker: u32) {
+    loop {
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(process) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if parent == Some(worker) && String::from_utf8_lossy(&line).contains(rollout::trial::COMMAND) {
+                let _gone_already = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), Signal::SIGSEGV);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_ends_its_worker_again_and_again_is_given_up_for_the_one_before() {
+    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let first = import(&world, &fixture(LIGHT)).await;
+    let second = import(&world, &again(world.folder(), 1)).await;
+    decide(&world, &["promote", second.as_str()]).await;
+    all_run(&world, &[0], &second).await;
+    for _ in 0..2 {
+        world.worked("recognizer-0").unwrap().restart().unwrap();
+        let started = world.worked("recognizer-0").unwrap().id();
+        until("the worker lives again", PATIENCE, async || {
+            let reports = reports(&world).await?;
+            Ok(reports.values().any(|swap| swap.worker.ends_with(&format!("-{started}"))).then_some(()))
+        })
+        .await
+        .unwrap();
+    }
+    refuses(&world, &second, "release_crashed").await;
+    all_run(&world, &[0], &first).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clouds_model_is_released_as_a_sites_is() {
+    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let heavy = fixture(harness::pictures::HEAVY);
+    let first = import(&world, &heavy).await;
+    let other = world.folder().join("heavier");
+    std::fs::create_dir_all(&other).unwrap();
+    for file in ["model.toml", "graph.onnx", "labels.txt"] {
+        std::fs::copy(heavy.join(file), other.join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(other.join("model.toml")).unwrap();
+    std::fs::write(other.join("model.toml"), text + "\n# again\n").unwrap();
+    let second = import(&world, &other).await;
+    let runs = async |release: &ReleaseId| {
+        let there = until("the verifier runs it", LONG, async || {
+            Ok(reports(&world).await?.get("cloud").filter(|swap| swap.release == *release).map(|_| ()))
+        });
+        there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    };
+    let ended = world.release(&["promote", second.as_str(), "--name", "fashion-heavy"]).await.unwrap();
+    assert!(ended.success, "{}", ended.err);
+    runs(&second).await;
+    let doubtful = harness::pictures::some(false, 1).unwrap();
+    let task = publish(world.bus(0), &world.site(0).name, &doubtful.bytes, &[]).await;
+    let answer = crate::common::answered(&world, task).await;
+    assert_eq!(answer.release, Some(second), "{answer:?}");
+    let ended = world.release(&["rollback", "--name", "fashion-heavy"]).await.unwrap();
+    assert!(ended.success, "{}", ended.err);
+    runs(&first).await;
+}
