@@ -294,11 +294,14 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     dying.abort();
     decide(&world, &["rollback"]).await;
 
-    // Packages that are not what they should be: altered, of another release, missing.
+    // Packages that are not what they should be: altered, of another release, missing. The orders are ours.
+    all_run(&world, &[0], &first).await;
+    world.worked("releaser").unwrap().kill().unwrap();
     let good = import(&world, &again(world.folder(), 2)).await;
     let other = import(&world, &again(world.folder(), 3)).await;
     let now = stands(&world).await;
-    let of = |release: &ReleaseId| now.candidates.iter().find(|known| known.release == *release).unwrap().clone();
+    let known = log::releases(&log::history(&world.cloud, &light()).await.unwrap());
+    let of = |release: &ReleaseId| known.iter().find(|known| known.release == *release).unwrap().clone();
     let (good_release, other_release) = (of(&good), of(&other));
     let publisher = streams::Publisher::new(world.cloud.clone(), PATIENCE);
     let site = world.site(0).name.clone();
