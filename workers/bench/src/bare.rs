@@ -51,7 +51,7 @@ impl Bare {
                 (replica, ended)
             }));
         }
-        let window = window::watch(&tape, &[(LOOP, std::process::id())], length).await;
+        let window = window::watch(&tape, &[(LOOP, std::process::id())], length.lead, length.over()).await;
         drop(guard);
         for thread in running {
             let (replica, ended) = thread.await?;

@@ -1,5 +1,5 @@
 //! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
-//! [`aggregate`], [`canary`].
+//! [`aggregate`], [`canary`], [`swap`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
@@ -29,6 +29,7 @@ pub mod report;
 pub mod shape;
 pub mod site;
 pub mod stats;
+pub mod swap;
 pub mod train;
 pub mod window;
 pub mod worker;

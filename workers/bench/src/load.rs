@@ -3,14 +3,14 @@
 //! loop: so many in flight, the next one starts when one is through. Open loop: one starts whenever it is
 //! due, and its time runs from then, however late it left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use schemas::{Answer, CameraName, Route, TaskId, decode};
+use schemas::{Answer, CameraName, ReleaseId, Route, TaskId, decode};
 use streams::tap::tap;
 use streams::{Publication, Publisher, subject};
 use tokio::sync::{mpsc, oneshot};
@@ -45,22 +45,26 @@ pub struct Load {
     images: Arc<[Bytes]>,
     next: Arc<AtomicUsize>,
     waiting: Waiting,
+    counted: Counted,
     _ear: Arc<AbortOnDropHandle<()>>,
 }
 
 /// Who waits for which task's answer: when it was heard, or why it is none.
 type Waiting = Arc<Mutex<HashMap<TaskId, oneshot::Sender<Result<Instant, String>>>>>;
 
+/// Answers by the release they name, and the release of the latest.
+type Counted = Arc<Mutex<(BTreeMap<ReleaseId, u64>, Option<ReleaseId>)>>;
+
 impl Load {
     /// Listens to the answers of a site.
     pub async fn open(site: &Site, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
         let camera: CameraName = "bench".parse().map_err(streams_error)?;
         let mut answers = Box::pin(tap(&site.bus, &subject::finalities(&site.name, None)).await?);
-        let waiting = Waiting::default();
-        let who = waiting.clone();
+        let (waiting, counted) = (Waiting::default(), Counted::default());
+        let (who, counting) = (waiting.clone(), counted.clone());
         let ear = tokio::spawn(async move {
             while let Some(passing) = answers.next().await {
-                hear(&who, &passing.subject, &passing.payload);
+                hear(&who, &counting, &passing.subject, &passing.payload);
             }
         });
         Ok(Self {
@@ -69,6 +73,7 @@ impl Load {
             images,
             next: Arc::default(),
             waiting,
+            counted,
             _ear: Arc::new(AbortOnDropHandle::new(ear)),
         })
     }
@@ -94,6 +99,21 @@ impl Load {
         }
     }
 
+    /// The release that the latest answer names.
+    pub fn latest_release(&self) -> Option<ReleaseId> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Answers so far, by the release they name.
+    pub fn answers_by_release(&self) -> BTreeMap<ReleaseId, u64> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// So many in flight for a while.
     pub async fn closed(
         &self,
@@ -113,11 +133,22 @@ impl Load {
                 Ok(())
             });
         }
-        watch(walkers, stop, &tape, processes, length).await
+        watch(walkers, stop, &tape, processes, length.lead, length.over()).await
     }
 
     /// So many a second for a while, equally spaced, whatever becomes of them.
     pub async fn at_rate(&self, rate_per_s: f64, processes: &Processes, length: Length) -> Result<Window, BenchError> {
+        self.at_rate_while(rate_per_s, processes, length.lead, length.over()).await
+    }
+
+    /// The same until `over`; what counts begins after `lead`.
+    pub async fn at_rate_while(
+        &self,
+        rate_per_s: f64,
+        processes: &Processes,
+        lead: Duration,
+        over: impl Future<Output = ()>,
+    ) -> Result<Window, BenchError> {
         let (stop, tape) = (CancellationToken::new(), Tape::default());
         let mut walkers = JoinSet::new();
         let mut due = schedule(rate_per_s, stop.clone());
@@ -139,7 +170,7 @@ impl Load {
             }
             Ok(())
         });
-        watch(walkers, stop, &tape, processes, length).await
+        watch(walkers, stop, &tape, processes, lead, over).await
     }
 }
 
@@ -149,14 +180,15 @@ async fn watch(
     stop: CancellationToken,
     tape: &Tape,
     processes: &Processes,
-    length: Length,
+    lead: Duration,
+    over: impl Future<Output = ()>,
 ) -> Result<Window, BenchError> {
     let _stop_if_given_up = stop.clone().drop_guard();
     let window = tokio::select! {
-        window = window::watch(tape, processes, length) => window?,
+        window = window::watch(tape, processes, lead, over) => window?,
         Some(ended) = walkers.join_next() => {
             ended??;
-            return Err(BenchError::Nothing { length: length.counted });
+            return Err(BenchError::Nothing { length: lead });
         }
     };
     stop.cancel();
@@ -182,11 +214,20 @@ pub(crate) fn schedule(rate_per_s: f64, stop: CancellationToken) -> mpsc::Receiv
     due
 }
 
-fn hear(waiting: &Waiting, subject: &str, payload: &[u8]) {
+fn hear(waiting: &Waiting, counted: &Counted, subject: &str, payload: &[u8]) {
     let heard_at = Instant::now();
     let Ok(task) = subject::read_finality(subject) else { return };
     let Some(tell) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&task) else { return };
-    let told = match decode::<Answer>(payload) {
+    let answer = decode::<Answer>(payload);
+    if let Some(release) = answer.as_ref().ok().and_then(|answer| answer.release.as_ref()) {
+        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match counted.0.get_mut(release) {
+            Some(count) => *count += 1,
+            None => drop(counted.0.insert(release.clone(), 1)),
+        }
+        counted.1 = Some(release.clone());
+    }
+    let told = match answer {
         Ok(answer) if answer.route != Route::Dead => Ok(heard_at),
         Ok(answer) => Err(answer.fault.map_or_else(|| "no reason given".into(), |fault| fault.reason)),
         Err(error) => Err(error.to_string()),

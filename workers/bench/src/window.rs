@@ -37,6 +37,13 @@ pub struct Length {
     pub counted: Duration,
 }
 
+impl Length {
+    /// Its end, from now on.
+    pub fn over(self) -> tokio::time::Sleep {
+        tokio::time::sleep(self.lead + self.counted)
+    }
+}
+
 /// What happened in it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Window {
@@ -56,15 +63,21 @@ pub struct Window {
 /// Processes that work on the images, with a name for each.
 pub type Processes = [(&'static str, u32)];
 
-/// Waits for a stretch to pass and says what happened in it.
-pub async fn watch(tape: &Tape, processes: &Processes, length: Length) -> Result<Window, BenchError> {
-    tokio::time::sleep(length.lead).await;
+/// Waits for a stretch to pass and says what happened in it. `lead`: passed before anything counts;
+/// `over`: its end, later than that.
+pub async fn watch(
+    tape: &Tape,
+    processes: &Processes,
+    lead: Duration,
+    over: impl Future<Output = ()>,
+) -> Result<Window, BenchError> {
+    tokio::time::sleep(lead).await;
     let _before = tape.take();
     let (begun, before) = (Instant::now(), used(processes));
-    tokio::time::sleep(length.counted).await;
+    over.await;
     let (times, elapsed, after) = (tape.take(), begun.elapsed(), used(processes));
     if times.is_empty() {
-        return Err(BenchError::Nothing { length: length.counted });
+        return Err(BenchError::Nothing { length: elapsed });
     }
     let images = times.len() as f64;
     let each = before.iter().filter_map(|(name, before)| {

@@ -20,7 +20,12 @@ pub fn peak_bytes(process: u32) -> Option<u64> {
 
 /// The memory this process has now, bytes.
 pub fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    resident_bytes_of(std::process::id())
+}
+
+/// The memory a process has now, bytes.
+pub fn resident_bytes_of(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     field_bytes(&status, "VmRSS:")
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{aggregate, canary, federated, policy, recognize, train};
+use bench::{aggregate, canary, federated, policy, recognize, swap, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -37,6 +37,30 @@ enum Which {
     /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
     /// images. Chance, not time. Takes some minutes.
     Canary(CanaryArgs),
+    /// Another release again and again while a site works at eight tenths of what it can do: images lost, what that adds to
+    /// their time, memory. Takes about four minutes.
+    Swap(SwapArgs),
+}
+
+#[derive(clap::Args)]
+struct SwapArgs {
+    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Swaps in all.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(2..=10_000))]
+    swaps: u16,
+    /// Replicas of the recognizer; one a core if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    replicas: Option<u16>,
+    /// Folder on the disk for the server's store. The system's folder for temporary files if absent.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -180,6 +204,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Federated(args) => &args.common,
         Which::Aggregate(args) => &args.common,
         Which::Canary(args) => &args.common,
+        Which::Swap(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -199,6 +224,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
         }
+        Which::Swap(args) => (swap::run(&swap_options(settings, args), shutdown).await?, None),
         Which::Canary(args) => {
             let options = canary::Options {
                 quick: args.common.quick,
@@ -216,6 +242,23 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         out::note(format_args!("picture: {}", path.display()));
     }
     out::line(report.text())
+}
+
+fn swap_options(settings: &Settings, args: &SwapArgs) -> swap::Options {
+    let mut infer = settings.recognizer.infer.clone();
+    if let Some(replicas) = args.replicas {
+        infer.replicas = vision::Replicas::Count(replicas.into());
+    }
+    swap::Options {
+        model: args.model.clone(),
+        images: args.images.clone(),
+        store: args.dir.clone(),
+        swaps: if args.common.quick { 12 } else { args.swaps.into() },
+        quick: args.common.quick,
+        nats_server: settings.up.nats_server.clone(),
+        onnxruntime: settings.onnxruntime.clone(),
+        infer,
+    }
 }
 
 fn train_options(settings: &Settings, args: &TrainBenchArgs) -> train::Options {
