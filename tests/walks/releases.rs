@@ -108,6 +108,13 @@ async fn all_run(world: &World, sites: &[usize], release: &ReleaseId) {
     there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
 }
 
+/// Waits until so many more images were published at a site.
+async fn images_flow(world: &World, site: usize, more: u64) {
+    let newest = async || anyhow::Ok(read::level(world.bus(site), topology::IMAGES).await?.last_sequence);
+    let before = newest().await.unwrap();
+    until("images flow", PATIENCE, async || Ok((newest().await? >= before + more).then_some(()))).await.unwrap();
+}
+
 async fn stands(world: &World) -> Rollout {
     log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
 }
@@ -146,7 +153,7 @@ async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() 
         (0..2).map(|site| Oracle::new(seed(20301), &world.site(site).name, world.bus(site)).unwrap()).collect();
     let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
     // Both are seen for a while, so that the ring can be held against what it was.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    images_flow(&world, 0, 240).await;
     let second = import(&world, &again(world.folder(), 1)).await;
     let tried = becomes(&world, &second, ReleaseStage::Canary).await;
     assert_eq!(tried.canary.unwrap().ring, ["site-2".parse().unwrap()]);
@@ -227,11 +234,11 @@ async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_
     let oracles: Vec<Oracle> =
         (0..2).map(|site| Oracle::new(seed(20303), &world.site(site).name, world.bus(site)).unwrap()).collect();
     let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(IMAGES_PER_S)).collect();
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    images_flow(&world, 0, 200).await;
     for number in 0..3_u32 {
         let release = import(&world, &again(world.folder(), number)).await;
         for victim in ["releaser-a", "courier-1", "releaser-b", "courier-0"] {
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            images_flow(&world, 0, 25).await;
             world.worked(victim).unwrap().restart().unwrap();
         }
         becomes(&world, &release, ReleaseStage::Stable).await;
@@ -312,13 +319,14 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
         [(vec![altered], "package_damaged"), (other_release.package.clone(), "package_of_other_release")]
     {
         let mut order = stage::order(&now, &site);
-        order.number = now.number + 10;
+        number += 1;
+        order.number = number;
         order.release = schemas::Release { package, ..good_release.clone() };
         log::give(&publisher, &order, true).await.unwrap();
         refuses(&world, &good, name).await;
     }
     let mut order = stage::order(&now, &site);
-    order.number = now.number + 11;
+    order.number = number + 1;
     order.release = schemas::Release { package: vec![gone], ..good_release.clone() };
     log::give(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "package_missing").await;

@@ -68,6 +68,19 @@ fn lot(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
     TaskId::derived(&format!("ring/{model}/{release}/{site}"))
 }
 
+/// Sites that cannot run what they should, in words; nothing if all can.
+pub fn held_up(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
+    let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
+        let release = stage::order(rollout, site).release;
+        let fault = cannot(&release, workers)?;
+        Some(format!("{site} cannot run {}: {}", release.release.short(), fault.reason))
+    };
+    let all: Vec<String> = sites.iter().filter_map(words).collect();
+    let more = all.len().saturating_sub(3);
+    let shown = all.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
+    (!all.is_empty()).then(|| if more > 0 { format!("{shown}; and {more} others") } else { shown })
+}
+
 /// What a site was last ordered to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Given {
@@ -217,6 +230,9 @@ mod tests {
         assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
         let moved = stable(&begun(), release(1), said()).unwrap();
         assert_eq!(names(&orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
+        let words = held_up(&moved, &sites(&swaps)).unwrap();
+        assert!(words.starts_with("site-01 cannot run 010101010101"), "{words}");
+        assert_eq!(held_up(&begun(), &sites(&swaps)), None);
     }
 
     #[test]

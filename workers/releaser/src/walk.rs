@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::evidence::Evidence;
 use crate::next::{Next, next};
-use crate::ring::{Given, orders};
+use crate::ring::{Given, held_up, orders};
 use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
@@ -169,7 +169,8 @@ impl Releaser {
                 },
                 Next::Decide(_) => rollout,
                 Next::Wait(why) => {
-                    self.is(&model, why);
+                    let held_up = held_up(&rollout, &evidence.sites(now_ms));
+                    self.is(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
                     rollout
                 }
             };
