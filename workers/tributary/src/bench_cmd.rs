@@ -35,14 +35,14 @@ enum Which {
     /// minutes, and 3.3 GB on the disk.
     Aggregate(AggregateArgs),
     /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
-    /// images. Chance, not time. Takes some minutes.
+    /// images. Chance, not time. Takes about two minutes.
     Canary(CanaryArgs),
 }
 
 #[derive(clap::Args)]
 struct CanaryArgs {
     /// Canaries of each kind, with other chance each time.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// Draw a picture into this folder.
     #[arg(long, value_name = "DIR")]
