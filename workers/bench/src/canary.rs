@@ -30,7 +30,7 @@ pub struct Options {
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// Measures; takes some minutes, or less than one if `quick`.
+/// Measures; a hundred seeds take about two minutes.
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();

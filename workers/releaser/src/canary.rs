@@ -89,12 +89,12 @@ impl CanarySettings {
         ];
         for (name, value, above, below) in within {
             if !(value > above && value < below) {
-                return Err(format!("canary.{name} is {value}, it must lie between {above} and {below}"));
+                return Err(format!("releaser.canary.{name} is {value}, it must lie between {above} and {below}"));
             }
         }
         for (name, value) in [("longest_s", self.longest_s), ("crashes", self.crashes)] {
             if value == 0 {
-                return Err(format!("canary.{name} is 0, use at least 1"));
+                return Err(format!("releaser.canary.{name} is 0, use at least 1"));
             }
         }
         Ok(())

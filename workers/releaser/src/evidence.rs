@@ -275,7 +275,9 @@ impl Evidence {
         let elsewhere = if count > 0 { sum.div_ceil(count) } else { 0 };
         let of = |site: &&SiteName| {
             let vanished = self.vanished(site, release, canary.since_ms, now_ms).saturating_sub(elsewhere);
-            let refused = self.at(site).flat_map(|swap| &swap.refused);
+            // Whoever came after a worker that ended repeats what it said.
+            let alive = self.at(site).any(|swap| heard(swap, now_ms));
+            let refused = self.at(site).filter(|swap| heard(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
             let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
             vanished.max(said as u64)
         };
@@ -495,8 +497,9 @@ mod tests {
         assert_eq!(crashes(vec![swap("a", "w-1", 2, NOW - 5 * SLOT_MS, 1)]), 0, "its link may be away");
         let fault = FaultNote::new(CRASHED, "it ended the worker", "");
         let mut says = ended("a", 2);
-        says[1].refused = vec![RefusedRelease { release: release(2), fault: fault.clone() }; 2];
-        assert_eq!(crashes(says), 2);
+        says[0].refused = vec![RefusedRelease { release: release(2), fault: fault.clone() }];
+        says[1].refused = vec![RefusedRelease { release: release(2), fault }; 2];
+        assert_eq!(crashes(says), 2, "what was said before is not counted again");
     }
 
     #[test]

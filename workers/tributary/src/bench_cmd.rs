@@ -35,7 +35,7 @@ enum Which {
     /// minutes, and 3.3 GB on the disk.
     Aggregate(AggregateArgs),
     /// Canaries whose truth is known: how often a good release is promoted and a bad one withdrawn, after how many
-    /// images. Chance, not time. Takes some minutes.
+    /// images. Chance, not time. Takes about two minutes.
     Canary(CanaryArgs),
     /// Another release again and again while a site works at eight tenths of what it can do: images lost, what that adds to
     /// their time, memory. Takes about four minutes.
@@ -66,7 +66,7 @@ struct SwapArgs {
 #[derive(clap::Args)]
 struct CanaryArgs {
     /// Canaries of each kind, with other chance each time.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// Draw a picture into this folder.
     #[arg(long, value_name = "DIR")]

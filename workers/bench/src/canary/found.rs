@@ -47,7 +47,7 @@ pub fn report(releases: &Releases, played: &[Played], settings: &CanarySettings,
         machine: Machine::here(&std::env::temp_dir()),
         rows: played.iter().map(|played| json!({ "run": played })).collect(),
         table: Table { columns, lines },
-        headline: headline(played),
+        headline: headline(played, settings),
         notes: notes(releases, played, settings),
         charts: vec![("canary".into(), Picture::Lines(chart(played)))],
     }
@@ -90,22 +90,59 @@ fn rightly(kind: Kind, played: &[Played]) -> Option<f64> {
     (all > 0).then(|| right as f64 / all as f64)
 }
 
-fn headline(played: &[Played]) -> Vec<Figure> {
-    let figure = |name, title, kind, goal| Figure {
+/// A release that is good and withdrawn as worse: how many of how many.
+fn alarms(played: &[Played]) -> (usize, usize) {
+    among(played, &|played| played.kind.is_good(), Ended::Withdrawn)
+}
+
+/// A release that is slightly worse, at the sites of its own ring by the margin or more, and promoted. A ring whose sites
+/// rarely see what a release is bad at can tell nobody that it is worse.
+fn misses(played: &[Played], settings: &CanarySettings) -> (usize, usize) {
+    let margin = settings.agreement_margin_ratio;
+    let is_worse = |played: &Played| played.kind == Kind::Slightly && played.truly_better_ratio <= -margin;
+    among(played, &is_worse, Ended::Promoted)
+}
+
+fn among(played: &[Played], keep: &dyn Fn(&Played) -> bool, wrong: Ended) -> (usize, usize) {
+    let all: Vec<&Played> = played.iter().filter(|played| keep(played)).collect();
+    (all.iter().filter(|played| played.ended == wrong).count(), all.len())
+}
+
+fn headline(played: &[Played], settings: &CanarySettings) -> Vec<Figure> {
+    let figure = |name, title, kind, goal: Option<f64>| Figure {
         name,
         title,
         value: rightly(kind, played),
         unit: "",
-        goal: Some(Goal::AtLeast(goal)),
+        goal: goal.map(Goal::AtLeast),
+    };
+    let rate = |name, title, (wrong, all): (usize, usize), most| Figure {
+        name,
+        title,
+        value: (all > 0).then(|| wrong as f64 / all as f64),
+        unit: "",
+        goal: Some(Goal::AtMost(most)),
     };
     let images: Vec<f64> = played.iter().map(|played| played.images as f64).collect();
     vec![
-        figure("good_promoted_ratio", "a better release is promoted", Kind::Good, 0.95),
-        figure("equal_promoted_ratio", "one as good is promoted", Kind::Equal, 0.9),
-        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", Kind::Slightly, 0.95),
-        figure("bad_withdrawn_ratio", "a bad one is withdrawn", Kind::Bad, 1.0),
-        figure("slow_withdrawn_ratio", "a slow one is withdrawn", Kind::Slow, 0.95),
-        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", Kind::Crashing, 1.0),
+        figure("good_promoted_ratio", "a better release is promoted", Kind::Good, Some(0.95)),
+        figure("equal_promoted_ratio", "one as good is promoted", Kind::Equal, Some(0.9)),
+        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", Kind::Slightly, None),
+        figure("bad_withdrawn_ratio", "a bad one is withdrawn", Kind::Bad, Some(0.95)),
+        figure("slow_withdrawn_ratio", "a slow one is withdrawn", Kind::Slow, Some(0.95)),
+        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", Kind::Crashing, Some(0.95)),
+        rate(
+            "false_alarm_ratio",
+            "a better or equal one is withdrawn as worse",
+            alarms(played),
+            settings.false_alarm_ratio,
+        ),
+        rate(
+            "miss_ratio",
+            "one worse by the margin at its ring is promoted",
+            misses(played, settings),
+            settings.miss_ratio,
+        ),
         Figure {
             name: "images_to_decide_median",
             title: "images of the ring until it is decided, median of all",
@@ -118,11 +155,7 @@ fn headline(played: &[Played]) -> Vec<Figure> {
 
 fn notes(releases: &Releases, played: &[Played], settings: &CanarySettings) -> Vec<String> {
     let points = |ratio: f64| format!("{:.1} %", ratio * 100.0);
-    let of_all = |keep: &dyn Fn(&Played) -> bool, wrong: Ended| {
-        let all: Vec<&Played> = played.iter().filter(|played| keep(played)).collect();
-        let count = all.iter().filter(|played| played.ended == wrong).count();
-        format!("{count} of {}", all.len())
-    };
+    let ((alarms, good), (misses, worse)) = (alarms(played), misses(played, settings));
     let tried = releases.candidates.iter().map(|candidate| {
         let name = candidate.kind.as_str();
         format!("{name} {} ({} in doubt)", points(candidate.agreement_ratio), points(candidate.doubtful_ratio))
@@ -138,13 +171,14 @@ fn notes(releases: &Releases, played: &[Played], settings: &CanarySettings) -> V
             points(releases.stable.doubtful_ratio),
             tried.collect::<Vec<_>>().join(", ")
         ),
-        "agreement, points: what it truly is at the sites of the ring, whose mixes of classes are their own; median."
+        "agreement, points: what the release truly gains at the sites of the ring, whose mixes of classes are their own; \
+         median. One that is slightly worse for the fleet is hardly worse at some rings."
             .into(),
         format!(
-            "Good or equal and withdrawn as worse: {}, {} asked for. Worse and promoted: {}, {} asked for.",
-            of_all(&|played| played.kind.is_good(), Ended::Withdrawn),
+            "Better or equal, and withdrawn as worse: {alarms} of {good}, {} asked for. Slightly worse, by {} or more at \
+             its own ring, and promoted: {misses} of {worse}, {} asked for.",
             points(settings.false_alarm_ratio),
-            of_all(&|played| !played.kind.is_good(), Ended::Promoted),
+            points(settings.agreement_margin_ratio),
             points(settings.miss_ratio),
         ),
     ]
@@ -171,5 +205,31 @@ fn chart(played: &[Played]) -> Chart {
         y_label: "% of the canaries".into(),
         lines: KINDS.into_iter().map(line).collect(),
         marks: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn played(kind: Kind, ended: Ended, truly_better_ratio: f64) -> Played {
+        Played { kind, seed: 1, ended, why: String::new(), minutes: 7, images: 500, verdicts: 50, truly_better_ratio }
+    }
+
+    #[test]
+    fn only_what_is_worse_at_its_ring_can_be_missed() {
+        let all = [
+            played(Kind::Good, Ended::Promoted, 0.02),
+            played(Kind::Equal, Ended::Withdrawn, 0.0),
+            played(Kind::Equal, Ended::Undecided, 0.0),
+            played(Kind::Slightly, Ended::Promoted, -0.01),
+            played(Kind::Slightly, Ended::Promoted, -0.03),
+            played(Kind::Slightly, Ended::Undecided, -0.03),
+        ];
+        assert_eq!((alarms(&all), misses(&all, &CanarySettings::default())), ((1, 3), (1, 2)));
+        assert_eq!((rightly(Kind::Equal, &all), rightly(Kind::Slightly, &all)), (Some(0.0), Some(1.0 / 3.0)));
+        assert_eq!(rightly(Kind::Bad, &all), None);
+        let figures = headline(&all, &CanarySettings::default());
+        assert!(figures.iter().any(|figure| figure.name == "miss_ratio" && figure.value == Some(0.5)));
     }
 }

@@ -58,10 +58,8 @@ struct Change {
 pub(super) fn effect(measure: Measure, trial: &Trial, margin: f64, waits: bool) -> Result<Effect, &'static str> {
     let stable = trial.others.iter().map(|pair| &pair.after).chain(before(&trial.ring)).chain(before(&trial.others));
     let stable = Spread::of(measure, stable, margin);
-    let mut canary = Spread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
-    if measure == Measure::Faults {
-        canary = canary.at_most(stable, margin);
-    }
+    let canary = Spread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
+    let canary = canary.since(measure, stable, margin);
     let (ring, ring_after) = changes(measure, &trial.ring, stable, canary);
     let (others, others_after) = changes(measure, &trial.others, stable, stable);
     if ring_after.is_empty() {

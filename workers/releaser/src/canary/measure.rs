@@ -71,14 +71,14 @@ pub(super) struct Value {
 
 /// Variance of one image, or verdict, in cells of one release. Of all cells together, because a few images of one site
 /// say too little about it: three out of three are not certain.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Spread {
     /// Of what is measured; of agreement, of sampled images.
     of_one: f64,
     /// Of agreement on doubtful images.
     of_doubtful: f64,
-    /// Of shares: the share, smoothed.
-    share: f64,
+    /// The shares these are of, where they are of shares.
+    shares: [f64; 2],
 }
 
 impl Spread {
@@ -86,43 +86,46 @@ impl Spread {
     pub fn of<'a>(measure: Measure, cells: impl Iterator<Item = &'a Cell> + Clone, margin: f64) -> Self {
         let mut all = Cell::default();
         cells.clone().for_each(|cell| all.add(cell));
-        let of_share = |hit: u64, count: u64| {
-            let share = smoothed(hit, count);
-            Self { of_one: share * (1.0 - share), of_doubtful: 0.0, share }
-        };
-        let of_values = |of: fn(&Cell) -> &Moments| Self {
-            of_one: within(cells.clone().map(of), margin),
-            of_doubtful: 0.0,
-            share: 0.0,
-        };
+        let of_values =
+            |of: fn(&Cell) -> &Moments| Self { of_one: within(cells.clone().map(of), margin), ..Self::default() };
+        let of_agreed = |agreed: Agreed| smoothed(agreed.agreed, agreed.asked);
         match measure {
-            Measure::Agreement => {
-                let (sampled, doubtful) = (of_agreed(all.on_sampled), of_agreed(all.on_doubtful));
-                Self { of_one: sampled, of_doubtful: doubtful, share: 0.0 }
-            }
-            Measure::SentUp => of_share(all.doubtful, all.images),
-            Measure::Faults => of_share(all.faults, all.images + all.faults),
+            Measure::Agreement => Self::of_shares([of_agreed(all.on_sampled), of_agreed(all.on_doubtful)]),
+            Measure::SentUp => Self::of_shares([smoothed(all.doubtful, all.images), 0.0]),
+            Measure::Faults => Self::of_shares([smoothed(all.faults, all.images + all.faults), 0.0]),
             Measure::Confidence => of_values(|cell| &cell.confidence),
             Measure::Cost => of_values(|cell| &cell.ln_cost_ms),
         }
     }
 
-    /// Of a share that is no more than a margin above another's. The odds are between as many faults and a margin more;
-    /// what a release that fails half of the time varies by is neither, and would hide how bad it is for long.
-    pub fn at_most(self, stable: Self, margin: f64) -> Self {
-        let share = self.share.min(stable.share + margin).min(0.5);
-        if share < self.share { Self { of_one: share * (1.0 - share), share, ..self } } else { self }
+    fn of_shares(shares: [f64; 2]) -> Self {
+        let [of_one, of_doubtful] = shares.map(|share| share * (1.0 - share));
+        Self { of_one, of_doubtful, shares }
+    }
+
+    /// Of a canary: `self`, of what it showed, is not believed alone. A canary that was lucky would seem certain to be
+    /// good, and one that fails half of the time would seem to vary too much to be judged. Both hypotheses are about the
+    /// stable release, so a share varies as it does between them, half a margin worse than stable: the odds are nearly
+    /// those of the exact test then. Where a measure is no plain share, the larger of both is taken.
+    pub fn since(self, measure: Measure, stable: Self, margin: f64) -> Self {
+        let worse = |share: f64| (share - measure.sign() * margin / 2.0).clamp(0.0, 1.0);
+        let between = Self::of_shares(stable.shares.map(worse));
+        let larger = |other: Self| Self {
+            of_one: self.of_one.max(other.of_one),
+            of_doubtful: self.of_doubtful.max(other.of_doubtful),
+            ..self
+        };
+        match measure {
+            Measure::SentUp | Measure::Faults => between,
+            Measure::Agreement => larger(between),
+            Measure::Confidence | Measure::Cost => larger(stable),
+        }
     }
 }
 
 /// Share of so many, with one hit and one miss made up (Laplace): for variances, never for a mean.
 fn smoothed(hit: u64, count: u64) -> f64 {
     (hit as f64 + 1.0) / (count as f64 + 2.0)
-}
-
-fn of_agreed(agreed: Agreed) -> f64 {
-    let share = smoothed(agreed.agreed, agreed.asked);
-    share * (1.0 - share)
 }
 
 /// Variance within cells, whatever differs between them.
