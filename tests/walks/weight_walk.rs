@@ -98,8 +98,11 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     // Weights travel by reference, and are there before their message.
     let weights = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&update.weights, 1 << 20).await.unwrap();
     assert!(weights.len() < 26_698 * 2 + 4096, "{} bytes of 16-bit floats", weights.len());
-    let report = training(&world).await.unwrap().expect("a trainer's sign of life");
-    assert_eq!(report.sent, 1, "{report:?}");
+    let said = until("the trainer says that it sent an update", PATIENCE, async || {
+        let report = training(&world).await?.filter(|report| report.sent > 0);
+        Ok(report.map(|report| assert_eq!(report.sent, 1, "{report:?}")))
+    });
+    said.await.unwrap();
     let status = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
     assert!(status.out.contains("an update of"), "{}", status.out);
 }

@@ -19,7 +19,7 @@ use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName, decode};
 use streams::read::{self, Record, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, subject, topology};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use training::TrainError;
 use vision::{Model, Onnx};
 
@@ -264,6 +264,7 @@ impl Aggregator {
         };
         let mut records = std::pin::pin!(read::follow(&self.bus, topology::UPDATES, stretch).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut caught_up = false;
         loop {
             tokio::select! {
@@ -353,6 +354,10 @@ impl Aggregator {
 
     async fn open(&self) -> Result<(), Fault> {
         let history = History::read(&self.bus, &self.model).await?;
+        // One that was opened just now is not read yet.
+        if history.last() > 0 && history.ended(history.last()).is_none() {
+            return Ok(());
+        }
         let rollout = log::latest(&self.bus, &self.model).await?;
         let withdrawn = rollout.map(|rollout| rollout.withdrawn).unwrap_or_default();
         let (base, weights) = history.base(&withdrawn, &self.place.root.release);

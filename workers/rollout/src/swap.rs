@@ -151,7 +151,7 @@ impl Swapper {
         let root = self.root.release == *wanted;
         let model = if root { self.root.clone() } else { self.fetch(order).await? };
         self.step("trying", wanted);
-        let tried = self.trial.run(&model.folder, self.infer.settings()).await?;
+        let tried = self.trial.run(&model.folder, self.infer.settings(), true).await?;
         let probe = if root { None } else { Some(probe(&model).await?) };
         if let Some(probe) = &probe {
             compare(&tried.logits, probe)?;

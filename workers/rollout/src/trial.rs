@@ -2,7 +2,7 @@
 //! ends, takes nothing with it. The same trial says what to expect of a release when it is packaged ([`prepare`]).
 //!
 //! The process is this program with a command of its own ([`COMMAND`]); it is asked on its standard input and answers on its
-//! standard output, in JSON. It runs on what nobody else wants of the processors.
+//! standard output, in JSON. At a site it runs on what nobody else wants of the processors.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -50,6 +50,8 @@ pub struct Asked {
     pub onnxruntime: Option<PathBuf>,
     /// How it will be run.
     pub infer: InferSettings,
+    /// Whether it shall run on what nobody else wants of the processors.
+    pub when_idle: bool,
 }
 
 /// What a trial found.
@@ -90,9 +92,11 @@ impl Trial {
         Self { program, onnxruntime }
     }
 
-    /// Tries a model's folder; an error says why it will not do.
-    pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
-        let asked = Asked { folder: folder.to_owned(), onnxruntime: self.onnxruntime.clone(), infer: infer.clone() };
+    /// Tries a model's folder; an error says why it will not do. `when_idle`: on what nobody else wants of the processors,
+    /// for where others wait for answers.
+    pub async fn run(&self, folder: &Path, infer: &InferSettings, when_idle: bool) -> Result<Tried, FaultNote> {
+        let (folder, onnxruntime) = (folder.to_owned(), self.onnxruntime.clone());
+        let asked = Asked { folder, onnxruntime, infer: infer.clone(), when_idle };
         match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
             Ok(answered) => answered,
             Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
@@ -171,7 +175,8 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let of_model =
         |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::chain(error), remedy);
     let limit = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
-    if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| streams::batch::run_when_idle()) {
+    let idle = || if asked.when_idle { streams::batch::run_when_idle() } else { Ok(()) };
+    if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }
     let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
@@ -262,9 +267,11 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_dies_says_how() {
         let trial = |program: &str| Trial { program: program.into(), onnxruntime: None };
-        let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault =
+            trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default(), false).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
-        let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault =
+            trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default(), false).await.unwrap_err();
         assert!(
             fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
         );
@@ -274,7 +281,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let fault = trial(script.to_str().unwrap())
-            .run(&fixture("fashion-light"), &InferSettings::default())
+            .run(&fixture("fashion-light"), &InferSettings::default(), false)
             .await
             .unwrap_err();
         assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);

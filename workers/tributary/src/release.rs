@@ -129,9 +129,10 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
         What::Show { release } => {
             let (manifest, history) = (releases.find(release).await?, stand::of(loaded, &model).await);
             if args.json {
-                return out::json(
-                    &serde_json::json!({ "manifest": manifest, "decisions": stand::about(&history, &manifest.release) }),
-                );
+                let mut all = serde_json::to_value(&manifest)?;
+                all["stage"] = stand::word(&history, &manifest.release).into();
+                all["decisions"] = serde_json::to_value(stand::about(&history, &manifest.release))?;
+                return out::json(&all);
             }
             show(&manifest)?;
             stand::show(&history, &manifest.release)
