@@ -174,7 +174,12 @@ impl Swapper {
         let before = self.infer.model().release.clone();
         self.note(self.home.serves(wanted, root));
         let infer = self.infer.clone();
-        let handed = tokio::task::spawn_blocking(move || infer.hand_over(standby).map_err(note)).await;
+        let handing = move || {
+            let handed = infer.hand_over(standby).map_err(note);
+            process::give_memory_back();
+            handed
+        };
+        let handed = tokio::task::spawn_blocking(handing).await;
         let handed = handed.unwrap_or_else(|error| Err(FaultNote::new("swap_broke", error.to_string(), REPORT)));
         if let Err(fault) = handed {
             self.note(self.home.serves(&before, before == self.root.release));
