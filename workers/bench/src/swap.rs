@@ -99,19 +99,16 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         ended = site.ended() => return Err(ended),
     }
     let effort = Effort::new(options);
-    say("measuring the capacity");
     let processes = site.processes();
-    let capacity = load.closed(Until::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
-    let rate_per_s = (capacity.images_per_s * LOAD_SHARE).max(1.0);
     let recognizer = site.recognizer_process().unwrap_or_default();
     let resident = || process::resident_bytes_of(recognizer).map(|bytes| bytes as f64 / (1 << 20) as f64);
     let mut orders = Orders { pair, number: 0, site: &site, load: &load };
-    // Once there and back, so that what a first swap leaves behind is not taken for growth; the growth is that of the others.
-    let mut first = Vec::new();
+    // There and back once, and as much work as there can be, so that what a first swap leaves behind is not taken for growth.
     let before_any_mib = resident();
-    for _ in 0..2 {
-        first.push(orders.swap().await?);
-    }
+    let first = vec![orders.swap().await?, orders.swap().await?];
+    say("measuring the capacity");
+    let capacity = load.closed(Until::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
+    let rate_per_s = (capacity.images_per_s * LOAD_SHARE).max(1.0);
     let mut memory_mib = vec![resident()];
     let mut stretches = Vec::new();
     for round in 0..effort.rounds {

@@ -31,7 +31,7 @@ pub async fn prepare(
     work: &Path,
 ) -> Result<(Release, PathBuf), FaultNote> {
     let infer = InferSettings { replicas: Replicas::Count(1), ..InferSettings::default() };
-    let tried = trial.run(&model.folder, &infer, false).await?;
+    let tried = trial.run(&model.folder, &infer).await?;
     let needs = needs(model, &tried)
         .map_err(|error| FaultNote::new(error.name(), runtime::fault::chain(&error), "correct the model's folder"))?;
     let probe = Probe { runtime: tried.runtime.clone(), logits: tried.logits };

@@ -19,8 +19,8 @@ use vision::{InferSettings, Model, Onnx, Replica};
 pub const COMMAND: &str = "try-release";
 /// The file in a package with what its release saw in generated pictures.
 pub const PROBE: &str = "probe.json";
-/// So many pictures are compared; with more the edge's file grows and nothing is found that these miss.
-const PICTURES: usize = 8;
+/// So many pictures are compared: making and decoding them is what a trial costs, and other weights show in each.
+const PICTURES: usize = 4;
 const SEED: u64 = 4242;
 /// Scores may differ by this share of the largest, or of 1 where that is more: other processors round otherwise (about
 /// 1e-4), and a release with other weights differs by far more.
@@ -50,6 +50,8 @@ pub struct Asked {
     pub onnxruntime: Option<PathBuf>,
     /// How it will be run.
     pub infer: InferSettings,
+    /// The best batch and what an image costs in it, milliseconds, if that is known: measuring takes half a second.
+    pub measured: Option<(usize, f64)>,
     /// Whether it shall run on what nobody else wants of the processors.
     pub when_idle: bool,
 }
@@ -92,11 +94,31 @@ impl Trial {
         Self { program, onnxruntime }
     }
 
-    /// Tries a model's folder; an error says why it will not do. `when_idle`: on what nobody else wants of the processors,
-    /// for where others wait for answers.
-    pub async fn run(&self, folder: &Path, infer: &InferSettings, when_idle: bool) -> Result<Tried, FaultNote> {
+    /// Tries a model's folder, and measures it; an error says why it will not do.
+    pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
+        self.with(folder, infer, None, false).await
+    }
+
+    /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
+    /// known.
+    pub async fn run_when_idle(
+        &self,
+        folder: &Path,
+        infer: &InferSettings,
+        measured: Option<(usize, f64)>,
+    ) -> Result<Tried, FaultNote> {
+        self.with(folder, infer, measured, true).await
+    }
+
+    async fn with(
+        &self,
+        folder: &Path,
+        infer: &InferSettings,
+        measured: Option<(usize, f64)>,
+        when_idle: bool,
+    ) -> Result<Tried, FaultNote> {
         let (folder, onnxruntime) = (folder.to_owned(), self.onnxruntime.clone());
-        let asked = Asked { folder, onnxruntime, infer: infer.clone(), when_idle };
+        let asked = Asked { folder, onnxruntime, infer: infer.clone(), measured, when_idle };
         match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
             Ok(answered) => answered,
             Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
@@ -184,15 +206,18 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let before = process::resident_bytes();
     let failed = |error: vision::InferError| of_model(error.name(), &error);
     let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
-    let measured = measure(&mut replica).map_err(failed)?;
+    let (batch, cost_ms) = match asked.measured {
+        Some(measured) => measured,
+        None => measure(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?,
+    };
     let added = process::resident_bytes().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
     let pictures = pictures();
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let logits = replica.see_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
     Ok(Tried {
         runtime: onnx.version().to_owned(),
-        batch: measured.best_batch,
-        cost_ms: measured.best_ms(),
+        batch,
+        cost_ms,
         memory_mib: u32::try_from(added.div_ceil(1 << 20)).unwrap_or(u32::MAX),
         logits: logits.collect::<Result<_, _>>()?,
     })
@@ -267,11 +292,9 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_dies_says_how() {
         let trial = |program: &str| Trial { program: program.into(), onnxruntime: None };
-        let fault =
-            trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default(), false).await.unwrap_err();
+        let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
-        let fault =
-            trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default(), false).await.unwrap_err();
+        let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
         assert!(
             fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
         );
@@ -281,7 +304,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let fault = trial(script.to_str().unwrap())
-            .run(&fixture("fashion-light"), &InferSettings::default(), false)
+            .run(&fixture("fashion-light"), &InferSettings::default())
             .await
             .unwrap_err();
         assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);
