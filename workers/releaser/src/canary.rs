@@ -184,11 +184,11 @@ fn so_far(finding: &Finding) -> String {
     let which = if finding.better < 0.0 { "worse" } else { "better" };
     let what = if finding.measure == Measure::Agreement.as_str() { "sampled verdicts" } else { "images" };
     format!(
-        "{:.4} {which} than stable in the same hours, ± {:.4}, where {:.4} is too much, by {} {what}",
+        "{:.3} {which} ± {:.3} on {} {what}, {:.3} is too much",
         finding.better.abs(),
         finding.error,
-        finding.margin,
-        finding.count
+        finding.count,
+        finding.margin
     )
 }
 
