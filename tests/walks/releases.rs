@@ -315,9 +315,14 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     let blobs = Blobs::open_in_cloud(&world.cloud).await.unwrap();
     let altered = blobs.store(&vec![7; 200_000]).await.unwrap();
     let gone = schemas::BlobRef::new([1; 32], 1000);
-    for (package, name) in
-        [(vec![altered], "package_damaged"), (other_release.package.clone(), "package_of_other_release")]
-    {
+    let whole = blobs.fetch(&good_release.package[0], 1 << 23).await.unwrap();
+    let cut_off = blobs.store(&whole[..whole.len() / 2]).await.unwrap();
+    let mut number = now.number;
+    for (package, name) in [
+        (vec![altered], "package_damaged"),
+        (other_release.package.clone(), "package_of_other_release"),
+        (vec![cut_off], "package_damaged"),
+    ] {
         let mut order = stage::order(&now, &site);
         number += 1;
         order.number = number;
@@ -338,9 +343,17 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     refuses(&world, &good, "runtime_too_old").await;
     let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
-    let status =
-        harness::program::run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
-    assert!(status.out.contains("does not run") && status.out.contains("runtime_too_old"), "{}", status.out);
+    let command = [vec!["status".to_owned()], world.at(0)].concat();
+    let shown = until("the status says so", PATIENCE, async || {
+        let status = harness::program::run(world.folder(), &command).await?;
+        anyhow::ensure!(
+            status.out.contains("does not run") && status.out.contains("runtime_too_old"),
+            "{}",
+            status.out
+        );
+        Ok(Some(()))
+    });
+    shown.await.unwrap();
 }
 
 /// Waits until the site says that it does not run a release, and why.
