@@ -85,7 +85,7 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
 }
 
 /// A folder with a network of random weights.
-pub(crate) fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
+pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
     std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
     let side = net.side_px;
     let description = format!(
