@@ -237,6 +237,7 @@ async fn turns(
         test: Arc::new(made.divided.test.clone()),
         unseen: made.divided.unseen.clone(),
         of_site,
+        tested: tokio::sync::Mutex::default(),
     };
     closed.stands.all_have_orders().await?;
     let mut turns = Vec::new();

@@ -147,7 +147,8 @@ fn trial(made: &Made) -> String {
             let number = deciding(decision)
                 .map(|finding| format!(" ({} {:+.3} ± {:.3})", finding.measure, finding.better, finding.error));
             let stage = if decision.stage == ReleaseStage::Stable { "stable" } else { "withdrawn" };
-            format!("{stage}{}", number.unwrap_or_default())
+            // Without numbers it was not tried at all.
+            format!("{stage}{}", number.unwrap_or_else(|| " (public set)".into()))
         }
     }
 }

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 /// Most pictures of a class that sites see and that are measured by; of frequent classes the others are left out.
 const MOST_OF_CLASS: usize = 200;
 /// Pictures of a class in the public set.
-const PUBLIC_OF_CLASS: usize = 10;
+const PUBLIC_OF_CLASS: usize = 20;
 /// Of a class that one site sees often it has so much of what there is, and the other site the rest.
 const OFTEN: f64 = 0.7;
 /// Share to measure by where the index names no split `test`.

@@ -16,7 +16,7 @@ const CONFIDENCE_MARGIN: f64 = 0.15;
 const FAULTS_MARGIN: f64 = 0.05;
 const COST: f64 = 2.5;
 /// A trial is given up after so long, seconds.
-const LONGEST_S: u64 = 60;
+const LONGEST_S: u64 = 45;
 
 /// The settings of the loop. `store`: the folder of everything that is written.
 pub fn settings(given: &Settings, start: &Start, store: &Path) -> Settings {
@@ -40,13 +40,15 @@ pub fn settings(given: &Settings, start: &Start, store: &Path) -> Settings {
     choose(&mut own.report_s, &was.report_s, 1);
     choose(&mut own.count_s, &was.count_s, 2);
     let (own, was) = (&mut all.trainer, &usual.trainer);
-    choose(&mut own.epochs, &was.epochs, 15);
+    choose(&mut own.epochs, &was.epochs, 20);
     choose(&mut own.batch, &was.batch, 16);
     choose(&mut own.label_smoothing_ratio, &was.label_smoothing_ratio, SMOOTHING);
     choose(&mut own.limits.cpu_ratio, &was.limits.cpu_ratio, 1.0);
     choose(&mut own.limits.yield_queue_s, &was.limits.yield_queue_s, 10.0);
     choose(&mut own.collect.every_s, &was.collect.every_s, 1);
     choose(&mut own.collect.most_images, &was.collect.most_images, 1500);
+    // Most verdicts are about pictures that were hard: they need not count twice.
+    choose(&mut own.collect.hard_repeats, &was.collect.hard_repeats, 1);
     // Only when a round asks.
     choose(&mut own.collect.least_fresh, &was.collect.least_fresh, u32::MAX);
     let (own, was) = (&mut all.aggregator.round, &usual.aggregator.round);

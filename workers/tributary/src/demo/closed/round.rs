@@ -1,5 +1,6 @@
 //! One turn of the loop: images are answered, sites learn from the verdicts, what they learned is merged, tried and let out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use futures::future::try_join_all;
 use runtime::Shutdown;
 use schemas::{Decision, Reason, ReleaseId, ReleaseStage, Route, SiteName};
+use tokio::sync::Mutex;
 use vision::Onnx;
 
 use super::flow::{Answered, Flow};
@@ -27,9 +29,11 @@ pub struct Loop {
     /// Pictures that nobody learns from.
     pub test: Arc<Vec<Picture>>,
     /// Labels that the start model has never seen.
-    pub unseen: std::collections::BTreeSet<String>,
+    pub unseen: BTreeSet<String>,
     /// New pictures of a site in each turn.
     pub of_site: usize,
+    /// How right releases are on the test pictures.
+    pub tested: Mutex<BTreeMap<ReleaseId, Right>>,
 }
 
 /// What was measured of the release that answered, on pictures that were new to it.
@@ -185,11 +189,16 @@ impl Loop {
         Ok(())
     }
 
-    /// A release on the pictures that nobody learns from.
+    /// A release on the pictures that nobody learns from; tried once, for its folder makes way for later ones.
     async fn tested(&self, release: &ReleaseId) -> anyhow::Result<Right> {
+        if let Some(known) = self.tested.lock().await.get(release) {
+            return Ok(known.clone());
+        }
         let folder = self.folder(release);
         let (onnx, test) = (self.onnx.clone(), self.test.clone());
-        tokio::task::spawn_blocking(move || Right::of(&onnx, &folder, &test)).await?
+        let right = tokio::task::spawn_blocking(move || Right::of(&onnx, &folder, &test)).await??;
+        self.tested.lock().await.insert(release.clone(), right.clone());
+        Ok(right)
     }
 
     /// Where a release lies: what sites were set up with where it was made, everything else where it was merged.

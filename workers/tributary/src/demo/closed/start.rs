@@ -17,7 +17,7 @@ use crate::out;
 /// Side of the pictures that networks made here take, pixels.
 const SIDE_PX: i64 = 32;
 /// Of each class the start model learned from so many pictures at the most: there is more to be learned at the sites.
-pub const START_OF_CLASS: usize = 60;
+pub const START_OF_CLASS: usize = 30;
 const EPOCHS: u32 = 15;
 /// Taken from each label, so that a model that sees something new is not sure of it.
 pub const SMOOTHING: f32 = 0.1;
@@ -110,7 +110,13 @@ fn train(
     stop: &CancellationToken,
 ) -> anyhow::Result<PathBuf> {
     let optimizer = OptimizerSettings { learning_rate: 0.03, clip_norm: Some(5.0), ..OptimizerSettings::default() };
-    let settings = TrainSettings { epochs: EPOCHS, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
+    let settings = TrainSettings {
+        epochs: EPOCHS,
+        augment,
+        optimizer,
+        label_smoothing_ratio: SMOOTHING,
+        ..TrainSettings::default()
+    };
     let example = |(number, picture): (usize, &&Picture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
         let split = if number % HELD_OUT == 0 { Split::HeldOut } else { Split::Train };
