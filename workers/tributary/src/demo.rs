@@ -33,7 +33,7 @@ releaser tries it at one site and lets all have it, or takes it back; sites swap
 is sent up and more is right. It ends with an error if an image was lost, or if sites do not all run what is stable.
 
 Of pictures of your own, a part is never learned from (split test, or a fifth), and two models are made if none is named:
-the cloud's from half of the others, the sites' from at most 30 of each class but the rarest third.
+the cloud's from half of the others (of frequent classes at most 200), the sites' from 30 of each class but the rarest third.
 
 Examples:
   tributary demo

@@ -96,7 +96,8 @@ pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, Bench
     for (file, bytes) in [
         ("model.toml", description.into_bytes()),
         ("labels.txt", labels.iter().map(|label| format!("{label}\n")).collect::<String>().into_bytes()),
-        ("graph.onnx", net.onnx().encode()),
+        // Of batches of any size: it is to be run as well as to be trained.
+        ("graph.onnx", Net { batch: -1, ..net.clone() }.onnx().encode()),
     ] {
         let path = folder.join(file);
         std::fs::write(&path, bytes).map_err(BenchError::file(&path))?;

@@ -276,14 +276,16 @@ fn intro(divided: &Divided, widened: &str, settings: &Settings, of_site: usize) 
     let counts: Vec<String> = divided.sites.iter().map(|site| site.len().to_string()).collect();
     format!(
         "
-Two sites and a cloud, all on this machine. Each site sees pictures of its own ({} of them), with other classes more
-often than the other. A picture its model is in doubt about goes up and gets the cloud's verdict, and so do {} of those
-it is sure of, by lot: no label ever reaches a site but by a verdict. A round asks the sites for what they learned from verdicts, merges it, and
-tries the merged model on {} public pictures; the releaser tries the release at one site and lets all have it, or takes it back.
+Two sites and a cloud, all on this machine. Each site sees pictures of its own ({}), of other classes more often than the
+other site. A picture that its model is in doubt about goes up and gets the cloud's verdict, and so do, by lot, {} of those
+it is sure of. Sites learn from verdicts alone. A round asks them for what they learned and merges it; the merged model is
+fitted and tried on {} public pictures of all classes. The releaser tries the release at one site, and then all sites have
+it or none.
 
-Each round begins with {of_site} pictures a site that it has not seen; by these is measured. While it learns and while a
-release is tried, pictures that it has seen come again, {} a second: trials are kinder than they would be in real life.
-Wider than by default, because a minute shows few images: {widened}.",
+Each round begins with {of_site} pictures a site that no model has seen, which the numbers are about. While sites learn and a
+release is tried, pictures that came before come again, {} a second at each site, so that a trial sees more images than
+there are pictures: it is kinder to what was learned from them than life would be.
+Trials are less strict than by default (in brackets), for a minute shows few images: {widened}.",
         counts.join(" and "),
         form::percent(settings.recognizer.verify.sample_ratio as f32),
         divided.public.len(),
@@ -296,7 +298,7 @@ fn outro(found: &Found, chart: &Path) -> String {
     let (first, last) = (found.turns.first(), found.turns.last());
     let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
         format!(
-            "Sent up: {} → {}. Right on test pictures by the sites' model: {} → {} (the cloud's: {}), of classes unseen at the start {} → {}.\n",
+            "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}); of unseen classes: {} → {}.\n",
             round::percent(first.up_ratio()),
             round::percent(last.up_ratio()),
             round::percent(first.test.ratio()),
@@ -308,17 +310,19 @@ fn outro(found: &Found, chart: &Path) -> String {
     });
     format!(
         "\
-{sum}{} images were acknowledged, each has its final answer, and both sites run the stable release. {:.0} s in all.
+Sent up, sites alone and with cloud: of the new pictures. Test and unseen: of the pictures that nobody learns from, all and
+those of classes that the start model had never seen. Updates, what they make and its trial: of the round that follows.
+
+{sum}{} images were acknowledged, each has its final answer, and both sites run the stable release; {:.0} s in all.
 
 Picture: {}
-It shows what is sent up and what is right after each round.
 
 Try next:
   {program} demo --loop --rounds 8
       go on longer
   {program} demo --loop --set recognizer.gate.min_confidence_ratio=0.9
       ask the cloud more often: more verdicts to learn from
-  {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.02
+  {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.05
       try releases more strictly: more of them are taken back, or not decided in time
   {program} demo --loop --data DIR
       with pictures of your own; both models are made from them

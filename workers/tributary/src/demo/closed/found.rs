@@ -38,13 +38,12 @@ impl Found {
             "round",
             "release",
             "sent up",
-            "in doubt",
             "sites alone",
             "with cloud",
             "test",
             "unseen",
             "updates",
-            "new release",
+            "makes",
             "trial",
             "seconds",
         ];
@@ -53,14 +52,12 @@ impl Found {
     }
 
     fn row(&self, turn: &Turn) -> Vec<String> {
-        let share = |count: usize| percent(count as f64 / turn.images.max(1) as f64);
         let sealed = turn.made.as_ref().and_then(|made| made.sealed.as_ref());
         let short = |release: &schemas::ReleaseId| release.short().to_owned();
         vec![
             if turn.made.is_some() { turn.number.to_string() } else { "end".into() },
             short(&turn.release),
             percent(turn.up_ratio()),
-            share(turn.in_doubt),
             percent(turn.site.ratio()),
             percent(turn.together.ratio()),
             percent(turn.test.ratio()),

@@ -8,7 +8,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-/// Most pictures of a class that sites see and that are measured by; of frequent classes the others are left out.
+/// Most pictures of a class that sites see, that models are made from, and that are measured by: of frequent classes the
+/// others are left out.
 const MOST_OF_CLASS: usize = 200;
 /// Pictures of a class in the public set.
 const PUBLIC_OF_CLASS: usize = 20;
@@ -36,7 +37,7 @@ pub enum Makers {
     Nobody,
     /// So many of each class that is known.
     OfClass(usize),
-    /// Half of all.
+    /// Half of all, of frequent classes fewer.
     Half,
 }
 
@@ -138,7 +139,7 @@ pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usi
         let count = groups.iter().flatten().filter(|picture| !picture.test).count();
         let makers_want = match makers {
             Makers::OfClass(most) if !divided.unseen.contains(&label) => *most,
-            Makers::Half => count / 2,
+            Makers::Half => (count / 2).min(MOST_OF_CLASS),
             _ => 0,
         };
         let (mut taken, mut test, mut public, mut made) = (0, 0, 0, 0);

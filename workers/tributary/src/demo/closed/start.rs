@@ -8,17 +8,20 @@ use bench::train::write_net;
 use tokio_util::sync::CancellationToken;
 use training::examples::Example;
 use training::settings::{AugmentSettings, OptimizerSettings};
-use training::{Around, Examples, Pace, Split, TrainSettings};
+use training::{Around, Epoch, Examples, Pace, Split, TrainSettings};
 use vision::{Model, Onnx};
 
 use super::pictures::{Divided, Picture};
-use crate::out;
+use crate::{form, out};
 
 /// Side of the pictures that networks made here take, pixels.
 const SIDE_PX: i64 = 32;
 /// Of each class the start model learned from so many pictures at the most: there is more to be learned at the sites.
 pub const START_OF_CLASS: usize = 30;
-const EPOCHS: u32 = 15;
+const START_EPOCHS: u32 = 15;
+const CLOUD_EPOCHS: u32 = 24;
+/// Every so manieth epoch is told.
+const TOLD: u32 = 6;
 /// Taken from each label, so that a model that sees something new is not sure of it.
 pub const SMOOTHING: f32 = 0.1;
 /// Every so manieth picture is held out to measure by.
@@ -85,7 +88,7 @@ fn start_model(
     let known: Vec<&Picture> = known.collect();
     let classes = divided.labels.len() - divided.unseen.len();
     out::line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
-    train(onnx, &blank, &known, AugmentSettings::default(), &folder.join("start"), stop)
+    train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
 fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &CancellationToken) -> anyhow::Result<PathBuf> {
@@ -93,39 +96,46 @@ fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &Cancellatio
     let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
     let all: Vec<&Picture> = divided.makers.iter().collect();
     out::line(format_args!(
-        "making the cloud's model from {} pictures of all {} classes, {EPOCHS} times each: this takes a while",
+        "making the cloud's model from {} pictures of all {} classes, {CLOUD_EPOCHS} times each: this takes a while",
         all.len(),
         divided.labels.len()
     ))?;
     let changed = AugmentSettings { mirror: true, shift_ratio: 0.06, ..AugmentSettings::default() };
-    train(onnx, &blank, &all, changed, &folder.join("cloud"), stop)
+    train(onnx, &blank, &all, (CLOUD_EPOCHS, changed), &folder.join("cloud"), stop)
 }
 
 fn train(
     onnx: &Onnx,
     blank: &Model,
     pictures: &[&Picture],
-    augment: AugmentSettings,
+    (epochs, augment): (u32, AugmentSettings),
     into: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<PathBuf> {
     let optimizer = OptimizerSettings { learning_rate: 0.03, clip_norm: Some(5.0), ..OptimizerSettings::default() };
-    let settings = TrainSettings {
-        epochs: EPOCHS,
-        augment,
-        optimizer,
-        label_smoothing_ratio: SMOOTHING,
-        ..TrainSettings::default()
-    };
+    let settings =
+        TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
     let example = |(number, picture): (usize, &&Picture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
         let split = if number % HELD_OUT == 0 { Split::HeldOut } else { Split::Train };
         Some(Example { path: picture.path.clone(), class, split, hard: false })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
+    let mut told: Option<anyhow::Error> = None;
     let around = Around { stop, pace: Pace::free(&settings.limits), checkpoints: None };
-    let trained = training::train(onnx, blank, &examples, &settings, around, |_| {})?;
+    let trained = training::train(onnx, blank, &examples, &settings, around, |epoch| {
+        told = told.take().or(tell(epoch, epochs).err())
+    })?;
+    told.map_or(Ok(()), Err)?;
     Ok(training::folder::write(blank, &trained.onnx, &trained.values(), into)?.folder)
+}
+
+fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
+    if epoch.number == 0 || epoch.number % TOLD != 0 && epoch.number != epochs {
+        return Ok(());
+    }
+    let right = form::percent(epoch.held_out.accuracy_ratio as f32);
+    out::line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
 }
 
 /// A folder with an index alone: it names the pictures where they are.
