@@ -89,9 +89,10 @@ pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, Bench
     std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
     let side = net.side_px;
     let description = format!(
-        "name = \"learner\"\nversion = 1\n[input]\nname = \"images\"\nwidth_px = {side}\nheight_px = {side}\n\
+        "name = \"{}\"\nversion = 1\n[input]\nname = \"images\"\nwidth_px = {side}\nheight_px = {side}\n\
          channels = \"rgb\"\nlayout = \"nchw\"\nscale = 0.00392156862745098\nmean = [0.485, 0.456, 0.406]\n\
-         std = [0.229, 0.224, 0.225]\nresize = \"stretch\"\nfilter = \"bilinear\"\n[output]\nname = \"scores\"\nkind = \"logits\"\n"
+         std = [0.229, 0.224, 0.225]\nresize = \"stretch\"\nfilter = \"bilinear\"\n[output]\nname = \"scores\"\nkind = \"logits\"\n",
+        net.name
     );
     for (file, bytes) in [
         ("model.toml", description.into_bytes()),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bench::train::net::Net;
 use bench::train::write_net;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,10 @@ pub fn make(
         Some(cloud) => cloud.clone(),
         None => cloud_model(onnx, divided, folder, stop)?,
     };
+    let name = |folder: &Path| anyhow::Ok(Model::load(folder)?.description.name);
+    let own = name(&model)?;
+    // Releases go by the name: one of the sites' would be for the cloud as well.
+    ensure!(own != name(&cloud)?, "the sites' model and the cloud's are both called {own}: change the name in one model.toml");
     Ok(Start { model, cloud, public: public(divided, &folder.join("public"))? })
 }
 
