@@ -289,12 +289,14 @@ pub(crate) fn text(node: &NodeProto, name: &str) -> Option<String> {
     attribute(node, name).map(|attribute| String::from_utf8_lossy(attribute.s()).into_owned())
 }
 
-/// The declaration of an input or output of floats; an unknown shape if absent.
+/// The declaration of an input or output of floats; an unknown shape if absent. A size below 0 may be
+/// any.
 pub(crate) fn declared(name: &str, shape: Option<&[i64]>) -> ValueInfoProto {
     let sizes = |shape: &[i64]| TensorShapeProto {
         dim: shape
             .iter()
-            .map(|size| Dimension { value: Some(Size::DimValue(*size)), ..Dimension::default() })
+            .map(|size| if *size < 0 { Size::DimParam("n".into()) } else { Size::DimValue(*size) })
+            .map(|size| Dimension { value: Some(size), ..Dimension::default() })
             .collect(),
     };
     let kind = Kind::TensorType(TensorType { elem_type: Some(tensor::FLOAT), shape: shape.map(sizes) });

@@ -5,7 +5,7 @@ mod beside;
 mod found;
 mod gradients;
 pub(crate) mod learn;
-pub(crate) mod net;
+pub mod net;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ use crate::report::Report;
 use runtime::process;
 
 use found::Found;
+pub use learn::write as write_net;
 use net::Net;
 
 const PEER: &str = include_str!("train/peer.py");

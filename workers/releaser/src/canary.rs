@@ -169,7 +169,7 @@ fn rule(trial: &Trial, settings: &CanarySettings, enough: bool, findings: &[Find
     match open.is_empty() {
         true => Ruling::Promote,
         false if trial.age_ms >= settings.longest_s.saturating_mul(1000) => {
-            Ruling::Withdraw(format!("not decided in {} h: {}", trial.age_ms / 3_600_000, open.join(", ")))
+            Ruling::Withdraw(format!("not decided in {}: {}", span(trial.age_ms), open.join(", ")))
         }
         false => Ruling::Wait(open.join(", ")),
     }
@@ -178,6 +178,10 @@ fn rule(trial: &Trial, settings: &CanarySettings, enough: bool, findings: &[Find
 fn grew(memory: &Memory, settings: &CanarySettings) -> bool {
     memory.after_mib > memory.before_mib * settings.memory_ratio
         && memory.after_mib > memory.before_mib + MEMORY_LEAST_MIB
+}
+
+fn span(ms: u64) -> String {
+    if ms < 2 * 3_600_000 { format!("{} s", ms / 1000) } else { format!("{} h", ms / 3_600_000) }
 }
 
 fn so_far(finding: &Finding) -> String {

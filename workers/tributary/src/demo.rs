@@ -3,6 +3,7 @@
 //! The servers, the roles and the path are those of `tributary up --sites 1`; only the labels, which make
 //! it possible to say what was right, would be missing in real life.
 
+mod closed;
 mod found;
 mod walk;
 
@@ -23,21 +24,51 @@ const PICTURES: &str = "fixtures/images/fashion";
 /// The pictures no model was trained on and no site learns from.
 const SPLIT: &str = "test";
 
-/// Publish labelled test pictures through a site and a cloud on this machine, and print what came of it.
+const EXAMPLES: &str = "\
+Without --loop: pictures go through one site and the cloud once, and what came of it is printed.
+
+With --loop: two sites begin with a model that has never seen some classes. Pictures that it is in doubt about are verified
+by the cloud's model; the sites' trainers learn from the verdicts; a round merges what they learned into a release; the
+releaser tries it at one site and lets all have it, or takes it back; sites swap without losing an image. Round by round less
+is sent up and more is right. It ends with an error if an image was lost, or if sites do not all run what is stable.
+
+Of pictures of your own, a part is never learned from (split test, or a fifth), and two models are made if none is named:
+the cloud's from half of the others (of frequent classes at most 200), the sites' from 30 of each class but the rarest third.
+
+Examples:
+  tributary demo
+  tributary demo --loop
+  tributary demo --loop --rounds 8 --json loop.json
+  tributary demo --loop --data ./photos
+  tributary demo --loop --data ./fish --groups track     pictures of one track stay on one side
+  tributary demo --loop --data ./photos --model ./site --cloud-model ./cloud";
+
+/// Publish labelled pictures through sites and a cloud on this machine, and print what came of it.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct DemoArgs {
     /// How many of the 2,000 test pictures are published.
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=2000))]
+    #[arg(long, value_name = "N", default_value_t = 2000, conflicts_with = "looped", value_parser = clap::value_parser!(u32).range(10..=2000))]
     images: u32,
     /// Keep the store of the servers in this folder; without it, it is removed at the end.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Where the picture goes: accuracy against the share sent up.
-    #[arg(long, value_name = "FILE", default_value = "tributary-demo/accuracy.svg")]
-    out: PathBuf,
+    #[command(flatten)]
+    closed: closed::LoopArgs,
+    /// Where the picture goes: tributary-demo/accuracy.svg, accuracy against the share sent up; with --loop
+    /// tributary-demo/loop.svg, both by round.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Write all numbers into this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl DemoArgs {
+    fn out(&self) -> &Path {
+        let usual = if self.closed.looped { "tributary-demo/loop.svg" } else { "tributary-demo/accuracy.svg" };
+        self.out.as_deref().unwrap_or(Path::new(usual))
+    }
 }
 
 /// A picture with its true label.
@@ -48,6 +79,10 @@ struct Picture {
 
 /// Runs the demonstration.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    if args.closed.looped {
+        let into = closed::Into { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
+        return closed::command(settings, &args.closed, into, shutdown).await;
+    }
     let pictures = pictures(args.images as usize)?;
     let (temporary, store) = match &args.keep {
         Some(folder) => (None, folder.clone()),
@@ -72,7 +107,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     let found = Found::of(&pictures, walked, &cloud, settings.up.durability)?;
 
     let drawn = found.chart().svg()?;
-    write(&args.out, &drawn)?;
+    write(args.out(), &drawn)?;
     if let Some(path) = &args.json {
         write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
@@ -162,6 +197,6 @@ It shows how many answers are right for each share of pictures sent up, this run
       the same, kept running for pictures of your own
   {program} publish {PICTURES}/bag --camera cam-1
       from another terminal, while that runs; then `{program} answers`",
-        args.out.display()
+        args.out().display()
     )
 }

@@ -85,18 +85,20 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
 }
 
 /// A folder with a network of random weights.
-pub(crate) fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
+pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
     std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
     let side = net.side_px;
     let description = format!(
-        "name = \"learner\"\nversion = 1\n[input]\nname = \"images\"\nwidth_px = {side}\nheight_px = {side}\n\
+        "name = \"{}\"\nversion = 1\n[input]\nname = \"images\"\nwidth_px = {side}\nheight_px = {side}\n\
          channels = \"rgb\"\nlayout = \"nchw\"\nscale = 0.00392156862745098\nmean = [0.485, 0.456, 0.406]\n\
-         std = [0.229, 0.224, 0.225]\nresize = \"stretch\"\nfilter = \"bilinear\"\n[output]\nname = \"scores\"\nkind = \"logits\"\n"
+         std = [0.229, 0.224, 0.225]\nresize = \"stretch\"\nfilter = \"bilinear\"\n[output]\nname = \"scores\"\nkind = \"logits\"\n",
+        net.name
     );
     for (file, bytes) in [
         ("model.toml", description.into_bytes()),
         ("labels.txt", labels.iter().map(|label| format!("{label}\n")).collect::<String>().into_bytes()),
-        ("graph.onnx", net.onnx().encode()),
+        // Of batches of any size: it is to be run as well as to be trained.
+        ("graph.onnx", Net { batch: -1, ..net.clone() }.onnx().encode()),
     ] {
         let path = folder.join(file);
         std::fs::write(&path, bytes).map_err(BenchError::file(&path))?;

@@ -113,6 +113,26 @@ impl Net {
         net
     }
 
+    /// A larger one for the same pictures, for a cloud: three convolutions, of which two are halved, two dense layers.
+    pub fn judge(channels: i64, side_px: i64, classes: i64) -> Self {
+        let mut net = Self { channels, classes, ..Self::new("judge", 32, side_px) };
+        let (mut at, mut ins, mut side) = (0, channels, side_px);
+        for (outs, halved) in [(16, true), (32, true), (48, false)] {
+            at = net.conv(at, ins, outs, (3, 1, 1));
+            at = net.simple("relu", at, outs);
+            if halved {
+                at = net.pool(at, outs, 2, 2, 0);
+                side /= 2;
+            }
+            ins = outs;
+        }
+        at = net.simple("flatten", at, ins * side * side);
+        at = net.push(Layer { op: "linear", from: vec![at], ins: ins * side * side, outs: 96, ..Layer::default() });
+        at = net.simple("relu", at, 96);
+        net.push(Layer { op: "linear", from: vec![at], ins: 96, outs: classes, ..Layer::default() });
+        net
+    }
+
     /// As MobileNetV2 (arXiv 1801.04381, table 2) at 96 pixels.
     pub fn mobilenetv2() -> Self {
         let mut net = Self::new("mobilenetv2", 16, 96);

@@ -1,0 +1,335 @@
+//! `tributary demo --loop`: infer → learn → release → infer, by itself, on this machine.
+//!
+//! Everything that runs is what `tributary up --sites 2 --train --merge` runs, and a round is opened as `tributary round
+//! open` does; only the labels, by which is measured what was right, would be missing in real life. [`pictures`] says who
+//! sees what, [`start`] makes the models it begins with, [`quick`] holds the settings, [`flow`] is a site's images, [`round`]
+//! one turn of the loop, [`stands`] reads how rounds and releases stand, [`found`] what came of it.
+
+mod flow;
+mod found;
+mod pictures;
+mod quick;
+mod right;
+mod round;
+mod stands;
+mod start;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use runtime::Shutdown;
+use schemas::ModelName;
+use streams::{Bus, NatsSettings};
+use tokio_util::sync::CancellationToken;
+use vision::{Model, Onnx};
+
+use super::{HEAVY, PICTURES};
+use crate::settings::Settings;
+use crate::site::Running;
+use crate::{form, out, up};
+use flow::Flow;
+use found::Found;
+use pictures::{Divided, Makers};
+use right::Right;
+use round::Loop;
+use stands::Stands;
+use start::{Given, START_OF_CLASS, Start};
+
+const INITIAL: &str = "fixtures/models/fashion-initial";
+/// Classes of the project's own pictures that the start model has never seen.
+const UNSEEN: usize = 4;
+const SITES: u16 = 2;
+/// New pictures of a site in each turn, if there are as many.
+const OF_SITE: usize = 150;
+/// With fewer, nothing can be measured.
+const LEAST_OF_SITE: usize = 20;
+const STOPPED: &str = "stopped before it was through";
+
+/// The loop's own options.
+#[derive(clap::Args)]
+pub struct LoopArgs {
+    /// Close the loop: sites whose model has never seen some classes learn them, round by round, from the cloud's verdicts.
+    #[arg(long = "loop")]
+    pub looped: bool,
+    /// Rounds of learning, merging and releasing.
+    #[arg(long, value_name = "N", requires = "looped", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Labelled pictures of your own: a folder with an index.csv (columns file, label, split), or with a folder for each label.
+    #[arg(long, value_name = "DIR", requires = "looped")]
+    data: Option<PathBuf>,
+    /// Column of the index whose pictures belong together, such as the track of a video: they stay on one side.
+    #[arg(long, value_name = "COLUMN", requires = "data")]
+    groups: Option<String>,
+    /// The model that sites begin with; made from some of the pictures if absent.
+    #[arg(long, value_name = "DIR", requires = "data")]
+    model: Option<PathBuf>,
+    /// The cloud's model; made from half of the pictures if absent.
+    #[arg(long, value_name = "DIR", requires = "data")]
+    cloud_model: Option<PathBuf>,
+}
+
+/// Where results go.
+pub struct Into<'a> {
+    /// The picture.
+    pub chart: &'a Path,
+    /// All numbers.
+    pub json: Option<&'a Path>,
+    /// Everything that is written while it runs is kept here.
+    pub keep: Option<&'a Path>,
+}
+
+/// Runs the loop.
+pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let (temporary, store) = match into.keep {
+        Some(folder) => (None, folder.to_owned()),
+        None => {
+            let folder = tempfile::tempdir().context("no folder for the stores can be made")?;
+            let path = folder.path().to_owned();
+            (Some(folder), path)
+        }
+    };
+    let data = args.data.clone().unwrap_or_else(|| PICTURES.into());
+    let made = begin(settings, args, &data, &store, &shutdown).await?;
+    let settings = quick::settings(settings, &made.start, &store);
+    settings.check()?;
+    let widened = quick::widened(&settings.releaser.canary);
+    let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (args.rounds as usize + 1);
+    let of_site = OF_SITE.min(per_turn);
+    ensure!(of_site >= LEAST_OF_SITE, "{per_turn} new pictures a site and round are too few: use fewer --rounds");
+    out::line(intro(&made.divided, &widened, &settings, of_site))?;
+
+    let turned = through(&settings, args.rounds, of_site, &made, &shutdown).await?;
+    drop(temporary);
+    let found = Found {
+        name: data.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        turns: turned.turns,
+        unseen: made.divided.unseen.clone(),
+        cloud: made.cloud,
+        images: turned.images,
+        took_s: begun.elapsed().as_secs_f64(),
+        widened,
+    };
+    super::write(into.chart, &found.chart().svg()?)?;
+    if let Some(path) = into.json {
+        super::write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
+    }
+    out::line(format_args!("\n{}\n", found.table()))?;
+    out::line(outro(&found, into.chart))
+}
+
+/// What it begins with.
+struct Begun {
+    onnx: Onnx,
+    divided: Divided,
+    start: Start,
+    /// The cloud's model on the test pictures.
+    cloud: Right,
+}
+
+/// Divides the pictures, makes what models are missing, and says how right they are.
+async fn begin(
+    settings: &Settings,
+    args: &LoopArgs,
+    data: &Path,
+    store: &Path,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Begun> {
+    let own = args.data.is_none();
+    let given = Given {
+        start: args.model.clone(),
+        blank: own.then(|| INITIAL.into()),
+        cloud: if own { Some(HEAVY.into()) } else { args.cloud_model.clone() },
+    };
+    let makers = match (own, &given.start, &given.cloud) {
+        (true, ..) => Makers::OfClass(START_OF_CLASS),
+        (false, Some(_), Some(_)) => Makers::Nobody,
+        (false, ..) => Makers::Half,
+    };
+    let (data, groups, store) = (data.to_owned(), args.groups.clone(), store.to_owned());
+    let library = settings.onnxruntime.clone();
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let work = tokio::task::spawn_blocking(move || -> anyhow::Result<Begun> {
+        let pictures = pictures::read(&data, groups.as_deref()).with_context(|| {
+            format!("pictures in {}: run this in a checkout of the project, or name --data", data.display())
+        })?;
+        let labels: std::collections::BTreeSet<&str> = pictures.iter().map(|picture| picture.label.as_str()).collect();
+        let unseen = if own { UNSEEN } else { (labels.len() / 3).max(1) };
+        let divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
+        let onnx = Onnx::find_and_load(library.as_deref())?;
+        std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be made", store.display()))?;
+        let start = start::make(&onnx, &divided, &given, &store, &told)?;
+        let right = Right::of(&onnx, &start.model, &divided.test)?;
+        let cloud = Right::of(&onnx, &start.cloud, &divided.test)?;
+        out::line(by_class(&divided, &right, &cloud))?;
+        Ok(Begun { onnx, divided, start, cloud })
+    });
+    tokio::select! {
+        made = work => made?,
+        () = shutdown.wanted() => {
+            stop.cancel();
+            bail!(STOPPED)
+        }
+    }
+}
+
+/// All turns, and how many images they took.
+struct Turned {
+    turns: Vec<round::Turn>,
+    images: usize,
+}
+
+/// Starts everything, goes through all rounds, stops everything.
+async fn through(
+    settings: &Settings,
+    rounds: u32,
+    of_site: usize,
+    made: &Begun,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Turned> {
+    let stop = Shutdown::default();
+    let up = tokio::select! {
+        up = up::start(settings, Some(SITES), stop.clone()) => up?,
+        () = shutdown.wanted() => bail!(STOPPED),
+    };
+    let running = up.running.clone();
+    let mut roles = tokio::spawn(up.wait());
+    let turned = tokio::select! {
+        turned = turns(settings, rounds, of_site, made, &running) => turned,
+        ended = &mut roles => {
+            ended??;
+            bail!("everything stopped by itself");
+        }
+        () = shutdown.wanted() => Err(anyhow::anyhow!(STOPPED)),
+    };
+    stop.want();
+    roles.await??;
+    turned
+}
+
+async fn turns(
+    settings: &Settings,
+    rounds: u32,
+    of_site: usize,
+    made: &Begun,
+    running: &Running,
+) -> anyhow::Result<Turned> {
+    let nats = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
+    let cloud = Bus::connect(&nats, "demo").await?;
+    let model = Model::load(&made.start.model)?;
+    let mut flows = Vec::new();
+    for (site, pictures) in running.sites.iter().zip(&made.divided.sites) {
+        flows.push(Flow::open(site, &cloud, pictures).await?);
+    }
+    let stands = Stands {
+        cloud,
+        model: ModelName::of(&model.description.name),
+        first: model.release,
+        sites: running.sites.iter().map(|site| site.site.clone()).collect(),
+    };
+    let closed = Loop {
+        stands,
+        settings: settings.clone(),
+        onnx: made.onnx.clone(),
+        test: Arc::new(made.divided.test.clone()),
+        unseen: made.divided.unseen.clone(),
+        of_site,
+        tested: tokio::sync::Mutex::default(),
+    };
+    closed.stands.all_have_orders().await?;
+    let mut turns = Vec::new();
+    for number in 1..=rounds + 1 {
+        turns.push(closed.turn(&mut flows, number, number > rounds).await?);
+    }
+    closed.stands.all_run_stable().await?;
+    Ok(Turned { turns, images: flows.iter().map(Flow::acknowledged).sum() })
+}
+
+/// How right both models are, class by class.
+fn by_class(divided: &Divided, start: &Right, cloud: &Right) -> String {
+    let cell = |right: &Right, label: &String| {
+        right
+            .of_label
+            .get(label)
+            .map_or_else(String::new, |(right, count)| round::percent(*right as f64 / (*count).max(1) as f64))
+    };
+    let mut rows: Vec<Vec<String>> = divided
+        .labels
+        .iter()
+        .map(|label| {
+            let unseen = if divided.unseen.contains(label) { "never seen" } else { "" };
+            vec![format!("  {label}"), cell(start, label), cell(cloud, label), unseen.into()]
+        })
+        .collect();
+    rows.push(vec!["  all".into(), round::percent(start.ratio()), round::percent(cloud.ratio()), String::new()]);
+    let count = divided.test.len();
+    format!(
+        "right of {count} test pictures, which nobody learns from:\n{}",
+        form::table(&["  class", "start", "cloud", ""], &rows)
+    )
+}
+
+fn intro(divided: &Divided, widened: &str, settings: &Settings, of_site: usize) -> String {
+    let counts: Vec<String> = divided.sites.iter().map(|site| site.len().to_string()).collect();
+    format!(
+        "
+Two sites and a cloud, all on this machine. Each site sees pictures of its own ({}), of other classes more often than the
+other site. A picture that its model is in doubt about goes up and gets the cloud's verdict, and so do, by lot, {} of those
+it is sure of. Sites learn from verdicts alone. A round asks them for what they learned and merges it; the merged model is
+fitted and tried on {} public pictures of all classes. The releaser tries the release at one site, and then all sites have
+it or none.
+
+Each round begins with {of_site} pictures a site that no model has seen, which the numbers are about. While sites learn and a
+release is tried, pictures that came before come again, {} a second at each site, so that a trial sees more images than
+there are pictures: it is kinder to what was learned from them than life would be.
+Trials are less strict than by default (in brackets), for a minute shows few images: {widened}.",
+        counts.join(" and "),
+        form::percent(settings.recognizer.verify.sample_ratio as f32),
+        divided.public.len(),
+        flow::PER_S
+    )
+}
+
+fn outro(found: &Found, chart: &Path) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "tributary".into());
+    let (first, last) = (found.turns.first(), found.turns.last());
+    let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
+        format!(
+            "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}); of unseen classes: {} → {}.\n",
+            round::percent(first.up_ratio()),
+            round::percent(last.up_ratio()),
+            round::percent(first.test.ratio()),
+            round::percent(last.test.ratio()),
+            round::percent(found.cloud.ratio()),
+            round::percent(first.test.ratio_of(&found.unseen)),
+            round::percent(last.test.ratio_of(&found.unseen)),
+        )
+    });
+    format!(
+        "\
+Sent up, sites alone and with cloud: of the new pictures. Test and unseen: of the pictures that nobody learns from, all and
+those of classes that the start model had never seen. Updates, what they make and its trial: of the round that follows.
+
+{sum}{} images were acknowledged, each has its final answer, and both sites run the stable release; {:.0} s in all.
+
+Picture: {}
+
+Try next:
+  {program} demo --loop --rounds 8
+      go on longer
+  {program} demo --loop --set recognizer.gate.min_confidence_ratio=0.9
+      ask the cloud more often: more verdicts to learn from
+  {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.05
+      try releases more strictly: more of them are taken back, or not decided in time
+  {program} demo --loop --data DIR
+      with pictures of your own; both models are made from them
+  {program} up --sites 2 --train --merge --model DIR --cloud-model DIR
+      the same roles, kept running; then `{program} round open` and `{program} status`",
+        found.images,
+        found.took_s,
+        chart.display()
+    )
+}

@@ -1,0 +1,159 @@
+//! Where the loop begins: a model that has never seen some classes, the cloud's model, and the public set.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use bench::train::net::Net;
+use bench::train::write_net;
+use tokio_util::sync::CancellationToken;
+use training::examples::Example;
+use training::settings::{AugmentSettings, OptimizerSettings};
+use training::{Around, Epoch, Examples, Pace, Split, TrainSettings};
+use vision::{Model, Onnx};
+
+use super::pictures::{Divided, Picture};
+use crate::{form, out};
+
+/// Side of the pictures that networks made here take, pixels.
+const SIDE_PX: i64 = 32;
+/// Of each class the start model learned from so many pictures at the most: there is more to be learned at the sites.
+pub const START_OF_CLASS: usize = 30;
+const START_EPOCHS: u32 = 15;
+const CLOUD_EPOCHS: u32 = 24;
+/// Every so manieth epoch is told.
+const TOLD: u32 = 6;
+/// Taken from each label, so that a model that sees something new is not sure of it.
+pub const SMOOTHING: f32 = 0.1;
+/// Every so manieth picture is held out to measure by.
+const HELD_OUT: usize = 10;
+
+/// Models that are given, and what is made where one is not.
+pub struct Given {
+    /// The start model, if it is given; it is used as it is.
+    pub start: Option<PathBuf>,
+    /// A model with random weights to make it from; absent: a small network is made.
+    pub blank: Option<PathBuf>,
+    /// The cloud's model, if it is given.
+    pub cloud: Option<PathBuf>,
+}
+
+/// Folders of models, and of the public set.
+pub struct Start {
+    /// What sites are set up with.
+    pub model: PathBuf,
+    /// What verifies.
+    pub cloud: PathBuf,
+    /// What releases are tried on.
+    pub public: PathBuf,
+}
+
+/// Makes what is not given, in a folder.
+pub fn make(
+    onnx: &Onnx,
+    divided: &Divided,
+    given: &Given,
+    folder: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<Start> {
+    let model = match &given.start {
+        Some(model) => model.clone(),
+        None => start_model(onnx, divided, given.blank.as_deref(), folder, stop)?,
+    };
+    let cloud = match &given.cloud {
+        Some(cloud) => cloud.clone(),
+        None => cloud_model(onnx, divided, folder, stop)?,
+    };
+    let name = |folder: &Path| anyhow::Ok(Model::load(folder)?.description.name);
+    let own = name(&model)?;
+    // Releases go by the name: one of the sites' would be for the cloud as well.
+    ensure!(own != name(&cloud)?, "the sites' model and the cloud's are both called {own}: change the name in one model.toml");
+    Ok(Start { model, cloud, public: public(divided, &folder.join("public"))? })
+}
+
+fn start_model(
+    onnx: &Onnx,
+    divided: &Divided,
+    blank: Option<&Path>,
+    folder: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<PathBuf> {
+    let blank = match blank {
+        Some(blank) => Model::load(blank)?,
+        None => {
+            write_net(&Net::learner(3, SIDE_PX, divided.labels.len() as i64), &divided.labels, &folder.join("blank"))?
+        }
+    };
+    let mut taken = std::collections::BTreeMap::<&str, usize>::new();
+    let known = divided.makers.iter().filter(|picture| {
+        let count = taken.entry(&picture.label).or_default();
+        *count += 1;
+        !divided.unseen.contains(&picture.label) && *count <= START_OF_CLASS
+    });
+    let known: Vec<&Picture> = known.collect();
+    let classes = divided.labels.len() - divided.unseen.len();
+    out::line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
+    train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
+}
+
+fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &CancellationToken) -> anyhow::Result<PathBuf> {
+    let net = Net::judge(3, SIDE_PX, divided.labels.len() as i64);
+    let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
+    let all: Vec<&Picture> = divided.makers.iter().collect();
+    out::line(format_args!(
+        "making the cloud's model from {} pictures of all {} classes, {CLOUD_EPOCHS} times each: this takes a while",
+        all.len(),
+        divided.labels.len()
+    ))?;
+    let changed = AugmentSettings { mirror: true, shift_ratio: 0.06, ..AugmentSettings::default() };
+    train(onnx, &blank, &all, (CLOUD_EPOCHS, changed), &folder.join("cloud"), stop)
+}
+
+fn train(
+    onnx: &Onnx,
+    blank: &Model,
+    pictures: &[&Picture],
+    (epochs, augment): (u32, AugmentSettings),
+    into: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<PathBuf> {
+    let optimizer = OptimizerSettings { learning_rate: 0.03, clip_norm: Some(5.0), ..OptimizerSettings::default() };
+    let settings =
+        TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
+    let example = |(number, picture): (usize, &&Picture)| {
+        let class = blank.labels.iter().position(|label| *label == picture.label)?;
+        let split = if number % HELD_OUT == 0 { Split::HeldOut } else { Split::Train };
+        Some(Example { path: picture.path.clone(), class, split, hard: false })
+    };
+    let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
+    let mut told: Option<anyhow::Error> = None;
+    let around = Around { stop, pace: Pace::free(&settings.limits), checkpoints: None };
+    let trained = training::train(onnx, blank, &examples, &settings, around, |epoch| {
+        told = told.take().or(tell(epoch, epochs).err())
+    })?;
+    told.map_or(Ok(()), Err)?;
+    Ok(training::folder::write(blank, &trained.onnx, &trained.values(), into)?.folder)
+}
+
+fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
+    if epoch.number == 0 || epoch.number % TOLD != 0 && epoch.number != epochs {
+        return Ok(());
+    }
+    let right = form::percent(epoch.held_out.accuracy_ratio as f32);
+    out::line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
+}
+
+/// A folder with an index alone: it names the pictures where they are.
+fn public(divided: &Divided, folder: &Path) -> anyhow::Result<PathBuf> {
+    let index = folder.join("index.csv");
+    let written = || format!("{} cannot be written", index.display());
+    std::fs::create_dir_all(folder).with_context(written)?;
+    let mut rows = csv::Writer::from_path(&index).with_context(written)?;
+    rows.write_record(["file", "label"])?;
+    for picture in &divided.public {
+        let path = std::fs::canonicalize(&picture.path)
+            .with_context(|| format!("{} cannot be read", picture.path.display()))?;
+        rows.write_record([path.to_string_lossy().as_ref(), &picture.label])?;
+    }
+    rows.flush().with_context(written)?;
+    Ok(folder.to_owned())
+}
