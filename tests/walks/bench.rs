@@ -78,3 +78,12 @@ async fn the_quick_bench_of_merging_writes_its_headline() {
         assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_swaps_writes_its_headline_and_loses_no_image() {
+    let headline = headline("swap").await;
+    for name in ["added_p99_ms", "added_worst_ms", "memory_growth_ratio"] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
+    assert_eq!(headline["images_lost"], 0.0);
+}

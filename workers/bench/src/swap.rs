@@ -109,16 +109,20 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     say("measuring the capacity");
     let capacity = load.closed(Until::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
     let rate_per_s = (capacity.images_per_s * LOAD_SHARE).max(1.0);
-    let mut memory_mib = vec![resident()];
+    let mut memory_mib = Vec::new();
     let mut stretches = Vec::new();
     for round in 0..effort.rounds {
         say(&format!("round {} of {}: {rate_per_s:.0} images a second, without swaps", round + 1, effort.rounds));
         let plain = load.at_rate(rate_per_s, &processes, effort.stretch).await?;
+        // Always after the same work: a process keeps what it took for images that came in heaps.
+        memory_mib.push(resident());
         say(&format!("round {} of {}: {} swaps", round + 1, effort.rounds, effort.swaps));
         let (swapped, took) = swapping(&mut orders, rate_per_s, &processes, effort.swaps).await?;
-        memory_mib.push(resident());
         stretches.push(Stretch { plain, swapped, took });
     }
+    say("once more without swaps");
+    load.at_rate(rate_per_s, &processes, effort.stretch).await?;
+    memory_mib.push(resident());
     let lost = lost(&site).await?;
     let by_release = load.answers_by_release();
     let swaps = effort.rounds * effort.swaps;

@@ -22,7 +22,7 @@ pub(super) struct Found {
     pub stretches: Vec<Stretch>,
     /// The two swaps before anything was measured.
     pub first: Vec<Duration>,
-    /// Of the recognizer: before the first round, then after each.
+    /// Of the recognizer, after each stretch without swaps: of every round, and one more at the end.
     pub memory_mib: Vec<Option<f64>>,
     /// Of the recognizer, before its first swap.
     pub before_any_mib: Option<f64>,
@@ -100,7 +100,8 @@ impl Found {
                 "without": stretch.plain,
                 "with_swaps": stretch.swapped,
                 "swap_ms": stretch.took.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>(),
-                "memory_mib_after": self.memory_mib.get(number + 1),
+                "memory_mib_before_swaps": self.memory_mib.get(number),
+                "memory_mib_later": self.memory_mib.get(number + 1),
             })
         });
         rows.collect()
@@ -122,7 +123,7 @@ impl Found {
                 median(&all)
             ),
             format!(
-                "Memory of the recognizer, MiB: {} before the first swap ever, then before the first round and after each {}.",
+                "Memory of the recognizer, MiB: {} before its first swap ever; after each stretch without swaps, the last one after all, {}.",
                 self.before_any_mib.map_or("?".into(), |mib| format!("{mib:.0}")),
                 mib.join(", ")
             ),
