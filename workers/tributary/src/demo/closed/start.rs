@@ -66,7 +66,10 @@ pub fn make(
     let name = |folder: &Path| anyhow::Ok(Model::load(folder)?.description.name);
     let own = name(&model)?;
     // Releases go by the name: one of the sites' would be for the cloud as well.
-    ensure!(own != name(&cloud)?, "the sites' model and the cloud's are both called {own}: change the name in one model.toml");
+    ensure!(
+        own != name(&cloud)?,
+        "the sites' model and the cloud's are both called {own}: change the name in one model.toml"
+    );
     Ok(Start { model, cloud, public: public(divided, &folder.join("public"))? })
 }
 
@@ -135,7 +138,7 @@ fn train(
 }
 
 fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
-    if epoch.number == 0 || epoch.number % TOLD != 0 && epoch.number != epochs {
+    if epoch.number == 0 || !epoch.number.is_multiple_of(TOLD) && epoch.number != epochs {
         return Ok(());
     }
     let right = form::percent(epoch.held_out.accuracy_ratio as f32);
