@@ -25,15 +25,17 @@ const PICTURES: &str = "fixtures/images/fashion";
 const SPLIT: &str = "test";
 
 const EXAMPLES: &str = "\
-Without --loop: pictures go through one site and the cloud once, and what came of it is printed.
+Without --loop: pictures go through one site and a cloud once, and what came of it is printed.
 
-With --loop: two sites begin with a model that has never seen some classes. Pictures that it is in doubt about are verified
-by the cloud's model; the sites' trainers learn from the verdicts; a round merges what they learned into a release; the
-releaser tries it at one site and lets all have it, or takes it back; sites swap without losing an image. Round by round less
-is sent up and more is right. It ends with an error if an image was lost, or if sites do not all run what is stable.
+With --loop: two sites begin with a model that has never seen some classes. Pictures that it is in
+doubt about are verified by the cloud's model; the sites' trainers learn from the verdicts; a round
+merges what they learned into a release; the releaser tries it at one site, and then all have it or
+none; sites swap without losing an image. Round by round less is sent up and more is right, if it
+goes well. It ends with an error if an image was lost, or if sites do not all run what is stable.
 
-Of pictures of your own, a part is never learned from (split test, or a fifth), and two models are made if none is named:
-the cloud's from half of the others (of frequent classes at most 200), the sites' from 30 of each class but the rarest third.
+Of pictures of your own, a part is never learned from (split test, or a fifth). Two models are made
+if none is named: the cloud's from half of the others (of frequent classes at most 200), the sites'
+from 30 of each class but the rarest third.
 
 Examples:
   tributary demo
@@ -79,6 +81,9 @@ struct Picture {
 
 /// Runs the demonstration.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    if let Some(name) = args.closed.idle() {
+        anyhow::bail!("{name} is for the loop: write --loop as well");
+    }
     if args.closed.looped {
         let into = closed::Into { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
         return closed::command(settings, &args.closed, into, shutdown).await;

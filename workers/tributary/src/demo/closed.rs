@@ -41,6 +41,7 @@ const INITIAL: &str = "fixtures/models/fashion-initial";
 /// Classes of the project's own pictures that the start model has never seen.
 const UNSEEN: usize = 4;
 const SITES: u16 = 2;
+const ROUNDS: u32 = 4;
 /// New pictures of a site in each turn, if there are as many.
 const OF_SITE: usize = 150;
 /// With fewer, nothing can be measured.
@@ -53,11 +54,11 @@ pub struct LoopArgs {
     /// Close the loop: sites whose model has never seen some classes learn them, round by round, from the cloud's verdicts.
     #[arg(long = "loop")]
     pub looped: bool,
-    /// Rounds of learning, merging and releasing.
-    #[arg(long, value_name = "N", requires = "looped", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50))]
-    rounds: u32,
-    /// Labelled pictures of your own: a folder with an index.csv (columns file, label, split), or with a folder for each label.
-    #[arg(long, value_name = "DIR", requires = "looped")]
+    /// With --loop: rounds of learning, merging and releasing; 4 if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: Option<u32>,
+    /// With --loop: labelled pictures of your own, a folder with an index.csv (columns file, label, split), or with a folder for each label.
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Column of the index whose pictures belong together, such as the track of a video: they stay on one side.
     #[arg(long, value_name = "COLUMN", requires = "data")]
@@ -68,6 +69,14 @@ pub struct LoopArgs {
     /// The cloud's model; made from half of the pictures if absent.
     #[arg(long, value_name = "DIR", requires = "data")]
     cloud_model: Option<PathBuf>,
+}
+
+impl LoopArgs {
+    /// An option that means nothing without --loop, if one was given.
+    pub fn idle(&self) -> Option<&'static str> {
+        let given = [("--rounds", self.rounds.is_some()), ("--data", self.data.is_some())];
+        given.into_iter().find(|(_, given)| *given && !self.looped).map(|(name, _)| name)
+    }
 }
 
 /// Where results go.
@@ -83,6 +92,7 @@ pub struct Into<'a> {
 /// Runs the loop.
 pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutdown: Shutdown) -> anyhow::Result<()> {
     let begun = Instant::now();
+    let rounds = args.rounds.unwrap_or(ROUNDS);
     let (temporary, store) = match into.keep {
         Some(folder) => (None, folder.to_owned()),
         None => {
@@ -96,12 +106,12 @@ pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutd
     let settings = quick::settings(settings, &made.start, &store);
     settings.check()?;
     let widened = quick::widened(&settings.releaser.canary);
-    let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (args.rounds as usize + 1);
+    let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (rounds as usize + 1);
     let of_site = OF_SITE.min(per_turn);
     ensure!(of_site >= LEAST_OF_SITE, "{per_turn} new pictures a site and round are too few: use fewer --rounds");
     out::line(intro(&made.divided, &widened, &settings, of_site))?;
 
-    let turned = through(&settings, args.rounds, of_site, &made, &shutdown).await?;
+    let turned = through(&settings, rounds, of_site, &made, &shutdown).await?;
     drop(temporary);
     let found = Found {
         name: data.file_name().unwrap_or_default().to_string_lossy().into_owned(),

@@ -138,7 +138,7 @@ fn train(
 }
 
 fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
-    if epoch.number == 0 || epoch.number % TOLD != 0 && epoch.number != epochs {
+    if epoch.number == 0 || !epoch.number.is_multiple_of(TOLD) && epoch.number != epochs {
         return Ok(());
     }
     let right = form::percent(epoch.held_out.accuracy_ratio as f32);
