@@ -126,13 +126,45 @@ impl Chart {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(self.emptiest((x_from, x_to), (y_from, y_to)))
             .background_style(WHITE)
             .border_style(RGBColor(200, 200, 200))
             .label_font(("sans-serif", 14))
             .draw()?;
         area.present()?;
         Ok(())
+    }
+}
+
+impl Chart {
+    /// The corner with the least of the lines in it, for the legend; of equal ones the first.
+    fn emptiest(&self, (x_from, x_to): (f64, f64), (y_from, y_to): (f64, f64)) -> SeriesLabelPosition {
+        const STEPS: usize = 20;
+        let along = self.lines.iter().flat_map(|line| line.points.windows(2)).flat_map(|pair| {
+            let ((x, y), (to_x, to_y)) = (pair[0], pair[1]);
+            (0..=STEPS).map(move |step| {
+                let share = step as f64 / STEPS as f64;
+                (x + (to_x - x) * share, y + (to_y - y) * share)
+            })
+        });
+        let places = along.map(|(x, y)| ((x - x_from) / (x_to - x_from), (y - y_from) / (y_to - y_from)));
+        let places: Vec<(f64, f64)> = places.collect();
+        // About the share of the picture that a legend takes.
+        let (wide, high) = (0.45, 0.2);
+        let within = |right: bool, upper: bool| {
+            let here = |(x, y): &&(f64, f64)| {
+                (if right { *x > 1.0 - wide } else { *x < wide }) && (if upper { *y > 1.0 - high } else { *y < high })
+            };
+            places.iter().filter(here).count()
+        };
+        let corners = [
+            (within(true, false), SeriesLabelPosition::LowerRight),
+            (within(true, true), SeriesLabelPosition::UpperRight),
+            (within(false, false), SeriesLabelPosition::LowerLeft),
+            (within(false, true), SeriesLabelPosition::UpperLeft),
+        ];
+        let least = corners.into_iter().min_by_key(|(count, _)| *count);
+        least.map_or(SeriesLabelPosition::LowerRight, |(_, corner)| corner)
     }
 }
 

@@ -17,6 +17,21 @@ const AGAIN_MS: u64 = 120_000;
 /// A site that has not followed for so long is away, and holds nobody up, milliseconds.
 const AWAY_MS: u64 = 600_000;
 
+/// Without the verifiers, unless they run a release of this model, or a person chose one for them: a model of the cloud may
+/// have the name of one of the sites'.
+pub fn concerned<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
+    let cloud = SiteName::cloud();
+    let of_model = |swap: &&Swap| {
+        let before = rollout.previous.iter().any(|previous| previous.release == swap.release);
+        before || stage::stage_of(rollout, &swap.release).is_some()
+    };
+    let belong = sites.get(&cloud).is_some_and(|workers| workers.iter().any(of_model));
+    if !belong && !rollout.pins.contains_key(&cloud) {
+        sites.retain(|site, _| **site != cloud);
+    }
+    sites
+}
+
 /// Why a site cannot run a release, if it cannot: the first of its workers that says so.
 pub fn cannot(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
@@ -233,6 +248,17 @@ mod tests {
         let words = held_up(&moved, &sites(&swaps)).unwrap();
         assert!(words.starts_with("site-01 cannot run 010101010101"), "{words}");
         assert_eq!(held_up(&begun(), &sites(&swaps)), None);
+    }
+
+    #[test]
+    fn verifiers_of_another_model_of_the_same_name_are_left_alone() {
+        let mut swaps = fleet(2);
+        swaps.push(Swap { site: SiteName::cloud(), ..swap("x", 9) });
+        assert_eq!(concerned(sites(&swaps), &begun()).len(), 2);
+        let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), said());
+        assert_eq!(concerned(sites(&swaps), &pinned).len(), 3);
+        swaps[2].release = ReleaseId::from_sha256([0; 32]);
+        assert_eq!(concerned(sites(&swaps), &begun()).len(), 3, "they run what is stable");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::evidence::Evidence;
 use crate::next::{Next, next};
-use crate::ring::{Given, held_up, orders};
+use crate::ring::{Given, concerned, held_up, orders};
 use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
@@ -161,7 +161,9 @@ impl Releaser {
         let now_ms = clock::now_ms();
         for (model, rollout) in self.latest.clone() {
             let evidence = self.evidence.entry(model.clone()).or_insert_with(|| Evidence::of(model.clone()));
-            let rollout = match next(&rollout, evidence, &evidence.sites(now_ms), &self.settings, now_ms) {
+            let sites = concerned(evidence.sites(now_ms), &rollout);
+            let held_up = held_up(&rollout, &sites);
+            let rollout = match next(&rollout, evidence, &sites, &self.settings, now_ms) {
                 Next::Decide(decided) if judges => match self.decide(*decided).await? {
                     Some(decided) => decided,
                     // Somebody else was faster; what was decided comes by the stream.
@@ -169,7 +171,6 @@ impl Releaser {
                 },
                 Next::Decide(_) => rollout,
                 Next::Wait(why) => {
-                    let held_up = held_up(&rollout, &evidence.sites(now_ms));
                     self.is(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
                     rollout
                 }
@@ -203,7 +204,8 @@ impl Releaser {
         let now_ms = clock::now_ms();
         let Some(evidence) = self.evidence.get(model) else { return Ok(()) };
         let given = self.given.entry(model.clone()).or_default();
-        let due = orders(rollout, &evidence.sites(now_ms), given, self.settings.batch as usize, now_ms);
+        let sites = concerned(evidence.sites(now_ms), rollout);
+        let due = orders(rollout, &sites, given, self.settings.batch as usize, now_ms);
         let mut offered: Vec<&ReleaseId> = Vec::new();
         for (order, with_package) in &due {
             let release = &order.release;

@@ -23,6 +23,8 @@ use crate::trial::{PROBE, Probe, Trial, compare, pictures};
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(15);
 const HEAR_AGAIN: Duration = Duration::from_millis(500);
+/// So long after a swap, memory is given back once more: what was in work during it is through.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A process that has run a release for so long is not held to have died of it.
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
 /// So many refusals are told.
@@ -80,14 +82,19 @@ impl Swapper {
     /// Follows orders for as long as it is polled, the latest of them. `ready`: is told of a model before it serves.
     pub async fn follow(&self, mut orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
         let mut trusted_at = Some(Instant::now() + TRUSTED_AFTER);
+        let (mut settled_at, mut again) = (None, None);
+        let mut due = true;
         loop {
             let order = orders.borrow_and_update().clone();
             // An older one may come late, from who decides beside another.
-            let order = order.filter(|order| order.number >= self.state.borrow().order);
-            let mut again = None;
+            let order = order.filter(|order| due && order.number >= self.state.borrow().order);
             if let Some(order) = &order {
+                again = None;
                 match self.obey(order, &ready).await {
-                    Ok(true) => trusted_at = Some(Instant::now() + TRUSTED_AFTER),
+                    Ok(true) => {
+                        trusted_at = Some(Instant::now() + TRUSTED_AFTER);
+                        settled_at = Some(Instant::now() + SETTLED_AFTER);
+                    }
                     Ok(false) => {}
                     Err(fault) => {
                         let release = order.release.release.short();
@@ -98,14 +105,21 @@ impl Swapper {
                 }
                 self.state.send_modify(|state| (state.step, state.order) = (None, order.number));
             }
-            let wake = [again, trusted_at].into_iter().flatten().min();
-            tokio::select! {
-                changed = orders.changed() => if changed.is_err() {
-                    return std::future::pending().await;
+            let wake = [again, trusted_at, settled_at].into_iter().flatten().min();
+            let changed = tokio::select! {
+                changed = orders.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return std::future::pending().await,
                 },
-                () = at(wake) => {}
+                () = at(wake) => false,
+            };
+            let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+            due = changed || is_over(again);
+            if is_over(settled_at) {
+                settled_at = None;
+                tokio::task::spawn_blocking(process::give_memory_back);
             }
-            if trusted_at.is_some_and(|trusted_at| trusted_at <= Instant::now()) {
+            if is_over(trusted_at) {
                 trusted_at = None;
                 self.note(self.home.steady());
             }

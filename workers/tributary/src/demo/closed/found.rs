@@ -141,6 +141,9 @@ fn trial(made: &Made) -> String {
     match decision {
         None => "none".into(),
         Some(decision) => {
+            if decision.why.starts_with("not decided") {
+                return "withdrawn (not decided)".into();
+            }
             let number = deciding(decision)
                 .map(|finding| format!(" ({} {:+.3} ± {:.3})", finding.measure, finding.better, finding.error));
             let stage = if decision.stage == ReleaseStage::Stable { "stable" } else { "withdrawn" };
