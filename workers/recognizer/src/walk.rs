@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rollout::count::Counter;
+use rollout::orders;
 use rollout::report::SwapReporter;
 use rollout::start::Started;
-use rollout::swap::{self, Swapper};
+use rollout::swap::Swapper;
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
@@ -105,10 +106,8 @@ impl Recognizer {
         if let Some(learner) = &self.learner {
             learner.seen(&model.release, &opinion.label, opinion.confidence);
         }
-        let batch = seen.timings.batch_size.max(1) as f64;
-        let cost_ms = (seen.timings.decode_us as f64 + seen.timings.infer_us as f64 / batch) / 1000.0;
         let doubtful = reason != Reason::Confident;
-        self.counter.seen(&model.release, doubtful, opinion.confidence, cost_ms, clock::now_ms());
+        self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         if gate.calibrated != gate.temperature {
             let calibrated = softmax(&seen.logits, gate.calibrated);
             opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
@@ -261,7 +260,7 @@ pub async fn run(
     let signals = Signals::new(settings.policy.clone());
     let model = ModelName::of(&started.root.description.name);
     let swapper = Arc::new(Swapper::new(started, blobs.clone()));
-    let (ordered, orders) = watch::channel(None);
+    let (ordered, told) = watch::channel(None);
     let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch()));
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let away = Away {
@@ -280,7 +279,7 @@ pub async fn run(
         away,
         learner: learner.clone(),
         counter: Counter::new(settings.count_s),
-        orders: orders.clone(),
+        orders: told.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
     });
@@ -310,7 +309,7 @@ pub async fn run(
         every: Duration::from_secs(settings.report_s.into()),
     };
     let telling = reporter.run(|| admission.network().up, shutdown.clone());
-    let following = swap::of_site(&swapper, &bus, &model, ordered, orders, |model| step.serve(model), &shutdown);
+    let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.serve(model), &shutdown);
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive { durable: topology::LEARNER.into(), credits: LEARN_AT_ONCE, tries: None, ack_wait };

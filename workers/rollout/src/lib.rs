@@ -3,7 +3,7 @@
 //! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it, [`prepare`] makes a
 //! release of a folder. [`stage`] is how a model's releases stand and what may be decided next (pure), [`log`] where
 //! decisions are written. At a worker: [`able`] says whether a machine can run a release at all (pure), [`trial`] tries it
-//! in a process of its own, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
+//! in a process of its own, [`orders`] hears what shall run, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
 //! Deliberately absent: which release is better.
 
 pub mod able;
@@ -11,6 +11,7 @@ pub mod count;
 pub mod home;
 pub mod log;
 pub mod oci;
+pub mod orders;
 pub mod package;
 pub mod prepare;
 pub mod report;

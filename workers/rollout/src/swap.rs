@@ -4,12 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use runtime::{Shutdown, clock, process};
-use schemas::{Beat, FaultNote, ModelName, Order, RefusedRelease, ReleaseId, SiteName, decode};
-use streams::fleet::Ledger;
-use streams::read::{self, Stretch};
-use streams::{Blobs, Bus, CarryError, subject, topology};
+use runtime::{clock, process};
+use schemas::{Beat, FaultNote, Order, RefusedRelease, ReleaseId};
+use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use vision::{Infer, InferError, Model};
@@ -22,7 +19,6 @@ use crate::trial::{PROBE, Probe, Trial, compare, pictures};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(15);
-const HEAR_AGAIN: Duration = Duration::from_millis(500);
 /// So long after a swap, memory is given back once more: what was in work during it is through.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A process that has run a release for so long is not held to have died of it.
@@ -126,7 +122,7 @@ impl Swapper {
         }
     }
 
-    fn note(&self, written: std::io::Result<()>) {
+    pub(crate) fn note(&self, written: std::io::Result<()>) {
         if let Err(error) = written {
             tracing::warn!(%error, "what serves could not be written down: the worker would start with another release");
         }
@@ -276,70 +272,6 @@ impl Swapper {
             replicas: self.infer.replicas() as u64,
         }
     }
-}
-
-/// A site's worker follows the orders that its courier brings, until told to stop. `ordered`: where each order is put;
-/// `orders`: the other end of it.
-pub async fn of_site(
-    swapper: &Swapper,
-    bus: &Bus,
-    model: &ModelName,
-    ordered: watch::Sender<Option<Order>>,
-    orders: watch::Receiver<Option<Order>>,
-    ready: impl Fn(&Model),
-    shutdown: &Shutdown,
-) {
-    until_stopped(swapper, || hear_courier(bus, model, &ordered), orders, ready, shutdown).await;
-}
-
-async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
-    let mut notes = Ledger::open(bus).await?.follow_message::<Order>(&subject::order_note(model)).await?;
-    while let Some(order) = notes.next().await {
-        ordered.send_replace(Some(order));
-    }
-    Ok(())
-}
-
-/// A verifier follows the orders of the cloud, until told to stop.
-pub async fn of_cloud(swapper: &Swapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
-    let (ordered, orders) = watch::channel(None);
-    until_stopped(swapper, || hear_cloud(bus, model, &ordered), orders, ready, shutdown).await;
-}
-
-async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
-    let stretch = Stretch { subjects: vec![subject::order(&SiteName::cloud(), model)], ..Stretch::default() };
-    let mut records = std::pin::pin!(read::follow(bus, topology::ORDERS, stretch).await?);
-    while let Some(record) = records.next().await {
-        match decode::<Order>(&record?.payload) {
-            Ok(order) => drop(ordered.send_replace(Some(order))),
-            Err(error) => tracing::warn!(%error, "an order cannot be read and is ignored"),
-        }
-    }
-    Ok(())
-}
-
-async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
-    swapper: &Swapper,
-    hear: impl Fn() -> F,
-    orders: watch::Receiver<Option<Order>>,
-    ready: impl Fn(&Model),
-    shutdown: &Shutdown,
-) {
-    let hearing = async {
-        loop {
-            // What ends, for a broken connection or a bucket that is not there yet, is begun again.
-            if let Err(error) = hear().await {
-                tracing::debug!(%error, "listens for orders again");
-            }
-            tokio::time::sleep(HEAR_AGAIN).await;
-        }
-    };
-    tokio::select! {
-        () = hearing => {}
-        () = swapper.follow(orders, ready) => {}
-        () = shutdown.wanted() => {}
-    }
-    swapper.note(swapper.home.steady());
 }
 
 const REPORT: &str = "report it with the version of tributary";

@@ -12,7 +12,7 @@ use runtime::process;
 use schemas::{FaultNote, Needs};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vision::infer::measure;
+use vision::measure::measure;
 use vision::{InferSettings, Model, Onnx, Replica};
 
 /// The program's command for it.

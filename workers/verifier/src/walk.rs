@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rollout::count::Counter;
+use rollout::orders;
 use rollout::report::SwapReporter;
 use rollout::start::Started;
-use rollout::swap::{self, Swapper};
+use rollout::swap::Swapper;
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
@@ -69,9 +70,7 @@ impl Verifier {
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
         let opinion = vision::opinion(model, &softmax(&seen.logits, temperature)).ok_or_else(no_scores)?;
-        let batch = seen.timings.batch_size.max(1) as f64;
-        let cost_ms = (seen.timings.decode_us as f64 + seen.timings.infer_us as f64 / batch) / 1000.0;
-        self.counter.seen(&model.release, false, opinion.confidence, cost_ms, clock::now_ms());
+        self.counter.seen(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,
             wait_us: seen.timings.waited_us,
@@ -212,7 +211,7 @@ pub async fn run(
         every: Duration::from_secs(settings.report_s.into()),
     };
     let telling = reporter.run(|| true, shutdown.clone());
-    let following = swap::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
+    let following = orders::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
     let work = async {
         let ended = drive(step, &bus, publisher.clone(), from, tally, shutdown.clone()).await;
         // Whatever ended it, the rest ends with it.

@@ -10,7 +10,8 @@ use schemas::model::{Channels, Layout, OutputKind, Resize};
 use serde::Serialize;
 
 use crate::decode::DecodeLimits;
-use crate::infer::{InferError, InferSettings, Measured, Replica, measure};
+use crate::infer::{InferError, InferSettings, Replica};
+use crate::measure::{Measured, measure};
 use crate::model::{Model, ModelError};
 use crate::sample;
 use crate::scores::{softmax, top};

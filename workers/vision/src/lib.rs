@@ -3,7 +3,7 @@
 //! Enters: bytes as published, and a folder with a model. Leaves: one row of logits an image.
 //! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
 //! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
-//! puts images together into batches. [`model`] reads what the model expects, [`huggingface`] the
+//! puts images together into batches, whose best size [`measure`] finds. [`model`] reads what the model expects, [`huggingface`] the
 //! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`tile`] cuts a scan
 //! into pictures, [`check`] tries a model before it is used.
 //!
@@ -18,6 +18,7 @@ pub mod head;
 mod huggingface;
 pub mod infer;
 mod lookup;
+pub mod measure;
 pub mod model;
 pub mod opinion;
 mod replica;
@@ -31,7 +32,8 @@ pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel,
 pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
 pub use graph::Graph;
 pub use head::Head;
-pub use infer::{Infer, InferError, InferSettings, Measured, Replica, Replicas, Seen, SeenTimings, Standby};
+pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};
+pub use measure::Measured;
 pub use model::{Model, ModelError};
 pub use opinion::opinion;
 pub use sample::{enlarged, pictures};
