@@ -132,6 +132,9 @@ fn main() -> ExitCode {
         _ => "trace",
     };
     runtime::telemetry::init(level, cli.common.log_json);
+    if matches!(&cli.command, Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_)) {
+        runtime::process::return_large_memory();
+    }
     // Before there is a thread or a process that could inherit it.
     if let Err(error) = streams::batch::run_in_batches() {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
