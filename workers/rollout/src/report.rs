@@ -16,6 +16,9 @@ use crate::swap::Swapper;
 /// A worker that has nothing to tell says so this often, so that it is known to live.
 const SILENT_FOR: Duration = Duration::from_secs(120);
 
+/// The first report is tried again after this: the link is not up yet when a worker starts.
+const FIRST_AGAIN: Duration = Duration::from_secs(1);
+
 /// Who tells.
 pub struct SwapReporter {
     /// The site; [`SiteName::cloud`] for verifiers.
@@ -47,8 +50,10 @@ impl SwapReporter {
             if stopping {
                 return;
             }
+            // Nobody knows it before it has said something once.
+            let pause = if said_at.is_none() { self.every.min(FIRST_AGAIN) } else { self.every };
             tokio::select! {
-                () = tokio::time::sleep(self.every) => {}
+                () = tokio::time::sleep(pause) => {}
                 more = changes.changed() => {
                     // Steps of a swap are for `status`; only where it leads to is told.
                     let state = changes.borrow_and_update().clone();
