@@ -76,17 +76,12 @@ async fn decide(world: &World, words: &[&str]) {
 
 /// What each worker said last, by site.
 async fn reports(world: &World) -> anyhow::Result<BTreeMap<String, Swap>> {
-    let level = read::level(&world.cloud, topology::SWAPS).await?;
     let mut latest: BTreeMap<String, Swap> = BTreeMap::new();
-    if level.messages > 0 {
-        read::stretch(&world.cloud, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
-            let Ok(swap) = decode::<Swap>(&record.payload) else { return };
-            let known = latest.get(swap.site.as_str()).map_or(0, |known| known.said_at_ms);
-            if swap.said_at_ms >= known {
-                latest.insert(swap.site.to_string(), swap);
-            }
-        })
-        .await?;
+    for swap in log::reports(&world.cloud).await? {
+        let known = latest.get(swap.site.as_str()).map_or(0, |known| known.said_at_ms);
+        if swap.said_at_ms >= known {
+            latest.insert(swap.site.to_string(), swap);
+        }
     }
     Ok(latest)
 }

@@ -67,7 +67,8 @@ pub struct VerifySettings {
     pub deadline_s: u32,
     /// Most of the images that may go up, as a share of all, 0 to 1; the others stay as they are.
     pub max_share_ratio: Option<f64>,
-    /// Share of the confident answers that are verified all the same, so that a target can be kept, 0 to 1.
+    /// Share of the confident answers that are verified all the same, 0 to 1: so that a target can be kept, and so that a
+    /// release that is tried can be held against the one before it.
     pub sample_ratio: f64,
     /// Whether features and scores of doubtful tasks are collected in the cloud.
     pub hard_cases: bool,

@@ -143,8 +143,10 @@ impl Evidence {
         Self { model, slots: BTreeMap::new(), workers: BTreeMap::new() }
     }
 
-    /// Takes a report; of another model's workers, what verifiers among them say of verdicts. False, and passed over, when its stretch is older than [`KEEP_MS`] or not yet begun, or when its
-    /// numbers cannot be: a clock that is wrong must not push out what others said, nor one number spoil every sum.
+    /// Takes a report; of another model's workers, what verifiers among them say of verdicts.
+    ///
+    /// False, and passed over, when its stretch is older than [`KEEP_MS`] or not yet begun, or when its numbers cannot be: a
+    /// clock that is wrong must not push out what others said, nor one number spoil every sum.
     pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
         if swap.slot_ms < oldest || swap.slot_ms > now_ms + swap.slot_length_ms || !can_be(&swap) {

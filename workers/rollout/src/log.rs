@@ -2,7 +2,7 @@
 //! that holds after it. Of many who decide at once one wins, and the others decide anew on what holds then.
 
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{ModelName, Order, Release, Rollout, decode, encode};
+use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
@@ -76,6 +76,22 @@ pub async fn orders(bus: &Bus) -> Result<Vec<(Order, u64)>, CarryError> {
         }
     })
     .await?;
+    Ok(all)
+}
+
+/// What each worker reported last of each of its stretches of time, as far as it is kept, the oldest first.
+pub async fn reports(bus: &Bus) -> Result<Vec<Swap>, CarryError> {
+    let level = read::level(bus, topology::SWAPS).await?;
+    let mut all = Vec::new();
+    if level.messages > 0 {
+        read::stretch(bus, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
+            match decode::<Swap>(&record.payload) {
+                Ok(swap) => all.push(swap),
+                Err(error) => tracing::warn!(subject = record.subject, %error, "no report, passed over"),
+            }
+        })
+        .await?;
+    }
     Ok(all)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use schemas::{FaultNote, RefusedRelease};
+use schemas::RefusedRelease;
 use vision::{Infer, InferError, InferSettings, Model, ModelError, Onnx};
 
 use crate::home::Home;
@@ -64,8 +64,7 @@ pub fn start(
                 reason = note.reason,
                 "what served last cannot be loaded: begins with what it was set up with"
             );
-            let fault = FaultNote::new(note.name, note.reason, note.remedy);
-            refused.push(RefusedRelease { release: model.release, fault });
+            refused.push(RefusedRelease { release: model.release, fault: note });
             home.serves(&root.release, true).map_err(unusable)?;
             Infer::start(onnx, &root, infer)?
         }

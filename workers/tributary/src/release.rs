@@ -105,7 +105,7 @@ enum What {
     /// Take a release back that is tried or waits.
     Withdraw(hand::OneArgs),
     /// Let all sites run what was stable before, and take back what is stable.
-    Rollback(hand::RollbackArgs),
+    Rollback(hand::Why),
     /// Let one site run a release, whatever is decided.
     Pin(hand::PinArgs),
     /// Let a pinned site follow what is decided again.

@@ -1,6 +1,5 @@
 //! A model's folder in, a release out, and back.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,10 +13,9 @@ use rollout::trial::Trial;
 use rollout::{log, oci, package};
 use runtime::clock;
 use runtime::settings::Loaded;
-use schemas::{ModelName, ReleaseId, Rollout, Swap, decode};
+use schemas::{ModelName, ReleaseId, Rollout, Swap};
 use serde_json::json;
-use streams::read::{self, Stretch};
-use streams::{Blobs, Bus, CarryError, Publisher, Store, topology};
+use streams::{Blobs, Bus, CarryError, Publisher, Store};
 use vision::Model;
 
 use crate::settings::Settings;
@@ -96,21 +94,13 @@ pub async fn import(
 
 /// Of a first release sites must be able to come back to what they run.
 async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> anyhow::Result<()> {
-    let level = read::level(cloud, topology::SWAPS).await?;
-    let mut others = BTreeSet::new();
-    read::stretch(cloud, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
-        if let Ok(swap) = decode::<Swap>(&record.payload)
-            && swap.model == *model
-            && swap.release != *release
-        {
-            others.insert((swap.site, swap.release.short().to_owned()));
-        }
-    })
-    .await?;
-    match others.first() {
+    let reports = log::reports(cloud).await?;
+    let others = reports.iter().filter(|swap| swap.model == *model && swap.release != *release);
+    match others.min_by_key(|swap| (&swap.site, &swap.release)) {
         None => Ok(()),
-        Some((site, runs)) => bail!(
-            "site {site} runs release {runs} of {model}, which is not in the store: import that one first, so that sites can come back to it"
+        Some(Swap { site, release: runs, .. }) => bail!(
+            "site {site} runs release {} of {model}, which is not in the store: import that one first, so that sites can come back to it",
+            runs.short()
         ),
     }
 }

@@ -16,22 +16,21 @@ use crate::{out, site};
 
 const BY: &str = "hand";
 
-/// A release, and why.
+/// Why.
 #[derive(clap::Args)]
-pub struct OneArgs {
-    /// First digits of the release.
-    release: String,
+pub struct Why {
     /// Why, for whoever asks later.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
     why: String,
 }
 
-/// Why.
+/// A release, and why.
 #[derive(clap::Args)]
-pub struct RollbackArgs {
-    /// Why, for whoever asks later.
-    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
-    why: String,
+pub struct OneArgs {
+    /// First digits of the release.
+    release: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// A site and a release.
@@ -42,9 +41,8 @@ pub struct PinArgs {
     site: SiteName,
     /// First digits of the release.
     release: String,
-    /// Why, for whoever asks later.
-    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
-    why: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// A site.
@@ -53,9 +51,8 @@ pub struct UnpinArgs {
     /// The site.
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
-    /// Why, for whoever asks later.
-    #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
-    why: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// All sites are to run a release.
@@ -86,13 +83,8 @@ pub async fn withdraw(
 }
 
 /// All sites are to run what was stable before.
-pub async fn roll_back(
-    loaded: &Loaded<Settings>,
-    model: &ModelName,
-    args: &RollbackArgs,
-    json: bool,
-) -> anyhow::Result<()> {
-    tell(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(&args.why))?)).await?, json)
+pub async fn roll_back(loaded: &Loaded<Settings>, model: &ModelName, why: &Why, json: bool) -> anyhow::Result<()> {
+    tell(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
 }
 
 /// A site is to run a release, whatever is decided.
@@ -116,8 +108,8 @@ pub async fn unpin(loaded: &Loaded<Settings>, model: &ModelName, args: &UnpinArg
     tell(&decided.await?, json)
 }
 
-fn said(why: &str) -> Said {
-    Said::new(BY, why, clock::now_ms())
+fn said(why: &Why) -> Said {
+    Said::new(BY, &why.why, clock::now_ms())
 }
 
 /// Why nothing was decided.

@@ -95,7 +95,6 @@ impl Found {
             "pictures": self.name,
             "unseen_at_start": self.unseen,
             "images_acknowledged": self.images,
-            "images_lost": 0,
             "took_s": self.took_s,
             "margins_wider_than_default": self.widened,
             "accuracy_cloud_test_ratio": self.cloud.ratio(),

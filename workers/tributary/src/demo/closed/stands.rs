@@ -7,9 +7,8 @@ use aggregator::open::{self, History};
 use aggregator::settings::RoundSettings;
 use anyhow::{Context, bail, ensure};
 use rollout::{log, stage};
-use schemas::{Decision, Finding, ModelName, ReleaseId, ReleaseStage, RoundEvent, Says, SiteName, Swap, decode};
-use streams::read::{self, Stretch};
-use streams::{Bus, Publisher, topology};
+use schemas::{Decision, Finding, ModelName, ReleaseId, ReleaseStage, RoundEvent, Says, SiteName, Swap};
+use streams::{Bus, Publisher};
 use tokio::time::Instant;
 
 use crate::roles;
@@ -61,16 +60,11 @@ impl Stands {
 
     /// What each site said last.
     async fn swaps(&self) -> anyhow::Result<BTreeMap<SiteName, Swap>> {
-        let level = read::level(&self.cloud, topology::SWAPS).await?;
         let mut latest: BTreeMap<SiteName, Swap> = BTreeMap::new();
-        if level.messages > 0 {
-            read::stretch(&self.cloud, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
-                let Ok(swap) = decode::<Swap>(&record.payload) else { return };
-                if latest.get(&swap.site).is_none_or(|known| swap.said_at_ms >= known.said_at_ms) {
-                    latest.insert(swap.site.clone(), swap);
-                }
-            })
-            .await?;
+        for swap in log::reports(&self.cloud).await? {
+            if latest.get(&swap.site).is_none_or(|known| swap.said_at_ms >= known.said_at_ms) {
+                latest.insert(swap.site.clone(), swap);
+            }
         }
         Ok(latest)
     }
