@@ -1,5 +1,5 @@
 //! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy.
+//! and the optional energy, and with the task that was replayed.
 
 use std::fmt;
 
@@ -67,6 +67,9 @@ pub struct Answer {
     /// Which part of which scan it is, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile: Option<Tile>,
+    /// The task its image was answered as before, when it was replayed from a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<TaskId>,
 }
 
 impl Message for Answer {
@@ -100,6 +103,7 @@ impl Answer {
             energy_mj: None,
             truth: task.truth.clone(),
             tile: task.tile.clone(),
+            replayed: task.replayed,
         }
     }
 

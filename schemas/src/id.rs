@@ -106,6 +106,12 @@ name!(
     "model"
 );
 
+name!(
+    /// A set of images that are kept whatever their age: one token of a subject.
+    SetName,
+    "set"
+);
+
 impl ModelName {
     /// The token for a model of any name: what may not stand in a subject becomes a hyphen.
     pub fn of(name: &str) -> Self {

@@ -1,9 +1,11 @@
-//! What a person says a task shows. Version history: 1, first.
+//! What a person says a task shows. Version history: 1, first; later with the optional source, for labels that are
+//! replayed.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::id::TaskId;
+use crate::update::LabelSource;
 
 /// What a person says a task shows; the latest about a task counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,9 @@ pub struct Label {
     pub by: Option<String>,
     /// When it was said, milliseconds since the epoch.
     pub labelled_at_ms: u64,
+    /// Who said so, when it was replayed for a trainer to learn again; absent: a person, just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<LabelSource>,
 }
 
 impl Message for Label {

@@ -28,7 +28,7 @@ pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
 pub use dead::{DeadLetter, FaultNote};
 pub use hardcase::HardCase;
-pub use id::{CameraName, IdError, ModelName, ReleaseId, SiteName, TaskId};
+pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;
 pub use model::ModelDescription;
 pub use release::{Canary, Decision, Finding, Needs, Order, Release, Rollout, Says, Stage as ReleaseStage};

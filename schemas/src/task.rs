@@ -24,6 +24,8 @@ pub const HEADER_BLOB: &str = "Tributary-Blob";
 pub const HEADER_TO: &str = "Tributary-To";
 /// When a message in the outbox stops being of use, milliseconds since the epoch.
 pub const HEADER_DEADLINE_AT: &str = "Tributary-Deadline-At-Ms";
+/// The task this image was answered as before, when it was replayed from a stream.
+pub const HEADER_REPLAYED: &str = "Tributary-Replayed";
 /// Which part of which scan this image is: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
 pub const HEADER_TILE: &str = "Tributary-Tile";
 
@@ -54,6 +56,9 @@ pub struct Task {
     pub truth: Option<String>,
     /// Which part of which scan it is, if it is one.
     pub tile: Option<Tile>,
+    /// The task it was answered as before, when it was replayed from a stream: nothing is learned from it, and it does not
+    /// leave the site.
+    pub replayed: Option<TaskId>,
 }
 
 /// A patch of a scan that was too large to be one task.
@@ -117,7 +122,7 @@ pub enum TaskError {
         size_bytes: u64,
     },
     /// A task id that is not a UUID.
-    #[error("header {HEADER_TASK} cannot be read")]
+    #[error("header {HEADER_TASK} or {HEADER_REPLAYED} cannot be read")]
     Id(#[from] IdError),
 }
 
@@ -150,6 +155,7 @@ impl Task {
             priority: priority.unwrap_or(DEFAULT_PRIORITY),
             truth: truth.map(str::to_owned),
             tile: header(HEADER_TILE).map(Tile::read).transpose()?,
+            replayed: header(HEADER_REPLAYED).map(str::parse).transpose()?,
         })
     }
 
@@ -167,6 +173,7 @@ impl Task {
             priority: DEFAULT_PRIORITY,
             truth: None,
             tile: None,
+            replayed: None,
         }
     }
 
@@ -260,6 +267,7 @@ mod tests {
             (HEADER_CAPTURED_AT, "yesterday"),
             (HEADER_BLOB, "x"),
             (HEADER_TASK, "x"),
+            (HEADER_REPLAYED, "x"),
             (HEADER_TILE, "1 2 3"),
         ] {
             let error = read(&[(header, text)]).unwrap_err();

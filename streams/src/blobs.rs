@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::connect::Bus;
 use crate::error::{CarryError, absent, no_room};
-use crate::topology::{BLOBS, CLOUD_BLOBS};
+use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS};
 
 /// The blob bucket of one domain.
 #[derive(Clone)]
@@ -27,6 +27,11 @@ impl Blobs {
     /// Looks up the cloud's bucket, for what was sent up; creates nothing.
     pub async fn open_in_cloud(bus: &Bus) -> Result<Self, CarryError> {
         Self::bucket(bus, CLOUD_BLOBS).await
+    }
+
+    /// Looks up the site's bucket for what is pinned; creates nothing.
+    pub async fn open_pinned(bus: &Bus) -> Result<Self, CarryError> {
+        Self::bucket(bus, PINNED_BLOBS).await
     }
 
     async fn bucket(bus: &Bus, name: &'static str) -> Result<Self, CarryError> {

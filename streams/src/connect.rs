@@ -7,6 +7,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CarryError;
+use crate::publish::Publication;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);
@@ -119,6 +120,13 @@ impl Bus {
     /// Whether the connection stands at this moment.
     pub fn connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Says something to whoever listens at this moment; nobody stores it.
+    pub async fn say(&self, publication: &Publication) -> Result<(), CarryError> {
+        let (subject, payload) = (publication.subject.clone(), publication.payload.clone());
+        let said = self.client.publish_with_headers(subject, publication.header_map(), payload).await;
+        said.map_err(CarryError::broker(format!("publishing on {}", publication.subject)))
     }
 
     /// Waits until everything said so far has left, acknowledgements included; not for long, for the

@@ -9,6 +9,7 @@ pub mod blobs;
 pub mod connect;
 pub mod error;
 pub mod fleet;
+pub mod pick;
 pub mod publish;
 pub mod pull;
 pub mod read;

@@ -59,12 +59,16 @@ impl Publication {
         self
     }
 
-    fn message(&self) -> PublishMessage {
+    pub(crate) fn header_map(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {
             headers.insert(name.as_ref(), value.as_str());
         }
-        let message = PublishMessage::build().payload(self.payload.clone()).headers(headers);
+        headers
+    }
+
+    fn message(&self) -> PublishMessage {
+        let message = PublishMessage::build().payload(self.payload.clone()).headers(self.header_map());
         if self.first_only { message.expected_last_subject_sequence(0) } else { message }
     }
 }

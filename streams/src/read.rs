@@ -1,6 +1,7 @@
 //! Reading streams without taking from them: one message, a stretch of them, how many wait.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -17,8 +18,10 @@ use crate::connect::Bus;
 use crate::error::{CarryError, absent};
 use crate::topology::ANSWERS;
 
-/// Messages fetched ahead while reading a stretch; bounded so that large images do not pile up.
-const READ_AHEAD: usize = 32;
+/// Bytes fetched ahead while reading a stretch, about: bounded so that large images do not pile up.
+const READ_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
+/// Messages fetched ahead at least and at the most; the server gives out no more at a time.
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 16..=500;
 
 /// A stored message, read and not taken.
 #[derive(Debug, Clone)]
@@ -36,6 +39,13 @@ pub struct Record {
 }
 
 impl Record {
+    /// Size of its payload, bytes, also where only headers were asked for.
+    pub fn payload_bytes(&self) -> u64 {
+        // What the server says of a payload it leaves out.
+        let left_out = self.header("Nats-Msg-Size").and_then(|size| size.parse().ok());
+        left_out.unwrap_or(self.payload.len() as u64)
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -204,21 +214,46 @@ pub async fn stretch(
     until_sequence: u64,
     mut each: impl FnMut(Record),
 ) -> Result<(), CarryError> {
-    /// Nothing for this long although more waits: half of a stretch must not pass for the whole.
-    const PATIENCE: Duration = Duration::from_secs(20);
-    let ended = || CarryError::broker(format!("reading {stream}"))("it ended although more waits");
-    let (mut pending, records) = ordered(bus, stream, stretch).await?;
-    let mut records = std::pin::pin!(records);
-    while pending > 0 {
-        let next = tokio::time::timeout(PATIENCE, records.next()).await;
-        let (record, left) = next.ok().flatten().ok_or_else(ended)??;
-        if record.sequence > until_sequence {
-            return Ok(());
-        }
-        pending = if record.sequence == until_sequence { 0 } else { left };
+    let mut reader = Reader::open(bus, stream, stretch, until_sequence).await?;
+    while let Some(record) = reader.next().await? {
         each(record);
     }
     Ok(())
+}
+
+/// Messages, each with how many wait after it.
+type Records = Pin<Box<dyn FuturesStream<Item = Result<(Record, u64), CarryError>> + Send>>;
+
+/// A stretch that is read at the pace of whoever reads; no more than a few messages are fetched ahead.
+pub struct Reader {
+    records: Records,
+    stream: String,
+    pending: u64,
+    until_sequence: u64,
+}
+
+impl Reader {
+    /// Up to and including a sequence.
+    pub async fn open(bus: &Bus, stream: &str, stretch: Stretch, until_sequence: u64) -> Result<Self, CarryError> {
+        let (pending, records) = ordered(bus, stream, stretch).await?;
+        Ok(Self { records: Box::pin(records), stream: stream.into(), pending, until_sequence })
+    }
+
+    /// The next message; `None` at the end.
+    ///
+    /// # Errors
+    /// What the broker says; and when nothing comes although more waits, for half of a stretch must not pass for the whole.
+    pub async fn next(&mut self) -> Result<Option<Record>, CarryError> {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        if self.pending == 0 {
+            return Ok(None);
+        }
+        let ended = || CarryError::broker(format!("reading {}", self.stream))("it ended although more waits");
+        let next = tokio::time::timeout(PATIENCE, self.records.next()).await;
+        let (record, left) = next.ok().flatten().ok_or_else(ended)??;
+        self.pending = if record.sequence >= self.until_sequence { 0 } else { left };
+        Ok(Some(record).filter(|record| record.sequence <= self.until_sequence))
+    }
 }
 
 /// The newest messages on these subjects that are `wanted`, `count` of them at the most, oldest first.
@@ -237,7 +272,7 @@ pub async fn newest(
     let mut reach = FIRST_LOOK.max(count as u64);
     loop {
         let from = level.last_sequence.saturating_sub(reach).max(level.first_sequence).max(1);
-        let mut found = VecDeque::with_capacity(count.min(READ_AHEAD));
+        let mut found = VecDeque::new();
         let part = Stretch { from_sequence: Some(from), ..look.clone() };
         self::stretch(bus, stream, part, level.last_sequence, |record| {
             if wanted(&record) {
@@ -270,7 +305,7 @@ async fn ordered(
         deliver_policy,
         filter_subjects: stretch.subjects,
         headers_only: stretch.headers_only,
-        max_batch: READ_AHEAD as i64,
+        max_batch: ahead(bus, stream).await? as i64,
         ..pull::OrderedConfig::default()
     };
     let failed = |error| CarryError::broker(format!("reading {stream}"))(error);
@@ -288,6 +323,27 @@ async fn ordered(
         }
     });
     Ok((pending, records))
+}
+
+/// How many messages may be fetched ahead: as many as take so much memory, going by what the stream holds.
+async fn ahead(bus: &Bus, stream: &str) -> Result<u64, CarryError> {
+    let level = level(bus, stream).await?;
+    let each_bytes = level.bytes / level.messages.max(1);
+    Ok((READ_AHEAD_BYTES / each_bytes.max(1)).clamp(*READ_AHEAD.start(), *READ_AHEAD.end()))
+}
+
+/// The stream that stores what is published on a subject, if there is one.
+pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, CarryError> {
+    #[derive(serde::Deserialize)]
+    struct Names {
+        streams: Option<Vec<String>>,
+    }
+    let what = || format!("asking who stores {subject}");
+    let asked = bus.js.request("STREAM.NAMES", &serde_json::json!({ "subject": subject })).await;
+    match asked.map_err(CarryError::broker(what()))? {
+        Response::Ok(Names { streams }) => Ok(streams.and_then(|names| names.into_iter().next())),
+        Response::Err { error } => Err(CarryError::broker(what())(error)),
+    }
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {

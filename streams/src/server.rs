@@ -422,12 +422,14 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 }
 
 /// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
-pub const KEPT_AT_SITE: [&str; 10] = [
+pub const KEPT_AT_SITE: [&str; 12] = [
     // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
     // the cloud would get every image. Answers to the site's own questions come in, not out.
     "_INBOX.>",
     "$O.blobs.>",
+    "$O.pinned-blobs.>",
     "image.>",
+    "pin.>",
     "answer.>",
     "outbox.>",
     "label.>",

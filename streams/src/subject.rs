@@ -3,7 +3,7 @@
 //! Site and cloud subjects never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
 
-use schemas::{CameraName, ModelName, SiteName, TaskId, VerifyReason};
+use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
 
@@ -113,6 +113,43 @@ impl Errand {
             _ => Err(wrong(subject, "outbox.<site>. with verify, hardcase, update or swap behind it")),
         }
     }
+}
+
+/// The slot of an image in a pinned set.
+pub fn pin(set: &SetName, site: &SiteName, camera: &CameraName, task: TaskId) -> String {
+    format!("pin.{set}.{site}.{camera}.{task}")
+}
+
+/// All images of a pinned set, or of all of them.
+pub fn pins(set: Option<&SetName>, site: &SiteName) -> String {
+    format!("pin.{}.{site}.*.*", set.map_or("*", SetName::as_str))
+}
+
+/// The set and the task in the subject of a pinned image.
+pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
+    let expected = "pin.<set>.<site>.<camera>.<task>";
+    let tokens: Vec<&str> = subject.split('.').collect();
+    let ["pin", set, _, _, task] = tokens[..] else { return Err(wrong(subject, expected)) };
+    let read = set.parse().ok().zip(task.parse().ok());
+    read.ok_or_else(|| wrong(subject, expected))
+}
+
+/// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
+/// something else than images.
+pub fn check_replay(subject: &str) -> Result<(), CarryError> {
+    const OURS: [&str; 16] = [
+        "answer", "outbox", "verify", "verdict", "label", "hardcase", "update", "round", "release", "order", "swap",
+        "dead", "pin", "$JS", "$KV", "$O",
+    ];
+    check_pattern(subject)?;
+    if subject.split('.').any(|token| token == "*" || token == ">") {
+        return Err(wrong(subject, "one subject: * and > stand for many"));
+    }
+    let first = subject.split('.').next().unwrap_or_default();
+    if OURS.contains(&first) || first.starts_with('_') || first.starts_with('$') {
+        return Err(wrong(subject, "a subject of images or of your own: workers hear something else there"));
+    }
+    if first == "image" { read_image(subject).map(|_| ()) } else { Ok(()) }
 }
 
 /// What a site found hard.
@@ -230,6 +267,18 @@ mod tests {
         }
         for pattern in ["", ".", "image.", "image..b", "image.>.b", "image.ca*", "image. b", "image>", "a\n"] {
             assert!(check_pattern(pattern).is_err(), "{pattern:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn images_are_replayed_to_one_subject_on_which_nothing_else_is_heard() {
+        for subject in ["image.lab.cam-1", "replay.x", "a"] {
+            assert!(check_replay(subject).is_ok(), "{subject:?} was refused");
+        }
+        for subject in
+            ["image.lab", "image.>", "answer.final.a.b.c", "verdict.a.b", "$JS.API.x", "_INBOX.a", "replay.*", ""]
+        {
+            assert!(check_replay(subject).is_err(), "{subject:?} was accepted");
         }
     }
 

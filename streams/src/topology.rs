@@ -27,6 +27,8 @@ pub const DEAD: &str = "DEAD";
 pub const VERIFY: &str = "VERIFY";
 /// The cloud's answers.
 pub const VERDICTS: &str = "VERDICTS";
+/// Images that are kept whatever their age, with what was said of them.
+pub const PINNED: &str = "PINNED";
 /// What persons say tasks show.
 pub const LABELS: &str = "LABELS";
 /// What sites learned, as references to weights and never a picture; and what happens in rounds.
@@ -42,6 +44,8 @@ pub const BLOBS: &str = "blobs";
 /// Bucket of large images that were sent up. Of another name than a site's: the server keeps buckets
 /// of one name in two domains apart only if they are key-value buckets.
 pub const CLOUD_BLOBS: &str = "cloud-blobs";
+/// Bucket of large images that are kept whatever their age. Never crosses the leaf link by itself.
+pub const PINNED_BLOBS: &str = "pinned-blobs";
 /// Bucket of signs of life, at a site and in the cloud.
 pub const FLEET: &str = "fleet";
 /// What sites found hard: features and scores, never pixels.
@@ -96,6 +100,9 @@ pub struct StreamSettings {
     pub outbox_max_messages: u32,
     /// What sites found hard, kept in the cloud, MiB, at least 1; the oldest go first.
     pub hardcases_max_mib: u32,
+    /// Images that are pinned at a site, MiB, at least 1, and as much again for large ones; when it is reached, nothing more
+    /// can be pinned.
+    pub pinned_max_mib: u32,
     /// What persons said, kept at a site, MiB, at least 1; the oldest go first.
     pub labels_max_mib: u32,
     /// What sites learned, kept in the cloud without the weights themselves, MiB, at least 1; the oldest go first.
@@ -129,6 +136,7 @@ impl Default for StreamSettings {
             outbox_max_mib: 1024,
             outbox_max_messages: 200_000,
             hardcases_max_mib: 256,
+            pinned_max_mib: 1024,
             labels_max_mib: 64,
             updates_max_mib: 64,
             releases_max_mib: 64,
@@ -152,6 +160,7 @@ impl StreamSettings {
             ("outbox_max_mib", self.outbox_max_mib),
             ("outbox_max_messages", self.outbox_max_messages),
             ("hardcases_max_mib", self.hardcases_max_mib),
+            ("pinned_max_mib", self.pinned_max_mib),
             ("labels_max_mib", self.labels_max_mib),
             ("updates_max_mib", self.updates_max_mib),
             ("releases_max_mib", self.releases_max_mib),
@@ -238,9 +247,16 @@ impl Plan {
             duplicate_window: window,
             ..file(LABELS, vec![format!("label.{site}.*")])
         });
+        self.stream(StreamConfig {
+            // A set has a slot an image, so that pinning twice is pinning once.
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(settings.pinned_max_mib),
+            ..file(PINNED, vec![format!("pin.*.{site}.*.*")])
+        });
         let dead = ["images", "outbox", "answers", "verdicts"].map(|stream| format!("dead.{stream}.{site}.*"));
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
-        self.blobs(BLOBS, settings);
+        self.blobs(BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
+        self.blobs(PINNED_BLOBS, settings.pinned_max_mib, Duration::ZERO);
         self.fleet();
         self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
 
@@ -303,7 +319,7 @@ impl Plan {
             max_messages_per_subject: 1,
             ..file(SWAPS, vec!["swap.*.*.*".into()])
         });
-        self.blobs(CLOUD_BLOBS, settings);
+        self.blobs(CLOUD_BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.fleet();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
@@ -318,11 +334,12 @@ impl Plan {
         }
     }
 
-    fn blobs(&mut self, name: &str, settings: &StreamSettings) {
+    /// A bucket of bytes by reference, which are forgotten after a time; zero: never.
+    fn blobs(&mut self, name: &str, max_mib: u32, max_age: Duration) {
         self.stream(StreamConfig {
             discard: DiscardPolicy::New,
-            max_bytes: bytes(settings.blobs_max_mib),
-            max_age: Duration::from_secs(settings.blobs_max_age_s.into()),
+            max_bytes: bytes(max_mib),
+            max_age,
             allow_rollup: true,
             subjects: vec![format!("$O.{name}.C.>"), format!("$O.{name}.M.>")],
             ..file(&format!("OBJ_{name}"), Vec::new())
@@ -357,6 +374,10 @@ impl Plan {
     fn consumer(&mut self, stream: &'static str, wanted: pull::Config) {
         self.consumers.push((stream, wanted));
     }
+}
+
+fn age(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
 }
 
 fn bytes(mib: u32) -> i64 {

@@ -14,6 +14,7 @@ mod layering;
 mod policy;
 mod power_cut;
 mod releases;
+mod replay;
 mod rounds;
 mod store;
 mod training;

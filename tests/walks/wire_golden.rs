@@ -55,6 +55,7 @@ fn answer() -> Answer {
         timings: timings(),
         energy_mj: None,
         truth: Some("pullover".into()),
+        replayed: None,
         tile: Some(Tile {
             scan: task().child("scan"),
             x_px: 0,
@@ -355,7 +356,21 @@ fn round_failed() -> Round {
 }
 
 fn label() -> Label {
-    Label { task: task(), label: "pullover".into(), by: Some("anna".into()), labelled_at_ms: 1_763_942_400_500 }
+    Label {
+        task: task(),
+        label: "pullover".into(),
+        by: Some("anna".into()),
+        labelled_at_ms: 1_763_942_400_500,
+        source: None,
+    }
+}
+
+fn label_replayed() -> Label {
+    Label { source: Some(LabelSource::Verdict), ..label() }
+}
+
+fn answer_replayed() -> Answer {
+    Answer { replayed: Some(TaskId::derived("before")), ..answer() }
 }
 
 fn update() -> Update {
@@ -427,6 +442,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("hardcase.v1", &hardcase());
     survives("beat-training.v1", &beat_training());
     survives("label.v1", &label());
+    survives("label-replayed.v1", &label_replayed());
+    survives("answer-replayed.v1", &answer_replayed());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
     survives("update-signed.v1", &Update { signature: Some(vec![7; 64]), ..update() });
@@ -476,6 +493,8 @@ fn remake() {
         ("hardcase.v1", encode(&hardcase())),
         ("beat-training.v1", encode(&beat_training())),
         ("label.v1", encode(&label())),
+        ("label-replayed.v1", encode(&label_replayed())),
+        ("answer-replayed.v1", encode(&answer_replayed())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
         ("update-signed.v1", encode(&Update { signature: Some(vec![7; 64]), ..update() })),

@@ -79,7 +79,7 @@ impl Recognizer {
             },
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
-        let mut found = self.recognize(bytes.clone()).await?;
+        let mut found = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
         (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let fate = self.fate(task, &bytes, &found);
@@ -89,8 +89,9 @@ impl Recognizer {
         self.reporter(&self.energy()).outgoing(task, &bytes, found, fate)
     }
 
-    /// Decodes, infers and asks the gate that belongs to the release that saw it.
-    async fn recognize(&self, bytes: Bytes) -> Result<Found, Fault> {
+    /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
+    /// counted when it was new.
+    async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<Found, Fault> {
         let seen = self.infer.scores(bytes).await.map_err(|error| {
             if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
                 self.counter.failed(&self.infer.model().release, clock::now_ms());
@@ -103,11 +104,13 @@ impl Recognizer {
         let ratios = softmax(&seen.logits, gate.temperature);
         let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
         let reason = gate.decide(&ratios, &opinion.label);
-        if let Some(learner) = &self.learner {
-            learner.seen(&model.release, &opinion.label, opinion.confidence);
+        if !replayed {
+            if let Some(learner) = &self.learner {
+                learner.seen(&model.release, &opinion.label, opinion.confidence);
+            }
+            let doubtful = reason != Reason::Confident;
+            self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         }
-        let doubtful = reason != Reason::Confident;
-        self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         if gate.calibrated != gate.temperature {
             let calibrated = softmax(&seen.logits, gate.calibrated);
             opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
@@ -138,7 +141,7 @@ impl Recognizer {
             bytes,
             left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
             held_s: 0.0,
-            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image,
+            may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
             priority: task.priority,
             lot: lot(task.id, "redirect"),
         }
@@ -174,7 +177,10 @@ impl Recognizer {
             left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
             lot: lot(task.id, "sample"),
         };
-        let fate = {
+        let fate = if task.replayed.is_some() {
+            // Whether it was right to ask the cloud was decided when it was new.
+            Fate::Stands(if found.reason == Reason::Confident { found.reason } else { Reason::NotVerified })
+        } else {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
             let sampling = self.learner.is_some() || self.orders.borrow().is_some();
             fate(&policy, &self.verify, sampling, &network, &mut share, &doubt)

@@ -95,7 +95,8 @@ impl Collection {
 
     /// A final answer was read. `fresh`: since the last training.
     pub fn answered(&mut self, answer: &Answer, fresh: bool) {
-        if answer.route == Route::Dead {
+        // What was replayed was learned from under its own task.
+        if answer.route == Route::Dead || answer.replayed.is_some() {
             return;
         }
         let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
@@ -114,9 +115,12 @@ impl Collection {
         });
     }
 
-    /// A person said what a task shows. `about`: its final answer, if there is one.
+    /// A person said what a task shows, or what somebody said is replayed, which counts as fresh though it be known.
+    /// `about`: its final answer, if there is one.
     pub fn labelled(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
         let said = self.said(&label.label);
+        let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
+        let again = label.source.is_some() && self.images.get(&label.task).is_some_and(|known| known.label().is_some());
         if let Some(answer) = about {
             self.answered(answer, fresh);
         }
@@ -125,9 +129,10 @@ impl Collection {
                 if let Some(answer) = about {
                     known.about(answer);
                 }
-                known.said[0] = Some(said);
+                known.said[place] = Some(said);
             });
-        } else if about.is_none() && self.early.len() < MOST_EARLY {
+            self.fresh += u64::from(again && fresh && said != Said::Unknown);
+        } else if about.is_none() && place == 0 && self.early.len() < MOST_EARLY {
             self.early.insert(label.task, said);
         }
     }
@@ -249,7 +254,13 @@ mod tests {
     }
 
     fn label(number: u64, says: &str) -> Label {
-        Label { task: TaskId::derived(&number.to_string()), label: says.into(), by: None, labelled_at_ms: 0 }
+        Label {
+            task: TaskId::derived(&number.to_string()),
+            label: says.into(),
+            by: None,
+            labelled_at_ms: 0,
+            source: None,
+        }
     }
 
     fn found(collection: &Collection) -> Vec<(u64, String, LabelSource)> {
@@ -272,6 +283,22 @@ mod tests {
         ];
         assert_eq!(found(&all), persons);
         assert_eq!(all.fresh(), 4);
+    }
+
+    #[test]
+    fn what_is_replayed_is_learned_from_again_and_with_the_source_it_had() {
+        let mut all = collection(10);
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.taken();
+        let again = Label { source: Some(LabelSource::Verdict), ..label(1, "cat") };
+        all.labelled(&again, Some(&answer(1, Route::Verified, "cat", None)), true);
+        assert_eq!((found(&all), all.fresh()), (vec![(1, "cat".into(), LabelSource::Verdict)], 1));
+        let forgotten = Label { source: Some(LabelSource::Publisher), ..label(2, "dog") };
+        all.labelled(&forgotten, Some(&answer(2, Route::Edge, "cat", Some("dog"))), true);
+        assert_eq!((found(&all).len(), all.fresh()), (2, 2));
+        let copy = Answer { replayed: Some(TaskId::derived("1")), ..answer(3, Route::Verified, "cat", None) };
+        all.answered(&copy, true);
+        assert_eq!(all.count(), 2, "a replayed image is not learned from twice");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
             continue;
         };
         let answer: Answer = decode(&record.payload)?;
-        let label = Label { task, label, by: args.by.clone(), labelled_at_ms: clock::now_ms() };
+        let label = Label { task, label, by: args.by.clone(), labelled_at_ms: clock::now_ms(), source: None };
         let id = task.child(&format!("label-{}-{}", label.label, label.labelled_at_ms)).to_string();
         let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
         publisher.publish(&publication).await?;

@@ -15,6 +15,9 @@ mod out;
 mod policy;
 mod publish;
 mod release;
+mod replay;
+mod retention;
+mod retrain;
 mod roles;
 mod round;
 mod settings;
@@ -90,6 +93,9 @@ enum Command {
     #[command(subcommand)]
     Model(model::ModelCommand),
     Train(train::TrainArgs),
+    Replay(replay::ReplayArgs),
+    Retrain(retrain::RetrainArgs),
+    Retention(retention::RetentionArgs),
     Round(round::RoundArgs),
     Release(release::ReleaseArgs),
     Demo(demo::DemoArgs),
@@ -135,8 +141,12 @@ fn main() -> ExitCode {
     if matches!(&cli.command, Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_)) {
         runtime::process::return_large_memory();
     }
-    // Before there is a thread or a process that could inherit it.
-    if let Err(error) = streams::batch::run_in_batches() {
+    // Before there is a thread or a process that could inherit it. What is replayed is in no hurry.
+    let scheduled = match &cli.command {
+        Command::Replay(_) | Command::Retrain(_) => streams::batch::run_when_idle(),
+        _ => streams::batch::run_in_batches(),
+    };
+    if let Err(error) = scheduled {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -175,6 +185,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Label(args) => label::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
         Command::Train(args) => train::command(settings, &args, shutdown()?).await,
+        Command::Replay(args) => replay::command(&loaded, &args, shutdown()?).await,
+        Command::Retrain(args) => retrain::command(&loaded, &args, shutdown()?).await,
+        Command::Retention(args) => retention::command(&loaded, &args).await,
         Command::Round(args) => round::command(&loaded, &args).await,
         Command::Release(args) => release::command(&loaded, &args).await,
         Command::Demo(args) => demo::command(settings, &args, shutdown()?).await,
@@ -196,6 +209,7 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Up(args) => args.flags(),
         Command::Publish(args) => args.flags(),
         Command::Train(args) => args.flags(),
+        Command::Retrain(args) => args.flags(),
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
         Command::Trainer(args) => args.flags("trainer"),

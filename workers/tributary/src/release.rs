@@ -4,7 +4,7 @@ mod folder;
 mod hand;
 mod stand;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aggregator::Releases;
@@ -18,7 +18,7 @@ use streams::Store;
 use vision::{Model, Onnx};
 
 use crate::settings::Settings;
-use crate::{form, out, round};
+use crate::{form, out, roles, round};
 
 const EXAMPLES: &str = "\
 Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
@@ -110,6 +110,11 @@ enum What {
     Pin(hand::PinArgs),
     /// Let a pinned site follow what is decided again.
     Unpin(hand::UnpinArgs),
+}
+
+/// Makes a release of a folder, in the store of the settings.
+pub async fn import(loaded: &Loaded<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
+    folder::import(loaded, roles::release_store(&loaded.settings)?, Some(name), folder, json).await
 }
 
 /// Shows releases, and decides about them.

@@ -9,6 +9,7 @@ use janitor::JanitorSettings;
 use publisher::PublisherSettings;
 use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
+use replayer::ReplayerSettings;
 use runtime::settings::Loaded;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub aggregator: AggregatorSettings,
     /// Which sites run what.
     pub releaser: ReleaserSettings,
+    /// Replaying.
+    pub replayer: ReplayerSettings,
     /// The archive.
     pub janitor: JanitorSettings,
     /// Everything on this machine.
@@ -66,6 +69,7 @@ impl Default for Settings {
             trainer: TrainSettings::default(),
             aggregator: AggregatorSettings::default(),
             releaser: ReleaserSettings::default(),
+            replayer: ReplayerSettings::default(),
             janitor: JanitorSettings::default(),
             up: UpSettings::default(),
         }
@@ -117,6 +121,7 @@ impl Settings {
             self.trainer.check(),
             self.aggregator.check(),
             self.releaser.check(),
+            self.replayer.check(),
             self.janitor.check(),
             self.streams.check(),
         ];

@@ -1,6 +1,6 @@
 //! `tributary train`: a better model from a folder of labelled images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,30 +39,44 @@ pub struct TrainArgs {
     /// Folder for the new model; must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+/// How a model is trained; shared by the commands that train.
+#[derive(clap::Args)]
+pub struct HowArgs {
     /// Which weights: all, head, `last N` (layers), or patterns of names with commas between them.
     #[arg(long, value_name = "WHICH")]
-    trainable: Option<String>,
+    pub trainable: Option<String>,
     /// How often every image is seen.
     #[arg(long, value_name = "N")]
-    epochs: Option<u32>,
+    pub epochs: Option<u32>,
     /// Images in a step.
     #[arg(long, value_name = "N")]
-    batch: Option<u16>,
+    pub batch: Option<u16>,
     /// Step length at the highest.
     #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f32>,
+    pub learning_rate: Option<f32>,
     /// Threads of one step.
     #[arg(long, value_name = "N")]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     /// Write the new model even if it is worse on the images held out.
     #[arg(long)]
-    anyway: bool,
+    pub anyway: bool,
     /// Print what was measured as JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 impl TrainArgs {
+    /// Settings that its flags stand for.
+    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+        self.how.flags()
+    }
+}
+
+impl HowArgs {
     /// Settings that its flags stand for.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let given = [
@@ -78,6 +92,18 @@ impl TrainArgs {
 
 /// Trains.
 pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    train(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await
+}
+
+/// Trains a model on a folder, and writes a new one, unless that would be worse.
+pub async fn train(
+    settings: &Settings,
+    model: &Path,
+    data: &Path,
+    new: &Path,
+    how: &HowArgs,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let told = stop.clone();
     let watching = tokio::spawn(async move {
@@ -85,12 +111,12 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
         told.cancel();
     });
     let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
-    let (folder, data, new) = (args.model.clone(), args.data.clone(), args.out.clone());
+    let (folder, data, out) = (model.to_owned(), data.to_owned(), new.to_owned());
     let bar = progress(train.epochs);
     let shown = bar.clone();
-    let anyway = args.anyway;
+    let anyway = how.anyway;
     let work = move || -> anyhow::Result<(Trained, Option<Model>)> {
-        training::folder::check(&new)?;
+        training::folder::check(&out)?;
         let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
@@ -99,13 +125,13 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
         if !anyway && trained.worse().is_some() {
             return Ok((trained, None));
         }
-        let written = training::folder::write(&model, &trained.onnx, &trained.values(), &new)?;
+        let written = training::folder::write(&model, &trained.onnx, &trained.values(), &out)?;
         Ok((trained, Some(written)))
     };
     let (trained, written) = tokio::task::spawn_blocking(work).await.context("training broke off")??;
     watching.abort();
     bar.bar.finish_and_clear();
-    if args.json {
+    if how.json {
         let test = trained.test.map(|(before, after)| json!({ "before": before, "after": after }));
         out::json(&json!({
             "epochs": trained.epochs,
@@ -113,7 +139,7 @@ pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) 
             "parameters": trained.parameters,
             "unreadable": trained.unreadable,
             "features_cached": trained.features_cached,
-            "written": written.as_ref().map(|_| args.out.display().to_string()),
+            "written": written.as_ref().map(|_| new.display().to_string()),
             "release": written.as_ref().map(|model| model.release.to_string()),
         }))?;
     } else {

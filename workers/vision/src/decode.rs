@@ -132,7 +132,8 @@ impl Format {
         }
     }
 
-    fn of(bytes: &[u8]) -> Option<Self> {
+    /// By the first bytes alone.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
         match image::guess_format(bytes).ok()? {
             ImageFormat::Jpeg => Some(Format::Jpeg),
             ImageFormat::Png => Some(Format::Png),

@@ -1,0 +1,326 @@
+//! Replays of what a site answered: exported, gone on with, published again, learned from, pinned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use harness::pictures::{HEAVY, INITIAL, LIGHT, pictures};
+use harness::program::{Worker, fixture, run, run_for};
+use harness::{Plan, World, until};
+use schemas::task::HEADER_LABEL;
+use schemas::{Answer, Route, TaskId, decode};
+use serde_json::Value;
+use streams::topology::StreamSettings;
+use streams::{read, subject, topology};
+
+use crate::common::{PATIENCE, answered, publish};
+
+/// A command at a site.
+async fn at(world: &World, words: &[&str]) -> harness::Ended {
+    let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    arguments.extend(world.at(0));
+    run_for(world.folder(), &arguments, Duration::from_secs(120)).await.unwrap()
+}
+
+async fn done(world: &World, words: &[&str]) -> String {
+    let ended = at(world, words).await;
+    assert!(ended.success, "{words:?}\n{}\n{}", ended.out, ended.err);
+    ended.out
+}
+
+async fn done_json(world: &World, words: &[&str]) -> Value {
+    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+    serde_json::from_str(&done(world, &words).await).unwrap()
+}
+
+/// Publishes so many pictures with their labels, and waits for each answer.
+async fn answers(world: &World, count: usize) -> BTreeMap<TaskId, (Answer, Vec<u8>)> {
+    let mut tasks = Vec::new();
+    for picture in pictures().unwrap().iter().cycle().take(count) {
+        let labels: [(&'static str, &str); 1] = [(HEADER_LABEL, &picture.truth)];
+        let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &labels).await;
+        tasks.push((task, picture.bytes.to_vec()));
+    }
+    let mut all = BTreeMap::new();
+    for (task, bytes) in tasks {
+        all.insert(task, (answered(world, task).await, bytes));
+    }
+    all
+}
+
+/// Rows of an index, by task.
+fn index(folder: &Path) -> BTreeMap<TaskId, BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(folder.join("index.csv")).unwrap();
+    let mut lines = text.lines();
+    let heads: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let row = |line: &str| -> BTreeMap<String, String> {
+        heads.iter().zip(line.split(',')).map(|(head, cell)| ((*head).to_owned(), cell.to_owned())).collect()
+    };
+    let rows: Vec<BTreeMap<String, String>> = lines.map(row).collect();
+    let count = rows.len();
+    let by_task: BTreeMap<TaskId, _> = rows.into_iter().map(|row| (row["task"].parse().unwrap(), row)).collect();
+    assert_eq!(by_task.len(), count, "a task stands twice in {}", folder.display());
+    by_task
+}
+
+/// Every answered image is in the folder, as it was published and with what was said of it.
+fn holds(folder: &Path, all: &BTreeMap<TaskId, (Answer, Vec<u8>)>) {
+    let index = index(folder);
+    assert_eq!(index.keys().collect::<Vec<_>>(), all.keys().collect::<Vec<_>>());
+    for (task, row) in &index {
+        let (answer, bytes) = &all[task];
+        assert_eq!(&std::fs::read(folder.join(&row["file"])).unwrap(), bytes, "{task} was altered");
+        assert_eq!(Some(&row["label"]), answer.truth.as_ref());
+        assert_eq!(Some(&row["answer"]), answer.label.as_ref());
+        assert_eq!((row["source"].as_str(), &row["route"]), ("publisher", &answer.route.to_string()));
+        assert_eq!(row["confidence"].parse::<f32>().ok(), answer.confidence);
+        assert_eq!(row["release"], answer.release.as_ref().unwrap().to_string());
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_is_exported_whole_however_often_the_export_is_killed() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let all = answers(&world, 400).await;
+    let (folder, tar) = (world.folder().join("set"), world.folder().join("set.tar"));
+    let set = folder.display().to_string();
+    // Slow enough to be killed on its way.
+    let mut arguments = vec!["replay".to_owned(), "--to".into(), set.clone(), "--mib-per-s".into(), "0.05".into()];
+    arguments.extend(world.at(0));
+    let mut stopped_at = Vec::new();
+    for least in [40, 120] {
+        let mut half = Worker::start(&format!("replay-{least}"), world.folder(), &arguments, &[]).unwrap();
+        let written = || std::fs::read_to_string(folder.join("index.csv")).map_or(0, |text| text.lines().count());
+        until("a part of the export", PATIENCE, async || Ok((written() > least).then_some(()))).await.unwrap();
+        half.kill().unwrap();
+        stopped_at.push(written());
+    }
+    assert!(stopped_at.iter().all(|rows| *rows < 400), "it was through before it was killed: {stopped_at:?}");
+    // As a crash of the machine leaves it: a row cut off, and an image of which nothing reached the disk.
+    let text = std::fs::read_to_string(folder.join("index.csv")).unwrap();
+    let last = text.lines().last().unwrap().split(',').next().unwrap().to_owned();
+    std::fs::write(folder.join(&last), b"").unwrap();
+    std::fs::write(folder.join("index.csv"), &text[..text.len() - 7]).unwrap();
+    let summary = done_json(&world, &["replay", "--to", &set]).await;
+    assert_eq!(summary["before"].as_u64().unwrap() + summary["through"].as_u64().unwrap(), 400, "{summary}");
+    assert!(summary["before"].as_u64().unwrap() > 100, "it began anew: {summary}");
+    holds(&folder, &all);
+    let again = done_json(&world, &["replay", "--to", &set]).await;
+    assert_eq!((&again["through"], &again["before"]), (&0.into(), &400.into()));
+    let other = at(&world, &["replay", "--to", &set, "--where", "hard"]).await;
+    assert!(!other.success && other.err.contains("another replay"), "{}", other.err);
+
+    let doubtful = all.values().filter(|(answer, _)| answer.route == Route::Verified).count() as u64;
+    let summary =
+        done_json(&world, &["replay", "--where", "route = verified", "--to", &tar.display().to_string()]).await;
+    assert_eq!(summary["through"], doubtful);
+    assert!(doubtful > 0 && tar.metadata().unwrap().len() > 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_meant_is_refused_with_what_could_be() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    let empty = at(&world, &["replay", "--to", "none"]).await;
+    assert!(empty.err.contains("has no answers yet"), "{}", empty.err);
+    answers(&world, 20).await;
+    for (words, said) in [
+        (vec!["replay", "--since", "2099-01-01", "--to", "none"], "leave none of them"),
+        (vec!["replay", "--where", "confidence < low", "--to", "none"], "column 14"),
+        (vec!["replay", "--since", "2h", "--until", "3h", "--to", "none"], "not before --until"),
+        (vec!["replay", "--since", "later", "--to", "none"], "is not a time"),
+        (vec!["replay"], "where to?"),
+        (vec!["replay", "--to", "subject:answer.final.a.b.c"], "hear something else"),
+        (vec!["replay", "--to", "subject:x.{task}"], "only {site} and {camera}"),
+        (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has none like that"),
+        (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),
+        (vec!["retention", "--unpin", "nothing"], "none is pinned"),
+        (vec!["retrain", "--model", "/nowhere", "--out", "new"], "model /nowhere"),
+    ] {
+        let ended = at(&world, &words).await;
+        assert!(!ended.success && ended.err.contains(said), "{words:?}: {}", ended.err);
+    }
+    assert!(!world.folder().join("none").exists(), "nothing was meant, and something was written");
+    std::fs::create_dir(world.folder().join("mine")).unwrap();
+    std::fs::write(world.folder().join("mine/letter.txt"), "dear").unwrap();
+    let foreign = at(&world, &["replay", "--to", "mine"]).await;
+    assert!(!foreign.success && foreign.err.contains("no replay wrote"), "{}", foreign.err);
+}
+
+#[tokio::test]
+async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_whole() {
+    let world = World::whole(Plan::default()).await.unwrap();
+    // Larger than what is read ahead, and no images at all: what was given up is kept as well.
+    let mut all = BTreeMap::new();
+    for number in 0..300_u32 {
+        let bytes: Vec<u8> = number.to_le_bytes().repeat(25_000);
+        all.insert(publish(world.bus(0), &world.site(0).name, &bytes, &[]).await, bytes);
+    }
+    for task in all.keys() {
+        answered(&world, *task).await;
+    }
+    let none = at(&world, &["replay", "--to", "none"]).await;
+    assert!(!none.success && none.err.contains("no task is meant"), "{}", none.err);
+    let folder = world.folder().join("set");
+    let mut arguments =
+        vec!["replay".to_owned(), "--json".into(), "--to".into(), folder.display().to_string(), "--mib-per-s".into()];
+    arguments.extend(["4".into(), "--stage".into(), "dead".into()]);
+    arguments.extend(world.at(0));
+    let mut slow = Worker::start("replay", world.folder(), &arguments, &[]).unwrap();
+    until("a part of the export", PATIENCE, async || Ok(folder.join("index.csv").is_file().then_some(())))
+        .await
+        .unwrap();
+    let purged = read::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
+    assert!(purged > 200);
+    assert!(slow.end(Duration::from_secs(60)).await.unwrap().success(), "{}", slow.log());
+    let said = std::fs::read_to_string(world.folder().join("replay.out")).unwrap();
+    let summary: Value = serde_json::from_str(&said).unwrap();
+    let (through, gone) = (summary["through"].as_u64().unwrap(), summary["gone"].as_u64().unwrap());
+    assert_eq!(through + gone, 300, "{summary}");
+    assert!(gone > 0, "it was through before anything went: {summary}");
+    let index = index(&folder);
+    assert_eq!(index.len() as u64, through);
+    for (task, row) in index {
+        assert_eq!(std::fs::read(folder.join(&row["file"])).unwrap(), all[&task]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up() {
+    let mut world = World::start(Plan::default().set("trainer.collect.least_fresh=100000")).await.unwrap();
+    world.verifier("verifier").unwrap();
+    world.beginner("recognizer", 0).unwrap();
+    world.courier("courier", 0).unwrap();
+    world.all_started().await.unwrap();
+    let all = answers(&world, 60).await;
+    assert!(all.values().filter(|(answer, _)| answer.route == Route::Verified).count() > 30);
+    let sent_before = read::level(world.bus(0), topology::OUTBOX).await.unwrap().last_sequence;
+    let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
+    let summary = done_json(&world, &["replay", "--to", &template]).await;
+    assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
+    let site = world.site(0).name.clone();
+    let copies = until("an answer for every copy", PATIENCE, async || {
+        let last = read::level(world.bus(0), topology::ANSWERS).await?.last_sequence;
+        let (mut copies, subjects) = (Vec::new(), vec![subject::finalities(&site, None)]);
+        let finals = read::Stretch { subjects, ..read::Stretch::default() };
+        read::stretch(world.bus(0), topology::ANSWERS, finals, last, |record| {
+            let answer = decode::<Answer>(&record.payload).unwrap();
+            copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
+        })
+        .await?;
+        Ok((copies.len() == 60).then_some(copies))
+    })
+    .await
+    .unwrap();
+    for copy in &copies {
+        let first = &all[&copy.replayed.unwrap()].0;
+        assert!(copy.camera.as_str().starts_with("again-") && copy.task != first.task);
+        assert_eq!((copy.route, &copy.truth), (Route::Edge, &first.truth), "{copy:?}");
+    }
+    assert_eq!(read::level(world.bus(0), topology::OUTBOX).await.unwrap().last_sequence, sent_before);
+    // The copies stand for images that have answers of their own.
+    let summary = done_json(&world, &["replay", "--to", "set"]).await;
+    assert_eq!(summary["meant"], 60);
+    // A trainer knows each image once, whether by its answer or by a label that was replayed.
+    let summary = done_json(&world, &["replay", "--to", "trainer"]).await;
+    assert_eq!(summary["sources"]["publisher"], 60);
+    world.trainer("trainer", 0).unwrap();
+    let report = until("what the trainer knows", PATIENCE, async || {
+        let beats = streams::fleet::Fleet::open(world.bus(0)).await?.alive().await?;
+        Ok(beats.into_iter().find_map(|beat| beat.training).filter(|training| training.labelled > 0))
+    });
+    assert_eq!(report.await.unwrap().labelled, 60);
+}
+
+#[tokio::test]
+async fn another_model_is_held_against_what_was_answered() {
+    let world = World::whole(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let all = answers(&world, 200).await;
+    let same = done_json(&world, &["replay", "--with", &fixture(LIGHT).display().to_string()]).await;
+    assert_eq!((&same["comparison"]["images"], &same["comparison"]["same"]), (&200.into(), &200.into()), "{same}");
+    let heavy = fixture(HEAVY).display().to_string();
+    let better = done_json(&world, &["replay", "--with", &heavy, "--to", "both.csv"]).await;
+    let right = |picture: &harness::pictures::Picture| picture.heavy.label == picture.truth;
+    let known = pictures().unwrap().iter().take(200).filter(|picture| right(picture)).count();
+    assert_eq!(better["comparison"]["right_now"], known as u64, "as the model's own words have it: {better}");
+    let right_before = all.values().filter(|(answer, _)| answer.label == answer.truth).count();
+    assert_eq!(better["comparison"]["right_before"], right_before as u64);
+    let lines = std::fs::read_to_string(world.folder().join("both.csv")).unwrap();
+    let tasks: BTreeSet<&str> = lines.lines().skip(1).map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(tasks.len(), 200);
+    // Half of a table goes on where it was, and says the same in the end.
+    let half: Vec<&str> = lines.lines().take(101).collect();
+    std::fs::write(world.folder().join("both.csv"), half.join("\n") + "\ncut,off").unwrap();
+    let again = done_json(&world, &["replay", "--with", &heavy, "--to", "both.csv"]).await;
+    assert_eq!(
+        (&again["before"], &again["comparison"]["right_now"]),
+        (&100.into(), &better["comparison"]["right_now"])
+    );
+}
+
+#[tokio::test]
+async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
+    let streams = StreamSettings { ack_wait_s: 2, pinned_max_mib: 1, ..StreamSettings::default() };
+    let world = World::whole(Plan { streams, ..Plan::default() }).await.unwrap();
+    let all = answers(&world, 200).await;
+    let summary = done_json(&world, &["replay", "--pin", "first"]).await;
+    assert_eq!(summary["through"], 200);
+    let twice = done_json(&world, &["replay", "--pin", "first"]).await;
+    assert_eq!((&twice["through"], &twice["before"]), (&0.into(), &200.into()), "pinning twice is pinning once");
+    let kept = done_json(&world, &["retention", "--dry-run"]).await;
+    assert_eq!(kept["sets"]["first"]["images"], 200);
+    let cameras = kept["would_go"]["cameras"].as_object().unwrap();
+    assert_eq!(cameras.values().map(|held| held["pinned"].as_u64().unwrap()).sum::<u64>(), 200);
+    let newest = read::level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
+    read::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
+    let gone = done_json(&world, &["replay", "--to", "late"]).await;
+    assert_eq!((&gone["through"], &gone["gone"]), (&0.into(), &200.into()));
+    done(&world, &["replay", "--pinned", "first", "--to", "set"]).await;
+    holds(&world.folder().join("set"), &all);
+    let part = done_json(&world, &["replay", "--pinned", "first", "--where", "route = verified", "--to", "part"]).await;
+    let verified = all.values().filter(|(answer, _)| answer.route == Route::Verified).count();
+    assert_eq!(part["through"], verified as u64);
+    // A megabyte holds no more than a few sets of this size.
+    for picture in pictures().unwrap().iter().cycle().take(900) {
+        publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
+    }
+    let finals = vec![subject::finalities(&world.site(0).name, None)];
+    until("all answers", PATIENCE, async || {
+        let part = read::Stretch { subjects: finals.clone(), headers_only: true, ..read::Stretch::default() };
+        let (last, mut count) = (read::level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
+        read::stretch(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
+        Ok((count == 1100).then_some(()))
+    })
+    .await
+    .unwrap();
+    let full = at(&world, &["replay", "--pin", "second"]).await;
+    assert!(!full.success && full.err.contains("pinned sets are full"), "{}\n{}", full.out, full.err);
+    done(&world, &["retention", "--unpin", "second"]).await;
+    let left = done_json(&world, &["retention"]).await;
+    assert_eq!(left["sets"].as_object().unwrap().keys().collect::<Vec<_>>(), ["first"]);
+}
+
+#[tokio::test]
+async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
+    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    world.beginner("recognizer", 0).unwrap();
+    world.all_started().await.unwrap();
+    let mut all = answers(&world, 400).await;
+    // Somebody calls one what the model has no class for.
+    let odd = *all.keys().next().unwrap();
+    all.remove(&odd);
+    done(&world, &["label", &odd.to_string(), "jellyfish"]).await;
+    let store = world.release_store();
+    let model = fixture(INITIAL).display().to_string();
+    done(&world, &["release", "import", &model, "--set", &store]).await;
+    let retrain = ["retrain", "--model", &model, "--out", "better", "--epochs", "4", "--import", "--set", &store];
+    let ended = at(&world, &retrain).await;
+    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    assert!(ended.err.contains("jellyfish") && ended.out.contains("is candidate"), "{}\n{}", ended.out, ended.err);
+    assert_eq!(index(&world.folder().join("better.set")).len(), 399);
+    let before = done_json(&world, &["replay", "--with", &model]).await;
+    let after = done_json(&world, &["replay", "--with", "better"]).await;
+    let right = |summary: &Value| summary["comparison"]["right_now"].as_u64().unwrap();
+    assert!(right(&after) > right(&before) + 150, "{before}\n{after}");
+    let taken = run(world.folder(), &["train", "--model", &model, "--data", "better.set", "--out", "better"]).await;
+    assert!(!taken.unwrap().success, "a model folder that is there was written over");
+}

@@ -1,0 +1,72 @@
+//! Fetches the images of rows, in order, from where they are kept.
+
+use bytes::Bytes;
+use schemas::limits::MAX_IMAGE_BYTES;
+use schemas::task::HEADER_BLOB;
+use schemas::{BlobRef, SetName};
+use streams::{Blobs, Bus, CarryError, topology};
+
+use crate::error::ReplayError;
+use crate::pace::Pace;
+use crate::row::Row;
+
+/// Where images are replayed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// A site's archive.
+    Images,
+    /// A pinned set.
+    Pinned(SetName),
+}
+
+/// An image as it is kept.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its encoded bytes, wherever they were.
+    pub bytes: Bytes,
+    /// Names and values of the headers it was published with.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Hands over each row's image, in their order; `None` for one that is gone: cleared away, or a large one whose bytes were.
+///
+/// # Errors
+/// What `each` says, and what the broker says.
+pub async fn fetch(
+    bus: &Bus,
+    from: &From,
+    rows: &[Row],
+    pace: &mut Pace,
+    mut each: impl AsyncFnMut(&Row, Option<Image>) -> Result<(), ReplayError>,
+) -> Result<(), ReplayError> {
+    let (stream, blobs) = match from {
+        From::Images => (topology::IMAGES, Blobs::open(bus).await?),
+        From::Pinned(_) => (topology::PINNED, Blobs::open_pinned(bus).await?),
+    };
+    let sequences: Vec<u64> = rows.iter().map(|row| row.sequence).collect();
+    streams::pick::pick(bus, stream, &sequences, async |place, record| {
+        let Some(row) = rows.get(place) else { return Ok(()) };
+        let image = match record {
+            Some(record) => whole(&blobs, record.payload, record.headers).await?,
+            None => None,
+        };
+        pace.wait(image.as_ref().map_or(0, |image| image.bytes.len())).await?;
+        each(row, image).await
+    })
+    .await
+}
+
+async fn whole(blobs: &Blobs, payload: Bytes, headers: Vec<(String, String)>) -> Result<Option<Image>, CarryError> {
+    let blob =
+        headers.iter().find(|(name, _)| name == HEADER_BLOB).and_then(|(_, value)| value.parse::<BlobRef>().ok());
+    let bytes = match blob {
+        None => payload,
+        Some(blob) => match blobs.fetch(&blob, MAX_IMAGE_BYTES).await {
+            Ok(bytes) => bytes,
+            // Large images are kept for a shorter time than their messages.
+            Err(CarryError::BadBlob { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        },
+    };
+    Ok(Some(Image { bytes, headers }))
+}

@@ -1,0 +1,80 @@
+//! Images into a folder, with an `index.csv` that training reads.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemas::TaskId;
+
+use crate::error::ReplayError;
+use crate::fetch::Image;
+use crate::index::{HEADS, Index, cells};
+use crate::kind;
+use crate::row::Row;
+
+/// Rows written before the system is given them.
+const FLUSH_EVERY: usize = 64;
+
+/// A folder that is filled. An image is written before its row, so a row names a whole image.
+pub struct Folder {
+    path: PathBuf,
+    index: Index,
+    cameras: HashSet<Arc<str>>,
+    unflushed: usize,
+}
+
+impl Folder {
+    /// Opens a folder, or makes it; also the tasks it has already. An image whose size is not the one in its row was cut off
+    /// by a crash of the machine, and is fetched again.
+    ///
+    /// # Errors
+    /// The system's words.
+    pub fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
+        let whole = |cells: &csv::StringRecord| {
+            let (file, task, bytes) = (cells.get(0)?, cells.get(4)?, cells.get(18)?);
+            let size = fs::metadata(path.join(file)).ok()?.len();
+            (bytes.parse() == Ok(size)).then(|| task.parse().ok()).flatten()
+        };
+        let (index, known) = Index::open(&path.join("index.csv"), &HEADS, whole)?;
+        Ok((Self { path: path.into(), index, cameras: HashSet::new(), unflushed: 0 }, known))
+    }
+
+    /// Adds an image.
+    ///
+    /// # Errors
+    /// The system's words.
+    pub fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
+        let file = format!("{}/{}.{}", row.camera, row.task, kind::extension(&image.bytes));
+        if !self.cameras.contains(&row.camera) {
+            let folder = self.path.join(row.camera.as_ref());
+            fs::create_dir_all(&folder).map_err(ReplayError::write(&folder))?;
+            self.cameras.insert(row.camera.clone());
+        }
+        let path = self.path.join(&file);
+        if let Err(error) = fs::write(&path, &image.bytes) {
+            // Half an image helps nobody, least of all on a full disk.
+            let _ = fs::remove_file(&path);
+            return Err(ReplayError::write(&path)(error));
+        }
+        self.index.add(cells(&file, row, image.bytes.len()))?;
+        self.unflushed += 1;
+        if self.unflushed >= FLUSH_EVERY {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), ReplayError> {
+        self.unflushed = 0;
+        self.index.flush()
+    }
+
+    /// Ends it: waits until the index is on the disk.
+    ///
+    /// # Errors
+    /// The system's words.
+    pub fn settle(self) -> Result<(), ReplayError> {
+        self.index.settle()
+    }
+}

@@ -1,0 +1,115 @@
+//! Reads what is said of a site's images, and keeps what is meant.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use schemas::{Answer, Label, SetName, SiteName, Stage, TaskId, decode};
+use streams::read::{self, Record, Stretch};
+use streams::{Bus, subject, topology};
+
+use crate::error::ReplayError;
+use crate::outlet::HEADER_ROW;
+use crate::row::{Row, Texts};
+use crate::select::{At, Query};
+use crate::settings::MOST_TASKS;
+
+/// Reads the answers of a site, with what persons said of them, and keeps what the query takes. `each` hears how many
+/// answers were read of how many.
+///
+/// # Errors
+/// More tasks than can be held, and what the broker says.
+pub async fn gather(
+    bus: &Bus,
+    site: &SiteName,
+    query: &Query,
+    answers_to: u64,
+    mut each: impl FnMut(u64, u64),
+) -> Result<Vec<Row>, ReplayError> {
+    let persons = persons(bus).await?;
+    let last = read::level(bus, topology::ANSWERS).await?;
+    let mut subjects = vec![subject::finalities(site, None)];
+    let provisional = query.at == At::Provisional;
+    if provisional {
+        subjects.push(subject::provisionals(site, None));
+    }
+    let mut texts = Texts::default();
+    let mut rows: HashMap<TaskId, Row> = HashMap::new();
+    let mut read = 0;
+    let mut too_many = false;
+    let all = Stretch { subjects, ..Stretch::default() };
+    // What came later belongs to a later replay, and what is not there any more ends no stretch.
+    let until = answers_to.min(last.last_sequence);
+    if last.messages == 0 || until < last.first_sequence {
+        return Ok(Vec::new());
+    }
+    read::stretch(bus, topology::ANSWERS, all, until, |record: Record| {
+        read += 1;
+        each(read, last.messages);
+        let answer = match decode::<Answer>(&record.payload) {
+            // What was replayed before stands for an image that has an answer of its own.
+            Ok(answer) if answer.replayed.is_some() => return,
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(sequence = record.sequence, %error, "answer passed over");
+                return;
+            }
+        };
+        if provisional && answer.stage == Stage::Final {
+            rows.remove(&answer.task);
+            return;
+        }
+        let mut row = Row::of(&answer, &mut texts);
+        row.person = persons.get(&answer.task).cloned();
+        if query.takes(&row) {
+            too_many |= rows.len() >= MOST_TASKS;
+            if !too_many {
+                rows.insert(answer.task, row);
+            }
+        }
+    })
+    .await?;
+    if too_many {
+        return Err(ReplayError::TooMany { most: MOST_TASKS });
+    }
+    Ok(rows.into_values().collect())
+}
+
+/// Reads a pinned set, and keeps what the query takes; each row's sequence is its place in the set.
+///
+/// # Errors
+/// More tasks than can be held, and what the broker says.
+pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Query) -> Result<Vec<Row>, ReplayError> {
+    let last = read::level(bus, topology::PINNED).await?;
+    let mut rows = Vec::new();
+    if last.messages == 0 {
+        return Ok(rows);
+    }
+    let all = Stretch { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..Stretch::default() };
+    read::stretch(bus, topology::PINNED, all, last.last_sequence, |record| {
+        match record.header(HEADER_ROW).map(serde_json::from_str::<Row>) {
+            Some(Ok(row)) if query.takes(&row) => rows.push(Row { sequence: record.sequence, ..row }),
+            Some(Ok(_)) => {}
+            _ => tracing::warn!(sequence = record.sequence, "pinned image passed over: nothing is said of it"),
+        }
+    })
+    .await?;
+    Ok(rows)
+}
+
+/// What persons said, the latest about a task.
+async fn persons(bus: &Bus) -> Result<HashMap<TaskId, Arc<str>>, ReplayError> {
+    let (mut said, mut texts) = (HashMap::new(), Texts::default());
+    let last = read::level(bus, topology::LABELS).await?;
+    if last.messages == 0 {
+        return Ok(said);
+    }
+    read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+        match decode::<Label>(&record.payload) {
+            Ok(label) if label.source.is_none() => drop(said.insert(label.task, texts.shared(&label.label))),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+        }
+    })
+    .await?;
+    Ok(said)
+}

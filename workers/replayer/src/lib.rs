@@ -1,0 +1,34 @@
+//! Reads a site's streams back.
+//!
+//! The path, in [`walk`]: gather (what is said of which image) → select (what is meant, and which of it) → fetch (the images,
+//! in order, no faster than live work allows) → into a [`folder`], a [`tarball`], a stream or another model. Pure:
+//! [`expression`], [`select`], [`outlet`], [`compare`]. Goes on where it stopped ([`begun`]). Takes nothing away:
+//! every reader is its own, and what it reads stays.
+//!
+//! Deliberately absent: training, decisions about models.
+
+pub mod begun;
+pub mod compare;
+pub mod error;
+pub mod expression;
+pub mod fetch;
+pub mod field;
+pub mod folder;
+pub mod gather;
+pub mod index;
+mod kind;
+pub mod moment;
+pub mod outlet;
+pub mod pace;
+pub mod row;
+pub mod select;
+pub mod settings;
+pub mod tarball;
+pub mod walk;
+
+pub use error::ReplayError;
+pub use expression::{Expression, ExpressionError};
+pub use row::Row;
+pub use select::{Query, Sample};
+pub use settings::ReplayerSettings;
+pub use walk::{Destination, Options, Progress, Spacing, Summary, replay};

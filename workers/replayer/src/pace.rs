@@ -1,0 +1,73 @@
+//! How fast a replay may read: beside live work only so much a second, alone as fast as it can.
+
+use std::time::Duration;
+
+use streams::{Bus, CarryError, read, topology};
+use tokio::time::Instant;
+
+/// How often it looks whether the recognizers work.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// After live work it stays slow for so long: images come in bursts.
+const WARY: Duration = Duration::from_secs(2);
+
+/// How fast a replay may read.
+pub struct Pace {
+    bus: Bus,
+    beside_bytes_per_s: f64,
+    most_bytes_per_s: Option<f64>,
+    looked_at: Option<Instant>,
+    finished: u64,
+    live_until: Option<Instant>,
+    free_at: Instant,
+}
+
+impl Pace {
+    /// `beside_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
+    pub fn new(bus: &Bus, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
+        let bytes = |mib: f64| mib * 1024.0 * 1024.0;
+        Self {
+            bus: bus.clone(),
+            beside_bytes_per_s: bytes(beside_mib_per_s),
+            most_bytes_per_s: most_mib_per_s.map(bytes),
+            looked_at: None,
+            finished: 0,
+            live_until: None,
+            free_at: Instant::now(),
+        }
+    }
+
+    /// Waits until so many bytes more may be read.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn wait(&mut self, bytes: usize) -> Result<(), CarryError> {
+        let now = Instant::now();
+        if self.looked_at.is_none_or(|at| now - at >= LOOK_EVERY) {
+            self.look(now).await?;
+        }
+        let beside = self.live_until.filter(|until| *until > now).map(|_| self.beside_bytes_per_s);
+        let rate = [beside, self.most_bytes_per_s].into_iter().flatten().fold(f64::INFINITY, f64::min);
+        if rate.is_finite() {
+            tokio::time::sleep_until(self.free_at).await;
+            self.free_at = self.free_at.max(now) + Duration::from_secs_f64(bytes as f64 / rate);
+        }
+        Ok(())
+    }
+
+    /// Whether recognizers finished something since the last look, or something waits for them.
+    async fn look(&mut self, now: Instant) -> Result<(), CarryError> {
+        let first = self.looked_at.replace(now).is_none();
+        let progress = match read::progress(&self.bus, topology::IMAGES, topology::RECOGNIZER).await {
+            // A server on which nobody recognizes.
+            Err(CarryError::Missing { .. }) => return Ok(()),
+            progress => progress?,
+        };
+        let finished = progress.finished();
+        let moved = !first && finished != self.finished;
+        self.finished = finished;
+        if moved || progress.unacked > 0 {
+            self.live_until = Some(now + WARY);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! What is known of one task, in little memory: about 250 bytes, with names and labels shared by all.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use schemas::{Answer, LabelSource, Reason, Route, Stage, TaskId};
+use serde::{Deserialize, Serialize};
+
+use crate::field::{Field, Value};
+
+/// What is known of one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The task.
+    pub task: TaskId,
+    /// Where it was published.
+    pub site: Arc<str>,
+    /// What it came from.
+    pub camera: Arc<str>,
+    /// Sequence of its image in the stream that is replayed.
+    pub sequence: u64,
+    /// Whether another answer may follow.
+    pub stage: Stage,
+    /// Who decided.
+    pub route: Route,
+    /// Why it went that way.
+    pub reason: Reason,
+    /// What the answer says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Arc<str>>,
+    /// Its probability, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
+    /// Distance to the second best class, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
+    /// What the site's own model said, also where the cloud decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Arc<str>>,
+    /// Its probability, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge_confidence: Option<f32>,
+    /// The release that decided, 64 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Arc<str>>,
+    /// What the publisher says it shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<Arc<str>>,
+    /// What a person says it shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub person: Option<Arc<str>>,
+    /// When the image was stored, milliseconds since the epoch.
+    pub published_at_ms: u64,
+    /// When it was answered, milliseconds since the epoch.
+    pub answered_at_ms: u64,
+}
+
+/// Texts that many rows have in common.
+#[derive(Debug, Default)]
+pub struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    /// The text, as all others have it.
+    pub fn shared(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        let new: Arc<str> = text.into();
+        self.0.insert(new.clone());
+        new
+    }
+}
+
+impl Row {
+    /// What an answer says.
+    pub fn of(answer: &Answer, texts: &mut Texts) -> Self {
+        // What the site's own model said is the answer itself where nobody else decided.
+        let own = matches!(answer.route, Route::Edge | Route::Expired);
+        let (edge, edge_confidence) = match &answer.edge {
+            Some(edge) => (Some(edge.label.as_str()), Some(edge.confidence)),
+            None if own => (answer.label.as_deref(), answer.confidence),
+            None => (None, None),
+        };
+        let margin = match &answer.top[..] {
+            [best, second, ..] => Some(best.confidence - second.confidence),
+            [best] => Some(best.confidence),
+            [] => None,
+        };
+        let mut shared = |text: Option<&str>| text.map(|text| texts.shared(text));
+        let edge = shared(edge);
+        let label = shared(answer.label.as_deref());
+        let release = shared(answer.release.as_ref().map(ToString::to_string).as_deref());
+        let truth = shared(answer.truth.as_deref());
+        Self {
+            task: answer.task,
+            site: texts.shared(answer.site.as_str()),
+            camera: texts.shared(answer.camera.as_str()),
+            sequence: answer.image_sequence,
+            stage: answer.stage,
+            route: answer.route,
+            reason: answer.reason,
+            answer: label,
+            confidence: answer.confidence,
+            margin,
+            edge,
+            edge_confidence,
+            release,
+            truth,
+            person: None,
+            published_at_ms: answer.published_at_ms,
+            answered_at_ms: answer.answered_at_ms,
+        }
+    }
+
+    /// What it shows, and who says so: a person before the publisher, the publisher before the cloud. What the site's own
+    /// model says is nobody's word.
+    pub fn label(&self) -> Option<(&Arc<str>, LabelSource)> {
+        let verdict =
+            matches!(self.route, Route::Verified | Route::Redirected).then_some(self.answer.as_ref()).flatten();
+        let said = [
+            (self.person.as_ref(), LabelSource::Person),
+            (self.truth.as_ref(), LabelSource::Publisher),
+            (verdict, LabelSource::Verdict),
+        ];
+        said.into_iter().find_map(|(label, source)| Some((label?, source)))
+    }
+
+    /// Whether the site was in doubt about it.
+    pub fn is_hard(&self) -> bool {
+        !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload | Reason::GivenUp)
+    }
+
+    /// How hard it was, 0 to 1: one less what the site's own model was sure of; 1 where it is known to have been wrong.
+    pub fn hardness(&self) -> f32 {
+        let wrong = self.edge.as_ref().zip(self.label()).is_some_and(|(edge, (label, _))| edge != label);
+        if wrong { 1.0 } else { 1.0 - self.edge_confidence.or(self.confidence).unwrap_or(0.0) }
+    }
+
+    /// Whether the answer is another than a person or the publisher says.
+    pub fn is_wrong(&self) -> bool {
+        self.answer.as_ref().zip(self.person.as_ref().or(self.truth.as_ref())).is_some_and(|(said, is)| said != is)
+    }
+
+    /// What stands in a field.
+    pub fn value(&self, field: Field) -> Option<Value> {
+        let text = |text: &str| Some(Value::Text(text.to_owned().into()));
+        let shared = |text: &Option<Arc<str>>| text.as_ref().map(|text| Value::Text(text.to_string().into()));
+        let ratio = |ratio: Option<f32>| ratio.map(|ratio| Value::Number(f64::from(ratio)));
+        match field {
+            Field::Site => text(&self.site),
+            Field::Camera => text(&self.camera),
+            Field::Task => text(&self.task.to_string()),
+            Field::Stage => text(stage(self.stage)),
+            Field::Route => text(&self.route.to_string()),
+            Field::Reason => text(&word(self.reason)),
+            Field::Label => shared(&self.answer),
+            Field::Truth => shared(&self.truth),
+            Field::Person => shared(&self.person),
+            Field::EdgeLabel => shared(&self.edge),
+            Field::Release => shared(&self.release),
+            Field::Confidence => ratio(self.confidence),
+            Field::Margin => ratio(self.margin),
+            Field::EdgeConfidence => ratio(self.edge_confidence),
+            Field::Sequence => Some(Value::Number(self.sequence as f64)),
+            Field::Published => Some(Value::Number(self.published_at_ms as f64)),
+            Field::LatencyMs => Some(Value::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64)),
+            Field::Hard => Some(Value::Flag(self.is_hard())),
+            Field::Wrong => Some(Value::Flag(self.is_wrong())),
+            Field::Labelled => Some(Value::Flag(self.label().is_some())),
+        }
+    }
+}
+
+/// The word of a stage on the wire.
+pub fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Provisional => "provisional",
+        Stage::Final => "final",
+    }
+}
+
+/// The word of a reason on the wire.
+pub fn word(reason: Reason) -> String {
+    match serde_json::to_value(reason) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A doubtful answer that stood, and is wrong.
+    pub(crate) fn row() -> Row {
+        Row {
+            task: TaskId::derived("a"),
+            site: "reef".into(),
+            camera: "cam-1".into(),
+            sequence: 7,
+            stage: Stage::Final,
+            route: Route::Expired,
+            reason: Reason::LowConfidence,
+            answer: Some("fish".into()),
+            confidence: Some(0.6),
+            margin: Some(0.2),
+            edge: Some("fish".into()),
+            edge_confidence: Some(0.6),
+            release: Some("01".repeat(32).into()),
+            truth: Some("crab".into()),
+            person: None,
+            published_at_ms: 1_700_000_000_000,
+            answered_at_ms: 1_700_000_000_050,
+        }
+    }
+
+    #[test]
+    fn a_person_is_believed_before_the_publisher_and_the_publisher_before_the_cloud() {
+        let verified = Row { route: Route::Verified, truth: None, ..row() };
+        assert_eq!(verified.label(), Some((&"fish".into(), LabelSource::Verdict)));
+        let published = Row { truth: Some("crab".into()), ..verified };
+        assert_eq!(published.label(), Some((&"crab".into(), LabelSource::Publisher)));
+        let seen = Row { person: Some("eel".into()), ..published };
+        assert_eq!(seen.label(), Some((&"eel".into(), LabelSource::Person)));
+        let alone = Row { route: Route::Edge, truth: None, person: None, ..seen };
+        assert_eq!(alone.label(), None, "the site's own model is nobody's word");
+    }
+
+    #[test]
+    fn hard_is_what_was_wrong_and_then_what_was_unsure() {
+        let unsure = Row { truth: None, ..row() };
+        assert_eq!(row().hardness(), 1.0);
+        assert!((unsure.hardness() - 0.4).abs() < 1e-6);
+    }
+}

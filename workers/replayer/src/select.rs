@@ -1,0 +1,214 @@
+//! Which tasks are replayed: a query, and a sample of what meets it. Pure.
+
+use std::collections::{BTreeMap, HashSet};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use schemas::{CameraName, Route, Stage};
+
+use crate::expression::Expression;
+use crate::row::Row;
+
+/// Which tasks are meant.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// Only of these cameras; all if empty.
+    pub cameras: Vec<CameraName>,
+    /// Stored at this moment or later, milliseconds since the epoch.
+    pub since_ms: Option<u64>,
+    /// Stored before this moment, milliseconds since the epoch.
+    pub until_ms: Option<u64>,
+    /// From this sequence in the stream IMAGES.
+    pub from_sequence: Option<u64>,
+    /// Up to this one, itself included.
+    pub to_sequence: Option<u64>,
+    /// How far they are.
+    pub at: At,
+    /// What else must hold.
+    pub condition: Option<Expression>,
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum At {
+    /// It has a final answer.
+    #[default]
+    Final,
+    /// It has a provisional answer, and no final one.
+    Provisional,
+    /// It was given up.
+    Dead,
+}
+
+impl At {
+    fn of(row: &Row) -> Self {
+        match (row.stage, row.route) {
+            (Stage::Provisional, _) => At::Provisional,
+            (Stage::Final, Route::Dead) => At::Dead,
+            (Stage::Final, _) => At::Final,
+        }
+    }
+}
+
+impl Query {
+    /// Whether a task is meant.
+    pub fn takes(&self, row: &Row) -> bool {
+        let at_ms = row.published_at_ms;
+        At::of(row) == self.at
+            && (self.cameras.is_empty() || self.cameras.iter().any(|camera| camera.as_str() == row.camera.as_ref()))
+            && self.since_ms.is_none_or(|since_ms| at_ms >= since_ms)
+            && self.until_ms.is_none_or(|until_ms| at_ms < until_ms)
+            && self.from_sequence.is_none_or(|from| row.sequence >= from)
+            && self.to_sequence.is_none_or(|to| row.sequence <= to)
+            && self.condition.as_ref().is_none_or(|condition| condition.holds(row))
+    }
+}
+
+/// Which of many are taken when not all are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sample {
+    /// The oldest.
+    #[default]
+    First,
+    /// The newest.
+    Last,
+    /// By lot.
+    Random,
+    /// As many of each label as there are, by lot within a label.
+    PerClass,
+    /// What the site was wrong about, then what it was least sure of.
+    Hard,
+}
+
+/// All of them, and their names.
+pub const SAMPLES: [(&str, Sample); 5] = [
+    ("first", Sample::First),
+    ("last", Sample::Last),
+    ("random", Sample::Random),
+    ("per-class", Sample::PerClass),
+    ("hard", Sample::Hard),
+];
+
+impl FromStr for Sample {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = SAMPLES.iter().find(|(known, _)| *known == name).map(|(_, sample)| *sample);
+        found.ok_or_else(|| format!("there is no sample {name:?}: use first, last, random, per-class or hard"))
+    }
+}
+
+/// Takes at most `limit` of the rows, in the order of their images; the same for the same seed.
+pub fn sample(mut rows: Vec<Row>, sample: Sample, limit: Option<usize>, seed: u64) -> Vec<Row> {
+    rows.sort_by_key(|row| (row.sequence, row.task));
+    let Some(limit) = limit.filter(|limit| *limit < rows.len()) else { return rows };
+    let mut chance = SmallRng::seed_from_u64(seed);
+    let taken: HashSet<usize> = match sample {
+        Sample::First => (0..limit).collect(),
+        Sample::Last => (rows.len() - limit..rows.len()).collect(),
+        Sample::Random => {
+            let mut places: Vec<usize> = (0..rows.len()).collect();
+            places.partial_shuffle(&mut chance, limit).0.iter().copied().collect()
+        }
+        Sample::PerClass => per_class(&rows, limit, &mut chance),
+        Sample::Hard => {
+            let mut places: Vec<usize> = (0..rows.len()).collect();
+            let hardness: Vec<f32> = rows.iter().map(Row::hardness).collect();
+            places.sort_by(|a, b| hardness[*b].total_cmp(&hardness[*a]).then(a.cmp(b)));
+            places.truncate(limit);
+            places.into_iter().collect()
+        }
+    };
+    let mut place = 0;
+    rows.retain(|_| {
+        place += 1;
+        taken.contains(&(place - 1))
+    });
+    rows
+}
+
+/// One of each label in turn, until there are enough: so rare labels are there whole, frequent ones with the same number.
+fn per_class(rows: &[Row], limit: usize, chance: &mut SmallRng) -> HashSet<usize> {
+    let mut classes: BTreeMap<Option<Arc<str>>, Vec<usize>> = BTreeMap::new();
+    for (place, row) in rows.iter().enumerate() {
+        let label = row.label().map(|(label, _)| label).or(row.answer.as_ref());
+        classes.entry(label.cloned()).or_default().push(place);
+    }
+    for places in classes.values_mut() {
+        places.shuffle(chance);
+    }
+    let mut taken = HashSet::with_capacity(limit);
+    while taken.len() < limit {
+        for places in classes.values_mut() {
+            if taken.len() < limit {
+                taken.extend(places.pop());
+            }
+        }
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use schemas::TaskId;
+
+    use super::*;
+    use crate::row::tests::row;
+
+    fn rows(labels: &[usize]) -> Vec<Row> {
+        let of = |(at, label): (usize, &usize)| Row {
+            task: TaskId::derived(&at.to_string()),
+            sequence: at as u64 + 1,
+            truth: Some(format!("label-{label}").into()),
+            edge_confidence: Some(1.0 / (at + 1) as f32),
+            edge: Some(format!("label-{label}").into()),
+            ..row()
+        };
+        labels.iter().enumerate().map(of).collect()
+    }
+
+    #[test]
+    fn a_query_takes_what_it_says() {
+        let takes = |query: Query| query.takes(&row());
+        assert!(takes(Query::default()));
+        assert!(!takes(Query { at: At::Provisional, ..Query::default() }));
+        assert!(!takes(Query { at: At::Dead, ..Query::default() }));
+        assert!(!Query::default().takes(&Row { route: Route::Dead, ..row() }), "what was given up shows nothing");
+        assert!(!takes(Query { cameras: vec!["cam-2".parse().unwrap()], ..Query::default() }));
+        assert!(takes(Query { since_ms: Some(1_700_000_000_000), ..Query::default() }));
+        assert!(!takes(Query { until_ms: Some(1_700_000_000_000), ..Query::default() }));
+        assert!(takes(Query { from_sequence: Some(7), to_sequence: Some(7), ..Query::default() }));
+        assert!(!takes(Query { to_sequence: Some(6), ..Query::default() }));
+        let condition = Some(Expression::parse("route = edge").unwrap());
+        assert!(!takes(Query { condition, ..Query::default() }));
+    }
+
+    #[test]
+    fn each_sample_is_what_it_is_called() {
+        let labels = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
+        let taken = |how, limit| -> Vec<u64> {
+            sample(rows(&labels), how, Some(limit), 1).iter().map(|row| row.sequence).collect()
+        };
+        assert_eq!(taken(Sample::First, 3), [1, 2, 3]);
+        assert_eq!(taken(Sample::Last, 3), [8, 9, 10]);
+        assert_eq!(taken(Sample::Hard, 2), [9, 10], "the least sure");
+        let even = taken(Sample::PerClass, 4);
+        assert!(even.contains(&9) && even.contains(&10), "rare labels are there: {even:?}");
+        assert_eq!(taken(Sample::Random, 4), taken(Sample::Random, 4));
+    }
+
+    proptest! {
+        #[test]
+        fn a_sample_is_part_of_the_whole_in_order_and_of_the_size_asked_for(
+            labels in prop::collection::vec(0usize..4, 0..40), limit in 0usize..50, seed in 0u64..9, how in 0usize..5,
+        ) {
+            let taken = sample(rows(&labels), SAMPLES[how].1, Some(limit), seed);
+            prop_assert_eq!(taken.len(), limit.min(labels.len()));
+            prop_assert!(taken.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The walk of a replay: gather → select → fetch → deliver, and what came of it.
+
+mod compare;
+mod publish;
+mod shelve;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use runtime::Shutdown;
+use schemas::{SetName, SiteName, TaskId};
+use serde::Serialize;
+use streams::{Bus, CarryError, read, topology};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use vision::Infer;
+
+use self::shelve::Shelf;
+use crate::begun::{self, Begun};
+use crate::compare::Comparison;
+use crate::error::ReplayError;
+use crate::fetch::{From, Image, fetch};
+use crate::folder::Folder;
+use crate::gather::{gather, gather_pinned};
+use crate::outlet;
+use crate::pace::Pace;
+use crate::row::Row;
+use crate::select::{Query, Sample, sample};
+use crate::settings::ReplayerSettings;
+use crate::tarball::Tarball;
+
+/// Where images go.
+pub enum Destination {
+    /// Into a folder, with an index.
+    Folder(PathBuf),
+    /// Into a tar archive as WebDataset has it.
+    Tar(PathBuf),
+    /// Published again, marked, on a subject in which `{site}` and `{camera}` stand for where they came from.
+    Subject {
+        /// The subject.
+        template: String,
+        /// How fast.
+        spacing: Spacing,
+    },
+    /// Their labels, to the site's trainer, which learns from them again.
+    Trainer,
+    /// Into a set that is kept whatever its age.
+    Pin(SetName),
+    /// Shown to another model, whose answers are held against theirs.
+    Model {
+        /// The model, loaded and warm.
+        infer: Infer,
+        /// Where each answer is written beside the other.
+        table: Option<PathBuf>,
+    },
+}
+
+/// How images that are published again follow one another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Spacing {
+    /// As fast as it can.
+    Fast,
+    /// So many a second.
+    Rate(f64),
+    /// As they followed one another when they were published first.
+    Original,
+}
+
+/// What is replayed and how.
+pub struct Options {
+    /// What is meant.
+    pub query: Query,
+    /// Where it is kept.
+    pub from: From,
+    /// Only images of which somebody said one of these labels; absent: whatever was said.
+    pub only: Option<Vec<String>>,
+    /// Which of it, if not all.
+    pub sample: Sample,
+    /// How many at the most.
+    pub limit: Option<usize>,
+    /// Chance of a sample.
+    pub seed: u64,
+    /// Never faster than this, MiB a second.
+    pub most_mib_per_s: Option<f64>,
+    /// What was asked for, in one line: the same line goes on where it stopped.
+    pub asked: String,
+}
+
+/// How far a replay is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many answers of so many were read.
+    Gathering(u64, u64),
+    /// So many images of so many are through, and so many bytes.
+    Replaying(u64, u64, u64),
+}
+
+/// What came of a replay.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Summary {
+    /// Images that were meant.
+    pub meant: u64,
+    /// Images that went through.
+    pub through: u64,
+    /// Images that went through before, when the same was asked.
+    pub before: u64,
+    /// Images that are gone: cleared away before they were replayed.
+    pub gone: u64,
+    /// Images about which nothing could be said: without a label, for the trainer.
+    pub unlabelled: u64,
+    /// Labels that are none of those asked for, and how many images were left out for them.
+    pub unknown: BTreeMap<String, u64>,
+    /// Who said what they show, and of how many.
+    pub sources: BTreeMap<&'static str, u64>,
+    /// Bytes of the images that went through.
+    pub bytes: u64,
+    /// How long it took, milliseconds.
+    pub elapsed_ms: u64,
+    /// Whether it was told to stop before it was through.
+    pub interrupted: bool,
+    /// Whether no stream stores the subject that was published on.
+    pub unstored: bool,
+    /// What another model says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
+}
+
+/// Replays what is meant.
+///
+/// # Errors
+/// When nothing is meant, and when reading or writing fails; what went through until then stays.
+pub async fn replay(
+    bus: &Bus,
+    site: &SiteName,
+    settings: &ReplayerSettings,
+    options: Options,
+    destination: Destination,
+    mut on: impl FnMut(Progress),
+    shutdown: &Shutdown,
+) -> Result<Summary, ReplayError> {
+    let started = Instant::now();
+    let note = place_of_note(&destination, &options)?;
+    let mut begun = match &note {
+        Some(path) => Begun::before(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
+        None => None,
+    };
+    let fresh = begun.is_none();
+    let mut query = options.query.clone();
+    let begun = match begun.take() {
+        Some(begun) => begun,
+        None => Begun {
+            asked: options.asked.clone(),
+            run: TaskId::mint(),
+            since_ms: query.since_ms,
+            until_ms: query.until_ms.unwrap_or(u64::MAX),
+            answers_to: read::level(bus, topology::ANSWERS).await?.last_sequence,
+            through: 0,
+            done: false,
+        },
+    };
+    (query.since_ms, query.until_ms) = (begun.since_ms, Some(begun.until_ms));
+    let rows = match &options.from {
+        From::Images => {
+            gather(bus, site, &query, begun.answers_to, |read, all| on(Progress::Gathering(read, all))).await?
+        }
+        From::Pinned(set) => gather_pinned(bus, site, set, &query).await?,
+    };
+    let mut summary = Summary::default();
+    let rows = known_only(rows, options.only.as_deref(), &mut summary);
+    let rows = sample(rows, options.sample, options.limit, options.seed);
+    if rows.is_empty() {
+        return Err(ReplayError::Nothing { why: nothing(bus, site, &options.from).await? });
+    }
+    if let (Some(path), true) = (&note, fresh) {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(ReplayError::write(folder))?;
+        }
+        begun.note(path)?;
+    }
+    let meant = rows.len() as u64;
+    let mut run = Run {
+        bus,
+        from: &options.from,
+        pace: Pace::new(bus, settings.beside_mib_per_s, options.most_mib_per_s),
+        room: Arc::new(Semaphore::new(settings.in_flight_mib as usize * 1024)),
+        summary: Summary { meant, ..summary },
+        on: &mut on,
+        shutdown,
+        begun,
+        note,
+    };
+    let ended = run.deliver(rows, destination).await;
+    let Run { mut summary, .. } = run;
+    summary.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match ended {
+        Err(ReplayError::Interrupted) => summary.interrupted = true,
+        Err(error) => return Err(error.at(summary.before + summary.through, meant)),
+        Ok(()) => {}
+    }
+    Ok(summary)
+}
+
+/// Leaves out what nobody labelled, or labelled otherwise than asked for.
+fn known_only(mut rows: Vec<Row>, only: Option<&[String]>, summary: &mut Summary) -> Vec<Row> {
+    let Some(only) = only else { return rows };
+    let only: HashSet<&str> = only.iter().map(String::as_str).collect();
+    rows.retain(|row| match row.label() {
+        Some((label, _)) if only.contains(label.as_ref()) => true,
+        Some((label, _)) => {
+            *summary.unknown.entry(label.to_string()).or_default() += 1;
+            false
+        }
+        None => {
+            summary.unlabelled += 1;
+            false
+        }
+    });
+    rows
+}
+
+/// Where it is noted what was begun; a folder or file of something else is refused.
+fn place_of_note(destination: &Destination, options: &Options) -> Result<Option<PathBuf>, ReplayError> {
+    match destination {
+        Destination::Folder(path) => {
+            let note = path.join("replay.json");
+            let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+            if occupied && !note.is_file() {
+                return Err(ReplayError::Foreign { path: path.clone(), what: "files that no replay wrote".into() });
+            }
+            Ok(Some(note))
+        }
+        Destination::Tar(path) | Destination::Model { table: Some(path), .. } => {
+            let note = path.with_extension("replay.json");
+            if path.exists() && !note.is_file() {
+                return Err(ReplayError::Foreign { path: path.clone(), what: "something that no replay wrote".into() });
+            }
+            Ok(Some(note))
+        }
+        Destination::Subject { template, .. } => {
+            outlet::check_template(template)?;
+            Ok(begun::of_user(&options.asked))
+        }
+        // A set has a slot an image, a label can be said twice, and what is only printed is not kept.
+        Destination::Pin(_) | Destination::Trainer | Destination::Model { .. } => Ok(None),
+    }
+}
+
+/// Whether what was written tells that all is through: asked once more, it adds nothing.
+fn keeps(destination: &Destination) -> bool {
+    !matches!(destination, Destination::Subject { .. })
+}
+
+/// Why nothing is meant: what there is.
+async fn nothing(bus: &Bus, site: &SiteName, from: &From) -> Result<String, ReplayError> {
+    if let From::Pinned(set) = from {
+        return Ok(format!("set {set} has none like that at site {site}; `tributary retention` lists the sets"));
+    }
+    let answers = read::level(bus, topology::ANSWERS).await?;
+    if answers.messages == 0 {
+        return Ok(format!("site {site} has no answers yet"));
+    }
+    let at = async |sequence| {
+        let record = read::at(bus, topology::ANSWERS, sequence).await?;
+        Ok::<_, CarryError>(record.map_or(0, |record| u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0)))
+    };
+    let (oldest, newest) = (at(answers.first_sequence).await?, at(answers.last_sequence).await?);
+    Ok(format!(
+        "the {} answers of site {site} are from {} to {}; --where and the other conditions leave none of them",
+        answers.messages,
+        crate::moment::said(oldest),
+        crate::moment::said(newest)
+    ))
+}
+
+struct Run<'a> {
+    bus: &'a Bus,
+    from: &'a From,
+    pace: Pace,
+    /// KiB of images that were read and are not through.
+    room: Arc<Semaphore>,
+    summary: Summary,
+    on: &'a mut dyn FnMut(Progress),
+    shutdown: &'a Shutdown,
+    begun: Begun,
+    note: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    async fn deliver(&mut self, rows: Vec<Row>, destination: Destination) -> Result<(), ReplayError> {
+        match destination {
+            Destination::Folder(path) => {
+                std::fs::create_dir_all(&path).map_err(ReplayError::write(&path))?;
+                let (folder, known) = Folder::open(&path)?;
+                self.shelve(rows, known, Shelf::Folder(Box::new(folder))).await
+            }
+            Destination::Tar(path) => {
+                let (tarball, known) = Tarball::open(&path)?;
+                self.shelve(rows, known, Shelf::Tar(tarball)).await
+            }
+            Destination::Subject { template, spacing } => self.publish(rows, &template, spacing).await,
+            Destination::Trainer => self.label(rows).await,
+            Destination::Pin(set) => self.pin(rows, &set).await,
+            Destination::Model { infer, table } => self.compare(rows, &infer, table.as_deref()).await,
+        }
+    }
+
+    /// Leaves out what went through before.
+    fn rest(&mut self, rows: Vec<Row>, known: &HashSet<TaskId>) -> Vec<Row> {
+        let rest: Vec<Row> = rows.into_iter().filter(|row| !known.contains(&row.task)).collect();
+        self.summary.before = self.summary.meant - rest.len() as u64;
+        rest
+    }
+
+    /// An image went through.
+    fn through(&mut self, row: &Row, bytes: u64) {
+        self.summary.through += 1;
+        self.summary.bytes += bytes;
+        let source = row.label().map_or("nobody", |(_, source)| source.as_str());
+        *self.summary.sources.entry(source).or_default() += 1;
+        self.told();
+    }
+
+    fn told(&mut self) {
+        let Summary { through, before, gone, bytes, meant, .. } = &self.summary;
+        (self.on)(Progress::Replaying(through + before + gone, *meant, *bytes));
+    }
+
+    /// Fetches, and leaves out what is gone; `each` gets the rest with its room among what is in flight.
+    async fn fetch(
+        &mut self,
+        rows: &[Row],
+        mut each: impl AsyncFnMut(&mut Self, &Row, Image, OwnedSemaphorePermit) -> Result<(), ReplayError>,
+    ) -> Result<(), ReplayError> {
+        let (bus, from, room, shutdown) = (self.bus, self.from, self.room.clone(), self.shutdown);
+        let most = self.room.available_permits().max(1);
+        let mut pace = std::mem::replace(&mut self.pace, Pace::new(bus, 1.0, None));
+        let fetched = fetch(bus, from, rows, &mut pace, async |row, image| {
+            if shutdown.is_wanted() {
+                return Err(ReplayError::Interrupted);
+            }
+            let Some(image) = image else {
+                self.summary.gone += 1;
+                self.told();
+                return Ok(());
+            };
+            let kib = u32::try_from((image.bytes.len() / 1024 + 1).min(most)).unwrap_or(u32::MAX);
+            let room = room.clone().acquire_many_owned(kib).await.map_err(|_| ReplayError::Interrupted)?;
+            each(self, row, image, room).await
+        })
+        .await;
+        self.pace = pace;
+        fetched
+    }
+
+    fn note_through(&self) -> Result<(), ReplayError> {
+        self.note.as_ref().map_or(Ok(()), |note| self.begun.note(note))
+    }
+
+    fn note_end(&mut self) -> Result<(), ReplayError> {
+        self.begun.done = true;
+        self.note_through()
+    }
+}

@@ -1,0 +1,226 @@
+//! `tributary retention`: how long a site's images are kept, what is pinned, and what would go next.
+
+use std::collections::{BTreeMap, HashSet};
+
+use janitor::purge;
+use runtime::settings::Loaded;
+use schemas::task::Stored;
+use schemas::{SetName, Task, TaskId};
+use serde::Serialize;
+use streams::read::{self, Level, Reader, Stretch};
+use streams::{CarryError, subject, topology};
+
+use crate::settings::Settings;
+use crate::site::{self, Site};
+use crate::{form, out};
+
+const EXAMPLES: &str = "\
+When the stream of images is fuller than janitor.high_ratio, the janitor lets the oldest answered ones go until it is
+filled to janitor.low_ratio. What no worker has answered never goes. A pinned set is a copy of its own, with what was said
+of each image, and stays until it is unpinned; all sets together hold streams.pinned_max_mib.
+
+Examples:
+  tributary retention                       how full, and what is pinned
+  tributary retention --dry-run             which images would go next, by camera
+  tributary replay --since 7d --where hard --pin doubtful
+  tributary replay --pinned doubtful --to ./doubtful
+  tributary retention --unpin doubtful";
+
+/// See how long images are kept, what is pinned, and what would go next.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RetentionArgs {
+    /// List the images that would go when the stream is next too full; nothing is removed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Let a pinned set go.
+    #[arg(long, value_name = "NAME", conflicts_with = "dry_run")]
+    unpin: Option<SetName>,
+    /// JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is kept.
+#[derive(Serialize)]
+struct Kept {
+    images: Level,
+    oldest_at_ms: Option<u64>,
+    purged_above_bytes: u64,
+    pinned: Level,
+    sets: BTreeMap<String, Held>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_go: Option<WouldGo>,
+}
+
+/// Images of one set or camera.
+#[derive(Default, Serialize)]
+struct Held {
+    images: u64,
+    bytes: u64,
+    oldest_at_ms: u64,
+    newest_at_ms: u64,
+    /// Of those, how many are in a pinned set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pinned: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct WouldGo {
+    /// Whether it goes at the janitor's next round, or when as much again as there is room has come.
+    now: bool,
+    before_sequence: u64,
+    cameras: BTreeMap<String, Held>,
+}
+
+impl Held {
+    fn add(&mut self, bytes: u64, at_ms: u64) {
+        self.images += 1;
+        self.bytes += bytes;
+        self.oldest_at_ms = if self.images == 1 { at_ms } else { self.oldest_at_ms.min(at_ms) };
+        self.newest_at_ms = self.newest_at_ms.max(at_ms);
+    }
+}
+
+/// Shows what is kept, or lets a set go.
+pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
+    let site = site::open(loaded, "retention").await?;
+    if let Some(set) = &args.unpin {
+        let (sets, _) = pinned(&site).await?;
+        let Some(held) = sets.get(set.as_str()) else {
+            let known = sets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            anyhow::bail!(
+                "site {} has no pinned set {set}; {}",
+                site.name,
+                if known.is_empty() { "none is pinned".into() } else { format!("there are {known}") }
+            );
+        };
+        read::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
+        return out::line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
+    }
+    let kept = look(&site, &loaded.settings, args.dry_run).await?;
+    if args.json { out::json(&kept) } else { out::line(text(&kept, &site, &loaded.settings)) }
+}
+
+async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result<Kept> {
+    let images = read::level(&site.bus, topology::IMAGES).await?;
+    let oldest = match images.messages {
+        0 => None,
+        _ => read::at(&site.bus, topology::IMAGES, images.first_sequence).await?,
+    };
+    let (sets, tasks) = pinned(site).await?;
+    Ok(Kept {
+        images,
+        oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
+        purged_above_bytes: (images.max_bytes as f64 * settings.janitor.high_ratio) as u64,
+        pinned: read::level(&site.bus, topology::PINNED).await?,
+        sets,
+        would_go: if dry_run { would_go(site, settings, &images, &tasks).await? } else { None },
+    })
+}
+
+async fn would_go(
+    site: &Site,
+    settings: &Settings,
+    images: &Level,
+    pinned: &HashSet<TaskId>,
+) -> Result<Option<WouldGo>, CarryError> {
+    let recognized = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+    let now = purge::purge_before(images, &recognized, &settings.janitor);
+    // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
+    let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
+    let until = now.map_or(recognized.floor, |before| before - 1);
+    if images.messages == 0 || until < images.first_sequence {
+        return Ok(None);
+    }
+    let part = Stretch { headers_only: true, from_sequence: Some(images.first_sequence), ..Stretch::default() };
+    let mut reader = Reader::open(&site.bus, topology::IMAGES, part, until).await?;
+    let (mut cameras, mut bytes, mut before) = (BTreeMap::<String, Held>::new(), 0, images.first_sequence);
+    while let Some(record) = reader.next().await? {
+        bytes += record.payload_bytes();
+        if now.is_none() && bytes as f64 > at_a_time {
+            break;
+        }
+        before = record.sequence + 1;
+        let Ok((named, camera)) = subject::read_image(&record.subject) else { continue };
+        let held = cameras.entry(camera.to_string()).or_default();
+        held.add(record.payload_bytes(), ms(record.stored_at_ns));
+        let stored = Stored { site: named, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
+        let task = Task::id_of(&stored, &|name| record.header(name)).ok();
+        *held.pinned.get_or_insert(0) += u64::from(task.is_some_and(|task| pinned.contains(&task)));
+    }
+    Ok(Some(WouldGo { now: now.is_some(), before_sequence: before, cameras }))
+}
+
+/// The pinned sets of a site, and the tasks in them.
+async fn pinned(site: &Site) -> Result<(BTreeMap<String, Held>, HashSet<TaskId>), CarryError> {
+    let (mut sets, mut tasks): (BTreeMap<String, Held>, _) = (BTreeMap::new(), HashSet::new());
+    let level = read::level(&site.bus, topology::PINNED).await?;
+    if level.messages == 0 {
+        return Ok((sets, tasks));
+    }
+    let subjects = vec![subject::pins(None, &site.name)];
+    let all = Stretch { headers_only: true, subjects, ..Stretch::default() };
+    read::stretch(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
+        let Ok((set, task)) = subject::read_pin(&record.subject) else { return };
+        tasks.insert(task);
+        let row = record.header(replayer::outlet::HEADER_ROW);
+        let row = row.and_then(|row| serde_json::from_str::<replayer::Row>(row).ok());
+        let at_ms = row.map_or_else(|| ms(record.stored_at_ns), |row| row.published_at_ms);
+        sets.entry(set.to_string()).or_default().add(record.payload_bytes(), at_ms);
+    })
+    .await?;
+    Ok((sets, tasks))
+}
+
+fn ms(ns: i128) -> u64 {
+    u64::try_from(ns / 1_000_000).unwrap_or(0)
+}
+
+fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
+    let room = |level: &Level| format!("{} of {}", form::size(level.bytes), form::size(level.max_bytes));
+    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", form::time(at_ms)));
+    let mut lines = vec![
+        format!("site {}", site.name),
+        format!(
+            "  images  {} ({}){}; above {} the oldest answered go",
+            kept.images.messages,
+            room(&kept.images),
+            oldest.unwrap_or_default(),
+            form::size(kept.purged_above_bytes)
+        ),
+        format!("  pinned  {} ({})", kept.pinned.messages, room(&kept.pinned)),
+    ];
+    let rows = |all: &BTreeMap<String, Held>| -> Vec<Vec<String>> {
+        all.iter()
+            .map(|(name, held)| {
+                let mut row = vec![
+                    name.clone(),
+                    held.images.to_string(),
+                    form::size(held.bytes),
+                    form::time(held.oldest_at_ms),
+                    form::time(held.newest_at_ms),
+                ];
+                row.extend(held.pinned.map(|pinned| pinned.to_string()));
+                row
+            })
+            .collect()
+    };
+    if !kept.sets.is_empty() {
+        lines.push(String::new());
+        lines.push(form::table(&["set", "images", "bytes", "oldest", "newest"], &rows(&kept.sets)));
+    }
+    if let Some(would_go) = &kept.would_go {
+        let when = match would_go.now {
+            true => format!("within seconds, until {:.0} % are full", settings.janitor.low_ratio * 100.0),
+            false => format!(
+                "first, when {} more of images have come",
+                form::size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
+            ),
+        };
+        lines.push(String::new());
+        lines.push(format!("These would go {when}: all before sequence {}.", would_go.before_sequence));
+        lines.push(form::table(&["camera", "images", "bytes", "oldest", "newest", "pinned"], &rows(&would_go.cameras)));
+    }
+    lines.join("\n")
+}

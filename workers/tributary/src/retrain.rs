@@ -1,0 +1,93 @@
+//! `tributary retrain`: replay → train → release import, in one command.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use replayer::Destination;
+use runtime::Shutdown;
+use runtime::settings::Loaded;
+use schemas::ModelName;
+use vision::Model;
+
+use crate::replay::{self, SelectionArgs};
+use crate::settings::Settings;
+use crate::train::{self, HowArgs};
+use crate::{form, out, release, site};
+
+const EXAMPLES: &str = "\
+Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
+with if it was interrupted), a model learns from them, and --import makes a candidate of it, which the releaser lets
+out by canary. A model that became worse on the images held out is not written, and not imported.
+
+Examples:
+  tributary retrain --since 7d --out ./better                     from the model of recognizer.model
+  tributary retrain --where 'hard or wrong' --sample per-class --limit 5000 --out ./better --import
+  tributary retrain --pinned spawning --model ./model --out ./better --trainable head --epochs 20
+
+The same in three commands:
+  tributary replay --since 7d --where labelled --to ./set
+  tributary train --model ./model --data ./set --out ./better
+  tributary release import ./better";
+
+/// Learn from what was replayed: export labelled images, train on them, and make a release of the result.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RetrainArgs {
+    #[command(flatten)]
+    selection: SelectionArgs,
+    /// Folder of the model to start from; without it, that of recognizer.model.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder for the images; without it, OUT.set beside the new model.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder for the new model; must not exist, or be empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Make a candidate of it at once.
+    #[arg(long)]
+    import: bool,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+impl RetrainArgs {
+    /// Settings that its flags stand for.
+    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+        self.how.flags()
+    }
+}
+
+/// Replays, trains, imports.
+pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let folder = args.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
+    let which = || format!("model {} (--model names another one)", folder.display());
+    let model = Model::load(&folder).with_context(which)?;
+    training::folder::check(&args.out)?;
+    let site = site::open(loaded, "retrain").await?;
+    let data = args.data.clone().unwrap_or_else(|| args.out.with_extension("set"));
+    let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.said()))?;
+    options.only = Some(model.labels.clone());
+    let summary = replay::run(&site, settings, options, Destination::Folder(data.clone()), &shutdown).await?;
+    if summary.interrupted {
+        bail!("interrupted while images were replayed: the same command goes on where it stopped");
+    }
+    let unknown: u64 = summary.unknown.values().sum();
+    out::note(format_args!(
+        "{} to {}, {} from before; {} left out without a label, {unknown} with one that the model does not know{}",
+        replay::images(&summary),
+        data.display(),
+        summary.before,
+        summary.unlabelled,
+        match &summary.unknown.keys().take(5).map(|label| form::plain(label)).collect::<Vec<_>>()[..] {
+            [] => String::new(),
+            labels => format!(" ({})", labels.join(", ")),
+        }
+    ));
+    train::train(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
+    match args.import {
+        true => release::import(loaded, ModelName::of(&model.description.name), &args.out, args.how.json).await,
+        false => Ok(()),
+    }
+}
