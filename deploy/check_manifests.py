@@ -1,0 +1,377 @@
+"""Holds rendered Kubernetes documents against schemas, and against each other. Called by check-manifests.sh.
+
+Kinds that come with Kubernetes are validated strictly by kubernetes-validate; KEDA's by the models of cloudcoil, which
+take fields they do not know, so that names are compared here as well. Whatever neither knows is a failure. What no
+schema sees is checked after that: names that one document calls another by, and files that must agree with others.
+"""
+
+import re
+import sys
+import typing
+from pathlib import Path
+
+import kubernetes_validate
+import pydantic
+import yaml
+from cloudcoil.models.keda import v1alpha1 as keda
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+KUBERNETES = "1.37.0"
+# Named, because kubernetes-validate looks at the first word of a group only.
+BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "scheduling.k8s.io/v1"}
+KEDA = "keda.sh/v1alpha1"
+# What KEDA's documentation lists for a trigger, must and may; in its schema it is a free map.
+TRIGGERS = {
+    "prometheus": (
+        {"serverAddress", "query", "threshold"},
+        {
+            "activationThreshold", "authModes", "customHeaders", "ignoreNullValues", "namespace", "queryParameters",
+            "timeout", "unsafeSsl",
+        },
+    ),
+}
+# The schemas take any word where the cluster takes a few; a name alone, or with the one it stands under.
+WORDS = {
+    "accessModes": {"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"},
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "fsGroupChangePolicy": {"Always", "OnRootMismatch"},
+    "hostPath.type": {"DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"},
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "metricType": {"AverageValue", "Value", "Utilization"},
+    "policies.type": {"Pods", "Percent"},
+    "policyTypes": {"Ingress", "Egress"},
+    "preemptionPolicy": {"Never", "PreemptLowerPriority"},
+    "protocol": {"TCP", "UDP", "SCTP"},
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "seccompProfile.type": {"RuntimeDefault", "Localhost", "Unconfined"},
+    "selectPolicy": {"Max", "Min", "Disabled"},
+    "spec.type": {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"},
+    "strategy.type": {"Recreate", "RollingUpdate"},
+    "tolerations.operator": {"Exists", "Equal", "Lt", "Gt"},
+}
+NUMBERS = {"threshold", "activationThreshold", "timeout"}
+FLAGS = {"ignoreNullValues", "unsafeSsl"}
+
+
+class Wrong(Exception):
+    """Why a document, or what it refers to, will not do."""
+
+
+# --- schemas ---
+
+
+def check_built_in(document):
+    try:
+        return "kubernetes " + kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        raise Wrong(f"{'.'.join(map(str, error.path)) or 'the document'}: {error.message}") from error
+    except kubernetes_validate.SchemaNotFoundError as error:
+        raise Wrong(error.message) from error
+
+
+def check_keda(document):
+    model = getattr(keda, document["kind"], None)
+    if model is None:
+        raise Wrong(f"KEDA has no kind {document['kind']}")
+    try:
+        model.model_validate(document)
+    except pydantic.ValidationError as error:
+        reasons = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise Wrong("; ".join(reasons)) from error
+    unknown = list(unknown_names(model, document, ""))
+    if unknown:
+        raise Wrong(f"unknown field {', '.join(unknown)}")
+    for number, trigger in enumerate(document["spec"].get("triggers", [])):
+        check_trigger(trigger, f"spec.triggers.{number}")
+    return "keda"
+
+
+def unknown_names(annotation, value, path):
+    """Paths of fields that the type does not have under the very name that stands in the document."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from unknown_names(annotation, item, f"{path}.{number}")
+        return
+    if not isinstance(value, dict):
+        return
+    models, free = models_in(annotation)
+    if free or not models:
+        return
+    each = [list(unknown_to(model, value, path)) for model in models]
+    yield from min(each, key=len)
+
+
+def unknown_to(model, value, path):
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    for name, inside in value.items():
+        here = f"{path}.{name}".lstrip(".")
+        if name in fields:
+            yield from unknown_names(fields[name], inside, here)
+        else:
+            yield here
+
+
+def models_in(annotation):
+    """The models a type is made of, and whether it takes any name, as a map does."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.RootModel):
+        return models_in(annotation.model_fields["root"].annotation)
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation], False
+    if annotation is typing.Any or annotation is dict or typing.get_origin(annotation) is dict:
+        return [], True
+    models, free = [], False
+    for part in typing.get_args(annotation):
+        more, freely = models_in(part)
+        models, free = models + more, free or freely
+    return models, free
+
+
+def check_trigger(trigger, path):
+    if trigger["type"] not in TRIGGERS:
+        raise Wrong(f"{path}: no keys are known for triggers of type {trigger['type']}; add them to check_manifests.py")
+    must, may = TRIGGERS[trigger["type"]]
+    metadata = trigger["metadata"]
+    for name in sorted(must - metadata.keys()):
+        raise Wrong(f"{path}.metadata: {name} is missing")
+    for name, value in metadata.items():
+        if name not in must | may:
+            raise Wrong(f"{path}.metadata: unknown key {name}")
+        if name in NUMBERS and not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise Wrong(f"{path}.metadata.{name}: {value} is not a number")
+        if name in FLAGS and value not in ("true", "false"):
+            raise Wrong(f"{path}.metadata.{name}: {value} is neither true nor false")
+
+
+# --- what documents call each other by ---
+
+
+def check_references(documents):
+    """Everything a pod refers to is rendered too, and every selector finds a pod."""
+    known = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    templates = [document["spec"]["template"] for document in documents if "template" in document.get("spec", {})]
+    for document in documents:
+        try:
+            spec = document.get("spec", {})
+            if "template" in spec:
+                check_pod(spec, known)
+            for selector in selectors(document["kind"], spec):
+                if not any(selector.items() <= template["metadata"]["labels"].items() for template in templates):
+                    raise Wrong(f"no pod has the labels {selector}")
+            if document["kind"] == "ScaledObject":
+                check_target(document, known)
+        except Wrong as wrong:
+            raise Wrong(f"{name_of(document)}: {wrong}") from wrong
+
+
+def check_pod(spec, known):
+    pod = spec["template"]["spec"]
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
+    for kind, name, key in references(pod):
+        target = known.get((kind, name)) or refuse(f"{kind} {name} is not rendered")
+        if key and key not in {**target.get("data", {}), **target.get("stringData", {})}:
+            raise Wrong(f"{kind} {name} has no key {key}")
+    for container in pod["containers"]:
+        ports = {port.get("name") for port in container.get("ports", [])}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            port = container.get(probe, {}).get("httpGet", {}).get("port")
+            if isinstance(port, str) and port not in ports:
+                raise Wrong(f"{probe} asks port {port}, which {container['name']} does not name")
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes:
+                raise Wrong(f"{container['name']} mounts {mount['name']}, which is no volume")
+        for value in (entry.get("value", "") for entry in container.get("env", [])):
+            check_expansions(value, container)
+
+
+def references(pod):
+    if "priorityClassName" in pod:
+        yield "PriorityClass", pod["priorityClassName"], None
+    for volume in pod.get("volumes", []):
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"], None
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"], None
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], None
+    for container in pod["containers"]:
+        for entry in container.get("env", []):
+            source = entry.get("valueFrom", {})
+            for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
+                if field in source:
+                    yield kind, source[field]["name"], source[field]["key"]
+
+
+def check_expansions(value, container):
+    """Kubernetes puts a variable in only if it stands further up."""
+    entries = container["env"]
+    end = next(number for number, entry in enumerate(entries) if entry.get("value") == value) if value else 0
+    before = {entry["name"] for entry in entries[:end]}
+    for name in re.findall(r"\$\((\w+)\)", value):
+        if name not in before:
+            raise Wrong(f"{value}: {name} is not among the variables further up")
+
+
+def selectors(kind, spec):
+    if kind == "Service" and spec.get("selector"):
+        yield spec["selector"]
+    if kind in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
+        yield spec["selector"]["matchLabels"]
+    if kind == "NetworkPolicy" and spec["podSelector"]:
+        yield spec["podSelector"]["matchLabels"]
+
+
+def check_target(document, known):
+    name = document["spec"]["scaleTargetRef"]["name"]
+    target = known.get(("Deployment", name)) or refuse(f"Deployment {name} is not rendered")
+    if "replicas" in target["spec"]:
+        raise Wrong(f"Deployment {name} says how many replicas there are, against which it would scale")
+
+
+def check_promises(document):
+    """What every pod has. It comes from components, and one that misses its pods changes nothing, silently."""
+    template = document.get("spec", {}).get("template")
+    if not template:
+        return
+    pod = template["spec"]
+    role = template["metadata"]["labels"]["app.kubernetes.io/component"]
+    promised = {
+        "is not kept from running as root": pod.get("securityContext", {}).get("runAsNonRoot"),
+        "has no seccomp profile": pod.get("securityContext", {}).get("seccompProfile"),
+        "has no priority": pod.get("priorityClassName"),
+        "gets variables of every service": pod.get("enableServiceLinks") is False,
+        "gets a key of the cluster": pod.get("automountServiceAccountToken") is False,
+    }
+    for container in pod["containers"]:
+        own, context = container.get("resources", {}), container.get("securityContext", {})
+        promised |= {
+            "may write to its image": context.get("readOnlyRootFilesystem"),
+            "may gain rights": context.get("allowPrivilegeEscalation") is False,
+            "keeps capabilities": context.get("capabilities", {}).get("drop") == ["ALL"],
+            "has no requests or no limits": all({"cpu", "memory"} <= own.get(of, {}).keys() for of in ("requests", "limits")),
+            "is not probed": role == "setup" or {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(),
+        }
+    if role == "worker":
+        promised["is not given time to finish"] = pod.get("terminationGracePeriodSeconds", 30) >= 60
+        promised["is not scraped"] = template["metadata"].get("annotations", {}).get("prometheus.io/scrape") == "true"
+    for broken in (why for why, kept in promised.items() if not kept):
+        raise Wrong(f"a pod {broken}")
+
+
+def check_words(value, path=()):
+    """Words that stand where the cluster knows a few."""
+    if isinstance(value, list):
+        for item in value:
+            check_words(item, path)
+    elif isinstance(value, dict):
+        for name, inside in value.items():
+            check_words(inside, (*path, name))
+    elif isinstance(value, str) and path:
+        allowed = WORDS.get(path[-1]) or WORDS.get(".".join(path[-2:]))
+        if allowed and value not in allowed and "data" not in path:
+            raise Wrong(f"{'.'.join(path)}: {value} is none of {', '.join(sorted(allowed))}")
+
+
+def refuse(why):
+    raise Wrong(why)
+
+
+# --- files that must agree ---
+
+
+def check_agreement(deploy):
+    """kustomize cannot reach outside its folder, so some files are there twice."""
+    cloud, edge = deploy / "k8s/overlays/cloud", deploy / "k8s/overlays/edge"
+    same_lines(deploy / "nats/cloud.conf", cloud / "nats.conf", {'http: "0.0.0.0:8222"': 'http: "127.0.0.1:8222"'})
+    name_of_site = {"$SITE": "reef", "$CAMERA_SUBJECT": '"image.reef.cam1"'}
+    same_lines(deploy / "nats/site.conf", edge / "nats.conf", name_of_site)
+    same_settings(deploy / "settings/cloud.toml", cloud / "cloud.toml", {"nats.url"})
+    same_settings(deploy / "settings/site.toml", edge / "site.toml", {"site", "nats.url", "trainer.work"})
+
+
+def same_lines(original, copy, replaced):
+    text = copy.read_text()
+    for here, there in replaced.items():
+        if here not in text:
+            raise Wrong(f"{copy}: {here} is gone, by which it differed from {original}")
+        text = text.replace(here, there)
+    wanted, found = meaning(original.read_text()), meaning(text)
+    for line in wanted + found:
+        if wanted.count(line) != found.count(line):
+            where = copy if line in wanted else original
+            raise Wrong(f"{copy} does not agree with {original}: {where} lacks the line {line}")
+
+
+def meaning(text):
+    """Lines without comments and without the spaces between words."""
+    bare = (re.sub(r'("[^"]*")|#.*', lambda found: found[1] or "", line) for line in text.splitlines())
+    return [" ".join(line.split()) for line in bare if line.strip()]
+
+
+def same_settings(original, copy, differ):
+    wanted, found = flat(tomllib.loads(original.read_text())), flat(tomllib.loads(copy.read_text()))
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key) and key not in differ:
+            raise Wrong(f"{copy} does not agree with {original}: {key} is {found.get(key)}, not {wanted.get(key)}")
+
+
+def flat(table, path=""):
+    keys = {}
+    for name, value in table.items():
+        keys.update(flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value})
+    return keys
+
+
+# --- all of it ---
+
+
+def name_of(document):
+    return f"{document['kind']}/{document['metadata']['name']}"
+
+
+def check(path):
+    """Every document of a rendered file; how many there are."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    checked = 0
+    for document in documents:
+        version = document.get("apiVersion")
+        try:
+            if version == KEDA:
+                by = check_keda(document)
+            elif version in BUILT_IN:
+                by = check_built_in(document)
+            else:
+                raise Wrong(f"nobody here knows apiVersion {version}")
+            check_words(document)
+            check_promises(document)
+        except Wrong as wrong:
+            raise Wrong(f"{path.name}: {name_of(document)}: {wrong}") from wrong
+        checked += 1
+        print(f"ok  {path.stem:5}  {name_of(document):45}  {by}")
+    # Lines that look like documents, counted without the parser that read them.
+    written = len(re.findall(r"^kind:", path.read_text(), re.MULTILINE))
+    if not checked == len(documents) == written:
+        raise Wrong(f"{path.name}: {written} documents were rendered, {checked} were checked")
+    try:
+        check_references(documents)
+    except Wrong as wrong:
+        raise Wrong(f"{path.name}: {wrong}") from wrong
+    return checked
+
+
+def main():
+    deploy, rendered = map(Path, sys.argv[1:])
+    try:
+        total = sum(check(rendered / f"{overlay}.yaml") for overlay in ("cloud", "edge"))
+        check_agreement(deploy)
+    except Wrong as wrong:
+        sys.exit(f"check-manifests: {wrong}")
+    print(f"{total} documents checked; names that refer to others, and files that must agree, too")
+
+
+if __name__ == "__main__":
+    main()
