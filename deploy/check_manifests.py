@@ -5,6 +5,7 @@ take fields they do not know, so that names are compared here as well. Whatever 
 schema sees is checked after that: names that one document calls another by, and files that must agree with others.
 """
 
+import json
 import re
 import sys
 import typing
@@ -370,6 +371,10 @@ def main():
         check_agreement(deploy)
     except Wrong as wrong:
         sys.exit(f"check-manifests: {wrong}")
+    # For whoever looks at more than schemas, and reads no YAML.
+    for name, path in [(overlay, rendered / f"{overlay}.yaml") for overlay in ("cloud", "edge")] + [("compose", deploy / "compose.yaml")]:
+        documents = list(yaml.safe_load_all(path.read_text()))
+        (rendered / f"{name}.json").write_text(json.dumps(documents))
     print(f"{total} documents checked; names that refer to others, and files that must agree, too")
 
 

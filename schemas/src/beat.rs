@@ -1,5 +1,5 @@
 //! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds and releases.
+//! optional reports of link, load, decision, training, rounds, releases and scale.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub struct Beat {
     /// Owner threads with a session each; 0 for a role without a model.
     #[serde(default)]
     pub replicas: u32,
+    /// Why there are as many replicas as there are, in words for people; absent where nobody asked and no queue is followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<String>,
     /// Learned cost of one image on one replica, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_ms: Option<f64>,
@@ -72,6 +75,7 @@ impl Beat {
             finished: 0,
             holding: 0,
             replicas: 0,
+            scale: None,
             cost_ms: None,
             model: None,
             release: None,

@@ -46,6 +46,16 @@ pub enum CarryError {
         /// The server's own words.
         why: String,
     },
+    /// The server's disk is too small for all limits together.
+    #[error(
+        "{what} cannot be created: it may hold {wanted_mib} MiB, and with all others that is more than the server's disk has room for: free some, or lower streams.images_max_mib and its like (`tributary config --show`)"
+    )]
+    NoRoom {
+        /// The stream.
+        what: String,
+        /// What it may hold, MiB.
+        wanted_mib: u64,
+    },
     /// Nobody stores this subject here.
     #[error("no stream takes {subject}: check the site's name, and run `tributary setup`")]
     NoStream {

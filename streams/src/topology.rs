@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{
     Config as StreamConfig, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType,
 };
@@ -50,7 +51,7 @@ pub const PINNED_BLOBS: &str = "pinned-blobs";
 pub const FLEET: &str = "fleet";
 /// What sites found hard: features and scores, never pixels.
 pub const HARDCASES: &str = "HARDCASES";
-/// Bucket of a site's notes: what must be known after a restart.
+/// Bucket of the notes of a site, and of the cloud: what must be known after a restart.
 pub const LEDGER: &str = "ledger";
 
 /// Durable of the recognizers on IMAGES.
@@ -136,7 +137,7 @@ impl Default for StreamSettings {
             outbox_max_mib: 1024,
             outbox_max_messages: 200_000,
             hardcases_max_mib: 256,
-            pinned_max_mib: 1024,
+            pinned_max_mib: 512,
             labels_max_mib: 64,
             updates_max_mib: 64,
             releases_max_mib: 64,
@@ -258,7 +259,7 @@ impl Plan {
         self.blobs(BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.blobs(PINNED_BLOBS, settings.pinned_max_mib, Duration::ZERO);
         self.fleet();
-        self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
+        self.ledger();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         // What was redirected stays unacknowledged until its answer is there.
@@ -321,6 +322,7 @@ impl Plan {
         });
         self.blobs(CLOUD_BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.fleet();
+        self.ledger();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         self.consumer(VERIFY, durable(VERIFIER, wait));
@@ -357,6 +359,10 @@ impl Plan {
             persist_mode: Some(PersistenceMode::Async),
             ..bucket(FLEET)
         });
+    }
+
+    fn ledger(&mut self) {
+        self.stream(StreamConfig { max_messages_per_subject: 1, allow_rollup: true, ..bucket(LEDGER) });
     }
 
     /// Adds a stream; one that site and cloud both want on one server takes the subjects of both.
@@ -493,7 +499,15 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
             if mend == Mend::Nothing {
                 return Ok(State::Missing);
             }
-            bus.js.create_stream(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
+            let created = bus.js.create_stream(wanted.clone()).await;
+            created.map_err(|error| match error.kind() {
+                CreateStreamErrorKind::JetStream(refused)
+                    if refused.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED =>
+                {
+                    CarryError::NoRoom { what: what.clone(), wanted_mib: wanted.max_bytes.max(0) as u64 >> 20 }
+                }
+                _ => CarryError::broker(format!("creating {what}"))(error),
+            })?;
             return Ok(State::Created);
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),

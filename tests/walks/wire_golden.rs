@@ -120,6 +120,7 @@ fn beat() -> Beat {
         finished: 12_345,
         holding: 7,
         replicas: 2,
+        scale: None,
         cost_ms: Some(0.75),
         model: Some("fashion-light".into()),
         release: Some(ReleaseId::from_sha256([1; 32])),
@@ -365,6 +366,10 @@ fn label() -> Label {
     }
 }
 
+fn beat_scaled() -> Beat {
+    Beat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
+}
+
 fn label_replayed() -> Label {
     Label { source: Some(LabelSource::Verdict), ..label() }
 }
@@ -442,6 +447,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("hardcase.v1", &hardcase());
     survives("beat-training.v1", &beat_training());
     survives("label.v1", &label());
+    survives("beat-scaled.v1", &beat_scaled());
     survives("label-replayed.v1", &label_replayed());
     survives("answer-replayed.v1", &answer_replayed());
     survives("update.v1", &update());
@@ -493,6 +499,7 @@ fn remake() {
         ("hardcase.v1", encode(&hardcase())),
         ("beat-training.v1", encode(&beat_training())),
         ("label.v1", encode(&label())),
+        ("beat-scaled.v1", encode(&beat_scaled())),
         ("label-replayed.v1", encode(&label_replayed())),
         ("answer-replayed.v1", encode(&answer_replayed())),
         ("update.v1", encode(&update())),

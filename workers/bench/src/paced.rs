@@ -77,7 +77,8 @@ pub async fn run(
 ) {
     let replicas = pace.replicas.max(1) as usize;
     let step = Arc::new(Paced { pace, opinions, unknown, busy: Semaphore::new(replicas), stalled });
-    let from = Drive { durable: topology::VERIFIER.into(), credits: 2 * replicas, tries: None, ack_wait: ACK_WAIT };
+    let durable = topology::VERIFIER.into();
+    let from = Drive { durable, credits: 2 * replicas, resized: None, tries: None, ack_wait: ACK_WAIT };
     let tally = Arc::new(Tally::default());
     let publisher = Publisher::new(cloud.clone(), PATIENCE);
     let pulse = beat::Pulse { every: Duration::from_secs(1), ..beat::Pulse::default() };

@@ -1,7 +1,7 @@
 //! From the cloud's verdicts to the task's final answer at the site.
 
 use runtime::step::Burial;
-use runtime::{Credit, Fault, Outgoing, Step, clock};
+use runtime::{Credit, Fault, Outgoing, Step, clock, metrics};
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
 use streams::{Delivery, Publication, subject, topology};
 
@@ -57,8 +57,9 @@ pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
     }
 }
 
-/// The publication of a final answer: the first in its slot, or nothing.
+/// The publication of a final answer: the first in its slot, or nothing. Counted as one that was made.
 pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
+    metrics::answered(&answer.site, answer.route, answer.reason);
     let slot = subject::finality(&answer.site, &answer.camera, answer.task);
     Ok(Publication::first(slot, encode(answer)?))
 }

@@ -43,7 +43,7 @@ pub async fn run(
     let Some(up) = look_up(&shutdown, open).await else { return Ok(()) };
     let up = Arc::new(up);
     let publisher = Publisher::new(here.clone(), PATIENCE);
-    let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, tries: None, ack_wait };
+    let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
 
     let down = async {
         // The cloud may be away when the site starts: its consumer is looked up once it answers.

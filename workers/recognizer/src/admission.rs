@@ -1,6 +1,6 @@
 //! Asks [`admit`](crate::admit) for each task, holds those that must listen, and counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ pub struct Admission {
     /// What it goes by.
     pub signals: Signals,
     begun_at: Instant,
-    replicas: u32,
-    slots: u64,
+    replicas: AtomicU32,
+    slots: AtomicU64,
     state: Mutex<State>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
@@ -77,8 +77,8 @@ impl Admission {
         Self {
             signals,
             begun_at: Instant::now(),
-            replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
-            slots: (replicas * batch) as u64 * LOCAL_PER_SLOT,
+            replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
+            slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
             state: Mutex::default(),
             local: Arc::default(),
             holding: AtomicU64::new(0),
@@ -86,6 +86,13 @@ impl Admission {
             away: AtomicU64::new(0),
             counts: Counts::default(),
         }
+    }
+
+    /// There are so many replicas from now on.
+    pub fn resized(&self, replicas: usize, batch: usize) {
+        self.replicas.store(u32::try_from(replicas).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.slots.store((replicas * batch) as u64 * LOCAL_PER_SLOT, Ordering::Relaxed);
+        self.signals.changed.notify_waiters();
     }
 
     /// Waits until it is decided where a task goes. `cost_ms`: of an image on one replica.
@@ -148,8 +155,8 @@ impl Admission {
             memory_ratio: vitals.memory_ratio,
             stall_ratio: vitals.stall_ratio,
             waiting: self.signals.pending.load(Ordering::Relaxed) + local + self.holding.load(Ordering::Relaxed),
-            free: local < self.slots,
-            replicas: self.replicas,
+            free: local < self.slots.load(Ordering::Relaxed),
+            replicas: self.replicas.load(Ordering::Relaxed),
             cost_s: cost_ms / 1000.0,
         }
     }

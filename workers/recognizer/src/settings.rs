@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use scaling::ScaleSettings;
 use serde::{Deserialize, Serialize};
 use vision::InferSettings;
 
@@ -16,6 +17,8 @@ pub struct RecognizerSettings {
     pub model: PathBuf,
     /// Replicas, batches and what a picture may cost.
     pub infer: InferSettings,
+    /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
+    pub scale: ScaleSettings,
     /// What makes an answer doubtful; what is absent is the model's own.
     pub gate: GateSettings,
     /// What becomes of doubtful answers.
@@ -41,6 +44,7 @@ impl Default for RecognizerSettings {
         Self {
             model: PathBuf::from("model"),
             infer: InferSettings::default(),
+            scale: ScaleSettings::default(),
             gate: GateSettings::default(),
             verify: VerifySettings::default(),
             policy: Policy::default(),
@@ -103,6 +107,7 @@ impl Default for VerifySettings {
 impl RecognizerSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
+        self.scale.check("recognizer")?;
         self.gate.check()?;
         self.policy.check()?;
         let shares =

@@ -12,11 +12,12 @@ use rollout::start::Started;
 use rollout::swap::Swapper;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
+use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
-use schemas::{FaultNote, ModelName, Order, Reason, SiteName, Task, TaskId};
+use schemas::{FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -81,10 +82,16 @@ impl Recognizer {
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
         let mut found = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
         (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
+        metrics::took(Self::ROLE, &found.timings);
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let fate = self.fate(task, &bytes, &found);
         if fate == Fate::Blocks && self.block(task, &bytes, &found).await? {
             return Ok(Outgoing::default());
+        }
+        match fate {
+            Fate::Stands(reason) => metrics::answered(&task.site, Route::Edge, reason),
+            Fate::Expired | Fate::Blocks => metrics::answered(&task.site, Route::Expired, Reason::DeadlinePassed),
+            Fate::Goes(_) | Fate::Waits => {}
         }
         self.reporter(&self.energy()).outgoing(task, &bytes, found, fate)
     }
@@ -240,6 +247,7 @@ impl Step for Recognizer {
             });
             Task::bare(&stored, id)
         });
+        metrics::answered(&self.site, Route::Dead, Reason::GivenUp);
         let tombstone = task.as_ref().and_then(|task| report::tombstone(task, fault.clone(), clock::now_ms()).ok());
         Burial {
             site: self.site.clone(),
@@ -291,9 +299,18 @@ pub async fn run(
     });
     step.serve(&infer.model());
     let tally = Arc::new(Tally::default());
+    let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
+    let (room, resized) = watch::channel(0);
+    let resize = |replicas| {
+        admission.resized(replicas, infer.batch());
+        room.send_replace(credits(&infer, replicas));
+    };
+    let queue = (topology::IMAGES, topology::RECOGNIZER);
+    let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
     let from = Drive {
         durable: topology::RECOGNIZER.into(),
-        credits: infer.replicas() * infer.batch() * CREDITS_PER_SLOT,
+        credits: credits(&infer, infer.replicas()),
+        resized: Some(resized),
         tries: Some(settings.tries),
         ack_wait,
     };
@@ -302,6 +319,7 @@ pub async fn run(
         beat::beat(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
+            beat.scale = scaler.why();
             swapper.fill(beat);
             beat.decision = Some(admission.report(infer.cost_ms()));
         });
@@ -318,22 +336,33 @@ pub async fn run(
     let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.serve(model), &shutdown);
     let learning = async {
         if let Some(learner) = learner {
-            let from = Drive { durable: topology::LEARNER.into(), credits: LEARN_AT_ONCE, tries: None, ack_wait };
+            let from = Drive {
+                durable: topology::LEARNER.into(),
+                credits: LEARN_AT_ONCE,
+                resized: None,
+                tries: None,
+                ack_wait,
+            };
             let tally = Arc::new(Tally::default());
             let watching = drive(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
             let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
             tracing::debug!(?watched, "learned what there was");
         }
     };
-    let work = drive(step.clone(), &bus, publisher.clone(), from, tally, shutdown.clone());
+    let work = drive(step.clone(), &bus, publisher.clone(), from, tally.clone(), shutdown.clone());
     let work = async {
         let ended = work.await;
         // Whatever ended it, the rest ends with it.
         shutdown.want();
         ended
     };
-    let (ended, (), (), (), (), ()) = tokio::join!(work, life, gathering, learning, telling, following);
+    let (ended, (), (), (), (), (), ()) = tokio::join!(work, life, gathering, learning, telling, following, scaling);
     ended
+}
+
+/// How many images so many replicas hold.
+fn credits(infer: &Infer, replicas: usize) -> usize {
+    replicas * infer.batch() * CREDITS_PER_SLOT
 }
 
 /// Whether the model can give what is to go up.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::drive::Tally;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 
 /// How often a sign of life is sent.
@@ -69,6 +70,7 @@ pub async fn beat(
         beat.finished = tally.finished.load(Ordering::Relaxed);
         beat.holding = tally.holding.load(Ordering::Relaxed);
         more(&mut beat);
+        metrics::heard(role, &beat);
         let sent = async { Fleet::open(&bus).await?.beat(&beat).await };
         if let Err(error) = sent.await {
             tracing::debug!(role, %error, "no sign of life could be sent");
@@ -76,7 +78,10 @@ pub async fn beat(
         tokio::select! {
             () = tokio::time::sleep(pulse.every) => {}
             () = pulse.changed.notified() => {}
-            () = shutdown.wanted() => return,
+            () = shutdown.wanted() => {
+                metrics::left(role, site.as_ref());
+                return;
+            }
         }
     }
 }
@@ -89,7 +94,28 @@ pub fn worker() -> String {
 /// The machine's name, as far as it fits a key.
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
-    let legal = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
-    let name: String = name.unwrap_or_default().trim().chars().filter(legal).take(32).collect();
+    key_of(name.unwrap_or_default().trim())
+}
+
+/// The end of a long name, for that is what tells pods apart.
+fn key_of(name: &str) -> String {
+    const MOST: usize = 40;
+    let legal: Vec<char> = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    let name: String = legal.iter().skip(legal.len().saturating_sub(MOST)).collect();
     if name.is_empty() { "host".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_one_deployment_are_told_apart_by_the_end_of_their_names() {
+        let [one, other] = ["7d9c5b6f4d-x2x9k", "7d9c5b6f4d-abcde"]
+            .map(|end| key_of(&format!("a-very-long-name-of-a-deployment-of-verifiers-{end}")));
+        assert_ne!(one, other);
+        assert!(one.ends_with("7d9c5b6f4d-x2x9k") && one.len() <= 40);
+        assert_eq!(key_of("büro.local"), "brolocal");
+        assert_eq!(key_of(""), "host");
+    }
 }

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use schemas::{FaultNote, Route, encode};
 use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::fault::{Fault, RETRY_DELAY};
 use crate::letter;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::step::{Credit, Outgoing, Step};
 
@@ -30,6 +31,8 @@ pub struct Drive {
     pub credits: usize,
     /// Deliveries after which a message is given up; absent: never.
     pub tries: Option<u64>,
+    /// The number of credits from now on, whenever it changes; absent: never.
+    pub resized: Option<watch::Receiver<usize>>,
     /// The consumer's patience; progress is reported three times as often.
     pub ack_wait: Duration,
 }
@@ -58,15 +61,23 @@ pub async fn drive<S: Step>(
     // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
     let mut puller = Puller::new(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2));
     let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
+    let mut room = Room { credits: credits.clone(), given: drive.credits.max(1), resized: drive.resized };
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
     let hand =
         Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
+    metrics::takes_from(S::ROLE, from, S::STREAM, &drive.durable);
     tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
     let ended = loop {
-        let Ok(credit) = credits.clone().acquire_owned().await else { break Ok(()) };
+        let credit = tokio::select! {
+            credit = credits.clone().acquire_owned() => credit,
+            () = room.changed() => continue,
+            () = shutdown.wanted() => break Ok(()),
+        };
+        let Ok(credit) = credit else { break Ok(()) };
         let delivery = tokio::select! {
             delivery = puller.next() => delivery,
+            () = room.changed() => continue,
             () = shutdown.wanted() => break Ok(()),
             Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
         };
@@ -87,6 +98,39 @@ pub async fn drive<S: Step>(
     ended
 }
 
+/// How many messages may be held, which may change.
+struct Room {
+    credits: Arc<Semaphore>,
+    given: usize,
+    resized: Option<watch::Receiver<usize>>,
+}
+
+impl Room {
+    /// Waits for another number, and keeps to it: credits in use are taken back as they come.
+    async fn changed(&mut self) {
+        let Some(resized) = &mut self.resized else { return std::future::pending().await };
+        if resized.changed().await.is_err() {
+            self.resized = None;
+            return std::future::pending().await;
+        }
+        let wanted = (*resized.borrow_and_update()).max(1);
+        match wanted.checked_sub(self.given) {
+            Some(more) => self.credits.add_permits(more),
+            None => {
+                let (credits, fewer) = (self.credits.clone(), self.given - wanted);
+                let fewer = u32::try_from(fewer).unwrap_or(u32::MAX);
+                // Ends with the last of them, or with the worker.
+                tokio::spawn(async move {
+                    if let Ok(taken) = credits.acquire_many_owned(fewer).await {
+                        taken.forget();
+                    }
+                });
+            }
+        }
+        self.given = wanted;
+    }
+}
+
 struct Hand<S> {
     step: Arc<S>,
     publisher: Publisher,
@@ -104,6 +148,7 @@ impl<S: Step> Hand<S> {
         self.tally.holding.fetch_sub(1, Ordering::Relaxed);
         let fault = match ended {
             Ok(()) => {
+                metrics::ended(S::ROLE, "finished");
                 self.tally.finished.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
@@ -137,6 +182,7 @@ impl<S: Step> Hand<S> {
             // What `work` could not bury comes again.
             Fault::Reject(_) => RETRY_DELAY,
         };
+        metrics::ended(S::ROLE, "retried");
         if let Err(error) = delivery.retry(after).await {
             tracing::debug!(%error, "it comes back by itself when its time is up");
         }
@@ -220,6 +266,7 @@ impl<S: Step> Hand<S> {
             reason = note.reason,
             "given up"
         );
+        metrics::ended(S::ROLE, "given_up");
         let letter = letter::of_delivery(S::ROLE, S::STREAM, &burial, delivery, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;

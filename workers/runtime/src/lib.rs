@@ -10,6 +10,7 @@ pub mod drive;
 pub mod fault;
 pub mod letter;
 pub mod lookup;
+pub mod metrics;
 pub mod process;
 pub mod settings;
 pub mod shutdown;

@@ -20,6 +20,7 @@ mod retention;
 mod retrain;
 mod roles;
 mod round;
+mod scale;
 mod settings;
 mod setup;
 mod site;
@@ -93,6 +94,7 @@ enum Command {
     #[command(subcommand)]
     Model(model::ModelCommand),
     Train(train::TrainArgs),
+    Scale(scale::ScaleArgs),
     Replay(replay::ReplayArgs),
     Retrain(retrain::RetrainArgs),
     Retention(retention::RetentionArgs),
@@ -119,20 +121,27 @@ enum Command {
     TryRelease,
 }
 
+impl Command {
+    /// Whether it works until it is told to stop.
+    fn is_worker(&self) -> bool {
+        matches!(
+            self,
+            Command::Up(_)
+                | Command::Recognizer(_)
+                | Command::Courier
+                | Command::Verifier(_)
+                | Command::Trainer(_)
+                | Command::Aggregator(_)
+                | Command::Releaser
+                | Command::Janitor
+        )
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match (cli.common.verbose, &cli.command) {
-        (
-            0,
-            Command::Up(_)
-            | Command::Recognizer(_)
-            | Command::Courier
-            | Command::Verifier(_)
-            | Command::Trainer(_)
-            | Command::Aggregator(_)
-            | Command::Releaser
-            | Command::Janitor,
-        ) => "info",
+        (0, command) if command.is_worker() => "info",
         (0, _) => "warn",
         (1, _) => "debug",
         _ => "trace",
@@ -170,6 +179,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let settings = &loaded.settings;
     settings.check()?;
+    if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
+        runtime::metrics::serve(listen).await.map_err(roles::people)?;
+    }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;
     match cli.command {
@@ -185,6 +197,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Label(args) => label::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,
         Command::Train(args) => train::command(settings, &args, shutdown()?).await,
+        Command::Scale(args) => scale::command(&loaded, &args).await,
         Command::Replay(args) => replay::command(&loaded, &args, shutdown()?).await,
         Command::Retrain(args) => retrain::command(&loaded, &args, shutdown()?).await,
         Command::Retention(args) => retention::command(&loaded, &args).await,

@@ -10,6 +10,7 @@ use publisher::PublisherSettings;
 use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
 use replayer::ReplayerSettings;
+use runtime::metrics::MetricsSettings;
 use runtime::settings::Loaded;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub struct Settings {
     pub replayer: ReplayerSettings,
     /// The archive.
     pub janitor: JanitorSettings,
+    /// What a worker tells who asks.
+    pub metrics: MetricsSettings,
     /// Everything on this machine.
     pub up: UpSettings,
 }
@@ -71,6 +74,7 @@ impl Default for Settings {
             releaser: ReleaserSettings::default(),
             replayer: ReplayerSettings::default(),
             janitor: JanitorSettings::default(),
+            metrics: MetricsSettings::default(),
             up: UpSettings::default(),
         }
     }

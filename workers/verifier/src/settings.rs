@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use scaling::ScaleSettings;
 use serde::{Deserialize, Serialize};
 use vision::InferSettings;
 
@@ -16,6 +17,8 @@ pub struct VerifierSettings {
     pub head: Option<PathBuf>,
     /// Replicas, batches and what a picture may cost.
     pub infer: InferSettings,
+    /// How many replicas, where that follows the queue; `tributary scale` changes it while it runs.
+    pub scale: ScaleSettings,
     /// Divides the logits before the softmax, above 0; the model's own if absent.
     pub temperature: Option<f32>,
     /// Folder of the releases that it was given; each verifier of a machine has a part of it to itself.
@@ -35,6 +38,7 @@ impl Default for VerifierSettings {
             model: None,
             head: None,
             infer: InferSettings::default(),
+            scale: ScaleSettings::default(),
             temperature: None,
             work: PathBuf::from("tributary-verifier"),
             report_s: 30,
@@ -47,6 +51,7 @@ impl Default for VerifierSettings {
 impl VerifierSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
+        self.scale.check("verifier")?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
         }

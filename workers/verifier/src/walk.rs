@@ -11,13 +11,15 @@ use rollout::start::Started;
 use rollout::swap::Swapper;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
+use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
     FaultNote, ModelName, Opinion, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
 };
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use vision::{Head, Infer, InferError, softmax};
 
@@ -79,6 +81,7 @@ impl Verifier {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
+        metrics::took(Self::ROLE, &timings);
         Ok(judge(request, opinion, timings, clock::now_ms()))
     }
 
@@ -173,6 +176,11 @@ fn fault(error: InferError) -> Fault {
     }
 }
 
+/// How many requests so many replicas hold.
+fn credits(infer: &Infer, replicas: usize) -> usize {
+    replicas * infer.batch() * CREDITS_PER_SLOT
+}
+
 /// Runs a verifier until it is told to stop. The model is loaded and warm already.
 pub async fn run(
     bus: Bus,
@@ -188,9 +196,17 @@ pub async fn run(
     let (counter, temperature) = (Counter::new(settings.count_s), settings.temperature);
     let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature, counter: counter.clone() });
     let tally = Arc::new(Tally::default());
+    let scaler = Scaler::new(Verifier::ROLE, infer.clone(), settings.scale.clone());
+    let (room, resized) = watch::channel(0);
+    let resize = |replicas| {
+        room.send_replace(credits(&infer, replicas));
+    };
+    let queue = (topology::VERIFY, topology::VERIFIER);
+    let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
     let from = Drive {
         durable: topology::VERIFIER.into(),
-        credits: infer.replicas() * infer.batch() * CREDITS_PER_SLOT,
+        credits: credits(&infer, infer.replicas()),
+        resized: Some(resized),
         tries: Some(settings.tries),
         ack_wait,
     };
@@ -200,6 +216,7 @@ pub async fn run(
     let life = beat::beat(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
         beat.cost_ms = Some(infer.cost_ms());
+        beat.scale = scaler.why();
         swapper.fill(beat);
     });
     let reporter = SwapReporter {
@@ -213,11 +230,11 @@ pub async fn run(
     let telling = reporter.run(|| true, shutdown.clone());
     let following = orders::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
     let work = async {
-        let ended = drive(step, &bus, publisher.clone(), from, tally, shutdown.clone()).await;
+        let ended = drive(step, &bus, publisher.clone(), from, tally.clone(), shutdown.clone()).await;
         // Whatever ended it, the rest ends with it.
         shutdown.want();
         ended
     };
-    let (ended, (), (), ()) = tokio::join!(work, life, telling, following);
+    let (ended, (), (), (), ()) = tokio::join!(work, life, telling, following, scaling);
     ended
 }

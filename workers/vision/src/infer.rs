@@ -9,18 +9,23 @@
 //! ([`Infer::hand_over`]); each takes its replica between two batches, so a batch runs in one release
 //! whole and what waits meanwhile waits no longer than for a batch.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod owner;
+mod settings;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+use crossbeam_channel::{Receiver, Sender};
 use schemas::FaultNote;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use serde::Serialize;
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::decode::{DecodeError, DecodeLimits};
+use self::owner::{Cost, Job, Mail, Next, Owner, Told};
+pub use self::settings::{InferSettings, Replicas};
+use crate::decode::DecodeError;
 use crate::measure::measure;
 use crate::model::Model;
 pub use crate::replica::Replica;
@@ -30,80 +35,6 @@ use crate::tensor::TensorError;
 /// Batches that may wait for each replica: one to start with at once, one more against jitter. A
 /// guess; what waits longer belongs into the stream.
 const WAITING_BATCHES: usize = 2;
-
-/// Share of the newest batch in the running cost; a guess, about the last thirty count.
-const COST_SHARE: f64 = 1.0 / 16.0;
-
-/// How many replicas, how wide, how large a picture.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct InferSettings {
-    /// Owner threads: "auto" (one a core and `threads`) or a number from 1.
-    pub replicas: Replicas,
-    /// Threads one replica may use inside the runtime, from 1. More replicas serve more images a
-    /// second; more threads make one image faster.
-    pub threads: usize,
-    /// Most images in one run, from 1; fewer are used where more do not pay.
-    pub max_batch: usize,
-    /// What a picture may cost.
-    pub decode: DecodeLimits,
-}
-
-impl Default for InferSettings {
-    fn default() -> Self {
-        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeLimits::default() }
-    }
-}
-
-/// How many owner threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Replicas {
-    /// As many as the cores allow.
-    #[default]
-    Auto,
-    /// So many, at least 1.
-    Count(usize),
-}
-
-impl Replicas {
-    /// The number, given how many threads each uses.
-    pub fn count(self, threads: usize) -> usize {
-        match self {
-            Replicas::Count(count) => count.max(1),
-            Replicas::Auto => {
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                (cores / threads.max(1)).max(1)
-            }
-        }
-    }
-}
-
-impl Serialize for Replicas {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Replicas::Auto => serializer.serialize_str("auto"),
-            Replicas::Count(count) => serializer.serialize_u64(*count as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Replicas {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "replicas must be \"auto\" or a number from 1")]
-        enum Written {
-            Number(usize),
-            Word(String),
-        }
-        let wrong = || serde::de::Error::custom("replicas must be \"auto\" or a number from 1");
-        match Written::deserialize(deserializer)? {
-            Written::Word(word) if word == "auto" => Ok(Replicas::Auto),
-            Written::Number(count) if count > 0 => Ok(Replicas::Count(count)),
-            Written::Word(word) => word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong),
-            Written::Number(_) => Err(wrong()),
-        }
-    }
-}
 
 /// What a model saw in one picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -200,21 +131,6 @@ impl InferError {
     }
 }
 
-/// What waits in the mailbox.
-enum Mail {
-    See(Job),
-    /// Ends the one replica that takes it.
-    Stop,
-}
-
-struct Job {
-    bytes: Bytes,
-    asked: Instant,
-    reply: oneshot::Sender<Result<Seen, InferError>>,
-    /// Room in the mailbox, free again once a replica takes the job.
-    room: OwnedSemaphorePermit,
-}
-
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Infer(Arc<Shared>);
@@ -228,22 +144,19 @@ struct Shared {
     settings: InferSettings,
     model: RwLock<Arc<Model>>,
     cost: Arc<Cost>,
-    replicas: usize,
+    /// How many owners there are.
+    replicas: AtomicUsize,
     batch: AtomicUsize,
+    /// For owners that are still to come.
+    waiting: Receiver<Mail>,
+    /// Held by whoever changes owners or their model: one change after the other.
+    changing: Mutex<()>,
 }
-
 /// An owner thread, and the way to hand it another replica.
 #[derive(Debug)]
 struct Thread {
     handle: JoinHandle<()>,
-    next: Sender<Next>,
-}
-
-/// A replica for an owner, and where its old one goes, so that no owner spends time on giving memory back.
-struct Next {
-    replica: Replica,
-    batch: usize,
-    old: Sender<Replica>,
+    told: Sender<Told>,
 }
 
 /// A model that is loaded and warm beside the one that serves, in as many replicas.
@@ -261,35 +174,13 @@ impl Standby {
     }
 }
 
-/// Running cost of one image in milliseconds, as bits.
-#[derive(Debug)]
-struct Cost(AtomicU64);
-
-impl Cost {
-    fn new(ms: f64) -> Self {
-        Self(AtomicU64::new(ms.to_bits()))
-    }
-
-    fn ms(&self) -> f64 {
-        f64::from_bits(self.0.load(Ordering::Relaxed))
-    }
-
-    fn set(&self, ms: f64) {
-        self.0.store(ms.to_bits(), Ordering::Relaxed);
-    }
-
-    /// Two replicas at once may lose one of two updates: the mean does not mind.
-    fn learn(&self, ms: f64) {
-        self.set(self.ms() * (1.0 - COST_SHARE) + ms * COST_SHARE);
-    }
-}
-
 impl Infer {
     /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
     /// async threads if others must go on meanwhile.
     pub fn start(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Infer, InferError> {
         let model = Arc::new(model.clone());
-        let Standby { replicas, batch, cost_ms } = load(onnx, &model, settings, None)?;
+        let count = settings.replicas.count(settings.threads);
+        let Standby { replicas, batch, cost_ms } = load(onnx, &model, settings, count, None)?;
         let (mail, waiting) = crossbeam_channel::unbounded();
         let infer = Infer(Arc::new(Shared {
             mail,
@@ -298,13 +189,14 @@ impl Infer {
             onnx: onnx.clone(),
             settings: settings.clone(),
             cost: Arc::new(Cost::new(cost_ms)),
-            replicas: replicas.len(),
+            replicas: AtomicUsize::new(0),
             batch: AtomicUsize::new(batch),
             model: RwLock::new(model.clone()),
+            waiting,
+            changing: Mutex::default(),
         }));
-        let count = replicas.len();
-        for (number, replica) in replicas.into_iter().enumerate() {
-            infer.own(replica, number, waiting.clone())?;
+        for replica in replicas {
+            infer.own(replica)?;
         }
         tracing::info!(
             model = model.description.name,
@@ -317,26 +209,63 @@ impl Infer {
         Ok(infer)
     }
 
-    fn own(&self, replica: Replica, number: usize, waiting: Receiver<Mail>) -> Result<(), InferError> {
-        let (next, given) = crossbeam_channel::unbounded();
-        let owner = Owner { replica, waiting, given, batch: self.batch(), cost: self.0.cost.clone() };
-        let handle = Builder::new().name(format!("replica-{number}")).spawn(move || owner.serve());
+    fn own(&self, replica: Replica) -> Result<(), InferError> {
+        let (told, hears) = crossbeam_channel::unbounded();
+        let waiting = self.0.waiting.clone();
+        let owner = Owner { replica, waiting, told: hears, batch: self.batch(), cost: self.0.cost.clone() };
+        let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.serve());
         let handle = handle.map_err(|source| InferError::NoThread { source })?;
-        self.0.owners.lock().unwrap_or_else(PoisonError::into_inner).push(Thread { handle, next });
+        owners.push(Thread { handle, told });
+        self.0.replicas.store(owners.len(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Starts one more replica of the model in use; takes a moment, the calling thread, and as much memory as the others
+    /// have each. What waits is taken by all.
+    pub fn grow(&self) -> Result<(), InferError> {
+        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replica = Replica::of(&self.0.onnx, &self.model(), &self.0.settings)?;
+        replica.warm(self.batch())?;
+        self.own(replica)?;
+        self.0.room.add_permits(self.batch() * WAITING_BATCHES);
+        Ok(())
+    }
+
+    /// Lets one replica go, unless it is the last: it finishes the batch in work, and what waits is left to the others. Blocks
+    /// the calling thread until it is gone and its memory given back.
+    pub fn shrink(&self) -> Result<(), InferError> {
+        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaves = {
+            let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let leaves = if owners.len() > 1 { owners.pop() } else { None };
+            self.0.replicas.store(owners.len(), Ordering::Relaxed);
+            leaves
+        };
+        let Some(Thread { handle, told }) = leaves else { return Ok(()) };
+        self.0.room.forget_permits(self.batch() * WAITING_BATCHES);
+        told.send(Told::Leave).map_err(|_| InferError::Stopped)?;
+        handle.join().map_err(|_| InferError::Stopped)
     }
 
     /// Loads another model beside the one that serves, in as many replicas, and warms it; takes a moment, the
     /// calling thread, and as much memory again. `measured`: the best batch and what an image costs in it,
     /// milliseconds, if that is known, for measuring takes time from what serves.
     pub fn stand_by(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<Standby, InferError> {
-        load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, measured)
+        load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, self.replicas(), measured)
     }
 
     /// Lets the model that stands by serve from now on, each owner from its next batch, and waits until all do;
     /// blocks the calling thread for no longer than the batches in work. The old one's memory is given back here.
     pub fn hand_over(&self, standby: Standby) -> Result<(), InferError> {
-        let Standby { replicas, batch, cost_ms } = standby;
+        let Standby { mut replicas, batch, cost_ms } = standby;
+        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // There may be more owners than when it was loaded.
+        while let (true, Some(first)) = (replicas.len() < self.replicas(), replicas.first()) {
+            let mut more = Replica::of(&self.0.onnx, &first.model().clone(), &self.0.settings)?;
+            more.warm(batch)?;
+            replicas.push(more);
+        }
         let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferError::Stopped)?;
         let (old, returned) = crossbeam_channel::unbounded();
         let before = {
@@ -347,7 +276,7 @@ impl Infer {
             }
             for (thread, replica) in owners.iter().zip(replicas) {
                 let next = Next { replica, batch, old: old.clone() };
-                thread.next.send(next).map_err(|_| InferError::Stopped)?;
+                thread.told.send(Told::Take(Box::new(next))).map_err(|_| InferError::Stopped)?;
             }
             self.0.batch.swap(batch, Ordering::Relaxed)
         };
@@ -369,7 +298,7 @@ impl Infer {
 
     /// The room before the owners follows the size of their batches.
     fn make_room(&self, before: usize, after: usize) {
-        let room = |batch: usize| self.0.replicas * batch * WAITING_BATCHES;
+        let room = |batch: usize| self.replicas() * batch * WAITING_BATCHES;
         match room(after).checked_sub(room(before)) {
             Some(more) => self.0.room.add_permits(more),
             None => drop(self.0.room.forget_permits(room(before) - room(after))),
@@ -400,7 +329,7 @@ impl Infer {
 
     /// How many owner threads there are.
     pub fn replicas(&self) -> usize {
-        self.0.replicas
+        self.0.replicas.load(Ordering::Relaxed)
     }
 
     /// Most images in one run: the best batch found when the model was loaded.
@@ -427,7 +356,7 @@ impl Infer {
     /// [`InferError::Stopped`] from now on.
     pub async fn stop(self) {
         self.0.room.close();
-        for _ in 0..self.0.replicas {
+        for _ in 0..self.replicas() {
             // Fails only if the threads are gone already.
             let _ = self.0.mail.send(Mail::Stop);
         }
@@ -441,11 +370,12 @@ impl Infer {
     }
 }
 
-/// Opens and warms as many replicas as the settings say. Measures first, unless that was done.
+/// Opens and warms so many replicas. Measures first, unless that was done.
 fn load(
     onnx: &Onnx,
     model: &Arc<Model>,
     settings: &InferSettings,
+    count: usize,
     measured: Option<(usize, f64)>,
 ) -> Result<Standby, InferError> {
     let mut first = Replica::of(onnx, model, settings)?;
@@ -462,89 +392,13 @@ fn load(
         }
     };
     let mut replicas = vec![first];
-    while replicas.len() < settings.replicas.count(settings.threads) {
+    while replicas.len() < count {
         replicas.push(Replica::of(onnx, model, settings)?);
     }
     for replica in &mut replicas {
         replica.warm(batch)?;
     }
     Ok(Standby { replicas, batch, cost_ms })
-}
-
-/// One thread's work.
-struct Owner {
-    replica: Replica,
-    waiting: Receiver<Mail>,
-    given: Receiver<Next>,
-    batch: usize,
-    cost: Arc<Cost>,
-}
-
-impl Owner {
-    fn serve(mut self) {
-        let mut jobs = Vec::with_capacity(self.batch);
-        let mut stopping = false;
-        while !stopping {
-            // Before any job, for of two that are ready the select takes either.
-            while let Ok(next) = self.given.try_recv() {
-                self.take(next);
-            }
-            select! {
-                recv(self.given) -> next => match next {
-                    Ok(next) => {
-                        self.take(next);
-                        continue;
-                    }
-                    // The last handle is gone.
-                    Err(_) => return,
-                },
-                recv(self.waiting) -> mail => match mail {
-                    Ok(Mail::See(job)) => jobs.push(job),
-                    Ok(Mail::Stop) | Err(_) => return,
-                },
-            }
-            while jobs.len() < self.batch && !stopping {
-                match self.waiting.try_recv() {
-                    Ok(Mail::See(job)) => jobs.push(job),
-                    Ok(Mail::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
-                    Err(TryRecvError::Empty) => break,
-                }
-            }
-            self.answer(&mut jobs);
-        }
-    }
-
-    fn take(&mut self, Next { replica, batch, old }: Next) {
-        self.batch = batch;
-        // Fails only if whoever handed it over has gone; then it is given back here.
-        let _ = old.send(std::mem::replace(&mut self.replica, replica));
-    }
-
-    fn answer(&mut self, jobs: &mut Vec<Job>) {
-        let taken = Instant::now();
-        // Whoever asked may have gone.
-        jobs.retain(|job| !job.reply.is_closed());
-        let mut waiting = Vec::with_capacity(jobs.len());
-        let mut images = Vec::with_capacity(jobs.len());
-        for Job { bytes, asked, reply, room } in jobs.drain(..) {
-            drop(room);
-            waiting.push((taken.saturating_duration_since(asked), reply));
-            images.push(bytes);
-        }
-        if images.is_empty() {
-            return;
-        }
-        let slices: Vec<&[u8]> = images.iter().map(AsRef::as_ref).collect();
-        let outcomes = self.replica.see_batch(&slices);
-        self.cost.learn(taken.elapsed().as_secs_f64() * 1e3 / images.len() as f64);
-        for ((waited, reply), mut outcome) in waiting.into_iter().zip(outcomes) {
-            if let Ok(seen) = &mut outcome {
-                seen.timings.waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            }
-            // Fails only if whoever asked has gone.
-            let _ = reply.send(outcome);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -561,6 +415,10 @@ mod tests {
 
     fn light() -> Model {
         Model::load(&fixture("fashion-light")).unwrap()
+    }
+
+    fn heavy() -> Model {
+        Model::load(&fixture("fashion-heavy")).unwrap()
     }
 
     fn sample() -> Bytes {
@@ -586,6 +444,41 @@ mod tests {
         }
         assert_eq!(infer.queued(), 0);
         assert!(infer.cost_ms() > 0.0);
+        infer.stop().await;
+    }
+
+    #[tokio::test]
+    async fn replicas_come_and_go_under_load_and_every_picture_is_answered() {
+        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let asked: Vec<_> = (0..400)
+            .map(|_| {
+                let infer = infer.clone();
+                tokio::spawn(async move { infer.scores(sample()).await })
+            })
+            .collect();
+        let changed = infer.clone();
+        let changing = tokio::task::spawn_blocking(move || {
+            for grow in [true, true, false, true, false, false, false] {
+                if grow { changed.grow().unwrap() } else { changed.shrink().unwrap() }
+            }
+            changed.replicas()
+        });
+        for answer in asked {
+            answer.await.unwrap().unwrap();
+        }
+        assert_eq!(changing.await.unwrap(), 1, "the last one stays");
+        let more = infer.clone();
+        let swapping = tokio::task::spawn_blocking(move || {
+            let standby = more.stand_by(&heavy(), None).unwrap();
+            // One that is started after the other model was loaded gets it as well.
+            more.grow().unwrap();
+            more.hand_over(standby).unwrap();
+        });
+        swapping.await.unwrap();
+        for _ in 0..40 {
+            assert_eq!(infer.scores(sample()).await.unwrap().model.release, heavy().release);
+        }
+        assert_eq!(infer.replicas(), 2);
         infer.stop().await;
     }
 
@@ -649,7 +542,7 @@ mod tests {
         let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
         assert_eq!(owners.len(), 2);
-        let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.next)).unzip();
+        let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.told)).unzip();
         drop((infer, ways));
         let joined = tokio::task::spawn_blocking(move || owners.into_iter().for_each(|owner| owner.join().unwrap()));
         tokio::time::timeout(Duration::from_secs(20), joined).await.expect("the threads still run").unwrap();
@@ -658,7 +551,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_leaves_gives_its_room_back() {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
-        let room = infer.0.replicas * infer.batch() * WAITING_BATCHES;
+        let room = infer.replicas() * infer.batch() * WAITING_BATCHES;
         for _ in 0..3 * room {
             let mut asked = Box::pin(infer.scores(sample()));
             let _ = futures_poll(&mut asked);

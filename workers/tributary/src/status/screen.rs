@@ -23,6 +23,8 @@ pub fn text(status: &Status) -> String {
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
+    let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
+    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", form::plain(role), form::plain(why))));
     all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain(words)));
     row("dead", dead(status));
     lines.push(String::new());

@@ -1,0 +1,245 @@
+//! What stands in deploy/: every manifest against its schema, and every command, flag, setting and metric in it against the
+//! binary.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::pictures::{HEAVY, LIGHT, pictures};
+use harness::program::{binary, fixture, root};
+use harness::{Worker, until};
+use schemas::SiteName;
+use serde_json::Value;
+
+use crate::common::{PATIENCE, publish};
+
+/// The rendered overlays and the compose file, as JSON; checked against their schemas on the way.
+fn rendered(folder: &Path) -> BTreeMap<&'static str, Vec<Value>> {
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.ancestors().nth(3).expect("target/<profile>/deps/<tests>");
+    let mut check = Command::new(root().join("deploy/check-manifests.sh"));
+    let output = check.arg(target.join("manifests-venv")).arg(folder).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    let read = |name: &'static str| {
+        let text = std::fs::read(folder.join(format!("{name}.json"))).unwrap();
+        (name, serde_json::from_slice(&text).unwrap())
+    };
+    ["cloud", "edge", "compose"].map(read).into()
+}
+
+/// A container of ours: what it is called, its arguments, and its environment.
+struct Container {
+    named: String,
+    arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+/// Containers whose image is ours, wherever they stand.
+fn containers(documents: &[Value]) -> Vec<Container> {
+    let mut found = Vec::new();
+    for document in documents {
+        let named = document["metadata"]["name"].as_str().unwrap_or_default();
+        let pod = &document["spec"]["template"]["spec"];
+        for container in
+            ["containers", "initContainers"].iter().flat_map(|kind| pod[kind].as_array().into_iter().flatten())
+        {
+            if !container["image"].as_str().unwrap_or_default().contains("tributary") {
+                continue;
+            }
+            let mut environment = BTreeMap::new();
+            for variable in container["env"].as_array().into_iter().flatten() {
+                let value = variable["value"].as_str().unwrap_or("given-at-run-time").to_owned();
+                environment.insert(variable["name"].as_str().unwrap().to_owned(), value);
+            }
+            let arguments = texts(&container["args"]);
+            let command = texts(&container["command"]);
+            assert!(command.is_empty() || command[0].ends_with("tributary"), "{named}: {command:?}");
+            let arguments = command.into_iter().skip(1).chain(arguments).collect();
+            found.push(Container { named: named.into(), arguments, environment });
+        }
+    }
+    found
+}
+
+fn services(documents: &[Value]) -> Vec<Container> {
+    let mut found = Vec::new();
+    for (named, service) in documents[0]["services"].as_object().unwrap() {
+        let ours = service["image"].as_str().is_some_and(|image| image.contains("tributary"));
+        if !ours {
+            continue;
+        }
+        let environment = service["environment"].as_object().into_iter().flatten();
+        let environment =
+            environment.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()));
+        found.push(Container {
+            named: named.clone(),
+            arguments: texts(&service["command"]),
+            environment: environment.collect(),
+        });
+    }
+    found
+}
+
+/// Settings files by name, as ConfigMaps and the repository have them.
+fn files(documents: &[Value]) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    for document in documents.iter().filter(|document| document["kind"] == "ConfigMap") {
+        for (name, text) in document["data"].as_object().into_iter().flatten() {
+            files.insert(name.clone(), text.as_str().unwrap_or_default().to_owned());
+        }
+    }
+    files
+}
+
+/// Runs the binary with what a container has; its words if it refuses.
+fn refused(container: &Container, arguments: &[String], folder: &Path) -> Option<String> {
+    let mut command = Command::new(binary().unwrap());
+    command.args(arguments).current_dir(folder);
+    for (name, value) in &container.environment {
+        // What is put together when it runs is a text of any kind.
+        let value = if value.contains("$(") || value.contains("${") {
+            "nats://127.0.0.1:4222".to_owned()
+        } else {
+            value.clone()
+        };
+        let value = if name == "TRIBUTARY_SITE" && value.contains(':') { "reef".to_owned() } else { value };
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn every_manifest_has_its_schema_and_every_command_and_setting_in_it_is_one_of_the_binary() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = rendered(folder.path());
+    let mut roles = BTreeSet::new();
+    for (place, documents) in &all {
+        let (containers, mut files) = match *place {
+            "compose" => (services(documents), BTreeMap::new()),
+            _ => (containers(documents), files(documents)),
+        };
+        for name in ["cloud.toml", "site.toml"] {
+            let own = || std::fs::read_to_string(root().join("deploy/settings").join(name)).unwrap();
+            files.entry(name.to_owned()).or_insert_with(own);
+        }
+        assert!(containers.len() >= 4, "{place} has {} containers of ours", containers.len());
+        for container in containers {
+            let at = format!("{place}: {}: tributary {}", container.named, container.arguments.join(" "));
+            // A flag that is not known is refused before the help is shown.
+            let help = [&container.arguments[..], &["--help".to_owned()]].concat();
+            if let Some(words) = refused(&container, &help, folder.path()) {
+                panic!("{at}\n{words}");
+            }
+            roles.insert(container.arguments[0].clone());
+            let settings = container.arguments.iter().skip_while(|argument| *argument != "--settings").nth(1);
+            let file = settings.map(|path| Path::new(path).file_name().unwrap().to_str().unwrap().to_owned());
+            let mut show = vec!["config".to_owned(), "--show".into()];
+            if let Some(name) = file {
+                let text = files.get(&name).unwrap_or_else(|| panic!("{at}: no file {name}"));
+                let path: PathBuf = folder.path().join(format!("{place}-{name}"));
+                std::fs::write(&path, text).unwrap();
+                show.extend(["--settings".into(), path.display().to_string()]);
+            }
+            // Settings and environment variables that nobody knows are refused.
+            if let Some(words) = refused(&container, &show, folder.path()) {
+                panic!("{at}\n{words}");
+            }
+        }
+    }
+    for role in ["recognizer", "courier", "janitor", "trainer", "verifier", "aggregator", "releaser", "setup"] {
+        assert!(roles.contains(role), "no manifest runs tributary {role}: {roles:?}");
+    }
+}
+
+/// Names of our metrics in a text; those of histograms and counters without what Prometheus adds.
+fn metrics(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (at, _) in text.match_indices("tributary_") {
+        let name: String = text[at..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+        let name =
+            ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name).to_owned();
+        if name.len() > "tributary_".len() {
+            names.insert(name.trim_end_matches('_').to_owned());
+        }
+    }
+    names
+}
+
+async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
+}
+
+#[tokio::test]
+async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_site() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = "127.0.0.1:19464";
+    let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
+    let public = format!("aggregator.public={}", fixture("images/fashion").display());
+    let listen = format!("metrics.listen=\"{address}\"");
+    let mut arguments =
+        vec!["up", "--model", &light, "--cloud-model", &heavy, "--store", "store", "--train", "--merge"];
+    for pair in [&public, &listen, "courier.budget.bytes_a_day=100000000"] {
+        arguments.extend(["--set", pair]);
+    }
+    let up = Worker::start("up", folder.path(), &arguments, &[]).unwrap();
+    let early = until("an answer before anything is ready", PATIENCE, async || Ok(get(address, "/livez").await.ok()));
+    assert!(early.await.unwrap().0.contains("200"), "{}", up.log());
+    let ready = until("readiness", PATIENCE, async || {
+        Ok(get(address, "/readyz").await.ok().filter(|(status, _)| status.contains("200")))
+    });
+    let (_, roles) = ready.await.unwrap_or_else(|error| panic!("{error:#}\n{}", up.log()));
+    assert!(roles.contains("recognizer"), "{roles}");
+    let site = crate::up::found(folder.path());
+    let found = until("up.json", PATIENCE, async || Ok(site.clone().or_else(|| crate::up::found(folder.path()))))
+        .await
+        .unwrap();
+    let url = found["sites"][0]["url"].as_str().unwrap().to_owned();
+    let name: SiteName = found["sites"][0]["site"].as_str().unwrap().parse().unwrap();
+    let bus = streams::Bus::connect(&streams::NatsSettings { url, ..streams::NatsSettings::default() }, "test")
+        .await
+        .unwrap();
+    // Large ones as well, for small ones say nothing about the rate of the link.
+    for picture in pictures().unwrap().iter().take(60) {
+        publish(&bus, &name, &picture.bytes, &[]).await;
+        let large = vision::enlarged(&picture.bytes, 1500).unwrap();
+        publish(&bus, &name, &large, &[]).await;
+    }
+    let mut wanted = BTreeSet::new();
+    for file in ["deploy/grafana/tributary.json", "deploy/k8s/overlays/cloud"] {
+        let path = root().join(file);
+        let texts = match path.is_dir() {
+            true => std::fs::read_dir(path)
+                .unwrap()
+                .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+                .collect(),
+            false => vec![std::fs::read_to_string(path).unwrap()],
+        };
+        wanted.extend(texts.iter().flat_map(|text| metrics(text)));
+    }
+    assert!(wanted.len() > 30, "{wanted:?}");
+    let missing = async || {
+        let (_, told) = get(address, "/metrics").await?;
+        let told = metrics(&told);
+        Ok(wanted.iter().filter(|name| !told.contains(*name)).cloned().collect::<Vec<_>>())
+    };
+    let all = until("every metric", PATIENCE, async || {
+        let missing: anyhow::Result<Vec<String>> = missing().await;
+        Ok(missing?.is_empty().then_some(()))
+    });
+    if let Err(error) = all.await {
+        let missing: anyhow::Result<Vec<String>> = missing().await;
+        panic!("{error:#}: {missing:?}\n{}", up.log());
+    }
+}

@@ -1,0 +1,180 @@
+//! What a process counts and measures, in the text that Prometheus reads; whether it lives, and whether it takes work.
+//!
+//! Counted where it happens ([`answered`], [`took`], `drive`); what signs of life say and how long queues are is looked up
+//! when somebody asks. Names and units follow the Prometheus naming practices (prometheus.io/docs/practices/naming): base
+//! units, `_total` for counters.
+
+mod queues;
+mod serve;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use schemas::{Beat, Reason, Route, SiteName, Timings};
+use streams::Bus;
+use tokio::time::Instant;
+
+pub use serve::{MetricsSettings, serve};
+
+/// A role that was silent for so long hangs: signs of life are sent every few seconds, and a server that is away holds one
+/// up for ten.
+const SILENT: Duration = Duration::from_secs(60);
+
+/// Whether roles are still to begin in this process.
+static STARTING: AtomicBool = AtomicBool::new(false);
+
+static KEPT: LazyLock<Kept> = LazyLock::new(Kept::default);
+
+type Beats = BTreeMap<(&'static str, Option<SiteName>), (Beat, Instant)>;
+
+/// Everything that is kept for whoever asks.
+struct Kept {
+    messages: Family<Outcome, Counter>,
+    stages: Family<Stage, Histogram>,
+    batches: Family<Role, Histogram>,
+    answers: Family<Answered, Counter>,
+    /// The latest sign of life of each role and site of this process, and when it was sent.
+    beats: Mutex<Beats>,
+    /// Queues that roles of this process take from.
+    queues: Mutex<Vec<Queue>>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            messages: Family::default(),
+            // 50 µs to 26 s.
+            stages: Family::new_with_constructor(|| Histogram::new(exponential_buckets(5e-5, 2.0, 20))),
+            batches: Family::new_with_constructor(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])),
+            answers: Family::default(),
+            beats: Mutex::default(),
+            queues: Mutex::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    role: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    role: &'static str,
+    stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Role {
+    role: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    site: String,
+    route: String,
+    reason: String,
+}
+
+/// A durable consumer that a role takes from.
+#[derive(Clone)]
+struct Queue {
+    role: &'static str,
+    bus: Bus,
+    stream: &'static str,
+    durable: String,
+}
+
+/// A message of a role came to an end: `finished`, `retried` or `given_up`.
+pub(crate) fn ended(role: &'static str, outcome: &'static str) {
+    KEPT.messages.get_or_create(&Outcome { role, outcome }).inc();
+}
+
+/// A final answer was made. One that is made again after a crash is counted again.
+pub fn answered(site: &SiteName, route: Route, reason: Reason) {
+    let word = serde_json::to_value(reason).ok().and_then(|word| word.as_str().map(str::to_owned));
+    let labels = Answered { site: site.to_string(), route: route.to_string(), reason: word.unwrap_or_default() };
+    KEPT.answers.get_or_create(&labels).inc();
+}
+
+/// How long the steps of an image took; what did not happen is left out.
+pub fn took(role: &'static str, timings: &Timings) {
+    let steps = [
+        ("queue", timings.queue_us),
+        ("fetch", timings.fetch_us),
+        ("wait", timings.wait_us),
+        ("decode", timings.decode_us),
+        ("infer", timings.infer_us),
+    ];
+    for (stage, us) in steps.into_iter().filter(|(_, us)| *us > 0) {
+        KEPT.stages.get_or_create(&Stage { role, stage }).observe(us as f64 / 1e6);
+    }
+    KEPT.batches.get_or_create(&Role { role }).observe(f64::from(timings.batch_size.max(1)));
+}
+
+/// More roles begin in this process: until they did, it takes no work.
+pub fn starting(more: bool) {
+    STARTING.store(more, Ordering::Relaxed);
+}
+
+/// A role lives.
+pub(crate) fn heard(role: &'static str, beat: &Beat) {
+    let mut beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
+}
+
+/// A role ended as it should.
+pub(crate) fn left(role: &'static str, site: Option<&SiteName>) {
+    KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
+}
+
+/// A role takes from a queue from now on.
+pub(crate) fn takes_from(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
+    let queue = Queue { role, bus: bus.clone(), stream, durable: durable.into() };
+    KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
+}
+
+fn beats() -> Vec<(Beat, Duration)> {
+    let beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    beats.values().map(|(beat, at)| (beat.clone(), at.elapsed())).collect()
+}
+
+/// Roles that hang; a process of which none began loads its model still, and lives.
+fn hanging() -> Vec<String> {
+    beats().into_iter().filter(|(_, age)| *age > SILENT).map(|(beat, _)| beat.role).collect()
+}
+
+fn counted() -> Registry {
+    let mut registry = Registry::default();
+    registry.register("tributary_messages", "Messages that came to an end", KEPT.messages.clone());
+    registry.register("tributary_stage_seconds", "How long a step of an image took", KEPT.stages.clone());
+    registry.register(
+        "tributary_batch_images",
+        "Images in the run of the model that an image was recognized in",
+        KEPT.batches.clone(),
+    );
+    registry.register("tributary_answers", "Final answers made", KEPT.answers.clone());
+    registry
+}
+
+/// Everything that is known, as text.
+pub async fn text() -> String {
+    let queues: Vec<Queue> = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let beats: Vec<Beat> = beats().into_iter().map(|(beat, _)| beat).collect();
+    let found = queues::look(queues).await;
+    let mut text = String::new();
+    let snapshot = snapshot::of(&beats, &found);
+    // Writing to a string fails only when a metric says so, and none does.
+    let _ = prometheus_client::encoding::text::encode_registry(&mut text, &counted());
+    let _ = prometheus_client::encoding::text::encode(&mut text, &snapshot);
+    text
+}

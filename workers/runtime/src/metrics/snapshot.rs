@@ -1,0 +1,223 @@
+//! What signs of life and queues say, as gauges. Pure.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use schemas::{Beat, LinkReport};
+
+use super::queues::Queues;
+use crate::{clock, process};
+
+type Labels = Vec<(&'static str, String)>;
+
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter<f64, AtomicU64>>;
+
+/// Metrics that are made anew for whoever asks: name, help, values.
+#[derive(Default)]
+struct Sheet {
+    gauges: Vec<(&'static str, &'static str, Gauges)>,
+    counters: Vec<(&'static str, &'static str, Counters)>,
+}
+
+impl Sheet {
+    fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        let place = self.gauges.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+            self.gauges.push((name, help, Family::default()));
+            self.gauges.len() - 1
+        });
+        if let Some((.., family)) = self.gauges.get(place) {
+            family.get_or_create(&owned(labels)).set(value);
+        }
+    }
+
+    fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        let place = self.counters.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+            self.counters.push((name, help, Family::default()));
+            self.counters.len() - 1
+        });
+        if let Some((.., family)) = self.counters.get(place) {
+            family.get_or_create(&owned(labels)).inc_by(value);
+        }
+    }
+
+    fn registry(self) -> Registry {
+        let mut registry = Registry::default();
+        self.gauges.into_iter().for_each(|(name, help, family)| registry.register(name, help, family));
+        self.counters.into_iter().for_each(|(name, help, family)| registry.register(name, help, family));
+        registry
+    }
+}
+
+fn owned(labels: &[(&'static str, &str)]) -> Labels {
+    labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+}
+
+/// Everything that is looked up when somebody asks.
+pub(super) fn of(beats: &[Beat], queues: &Queues) -> Registry {
+    let mut sheet = Sheet::default();
+    for beat in beats {
+        worker(&mut sheet, beat);
+        let site = beat.site.as_ref().map_or("", |site| site.as_str());
+        if let Some(link) = &beat.link {
+            self::link(&mut sheet, site, link);
+        }
+    }
+    self::queues(&mut sheet, beats, queues);
+    if let Some(bytes) = process::resident_bytes() {
+        sheet.gauge("tributary_memory_bytes", "Memory that this process has", &[], bytes as f64);
+    }
+    if let Some(cpu) = process::cpu(std::process::id()) {
+        sheet.counter("tributary_cpu_seconds", "Processor time that this process used", &[], cpu.as_secs_f64());
+    }
+    sheet.registry()
+}
+
+fn worker(sheet: &mut Sheet, beat: &Beat) {
+    let site = beat.site.as_ref().map_or("", |site| site.as_str());
+    let who = [("role", beat.role.as_str()), ("site", site)];
+    if beat.replicas > 0 {
+        sheet.gauge("tributary_replicas", "Owner threads with a session each", &who, beat.replicas.into());
+    }
+    if let Some(cost_ms) = beat.cost_ms {
+        sheet.gauge("tributary_image_cost_seconds", "What an image costs one replica", &who, cost_ms / 1000.0);
+    }
+    if let (Some(model), Some(release)) = (&beat.model, &beat.release) {
+        let labels = [who[0], who[1], ("model", model), ("release", release.short())];
+        sheet.gauge("tributary_release_info", "The release that is run", &labels, 1.0);
+    }
+    if let Some(since_ms) = beat.release_since_ms {
+        let age_s = clock::now_ms().saturating_sub(since_ms) as f64 / 1000.0;
+        sheet.gauge("tributary_release_age_seconds", "For how long the release is run", &who, age_s);
+    }
+    if let Some(decision) = &beat.decision {
+        let admits = [
+            ("local", decision.local),
+            ("redirected", decision.redirected),
+            ("taken_back", decision.taken_back),
+            ("held", decision.held),
+        ];
+        for (admit, count) in admits {
+            let labels = [("site", site), ("admit", admit)];
+            sheet.counter(
+                "tributary_admissions",
+                "Where tasks went before they were recognized",
+                &labels,
+                count as f64,
+            );
+        }
+        for (fate, count) in [("verified", decision.verified), ("kept", decision.kept)] {
+            let labels = [("site", site), ("fate", fate)];
+            sheet.counter("tributary_doubts", "What became of doubtful answers", &labels, count as f64);
+        }
+    }
+    if let Some(training) = &beat.training {
+        let labels = [("site", site)];
+        let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
+        gauge("tributary_training_labelled_images", "Labelled images that the trainer knows", training.labelled as f64);
+        gauge("tributary_training_fresh_images", "Labelled since it trained last", training.fresh as f64);
+        gauge("tributary_training_epoch", "Epochs done", training.epoch.into());
+        gauge("tributary_training_updates_sent", "Updates sent since it started", training.sent as f64);
+    }
+    if let (Some(rounds), Some(model)) = (&beat.rounds, &beat.model) {
+        let labels = [("model", model.as_str())];
+        let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
+        gauge("tributary_round_number", "Number of the last round", rounds.round as f64);
+        gauge("tributary_round_updates", "Updates that count in it", rounds.updates.into());
+        gauge("tributary_round_quorum", "Updates that are enough", rounds.quorum.into());
+        gauge("tributary_round_refused", "Updates refused since the aggregator started", rounds.refused as f64);
+    }
+}
+
+fn link(sheet: &mut Sheet, site: &str, link: &LinkReport) {
+    let labels = [("site", site)];
+    let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
+    gauge("tributary_link_up", "Whether the cloud answers", f64::from(u8::from(link.up)));
+    gauge(
+        "tributary_link_available",
+        "Whether work that need not go there may go",
+        f64::from(u8::from(link.available)),
+    );
+    gauge("tributary_link_round_trip_seconds", "Shortest round trip lately", link.rtt_min_ms / 1000.0);
+    gauge(
+        "tributary_link_slowdown_ratio",
+        "Time of a transmission over the shortest possible one",
+        link.slowdown_ratio,
+    );
+    gauge("tributary_link_waiting_messages", "Messages that wait for the link", link.waiting as f64);
+    gauge("tributary_link_waiting_bytes", "Their bytes", link.waiting_bytes as f64);
+    if let Some(rate) = link.rate_max_bytes_per_s {
+        gauge("tributary_link_rate_bytes_per_second", "Highest rate lately", rate);
+    }
+    if let Some(left) = link.budget_left_bytes {
+        gauge("tributary_link_budget_left_bytes", "What may still go up today", left as f64);
+    }
+}
+
+fn queues(sheet: &mut Sheet, beats: &[Beat], queues: &Queues) {
+    for queue in &queues.found {
+        let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
+        for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
+            let labels = [name[0], name[1], ("state", state)];
+            sheet.gauge("tributary_queue_messages", "Messages that nobody has finished", &labels, count as f64);
+        }
+        let cost_ms = beats.iter().find(|beat| beat.role == queue.role).and_then(|beat| beat.cost_ms);
+        if let Some(cost_ms) = cost_ms {
+            let work_s = (queue.progress.pending + queue.progress.unacked) as f64 * cost_ms / 1000.0;
+            sheet.gauge("tributary_queue_work_seconds", "Seconds of work of one replica that wait", &name, work_s);
+        }
+    }
+    for (stream, level) in &queues.levels {
+        let labels = [("stream", *stream)];
+        sheet.gauge("tributary_stream_messages", "Messages in a stream", &labels, level.messages as f64);
+        sheet.gauge("tributary_stream_bytes", "Bytes in a stream", &labels, level.bytes as f64);
+        sheet.gauge("tributary_stream_max_bytes", "Bytes that a stream may hold", &labels, level.max_bytes as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::DecisionReport;
+    use streams::read::{Level, Progress};
+
+    use super::*;
+    use crate::metrics::queues::Found;
+
+    #[test]
+    fn seconds_of_work_are_what_waits_times_what_an_image_costs() {
+        let decision = DecisionReport {
+            verified: 7,
+            ..serde_json::from_value(serde_json::json!({
+                "policy": "paper", "state": "local", "why": "", "queue_s": 0.0, "local": 5, "redirected": 0,
+                "taken_back": 0, "held": 0, "verified": 0, "kept": 0,
+            }))
+            .unwrap()
+        };
+        let beat = Beat {
+            cost_ms: Some(20.0),
+            replicas: 2,
+            decision: Some(decision),
+            ..Beat::of("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
+        };
+        let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10 };
+        let found = Found { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
+        let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100 };
+        let queues = Queues { found: vec![found], levels: [("IMAGES", level)].into() };
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &of(&[beat], &queues)).unwrap();
+        for line in [
+            "tributary_queue_work_seconds{stream=\"IMAGES\",consumer=\"recognizer\"} 2.0",
+            "tributary_queue_messages{stream=\"IMAGES\",consumer=\"recognizer\",state=\"pending\"} 90.0",
+            "tributary_replicas{role=\"recognizer\",site=\"reef\"} 2.0",
+            "tributary_doubts_total{site=\"reef\",fate=\"verified\"} 7.0",
+            "tributary_stream_max_bytes{stream=\"IMAGES\"} 9.0",
+            "# TYPE tributary_admissions counter",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! How many replicas a worker runs.
+//!
+//! [`walk`] follows what was asked for (a note of the place, or the settings), looks at the queue, and lets [`vision::Infer`]
+//! start or drain replicas; [`decide`] says how many, and why, and is pure. Deliberately absent: processes, which whoever
+//! starts them counts (`tributary status` shows them; Kubernetes scales them by the metric of queued work).
+
+pub mod asked;
+pub mod decide;
+pub mod settings;
+pub mod walk;
+
+pub use asked::{Asked, AskedError};
+pub use settings::ScaleSettings;
+pub use walk::{Scaler, note};
