@@ -1,5 +1,5 @@
 //! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy, and with the task that was replayed.
+//! and the optional energy, with the task that was replayed, and with what was decided by.
 
 use std::fmt;
 
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::dead::FaultNote;
+use crate::decided::Decided;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
 
@@ -67,6 +68,9 @@ pub struct Answer {
     /// Which part of which scan it is, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile: Option<Tile>,
+    /// What was decided about it, and by what; absent where nobody decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<Box<Decided>>,
     /// The task its image was answered as before, when it was replayed from a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<TaskId>,
@@ -103,6 +107,7 @@ impl Answer {
             energy_mj: None,
             truth: task.truth.clone(),
             tile: task.tile.clone(),
+            decided: None,
             replayed: task.replayed,
         }
     }

@@ -9,6 +9,7 @@ pub mod beat;
 pub mod blob;
 pub mod codec;
 pub mod dead;
+pub mod decided;
 pub mod hardcase;
 pub mod id;
 pub mod label;
@@ -27,6 +28,7 @@ pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, RoundReport, Train
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
 pub use dead::{DeadLetter, FaultNote};
+pub use decided::{Decided, Doubted, Fated};
 pub use hardcase::HardCase;
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};
 pub use label::Label;

@@ -24,8 +24,11 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "runtime" => &["schemas", "streams"],
         "publisher" => &["schemas", "streams", "runtime", "vision"],
         "scaling" => &["schemas", "streams", "runtime", "vision"],
-        "recognizer" | "verifier" => &["schemas", "streams", "runtime", "vision", "rollout", "scaling"],
-        "replayer" => &["schemas", "streams", "runtime", "vision"],
+        "recognizer" => &["schemas", "streams", "runtime", "vision", "rollout", "scaling", "decisions"],
+        "verifier" => &["schemas", "streams", "runtime", "vision", "rollout", "scaling"],
+        "replayer" => &["schemas", "streams", "runtime", "vision", "decisions"],
+        // The vision only in its tests.
+        "decisions" => &["schemas", "vision"],
         "courier" | "janitor" => &["schemas", "streams", "runtime"],
         "bench" | "tributary" => &[
             "schemas",
@@ -46,6 +49,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "releaser",
             "replayer",
             "scaling",
+            "decisions",
         ],
         "tributary-tests" => &["schemas", "streams", "vision", "runtime", "rollout"],
         other => panic!("{other} has no place in the layering: give it one here and in docs/ARCHITECTURE.md"),

@@ -324,3 +324,48 @@ async fn a_model_learns_from_replayed_images_and_becomes_a_candidate() {
     let taken = run(world.folder(), &["train", "--model", &model, "--data", "better.set", "--out", "better"]).await;
     assert!(!taken.unwrap().success, "a model folder that is there was written over");
 }
+
+#[tokio::test]
+async fn the_settings_in_force_decide_in_a_back_test_what_they_decided_and_others_are_shown_beside_them() {
+    // Busy for a moment, with a cap on what goes up and a share that is drawn: every decision has something to decide.
+    for policy in ["earliest-finish", "paper"] {
+        let plan = Plan::leaves(1)
+            .set(&format!("recognizer.policy.name={policy}"))
+            .set("recognizer.policy.load.queue_high_s=0.05")
+            .set("recognizer.policy.load.queue_low_s=0.01")
+            .set("recognizer.verify.max_share_ratio=0.3");
+        let world = World::whole(plan).await.unwrap();
+        let site = world.site(0).name.clone();
+        let mut publishing = Vec::new();
+        for (number, picture) in pictures().unwrap().iter().enumerate() {
+            let bytes =
+                if number % 3 == 0 { vision::enlarged(&picture.bytes, 400).unwrap() } else { picture.bytes.to_vec() };
+            let (bus, site, truth) = (world.bus(0).clone(), site.clone(), picture.truth.clone());
+            publishing.push(tokio::spawn(async move { publish(&bus, &site, &bytes, &[(HEADER_LABEL, &truth)]).await }));
+        }
+        let mut redirected = 0;
+        let count = publishing.len() as u64;
+        for task in publishing {
+            redirected += u64::from(answered(&world, task.await.unwrap()).await.route == Route::Redirected);
+        }
+        std::fs::write(world.folder().join("strict.toml"), "min_confidence_ratio = 0.95\n").unwrap();
+        std::fs::write(world.folder().join("none.toml"), "min_confidense_ratio = 0.95\n").unwrap();
+        let played =
+            done_json(&world, &["replay", "--policy", policy, "--policy", "edge-only", "--gate", "strict.toml"]).await;
+        let rows = played["played"].as_array().unwrap();
+        let row = |number: usize, field: &str| rows[number][field].as_f64().unwrap();
+        assert_eq!((row(0, "tasks"), row(1, "tasks")), (count as f64, count as f64), "{played}");
+        assert_eq!(row(1, "otherwise"), 0.0, "{policy} decided otherwise than it did: {played}");
+        for field in ["local", "redirected", "verified", "kept", "up_bytes"] {
+            assert_eq!(row(0, field), row(1, field), "{policy}: {field}: {played}");
+        }
+        assert_eq!(row(0, "redirected") as u64, redirected);
+        assert!((row(0, "right_ratio") - row(1, "right_ratio")).abs() < 1e-9, "{played}");
+        assert_eq!(row(2, "up_bytes"), 0.0, "edge-only sends nothing up: {played}");
+        assert!(row(3, "doubtful") > row(1, "doubtful"), "a stricter gate doubts more: {played}");
+        let refused = at(&world, &["replay", "--gate", "none.toml"]).await;
+        assert!(!refused.success && refused.err.contains("min_confidense_ratio"), "{}", refused.err);
+        let unknown = at(&world, &["replay", "--policy", "papper"]).await;
+        assert!(!unknown.success && unknown.err.contains("no file"), "{}", unknown.err);
+    }
+}

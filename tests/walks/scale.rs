@@ -107,8 +107,8 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
     recognizer.signal(Signal::SIGSTOP).unwrap();
     // Large ones, so that there is work for some seconds.
     let mut tasks = Vec::new();
-    for picture in pictures().unwrap().iter().cycle().take(300) {
-        let large = vision::enlarged(&picture.bytes, 1500).unwrap();
+    for picture in pictures().unwrap().iter().cycle().take(80) {
+        let large = vision::enlarged(&picture.bytes, 1000).unwrap();
         tasks.push(publish(world.bus(0), &world.site(0).name, &large, &[]).await);
     }
     world.worked("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();

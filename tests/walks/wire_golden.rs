@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
+use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
-    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, DeadLetter, Decision, DecisionReport,
-    FaultNote, Finding, HardCase, Hardness, Label, LabelSource, LinkReport, Measured, Message, Moments, Needs, Opinion,
-    Order, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round, RoundEvent,
-    RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason,
-    WeightForm, decode, encode,
+    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, DeadLetter, Decided, Decision,
+    DecisionReport, Doubted, Fated, FaultNote, Finding, HardCase, Hardness, Label, LabelSource, LinkReport, Measured,
+    Message, Moments, Needs, Opinion, Order, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage,
+    Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update,
+    Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -55,6 +56,7 @@ fn answer() -> Answer {
         timings: timings(),
         energy_mj: None,
         truth: Some("pullover".into()),
+        decided: None,
         replayed: None,
         tile: Some(Tile {
             scan: task().child("scan"),
@@ -366,6 +368,58 @@ fn label() -> Label {
     }
 }
 
+fn answer_decided() -> Answer {
+    let network = Network {
+        up: true,
+        available: true,
+        round_trip_s: 0.02,
+        rate_bytes_per_s: Some(1.5e6),
+        slowdown_ratio: 1.25,
+        waiting_bytes: 40_000,
+        budget_left_bytes: Some(1_000_000),
+        cloud: Some(CloudLoad { waiting: 3, replicas: 2, cost_s: 0.01, still_s: 0.5 }),
+        away: 2,
+        most_away: 256,
+    };
+    let doubt = Doubted {
+        at_s: 12.75,
+        best: 0.5,
+        second: 0.25,
+        entropy_ratio: 0.75,
+        left_s: 86_399.5,
+        bytes: 40_000,
+        sampling: true,
+        network: Some(Network { away: 3, ..network }),
+        earned: Some(12.5),
+        fate: Fated::Goes,
+    };
+    let decided = Decided {
+        worker: "host-7".into(),
+        settings: "0123456789abcdef".into(),
+        bytes: 40_000,
+        left_s: Some(2.5),
+        held_s: 0.25,
+        priority: 5,
+        at_s: 12.5,
+        mode: Mode::Redirect,
+        overloaded: true,
+        changed_at_s: Some(12.0),
+        load: Load {
+            cpu_ratio: Some(0.5),
+            memory_ratio: Some(0.25),
+            stall_ratio: Some(0.125),
+            waiting: 7,
+            free: true,
+            replicas: 2,
+            cost_s: 0.005,
+        },
+        network,
+        redirected: true,
+        doubt: Some(doubt),
+    };
+    Answer { decided: Some(Box::new(decided)), ..answer() }
+}
+
 fn beat_scaled() -> Beat {
     Beat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
 }
@@ -447,6 +501,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("hardcase.v1", &hardcase());
     survives("beat-training.v1", &beat_training());
     survives("label.v1", &label());
+    survives("answer-decided.v1", &answer_decided());
     survives("beat-scaled.v1", &beat_scaled());
     survives("label-replayed.v1", &label_replayed());
     survives("answer-replayed.v1", &answer_replayed());
@@ -499,6 +554,7 @@ fn remake() {
         ("hardcase.v1", encode(&hardcase())),
         ("beat-training.v1", encode(&beat_training())),
         ("label.v1", encode(&label())),
+        ("answer-decided.v1", encode(&answer_decided())),
         ("beat-scaled.v1", encode(&beat_scaled())),
         ("label-replayed.v1", encode(&label_replayed())),
         ("answer-replayed.v1", encode(&answer_replayed())),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use recognizer::policy::PolicyName;
+use decisions::policy::PolicyName;
 use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::Shutdown;
 use schemas::{Beat, Opinion, SiteName};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use recognizer::policy::PolicyName;
+use decisions::policy::PolicyName;
 use runtime::Shutdown;
 use schemas::task::{HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{CameraName, Opinion, ReleaseId, TaskId};
@@ -222,13 +222,14 @@ fn prepare(options: &Options, count: usize) -> Result<Set, BenchError> {
     let (edge, cloud) = (absolute(&options.edge_model, LIGHT)?, absolute(&options.cloud_model, HEAVY)?);
     let onnx = Onnx::find_and_load(options.onnxruntime.as_deref())?;
     let light = Model::load(&edge)?;
-    let gate = recognizer::gate::Gate::new(&Default::default(), &light.description.gate);
+    let gate = decisions::gate::Gate::new(&Default::default(), &light.description.gate);
     let mut replica = Replica::open(&onnx, &light, &InferSettings::default())?;
     let mut doubtful = 0;
     for image in &images {
         let ratios = softmax(&replica.see(&image.bytes)?.logits, gate.temperature);
         let label = vision::opinion(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
-        doubtful += usize::from(gate.decide(&ratios, &label) != schemas::Reason::Confident);
+        doubtful +=
+            usize::from(gate.decide(&decisions::gate::Tested::of(&ratios), &label) != schemas::Reason::Confident);
     }
     let mut opinions = HashMap::new();
     if options.paced_ms.is_some() {

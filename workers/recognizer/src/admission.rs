@@ -4,12 +4,15 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use schemas::DecisionReport;
+use schemas::{Decided, DecisionReport, TaskId};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admit::{Admit, Candidate, Load, Network, State, decide, overload};
 use crate::signals::Signals;
 use crate::window::Window;
+use decisions::InForce;
+use decisions::admit::{Admit, Candidate, State, decide, finish_s, overload, queue_s};
+use schemas::decided::{Load, Network};
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
 const LOCAL_PER_SLOT: u64 = 2;
@@ -24,6 +27,9 @@ pub struct Admission {
     replicas: AtomicU32,
     slots: AtomicU64,
     state: Mutex<State>,
+    worker: String,
+    /// What is noted, so that it can be decided again: the settings in force, and the end of the note's name.
+    pub noted: watch::Sender<(InForce, String)>,
     local: Arc<AtomicU64>,
     holding: AtomicU64,
     window: Mutex<Window>,
@@ -73,9 +79,12 @@ pub enum Way {
 
 impl Admission {
     /// For so many replicas with batches of so many.
-    pub fn new(signals: Signals, replicas: usize, batch: usize) -> Self {
+    pub fn new(signals: Signals, replicas: usize, batch: usize, in_force: InForce) -> Self {
+        let digest = digest(&in_force);
         Self {
             signals,
+            worker: runtime::beat::worker(),
+            noted: watch::Sender::new((in_force, digest)),
             begun_at: Instant::now(),
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
             slots: AtomicU64::new((replicas * batch) as u64 * LOCAL_PER_SLOT),
@@ -95,19 +104,33 @@ impl Admission {
         self.signals.changed.notify_waiters();
     }
 
-    /// Waits until it is decided where a task goes. `cost_ms`: of an image on one replica.
-    pub async fn decide(&self, mut task: Candidate, cost_ms: f64) -> Way {
+    /// Other settings are in force from now on.
+    pub fn note(&self, change: impl Fn(&mut InForce)) {
+        self.noted.send_if_modified(|(in_force, digest)| {
+            let before = in_force.clone();
+            change(in_force);
+            let changed = *in_force != before;
+            if changed {
+                *digest = self::digest(in_force);
+            }
+            changed
+        });
+    }
+
+    /// Waits until it is decided where a task goes, and says by what. `cost_ms`: of an image on one replica.
+    pub async fn decide(&self, mut task: Candidate, cost_ms: f64) -> (Way, Decided) {
         let since = Instant::now();
         let left_s = task.left_s;
         let mut held = None;
         loop {
             // Asked for before deciding, so that no change is missed in between.
             let changed = self.signals.changed.notified();
-            task.held_s = since.elapsed().as_secs_f64();
+            task.held_s = if held.is_some() { since.elapsed().as_secs_f64() } else { 0.0 };
             task.left_s = left_s.map(|left_s| left_s - task.held_s);
-            match self.once(&task, cost_ms, held.is_some()) {
-                Admit::Local => return Way::Local(self.here()),
-                Admit::Redirect => return Way::Redirect,
+            let (admit, decided) = self.once(&task, cost_ms, held.is_some());
+            match admit {
+                Admit::Local => return (Way::Local(self.here()), decided),
+                Admit::Redirect => return (Way::Redirect, decided),
                 Admit::Listen => {
                     held.get_or_insert_with(|| {
                         self.counts.held.fetch_add(1, Ordering::Relaxed);
@@ -129,8 +152,12 @@ impl Admission {
         Local { local: self.local.clone(), signals: self.signals.clone() }
     }
 
-    fn once(&self, task: &Candidate, cost_ms: f64, held: bool) -> Admit {
+    fn once(&self, task: &Candidate, cost_ms: f64, held: bool) -> (Admit, Decided) {
         let policy = self.signals.policy();
+        if self.noted.borrow().0.policy != policy {
+            self.note(|in_force| in_force.policy.clone_from(&policy));
+        }
+        let settings = self.noted.borrow().1.clone();
         let network = self.network();
         let now_s = self.begun_at.elapsed().as_secs_f64();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,12 +165,33 @@ impl Admission {
         // Itself, unless it is counted among the held ones already.
         load.waiting += u64::from(!held);
         let (next, admit) = decide(&policy, *state, &load, &network, task, now_s);
+        let decided = Decided {
+            worker: self.worker.clone(),
+            settings,
+            bytes: task.bytes,
+            left_s: task.left_s,
+            held_s: task.held_s,
+            priority: task.priority,
+            at_s: now_s,
+            mode: state.mode,
+            overloaded: state.overloaded,
+            changed_at_s: Some(state.changed_at_s).filter(|at_s| at_s.is_finite()),
+            load,
+            network,
+            redirected: admit == Admit::Redirect,
+            doubt: None,
+        };
         *state = next;
         if admit == Admit::Local {
             // Counted under the lock: two tasks must not see the same free place.
             self.local.fetch_add(1, Ordering::Relaxed);
         }
-        admit
+        (admit, decided)
+    }
+
+    /// Seconds since it began.
+    pub fn now_s(&self) -> f64 {
+        self.begun_at.elapsed().as_secs_f64()
     }
 
     /// What the machine and the queue are like.
@@ -203,7 +251,7 @@ impl Admission {
             why: why(&state, &load, &network),
             cpu_ratio: load.cpu_ratio,
             memory_ratio: load.memory_ratio,
-            queue_s: load.queue_s(),
+            queue_s: queue_s(&load),
             local: count(&self.counts.local),
             redirected: count(&self.counts.redirected),
             taken_back: count(&self.counts.taken_back),
@@ -223,10 +271,16 @@ impl Admission {
     }
 }
 
+/// What tells settings from others: the first half of an id derived from them.
+fn digest(in_force: &InForce) -> String {
+    let text = serde_json::to_string(in_force).unwrap_or_default();
+    TaskId::derived(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
+}
+
 fn why(state: &State, load: &Load, network: &Network) -> String {
-    let queue = format!("{:.2} s of work wait", load.queue_s());
+    let queue = format!("{:.2} s of work wait", queue_s(load));
     let site = if state.overloaded { format!("overloaded ({queue})") } else { format!("not overloaded ({queue})") };
-    let there = network.finish_s(40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
+    let there = finish_s(network, 40_000).map(|finish_s| format!(", a verdict would take {finish_s:.2} s"));
     let link = match (network.up, network.available) {
         (false, _) => "link down",
         (true, false) => "link slow",

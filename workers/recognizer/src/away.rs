@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use decisions::admit::finish_s;
 use futures::StreamExt;
 use runtime::{Credit, Fault, Shutdown, clock};
 use schemas::Task;
@@ -60,7 +61,7 @@ impl Away {
         let Some(_room) = self.room_for(bytes.len()) else { return Ok(Back::TakenBack) };
         let _away = Counted::new(&admission.away);
         let policy = admission.signals.policy();
-        let predicted = admission.network().finish_s(size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
+        let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
         let insists = policy.name.insists();
         let patience = match (insists, predicted) {
             (true, _) => Duration::from_millis(policy.upload_timeout_ms),

@@ -14,7 +14,7 @@ use schemas::{Answer, FaultNote, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::{Bus, CarryError, Delivery, topology};
 
-use crate::learn::Evidence;
+use decisions::learn::Evidence;
 
 const WRITE_EVERY: Duration = Duration::from_secs(3);
 

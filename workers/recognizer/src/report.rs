@@ -6,14 +6,15 @@ use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
+    Answer, Decided, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
 };
 use streams::Publication;
 use streams::subject::{self, Errand};
 
-use crate::fate::Fate;
-use crate::policy::EnergySettings;
-use crate::settings::{PayloadKind, VerifySettings};
+use decisions::fate::Fate;
+use decisions::gate::Tested;
+use decisions::policy::EnergySettings;
+use decisions::verify::{PayloadKind, VerifySettings};
 
 /// What the edge found out about a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,8 +25,8 @@ pub struct Found {
     pub reason: Reason,
     /// What the model gives before its last layer, if it does.
     pub features: Option<Vec<f32>>,
-    /// Entropy of the scores as a share of a uniform guess's, 0 to 1.
-    pub entropy_ratio: f32,
+    /// What the gate tested.
+    pub tested: Tested,
     /// How long the steps took.
     pub timings: Timings,
 }
@@ -36,6 +37,8 @@ pub struct Reporter<'a> {
     pub verify: &'a VerifySettings,
     /// What recognizing and sending cost.
     pub energy: &'a EnergySettings,
+    /// What was decided about the task, and by what.
+    pub decided: Option<&'a Decided>,
     /// Now, milliseconds since the epoch.
     pub now_ms: u64,
 }
@@ -65,7 +68,7 @@ impl Reporter<'_> {
         let request = Verify { reason: why, payload, provisional, hardness };
         Ok(Outgoing {
             publications: vec![
-                self.request(task, &request, self.deadline_ms(task))?,
+                self.request(task, &request, deadline_ms(self.verify, task))?,
                 self.promise(task, &request.provisional)?,
             ],
             when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
@@ -78,6 +81,7 @@ impl Reporter<'_> {
         let payload = self.payload(task, bytes, None);
         let mut about = Answer::about(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
         about.deadline_at_ms = Some(until_ms);
+        about.decided = self.decided();
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
         let request = Verify { reason: VerifyReason::Overload, payload, provisional: about, hardness: None };
         self.request(task, &request, until_ms)
@@ -92,12 +96,6 @@ impl Reporter<'_> {
         self.request(task, &Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness }, until_ms)
     }
 
-    /// When a provisional answer becomes final, milliseconds since the epoch.
-    pub fn deadline_ms(&self, task: &Task) -> u64 {
-        let own = task.published_at_ms.saturating_add(u64::from(self.verify.deadline_s) * 1000);
-        task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
-    }
-
     fn payload(&self, task: &Task, bytes: &Bytes, features: Option<&[f32]>) -> Payload {
         match (self.verify.payload, features, &task.blob) {
             (PayloadKind::Features | PayloadKind::Never, features, _) => {
@@ -110,7 +108,8 @@ impl Reporter<'_> {
 
     fn provisional(&self, task: &Task, found: &Found, reason: Reason, sent_bytes: u64) -> Answer {
         let mut answer = Answer::about(task, Stage::Provisional, Route::Edge, reason, self.now_ms);
-        answer.deadline_at_ms = Some(self.deadline_ms(task));
+        answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
+        answer.decided = self.decided();
         answer.timings = found.timings;
         answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
         answer.with_opinion(found.opinion.clone())
@@ -142,15 +141,20 @@ impl Reporter<'_> {
             Payload::Features(_) => None,
             Payload::Image(_) | Payload::Blob(_) => found.features.clone(),
         };
-        self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.entropy_ratio, features })
+        self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.tested.entropy_ratio, features })
     }
 
     fn finality(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
         let mut answer = Answer::about(task, Stage::Final, route, reason, self.now_ms);
+        answer.decided = self.decided();
         answer.timings = found.timings;
         answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
         let answer = answer.with_opinion(found.opinion);
         Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
+    }
+
+    fn decided(&self) -> Option<Box<Decided>> {
+        self.decided.cloned().map(Box::new)
     }
 
     /// What a task took here, millijoules: processor time and bytes on the link.
@@ -165,6 +169,12 @@ impl Reporter<'_> {
     fn id(&self, task: &Task, what: &str) -> String {
         task.id.child(&format!("{what}-{}", task.image_sequence)).to_string()
     }
+}
+
+/// When a provisional answer becomes final, milliseconds since the epoch.
+pub fn deadline_ms(verify: &VerifySettings, task: &Task) -> u64 {
+    let own = task.published_at_ms.saturating_add(u64::from(verify.deadline_s) * 1000);
+    task.deadline_at_ms.map_or(own, |deadline| deadline.min(own))
 }
 
 /// Bytes that go up.
@@ -202,12 +212,13 @@ mod tests {
     fn found(reason: Reason) -> Found {
         let release = ReleaseId::from_sha256([1; 32]);
         let opinion = Opinion { label: "fish".into(), confidence: 0.6, top: Vec::new(), release, temperature: None };
+        let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4 };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
-        Found { opinion, reason, features: Some(vec![0.5; 8]), entropy_ratio: 0.4, timings }
+        Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings }
     }
 
     fn published(verify: &VerifySettings, reason: Reason, fate: Fate, now_ms: u64) -> Outgoing {
-        let reporter = Reporter { verify, energy: &EnergySettings::default(), now_ms };
+        let reporter = Reporter { verify, energy: &EnergySettings::default(), decided: None, now_ms };
         reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), found(reason), fate).unwrap()
     }
 

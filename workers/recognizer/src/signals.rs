@@ -14,12 +14,12 @@ use streams::{Bus, CarryError, read, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::admit::{CloudLoad, Network};
-use crate::gate::Gate;
-use crate::learn::{Belief, Evidence};
 use crate::learner;
 use crate::load::{Meter, Vitals};
-use crate::policy::{Policy, PolicyName};
+use decisions::gate::Gate;
+use decisions::learn::{Belief, Evidence};
+use decisions::policy::{Policy, PolicyName};
+use schemas::decided::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.
 pub const POLICY_NOTE: &str = "policy";

@@ -15,9 +15,11 @@ use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
+use schemas::decided::{Doubted, Network};
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::Stored;
-use schemas::{FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use schemas::{Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -25,15 +27,17 @@ use vision::{Infer, InferError, Model, softmax};
 
 use crate::accept::accept;
 use crate::admission::{Admission, Way};
-use crate::admit::Candidate;
 use crate::away::{Away, Back};
-use crate::fate::{Doubt, Fate, Share, fate};
-use crate::gate::{Gate, GateSettings, entropy_ratio};
 use crate::learner::Learner;
-use crate::policy::{EnergySettings, PolicyName};
 use crate::report::{self, Found, Reporter};
-use crate::settings::{PayloadKind, RecognizerSettings, VerifySettings};
+use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
+use decisions::admit::Candidate;
+use decisions::fate::{Doubt, Fate, Share, fate};
+use decisions::gate::{Gate, GateSettings, Tested};
+use decisions::policy::{EnergySettings, PolicyName};
+use decisions::verify::{PayloadKind, VerifySettings};
+use decisions::{InForce, lot};
 
 /// How long a publication is retried before its image is handed back.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,9 +76,10 @@ impl Recognizer {
             PolicyName::HardExample => self.turns.acquire().await.ok(),
             _ => None,
         };
-        let _local = match self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await {
+        let (way, mut decided) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
+        let _local = match way {
             Way::Local(local) => local,
-            Way::Redirect => match self.redirect(task, delivery.payload(), credit).await? {
+            Way::Redirect => match self.redirect(task, delivery.payload(), credit, &decided).await? {
                 Back::Answered => return Ok(Outgoing::default()),
                 Back::TakenBack => self.admission.take_back(),
             },
@@ -84,8 +89,9 @@ impl Recognizer {
         (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
         metrics::took(Self::ROLE, &found.timings);
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
-        let fate = self.fate(task, &bytes, &found);
-        if fate == Fate::Blocks && self.block(task, &bytes, &found).await? {
+        let (fate, doubt) = self.fate(task, &bytes, &found, &decided.network);
+        decided.doubt = Some(doubt);
+        if fate == Fate::Blocks && self.block(task, &bytes, &found, &decided).await? {
             return Ok(Outgoing::default());
         }
         match fate {
@@ -93,7 +99,7 @@ impl Recognizer {
             Fate::Expired | Fate::Blocks => metrics::answered(&task.site, Route::Expired, Reason::DeadlinePassed),
             Fate::Goes(_) | Fate::Waits => {}
         }
-        self.reporter(&self.energy()).outgoing(task, &bytes, found, fate)
+        self.reporter(&self.energy(), &decided).outgoing(task, &bytes, found, fate)
     }
 
     /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
@@ -110,7 +116,8 @@ impl Recognizer {
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = softmax(&seen.logits, gate.temperature);
         let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
-        let reason = gate.decide(&ratios, &opinion.label);
+        let tested = Tested::of(&ratios);
+        let reason = gate.decide(&tested, &opinion.label);
         if !replayed {
             if let Some(learner) = &self.learner {
                 learner.seen(&model.release, &opinion.label, opinion.confidence);
@@ -130,7 +137,7 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(Found { opinion, reason, features: seen.features, entropy_ratio: entropy_ratio(&ratios), timings })
+        Ok(Found { opinion, reason, features: seen.features, tested, timings })
     }
 
     /// A release is about to serve.
@@ -140,6 +147,7 @@ impl Recognizer {
             learner.serve(&model.release, model.labels.len(), gate.temperature);
         }
         self.admission.signals.serve(&model.release, gate);
+        self.admission.note(|in_force| in_force.model.clone_from(&model.description.gate));
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> Candidate {
@@ -154,9 +162,9 @@ impl Recognizer {
         }
     }
 
-    async fn redirect(&self, task: &Task, bytes: &Bytes, credit: &Credit) -> Result<Back, Fault> {
+    async fn redirect(&self, task: &Task, bytes: &Bytes, credit: &Credit, decided: &Decided) -> Result<Back, Fault> {
         let energy = self.energy();
-        let back = self.away.send(&self.admission, &self.reporter(&energy), task, bytes, credit).await?;
+        let back = self.away.send(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
         let count = if back == Back::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
@@ -164,15 +172,16 @@ impl Recognizer {
     }
 
     /// The baseline's synchronous upload; true if the verdict came in time.
-    async fn block(&self, task: &Task, bytes: &Bytes, found: &Found) -> Result<bool, Fault> {
+    async fn block(&self, task: &Task, bytes: &Bytes, found: &Found, decided: &Decided) -> Result<bool, Fault> {
         let patience = Duration::from_millis(self.admission.signals.policy().upload_timeout_ms);
         let energy = self.energy();
-        self.away.block(&self.reporter(&energy), task, bytes, found, patience).await
+        self.away.block(&self.reporter(&energy, decided), task, bytes, found, patience).await
     }
 
-    fn fate(&self, task: &Task, bytes: &Bytes, found: &Found) -> Fate {
+    /// What becomes of it, and by what. `before`: what the link and the cloud were like at the first decision.
+    fn fate(&self, task: &Task, bytes: &Bytes, found: &Found, before: &Network) -> (Fate, Doubted) {
         let (policy, network) = (self.admission.signals.policy(), self.admission.network());
-        let deadline_ms = self.reporter(&policy.energy).deadline_ms(task);
+        let deadline_ms = report::deadline_ms(&self.verify, task);
         let doubt = Doubt {
             reason: found.reason,
             label: &found.opinion.label,
@@ -184,13 +193,30 @@ impl Recognizer {
             left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
             lot: lot(task.id, "sample"),
         };
-        let fate = if task.replayed.is_some() {
-            // Whether it was right to ask the cloud was decided when it was new.
-            Fate::Stands(if found.reason == Reason::Confident { found.reason } else { Reason::NotVerified })
-        } else {
+        let sampling = self.learner.is_some() || self.orders.borrow().is_some();
+        let (fate, earned, at_s) = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-            let sampling = self.learner.is_some() || self.orders.borrow().is_some();
-            fate(&policy, &self.verify, sampling, &network, &mut share, &doubt)
+            let (earned, at_s) = (share.saved(self.verify.max_share_ratio), self.admission.now_s());
+            let fate = match task.replayed {
+                // Whether it was right to ask the cloud was decided when it was new.
+                Some(_) if found.reason == Reason::Confident => Fate::Stands(found.reason),
+                Some(_) => Fate::Stands(Reason::NotVerified),
+                None => fate(&policy, &self.verify, sampling, &network, &mut share, &doubt),
+            };
+            (fate, earned, at_s)
+        };
+        let Tested { best, second, entropy_ratio } = found.tested;
+        let doubted = Doubted {
+            at_s,
+            best,
+            second,
+            entropy_ratio,
+            left_s: doubt.left_s,
+            bytes: doubt.bytes,
+            sampling,
+            network: Some(network).filter(|network| network != before),
+            earned,
+            fate: fate.word(),
         };
         let counts = &self.admission.counts;
         match fate {
@@ -198,11 +224,11 @@ impl Recognizer {
             Fate::Stands(_) | Fate::Expired | Fate::Waits => drop(counts.kept.fetch_add(1, Ordering::Relaxed)),
             Fate::Goes(_) | Fate::Blocks => drop(counts.verified.fetch_add(1, Ordering::Relaxed)),
         }
-        fate
+        (fate, doubted)
     }
 
-    fn reporter<'a>(&'a self, energy: &'a EnergySettings) -> Reporter<'a> {
-        Reporter { verify: &self.verify, energy, now_ms: clock::now_ms() }
+    fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a Decided) -> Reporter<'a> {
+        Reporter { verify: &self.verify, energy, decided: Some(decided), now_ms: clock::now_ms() }
     }
 
     /// What the machine counts, or else what the settings say.
@@ -275,7 +301,13 @@ pub async fn run(
     let model = ModelName::of(&started.root.description.name);
     let swapper = Arc::new(Swapper::new(started, blobs.clone()));
     let (ordered, told) = watch::channel(None);
-    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch()));
+    let in_force = InForce {
+        policy: settings.policy.clone(),
+        gate: settings.gate.clone(),
+        model: infer.model().description.gate.clone(),
+        verify: settings.verify.clone(),
+    };
+    let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), in_force));
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let away = Away {
         bus: bus.clone(),
@@ -334,6 +366,7 @@ pub async fn run(
     };
     let telling = reporter.run(|| admission.network().up, shutdown.clone());
     let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.serve(model), &shutdown);
+    let noting = note_settings(&bus, &admission, &shutdown);
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive {
@@ -356,8 +389,34 @@ pub async fn run(
         shutdown.want();
         ended
     };
-    let (ended, (), (), (), (), (), ()) = tokio::join!(work, life, gathering, learning, telling, following, scaling);
+    let (ended, (), (), (), (), (), (), ()) =
+        tokio::join!(work, life, gathering, learning, telling, following, scaling, noting);
     ended
+}
+
+/// Writes down the settings in force, so that what was decided can be decided again.
+async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
+    const AGAIN: Duration = Duration::from_secs(2);
+    let mut noted = admission.noted.subscribe();
+    let writing = async {
+        loop {
+            let (in_force, digest) = noted.borrow_and_update().clone();
+            let text = serde_json::to_string(&in_force).unwrap_or_default();
+            let written = async { Ledger::open(bus).await?.write(&decisions::in_force::note(&digest), text).await };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "the settings in force are noted later");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            if noted.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = shutdown.wanted() => {}
+    }
 }
 
 /// How many images so many replicas hold.
@@ -375,13 +434,6 @@ fn check(infer: &Infer, verify: &VerifySettings) -> Result<(), Fault> {
         return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
     }
     Ok(())
-}
-
-/// A number from 0 to 1 that belongs to a task and a decision, whoever asks and whenever.
-fn lot(task: TaskId, decision: &str) -> f64 {
-    let drawn = task.child(decision).to_string();
-    let digits = drawn.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
-    f64::from(digits) / f64::from(u32::MAX)
 }
 
 fn micros(time: Duration) -> u64 {

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use schemas::{Answer, Label, SetName, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, Reader, Record, Stretch};
 use streams::{Bus, subject, topology};
 
+use crate::backtest::Recorded;
 use crate::error::ReplayError;
 use crate::outlet::HEADER_ROW;
 use crate::row::{Row, Texts};
@@ -72,6 +73,46 @@ pub async fn gather(
         return Err(ReplayError::TooMany { most: MOST_TASKS });
     }
     Ok(rows.into_values().collect())
+}
+
+/// Reads how tasks were decided: those that the query takes, and how many of those do not say it. Several times as large as
+/// rows, so fewer are held.
+///
+/// # Errors
+/// More tasks than can be held, and what the broker says.
+pub async fn gather_decided(
+    bus: &Bus,
+    site: &SiteName,
+    query: &Query,
+    mut each: impl FnMut(u64, u64),
+) -> Result<(Vec<Recorded>, u64), ReplayError> {
+    const MOST: usize = MOST_TASKS / 4;
+    let persons = persons(bus).await?;
+    let level = read::level(bus, topology::ANSWERS).await?;
+    let (mut all, mut silent, mut texts, mut read) = (Vec::new(), 0, Texts::default(), 0);
+    if level.messages == 0 {
+        return Ok((all, silent));
+    }
+    let finals = Stretch { subjects: vec![subject::finalities(site, None)], ..Stretch::default() };
+    let mut reader = Reader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
+    while let Some(record) = reader.next().await? {
+        read += 1;
+        each(read, level.messages);
+        let Ok(answer) = decode::<Answer>(&record.payload) else { continue };
+        let person = persons.get(&answer.task);
+        let row = Row { person: person.cloned(), ..Row::of(&answer, &mut texts) };
+        if answer.replayed.is_some() || !query.takes(&row) {
+            continue;
+        }
+        match Recorded::of(&answer, person, &mut texts) {
+            Some(recorded) => all.push(recorded),
+            None => silent += 1,
+        }
+        if all.len() > MOST {
+            return Err(ReplayError::TooMany { most: MOST });
+        }
+    }
+    Ok((all, silent))
 }
 
 /// Reads a pinned set, and keeps what the query takes; each row's sequence is its place in the set.

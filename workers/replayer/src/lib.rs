@@ -7,6 +7,7 @@
 //!
 //! Deliberately absent: training, decisions about models.
 
+pub mod backtest;
 pub mod begun;
 pub mod compare;
 pub mod error;

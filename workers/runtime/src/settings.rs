@@ -72,6 +72,17 @@ where
     Ok(Loaded { settings, figment })
 }
 
+/// What a file of settings says, whatever it is about, as JSON.
+///
+/// # Errors
+/// A file that is not there, or is no TOML.
+pub fn table(path: &Path) -> Result<serde_json::Value, SettingsError> {
+    if !path.is_file() {
+        return Err(SettingsError::NoFile { path: path.to_owned() });
+    }
+    Figment::new().merge(Toml::file(path)).extract().map_err(|error| bad(&error))
+}
+
 /// Every setting as it is when nobody says anything.
 pub fn defaults<S: Default + Serialize>() -> Vec<Setting> {
     let figment = Figment::new().merge(Serialized::defaults(S::default()));

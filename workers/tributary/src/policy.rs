@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::ensure;
-use recognizer::policy::{POLICIES, PolicyName};
+use decisions::policy::{POLICIES, PolicyName};
 use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::settings::Loaded;
 use streams::fleet::{Fleet, Ledger};

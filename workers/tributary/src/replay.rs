@@ -17,6 +17,7 @@ use crate::settings::Settings;
 use crate::site::{self, Site};
 use crate::{form, out};
 
+mod backtest;
 mod text;
 
 const EXAMPLES: &str = "\
@@ -35,6 +36,8 @@ Examples:
   tributary replay --camera cam-1 --pace original --to 'subject:image.lab.{camera}'
   tributary replay --where wrong --to trainer                    the site's trainer learns from them again
   tributary replay --since 1d --with ./new-model                 what another model says of the same images
+  tributary replay --since 1d --policy paper --policy edge-only --gate strict.toml
+                                                 what other settings would have decided, side by side
   tributary replay --since 2026-11-01 --until 2026-11-08 --pin spawning
   tributary replay --pinned spawning --to ./spawning";
 
@@ -156,6 +159,13 @@ pub struct ReplayArgs {
     /// Show them to the model in this folder, and hold its answers against theirs; with --to FILE.csv each beside the other.
     #[arg(long, value_name = "MODEL_DIR", help_heading = "Where to")]
     with: Option<PathBuf>,
+    /// What another policy would have decided: a name such as paper, or a TOML file with keys of recognizer.policy (or with
+    /// [policy], [gate] and [verify]); may be repeated.
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Other settings", conflicts_with_all = ["to", "with", "pin", "pinned"])]
+    policy: Vec<String>,
+    /// What another gate would have decided: a TOML file with keys of recognizer.gate; may be repeated.
+    #[arg(long, value_name = "FILE", help_heading = "Other settings", conflicts_with_all = ["to", "with", "pin", "pinned"])]
+    gate: Vec<String>,
     /// How images follow one another on a subject: max, original (as they did at first), or so many a second.
     #[arg(long, value_name = "PACE", default_value = "max", value_parser = spacing)]
     pace: Spacing,
@@ -234,7 +244,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     let asked = |site: &Site| format!("--site {} --to {to}{with} {}", site.name, args.selection.said());
     // Said before anything is waited for.
     args.selection.options(String::new())?;
+    let candidates = backtest::candidates(args)?;
     let site = site::open(loaded, "replay").await?;
+    if !candidates.is_empty() {
+        return backtest::command(&site, args, &candidates).await;
+    }
     let mut options = args.selection.options(asked(&site))?;
     options.most_mib_per_s = args.mib_per_s;
     let destination = args.destination(settings).await?;

@@ -3,9 +3,9 @@
 //! Each site has its own mix of classes, which changes from hour to hour, and its own machine, which is slow for some
 //! minutes at a time; all are slower by day than by night.
 
+use decisions::VerifySettings;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use recognizer::settings::VerifySettings;
 use releaser::evidence::{CRASHED, SLOT_MS};
 use releaser::{CanarySettings, Evidence, Ruling, judge};
 use schemas::swap::{Agreement, Counts, RefusedRelease, Swap};

@@ -8,9 +8,9 @@ use std::path::Path;
 use aggregator::public::Public;
 use aggregator::score::{Ground, Judge, Tuning};
 use autograd::Trainable;
+use decisions::gate::{Gate, GateSettings, Tested};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use recognizer::gate::{Gate, GateSettings};
 use schemas::Reason;
 use serde::Serialize;
 use training::Examples;
@@ -164,7 +164,7 @@ impl Bench {
                 let ratios = softmax(&logits, gate.temperature);
                 let (class, confidence) = top(&ratios, 1).first().copied().unwrap_or_default();
                 let label = labels.get(class).map(String::as_str).unwrap_or_default();
-                let doubtful = gate.decide(&ratios, label) != Reason::Confident;
+                let doubtful = gate.decide(&Tested::of(&ratios), label) != Reason::Confident;
                 Said { confidence: confidence.into(), doubtful, agrees: class == *verdict }
             })
             .collect())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use recognizer::policy::PolicyName;
+use decisions::policy::PolicyName;
 use schemas::{Reason, Route, TaskId};
 use serde::Serialize;
 use serde_json::{Value, json};

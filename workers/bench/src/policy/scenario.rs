@@ -1,6 +1,6 @@
 //! What the link and the arrivals are like.
 
-use recognizer::policy::PolicyName;
+use decisions::policy::PolicyName;
 use serde::Serialize;
 
 use crate::shape::{LinkState, Shape};

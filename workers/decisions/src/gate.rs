@@ -97,10 +97,9 @@ impl Gate {
         }
     }
 
-    /// `Confident`, or the first test that was not passed. `ratios`: calibrated probabilities of all
-    /// classes; `label`: the best class's name.
-    pub fn decide(&self, ratios: &[f32], label: &str) -> Reason {
-        let (best, second) = best_two(ratios);
+    /// `Confident`, or the first test that was not passed. `label`: the best class's name.
+    pub fn decide(&self, tested: &Tested, label: &str) -> Reason {
+        let Tested { best, second, entropy_ratio } = *tested;
         match self.labels.get(label) {
             Some(min) if best < *min => return Reason::LabelThreshold,
             None if best < self.min_confidence => return Reason::LowConfidence,
@@ -110,10 +109,29 @@ impl Gate {
             return Reason::LowMargin;
         }
         // A test at its end of the range is off; rounding must not make a uniform guess fail it.
-        if self.max_entropy < 1.0 && entropy_ratio(ratios) > self.max_entropy {
+        if self.max_entropy < 1.0 && entropy_ratio > self.max_entropy {
             return Reason::HighEntropy;
         }
         Reason::Confident
+    }
+}
+
+/// What of the scores is tested.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tested {
+    /// Calibrated probability of the best class, 0 to 1.
+    pub best: f32,
+    /// The same of the second best, 0 to 1.
+    pub second: f32,
+    /// Entropy as a share of a uniform guess's, 0 to 1.
+    pub entropy_ratio: f32,
+}
+
+impl Tested {
+    /// Of calibrated probabilities of all classes.
+    pub fn of(ratios: &[f32]) -> Self {
+        let (best, second) = best_two(ratios);
+        Self { best, second, entropy_ratio: entropy_ratio(ratios) }
     }
 }
 
@@ -150,14 +168,14 @@ mod tests {
         };
         let ratios = [0.5, 0.4, 0.1];
         let confidence = GateSettings { min_confidence_ratio: Some(0.6), ..GateSettings::default() };
-        assert_eq!(only(confidence).decide(&ratios, "a"), Reason::LowConfidence);
+        assert_eq!(only(confidence).decide(&Tested::of(&ratios), "a"), Reason::LowConfidence);
         let margin = GateSettings { min_margin_ratio: Some(0.2), ..GateSettings::default() };
-        assert_eq!(only(margin).decide(&ratios, "a"), Reason::LowMargin);
+        assert_eq!(only(margin).decide(&Tested::of(&ratios), "a"), Reason::LowMargin);
         let entropy = GateSettings { max_entropy_ratio: Some(0.5), ..GateSettings::default() };
-        assert_eq!(only(entropy).decide(&ratios, "a"), Reason::HighEntropy);
+        assert_eq!(only(entropy).decide(&Tested::of(&ratios), "a"), Reason::HighEntropy);
         let label = GateSettings { labels: [("a".to_owned(), 0.6)].into(), ..GateSettings::default() };
-        assert_eq!(only(label.clone()).decide(&ratios, "a"), Reason::LabelThreshold);
-        assert_eq!(only(label).decide(&ratios, "b"), Reason::Confident);
+        assert_eq!(only(label.clone()).decide(&Tested::of(&ratios), "a"), Reason::LabelThreshold);
+        assert_eq!(only(label).decide(&Tested::of(&ratios), "b"), Reason::Confident);
     }
 
     #[test]
@@ -165,7 +183,7 @@ mod tests {
         let model = GateDefaults { min_confidence_ratio: Some(0.9), temperature: Some(2.0), ..GateDefaults::default() };
         let settings = GateSettings { min_confidence_ratio: Some(0.4), ..GateSettings::default() };
         let gate = Gate::new(&settings, &model);
-        assert_eq!(gate.decide(&[0.5, 0.5], "a"), Reason::Confident);
+        assert_eq!(gate.decide(&Tested::of(&[0.5, 0.5]), "a"), Reason::Confident);
         assert_eq!(gate.temperature, 2.0);
     }
 
@@ -188,15 +206,15 @@ mod tests {
         ) {
             let ratios = vision::softmax(&logits, 1.0);
             let at = |min: f32| gate(GateSettings { min_confidence_ratio: Some(min), ..GateSettings::default() });
-            if at(low).decide(&ratios, "a") != Reason::Confident {
-                prop_assert_ne!(at((low + more).min(1.0)).decide(&ratios, "a"), Reason::Confident);
+            if at(low).decide(&Tested::of(&ratios), "a") != Reason::Confident {
+                prop_assert_ne!(at((low + more).min(1.0)).decide(&Tested::of(&ratios), "a"), Reason::Confident);
             }
         }
 
         #[test]
         fn a_gate_that_asks_for_nothing_passes_everything(logits in prop::collection::vec(-50f32..50.0, 1..20)) {
             let open = gate(GateSettings { min_confidence_ratio: Some(0.0), ..GateSettings::default() });
-            prop_assert_eq!(open.decide(&vision::softmax(&logits, 1.0), "a"), Reason::Confident);
+            prop_assert_eq!(open.decide(&Tested::of(&vision::softmax(&logits, 1.0)), "a"), Reason::Confident);
         }
     }
 }

@@ -6,74 +6,9 @@
 //! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
 //! forces it to be recognized here. `earliest-finish` predicts both ends instead.
 
-use serde::{Deserialize, Serialize};
+use schemas::decided::{Load, Mode, Network};
 
 use crate::policy::{Objective, Policy, PolicyName};
-
-/// What the machine and the queue are like at this moment.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Load {
-    /// Share of the processors in use, 0 to 1; absent where the system does not say.
-    pub cpu_ratio: Option<f64>,
-    /// Share of the memory in use, 0 to 1.
-    pub memory_ratio: Option<f64>,
-    /// Share of the last ten seconds in which something waited for memory, 0 to 1; absent where the kernel
-    /// does not count it.
-    pub stall_ratio: Option<f64>,
-    /// Images that wait at the site, this one and those in hand counted.
-    pub waiting: u64,
-    /// Whether a replica would take the task at once, or right after the one it works on.
-    pub free: bool,
-    /// Replicas here.
-    pub replicas: u32,
-    /// What an image costs one of them, seconds.
-    pub cost_s: f64,
-}
-
-impl Load {
-    /// Seconds of work that wait at the site.
-    pub fn queue_s(&self) -> f64 {
-        self.waiting as f64 * self.cost_s / f64::from(self.replicas.max(1))
-    }
-}
-
-/// What the link and the cloud are like at this moment.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Network {
-    /// Whether the cloud answers.
-    pub up: bool,
-    /// Whether the link is fast enough compared with what it can do.
-    pub available: bool,
-    /// Shortest round trip lately, seconds.
-    pub round_trip_s: f64,
-    /// Highest rate lately, bytes a second; absent before anything went up.
-    pub rate_bytes_per_s: Option<f64>,
-    /// Smoothed time of a transmission over the shortest possible one.
-    pub slowdown_ratio: f64,
-    /// Bytes that wait for the link.
-    pub waiting_bytes: u64,
-    /// What may still go up today, bytes; absent without a budget.
-    pub budget_left_bytes: Option<u64>,
-    /// The verifiers; absent while none gives a sign of life.
-    pub cloud: Option<CloudLoad>,
-    /// Tasks of ours that were redirected and have no answer yet.
-    pub away: u64,
-    /// How many of those there may be.
-    pub most_away: u64,
-}
-
-/// How busy the verifiers are.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct CloudLoad {
-    /// Requests that wait for them.
-    pub waiting: u64,
-    /// Their replicas, at least 1.
-    pub replicas: u32,
-    /// What an image costs one of them, seconds.
-    pub cost_s: f64,
-    /// For how long they finished nothing although something waits, seconds.
-    pub still_s: f64,
-}
 
 /// The cloud must promise to be this much sooner before the first task is redirected; then less will do.
 /// Guesses; the distance keeps a prediction that wobbles from changing the decision with every task.
@@ -88,23 +23,26 @@ const URGENT: u8 = 8;
 /// A deadline is met with this much to spare, seconds; a guess.
 const GUARD_S: f64 = 0.05;
 
-impl Network {
-    /// When the verdict on so many bytes would be back, seconds from now; `None` when nobody would judge
-    /// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more. A cloud
-    /// that stands still is expected to do so for as long again: of an interruption of unknown kind no better
-    /// guess is known (Gott, Nature 363, 1993).
-    pub fn finish_s(&self, bytes: u64) -> Option<f64> {
-        let cloud = self.cloud.filter(|_| self.up)?;
-        let rate = self.rate_bytes_per_s.unwrap_or(f64::INFINITY);
-        let upload_s = self.round_trip_s + self.waiting_bytes.saturating_add(bytes) as f64 / rate;
-        let queue = cloud.waiting.max(self.away) as f64 * cloud.cost_s / f64::from(cloud.replicas.max(1));
-        let still_s = (cloud.still_s - cloud.cost_s).max(0.0);
-        Some(upload_s * self.slowdown_ratio.max(1.0) + queue + cloud.cost_s + still_s)
-    }
+/// Seconds of work that wait at the site.
+pub fn queue_s(load: &Load) -> f64 {
+    load.waiting as f64 * load.cost_s / f64::from(load.replicas.max(1))
+}
 
-    fn has_room(&self, bytes: u64) -> bool {
-        self.away < self.most_away && self.budget_left_bytes.is_none_or(|left| left >= bytes)
-    }
+/// When the verdict on so many bytes would be back, seconds from now; `None` when nobody would judge
+/// them. The cloud's queue is counted by its own word or by what we sent there, whichever is more. A cloud
+/// that stands still is expected to do so for as long again: of an interruption of unknown kind no better
+/// guess is known (Gott, Nature 363, 1993).
+pub fn finish_s(network: &Network, bytes: u64) -> Option<f64> {
+    let cloud = network.cloud.filter(|_| network.up)?;
+    let rate = network.rate_bytes_per_s.unwrap_or(f64::INFINITY);
+    let upload_s = network.round_trip_s + network.waiting_bytes.saturating_add(bytes) as f64 / rate;
+    let queue = cloud.waiting.max(network.away) as f64 * cloud.cost_s / f64::from(cloud.replicas.max(1));
+    let still_s = (cloud.still_s - cloud.cost_s).max(0.0);
+    Some(upload_s * network.slowdown_ratio.max(1.0) + queue + cloud.cost_s + still_s)
+}
+
+fn has_room(network: &Network, bytes: u64) -> bool {
+    network.away < network.most_away && network.budget_left_bytes.is_none_or(|left| left >= bytes)
 }
 
 /// A task that waits for the decision.
@@ -133,30 +71,6 @@ pub enum Admit {
     Redirect,
     /// It is held; ask again when something changed.
     Listen,
-}
-
-/// Where tasks go at this moment, for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Here.
-    #[default]
-    Local,
-    /// The excess to the cloud.
-    Redirect,
-    /// The excess is held.
-    Listen,
-}
-
-impl Mode {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Mode::Local => "local",
-            Mode::Redirect => "redirect",
-            Mode::Listen => "listen",
-        }
-    }
 }
 
 /// The state of the decision.
@@ -216,13 +130,13 @@ pub fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State
             above(load.cpu_ratio, marks.cpu_high_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_high_ratio)
                 || above(load.stall_ratio, marks.stall_high_ratio)
-                || load.queue_s() > marks.queue_high_s
+                || queue_s(load) > marks.queue_high_s
         }
         true => {
             above(load.cpu_ratio, marks.cpu_low_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_low_ratio)
                 || above(load.stall_ratio, marks.stall_low_ratio)
-                || load.queue_s() > marks.queue_low_s
+                || queue_s(load) > marks.queue_low_s
         }
     };
     let dwelt = now_s - state.changed_at_s >= policy.load.dwell_ms as f64 / 1000.0;
@@ -233,7 +147,7 @@ pub fn overload(policy: &Policy, state: State, load: &Load, now_s: f64) -> State
 }
 
 fn could_go(network: &Network, task: &Candidate) -> bool {
-    task.may_leave && network.up && network.has_room(task.bytes)
+    task.may_leave && network.up && has_room(network, task.bytes)
 }
 
 fn paper(policy: &Policy, state: &State, load: &Load, network: &Network, task: &Candidate) -> Admit {
@@ -263,10 +177,10 @@ fn earliest_finish(policy: &Policy, state: &State, load: &Load, network: &Networ
     if load.free || task.priority >= URGENT || !network.available || !could_go(network, task) {
         return Admit::Local;
     }
-    let Some(there_s) = network.finish_s(task.bytes) else { return Admit::Local };
+    let Some(there_s) = finish_s(network, task.bytes) else { return Admit::Local };
     // All tasks at the site are alike, so whichever goes up spares the last of them its turn: the cloud
     // must be sooner than the end of the whole queue.
-    let here_s = load.queue_s() + load.cost_s;
+    let here_s = queue_s(load) + load.cost_s;
     let late = |finish_s: f64| task.left_s.is_some_and(|left_s| finish_s > left_s);
     let ratio = if state.mode == Mode::Redirect { KEEP_RATIO } else { BEGIN_RATIO };
     let goes = match (&policy.objective, late(here_s), late(there_s)) {
@@ -292,6 +206,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use schemas::decided::CloudLoad;
+
     use crate::policy::Weights;
 
     fn policy(name: PolicyName) -> Policy {

@@ -1,11 +1,12 @@
 //! What becomes of what the site's model says: it stands, it is verified, or it waits. The second decision,
 //! after the gate. Pure.
 
-use schemas::{Reason, VerifyReason};
+use schemas::decided::Network;
+use schemas::{Fated, Reason, VerifyReason};
 
-use crate::admit::Network;
+use crate::admit::finish_s;
 use crate::policy::{Policy, PolicyName};
-use crate::settings::{PayloadKind, VerifySettings};
+use crate::verify::{PayloadKind, VerifySettings};
 
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,20 @@ pub enum Fate {
     Waits,
     /// It is held until the verdict is there, and so is whatever comes after it: the baseline.
     Blocks,
+}
+
+impl Fate {
+    /// The word for it.
+    pub fn word(self) -> Fated {
+        match self {
+            Fate::Stands(_) => Fated::Stands,
+            Fate::Expired => Fated::Expired,
+            Fate::Goes(VerifyReason::Sampled) => Fated::Sampled,
+            Fate::Goes(_) => Fated::Goes,
+            Fate::Waits => Fated::Waits,
+            Fate::Blocks => Fated::Blocks,
+        }
+    }
 }
 
 /// What the decision is about.
@@ -72,7 +87,7 @@ pub fn fate(
         return Fate::Blocks;
     }
     // While nobody judges, it waits for the link: store and forward.
-    let predicted_s = network.finish_s(doubt.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
+    let predicted_s = finish_s(network, doubt.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
     if predicted_s.is_some_and(|predicted_s| predicted_s > doubt.left_s) {
         return Fate::Stands(Reason::VerdictTooLate);
     }
@@ -103,6 +118,16 @@ impl Default for Share {
 }
 
 impl Share {
+    /// What was saved up before the next image, where there is a cap.
+    pub fn saved(&self, max_share_ratio: Option<f64>) -> Option<f64> {
+        max_share_ratio.map(|_| self.earned)
+    }
+
+    /// One with so much saved up.
+    pub fn with(saved: f64) -> Self {
+        Self { earned: saved.clamp(0.0, MOST_SAVED), ..Self::default() }
+    }
+
     fn earn(&mut self, max_share_ratio: Option<f64>) {
         self.capped = max_share_ratio.is_some();
         self.earned = (self.earned + max_share_ratio.unwrap_or(1.0)).min(MOST_SAVED);
@@ -120,7 +145,7 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admit::CloudLoad;
+    use schemas::decided::CloudLoad;
 
     const THERE: Network = Network {
         up: true,

@@ -1,0 +1,19 @@
+//! Where a task is recognized, and what becomes of doubt. Pure, all of it: the recognizer asks with what is, the back-test with
+//! what was.
+//!
+//! [`admit`](mod@admit): here, in the cloud, or not yet. [`gate`]: sure or in doubt. [`fate`](mod@fate): what becomes of doubt.
+//! [`learn`]: what verdicts teach the gate. Each by the numbers of a [`policy`] and of [`verify`].
+
+pub mod admit;
+pub mod fate;
+pub mod gate;
+pub mod in_force;
+pub mod learn;
+pub mod lot;
+pub mod policy;
+pub mod verify;
+
+pub use in_force::InForce;
+pub use lot::lot;
+pub use policy::{Policy, PolicyName};
+pub use verify::{PayloadKind, VerifySettings};

@@ -1,0 +1,573 @@
+//! What other settings would have decided: recorded tasks, load and link through the functions that decide. Pure.
+//!
+//! Each task is decided again by what it was decided by ([`Decided`]), so that the settings in force decide what they decided.
+//! The load is what it was: a queue that would have been shorter under other settings is not. Where a candidate would have
+//! asked the cloud about a task that it never saw, or kept one that the site never saw, nobody knows what would have been
+//! said: there the share of right answers of the cloud, or of the site, over the same stretch is expected instead, and counted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use decisions::admit::{Admit, Candidate as Asking, State, decide, finish_s, queue_s};
+use decisions::fate::{Doubt, Fate, Share, fate};
+use decisions::gate::Tested;
+use decisions::learn::Evidence;
+use decisions::{InForce, PayloadKind, lot};
+use schemas::{Answer, Decided, Fated, Opinion, Ranked, Reason, Route, TaskId};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::row::Texts;
+
+/// Answers after which a gate that learns is taught again.
+const TEACH_EVERY: usize = 50;
+
+/// What is known of a task that was decided.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    task: TaskId,
+    decided: Box<Decided>,
+    route: Route,
+    reason: Reason,
+    edge: Option<(Arc<str>, f32)>,
+    verdict: Option<Arc<str>>,
+    truth: Option<Arc<str>>,
+    first_ms: f64,
+    final_ms: f64,
+    busy_s: f64,
+    energy_mj: f64,
+}
+
+impl Recorded {
+    /// Of a final answer; `None` for one that says nothing of how it was decided. `person`: what a person says it shows.
+    pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut Texts) -> Option<Self> {
+        let decided = answer.decided.clone()?;
+        let said = |opinion: Option<(&str, f32)>, texts: &mut Texts| {
+            opinion.map(|(label, confidence)| (texts.shared(label), confidence))
+        };
+        let own = answer.label.as_deref().zip(answer.confidence);
+        let (edge, verdict) = match answer.route {
+            Route::Edge | Route::Expired => (own, None),
+            Route::Verified => (answer.edge.as_ref().map(|edge| (edge.label.as_str(), edge.confidence)), own),
+            Route::Redirected => (None, own),
+            Route::Dead => return None,
+        };
+        let (edge, verdict) = (said(edge, texts), said(verdict, texts).map(|(label, _)| label));
+        let truth = person.cloned().or_else(|| answer.truth.as_deref().map(|truth| texts.shared(truth)));
+        let timings = &answer.timings;
+        let steps_us = timings.queue_us + timings.fetch_us + timings.wait_us + timings.decode_us + timings.infer_us;
+        let batch = f64::from(timings.batch_size.max(1));
+        Some(Self {
+            task: answer.task,
+            decided,
+            route: answer.route,
+            reason: answer.reason,
+            edge,
+            verdict,
+            truth,
+            first_ms: steps_us as f64 / 1000.0,
+            final_ms: answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64,
+            busy_s: (timings.decode_us as f64 + timings.infer_us as f64 / batch) / 1e6,
+            energy_mj: answer.energy_mj.unwrap_or(0.0).into(),
+        })
+    }
+
+    /// The settings that were in force.
+    pub fn settings(&self) -> &str {
+        &self.decided.settings
+    }
+
+    /// Whether the site was in doubt, as it was.
+    fn doubtful(&self) -> bool {
+        !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload)
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        let doubt = self.decided.doubt.as_ref();
+        match doubt.filter(|doubt| matches!(doubt.fate, Fated::Goes | Fated::Sampled | Fated::Blocks)) {
+            Some(doubt) => doubt.bytes,
+            None if self.route == Route::Redirected => self.decided.bytes,
+            None => 0,
+        }
+    }
+}
+
+/// Settings that are tried: what they say replaces what was in force, key by key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// What it is called.
+    pub name: String,
+    /// An object with the keys `policy`, `gate` and `verify`, or some of them.
+    pub says: Value,
+}
+
+impl Candidate {
+    /// The settings it comes to.
+    ///
+    /// # Errors
+    /// One sentence: a key that no setting has, or a value that it cannot have.
+    pub fn over(&self, in_force: &InForce) -> Result<InForce, String> {
+        let mut all = serde_json::to_value(in_force).map_err(|error| error.to_string())?;
+        merge(&mut all, &self.says);
+        let settings: InForce = serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
+        for checked in [settings.policy.check(), settings.gate.check(), settings.verify.check()] {
+            checked.map_err(|why| format!("{}: {why}", self.name))?;
+        }
+        Ok(settings)
+    }
+}
+
+fn merge(under: &mut Value, over: &Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(under.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over.clone(),
+    }
+}
+
+/// What became, or would have become, of a stretch of tasks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Played {
+    /// Whose settings.
+    pub name: String,
+    /// Tasks.
+    pub tasks: u64,
+    /// Recognized at the site.
+    pub local: u64,
+    /// Sent to the cloud without having been recognized.
+    pub redirected: u64,
+    /// Held, though the record knows only the last time it was asked.
+    pub held: u64,
+    /// In doubt.
+    pub doubtful: u64,
+    /// Sent up after having been recognized, the sure ones that were drawn included.
+    pub verified: u64,
+    /// In doubt and kept.
+    pub kept: u64,
+    /// Bytes sent up.
+    pub up_bytes: u64,
+    /// Share of right answers among those of which a person or the publisher says what they show; absent without any.
+    pub right_ratio: Option<f64>,
+    /// How many those are.
+    pub labelled: u64,
+    /// Of those, how many are expected values.
+    pub expected: u64,
+    /// Share of answers that are the cloud's or agree with it, among those that it judged; absent without any.
+    pub agrees_ratio: Option<f64>,
+    /// How many those are.
+    pub judged: u64,
+    /// Time to the site's own answer or the cloud's, whichever was first, median, milliseconds.
+    pub first_p50_ms: f64,
+    /// The same, 99th percentile.
+    pub first_p99_ms: f64,
+    /// Time to the final answer, median, milliseconds.
+    pub final_p50_ms: f64,
+    /// The same, 99th percentile.
+    pub final_p99_ms: f64,
+    /// Energy at the site and on the link, joules.
+    pub energy_j: f64,
+    /// Tasks that were decided otherwise than recorded.
+    pub otherwise: u64,
+}
+
+/// What is summed up while a stretch is played.
+#[derive(Default)]
+struct Sums {
+    played: Played,
+    right: f64,
+    agrees: u64,
+    first_ms: Vec<f64>,
+    final_ms: Vec<f64>,
+}
+
+/// What became of one task.
+struct Outcome {
+    redirected: bool,
+    held: bool,
+    doubtful: bool,
+    /// Bytes sent up; absent: nothing was.
+    up_bytes: Option<u64>,
+    first_ms: f64,
+    final_ms: f64,
+    energy_mj: f64,
+}
+
+/// How often the site and the cloud are right, where both is known.
+struct Known {
+    edge_ratio: f64,
+    cloud_ratio: f64,
+}
+
+impl Known {
+    fn of(all: &[Recorded]) -> Self {
+        let share = |right: &dyn Fn(&Recorded) -> Option<bool>| {
+            let known: Vec<bool> = all.iter().filter_map(right).collect();
+            known.iter().filter(|right| **right).count() as f64 / known.len().max(1) as f64
+        };
+        let truth = |task: &Recorded, said: Option<&Arc<str>>| Some(said? == task.truth.as_ref()?);
+        Self {
+            edge_ratio: share(&|task| truth(task, task.edge.as_ref().map(|(label, _)| label))),
+            cloud_ratio: share(&|task| truth(task, task.verdict.as_ref())),
+        }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, task: &Recorded, outcome: &Outcome, known: &Known) {
+        let Self { played, .. } = self;
+        played.tasks += 1;
+        played.local += u64::from(!outcome.redirected);
+        played.redirected += u64::from(outcome.redirected);
+        played.held += u64::from(outcome.held);
+        played.doubtful += u64::from(outcome.doubtful);
+        let went = outcome.up_bytes.is_some();
+        played.verified += u64::from(went && !outcome.redirected);
+        played.kept += u64::from(outcome.doubtful && !went);
+        played.up_bytes += outcome.up_bytes.unwrap_or(0);
+        played.energy_j += outcome.energy_mj / 1000.0;
+        self.first_ms.push(outcome.first_ms);
+        self.final_ms.push(outcome.final_ms);
+        let edge = task.edge.as_ref().map(|(label, _)| label);
+        if let Some(truth) = &task.truth {
+            let said = if went { task.verdict.as_ref() } else { edge };
+            played.labelled += 1;
+            played.expected += u64::from(said.is_none());
+            let expected = if went { known.cloud_ratio } else { known.edge_ratio };
+            self.right += said.map_or(expected, |said| f64::from(u8::from(said == truth)));
+        }
+        if let (Some(edge), Some(verdict)) = (edge, &task.verdict) {
+            played.judged += 1;
+            self.agrees += u64::from(went || edge == verdict);
+        }
+    }
+
+    fn done(mut self) -> Played {
+        let at = |values: &mut Vec<f64>, ratio: f64| {
+            values.sort_by(f64::total_cmp);
+            let place = ((values.len() as f64 * ratio) as usize).min(values.len().saturating_sub(1));
+            values.get(place).copied().unwrap_or(0.0)
+        };
+        let mut played = self.played;
+        (played.first_p50_ms, played.first_p99_ms) = (at(&mut self.first_ms, 0.5), at(&mut self.first_ms, 0.99));
+        (played.final_p50_ms, played.final_p99_ms) = (at(&mut self.final_ms, 0.5), at(&mut self.final_ms, 0.99));
+        played.right_ratio = (played.labelled > 0).then(|| self.right / played.labelled as f64);
+        played.agrees_ratio = (played.judged > 0).then(|| self.agrees as f64 / played.judged as f64);
+        played
+    }
+}
+
+/// In the order in which they were decided: each recognizer's state is its own.
+pub fn in_order(all: &mut [Recorded]) {
+    all.sort_by(|a, b| {
+        let key = |task: &Recorded| task.decided.doubt.as_ref().map_or(task.decided.at_s, |doubt| doubt.at_s);
+        a.decided.worker.cmp(&b.decided.worker).then(key(a).total_cmp(&key(b))).then(a.task.cmp(&b.task))
+    });
+}
+
+/// What became of it, as it was.
+pub fn as_it_was(all: &[Recorded]) -> Played {
+    let known = Known::of(all);
+    let mut sums = Sums::default();
+    sums.played.name = "as it was".into();
+    for task in all {
+        let went = task.sent_bytes() > 0;
+        let outcome = Outcome {
+            redirected: task.route == Route::Redirected,
+            held: task.decided.held_s > 0.0,
+            doubtful: task.doubtful(),
+            up_bytes: went.then(|| task.sent_bytes()),
+            first_ms: if task.route == Route::Redirected { task.final_ms } else { task.first_ms },
+            final_ms: task.final_ms,
+            energy_mj: task.energy_mj,
+        };
+        sums.add(task, &outcome, &known);
+    }
+    sums.done()
+}
+
+/// What would have become of it. `in_force`: the settings that were, by the names that tasks give them.
+///
+/// # Errors
+/// What is wrong with the candidate, in one sentence.
+pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &Candidate) -> Result<Played, String> {
+    let known = Known::of(all);
+    let mut settings = HashMap::new();
+    for (name, were) in in_force {
+        let are = candidate.over(were)?;
+        let (were_at, are_at) = (were.gate().temperature, are.gate().temperature);
+        if were_at != are_at {
+            return Err(format!(
+                "{}: the scores were recorded at temperature {were_at}, and another one, {are_at}, needs the scores of all \
+                 classes: show the images to a model once more with --with",
+                candidate.name
+            ));
+        }
+        settings.insert(name.as_str(), (were, are));
+    }
+    let mut sums = Sums::default();
+    sums.played.name.clone_from(&candidate.name);
+    let mut minds: HashMap<&str, Mind> = HashMap::new();
+    for task in all {
+        let Some((were, are)) = settings.get(task.settings()) else { continue };
+        let mind = minds.entry(task.decided.worker.as_str()).or_default();
+        let (outcome, otherwise) = mind.decide(task, were, are);
+        sums.played.otherwise += u64::from(otherwise);
+        sums.add(task, &outcome, &known);
+    }
+    Ok(sums.done())
+}
+
+/// What a recognizer would have had in mind.
+#[derive(Default)]
+struct Mind {
+    state: State,
+    share: Share,
+    evidence: Evidence,
+    taught: Option<decisions::gate::Gate>,
+    seen: usize,
+}
+
+impl Mind {
+    fn decide(&mut self, task: &Recorded, were: &InForce, are: &InForce) -> (Outcome, bool) {
+        let decided = &task.decided;
+        let asking = Asking {
+            bytes: decided.bytes,
+            left_s: decided.left_s,
+            held_s: decided.held_s,
+            may_leave: are.verify.enabled && are.verify.payload == PayloadKind::Image,
+            priority: decided.priority,
+            lot: lot(task.task, "redirect"),
+        };
+        // The same policy had in mind what was recorded, also of the times in between that are not.
+        let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
+        let (state, admit) = decide(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
+        self.state = state;
+        let watts = are.policy.energy.watts_per_core;
+        let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
+        let otherwise = (admit == Admit::Redirect) != decided.redirected;
+        // One that was redirected and taken back would have been taken back again.
+        let taken_back = decided.redirected && decided.doubt.is_some();
+        if admit == Admit::Redirect && !taken_back {
+            let there_ms = finish_s(&decided.network, decided.bytes).map(|seconds| seconds * 1000.0);
+            let took_ms = match task.route {
+                Route::Redirected => task.final_ms,
+                _ => there_ms.unwrap_or(task.final_ms),
+            };
+            let outcome = Outcome {
+                redirected: true,
+                held: decided.held_s > 0.0,
+                doubtful: false,
+                up_bytes: Some(decided.bytes),
+                first_ms: took_ms,
+                final_ms: took_ms,
+                energy_mj: up_mj(decided.bytes),
+            };
+            return (outcome, otherwise);
+        }
+        let Some(doubt) = &decided.doubt else {
+            // The site never saw it.
+            let here_ms = (queue_s(&decided.load) + decided.load.cost_s) * 1000.0;
+            let energy_mj = decided.load.cost_s * watts * 1000.0;
+            let (redirected, held) = (false, admit == Admit::Listen);
+            let outcome = Outcome {
+                redirected,
+                held,
+                doubtful: false,
+                up_bytes: None,
+                first_ms: here_ms,
+                final_ms: here_ms,
+                energy_mj,
+            };
+            return (outcome, otherwise);
+        };
+        let label = task.edge.as_ref().map(|(label, _)| label.as_ref()).unwrap_or_default();
+        let tested = Tested { best: doubt.best, second: doubt.second, entropy_ratio: doubt.entropy_ratio };
+        let reason = self.gate(task, were, are, &tested, label);
+        if are.verify.max_share_ratio == were.verify.max_share_ratio && are == were {
+            self.share = doubt.earned.map_or_else(Share::default, Share::with);
+        }
+        let bytes = match are.verify.payload {
+            PayloadKind::Image => decided.bytes,
+            _ => doubt.bytes,
+        };
+        let network = doubt.network.as_ref().unwrap_or(&decided.network);
+        // A publisher's own deadline stays; the site's may be another.
+        let longer_s = f64::from(are.verify.deadline_s) - f64::from(were.verify.deadline_s);
+        let about = Doubt {
+            reason,
+            label,
+            truth: task.truth.as_deref(),
+            bytes: if are.verify.payload == were.verify.payload { doubt.bytes } else { bytes },
+            left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
+            lot: lot(task.task, "sample"),
+        };
+        let fate = fate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
+        let goes = matches!(fate, Fate::Goes(_) | Fate::Blocks);
+        let there_ms = finish_s(network, about.bytes).map_or(about.left_s, |seconds| seconds) * 1000.0;
+        let final_ms = match (goes, task.route) {
+            (false, _) => task.first_ms,
+            (true, Route::Verified) => task.final_ms,
+            (true, _) => task.first_ms + there_ms.max(0.0),
+        };
+        let outcome = Outcome {
+            redirected: false,
+            held: admit == Admit::Listen || decided.held_s > 0.0,
+            doubtful: reason != Reason::Confident,
+            up_bytes: goes.then_some(about.bytes),
+            first_ms: task.first_ms,
+            final_ms,
+            energy_mj: task.busy_s * watts * 1000.0 + if goes { up_mj(about.bytes) } else { 0.0 },
+        };
+        (outcome, otherwise || fate.word() != doubt.fate)
+    }
+
+    /// What the gate says. One that learns is taught by the verdicts of the stretch; where it is the one that was in force,
+    /// it says what it said, for what it had learned before is not recorded.
+    fn gate(&mut self, task: &Recorded, were: &InForce, are: &InForce, tested: &Tested, label: &str) -> Reason {
+        let Some(target) = are.gate.target_accuracy_ratio else { return are.gate().decide(tested, label) };
+        if are.gate == were.gate {
+            return if task.doubtful() { Reason::LowConfidence } else { Reason::Confident };
+        }
+        self.evidence.seen(label, tested.best);
+        if let (Some((label, confidence)), Some(verdict)) = (&task.edge, &task.verdict) {
+            let ranked = Ranked { label: label.to_string(), confidence: *confidence };
+            let release = schemas::ReleaseId::from_sha256([0; 32]);
+            let top = vec![ranked];
+            let opinion =
+                Opinion { label: label.to_string(), confidence: *confidence, top, release, temperature: None };
+            self.evidence.verified(&opinion, verdict, 2, 1.0);
+        }
+        if self.taught.is_none() || self.seen % TEACH_EVERY == 0 {
+            let belief = self.evidence.belief(target);
+            self.taught = Some(are.gate().taught(&belief));
+        }
+        self.seen += 1;
+        self.taught.as_ref().map_or(Reason::Confident, |gate| gate.decide(tested, label))
+    }
+}
+
+fn recorded_state(decided: &Decided) -> State {
+    State {
+        mode: decided.mode,
+        overloaded: decided.overloaded,
+        changed_at_s: decided.changed_at_s.unwrap_or(f64::NEG_INFINITY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::decided::{CloudLoad, Load, Mode, Network};
+    use schemas::task::Stored;
+    use schemas::{Doubted, Stage, Task, Timings};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A task that the site's model was so sure of, verified or not.
+    fn recorded(number: u64, best: f32, verdict: Option<&str>) -> Recorded {
+        let stored =
+            Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+        let task = Task::bare(&stored, TaskId::derived(&number.to_string()));
+        let network = Network {
+            up: true,
+            available: true,
+            round_trip_s: 0.02,
+            rate_bytes_per_s: Some(1e6),
+            slowdown_ratio: 1.0,
+            cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.01, still_s: 0.0 }),
+            most_away: 256,
+            ..Network::default()
+        };
+        let (route, reason) = match verdict {
+            Some(_) => (Route::Verified, Reason::LowConfidence),
+            None => (Route::Edge, Reason::Confident),
+        };
+        let mut answer = Answer::about(&task, Stage::Final, route, reason, 100);
+        let fate = if verdict.is_some() { Fated::Goes } else { Fated::Stands };
+        answer.decided = Some(Box::new(Decided {
+            worker: "w".into(),
+            settings: "live".into(),
+            bytes: 10_000,
+            left_s: None,
+            held_s: 0.0,
+            priority: 5,
+            at_s: number as f64,
+            mode: Mode::Local,
+            overloaded: false,
+            changed_at_s: None,
+            load: Load { waiting: 1, free: true, replicas: 1, cost_s: 0.005, ..Load::default() },
+            network,
+            redirected: false,
+            doubt: Some(Doubted {
+                at_s: number as f64,
+                best,
+                second: 1.0 - best,
+                entropy_ratio: 0.3,
+                left_s: 86_400.0,
+                bytes: 10_000,
+                sampling: false,
+                network: None,
+                earned: None,
+                fate,
+            }),
+        }));
+        (answer.label, answer.confidence) = (Some(verdict.unwrap_or("crab").into()), Some(best));
+        if verdict.is_some() {
+            let release = schemas::ReleaseId::from_sha256([1; 32]);
+            let top = Vec::new();
+            answer.edge = Some(Opinion { label: "crab".into(), confidence: best, top, release, temperature: None });
+        }
+        answer.truth = Some("fish".into());
+        answer.timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 1, ..Timings::default() };
+        Recorded::of(&answer, None, &mut Texts::default()).unwrap()
+    }
+
+    fn live() -> BTreeMap<String, InForce> {
+        [("live".to_owned(), InForce::default())].into()
+    }
+
+    fn play_one(says: Value) -> Played {
+        let all = [recorded(1, 0.6, Some("fish")), recorded(2, 0.9, None), recorded(3, 0.95, None)];
+        let candidate = Candidate { name: "tried".into(), says };
+        play(&all, &live(), &candidate).unwrap()
+    }
+
+    #[test]
+    fn the_settings_in_force_decide_what_they_decided() {
+        let played = play_one(json!({}));
+        assert_eq!((played.otherwise, played.verified, played.up_bytes), (0, 1, 10_000));
+        assert_eq!(played.right_ratio, Some(1.0 / 3.0), "the cloud is right about one, the site about none");
+    }
+
+    #[test]
+    fn a_stricter_gate_sends_more_up_and_what_nobody_said_is_expected() {
+        let played = play_one(json!({"gate": {"min_confidence_ratio": 0.92}}));
+        assert_eq!((played.otherwise, played.verified, played.expected), (1, 2, 1));
+        assert_eq!(played.right_ratio, Some(2.0 / 3.0), "the cloud was right whenever it was asked");
+        let open = play_one(json!({"gate": {"min_confidence_ratio": 0.0}}));
+        assert_eq!((open.verified, open.right_ratio, open.agrees_ratio), (0, Some(0.0), Some(0.0)));
+    }
+
+    #[test]
+    fn another_policy_is_played_with_its_own_mind() {
+        let alone = play_one(json!({"policy": {"name": "edge-only"}}));
+        assert_eq!((alone.verified, alone.redirected, alone.up_bytes), (0, 0, 0));
+        let away = play_one(json!({"policy": {"name": "cloud-only"}}));
+        assert_eq!((away.redirected, away.up_bytes, away.expected), (3, 30_000, 2));
+        assert!(away.final_p50_ms > 20.0, "there and back: {away:?}");
+    }
+
+    #[test]
+    fn a_candidate_that_is_none_is_refused_by_name() {
+        let refused = |says: Value| {
+            let candidate = Candidate { name: "bad.toml".into(), says };
+            play(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()
+        };
+        assert!(refused(json!({"gate": {"min_confidense_ratio": 0.5}})).contains("min_confidense_ratio"));
+        assert!(refused(json!({"gate": {"min_confidence_ratio": 2.0}})).contains("between 0 and 1"));
+        assert!(refused(json!({"gate": {"temperature": 2.0}})).contains("--with"));
+    }
+}
