@@ -25,6 +25,7 @@ pub mod load;
 pub mod paced;
 pub mod policy;
 pub mod recognize;
+pub mod replay;
 pub mod report;
 pub mod shape;
 pub mod site;

@@ -86,6 +86,11 @@ impl Site {
         [(LOAD, std::process::id())].into_iter().chain(server).chain(recognizer).collect()
     }
 
+    /// The address of its server.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
     /// The process of the server.
     pub fn server_process(&self) -> Option<u32> {
         self.server.process()

@@ -440,7 +440,7 @@ impl Mind {
                 Opinion { label: label.to_string(), confidence: *confidence, top, release, temperature: None };
             self.evidence.verified(&opinion, verdict, 2, 1.0);
         }
-        if self.taught.is_none() || self.seen % TEACH_EVERY == 0 {
+        if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
             let belief = self.evidence.belief(target);
             self.taught = Some(are.gate().taught(&belief));
         }

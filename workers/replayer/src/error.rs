@@ -70,12 +70,6 @@ pub enum ReplayError {
     /// It was told to stop.
     #[error("interrupted: the same command goes on where it stopped")]
     Interrupted,
-    /// A thread of ours broke.
-    #[error("writing broke off: {why}")]
-    Broken {
-        /// Its last words.
-        why: String,
-    },
     /// The broker failed.
     #[error(transparent)]
     Carry(#[from] CarryError),
@@ -92,11 +86,6 @@ impl ReplayError {
     /// Cannot write a file.
     pub fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Write { path: path.as_ref().into(), source }
-    }
-
-    /// A thread of ours broke.
-    pub(crate) fn broken(error: &tokio::task::JoinError) -> Self {
-        Self::Broken { why: error.to_string() }
     }
 
     /// A full disk is told with how far it came.

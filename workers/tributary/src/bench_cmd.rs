@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{aggregate, canary, federated, policy, recognize, swap, train};
+use bench::{aggregate, canary, federated, policy, recognize, replay, swap, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -40,6 +40,25 @@ enum Which {
     /// Another release again and again while a site works at eight tenths of what it can do: images lost, what that adds to
     /// their time, memory. Takes about four minutes.
     Swap(SwapArgs),
+    /// Replaying a stream to a folder, to an archive and through a model, over the raw pull of the same stream; and what live
+    /// images feel of it. Takes about five minutes.
+    Replay(ReplayBenchArgs),
+}
+
+#[derive(clap::Args)]
+struct ReplayBenchArgs {
+    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Folder on the disk for the server's store and what is exported, removed at the end. The system's folder for temporary
+    /// files if absent.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -205,6 +224,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Aggregate(args) => &args.common,
         Which::Canary(args) => &args.common,
         Which::Swap(args) => &args.common,
+        Which::Replay(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -223,6 +243,18 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         }
         Which::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        Which::Replay(args) => {
+            let options = replay::Options {
+                model: args.model.clone(),
+                images: args.images.clone(),
+                store: args.dir.clone(),
+                quick: args.common.quick,
+                nats_server: settings.up.nats_server.clone(),
+                onnxruntime: settings.onnxruntime.clone(),
+                infer: settings.recognizer.infer.clone(),
+            };
+            (replay::run(&options, shutdown).await?, None)
         }
         Which::Swap(args) => (swap::run(&swap_options(settings, args), shutdown).await?, None),
         Which::Canary(args) => {

@@ -150,9 +150,10 @@ fn main() -> ExitCode {
     if matches!(&cli.command, Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_)) {
         runtime::process::return_large_memory();
     }
-    // Before there is a thread or a process that could inherit it. What is replayed is in no hurry.
+    // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
-        Command::Replay(_) | Command::Retrain(_) => streams::batch::run_when_idle(),
+        Command::Replay(args) if args.asks_a_model() => streams::batch::run_when_idle(),
+        Command::Retrain(_) => streams::batch::run_when_idle(),
         _ => streams::batch::run_in_batches(),
     };
     if let Err(error) = scheduled {

@@ -189,6 +189,11 @@ fn spacing(text: &str) -> Result<Spacing, String> {
 }
 
 impl ReplayArgs {
+    /// Whether images go through a model.
+    pub fn asks_a_model(&self) -> bool {
+        self.with.is_some()
+    }
+
     async fn destination(&self, settings: &Settings) -> anyhow::Result<Destination> {
         if let Some(set) = &self.pin {
             return Ok(Destination::Pin(set.clone()));

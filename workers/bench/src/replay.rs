@@ -1,0 +1,421 @@
+//! What replaying costs: images of a stream to a folder, to an archive and through a model, against the raw pull of the same
+//! stream and a plain sequential write of the same bytes; and what live images feel of it.
+//!
+//! Each replay is this very program in a process of its own, as a user would start it, from gathering to the last byte. All by
+//! turns, several rounds; every figure is a median over the rounds, every ratio one of neighbours in a round.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use runtime::Shutdown;
+use serde_json::{Value, json};
+use streams::read::{self, Reader, Stretch};
+use streams::server::Durability;
+use streams::topology;
+use vision::InferSettings;
+
+use crate::error::BenchError;
+use crate::load::{Load, Until};
+use crate::report::{Figure, Goal, Machine, Report, Table};
+use crate::site::{Ground, Site};
+use crate::stats::median;
+use crate::window::{Length, Window};
+use crate::workload::Workload;
+
+/// Images in flight where the pipeline's throughput is measured, as the recognize bench has it.
+const IN_FLIGHT: usize = 16;
+/// Share of the pipeline's throughput at which live images come in.
+const LIVE_SHARE: f64 = 0.5;
+/// A replay that takes longer than this is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes written at a time by the plain write.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// What an operator may choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Folder of the model; the project's own if absent.
+    pub model: Option<PathBuf>,
+    /// Folder of the images; generated if absent.
+    pub images: Option<PathBuf>,
+    /// Folder for the server's store and what is exported, while it runs; the system's for temporary files if absent.
+    pub store: Option<PathBuf>,
+    /// In about a minute, with fewer images.
+    pub quick: bool,
+    /// The nats-server program; looked for if absent.
+    pub nats_server: Option<PathBuf>,
+    /// The ONNX Runtime library; looked for if absent.
+    pub onnxruntime: Option<PathBuf>,
+    /// Replicas and batches of the recognizer, and of the model that is asked once more.
+    pub infer: InferSettings,
+}
+
+/// Measures; takes some minutes.
+pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+    tokio::select! {
+        report = measure(options) => report,
+        () = shutdown.wanted() => Err(BenchError::Stopped),
+    }
+}
+
+/// How fast something went.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    images: f64,
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Pace {
+    fn images_per_s(self) -> f64 {
+        self.images / self.seconds.max(1e-9)
+    }
+
+    fn mb_per_s(self) -> f64 {
+        self.bytes / 1e6 / self.seconds.max(1e-9)
+    }
+}
+
+/// One round, everything once.
+struct Round {
+    raw: Pace,
+    write: Pace,
+    folder: Pace,
+    tar: Pace,
+    model: Pace,
+    pipeline: Window,
+}
+
+/// A stretch of live images without a replay beside it, and one with.
+struct Live {
+    alone: Window,
+    beside: Window,
+}
+
+async fn measure(options: &Options) -> Result<Report, BenchError> {
+    let folder = match &options.store {
+        Some(folder) => tempfile::tempdir_in(folder).map_err(BenchError::file(folder))?,
+        None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
+    };
+    let mut machine = Machine::here(folder.path());
+    let (count, rounds, live_s) = if options.quick { (1500, 3, 4) } else { (6000, 5, 15) };
+    say(&format!("publishing {count} images, which a recognizer answers"));
+    let (model, images) = (options.model.clone(), options.images.clone());
+    let workload = tokio::task::spawn_blocking(move || Workload::open(model.as_deref(), images.as_deref())).await??;
+    let ground = Ground {
+        folder: folder.path().to_owned(),
+        nats_server: options.nats_server.clone(),
+        onnxruntime: options.onnxruntime.clone(),
+        model: workload.model.clone(),
+        infer: options.infer.clone(),
+    };
+    let mut site = Site::start("site", Durability::Fast, &ground).await?;
+    machine.nats_server = Some(site.bus.server_version());
+    site.recognize(&ground)?;
+    let load = Load::open(&site, workload.images.clone()).await?;
+    tokio::select! {
+        answered = fill(&load, count) => answered?,
+        ended = site.ended() => return Err(ended),
+    }
+    let processes = site.processes();
+    let target = Target { site: &site, work: folder.path(), model: &workload.model, ground: &ground };
+    let length = Length { lead: Duration::from_millis(300), counted: Duration::from_secs(2) };
+    let mut found = Vec::new();
+    for number in 0..rounds {
+        say(&format!("round {} of {rounds}", number + 1));
+        let last = read::level(&site.bus, topology::IMAGES).await?.last_sequence;
+        let (mut round, turned) =
+            (Round::empty(load.closed(Until::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
+        // The next round goes through them backwards: what the disk still writes from one hits another each time.
+        let mut order = [0, 1, 2, 3, 4];
+        if turned {
+            order.reverse();
+        }
+        for step in order {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            match step {
+                0 => round.raw = target.raw(last).await?,
+                1 => round.write = target.write(last).await?,
+                2 => round.folder = target.replay("set", &[], last).await?,
+                3 => round.tar = target.replay("set.tar", &[], last).await?,
+                _ => round.model = target.again(last).await?,
+            }
+        }
+        found.push(round);
+    }
+    let pipeline = median(&found.iter().map(|round| round.pipeline.images_per_s).collect::<Vec<_>>());
+    let rate_per_s = pipeline * LIVE_SHARE;
+    let live_for = Length { lead: Duration::from_secs(1), counted: Duration::from_secs(live_s) };
+    let mut live = Vec::new();
+    for number in 0..rounds {
+        say(&format!(
+            "live images, round {} of {rounds}: {rate_per_s:.0} a second, alone and beside a replay",
+            number + 1
+        ));
+        let alone = load.at_rate(rate_per_s, &processes, live_for).await?;
+        let replaying = target.start("live", &[], None)?;
+        let beside = load.at_rate(rate_per_s, &processes, live_for).await;
+        drop(replaying);
+        target.remove("live").await?;
+        live.push(Live { alone, beside: beside? });
+    }
+    drop(load);
+    tokio::task::spawn_blocking(move || drop(site)).await?;
+    Ok(report(options, machine, &workload, count, &found, &live, rate_per_s))
+}
+
+impl Round {
+    fn empty(pipeline: Window) -> Self {
+        let none = Pace::default();
+        Self { raw: none, write: none, folder: none, tar: none, model: none, pipeline }
+    }
+}
+
+/// Publishes so many images, and waits for their answers.
+async fn fill(load: &Load, count: usize) -> Result<(), BenchError> {
+    let mut left = count;
+    while left > 0 {
+        let some = left.min(IN_FLIGHT);
+        let through = (0..some).map(|_| load.one(Until::Answered, Instant::now()));
+        futures::future::try_join_all(through).await?;
+        left -= some;
+    }
+    Ok(())
+}
+
+/// What is replayed, and where to.
+struct Target<'a> {
+    site: &'a Site,
+    work: &'a Path,
+    model: &'a Path,
+    ground: &'a Ground,
+}
+
+impl Target<'_> {
+    /// Reads every image once, and does nothing with it.
+    async fn raw(&self, last: u64) -> Result<Pace, BenchError> {
+        let begun = Instant::now();
+        let mut pace = Pace::default();
+        let mut reader = Reader::open(&self.site.bus, topology::IMAGES, Stretch::default(), last).await?;
+        while let Some(record) = reader.next().await? {
+            pace.images += 1.0;
+            pace.bytes += record.payload.len() as f64;
+        }
+        pace.seconds = begun.elapsed().as_secs_f64();
+        Ok(pace)
+    }
+
+    /// Writes as many bytes into one file.
+    async fn write(&self, last: u64) -> Result<Pace, BenchError> {
+        let level = read::level(&self.site.bus, topology::IMAGES).await?;
+        // The messages' own headers are no part of what is exported.
+        let (images, bytes) = (last as f64, self.bytes(last).await?);
+        let path = self.work.join("plain");
+        tracing::debug!(messages = level.messages, bytes, "writing as many bytes");
+        let written = path.clone();
+        let seconds = tokio::task::spawn_blocking(move || -> std::io::Result<f64> {
+            let chunk = vec![7_u8; CHUNK_BYTES];
+            let begun = Instant::now();
+            let mut file = std::fs::File::create(&written)?;
+            let mut left = bytes as usize;
+            while left > 0 {
+                let some = left.min(CHUNK_BYTES);
+                file.write_all(chunk.get(..some).unwrap_or_default())?;
+                left -= some;
+            }
+            // Neither is what is exported on the disk when it ends, but for its index.
+            drop(file);
+            Ok(begun.elapsed().as_secs_f64())
+        });
+        let seconds = seconds.await?.map_err(BenchError::file(&path))?;
+        std::fs::remove_file(&path).map_err(BenchError::file(&path))?;
+        Ok(Pace { images, bytes: bytes as f64, seconds })
+    }
+
+    async fn bytes(&self, last: u64) -> Result<u64, BenchError> {
+        let mut bytes = 0;
+        let headers = Stretch { headers_only: true, ..Stretch::default() };
+        read::stretch(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
+            .await?;
+        Ok(bytes)
+    }
+
+    fn arguments(&self, to: &str, more: &[String], last: Option<u64>) -> Vec<String> {
+        let mut arguments = vec!["replay".to_owned(), "--nats".into(), self.site.url(), "--json".into()];
+        arguments.extend(["--site".into(), self.site.name.to_string()]);
+        if !to.is_empty() {
+            arguments.extend(["--to".into(), self.work.join(to).display().to_string()]);
+        }
+        if let Some(last) = last {
+            arguments.extend(["--to-sequence".into(), last.to_string()]);
+        }
+        arguments.extend(
+            self.ground
+                .onnxruntime
+                .iter()
+                .flat_map(|path| ["--set".to_owned(), format!("onnxruntime={}", path.display())]),
+        );
+        arguments.extend(more.iter().cloned());
+        arguments
+    }
+
+    fn start(&self, to: &str, more: &[String], last: Option<u64>) -> Result<tokio::process::Child, BenchError> {
+        let failed = |source| BenchError::NotStarted { role: "replay", source };
+        let mut command = tokio::process::Command::new(std::env::current_exe().map_err(failed)?);
+        command.args(self.arguments(to, more, last)).current_dir(self.work).env("TRIBUTARY_LOG", "error");
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+        command.spawn().map_err(failed)
+    }
+
+    /// Replays to its end, and says what the summary says: from the first answer read to the last byte written.
+    async fn replay(&self, to: &str, more: &[String], last: u64) -> Result<Pace, BenchError> {
+        let running = self.start(to, more, Some(last))?;
+        let ended = tokio::time::timeout(PATIENCE, running.wait_with_output()).await;
+        let ended = ended.map_err(|_| BenchError::NotReady { what: "a replay", patience: PATIENCE })?;
+        let output = ended.map_err(|source| BenchError::NotStarted { role: "replay", source })?;
+        if !output.status.success() {
+            return Err(BenchError::Ended { role: "replay", how: output.status.to_string() });
+        }
+        let summary: Value = serde_json::from_slice(&output.stdout)?;
+        if !to.is_empty() {
+            self.remove(to).await?;
+        }
+        let number = |name: &str| summary[name].as_f64().unwrap_or(0.0);
+        Ok(Pace { images: number("through"), bytes: number("bytes"), seconds: number("elapsed_ms") / 1000.0 })
+    }
+
+    /// Through the model once more.
+    async fn again(&self, last: u64) -> Result<Pace, BenchError> {
+        let InferSettings { replicas, threads, max_batch, .. } = &self.ground.infer;
+        let mut more = vec!["--with".to_owned(), self.model.display().to_string()];
+        for setting in [
+            format!("recognizer.infer.replicas={}", replicas.count(*threads)),
+            format!("recognizer.infer.threads={threads}"),
+            format!("recognizer.infer.max_batch={max_batch}"),
+        ] {
+            more.extend(["--set".into(), setting]);
+        }
+        self.replay("", &more, last).await
+    }
+
+    async fn remove(&self, to: &str) -> Result<(), BenchError> {
+        let path = self.work.join(to);
+        let note = path.with_extension("replay.json");
+        tokio::task::spawn_blocking(move || {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            // It may have left none.
+            let _ = std::fs::remove_file(note);
+            // One that was stopped at once has not begun.
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BenchError::file(&path)(error)),
+                _ => Ok(()),
+            }
+        })
+        .await?
+    }
+}
+
+fn report(
+    options: &Options,
+    machine: Machine,
+    workload: &Workload,
+    count: usize,
+    rounds: &[Round],
+    live: &[Live],
+    rate_per_s: f64,
+) -> Report {
+    let over = |of: fn(&Round) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
+    let slower = |round: &Round| round.raw.mb_per_s().min(round.write.mb_per_s());
+    let ratios = |of: fn(&Round) -> Pace| -> f64 {
+        median(&rounds.iter().map(|round| of(round).mb_per_s() / slower(round)).collect::<Vec<_>>())
+    };
+    let p99 = |of: fn(&Live) -> &Window| median(&live.iter().map(|live| of(live).latency.p99_ms).collect::<Vec<_>>());
+    let live_ratio: Vec<f64> =
+        live.iter().map(|live| live.beside.latency.p99_ms / live.alone.latency.p99_ms.max(1e-9)).collect();
+    let again: Vec<f64> = rounds.iter().map(|round| round.model.images_per_s() / round.pipeline.images_per_s).collect();
+    let figure = |name, title, value, goal| Figure { name, title, value: Some(value), unit: "", goal };
+    let line = |name: &str, of: fn(&Round) -> Pace| {
+        let median_of =
+            |value: &dyn Fn(Pace) -> f64| median(&rounds.iter().map(|round| value(of(round))).collect::<Vec<_>>());
+        vec![
+            name.to_owned(),
+            format!("{:.0}", median_of(&|pace| pace.images_per_s())),
+            format!("{:.0}", median_of(&|pace| pace.mb_per_s())),
+        ]
+    };
+    let mut lines = vec![
+        line("raw pull of the stream", |round| round.raw),
+        line("plain sequential write", |round| round.write),
+        line("replay to a folder", |round| round.folder),
+        line("replay to an archive", |round| round.tar),
+        line("replay through the model", |round| round.model),
+    ];
+    lines.push(vec![
+        format!("pipeline, {IN_FLIGHT} in flight"),
+        format!("{:.0}", over(|round| round.pipeline.images_per_s)),
+        String::new(),
+    ]);
+    let rows = rounds.iter().map(|round| {
+        let pace = |pace: Pace| json!({ "images_per_s": pace.images_per_s(), "mb_per_s": pace.mb_per_s() });
+        json!({
+            "raw": pace(round.raw), "write": pace(round.write), "folder": pace(round.folder), "tar": pace(round.tar),
+            "model": pace(round.model), "pipeline": round.pipeline,
+        })
+    });
+    let live_rows = live.iter().map(|live| json!({ "alone": live.alone, "beside": live.beside }));
+    Report {
+        bench: "replay",
+        settings: json!({
+            "quick": options.quick, "rounds": rounds.len(), "images": count, "live_per_s": rate_per_s,
+            "workload": workload.described,
+        }),
+        machine,
+        rows: rows.chain(live_rows).collect(),
+        table: Table { columns: vec!["measured", "images/s", "MB/s"], lines },
+        headline: vec![
+            figure(
+                "folder_over_raw_pull",
+                "to a folder, over the slower of the raw pull and the plain write",
+                ratios(|round| round.folder),
+                Some(Goal::AtLeast(0.7)),
+            ),
+            figure(
+                "tar_over_raw_pull",
+                "to an archive, over the same",
+                ratios(|round| round.tar),
+                Some(Goal::AtLeast(0.7)),
+            ),
+            figure(
+                "recognize_over_bench",
+                "through the model, over the pipeline",
+                median(&again),
+                Some(Goal::AtLeast(0.9)),
+            ),
+            figure(
+                "live_p99_ratio",
+                "99th percentile of live answers beside a replay, over alone",
+                median(&live_ratio),
+                Some(Goal::AtMost(1.1)),
+            ),
+        ],
+        notes: vec![
+            format!(
+                "{} images of {} bytes on average, durability fast; live: {rate_per_s:.0} images a second, 99th percentile {:.1} ms \
+                 alone and {:.1} ms beside a replay.",
+                count,
+                workload.described.mean_bytes,
+                p99(|live| &live.alone),
+                p99(|live| &live.beside)
+            ),
+            "A replay's time is from the first answer it reads to the end of its index on the disk; images are with the system \
+             then, as the plainly written file is."
+                .into(),
+        ],
+        charts: Vec::new(),
+    }
+}
+
+fn say(what: &str) {
+    eprintln!("bench: {what}");
+}
