@@ -13,12 +13,14 @@ test: ## Build everything and run every test against real servers, an S3 server 
 lint: ## Formatting, clippy and the shell scripts' syntax.
 	cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings && bash -n deploy/*.sh .ci/run
 
-bench: setup ## Measure the pipeline, policies, training and merging (docs/benchmarks.md).
+bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
 	cargo run --release --locked --package tributary -- bench recognize
 	cargo run --release --locked --package tributary -- bench policy
 	cargo run --release --locked --package tributary -- bench train
 	cargo run --release --locked --package tributary -- bench aggregate
 	cargo run --release --locked --package tributary -- bench federated
+	cargo run --release --locked --package tributary -- bench replay
+	cargo run --release --locked --package tributary -- bench scale
 
 soak: setup ## Long fault runs and power cuts; the latter need root and loop devices.
 	cargo build --workspace --locked && TRIBUTARY_SOAK_FAULTS=200 cargo test --locked --package tributary-tests -- --ignored --nocapture --test-threads 1

@@ -220,6 +220,28 @@ pub enum Reason {
     GivenUp,
 }
 
+impl Reason {
+    /// Its word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Confident => "confident",
+            Reason::LowConfidence => "low_confidence",
+            Reason::LowMargin => "low_margin",
+            Reason::HighEntropy => "high_entropy",
+            Reason::LabelThreshold => "label_threshold",
+            Reason::Sampled => "sampled",
+            Reason::Overload => "overload",
+            Reason::NotVerified => "not_verified",
+            Reason::BudgetSpent => "budget_spent",
+            Reason::VerdictTooLate => "verdict_too_late",
+            Reason::OutboxFull => "outbox_full",
+            Reason::DeadlinePassed => "deadline_passed",
+            Reason::VerifierRefused => "verifier_refused",
+            Reason::GivenUp => "given_up",
+        }
+    }
+}
+
 /// How long each step took, in microseconds; a step that did not happen is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -240,14 +262,21 @@ pub struct Timings {
     pub batch_size: u32,
 }
 
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Route {
+    /// Its word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Route::Edge => "edge",
             Route::Redirected => "redirected",
             Route::Verified => "verified",
             Route::Expired => "expired",
             Route::Dead => "dead",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }

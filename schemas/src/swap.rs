@@ -1,5 +1,5 @@
 //! What a place runs, why not something else, and what came of it: a worker's report to whoever releases models. Version
-//! history: 1, first.
+//! history: 1, first; later with the optional farewell.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +44,16 @@ pub struct Swap {
     /// What came of each release it ran in the stretch.
     #[serde(default)]
     pub counts: Vec<Counts>,
+    /// Whether it is its last: the worker was told to stop, and did not vanish.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub left: bool,
     /// Of verifiers: how often verdicts agreed with what sites had said.
     #[serde(default)]
     pub agreements: Vec<Agreement>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Message for Swap {

@@ -234,6 +234,7 @@ fn swap() -> Swap {
             confidence: moments(3.5),
             ln_cost_ms: moments(-2.0),
         }],
+        left: false,
         agreements: vec![Agreement {
             site: "reef".parse().unwrap(),
             release: ReleaseId::from_sha256([3; 32]),
@@ -517,6 +518,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("rollout.v1", &rollout());
     survives("order.v1", &order());
     survives("swap.v1", &swap());
+    survives("swap-left.v1", &Swap { left: true, ..swap() });
 }
 
 #[test]
@@ -570,6 +572,7 @@ fn remake() {
         ("rollout.v1", encode(&rollout())),
         ("order.v1", encode(&order())),
         ("swap.v1", encode(&swap())),
+        ("swap-left.v1", encode(&Swap { left: true, ..swap() })),
     ] {
         if !file(name).exists() {
             fs::write(file(name), bytes.unwrap()).unwrap();

@@ -1,5 +1,5 @@
 //! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
-//! [`aggregate`], [`canary`], [`swap`].
+//! [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
@@ -27,6 +27,7 @@ pub mod policy;
 pub mod recognize;
 pub mod replay;
 pub mod report;
+pub mod scale;
 pub mod shape;
 pub mod site;
 pub mod stats;

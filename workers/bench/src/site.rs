@@ -1,4 +1,4 @@
-//! A site to be measured: a nats-server and, if wanted, a recognizer, each in a process of its own, with
+//! A site to be measured: a nats-server and, if wanted, recognizers, each in a process of its own, with
 //! the settings of production but for the gate, which is open so that every answer is final.
 
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct Ground {
 /// A site that runs. Dropping it stops everything.
 pub struct Site {
     // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
-    recognizer: Option<Worker>,
+    recognizers: Vec<Worker>,
     /// A connection of ours.
     pub bus: Bus,
     server: Server,
@@ -65,25 +65,35 @@ impl Site {
         let plan = topology::plan(&Place::Both(name.clone()), &StreamSettings::default());
         topology::setup(&bus, &plan, Mend::Missing).await?;
         server.settle().map_err(BenchError::file(store))?;
-        Ok(Self { recognizer: None, server, bus, name })
+        Ok(Self { recognizers: Vec::new(), server, bus, name })
     }
 
-    /// Starts a recognizer: this very program, as an operator would.
+    /// Starts a recognizer, or one more: this very program, as an operator would.
     pub fn recognize(&mut self, ground: &Ground) -> Result<(), BenchError> {
+        self.recognize_with(ground, &[])
+    }
+
+    /// The same, with more settings.
+    pub fn recognize_with(&mut self, ground: &Ground, more: &[String]) -> Result<(), BenchError> {
         let mut arguments = vec!["--nats".into(), self.server.url(), "--site".into(), self.name.to_string()];
         arguments.extend(["--model".into(), ground.model.display().to_string()]);
-        for setting in settings(ground) {
+        for setting in settings(ground).into_iter().chain(more.iter().cloned()) {
             arguments.extend(["--set".into(), setting]);
         }
-        self.recognizer = Some(Worker::start(RECOGNIZER, &ground.folder, &arguments)?);
+        self.recognizers.push(Worker::start(RECOGNIZER, &ground.folder, &arguments)?);
         Ok(())
+    }
+
+    /// Stops its recognizers; blocks until they are gone.
+    pub fn dismiss(&mut self) {
+        self.recognizers.clear();
     }
 
     /// Our process and all that belong to this site.
     pub fn processes(&self) -> Vec<(&'static str, u32)> {
         let server = self.server_process().map(|process| (SERVER, process));
-        let recognizer = self.recognizer_process().map(|process| (RECOGNIZER, process));
-        [(LOAD, std::process::id())].into_iter().chain(server).chain(recognizer).collect()
+        let recognizers = self.recognizers.iter().map(|recognizer| (RECOGNIZER, recognizer.process()));
+        [(LOAD, std::process::id())].into_iter().chain(server).chain(recognizers).collect()
     }
 
     /// The address of its server.
@@ -96,17 +106,23 @@ impl Site {
         self.server.process()
     }
 
-    /// The process of the recognizer.
+    /// The process of the first recognizer.
     pub fn recognizer_process(&self) -> Option<u32> {
-        self.recognizer.as_ref().map(Worker::process)
+        self.recognizers.first().map(Worker::process)
     }
 
-    /// Waits until the recognizer ends by itself, which it should not.
+    /// The processes of all recognizers.
+    pub fn recognizer_processes(&self) -> Vec<u32> {
+        self.recognizers.iter().map(Worker::process).collect()
+    }
+
+    /// Waits until a recognizer ends by itself, which it should not.
     pub async fn ended(&mut self) -> BenchError {
-        match &mut self.recognizer {
-            Some(recognizer) => recognizer.ended().await,
-            None => std::future::pending().await,
+        if self.recognizers.is_empty() {
+            return std::future::pending().await;
         }
+        let ending = self.recognizers.iter_mut().map(|recognizer| Box::pin(recognizer.ended()));
+        futures::future::select_all(ending).await.0
     }
 
     /// Removes what earlier stretches left in the streams, so that none grows without end.

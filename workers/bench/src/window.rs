@@ -85,7 +85,8 @@ pub async fn watch(
         Some((*name, used.as_secs_f64() * 1e3 / images))
     });
     let cpu_ms_by_process: BTreeMap<&'static str, f64> = each.collect();
-    let all_known = cpu_ms_by_process.len() == processes.len();
+    let names: std::collections::BTreeSet<&str> = processes.iter().map(|(name, _)| *name).collect();
+    let all_known = cpu_ms_by_process.len() == names.len();
     Ok(Window {
         images: times.len() as u64,
         images_per_s: images / elapsed.as_secs_f64(),
@@ -95,6 +96,11 @@ pub async fn watch(
     })
 }
 
+/// Processor time by name; of several processes of one name together.
 fn used(processes: &Processes) -> BTreeMap<&'static str, Duration> {
-    processes.iter().filter_map(|(name, process)| Some((*name, process::cpu(*process)?))).collect()
+    let mut used = BTreeMap::new();
+    for (name, cpu) in processes.iter().filter_map(|(name, process)| Some((*name, process::cpu(*process)?))) {
+        *used.entry(name).or_default() += cpu;
+    }
+    used
 }

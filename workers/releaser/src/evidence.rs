@@ -292,7 +292,8 @@ impl Evidence {
             return 0;
         }
         let ran = self.at(site).filter(|swap| swap.release == *release && swap.said_at_ms >= since_ms);
-        ran.filter(|swap| !heard(swap, now_ms)).count() as u64
+        // One that was told to stop said so.
+        ran.filter(|swap| !swap.left && !heard(swap, now_ms)).count() as u64
     }
 
     /// Why a site does not run a canary's release, if a worker refused it and none runs it.
@@ -376,6 +377,7 @@ mod tests {
             slot_length_ms: SLOT_MS,
             said_at_ms: slot_ms + SLOT_MS,
             counts: vec![Counts { images, ..Counts::of(release(of)) }],
+            left: false,
             agreements: Vec::new(),
         }
     }
@@ -494,9 +496,12 @@ mod tests {
         };
         let crashes = |swaps: Vec<Swap>| seen(swaps).trial(&canary(&["a"], since), &release(1), NOW).crashes;
         let lives = swap("b", "w", 1, NOW - SLOT_MS, 1);
-        assert_eq!(crashes([ended("a", 2), vec![lives]].concat()), 1);
+        assert_eq!(crashes([ended("a", 2), vec![lives.clone()]].concat()), 1);
         assert_eq!(crashes([ended("a", 2), ended("b", 1)].concat()), 0, "somebody started all sites anew");
         assert_eq!(crashes(vec![swap("a", "w-1", 2, NOW - 5 * SLOT_MS, 1)]), 0, "its link may be away");
+        let mut fewer = [ended("a", 2), vec![lives.clone()]].concat();
+        fewer[0].left = true;
+        assert_eq!(crashes(fewer), 0, "one that was told to stop is no crash");
         let fault = FaultNote::new(CRASHED, "it ended the worker", "");
         let mut says = ended("a", 2);
         says[0].refused = vec![RefusedRelease { release: release(2), fault: fault.clone() }];

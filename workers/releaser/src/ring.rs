@@ -195,6 +195,7 @@ mod tests {
             slot_length_ms: 600_000,
             said_at_ms: 0,
             counts: Vec::new(),
+            left: false,
             agreements: Vec::new(),
         }
     }

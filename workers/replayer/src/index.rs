@@ -1,9 +1,11 @@
 //! The rows of `index.csv`, and what a replay says of an image in it.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schemas::TaskId;
 
@@ -34,22 +36,22 @@ pub const HEADS: [&str; 19] = [
 ];
 
 /// What is said of an image; empty where nothing is known.
-pub fn cells(file: &str, row: &Row, bytes: usize) -> [String; 19] {
-    let text = |text: &Option<std::sync::Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
-    let number = |number: Option<f32>| number.map(|number| number.to_string()).unwrap_or_default();
+pub fn cells<'r>(file: &'r str, row: &'r Row, bytes: usize) -> [Cow<'r, str>; 19] {
+    let text = |text: &'r Option<Arc<str>>| text.as_deref().unwrap_or_default().into();
+    let number = |number: Option<f32>| number.map(|number| number.to_string()).unwrap_or_default().into();
     let (label, source) = row.label().map_or(("", ""), |(label, source)| (label.as_ref(), source.as_str()));
     [
-        file.to_owned(),
-        label.to_owned(),
-        source.to_owned(),
-        row.is_hard().to_string(),
-        row.task.to_string(),
-        row.site.to_string(),
-        row.camera.to_string(),
-        row.published_at_ms.to_string(),
-        row::stage(row.stage).to_owned(),
-        row.route.to_string(),
-        row::word(row.reason),
+        file.into(),
+        label.into(),
+        source.into(),
+        if row.is_hard() { "true" } else { "false" }.into(),
+        row.task.to_string().into(),
+        row.site.as_ref().into(),
+        row.camera.as_ref().into(),
+        row.published_at_ms.to_string().into(),
+        row::stage(row.stage).into(),
+        row.route.as_str().into(),
+        row.reason.as_str().into(),
         text(&row.answer),
         number(row.confidence),
         text(&row.edge),
@@ -57,7 +59,7 @@ pub fn cells(file: &str, row: &Row, bytes: usize) -> [String; 19] {
         text(&row.truth),
         text(&row.person),
         text(&row.release),
-        bytes.to_string(),
+        bytes.to_string().into(),
     ]
 }
 
@@ -116,8 +118,10 @@ impl Index {
     ///
     /// # Errors
     /// The system's words.
-    pub fn add<T: AsRef<[u8]>>(&mut self, cells: impl IntoIterator<Item = T>) -> Result<(), ReplayError> {
-        self.writer.write_record(cells).map_err(|error| match error.into_kind() {
+    pub fn add<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) -> Result<(), ReplayError> {
+        let mut cells = cells.into_iter();
+        let fields = cells.try_for_each(|cell| self.writer.write_field(cell.as_ref()));
+        fields.and_then(|()| self.writer.write_record(None::<&[u8]>)).map_err(|error| match error.into_kind() {
             csv::ErrorKind::Io(source) => ReplayError::Write { path: self.path.clone(), source },
             other => {
                 ReplayError::Write { path: self.path.clone(), source: std::io::Error::other(format!("{other:?}")) }

@@ -89,8 +89,8 @@ impl Row {
         let mut shared = |text: Option<&str>| text.map(|text| texts.shared(text));
         let edge = shared(edge);
         let label = shared(answer.label.as_deref());
-        let release = shared(answer.release.as_ref().map(ToString::to_string).as_deref());
         let truth = shared(answer.truth.as_deref());
+        let release = answer.release.as_ref().map(|release| texts.shared(release.as_str()));
         Self {
             task: answer.task,
             site: texts.shared(answer.site.as_str()),
@@ -150,9 +150,9 @@ impl Row {
             Field::Site => text(&self.site),
             Field::Camera => text(&self.camera),
             Field::Task => text(&self.task.to_string()),
-            Field::Stage => text(stage(self.stage)),
-            Field::Route => text(&self.route.to_string()),
-            Field::Reason => text(&word(self.reason)),
+            Field::Stage => Some(Value::Text(stage(self.stage).into())),
+            Field::Route => Some(Value::Text(self.route.as_str().into())),
+            Field::Reason => Some(Value::Text(self.reason.as_str().into())),
             Field::Label => shared(&self.answer),
             Field::Truth => shared(&self.truth),
             Field::Person => shared(&self.person),
@@ -176,14 +176,6 @@ pub fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Provisional => "provisional",
         Stage::Final => "final",
-    }
-}
-
-/// The word of a reason on the wire.
-pub fn word(reason: Reason) -> String {
-    match serde_json::to_value(reason) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
     }
 }
 

@@ -43,7 +43,8 @@ impl SwapReporter {
         let mut changed = true;
         loop {
             let stopping = shutdown.is_wanted();
-            if there() && self.tell(changed || said_at.is_none_or(|at| at.elapsed() >= SILENT_FOR)).await {
+            let anyway = changed || stopping || said_at.is_none_or(|at| at.elapsed() >= SILENT_FOR);
+            if there() && self.tell(anyway, stopping).await {
                 said_at = Some(Instant::now());
                 changed = false;
             }
@@ -67,15 +68,15 @@ impl SwapReporter {
         }
     }
 
-    /// Tells what is new, and at least what runs if `anyway`; whether something was told.
-    async fn tell(&self, anyway: bool) -> bool {
+    /// Tells what is new, and at least what runs if `anyway`; whether something was told. `left`: for the last time.
+    async fn tell(&self, anyway: bool, left: bool) -> bool {
         let mut news = self.counter.fresh();
         if news.is_empty() && anyway {
             news.push(self.counter.current(clock::now_ms()));
         }
         let mut told = false;
         for stretch in news {
-            let told_now = async { self.publisher.publish(&publication(&self.swap(&stretch))?).await };
+            let told_now = async { self.publisher.publish(&publication(&self.swap(&stretch, left))?).await };
             match told_now.await {
                 Ok(_) => told = true,
                 Err(error) => {
@@ -87,7 +88,7 @@ impl SwapReporter {
         told
     }
 
-    fn swap(&self, told: &Told) -> Swap {
+    fn swap(&self, told: &Told, left: bool) -> Swap {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
@@ -105,6 +106,7 @@ impl SwapReporter {
             slot_length_ms: self.counter.slot_length_ms(),
             said_at_ms: clock::now_ms(),
             counts: told.counts.clone(),
+            left,
             agreements: told.agreements.clone(),
         }
     }

@@ -126,7 +126,7 @@ pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, W
             stay(format!("{needed} would do for {idle_s:.0} s; after {:.0} s one goes", settings.down_cooldown_s)),
         );
     }
-    let why = format!("{needed} have done for {idle_s:.0} s");
+    let why = format!("{needed} would have done for {idle_s:.0} s");
     (changed(state, seen, None), Wish { replicas: seen.replicas - 1, why })
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{aggregate, canary, federated, policy, recognize, replay, swap, train};
+use bench::{aggregate, canary, federated, policy, recognize, replay, scale, swap, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -43,6 +43,30 @@ enum Which {
     /// Replaying a stream to a folder, to an archive and through a model, over the raw pull of the same stream; and what live
     /// images feel of it. Takes about five minutes.
     Replay(ReplayBenchArgs),
+    /// Replicas as threads and as workers, a queue that suddenly grows, and many sites of one cloud: images a second, CPU,
+    /// fairness, recovery, memory for each site. Takes about eight minutes.
+    Scale(ScaleBenchArgs),
+}
+
+#[derive(clap::Args)]
+struct ScaleBenchArgs {
+    /// Folder of a model; the project's own, fixtures/models/bench-cnn, if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of images; 64 generated JPEGs of 640x480 if absent.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Simulated sites of one cloud.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(2..=2000))]
+    sites: u16,
+    /// Folder on the disk for the servers' stores. The system's folder for temporary files if absent.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Draw the step into this folder.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    #[command(flatten)]
+    common: BenchCommon,
 }
 
 #[derive(clap::Args)]
@@ -225,6 +249,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Canary(args) => &args.common,
         Which::Swap(args) => &args.common,
         Which::Replay(args) => &args.common,
+        Which::Scale(args) => &args.common,
     };
     if let Some(path) = &common.json {
         // Said before minutes have passed.
@@ -243,6 +268,18 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         }
         Which::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        Which::Scale(args) => {
+            let options = scale::Options {
+                model: args.model.clone(),
+                images: args.images.clone(),
+                store: args.dir.clone(),
+                sites: args.sites.into(),
+                quick: args.common.quick,
+                nats_server: settings.up.nats_server.clone(),
+                onnxruntime: settings.onnxruntime.clone(),
+            };
+            (scale::run(&options, shutdown).await?, args.charts.as_ref())
         }
         Which::Replay(args) => {
             let options = replay::Options {

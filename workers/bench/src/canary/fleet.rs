@@ -298,6 +298,7 @@ fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_m
         site_labels: Vec::new(),
         slot_ms,
         slot_length_ms: SLOT_MS,
+        left: false,
         said_at_ms: now_ms,
         counts: Vec::new(),
         agreements: Vec::new(),

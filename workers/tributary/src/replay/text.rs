@@ -22,7 +22,13 @@ pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Opt
     let rate = summary.through as f64 * 1000.0 / summary.elapsed_ms.max(1) as f64;
     let mut lines = vec![format!("replayed  {}{to}, {rate:.0} a second, from site {site}", images(summary))];
     if summary.before > 0 {
-        lines.push(format!("before    {} went through before", summary.before));
+        let all = summary.before + summary.gone == summary.meant && args.pin.is_none();
+        let then = if all {
+            ", which is all that was meant when it was begun; what came since is for another place"
+        } else {
+            ""
+        };
+        lines.push(format!("before    {} went through before{then}", summary.before));
     }
     if summary.gone > 0 {
         lines.push(format!(
