@@ -1,7 +1,7 @@
 //! Bytes too large for a message, in the broker's object store, by the digest of their content.
 //! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
 
-use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{DeleteErrorKind, GetErrorKind, InfoErrorKind, ObjectStore};
 use bytes::Bytes;
 use schemas::BlobRef;
 use sha2::{Digest, Sha256};
@@ -65,6 +65,15 @@ impl Blobs {
                 Some(why) => Err(CarryError::Full { subject: format!("bucket {}", self.name), why }),
                 None => Err(CarryError::broker(format!("storing blob {}", blob.key))(error)),
             },
+        }
+    }
+
+    /// Lets what is stored under a key go; what is not there is gone already.
+    pub async fn remove(&self, key: &str) -> Result<(), CarryError> {
+        match self.store.delete(key).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == DeleteErrorKind::NotFound => Ok(()),
+            Err(error) => Err(CarryError::broker(format!("removing blob {key}"))(error)),
         }
     }
 

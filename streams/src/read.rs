@@ -20,8 +20,9 @@ use crate::topology::ANSWERS;
 
 /// Bytes fetched ahead while reading a stretch, about: bounded so that large images do not pile up.
 const READ_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
-/// Messages fetched ahead at least and at the most; the server gives out no more at a time.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 16..=500;
+/// Messages fetched ahead at least and at the most: going by the mean alone, a stretch of large messages in a stream of small
+/// ones would be held at once.
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 16..=128;
 
 /// A stored message, read and not taken.
 #[derive(Debug, Clone)]

@@ -171,6 +171,13 @@ fn metrics(text: &str) -> BTreeSet<String> {
     names
 }
 
+/// Where a process answers for its metrics, by its log.
+fn listens_at(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("answers /metrics"))?;
+    let at = line.find("127.0.0.1:")?;
+    Some(line[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect())
+}
+
 async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
@@ -184,18 +191,18 @@ async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
 #[tokio::test]
 async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_site() {
     let folder = tempfile::tempdir().unwrap();
-    let address = "127.0.0.1:19464";
     let (light, heavy) = (fixture(LIGHT).display().to_string(), fixture(HEAVY).display().to_string());
     let public = format!("aggregator.public={}", fixture("images/fashion").display());
-    let listen = format!("metrics.listen=\"{address}\"");
     let mut arguments =
         vec!["up", "--model", &light, "--cloud-model", &heavy, "--store", "store", "--train", "--merge"];
-    for pair in [&public, &listen, "courier.budget.bytes_a_day=100000000"] {
+    for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.bytes_a_day=100000000"] {
         arguments.extend(["--set", pair]);
     }
     let up = Worker::start("up", folder.path(), &arguments, &[]).unwrap();
-    let early = until("an answer before anything is ready", PATIENCE, async || Ok(get(address, "/livez").await.ok()));
-    assert!(early.await.unwrap().0.contains("200"), "{}", up.log());
+    let listens = until("where it answers", PATIENCE, async || Ok(listens_at(&up.log())));
+    let address = &listens.await.unwrap();
+    let (early, _) = get(address, "/livez").await.unwrap();
+    assert!(early.contains("200"), "{}", up.log());
     let ready = until("readiness", PATIENCE, async || {
         Ok(get(address, "/readyz").await.ok().filter(|(status, _)| status.contains("200")))
     });

@@ -7,11 +7,11 @@ use std::time::Duration;
 use harness::pictures::{HEAVY, INITIAL, LIGHT, pictures};
 use harness::program::{Worker, fixture, run, run_for};
 use harness::{Plan, World, until};
-use schemas::task::HEADER_LABEL;
+use schemas::task::{HEADER_BLOB, HEADER_LABEL};
 use schemas::{Answer, Route, TaskId, decode};
 use serde_json::Value;
 use streams::topology::StreamSettings;
-use streams::{read, subject, topology};
+use streams::{Blobs, read, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -297,6 +297,66 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     done(&world, &["retention", "--unpin", "second"]).await;
     let left = done_json(&world, &["retention"]).await;
     assert_eq!(left["sets"].as_object().unwrap().keys().collect::<Vec<_>>(), ["first"]);
+}
+
+#[tokio::test]
+async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() {
+    const COUNT: usize = 6;
+    let world = World::whole(Plan::default()).await.unwrap();
+    let (site, bus) = (world.site(0).name.clone(), world.bus(0));
+    let (blobs, pins) = (Blobs::open(bus).await.unwrap(), Blobs::open_pinned(bus).await.unwrap());
+    let (mut tasks, mut large) = (BTreeSet::new(), Vec::new());
+    for picture in pictures().unwrap().iter().take(COUNT) {
+        // Decoders end where the image does.
+        let bytes = [&picture.bytes[..], &vec![0; 1_200_000]].concat();
+        let blob = blobs.store(&bytes).await.unwrap();
+        let task = publish(bus, &site, b"", &[(HEADER_BLOB, &blob.to_string())]).await;
+        assert!(answered(&world, task).await.label.is_some());
+        tasks.insert(task);
+        large.push(blob);
+    }
+    // More of them than may be in flight.
+    let little = ["--set", "replayer.in_flight_mib=1"];
+    for set in ["first", "second"] {
+        let summary = done_json(&world, &[&["replay", "--pin", set], &little[..]].concat()).await;
+        assert_eq!(summary["through"], COUNT);
+    }
+    let kept = done_json(&world, &["retention"]).await;
+    let held = kept["sets"]["first"]["bytes"].as_u64().unwrap();
+    assert_eq!(held, large.iter().map(|blob| blob.size_bytes).sum::<u64>());
+    // The site keeps large images for a shorter time than sets do.
+    for blob in &large {
+        blobs.remove(&blob.key).await.unwrap();
+    }
+    let again = format!("subject:image.{site}.again-{{camera}}");
+    let words = ["replay", "--pinned", "first", "--to", &again, "--pace", "4"];
+    let summary = done_json(&world, &[&words, &little[..]].concat()).await;
+    assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
+    let copies = until("an answer for every copy", PATIENCE, async || {
+        let (last, mut copies) = (read::level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
+        let finals = read::Stretch { subjects: vec![subject::finalities(&site, None)], ..read::Stretch::default() };
+        read::stretch(bus, topology::ANSWERS, finals, last, |record| {
+            let answer = decode::<Answer>(&record.payload).unwrap();
+            copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
+        })
+        .await?;
+        Ok((copies.len() == COUNT).then_some(copies))
+    })
+    .await
+    .unwrap();
+    let first: BTreeSet<TaskId> = copies.iter().filter_map(|copy| copy.replayed).collect();
+    assert_eq!(first, tasks);
+    assert!(copies.iter().all(|copy| copy.label.is_some()), "{copies:?}");
+    let published = copies.iter().map(|copy| copy.published_at_ms);
+    let spread_ms = published.clone().max().unwrap() - published.min().unwrap();
+    assert!(spread_ms > 500, "four a second, and all six came within {spread_ms} ms");
+    // What two sets share stays while one of them does.
+    for (set, left) in [("first", true), ("second", false)] {
+        done(&world, &["retention", "--unpin", set]).await;
+        for blob in &large {
+            assert_eq!(pins.has(blob).await.unwrap(), left, "after {set}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -301,7 +301,7 @@ impl Target<'_> {
 
     async fn remove(&self, to: &str) -> Result<(), BenchError> {
         let path = self.work.join(to);
-        let note = path.with_extension("replay.json");
+        let note = path.with_added_extension("replay.json");
         tokio::task::spawn_blocking(move || {
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             // It may have left none.

@@ -50,7 +50,7 @@ impl Begun {
     /// # Errors
     /// The system's words.
     pub fn note(&self, path: &Path) -> Result<(), ReplayError> {
-        let beside = path.with_extension("part");
+        let beside = path.with_added_extension("part");
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
         std::fs::write(&beside, text).map_err(ReplayError::write(&beside))?;
         std::fs::rename(&beside, path).map_err(ReplayError::write(path))

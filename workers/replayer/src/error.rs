@@ -67,6 +67,12 @@ pub enum ReplayError {
         /// Images that were meant.
         all: u64,
     },
+    /// Work of the replay that ended without a result.
+    #[error("a part of the replay broke off: {why}; the same command goes on where it stopped")]
+    Broken {
+        /// What it said.
+        why: String,
+    },
     /// It was told to stop.
     #[error("interrupted: the same command goes on where it stopped")]
     Interrupted,
@@ -94,7 +100,6 @@ impl ReplayError {
             Self::Write { path, source } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Self::DiskFull { path, through, all }
             }
-            Self::Carry(CarryError::Full { why, .. }) => Self::PinsFull { why, through, all },
             other => other,
         }
     }

@@ -115,26 +115,43 @@ pub async fn gather_decided(
     Ok((all, silent))
 }
 
-/// Reads a pinned set, and keeps what the query takes; each row's sequence is its place in the set.
+/// Reads a pinned set, and keeps what the query takes; each row's sequence is its place in the set. What names another
+/// task than its slot, or a camera that cannot be one, is passed over: rows become paths and subjects.
 ///
 /// # Errors
 /// More tasks than can be held, and what the broker says.
 pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Query) -> Result<Vec<Row>, ReplayError> {
     let last = read::level(bus, topology::PINNED).await?;
-    let mut rows = Vec::new();
+    let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
         return Ok(rows);
     }
     let all = Stretch { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..Stretch::default() };
     read::stretch(bus, topology::PINNED, all, last.last_sequence, |record| {
-        match record.header(HEADER_ROW).map(serde_json::from_str::<Row>) {
-            Some(Ok(row)) if query.takes(&row) => rows.push(Row { sequence: record.sequence, ..row }),
-            Some(Ok(_)) => {}
-            _ => tracing::warn!(sequence = record.sequence, "pinned image passed over: nothing is said of it"),
+        let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<Row>(row).ok());
+        match row.filter(|row| is_of(row, &record.subject)) {
+            Some(row) if query.takes(&row) => {
+                too_many |= rows.len() >= MOST_TASKS;
+                if !too_many {
+                    rows.push(Row { sequence: record.sequence, ..row });
+                }
+            }
+            Some(_) => {}
+            None => tracing::warn!(sequence = record.sequence, "pinned image passed over: what is said of it is wrong"),
         }
     })
     .await?;
+    if too_many {
+        return Err(ReplayError::TooMany { most: MOST_TASKS });
+    }
     Ok(rows)
+}
+
+/// Whether a row speaks of the slot it was found in.
+fn is_of(row: &Row, slot: &str) -> bool {
+    let Ok((set, task)) = subject::read_pin(slot) else { return false };
+    let Some((site, camera)) = row.site.parse().ok().zip(row.camera.parse().ok()) else { return false };
+    task == row.task && subject::pin(&set, &site, &camera, task) == slot
 }
 
 /// What persons said, the latest about a task.
@@ -153,4 +170,21 @@ async fn persons(bus: &Bus) -> Result<HashMap<TaskId, Arc<str>>, ReplayError> {
     })
     .await?;
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::tests::row;
+
+    #[test]
+    fn a_pinned_row_that_speaks_of_something_else_is_none() {
+        let slot = |row: &Row| format!("pin.set.{}.{}.{}", row.site, row.camera, row.task);
+        assert!(is_of(&row(), &slot(&row())));
+        for camera in ["../../etc", "a.b", "", "another"] {
+            assert!(!is_of(&Row { camera: camera.into(), ..row() }, &slot(&row())), "{camera}");
+        }
+        assert!(!is_of(&Row { task: TaskId::derived("another"), ..row() }, &slot(&row())));
+        assert!(!is_of(&Row { site: "another".into(), ..row() }, &slot(&row())));
+    }
 }

@@ -36,7 +36,10 @@ pub fn again(template: &str, row: &Row, image: &Image, run: TaskId) -> Publicati
     let payload = if inline { image.bytes.clone() } else { bytes::Bytes::new() };
     let mut publication = Publication::with_id(subject_of(template, row), payload, id.to_string())
         .header(HEADER_REPLAYED, row.task.to_string());
-    if let Some((label, _)) = row.label().filter(|(_, source)| *source != LabelSource::Verdict) {
+    // A person may have written anything; a header holds one line.
+    let one_line = |label: &str| !label.contains(char::is_control);
+    let said = row.label().filter(|(label, source)| *source != LabelSource::Verdict && one_line(label));
+    if let Some((label, _)) = said {
         publication = publication.header(HEADER_LABEL, label.as_ref());
     }
     // Not its deadline, which is past, nor its priority: it is in no hurry.
@@ -114,6 +117,8 @@ mod tests {
         assert_ne!(id(run), id(TaskId::derived("another")));
         let verified = Row { truth: None, route: schemas::Route::Verified, ..row() };
         assert_eq!(value(&again("x", &verified, &image(), run), HEADER_LABEL), None, "a verdict is not the truth");
+        let lines = Row { person: Some("crab\r\nTributary-Priority: high".into()), ..row() };
+        assert_eq!(value(&again("x", &lines, &image(), run), HEADER_LABEL), None, "a label is no header of its own");
     }
 
     #[test]

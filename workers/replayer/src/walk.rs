@@ -14,6 +14,7 @@ use serde::Serialize;
 use streams::{Bus, CarryError, read, topology};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use vision::Infer;
 
 use self::shelve::Shelf;
@@ -235,7 +236,7 @@ fn place_of_note(destination: &Destination, options: &Options) -> Result<Option<
             Ok(Some(note))
         }
         Destination::Tar(path) | Destination::Model { table: Some(path), .. } => {
-            let note = path.with_extension("replay.json");
+            let note = path.with_added_extension("replay.json");
             if path.exists() && !note.is_file() {
                 return Err(ReplayError::Foreign { path: path.clone(), what: "something that no replay wrote".into() });
             }
@@ -289,6 +290,15 @@ struct Run<'a> {
     shutdown: &'a Shutdown,
     begun: Begun,
     note: Option<PathBuf>,
+}
+
+/// Starts work that goes on by itself while the next image is fetched: work that only goes on when somebody waits for it would
+/// keep its room, and the fetching that waits for room would wait for ever. Given up when it is dropped.
+fn under_way<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ReplayError>> + Send + 'static,
+) -> impl Future<Output = Result<T, ReplayError>> {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async move { task.await.map_err(|error| ReplayError::Broken { why: error.to_string() })? }
 }
 
 impl Run<'_> {

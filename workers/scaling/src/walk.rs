@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -47,9 +47,9 @@ pub struct Scaler {
 
 impl Scaler {
     /// Of a worker whose model is loaded.
-    pub fn new(role: &'static str, infer: Infer, settings: ScaleSettings) -> Arc<Self> {
+    pub fn new(role: &'static str, infer: Infer, settings: ScaleSettings) -> Self {
         let begun_with = infer.replicas();
-        Arc::new(Self { role, infer, settings, begun_with, each_bytes: Mutex::default(), why: Mutex::default() })
+        Self { role, infer, settings, begun_with, each_bytes: Mutex::default(), why: Mutex::default() }
     }
 
     /// Why there are as many as there are, in a sentence; absent while nothing was asked and no queue is followed.

@@ -1,14 +1,14 @@
 //! `tributary retention`: how long a site's images are kept, what is pinned, and what would go next.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use janitor::purge;
 use runtime::settings::Loaded;
-use schemas::task::Stored;
-use schemas::{SetName, Task, TaskId};
+use schemas::task::{HEADER_BLOB, Stored};
+use schemas::{BlobRef, SetName, Task, TaskId};
 use serde::Serialize;
-use streams::read::{self, Level, Reader, Stretch};
-use streams::{CarryError, subject, topology};
+use streams::read::{self, Level, Reader, Record, Stretch};
+use streams::{Blobs, CarryError, subject, topology};
 
 use crate::settings::Settings;
 use crate::site::{self, Site};
@@ -86,15 +86,22 @@ impl Held {
 pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "retention").await?;
     if let Some(set) = &args.unpin {
-        let (sets, _) = pinned(&site).await?;
-        let Some(held) = sets.get(set.as_str()) else {
-            let known = sets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let pinned = pinned(&site).await?;
+        let Some(held) = pinned.sets.get(set.as_str()) else {
+            let known = pinned.sets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             anyhow::bail!(
                 "site {} has no pinned set {set}; {}",
                 site.name,
                 if known.is_empty() { "none is pinned".into() } else { format!("there are {known}") }
             );
         };
+        // The large images first: whoever is stopped between them says the same again.
+        let large = Blobs::open_pinned(&site.bus).await?;
+        for (key, holders) in &pinned.large {
+            if holders.iter().all(|holder| holder == set.as_str()) {
+                large.remove(key).await?;
+            }
+        }
         read::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
         return out::line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
     }
@@ -108,7 +115,7 @@ async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result
         0 => None,
         _ => read::at(&site.bus, topology::IMAGES, images.first_sequence).await?,
     };
-    let (sets, tasks) = pinned(site).await?;
+    let Pinned { sets, tasks, .. } = pinned(site).await?;
     Ok(Kept {
         images,
         oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
@@ -144,7 +151,7 @@ async fn would_go(
         before = record.sequence + 1;
         let Ok((named, camera)) = subject::read_image(&record.subject) else { continue };
         let held = cameras.entry(camera.to_string()).or_default();
-        held.add(record.payload_bytes(), ms(record.stored_at_ns));
+        held.add(image_bytes(&record), ms(record.stored_at_ns));
         let stored = Stored { site: named, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
         let task = Task::id_of(&stored, &|name| record.header(name)).ok();
         *held.pinned.get_or_insert(0) += u64::from(task.is_some_and(|task| pinned.contains(&task)));
@@ -152,25 +159,46 @@ async fn would_go(
     Ok(Some(WouldGo { now: now.is_some(), before_sequence: before, cameras }))
 }
 
-/// The pinned sets of a site, and the tasks in them.
-async fn pinned(site: &Site) -> Result<(BTreeMap<String, Held>, HashSet<TaskId>), CarryError> {
-    let (mut sets, mut tasks): (BTreeMap<String, Held>, _) = (BTreeMap::new(), HashSet::new());
+/// The pinned sets of a site.
+#[derive(Default)]
+struct Pinned {
+    sets: BTreeMap<String, Held>,
+    tasks: HashSet<TaskId>,
+    /// Keys of images too large for a message, and the sets that hold them.
+    large: HashMap<String, BTreeSet<String>>,
+}
+
+async fn pinned(site: &Site) -> Result<Pinned, CarryError> {
+    let mut pinned = Pinned::default();
     let level = read::level(&site.bus, topology::PINNED).await?;
     if level.messages == 0 {
-        return Ok((sets, tasks));
+        return Ok(pinned);
     }
     let subjects = vec![subject::pins(None, &site.name)];
     let all = Stretch { headers_only: true, subjects, ..Stretch::default() };
     read::stretch(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
         let Ok((set, task)) = subject::read_pin(&record.subject) else { return };
-        tasks.insert(task);
+        pinned.tasks.insert(task);
+        if let Some(blob) = reference(&record) {
+            pinned.large.entry(blob.key).or_default().insert(set.to_string());
+        }
         let row = record.header(replayer::outlet::HEADER_ROW);
         let row = row.and_then(|row| serde_json::from_str::<replayer::Row>(row).ok());
         let at_ms = row.map_or_else(|| ms(record.stored_at_ns), |row| row.published_at_ms);
-        sets.entry(set.to_string()).or_default().add(record.payload_bytes(), at_ms);
+        pinned.sets.entry(set.to_string()).or_default().add(image_bytes(&record), at_ms);
     })
     .await?;
-    Ok((sets, tasks))
+    Ok(pinned)
+}
+
+/// Where an image lies that was too large for its message.
+fn reference(record: &Record) -> Option<BlobRef> {
+    record.header(HEADER_BLOB)?.parse().ok()
+}
+
+/// Size of an image, wherever it lies.
+fn image_bytes(record: &Record) -> u64 {
+    reference(record).map_or_else(|| record.payload_bytes(), |blob| blob.size_bytes)
 }
 
 fn ms(ns: i128) -> u64 {

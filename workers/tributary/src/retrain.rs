@@ -66,7 +66,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Sh
     let model = Model::load(&folder).with_context(which)?;
     training::folder::check(&args.out)?;
     let site = site::open(loaded, "retrain").await?;
-    let data = args.data.clone().unwrap_or_else(|| args.out.with_extension("set"));
+    let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
     let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.said()))?;
     options.only = Some(model.labels.clone());
     let summary = replay::run(&site, settings, options, Destination::Folder(data.clone()), &shutdown).await?;

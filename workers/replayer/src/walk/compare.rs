@@ -5,9 +5,9 @@ use std::path::Path;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use vision::{Infer, softmax};
+use vision::{Infer, InferError, softmax};
 
-use super::Run;
+use super::{Run, under_way};
 use crate::compare::{self, Comparison, Said};
 use crate::error::ReplayError;
 use crate::index::Index;
@@ -36,7 +36,8 @@ impl Run<'_> {
         // One batch in work and one that waits, for each replica.
         let most = infer.replicas() * infer.batch() * 2;
         let mut asked = FuturesOrdered::new();
-        let mut heard = |run: &mut Self, (row, bytes, said): (Row, u64, Result<Said, vision::InferError>)| {
+        let mut heard = |run: &mut Self, heard: Result<(Row, u64, Result<Said, InferError>), ReplayError>| {
+            let (row, bytes, said) = heard?;
             match said {
                 Ok(said) => {
                     comparison.add(&row, &said);
@@ -58,12 +59,12 @@ impl Run<'_> {
                     }
                 }
                 let (infer, row) = (infer.clone(), row.clone());
-                asked.push_back(async move {
+                asked.push_back(under_way(async move {
                     let _room = room;
                     let bytes = image.bytes.len() as u64;
                     let seen = infer.scores(image.bytes).await;
-                    (row, bytes, seen.map(|seen| said(&seen)))
-                });
+                    Ok((row, bytes, seen.map(|seen| said(&seen))))
+                }));
                 Ok(())
             })
             .await;

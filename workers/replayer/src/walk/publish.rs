@@ -7,10 +7,10 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use runtime::clock;
 use schemas::{SetName, TaskId};
-use streams::{Blobs, Placed, Publisher, read};
+use streams::{Blobs, CarryError, Placed, Publisher, read};
 use tokio::time::Instant;
 
-use super::{Run, Spacing};
+use super::{Run, Spacing, under_way};
 use crate::error::ReplayError;
 use crate::outlet;
 use crate::row::Row;
@@ -37,6 +37,7 @@ impl Run<'_> {
         let stored = read::stream_of(self.bus, &outlet::subject_of(template, first)).await?.is_some();
         self.summary.unstored = !stored;
         let publisher = Publisher::new(self.bus.clone(), PATIENCE);
+        let blobs = Blobs::open(self.bus).await?;
         let (bus, run, begun_at) = (self.bus.clone(), self.begun.run, Instant::now());
         let mut sent = FuturesOrdered::new();
         let mut noted_at = Instant::now();
@@ -68,16 +69,19 @@ impl Run<'_> {
                     run_.note_through()?;
                 }
                 let publication = outlet::again(template, row, &image, run);
-                let (publisher, bus, row, bytes) =
-                    (publisher.clone(), bus.clone(), row.clone(), image.bytes.len() as u64);
-                sent.push_back(async move {
+                let (publisher, blobs, bus, row) = (publisher.clone(), blobs.clone(), bus.clone(), row.clone());
+                sent.push_back(under_way(async move {
                     let _room = room;
+                    if publication.payload.is_empty() {
+                        // It may come from a pinned set, which keeps what the site has let go.
+                        blobs.store(&image.bytes).await?;
+                    }
                     match stored {
                         true => publisher.publish(&publication).await.map(|_| ())?,
                         false => bus.say(&publication).await?,
                     }
-                    Ok::<_, ReplayError>((row, bytes))
-                });
+                    Ok((row, image.bytes.len() as u64))
+                }));
                 Ok(())
             })
             .await;
@@ -138,21 +142,28 @@ impl Run<'_> {
                 }
                 let publication = outlet::pin(set, row, &image)?;
                 let (publisher, blobs, row) = (publisher.clone(), blobs.clone(), row.clone());
-                sent.push_back(async move {
+                sent.push_back(under_way(async move {
                     let _room = room;
                     if publication.payload.is_empty() {
                         blobs.store(&image.bytes).await?;
                     }
                     let placed = publisher.publish(&publication).await?;
-                    Ok::<_, ReplayError>((row, image.bytes.len() as u64, placed))
-                });
+                    Ok((row, image.bytes.len() as u64, placed))
+                }));
                 Ok(())
             })
             .await;
-        while let Some(ended) = sent.next().await {
-            self.pinned(ended)?;
+        let mut ended = fetched;
+        while let Some(sent) = sent.next().await {
+            ended = ended.and(self.pinned(sent));
         }
-        fetched
+        ended.map_err(|error| match error {
+            ReplayError::Carry(CarryError::Full { why, .. }) => {
+                let through = self.summary.before + self.summary.through;
+                ReplayError::PinsFull { why, through, all: self.summary.meant }
+            }
+            other => other,
+        })
     }
 
     fn pinned(&mut self, ended: Result<(Row, u64, Placed), ReplayError>) -> Result<(), ReplayError> {
