@@ -79,6 +79,8 @@ pub struct Progress {
     pub floor: u64,
     /// The newest stream sequence delivered.
     pub delivered: u64,
+    /// When something was delivered last, by the server's clock, milliseconds since the epoch.
+    pub active_at_ms: Option<u64>,
 }
 
 impl Progress {
@@ -123,6 +125,10 @@ pub async fn progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress
         unacked: info.num_ack_pending as u64,
         floor: info.ack_floor.stream_sequence,
         delivered: info.delivered.stream_sequence,
+        active_at_ms: info
+            .delivered
+            .last_active
+            .and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()),
     })
 }
 

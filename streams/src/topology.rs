@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{
     Config as StreamConfig, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType,
 };
@@ -13,8 +11,9 @@ use schemas::SiteName;
 use schemas::limits::{MAX_HEADER_BYTES, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
 use serde::{Deserialize, Serialize};
 
-use crate::connect::Bus;
-use crate::error::CarryError;
+pub use self::setup::{Difference, Finding, Mend, State, compare, setup};
+
+mod setup;
 
 /// Images as published: inbox and archive of a site.
 pub const IMAGES: &str = "IMAGES";
@@ -424,190 +423,9 @@ fn durable(name: &str, ack_wait: Duration) -> pull::Config {
     }
 }
 
-/// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
-    /// For example `stream IMAGES` or `consumer recognizer on IMAGES`.
-    pub what: String,
-    /// What was found or done.
-    pub state: State,
-}
-
-/// What was found or done.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// It exists as wanted.
-    Same,
-    /// It was made now.
-    Created,
-    /// It was changed now.
-    Updated(Vec<Difference>),
-    /// It differs and was left alone.
-    Differs(Vec<Difference>),
-    /// It does not exist.
-    Missing,
-}
-
-/// One setting that is not as wanted.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Difference {
-    /// Name of the setting, as the server calls it.
-    pub setting: String,
-    /// What is wanted, as JSON.
-    pub wanted: serde_json::Value,
-    /// What the server has, as JSON.
-    pub found: serde_json::Value,
-}
-
-/// What to do about a stream or consumer that is missing or differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mend {
-    /// Report only.
-    Nothing,
-    /// Create what is missing, report what differs.
-    Missing,
-    /// Create what is missing and change what differs.
-    Everything,
-}
-
-/// Makes what the plan wants exist, and says what was there; doing it twice is doing it once.
-pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
-    let mut findings = Vec::new();
-    for wanted in &plan.streams {
-        let state = stream(bus, wanted, mend).await?;
-        findings.push(Finding { what: format!("stream {}", wanted.name), state });
-    }
-    for (stream, wanted) in &plan.consumers {
-        let state = consumer(bus, stream, wanted, mend).await?;
-        let name = wanted.durable_name.clone().unwrap_or_default();
-        findings.push(Finding { what: format!("consumer {name} on {stream}"), state });
-    }
-    Ok(findings)
-}
-
-/// What the plan wants and the server has otherwise; changes nothing.
-pub async fn compare(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError> {
-    setup(bus, plan, Mend::Nothing).await
-}
-
-async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {
-    let what = format!("stream {}", wanted.name);
-    let found = match bus.js.get_stream(&wanted.name).await {
-        Ok(found) => found.cached_info().config.clone(),
-        Err(error) if is_absent(&error) => {
-            if mend == Mend::Nothing {
-                return Ok(State::Missing);
-            }
-            let created = bus.js.create_stream(wanted.clone()).await;
-            created.map_err(|error| match error.kind() {
-                CreateStreamErrorKind::JetStream(refused)
-                    if refused.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED =>
-                {
-                    CarryError::NoRoom { what: what.clone(), wanted_mib: wanted.max_bytes.max(0) as u64 >> 20 }
-                }
-                _ => CarryError::broker(format!("creating {what}"))(error),
-            })?;
-            return Ok(State::Created);
-        }
-        Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
-    };
-    let differences = differences(wanted, &found);
-    if differences.is_empty() {
-        return Ok(State::Same);
-    }
-    if mend != Mend::Everything {
-        return Ok(State::Differs(differences));
-    }
-    bus.js.update_stream(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
-    Ok(State::Updated(differences))
-}
-
-async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) -> Result<State, CarryError> {
-    let name = wanted.durable_name.clone().unwrap_or_default();
-    let what = format!("consumer {name} on {stream}");
-    let on = match bus.js.get_stream_no_info(stream).await {
-        Ok(on) => on,
-        Err(error) => return Err(CarryError::broker(format!("looking up stream {stream}"))(error)),
-    };
-    let found = match on.consumer_info(&name).await {
-        Ok(info) => info.config,
-        Err(error) if error.to_string().contains("not found") => {
-            if mend == Mend::Nothing {
-                return Ok(State::Missing);
-            }
-            on.create_consumer_strict(wanted.clone()).await.map_err(CarryError::broker(format!("creating {what}")))?;
-            return Ok(State::Created);
-        }
-        Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
-    };
-    use async_nats::jetstream::consumer::IntoConsumerConfig;
-    let differences = differences(&wanted.clone().into_consumer_config(), &found);
-    if differences.is_empty() {
-        return Ok(State::Same);
-    }
-    if mend != Mend::Everything {
-        return Ok(State::Differs(differences));
-    }
-    on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
-    Ok(State::Updated(differences))
-}
-
-fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
-    use async_nats::jetstream::context::GetStreamErrorKind;
-    matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
-}
-
-/// Limits by which a server forgets messages or stops delivering them: where the plan wants none, there
-/// may be none.
-const FORGETFUL: [&str; 3] = ["max_age", "max_msgs_per_subject", "max_deliver"];
-
-/// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
-/// limit, nothing) is the server's business, except where it would lose messages.
-fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Difference> {
-    let object = |value| match value {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let (wanted, found) = (object(serde_json::to_value(wanted)), object(serde_json::to_value(found)));
-    let blank = |value: &serde_json::Value| match value {
-        serde_json::Value::Null => true,
-        serde_json::Value::Number(number) => number.as_i64().is_some_and(|number| number <= 0),
-        serde_json::Value::String(text) => text.is_empty(),
-        serde_json::Value::Array(items) => items.is_empty(),
-        serde_json::Value::Object(fields) => fields.is_empty(),
-        serde_json::Value::Bool(_) => false,
-    };
-    wanted
-        .into_iter()
-        .filter_map(|(setting, wanted)| {
-            let found = found.get(&setting).cloned().unwrap_or_default();
-            let differs = match blank(&wanted) {
-                true => !blank(&found) && FORGETFUL.contains(&setting.as_str()),
-                false => found != wanted,
-            };
-            differs.then_some(Difference { setting, wanted, found })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_limit_that_would_lose_messages_is_a_difference_even_where_none_is_wanted() {
-        let names = |differences: Vec<Difference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
-        let wanted = file(IMAGES, Vec::new());
-        let found = StreamConfig { max_age: Duration::from_secs(60), max_messages: 5, ..wanted.clone() };
-        assert_eq!(names(differences(&wanted, &found)), ["max_age"]);
-        let wanted = durable(RECOGNIZER, Duration::from_secs(30));
-        let found = pull::Config { max_deliver: 5, ..wanted.clone() };
-        use async_nats::jetstream::consumer::IntoConsumerConfig;
-        let (wanted, found) = (wanted.into_consumer_config(), found.into_consumer_config());
-        assert_eq!(names(differences(&wanted, &found)), ["max_deliver"]);
-        assert!(differences(&wanted, &wanted).is_empty());
-    }
 
     #[test]
     fn site_and_cloud_on_one_server_share_the_streams_both_want() {

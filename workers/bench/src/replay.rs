@@ -3,6 +3,9 @@
 //!
 //! Each replay is this very program in a process of its own, as a user would start it, from gathering to the last byte. All by
 //! turns, several rounds; every figure is a median over the rounds, every ratio one of neighbours in a round.
+//!
+//! Folders stay until the end, each round has its own: ext4 passes over every inode that was freed in the last minutes
+//! (`recently_deleted` in fs/ext4/ialloc.c), so that removing one export makes the next one several times slower.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,8 @@ const IN_FLIGHT: usize = 16;
 const LIVE_SHARE: f64 = 0.5;
 /// A replay that takes longer than this is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// So long after live images a replay is still slow.
+const QUIET: Duration = Duration::from_secs(3);
 /// Bytes written at a time by the plain write.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -81,6 +86,7 @@ impl Pace {
 struct Round {
     raw: Pace,
     write: Pace,
+    files: Pace,
     folder: Pace,
     tar: Pace,
     model: Pace,
@@ -127,8 +133,9 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         let last = read::level(&site.bus, topology::IMAGES).await?.last_sequence;
         let (mut round, turned) =
             (Round::empty(load.closed(Until::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
+        tokio::time::sleep(QUIET).await;
         // The next round goes through them backwards: what the disk still writes from one hits another each time.
-        let mut order = [0, 1, 2, 3, 4];
+        let mut order = [0, 1, 2, 3, 4, 5];
         if turned {
             order.reverse();
         }
@@ -137,8 +144,9 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             match step {
                 0 => round.raw = target.raw(last).await?,
                 1 => round.write = target.write(last).await?,
-                2 => round.folder = target.replay("set", &[], last).await?,
-                3 => round.tar = target.replay("set.tar", &[], last).await?,
+                2 => round.files = target.files(&format!("files-{number}"), last).await?,
+                3 => round.folder = target.replay(&format!("set-{number}"), &[], last).await?,
+                4 => round.tar = target.archive(&format!("set-{number}.tar"), last).await?,
                 _ => round.model = target.again(last).await?,
             }
         }
@@ -154,10 +162,9 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             number + 1
         ));
         let alone = load.at_rate(rate_per_s, &processes, live_for).await?;
-        let replaying = target.start("live", &[], None)?;
+        let replaying = target.start(&format!("live-{number}"), &[], None)?;
         let beside = load.at_rate(rate_per_s, &processes, live_for).await;
         drop(replaying);
-        target.remove("live").await?;
         live.push(Live { alone, beside: beside? });
     }
     drop(load);
@@ -168,7 +175,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
 impl Round {
     fn empty(pipeline: Window) -> Self {
         let none = Pace::default();
-        Self { raw: none, write: none, folder: none, tar: none, model: none, pipeline }
+        Self { raw: none, write: none, files: none, folder: none, tar: none, model: none, pipeline }
     }
 }
 
@@ -208,11 +215,9 @@ impl Target<'_> {
 
     /// Writes as many bytes into one file.
     async fn write(&self, last: u64) -> Result<Pace, BenchError> {
-        let level = read::level(&self.site.bus, topology::IMAGES).await?;
         // The messages' own headers are no part of what is exported.
         let (images, bytes) = (last as f64, self.bytes(last).await?);
         let path = self.work.join("plain");
-        tracing::debug!(messages = level.messages, bytes, "writing as many bytes");
         let written = path.clone();
         let seconds = tokio::task::spawn_blocking(move || -> std::io::Result<f64> {
             let chunk = vec![7_u8; CHUNK_BYTES];
@@ -231,6 +236,24 @@ impl Target<'_> {
         let seconds = seconds.await?.map_err(BenchError::file(&path))?;
         std::fs::remove_file(&path).map_err(BenchError::file(&path))?;
         Ok(Pace { images, bytes: bytes as f64, seconds })
+    }
+
+    /// Writes as many files of the mean size into a folder.
+    async fn files(&self, to: &str, last: u64) -> Result<Pace, BenchError> {
+        let bytes = self.bytes(last).await?;
+        let folder = self.work.join(to);
+        let written = folder.clone();
+        let seconds = tokio::task::spawn_blocking(move || -> std::io::Result<f64> {
+            let image = vec![7_u8; usize::try_from(bytes / last.max(1)).unwrap_or(0)];
+            std::fs::create_dir(&written)?;
+            let begun = Instant::now();
+            for number in 0..last {
+                std::fs::write(written.join(format!("{number:032x}.jpg")), &image)?;
+            }
+            Ok(begun.elapsed().as_secs_f64())
+        });
+        let seconds = seconds.await?.map_err(BenchError::file(&folder))?;
+        Ok(Pace { images: last as f64, bytes: bytes as f64, seconds })
     }
 
     async fn bytes(&self, last: u64) -> Result<u64, BenchError> {
@@ -278,11 +301,16 @@ impl Target<'_> {
             return Err(BenchError::Ended { role: "replay", how: output.status.to_string() });
         }
         let summary: Value = serde_json::from_slice(&output.stdout)?;
-        if !to.is_empty() {
-            self.remove(to).await?;
-        }
         let number = |name: &str| summary[name].as_f64().unwrap_or(0.0);
         Ok(Pace { images: number("through"), bytes: number("bytes"), seconds: number("elapsed_ms") / 1000.0 })
+    }
+
+    /// To an archive.
+    async fn archive(&self, to: &str, last: u64) -> Result<Pace, BenchError> {
+        let pace = self.replay(to, &[], last).await?;
+        let path = self.work.join(to);
+        std::fs::remove_file(&path).map_err(BenchError::file(&path))?;
+        Ok(pace)
     }
 
     /// Through the model once more.
@@ -297,22 +325,6 @@ impl Target<'_> {
             more.extend(["--set".into(), setting]);
         }
         self.replay("", &more, last).await
-    }
-
-    async fn remove(&self, to: &str) -> Result<(), BenchError> {
-        let path = self.work.join(to);
-        let note = path.with_added_extension("replay.json");
-        tokio::task::spawn_blocking(move || {
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            // It may have left none.
-            let _ = std::fs::remove_file(note);
-            // One that was stopped at once has not begun.
-            match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BenchError::file(&path)(error)),
-                _ => Ok(()),
-            }
-        })
-        .await?
     }
 }
 
@@ -347,6 +359,7 @@ fn report(
     let mut lines = vec![
         line("raw pull of the stream", |round| round.raw),
         line("plain sequential write", |round| round.write),
+        line("as many plain files", |round| round.files),
         line("replay to a folder", |round| round.folder),
         line("replay to an archive", |round| round.tar),
         line("replay through the model", |round| round.model),
@@ -359,7 +372,8 @@ fn report(
     let rows = rounds.iter().map(|round| {
         let pace = |pace: Pace| json!({ "images_per_s": pace.images_per_s(), "mb_per_s": pace.mb_per_s() });
         json!({
-            "raw": pace(round.raw), "write": pace(round.write), "folder": pace(round.folder), "tar": pace(round.tar),
+            "raw": pace(round.raw), "write": pace(round.write),
+            "files": pace(round.files), "folder": pace(round.folder), "tar": pace(round.tar),
             "model": pace(round.model), "pipeline": round.pipeline,
         })
     });
@@ -379,6 +393,14 @@ fn report(
                 "to a folder, over the slower of the raw pull and the plain write",
                 ratios(|round| round.folder),
                 Some(Goal::AtLeast(0.7)),
+            ),
+            figure(
+                "folder_over_plain_files",
+                "to a folder, over as many plain files",
+                median(
+                    &rounds.iter().map(|round| round.folder.mb_per_s() / round.files.mb_per_s()).collect::<Vec<_>>(),
+                ),
+                None,
             ),
             figure(
                 "tar_over_raw_pull",

@@ -29,7 +29,7 @@ mod tests {
     }
 
     fn floor(floor: u64) -> Progress {
-        Progress { pending: 0, unacked: 0, floor, delivered: floor }
+        Progress { pending: 0, unacked: 0, floor, delivered: floor, active_at_ms: None }
     }
 
     #[test]

@@ -32,12 +32,12 @@ pub struct Image {
 ///
 /// # Errors
 /// What `each` says, and what the broker says.
-pub async fn fetch(
+pub async fn fetch<'r>(
     bus: &Bus,
     from: &From,
-    rows: &[Row],
+    rows: &'r [Row],
     pace: &mut Pace,
-    mut each: impl AsyncFnMut(&Row, Option<Image>) -> Result<(), ReplayError>,
+    mut each: impl AsyncFnMut(&'r Row, Option<Image>) -> Result<(), ReplayError>,
 ) -> Result<(), ReplayError> {
     let (stream, blobs) = match from {
         From::Images => (topology::IMAGES, Blobs::open(bus).await?),

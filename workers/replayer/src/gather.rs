@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use schemas::{Answer, Label, SetName, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Reader, Record, Stretch};
+use streams::read::{self, Reader, Stretch};
 use streams::{Bus, subject, topology};
 
 use crate::backtest::Recorded;
 use crate::error::ReplayError;
 use crate::outlet::HEADER_ROW;
+use crate::pace::Pace;
 use crate::row::{Row, Texts};
 use crate::select::{At, Query};
 use crate::settings::MOST_TASKS;
 
-/// Reads the answers of a site, with what persons said of them, and keeps what the query takes. `each` hears how many
-/// answers were read of how many.
+/// Reads the answers of a site, with what persons said of them, at a pace, and keeps what the query takes. `each` hears how
+/// many answers were read of how many.
 ///
 /// # Errors
 /// More tasks than can be held, and what the broker says.
@@ -24,6 +25,7 @@ pub async fn gather(
     site: &SiteName,
     query: &Query,
     answers_to: u64,
+    pace: &mut Pace,
     mut each: impl FnMut(u64, u64),
 ) -> Result<Vec<Row>, ReplayError> {
     let persons = persons(bus).await?;
@@ -36,41 +38,38 @@ pub async fn gather(
     let mut texts = Texts::default();
     let mut rows: HashMap<TaskId, Row> = HashMap::new();
     let mut read = 0;
-    let mut too_many = false;
     let all = Stretch { subjects, ..Stretch::default() };
     // What came later belongs to a later replay, and what is not there any more ends no stretch.
     let until = answers_to.min(last.last_sequence);
     if last.messages == 0 || until < last.first_sequence {
         return Ok(Vec::new());
     }
-    read::stretch(bus, topology::ANSWERS, all, until, |record: Record| {
+    let mut reader = Reader::open(bus, topology::ANSWERS, all, until).await?;
+    while let Some(record) = reader.next().await? {
+        pace.wait(record.payload.len()).await?;
         read += 1;
         each(read, last.messages);
         let answer = match decode::<Answer>(&record.payload) {
             // What was replayed before stands for an image that has an answer of its own.
-            Ok(answer) if answer.replayed.is_some() => return,
+            Ok(answer) if answer.replayed.is_some() => continue,
             Ok(answer) => answer,
             Err(error) => {
                 tracing::warn!(sequence = record.sequence, %error, "answer passed over");
-                return;
+                continue;
             }
         };
         if provisional && answer.stage == Stage::Final {
             rows.remove(&answer.task);
-            return;
+            continue;
         }
         let mut row = Row::of(&answer, &mut texts);
         row.person = persons.get(&answer.task).cloned();
         if query.takes(&row) {
-            too_many |= rows.len() >= MOST_TASKS;
-            if !too_many {
-                rows.insert(answer.task, row);
+            if rows.len() >= MOST_TASKS {
+                return Err(ReplayError::TooMany { most: MOST_TASKS });
             }
+            rows.insert(answer.task, row);
         }
-    })
-    .await?;
-    if too_many {
-        return Err(ReplayError::TooMany { most: MOST_TASKS });
     }
     Ok(rows.into_values().collect())
 }
@@ -84,20 +83,19 @@ pub async fn gather_decided(
     bus: &Bus,
     site: &SiteName,
     query: &Query,
-    mut each: impl FnMut(u64, u64),
+    pace: &mut Pace,
 ) -> Result<(Vec<Recorded>, u64), ReplayError> {
     const MOST: usize = MOST_TASKS / 4;
     let persons = persons(bus).await?;
     let level = read::level(bus, topology::ANSWERS).await?;
-    let (mut all, mut silent, mut texts, mut read) = (Vec::new(), 0, Texts::default(), 0);
+    let (mut all, mut silent, mut texts) = (Vec::new(), 0, Texts::default());
     if level.messages == 0 {
         return Ok((all, silent));
     }
     let finals = Stretch { subjects: vec![subject::finalities(site, None)], ..Stretch::default() };
     let mut reader = Reader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
     while let Some(record) = reader.next().await? {
-        read += 1;
-        each(read, level.messages);
+        pace.wait(record.payload.len()).await?;
         let Ok(answer) = decode::<Answer>(&record.payload) else { continue };
         let person = persons.get(&answer.task);
         let row = Row { person: person.cloned(), ..Row::of(&answer, &mut texts) };

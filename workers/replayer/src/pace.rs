@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use runtime::clock;
 use streams::{Bus, CarryError, read, topology};
 use tokio::time::Instant;
 
@@ -54,16 +55,21 @@ impl Pace {
         Ok(())
     }
 
-    /// Whether recognizers finished something since the last look, or something waits for them.
+    /// Whether recognizers finished something since the last look, or something waits for them. The first look goes by the
+    /// server's clock, so that a replay that begins beside live work does not begin with a burst.
     async fn look(&mut self, now: Instant) -> Result<(), CarryError> {
         let first = self.looked_at.replace(now).is_none();
+        let wary_ms = WARY.as_millis() as u64;
         let progress = match read::progress(&self.bus, topology::IMAGES, topology::RECOGNIZER).await {
             // A server on which nobody recognizes.
             Err(CarryError::Missing { .. }) => return Ok(()),
             progress => progress?,
         };
         let finished = progress.finished();
-        let moved = !first && finished != self.finished;
+        let moved = match first {
+            true => progress.active_at_ms.is_some_and(|at_ms| clock::now_ms().saturating_sub(at_ms) < wary_ms),
+            false => finished != self.finished,
+        };
         self.finished = finished;
         if moved || progress.unacked > 0 {
             self.live_until = Some(now + WARY);

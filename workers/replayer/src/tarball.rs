@@ -7,16 +7,19 @@ use std::io::{BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use schemas::TaskId;
+use serde::Serialize;
 
 use crate::error::ReplayError;
 use crate::fetch::Image;
 use crate::kind;
 use crate::row::Row;
 
-/// Bytes collected before they are written.
-const BUFFER_BYTES: usize = 1024 * 1024;
+/// Bytes collected before they are written: headers and descriptions are, most images go to the system as they are.
+const BUFFER_BYTES: usize = 16 * 1024;
 /// The unit of the format.
 const BLOCK_BYTES: u64 = 512;
+/// What fills the last one of a file.
+const PADDING: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
 
 /// An archive that is filled. The description of an image comes last: with it, the image is whole.
 pub struct Tarball {
@@ -37,7 +40,10 @@ impl Tarball {
             Err(_) => (HashSet::new(), 0),
         };
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed(path))?;
-        file.set_len(end).map_err(failed(path))?;
+        let length = file.metadata().map_err(failed(path))?.len();
+        if length > end {
+            file.set_len(end).map_err(failed(path))?;
+        }
         file.seek(SeekFrom::End(0)).map_err(failed(path))?;
         let builder = tar::Builder::new(BufWriter::with_capacity(BUFFER_BYTES, file));
         Ok((Self { path: path.into(), builder }, known))
@@ -48,12 +54,11 @@ impl Tarball {
     /// # Errors
     /// The system's words.
     pub fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
-        let described = serde_json::to_vec(&described(row)).unwrap_or_default();
         self.add(row, kind::extension(&image.bytes), &image.bytes)?;
         if let Some((label, _)) = row.label() {
             self.add(row, "cls", label.as_bytes())?;
         }
-        self.add(row, "json", &described)
+        self.add(row, "json", &serde_json::to_vec(&Described::of(row)).unwrap_or_default())
     }
 
     fn add(&mut self, row: &Row, extension: &str, bytes: &[u8]) -> Result<(), ReplayError> {
@@ -61,8 +66,15 @@ impl Tarball {
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
         header.set_mtime(row.published_at_ms / 1000);
-        let name = format!("{}.{extension}", row.task);
-        let added = self.builder.append_data(&mut header, name, bytes);
+        // As the builder's own way of adding does, which copies everything twice on the way.
+        let added = header.set_path(format!("{}.{extension}", row.task)).and_then(|()| {
+            header.set_cksum();
+            let blocks = bytes.len().next_multiple_of(BLOCK_BYTES as usize);
+            let into = self.builder.get_mut();
+            into.write_all(header.as_bytes())?;
+            into.write_all(bytes)?;
+            into.write_all(PADDING.get(..blocks - bytes.len()).unwrap_or_default())
+        });
         added.map_err(ReplayError::write(&self.path))
     }
 
@@ -77,14 +89,22 @@ impl Tarball {
 }
 
 /// An image's description: what is known of it, and what it shows.
-fn described(row: &Row) -> serde_json::Value {
-    let mut described = serde_json::to_value(row).unwrap_or_default();
-    if let (Some((label, source)), serde_json::Value::Object(fields)) = (row.label(), &mut described) {
-        fields.insert("label".into(), label.as_ref().into());
-        fields.insert("source".into(), source.as_str().into());
-        fields.insert("hard".into(), row.is_hard().into());
+#[derive(Serialize)]
+struct Described<'r> {
+    #[serde(flatten)]
+    row: &'r Row,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'static str>,
+    hard: bool,
+}
+
+impl<'r> Described<'r> {
+    fn of(row: &'r Row) -> Self {
+        let (label, source) = row.label().map(|(label, source)| (label.as_ref(), source.as_str())).unzip();
+        Self { row, label, source, hard: row.is_hard() }
     }
-    described
 }
 
 /// The tasks whose files are all there, and where the last of those ends.

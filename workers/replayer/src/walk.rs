@@ -166,7 +166,9 @@ pub async fn replay(
     (query.since_ms, query.until_ms) = (begun.since_ms, Some(begun.until_ms));
     let rows = match &options.from {
         From::Images => {
-            gather(bus, site, &query, begun.answers_to, |read, all| on(Progress::Gathering(read, all))).await?
+            let mut pace = Pace::new(bus, settings.beside_mib_per_s, None);
+            let each = |read, all| on(Progress::Gathering(read, all));
+            gather(bus, site, &query, begun.answers_to, &mut pace, each).await?
         }
         From::Pinned(set) => gather_pinned(bus, site, set, &query).await?,
     };
@@ -345,10 +347,10 @@ impl Run<'_> {
     }
 
     /// Fetches, and leaves out what is gone; `each` gets the rest with its room among what is in flight.
-    async fn fetch(
+    async fn fetch<'r>(
         &mut self,
-        rows: &[Row],
-        mut each: impl AsyncFnMut(&mut Self, &Row, Image, OwnedSemaphorePermit) -> Result<(), ReplayError>,
+        rows: &'r [Row],
+        mut each: impl AsyncFnMut(&mut Self, &'r Row, Image, OwnedSemaphorePermit) -> Result<(), ReplayError>,
     ) -> Result<(), ReplayError> {
         let (bus, from, room, shutdown) = (self.bus, self.from, self.room.clone(), self.shutdown);
         let most = self.room.available_permits().max(1);

@@ -252,7 +252,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     let candidates = backtest::candidates(args)?;
     let site = site::open(loaded, "replay").await?;
     if !candidates.is_empty() {
-        return backtest::command(&site, args, &candidates).await;
+        return backtest::command(&site, &loaded.settings.replayer, args, &candidates).await;
     }
     let mut options = args.selection.options(asked(&site))?;
     options.most_mib_per_s = args.mib_per_s;

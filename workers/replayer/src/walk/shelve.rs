@@ -1,9 +1,11 @@
-//! Onto the disk, in order. Whoever walks writes: handing each image to a thread of its own cost more than writing it, in
-//! wake-ups and in caches gone cold.
+//! Onto the disk, in order and some at a time: whoever walks writes. Handing each image to a thread of its own cost more than
+//! writing it, in wake-ups and in caches gone cold; and so did telling the runtime of each that it may take a while.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use schemas::TaskId;
+use tokio::time::Instant;
 
 use super::Run;
 use crate::error::ReplayError;
@@ -11,6 +13,33 @@ use crate::fetch::Image;
 use crate::folder::Folder;
 use crate::row::Row;
 use crate::tarball::Tarball;
+
+/// Bytes of images collected before they are written.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Nor do they wait longer than this for the next one: a slow replay is on the disk as far as it is.
+const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// Images that were fetched and are not written: no more than so many bytes and one image.
+struct Batch<'a> {
+    images: Vec<(&'a Row, Image)>,
+    bytes: usize,
+    begun_at: Instant,
+}
+
+impl<'a> Batch<'a> {
+    fn new() -> Self {
+        Self { images: Vec::new(), bytes: 0, begun_at: Instant::now() }
+    }
+
+    fn add(&mut self, row: &'a Row, image: Image) {
+        self.bytes += image.bytes.len();
+        self.images.push((row, image));
+    }
+
+    fn is_due(&self) -> bool {
+        self.bytes >= BATCH_BYTES || self.begun_at.elapsed() >= BATCH_TIME
+    }
+}
 
 impl Run<'_> {
     /// Fills a shelf.
@@ -21,17 +50,30 @@ impl Run<'_> {
         mut shelf: Shelf,
     ) -> Result<(), ReplayError> {
         let rows = self.rest(rows, &known);
+        let mut batch = Batch::new();
         let fetched = self
             .fetch(&rows, async |run, row, image, _room| {
-                tokio::task::block_in_place(|| shelf.put(row, &image))?;
-                run.through(row, image.bytes.len() as u64);
-                Ok(())
+                batch.add(row, image);
+                if batch.is_due() { run.write(&mut shelf, &mut batch) } else { Ok(()) }
             })
             .await;
-        // What was written before an interruption stays.
+        // What was fetched before an interruption stays; after a write that failed there is nothing left to write.
+        let written = self.write(&mut shelf, &mut batch);
         tokio::task::block_in_place(|| shelf.end())?;
-        fetched?;
+        fetched.and(written)?;
         self.note_end()
+    }
+
+    /// Writes a batch, up to the first image that cannot be written.
+    fn write(&mut self, shelf: &mut Shelf, batch: &mut Batch) -> Result<(), ReplayError> {
+        let Batch { images, .. } = std::mem::replace(batch, Batch::new());
+        tokio::task::block_in_place(|| {
+            images.into_iter().try_for_each(|(row, image)| {
+                shelf.put(row, &image)?;
+                self.through(row, image.bytes.len() as u64);
+                Ok(())
+            })
+        })
     }
 }
 

@@ -202,7 +202,7 @@ mod tests {
             decision: Some(decision),
             ..Beat::of("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
         };
-        let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10 };
+        let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
         let found = Found { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
         let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100 };
         let queues = Queues { found: vec![found], levels: [("IMAGES", level)].into() };

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use decisions::{InForce, PolicyName};
+use replayer::ReplayerSettings;
 use replayer::backtest::{Candidate, Played, as_it_was, in_order, play};
 use replayer::gather::gather_decided;
+use replayer::pace::Pace;
 use serde_json::{Value, json};
 use streams::fleet::Ledger;
 
@@ -47,9 +49,15 @@ fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
 }
 
 /// Plays what was recorded through each candidate, and shows them side by side.
-pub async fn command(site: &Site, args: &ReplayArgs, candidates: &[Candidate]) -> anyhow::Result<()> {
+pub async fn command(
+    site: &Site,
+    settings: &ReplayerSettings,
+    args: &ReplayArgs,
+    candidates: &[Candidate],
+) -> anyhow::Result<()> {
     let options = args.selection.options(String::new())?;
-    let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, |_, _| {}).await?;
+    let mut pace = Pace::new(&site.bus, settings.beside_mib_per_s, None);
+    let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, &mut pace).await?;
     if all.is_empty() {
         bail!(
             "no answer of site {} that is meant says how it was decided ({silent} do not: older recognizers did not write it)",
