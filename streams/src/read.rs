@@ -16,13 +16,15 @@ use tokio::time::Instant;
 
 use crate::connect::Bus;
 use crate::error::{CarryError, absent};
-use crate::topology::ANSWERS;
+use crate::topology::{ANSWERS, IMAGES, PINNED};
 
 /// Bytes fetched ahead while reading a stretch, about: bounded so that large images do not pile up.
 const READ_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
-/// Messages fetched ahead at least and at the most: going by the mean alone, a stretch of large messages in a stream of small
-/// ones would be held at once.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 16..=128;
+/// Messages fetched ahead at least and at the most; the server gives out no more at a time.
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 16..=500;
+/// At the most where the messages are images: going by the mean alone, a stretch of large ones in a stream of small ones would
+/// be held at once.
+const IMAGES_AHEAD: u64 = 128;
 
 /// A stored message, read and not taken.
 #[derive(Debug, Clone)]
@@ -336,7 +338,8 @@ async fn ordered(
 async fn ahead(bus: &Bus, stream: &str) -> Result<u64, CarryError> {
     let level = level(bus, stream).await?;
     let each_bytes = level.bytes / level.messages.max(1);
-    Ok((READ_AHEAD_BYTES / each_bytes.max(1)).clamp(*READ_AHEAD.start(), *READ_AHEAD.end()))
+    let most = if [IMAGES, PINNED].contains(&stream) { IMAGES_AHEAD } else { *READ_AHEAD.end() };
+    Ok((READ_AHEAD_BYTES / each_bytes.max(1)).clamp(*READ_AHEAD.start(), most))
 }
 
 /// The stream that stores what is published on a subject, if there is one.

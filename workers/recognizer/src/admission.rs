@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use decisions::InForce;
+use decisions::admit::{Admit, Candidate, State, decide, finish_s, overload, queue_s};
 use schemas::{Decided, DecisionReport, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::signals::Signals;
 use crate::window::Window;
-use decisions::InForce;
-use decisions::admit::{Admit, Candidate, State, decide, finish_s, overload, queue_s};
 use schemas::decided::{Load, Network};
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.

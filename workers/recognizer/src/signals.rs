@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use decisions::gate::Gate;
+use decisions::learn::{Belief, Evidence};
+use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::{LinkReport, ReleaseId, SiteName};
@@ -16,9 +19,6 @@ use tokio::time::Instant;
 
 use crate::learner;
 use crate::load::{Meter, Vitals};
-use decisions::gate::Gate;
-use decisions::learn::{Belief, Evidence};
-use decisions::policy::{Policy, PolicyName};
 use schemas::decided::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.

@@ -5,6 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use decisions::admit::Candidate;
+use decisions::fate::{Doubt, Fate, Share, fate};
+use decisions::gate::{Gate, GateSettings, Tested};
+use decisions::policy::{EnergySettings, PolicyName};
+use decisions::verify::{PayloadKind, VerifySettings};
+use decisions::{InForce, lot};
 use rollout::count::Counter;
 use rollout::orders;
 use rollout::report::SwapReporter;
@@ -32,12 +38,6 @@ use crate::learner::Learner;
 use crate::report::{self, Found, Reporter};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
-use decisions::admit::Candidate;
-use decisions::fate::{Doubt, Fate, Share, fate};
-use decisions::gate::{Gate, GateSettings, Tested};
-use decisions::policy::{EnergySettings, PolicyName};
-use decisions::verify::{PayloadKind, VerifySettings};
-use decisions::{InForce, lot};
 
 /// How long a publication is retried before its image is handed back.
 const PATIENCE: Duration = Duration::from_secs(10);
