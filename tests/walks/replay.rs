@@ -133,6 +133,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
         (vec!["replay", "--to", "subject:x.{task}"], "only {site} and {camera}"),
         (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has none like that"),
         (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),
+        (vec!["replay", "--gate", "missing.toml"], "--gate missing.toml: there is no such file"),
         (vec!["retention", "--unpin", "nothing"], "none is pinned"),
         (vec!["retrain", "--model", "/nowhere", "--out", "new"], "model /nowhere"),
     ] {

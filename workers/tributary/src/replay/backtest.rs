@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use decisions::{InForce, PolicyName};
 use replayer::ReplayerSettings;
 use replayer::backtest::{Candidate, Played, as_it_was, in_order, play};
@@ -32,6 +32,7 @@ fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
         let name: PolicyName = named.parse().with_context(|| format!("--policy {named} is no file either"))?;
         return Ok(Candidate { name: named.into(), says: json!({ "policy": { "name": name } }) });
     }
+    ensure!(path.is_file(), "--{section} {named}: there is no such file");
     let mut says = runtime::settings::table(path)?;
     // A whole settings file, the recognizer's part of one, or one section alone.
     if let Some(recognizer) = says.get_mut("recognizer") {

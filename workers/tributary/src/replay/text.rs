@@ -54,12 +54,12 @@ pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Opt
         );
     }
     if let Some(comparison) = &summary.comparison {
-        lines.push(compared(comparison));
+        lines.push(compared(comparison, place));
     }
     lines.join("\n")
 }
 
-fn compared(comparison: &Comparison) -> String {
+fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
     let Comparison { images, unreadable, same, labelled, right_before, right_now, mended, broken, .. } = comparison;
     let share = |part: u64, of: u64| form::percent(part as f32 / of.max(1) as f32);
     let mut lines = vec![
@@ -95,7 +95,11 @@ fn compared(comparison: &Comparison) -> String {
         lines.push(String::new());
         lines.push(form::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {
-            lines.push(format!("and {} more pairs; --to FILE.csv writes every answer", changes.len() - LISTED));
+            let every = match place {
+                Some(table) => format!("every answer is in {}", table.display()),
+                None => "--to FILE.csv writes every answer".into(),
+            };
+            lines.push(format!("and {} more pairs; {every}", changes.len() - LISTED));
         }
     }
     lines.join("\n")
