@@ -194,7 +194,9 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     world.all_started().await.unwrap();
     let all = answers(&world, 60).await;
     assert!(all.values().filter(|(answer, _)| answer.route == Route::Verified).count() > 30);
-    let sent_before = read::level(world.bus(0), topology::OUTBOX).await.unwrap().last_sequence;
+    // Not what is in the outbox: reports of releases go through it too, when their time comes.
+    let sent_before = read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
+    assert!(sent_before > 30);
     let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
     let summary = done_json(&world, &["replay", "--to", &template]).await;
     assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
@@ -217,7 +219,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
         assert!(copy.camera.as_str().starts_with("again-") && copy.task != first.task);
         assert_eq!((copy.route, &copy.truth), (Route::Edge, &first.truth), "{copy:?}");
     }
-    assert_eq!(read::level(world.bus(0), topology::OUTBOX).await.unwrap().last_sequence, sent_before);
+    assert_eq!(read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
     // The copies stand for images that have answers of their own.
     let summary = done_json(&world, &["replay", "--to", "set"]).await;
     assert_eq!(summary["meant"], 60);
