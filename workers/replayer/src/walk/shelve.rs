@@ -16,7 +16,7 @@ use crate::tarball::Tarball;
 
 /// Bytes of images collected before they are written.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Nor do they wait longer than this for the next one: a slow replay is on the disk as far as it is.
+/// The first image that comes after this ends a batch: a slow replay is on the disk but for its last one or two.
 const BATCH_TIME: Duration = Duration::from_millis(100);
 
 /// Images that were fetched and are not written: no more than so many bytes and one image.
