@@ -219,6 +219,33 @@ async fn a_recognizer_killed_at_any_step_of_a_swap_comes_to_it_and_no_image_is_l
     judgement.verdict().unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
 }
 
+/// Processes that leave nothing of the processors to whoever runs when they are idle, and little enough to nobody else.
+fn leave_nothing_idle() -> Vec<tokio::process::Child> {
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let busy = || {
+        tokio::process::Command::new("nice")
+            .args(["-n", "10", "sh", "-c", "while :; do :; done"])
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    std::iter::repeat_with(busy).take(4 * processors).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_whose_processors_are_never_idle_swaps_all_the_same() {
+    let mut world = World::whole(quick(Plan::default())).await.unwrap();
+    world.releaser("releaser").unwrap();
+    let first = import(&world, &fixture(LIGHT)).await;
+    all_run(&world, &[0], &first).await;
+    let busy = leave_nothing_idle();
+    let release = import(&world, &again(world.folder(), 1)).await;
+    decide(&world, &["promote", release.as_str()]).await;
+    world.worked("recognizer-0").unwrap().says("takes its turn among the others", LONG).await.unwrap();
+    drop(busy);
+    all_run(&world, &[0], &release).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_releasers_and_couriers_that_are_killed_again_and_again_decide_each_thing_once() {
     let plan = quick(Plan::leaves(2)).set("releaser.rings=[{\"sites\":[\"site-2\"]}]");

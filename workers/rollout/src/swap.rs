@@ -162,7 +162,7 @@ impl Swapper {
         let model = if root { self.root.clone() } else { self.fetch(order).await? };
         self.step("trying", wanted);
         let known = alike(&self.infer.model(), &model).then(|| (self.infer.batch(), self.infer.cost_ms()));
-        let tried = self.trial.run_when_idle(&model.folder, self.infer.settings(), known).await?;
+        let (tried, idle) = self.trial.run_beside_work(&model.folder, self.infer.settings(), known).await?;
         let probe = if root { None } else { Some(probe(&model).await?) };
         if let Some(probe) = &probe {
             compare(&tried.logits, probe)?;
@@ -179,7 +179,7 @@ impl Swapper {
             }
             Ok(standby)
         };
-        let standby = when_idle(loading).await?;
+        let standby = beside_work(loading, idle).await?;
         self.step("handing over", wanted);
         ready(&model);
         let before = self.infer.model().release.clone();
@@ -313,13 +313,15 @@ async fn probe(model: &Model) -> Result<Probe, FaultNote> {
     serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))
 }
 
-/// Work on what nobody else wants of the processors, so that what serves is not kept waiting by it.
-async fn when_idle<T: Send + 'static>(
+/// Work in a thread of its own; if the processors are `idle` at times, on what nobody else wants of them, so that what
+/// serves is not kept waiting by it.
+async fn beside_work<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FaultNote> + Send + 'static,
+    idle: bool,
 ) -> Result<T, FaultNote> {
     let (done, waiting) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("swap".into()).spawn(move || {
-        if let Err(error) = streams::batch::run_when_idle() {
+        if idle && let Err(error) = streams::batch::run_when_idle() {
             tracing::debug!(%error, "the kernel treats loading as anything else");
         }
         // Nobody waits any more if the worker was told to stop.

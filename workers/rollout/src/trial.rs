@@ -2,7 +2,7 @@
 //! ends, takes nothing with it. The same trial says what to expect of a release when it is packaged ([`prepare`]).
 //!
 //! The process is this program with a command of its own ([`COMMAND`]); it is asked on its standard input and answers on its
-//! standard output, in JSON. At a site it runs on what nobody else wants of the processors.
+//! standard output, in JSON. At a site it runs on what nobody else wants of the processors, if there is any.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -29,6 +29,9 @@ const TOLERANCE_RATIO: f32 = 0.01;
 const MOST_CPU_S: u64 = 300;
 /// And time on the wall, for a site has little to spare.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// So long a trial waits for what nobody else wants of the processors: four times what the largest model takes of one that
+/// is free. On a machine that is never idle a release would not be tried at all.
+const IDLE_PATIENCE: Duration = Duration::from_secs(20);
 /// What is read of its answer: scores of the largest models, a hundred times.
 const MOST_ANSWER_BYTES: u64 = 64 << 20;
 
@@ -100,14 +103,24 @@ impl Trial {
     }
 
     /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
-    /// known.
-    pub async fn run_when_idle(
+    /// known. Where 20 s of that are not enough it is begun again and takes its turn among the others.
+    ///
+    /// Gives what it found, and whether it got through when idle.
+    pub async fn run_beside_work(
         &self,
         folder: &Path,
         infer: &InferSettings,
         measured: Option<(usize, f64)>,
-    ) -> Result<Tried, FaultNote> {
-        self.with(folder, infer, measured, true).await
+    ) -> Result<(Tried, bool), FaultNote> {
+        // What is dropped here ends its process.
+        match tokio::time::timeout(IDLE_PATIENCE, self.with(folder, infer, measured, true)).await {
+            Ok(tried) => Ok((tried?, true)),
+            Err(_) => {
+                let waited_s = IDLE_PATIENCE.as_secs();
+                tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
+                Ok((self.with(folder, infer, measured, false).await?, false))
+            }
+        }
     }
 
     async fn with(
