@@ -1,6 +1,8 @@
 //! MessagePack maps with named fields; `kind` and `version` stand beside the message's own fields,
 //! so that any client can read a message and this one can refuse what it does not know.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -64,8 +66,9 @@ struct Envelope<'a, M> {
 }
 
 #[derive(Deserialize)]
-struct Head {
-    kind: String,
+struct Head<'a> {
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
     version: u16,
 }
 
@@ -78,7 +81,10 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
 /// The message in the bytes; fields it does not know are passed over.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     let unreadable = |source| CodecError::Unreadable { kind: M::KIND, source };
-    let head: Head = rmp_serde::from_slice(bytes).map_err(unreadable)?;
+    let head = match front(bytes) {
+        Some(head) => head,
+        None => rmp_serde::from_slice(bytes).map_err(unreadable)?,
+    };
     if head.kind != M::KIND {
         return Err(CodecError::OtherKind { kind: M::KIND, found: head.kind.chars().take(32).collect() });
     }
@@ -86,6 +92,19 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
         return Err(CodecError::OtherVersion { kind: M::KIND, version: M::VERSION, found: head.version });
     }
     rmp_serde::from_slice(bytes).map_err(unreadable)
+}
+
+/// Kind and version where they stand first, as this program writes them. Looking for them in the whole message, as other
+/// programs may write it, costs as much again as reading it.
+fn front(bytes: &[u8]) -> Option<Head<'_>> {
+    let mut rest = bytes;
+    rmp::decode::read_map_len(&mut rest).ok()?;
+    let (key, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
+    (key == "kind").then_some(())?;
+    let (kind, rest) = rmp::decode::read_str_from_slice(rest).ok()?;
+    let (key, mut rest) = rmp::decode::read_str_from_slice(rest).ok()?;
+    (key == "version").then_some(())?;
+    Some(Head { kind: kind.into(), version: rmp::decode::read_int(&mut rest).ok()? })
 }
 
 /// Any MessagePack as JSON for people to look at; byte strings are shown by their length.

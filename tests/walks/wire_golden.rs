@@ -532,6 +532,16 @@ fn a_field_that_a_newer_program_adds_is_passed_over() {
 }
 
 #[test]
+fn a_message_may_name_its_kind_anywhere() {
+    let bytes = read("beat.v1");
+    let head = b"\xa4kind\xa4beat\xa7version\x01";
+    let (map, fields) = (&bytes[..1], bytes[1..].strip_prefix(head).expect("written first"));
+    let last = [map, fields, head].concat();
+    assert_eq!(decode::<Beat>(&last).unwrap(), beat());
+    assert!(decode::<Answer>(&last).unwrap_err().to_string().contains("beat"));
+}
+
+#[test]
 fn a_message_of_another_kind_is_refused_by_name() {
     let refused = decode::<Answer>(&read("beat.v1")).unwrap_err().to_string();
     assert!(refused.contains("beat") && refused.contains("answer"), "{refused}");

@@ -55,17 +55,33 @@ pub fn give_memory_back() {
     }
 }
 
-/// From now on large pieces of memory go back to the system as soon as they are freed. By itself the C library raises what
-/// it calls large (128 KiB) to whatever was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD), and a process whose models
-/// come and go keeps holes of their size: measured, a quarter more memory after fifty swaps. For processes that run models;
-/// call it before there are threads. Does nothing where the C library is not GNU's.
+/// Which freed memory a process keeps for what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Pieces of any size up to 32 MiB, and 64 MiB of them: what the C library comes to by itself once it freed such a piece.
+    All,
+    /// Pieces of up to 128 KiB, and 16 MiB of them, which is what is read ahead of a stream. Where models come and go, the
+    /// library would keep holes of their size: measured, a quarter more memory after fifty swaps.
+    NothingLarge,
+}
+
+/// Says which freed memory is kept, at the end of each heap. By itself the C library begins with 128 KiB, and takes the rest
+/// anew, page by page, for the next images: measured, reading a stream of them is a tenth slower for it (mallopt(3),
+/// M_TRIM_THRESHOLD and M_MMAP_THRESHOLD). Call it before there are threads. Does nothing where the C library is not GNU's.
 #[allow(unsafe_code)]
-pub fn return_large_memory() {
+pub fn keep_memory(kept: Kept) {
+    let (large_bytes, most_bytes) = match kept {
+        Kept::All => (32 << 20, 64 << 20),
+        Kept::NothingLarge => (128 << 10, 16 << 20),
+    };
     // SAFETY: mallopt(3) takes two numbers; nothing else allocates at the same time before there are threads.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, most_bytes);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, large_bytes);
     }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _: (libc::c_int, libc::c_int) = (large_bytes, most_bytes);
 }
 
 /// Lets the count of this process's most memory begin anew, where the kernel can.
@@ -97,7 +113,11 @@ mod tests {
     #[test]
     fn memory_that_was_freed_is_given_back_large_pieces_at_once_and_small_ones_when_asked() {
         let resident = || resident_bytes().unwrap() >> 20;
-        return_large_memory();
+        keep_memory(Kept::NothingLarge);
+        let images: Vec<Vec<u8>> = (0..240).map(|_| vec![1; 35 << 10]).collect();
+        let full = resident();
+        drop(images);
+        assert!(resident() + 2 > full, "of images {full} MiB, then {} MiB", resident());
         for _ in 0..3 {
             // Of a size that is kept by itself once the like was freed.
             let models: Vec<Vec<u8>> = (0..60).map(|_| vec![1; 2 << 20]).collect();

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use runtime::Shutdown;
+use runtime::process::Kept;
 
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
 ///
@@ -147,9 +148,10 @@ fn main() -> ExitCode {
         _ => "trace",
     };
     runtime::telemetry::init(level, cli.common.log_json);
-    if matches!(&cli.command, Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_)) {
-        runtime::process::return_large_memory();
-    }
+    runtime::process::keep_memory(match &cli.command {
+        Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
+        _ => Kept::All,
+    });
     // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
         Command::Replay(args) if args.asks_a_model() => streams::batch::run_when_idle(),

@@ -64,16 +64,14 @@ impl Run<'_> {
         self.note_end()
     }
 
-    /// Writes a batch, up to the first image that cannot be written.
+    /// Writes a batch; what was written before an image that cannot be is there when the same is asked again.
     fn write(&mut self, shelf: &mut Shelf, batch: &mut Batch) -> Result<(), ReplayError> {
         let Batch { images, .. } = std::mem::replace(batch, Batch::new());
-        tokio::task::block_in_place(|| {
-            images.into_iter().try_for_each(|(row, image)| {
-                shelf.put(row, &image)?;
-                self.through(row, image.bytes.len() as u64);
-                Ok(())
-            })
-        })
+        tokio::task::block_in_place(|| shelf.put(&images))?;
+        for (row, image) in &images {
+            self.through(row, image.bytes.len() as u64);
+        }
+        Ok(())
     }
 }
 
@@ -84,10 +82,10 @@ pub(super) enum Shelf {
 }
 
 impl Shelf {
-    fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
+    fn put(&mut self, images: &[(&Row, Image)]) -> Result<(), ReplayError> {
         match self {
-            Shelf::Folder(folder) => folder.put(row, image),
-            Shelf::Tar(tarball) => tarball.put(row, image),
+            Shelf::Folder(folder) => folder.put(images),
+            Shelf::Tar(tarball) => tarball.put(images),
         }
     }
 
