@@ -46,22 +46,16 @@ impl Tarball {
         Ok((Self { path: path.into(), file }, known))
     }
 
-    /// Adds images, in one write: their bytes go to the system from where they are, and it takes large pieces for a third of
-    /// what small ones cost.
+    /// Adds images, in one write: their bytes go to the system from where they are, and it takes one large piece for less than
+    /// many small ones.
     ///
     /// # Errors
     /// The system's words.
     pub fn put(&mut self, images: &[(&Row, Image)]) -> Result<(), ReplayError> {
-        let failed = ReplayError::write(&self.path);
         // What lies between the bytes of the images, and where those belong.
         let mut between = Vec::with_capacity(images.len() * 6 * BLOCK_BYTES as usize);
-        let mut places = Vec::with_capacity(images.len());
-        for (row, image) in images {
-            match describe(&mut between, row, &image.bytes) {
-                Ok(place) => places.push(place),
-                Err(error) => return Err(failed(error)),
-            }
-        }
+        let places = images.iter().map(|(row, image)| describe(&mut between, row, &image.bytes));
+        let places = places.collect::<std::io::Result<Vec<_>>>().map_err(ReplayError::write(&self.path))?;
         let mut slices = Vec::with_capacity(2 * images.len() + 1);
         let mut from = 0;
         for (place, (_, image)) in places.into_iter().zip(images) {
@@ -70,7 +64,7 @@ impl Tarball {
             from = place;
         }
         slices.push(IoSlice::new(between.get(from..).unwrap_or_default()));
-        write_all(&mut self.file, &mut slices).map_err(failed)
+        write_all(&mut self.file, &mut slices).map_err(ReplayError::write(&self.path))
     }
 
     /// Ends the archive as the format has it.
@@ -184,12 +178,14 @@ mod tests {
     fn an_archive_that_was_cut_off_goes_on_with_what_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("set.tar");
-        let rows = ["a", "b", "c"].map(|name| Row { task: TaskId::derived(name), ..row() });
-        let image = Image { bytes: Bytes::from(vec![7; 1500]), headers: Vec::new() };
+        // One that fills its blocks, and needs no padding, among them.
+        let sizes = [("a", 1500), ("b", 1024), ("c", 1)];
+        let rows = sizes.map(|(name, _)| Row { task: TaskId::derived(name), ..row() });
+        let images = sizes.map(|(_, size)| Image { bytes: Bytes::from(vec![7; size]), headers: Vec::new() });
         let fill = |cut: usize| {
             let (mut tarball, known) = Tarball::open(&path).unwrap();
-            let rest = rows.iter().filter(|row| !known.contains(&row.task));
-            tarball.put(&rest.map(|row| (row, image.clone())).collect::<Vec<_>>()).unwrap();
+            let rest = rows.iter().zip(images.clone()).filter(|(row, _)| !known.contains(&row.task));
+            tarball.put(&rest.collect::<Vec<_>>()).unwrap();
             tarball.end().unwrap();
             (cut, known.len())
         };
