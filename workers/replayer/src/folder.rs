@@ -40,15 +40,11 @@ impl Folder {
         Ok((Self { path: path.into(), index, cameras: HashSet::new(), unflushed: 0 }, known))
     }
 
-    /// Adds images.
+    /// Adds an image.
     ///
     /// # Errors
     /// The system's words.
-    pub fn put(&mut self, images: &[(&Row, Image)]) -> Result<(), ReplayError> {
-        images.iter().try_for_each(|(row, image)| self.add(row, image))
-    }
-
-    fn add(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
+    pub fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
         let file = format!("{}/{}.{}", row.camera, row.task, kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
             let folder = self.path.join(row.camera.as_ref());

@@ -64,14 +64,22 @@ impl Run<'_> {
         self.note_end()
     }
 
-    /// Writes a batch; what was written before an image that cannot be is there when the same is asked again.
+    /// Writes a batch: of a folder, up to the first image that cannot be written; of an archive, the whole or a part that is
+    /// found when the same is asked again.
     fn write(&mut self, shelf: &mut Shelf, batch: &mut Batch) -> Result<(), ReplayError> {
         let Batch { images, .. } = std::mem::replace(batch, Batch::new());
-        tokio::task::block_in_place(|| shelf.put(&images))?;
-        for (row, image) in &images {
-            self.through(row, image.bytes.len() as u64);
-        }
-        Ok(())
+        tokio::task::block_in_place(|| {
+            if let Shelf::Tar(tarball) = shelf {
+                tarball.put(&images)?;
+            }
+            images.iter().try_for_each(|(row, image)| {
+                if let Shelf::Folder(folder) = shelf {
+                    folder.put(row, image)?;
+                }
+                self.through(row, image.bytes.len() as u64);
+                Ok(())
+            })
+        })
     }
 }
 
@@ -82,13 +90,6 @@ pub(super) enum Shelf {
 }
 
 impl Shelf {
-    fn put(&mut self, images: &[(&Row, Image)]) -> Result<(), ReplayError> {
-        match self {
-            Shelf::Folder(folder) => folder.put(images),
-            Shelf::Tar(tarball) => tarball.put(images),
-        }
-    }
-
     fn end(self) -> Result<(), ReplayError> {
         match self {
             Shelf::Folder(folder) => folder.settle(),
