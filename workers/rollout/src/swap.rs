@@ -162,7 +162,7 @@ impl Swapper {
         let model = if root { self.root.clone() } else { self.fetch(order).await? };
         self.step("trying", wanted);
         let known = alike(&self.infer.model(), &model).then(|| (self.infer.batch(), self.infer.cost_ms()));
-        let (tried, idle) = self.trial.run_beside_work(&model.folder, self.infer.settings(), known).await?;
+        let tried = self.trial.run_beside_work(&model.folder, self.infer.settings(), known).await?;
         let probe = if root { None } else { Some(probe(&model).await?) };
         if let Some(probe) = &probe {
             compare(&tried.logits, probe)?;
@@ -179,7 +179,7 @@ impl Swapper {
             }
             Ok(standby)
         };
-        let standby = beside_work(loading, idle).await?;
+        let standby = apart(loading).await?;
         self.step("handing over", wanted);
         ready(&model);
         let before = self.infer.model().release.clone();
@@ -190,9 +190,7 @@ impl Swapper {
             process::give_memory_back();
             handed
         };
-        let handed = tokio::task::spawn_blocking(handing).await;
-        let handed = handed.unwrap_or_else(|error| Err(FaultNote::new("swap_broke", error.to_string(), REPORT)));
-        if let Err(fault) = handed {
+        if let Err(fault) = apart(handing).await {
             self.note(self.home.serves(&before, before == self.root.release));
             return Err(fault);
         }
@@ -226,12 +224,9 @@ impl Swapper {
         self.step("unpacking", &release);
         let unpacking = {
             let file = file.clone();
-            move || package::unpack(&file, &release, &folder)
+            move || package::unpack(&file, &release, &folder).map_err(unfetched)
         };
-        let model = match tokio::task::spawn_blocking(unpacking).await {
-            Ok(model) => model.map_err(unfetched)?,
-            Err(error) => return Err(FaultNote::new("swap_broke", error.to_string(), REPORT)),
-        };
+        let model = apart(unpacking).await?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
             tracing::debug!(%error, "the package is left where it is");
         }
@@ -313,21 +308,10 @@ async fn probe(model: &Model) -> Result<Probe, FaultNote> {
     serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))
 }
 
-/// Work in a thread of its own; if the processors are `idle` at times, on what nobody else wants of them, so that what
-/// serves is not kept waiting by it.
-async fn beside_work<T: Send + 'static>(
+/// Work that blocks, on another thread.
+async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FaultNote> + Send + 'static,
-    idle: bool,
 ) -> Result<T, FaultNote> {
-    let (done, waiting) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("swap".into()).spawn(move || {
-        if idle && let Err(error) = streams::batch::run_when_idle() {
-            tracing::debug!(%error, "the kernel treats loading as anything else");
-        }
-        // Nobody waits any more if the worker was told to stop.
-        let _ = done.send(work());
-    });
-    let broke = |why: String| FaultNote::new("swap_broke", why, REPORT);
-    thread.map_err(|error| broke(error.to_string()))?;
-    waiting.await.unwrap_or_else(|_| Err(broke("loading broke off".into())))
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(FaultNote::new("swap_broke", error.to_string(), REPORT)))
 }

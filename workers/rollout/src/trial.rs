@@ -104,21 +104,19 @@ impl Trial {
 
     /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
     /// known. Where 20 s of that are not enough it is begun again and takes its turn among the others.
-    ///
-    /// Gives what it found, and whether it got through when idle.
     pub async fn run_beside_work(
         &self,
         folder: &Path,
         infer: &InferSettings,
         measured: Option<(usize, f64)>,
-    ) -> Result<(Tried, bool), FaultNote> {
+    ) -> Result<Tried, FaultNote> {
         // What is dropped here ends its process.
         match tokio::time::timeout(IDLE_PATIENCE, self.with(folder, infer, measured, true)).await {
-            Ok(tried) => Ok((tried?, true)),
+            Ok(tried) => tried,
             Err(_) => {
                 let waited_s = IDLE_PATIENCE.as_secs();
                 tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
-                Ok((self.with(folder, infer, measured, false).await?, false))
+                self.with(folder, infer, measured, false).await
             }
         }
     }
