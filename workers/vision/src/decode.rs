@@ -1,4 +1,4 @@
-//! Decode: image bytes in, upright RGB pixels out; the only file that names image decoders.
+//! Decode: image bytes in, upright RGB pixels out; here alone image decoders are named.
 //!
 //! Enters: the bytes as published. Leaves: [`Pixels`], orientation already applied.
 //! Refuses: anything too large for its [`DecodeLimits`] (read from the header, before a pixel is
@@ -8,13 +8,15 @@
 //! Of an animated GIF, PNG or WebP the first frame is recognized. Transparency is dropped and the
 //! colour underneath kept, as Pillow's `convert("RGB")` does; 16-bit channels are rounded to 8.
 
-use std::fmt;
+mod error;
+mod format;
+
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::ImageError;
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use schemas::limits::MAX_IMAGE_BYTES;
 use serde::{Deserialize, Serialize};
 use zune_jpeg::JpegDecoder;
@@ -23,12 +25,14 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+pub use self::error::DecodeError;
+use self::error::cut;
+pub use self::format::Format;
+use self::format::looks_like;
+
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
 /// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
-
-/// Longest explanation taken over from a decoder, in characters.
-const MAX_WHY_CHARS: usize = 200;
 
 /// The decoder of JPEGs can hold no more than this on a side.
 const MAX_JPEG_SIDE_PX: usize = 65_535;
@@ -101,215 +105,6 @@ impl Pixels {
     }
 }
 
-/// The formats read here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Baseline or progressive, grey, YCbCr or CMYK.
-    Jpeg,
-    /// Of an animated one, the default image.
-    Png,
-    /// Lossy or lossless; of an animated one, the first frame.
-    WebP,
-    /// The first page.
-    Tiff,
-    /// Windows bitmap.
-    Bmp,
-    /// The first frame.
-    Gif,
-}
-
-impl Format {
-    /// Lower-case, as in file extensions.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::Jpeg => "jpeg",
-            Format::Png => "png",
-            Format::WebP => "webp",
-            Format::Tiff => "tiff",
-            Format::Bmp => "bmp",
-            Format::Gif => "gif",
-        }
-    }
-
-    /// By the first bytes alone.
-    pub fn of(bytes: &[u8]) -> Option<Self> {
-        match image::guess_format(bytes).ok()? {
-            ImageFormat::Jpeg => Some(Format::Jpeg),
-            ImageFormat::Png => Some(Format::Png),
-            ImageFormat::WebP => Some(Format::WebP),
-            ImageFormat::Tiff => Some(Format::Tiff),
-            ImageFormat::Bmp => Some(Format::Bmp),
-            ImageFormat::Gif => Some(Format::Gif),
-            _ => None,
-        }
-    }
-
-    fn outside(self) -> ImageFormat {
-        match self {
-            Format::Jpeg => ImageFormat::Jpeg,
-            Format::Png => ImageFormat::Png,
-            Format::WebP => ImageFormat::WebP,
-            Format::Tiff => ImageFormat::Tiff,
-            Format::Bmp => ImageFormat::Bmp,
-            Format::Gif => ImageFormat::Gif,
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Why a picture was refused. Always the picture's fault.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// No bytes at all.
-    #[error("image is empty")]
-    Empty,
-    /// More bytes than allowed.
-    #[error("image of {size_bytes} bytes is larger than the limit of {limit_bytes} bytes")]
-    TooLarge {
-        /// Its size.
-        size_bytes: u64,
-        /// `max_bytes`.
-        limit_bytes: u64,
-    },
-    /// None of the formats read here.
-    #[error("image format is unknown: it begins with {first_bytes}, which looks like {looks_like}")]
-    UnknownFormat {
-        /// Up to 16 bytes in hexadecimal.
-        first_bytes: String,
-        /// What such a beginning usually is.
-        looks_like: &'static str,
-    },
-    /// A known format in a kind that is not read here.
-    #[error("{format} image is of a kind that is not supported: {why}")]
-    Unsupported {
-        /// The format.
-        format: Format,
-        /// The kind.
-        why: String,
-    },
-    /// A side longer than allowed.
-    #[error("{format} image of {width_px}x{height_px} pixels is longer than {limit_px} on a side")]
-    SideTooLong {
-        /// The format.
-        format: Format,
-        /// As the header says.
-        width_px: u32,
-        /// As the header says.
-        height_px: u32,
-        /// `max_side_px`.
-        limit_px: u32,
-    },
-    /// More pixels than allowed.
-    #[error("{format} image of {width_px}x{height_px} pixels has more than {limit} of them")]
-    TooManyPixels {
-        /// The format.
-        format: Format,
-        /// As the header says.
-        width_px: u32,
-        /// As the header says.
-        height_px: u32,
-        /// `max_pixels`.
-        limit: u64,
-    },
-    /// Decoding would take more memory than allowed.
-    #[error(
-        "{format} image of {width_px}x{height_px} pixels needs {needed_bytes} bytes to decode, \
-         more than the limit of {limit_bytes}"
-    )]
-    TooMuchMemory {
-        /// The format.
-        format: Format,
-        /// As the header says.
-        width_px: u32,
-        /// As the header says.
-        height_px: u32,
-        /// The estimate.
-        needed_bytes: u64,
-        /// `max_memory_bytes`.
-        limit_bytes: u64,
-    },
-    /// The end is missing.
-    #[error("{format} image is cut off: its end is missing ({why})")]
-    Truncated {
-        /// The format.
-        format: Format,
-        /// The decoder's words.
-        why: String,
-    },
-    /// Damaged.
-    #[error("{format} image is damaged: {why}")]
-    Corrupt {
-        /// The format.
-        format: Format,
-        /// The decoder's words.
-        why: String,
-    },
-    /// The decoder itself gave up in a way it should not.
-    #[error("{format} decoder failed on this image: {why}")]
-    DecoderPanicked {
-        /// The format.
-        format: Format,
-        /// Its last words.
-        why: String,
-    },
-}
-
-impl DecodeError {
-    /// A stable name for dead letters, metrics and scripts.
-    pub fn name(&self) -> &'static str {
-        match self {
-            DecodeError::Empty => "image_empty",
-            DecodeError::TooLarge { .. } => "image_too_large",
-            DecodeError::UnknownFormat { .. } => "image_unknown_format",
-            DecodeError::Unsupported { .. } => "image_unsupported",
-            DecodeError::SideTooLong { .. } => "image_side_too_long",
-            DecodeError::TooManyPixels { .. } => "image_too_many_pixels",
-            DecodeError::TooMuchMemory { .. } => "image_too_much_memory",
-            DecodeError::Truncated { .. } => "image_truncated",
-            DecodeError::Corrupt { .. } => "image_corrupt",
-            DecodeError::DecoderPanicked { .. } => "image_decoder_panicked",
-        }
-    }
-
-    /// What the one who published it can do, in one sentence.
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            DecodeError::Empty => "Publish the bytes of the picture; the message or the file had none.",
-            DecodeError::TooLarge { .. } => {
-                "Send a smaller or more strongly compressed picture, or raise decode.max_bytes where it is decoded."
-            }
-            DecodeError::UnknownFormat { .. } => "Convert it to JPEG, PNG, WebP, TIFF, BMP or GIF before publishing.",
-            DecodeError::Unsupported { .. } => "Save it again as a plain JPEG or PNG before publishing.",
-            DecodeError::SideTooLong { .. } => {
-                "Scale it down or publish it as tiles, or raise decode.max_side_px where it is decoded."
-            }
-            DecodeError::TooManyPixels { .. } => {
-                "Scale it down or publish it as tiles, or raise decode.max_pixels where it is decoded."
-            }
-            DecodeError::TooMuchMemory { .. } => {
-                "Scale it down or publish it as tiles, or raise decode.max_memory_bytes where it is decoded."
-            }
-            DecodeError::Truncated { .. } => {
-                "Publish it again once it is written completely; the copy or the upload stopped too early."
-            }
-            DecodeError::Corrupt { .. } => "Check the file with another viewer and publish an undamaged copy.",
-            DecodeError::DecoderPanicked { .. } => {
-                "Save it again as a plain JPEG or PNG; if it is a picture of yours that other viewers show, report it."
-            }
-        }
-    }
-
-    fn corrupt(format: Format, why: impl fmt::Display) -> Self {
-        DecodeError::Corrupt { format, why: cut(why) }
-    }
-}
-
 /// Decodes into a new buffer.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, DecodeError> {
     let mut pixels = Pixels::default();
@@ -371,30 +166,6 @@ fn recognize(bytes: &[u8], limits: &DecodeLimits) -> Result<Format, DecodeError>
         first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
         looks_like: looks_like(bytes),
     })
-}
-
-/// The usual mistakes by name.
-fn looks_like(bytes: &[u8]) -> &'static str {
-    let has = |at: usize, what: &[u8]| bytes.get(at..at + what.len()) == Some(what);
-    let text = |bytes: &[u8]| bytes.iter().take(64).all(|byte| matches!(byte, 9 | 10 | 13 | 32..=126));
-    match () {
-        () if has(4, b"ftypavif") || has(4, b"ftypavis") => "AVIF",
-        () if has(4, b"ftyphe") || has(4, b"ftypmif1") || has(4, b"ftypmsf1") => "HEIC, the format of phones",
-        () if has(4, b"ftyp") => "a video (MP4)",
-        () if has(0, b"\xff\x0a") || has(4, b"JXL ") => "JPEG XL",
-        () if has(4, b"jP  ") => "JPEG 2000",
-        () if has(0, b"%PDF") => "a PDF document",
-        () if has(0, b"PK\x03\x04") => "a ZIP archive",
-        () if has(0, b"\x1f\x8b") => "a gzip archive",
-        () if has(0, b"RIFF") => "a sound or video (RIFF)",
-        () if has(128, b"DICM") => "DICOM",
-        () if has(0, b"\0\0\x01\0") => "an icon (ICO)",
-        () if has(0, b"{") || has(0, b"[") => "JSON",
-        () if has(0, b"<") => "HTML, XML or SVG",
-        () if text(bytes) => "text",
-        () if bytes.iter().all(|byte| *byte == 0) => "nothing but zeros",
-        () => "no picture",
-    }
 }
 
 struct JpegHeader<'a> {
@@ -531,17 +302,13 @@ fn check(
     Ok(())
 }
 
-fn cut(why: impl fmt::Display) -> String {
-    why.to_string().chars().take(MAX_WHY_CHARS).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use image::codecs::jpeg::JpegEncoder;
     use image::codecs::png::PngEncoder;
     use image::codecs::webp::WebPEncoder;
-    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, Rgb, Rgba};
+    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageFormat, Luma, Rgb, Rgba};
     use proptest::prelude::*;
 
     fn fixture(name: &str) -> Vec<u8> {

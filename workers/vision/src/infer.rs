@@ -9,7 +9,9 @@
 //! ([`Infer::hand_over`]); each takes its replica between two batches, so a batch runs in one release
 //! whole and what waits meanwhile waits no longer than for a batch.
 
+mod error;
 mod owner;
+mod seen;
 mod settings;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,117 +21,20 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
-use schemas::FaultNote;
-use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
+pub use self::error::InferError;
 use self::owner::{Cost, Job, Mail, Next, Owner, Told};
+pub use self::seen::{Seen, SeenTimings};
 pub use self::settings::{InferSettings, Replicas};
-use crate::decode::DecodeError;
 use crate::measure::measure;
 use crate::model::Model;
 pub use crate::replica::Replica;
-use crate::session::{Onnx, SessionError};
-use crate::tensor::TensorError;
+use crate::session::Onnx;
 
 /// Batches that may wait for each replica: one to start with at once, one more against jitter. A
 /// guess; what waits longer belongs into the stream.
 const WAITING_BATCHES: usize = 2;
-
-/// What a model saw in one picture.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
-    /// One a class; `softmax(logits / temperature)` gives the probabilities.
-    pub logits: Vec<f32>,
-    /// The features before the last layer, if the model gives them.
-    pub features: Option<Vec<f32>>,
-    /// The model that saw it.
-    pub model: Arc<Model>,
-    /// Where the time went.
-    pub timings: SeenTimings,
-}
-
-/// Where the time of one picture went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct SeenTimings {
-    /// From the call until a replica took it up, in microseconds.
-    pub waited_us: u64,
-    /// Decoding, resizing and scaling, in microseconds.
-    pub decode_us: u64,
-    /// The run of its whole batch, in microseconds.
-    pub infer_us: u64,
-    /// Images in that batch, itself included.
-    pub batch_size: usize,
-}
-
-impl SeenTimings {
-    /// What the picture cost the replica, milliseconds: decoding, and its part of the run.
-    pub fn cost_ms(&self) -> f64 {
-        (self.decode_us as f64 + self.infer_us as f64 / self.batch_size.max(1) as f64) / 1000.0
-    }
-}
-
-/// Why a picture was not recognized.
-#[derive(Debug, thiserror::Error)]
-pub enum InferError {
-    /// The picture's fault.
-    #[error(transparent)]
-    Decode(#[from] DecodeError),
-    /// The model's or the runtime's fault.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// Ours.
-    #[error(transparent)]
-    Tensor(#[from] TensorError),
-    /// A room panicked on this picture; the replica goes on.
-    #[error("room {room} panicked on this image: {why}")]
-    Panicked {
-        /// Where.
-        room: &'static str,
-        /// Its last words.
-        why: String,
-    },
-    /// The threads have ended or are about to.
-    #[error("inference has stopped")]
-    Stopped,
-    /// The system gave no thread.
-    #[error("thread for a replica could not be started")]
-    NoThread {
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl InferError {
-    /// A stable name for dead letters, metrics and scripts.
-    pub fn name(&self) -> &'static str {
-        match self {
-            InferError::Decode(error) => error.name(),
-            InferError::Session(error) => error.name(),
-            InferError::Tensor(_) => "tensor_unfit",
-            InferError::Panicked { .. } => "infer_panicked",
-            InferError::Stopped => "infer_stopped",
-            InferError::NoThread { .. } => "infer_no_thread",
-        }
-    }
-
-    /// What happened, for a dead letter.
-    pub fn note(&self) -> FaultNote {
-        let remedy = match self {
-            InferError::Decode(error) => error.remedy(),
-            InferError::Session(_) | InferError::Tensor(_) => "try the model with `tributary model check`",
-            InferError::Panicked { .. } => "keep the image and report it with the version of tributary",
-            InferError::Stopped | InferError::NoThread { .. } => "nothing: another worker takes it",
-        };
-        FaultNote::new(self.name(), self.to_string(), remedy)
-    }
-
-    /// True if another model would fail on this picture too: it is the picture that is bad.
-    pub fn is_the_images_fault(&self) -> bool {
-        matches!(self, InferError::Decode(_) | InferError::Panicked { .. })
-    }
-}
 
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
 #[derive(Debug, Clone)]

@@ -1,0 +1,69 @@
+//! Why pictures are not recognized.
+
+use schemas::FaultNote;
+
+use crate::decode::DecodeError;
+use crate::session::SessionError;
+use crate::tensor::TensorError;
+
+/// Why a picture was not recognized.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The picture's fault.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The model's or the runtime's fault.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Ours.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A room panicked on this picture; the replica goes on.
+    #[error("room {room} panicked on this image: {why}")]
+    Panicked {
+        /// Where.
+        room: &'static str,
+        /// Its last words.
+        why: String,
+    },
+    /// The threads have ended or are about to.
+    #[error("inference has stopped")]
+    Stopped,
+    /// The system gave no thread.
+    #[error("thread for a replica could not be started")]
+    NoThread {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl InferError {
+    /// A stable name for dead letters, metrics and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            InferError::Decode(error) => error.name(),
+            InferError::Session(error) => error.name(),
+            InferError::Tensor(_) => "tensor_unfit",
+            InferError::Panicked { .. } => "infer_panicked",
+            InferError::Stopped => "infer_stopped",
+            InferError::NoThread { .. } => "infer_no_thread",
+        }
+    }
+
+    /// What happened, for a dead letter.
+    pub fn note(&self) -> FaultNote {
+        let remedy = match self {
+            InferError::Decode(error) => error.remedy(),
+            InferError::Session(_) | InferError::Tensor(_) => "try the model with `tributary model check`",
+            InferError::Panicked { .. } => "keep the image and report it with the version of tributary",
+            InferError::Stopped | InferError::NoThread { .. } => "nothing: another worker takes it",
+        };
+        FaultNote::new(self.name(), self.to_string(), remedy)
+    }
+
+    /// True if another model would fail on this picture too: it is the picture that is bad.
+    pub fn is_the_images_fault(&self) -> bool {
+        matches!(self, InferError::Decode(_) | InferError::Panicked { .. })
+    }
+}
