@@ -10,8 +10,10 @@ use harness::{Cut, Oracle, Plan, World, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{Answer, Reason, Route, Stage, decode};
 use streams::fleet::Fleet;
+use streams::read::Stretch;
 use streams::server::{Durability, Leaf, ServerSettings};
-use streams::{Blobs, read, topology};
+use streams::subject::Errand;
+use streams::{Blobs, read, subject, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish};
 
@@ -83,8 +85,12 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
         assert!(answer.deadline_at_ms.is_some(), "a provisional answer says until when it waits");
         waiting.push((task, doubtful));
     }
-    // A request for each doubtful one, the hard case inside.
-    assert_eq!(read::level(&site.bus, topology::OUTBOX).await.unwrap().messages, 5);
+    // A request for each doubtful one, the hard case inside. What is told of releases now and then waits beside them.
+    let kept = [Errand::Verify, Errand::HardCase, Errand::Update].map(|errand| subject::outbox(&site.name, errand));
+    let requests = Stretch { subjects: kept.into(), headers_only: true, ..Stretch::default() };
+    let (mut waits, last) = (Vec::new(), read::level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
+    read::stretch(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
+    assert_eq!(waits, vec![subject::outbox(&site.name, Errand::Verify); 5]);
     link.set(Cut::Open);
     for (task, picture) in waiting {
         let answer = answered(&world, task).await;
