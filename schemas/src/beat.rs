@@ -29,6 +29,13 @@ pub struct Beat {
     /// Why there are as many replicas as there are, in words for people; absent where nobody asked and no queue is followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<String>,
+    /// How far its machine's clock is ahead of its server's, milliseconds, negative where it is behind; absent before the
+    /// server said what time it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_ms: Option<i64>,
+    /// Of a janitor: images and their outcomes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<OutcomeReport>,
     /// Learned cost of one image on one replica, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_ms: Option<f64>,
@@ -76,6 +83,8 @@ impl Beat {
             holding: 0,
             replicas: 0,
             scale: None,
+            clock_ahead_ms: None,
+            outcomes: None,
             cost_ms: None,
             model: None,
             release: None,
@@ -89,6 +98,37 @@ impl Beat {
             releases: Vec::new(),
         }
     }
+}
+
+/// What a janitor knows of a site's images and their outcomes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OutcomeReport {
+    /// Stored images without a final answer.
+    pub open: u64,
+    /// Those of them that have a provisional one.
+    pub provisional: u64,
+    /// Sequence of the oldest image without a final answer; absent when all have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_sequence: Option<u64>,
+    /// When that image was stored, milliseconds since the epoch by the server's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_at_ms: Option<u64>,
+    /// Images that were acknowledged without an outcome and are recognized again, since the janitor started.
+    pub redone: u64,
+    /// Images published twice, known by camera, message id and content, since the janitor started.
+    pub duplicates: u64,
+    /// Images that are gone from the middle of the archive and that nobody here removed.
+    pub gaps: u64,
+    /// Bytes that are free on the server's disk; absent where the janitor does not see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_free_bytes: Option<u64>,
+    /// Why images are refused at the moment, in words; absent when they are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusing: Option<String>,
+    /// Connections that the server closed for a message above its limit, since it started; absent where the
+    /// janitor does not see its monitoring pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub too_large: Option<u64>,
 }
 
 /// What the courier knows of the link and of what lies behind it.

@@ -34,6 +34,15 @@ fn cut(mut text: String) -> String {
     text
 }
 
+/// What a dead letter leaves out of a message that is too large to be kept twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutPayload {
+    /// Size of the whole payload, bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of the whole payload, 64 hexadecimal digits.
+    pub sha256: String,
+}
+
 /// A message given up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
@@ -60,9 +69,12 @@ pub struct DeadLetter {
     /// The message's headers, first value of each.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// The message's payload, whole, so that it can be redriven.
+    /// The message's payload, whole, so that it can be redriven; of a large one only the beginning.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
+    /// What was left out of the payload. Redriving takes the whole message from its stream, as long as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutPayload>,
 }
 
 impl Message for DeadLetter {

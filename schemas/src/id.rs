@@ -121,6 +121,13 @@ impl ModelName {
     }
 }
 
+impl CameraName {
+    /// Stands for a camera whose name could not be read.
+    pub fn unknown() -> Self {
+        Self("unknown".into())
+    }
+}
+
 impl SiteName {
     /// The name of a site that was given none.
     pub fn first() -> Self {
@@ -151,11 +158,16 @@ impl TaskId {
     }
 
     /// The id of an image published with a message id: the id itself when it is a UUID, so that a
-    /// publisher knows its task's id beforehand, and derived from it otherwise.
-    pub fn from_message_id(site: &SiteName, camera: &CameraName, message_id: &str) -> Self {
+    /// publisher knows its task's id beforehand. Otherwise it is derived from the camera, the message id
+    /// and the content, for a camera that counts begins again some day: the same picture under the same id is
+    /// the same task, another one is another. `content`: the payload, or the reference that stands for it.
+    pub fn from_message_id(site: &SiteName, camera: &CameraName, message_id: &str, content: &[u8]) -> Self {
         match Uuid::try_parse(message_id) {
             Ok(uuid) => Self(uuid),
-            Err(_) => Self::derived(&format!("{site}/{camera}/{message_id}")),
+            Err(_) => {
+                let named = Self::derived(&format!("{site}/{camera}/{message_id}"));
+                Self(Uuid::new_v5(&named.0, content))
+            }
         }
     }
 
@@ -282,16 +294,17 @@ mod tests {
     fn a_uuid_as_message_id_is_the_task_id() {
         let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
         let minted = TaskId::mint();
-        assert_eq!(TaskId::from_message_id(&site, &camera, &minted.to_string()), minted);
+        assert_eq!(TaskId::from_message_id(&site, &camera, &minted.to_string(), b"jpeg"), minted);
     }
 
     proptest! {
         #[test]
         fn one_message_id_yields_one_task_and_two_yield_two(a in ".{1,40}", b in ".{1,40}") {
             let (site, camera) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
-            let id = |text: &str| TaskId::from_message_id(&site, &camera, text);
-            prop_assert_eq!(id(&a), id(&a));
-            prop_assert_eq!(a == b, id(&a) == id(&b));
+            let id = |text: &str, content: &str| TaskId::from_message_id(&site, &camera, text, content.as_bytes());
+            prop_assert_eq!(id(&a, &b), id(&a, &b));
+            prop_assert_eq!(a == b, id(&a, "x") == id(&b, "x"));
+            prop_assert_eq!(a == b, id("frame-1", &a) == id("frame-1", &b));
         }
 
         #[test]

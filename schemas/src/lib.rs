@@ -24,10 +24,10 @@ pub mod verdict;
 pub mod verify;
 
 pub use answer::{Answer, Opinion, Ranked, Reason, Route, Stage, Timings};
-pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, RoundReport, TrainingReport};
+pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
-pub use dead::{DeadLetter, FaultNote};
+pub use dead::{CutPayload, DeadLetter, FaultNote};
 pub use decided::{Decided, Doubted, Fated};
 pub use hardcase::HardCase;
 pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskId};

@@ -26,6 +26,8 @@ pub const HEADER_TO: &str = "Tributary-To";
 pub const HEADER_DEADLINE_AT: &str = "Tributary-Deadline-At-Ms";
 /// The task this image was answered as before, when it was replayed from a stream.
 pub const HEADER_REPLAYED: &str = "Tributary-Replayed";
+/// Sequence of the image in IMAGES that an answer is about: whoever counts outcomes reads headers alone.
+pub const HEADER_IMAGE: &str = "Tributary-Image";
 /// Which part of which scan this image is: `<scan task> <x> <y> <width> <height> <scan width> <scan height>`.
 pub const HEADER_TILE: &str = "Tributary-Tile";
 
@@ -127,8 +129,12 @@ pub enum TaskError {
 }
 
 impl Task {
-    /// The task of a stored image. `header` looks one header up by name.
-    pub fn read<'h>(stored: &Stored, header: impl Fn(&'static str) -> Option<&'h str>) -> Result<Self, TaskError> {
+    /// The task of a stored image. `header` looks one header up by name; `payload` is the message's.
+    pub fn read<'h>(
+        stored: &Stored,
+        header: impl Fn(&'static str) -> Option<&'h str>,
+        payload: &[u8],
+    ) -> Result<Self, TaskError> {
         let published_at_ms = u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0);
         let truth = header(HEADER_LABEL);
         if let Some(label) = truth.filter(|label| label.len() > MAX_LABEL_BYTES) {
@@ -144,7 +150,7 @@ impl Task {
             return Err(refused(HEADER_PRIORITY, &u8::to_string(&priority), "a number from 0 to 9"));
         }
         Ok(Self {
-            id: Self::id_of(stored, &header)?,
+            id: Self::id_of(stored, &header, payload)?,
             site: stored.site.clone(),
             camera: stored.camera.clone(),
             blob,
@@ -178,12 +184,19 @@ impl Task {
     }
 
     /// The id a stored image's task has, whatever else its headers say.
-    pub fn id_of<'h>(stored: &Stored, header: &impl Fn(&'static str) -> Option<&'h str>) -> Result<TaskId, TaskError> {
+    pub fn id_of<'h>(
+        stored: &Stored,
+        header: &impl Fn(&'static str) -> Option<&'h str>,
+        payload: &[u8],
+    ) -> Result<TaskId, TaskError> {
         if let Some(id) = header(HEADER_TASK) {
             return Ok(id.parse()?);
         }
         Ok(match header(HEADER_MESSAGE_ID) {
-            Some(id) => TaskId::from_message_id(&stored.site, &stored.camera, id),
+            Some(id) => {
+                let content = header(HEADER_BLOB).map_or(payload, str::as_bytes);
+                TaskId::from_message_id(&stored.site, &stored.camera, id, content)
+            }
             None => TaskId::from_sequence(&stored.site, &stored.camera, stored.sequence, stored.stored_at_ns),
         })
     }
@@ -240,7 +253,7 @@ mod tests {
     }
 
     fn read(headers: &[(&'static str, &'static str)]) -> Result<Task, TaskError> {
-        Task::read(&stored(7), |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value))
+        Task::read(&stored(7), |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value), b"jpeg")
     }
 
     #[test]
@@ -248,7 +261,7 @@ mod tests {
         let task = read(&[]).unwrap();
         assert_eq!((task.image_sequence, task.published_at_ms, task.priority), (7, 1_700_000_000_123, 5));
         assert_eq!(task.id, read(&[]).unwrap().id, "a second delivery is the same task");
-        assert_ne!(task.id, Task::read(&stored(8), |_| None).unwrap().id);
+        assert_ne!(task.id, Task::read(&stored(8), |_| None, b"jpeg").unwrap().id);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::FlushErrorKind;
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event};
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,13 @@ impl Bus {
     /// Whether the connection stands at this moment.
     pub fn connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Whether the client itself has ended, which no reconnect mends; being away for a while is not that.
+    pub async fn is_gone(&self) -> bool {
+        // Answered at once where nobody takes commands any more; while the server is away, not in time.
+        let flushed = tokio::time::timeout(Duration::from_millis(100), self.client.flush()).await;
+        matches!(flushed, Ok(Err(error)) if error.kind() == FlushErrorKind::SendError)
     }
 
     /// Says something to whoever listens at this moment; nobody stores it.

@@ -9,13 +9,16 @@ pub mod blobs;
 pub mod connect;
 pub mod error;
 pub mod fleet;
+pub mod monitor;
 pub mod pick;
 pub mod publish;
 pub mod pull;
 pub mod read;
+pub mod refusal;
 pub mod server;
 pub mod store;
 pub mod subject;
+pub mod sweep;
 pub mod tap;
 pub mod topology;
 

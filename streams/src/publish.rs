@@ -117,6 +117,7 @@ impl Publisher {
                 Ok(placed) => return Ok(placed),
                 Err(error) if is_taken(&error) => return Ok(Placed::Taken),
                 Err(error) => match verdict(&error, publication, self.patience) {
+                    Hopeless(CarryError::Full { subject, why }) => return Err(self.full(subject, why).await),
                     Hopeless(error) => return Err(error),
                     Passing(error) if Instant::now() + delay > give_up_at => return Err(error),
                     Passing(error) => tracing::debug!(subject = publication.subject, %error, "publishing again"),
@@ -125,6 +126,15 @@ impl Publisher {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(LONGEST_DELAY);
         }
+    }
+
+    /// A full stream with the reason, where somebody wrote one down.
+    async fn full(&self, subject: String, why: String) -> CarryError {
+        let reason = match subject.starts_with("image.") {
+            true => crate::refusal::reason(&self.bus).await.ok().flatten(),
+            false => None,
+        };
+        CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
     async fn once(&self, publication: &Publication) -> Result<Placed, PublishError> {

@@ -8,9 +8,11 @@ use async_nats::jetstream::consumer::pull::Stream;
 use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
 use futures::StreamExt;
+use schemas::limits::MAX_MESSAGE_BYTES;
 
 use crate::connect::Bus;
 use crate::error::{CarryError, absent};
+use crate::read::{Record, headers_of};
 
 /// An idle pull request is renewed this often.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -18,6 +20,9 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const REOPEN_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_REOPEN_DELAY: Duration = Duration::from_secs(5);
+
+/// Bytes asked for at a time: twice the largest message, so that a batch of large ones stays small.
+const BATCH_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 
 /// Pulls the messages of one durable consumer, which all pullers of that name share.
 pub struct Puller {
@@ -48,6 +53,7 @@ impl Puller {
         consumer
             .stream()
             .max_messages_per_batch(self.batch)
+            .max_bytes_per_batch(BATCH_BYTES)
             .expires(EXPIRES)
             .heartbeat(HEARTBEAT)
             .messages()
@@ -125,13 +131,15 @@ impl Delivery {
         self.message.headers.as_ref()?.get_last(name).map(|value| value.as_str())
     }
 
-    /// All headers, first value of each.
-    pub fn headers(&self) -> impl Iterator<Item = (String, String)> + '_ {
-        self.message
-            .headers
-            .iter()
-            .flat_map(|headers| headers.iter())
-            .filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned())))
+    /// The message as a reader of the stream has it.
+    pub fn record(&self) -> Record {
+        Record {
+            subject: self.message.subject.to_string(),
+            sequence: self.sequence,
+            stored_at_ns: self.stored_at_ns,
+            headers: headers_of(self.message.headers.as_ref()),
+            payload: self.message.payload.clone(),
+        }
     }
 
     /// Done: never deliver it again. May be lost on the way, which delivers it again.

@@ -16,7 +16,10 @@ use tokio::time::Instant;
 
 use crate::connect::Bus;
 use crate::error::{CarryError, absent};
-use crate::topology::{ANSWERS, IMAGES, PINNED};
+use crate::topology::{ADVISORIES, ANSWERS, FLEET, IMAGES, PINNED};
+
+/// The note of images that we deleted ourselves.
+const REMOVED: &str = "removed-images";
 
 /// Bytes fetched ahead while reading a stretch, about: bounded so that large images do not pile up.
 const READ_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
@@ -68,6 +71,9 @@ pub struct Level {
     pub first_sequence: u64,
     /// Sequence of its newest message; 0 if it never had one.
     pub last_sequence: u64,
+    /// Sequences between its oldest and its newest message that are gone.
+    #[serde(default)]
+    pub gaps: u64,
 }
 
 /// How far a durable consumer is.
@@ -112,10 +118,49 @@ pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
     Ok(Level {
         messages: info.state.messages,
         bytes: info.state.bytes,
-        max_bytes: u64::try_from(info.config.max_bytes).unwrap_or(0),
+        max_bytes: u64::try_from(crate::refusal::limit_in(&info.config)).unwrap_or(0),
         first_sequence: info.state.first_sequence,
         last_sequence: info.state.last_sequence,
+        gaps: info.state.deleted_count.unwrap_or(0),
     })
+}
+
+/// What the server's clock says, nanoseconds since the epoch, in the middle of a question that took so long.
+pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
+    #[derive(serde::Deserialize)]
+    struct Stamped {
+        ts: String,
+    }
+    const WHAT: &str = "asking for the server's time";
+    let asked_at = Instant::now();
+    let asked = bus.js.request(format!("STREAM.INFO.KV_{FLEET}"), &serde_json::json!({})).await;
+    match asked.map_err(CarryError::broker(WHAT))? {
+        Response::Ok(Stamped { ts }) => {
+            let took = asked_at.elapsed();
+            let ts = async_nats::datetime::parse_rfc3339(&ts).map_err(CarryError::broker(WHAT))?;
+            Ok((ts.unix_timestamp_nanos(), took))
+        }
+        Response::Err { error } => Err(CarryError::broker(WHAT)(error)),
+    }
+}
+
+/// The oldest message of a stream that was stored at a time or later, headers only.
+pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Option<Record>, CarryError> {
+    let what = || format!("reading {stream}");
+    let Ok(start_time) = async_nats::datetime::from_nanos(since_ns) else { return Ok(None) };
+    let config = pull::OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartTime { start_time },
+        headers_only: true,
+        max_batch: 1,
+        ..pull::OrderedConfig::default()
+    };
+    let consumer = open(bus, stream).await?.create_consumer(config).await.map_err(CarryError::broker(what()))?;
+    if consumer.cached_info().num_pending == 0 {
+        return Ok(None);
+    }
+    let mut messages = consumer.messages().await.map_err(CarryError::broker(what()))?;
+    let message = messages.next().await.transpose().map_err(CarryError::broker(what()))?;
+    Ok(message.and_then(|message| delivered(&message)).map(|(record, _)| record))
 }
 
 /// How far a durable consumer is.
@@ -177,6 +222,66 @@ pub async fn at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(error) => Err(CarryError::broker(format!("reading message {sequence} of {stream}"))(error)),
     }
+}
+
+/// A message that its durable delivered as often as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exhausted {
+    /// Its sequence in its stream.
+    pub sequence: u64,
+    /// How often it was delivered.
+    pub deliveries: u64,
+    /// Sequence of the notice in [`ADVISORIES`].
+    pub own_sequence: u64,
+}
+
+/// The oldest notice about a message of a durable that was delivered as often as it may and never finished.
+pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Option<Exhausted>, CarryError> {
+    #[derive(serde::Deserialize)]
+    struct Notice {
+        stream_seq: u64,
+        #[serde(default)]
+        deliveries: u64,
+    }
+    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}");
+    let found = open(bus, ADVISORIES).await?.direct_get_first_for_subject(subject).await;
+    let message = match found {
+        Ok(message) => message,
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CarryError::broker(format!("reading {ADVISORIES}"))(error)),
+    };
+    let own_sequence = message.sequence;
+    match serde_json::from_slice::<Notice>(&message.payload) {
+        Ok(notice) => Ok(Some(Exhausted { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence })),
+        // Nobody's words but the server's belong there; what is no notice names no message.
+        Err(_) => Ok(Some(Exhausted { sequence: 0, deliveries: 0, own_sequence })),
+    }
+}
+
+/// Deletes a message whose outcome stands elsewhere, and notes that we did: gaps in IMAGES that nobody made on purpose are
+/// told.
+pub async fn remove(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
+    if stream == IMAGES {
+        crate::fleet::Ledger::open(bus).await?.change(REMOVED, |note| removed(note, sequence)).await?;
+    }
+    delete(bus, stream, sequence).await
+}
+
+/// The sequences of IMAGES that we deleted ourselves, newest last.
+pub async fn removed_images(bus: &Bus) -> Result<Vec<u64>, CarryError> {
+    let note = crate::fleet::Ledger::open(bus).await?.read(REMOVED).await?;
+    Ok(note.and_then(|note| serde_json::from_str(&note).ok()).unwrap_or_default())
+}
+
+/// The note of deleted images with one more; the oldest are forgotten, for they are purged long since. Pure.
+fn removed(note: Option<&str>, sequence: u64) -> String {
+    const MOST: usize = 10_000;
+    let mut removed: Vec<u64> = note.and_then(|note| serde_json::from_str(note).ok()).unwrap_or_default();
+    if !removed.contains(&sequence) {
+        removed.push(sequence);
+    }
+    removed.drain(..removed.len().saturating_sub(MOST));
+    serde_json::to_string(&removed).unwrap_or_default()
 }
 
 /// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.

@@ -16,6 +16,7 @@ use schemas::limits::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
 use crate::connect::{OLDEST_SERVER, version};
+use crate::monitor::{self, Health};
 
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
@@ -28,6 +29,10 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How often it is looked whether it can write.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// One that cannot write is started again when so much is free on its disk, bytes: less is gone in a moment.
+const ROOM_TO_START: u64 = 8 * 1024 * 1024;
 /// A server that lived this long had a good start: the next backoff begins anew.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 
@@ -114,6 +119,9 @@ pub struct ServerSettings {
     pub mqtt_port: Option<u16>,
     /// When a stored message is on the disk.
     pub durability: Durability,
+    /// Bytes that its streams may hold together ([`crate::topology::Plan::max_store_bytes`]). A server that is told nothing
+    /// takes three quarters of what is free when it starts, and nothing at all on a disk that is full then.
+    pub max_store_bytes: u64,
     /// How it is joined to others.
     pub leaf: Leaf,
 }
@@ -165,7 +173,7 @@ impl Server {
             let path = store.join(CONFIGURATION);
             fs::write(&path, configuration(settings, &store, ports)).map_err(written(&path))?;
             let running = Arc::new(Running::default());
-            let supervisor = supervise(program.clone(), path, running.clone());
+            let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
             let mut server = Self { ports, running, supervisor: Some(supervisor), lock: lock.take() };
             if server.ready() {
                 return Ok(server);
@@ -221,7 +229,7 @@ impl Server {
     fn ready(&self) -> bool {
         let until = Instant::now() + START_PATIENCE;
         while Instant::now() < until {
-            if healthy(self.ports.monitor) {
+            if ask_health(self.ports.monitor) == Some(Health::Well) {
                 return true;
             }
             if self.running.lock().restarts > 0 {
@@ -393,7 +401,11 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
         "max_pending: 256MB".into(),
         "write_deadline: \"10s\"".into(),
         "ping_interval: \"5s\"".into(),
-        format!("jetstream {{ store_dir: {}, sync_interval: {sync}", file("jetstream")),
+        format!(
+            "jetstream {{ store_dir: {}, sync_interval: {sync}, max_file_store: {}",
+            file("jetstream"),
+            settings.max_store_bytes
+        ),
     ];
     if let Some(domain) = &settings.domain {
         lines.push(format!("  domain: {}", quoted(domain)));
@@ -422,15 +434,23 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 }
 
 /// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
-pub const KEPT_AT_SITE: [&str; 12] = [
+pub const KEPT_AT_SITE: [&str; 18] = [
     // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
     // the cloud would get every image. Answers to the site's own questions come in, not out.
     "_INBOX.>",
     "$O.blobs.>",
     "$O.pinned-blobs.>",
+    // An acknowledgement names stream and durable and no domain: another site's would count here.
+    "$JS.ACK.IMAGES.>",
+    "$JS.ACK.ANSWERS.>",
+    // Notices of the server about its own streams.
+    "$JS.EVENT.>",
+    "image",
     "image.>",
+    "/.image.>",
     "pin.>",
     "answer.>",
+    "outcome.>",
     "outbox.>",
     "label.>",
     "dead.images.>",
@@ -439,8 +459,15 @@ pub const KEPT_AT_SITE: [&str; 12] = [
     "dead.verdicts.>",
 ];
 
-/// Runs the server until it is told to stop; starts it again when it dies.
-fn supervise(program: PathBuf, configuration: PathBuf, running: Arc<Running>) -> std::thread::JoinHandle<()> {
+/// Runs the server until it is told to stop; starts it again when it dies, and when it cannot write any more although
+/// there is room.
+fn supervise(
+    program: PathBuf,
+    configuration: PathBuf,
+    store: PathBuf,
+    monitor: u16,
+    running: Arc<Running>,
+) -> std::thread::JoinHandle<()> {
     // A thread of its own: on Linux the server dies with the *thread* that started it, and threads of
     // a pool come and go.
     std::thread::spawn(move || {
@@ -458,7 +485,7 @@ fn supervise(program: PathBuf, configuration: PathBuf, running: Arc<Running>) ->
             };
             match started {
                 Ok(mut child) => {
-                    let ended = child.wait();
+                    let ended = watch(&mut child, &store, monitor, &running);
                     let mut process = running.lock();
                     process.id = None;
                     process.restarts += 1;
@@ -479,6 +506,39 @@ fn supervise(program: PathBuf, configuration: PathBuf, running: Arc<Running>) ->
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     })
+}
+
+/// Waits until the server ends. One that met a full disk stores nothing more until it is started again, also when there
+/// is room again (nats-server 2.14 and 2.15): it is stopped then.
+fn watch(
+    child: &mut Child,
+    store: &Path,
+    monitor: u16,
+    running: &Running,
+) -> std::io::Result<std::process::ExitStatus> {
+    let mut look_at = Instant::now() + HEALTH_EVERY;
+    let mut asked_to_stop = None;
+    loop {
+        if let Some(ended) = child.try_wait()? {
+            return Ok(ended);
+        }
+        pause(Duration::from_millis(50));
+        match asked_to_stop {
+            Some(at) if Instant::now() > at + STOP_PATIENCE => child.kill()?,
+            Some(_) => {}
+            None if Instant::now() >= look_at && !running.lock().stopping => {
+                look_at = Instant::now() + HEALTH_EVERY;
+                if let Some(Health::CannotWrite(why)) = ask_health(monitor)
+                    && free_bytes(store).is_ok_and(|free| free >= ROOM_TO_START)
+                {
+                    tracing::warn!(why, "nats-server cannot write since its disk was full: it is started again");
+                    signal(child.id(), Signal::SIGTERM);
+                    asked_to_stop = Some(Instant::now());
+                }
+            }
+            None => {}
+        }
+    }
 }
 
 fn spawn(program: &Path, configuration: &Path) -> std::io::Result<Child> {
@@ -520,18 +580,16 @@ fn signal(process: u32, signal: Signal) {
     }
 }
 
-/// Asks the monitoring page; JetStream must be up and its streams recovered.
-fn healthy(port: u16) -> bool {
+/// Asks the monitoring page; JetStream must be up and its streams recovered. Absent when it does not answer.
+fn ask_health(port: u16) -> Option<Health> {
     use std::io::{Read, Write};
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)) else {
-        return false;
-    };
-    let mut answer = String::new();
-    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
-        && stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.starts_with("HTTP/1.0 200")
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    stream.take(64 * 1024).read_to_end(&mut answer).ok()?;
+    Some(monitor::health(&String::from_utf8_lossy(&answer)))
 }
 
 fn last_words(log: &Path) -> String {

@@ -29,6 +29,20 @@ pub fn provisional(site: &SiteName, camera: &CameraName) -> String {
     format!("answer.provisional.{site}.{camera}")
 }
 
+/// Where a task's outcome is published. The stream keeps the first of them under the task's slot
+/// ([`finality`]), and says there what it kept, so that nobody hears of one that came second.
+pub fn outcome(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
+    format!("outcome.{site}.{camera}.{task}")
+}
+
+/// The slot under which what is published on a subject is stored: its own, unless it is an outcome.
+pub fn slot_of(subject: &str) -> String {
+    match subject.strip_prefix("outcome.") {
+        Some(rest) => format!("answer.final.{rest}"),
+        None => subject.to_owned(),
+    }
+}
+
 /// The one slot of a task's final answer.
 pub fn finality(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("answer.final.{site}.{camera}.{task}")
@@ -115,6 +129,20 @@ impl Errand {
     }
 }
 
+/// Whether a message of the outbox may go to a subject in the cloud: one of its own kind, and of its own site.
+pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
+    let token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
+    let tokens: Vec<&str> = to.split('.').collect();
+    let named = match (errand, &tokens[..]) {
+        (Errand::Verify, ["verify", _, named, _])
+        | (Errand::HardCase, ["hardcase", named])
+        | (Errand::Update, ["update", _, _, named])
+        | (Errand::Swap, ["swap", named, _, _]) => *named,
+        _ => return false,
+    };
+    named == site.as_str() && tokens.iter().all(|part| token(part))
+}
+
 /// The slot of an image in a pinned set.
 pub fn pin(set: &SetName, site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("pin.{set}.{site}.{camera}.{task}")
@@ -137,9 +165,9 @@ pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
 /// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
 /// something else than images.
 pub fn check_replay(subject: &str) -> Result<(), CarryError> {
-    const OURS: [&str; 16] = [
-        "answer", "outbox", "verify", "verdict", "label", "hardcase", "update", "round", "release", "order", "swap",
-        "dead", "pin", "$JS", "$KV", "$O",
+    const OURS: [&str; 17] = [
+        "answer", "outcome", "outbox", "verify", "verdict", "label", "hardcase", "update", "round", "release", "order",
+        "swap", "dead", "pin", "$JS", "$KV", "$O",
     ];
     check_pattern(subject)?;
     if subject.split('.').any(|token| token == "*" || token == ">") {
@@ -283,9 +311,29 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_the_link_goes_where_its_kind_goes_and_nowhere_else() {
+        let site: SiteName = "reef".parse().unwrap();
+        for (errand, to) in [
+            (Errand::Verify, "verify.doubtful.reef.cam-1"),
+            (Errand::HardCase, "hardcase.reef"),
+            (Errand::Update, "update.fish.3.reef"),
+            (Errand::Swap, "swap.reef.host-1.600000"),
+        ] {
+            assert!(may_go(errand, &site, to), "{to}");
+            assert!(!may_go(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
+        }
+        for to in
+            ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
+        {
+            assert!(!may_go(Errand::Verify, &site, to), "{to:?}");
+        }
+    }
+
+    #[test]
     fn a_final_subject_names_its_task() {
         let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::mint());
         assert_eq!(read_finality(&finality(&site, &camera, task)).unwrap(), task);
         assert!(read_finality("answer.final.reef.cam-1.x").is_err());
+        assert_eq!(slot_of(&outcome(&site, &camera, task)), finality(&site, &camera, task));
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{
-    Config as StreamConfig, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType,
+    Config as StreamConfig, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, Source, StorageType,
+    SubjectTransform,
 };
 use schemas::SiteName;
-use schemas::limits::{MAX_HEADER_BYTES, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
+use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 
 pub use self::setup::{Difference, Finding, Mend, State, compare, setup};
@@ -53,20 +54,44 @@ pub const HARDCASES: &str = "HARDCASES";
 /// Bucket of the notes of a site, and of the cloud: what must be known after a restart.
 pub const LEDGER: &str = "ledger";
 
-/// Durable of the recognizers on IMAGES.
-pub const RECOGNIZER: &str = "recognizer";
-/// Durable of the recognizers on final ANSWERS: what the cloud's verdicts teach the gate.
-pub const LEARNER: &str = "learner";
-/// Durable of the courier on provisional ANSWERS: what was promised a final answer.
-pub const PROMISES: &str = "promises";
+/// Messages that were delivered as often as their durable allows and never finished: the server's notices.
+pub const ADVISORIES: &str = "ADVISORIES";
+
 /// Durable of the verifiers on VERIFY.
 pub const VERIFIER: &str = "verifier";
+
+/// Streams and buckets of small messages that have no setting of their own, MiB each.
+const SMALL_MIB: u32 = 64;
+
+/// Deliveries of a durable whose role counts attempts and makes a dead letter of the last one: a message that
+/// comes this often reached nobody.
+const COUNTED: i64 = 2 * MAX_TRIES as i64;
+/// Deliveries of a durable whose role tries for as long as it takes: what is delivered every few seconds comes
+/// for days.
+const UNCOUNTED: i64 = 100_000;
 
 /// Signs of life are forgotten after this.
 pub const FLEET_AGE: Duration = Duration::from_secs(15);
 
 /// Reports of releases are forgotten after this: what happened earlier says little about today.
 pub const SWAPS_AGE: Duration = Duration::from_secs(48 * 3600);
+
+/// Durable of a site's recognizers on IMAGES. Named by site like every durable that exists at more than
+/// one place: the subject of an acknowledgement names stream and durable and no domain, so under one name a
+/// site's acknowledgements would count at every other site that a leaf link leads to.
+pub fn recognizer_durable(site: &SiteName) -> String {
+    format!("recognizer-{site}")
+}
+
+/// Durable of a site's recognizers on final ANSWERS: what the cloud's verdicts teach the gate.
+pub fn learner_durable(site: &SiteName) -> String {
+    format!("learner-{site}")
+}
+
+/// Durable of a site's courier on provisional ANSWERS: what was promised a final answer.
+pub fn promises_durable(site: &SiteName) -> String {
+    format!("promises-{site}")
+}
 
 /// Durable of one site's courier on VERDICTS.
 pub fn verdicts_durable(site: &SiteName) -> String {
@@ -92,6 +117,8 @@ pub struct StreamSettings {
     pub images_max_mib: u32,
     /// Answers kept at a site, at least 1000; each costs the server about half a KiB of memory.
     pub answers_max_messages: u32,
+    /// Answers kept at a site, MiB, at least 1; the oldest go first.
+    pub answers_max_mib: u32,
     /// What may wait for the link at a site, MiB, at least 1. When it is reached, doubtful answers
     /// become final as they are.
     pub outbox_max_mib: u32,
@@ -126,6 +153,9 @@ pub struct StreamSettings {
     pub ack_wait_s: u32,
     /// Verdicts wait this long for their site, seconds.
     pub verdicts_max_age_s: u32,
+    /// Verdicts that wait for their sites, MiB, at least 1; one that was fetched is kept no longer, and when it is reached
+    /// the oldest go first: their tasks end with the edge's answer at their deadline.
+    pub verdicts_max_mib: u32,
 }
 
 impl Default for StreamSettings {
@@ -133,6 +163,7 @@ impl Default for StreamSettings {
         Self {
             images_max_mib: 4096,
             answers_max_messages: 1_000_000,
+            answers_max_mib: 1024,
             outbox_max_mib: 1024,
             outbox_max_messages: 200_000,
             hardcases_max_mib: 256,
@@ -148,6 +179,7 @@ impl Default for StreamSettings {
             duplicate_window_s: 30 * 60,
             ack_wait_s: 30,
             verdicts_max_age_s: 7 * 24 * 3600,
+            verdicts_max_mib: 512,
         }
     }
 }
@@ -157,6 +189,7 @@ impl StreamSettings {
     pub fn check(&self) -> Result<(), String> {
         let at_least_one = [
             ("images_max_mib", self.images_max_mib),
+            ("answers_max_mib", self.answers_max_mib),
             ("outbox_max_mib", self.outbox_max_mib),
             ("outbox_max_messages", self.outbox_max_messages),
             ("hardcases_max_mib", self.hardcases_max_mib),
@@ -172,6 +205,7 @@ impl StreamSettings {
             ("duplicate_window_s", self.duplicate_window_s),
             ("ack_wait_s", self.ack_wait_s),
             ("verdicts_max_age_s", self.verdicts_max_age_s),
+            ("verdicts_max_mib", self.verdicts_max_mib),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(format!("streams.{name} is 0, use at least 1"));
@@ -201,6 +235,11 @@ pub struct Plan {
     consumers: Vec<(&'static str, pull::Config)>,
 }
 
+/// Bytes that the streams of a site and of the cloud may hold together where nothing is set.
+pub fn default_store_bytes() -> u64 {
+    plan(&Place::Both(SiteName::first()), &StreamSettings::default()).max_store_bytes()
+}
+
 /// What a place wants to exist.
 pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
     let mut plan = Plan::default();
@@ -216,23 +255,53 @@ pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
 }
 
 impl Plan {
+    /// Bytes all its streams may hold together: what its server's `max_file_store` must allow, with room for what the
+    /// server keeps beside them (an eighth), and for the streams of its MQTT sessions.
+    pub fn max_store_bytes(&self) -> u64 {
+        const MQTT_BYTES: u64 = 256 * 1024 * 1024;
+        let streams: u64 = self.streams.iter().map(|stream| u64::try_from(stream.max_bytes).unwrap_or(0)).sum();
+        streams + streams / 8 + MQTT_BYTES
+    }
+
     fn add_site(&mut self, site: &SiteName, settings: &StreamSettings) {
         let window = Duration::from_secs(settings.duplicate_window_s.into());
+        self.fleet();
+        self.ledger();
         self.stream(StreamConfig {
             // Never drops what no worker has answered: a full stream is an error at the publisher.
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.images_max_mib),
-            // One that is given up must fit into a dead letter, headers and all.
-            max_message_size: (MAX_INLINE_BYTES + MAX_HEADER_BYTES) as i32,
-            duplicate_window: window,
-            ..file(IMAGES, vec![format!("image.{site}.*")])
+            // The server tells duplicates by the message id alone, so one camera's image would be swallowed
+            // for another's that has the same id. A stream that has a source does not look for
+            // duplicates at all; this one never brings anything. Whoever reads images tells duplicates by
+            // camera, id and content.
+            sources: Some(vec![Source {
+                name: format!("KV_{LEDGER}"),
+                filter_subject: Some(format!("$KV.{LEDGER}.no-image")),
+                ..Source::default()
+            }]),
+            // What is a level off, or another site's, is stored too: it becomes a dead letter that names the
+            // right subject, where otherwise an acknowledgement of MQTT would be all that is left of it. A
+            // topic that begins with a slash arrives as `/.image`.
+            ..file(IMAGES, ["image", "image.>", "/.image.>"].map(str::to_owned).to_vec())
         });
         self.stream(StreamConfig {
             max_messages: settings.answers_max_messages.into(),
+            max_bytes: bytes(settings.answers_max_mib),
             // Answers can be made again from the images, so their writes need not wait for the disk:
             // after a crash of the server the janitor redoes what is missing.
             persist_mode: Some(PersistenceMode::Async),
-            ..file(ANSWERS, vec![format!("answer.provisional.{site}.*"), format!("answer.final.{site}.*.*")])
+            // Outcomes are stored under the slots of final answers, and said there once they are stored.
+            subject_transform: Some(SubjectTransform {
+                source: "outcome.*.*.*".into(),
+                destination: "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}".into(),
+            }),
+            republish: Some(Republish {
+                source: "answer.final.>".into(),
+                destination: "answer.final.>".into(),
+                headers_only: false,
+            }),
+            ..file(ANSWERS, vec![format!("answer.provisional.{site}.*"), format!("outcome.{site}.*.*")])
         });
         self.stream(StreamConfig {
             // Not a work queue: the courier chooses what goes next, and deletes what has gone.
@@ -257,22 +326,22 @@ impl Plan {
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
         self.blobs(BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.blobs(PINNED_BLOBS, settings.pinned_max_mib, Duration::ZERO);
-        self.fleet();
-        self.ledger();
+        self.advisories();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         // What was redirected stays unacknowledged until its answer is there.
-        self.consumer(IMAGES, pull::Config { max_ack_pending: 10_000, ..durable(RECOGNIZER, wait) });
+        let recognizer = durable(&recognizer_durable(site), wait, COUNTED);
+        self.consumer(IMAGES, pull::Config { max_ack_pending: 10_000, ..recognizer });
         self.consumer(
             ANSWERS,
             pull::Config {
                 filter_subject: format!("answer.provisional.{site}.*"),
                 max_ack_pending: 50_000,
-                ..durable(PROMISES, wait)
+                ..durable(&promises_durable(site), wait, UNCOUNTED)
             },
         );
         let filter_subject = format!("answer.final.{site}.*.*");
-        self.consumer(ANSWERS, pull::Config { filter_subject, ..durable(LEARNER, wait) });
+        self.consumer(ANSWERS, pull::Config { filter_subject, ..durable(&learner_durable(site), wait, UNCOUNTED) });
     }
 
     fn add_cloud(&mut self, sites: &[SiteName], settings: &StreamSettings) {
@@ -285,6 +354,9 @@ impl Plan {
             ..file(VERIFY, vec!["verify.*.*.*".into()])
         });
         self.stream(StreamConfig {
+            // Each goes when the courier of its site has fetched it.
+            retention: RetentionPolicy::Interest,
+            max_bytes: bytes(settings.verdicts_max_mib),
             max_age: Duration::from_secs(settings.verdicts_max_age_s.into()),
             duplicate_window: window.min(Duration::from_secs(settings.verdicts_max_age_s.into())),
             ..file(VERDICTS, vec!["verdict.*.*".into()])
@@ -311,6 +383,8 @@ impl Plan {
         self.stream(StreamConfig {
             // The latest counts; a site that was away for long finds that one.
             max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            max_bytes: bytes(SMALL_MIB),
             ..file(ORDERS, vec!["order.*.*".into()])
         });
         self.stream(StreamConfig {
@@ -322,16 +396,20 @@ impl Plan {
         self.blobs(CLOUD_BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.fleet();
         self.ledger();
+        self.advisories();
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
-        self.consumer(VERIFY, durable(VERIFIER, wait));
+        self.consumer(VERIFY, durable(VERIFIER, wait, COUNTED));
         for site in sites {
             let filter_subject = format!("verdict.{site}.*");
-            self.consumer(VERDICTS, pull::Config { filter_subject, ..durable(&verdicts_durable(site), wait) });
+            self.consumer(
+                VERDICTS,
+                pull::Config { filter_subject, ..durable(&verdicts_durable(site), wait, UNCOUNTED) },
+            );
             let filter_subject = "round.*.*.opened".into();
-            self.consumer(UPDATES, pull::Config { filter_subject, ..durable(&rounds_durable(site), wait) });
+            self.consumer(UPDATES, pull::Config { filter_subject, ..durable(&rounds_durable(site), wait, UNCOUNTED) });
             let filter_subject = format!("order.{site}.*");
-            self.consumer(ORDERS, pull::Config { filter_subject, ..durable(&orders_durable(site), wait) });
+            self.consumer(ORDERS, pull::Config { filter_subject, ..durable(&orders_durable(site), wait, UNCOUNTED) });
         }
     }
 
@@ -358,6 +436,12 @@ impl Plan {
             persist_mode: Some(PersistenceMode::Async),
             ..bucket(FLEET)
         });
+    }
+
+    /// What nobody could read: each role looks for what concerns its own durable.
+    fn advisories(&mut self) {
+        let subjects = vec!["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>".into()];
+        self.stream(StreamConfig { max_bytes: bytes(SMALL_MIB), ..file(ADVISORIES, subjects) });
     }
 
     fn ledger(&mut self) {
@@ -396,7 +480,8 @@ fn file(name: &str, subjects: Vec<String>) -> StreamConfig {
         storage: StorageType::File,
         num_replicas: 1,
         allow_direct: true,
-        max_message_size: MAX_MESSAGE_BYTES as i32,
+        // The server's limit is the only one: it refuses where the publisher sees it.
+        max_message_size: -1,
         ..StreamConfig::default()
     }
 }
@@ -405,19 +490,18 @@ fn bucket(name: &str) -> StreamConfig {
     StreamConfig {
         deny_delete: true,
         discard: DiscardPolicy::New,
+        max_bytes: bytes(SMALL_MIB),
         ..file(&format!("KV_{name}"), vec![format!("$KV.{name}.>")])
     }
 }
 
-fn durable(name: &str, ack_wait: Duration) -> pull::Config {
+fn durable(name: &str, ack_wait: Duration, max_deliver: i64) -> pull::Config {
     pull::Config {
         durable_name: Some(name.into()),
         name: Some(name.into()),
         ack_policy: AckPolicy::Explicit,
         ack_wait,
-        // Attempts are counted by the worker, which makes a dead letter of the last one; a limit here
-        // would let a message rest unanswered.
-        max_deliver: -1,
+        max_deliver,
         max_ack_pending: 1000,
         ..pull::Config::default()
     }
@@ -434,6 +518,28 @@ mod tests {
         let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
         assert_eq!(dead.len(), 1);
         assert_eq!(dead[0].subjects.len(), 6);
+    }
+
+    #[test]
+    fn every_stream_has_a_size_and_every_durable_an_end() {
+        let plan = plan(&Place::Both("reef".parse().unwrap()), &StreamSettings::default());
+        for stream in &plan.streams {
+            assert!(stream.max_bytes > 0, "{} may grow without end", stream.name);
+        }
+        for (stream, consumer) in &plan.consumers {
+            assert!(consumer.max_deliver > MAX_TRIES as i64, "{stream}: {:?}", consumer.durable_name);
+        }
+        assert!(plan.max_store_bytes() > plan.streams.iter().map(|stream| stream.max_bytes as u64).sum());
+    }
+
+    #[test]
+    fn durables_of_two_sites_have_different_names() {
+        let names = |site: &str| {
+            let plan = plan(&Place::Site(site.parse().unwrap()), &StreamSettings::default());
+            plan.consumers.into_iter().filter_map(|(_, consumer)| consumer.durable_name).collect::<Vec<_>>()
+        };
+        let (reef, farm) = (names("reef"), names("farm"));
+        assert!(reef.len() >= 3 && reef.iter().all(|name| !farm.contains(name)), "{reef:?} {farm:?}");
     }
 
     #[test]

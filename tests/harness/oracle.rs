@@ -204,7 +204,7 @@ impl Oracle {
 
     /// What is still under way, in words; empty when nothing is.
     async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
-        let images = read::progress(&self.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        let images = read::progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
         let outbox = read::level(&self.bus, topology::OUTBOX).await?;
         let verify = read::level(cloud, topology::VERIFY).await?;
         let verdicts = read::progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;

@@ -111,6 +111,7 @@ impl World {
             port: 0,
             mqtt_port: None,
             durability: plan.durability,
+            max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes(),
             leaf,
         };
         let mut sites = Vec::new();

@@ -24,7 +24,7 @@ async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let images = async_nats::jetstream::new(client).get_stream_no_info(topology::IMAGES).await.unwrap();
     let consumer: async_nats::jetstream::consumer::PullConsumer =
-        images.get_consumer(topology::RECOGNIZER).await.unwrap();
+        images.get_consumer(&topology::recognizer_durable(&site)).await.unwrap();
     for attempt in 1..=2 {
         let mut batch = consumer.fetch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
         let message = batch.next().await.expect("a delivery").unwrap();
@@ -121,7 +121,7 @@ async fn an_image_published_again_after_its_id_was_forgotten_is_answered_once() 
         .await
         .unwrap();
         until("the second one is done", PATIENCE, async || {
-            let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+            let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
             let verdicts =
                 read::progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
             let outbox = read::level(&site.bus, topology::OUTBOX).await?.messages;
@@ -145,7 +145,7 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
     oracle.publish_all(1300).await.unwrap();
     let all_done = async || {
-        let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.pending + images.unacked == 0).then_some(()))
     };
     until("all are answered", PATIENCE, all_done).await.unwrap();
@@ -178,7 +178,7 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
     crash(&site.server, &site.bus).await.unwrap();
     until("all three images are acknowledged for good", PATIENCE, async || {
-        let images = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        let images = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.floor == 3 && images.unacked == 0).then_some(()))
     })
     .await

@@ -196,6 +196,7 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
         port: 0,
         mqtt_port: None,
         durability: Durability::Fast,
+        max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
     };
     let server = serve(settings).await.unwrap();

@@ -81,7 +81,7 @@ async fn a_queue_that_cannot_be_seen_is_said_and_changes_nothing() {
     let url = world.site(0).server.url();
     let client = async_nats::connect(&url).await.unwrap();
     let stream = async_nats::jetstream::new(client).get_stream(topology::IMAGES).await.unwrap();
-    stream.delete_consumer(topology::RECOGNIZER).await.unwrap();
+    stream.delete_consumer(&topology::recognizer_durable(&world.site(0).name)).await.unwrap();
     let blind = until("a word about the queue", PATIENCE, async || {
         let said = recognizers(&world).await.into_iter().next().and_then(|beat| Some((beat.replicas, beat.scale?)));
         Ok(said.filter(|(_, why)| why.contains("cannot be seen")))
@@ -140,7 +140,8 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
         answered(&world, *task).await;
     }
     let left = until("nothing left in hand", PATIENCE, async || {
-        let progress = read::progress(world.bus(0), topology::IMAGES, topology::RECOGNIZER).await?;
+        let progress =
+            read::progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
         Ok((progress.pending + progress.unacked == 0).then_some(()))
     });
     left.await.unwrap();

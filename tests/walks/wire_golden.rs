@@ -7,11 +7,11 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
-    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, DeadLetter, Decided, Decision,
+    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
     DecisionReport, Doubted, Fated, FaultNote, Finding, HardCase, Hardness, Label, LabelSource, LinkReport, Measured,
-    Message, Moments, Needs, Opinion, Order, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage,
-    Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update,
-    Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release,
+    ReleaseId, ReleaseStage, Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile,
+    TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -110,7 +110,29 @@ fn dead() -> DeadLetter {
         fault: note(),
         headers: [("Nats-Msg-Id".to_owned(), task().to_string())].into(),
         payload: vec![0xff, 0xd8],
+        cut: None,
     }
+}
+
+fn dead_cut() -> DeadLetter {
+    let cut = CutPayload { size_bytes: 3_000_000, sha256: "ab".repeat(32) };
+    DeadLetter { cut: Some(cut), ..dead() }
+}
+
+fn beat_outcomes() -> Beat {
+    let outcomes = OutcomeReport {
+        open: 3,
+        provisional: 1,
+        oldest_sequence: Some(69_000),
+        oldest_at_ms: Some(1_763_942_300_000),
+        redone: 2,
+        duplicates: 4,
+        gaps: 1,
+        disk_free_bytes: Some(1 << 30),
+        refusing: Some("only 99 MiB are free".into()),
+        too_large: Some(5),
+    };
+    Beat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), ..beat() }
 }
 
 fn beat() -> Beat {
@@ -123,6 +145,8 @@ fn beat() -> Beat {
         holding: 7,
         replicas: 2,
         scale: None,
+        clock_ahead_ms: None,
+        outcomes: None,
         cost_ms: Some(0.75),
         model: Some("fashion-light".into()),
         release: Some(ReleaseId::from_sha256([1; 32])),
@@ -494,6 +518,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("verdict.v1", &verdict());
     survives("verdict-refused.v1", &verdict_refused());
     survives("dead.v1", &dead());
+    survives("dead-cut.v1", &dead_cut());
+    survives("beat-outcomes.v1", &beat_outcomes());
     survives("beat.v1", &beat());
     survives("beat-reports.v1", &beat_reports());
     survives("verify-features.v1", &verify_features());
@@ -558,6 +584,8 @@ fn remake() {
         ("verdict.v1", encode(&verdict())),
         ("verdict-refused.v1", encode(&verdict_refused())),
         ("dead.v1", encode(&dead())),
+        ("dead-cut.v1", encode(&dead_cut())),
+        ("beat-outcomes.v1", encode(&beat_outcomes())),
         ("beat.v1", encode(&beat())),
         ("beat-reports.v1", encode(&beat_reports())),
         ("verify-features.v1", encode(&verify_features())),

@@ -80,7 +80,12 @@ pub async fn compare(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError>
 async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {
     let what = format!("stream {}", wanted.name);
     let found = match bus.js.get_stream(&wanted.name).await {
-        Ok(found) => found.cached_info().config.clone(),
+        Ok(found) => {
+            let mut config = found.cached_info().config.clone();
+            // One that refuses everything for want of disk has its limit all the same.
+            config.max_bytes = crate::refusal::limit_in(&config);
+            config
+        }
         Err(error) if is_absent(&error) => {
             if mend == Mend::Nothing {
                 return Ok(State::Missing);
@@ -144,9 +149,9 @@ fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
-/// Limits by which a server forgets messages or stops delivering them: where the plan wants none, there
+/// Limits by which a server forgets or refuses messages, or stops delivering them: where the plan wants none, there
 /// may be none.
-const FORGETFUL: [&str; 3] = ["max_age", "max_msgs_per_subject", "max_deliver"];
+const FORGETFUL: [&str; 4] = ["max_age", "max_msgs_per_subject", "max_msg_size", "max_deliver"];
 
 /// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
 /// limit, nothing) is the server's business, except where it would lose messages.
@@ -181,7 +186,7 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Differenc
 mod tests {
     use std::time::Duration;
 
-    use super::super::{IMAGES, RECOGNIZER, durable, file};
+    use super::super::{COUNTED, IMAGES, durable, file};
     use super::*;
 
     #[test]
@@ -190,7 +195,7 @@ mod tests {
         let wanted = file(IMAGES, Vec::new());
         let found = StreamConfig { max_age: Duration::from_secs(60), max_messages: 5, ..wanted.clone() };
         assert_eq!(names(differences(&wanted, &found)), ["max_age"]);
-        let wanted = durable(RECOGNIZER, Duration::from_secs(30));
+        let wanted = durable("recognizer-reef", Duration::from_secs(30), COUNTED);
         let found = pull::Config { max_deliver: 5, ..wanted.clone() };
         use async_nats::jetstream::consumer::IntoConsumerConfig;
         let (wanted, found) = (wanted.into_consumer_config(), found.into_consumer_config());

@@ -98,6 +98,7 @@ impl Field {
             port: 0,
             mqtt_port: None,
             durability: Durability::Fast,
+            max_store_bytes: streams::topology::default_store_bytes(),
             leaf,
         };
         let open = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };

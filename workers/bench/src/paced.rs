@@ -12,6 +12,7 @@ use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive};
 use schemas::answer::Timings;
 use schemas::{FaultNote, Opinion, Payload, SiteName, Verify, decode};
+use streams::read::Record;
 use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
 use verifier::judge::judge;
@@ -61,7 +62,7 @@ impl Step for Paced {
         Ok(Outgoing { publications, spare, ..Outgoing::default() })
     }
 
-    fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {
+    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         Burial { site: SiteName::unknown(), task: None, publications: Vec::new() }
     }
 }

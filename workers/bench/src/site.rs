@@ -56,6 +56,7 @@ impl Site {
             port: 0,
             mqtt_port: None,
             durability,
+            max_store_bytes: streams::topology::default_store_bytes(),
             leaf: Leaf::Alone,
         };
         let store = settings.store.clone();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use schemas::limits::MAX_INLINE_BYTES;
+use schemas::limits::MAX_EMBEDDED_BYTES;
 use serde::Serialize;
 
 use crate::error::BenchError;
@@ -77,9 +77,9 @@ fn read(folder: &Path) -> Result<Vec<Bytes>, BenchError> {
     let mut images = Vec::with_capacity(paths.len());
     for path in paths {
         let image = std::fs::read(&path).map_err(BenchError::file(&path))?;
-        if image.is_empty() || image.len() > MAX_INLINE_BYTES {
+        if image.is_empty() || image.len() > MAX_EMBEDDED_BYTES {
             return Err(unusable(format!(
-                "holds {}, which has {} bytes; an image that travels inside a message has 1 to {MAX_INLINE_BYTES}",
+                "holds {}, which has {} bytes; an image that travels inside a message has 1 to {MAX_EMBEDDED_BYTES}",
                 path.display(),
                 image.len()
             )));

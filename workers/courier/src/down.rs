@@ -2,7 +2,9 @@
 
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Step, clock, metrics};
+use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
+use streams::read::Record;
 use streams::{Delivery, Publication, subject, topology};
 
 /// Carries verdicts.
@@ -28,8 +30,8 @@ impl Step for Down {
         Ok(Outgoing::one(publication(&answer(verdict, clock::now_ms()))?))
     }
 
-    fn bury(&self, delivery: &Delivery, _fault: &FaultNote) -> Burial {
-        let task = decode::<Verdict>(delivery.payload()).ok().map(|verdict| verdict.provisional.task);
+    fn bury(&self, message: &Record, _fault: &FaultNote) -> Burial {
+        let task = decode::<Verdict>(&message.payload).ok().map(|verdict| verdict.provisional.task);
         Burial { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
@@ -60,6 +62,6 @@ pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
 /// The publication of a final answer: the first in its slot, or nothing. Counted as one that was made.
 pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
     metrics::answered(&answer.site, answer.route, answer.reason);
-    let slot = subject::finality(&answer.site, &answer.camera, answer.task);
-    Ok(Publication::first(slot, encode(answer)?))
+    let slot = subject::outcome(&answer.site, &answer.camera, answer.task);
+    Ok(Publication::first(slot, encode(answer)?).header(HEADER_IMAGE, answer.image_sequence.to_string()))
 }

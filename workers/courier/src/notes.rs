@@ -8,6 +8,7 @@ use schemas::blob::BlobRefError;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{BlobRef, FaultNote, SiteName};
+use streams::read::Record;
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
 /// How often the blobs that a note names are looked for, two seconds apart.
@@ -95,7 +96,7 @@ impl Step for Rounds {
         self.0.carry(delivery).await
     }
 
-    fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {
+    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         self.0.burial()
     }
 }
@@ -111,7 +112,7 @@ impl Step for Orders {
         self.0.carry(delivery).await
     }
 
-    fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {
+    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         self.0.burial()
     }
 }

@@ -58,6 +58,8 @@ pub struct Outbox {
     deadlines: BTreeSet<(u64, u64)>,
     waiting_bytes: u64,
     turns: u64,
+    /// What failed last goes after all others, so that one message that never goes does not take every try.
+    failed: Option<u64>,
 }
 
 fn rank(sequence: u64, entry: &Entry) -> Rank {
@@ -86,8 +88,12 @@ impl Outbox {
     /// sent until [`Outbox::done`] or [`Outbox::back`]. Never passes over a message for being too large:
     /// it would starve.
     pub fn next(&mut self, order: CatchUp, mut may: impl FnMut(&Entry) -> bool) -> Option<(u64, Entry)> {
-        let fresh = self.fresh.first().copied();
-        let backlog = head(&self.backlog, order);
+        let fresh = self.fresh.iter().find(|rank| Some(rank.2) != self.failed).copied();
+        let backlog = head(&self.backlog, order, self.failed);
+        let (fresh, backlog) = match (fresh, backlog) {
+            (None, None) => (None, head(&self.backlog, order, None)),
+            some => some,
+        };
         let turn_of_backlog = self.turns % BACKLOG_TURN == BACKLOG_TURN - 1;
         let (rank, from_backlog) = match (fresh, backlog) {
             // Another class or priority is decided by itself, not by turns.
@@ -155,6 +161,12 @@ impl Outbox {
         }
     }
 
+    /// A message could not be sent, and not for want of a link: it waits again, after the others.
+    pub fn failed(&mut self, sequence: u64) {
+        self.back(sequence);
+        self.failed = Some(sequence);
+    }
+
     /// When the next deadline is, milliseconds since the epoch.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         self.deadlines.first().map(|(at_ms, _)| *at_ms)
@@ -166,12 +178,16 @@ impl Outbox {
     }
 }
 
-/// The first of a lane in the order asked for: the best class and priority, and in it the oldest or newest.
-fn head(lane: &BTreeSet<Rank>, order: CatchUp) -> Option<Rank> {
-    let &(class, priority, oldest) = lane.first()?;
+/// The first of a lane in the order asked for, but for one: the best class and priority, and in it the oldest or newest.
+fn head(lane: &BTreeSet<Rank>, order: CatchUp, but_for: Option<u64>) -> Option<Rank> {
+    let mut others = lane.iter().filter(|rank| Some(rank.2) != but_for);
+    let &(class, priority, oldest) = others.next()?;
     let sequence = match order {
         CatchUp::OldestFirst => oldest,
-        CatchUp::NewestFirst => lane.range(..=(class, priority, u64::MAX)).next_back()?.2,
+        CatchUp::NewestFirst => {
+            let newest = lane.range(..=(class, priority, u64::MAX)).rev();
+            newest.filter(|rank| Some(rank.2) != but_for).map(|rank| rank.2).next()?
+        }
     };
     Some((class, priority, sequence))
 }
@@ -217,6 +233,19 @@ mod tests {
         (41..=80).for_each(|sequence| outbox.add(sequence, entry(Class::Verdict, 5), true));
         let first: Vec<u64> = drain(&mut outbox, CatchUp::OldestFirst).into_iter().take(40).collect();
         assert_eq!(first.iter().filter(|sequence| **sequence <= 40).count(), 10, "{first:?}");
+    }
+
+    #[test]
+    fn what_failed_last_does_not_go_first_again_while_others_wait() {
+        for order in [CatchUp::OldestFirst, CatchUp::NewestFirst] {
+            let mut outbox = Outbox::default();
+            outbox.add(1, entry(Class::Verdict, 9), true);
+            outbox.add(2, entry(Class::Verdict, 5), true);
+            assert_eq!(outbox.next(order, |_| true).unwrap().0, 1);
+            outbox.failed(1);
+            assert_eq!(outbox.next(order, |_| true).unwrap().0, 2, "{order:?}");
+            assert_eq!(outbox.next(order, |_| true).unwrap().0, 1, "alone it is tried again");
+        }
     }
 
     #[test]

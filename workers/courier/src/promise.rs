@@ -6,6 +6,7 @@ use std::time::Duration;
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Step, clock};
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, decode};
+use streams::read::Record;
 use streams::{Bus, Delivery, read, subject, topology};
 
 use crate::down::publication;
@@ -28,6 +29,17 @@ impl Step for Promise {
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let provisional: Answer = decode(delivery.payload())?;
+        // Nobody takes an outcome of another site here: it would be tried until its deadline and for ever after.
+        if delivery.subject() != subject::provisional(&self.site, &provisional.camera) || provisional.site != self.site
+        {
+            let reason = format!(
+                "a provisional answer on {} speaks of camera {} at site {}",
+                delivery.subject(),
+                provisional.camera,
+                provisional.site
+            );
+            return Err(Fault::reject("answer_misdirected", reason, "only this site's recognizers publish there"));
+        }
         let now_ms = clock::now_ms();
         let left_ms = provisional.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
         let next = next_look(delivery.attempts, Duration::from_millis(left_ms));
@@ -44,8 +56,8 @@ impl Step for Promise {
         Ok(Outgoing::one(publication(&expired(provisional, now_ms))?))
     }
 
-    fn bury(&self, delivery: &Delivery, _fault: &FaultNote) -> Burial {
-        let task = decode::<Answer>(delivery.payload()).ok().map(|answer| answer.task);
+    fn bury(&self, message: &Record, _fault: &FaultNote) -> Burial {
+        let task = decode::<Answer>(&message.payload).ok().map(|answer| answer.task);
         Burial { site: self.site.clone(), task, publications: Vec::new() }
     }
 }

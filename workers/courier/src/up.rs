@@ -208,7 +208,7 @@ impl Up {
                 state.breaker.unknown();
             }
             Sent::Failed(fault) => {
-                state.outbox.back(sequence);
+                state.outbox.failed(sequence);
                 let open = state.breaker.failed(now_s);
                 tracing::warn!(sequence, open, ?fault, "an upload failed, it is tried again");
             }
@@ -221,6 +221,10 @@ impl Up {
         let Some(to) = record.header(HEADER_TO) else {
             return self.give_up(&record, unaddressed(&record.subject)).await;
         };
+        // The courier's rights are greater than those of whoever may write to the outbox.
+        if !Errand::read(&record.subject).is_ok_and(|errand| subject::may_go(errand, &self.site, to)) {
+            return self.give_up(&record, misaddressed(&record.subject, to)).await;
+        }
         let carried = tokio::select! {
             carried = self.carry(&record, to) => carried,
             () = self.link.down() => return Ok(Sent::Interrupted),
@@ -295,7 +299,7 @@ impl Up {
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
         tracing::warn!(role = "courier", subject = record.subject, fault = note.name, reason = note.reason, "given up");
-        let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, note);
+        let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
         self.publisher().publish(&Publication::first(slot, encode(&letter)?)).await?;
         read::delete(&self.here, topology::OUTBOX, record.sequence).await?;
@@ -404,6 +408,12 @@ fn most_bytes(subject: &str) -> u64 {
         Ok(Errand::Update) => MAX_WEIGHTS_BYTES,
         Ok(Errand::Verify | Errand::HardCase | Errand::Swap) | Err(_) => MAX_IMAGE_BYTES,
     }
+}
+
+fn misaddressed(subject: &str, to: &str) -> FaultNote {
+    let shown: String = to.chars().take(100).collect();
+    let reason = format!("message on {subject} is to go to {shown:?}, where nothing of its kind and its site goes");
+    FaultNote::new("outbox_misaddressed", reason, "only tributary's own workers publish to outbox.>")
 }
 
 fn unaddressed(subject: &str) -> FaultNote {

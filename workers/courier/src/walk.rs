@@ -76,7 +76,7 @@ pub async fn run(
         Arc::new(Promise { site: site.clone(), here: here.clone() }),
         &here,
         publisher.clone(),
-        from(topology::PROMISES.into()),
+        from(topology::promises_durable(&site)),
         tally.clone(),
         shutdown.clone(),
     );

@@ -1,101 +1,107 @@
-//! After a restart of the server: images that were acknowledged although their outcome is gone.
-//!
-//! The server writes images to the disk before it acknowledges them, answers a moment later (they can
-//! be made again). So a crash may leave an image marked as done whose answer is lost. The audit
-//! compares the two streams, headers only, and has such images recognized again under their old task.
-
-use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+//! Images that were acknowledged although their outcome is missing, whatever the reason: a crash of the server took the
+//! answer, which is written a moment after the image; or somebody acknowledged what was not theirs. They are given to
+//! the recognizers again, under their old task.
 
 use runtime::Fault;
-use schemas::task::{HEADER_MESSAGE_ID, HEADER_TASK, Stored};
-use schemas::{SiteName, Task, TaskId};
-use streams::read::{self, Record, Stretch};
-use streams::{Bus, CarryError, Publication, Publisher, subject, topology};
+use schemas::limits::MAX_MESSAGE_BYTES;
+use schemas::task::HEADER_BLOB;
+use schemas::task::{HEADER_IMAGE, HEADER_MESSAGE_ID, HEADER_TASK, Stored};
+use schemas::{CameraName, SiteName, Task, TaskId};
+use streams::read::{self, Reader, Record, Stretch};
+use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
 
-/// At most this many of the newest images are compared; 16 bytes of memory each.
-const MOST_IMAGES: u64 = 1_000_000;
+use crate::outcomes::OutcomeIndex;
 
-/// An image whose outcome was not found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suspect {
-    task: TaskId,
-    slot: String,
-    sequence: u64,
-    /// Sequence of its provisional answer, if it has one.
-    promised: Option<u64>,
+/// Reads what is known of outcomes; up to where the answers were read stands beside it.
+pub struct Audit {
+    /// Of which server process: another one may have lost the newest answers.
+    pub server: String,
+    /// What the answers say.
+    pub index: OutcomeIndex,
+    answers_read: u64,
 }
 
-/// Images that were delivered to a recognizer and have no final answer at this moment. Some are
-/// still being worked on; [`redo`] tells them apart later.
-pub async fn suspects(bus: &Bus, site: &SiteName) -> Result<Vec<Suspect>, CarryError> {
-    let recognized = read::progress(bus, topology::IMAGES, topology::RECOGNIZER).await?;
-    let answers = read::level(bus, topology::ANSWERS).await?;
-    let mut finals = HashSet::new();
-    let mut promised = HashMap::new();
-    let mut oldest_answer_ns = None;
-    let all = Stretch { headers_only: true, ..Stretch::default() };
-    read::stretch(bus, topology::ANSWERS, all, answers.last_sequence, |record| {
-        oldest_answer_ns.get_or_insert(record.stored_at_ns);
-        if let Ok(task) = subject::read_finality(&record.subject) {
-            finals.insert(task);
-        } else if let Some(task) = record.header(HEADER_TASK).and_then(|task| task.parse::<TaskId>().ok()) {
-            promised.insert(task, record.sequence);
+impl Audit {
+    /// Begins with what is stored. Images from before the oldest answer are beyond judging, for theirs may have been dropped
+    /// for room.
+    pub async fn begin(bus: &Bus) -> Result<Self, CarryError> {
+        let server = bus.server_id();
+        let (images, answers) = (read::level(bus, topology::IMAGES).await?, read::level(bus, topology::ANSWERS).await?);
+        let mut floor = images.first_sequence.saturating_sub(1);
+        if answers.first_sequence > 1 && answers.messages > 0 {
+            let oldest = read::at(bus, topology::ANSWERS, answers.first_sequence).await?;
+            let since_ns = oldest.map_or(i128::MAX, |oldest| oldest.stored_at_ns);
+            let first = read::first_since(bus, topology::IMAGES, since_ns).await?;
+            floor = first.map_or(images.last_sequence, |first| first.sequence - 1);
         }
-    })
-    .await?;
-    // Answers that were dropped for room are no longer known: images older than what is left are
-    // beyond judging.
-    let known_since_ns = if answers.first_sequence > 1 { oldest_answer_ns.unwrap_or(i128::MAX) } else { i128::MIN };
-    let from = recognized.delivered.saturating_sub(MOST_IMAGES).max(1);
-    let newest = Stretch { headers_only: true, from_sequence: Some(from), ..Stretch::default() };
-    let mut suspects = Vec::new();
-    if recognized.delivered == 0 {
-        return Ok(suspects);
+        Ok(Self { server, index: OutcomeIndex::after(floor), answers_read: answers.first_sequence.saturating_sub(1) })
     }
-    read::stretch(bus, topology::IMAGES, newest, recognized.delivered, |record| {
-        let Some((task, slot)) = task_of(&record, site).filter(|(task, _)| !finals.contains(task)) else { return };
-        if record.stored_at_ns >= known_since_ns {
-            suspects.push(Suspect { task, slot, sequence: record.sequence, promised: promised.get(&task).copied() });
+
+    /// Reads the answers that came since, headers only.
+    pub async fn read_on(&mut self, bus: &Bus) -> Result<(), CarryError> {
+        let answers = read::level(bus, topology::ANSWERS).await?;
+        let (from, last) = (self.answers_read + 1, answers.last_sequence);
+        if last >= from && answers.messages > 0 {
+            let since = Stretch { headers_only: true, from_sequence: Some(from), ..Stretch::default() };
+            let mut reader = Reader::open(bus, topology::ANSWERS, since, last).await?;
+            while let Some(record) = reader.next().await? {
+                self.see(&record);
+            }
+            self.answers_read = last;
         }
-    })
-    .await?;
-    Ok(suspects)
-}
+        let images = read::level(bus, topology::IMAGES).await?;
+        self.index.forget_before(images.first_sequence);
+        Ok(())
+    }
 
-fn task_of(record: &Record, site: &SiteName) -> Option<(TaskId, String)> {
-    let (named, camera) = subject::read_image(&record.subject).ok()?;
-    let stored = Stored { site: named, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
-    let task = Task::id_of(&stored, &|name| record.header(name)).ok()?;
-    (stored.site == *site).then(|| (task, subject::finality(site, &stored.camera, task)))
-}
-
-/// Looks at the suspects again and has those recognized anew that nobody works on any more. Returns
-/// those that are still being worked on, and how many were redone.
-pub async fn redo(bus: &Bus, publisher: &Publisher, suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64), Fault> {
-    let recognized = read::progress(bus, topology::IMAGES, topology::RECOGNIZER).await?;
-    let kept = read::progress(bus, topology::ANSWERS, topology::PROMISES).await?;
-    let (mut open, mut redone) = (Vec::new(), 0);
-    for suspect in suspects {
-        if suspect.sequence > recognized.floor {
-            open.push(suspect);
-        } else if suspect.promised.is_none_or(|sequence| sequence <= kept.floor)
-            && read::outcome(bus, &suspect.slot).await?.is_none()
-            && let Some(image) = read::at(bus, topology::IMAGES, suspect.sequence).await?
-        {
-            tracing::warn!(task_id = %suspect.task, sequence = suspect.sequence, "outcome lost in a crash, recognized again");
-            publisher.publish(&again(&image, suspect.task)).await?;
-            read::delete(bus, topology::IMAGES, suspect.sequence).await?;
-            redone += 1;
+    fn see(&mut self, record: &Record) {
+        let Some(image) = record.header(HEADER_IMAGE).and_then(|image| image.parse().ok()) else { return };
+        match subject::read_finality(&record.subject) {
+            Ok(_) => self.index.finish(image),
+            Err(_) => self.index.promise(image, record.sequence),
         }
     }
-    Ok((open, redone))
 }
 
-/// The same image once more, as the same task.
-fn again(image: &Record, task: TaskId) -> Publication {
+/// How an image turned out that seemed to be without an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// It is recognized again.
+    Redone,
+    /// It was published twice, and the other one has the outcome.
+    Duplicate,
+    /// It is not in the stream any more.
+    Gone,
+}
+
+/// Looks at one image closely and has it recognized again if it has no outcome.
+pub async fn redo(bus: &Bus, publisher: &Publisher, site: &SiteName, sequence: u64) -> Result<Turned, Fault> {
+    let Some(image) = read::at(bus, topology::IMAGES, sequence).await? else { return Ok(Turned::Gone) };
+    let camera = subject::read_image(&image.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
+    let stored = Stored { site: site.clone(), camera, sequence, stored_at_ns: image.stored_at_ns };
+    let task = Task::id_of(&stored, &|name| image.header(name), &image.payload)
+        .unwrap_or_else(|_| TaskId::from_sequence(site, &stored.camera, sequence, stored.stored_at_ns));
+    if read::outcome(bus, &subject::finality(site, &stored.camera, task)).await?.is_some() {
+        return Ok(Turned::Duplicate);
+    }
+    tracing::warn!(task_id = %task, sequence, "an acknowledged image has no outcome: it is recognized again");
+    publisher.publish(&again(bus, &image, task).await?).await?;
+    read::remove(bus, topology::IMAGES, sequence).await?;
+    Ok(Turned::Redone)
+}
+
+/// The same image once more, as the same task. With one more header the largest would be too large: its bytes go to the
+/// bucket.
+async fn again(bus: &Bus, image: &Record, task: TaskId) -> Result<Publication, Fault> {
+    const ROOM_BYTES: usize = 1024;
     let headers = image.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
-    republication(image.subject.clone(), image.payload.clone(), headers, task, image.sequence)
+    let header_bytes: usize = image.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    if image.payload.len() + header_bytes + ROOM_BYTES < MAX_MESSAGE_BYTES {
+        return Ok(republication(image.subject.clone(), image.payload.clone(), headers, task, image.sequence));
+    }
+    let blob = Blobs::open(bus).await?.store(&image.payload).await?;
+    let smaller = republication(image.subject.clone(), Vec::new(), headers, task, image.sequence);
+    Ok(smaller.header(HEADER_BLOB, blob.to_string()))
 }
 
 /// A message published again for a task it already had: under a new message id, so that the stream
@@ -112,10 +118,4 @@ pub(crate) fn republication(
     let own = |name: &str| name.starts_with("Nats-") || name == HEADER_MESSAGE_ID || name == HEADER_TASK;
     publication.headers.extend(headers.filter(|(name, _)| !own(name)).map(|(name, value)| (name.into(), value)));
     publication
-}
-
-/// How long after a restart a suspect is looked at again: by then whoever died with a message has
-/// lost it to somebody else.
-pub fn patience(ack_wait: Duration) -> Duration {
-    ack_wait + ack_wait / 2
 }

@@ -1,10 +1,12 @@
 //! Keeps a site's archive in bounds, redoes what a crash undid, and redrives dead letters.
 //!
-//! [`purge`] decides what may go: only images that were answered. [`audit`] finds, after a restart of
-//! the server, images that were acknowledged although their outcome is gone, and gives them to the
-//! recognizers again. [`redrive`] does the same with a dead letter, by hand.
+//! [`purge`] decides what may go: only images that were answered. [`audit`] finds images that were
+//! acknowledged although they have no outcome ([`outcomes`] says which), and gives them to the recognizers again.
+//! [`redrive`] does the same with a dead letter, by hand. [`disk`] decides when images are refused.
 
 pub mod audit;
+pub mod disk;
+pub mod outcomes;
 pub mod purge;
 pub mod redrive;
 pub mod settings;

@@ -25,7 +25,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn level(messages: u64, bytes: u64) -> Level {
-        Level { messages, bytes, max_bytes: 1000, first_sequence: 11, last_sequence: 10 + messages }
+        Level { messages, bytes, max_bytes: 1000, first_sequence: 11, last_sequence: 10 + messages, gaps: 0 }
     }
 
     fn floor(floor: u64) -> Progress {

@@ -2,9 +2,12 @@
 //! for a new outcome.
 
 use runtime::Fault;
-use schemas::{DeadLetter, Route, TaskId, decode};
+use schemas::{BlobRef, DeadLetter, Route, TaskId, decode};
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, Publisher, subject, topology};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use crate::audit::republication;
 
@@ -35,9 +38,27 @@ pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &D
             read::purge_subject(bus, topology::ANSWERS, &slot).await?;
         }
     }
+    let payload = whole(bus, letter).await?;
     let headers = letter.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
     // The letter's own place makes the id: a message that dies again can be redriven again.
-    let again = republication(letter.subject.clone(), letter.payload.clone(), headers, task, sequence);
+    let again = republication(letter.subject.clone(), payload, headers, task, sequence);
     publisher.publish(&again).await?;
     Ok(read::delete(bus, topology::DEAD, sequence).await?)
+}
+
+/// The whole payload of a letter's message: a large one is only in the stream it came from.
+///
+/// # Errors
+/// That it is not there any more.
+pub async fn whole(bus: &Bus, letter: &DeadLetter) -> Result<Bytes, Fault> {
+    let Some(cut) = &letter.cut else { return Ok(letter.payload.clone().into()) };
+    let record = read::at(bus, &letter.stream, letter.sequence).await?;
+    let same = |payload: &Bytes| BlobRef::new(Sha256::digest(payload).into(), cut.size_bytes).sha256 == cut.sha256;
+    record.map(|record| record.payload).filter(same).ok_or_else(|| {
+        let reason = format!(
+            "the letter keeps the beginning of a message of {} bytes, and message {} of {} is not there any more",
+            cut.size_bytes, letter.sequence, letter.stream
+        );
+        Fault::reject("letter_cut", reason, "publish the image again")
+    })
 }

@@ -1,108 +1,226 @@
-//! The janitor's round: look after the archive, and after every restart of the server audit it.
+//! The janitor's round: hold outcomes against images, look after the archive, the disk and the buckets.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat};
-use schemas::SiteName;
-use streams::fleet::Ledger;
-use streams::{Bus, Publisher, read, topology};
+use schemas::{OutcomeReport, SiteName};
+use streams::read::{self, Level, Progress};
+use streams::{Bus, Publisher, monitor, refusal, server, sweep, topology};
+use tokio::time::Instant;
 
-use crate::audit::{self, Suspect};
+use crate::audit::{self, Audit, Turned};
+use crate::disk;
+use crate::outcomes::outrun;
 use crate::purge::purge_before;
 use crate::settings::JanitorSettings;
 
 const ROLE: &str = "janitor";
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The note that says which server process was audited last.
-const AUDITED: &str = "audited";
+/// An image that was acknowledged has its outcome already; it seems to have none for as long as its answer is
+/// under way to the stream, or to us.
+const PATIENCE_WITH_ANSWERS: Duration = Duration::from_secs(8);
+/// Images looked at closely in one round.
+const MOST_AT_ONCE: usize = 1000;
+/// How often it is looked whether there is room on the disk.
+const LOOK_AT_DISK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked for pieces of blobs that nobody finished, and how old they must be: an upload takes minutes.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+const UNFINISHED_AFTER: Duration = Duration::from_secs(3600);
 
 /// Runs a site's janitor until it is told to stop.
-pub async fn run(
-    bus: Bus,
-    site: SiteName,
-    settings: &JanitorSettings,
-    ack_wait: Duration,
-    shutdown: Shutdown,
-) -> Result<(), Fault> {
+pub async fn run(bus: Bus, site: SiteName, settings: &JanitorSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let tally = Arc::new(Tally::default());
+    let report = Mutex::new(OutcomeReport::default());
     let pulse = beat::Pulse::default();
-    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |_| {});
+    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+        beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    });
+    let publisher = Publisher::new(bus.clone(), PATIENCE);
+    let mut janitor = Janitor {
+        bus: &bus,
+        site: &site,
+        settings,
+        publisher,
+        audit: None,
+        missing_since: BTreeMap::new(),
+        tally: &tally,
+        report: &report,
+        swept_at: None,
+    };
     let rounds = async {
-        let publisher = Publisher::new(bus.clone(), PATIENCE);
-        let mut janitor = Janitor { bus: &bus, site: &site, settings, ack_wait, publisher, audit: None, tally: &tally };
         loop {
+            if bus.is_gone().await {
+                return Err(Fault::Stop(runtime::fault::client_gone()));
+            }
             if let Err(error) = janitor.round().await {
                 tracing::warn!(?error, "this round failed, the next one comes");
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(settings.every_s)) => {}
-                () = shutdown.wanted() => break,
+                () = shutdown.wanted() => return Ok(()),
             }
         }
     };
+    let rounds = async {
+        let ended = rounds.await;
+        // Whatever ended it, the rest ends with it.
+        shutdown.want();
+        ended
+    };
     tracing::info!(role = ROLE, "started");
-    tokio::join!(rounds, life);
+    let (ended, (), ()) = tokio::join!(rounds, life, watch_disk(&bus, settings, &report, &shutdown));
     tracing::info!(role = ROLE, "stopped");
-    Ok(())
+    ended
 }
 
 struct Janitor<'a> {
     bus: &'a Bus,
     site: &'a SiteName,
     settings: &'a JanitorSettings,
-    ack_wait: Duration,
     publisher: Publisher,
     audit: Option<Audit>,
+    /// Images that were acknowledged and seem to be without an outcome, and since when.
+    missing_since: BTreeMap<u64, Instant>,
     tally: &'a Tally,
-}
-
-/// An audit under way: of which server process, and what is still open.
-struct Audit {
-    server: String,
-    suspects: Vec<Suspect>,
-    look_again_at: tokio::time::Instant,
+    report: &'a Mutex<OutcomeReport>,
+    swept_at: Option<Instant>,
 }
 
 impl Janitor<'_> {
     async fn round(&mut self) -> Result<(), Fault> {
-        self.audit().await?;
+        let mut audit = match self.audit.take().filter(|audit| audit.server == self.bus.server_id()) {
+            Some(audit) => audit,
+            None => Audit::begin(self.bus).await?,
+        };
+        let audited = self.audit(&mut audit).await;
+        self.audit = Some(audit);
+        audited?;
         let images = read::level(self.bus, topology::IMAGES).await?;
-        let recognized = read::progress(self.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+        let recognized = self.recognized().await?;
         if let Some(before) = purge_before(&images, &recognized, self.settings) {
             let purged = read::purge_before(self.bus, topology::IMAGES, before).await?;
             tracing::info!(purged, before, "answered images made way");
             self.tally.finished.fetch_add(purged, Ordering::Relaxed);
         }
+        if let Some(address) = &self.settings.monitor {
+            let too_large = monitor::too_large(address).await;
+            self.say(|report| report.too_large = too_large);
+        }
+        if self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+            self.swept_at = Some(Instant::now());
+            let swept = sweep::unfinished(self.bus, topology::BLOBS, UNFINISHED_AFTER).await?;
+            if swept > 0 {
+                tracing::info!(swept, "pieces of blobs that nobody finished are removed");
+            }
+        }
         Ok(())
     }
 
-    async fn audit(&mut self) -> Result<(), Fault> {
-        let server = self.bus.server_id();
-        let Some(audit) = self.audit.take_if(|audit| audit.server == server) else {
-            let ledger = Ledger::open(self.bus).await?;
-            if self.audit.is_some() || ledger.read(AUDITED).await?.as_deref() != Some(server.as_str()) {
-                let suspects = audit::suspects(self.bus, self.site).await?;
-                tracing::info!(suspects = suspects.len(), "the server is a new process: its archive is audited");
-                let look_again_at = tokio::time::Instant::now() + audit::patience(self.ack_wait);
-                self.audit = Some(Audit { server, suspects, look_again_at });
+    async fn recognized(&self) -> Result<Progress, Fault> {
+        Ok(read::progress(self.bus, topology::IMAGES, &topology::recognizer_durable(self.site)).await?)
+    }
+
+    /// Finds images that were acknowledged and have no outcome, and has them recognized again.
+    async fn audit(&mut self, audit: &mut Audit) -> Result<(), Fault> {
+        // What is acknowledged is asked first: its outcomes were stored before that, and are read after it.
+        let recognized = self.recognized().await?;
+        let kept = read::progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
+        audit.read_on(self.bus).await?;
+        let unnamed: Vec<u64> = audit.index.unnamed(recognized.delivered).collect();
+        let mut missing = outrun(&unnamed, recognized.floor, recognized.unacked);
+        missing.extend(audit.index.promised_until(kept.floor));
+        let now = Instant::now();
+        self.missing_since.retain(|image, _| missing.contains(image));
+        let due = |since: &Instant| now - *since >= PATIENCE_WITH_ANSWERS;
+        for image in missing.into_iter().take(MOST_AT_ONCE) {
+            if !due(self.missing_since.entry(image).or_insert(now)) {
+                continue;
             }
-            return Ok(());
+            let turned = audit::redo(self.bus, &self.publisher, self.site, image).await?;
+            audit.index.forget(image);
+            self.tally.finished.fetch_add(u64::from(turned == Turned::Redone), Ordering::Relaxed);
+            self.say(|report| match turned {
+                Turned::Redone => report.redone += 1,
+                Turned::Duplicate => report.duplicates += 1,
+                Turned::Gone => {}
+            });
+        }
+        let images = read::level(self.bus, topology::IMAGES).await?;
+        self.tell(audit, &images).await
+    }
+
+    /// Says how it stands.
+    async fn tell(&self, audit: &Audit, images: &Level) -> Result<(), Fault> {
+        let last = images.last_sequence;
+        let oldest_sequence = audit.index.oldest(last);
+        let oldest = match oldest_sequence {
+            Some(sequence) => read::at(self.bus, topology::IMAGES, sequence).await?,
+            None => None,
         };
-        if tokio::time::Instant::now() < audit.look_again_at {
-            self.audit = Some(audit);
-            return Ok(());
-        }
-        let (suspects, redone) = audit::redo(self.bus, &self.publisher, audit.suspects).await?;
-        self.tally.finished.fetch_add(redone, Ordering::Relaxed);
-        if suspects.is_empty() {
-            Ledger::open(self.bus).await?.write(AUDITED, server).await?;
-            tracing::info!(redone, "audit done");
-        } else {
-            self.audit = Some(Audit { suspects, ..audit });
-        }
+        let oldest_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
+        let removed = match images.gaps {
+            0 => 0,
+            _ => {
+                let removed = read::removed_images(self.bus).await?;
+                removed.into_iter().filter(|sequence| (images.first_sequence..=last).contains(sequence)).count() as u64
+            }
+        };
+        self.say(|report| {
+            report.open = audit.index.open(last);
+            report.provisional = audit.index.provisional();
+            report.oldest_sequence = oldest_sequence;
+            report.oldest_at_ms = oldest_at_ms;
+            report.gaps = images.gaps.saturating_sub(removed);
+        });
         Ok(())
+    }
+
+    fn say(&self, change: impl FnOnce(&mut OutcomeReport)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Refuses images while the disk has no room, where the disk can be seen.
+async fn watch_disk(bus: &Bus, settings: &JanitorSettings, report: &Mutex<OutcomeReport>, shutdown: &Shutdown) {
+    let say = |change: &dyn Fn(&mut OutcomeReport)| {
+        change(&mut report.lock().unwrap_or_else(PoisonError::into_inner));
+    };
+    let look = async || {
+        let refusing = refusal::reason(bus).await?;
+        let free = settings.store.as_deref().and_then(|store| server::free_bytes(store).ok());
+        let wanted = free.and_then(|free| disk::decide(free, settings.disk_reserve_mib, refusing.is_some()));
+        match &wanted {
+            Some(Some(reason)) => {
+                refusal::refuse(bus, reason).await?;
+                tracing::warn!(reason, "images are refused");
+            }
+            Some(None) => {
+                refusal::accept(bus).await?;
+                tracing::info!("images are taken again");
+            }
+            None => {}
+        }
+        let now = wanted.unwrap_or(refusing);
+        say(&|report| {
+            report.disk_free_bytes = free;
+            report.refusing.clone_from(&now);
+        });
+        Ok::<_, streams::CarryError>(())
+    };
+    let looking = async {
+        loop {
+            if let Err(error) = look().await {
+                tracing::debug!(%error, "whether images are to be refused is looked at again");
+            }
+            tokio::time::sleep(LOOK_AT_DISK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        () = shutdown.wanted() => {}
     }
 }

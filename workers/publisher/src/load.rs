@@ -2,6 +2,7 @@
 //! only as much is held as the settings allow.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -18,11 +19,13 @@ use crate::settings::PublisherSettings;
 use crate::source::Found;
 use crate::tile;
 
-/// Size and time of a file: when both are as they were, so is its content.
+/// Size and times of a file: when all are as they were, so is its content. The modification time alone can be set by
+/// whoever writes the file, as a camera that restores its clock or `cp -p` does; the change time cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub size_bytes: u64,
     pub modified_at_ns: u64,
+    pub changed_at_ns: i64,
 }
 
 impl Stamp {
@@ -34,7 +37,8 @@ impl Stamp {
     fn read(metadata: &fs::Metadata) -> Self {
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let modified_at_ns = modified.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or(0);
-        Self { size_bytes: metadata.len(), modified_at_ns }
+        let changed_at_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+        Self { size_bytes: metadata.len(), modified_at_ns, changed_at_ns }
     }
 }
 

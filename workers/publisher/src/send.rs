@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use schemas::limits::{MAX_INLINE_BYTES, MAX_LABEL_BYTES};
+use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_LABEL_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE};
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
 use streams::{Blobs, Bus, CarryError, Placed, Publication, Publisher, subject};
@@ -79,7 +79,7 @@ impl Outlet {
 
     /// Returns when the stream has it.
     pub async fn send(&self, message: &Message) -> Result<Placed, CarryError> {
-        let blob = match message.payload.len() > MAX_INLINE_BYTES {
+        let blob = match message.payload.len() > MAX_EMBEDDED_BYTES {
             true => Some(self.store(&message.payload).await?),
             false => None,
         };

@@ -7,6 +7,8 @@ mod label;
 mod stdin;
 mod watch;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -202,6 +204,25 @@ fn thread(work: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
     builder.spawn(work).map(|_| ()).map_err(SourceError::Thread)
 }
 
+/// A path as text that stands for no other path: as it is, or, where it is no UTF-8 or has a line break, its bytes in
+/// hexadecimal behind a zero, which no path has.
+pub(crate) fn spell(path: &Path) -> String {
+    match path.to_str().filter(|text| !text.contains(['\n', '\r'])) {
+        Some(text) => text.to_owned(),
+        None => {
+            let bytes = path.as_os_str().as_bytes().iter();
+            bytes.fold(String::from("\0"), |text, byte| text + &format!("{byte:02x}"))
+        }
+    }
+}
+
+/// The path that a text stands for.
+pub(crate) fn unspell(text: &str) -> Option<PathBuf> {
+    let Some(digits) = text.strip_prefix('\0') else { return Some(text.into()) };
+    let bytes = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
+    Some(OsString::from_vec(bytes.collect::<Option<Vec<u8>>>()?).into())
+}
+
 /// A folder and the name it gives to what is in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
@@ -223,7 +244,7 @@ impl Root {
         // A file named without its folder lies in the working folder.
         let path = if path.starts_with(&self.folder) { path } else { self.folder.join(path) };
         let inside = path.strip_prefix(&self.folder).unwrap_or(&path);
-        let name = format!("{}/{}", self.name, inside.display());
+        let name = format!("{}/{}", self.name, spell(inside));
         let label = index.label(&self.folder, &path);
         Found { path, name, label, captured_at_ms: None, due: None, bytes: None }
     }

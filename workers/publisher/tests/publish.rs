@@ -10,7 +10,7 @@ use publisher::{
     Acknowledged, JournalPlace, Options, PublishFailure, PublisherSettings, Source, Summary, TileSettings, publish,
 };
 use runtime::Shutdown;
-use schemas::limits::{MAX_IMAGE_BYTES, MAX_INLINE_BYTES};
+use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::Stored;
 use schemas::{CameraName, SiteName, Task};
 use streams::read::{self, Record};
@@ -40,6 +40,7 @@ impl World {
             port: 0,
             mqtt_port: None,
             durability: Durability::Fast,
+            max_store_bytes: streams::topology::default_store_bytes(),
             leaf: Leaf::Alone,
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
@@ -110,7 +111,7 @@ impl World {
         let (site, camera) = subject::read_image(&record.subject).unwrap();
         let stored = Stored { site, camera, sequence, stored_at_ns: record.stored_at_ns };
         let headers = record.headers.clone();
-        Task::read(&stored, |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()))
+        Task::read(&stored, |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()), &record.payload)
             .unwrap()
     }
 }
@@ -335,14 +336,14 @@ async fn a_scan_that_is_damaged_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_over_the_inline_limit_goes_by_reference_and_can_be_fetched_back() {
     let world = World::new(StreamSettings::default()).await;
-    let bytes: Vec<u8> = (0..MAX_INLINE_BYTES + 1).map(|n| (n % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..MAX_EMBEDDED_BYTES + 1).map(|n| (n % 251) as u8).collect();
     world.write("just-fits.png", &bytes[1..]);
     world.write("large.png", &bytes);
     let settings = PublisherSettings { max_in_flight: 1, ..Default::default() };
     let summary =
         world.publish_with(world.source(), &settings, Options::default(), &Shutdown::default()).await.unwrap();
     assert_eq!(summary.published, 2, "{summary}");
-    assert_eq!(world.record(1).await.payload.len(), MAX_INLINE_BYTES);
+    assert_eq!(world.record(1).await.payload.len(), MAX_EMBEDDED_BYTES);
     assert_eq!(world.record(2).await.payload.len(), 0);
     let blob = world.task(2).await.blob.unwrap();
     let fetched = Blobs::open(&world.bus).await.unwrap().fetch(&blob, MAX_IMAGE_BYTES).await.unwrap();

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use decisions::admit::finish_s;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use runtime::{Credit, Fault, Shutdown, clock};
 use schemas::Task;
-use streams::tap::tap;
-use streams::{Bus, CarryError, Publisher, subject};
+use streams::tap::{Passing, tap};
+use streams::{Bus, CarryError, Publisher, read, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::admission::{Admission, Counted};
@@ -25,6 +25,21 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a task that is overdue looks whether a replica has nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Waits until the stream holds an outcome. What is heard on the slot is a hint to look, never the outcome itself: anybody
+/// may say something there.
+async fn answered(bus: &Bus, slot: &str, heard: &mut (impl Stream<Item = Passing> + Unpin)) {
+    loop {
+        if heard.next().await.is_none() {
+            return std::future::pending().await;
+        }
+        match read::outcome(bus, slot).await {
+            Ok(Some(_)) => return,
+            Ok(None) => tracing::debug!(slot, "heard on the slot of an answer, and nothing is stored there"),
+            Err(error) => tracing::debug!(slot, %error, "an outcome cannot be looked at"),
+        }
+    }
+}
 
 /// Sends tasks away and waits for their answers.
 pub struct Away {
@@ -90,7 +105,7 @@ impl Away {
             }
         };
         let back = tokio::select! {
-            Some(_) = answers.next() => Back::Answered,
+            () = answered(&self.bus, &slot, &mut answers) => Back::Answered,
             () = link_gone => Back::TakenBack,
             () = late => Back::TakenBack,
             () = tokio::time::sleep(patience) => Back::TakenBack,
@@ -119,7 +134,7 @@ impl Away {
             Err(error) => return Err(error.into()),
         }
         tokio::select! {
-            Some(_) = answers.next() => Ok(true),
+            () = answered(&self.bus, &slot, &mut answers) => Ok(true),
             () = tokio::time::sleep(patience) => Ok(false),
             () = self.shutdown.wanted() => Err(Fault::Wait { after: Duration::from_millis(1) }),
         }

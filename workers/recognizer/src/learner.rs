@@ -12,6 +12,7 @@ use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Shutdown, Step};
 use schemas::{Answer, FaultNote, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
+use streams::read::Record;
 use streams::{Bus, CarryError, Delivery, topology};
 
 use decisions::learn::Evidence;
@@ -130,7 +131,7 @@ impl Step for Learner {
         Ok(Outgoing::default())
     }
 
-    fn bury(&self, _delivery: &Delivery, _fault: &FaultNote) -> Burial {
+    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         Burial { site: self.site.clone(), task: None, publications: Vec::new() }
     }
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
-use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
+use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
     Answer, Decided, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
 };
@@ -132,7 +132,7 @@ impl Reporter<'_> {
     fn promise(&self, task: &Task, provisional: &Answer) -> Result<Publication, Fault> {
         let slot = subject::provisional(&task.site, &task.camera);
         let promise = Publication::with_id(slot, encode(provisional)?, self.id(task, "provisional"));
-        Ok(promise.header(HEADER_TASK, task.id.to_string()))
+        Ok(promise.header(HEADER_TASK, task.id.to_string()).header(HEADER_IMAGE, task.image_sequence.to_string()))
     }
 
     /// What makes a hard case of the request; features that are sent anyway are not sent twice.
@@ -150,7 +150,7 @@ impl Reporter<'_> {
         answer.timings = found.timings;
         answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
         let answer = answer.with_opinion(found.opinion);
-        Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
+        outcome(task, &answer)
     }
 
     fn decided(&self) -> Option<Box<Decided>> {
@@ -190,7 +190,13 @@ fn size(payload: &Payload) -> u64 {
 pub fn tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
     let mut answer = Answer::about(task, Stage::Final, Route::Dead, Reason::GivenUp, now_ms);
     answer.fault = Some(fault);
-    Ok(Publication::first(subject::finality(&task.site, &task.camera, task.id), encode(&answer)?))
+    outcome(task, &answer)
+}
+
+/// The publication of a final answer: the first in its slot, or nothing.
+fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
+    let publication = Publication::first(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
+    Ok(publication.header(HEADER_IMAGE, task.image_sequence.to_string()))
 }
 
 #[cfg(test)]

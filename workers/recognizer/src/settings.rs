@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use scaling::ScaleSettings;
+use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 use vision::InferSettings;
 
@@ -35,7 +36,7 @@ pub struct RecognizerSettings {
     /// Length of the stretches of time in which that is counted, seconds, 10 or more where many sites report: hours are told
     /// apart by them, and a release is held against the stretches before it.
     pub count_s: u32,
-    /// Deliveries after which an image is given up, at least 1. High, because a restart of a worker
+    /// Deliveries after which an image is given up, 1 to 50. High, because a restart of a worker
     /// costs one as well.
     pub tries: u64,
 }
@@ -69,8 +70,8 @@ impl RecognizerSettings {
             return Err("recognizer.report_s and recognizer.count_s must be at least 1".into());
         }
         match self.tries {
-            0 => Err("recognizer.tries is 0, use at least 1".into()),
-            _ => Ok(()),
+            1..=MAX_TRIES => Ok(()),
+            tries => Err(format!("recognizer.tries is {tries}; it must be between 1 and {MAX_TRIES}")),
         }
     }
 }

@@ -161,7 +161,7 @@ impl Signals {
             () = again(|| self.follow_courier(bus, site)) => {}
             () = again(|| self.follow_policy(bus, settings)) => {}
             () = again(|| self.follow_evidence(bus, target_ratio)) => {}
-            () = again(|| self.count_pending(bus)) => {}
+            () = again(|| self.count_pending(bus, site)) => {}
             () = self.feel() => {}
             () = shutdown.wanted() => {}
         }
@@ -250,9 +250,9 @@ impl Signals {
         });
     }
 
-    async fn count_pending(&self, bus: &Bus) -> Result<(), CarryError> {
+    async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         loop {
-            let progress = read::progress(bus, topology::IMAGES, topology::RECOGNIZER).await?;
+            let progress = read::progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
             tokio::time::sleep(LOOK_EVERY * 2).await;
         }

@@ -1,5 +1,6 @@
 //! One image's walk: accept → admit → fetch → decode → batch → infer → gate → report.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,10 +23,11 @@ use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::decided::{Doubted, Network};
-use schemas::limits::MAX_IMAGE_BYTES;
+use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::Stored;
-use schemas::{Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use schemas::{CameraName, Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
 use streams::fleet::Ledger;
+use streams::read::Record;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -99,7 +101,11 @@ impl Recognizer {
             Fate::Expired | Fate::Blocks => metrics::answered(&task.site, Route::Expired, Reason::DeadlinePassed),
             Fate::Goes(_) | Fate::Waits => {}
         }
-        self.reporter(&self.energy(), &decided).outgoing(task, &bytes, found, fate)
+        let task = match fate {
+            Fate::Goes(_) => self.by_reference(task, &bytes).await?,
+            _ => Cow::Borrowed(task),
+        };
+        self.reporter(&self.energy(), &decided).outgoing(&task, &bytes, found, fate)
     }
 
     /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
@@ -164,6 +170,7 @@ impl Recognizer {
 
     async fn redirect(&self, task: &Task, bytes: &Bytes, credit: &Credit, decided: &Decided) -> Result<Back, Fault> {
         let energy = self.energy();
+        let task = &*self.by_reference(task, bytes).await?;
         let back = self.away.send(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
         let count = if back == Back::Answered { &counts.redirected } else { &counts.taken_back };
@@ -175,6 +182,7 @@ impl Recognizer {
     async fn block(&self, task: &Task, bytes: &Bytes, found: &Found, decided: &Decided) -> Result<bool, Fault> {
         let patience = Duration::from_millis(self.admission.signals.policy().upload_timeout_ms);
         let energy = self.energy();
+        let task = &*self.by_reference(task, bytes).await?;
         self.away.block(&self.reporter(&energy, decided), task, bytes, found, patience).await
     }
 
@@ -247,8 +255,18 @@ impl Recognizer {
     }
 
     fn stored(&self, delivery: &Delivery) -> Result<Stored, Fault> {
-        let (site, camera) = subject::read_image(delivery.subject())?;
+        let read = subject::read_image(delivery.subject()).ok().filter(|(site, _)| *site == self.site);
+        let (site, camera) = read.ok_or_else(|| misdirected(&self.site, delivery.subject()))?;
         Ok(Stored { site, camera, sequence: delivery.sequence, stored_at_ns: delivery.stored_at_ns })
+    }
+
+    /// A task whose image is larger than what we put into messages goes up by reference: its bytes are stored first.
+    async fn by_reference<'t>(&self, task: &'t Task, bytes: &Bytes) -> Result<Cow<'t, Task>, Fault> {
+        if task.blob.is_some() || bytes.len() <= MAX_EMBEDDED_BYTES || self.verify.payload != PayloadKind::Image {
+            return Ok(Cow::Borrowed(task));
+        }
+        let blob = self.blobs.store(bytes).await?;
+        Ok(Cow::Owned(Task { blob: Some(blob), ..task.clone() }))
     }
 }
 
@@ -259,27 +277,23 @@ impl Step for Recognizer {
     async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
         self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
         let stored = self.stored(delivery)?;
-        let task = Task::read(&stored, |name| delivery.header(name)).map_err(|error| {
+        let task = Task::read(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
             let reason = runtime::fault::chain(&error);
             Fault::reject("header_unreadable", reason, "correct the header, or leave it away: every header is optional")
         })?;
         self.answer(&task, delivery, credit).await
     }
 
-    fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial {
-        let task = self.stored(delivery).ok().map(|stored| {
-            let id = Task::id_of(&stored, &|name| delivery.header(name)).unwrap_or_else(|_| {
-                TaskId::from_sequence(&stored.site, &stored.camera, stored.sequence, stored.stored_at_ns)
-            });
-            Task::bare(&stored, id)
-        });
+    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial {
+        // Whatever the subject says, its outcome is this site's; without a camera it is nobody's.
+        let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
+        let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
+        let stored = Stored { site: self.site.clone(), camera, sequence, stored_at_ns };
+        let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
+            .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
         metrics::answered(&self.site, Route::Dead, Reason::GivenUp);
-        let tombstone = task.as_ref().and_then(|task| report::tombstone(task, fault.clone(), clock::now_ms()).ok());
-        Burial {
-            site: self.site.clone(),
-            task: task.map(|task| task.id),
-            publications: tombstone.into_iter().collect(),
-        }
+        let tombstone = report::tombstone(&Task::bare(&stored, id), fault.clone(), clock::now_ms()).ok();
+        Burial { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
     }
 }
 
@@ -337,10 +351,11 @@ pub async fn run(
         admission.resized(replicas, infer.batch());
         room.send_replace(credits(&infer, replicas));
     };
-    let queue = (topology::IMAGES, topology::RECOGNIZER);
+    let durable = topology::recognizer_durable(&site);
+    let queue = (topology::IMAGES, durable.as_str());
     let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
     let from = Drive {
-        durable: topology::RECOGNIZER.into(),
+        durable: durable.clone(),
         credits: credits(&infer, infer.replicas()),
         resized: Some(resized),
         tries: Some(settings.tries),
@@ -370,7 +385,7 @@ pub async fn run(
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive {
-                durable: topology::LEARNER.into(),
+                durable: topology::learner_durable(&site),
                 credits: LEARN_AT_ONCE,
                 resized: None,
                 tries: None,
@@ -434,6 +449,18 @@ fn check(infer: &Infer, verify: &VerifySettings) -> Result<(), Fault> {
         return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
     }
     Ok(())
+}
+
+/// An image on a subject that is none of this site's, with the one that was probably meant.
+fn misdirected(site: &SiteName, subject: &str) -> Fault {
+    let tokens = subject.split('.').rev().filter_map(|token| token.trim_matches('/').parse::<CameraName>().ok());
+    let meant = tokens.into_iter().find(|token| token.as_str() != "image" && token.as_str() != site.as_str());
+    let camera = meant.as_ref().map_or("<camera>", CameraName::as_str);
+    let shown: String = subject.chars().take(100).collect();
+    let reason =
+        format!("{shown:?} is not image.{site}.<camera>, three parts with letters, digits, - and _ in the last");
+    let remedy = format!("publish to image.{site}.{camera}; over MQTT the topic is image/{site}/{camera}");
+    Fault::reject("subject_unknown", reason, remedy)
 }
 
 fn micros(time: Duration) -> u64 {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use runtime::clock;
+use schemas::SiteName;
 use streams::{Bus, CarryError, read, topology};
 use tokio::time::Instant;
 
@@ -14,6 +15,7 @@ const WARY: Duration = Duration::from_secs(2);
 /// How fast a replay may read.
 pub struct Pace {
     bus: Bus,
+    site: SiteName,
     beside_bytes_per_s: f64,
     most_bytes_per_s: Option<f64>,
     looked_at: Option<Instant>,
@@ -24,10 +26,11 @@ pub struct Pace {
 
 impl Pace {
     /// `beside_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
-    pub fn new(bus: &Bus, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
+    pub fn new(bus: &Bus, site: &SiteName, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
         let bytes = |mib: f64| mib * 1024.0 * 1024.0;
         Self {
             bus: bus.clone(),
+            site: site.clone(),
             beside_bytes_per_s: bytes(beside_mib_per_s),
             most_bytes_per_s: most_mib_per_s.map(bytes),
             looked_at: None,
@@ -60,11 +63,12 @@ impl Pace {
     async fn look(&mut self, now: Instant) -> Result<(), CarryError> {
         let first = self.looked_at.replace(now).is_none();
         let wary_ms = WARY.as_millis() as u64;
-        let progress = match read::progress(&self.bus, topology::IMAGES, topology::RECOGNIZER).await {
-            // A server on which nobody recognizes.
-            Err(CarryError::Missing { .. }) => return Ok(()),
-            progress => progress?,
-        };
+        let progress =
+            match read::progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await {
+                // A server on which nobody recognizes.
+                Err(CarryError::Missing { .. }) => return Ok(()),
+                progress => progress?,
+            };
         let finished = progress.finished();
         let moved = match first {
             true => progress.active_at_ms.is_some_and(|at_ms| clock::now_ms().saturating_sub(at_ms) < wary_ms),

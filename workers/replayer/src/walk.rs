@@ -166,7 +166,7 @@ pub async fn replay(
     (query.since_ms, query.until_ms) = (begun.since_ms, Some(begun.until_ms));
     let rows = match &options.from {
         From::Images => {
-            let mut pace = Pace::new(bus, settings.beside_mib_per_s, None);
+            let mut pace = Pace::new(bus, site, settings.beside_mib_per_s, None);
             let each = |read, all| on(Progress::Gathering(read, all));
             gather(bus, site, &query, begun.answers_to, &mut pace, each).await?
         }
@@ -187,6 +187,7 @@ pub async fn replay(
     let meant = rows.len() as u64;
     let mut run = Run {
         bus,
+        site,
         from: &options.from,
         beside_mib_per_s: settings.beside_mib_per_s,
         most_mib_per_s: options.most_mib_per_s,
@@ -282,6 +283,7 @@ async fn nothing(bus: &Bus, site: &SiteName, from: &From) -> Result<String, Repl
 
 struct Run<'a> {
     bus: &'a Bus,
+    site: &'a SiteName,
     from: &'a From,
     beside_mib_per_s: f64,
     most_mib_per_s: Option<f64>,
@@ -354,7 +356,7 @@ impl Run<'_> {
     ) -> Result<(), ReplayError> {
         let (bus, from, room, shutdown) = (self.bus, self.from, self.room.clone(), self.shutdown);
         let most = self.room.available_permits().max(1);
-        let mut pace = Pace::new(bus, self.beside_mib_per_s, self.most_mib_per_s);
+        let mut pace = Pace::new(bus, self.site, self.beside_mib_per_s, self.most_mib_per_s);
         fetch(bus, from, rows, &mut pace, async |row, image| {
             if shutdown.is_wanted() {
                 return Err(ReplayError::Interrupted);

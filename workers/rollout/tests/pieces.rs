@@ -20,6 +20,7 @@ async fn server(store: &Path) -> (Server, Bus) {
         port: 0,
         mqtt_port: None,
         durability: Durability::Fast,
+        max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();

@@ -13,6 +13,9 @@ use crate::drive::Tally;
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
+/// How often the server is asked what time it is; steady clocks of machines drift by less than a millisecond meanwhile.
+const ALIGN_EVERY: Duration = Duration::from_secs(5);
+
 /// How often a sign of life is sent.
 #[derive(Debug, Clone)]
 pub struct Pulse {
@@ -65,10 +68,20 @@ pub async fn beat(
     more: impl Fn(&mut Beat) + Send,
 ) {
     let worker = worker();
+    let mut align_at = tokio::time::Instant::now();
+    let mut ahead_ms = None;
     loop {
+        if tokio::time::Instant::now() >= align_at {
+            align_at = tokio::time::Instant::now() + ALIGN_EVERY;
+            match clock::align(&bus).await {
+                Ok(ms) => ahead_ms = Some(ms),
+                Err(error) => tracing::debug!(role, %error, "the server does not say what time it is"),
+            }
+        }
         let mut beat = Beat::of(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = tally.finished.load(Ordering::Relaxed);
         beat.holding = tally.holding.load(Ordering::Relaxed);
+        beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
         metrics::heard(role, &beat);
         let sent = async { Fleet::open(&bus).await?.beat(&beat).await };

@@ -1,19 +1,85 @@
-//! Wall time, read only where something is stamped; everything else waits on tokio's clock.
+//! Wall time as the worker's server has it, read only where something is stamped; everything else waits on tokio's clock.
+//!
+//! Deadlines begin when the server stored an image, by its clock. A machine whose clock is wrong, or is put right while
+//! a worker runs, would end them too soon or too late; so the server is asked what time it is ([`align`]), and from
+//! then on time passes as the machine's steady clock says. Until it was asked, and in commands, the machine's own
+//! clock counts.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use streams::{Bus, CarryError, read};
+
+/// The server's time at a moment of the steady clock.
+static ALIGNED: RwLock<Option<Aligned>> = RwLock::new(None);
+
+#[derive(Debug, Clone, Copy)]
+struct Aligned {
+    at: Instant,
+    server_ns: i128,
+}
+
+/// Asks the server what time it is and goes by it from now on. Returns how far the machine's own clock is ahead of the
+/// server's, milliseconds; negative where it is behind.
+///
+/// # Errors
+/// What the broker says; then time goes on as before.
+pub async fn align(bus: &Bus) -> Result<i64, CarryError> {
+    let (server_ns, took) = read::server_time(bus).await?;
+    // What was asked was answered half way, as far as anybody knows.
+    let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
+    let own_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
+    set(Aligned { at: Instant::now(), server_ns }, took);
+    Ok(i64::try_from((own_ns - server_ns) / 1_000_000).unwrap_or(i64::MAX))
+}
+
+/// Time never jumps by less than the question took, for so much is not known.
+fn set(new: Aligned, uncertain: Duration) {
+    let mut aligned = ALIGNED.write().unwrap_or_else(PoisonError::into_inner);
+    let off = aligned.map(|old| old.now_ns(new.at).abs_diff(new.server_ns));
+    if off.is_none_or(|off_ns| off_ns > uncertain.as_nanos()) {
+        *aligned = Some(new);
+    }
+}
+
+impl Aligned {
+    fn now_ns(&self, now: Instant) -> i128 {
+        let since = i128::try_from(now.saturating_duration_since(self.at).as_nanos()).unwrap_or(0);
+        self.server_ns.saturating_add(since)
+    }
+}
 
 /// Milliseconds since the epoch; 0 on a machine whose clock stands before it.
 pub fn now_ms() -> u64 {
-    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(now_ns() / 1_000_000).unwrap_or(0)
 }
 
 /// Time since a moment given in nanoseconds since the epoch; zero if it lies ahead, as it may by the
 /// clock of another machine.
 pub fn since_ns(then_ns: i128) -> Duration {
-    let now_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
-    Duration::from_nanos(u64::try_from(now_ns.saturating_sub(then_ns)).unwrap_or(0))
+    Duration::from_nanos(u64::try_from(now_ns().saturating_sub(then_ns)).unwrap_or(0))
+}
+
+fn now_ns() -> i128 {
+    match *ALIGNED.read().unwrap_or_else(PoisonError::into_inner) {
+        Some(aligned) => aligned.now_ns(Instant::now()),
+        None => i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX),
+    }
 }
 
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_from_what_the_server_said_by_the_steady_clock() {
+        let at = Instant::now();
+        let aligned = Aligned { at, server_ns: 5_000_000_000 };
+        assert_eq!(aligned.now_ns(at + Duration::from_secs(2)), 7_000_000_000);
+        assert_eq!(aligned.now_ns(at), 5_000_000_000);
+    }
 }

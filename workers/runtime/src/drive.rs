@@ -1,19 +1,23 @@
 //! The loop every worker runs: pull, handle, publish, then acknowledge. The only caller of the
 //! acknowledging verbs.
 //!
-//! Bounded by credits: no more messages are held than the role asked for, so a full role leaves the
+//! Bounded by credits and by bytes: no more is held than the role asked for, so a full role leaves the
 //! rest in the stream, for itself or for another replica (invariant 8).
+//!
+//! A message that no worker could take, however often it was delivered, is known from the server's notice:
+//! it is read by its sequence and becomes a dead letter like any other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use schemas::{FaultNote, Route, encode};
-use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, subject};
+use streams::read::Record;
+use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, read, subject};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::fault::{Fault, RETRY_DELAY};
+use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::letter;
 use crate::metrics;
 use crate::shutdown::Shutdown;
@@ -21,6 +25,11 @@ use crate::step::{Credit, Outgoing, Step};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Bytes of messages that a role holds at a time, KiB, beside what its puller has ahead.
+const MOST_HELD_KIB: u32 = 64 * 1024;
+/// How often it is looked for messages that reached nobody, and whether the connection is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where a role's messages come from and how many it holds.
 #[derive(Debug, Clone)]
@@ -61,6 +70,7 @@ pub async fn drive<S: Step>(
     // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
     let mut puller = Puller::new(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2));
     let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
+    let held_kib = Arc::new(Semaphore::new(MOST_HELD_KIB as usize));
     let mut room = Room { credits: credits.clone(), given: drive.credits.max(1), resized: drive.resized };
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
@@ -68,6 +78,10 @@ pub async fn drive<S: Step>(
         Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
     metrics::takes_from(S::ROLE, from, S::STREAM, &drive.durable);
     tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
+    let watch = tokio::spawn({
+        let (hand, durable, stop) = (hand.clone(), drive.durable.clone(), stop.clone());
+        async move { hand.watch(&durable, &stop).await }
+    });
     let ended = loop {
         let credit = tokio::select! {
             credit = credits.clone().acquire_owned() => credit,
@@ -81,13 +95,17 @@ pub async fn drive<S: Step>(
             () = shutdown.wanted() => break Ok(()),
             Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
         };
+        // The largest message is far smaller than what may be held, so everything gets its turn.
+        let kib = u32::try_from(delivery.payload().len() / 1024 + 1).unwrap_or(MOST_HELD_KIB).min(MOST_HELD_KIB);
+        let Ok(kib) = held_kib.clone().acquire_many_owned(kib).await else { break Ok(()) };
         let (hand, stop) = (hand.clone(), stop.clone());
         tracker.spawn(async move {
-            if let Some(note) = hand.take(delivery, Credit::new(credit)).await {
+            if let Some(note) = hand.take(delivery, Credit::new(credit, kib)).await {
                 let _already_stopping = stop.try_send(note);
             }
         });
     };
+    watch.abort();
     tracker.close();
     if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
         tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
@@ -205,11 +223,50 @@ impl<S: Step> Hand<S> {
 
     async fn work(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
         let outgoing = match self.handle(delivery, credit).await {
-            Err(Fault::Reject(note)) => return self.give_up(delivery, note).await,
+            Err(Fault::Reject(note)) => {
+                self.give_up(&delivery.record(), delivery.attempts, note).await?;
+                return Ok(delivery.ack().await?);
+            }
             other => other?,
         };
         self.publish(outgoing).await?;
         Ok(delivery.ack().await?)
+    }
+
+    /// Looks after what the loop itself cannot see: messages that reached nobody, and a connection that is
+    /// gone for good, with which a worker would live on and do nothing.
+    async fn watch(&self, durable: &str, stop: &tokio::sync::mpsc::Sender<FaultNote>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if self.from.is_gone().await {
+                let _already_stopping = stop.try_send(fault::client_gone());
+                return;
+            }
+            if let Err(fault) = self.bury_unread(durable).await {
+                tracing::debug!(role = S::ROLE, ?fault, "messages that reached nobody are looked for again later");
+            }
+        }
+    }
+
+    /// Makes dead letters of messages that were delivered as often as the durable allows and never finished.
+    async fn bury_unread(&self, durable: &str) -> Result<(), Fault> {
+        while let Some(notice) = read::next_exhausted(&self.from, S::STREAM, durable).await? {
+            if notice.sequence > 0
+                && let Some(record) = read::at(&self.from, S::STREAM, notice.sequence).await?
+            {
+                let reason = format!(
+                    "delivered {} times and never taken: no worker could read it, or each that did died at once",
+                    notice.deliveries
+                );
+                let remedy = "look at its headers (`tributary dead show`) and at what the workers logged; publish it again without what is odd";
+                let note = FaultNote::new("client_unreadable", reason, remedy);
+                self.give_up(&record, notice.deliveries, note).await?;
+                // Nobody acknowledges it any more, and the durable would wait for that.
+                read::remove(&self.from, S::STREAM, record.sequence).await?;
+            }
+            read::delete(&self.from, streams::topology::ADVISORIES, notice.own_sequence).await?;
+        }
+        Ok(())
     }
 
     async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
@@ -251,31 +308,25 @@ impl<S: Step> Hand<S> {
     }
 
     /// Makes a dead letter of a message, unless its task has another outcome already.
-    async fn give_up(&self, delivery: &Delivery, note: FaultNote) -> Result<(), Fault> {
-        let burial = self.step.bury(delivery, &note);
+    async fn give_up(&self, message: &Record, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+        let burial = self.step.bury(message, &note);
         for publication in &burial.publications {
             let placed = self.publisher.publish(publication).await?;
             if placed == Placed::Taken && !self.is_dead(&publication.subject).await? {
-                return Ok(delivery.ack().await?);
+                return Ok(());
             }
         }
-        tracing::warn!(
-            role = S::ROLE,
-            subject = delivery.subject(),
-            fault = note.name,
-            reason = note.reason,
-            "given up"
-        );
+        tracing::warn!(role = S::ROLE, subject = message.subject, fault = note.name, reason = note.reason, "given up");
         metrics::ended(S::ROLE, "given_up");
-        let letter = letter::of_delivery(S::ROLE, S::STREAM, &burial, delivery, note);
+        let letter = letter::of_record(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
-        Ok(delivery.ack().await?)
+        Ok(())
     }
 
     /// Whether the outcome in a slot is the tombstone of the very message in hand.
-    async fn is_dead(&self, slot: &str) -> Result<bool, Fault> {
-        let outcome = streams::read::outcome(&self.from, slot).await?;
+    async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
+        let outcome = read::outcome(&self.from, &subject::slot_of(subject)).await?;
         Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
     }
 }

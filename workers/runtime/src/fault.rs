@@ -43,6 +43,12 @@ impl Fault {
     }
 }
 
+/// Why a worker stops whose connection's own task has ended.
+pub fn client_gone() -> FaultNote {
+    let reason = "the connection's task ended, so nothing can be sent or received any more";
+    FaultNote::new("client_gone", reason, "whoever supervises the worker starts it again")
+}
+
 impl From<CarryError> for Fault {
     fn from(error: CarryError) -> Self {
         let reason = chain(&error);

@@ -1,28 +1,20 @@
-//! A dead letter: what was given up, whole, with where it came from and why.
+//! A dead letter: what was given up, whole unless it is large, with where it came from and why.
 
-use schemas::{DeadLetter, FaultNote, SiteName, TaskId};
-use streams::Delivery;
+use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
+use schemas::{BlobRef, CutPayload, DeadLetter, FaultNote, SiteName, TaskId};
+use sha2::{Digest, Sha256};
 use streams::read::Record;
 
 use crate::clock;
-use crate::step::Burial;
 
-/// Of a message that was taken from a consumer.
-pub fn of_delivery(role: &str, stream: &str, burial: &Burial, delivery: &Delivery, fault: FaultNote) -> DeadLetter {
-    DeadLetter {
-        id: id(stream, &burial.site, burial.task, delivery.sequence),
-        task: burial.task,
-        site: burial.site.clone(),
-        role: role.into(),
-        stream: stream.into(),
-        subject: delivery.subject().into(),
-        sequence: delivery.sequence,
-        attempts: delivery.attempts,
-        died_at_ms: clock::now_ms(),
-        fault,
-        headers: delivery.headers().collect(),
-        payload: delivery.payload().to_vec(),
+/// A message's payload as a letter keeps it: whole, or its beginning and what tells the rest.
+fn kept(payload: &[u8]) -> (Vec<u8>, Option<CutPayload>) {
+    if payload.len() <= MAX_LETTER_BYTES {
+        return (payload.to_vec(), None);
     }
+    let sha256 = BlobRef::new(Sha256::digest(payload).into(), payload.len() as u64).sha256;
+    let beginning = payload.get(..CUT_LETTER_BYTES).unwrap_or(payload);
+    (beginning.to_vec(), Some(CutPayload { size_bytes: payload.len() as u64, sha256 }))
 }
 
 /// Of a message that was read from a stream.
@@ -32,8 +24,10 @@ pub fn of_record(
     site: &SiteName,
     task: Option<TaskId>,
     record: &Record,
+    attempts: u64,
     fault: FaultNote,
 ) -> DeadLetter {
+    let (payload, cut) = kept(&record.payload);
     DeadLetter {
         id: id(stream, site, task, record.sequence),
         task,
@@ -42,11 +36,12 @@ pub fn of_record(
         stream: stream.into(),
         subject: record.subject.clone(),
         sequence: record.sequence,
-        attempts: 1,
+        attempts,
         died_at_ms: clock::now_ms(),
         fault,
         headers: record.headers.iter().cloned().collect(),
-        payload: record.payload.to_vec(),
+        payload,
+        cut,
     }
 }
 
@@ -54,4 +49,18 @@ pub fn of_record(
 fn id(stream: &str, site: &SiteName, task: Option<TaskId>, sequence: u64) -> TaskId {
     let origin = || TaskId::derived(&format!("{stream}/{site}/{sequence}"));
     task.unwrap_or_else(origin).child(&format!("dead-{sequence}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_message_is_kept_by_its_beginning_its_size_and_its_digest() {
+        assert_eq!(kept(&[7; 100]), (vec![7; 100], None));
+        let (beginning, cut) = kept(&vec![7; MAX_LETTER_BYTES + 1]);
+        let cut = cut.unwrap();
+        assert_eq!((beginning.len(), cut.size_bytes), (CUT_LETTER_BYTES, MAX_LETTER_BYTES as u64 + 1));
+        assert_eq!(cut.sha256.len(), 64);
+    }
 }

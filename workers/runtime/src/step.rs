@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
 use schemas::{FaultNote, SiteName, TaskId};
+use streams::read::Record;
 use streams::{Delivery, Publication};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -24,16 +25,16 @@ pub trait Step: Send + Sync + 'static {
     /// Whom and what a message that is given up concerned; also what is to be published besides the
     /// dead letter. A publication there that finds its slot taken by another outcome calls the dead
     /// letter off.
-    fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial;
+    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial;
 }
 
-/// The room one message takes among those a worker may hold.
+/// The room one message takes among those a worker may hold: one of so many, and its bytes.
 #[derive(Debug)]
-pub struct Credit(Mutex<Option<OwnedSemaphorePermit>>);
+pub struct Credit(Mutex<Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>>);
 
 impl Credit {
-    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self(Mutex::new(Some(permit)))
+    pub(crate) fn new(message: OwnedSemaphorePermit, kib: OwnedSemaphorePermit) -> Self {
+        Self(Mutex::new(Some((message, kib))))
     }
 
     /// Gives the room to the next message, though this one is still in hand.

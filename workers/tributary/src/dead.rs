@@ -94,8 +94,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         DeadCommand::Show { id, save, json } => {
             let (_, letter) = pick(&letters, &id)?;
             if let Some(path) = save {
-                std::fs::write(&path, &letter.payload)
-                    .with_context(|| format!("{} cannot be written", path.display()))?;
+                let payload = janitor::redrive::whole(&bus, letter).await.map_err(people)?;
+                std::fs::write(&path, &payload).with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
         }
@@ -177,6 +177,13 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         Ok((format, width_px, height_px)) => format!(", {} {width_px}x{height_px}", format.name()),
         Err(_) => String::new(),
     };
+    let payload = match &letter.cut {
+        None => form::size(letter.payload.len() as u64),
+        Some(cut) => {
+            let (whole, kept) = (form::size(cut.size_bytes), form::size(letter.payload.len() as u64));
+            format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
+        }
+    };
     let mut lines = vec![
         format!("id        {}", letter.id),
         format!("task      {task}"),
@@ -186,7 +193,7 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("fault     {}", form::plain(&letter.fault.name)),
         format!("reason    {}", form::plain(&letter.fault.reason)),
         format!("remedy    {}", form::plain(&letter.fault.remedy)),
-        format!("payload   {}{kind} (--save FILE writes it)", form::size(letter.payload.len() as u64)),
+        format!("payload   {payload}{kind} (--save FILE writes it)"),
     ];
     lines.extend(
         letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))),
@@ -229,6 +236,7 @@ mod tests {
             fault: FaultNote::new(name, "", ""),
             headers: Default::default(),
             payload: vec![1, 2, 3],
+            cut: None,
         };
         (1, letter)
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use janitor::purge;
 use runtime::settings::Loaded;
-use schemas::task::{HEADER_BLOB, Stored};
-use schemas::{BlobRef, SetName, Task, TaskId};
+use schemas::task::HEADER_BLOB;
+use schemas::{BlobRef, SetName};
 use serde::Serialize;
 use streams::read::{self, Level, Reader, Record, Stretch};
 use streams::{Blobs, CarryError, subject, topology};
@@ -115,14 +115,14 @@ async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result
         0 => None,
         _ => read::at(&site.bus, topology::IMAGES, images.first_sequence).await?,
     };
-    let Pinned { sets, tasks, .. } = pinned(site).await?;
+    let Pinned { sets, sequences, .. } = pinned(site).await?;
     Ok(Kept {
         images,
         oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
         purged_above_bytes: (images.max_bytes as f64 * settings.janitor.high_ratio) as u64,
         pinned: read::level(&site.bus, topology::PINNED).await?,
         sets,
-        would_go: if dry_run { would_go(site, settings, &images, &tasks).await? } else { None },
+        would_go: if dry_run { would_go(site, settings, &images, &sequences).await? } else { None },
     })
 }
 
@@ -130,9 +130,9 @@ async fn would_go(
     site: &Site,
     settings: &Settings,
     images: &Level,
-    pinned: &HashSet<TaskId>,
+    pinned: &HashSet<u64>,
 ) -> Result<Option<WouldGo>, CarryError> {
-    let recognized = read::progress(&site.bus, topology::IMAGES, topology::RECOGNIZER).await?;
+    let recognized = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
     // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
     let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
@@ -149,12 +149,10 @@ async fn would_go(
             break;
         }
         before = record.sequence + 1;
-        let Ok((named, camera)) = subject::read_image(&record.subject) else { continue };
+        let Ok((_, camera)) = subject::read_image(&record.subject) else { continue };
         let held = cameras.entry(camera.to_string()).or_default();
         held.add(image_bytes(&record), ms(record.stored_at_ns));
-        let stored = Stored { site: named, camera, sequence: record.sequence, stored_at_ns: record.stored_at_ns };
-        let task = Task::id_of(&stored, &|name| record.header(name)).ok();
-        *held.pinned.get_or_insert(0) += u64::from(task.is_some_and(|task| pinned.contains(&task)));
+        *held.pinned.get_or_insert(0) += u64::from(pinned.contains(&record.sequence));
     }
     Ok(Some(WouldGo { now: now.is_some(), before_sequence: before, cameras }))
 }
@@ -163,7 +161,8 @@ async fn would_go(
 #[derive(Default)]
 struct Pinned {
     sets: BTreeMap<String, Held>,
-    tasks: HashSet<TaskId>,
+    /// Sequences of pinned images in IMAGES.
+    sequences: HashSet<u64>,
     /// Keys of images too large for a message, and the sets that hold them.
     large: HashMap<String, BTreeSet<String>>,
 }
@@ -177,13 +176,13 @@ async fn pinned(site: &Site) -> Result<Pinned, CarryError> {
     let subjects = vec![subject::pins(None, &site.name)];
     let all = Stretch { headers_only: true, subjects, ..Stretch::default() };
     read::stretch(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
-        let Ok((set, task)) = subject::read_pin(&record.subject) else { return };
-        pinned.tasks.insert(task);
+        let Ok((set, _)) = subject::read_pin(&record.subject) else { return };
         if let Some(blob) = reference(&record) {
             pinned.large.entry(blob.key).or_default().insert(set.to_string());
         }
         let row = record.header(replayer::outlet::HEADER_ROW);
         let row = row.and_then(|row| serde_json::from_str::<replayer::Row>(row).ok());
+        pinned.sequences.extend(row.as_ref().map(|row| row.sequence));
         let at_ms = row.map_or_else(|| ms(record.stored_at_ns), |row| row.published_at_ms);
         pinned.sets.entry(set.to_string()).or_default().add(image_bytes(&record), at_ms);
     })

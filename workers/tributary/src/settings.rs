@@ -92,6 +92,8 @@ pub struct UpSettings {
     pub durability: Durability,
     /// Port for clients; 0 finds a free one. With several sites, the first site's; the others follow.
     pub port: u16,
+    /// Port for clients of the cloud's server, where sites have servers of their own; 0 finds a free one.
+    pub cloud_port: u16,
     /// Port for MQTT clients; 0 finds a free one, absent offers none.
     pub mqtt_port: Option<u16>,
     /// Whether each site trains, beside its work, on what is labelled there.
@@ -107,6 +109,7 @@ impl Default for UpSettings {
             nats_server: None,
             durability: Durability::default(),
             port: 0,
+            cloud_port: 0,
             mqtt_port: None,
             train: false,
             merge: false,

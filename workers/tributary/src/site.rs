@@ -36,6 +36,9 @@ pub struct RunningSite {
     pub url: String,
     /// Its port for MQTT clients.
     pub mqtt_port: Option<u16>,
+    /// Address of its server's monitoring pages.
+    #[serde(default)]
+    pub monitor: String,
 }
 
 fn path(store: &Path) -> PathBuf {

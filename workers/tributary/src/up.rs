@@ -106,7 +106,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         }
     };
     let names = names(&settings.site, sites)?;
-    let servers = servers(&settings.up, &names, sites.is_some()).await?;
+    let servers = servers(&settings, &names, sites.is_some()).await?;
     let running = running(&names, &servers);
     let mut roles = JoinSet::new();
 
@@ -177,8 +177,10 @@ fn start_site(
     let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.courier.clone(), shutdown.clone());
     let cloud = here.in_domain(cloud_domain);
     roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
-    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
-    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, wait, stop).await) });
+    let (bus, name, mut chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
+    chosen.store = Some(settings.up.store.join(if cloud_domain.is_some() { name.as_str() } else { ALONE }));
+    chosen.monitor = Some(site.monitor.clone());
+    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, stop).await) });
 }
 
 /// The site's own name, or `NAME-1` … for several.
@@ -200,8 +202,10 @@ impl Servers {
 }
 
 /// One server for everything, or a hub and a leaf for each site.
-async fn servers(up: &UpSettings, names: &[SiteName], leaves: bool) -> anyhow::Result<Servers> {
-    let base = |name: &str, domain: Option<&str>, leaf: Leaf| ServerSettings {
+async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyhow::Result<Servers> {
+    let up = &settings.up;
+    let base = |name: &str, domain: Option<&str>, leaf: Leaf, place: &Place| ServerSettings {
+        max_store_bytes: topology::plan(place, &settings.streams).max_store_bytes(),
         program: up.nats_server.clone(),
         store: up.store.join(name),
         name: name.into(),
@@ -212,10 +216,15 @@ async fn servers(up: &UpSettings, names: &[SiteName], leaves: bool) -> anyhow::R
         leaf,
     };
     if !leaves {
-        let alone = ServerSettings { port: up.port, mqtt_port: up.mqtt_port, ..base(ALONE, None, Leaf::Alone) };
+        let alone = ServerSettings {
+            port: up.port,
+            mqtt_port: up.mqtt_port,
+            ..base(ALONE, None, Leaf::Alone, &Place::Both(settings.site.clone()))
+        };
         return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
     }
-    let hub = spawn(base(CLOUD, Some(CLOUD), Leaf::Hub)).await?;
+    let hub = base(CLOUD, Some(CLOUD), Leaf::Hub, &Place::Cloud(names.to_vec()));
+    let hub = spawn(ServerSettings { port: up.cloud_port, ..hub }).await?;
     let address = format!("nats-leaf://127.0.0.1:{}", hub.leaf_port());
     let mut sites = Vec::new();
     for (site, number) in names.iter().zip(0u16..) {
@@ -223,7 +232,7 @@ async fn servers(up: &UpSettings, names: &[SiteName], leaves: bool) -> anyhow::R
         let leaf = ServerSettings {
             port: next(up.port),
             mqtt_port: up.mqtt_port.map(next),
-            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address.clone()))
+            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address.clone()), &Place::Site(site.clone()))
         };
         sites.push(spawn(leaf).await?);
     }
@@ -239,6 +248,7 @@ fn running(names: &[SiteName], servers: &Servers) -> Running {
         site: site.clone(),
         url: server.url(),
         mqtt_port: server.mqtt_port(),
+        monitor: server.monitor_url(),
     };
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
     let cloud = servers.all().next().map(Server::url).unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use scaling::ScaleSettings;
+use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 use vision::InferSettings;
 
@@ -59,8 +60,8 @@ impl VerifierSettings {
             return Err("verifier.report_s and verifier.count_s must be at least 1".into());
         }
         match self.tries {
-            0 => Err("verifier.tries is 0, use at least 1".into()),
-            _ => Ok(()),
+            1..=MAX_TRIES => Ok(()),
+            tries => Err(format!("verifier.tries is {tries}; it must be between 1 and {MAX_TRIES}")),
         }
     }
 }

@@ -18,6 +18,7 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
     FaultNote, ModelName, Opinion, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
 };
+use streams::read::Record;
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -151,14 +152,14 @@ impl Step for Verifier {
         Ok(Outgoing { publications: vec![report(&verdict, delivery.sequence)?], spare, ..Outgoing::default() })
     }
 
-    fn bury(&self, delivery: &Delivery, fault: &FaultNote) -> Burial {
-        let request: Option<Verify> = decode(delivery.payload()).ok();
+    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial {
+        let request: Option<Verify> = decode(&message.payload).ok();
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
         let kept = request.as_ref().and_then(|request| kept(request).ok().flatten());
         let refused = request.map(|request| refuse(request, fault.clone(), clock::now_ms()));
-        let verdict = refused.iter().filter_map(|verdict| report(verdict, delivery.sequence).ok());
+        let verdict = refused.iter().filter_map(|verdict| report(verdict, message.sequence).ok());
         let publications = verdict.chain(kept).collect();
-        Burial { site: site_of(delivery.subject()), task, publications }
+        Burial { site: site_of(&message.subject), task, publications }
     }
 }
 

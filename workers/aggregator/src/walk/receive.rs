@@ -111,7 +111,7 @@ impl Aggregator {
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
         let note = refused.note();
         tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
-        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, note.clone());
+        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, 1, note.clone());
         let slot = subject::dead(topology::UPDATES, &site, letter.id);
         let letter = Publication::first(slot, encode(&letter)?);
         while let Err(error) = self.publisher.publish(&letter).await {

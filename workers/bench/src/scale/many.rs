@@ -107,6 +107,7 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
         port: 0,
         mqtt_port: None,
         durability: Durability::Fast,
+        max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;

@@ -250,7 +250,7 @@ mod tests {
     const SETTLE: Duration = Duration::from_secs(1);
 
     fn stamp(size_bytes: u64) -> Stamp {
-        Stamp { size_bytes, modified_at_ns: size_bytes }
+        Stamp { size_bytes, modified_at_ns: size_bytes, changed_at_ns: 0 }
     }
 
     #[test]

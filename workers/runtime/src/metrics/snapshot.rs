@@ -204,7 +204,7 @@ mod tests {
         };
         let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
         let found = Found { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
-        let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100 };
+        let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
         let queues = Queues { found: vec![found], levels: [("IMAGES", level)].into() };
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &of(&[beat], &queues)).unwrap();

@@ -57,7 +57,7 @@ pub async fn command(
     candidates: &[Candidate],
 ) -> anyhow::Result<()> {
     let options = args.selection.options(String::new())?;
-    let mut pace = Pace::new(&site.bus, settings.beside_mib_per_s, None);
+    let mut pace = Pace::new(&site.bus, &site.name, settings.beside_mib_per_s, None);
     let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, &mut pace).await?;
     if all.is_empty() {
         bail!(

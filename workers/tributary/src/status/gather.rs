@@ -100,11 +100,12 @@ pub enum Cloud {
 /// Asks everybody.
 pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
     let bus = &site.bus;
+    let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
     let (images, recognized, answers, promises, outbox, dead, workers, cloud) = tokio::join!(
         read::level(bus, topology::IMAGES),
-        read::progress(bus, topology::IMAGES, topology::RECOGNIZER),
+        read::progress(bus, topology::IMAGES, &recognizer),
         read::level(bus, topology::ANSWERS),
-        read::progress(bus, topology::ANSWERS, topology::PROMISES),
+        read::progress(bus, topology::ANSWERS, &promiser),
         read::level(bus, topology::OUTBOX),
         read::level(bus, topology::DEAD),
         alive(bus),

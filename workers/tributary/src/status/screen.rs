@@ -298,7 +298,7 @@ mod tests {
     use streams::read::Level;
 
     fn queue(bytes: u64) -> Queue {
-        let level = Level { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3 };
+        let level = Level { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };
         Queue { level, waiting: 3, held: 1, queued_s: Some(1.5) }
     }
 

@@ -1,0 +1,197 @@
+//! What a server says of itself on its monitoring pages: how it is, whom it sent away, and what its links deny.
+//! Nothing there asks for a password, so the pages belong on loopback or on a network of the servers' own.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::connect::without_credentials;
+use crate::error::CarryError;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A page is cut off after this; closed connections are about 600 bytes each.
+const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
+/// Closed connections that are looked at, the latest first; the server itself remembers 10,000.
+const CLOSED: usize = 2000;
+
+/// What a server may say about its health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It takes work.
+    Well,
+    /// A stream met a disk without room and stores nothing more, until the server is started again.
+    CannotWrite(String),
+    /// Something else, in its own words.
+    Unwell(String),
+}
+
+/// Reads the answer of `/healthz`: the head of the response and its body. Pure.
+pub fn health(answer: &str) -> Health {
+    #[derive(Deserialize)]
+    struct Page {
+        #[serde(default)]
+        error: String,
+        #[serde(default)]
+        errors: Vec<Fault>,
+    }
+    #[derive(Deserialize)]
+    struct Fault {
+        #[serde(default)]
+        error: String,
+    }
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    if head.split(' ').nth(1) == Some("200") {
+        return Health::Well;
+    }
+    let words = match serde_json::from_str::<Page>(body) {
+        Ok(page) => {
+            let all = std::iter::once(page.error).chain(page.errors.into_iter().map(|fault| fault.error));
+            all.filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
+        }
+        Err(_) => body.chars().take(500).collect(),
+    };
+    // The server has no code for it; its words are held by a walk against the pinned version.
+    match words.contains("write error") {
+        true => Health::CannotWrite(words),
+        false => Health::Unwell(words),
+    }
+}
+
+/// A link of a site's server to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteLink {
+    /// Subjects that do not go out.
+    pub deny_exports: Vec<String>,
+    /// Subjects that do not come in.
+    pub deny_imports: Vec<String>,
+}
+
+/// How a server is joined to others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Links {
+    /// The links it is to have, by its configuration.
+    pub remotes: Vec<RemoteLink>,
+    /// Names of the servers it is joined to at this moment.
+    pub joined: Vec<String>,
+    /// Its own JetStream domain; empty without one.
+    pub domain: String,
+    /// Bytes its streams may hold together; absent where it decides by what is free at its start.
+    pub max_store_bytes: Option<u64>,
+}
+
+/// How the server at a monitoring address is joined to others.
+///
+/// # Errors
+/// That the pages cannot be read.
+pub async fn links(address: &str) -> Result<Links, CarryError> {
+    #[derive(Deserialize)]
+    struct Varz {
+        #[serde(default)]
+        leaf: Leaf,
+        #[serde(default)]
+        jetstream: JetStream,
+    }
+    #[derive(Deserialize, Default)]
+    struct Leaf {
+        #[serde(default)]
+        remotes: Vec<Remote>,
+    }
+    #[derive(Deserialize)]
+    struct Remote {
+        #[serde(default)]
+        deny: Deny,
+    }
+    #[derive(Deserialize, Default)]
+    struct Deny {
+        #[serde(default)]
+        exports: Vec<String>,
+        #[serde(default)]
+        imports: Vec<String>,
+    }
+    #[derive(Deserialize, Default)]
+    struct JetStream {
+        #[serde(default)]
+        config: Config,
+    }
+    #[derive(Deserialize, Default)]
+    struct Config {
+        #[serde(default)]
+        domain: String,
+        #[serde(default)]
+        max_storage: i64,
+    }
+    #[derive(Deserialize)]
+    struct Leafz {
+        #[serde(default)]
+        leafs: Vec<Joined>,
+    }
+    #[derive(Deserialize)]
+    struct Joined {
+        #[serde(default)]
+        name: String,
+    }
+    let (varz, leafz): (Varz, Leafz) = (page(address, "varz").await?, page(address, "leafz").await?);
+    let remotes = varz.leaf.remotes.into_iter();
+    Ok(Links {
+        remotes: remotes
+            .map(|Remote { deny }| RemoteLink { deny_exports: deny.exports, deny_imports: deny.imports })
+            .collect(),
+        joined: leafz.leafs.into_iter().map(|leaf| leaf.name).collect(),
+        domain: varz.jetstream.config.domain,
+        max_store_bytes: u64::try_from(varz.jetstream.config.max_storage).ok(),
+    })
+}
+
+/// How many of the connections that the server at a monitoring address closed lately were closed for a message above its
+/// limit; absent where the pages cannot be read.
+pub async fn too_large(address: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Connz {
+        #[serde(default)]
+        connections: Vec<Closed>,
+    }
+    #[derive(Deserialize)]
+    struct Closed {
+        #[serde(default)]
+        reason: String,
+    }
+    let closed: Connz = page(address, &format!("connz?state=closed&sort=stop&limit={CLOSED}")).await.ok()?;
+    let for_size = closed.connections.iter().filter(|closed| closed.reason == "Maximum Message Payload Exceeded");
+    Some(for_size.count() as u64)
+}
+
+async fn page<P: DeserializeOwned>(address: &str, path: &str) -> Result<P, CarryError> {
+    let url = format!("{}/{path}", address.trim_end_matches('/'));
+    let what = format!("reading {}/{path}", without_credentials(address));
+    let read = async {
+        let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
+        let mut answer = client.get(&url).send().await?.error_for_status()?;
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            if body.len() + chunk.len() > MAX_PAGE_BYTES {
+                break;
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok::<_, reqwest::Error>(body)
+    };
+    let body = read.await.map_err(CarryError::broker(what.clone()))?;
+    serde_json::from_slice(&body).map_err(CarryError::broker(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_cannot_be_written_is_told_from_other_ills() {
+        let answer = |code: &str, body: &str| health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
+        assert_eq!(answer("200 OK", r#"{"status":"ok"}"#), Health::Well);
+        let full = r#"{"status":"unavailable","status_code":503,"error":"JetStream stream '$G > IMAGES' write error: write /s/1.blk: no space left on device"}"#;
+        assert!(matches!(answer("503 Service Unavailable", full), Health::CannotWrite(_)));
+        let starting = r#"{"status":"unavailable","error":"JetStream is not current"}"#;
+        assert!(matches!(answer("503 Service Unavailable", starting), Health::Unwell(_)));
+        assert!(matches!(health(""), Health::Unwell(_)));
+    }
+}
