@@ -164,6 +164,8 @@ pub async fn too_large(address: &str) -> Option<u64> {
 async fn page<P: DeserializeOwned>(address: &str, path: &str) -> Result<P, CarryError> {
     let url = format!("{}/{path}", address.trim_end_matches('/'));
     let what = format!("reading {}/{path}", without_credentials(address));
+    // The client takes the process's provider also where nothing is encrypted, and panics without one.
+    let _already_set = rustls::crypto::ring::default_provider().install_default();
     let read = async {
         let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
         let mut answer = client.get(&url).send().await?.error_for_status()?;

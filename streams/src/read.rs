@@ -77,7 +77,7 @@ pub struct Level {
 }
 
 /// How far a durable consumer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Progress {
     /// Messages not yet delivered.
     pub pending: u64,
@@ -123,6 +123,27 @@ pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
         last_sequence: info.state.last_sequence,
         gaps: info.state.deleted_count.unwrap_or(0),
     })
+}
+
+/// What somebody may have done to a durable consumer by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerState {
+    /// Its name.
+    pub name: String,
+    /// Whether it delivers nothing for now.
+    pub paused: bool,
+}
+
+/// The consumers of a stream.
+pub async fn consumer_states(bus: &Bus, stream: &str) -> Result<Vec<ConsumerState>, CarryError> {
+    let found = open(bus, stream).await?;
+    let mut consumers = found.consumers();
+    let mut states = Vec::new();
+    while let Some(info) = consumers.next().await {
+        let info = info.map_err(CarryError::broker(format!("listing the consumers of {stream}")))?;
+        states.push(ConsumerState { paused: info.paused, name: info.name });
+    }
+    Ok(states)
 }
 
 /// What the server's clock says, nanoseconds since the epoch, in the middle of a question that took so long.

@@ -90,6 +90,14 @@ impl Worker {
         Ok(())
     }
 
+    /// The most memory it ever had, MiB; 0 if the system does not say.
+    pub fn peak_memory_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
+        kib.unwrap_or(0) / 1024
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.id().cast_signed()), signal).with_context(|| format!("{signal} to {}", self.name))

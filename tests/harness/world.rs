@@ -204,7 +204,14 @@ impl World {
 
     /// Starts a janitor that looks every second.
     pub fn janitor(&mut self, name: &str, site: usize) -> anyhow::Result<&mut Worker> {
-        self.worker(name, "janitor", site, &["--set".into(), "janitor.every_s=1".into()])
+        self.janitor_with(name, site, &[])
+    }
+
+    /// Starts a janitor that looks every second, with more settings, as `key=value`.
+    pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
+        let mut options = vec!["--set".into(), "janitor.every_s=1".into()];
+        options.extend(more.iter().flat_map(|pair| ["--set".into(), pair.clone()]));
+        self.worker(name, "janitor", site, &options)
     }
 
     /// Starts a verifier.

@@ -9,6 +9,7 @@ mod bounds;
 mod common;
 mod deploy;
 mod faults;
+mod ground;
 mod image_walk;
 mod interop;
 mod layering;

@@ -111,8 +111,12 @@ impl World {
         let (site, camera) = subject::read_image(&record.subject).unwrap();
         let stored = Stored { site, camera, sequence, stored_at_ns: record.stored_at_ns };
         let headers = record.headers.clone();
-        Task::read(&stored, |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()), &record.payload)
-            .unwrap()
+        Task::read(
+            &stored,
+            |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()),
+            &record.payload,
+        )
+        .unwrap()
     }
 }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Beat, LinkReport, SiteName};
+use schemas::{Beat, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet::Fleet;
 use streams::read::{self, Level, Progress};
 use streams::server::{self, Durability};
-use streams::{Bus, CarryError, topology};
+use streams::{Bus, CarryError, refusal, topology};
 
 use crate::settings::Settings;
 use crate::site::Site;
@@ -41,8 +41,19 @@ pub struct Status {
     pub link_rtt_ms: Option<f64>,
     /// The link in full, as the courier measures it.
     pub link: Option<LinkReport>,
+    /// Stored images and their outcomes, as the janitor counts them; absent without a janitor.
+    pub outcomes: Option<OutcomeReport>,
+    /// When the oldest image was stored that recognizers have not acknowledged, milliseconds since the epoch; absent when
+    /// there is none.
+    pub oldest_unanswered_at_ms: Option<u64>,
+    /// How far this machine's clock is ahead of the server's, milliseconds, negative where it is behind.
+    pub clock_ahead_ms: Option<i64>,
+    /// What is wrong with streams and consumers, in words, each with what to do.
+    pub faults: Vec<String>,
     /// The site's dead letters; with site and cloud on one server, those of both.
     pub dead_letters: u64,
+    /// Whether the workers' heartbeats could be read.
+    pub workers_known: bool,
     /// Workers at the site that gave a sign of life.
     pub workers: Vec<Beat>,
     /// The cloud.
@@ -101,7 +112,7 @@ pub enum Cloud {
 pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
-    let (images, recognized, answers, promises, outbox, dead, workers, cloud) = tokio::join!(
+    let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms, consumers) = tokio::join!(
         read::level(bus, topology::IMAGES),
         read::progress(bus, topology::IMAGES, &recognizer),
         read::level(bus, topology::ANSWERS),
@@ -110,8 +121,35 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
         read::level(bus, topology::DEAD),
         alive(bus),
         cloud(site),
+        clock::align(bus),
+        read::consumer_states(bus, topology::IMAGES),
     );
-    let (outbox, promises, workers, cloud) = (outbox?, promises?, workers?, cloud?);
+    let mut faults = Vec::new();
+    // Whatever cannot be read leaves its place empty; the rest of the screen is of use all the same.
+    let mut told = Told { faults: &mut faults };
+    let images = told.or_nothing(images, nothing());
+    let recognized = told.or_nothing(recognized, Progress::default());
+    let answers = told.or_nothing(answers, nothing());
+    let promises = told.or_nothing(promises, Progress::default());
+    let outbox = told.or_nothing(outbox, nothing());
+    let dead = told.or_nothing(dead, nothing());
+    let workers = match workers {
+        Ok(workers) => Some(workers),
+        Err(error) => {
+            let why = runtime::fault::chain(&error);
+            told.faults.push(format!(
+                "Heartbeats cannot be read ({why}), so nothing is known of the workers: `tributary setup` creates what is missing."
+            ));
+            None
+        }
+    };
+    let known = workers.is_some();
+    let workers = workers.unwrap_or_default();
+    let cloud = told.or_nothing(cloud, Cloud::Silent);
+    if let Ok(Some(reason)) = refusal::reason(bus).await {
+        faults.push(format!("New images are refused: {reason}."));
+    }
+    faults.extend(paused(&consumers.unwrap_or_default(), &recognizer));
     let now_ms = clock::now_ms();
     let courier = workers.iter().find(|beat| beat.role == "courier");
     Ok(Status {
@@ -122,18 +160,60 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
             version: bus.server_version(),
             durability: site.store(settings).and_then(|store| server::durability(&store)),
         },
-        images: queue(images?, recognized?, &workers, "recognizer"),
-        answers: answers?,
+        oldest_unanswered_at_ms: oldest_unanswered(bus, &images, &recognized).await,
+        outcomes: workers.iter().find_map(|beat| beat.outcomes.clone()),
+        clock_ahead_ms: clock_ahead_ms.ok(),
+        faults,
+        workers_known: known,
+        images: queue(images, recognized, &workers, "recognizer"),
+        answers,
         provisional: (promises.pending + promises.unacked).min(under_way(&outbox, &cloud)),
-        outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await?,
+        outbox_oldest_ms: oldest_ms(bus, &outbox, now_ms).await.unwrap_or_default(),
         outbox: Queue { level: outbox, waiting: outbox.messages, held: 0, queued_s: None },
         link_up: courier.map(|courier| courier.link_rtt_ms.is_some()),
         link_rtt_ms: courier.and_then(|courier| courier.link_rtt_ms),
         link: courier.and_then(|courier| courier.link),
-        dead_letters: dead?.messages,
+        dead_letters: dead.messages,
         workers,
         cloud,
     })
+}
+
+/// Collects what could not be read.
+struct Told<'a> {
+    faults: &'a mut Vec<String>,
+}
+
+impl Told<'_> {
+    fn or_nothing<T>(&mut self, read: Result<T, CarryError>, nothing: T) -> T {
+        read.unwrap_or_else(|error| {
+            self.faults.push(format!("{}.", runtime::fault::chain(&error)));
+            nothing
+        })
+    }
+}
+
+fn nothing() -> Level {
+    Level { messages: 0, bytes: 0, max_bytes: 0, first_sequence: 0, last_sequence: 0, gaps: 0 }
+}
+
+/// What is said of consumers that deliver nothing because somebody told them so. Pure.
+fn paused(consumers: &[read::ConsumerState], recognizer: &str) -> Option<String> {
+    let paused = consumers.iter().find(|consumer| consumer.name == recognizer && consumer.paused)?;
+    Some(format!(
+        "Consumer {} on IMAGES is paused, so no image reaches a recognizer: resume it (`nats consumer resume IMAGES {}`).",
+        paused.name, paused.name
+    ))
+}
+
+/// When the first image above the recognizers' floor was stored.
+async fn oldest_unanswered(bus: &Bus, images: &Level, recognized: &Progress) -> Option<u64> {
+    let sequence = (recognized.floor + 1).max(images.first_sequence);
+    if images.messages == 0 || sequence > images.last_sequence {
+        return None;
+    }
+    let record = read::at(bus, topology::IMAGES, sequence).await.ok()??;
+    u64::try_from(record.stored_at_ns / 1_000_000).ok()
 }
 
 async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {

@@ -13,6 +13,7 @@ pub fn text(status: &Status) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
+    row("oldest", oldest(status));
     row(
         "answers",
         format!("{} stored; {} provisional without a final one", status.answers.messages, status.provisional),
@@ -65,6 +66,24 @@ fn work(queue: &Queue) -> String {
 
 fn images(images: &Queue) -> String {
     format!("{} stored ({}); {}", images.level.messages, room(images), work(images))
+}
+
+/// The oldest image without a final answer, always.
+fn oldest(status: &Status) -> String {
+    let ago = |at_ms: u64| form::span(status.at_ms.saturating_sub(at_ms) as f64);
+    match (&status.outcomes, status.oldest_unanswered_at_ms) {
+        (Some(outcomes), _) => match (outcomes.oldest_sequence, outcomes.oldest_at_ms) {
+            (Some(sequence), at_ms) => format!(
+                "image {sequence} has no final answer{}; {} have none, {} of them a provisional one",
+                at_ms.map(|at_ms| format!(" for {}", ago(at_ms))).unwrap_or_default(),
+                outcomes.open,
+                outcomes.provisional
+            ),
+            (None, _) => "every stored image has its final answer".into(),
+        },
+        (None, Some(at_ms)) => format!("an image waits for {}; no janitor counts outcomes", ago(at_ms)),
+        (None, None) => "no image waits for a recognizer; no janitor counts outcomes".into(),
+    }
 }
 
 fn outbox(status: &Status) -> String {
@@ -217,7 +236,12 @@ fn workers(status: &Status) -> String {
 fn wrong(status: &Status) -> Vec<String> {
     let site = &status.site;
     let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
-    let mut wrong = Vec::new();
+    let mut wrong = status.faults.clone();
+    wrong.extend(wrong_with_outcomes(status));
+    wrong.extend(wrong_clocks(status));
+    if !status.workers_known {
+        return wrong;
+    }
     if !has("recognizer") {
         wrong.push(format!(
             "No recognizer gives a sign of life, so images wait: start one with `tributary recognizer --model DIR --site {site}`."
@@ -258,6 +282,54 @@ fn wrong(status: &Status) -> Vec<String> {
     wrong
 }
 
+/// An image is recognized in far less; a provisional answer may wait for its verdict.
+const LATE_MS: u64 = 60_000;
+/// Clocks that differ by less are as good as one.
+const CLOCK_MS: i64 = 2_000;
+
+fn wrong_with_outcomes(status: &Status) -> Vec<String> {
+    let Some(outcomes) = &status.outcomes else { return Vec::new() };
+    let mut wrong = Vec::new();
+    let waits_ms = outcomes.oldest_at_ms.map_or(0, |at_ms| status.at_ms.saturating_sub(at_ms));
+    if outcomes.open > outcomes.provisional && waits_ms > LATE_MS && status.images.waiting == 0 {
+        wrong.push(format!(
+            "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
+            outcomes.oldest_sequence.unwrap_or_default(),
+            form::span(waits_ms as f64)
+        ));
+    }
+    if outcomes.gaps > 0 {
+        wrong.push(format!(
+            "{} are gone from the middle of IMAGES, and nothing of ours removed them: look for errors of the disk, and for messages deleted by hand.",
+            form::count(outcomes.gaps, "image")
+        ));
+    }
+    if let Some(too_large @ 1..) = outcomes.too_large {
+        wrong.push(format!(
+            "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
+            if too_large == 1 { "1 connection was".into() } else { format!("{too_large} connections were") },
+            form::size(schemas::limits::MAX_MESSAGE_BYTES as u64)
+        ));
+    }
+    wrong
+}
+
+/// Clocks that are not the server's. Deadlines go by the server's clock all the same; what is read elsewhere does not.
+fn wrong_clocks(status: &Status) -> Vec<String> {
+    let off = |ahead_ms: i64| {
+        let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        format!("{} {way}", form::span(ahead_ms.unsigned_abs() as f64))
+    };
+    let workers = all_workers(status).filter_map(|beat| {
+        let ahead_ms = beat.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS)?;
+        let (role, worker) = (form::plain(&beat.role), form::plain(&beat.worker));
+        Some(format!("The clock of {role} {worker} is {} its server's: set one of them right (NTP).", off(ahead_ms)))
+    });
+    let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
+    let here = here.map(|ahead_ms| format!("This machine's clock is {} the server's: set one of them right (NTP).", off(ahead_ms)));
+    workers.chain(here).collect()
+}
+
 fn wrong_in_cloud(status: &Status, verifier: bool) -> Option<String> {
     match (&status.cloud, status.link_up) {
         (Cloud::Silent, _) | (Cloud::Here { .. }, Some(false)) => {
@@ -293,6 +365,8 @@ fn mixed(status: &Status, role: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use schemas::OutcomeReport;
+
     use super::super::gather::ServerState;
     use super::*;
     use streams::read::Level;
@@ -320,6 +394,11 @@ mod tests {
             link_rtt_ms: Some(1.0),
             link: None,
             dead_letters: 0,
+            outcomes: None,
+            oldest_unanswered_at_ms: None,
+            clock_ahead_ms: None,
+            faults: Vec::new(),
+            workers_known: true,
             workers: roles.iter().map(beat).collect(),
             cloud: Cloud::Here {
                 shared: true,
@@ -346,6 +425,27 @@ mod tests {
             let wrong = wrong(&status(&roles));
             assert!(wrong.len() == 1 && wrong[0].contains(&format!("`tributary {missing}")), "{missing}: {wrong:?}");
         }
+    }
+
+    #[test]
+    fn refused_images_gaps_odd_clocks_and_what_cannot_be_read_are_said() {
+        let outcomes = OutcomeReport {
+            open: 2,
+            oldest_sequence: Some(7),
+            oldest_at_ms: Some(0),
+            gaps: 3,
+            too_large: Some(1),
+            ..OutcomeReport::default()
+        };
+        let mut status = Status { outcomes: Some(outcomes), at_ms: 90_000, ..status(&ALL) };
+        status.images.waiting = 0;
+        status.workers[0].clock_ahead_ms = Some(7_200_000);
+        status.faults = vec!["New images are refused: only 9 MiB are free".into()];
+        let wrong = wrong(&status).join("\n");
+        for part in ["refused: only 9 MiB", "3 images are gone", "2.0 h ahead of", "1 connection was", "Image 7"] {
+            assert!(wrong.contains(part), "{part:?} is not in {wrong}");
+        }
+        assert!(text(&status).contains("image 7 has no final answer for"));
     }
 
     #[test]
