@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
+use crate::dead::FaultNote;
 use crate::id::{ReleaseId, SiteName};
 use crate::update::Measured;
 
@@ -33,6 +34,9 @@ pub struct Beat {
     /// server said what time it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ahead_ms: Option<i64>,
+    /// What it found wrong with what it works on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultNote>,
     /// Of a janitor: images and their outcomes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomeReport>,
@@ -85,6 +89,7 @@ impl Beat {
             scale: None,
             clock_ahead_ms: None,
             outcomes: None,
+            faults: Vec::new(),
             cost_ms: None,
             model: None,
             release: None,

@@ -48,7 +48,7 @@ pub enum CarryError {
     },
     /// The server's disk is too small for all limits together.
     #[error(
-        "{what} cannot be created: it may hold {wanted_mib} MiB, and with all others that is more than the server's disk has room for: free some, or lower streams.images_max_mib and its like (`tributary config --show`)"
+        "{what} cannot be created: it may hold {wanted_mib} MiB, and with all others that is more than the server may store (max_file_store, the account's limit, or what was free on the disk when it started): raise that, or lower streams.images_max_mib and its like (`tributary config --show`)"
     )]
     NoRoom {
         /// The stream.

@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod blobs;
+pub mod checkup;
 pub mod connect;
 pub mod error;
 pub mod fleet;

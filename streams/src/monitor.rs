@@ -58,6 +58,16 @@ pub fn health(answer: &str) -> Health {
     }
 }
 
+/// What the server at a monitoring address says of its health; absent when it does not answer.
+pub async fn health_at(address: &str) -> Option<Health> {
+    let _already_set = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().ok()?;
+    let answer = client.get(format!("{}/healthz", address.trim_end_matches('/'))).send().await.ok()?;
+    let code = answer.status().as_u16();
+    let body = answer.text().await.ok()?;
+    Some(health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
+}
+
 /// A link of a site's server to another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteLink {

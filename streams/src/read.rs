@@ -125,6 +125,14 @@ pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
     })
 }
 
+/// What a stream was made to forbid by hand: `deny_purge`, `deny_delete` or `sealed`.
+pub async fn forbids(bus: &Bus, stream: &str) -> Result<Option<&'static str>, CarryError> {
+    let info = bus.js.get_stream(stream).await.map_err(|error| absent(error, format!("stream {stream}")))?;
+    let config = &info.cached_info().config;
+    let flags = [("deny_purge", config.deny_purge), ("deny_delete", config.deny_delete), ("sealed", config.sealed)];
+    Ok(flags.into_iter().find(|(_, set)| *set).map(|(name, _)| name))
+}
+
 /// What somebody may have done to a durable consumer by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerState {

@@ -345,7 +345,9 @@ pub async fn serve(settings: ServerSettings) -> anyhow::Result<Server> {
 /// Connects to a server and creates what its place wants.
 pub async fn set_up(server: &Server, place: &Place, streams: &StreamSettings) -> anyhow::Result<Bus> {
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await?;
-    topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await?;
+    for finding in topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await? {
+        anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
+    }
     server.settle()?;
     Ok(bus)
 }

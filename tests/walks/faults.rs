@@ -180,12 +180,13 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
     // Lost: its slot is emptied. Doubled: one more beside it. Mixed up: another picture's answer.
     let (lost, doubled, mixed) = (slot(tasks[0]).await, slot(tasks[1]).await, slot(tasks[2]).await);
     read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
-    let second = Publication::with_id(doubled.subject, doubled.payload, "second");
+    let outcome = |slot: &str| slot.replacen("answer.final.", "outcome.", 1);
+    let second = Publication::with_id(outcome(&doubled.subject), doubled.payload, "second");
     anew.publish(&second).await.unwrap();
     let mut other: Answer = decode(&mixed.payload).unwrap();
     other.confidence = Some(0.123);
     read::delete(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
-    anew.publish(&Publication::first(mixed.subject, encode(&other).unwrap())).await.unwrap();
+    anew.publish(&Publication::first(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
     let violations = oracle.judge(&world.cloud, Duration::from_secs(3)).await.unwrap().violations.join("\n");
     for (task, what) in [(tasks[0], "has no outcome"), (tasks[1], "has 2 final answers"), (tasks[2], "expected")] {
         let noticed = violations.lines().any(|line| line.contains(&task.to_string()) && line.contains(what));

@@ -132,7 +132,8 @@ fn beat_outcomes() -> Beat {
         refusing: Some("only 99 MiB are free".into()),
         too_large: Some(5),
     };
-    Beat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), ..beat() }
+    let faults = vec![note()];
+    Beat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
 }
 
 fn beat() -> Beat {
@@ -147,6 +148,7 @@ fn beat() -> Beat {
         scale: None,
         clock_ahead_ms: None,
         outcomes: None,
+        faults: Vec::new(),
         cost_ms: Some(0.75),
         model: Some("fashion-light".into()),
         release: Some(ReleaseId::from_sha256([1; 32])),

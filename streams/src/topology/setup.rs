@@ -31,6 +31,8 @@ pub enum State {
     Updated(Vec<Difference>),
     /// It differs and was left alone.
     Differs(Vec<Difference>),
+    /// It could not be looked up, made or changed; the words of the server.
+    Refused(String),
     /// It does not exist.
     Missing,
 }
@@ -53,23 +55,46 @@ pub enum Mend {
     Nothing,
     /// Create what is missing, report what differs.
     Missing,
-    /// Create what is missing and change what differs.
+    /// Create what is missing and change what differs, but for limits and replicas that are higher than wanted: lowering
+    /// those drops messages or copies of them.
     Everything,
+    /// Lower them, too.
+    AndLower,
 }
 
-/// Makes what the plan wants exist, and says what was there; doing it twice is doing it once.
+/// Makes what the plan wants exist, and says what was there; doing it twice is doing it once. Goes on after what the server
+/// refuses.
+///
+/// # Errors
+/// That the server is away.
 pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
     let mut findings = Vec::new();
     for wanted in &plan.streams {
-        let state = stream(bus, wanted, mend).await?;
+        let state = refused(bus, stream(bus, wanted, mend).await)?;
         findings.push(Finding { what: format!("stream {}", wanted.name), state });
     }
     for (stream, wanted) in &plan.consumers {
-        let state = consumer(bus, stream, wanted, mend).await?;
+        let state = refused(bus, consumer(bus, stream, wanted, mend).await)?;
         let name = wanted.durable_name.clone().unwrap_or_default();
         findings.push(Finding { what: format!("consumer {name} on {stream}"), state });
     }
     Ok(findings)
+}
+
+/// What the server refuses is a finding, as long as it is there to refuse the next.
+fn refused(bus: &Bus, state: Result<State, CarryError>) -> Result<State, CarryError> {
+    match state {
+        Err(error) if bus.connected() => {
+            let mut words = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(inner) = cause {
+                words.push_str(&format!(": {inner}"));
+                cause = inner.source();
+            }
+            Ok(State::Refused(words))
+        }
+        other => other,
+    }
 }
 
 /// What the plan wants and the server has otherwise; changes nothing.
@@ -103,15 +128,40 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
-    let differences = differences(wanted, &found);
+    let wanted = match mend {
+        Mend::AndLower => wanted.clone(),
+        Mend::Nothing | Mend::Missing | Mend::Everything => kept_as_high(wanted, &found),
+    };
+    let differences = differences(&wanted, &found);
     if differences.is_empty() {
         return Ok(State::Same);
     }
-    if mend != Mend::Everything {
+    if matches!(mend, Mend::Nothing | Mend::Missing) {
         return Ok(State::Differs(differences));
     }
-    bus.js.update_stream(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    bus.js.update_stream(wanted).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(State::Updated(differences))
+}
+
+/// What is wanted, but with the limits and replicas that the server has where those are higher: somebody raised them,
+/// and lowering them drops messages, or copies of them. Pure.
+fn kept_as_high(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
+    // Below 1 is no limit.
+    let limit = |wanted: i64, found: i64| if wanted > 0 && (found < 1 || found > wanted) { found } else { wanted };
+    let num_replicas = wanted.num_replicas.max(found.num_replicas);
+    StreamConfig {
+        num_replicas,
+        // Only a stream without replicas may write a moment later.
+        persist_mode: wanted.persist_mode.filter(|_| num_replicas == 1),
+        max_bytes: match found.max_bytes {
+            // A stream without a size is what nobody wants.
+            ..1 => wanted.max_bytes,
+            found => limit(wanted.max_bytes, found),
+        },
+        max_messages: limit(wanted.max_messages, found.max_messages),
+        max_age: if found.max_age.is_zero() { wanted.max_age } else { wanted.max_age.max(found.max_age) },
+        ..wanted.clone()
+    }
 }
 
 async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) -> Result<State, CarryError> {
@@ -122,6 +172,14 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) ->
         Err(error) => return Err(CarryError::broker(format!("looking up stream {stream}"))(error)),
     };
     let found = match on.consumer_info(&name).await {
+        Ok(info) if info.paused => {
+            let difference = Difference { setting: "paused".into(), wanted: false.into(), found: true.into() };
+            if matches!(mend, Mend::Nothing | Mend::Missing) {
+                return Ok(State::Differs(vec![difference]));
+            }
+            on.resume_consumer(&name).await.map_err(CarryError::broker(format!("resuming {what}")))?;
+            return Ok(State::Updated(vec![difference]));
+        }
         Ok(info) => info.config,
         Err(error) if error.to_string().contains("not found") => {
             if mend == Mend::Nothing {
@@ -137,7 +195,7 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) ->
     if differences.is_empty() {
         return Ok(State::Same);
     }
-    if mend != Mend::Everything {
+    if matches!(mend, Mend::Nothing | Mend::Missing) {
         return Ok(State::Differs(differences));
     }
     on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
@@ -153,6 +211,9 @@ fn is_absent(error: &async_nats::jetstream::context::GetStreamError) -> bool {
 /// may be none.
 const FORGETFUL: [&str; 4] = ["max_age", "max_msgs_per_subject", "max_msg_size", "max_deliver"];
 
+/// What a stream may not forbid where the plan does not: nothing could be cleared away.
+const FORBIDDING: [&str; 4] = ["deny_delete", "deny_purge", "sealed", "no_ack"];
+
 /// The settings a plan names and the server has otherwise. What the plan leaves at its default (no
 /// limit, nothing) is the server's business, except where it would lose messages.
 fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Difference> {
@@ -160,7 +221,10 @@ fn differences(wanted: &impl Serialize, found: &impl Serialize) -> Vec<Differenc
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
-    let (wanted, found) = (object(serde_json::to_value(wanted)), object(serde_json::to_value(found)));
+    let (mut wanted, found) = (object(serde_json::to_value(wanted)), object(serde_json::to_value(found)));
+    for flag in FORBIDDING.into_iter().filter(|flag| found.get(*flag) == Some(&true.into())) {
+        wanted.entry(flag).or_insert(false.into());
+    }
     let blank = |value: &serde_json::Value| match value {
         serde_json::Value::Null => true,
         serde_json::Value::Number(number) => number.as_i64().is_some_and(|number| number <= 0),
@@ -201,5 +265,21 @@ mod tests {
         let (wanted, found) = (wanted.into_consumer_config(), found.into_consumer_config());
         assert_eq!(names(differences(&wanted, &found)), ["max_deliver"]);
         assert!(differences(&wanted, &wanted).is_empty());
+    }
+
+    #[test]
+    fn what_somebody_raised_is_not_lowered_unasked_and_what_forbids_clearing_away_is_told() {
+        let mut wanted = file(IMAGES, Vec::new());
+        wanted.max_bytes = 100;
+        let raised = StreamConfig { max_bytes: 200, num_replicas: 3, ..wanted.clone() };
+        assert!(differences(&kept_as_high(&wanted, &raised), &raised).is_empty());
+        assert_eq!(differences(&wanted, &raised).len(), 2, "asked for, it is lowered");
+        let lower = StreamConfig { max_bytes: 50, ..wanted.clone() };
+        assert_eq!(kept_as_high(&wanted, &lower).max_bytes, 100);
+        let endless = StreamConfig { max_bytes: -1, ..wanted.clone() };
+        assert_eq!(kept_as_high(&wanted, &endless).max_bytes, 100);
+        let forbidding = StreamConfig { deny_purge: true, ..wanted.clone() };
+        let told = differences(&wanted, &forbidding);
+        assert_eq!(told.iter().map(|told| told.setting.as_str()).collect::<Vec<_>>(), ["deny_purge"]);
     }
 }

@@ -9,6 +9,7 @@ use schemas::task::{HEADER_IMAGE, HEADER_MESSAGE_ID, HEADER_TASK, Stored};
 use schemas::{CameraName, SiteName, Task, TaskId};
 use streams::read::{self, Reader, Record, Stretch};
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
+use tokio::time::Instant;
 
 use crate::outcomes::OutcomeIndex;
 
@@ -19,6 +20,8 @@ pub struct Audit {
     /// What the answers say.
     pub index: OutcomeIndex,
     answers_read: u64,
+    /// When it began, and how many images were redone since, until that was said.
+    pub begun: Option<(Instant, u64)>,
 }
 
 impl Audit {
@@ -34,7 +37,12 @@ impl Audit {
             let first = read::first_since(bus, topology::IMAGES, since_ns).await?;
             floor = first.map_or(images.last_sequence, |first| first.sequence - 1);
         }
-        Ok(Self { server, index: OutcomeIndex::after(floor), answers_read: answers.first_sequence.saturating_sub(1) })
+        Ok(Self {
+            server,
+            index: OutcomeIndex::after(floor),
+            answers_read: answers.first_sequence.saturating_sub(1),
+            begun: Some((Instant::now(), 0)),
+        })
     }
 
     /// Reads the answers that came since, headers only.

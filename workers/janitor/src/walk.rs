@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat};
-use schemas::{OutcomeReport, SiteName};
+use schemas::{FaultNote, OutcomeReport, SiteName};
+use streams::checkup::Checkup;
 use streams::read::{self, Level, Progress};
 use streams::{Bus, Publisher, monitor, refusal, server, sweep, topology};
 use tokio::time::Instant;
@@ -27,17 +28,28 @@ const PATIENCE_WITH_ANSWERS: Duration = Duration::from_secs(8);
 const MOST_AT_ONCE: usize = 1000;
 /// How often it is looked whether there is room on the disk.
 const LOOK_AT_DISK_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks whether streams, consumers and the link are as they should be.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
 /// How often it is looked for pieces of blobs that nobody finished, and how old they must be: an upload takes minutes.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const UNFINISHED_AFTER: Duration = Duration::from_secs(3600);
 
 /// Runs a site's janitor until it is told to stop.
-pub async fn run(bus: Bus, site: SiteName, settings: &JanitorSettings, shutdown: Shutdown) -> Result<(), Fault> {
+/// `cloud_domain`: the JetStream domain of the cloud as seen from the site, where it is another.
+pub async fn run(
+    bus: Bus,
+    site: SiteName,
+    settings: &JanitorSettings,
+    cloud_domain: Option<&str>,
+    shutdown: Shutdown,
+) -> Result<(), Fault> {
     let tally = Arc::new(Tally::default());
     let report = Mutex::new(OutcomeReport::default());
+    let faults = Mutex::new(Vec::new());
     let pulse = beat::Pulse::default();
     let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        beat.faults.clone_from(&faults.lock().unwrap_or_else(PoisonError::into_inner));
     });
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let mut janitor = Janitor {
@@ -72,7 +84,16 @@ pub async fn run(bus: Bus, site: SiteName, settings: &JanitorSettings, shutdown:
         ended
     };
     tracing::info!(role = ROLE, "started");
-    let (ended, (), ()) = tokio::join!(rounds, life, watch_disk(&bus, settings, &report, &shutdown));
+    let cloud = bus.in_domain(cloud_domain);
+    let checkup = Checkup {
+        bus: &bus,
+        cloud: cloud_domain.map(|_| &cloud),
+        cloud_domain,
+        site: &site,
+        monitor: settings.monitor.as_deref(),
+    };
+    let (disk, health) = (watch_disk(&bus, settings, &report, &shutdown), watch_health(&checkup, &faults, &shutdown));
+    let (ended, (), (), ()) = tokio::join!(rounds, life, disk, health);
     tracing::info!(role = ROLE, "stopped");
     ended
 }
@@ -143,11 +164,18 @@ impl Janitor<'_> {
             let turned = audit::redo(self.bus, &self.publisher, self.site, image).await?;
             audit.index.forget(image);
             self.tally.finished.fetch_add(u64::from(turned == Turned::Redone), Ordering::Relaxed);
+            if let Some((_, redone)) = &mut audit.begun {
+                *redone += u64::from(turned == Turned::Redone);
+            }
             self.say(|report| match turned {
                 Turned::Redone => report.redone += 1,
                 Turned::Duplicate => report.duplicates += 1,
                 Turned::Gone => {}
             });
+        }
+        // Everything that was missing at the start has been looked at by now.
+        if let Some((_, redone)) = audit.begun.take_if(|(at, _)| now - *at > 2 * PATIENCE_WITH_ANSWERS) {
+            tracing::info!(redone, "audit done");
         }
         let images = read::level(self.bus, topology::IMAGES).await?;
         self.tell(audit, &images).await
@@ -181,6 +209,28 @@ impl Janitor<'_> {
 
     fn say(&self, change: impl FnOnce(&mut OutcomeReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Looks for what is wrong, again and again; each fault is logged when it comes and when it goes.
+async fn watch_health(checkup: &Checkup<'_>, faults: &Mutex<Vec<FaultNote>>, shutdown: &Shutdown) {
+    let looking = async {
+        loop {
+            let now = checkup.look().await;
+            let before = std::mem::replace(&mut *faults.lock().unwrap_or_else(PoisonError::into_inner), now.clone());
+            let known = |notes: &[FaultNote], note: &FaultNote| notes.iter().any(|other| other.name == note.name);
+            for note in now.iter().filter(|note| !known(&before, note)) {
+                tracing::warn!(fault = note.name, reason = note.reason, remedy = note.remedy, "something is wrong");
+            }
+            for note in before.iter().filter(|note| !known(&now, note)) {
+                tracing::info!(fault = note.name, "is right again");
+            }
+            tokio::time::sleep(CHECK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        () = shutdown.wanted() => {}
     }
 }
 

@@ -187,5 +187,5 @@ pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
     let settings = &loaded.settings;
     let (bus, _) = connect(loaded, "janitor").await?;
     let site = settings.site.clone();
-    ended("janitor", janitor::run(bus, site, &settings.janitor, shutdown).await)
+    ended("janitor", janitor::run(bus, site, &settings.janitor, settings.nats.cloud_domain.as_deref(), shutdown).await)
 }

@@ -1,5 +1,6 @@
 //! `tributary setup`: create what is missing, report what differs.
 
+use anyhow::bail;
 use runtime::settings::Loaded;
 use schemas::SiteName;
 use streams::topology::{self, Finding, Mend, Place, State};
@@ -32,6 +33,9 @@ pub struct SetupArgs {
     /// Change what differs as well; without it, differences are only reported.
     #[arg(long)]
     apply: bool,
+    /// With --apply, lower limits and replicas as well where the server has higher ones; this drops messages.
+    #[arg(long, requires = "apply")]
+    lower: bool,
     /// Print the findings as JSON.
     #[arg(long)]
     json: bool,
@@ -47,9 +51,17 @@ pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Res
         [] => (bus, Place::Site(name), String::new()),
         sites => (cloud, Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
     };
-    let mend = if args.apply { Mend::Everything } else { Mend::Missing };
+    let mend = match (args.apply, args.lower) {
+        (true, true) => Mend::AndLower,
+        (true, false) => Mend::Everything,
+        (false, _) => Mend::Missing,
+    };
     let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
-    print(&findings, &flag, args.json)
+    print(&findings, &flag, args.json)?;
+    match findings.iter().filter(|finding| matches!(finding.state, State::Refused(_))).count() {
+        0 => Ok(()),
+        refused => bail!("the server refused {refused} of {}; the rest is as said above", findings.len()),
+    }
 }
 
 fn print(findings: &[Finding], flag: &str, json: bool) -> anyhow::Result<()> {
@@ -62,6 +74,7 @@ fn print(findings: &[Finding], flag: &str, json: bool) -> anyhow::Result<()> {
             State::Same => out::line(format_args!("same      {what}"))?,
             State::Created => out::line(format_args!("created   {what}"))?,
             State::Missing => out::line(format_args!("missing   {what}"))?,
+            State::Refused(why) => out::line(format_args!("refused   {what}: {}", form::plain(why)))?,
             State::Updated(differences) | State::Differs(differences) => {
                 differs |= matches!(state, State::Differs(_));
                 let word = if matches!(state, State::Differs(_)) { "differs" } else { "changed" };

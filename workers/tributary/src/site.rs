@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use runtime::settings::Loaded;
-use schemas::SiteName;
+use schemas::{FaultNote, SiteName};
 use serde::{Deserialize, Serialize};
+use streams::checkup::Checkup;
 use streams::{Bus, NatsSettings};
 
 use crate::settings::Settings;
@@ -87,6 +88,24 @@ impl Site {
         let up = self.up.as_ref()?;
         let name = if up.cloud_domain.is_some() { self.name.as_str() } else { ALONE };
         Some(settings.up.store.join(name))
+    }
+}
+
+impl Site {
+    /// Everything that is wrong with its server, streams and link.
+    pub async fn look(&self, settings: &Settings) -> Vec<FaultNote> {
+        let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
+        let monitor = settings.janitor.monitor.as_deref().or(running.map(|site| site.monitor.as_str()));
+        let domain = self.nats.cloud_domain.as_deref();
+        Checkup {
+            bus: &self.bus,
+            cloud: domain.map(|_| &self.cloud),
+            cloud_domain: domain,
+            site: &self.name,
+            monitor: monitor.filter(|address| !address.is_empty()),
+        }
+        .look()
+        .await
     }
 }
 

@@ -180,7 +180,9 @@ fn start_site(
     let (bus, name, mut chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if cloud_domain.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
-    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, stop).await) });
+    let domain = cloud_domain.map(str::to_owned);
+    roles
+        .spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, domain.as_deref(), stop).await) });
 }
 
 /// The site's own name, or `NAME-1` … for several.
@@ -258,6 +260,9 @@ fn running(names: &[SiteName], servers: &Servers) -> Running {
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
     for finding in topology::setup(bus, &topology::plan(place, &settings.streams), Mend::Missing).await? {
+        if let State::Refused(why) = &finding.state {
+            anyhow::bail!("{} cannot be set up: {why}", finding.what);
+        }
         if let State::Differs(differences) = &finding.state {
             for difference in differences {
                 tracing::warn!(

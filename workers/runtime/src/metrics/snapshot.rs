@@ -6,7 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{Beat, LinkReport};
+use schemas::{Beat, LinkReport, OutcomeReport};
 
 use super::queues::Queues;
 use crate::{clock, process};
@@ -76,6 +76,31 @@ pub(super) fn of(beats: &[Beat], queues: &Queues) -> Registry {
     sheet.registry()
 }
 
+fn outcomes(sheet: &mut Sheet, site: &str, outcomes: &OutcomeReport) {
+    let here = [("site", site)];
+    let oldest_s = outcomes.oldest_at_ms.map_or(0.0, |at_ms| clock::now_ms().saturating_sub(at_ms) as f64 / 1000.0);
+    let gauges = [
+        ("tributary_images_open", "Stored images without a final answer", outcomes.open as f64),
+        ("tributary_image_oldest_open_seconds", "Age of the oldest image without a final answer", oldest_s),
+        ("tributary_image_gaps", "Images gone from the archive that nobody here removed", outcomes.gaps as f64),
+        (
+            "tributary_images_refused",
+            "1 while new images are refused",
+            f64::from(u8::from(outcomes.refusing.is_some())),
+        ),
+    ];
+    gauges.into_iter().for_each(|(name, help, value)| sheet.gauge(name, help, &here, value));
+    if let Some(free) = outcomes.disk_free_bytes {
+        sheet.gauge("tributary_disk_free_bytes", "Bytes free on the server's disk", &here, free as f64);
+    }
+    if let Some(too_large) = outcomes.too_large {
+        let help = "Connections that the server closed lately for a message above its limit";
+        sheet.gauge("tributary_connections_closed_for_size", help, &here, too_large as f64);
+    }
+    sheet.counter("tributary_images_redone", "Acknowledged images that had no outcome", &here, outcomes.redone as f64);
+    sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
+}
+
 fn worker(sheet: &mut Sheet, beat: &Beat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
@@ -92,6 +117,17 @@ fn worker(sheet: &mut Sheet, beat: &Beat) {
     if let Some(since_ms) = beat.release_since_ms {
         let age_s = clock::now_ms().saturating_sub(since_ms) as f64 / 1000.0;
         sheet.gauge("tributary_release_age_seconds", "For how long the release is run", &who, age_s);
+    }
+    if let Some(ahead_ms) = beat.clock_ahead_ms {
+        let help = "How far the worker's clock is ahead of its server's";
+        sheet.gauge("tributary_clock_ahead_seconds", help, &who, ahead_ms as f64 / 1000.0);
+    }
+    for fault in &beat.faults {
+        let labels = [who[0], who[1], ("fault", fault.name.as_str())];
+        sheet.gauge("tributary_fault", "What a worker finds wrong at the moment", &labels, 1.0);
+    }
+    if let Some(outcomes) = &beat.outcomes {
+        self::outcomes(sheet, site, outcomes);
     }
     if let Some(decision) = &beat.decision {
         let admits = [

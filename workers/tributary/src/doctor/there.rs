@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use schemas::FaultNote;
 use schemas::limits::MAX_MESSAGE_BYTES;
 use streams::fleet::Fleet;
 use streams::server::{self, Durability};
@@ -25,6 +26,8 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
     let mut checks = vec![reached(site), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
     checks.push(wait(&site.bus, settings).await);
+    checks.extend(found_wrong(site, settings).await);
+    checks.push(clock(site).await);
     let shared = site.nats.cloud_domain.is_none();
     let both = shared && read::level(&site.bus, topology::VERIFY).await.is_ok();
     let (place, flag) = match both {
@@ -42,6 +45,50 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// What `status` and the janitor's metric say, too.
+async fn found_wrong(site: &Site, settings: &Settings) -> Vec<Check> {
+    let faults = site.look(settings).await;
+    let known = settings.janitor.monitor.is_some() || site.up.is_some();
+    let mut checks: Vec<Check> = faults.into_iter().map(check_of).collect();
+    if !known && site.nats.cloud_domain.is_some() {
+        checks.push(Check::warn(
+            "link rules",
+            "unknown: what a link lets through stands in the server's monitoring pages, and their address is not set",
+            "set janitor.monitor, for example to http://127.0.0.1:8222",
+        ));
+    } else if checks.is_empty() && site.nats.cloud_domain.is_some() {
+        checks.push(Check::ok("link rules", "what belongs to the site stays there"));
+    }
+    checks
+}
+
+fn check_of(fault: FaultNote) -> Check {
+    let check = Check::bad(fault.name.replace('_', " "), fault.reason, fault.remedy);
+    match fault.name.as_str() {
+        "link_lets_through" => check.breaks("images and acknowledgements stay at their site"),
+        "consumer_paused" | "consumer_missing" => check.breaks("every task ends in an answer or a dead letter"),
+        _ => check,
+    }
+}
+
+/// Whether this machine's clock is the server's.
+async fn clock(site: &Site) -> Check {
+    const MOST_MS: i64 = 2_000;
+    match runtime::clock::align(&site.bus).await {
+        Ok(ahead_ms) if ahead_ms.abs() > MOST_MS => Check::warn(
+            "clock",
+            format!(
+                "{} {} the server's",
+                form::span(ahead_ms.unsigned_abs() as f64),
+                if ahead_ms > 0 { "ahead of" } else { "behind" }
+            ),
+            "set one of the two right (NTP); deadlines go by the server's",
+        ),
+        Ok(_) => Check::ok("clock", "as the server's"),
+        Err(error) => Check::warn("clock", runtime::fault::chain(&error), "run `tributary setup`"),
+    }
 }
 
 fn reached(site: &Site) -> Check {
@@ -184,6 +231,9 @@ fn differences(finding: &Finding, flag: &str) -> Vec<Check> {
         topology::State::Differs(differences) => {
             differences.iter().map(|difference| differs(what, difference, flag)).collect()
         }
+        topology::State::Refused(why) => {
+            vec![Check::bad(what, why.clone(), "see whether its server is up; then `tributary setup`")]
+        }
         topology::State::Same | topology::State::Created | topology::State::Updated(_) => Vec::new(),
     }
 }
@@ -206,7 +256,8 @@ fn promise(setting: &str) -> Option<&'static str> {
         "discard" | "max_age" | "max_msgs_per_subject" => "what no worker has answered is never dropped",
         "duplicate_window" => "an image that is published again is one task",
         "storage" | "sealed" => "what was acknowledged survives a restart",
-        "ack_policy" | "max_deliver" | "filter_subject" => "every task ends in an answer or a dead letter",
+        "deny_delete" | "deny_purge" => "answered images make way for new ones",
+        "ack_policy" | "max_deliver" | "filter_subject" | "paused" => "every task ends in an answer or a dead letter",
         "retention" => "a message waits until it is done, and an image can be read again",
         "subjects" => "what is published to a site's subjects is stored",
         "allow_direct" => "an outcome can be fetched by its task's id",

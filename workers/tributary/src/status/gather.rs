@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Beat, LinkReport, OutcomeReport, SiteName};
+use schemas::{Beat, FaultNote, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet::Fleet;
 use streams::read::{self, Level, Progress};
 use streams::server::{self, Durability};
-use streams::{Bus, CarryError, refusal, topology};
+use streams::{Bus, CarryError, topology};
 
 use crate::settings::Settings;
 use crate::site::Site;
@@ -112,7 +112,7 @@ pub enum Cloud {
 pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
-    let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms, consumers) = tokio::join!(
+    let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms) = tokio::join!(
         read::level(bus, topology::IMAGES),
         read::progress(bus, topology::IMAGES, &recognizer),
         read::level(bus, topology::ANSWERS),
@@ -122,7 +122,6 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
         alive(bus),
         cloud(site),
         clock::align(bus),
-        read::consumer_states(bus, topology::IMAGES),
     );
     let mut faults = Vec::new();
     // Whatever cannot be read leaves its place empty; the rest of the screen is of use all the same.
@@ -146,10 +145,11 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
     let known = workers.is_some();
     let workers = workers.unwrap_or_default();
     let cloud = told.or_nothing(cloud, Cloud::Silent);
-    if let Ok(Some(reason)) = refusal::reason(bus).await {
-        faults.push(format!("New images are refused: {reason}."));
-    }
-    faults.extend(paused(&consumers.unwrap_or_default(), &recognizer));
+    let seen = site.look(settings).await;
+    faults.extend(seen.iter().map(sentence));
+    // What a worker found and can only be found from where it is.
+    let others = workers.iter().filter(|beat| beat.role != "janitor").flat_map(|beat| &beat.faults);
+    faults.extend(others.map(sentence));
     let now_ms = clock::now_ms();
     let courier = workers.iter().find(|beat| beat.role == "courier");
     Ok(Status {
@@ -197,13 +197,10 @@ fn nothing() -> Level {
     Level { messages: 0, bytes: 0, max_bytes: 0, first_sequence: 0, last_sequence: 0, gaps: 0 }
 }
 
-/// What is said of consumers that deliver nothing because somebody told them so. Pure.
-fn paused(consumers: &[read::ConsumerState], recognizer: &str) -> Option<String> {
-    let paused = consumers.iter().find(|consumer| consumer.name == recognizer && consumer.paused)?;
-    Some(format!(
-        "Consumer {} on IMAGES is paused, so no image reaches a recognizer: resume it (`nats consumer resume IMAGES {}`).",
-        paused.name, paused.name
-    ))
+fn sentence(fault: &FaultNote) -> String {
+    let mut letters = fault.reason.chars();
+    let reason: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
+    format!("{reason}: {}.", fault.remedy)
 }
 
 /// When the first image above the recognizers' floor was stored.

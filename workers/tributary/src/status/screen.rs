@@ -326,7 +326,9 @@ fn wrong_clocks(status: &Status) -> Vec<String> {
         Some(format!("The clock of {role} {worker} is {} its server's: set one of them right (NTP).", off(ahead_ms)))
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
-    let here = here.map(|ahead_ms| format!("This machine's clock is {} the server's: set one of them right (NTP).", off(ahead_ms)));
+    let here = here.map(|ahead_ms| {
+        format!("This machine's clock is {} the server's: set one of them right (NTP).", off(ahead_ms))
+    });
     workers.chain(here).collect()
 }
 

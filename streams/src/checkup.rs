@@ -1,0 +1,240 @@
+//! What is wrong with a site's server, streams, consumers and link, each with a name, a reason and a remedy. The same
+//! look for whoever asks: `status`, `doctor`, and the janitor, whose heartbeat makes a metric of it.
+
+use std::time::Duration;
+
+use schemas::{FaultNote, SiteName};
+
+use crate::connect::Bus;
+use crate::error::CarryError;
+use crate::monitor::{self, Links};
+use crate::server::KEPT_AT_SITE;
+use crate::{read, refusal, topology};
+
+/// One question has this long to be answered.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Consumers that workers and commands of a site make for a while, about.
+const PASSING_CONSUMERS: i64 = 32;
+
+/// What is looked at.
+pub struct Checkup<'a> {
+    /// The site's own domain.
+    pub bus: &'a Bus,
+    /// The same connection speaking to the cloud's, where it is another.
+    pub cloud: Option<&'a Bus>,
+    /// The cloud's domain, as the settings name it.
+    pub cloud_domain: Option<&'a str>,
+    /// The site.
+    pub site: &'a SiteName,
+    /// Address of the monitoring pages of the site's server, where they can be read.
+    pub monitor: Option<&'a str>,
+}
+
+impl Checkup<'_> {
+    /// Everything that is wrong; empty when nothing is.
+    pub async fn look(&self) -> Vec<FaultNote> {
+        let mut faults = Vec::new();
+        if let Some(address) = self.monitor
+            && let Some(monitor::Health::CannotWrite(words)) = monitor::health_at(address).await
+        {
+            let remedy = "make room on its disk; `tributary up` starts it again by itself then, other servers must be started again by whoever runs them";
+            faults.push(FaultNote::new(
+                "store_cannot_write",
+                format!("nats-server stores nothing more since its disk was full: {words}"),
+                remedy,
+            ));
+        }
+        if let Ok(Some(reason)) = refusal::reason(self.bus).await {
+            let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
+            faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
+        }
+        faults.extend(self.streams().await);
+        faults.extend(self.consumers().await);
+        faults.extend(self.account().await);
+        let links = match self.monitor {
+            Some(address) => monitor::links(address).await.ok(),
+            None => None,
+        };
+        faults.extend(links.as_ref().and_then(link_rules));
+        faults.extend(self.link(links.as_ref()).await);
+        faults
+    }
+
+    /// Streams that are missing, silent, or forbid what workers must do.
+    async fn streams(&self) -> Vec<FaultNote> {
+        let buckets = [format!("KV_{}", topology::FLEET), format!("KV_{}", topology::LEDGER)];
+        let names = [topology::IMAGES, topology::ANSWERS, topology::OUTBOX, topology::DEAD];
+        let mut faults = Vec::new();
+        for name in names.into_iter().chain(buckets.iter().map(String::as_str)) {
+            match tokio::time::timeout(PATIENCE, read::forbids(self.bus, name)).await {
+                Ok(Ok(forbidden)) => {
+                    // Buckets forbid deleting by design, and the others need both.
+                    let forbidden = forbidden.filter(|_| !name.starts_with("KV_"));
+                    faults.extend(forbidden.map(|flag| {
+                        FaultNote::new(
+                            "stream_forbids",
+                            format!("stream {name} has {flag} set, so nothing can be cleared away and it fills up"),
+                            "the server takes the flag back from nobody: copy the stream, or delete it and run `tributary setup`",
+                        )
+                    }));
+                }
+                Ok(Err(CarryError::Missing { .. })) => faults.push(FaultNote::new(
+                    "stream_missing",
+                    format!("stream {name} does not exist"),
+                    "create it with `tributary setup`",
+                )),
+                Ok(Err(error)) if !self.bus.connected() => {
+                    faults.push(FaultNote::new("server_away", chain(&error), "start the site's nats-server"));
+                    return faults;
+                }
+                Ok(Err(_)) | Err(_) => faults.push(FaultNote::new(
+                    "stream_silent",
+                    format!("stream {name} does not answer although its server does: its only replica may be on a server that is away"),
+                    "start that server again; if it is lost for good, remove it (`nats server cluster peer-remove`) and run `tributary setup`",
+                )),
+            }
+        }
+        faults
+    }
+
+    /// Consumers that deliver nothing.
+    async fn consumers(&self) -> Vec<FaultNote> {
+        let wanted = [
+            (topology::IMAGES, topology::recognizer_durable(self.site), "no image reaches a recognizer"),
+            (
+                topology::ANSWERS,
+                topology::promises_durable(self.site),
+                "no provisional answer becomes final at its deadline",
+            ),
+        ];
+        let mut faults = Vec::new();
+        for (stream, durable, then) in wanted {
+            let Ok(Ok(states)) = tokio::time::timeout(PATIENCE, read::consumer_states(self.bus, stream)).await else {
+                continue;
+            };
+            match states.iter().find(|state| state.name == durable) {
+                None => faults.push(FaultNote::new(
+                    "consumer_missing",
+                    format!("consumer {durable} on {stream} does not exist, so {then}"),
+                    "create it with `tributary setup`",
+                )),
+                Some(state) if state.paused => faults.push(FaultNote::new(
+                    "consumer_paused",
+                    format!("consumer {durable} on {stream} is paused, so {then}"),
+                    format!("resume it with `tributary setup --apply`, or `nats consumer resume {stream} {durable}`"),
+                )),
+                Some(_) => {}
+            }
+        }
+        faults
+    }
+
+    /// Limits of the account that leave workers no room.
+    async fn account(&self) -> Option<FaultNote> {
+        let account = tokio::time::timeout(PATIENCE, self.bus.js.query_account()).await.ok()?.ok()?;
+        let (most, used) = (account.limits.max_consumers.unwrap_or(-1), account.consumers as i64);
+        (most >= 0 && most - used < PASSING_CONSUMERS).then(|| {
+            FaultNote::new(
+                "account_limit",
+                format!("the account may have {most} consumers and has {used}; workers and commands need about {PASSING_CONSUMERS} more for a while each"),
+                "raise max_consumers in the server's configuration of the account",
+            )
+        })
+    }
+
+    /// The link to the cloud.
+    async fn link(&self, links: Option<&Links>) -> Option<FaultNote> {
+        let (cloud, named) = (self.cloud?, self.cloud_domain?);
+        let own = match links {
+            Some(links) => Some(links.domain.clone()),
+            None => {
+                let account = tokio::time::timeout(PATIENCE, self.bus.js.query_account()).await;
+                account.ok().and_then(Result::ok).and_then(|account| account.domain)
+            }
+        };
+        if own.as_deref() == Some(named) {
+            return Some(FaultNote::new(
+                "domain_of_cloud",
+                format!(
+                    "the site's own server has the JetStream domain {named}, which nats.cloud_domain names as the cloud's"
+                ),
+                "give the site's server a domain of its own (deploy/nats/site.conf), and set nats.cloud_domain to the cloud's",
+            ));
+        }
+        if read::round_trip(cloud, PATIENCE).await.is_ok() {
+            return None;
+        }
+        match links {
+            Some(links) if links.remotes.is_empty() => Some(FaultNote::new(
+                "link_missing",
+                "the site's server has no leaf link in its configuration, and nats.cloud_domain names a cloud",
+                "add one as in deploy/nats/site.conf, or leave nats.cloud_domain out",
+            )),
+            Some(links) if links.joined.is_empty() => Some(FaultNote::new(
+                "link_down",
+                "the leaf link to the cloud is not joined: the hub is away, or refuses it (password, certificate, a second site of the same name)",
+                "the log of the site's nats-server says which (lines with `leafnode`)",
+            )),
+            Some(links) => Some(FaultNote::new(
+                "domain_unknown",
+                format!(
+                    "the leaf link is joined ({}), and nothing behind it answers as domain {named}",
+                    links.joined.join(", ")
+                ),
+                "nats.cloud_domain and `jetstream { domain }` of the hub must be the same; the hub's JetStream may be down, too",
+            )),
+            None => Some(FaultNote::new(
+                "cloud_silent",
+                format!("nothing answers as domain {named}: the link is down or refused, or the domain is another"),
+                "look at /leafz of the site's server (set janitor.monitor for more), and compare nats.cloud_domain with the hub's domain",
+            )),
+        }
+    }
+}
+
+/// Subjects that must stay at a site and that its link lets through. Pure.
+fn link_rules(links: &Links) -> Option<FaultNote> {
+    let lacking = links.remotes.iter().find_map(|link| {
+        let out = KEPT_AT_SITE.iter().filter(|kept| !link.deny_exports.iter().any(|denied| denied == *kept));
+        // Answers to the site's own questions come in.
+        let kept_out = KEPT_AT_SITE.iter().filter(|kept| **kept != "_INBOX.>");
+        let inward = kept_out.filter(|kept| !link.deny_imports.iter().any(|denied| denied == *kept));
+        let lacking: Vec<&str> = out.chain(inward).copied().collect();
+        (!lacking.is_empty()).then_some(lacking)
+    })?;
+    let mut lacking = lacking;
+    lacking.sort_unstable();
+    lacking.dedup();
+    Some(FaultNote::new(
+        "link_lets_through",
+        format!("the leaf link lets through what must stay at the site: {}", lacking.join(", ")),
+        "copy deny_exports and deny_imports from deploy/nats/site.conf and reload the server",
+    ))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::RemoteLink;
+
+    #[test]
+    fn a_link_that_lets_acknowledgements_through_is_told_by_name() {
+        let all = || KEPT_AT_SITE.map(str::to_owned).to_vec();
+        let good = RemoteLink { deny_exports: all(), deny_imports: all() };
+        let mut bad = good.clone();
+        bad.deny_imports.retain(|denied| denied != "$JS.ACK.IMAGES.>");
+        assert_eq!(link_rules(&Links { remotes: vec![good], ..Links::default() }), None);
+        let fault = link_rules(&Links { remotes: vec![bad], ..Links::default() }).unwrap();
+        assert!(fault.reason.ends_with("$JS.ACK.IMAGES.>"), "{}", fault.reason);
+    }
+}
