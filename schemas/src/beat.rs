@@ -130,6 +130,10 @@ pub struct OutcomeReport {
     /// Why images are refused at the moment, in words; absent when they are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
+    /// Images that were refused near the stream's limit and whose publishers were not told, since the janitor started; each
+    /// has a dead letter.
+    #[serde(default)]
+    pub refused: u64,
     /// Connections that the server closed for a message above its limit, since it started; absent where the
     /// janitor does not see its monitoring pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]

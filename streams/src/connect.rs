@@ -61,6 +61,7 @@ impl std::fmt::Debug for Secret {
 pub struct Bus {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,
+    domain: Option<String>,
 }
 
 impl Bus {
@@ -94,13 +95,19 @@ impl Bus {
             return Err(CarryError::OldServer { url, found, needed });
         }
         let js = context(client.clone(), None);
-        Ok(Self { client, js })
+        Ok(Self { client, js, domain: None })
     }
 
     /// The same connection, speaking to another JetStream domain, for example the cloud's through
     /// the leaf link. `None` is the server's own.
     pub fn in_domain(&self, domain: Option<&str>) -> Self {
-        Self { client: self.client.clone(), js: context(self.client.clone(), domain) }
+        let js = context(self.client.clone(), domain);
+        Self { client: self.client.clone(), js, domain: domain.map(str::to_owned) }
+    }
+
+    /// Whether both speak to one JetStream domain.
+    pub fn in_same_domain(&self, other: &Self) -> bool {
+        self.domain == other.domain
     }
 
     /// Identity of the server process: another one after every restart.

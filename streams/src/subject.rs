@@ -12,6 +12,11 @@ pub fn image(site: &SiteName, camera: &CameraName) -> String {
     format!("image.{site}.{camera}")
 }
 
+/// Every image of every site, as far as the subject is one of images.
+pub fn all_images() -> &'static str {
+    "image.>"
+}
+
 /// The site and the camera in an image's subject.
 pub fn read_image(subject: &str) -> Result<(SiteName, CameraName), CarryError> {
     let expected = "image.<site>.<camera>";

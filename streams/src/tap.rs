@@ -18,6 +18,8 @@ pub struct Passing {
     pub headers: Vec<(String, String)>,
     /// Its bytes.
     pub payload: Bytes,
+    /// Whether its publisher asks for an answer.
+    pub has_reply: bool,
 }
 
 /// What passes on a subject, which may hold wildcards, from now on. The server's own talk (`$…`, `_…`) is
@@ -32,6 +34,7 @@ pub async fn tap(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = Passing>
         let passing = Passing {
             headers: headers_of(message.headers.as_ref()),
             subject: message.subject.to_string(),
+            has_reply: message.reply.is_some(),
             payload: message.payload,
         };
         let shown = all || !own(&passing.subject);

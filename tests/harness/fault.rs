@@ -1,6 +1,9 @@
 //! Harm, chosen by a seed.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -8,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::proxy::Cut;
+use crate::until::until;
 use crate::world::{World, crash};
 
 /// One fault.
@@ -34,6 +38,20 @@ pub enum Fault {
     },
     /// The cloud's server is killed and started again.
     CrashCloud,
+    /// A site's server is stopped for a while, then goes on.
+    FreezeSite {
+        /// Which site.
+        site: usize,
+        /// For how long.
+        time: Duration,
+    },
+    /// The disk of a site's server is full for a while.
+    FillDisk {
+        /// A folder on that disk, and on no other.
+        folder: PathBuf,
+        /// For how long.
+        time: Duration,
+    },
     /// The link of a site is cut.
     CutLink {
         /// Which site.
@@ -52,6 +70,8 @@ impl fmt::Display for Fault {
             Fault::Freeze { worker, beyond } => write!(f, "freeze {worker} for {beyond:?} beyond its wait"),
             Fault::CrashSite { site } => write!(f, "crash the server of site {site}"),
             Fault::CrashCloud => write!(f, "crash the server of the cloud"),
+            Fault::FreezeSite { site, time } => write!(f, "freeze the server of site {site} for {time:?}"),
+            Fault::FillDisk { folder, time } => write!(f, "fill the disk of {} for {time:?}", folder.display()),
             Fault::CutLink { site, cut, time } => write!(f, "cut the link of site {site} ({cut:?}) for {time:?}"),
         }
     }
@@ -88,6 +108,19 @@ pub fn plan(seed: u64, count: usize, workers: &[&str], links: bool) -> Vec<Fault
     faults
 }
 
+/// Writes until the disk takes no more.
+fn fill(path: &Path) -> anyhow::Result<()> {
+    let mut file = File::create(path)?;
+    let block = vec![0; 1024 * 1024];
+    loop {
+        match file.write(&block) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl World {
     /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
     pub async fn suffer(&mut self, fault: &Fault) -> anyhow::Result<()> {
@@ -113,6 +146,20 @@ impl World {
                 Some(hub) => crash(hub, &self.cloud).await,
                 None => Ok(()),
             },
+            Fault::FreezeSite { site, time } => {
+                let server = &self.site(*site).server;
+                let process = until("a process", Duration::from_secs(10), async || Ok(server.process())).await?;
+                let process = nix::unistd::Pid::from_raw(process.cast_signed());
+                nix::sys::signal::kill(process, Signal::SIGSTOP)?;
+                tokio::time::sleep(*time).await;
+                Ok(nix::sys::signal::kill(process, Signal::SIGCONT)?)
+            }
+            Fault::FillDisk { folder, time } => {
+                let ballast = folder.join("ballast");
+                fill(&ballast)?;
+                tokio::time::sleep(*time).await;
+                Ok(std::fs::remove_file(&ballast)?)
+            }
             Fault::CutLink { site, cut, time } => {
                 if let Some(link) = &self.site(*site).link {
                     link.cut_for(*cut, *time).await;

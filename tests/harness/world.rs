@@ -210,6 +210,10 @@ impl World {
     /// Starts a janitor that looks every second, with more settings, as `key=value`.
     pub fn janitor_with(&mut self, name: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
         let mut options = vec!["--set".into(), "janitor.every_s=1".into()];
+        if let Some(stores) = &self.plan.stores {
+            let store = format!("janitor.store={}", stores.join(self.site(site).name.as_str()).display());
+            options.extend(["--set".into(), store, "--set".into(), "janitor.disk_reserve_mib=24".into()]);
+        }
         options.extend(more.iter().flat_map(|pair| ["--set".into(), pair.clone()]));
         self.worker(name, "janitor", site, &options)
     }

@@ -250,3 +250,39 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         panic!("{error:#}: {missing:?}\n{}", up.log());
     }
 }
+
+/// The deny lists of a server's configuration, and how much its streams may hold, bytes.
+fn server_rules(path: &str) -> (Vec<String>, Vec<String>, u64) {
+    let text = std::fs::read_to_string(root().join(path)).unwrap();
+    let list = |key: &str| {
+        let (_, rest) = text.split_once(&format!("{key}: [")).unwrap_or_default();
+        let (list, _) = rest.split_once(']').unwrap_or_default();
+        list.split(',').map(|item| item.trim().trim_matches('"').to_owned()).filter(|item| !item.is_empty()).collect()
+    };
+    let size = text.lines().find_map(|line| line.split_once("max_file_store: ")).map(|(_, size)| size);
+    let gib = size.and_then(|size| size.split_once("GB")).and_then(|(number, _)| number.parse::<u64>().ok());
+    let payload = format!("max_payload: {}", schemas::limits::MAX_MESSAGE_BYTES);
+    assert!(text.contains(&payload), "{path} has another limit for messages than {payload}");
+    (list("deny_exports"), list("deny_imports"), gib.unwrap_or_default() << 30)
+}
+
+#[test]
+fn the_server_files_keep_at_the_site_what_stays_there_and_hold_what_the_streams_may() {
+    use streams::server::KEPT_AT_SITE;
+    use streams::topology::{Place, StreamSettings, plan};
+    let site: SiteName = "reef".parse().unwrap();
+    let settings = StreamSettings::default();
+    for path in ["deploy/nats/site.conf", "deploy/k8s/overlays/edge/nats.conf"] {
+        let (exports, imports, store) = server_rules(path);
+        assert_eq!(exports, KEPT_AT_SITE, "{path}: deny_exports");
+        let inward: Vec<&str> = KEPT_AT_SITE.into_iter().filter(|kept| *kept != "_INBOX.>").collect();
+        assert_eq!(imports, inward, "{path}: deny_imports");
+        let needed = plan(&Place::Site(site.clone()), &settings).max_store_bytes();
+        assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
+    }
+    for path in ["deploy/nats/cloud.conf", "deploy/k8s/overlays/cloud/nats.conf"] {
+        let (_, _, store) = server_rules(path);
+        let needed = plan(&Place::Cloud(vec![site.clone()]), &settings).max_store_bytes();
+        assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
+    }
+}

@@ -12,6 +12,7 @@ use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{Answer, BlobRef, DeadLetter, Route, TaskId, decode, encode};
 use streams::read::{self, Stretch};
 use streams::subject::{self, Errand};
+use streams::topology::StreamSettings;
 use streams::{Blobs, Bus, Publication, Publisher, topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -561,4 +562,134 @@ async fn verdicts_go_when_they_are_fetched() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() {
+    let streams = StreamSettings { images_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
+    let mut world = World::start(Plan { streams, ..Plan::default() }).await.unwrap();
+    let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
+    world.janitor("janitor", 0).unwrap();
+    world.all_started().await.unwrap();
+    until("the janitor listens", PATIENCE, async || {
+        let beats = streams::fleet::Fleet::open(&bus).await?.alive().await?;
+        Ok(beats.iter().any(|beat| beat.outcomes.is_some()).then_some(()))
+    })
+    .await
+    .unwrap();
+    // As a camera over MQTT, or one that asks for no acknowledgement: the server takes all sixty.
+    let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    for number in 0..60 {
+        let mut bytes = some(true, number % 5).unwrap().bytes.to_vec();
+        bytes.resize(40_000 + number, 0);
+        client.publish(format!("image.{site}.mqtt"), bytes.into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let told = until("each that was refused has its letter", PATIENCE, async || {
+        let stored = read::level(&bus, topology::IMAGES).await?.messages as usize;
+        let letters = letters(&bus).await;
+        let refused = letters.iter().filter(|letter| letter.fault.name == "stream_refused").count();
+        Ok((stored + refused == 60).then_some(refused))
+    });
+    let told = told.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!((20..50).contains(&told), "{} fitted into 1 MiB", 60 - told);
+    let counted = until("the refusals are counted", PATIENCE, async || {
+        let beats = streams::fleet::Fleet::open(&bus).await?.alive().await?;
+        Ok(beats.into_iter().find_map(|beat| beat.outcomes).filter(|outcomes| outcomes.refused == told as u64))
+    });
+    counted.await.unwrap();
+}
+
+/// One screen of `status`, and what `setup --apply` said.
+async fn said(world: &World, words: &[&str]) -> harness::Ended {
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    run(world.folder(), &[&words[..], &world.at(0)].concat()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_did_to_streams_and_consumers_is_said_in_words_and_mended_as_far_as_it_can_be() {
+    let world = World::start(Plan::default()).await.unwrap();
+    let bus = world.bus(0).clone();
+    let durable = topology::recognizer_durable(&world.site(0).name);
+    let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let images = context.get_stream(topology::IMAGES).await.unwrap();
+    // Paused.
+    let ever = async_nats::datetime::from_nanos(4_000_000_000_000_000_000).unwrap();
+    images.pause_consumer(&durable, ever).await.unwrap();
+    let status = said(&world, &["status"]).await;
+    assert!(status.out.contains(&format!("Consumer {durable} on IMAGES is paused")), "{}", status.out);
+    let doctor = said(&world, &["doctor"]).await;
+    assert!(!doctor.success && doctor.out.contains("consumer paused"), "{}", doctor.out);
+    let applied = said(&world, &["setup", "--both", "--apply"]).await;
+    assert!(applied.success && applied.out.contains("paused"), "{}{}", applied.out, applied.err);
+    assert!(!said(&world, &["status"]).await.out.contains("is paused"));
+    // Raised by hand: kept unless it is asked for.
+    let mut config = images.cached_info().config.clone();
+    config.max_bytes += 64 << 20;
+    context.update_stream(config.clone()).await.unwrap();
+    let applied = said(&world, &["setup", "--both", "--apply"]).await;
+    assert!(applied.success && !applied.out.contains("changed"), "{}{}", applied.out, applied.err);
+    assert_eq!(read::level(&bus, topology::IMAGES).await.unwrap().max_bytes as i64, config.max_bytes);
+    let lowered = said(&world, &["setup", "--both", "--apply", "--lower"]).await;
+    assert!(lowered.success && lowered.out.contains("max_bytes"), "{}{}", lowered.out, lowered.err);
+    // Forbidden for good: said, and what comes behind it is mended all the same.
+    config.deny_purge = true;
+    config.max_bytes -= 64 << 20;
+    context.update_stream(config).await.unwrap();
+    images.delete_consumer(&durable).await.unwrap();
+    let status = said(&world, &["status"]).await;
+    for part in ["IMAGES has deny_purge set", "does not exist, so no image reaches a recognizer"] {
+        assert!(status.out.contains(part), "{part}: {}", status.out);
+    }
+    let applied = said(&world, &["setup", "--both", "--apply"]).await;
+    assert!(!applied.success && applied.out.contains("refused   stream IMAGES"), "{}{}", applied.out, applied.err);
+    assert!(applied.out.contains(&format!("created   consumer {durable}")), "{}", applied.out);
+    // The bucket of heartbeats is away: the rest of the screen is there.
+    context.delete_stream("KV_fleet").await.unwrap();
+    let status = said(&world, &["status"]).await;
+    assert!(status.success && status.out.contains("  images  "), "{}{}", status.out, status.err);
+    assert!(status.out.contains("Heartbeats cannot be read"), "{}", status.out);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
+    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    world.courier("courier-0", 0).unwrap();
+    let (bus, cloud) = (world.bus(0).clone(), world.cloud.clone());
+    let key = format!("site-mark-{}", world.site(0).name);
+    let notes = streams::fleet::Ledger::open(&cloud).await.unwrap();
+    until("the site leaves its mark", PATIENCE, async || notes.read(&key).await.map_err(Into::into)).await.unwrap();
+    // Its namesake does the same.
+    notes.write(&key, "another".into()).await.unwrap();
+    let found = until("the courier says so", PATIENCE, async || {
+        let beats = streams::fleet::Fleet::open(&bus).await?.alive().await?;
+        Ok(beats.into_iter().flat_map(|beat| beat.faults).find(|fault| fault.name == "site_name_taken"))
+    });
+    assert!(found.await.unwrap().reason.contains("another site is called site-1"));
+    let domain = format!("nats.cloud_domain={}", world.site(0).name);
+    let options = ["status", "--set", &domain, "--nats", &world.site(0).server.url()].map(str::to_owned);
+    let status = run(world.folder(), &options).await.unwrap();
+    assert!(status.out.contains("which nats.cloud_domain names as the cloud's"), "{}{}", status.out, status.err);
+    let options =
+        ["status", "--set", "nats.cloud_domain=clowd", "--nats", &world.site(0).server.url()].map(str::to_owned);
+    let status = run(world.folder(), &options).await.unwrap();
+    assert!(status.out.contains("answers as domain clowd"), "{}{}", status.out, status.err);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_lets_through_what_must_stay_is_read_off_the_running_server() {
+    let world = World::start(Plan::leaves(1)).await.unwrap();
+    let site = world.site(0);
+    let checkup = streams::checkup::Checkup {
+        bus: &site.bus,
+        cloud: None,
+        cloud_domain: None,
+        site: &site.name,
+        monitor: Some(&site.server.monitor_url()),
+    };
+    assert_eq!(checkup.look().await, []);
+    let links = streams::monitor::links(&site.server.monitor_url()).await.unwrap();
+    assert!(links.remotes[0].deny_imports.iter().any(|denied| denied == "$JS.ACK.IMAGES.>"), "{links:?}");
+    assert!(links.max_store_bytes.is_some_and(|bytes| bytes > 1 << 30), "{links:?}");
 }

@@ -19,6 +19,7 @@ mod releases;
 mod replay;
 mod rounds;
 mod scale;
+mod soak;
 mod store;
 mod training;
 mod up;

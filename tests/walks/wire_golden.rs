@@ -128,6 +128,7 @@ fn beat_outcomes() -> Beat {
         redone: 2,
         duplicates: 4,
         gaps: 1,
+        refused: 6,
         disk_free_bytes: Some(1 << 30),
         refusing: Some("only 99 MiB are free".into()),
         too_large: Some(5),

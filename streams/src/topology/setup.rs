@@ -37,6 +37,12 @@ pub enum State {
     Missing,
 }
 
+impl State {
+    fn of(differences: Vec<Difference>) -> Self {
+        if differences.is_empty() { Self::Same } else { Self::Differs(differences) }
+    }
+}
+
 /// One setting that is not as wanted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
@@ -128,19 +134,27 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
+    let kept = kept_as_high(wanted, &found);
+    // More replicas than wanted are somebody's choice, and no difference.
     let wanted = match mend {
         Mend::AndLower => wanted.clone(),
-        Mend::Nothing | Mend::Missing | Mend::Everything => kept_as_high(wanted, &found),
+        _ => {
+            StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode.clone(), ..wanted.clone() }
+        }
     };
-    let differences = differences(&wanted, &found);
-    if differences.is_empty() {
-        return Ok(State::Same);
+    let differing = differences(&wanted, &found);
+    let target = match mend {
+        Mend::Nothing | Mend::Missing => return Ok(State::of(differing)),
+        Mend::Everything => kept,
+        Mend::AndLower => wanted,
+    };
+    let changing = differences(&target, &found);
+    if changing.is_empty() {
+        // Higher than wanted, and kept so.
+        return Ok(State::of(differing));
     }
-    if matches!(mend, Mend::Nothing | Mend::Missing) {
-        return Ok(State::Differs(differences));
-    }
-    bus.js.update_stream(wanted).await.map_err(CarryError::broker(format!("changing {what}")))?;
-    Ok(State::Updated(differences))
+    bus.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    Ok(State::Updated(changing))
 }
 
 /// What is wanted, but with the limits and replicas that the server has where those are higher: somebody raised them,

@@ -8,6 +8,7 @@
 pub mod breaker;
 pub mod budget;
 pub mod down;
+mod identity;
 pub mod link;
 pub mod notes;
 pub mod outbox;

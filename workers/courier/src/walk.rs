@@ -1,6 +1,6 @@
 //! The courier's errands, side by side until it is told to stop.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::drive::Tally;
@@ -9,6 +9,7 @@ use schemas::SiteName;
 use streams::{Blobs, Bus, Publisher, topology};
 
 use crate::down::Down;
+use crate::identity;
 use crate::notes::{Notes, Orders, Rounds};
 use crate::probe::Link;
 use crate::promise::Promise;
@@ -81,12 +82,22 @@ pub async fn run(
         shutdown.clone(),
     );
     let pulse = beat::Pulse { every: SAY_EVERY, changed: link.changed.clone() };
+    let namesake = Mutex::new(None);
+    // With site and cloud on one server there is one ledger, and nobody else.
+    let shared = here.in_same_domain(&cloud);
+    let marking = async {
+        if !shared {
+            identity::watch(&here, &cloud, &site, &link, &namesake, &shutdown).await;
+        }
+    };
+    let namesake = &namesake;
     let life = beat::beat(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
         let up = up.clone();
         move |beat| {
             let report = up.report();
             beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
             beat.link = Some(report);
+            beat.faults = namesake.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
         }
     });
     // One errand that must stop stops the others: half a courier would look like a whole one.
@@ -96,13 +107,14 @@ pub async fn run(
         }
         ended
     };
-    let (up, down, notes, promise, (), ()) = tokio::join!(
+    let (up, down, notes, promise, (), (), ()) = tokio::join!(
         async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
         async { stop_all(notes.await) },
         async { stop_all(promise.await) },
         link.probe(cloud.clone(), &settings.link, shutdown.clone()),
-        life
+        life,
+        marking
     );
     up.and(down).and(notes).and(promise)
 }

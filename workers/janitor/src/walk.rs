@@ -17,6 +17,7 @@ use crate::audit::{self, Audit, Turned};
 use crate::disk;
 use crate::outcomes::outrun;
 use crate::purge::purge_before;
+use crate::refused;
 use crate::settings::JanitorSettings;
 
 const ROLE: &str = "janitor";
@@ -93,7 +94,8 @@ pub async fn run(
         monitor: settings.monitor.as_deref(),
     };
     let (disk, health) = (watch_disk(&bus, settings, &report, &shutdown), watch_health(&checkup, &faults, &shutdown));
-    let (ended, (), (), ()) = tokio::join!(rounds, life, disk, health);
+    let refused = watch_refused(&bus, &site, &report, &shutdown);
+    let (ended, (), (), (), ()) = tokio::join!(rounds, life, disk, health, refused);
     tracing::info!(role = ROLE, "stopped");
     ended
 }
@@ -117,11 +119,15 @@ impl Janitor<'_> {
             Some(audit) => audit,
             None => Audit::begin(self.bus).await?,
         };
+        // Asked before the answers are read, which were stored before that.
+        let mut recognized = self.recognized().await?;
         let audited = self.audit(&mut audit).await;
+        // An image that was acknowledged and has no outcome is needed once more.
+        let needed = audit.index.unnamed(recognized.delivered).next();
+        recognized.floor = needed.map_or(recognized.floor, |needed| recognized.floor.min(needed - 1));
         self.audit = Some(audit);
         audited?;
         let images = read::level(self.bus, topology::IMAGES).await?;
-        let recognized = self.recognized().await?;
         if let Some(before) = purge_before(&images, &recognized, self.settings) {
             let purged = read::purge_before(self.bus, topology::IMAGES, before).await?;
             tracing::info!(purged, before, "answered images made way");
@@ -209,6 +215,25 @@ impl Janitor<'_> {
 
     fn say(&self, change: impl FnOnce(&mut OutcomeReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Near the limit of the stream, finds images that were refused and whose publishers were not told.
+async fn watch_refused(bus: &Bus, site: &SiteName, report: &Mutex<OutcomeReport>, shutdown: &Shutdown) {
+    let publisher = Publisher::new(bus.clone(), PATIENCE);
+    let watching = async {
+        loop {
+            if refused::is_near_now(bus, report).await
+                && let Err(error) = refused::listen(bus, site, &publisher, report).await
+            {
+                tracing::debug!(?error, "what is refused is listened for again");
+            }
+            tokio::time::sleep(LOOK_AT_DISK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        () = shutdown.wanted() => {}
     }
 }
 

@@ -148,11 +148,17 @@ async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
     world.write("index.csv", b"file,label\n00/0000.png,ankle boot\n");
     let first = world.publish(world.source(), world.journalled()).await.unwrap();
     assert_eq!((first.published, first.duplicates, first.refused_files), (60, 0, 0), "{first}");
-    let without_journal = world.publish(world.source(), Options::default()).await.unwrap();
-    assert_eq!((without_journal.published, without_journal.duplicates), (0, 60), "{without_journal}");
     let with_journal = world.publish(world.source(), world.journalled()).await.unwrap();
     assert_eq!((with_journal.published, with_journal.skipped), (0, 60), "{with_journal}");
     assert_eq!(world.messages().await, 60);
+    // Without a journal they are stored again, as the same tasks: whoever recognizes them answers each once.
+    let without_journal = world.publish(world.source(), Options::default()).await.unwrap();
+    assert_eq!(without_journal.published, 60, "{without_journal}");
+    let mut tasks = std::collections::BTreeSet::new();
+    for sequence in 1..=120 {
+        tasks.insert(world.task(sequence).await.id);
+    }
+    assert_eq!(tasks.len(), 60);
     let mut labels = Vec::new();
     for sequence in 1..=60 {
         labels.extend(world.task(sequence).await.truth);
@@ -320,7 +326,36 @@ async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
     assert_eq!((whole, scans.len()), (1, 1), "the small one is whole, the tiles name one scan");
     assert!(covered.iter().all(|covered| *covered), "tiles leave gaps");
     let again = publish().await.unwrap();
-    assert_eq!((again.published, again.duplicates), (0, summary.published), "{again}");
+    assert_eq!(again.published, summary.published, "{again}");
+    for sequence in 1..=summary.published {
+        let (first, second) = (world.task(sequence).await, world.task(sequence + summary.published).await);
+        assert_eq!((first.id, first.tile), (second.id, second.tile), "a tile is the same task again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_replaced_by_one_alike_and_names_that_are_no_text_are_tasks_of_their_own() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::new(StreamSettings::default()).await;
+    let path = world.images().join("snapshot.bmp");
+    let (one, other) = (bitmap(20, 10), bitmap(20, 10).into_iter().rev().collect::<Vec<_>>());
+    let write = |bytes: &[u8]| {
+        world.write("snapshot.bmp", bytes);
+        let then = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(then).unwrap();
+    };
+    write(&one);
+    assert_eq!(world.publish(world.source(), world.journalled()).await.unwrap().published, 1);
+    write(&other);
+    let replaced = world.publish(world.source(), world.journalled()).await.unwrap();
+    assert_eq!((replaced.published, replaced.skipped), (1, 0), "same size, same time, another picture: {replaced}");
+    for name in [b"caf\xe9.bmp", b"caf\xe8.bmp"] {
+        std::fs::write(world.images().join(std::ffi::OsStr::from_bytes(name)), &one).unwrap();
+    }
+    assert_eq!(world.publish(world.source(), world.journalled()).await.unwrap().published, 2);
+    let again = world.publish(world.source(), world.journalled()).await.unwrap();
+    assert_eq!((again.published, again.skipped), (0, 3), "{again}");
+    assert_ne!(world.task(3).await.id, world.task(4).await.id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

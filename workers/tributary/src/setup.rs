@@ -57,15 +57,15 @@ pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Res
         (false, _) => Mend::Missing,
     };
     let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
-    print(&findings, &flag, args.json)?;
+    print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, State::Refused(_))).count() {
         0 => Ok(()),
         refused => bail!("the server refused {refused} of {}; the rest is as said above", findings.len()),
     }
 }
 
-fn print(findings: &[Finding], flag: &str, json: bool) -> anyhow::Result<()> {
-    if json {
+fn print(findings: &[Finding], flag: &str, args: &SetupArgs) -> anyhow::Result<()> {
+    if args.json {
         return out::json(&findings);
     }
     let mut differs = false;
@@ -86,7 +86,11 @@ fn print(findings: &[Finding], flag: &str, json: bool) -> anyhow::Result<()> {
             }
         }
     }
-    if differs {
+    if differs && args.apply {
+        out::line(format_args!(
+            "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
+        ))?;
+    } else if differs {
         out::line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
     }
     Ok(())

@@ -98,6 +98,8 @@ fn outcomes(sheet: &mut Sheet, site: &str, outcomes: &OutcomeReport) {
         sheet.gauge("tributary_connections_closed_for_size", help, &here, too_large as f64);
     }
     sheet.counter("tributary_images_redone", "Acknowledged images that had no outcome", &here, outcomes.redone as f64);
+    let help = "Images refused near the stream's limit whose publishers were not told";
+    sheet.counter("tributary_images_refused_untold", help, &here, outcomes.refused as f64);
     sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
 }
 

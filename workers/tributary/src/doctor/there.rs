@@ -242,8 +242,10 @@ fn differs(what: &str, difference: &Difference, flag: &str) -> Check {
     let Difference { setting, wanted, found } = difference;
     // Remembering ids for longer than wanted breaks nothing.
     let harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
+    let higher = setting.starts_with("max_") && found.as_i64() > wanted.as_i64();
+    let lower = if higher { " --lower" } else { "" };
     let found = format!("{setting} is {}, wanted {}", form::setting(setting, found), form::setting(setting, wanted));
-    let remedy = format!("`tributary setup{flag} --apply` changes it");
+    let remedy = format!("`tributary setup{flag} --apply{lower}` changes it");
     match promise(setting).filter(|_| !harmless) {
         Some(promise) => Check::bad(what, found, remedy).breaks(promise),
         None => Check::warn(what, found, remedy),

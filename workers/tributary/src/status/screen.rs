@@ -304,6 +304,12 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
             form::count(outcomes.gaps, "image")
         ));
     }
+    if outcomes.refused > 0 {
+        wrong.push(format!(
+            "{} refused because the stream was full, and the publishers (MQTT, or without a reply) were not told: `tributary dead list --fault stream_refused`.",
+            if outcomes.refused == 1 { "1 image was".into() } else { format!("{} images were", outcomes.refused) }
+        ));
+    }
     if let Some(too_large @ 1..) = outcomes.too_large {
         wrong.push(format!(
             "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
