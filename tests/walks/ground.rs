@@ -350,7 +350,7 @@ async fn subjects_off_by_a_level_and_those_of_another_site_become_dead_letters_t
         ("image", "image.site-1.<camera>"),
     ];
     for (number, (subject, right)) in subjects.into_iter().enumerate() {
-        client.publish(subject, picture.clone().into()).await.unwrap();
+        client.publish(subject, picture.clone()).await.unwrap();
         client.flush().await.unwrap();
         let letter = letter(&bus, |letter| letter.subject == subject).await;
         assert_eq!(letter.fault.name, "subject_unknown", "{subject}");
@@ -602,7 +602,8 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
 
 /// One screen of `status`, and what `setup --apply` said.
 async fn said(world: &World, words: &[&str]) -> harness::Ended {
-    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let more = ["--set", "streams.ack_wait_s=2"];
+    let words: Vec<String> = words.iter().chain(&more).map(|word| (*word).to_owned()).collect();
     run(world.folder(), &[&words[..], &world.at(0)].concat()).await.unwrap()
 }
 

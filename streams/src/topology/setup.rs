@@ -139,7 +139,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
     let wanted = match mend {
         Mend::AndLower => wanted.clone(),
         _ => {
-            StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode.clone(), ..wanted.clone() }
+            StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() }
         }
     };
     let differing = differences(&wanted, &found);
@@ -192,6 +192,7 @@ async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) ->
                 return Ok(State::Differs(vec![difference]));
             }
             on.resume_consumer(&name).await.map_err(CarryError::broker(format!("resuming {what}")))?;
+            on.update_consumer(wanted.clone()).await.map_err(CarryError::broker(format!("changing {what}")))?;
             return Ok(State::Updated(vec![difference]));
         }
         Ok(info) => info.config,
