@@ -138,9 +138,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
     // More replicas than wanted are somebody's choice, and no difference.
     let wanted = match mend {
         Mend::AndLower => wanted.clone(),
-        _ => {
-            StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() }
-        }
+        _ => StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() },
     };
     let differing = differences(&wanted, &found);
     let target = match mend {
