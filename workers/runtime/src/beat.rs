@@ -71,13 +71,6 @@ pub async fn beat(
     let mut align_at = tokio::time::Instant::now();
     let mut ahead_ms = None;
     loop {
-        if tokio::time::Instant::now() >= align_at {
-            align_at = tokio::time::Instant::now() + ALIGN_EVERY;
-            match clock::align(&bus).await {
-                Ok(ms) => ahead_ms = Some(ms),
-                Err(error) => tracing::debug!(role, %error, "the server does not say what time it is"),
-            }
-        }
         let mut beat = Beat::of(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = tally.finished.load(Ordering::Relaxed);
         beat.holding = tally.holding.load(Ordering::Relaxed);
@@ -87,6 +80,14 @@ pub async fn beat(
         let sent = async { Fleet::open(&bus).await?.beat(&beat).await };
         if let Err(error) = sent.await {
             tracing::debug!(role, %error, "no sign of life could be sent");
+        }
+        // After the heartbeat: whoever asks whether this worker is there need not wait for it.
+        if tokio::time::Instant::now() >= align_at {
+            align_at = tokio::time::Instant::now() + ALIGN_EVERY;
+            match clock::align(&bus).await {
+                Ok(ms) => ahead_ms = Some(ms),
+                Err(error) => tracing::debug!(role, %error, "the server does not say what time it is"),
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pulse.every) => {}

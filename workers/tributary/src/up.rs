@@ -259,7 +259,7 @@ fn running(names: &[SiteName], servers: &Servers) -> Running {
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
-    for finding in topology::setup(bus, &topology::plan(place, &settings.streams), Mend::Missing).await? {
+    for finding in topology::setup(bus, &topology::plan(place, &settings.streams), Mend::Everything).await? {
         if let State::Refused(why) = &finding.state {
             anyhow::bail!("{} cannot be set up: {why}", finding.what);
         }
@@ -270,7 +270,7 @@ async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result
                     setting = difference.setting,
                     found = %difference.found,
                     wanted = %difference.wanted,
-                    "differs from the settings; `tributary setup --apply` changes it"
+                    "higher than the settings, and kept; `tributary setup --apply --lower` lowers it"
                 );
             }
         }
