@@ -1,6 +1,6 @@
 //! The janitor's round: hold outcomes against images, look after the archive, the disk and the buckets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -158,16 +158,25 @@ impl Janitor<'_> {
         let kept = read::progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
         audit.read_on(self.bus).await?;
         let unnamed: Vec<u64> = audit.index.unnamed(recognized.delivered).collect();
-        let mut missing = outrun(&unnamed, recognized.floor, recognized.unacked);
-        missing.extend(audit.index.promised_until(kept.floor));
+        let outrun = outrun(&unnamed, recognized.floor, recognized.unacked);
+        let missing: BTreeSet<u64> = outrun.into_iter().chain(audit.index.promised_until(kept.floor)).collect();
         let now = Instant::now();
         self.missing_since.retain(|image, _| missing.contains(image));
-        let due = |since: &Instant| now - *since >= PATIENCE_WITH_ANSWERS;
-        for image in missing.into_iter().take(MOST_AT_ONCE) {
-            if !due(self.missing_since.entry(image).or_insert(now)) {
-                continue;
-            }
-            let turned = audit::redo(self.bus, &self.publisher, self.site, image).await?;
+        for image in missing {
+            self.missing_since.entry(image).or_insert(now);
+        }
+        let due = self.missing_since.iter().filter(|(_, since)| now - **since >= PATIENCE_WITH_ANSWERS);
+        let due: Vec<u64> = due.map(|(image, _)| *image).take(MOST_AT_ONCE).collect();
+        for image in due {
+            let turned = match audit::redo(self.bus, &self.publisher, self.site, image).await {
+                Ok(turned) => turned,
+                Err(error) => {
+                    tracing::warn!(sequence = image, ?error, "an image without an outcome could not be redone");
+                    // After the others, so that one that always fails does not hold them up.
+                    self.missing_since.insert(image, now);
+                    continue;
+                }
+            };
             audit.index.forget(image);
             self.tally.finished.fetch_add(u64::from(turned == Turned::Redone), Ordering::Relaxed);
             if let Some((_, redone)) = &mut audit.begun {
