@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemas::{FaultNote, SiteName};
 
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, chain};
 use crate::monitor::{self, Links};
 use crate::server::KEPT_AT_SITE;
 use crate::{read, refusal, topology};
@@ -74,7 +74,7 @@ impl Checkup<'_> {
                         FaultNote::new(
                             "stream_forbids",
                             format!("stream {name} has {flag} set, so nothing can be cleared away and it fills up"),
-                            "the server takes the flag back from nobody: copy the stream, or delete it and run `tributary setup`",
+                            "the server never unsets it: copy the stream, or delete it and run `tributary setup`",
                         )
                     }));
                 }
@@ -210,16 +210,6 @@ fn link_rules(links: &Links) -> Option<FaultNote> {
         format!("the leaf link lets through what must stay at the site: {}", lacking.join(", ")),
         "copy deny_exports and deny_imports from deploy/nats/site.conf and reload the server",
     ))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

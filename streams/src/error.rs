@@ -234,6 +234,22 @@ pub(crate) fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<Strin
     None
 }
 
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        // Many wrap their source's text into their own.
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
 /// A failed look-up: missing when the server says so, its own failure otherwise.
 pub(crate) fn absent<E>(error: E, what: String) -> CarryError
 where

@@ -51,7 +51,7 @@ pub fn health(answer: &str) -> Health {
         }
         Err(_) => body.chars().take(500).collect(),
     };
-    // The server has no code for it; its words are held by a walk against the pinned version.
+    // The server has no code for it; its words are held against the pinned version by the soak of full disks.
     match words.contains("write error") {
         true => Health::CannotWrite(words),
         false => Health::Unwell(words),

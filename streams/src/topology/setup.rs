@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Plan;
 use crate::connect::Bus;
-use crate::error::CarryError;
+use crate::error::{CarryError, chain};
 
 /// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -90,15 +90,7 @@ pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, C
 /// What the server refuses is a finding, as long as it is there to refuse the next.
 fn refused(bus: &Bus, state: Result<State, CarryError>) -> Result<State, CarryError> {
     match state {
-        Err(error) if bus.connected() => {
-            let mut words = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(inner) = cause {
-                words.push_str(&format!(": {inner}"));
-                cause = inner.source();
-            }
-            Ok(State::Refused(words))
-        }
+        Err(error) if bus.connected() => Ok(State::Refused(chain(&error))),
         other => other,
     }
 }

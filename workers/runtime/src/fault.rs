@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use schemas::{CodecError, FaultNote};
 use streams::CarryError;
+pub use streams::error::chain;
 
 /// After a failure of the moment, a message is tried again this much later.
 pub const RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -70,20 +71,4 @@ impl From<CodecError> for Fault {
     fn from(error: CodecError) -> Self {
         Self::reject("message_unreadable", chain(&error), "run the same release of tributary on both sides")
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        // Many wrap their source's text into their own.
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }
