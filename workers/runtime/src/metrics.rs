@@ -9,7 +9,7 @@ mod serve;
 mod snapshot;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub use serve::{MetricsSettings, serve};
 /// up for ten.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// Whether roles are still to begin in this process.
-static STARTING: AtomicBool = AtomicBool::new(false);
+/// How many roles are to begin in this process.
+static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
 
 static KEPT: LazyLock<Kept> = LazyLock::new(Kept::default);
 
@@ -120,9 +120,9 @@ pub fn took(role: &'static str, timings: &Timings) {
     KEPT.batches.get_or_create(&Role { role }).observe(f64::from(timings.batch_size.max(1)));
 }
 
-/// More roles begin in this process: until they did, it takes no work.
-pub fn starting(more: bool) {
-    STARTING.store(more, Ordering::Relaxed);
+/// How many roles this process is to have, one more for each site: until so many have begun, it takes no work.
+pub fn expect_roles(count: usize) {
+    EXPECTED_ROLES.store(count, Ordering::Relaxed);
 }
 
 /// A role lives.

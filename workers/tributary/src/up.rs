@@ -91,7 +91,7 @@ impl Up {
 
 /// Starts everything and returns when it takes work.
 pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<Up> {
-    runtime::metrics::starting(true);
+    runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
     let onnxruntime = settings.onnxruntime.clone();
     let heavy = match settings.verifier.model.clone() {
@@ -156,7 +156,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         server.settle().context("the store cannot be written to the disk")?;
     }
     running.write(&settings.up.store)?;
-    runtime::metrics::starting(false);
+    runtime::metrics::expect_roles(roles.len());
     let Servers { cloud, sites } = servers;
     Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
 }

@@ -11,7 +11,7 @@ use schemas::FaultNote;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use super::{KEPT, STARTING, beats, hanging, text};
+use super::{EXPECTED_ROLES, KEPT, beats, hanging, text};
 use crate::fault::Fault;
 
 /// What an operator may choose about metrics.
@@ -71,8 +71,8 @@ async fn ready() -> (StatusCode, String) {
         .iter()
         .any(|queue| !queue.bus.connected());
     match (&begun[..], away) {
-        _ if STARTING.load(Ordering::Relaxed) => not("not all roles have begun"),
         ([], _) => not("no role has begun: a model is loaded, or the server is waited for"),
+        (roles, _) if roles.len() < EXPECTED_ROLES.load(Ordering::Relaxed) => not("not all roles have begun"),
         (_, true) => not("the nats-server is away"),
         (roles, false) => (StatusCode::OK, format!("{} at work\n", roles.join(", "))),
     }
