@@ -23,4 +23,4 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 	cargo run --release --locked --package tributary -- bench scale
 
 soak: setup ## Long fault runs and power cuts; the latter need root and loop devices.
-	cargo build --workspace --locked && TRIBUTARY_SOAK_FAULTS=200 cargo test --locked --package tributary-tests -- --ignored --nocapture --test-threads 1
+	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden

@@ -288,10 +288,8 @@ impl Plan {
         self.stream(StreamConfig {
             max_messages: settings.answers_max_messages.into(),
             max_bytes: bytes(settings.answers_max_mib),
-            // Answers can be made again from the images, so their writes need not wait for the disk:
-            // after a crash of the server the janitor redoes what is missing.
-            persist_mode: Some(PersistenceMode::Async),
-            // Outcomes are stored under the slots of final answers, and said there once they are stored.
+            // Outcomes are stored under the slots of final answers, and said there once they are stored. They are
+            // as durable as images: what was said and then lost in a crash would be redone and said again.
             subject_transform: Some(SubjectTransform {
                 source: "outcome.*.*.*".into(),
                 destination: "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}".into(),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use rand::rngs::StdRng;
@@ -35,8 +35,8 @@ const TOLERANCE: f32 = 1e-3;
 struct Published {
     camera: CameraName,
     picture: usize,
-    /// Whether its acknowledgement came; without it, it may be stored or not.
-    acknowledged: bool,
+    /// When its acknowledgement came, ms since 1970; without it, it may be stored or not.
+    acknowledged_at_ms: Option<u64>,
 }
 
 /// Publishes at one site, and judges.
@@ -126,10 +126,10 @@ impl Oracle {
         if let Some(deadline_ms) = self.deadline_ms.filter(|_| number.is_multiple_of(3)) {
             publication = publication.header(HEADER_DEADLINE, deadline_ms.to_string());
         }
-        self.note(task, Published { camera: camera.clone(), picture, acknowledged: false });
+        self.note(task, Published { camera: camera.clone(), picture, acknowledged_at_ms: None });
         for _ in 0..18 {
             if self.publisher.publish(&publication).await.is_ok() {
-                self.note(task, Published { camera, picture, acknowledged: true });
+                self.note(task, Published { camera, picture, acknowledged_at_ms: Some(now_ms()) });
                 return Ok(());
             }
         }
@@ -138,7 +138,7 @@ impl Oracle {
 
     /// The tasks whose images were acknowledged until now.
     pub fn acknowledged(&self) -> Vec<TaskId> {
-        self.all().into_iter().filter(|(_, published)| published.acknowledged).map(|(task, _)| task).collect()
+        self.all().into_iter().filter(|(_, published)| published.acknowledged_at_ms.is_some()).map(|(task, _)| task).collect()
     }
 
     fn note(&self, task: TaskId, published: Published) {
@@ -167,16 +167,18 @@ impl Oracle {
         let published = self.all();
         let answers = self.answers().await?;
         let letters = self.letters().await?;
-        let mut routes = BTreeMap::new();
+        let (mut routes, mut longest_ms) = (BTreeMap::new(), 0);
         for (task, published) in &published {
             let found = answers.get(task).map(Vec::as_slice).unwrap_or_default();
             match found {
-                [] if published.acknowledged => {
+                [] if published.acknowledged_at_ms.is_some() => {
                     violations.push(format!("1, 10: task {task} was acknowledged and has no outcome"));
                 }
                 [] => {}
                 [answer] => {
                     *routes.entry(answer.route).or_insert(0) += 1;
+                    let acknowledged_at_ms = published.acknowledged_at_ms.unwrap_or(answer.answered_at_ms);
+                    longest_ms = longest_ms.max(answer.answered_at_ms.saturating_sub(acknowledged_at_ms));
                     violations.extend(self.wrong(published, answer, letters.contains(task)));
                 }
                 several => violations.push(format!("2: task {task} has {} final answers", several.len())),
@@ -184,8 +186,8 @@ impl Oracle {
         }
         let strangers = answers.keys().filter(|task| !published.contains_key(task));
         violations.extend(strangers.map(|task| format!("2: task {task} was answered and never published")));
-        let acknowledged = published.values().filter(|published| published.acknowledged).count();
-        Ok(Judgement { seed: self.seed, published: published.len(), acknowledged, routes, violations })
+        let acknowledged = published.values().filter(|published| published.acknowledged_at_ms.is_some()).count();
+        Ok(Judgement { seed: self.seed, published: published.len(), acknowledged, routes, longest_ms, violations })
     }
 
     /// The acknowledged images without an outcome.
@@ -289,6 +291,12 @@ impl Oracle {
     }
 }
 
+/// This machine's time, ms since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn same(said: Option<&Said>, expected: Option<&Said>) -> bool {
     match (said, expected) {
         (Some(said), Some(expected)) => {
@@ -310,6 +318,8 @@ pub struct Judgement {
     pub acknowledged: usize,
     /// Outcomes by route.
     pub routes: BTreeMap<Route, usize>,
+    /// The longest time from an acknowledgement to the outcome, ms.
+    pub longest_ms: u64,
     /// What is not as it must be, each with the number of the invariant it breaks.
     pub violations: Vec<String>,
 }
@@ -328,8 +338,9 @@ impl Judgement {
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, published, acknowledged, routes, .. } = self;
+        let Self { seed, published, acknowledged, routes, longest_ms, .. } = self;
         write!(f, "TRIBUTARY_TEST_SEED={seed}: {published} published, {acknowledged} acknowledged")?;
+        write!(f, ", at most {longest_ms} ms to an outcome")?;
         routes.iter().try_for_each(|(route, count)| write!(f, ", {count} {route}"))
     }
 }

@@ -127,11 +127,9 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
     let kept = kept_as_high(wanted, &found);
-    // More replicas than wanted are somebody's choice, and no difference.
-    let wanted = match mend {
-        Mend::AndLower => wanted.clone(),
-        _ => StreamConfig { num_replicas: kept.num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() },
-    };
+    // More replicas than wanted are somebody's choice, and no difference; when a stream writes cannot be changed.
+    let num_replicas = if mend == Mend::AndLower { wanted.num_replicas } else { kept.num_replicas };
+    let wanted = StreamConfig { num_replicas, persist_mode: kept.persist_mode, ..wanted.clone() };
     let differing = differences(&wanted, &found);
     let target = match mend {
         Mend::Nothing | Mend::Missing => return Ok(State::of(differing)),
@@ -152,11 +150,10 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
 fn kept_as_high(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
     // Below 1 is no limit.
     let limit = |wanted: i64, found: i64| if wanted > 0 && (found < 1 || found > wanted) { found } else { wanted };
-    let num_replicas = wanted.num_replicas.max(found.num_replicas);
     StreamConfig {
-        num_replicas,
-        // Only a stream without replicas may write a moment later.
-        persist_mode: wanted.persist_mode.filter(|_| num_replicas == 1),
+        num_replicas: wanted.num_replicas.max(found.num_replicas),
+        // No server changes it.
+        persist_mode: found.persist_mode,
         max_bytes: match found.max_bytes {
             // A stream without a size is what nobody wants.
             ..1 => wanted.max_bytes,
