@@ -118,6 +118,10 @@ pub struct OutcomeReport {
     /// When that image was stored, milliseconds since the epoch by the server's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_at_ms: Option<u64>,
+    /// When outcomes were held against images, milliseconds since the epoch by the server's clock; absent before the
+    /// first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_at_ms: Option<u64>,
     /// Images that were acknowledged without an outcome and are recognized again, since the janitor started.
     pub redone: u64,
     /// Images published twice, known by camera, message id and content, since the janitor started.
@@ -134,7 +138,7 @@ pub struct OutcomeReport {
     /// has a dead letter.
     #[serde(default)]
     pub refused: u64,
-    /// Connections that the server closed for a message above its limit, since it started; absent where the
+    /// Connections that the server closed lately for a message above its limit, of the last 2,000; absent where the
     /// janitor does not see its monitoring pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub too_large: Option<u64>,

@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -121,6 +123,26 @@ fn fill(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Stops a process for a while. One that ended meanwhile, as a server does that is started again after a full disk, has
+/// suffered enough.
+pub async fn freeze_for(process: Pid, time: Duration) -> anyhow::Result<()> {
+    let signal = |signal| match kill(process, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error),
+    };
+    signal(Signal::SIGSTOP)?;
+    tokio::time::sleep(time).await;
+    Ok(signal(Signal::SIGCONT)?)
+}
+
+/// Fills the disk that a folder is on for a while.
+pub async fn fill_for(folder: &Path, time: Duration) -> anyhow::Result<()> {
+    let ballast = folder.join("ballast");
+    fill(&ballast)?;
+    tokio::time::sleep(time).await;
+    Ok(std::fs::remove_file(&ballast)?)
+}
+
 impl World {
     /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
     pub async fn suffer(&mut self, fault: &Fault) -> anyhow::Result<()> {
@@ -149,17 +171,9 @@ impl World {
             Fault::FreezeSite { site, time } => {
                 let server = &self.site(*site).server;
                 let process = until("a process", Duration::from_secs(10), async || Ok(server.process())).await?;
-                let process = nix::unistd::Pid::from_raw(process.cast_signed());
-                nix::sys::signal::kill(process, Signal::SIGSTOP)?;
-                tokio::time::sleep(*time).await;
-                Ok(nix::sys::signal::kill(process, Signal::SIGCONT)?)
+                freeze_for(Pid::from_raw(process.cast_signed()), *time).await
             }
-            Fault::FillDisk { folder, time } => {
-                let ballast = folder.join("ballast");
-                fill(&ballast)?;
-                tokio::time::sleep(*time).await;
-                Ok(std::fs::remove_file(&ballast)?)
-            }
+            Fault::FillDisk { folder, time } => fill_for(folder, *time).await,
             Fault::CutLink { site, cut, time } => {
                 if let Some(link) = &self.site(*site).link {
                     link.cut_for(*cut, *time).await;

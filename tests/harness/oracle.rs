@@ -138,7 +138,11 @@ impl Oracle {
 
     /// The tasks whose images were acknowledged until now.
     pub fn acknowledged(&self) -> Vec<TaskId> {
-        self.all().into_iter().filter(|(_, published)| published.acknowledged_at_ms.is_some()).map(|(task, _)| task).collect()
+        self.all()
+            .into_iter()
+            .filter(|(_, published)| published.acknowledged_at_ms.is_some())
+            .map(|(task, _)| task)
+            .collect()
     }
 
     fn note(&self, task: TaskId, published: Published) {

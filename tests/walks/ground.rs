@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::program::run;
+use harness::world::crash;
 use harness::{Fault, Oracle, Plan, World, seed, until};
 use schemas::limits::{MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
@@ -185,7 +186,28 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
         heard.push(answer);
     }
     assert_eq!(heard, [kept]);
-    world.worked("recognizer").unwrap();
+    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_subscriber_heard_is_kept_though_the_server_is_killed_at_that_moment() {
+    let mut world = small_world().await;
+    let site = world.site(0);
+    let name = site.name.clone();
+    let client = async_nats::connect(site.server.url()).await.unwrap();
+    for _ in 0..5 {
+        let mut finals = client.subscribe("answer.final.>").await.unwrap();
+        client.flush().await.unwrap();
+        let task = publish(&site.bus, &name, &one(true).unwrap().bytes, &[]).await;
+        let heard = tokio::time::timeout(PATIENCE, finals.next()).await.unwrap().unwrap();
+        crash(&site.server, &site.bus).await.unwrap();
+        let slot = subject::finality_of_any_camera(&name, task);
+        let kept = read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap();
+        let kept = kept.unwrap_or_else(|| panic!("the answer of task {task} was told and is gone"));
+        assert_eq!(kept.payload, heard.payload, "another answer stands where one was told");
+    }
+    let worker = world.worked("recognizer").unwrap();
+    assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +354,7 @@ async fn one_message_id_at_two_cameras_and_a_counter_that_begins_again_get_their
     });
     let outcomes = counted.await.unwrap();
     assert_eq!((outcomes.redone, outcomes.oldest_sequence), (0, None));
-    world.worked("recognizer").unwrap();
+    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,7 +379,7 @@ async fn subjects_off_by_a_level_and_those_of_another_site_become_dead_letters_t
         assert!(letter.fault.remedy.contains(right), "{subject}: {}", letter.fault.remedy);
         assert_eq!(outcome_of(&bus, number as u64 + 1).await.route, Route::Dead, "{subject}");
     }
-    world.worked("recognizer").unwrap();
+    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -502,7 +524,7 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
     assert!(redriven.success, "{}", redriven.err);
     let whole = read::at(&bus, topology::IMAGES, 2).await.unwrap().unwrap();
     assert_eq!(whole.payload.len(), MAX_INLINE_BYTES);
-    world.worked("recognizer").unwrap();
+    assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

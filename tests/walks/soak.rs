@@ -1,41 +1,50 @@
-//! The long run: two sites on disks of their own, everything that may break does, and beside ordinary cameras there are
-//! clients as the field has them. Needs root, for it mounts a file system for each site.
+//! The long runs, in two worlds: each role a process of its own, and `tributary up --sites 2`. Everything that may break
+//! does, at both sites, and beside ordinary cameras there are clients as the field has them. Needs root, for file systems
+//! are mounted that can be filled.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use harness::fault::{fill_for, freeze_for};
 use harness::pictures::some;
 use harness::world::Site;
 use harness::{Cut, Fault, Oracle, Plan, World, seed, until};
+use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::Stored;
-use schemas::{Answer, Route, Task, TaskId, decode};
+use schemas::{Answer, Route, SiteName, Task, TaskId, decode};
 use streams::read::{self, Stretch};
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use streams::{Bus, subject, topology};
-use tokio::io::AsyncWriteExt;
+use streams::{Bus, NatsSettings, subject, topology};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::JoinHandle;
 
+/// From the end of a fault to the next.
+const BETWEEN: Duration = Duration::from_millis(700);
 /// After the last fault: redeliveries, the audit and the slowest promise fit in.
 const SETTLING: Duration = Duration::from_secs(120);
 /// Size of a site's disk, MiB: what the streams of the run hold, and room for the reserve.
 const DISK_MIB: u32 = 400;
+/// Size of the disk of `up`, which has the cloud's streams on it as well.
+const UP_DISK_MIB: u32 = 1200;
 
 /// A file system of its own, gone when dropped.
 struct Disk<'a>(&'a Path);
 
 impl<'a> Disk<'a> {
-    fn mount(folder: &'a Path) -> Self {
+    fn mount(folder: &'a Path, size_mib: u32) -> Self {
         std::fs::create_dir_all(folder).unwrap();
-        let size = format!("size={DISK_MIB}m");
+        let size = format!("size={size_mib}m");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder).status().unwrap();
         assert!(mounted.success(), "a full disk needs a file system of its own: run `make soak` as root");
         Self(folder)
@@ -109,13 +118,79 @@ fn odd_client(address: String, site: String, seed: u64, stop: Arc<AtomicBool>) -
     })
 }
 
+/// A camera that speaks MQTT 3.1.1 at QoS 1 (docs.oasis-open.org, sections 3.1 and 3.3). Returns how many PUBACKs came.
+fn mqtt_camera(address: String, site: String, seed: u64, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
+    tokio::spawn(async move {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let (mut connection, mut packet) = (None, 0u16);
+        while !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(50..300))).await;
+            if connection.is_none() {
+                connection = connect_mqtt(&address, &acknowledged).await.ok();
+            }
+            let Some(writing) = &mut connection else { continue };
+            let camera = rng.random_range(0..5usize);
+            let mut bytes = some(true, camera).unwrap().bytes.to_vec();
+            let size = match rng.random_range(0..40) {
+                0 => rng.random_range(2_000_000..8_000_000),
+                1..4 => rng.random_range(100_000..2_000_000),
+                _ => rng.random_range(1_000..100_000),
+            };
+            bytes.resize(size.max(bytes.len()), 0);
+            packet = packet.checked_add(1).unwrap_or(1);
+            let topic = format!("image/{site}/odd-{camera}");
+            let body = [&string(&topic)[..], &packet.to_be_bytes(), &bytes].concat();
+            if writing.write_all(&control(0x32, &body)).await.is_err() {
+                connection = None;
+            }
+        }
+        acknowledged.load(Ordering::Relaxed)
+    })
+}
+
+async fn connect_mqtt(address: &str, acknowledged: &Arc<AtomicU64>) -> std::io::Result<OwnedWriteHalf> {
+    let (mut reading, mut writing) = TcpStream::connect(address).await?.into_split();
+    // Protocol level 4, a clean session, no keep-alive.
+    let body = [&string("MQTT")[..], &[4, 2, 0, 0], &string("odd-camera")].concat();
+    writing.write_all(&control(0x10, &body)).await?;
+    let acknowledged = acknowledged.clone();
+    drop(tokio::spawn(async move {
+        // All that comes is CONNACK and PUBACK, four bytes each.
+        let mut four = [0; 4];
+        while reading.read_exact(&mut four).await.is_ok() {
+            acknowledged.fetch_add(u64::from(four[0] == 0x40), Ordering::Relaxed);
+        }
+    }));
+    Ok(writing)
+}
+
+/// A text with its length before it.
+fn string(text: &str) -> Vec<u8> {
+    [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
+}
+
+/// A control packet: its first byte, seven bits of its length a byte, its body.
+fn control(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![first];
+    let mut left = body.len();
+    loop {
+        let seven = u8::try_from(left % 128).unwrap();
+        left /= 128;
+        packet.push(if left > 0 { seven | 128 } else { seven });
+        if left == 0 {
+            break;
+        }
+    }
+    [&packet, body].concat()
+}
+
 /// Every image of the odd cameras that is in the stream has its outcome, and the right one.
-async fn odd_violations(site: &Site) -> anyhow::Result<Vec<String>> {
+async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
-    let (images, answers) =
-        (read::level(&site.bus, topology::IMAGES).await?, read::level(&site.bus, topology::ANSWERS).await?);
+    let (images, answers) = (read::level(bus, topology::IMAGES).await?, read::level(bus, topology::ANSWERS).await?);
     let (mut by_image, mut by_task) = (HashMap::new(), HashSet::new());
-    read::stretch(&site.bus, topology::ANSWERS, Stretch::default(), answers.last_sequence, |record| {
+    read::stretch(bus, topology::ANSWERS, Stretch::default(), answers.last_sequence, |record| {
         if subject::read_finality(&record.subject).is_ok()
             && let Ok(answer) = decode::<Answer>(&record.payload)
         {
@@ -124,7 +199,7 @@ async fn odd_violations(site: &Site) -> anyhow::Result<Vec<String>> {
         }
     })
     .await?;
-    read::stretch(&site.bus, topology::IMAGES, Stretch::default(), images.last_sequence, |record| {
+    read::stretch(bus, topology::IMAGES, Stretch::default(), images.last_sequence, |record| {
         let Ok((name, camera)) = subject::read_image(&record.subject) else { return };
         let Some(number) = camera.as_str().strip_prefix("odd-").and_then(|number| number.parse::<usize>().ok()) else {
             return;
@@ -189,77 +264,207 @@ fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<Fault> {
         .collect()
 }
 
-async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, usize> {
-    let folder = tempfile::tempdir().unwrap();
-    let disks = ["site-1", "site-2"].map(|site| folder.path().join(site));
-    let _mounted: Vec<Disk> = disks.iter().map(|disk| Disk::mount(disk)).collect();
-    let streams = StreamSettings {
+/// A site as its cameras and subscribers see it.
+struct Ground {
+    name: SiteName,
+    bus: Bus,
+    url: String,
+    /// Where MQTT is spoken, if it is.
+    mqtt: Option<String>,
+}
+
+/// Cameras of all kinds at all sites, and subscribers that write down what they hear.
+struct Load {
+    sites: Vec<(Oracle, JoinHandle<anyhow::Result<()>>, Bus)>,
+    beside: Vec<JoinHandle<u64>>,
+    told: Told,
+    stop: Arc<AtomicBool>,
+}
+
+impl Load {
+    fn begin(seed: u64, grounds: Vec<Ground>) -> Self {
+        let (told, stop) = (Told::default(), Arc::new(AtomicBool::new(false)));
+        let (mut sites, mut beside) = (Vec::new(), Vec::new());
+        for (ground, number) in grounds.into_iter().zip(0u64..) {
+            let (name, own) = (ground.name.to_string(), seed * 10 + number);
+            drop(subscribe(ground.url.clone(), told.clone()));
+            let address = ground.url.trim_start_matches("nats://").to_owned();
+            beside.push(odd_client(address, name.clone(), own, stop.clone()));
+            beside.extend(ground.mqtt.map(|mqtt| mqtt_camera(mqtt, name, own, stop.clone())));
+            let oracle = Oracle::new(seed * 2 + number, &ground.name, &ground.bus).unwrap().with_deadlines(4000);
+            let pouring = oracle.pour(6);
+            sites.push((oracle, pouring, ground.bus));
+        }
+        Self { sites, beside, told, stop }
+    }
+
+    /// No more images; how many there were, and everything that is not as it must be.
+    async fn end(self, cloud: &Bus) -> (BTreeMap<&'static str, u64>, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut odd = 0;
+        for client in self.beside {
+            odd += client.await.unwrap();
+        }
+        let (mut acknowledged, mut longest_ms, mut violations) = (0, 0, Vec::new());
+        for (oracle, pouring, bus) in self.sites {
+            oracle.enough();
+            pouring.await.unwrap().unwrap();
+            let judgement = oracle.judge(cloud, SETTLING).await.unwrap();
+            println!("{judgement}");
+            acknowledged += judgement.acknowledged as u64;
+            longest_ms = longest_ms.max(judgement.longest_ms);
+            violations.extend(judgement.violations);
+            let odd = until("the odd ones are done", SETTLING, async || {
+                let violations = odd_violations(&bus).await?;
+                anyhow::ensure!(violations.is_empty(), "{}", violations.join("\n"));
+                Ok(Some(()))
+            });
+            violations.extend(odd.await.err().map(|error| format!("{error:#}")));
+        }
+        let told = self.told.lock().unwrap();
+        let twice = told.iter().filter(|(_, labels)| labels.len() > 1);
+        violations.extend(twice.map(|(task, labels)| format!("2: task {task} was told as {labels:?}")));
+        let heard = told.len() as u64;
+        assert!(heard > acknowledged / 2, "subscribers heard of {heard} tasks of {acknowledged}");
+        let counts = [("acknowledged", acknowledged), ("odd", odd), ("told", heard), ("longest_ms", longest_ms)];
+        (counts.into(), violations)
+    }
+}
+
+fn streams() -> StreamSettings {
+    StreamSettings {
         images_max_mib: 128,
         outbox_max_mib: 32,
         blobs_max_mib: 64,
         ack_wait_s: 2,
         ..StreamSettings::default()
-    };
-    let plan = Plan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..Plan::leaves(2) };
-    let mut world = World::whole(plan).await.unwrap();
-    let told: Told = Arc::default();
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut beside = Vec::new();
-    let mut oracles = Vec::new();
-    for (site, number) in world.sites.iter().zip(0u64..) {
-        let url = site.server.url();
-        drop(subscribe(url.clone(), told.clone()));
-        let address = url.trim_start_matches("nats://").to_owned();
-        beside.push(odd_client(address, site.name.to_string(), seed * 10 + number, stop.clone()));
-        oracles.push(Oracle::new(seed * 2 + number, &site.name, &site.bus).unwrap().with_deadlines(4000));
     }
-    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(6)).collect();
+}
+
+async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = ["site-1", "site-2"].map(|site| folder.path().join(site));
+    let _mounted: Vec<Disk> = disks.iter().map(|disk| Disk::mount(disk, DISK_MIB)).collect();
+    let stores = Some(folder.path().into());
+    let plan = Plan { streams: streams(), stores, durability: Durability::Fast, ..Plan::leaves(2) };
+    let mut world = World::whole(plan).await.unwrap();
+    let ground =
+        |site: &Site| Ground { name: site.name.clone(), bus: site.bus.clone(), url: site.server.url(), mqtt: None };
+    let load = Load::begin(seed, world.sites.iter().map(ground).collect());
     let disks: Vec<&Path> = disks.iter().map(|disk| disk.as_path()).collect();
     for (number, fault) in faults(seed, count, &disks).iter().enumerate() {
         let suffered = world.suffer(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(BETWEEN).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut sent = 0;
-    for client in beside {
-        sent += client.await.unwrap();
-    }
-    let mut acknowledged = 0;
-    let mut violations = Vec::new();
-    for ((oracle, pouring), site) in oracles.iter().zip(pouring).zip(&world.sites) {
-        oracle.enough();
-        pouring.await.unwrap().unwrap();
-        let judgement = oracle.judge(&world.cloud, SETTLING).await.unwrap();
-        println!("{judgement}");
-        acknowledged += judgement.acknowledged;
-        violations.extend(judgement.violations);
-        let odd = until("the odd ones are done", SETTLING, async || {
-            let violations = odd_violations(site).await?;
-            anyhow::ensure!(violations.is_empty(), "{}", violations.join("\n"));
-            Ok(Some(()))
-        });
-        violations.extend(odd.await.err().map(|error| format!("{error:#}")));
-    }
-    let twice: Vec<String> = {
-        let told = told.lock().unwrap();
-        let twice = told.iter().filter(|(_, labels)| labels.len() > 1);
-        twice.map(|(task, labels)| format!("2: task {task} was told as {labels:?}")).collect()
-    };
-    let heard = told.lock().unwrap().len();
-    violations.extend(twice);
-    assert!(heard > acknowledged / 2, "subscribers heard of {heard} tasks of {acknowledged}");
-    assert!(
-        violations.is_empty(),
-        "seed {seed}: {} violations:\n{}\n{}",
-        violations.len(),
-        violations.join("\n"),
-        world.last_words()
-    );
+    let (counts, violations) = load.end(&world.cloud).await;
+    let all = violations.join("\n");
+    assert!(violations.is_empty(), "seed {seed}: {} violations:\n{all}\n{}", violations.len(), world.last_words());
     for (name, worker) in &mut world.workers {
         assert_eq!(worker.ended().unwrap(), None, "{name} ended by itself: {}", worker.log());
     }
-    [("faults", count), ("acknowledged", acknowledged), ("odd", usize::try_from(sent).unwrap()), ("told", heard)].into()
+    counts
+}
+
+/// Ports that were free a moment ago, one after the other.
+fn ports(count: u16) -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let found = (20_000..30_000).step_by(16).find(|first| (*first..first + count).all(free));
+    found.expect("free ports")
+}
+
+/// `up` with two sites, killed and stopped as a whole, and its servers one by one.
+async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let _mounted = Disk::mount(&store, UP_DISK_MIB);
+    let first = ports(5);
+    let wanted = streams();
+    let set = [
+        format!("up.port={first}"),
+        format!("up.mqtt_port={}", first + 2),
+        format!("up.cloud_port={}", first + 4),
+        "up.durability=\"fast\"".into(),
+        format!("streams.images_max_mib={}", wanted.images_max_mib),
+        format!("streams.outbox_max_mib={}", wanted.outbox_max_mib),
+        format!("streams.blobs_max_mib={}", wanted.blobs_max_mib),
+        format!("streams.ack_wait_s={}", wanted.ack_wait_s),
+    ];
+    let mut arguments = vec!["--sites", "2"];
+    set.iter().for_each(|pair| arguments.extend(["--set", pair]));
+    let mut up = crate::up::up(folder.path(), &arguments).await;
+    let said = crate::up::found(folder.path()).unwrap();
+    let connect = async |url: &str| {
+        let settings = NatsSettings { url: url.into(), ..NatsSettings::default() };
+        Bus::connect(&settings, "soak").await.unwrap()
+    };
+    let cloud = connect(said["cloud_url"].as_str().unwrap()).await;
+    let mut grounds = Vec::new();
+    for site in said["sites"].as_array().unwrap() {
+        let url = site["url"].as_str().unwrap().to_owned();
+        let mqtt = Some(format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap()));
+        let name = site["site"].as_str().unwrap().parse().unwrap();
+        grounds.push(Ground { name, bus: connect(&url).await, url, mqtt });
+    }
+    let load = Load::begin(seed, grounds);
+    // How often it said that it takes work.
+    let ups = || std::fs::read_to_string(folder.path().join("up.out")).unwrap().matches("Tributary is up.").count();
+    let mut ups_before = 0;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut kinds: Vec<u32> = Vec::new();
+    for number in 0..count {
+        if kinds.is_empty() {
+            kinds = (0..6).collect();
+        }
+        let kind = kinds.swap_remove(rng.random_range(0..kinds.len()));
+        let server = ["cloud", "site-1", "site-2"][rng.random_range(0..3usize)];
+        let time = Duration::from_millis(rng.random_range(500..4000));
+        let process = until("a server", Duration::from_secs(30), async || {
+            if up.ended()?.is_some() {
+                // A fault while it starts ends it with a word, and it is started again as a service would be.
+                assert_eq!(ups(), ups_before, "seed {seed}: up ended before fault {number}: {}", up.log());
+                assert!(up.log().lines().rev().take(4).any(|line| line.starts_with("error: ")), "{}", up.log());
+                up.restart()?;
+            }
+            Ok(crate::up::server_process(folder.path(), server).filter(|process| !crate::up::is_gone(*process)))
+        });
+        let process =
+            process.await.unwrap_or_else(|error| panic!("seed {seed}, fault {number}: {error:#}\n{}", up.log()));
+        match kind {
+            0 => {
+                up.kill().unwrap();
+                tokio::time::sleep(time).await;
+                ups_before = ups();
+                up.restart().unwrap();
+            }
+            1 => {
+                up.signal(Signal::SIGSTOP).unwrap();
+                tokio::time::sleep(time * 2).await;
+                up.signal(Signal::SIGCONT).unwrap();
+            }
+            2 => {
+                let _ended_already = kill(process, Signal::SIGKILL);
+            }
+            3 => freeze_for(process, time).await.unwrap(),
+            // With a server at once.
+            4 => {
+                let _ended_already = kill(process, Signal::SIGKILL);
+                up.kill().unwrap();
+                ups_before = ups();
+                up.restart().unwrap();
+            }
+            _ => fill_for(&store, time).await.unwrap(),
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+    tokio::time::sleep(BETWEEN * 5).await;
+    if up.ended().unwrap().is_some() {
+        up.restart().unwrap();
+    }
+    let (counts, violations) = load.end(&cloud).await;
+    let all = violations.join("\n");
+    assert!(violations.is_empty(), "seed {seed}: {} violations:\n{all}\n{}", violations.len(), up.log());
+    counts
 }
 
 /// A stream whose server met a full disk takes messages again by itself, under load and repeatedly.
@@ -268,7 +473,7 @@ async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, usize> {
 async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("site");
-    let _mounted = Disk::mount(&disk);
+    let _mounted = Disk::mount(&disk, DISK_MIB);
     let streams = StreamSettings { images_max_mib: 64, ack_wait_s: 2, ..StreamSettings::default() };
     let plan = Plan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..Plan::default() };
     let mut world = World::start(plan.set("recognizer.verify.enabled=false")).await.unwrap();
@@ -303,13 +508,25 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     open.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
 }
 
+/// A number from the environment.
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "an hour: make soak"]
+#[ignore = "half an hour: make soak"]
 async fn five_seeds_of_faults_lose_leave_double_mix_up_and_tell_twice_nothing() {
-    let count = std::env::var("TRIBUTARY_SOAK_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(100);
-    let seeds = std::env::var("TRIBUTARY_SOAK_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(5);
-    for number in 0..seeds {
-        let counts = run(seed(20290) + number, count).await;
-        println!("seed {}: {counts:?}", seed(20290) + number);
+    let count = number("TRIBUTARY_SOAK_FAULTS", 100) as usize;
+    for seed in (seed(20290)..).take(number("TRIBUTARY_SOAK_SEEDS", 5) as usize) {
+        println!("seed {seed}, {count} faults among processes: {:?}", run(seed, count).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a quarter of an hour: make soak"]
+async fn five_seeds_of_faults_of_up_as_a_whole_lose_leave_double_mix_up_and_tell_twice_nothing() {
+    let count = number("TRIBUTARY_SOAK_FAULTS", 100) as usize / 4;
+    for seed in (seed(20290)..).take(number("TRIBUTARY_SOAK_SEEDS", 5) as usize) {
+        println!("seed {seed}, {count} faults of up: {:?}", run_up(seed, count).await);
     }
 }

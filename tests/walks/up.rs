@@ -38,13 +38,14 @@ async fn bus(folder: &Path) -> (Bus, SiteName) {
     (bus, site["site"].as_str().unwrap().parse().unwrap())
 }
 
-fn server_process(folder: &Path, server: &str) -> Option<Pid> {
+/// The process of one of its servers.
+pub fn server_process(folder: &Path, server: &str) -> Option<Pid> {
     let text = fs::read_to_string(folder.join("store").join(server).join("nats-server.pid")).ok()?;
     text.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Whether no such process runs; one that is dead and not yet buried does not run.
-fn is_gone(process: Pid) -> bool {
+pub fn is_gone(process: Pid) -> bool {
     match fs::read_to_string(format!("/proc/{process}/stat")) {
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
         Err(_) => kill(process, None).is_err(),

@@ -124,6 +124,7 @@ fn beat_outcomes() -> Beat {
         open: 3,
         provisional: 1,
         oldest_sequence: Some(69_000),
+        seen_at_ms: None,
         oldest_at_ms: Some(1_763_942_300_000),
         redone: 2,
         duplicates: 4,

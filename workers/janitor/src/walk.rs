@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::drive::Tally;
-use runtime::{Fault, Shutdown, beat};
+use runtime::{Fault, Shutdown, beat, clock};
 use schemas::{FaultNote, OutcomeReport, SiteName};
 use streams::checkup::Checkup;
 use streams::read::{self, Level, Progress};
@@ -217,6 +217,7 @@ impl Janitor<'_> {
             report.provisional = audit.index.provisional();
             report.oldest_sequence = oldest_sequence;
             report.oldest_at_ms = oldest_at_ms;
+            report.seen_at_ms = Some(clock::now_ms());
             report.gaps = images.gaps.saturating_sub(removed);
         });
         Ok(())

@@ -1,6 +1,7 @@
 //! `tributary up`: servers and all roles in one process, until told to stop.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use rollout::start::Started;
@@ -8,7 +9,7 @@ use rollout::trial::Trial;
 use runtime::Shutdown;
 use schemas::SiteName;
 use streams::server::{Leaf, Server, ServerSettings};
-use streams::topology::{self, Mend, Place, State};
+use streams::topology::{self, Finding, Mend, Place, State};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
@@ -259,7 +260,15 @@ fn running(names: &[SiteName], servers: &Servers) -> Running {
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
-    for finding in topology::setup(bus, &topology::plan(place, &settings.streams), Mend::Everything).await? {
+    let plan = topology::plan(place, &settings.streams);
+    let mut findings = topology::setup(bus, &plan, Mend::Everything).await;
+    let refused = |findings: &[Finding]| findings.iter().any(|finding| matches!(finding.state, State::Refused(_)));
+    if findings.as_deref().map_or(true, refused) {
+        tracing::info!("the streams are not set up yet, once more: a server on a slow disk may be busy");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        findings = topology::setup(bus, &plan, Mend::Everything).await;
+    }
+    for finding in findings? {
         if let State::Refused(why) = &finding.state {
             anyhow::bail!("{} cannot be set up: {why}", finding.what);
         }

@@ -18,7 +18,7 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
     FaultNote, ModelName, Opinion, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
 };
-use streams::read::Record;
+use streams::read::{self, Record};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,6 +29,8 @@ use crate::settings::VerifierSettings;
 
 /// How long a publication is retried before its request is handed back.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often requests that came back after they were acknowledged are cleared away.
+const CLEAR_EVERY: Duration = Duration::from_secs(30);
 /// Requests held for each place in a batch: one in the model, one waiting for it.
 const CREDITS_PER_SLOT: usize = 2;
 
@@ -230,12 +232,40 @@ pub async fn run(
     };
     let telling = reporter.run(|| true, shutdown.clone());
     let following = orders::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
+    let clearing = clear_acknowledged(&bus, &shutdown);
     let work = async {
         let ended = drive(step, &bus, publisher.clone(), from, tally.clone(), shutdown.clone()).await;
         // Whatever ended it, the rest ends with it.
         shutdown.want();
         ended
     };
-    let (ended, (), (), (), ()) = tokio::join!(work, life, telling, following, scaling);
+    let (ended, (), (), (), (), ()) = tokio::join!(work, life, telling, following, scaling, clearing);
     ended
+}
+
+/// A server that was killed may bring back requests that it had removed when they were acknowledged: it wrote down how far
+/// the consumer is, and no more what that removed. Nobody is given them again, and they would stay for ever.
+async fn clear_acknowledged(bus: &Bus, shutdown: &Shutdown) {
+    let clear = async || {
+        let all = read::progress(bus, topology::VERIFY, topology::VERIFIER).await?;
+        let level = read::level(bus, topology::VERIFY).await?;
+        if level.messages == 0 || level.first_sequence > all.floor {
+            return Ok(0);
+        }
+        read::purge_before(bus, topology::VERIFY, all.floor + 1).await
+    };
+    let clearing = async {
+        loop {
+            match clear().await {
+                Ok(0) => {}
+                Ok(cleared) => tracing::info!(cleared, "requests that were answered and came back are cleared away"),
+                Err(error) => tracing::debug!(%error, "what came back is looked for again"),
+            }
+            tokio::time::sleep(CLEAR_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = clearing => {}
+        () = shutdown.wanted() => {}
+    }
 }

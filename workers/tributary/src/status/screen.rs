@@ -1,6 +1,8 @@
 //! Screen: how a site does, for people; what is wrong comes last, in words, with what to do. Pure.
 
-use schemas::{Beat, DecisionReport, Measured, TrainingReport};
+use std::collections::BTreeMap;
+
+use schemas::{Beat, DecisionReport, Measured, OutcomeReport, TrainingReport};
 
 use super::gather::{Cloud, Queue, Status};
 use crate::form;
@@ -71,19 +73,32 @@ fn images(images: &Queue) -> String {
 /// The oldest image without a final answer, always.
 fn oldest(status: &Status) -> String {
     let ago = |at_ms: u64| form::span(status.at_ms.saturating_sub(at_ms) as f64);
+    let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
+    {
+        Some(seen_at_ms) => format!(" (counted {} ago)", ago(seen_at_ms)),
+        None => String::new(),
+    };
     match (&status.outcomes, status.oldest_unanswered_at_ms) {
         (Some(outcomes), _) => match (outcomes.oldest_sequence, outcomes.oldest_at_ms) {
             (Some(sequence), at_ms) => format!(
-                "image {sequence} has no final answer{}; {} have none, {} of them a provisional one",
-                at_ms.map(|at_ms| format!(" for {}", ago(at_ms))).unwrap_or_default(),
+                "image {sequence} has no final answer{}; {} have none, {} of them a provisional one{}",
+                at_ms
+                    .map(|at_ms| format!(" for {}", form::span(waits_ms(status, outcomes, at_ms))))
+                    .unwrap_or_default(),
                 outcomes.open,
-                outcomes.provisional
+                outcomes.provisional,
+                seen(outcomes)
             ),
-            (None, _) => "every stored image has its final answer".into(),
+            (None, _) => format!("every stored image has its final answer{}", seen(outcomes)),
         },
         (None, Some(at_ms)) => format!("an image waits for {}; no janitor counts outcomes", ago(at_ms)),
         (None, None) => "no image waits for a recognizer; no janitor counts outcomes".into(),
     }
+}
+
+/// How long an image had no answer when outcomes were counted last, ms.
+fn waits_ms(status: &Status, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
+    outcomes.seen_at_ms.unwrap_or(status.at_ms).saturating_sub(stored_at_ms) as f64
 }
 
 fn outbox(status: &Status) -> String {
@@ -284,18 +299,20 @@ fn wrong(status: &Status) -> Vec<String> {
 
 /// An image is recognized in far less; a provisional answer may wait for its verdict.
 const LATE_MS: u64 = 60_000;
+/// What was counted within this is not said to be older.
+const SEEN_LATELY_MS: u64 = 2_000;
 /// Clocks that differ by less are as good as one.
 const CLOCK_MS: i64 = 2_000;
 
 fn wrong_with_outcomes(status: &Status) -> Vec<String> {
     let Some(outcomes) = &status.outcomes else { return Vec::new() };
     let mut wrong = Vec::new();
-    let waits_ms = outcomes.oldest_at_ms.map_or(0, |at_ms| status.at_ms.saturating_sub(at_ms));
-    if outcomes.open > outcomes.provisional && waits_ms > LATE_MS && status.images.waiting == 0 {
+    let waits_ms = outcomes.oldest_at_ms.map_or(0.0, |at_ms| waits_ms(status, outcomes, at_ms));
+    if outcomes.open > outcomes.provisional && waits_ms > LATE_MS as f64 && status.images.waiting == 0 {
         wrong.push(format!(
             "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
             outcomes.oldest_sequence.unwrap_or_default(),
-            form::span(waits_ms as f64)
+            form::span(waits_ms)
         ));
     }
     if outcomes.gaps > 0 {
@@ -326,10 +343,12 @@ fn wrong_clocks(status: &Status) -> Vec<String> {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
         format!("{} {way}", form::span(ahead_ms.unsigned_abs() as f64))
     };
-    let workers = all_workers(status).filter_map(|beat| {
-        let ahead_ms = beat.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS)?;
-        let (role, worker) = (form::plain(&beat.role), form::plain(&beat.worker));
-        Some(format!("The clock of {role} {worker} is {} its server's: set one of them right (NTP).", off(ahead_ms)))
+    // A process has one clock, however many roles it has.
+    let processes: BTreeMap<&str, i64> = all_workers(status)
+        .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
+        .collect();
+    let workers = processes.into_iter().map(|(worker, ahead_ms)| {
+        format!("The clock of {} is {} its server's: set one of them right (NTP).", form::plain(worker), off(ahead_ms))
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
     let here = here.map(|ahead_ms| {
