@@ -402,7 +402,7 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
         "write_deadline: \"10s\"".into(),
         "ping_interval: \"5s\"".into(),
         format!(
-            "jetstream {{ store_dir: {}, sync_interval: {sync}, max_file_store: {}",
+            "jetstream {{ store_dir: {}, sync_interval: {sync}, {BUFFERED}, max_file_store: {}",
             file("jetstream"),
             settings.max_store_bytes
         ),
@@ -432,6 +432,10 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
     }
     lines.join("\n") + "\n"
 }
+
+/// What a server holds for a stream ahead of its disk: 32 of the largest images. Beyond it a message is dropped, and only a
+/// publisher who asked for an answer is told; the default of 128 MB is a burst of 16.
+pub const BUFFERED: &str = "max_buffered_size: 256MB";
 
 /// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
 pub const KEPT_AT_SITE: [&str; 18] = [

@@ -263,6 +263,11 @@ fn server_rules(path: &str) -> (Vec<String>, Vec<String>, u64) {
     let gib = size.and_then(|size| size.split_once("GB")).and_then(|(number, _)| number.parse::<u64>().ok());
     let payload = format!("max_payload: {}", schemas::limits::MAX_MESSAGE_BYTES);
     assert!(text.contains(&payload), "{path} has another limit for messages than {payload}");
+    assert!(
+        text.contains(streams::server::BUFFERED),
+        "{path} lets a server hold something else than {}",
+        streams::server::BUFFERED
+    );
     (list("deny_exports"), list("deny_imports"), gib.unwrap_or_default() << 30)
 }
 
