@@ -103,13 +103,13 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     assert!(scale(&world, &["recognizer", "1-3"]).await.success);
-    let recognizer = world.worked("recognizer").unwrap();
-    recognizer.signal(Signal::SIGSTOP).unwrap();
-    // Large ones, so that there is work for some seconds.
+    // Large ones, so that there is work for some seconds; made before the worker is stopped, which soon looks dead.
+    let pictures = pictures().unwrap().iter().take(8);
+    let large: Vec<_> = pictures.map(|picture| vision::enlarged(&picture.bytes, 1000).unwrap()).collect();
+    world.worked("recognizer").unwrap().signal(Signal::SIGSTOP).unwrap();
     let mut tasks = Vec::new();
-    for picture in pictures().unwrap().iter().cycle().take(80) {
-        let large = vision::enlarged(&picture.bytes, 1000).unwrap();
-        tasks.push(publish(world.bus(0), &world.site(0).name, &large, &[]).await);
+    for large in large.iter().cycle().take(80) {
+        tasks.push(publish(world.bus(0), &world.site(0).name, large, &[]).await);
     }
     world.worked("recognizer").unwrap().signal(Signal::SIGCONT).unwrap();
     let log = async || Ok(world.workers["recognizer"].log().contains("s of work wait, more than").then_some(()));
