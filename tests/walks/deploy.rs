@@ -241,7 +241,8 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         let told = metrics(&told);
         Ok(wanted.iter().filter(|name| !told.contains(*name)).cloned().collect::<Vec<_>>())
     };
-    let all = until("every metric", PATIENCE, async || {
+    // Large images and two models on two cores: some figures come only after the first of them are through.
+    let all = until("every metric", 3 * PATIENCE, async || {
         let missing: anyhow::Result<Vec<String>> = missing().await;
         Ok(missing?.is_empty().then_some(()))
     });
