@@ -14,7 +14,7 @@ use futures::StreamExt;
 use harness::fault::{fill_for, freeze_for};
 use harness::pictures::some;
 use harness::world::Site;
-use harness::{Cut, Fault, Oracle, Plan, World, seed, until};
+use harness::{Cut, Fault, Oracle, Plan, Worker, World, seed, until};
 use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -72,6 +72,19 @@ fn subscribe(url: String, told: Told) -> JoinHandle<()> {
     })
 }
 
+/// The number of a camera and its picture, as large as cameras make them.
+fn odd_image(rng: &mut StdRng) -> (usize, Vec<u8>) {
+    let camera = rng.random_range(0..5usize);
+    let mut bytes = some(true, camera).unwrap().bytes.to_vec();
+    let size = match rng.random_range(0..40) {
+        0 => rng.random_range(2_000_000..8_000_000),
+        1..4 => rng.random_range(100_000..2_000_000),
+        _ => rng.random_range(1_000..100_000),
+    };
+    bytes.resize(size.max(bytes.len()), 0);
+    (camera, bytes)
+}
+
 /// A client that knows nothing of tributary: odd headers, ids that begin again, any size, no acknowledgement.
 fn odd_client(address: String, site: String, seed: u64, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
     const HEADERS: [&[u8]; 6] = [
@@ -94,14 +107,7 @@ fn odd_client(address: String, site: String, seed: u64, stop: Arc<AtomicBool>) -
                 }
             }
             let Some(connection) = &mut raw else { continue };
-            let camera = rng.random_range(0..5usize);
-            let mut bytes = some(true, camera).unwrap().bytes.to_vec();
-            let size = match rng.random_range(0..40) {
-                0 => rng.random_range(2_000_000..8_000_000),
-                1..4 => rng.random_range(100_000..2_000_000),
-                _ => rng.random_range(1_000..100_000),
-            };
-            bytes.resize(size.max(bytes.len()), 0);
+            let (camera, bytes) = odd_image(&mut rng);
             let headers = match rng.random_range(0..3) {
                 0 => format!("NATS/1.0\r\nNats-Msg-Id: frame-{:04}\r\n\r\n", rng.random_range(0..20)).into_bytes(),
                 _ => HEADERS[rng.random_range(0..HEADERS.len())].to_vec(),
@@ -130,14 +136,7 @@ fn mqtt_camera(address: String, site: String, seed: u64, stop: Arc<AtomicBool>) 
                 connection = connect_mqtt(&address, &acknowledged).await.ok();
             }
             let Some(writing) = &mut connection else { continue };
-            let camera = rng.random_range(0..5usize);
-            let mut bytes = some(true, camera).unwrap().bytes.to_vec();
-            let size = match rng.random_range(0..40) {
-                0 => rng.random_range(2_000_000..8_000_000),
-                1..4 => rng.random_range(100_000..2_000_000),
-                _ => rng.random_range(1_000..100_000),
-            };
-            bytes.resize(size.max(bytes.len()), 0);
+            let (camera, bytes) = odd_image(&mut rng);
             packet = packet.checked_add(1).unwrap_or(1);
             let topic = format!("image/{site}/odd-{camera}");
             let body = [&string(&topic)[..], &packet.to_be_bytes(), &bytes].concat();
@@ -373,6 +372,18 @@ fn ports(count: u16) -> u16 {
     found.expect("free ports")
 }
 
+/// A fault while `up` starts ends it with a word, and it is started again as a service would be. Once it took work it may
+/// not end by itself.
+fn restart_if_it_could_not_start(up: &mut Worker, took_work: bool) -> anyhow::Result<()> {
+    if up.ended()?.is_some() {
+        let log = up.log();
+        anyhow::ensure!(!took_work, "up ended though it had started: {log}");
+        anyhow::ensure!(log.lines().rev().take(4).any(|line| line.starts_with("error: ")), "up ended silently: {log}");
+        up.restart()?;
+    }
+    Ok(())
+}
+
 /// `up` with two sites, killed and stopped as a whole, and its servers one by one.
 async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let folder = tempfile::tempdir().unwrap();
@@ -420,12 +431,7 @@ async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
         let server = ["cloud", "site-1", "site-2"][rng.random_range(0..3usize)];
         let time = Duration::from_millis(rng.random_range(500..4000));
         let process = until("a server", Duration::from_secs(30), async || {
-            if up.ended()?.is_some() {
-                // A fault while it starts ends it with a word, and it is started again as a service would be.
-                assert_eq!(ups(), ups_before, "seed {seed}: up ended before fault {number}: {}", up.log());
-                assert!(up.log().lines().rev().take(4).any(|line| line.starts_with("error: ")), "{}", up.log());
-                up.restart()?;
-            }
+            restart_if_it_could_not_start(&mut up, ups() > ups_before)?;
             Ok(crate::up::server_process(folder.path(), server).filter(|process| !crate::up::is_gone(*process)))
         });
         let process =
@@ -458,12 +464,11 @@ async fn run_up(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
         tokio::time::sleep(BETWEEN).await;
     }
     tokio::time::sleep(BETWEEN * 5).await;
-    if up.ended().unwrap().is_some() {
-        up.restart().unwrap();
-    }
+    restart_if_it_could_not_start(&mut up, ups() > ups_before).unwrap();
     let (counts, violations) = load.end(&cloud).await;
     let all = violations.join("\n");
     assert!(violations.is_empty(), "seed {seed}: {} violations:\n{all}\n{}", violations.len(), up.log());
+    assert_eq!(up.ended().unwrap(), None, "seed {seed}: {}", up.log());
     counts
 }
 

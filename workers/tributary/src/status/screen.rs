@@ -460,6 +460,7 @@ mod tests {
             open: 2,
             oldest_sequence: Some(7),
             oldest_at_ms: Some(0),
+            seen_at_ms: Some(70_000),
             gaps: 3,
             too_large: Some(1),
             ..OutcomeReport::default()
@@ -472,7 +473,8 @@ mod tests {
         for part in ["refused: only 9 MiB", "3 images are gone", "2.0 h ahead of", "1 connection was", "Image 7"] {
             assert!(wrong.contains(part), "{part:?} is not in {wrong}");
         }
-        assert!(text(&status).contains("image 7 has no final answer for"));
+        let text = text(&status);
+        assert!(text.contains("image 7 has no final answer for") && text.contains("(counted 20.0 s ago)"), "{text}");
     }
 
     #[test]
