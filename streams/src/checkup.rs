@@ -1,6 +1,7 @@
 //! What is wrong with a site's server, streams, consumers and link, each with a name, a reason and a remedy. The same
 //! look for whoever asks: `status`, `doctor`, and the janitor, whose heartbeat makes a metric of it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use schemas::{FaultNote, SiteName};
@@ -8,12 +9,14 @@ use schemas::{FaultNote, SiteName};
 use crate::connect::Bus;
 use crate::error::{CarryError, chain};
 use crate::monitor::{self, Links};
-use crate::server::KEPT_AT_SITE;
+use crate::server::{self, KEPT_AT_SITE};
 use crate::{read, refusal, topology};
 
 /// One question has this long to be answered.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Consumers that workers and commands of a site make for a while, about.
+/// What the server dropped is said for so long.
+const DROPPED_WITHIN: Duration = Duration::from_secs(3600);
+/// Consumers that workers and commands of a site have on one stream at times, about.
 const PASSING_CONSUMERS: i64 = 32;
 
 /// What is looked at.
@@ -28,6 +31,8 @@ pub struct Checkup<'a> {
     pub site: &'a SiteName,
     /// Address of the monitoring pages of the site's server, where they can be read.
     pub monitor: Option<&'a str>,
+    /// The store of the site's server, where it is ours and on this machine.
+    pub store: Option<&'a Path>,
 }
 
 impl Checkup<'_> {
@@ -48,9 +53,9 @@ impl Checkup<'_> {
             let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
             faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
         }
-        faults.extend(self.streams().await);
-        faults.extend(self.consumers().await);
-        faults.extend(self.account().await);
+        faults.extend(self.store.and_then(dropped));
+        let (streams, consumers, account) = tokio::join!(self.streams(), self.consumers(), self.account());
+        faults.extend(streams.into_iter().chain(consumers).chain(account));
         let links = match self.monitor {
             Some(address) => monitor::links(address).await.ok(),
             None => None,
@@ -64,35 +69,35 @@ impl Checkup<'_> {
     async fn streams(&self) -> Vec<FaultNote> {
         let buckets = [format!("KV_{}", topology::FLEET), format!("KV_{}", topology::LEDGER)];
         let names = [topology::IMAGES, topology::ANSWERS, topology::OUTBOX, topology::DEAD];
-        let mut faults = Vec::new();
-        for name in names.into_iter().chain(buckets.iter().map(String::as_str)) {
+        // All at once: each that is silent takes the whole patience.
+        let looks = names.into_iter().chain(buckets.iter().map(String::as_str)).map(async |name| {
             match tokio::time::timeout(PATIENCE, read::forbids(self.bus, name)).await {
-                Ok(Ok(forbidden)) => {
-                    // Buckets forbid deleting by design, and the others need both.
-                    let forbidden = forbidden.filter(|_| !name.starts_with("KV_"));
-                    faults.extend(forbidden.map(|flag| {
-                        FaultNote::new(
-                            "stream_forbids",
-                            format!("stream {name} has {flag} set, so nothing can be cleared away and it fills up"),
-                            "the server never unsets it: copy the stream, or delete it and run `tributary setup`",
-                        )
-                    }));
-                }
-                Ok(Err(CarryError::Missing { .. })) => faults.push(FaultNote::new(
+                // Buckets forbid deleting by design, and the others need both.
+                Ok(Ok(Some(flag))) if !name.starts_with("KV_") => Some(FaultNote::new(
+                    "stream_forbids",
+                    format!("stream {name} has {flag} set, so nothing can be cleared away and it fills up"),
+                    "the server never unsets it: copy the stream, or delete it and run `tributary setup`",
+                )),
+                Ok(Ok(_)) => None,
+                Ok(Err(CarryError::Missing { .. })) => Some(FaultNote::new(
                     "stream_missing",
                     format!("stream {name} does not exist"),
                     "create it with `tributary setup`",
                 )),
                 Ok(Err(error)) if !self.bus.connected() => {
-                    faults.push(FaultNote::new("server_away", chain(&error), "start the site's nats-server"));
-                    return faults;
+                    Some(FaultNote::new("server_away", chain(&error), "start the site's nats-server"))
                 }
-                Ok(Err(_)) | Err(_) => faults.push(FaultNote::new(
+                Ok(Err(_)) | Err(_) => Some(FaultNote::new(
                     "stream_silent",
                     format!("stream {name} does not answer although its server does: its only replica may be on a server that is away"),
                     "start that server again; if it is lost for good, remove it (`nats server cluster peer-remove`) and run `tributary setup`",
                 )),
             }
+        });
+        let mut faults: Vec<FaultNote> = futures::future::join_all(looks).await.into_iter().flatten().collect();
+        // A server that is away is one fault.
+        if let Some(away) = faults.iter().position(|fault| fault.name == "server_away") {
+            faults = vec![faults.swap_remove(away)];
         }
         faults
     }
@@ -132,14 +137,14 @@ impl Checkup<'_> {
     /// Limits of the account that leave workers no room.
     async fn account(&self) -> Option<FaultNote> {
         let account = tokio::time::timeout(PATIENCE, self.bus.js.query_account()).await.ok()?.ok()?;
-        let (most, used) = (account.limits.max_consumers.unwrap_or(-1), account.consumers as i64);
-        (most >= 0 && most - used < PASSING_CONSUMERS).then(|| {
-            FaultNote::new(
-                "account_limit",
-                format!("the account may have {most} consumers and has {used}; workers and commands need about {PASSING_CONSUMERS} more for a while each"),
-                "raise max_consumers in the server's configuration of the account",
-            )
-        })
+        let most = account.limits.max_consumers.filter(|most| (0..PASSING_CONSUMERS).contains(most))?;
+        Some(FaultNote::new(
+            "account_limit",
+            format!(
+                "by the account's limit a stream may have {most} consumers, and workers and commands need about {PASSING_CONSUMERS} for a while"
+            ),
+            "raise max_consumers in the server's configuration of the account",
+        ))
     }
 
     /// The link to the cloud.
@@ -170,11 +175,7 @@ impl Checkup<'_> {
                 "the site's server has no leaf link in its configuration, and nats.cloud_domain names a cloud",
                 "add one as in deploy/nats/site.conf, or leave nats.cloud_domain out",
             )),
-            Some(links) if links.joined.is_empty() => Some(FaultNote::new(
-                "link_down",
-                "the leaf link to the cloud is not joined: the hub is away, or refuses it (password, certificate, a second site of the same name)",
-                "the log of the site's nats-server says which (lines with `leafnode`)",
-            )),
+            Some(links) if links.joined.is_empty() => Some(not_joined(links).await),
             Some(links) => Some(FaultNote::new(
                 "domain_unknown",
                 format!(
@@ -190,6 +191,40 @@ impl Checkup<'_> {
             )),
         }
     }
+}
+
+/// Why the link to the hub is not there, as far as it can be seen from here.
+async fn not_joined(links: &Links) -> FaultNote {
+    let addresses: Vec<&str> = links.remotes.iter().flat_map(|remote| &remote.addresses).map(String::as_str).collect();
+    let hubs = addresses.join(", ");
+    let reached = futures::future::join_all(addresses.iter().map(async |address| {
+        matches!(tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+    }));
+    if reached.await.contains(&true) {
+        return FaultNote::new(
+            "link_refused",
+            format!(
+                "the hub at {hubs} answers, and the leaf link to it is not joined: it refuses the site (password, certificate, a second site of the same name)"
+            ),
+            "the log of the site's nats-server says which (lines with `Leafnode`)",
+        );
+    }
+    FaultNote::new(
+        "link_down",
+        format!("the leaf link to the cloud is not joined, and the hub at {hubs} does not answer"),
+        "start the hub, or see to the network between; the site works without it and catches up",
+    )
+}
+
+/// Messages that the server dropped without telling everybody.
+fn dropped(store: &Path) -> Option<FaultNote> {
+    server::dropped_within(store, DROPPED_WITHIN).map(|stream| {
+        FaultNote::new(
+            "messages_dropped",
+            format!("within the last hour the server dropped messages for {stream}, which came faster than its disk takes them; publishers over MQTT, or without a reply, were not told"),
+            "publish with an acknowledgement (`tributary publish` does), send smaller or fewer images at once, or use a faster disk",
+        )
+    })
 }
 
 /// Subjects that must stay at a site and that its link lets through. Pure.
@@ -220,7 +255,7 @@ mod tests {
     #[test]
     fn a_link_that_lets_acknowledgements_through_is_told_by_name() {
         let all = || KEPT_AT_SITE.map(str::to_owned).to_vec();
-        let good = RemoteLink { deny_exports: all(), deny_imports: all() };
+        let good = RemoteLink { addresses: Vec::new(), deny_exports: all(), deny_imports: all() };
         let mut bad = good.clone();
         bad.deny_imports.retain(|denied| denied != "$JS.ACK.IMAGES.>");
         assert_eq!(link_rules(&Links { remotes: vec![good], ..Links::default() }), None);

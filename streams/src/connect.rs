@@ -206,6 +206,7 @@ pub fn without_credentials(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::{Durability, Leaf, Server, ServerSettings};
 
     #[test]
     fn credentials_are_not_shown() {
@@ -214,6 +215,37 @@ mod tests {
         let settings: NatsSettings = serde_json::from_str(r#"{"password":"hunter2"}"#).unwrap();
         let shown = format!("{settings:?} {}", serde_json::to_string(&settings).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_ended_is_gone_and_one_whose_server_is_away_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ServerSettings {
+            program: None,
+            store: folder.path().into(),
+            name: "site".into(),
+            domain: None,
+            port: 0,
+            mqtt_port: None,
+            durability: Durability::Fast,
+            max_store_bytes: 1 << 30,
+            leaf: Leaf::Alone,
+        };
+        let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
+        let settings = NatsSettings { url: server.url(), ..NatsSettings::default() };
+        let (ended, waiting) =
+            (Bus::connect(&settings, "test").await.unwrap(), Bus::connect(&settings, "test").await.unwrap());
+        assert!(!ended.is_gone().await);
+        ended.client.drain().await.unwrap();
+        for _ in 0..100 {
+            if ended.is_gone().await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(ended.is_gone().await, "a worker would live on and do nothing");
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+        assert!(!waiting.is_gone().await, "a worker would end whenever its server is started again");
     }
 
     #[test]

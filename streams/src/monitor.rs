@@ -71,6 +71,8 @@ pub async fn health_at(address: &str) -> Option<Health> {
 /// A link of a site's server to another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteLink {
+    /// Where the other server is, `host:port` each.
+    pub addresses: Vec<String>,
     /// Subjects that do not go out.
     pub deny_exports: Vec<String>,
     /// Subjects that do not come in.
@@ -110,6 +112,8 @@ pub async fn links(address: &str) -> Result<Links, CarryError> {
     #[derive(Deserialize)]
     struct Remote {
         #[serde(default)]
+        urls: Vec<String>,
+        #[serde(default)]
         deny: Deny,
     }
     #[derive(Deserialize, Default)]
@@ -145,12 +149,25 @@ pub async fn links(address: &str) -> Result<Links, CarryError> {
     let remotes = varz.leaf.remotes.into_iter();
     Ok(Links {
         remotes: remotes
-            .map(|Remote { deny }| RemoteLink { deny_exports: deny.exports, deny_imports: deny.imports })
+            .map(|Remote { urls, deny }| RemoteLink {
+                addresses: urls.iter().map(|url| host_and_port(url)).collect(),
+                deny_exports: deny.exports,
+                deny_imports: deny.imports,
+            })
             .collect(),
         joined: leafz.leafs.into_iter().map(|leaf| leaf.name).collect(),
         domain: varz.jetstream.config.domain,
         max_store_bytes: u64::try_from(varz.jetstream.config.max_storage).ok(),
     })
+}
+
+/// Host and port of a leaf's address, without scheme and password; 7422 where it names no port. Pure.
+fn host_and_port(url: &str) -> String {
+    let host = without_credentials(url);
+    let host = host.split_once("://").map_or(&*host, |(_, host)| host).trim_end_matches('/');
+    // An address of version 6 has colons of its own, in brackets.
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if has_port { host.to_owned() } else { format!("{host}:7422") }
 }
 
 /// How many of the connections that the server at a monitoring address closed lately were closed for a message above its
@@ -195,6 +212,14 @@ async fn page<P: DeserializeOwned>(address: &str, path: &str) -> Result<P, Carry
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_link_leads_is_told_without_its_password() {
+        assert_eq!(host_and_port("nats-leaf://site:secret@hub.example:7000"), "hub.example:7000");
+        assert_eq!(host_and_port("hub.example"), "hub.example:7422");
+        assert_eq!(host_and_port("tls://[2001:db8::1]"), "[2001:db8::1]:7422");
+        assert_eq!(host_and_port("[::1]:7000"), "[::1]:7000");
+    }
 
     #[test]
     fn a_store_that_cannot_be_written_is_told_from_other_ills() {

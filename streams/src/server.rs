@@ -2,6 +2,7 @@
 //! with us and never left behind. Downloads nothing.
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use schemas::limits::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::connect::{OLDEST_SERVER, version};
 use crate::monitor::{self, Health};
@@ -23,6 +26,10 @@ pub const PINNED: &str = "2.15.1";
 
 /// The configuration in a server's store.
 const CONFIGURATION: &str = "nats-server.conf";
+/// The log in a server's store; its times are UTC.
+const LOG: &str = "nats-server.log";
+/// So much of the end of a log is looked at, bytes.
+const LOG_END: u64 = 512 * 1024;
 /// Ports are asked of the system and can be taken by somebody else before the server binds them.
 const START_TRIES: usize = 5;
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -166,7 +173,7 @@ impl Server {
         fs::create_dir_all(&settings.store).map_err(written(&settings.store))?;
         let store = settings.store.canonicalize().map_err(written(&settings.store))?;
         let mut lock = Some(lock(&store)?);
-        let log = store.join("nats-server.log");
+        let log = store.join(LOG);
         let mut why = String::new();
         for _ in 0..START_TRIES {
             let ports = ports(settings).map_err(written(&store))?;
@@ -348,6 +355,29 @@ pub fn free_bytes(store: &Path) -> std::io::Result<u64> {
     Ok(blocks.saturating_mul(block_bytes))
 }
 
+/// The stream for which the server of this store dropped messages, if it did within the time: they came faster than its
+/// disk took them, and only publishers who asked for an answer were told. Only the server's log says so.
+pub fn dropped_within(store: &Path, time: Duration) -> Option<String> {
+    let mut log = fs::File::open(store.join(LOG)).ok()?;
+    let length = log.metadata().ok()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
+    let mut end = Vec::new();
+    log.take(LOG_END).read_to_end(&mut end).ok()?;
+    last_drop(&String::from_utf8_lossy(&end), OffsetDateTime::now_utc() - time)
+}
+
+/// The stream that the last such line of a log names, unless it is older. Pure.
+fn last_drop(log: &str, since: OffsetDateTime) -> Option<String> {
+    // [pid] 2026/11/29 03:00:22.123456 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES': …
+    let line = log.lines().rev().find(|line| line.contains("Dropping messages due to excessive stream ingest rate"))?;
+    let (_, rest) = line.split_once("] ")?;
+    let stamp = rest.get(..19)?;
+    let format = format_description!("[year]/[month]/[day] [hour]:[minute]:[second]");
+    let at = PrimitiveDateTime::parse(stamp, format).ok()?.assume_utc();
+    let stream = rest.split('\'').nth(3)?;
+    (at >= since).then(|| stream.to_owned())
+}
+
 fn sync_interval(durability: Durability) -> &'static str {
     match durability {
         Durability::PowerSafe => "always",
@@ -393,9 +423,10 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
         format!("listen: \"127.0.0.1:{}\"", ports.client),
         format!("http: \"127.0.0.1:{}\"", ports.monitor),
         format!("pid_file: {}", file("nats-server.pid")),
-        format!("log_file: {}", file("nats-server.log")),
+        format!("log_file: {}", file(LOG)),
         "logfile_size_limit: 16MB".into(),
         "logfile_max_num: 2".into(),
+        "logtime_utc: true".into(),
         format!("max_payload: {MAX_MESSAGE_BYTES}"),
         // The default of 64 MB drops the connection of whoever pulls large images.
         "max_pending: 256MB".into(),
@@ -606,4 +637,21 @@ fn last_words(log: &Path) -> String {
 fn pause(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn what_a_server_dropped_is_read_off_its_log_for_a_while() {
+        let log = "[7] 2026/11/28 23:10:04.271811 [INF] Server is ready\n\
+                   [7] 2026/11/29 03:20:15.100000 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES': IPQ size limit reached\n\
+                   [7] 2026/11/29 03:21:00.000000 [INF] another line\n";
+        assert_eq!(last_drop(log, datetime!(2026-11-29 03:00 UTC)).as_deref(), Some("IMAGES"));
+        assert_eq!(last_drop(log, datetime!(2026-11-29 03:21 UTC)), None);
+        assert_eq!(last_drop("cut off in the mid", datetime!(2026-11-29 03:00 UTC)), None);
+    }
 }

@@ -3,9 +3,11 @@
 //!
 //! Reading order: [`world`] starts servers and workers ([`program`]), [`proxy`] is the link between
 //! them, [`pictures`] knows what each model says about each picture, [`oracle`] publishes them and
-//! judges what came of it, [`fault`] does harm meanwhile; [`seaweed`] is an object store. Deliberately absent: assertions; everything
-//! here returns an error or a list of violations, and the test decides.
+//! judges what came of it, [`fault`] does harm meanwhile; [`seaweed`] is an object store, [`bare`] a server of the test's
+//! own configuration, [`shifted`] a wrong clock. Deliberately absent: assertions; everything here returns an error or a
+//! list of violations, and the test decides.
 
+pub mod bare;
 pub mod fault;
 pub mod odd;
 pub mod oracle;
@@ -13,6 +15,7 @@ pub mod pictures;
 pub mod program;
 pub mod proxy;
 pub mod seaweed;
+pub mod shifted;
 pub mod until;
 pub mod world;
 

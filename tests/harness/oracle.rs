@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_DEADLINE;
 use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Stretch};
+use streams::read::{self, Level, Stretch};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -221,7 +221,10 @@ impl Oracle {
             ("verdicts", verdicts.pending + verdicts.unacked),
         ];
         let busy = waiting.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} in {what}"));
-        Ok(busy.collect::<Vec<_>>().join(", "))
+        let mut busy: Vec<String> = busy.collect();
+        busy.extend(left(&self.bus, topology::OUTBOX, outbox).await?);
+        busy.extend(left(cloud, topology::VERIFY, verify).await?);
+        Ok(busy.join(", "))
     }
 
     /// Every final answer in the stream, by task.
@@ -293,6 +296,23 @@ impl Oracle {
         }
         wrong
     }
+}
+
+/// The first few messages of a stream by name, for whoever looks for what left them there.
+async fn left(bus: &Bus, stream: &str, level: Level) -> anyhow::Result<Option<String>> {
+    /// Sequences looked at, from the oldest on.
+    const LOOK: usize = 20;
+    if level.messages == 0 {
+        return Ok(None);
+    }
+    let (first, last) = (level.first_sequence, level.last_sequence);
+    let mut found = format!("{stream} from {first} to {last}:");
+    for sequence in (first..=last).take(LOOK) {
+        if let Some(record) = read::at(bus, stream, sequence).await? {
+            found.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
+        }
+    }
+    Ok(Some(found))
 }
 
 /// This machine's time, ms since 1970.

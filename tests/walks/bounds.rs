@@ -14,6 +14,72 @@ use streams::{Blobs, Placed, read, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
 
+/// Streams and buckets that refuse what is too much; in all others the oldest make way.
+const REFUSING: [&str; 10] = [
+    "IMAGES",
+    "OUTBOX",
+    "PINNED",
+    "VERIFY",
+    "ORDERS",
+    "KV_fleet",
+    "KV_ledger",
+    "OBJ_blobs",
+    "OBJ_pinned-blobs",
+    "OBJ_cloud-blobs",
+];
+
+/// Every setting of this form, 1 MiB each.
+fn small_streams() -> StreamSettings {
+    StreamSettings {
+        images_max_mib: 1,
+        answers_max_mib: 1,
+        outbox_max_mib: 1,
+        hardcases_max_mib: 1,
+        pinned_max_mib: 1,
+        labels_max_mib: 1,
+        updates_max_mib: 1,
+        releases_max_mib: 1,
+        swaps_max_mib: 1,
+        verify_max_mib: 1,
+        blobs_max_mib: 1,
+        dead_max_mib: 1,
+        verdicts_max_mib: 1,
+        ..StreamSettings::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
+    const PIECES: usize = 16;
+    let world = World::start(Plan { streams: small_streams(), ..Plan::default() }).await.unwrap();
+    let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let names: Vec<String> = context.stream_names().map(Result::unwrap).collect().await;
+    assert!(names.len() >= 19 && REFUSING.iter().all(|name| names.iter().any(|found| found == name)), "{names:?}");
+    for name in names {
+        let stream = context.get_stream(&name).await.unwrap();
+        let config = stream.cached_info().config.clone();
+        assert!(config.max_bytes > 0, "{name} has no bound");
+        let piece = vec![0; usize::try_from(config.max_bytes).unwrap() / PIECES];
+        // All levels but the last are this site's; the last makes each message one of its own.
+        let pattern = config.subjects[0].replace(".*.", ".site-1.").replace(".*.", ".site-1.");
+        let mut refused = false;
+        for number in 0..PIECES * 2 {
+            let subject = match pattern.strip_suffix(['*', '>']) {
+                Some(stem) => format!("{stem}{number}"),
+                None => pattern.clone(),
+            };
+            let ended = async { context.publish(subject, piece.clone().into()).await?.await };
+            refused |= ended.await.is_err();
+        }
+        let level = read::level(world.bus(0), &name).await.unwrap();
+        assert!(level.bytes <= level.max_bytes, "{name}: {level:?}");
+        assert!(level.bytes > level.max_bytes / 2, "{name} was not filled: {level:?}");
+        let refuses = REFUSING.contains(&name.as_str());
+        assert_eq!((refused, level.first_sequence > 1), (refuses, !refuses), "{name}: {level:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     let streams = StreamSettings { ack_wait_s: 1, ..StreamSettings::default() };

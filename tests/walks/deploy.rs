@@ -178,7 +178,7 @@ fn listens_at(log: &str) -> Option<String> {
     Some(line[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect())
 }
 
-async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
+pub async fn get(address: &str, path: &str) -> anyhow::Result<(String, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;

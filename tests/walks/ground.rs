@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 
 use crate::common::{PATIENCE, answered, outcome, publish};
 
-/// A neighbour's image is answered within this, on a machine with other tests beside it.
-const WITHOUT_DELAY: Duration = Duration::from_secs(5);
+/// A neighbour's image is delayed by no more than this.
+const WITHOUT_DELAY: Duration = Duration::from_secs(1);
 
 async fn letters(bus: &Bus) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
@@ -228,6 +228,14 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
         b"NATS/1.0 nonsense here\r\nX-Ok: 1\r\n\r\n",
         b"NATS/1.0\r\nX-Long: a\r\n  b\r\nX-Ok: 1\r\n\r\n",
     ];
+    // What an image takes here, beside whatever else this machine does.
+    let mut usual = Duration::ZERO;
+    for _ in 0..5 {
+        let began = tokio::time::Instant::now();
+        let task = publish(world.bus(0), &site, &picture, &[]).await;
+        answered(&world, task).await;
+        usual = usual.max(began.elapsed());
+    }
     for headers in odd {
         let before = read::level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
         publish_raw(&mut raw, &format!("image.{site}.cam-1"), headers, &picture).await;
@@ -241,7 +249,8 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
         let task = publish(world.bus(0), &site, &picture, &[]).await;
         assert_eq!(answered(&world, task).await.route, Route::Edge);
         let shown = String::from_utf8_lossy(headers);
-        assert!(began.elapsed() < WITHOUT_DELAY, "after {shown:?} a neighbour took {:?}", began.elapsed());
+        let took = began.elapsed();
+        assert!(took < usual + WITHOUT_DELAY, "after {shown:?} a neighbour took {took:?}, {usual:?} without it");
         assert_eq!(outcome_of(world.bus(0), before + 1).await.route, Route::Edge, "{shown:?}");
     }
     let worker = world.worked("recognizer").unwrap();
@@ -710,6 +719,7 @@ async fn a_link_that_lets_through_what_must_stay_is_read_off_the_running_server(
         cloud_domain: None,
         site: &site.name,
         monitor: Some(&site.server.monitor_url()),
+        store: None,
     };
     assert_eq!(checkup.look().await, []);
     let links = streams::monitor::links(&site.server.monitor_url()).await.unwrap();

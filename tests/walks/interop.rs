@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use harness::pictures::{Picture, one};
 use harness::program::{fixture, root};
+use schemas::limits::MAX_INLINE_BYTES;
 use serde_json::Value;
 
 use crate::up::{found, up};
@@ -44,12 +45,12 @@ fn succeed(what: &str, command: &mut Command) -> Output {
 }
 
 /// What a client of this kind is answered about a picture.
-async fn ask(kind: &'static str, address: String, site: String, picture: &Picture) -> Value {
+async fn ask(kind: &'static str, address: String, site: String, picture: &Picture, more: &[String]) -> Value {
     let file = fixture("images/fashion").join(&picture.file);
-    let client = root().join("tests/walks/interop/client.py");
+    let (client, more) = (root().join("tests/walks/interop/client.py"), more.to_vec());
     let asking = move || {
         let mut command = Command::new(python());
-        succeed(kind, command.arg(client).args([kind, &address, &site]).arg(file)).stdout
+        succeed(kind, command.arg(client).args([kind, &address, &site]).arg(file).args(more)).stdout
     };
     serde_json::from_slice(&tokio::task::spawn_blocking(asking).await.unwrap()).unwrap()
 }
@@ -73,14 +74,18 @@ async fn a_python_client_is_answered_over_nats_and_over_mqtt() {
     let name = site["site"].as_str().unwrap().to_owned();
     let (sure, doubtful) = (one(true).unwrap(), one(false).unwrap());
 
-    let answer = ask("nats", site["url"].as_str().unwrap().into(), name.clone(), sure).await;
+    let answer = ask("nats", site["url"].as_str().unwrap().into(), name.clone(), sure, &[]).await;
     expect(&answer, "edge", &sure.light.label, sure.light.confidence);
     let task = answer["task"].as_str().unwrap();
     assert_eq!(answer["subject"], format!("answer.final.{name}.python.{task}"));
 
     let mqtt = format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap());
-    let answer = ask("mqtt", mqtt, name.clone(), doubtful).await;
-    expect(&answer, "verified", &doubtful.heavy.label, doubtful.heavy.confidence);
-    let task = answer["task"].as_str().unwrap();
-    assert_eq!(answer["subject"], format!("answer/final/{name}/python/{task}"));
+    // Above 1 MiB the stream's own limit once dropped what the server had acknowledged.
+    for (qos, size) in [(1, 0), (1, 1_100_000), (2, 0), (2, 1_900_000), (1, MAX_INLINE_BYTES), (2, MAX_INLINE_BYTES)] {
+        let more = [qos.to_string(), size.to_string()];
+        let answer = ask("mqtt", mqtt.clone(), name.clone(), doubtful, &more).await;
+        expect(&answer, "verified", &doubtful.heavy.label, doubtful.heavy.confidence);
+        let task = answer["task"].as_str().unwrap();
+        assert_eq!(answer["subject"], format!("answer/final/{name}/python/{task}"), "QoS {qos}, {size} bytes");
+    }
 }

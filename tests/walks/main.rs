@@ -21,6 +21,7 @@ mod rounds;
 mod scale;
 mod soak;
 mod store;
+mod told;
 mod training;
 mod up;
 mod weight_walk;

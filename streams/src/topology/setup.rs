@@ -4,6 +4,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::Config as StreamConfig;
+use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::Plan;
@@ -68,22 +69,28 @@ pub enum Mend {
     AndLower,
 }
 
+const LOOKS_AT_ONCE: usize = 16;
+
 /// Makes what the plan wants exist, and says what was there; doing it twice is doing it once. Goes on after what the server
 /// refuses.
 ///
 /// # Errors
 /// That the server is away.
 pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
-    let mut findings = Vec::new();
-    for wanted in &plan.streams {
+    // One after another where something is changed; looks do not wait for each other, for what is silent takes long.
+    let at_once = if mend == Mend::Nothing { LOOKS_AT_ONCE } else { 1 };
+    let streams = futures::stream::iter(&plan.streams).map(async |wanted| {
         let state = refused(bus, stream(bus, wanted, mend).await)?;
-        findings.push(Finding { what: format!("stream {}", wanted.name), state });
-    }
-    for (stream, wanted) in &plan.consumers {
+        Ok::<_, CarryError>(Finding { what: format!("stream {}", wanted.name), state })
+    });
+    let consumers = futures::stream::iter(&plan.consumers).map(async |(stream, wanted)| {
         let state = refused(bus, consumer(bus, stream, wanted, mend).await)?;
         let name = wanted.durable_name.clone().unwrap_or_default();
-        findings.push(Finding { what: format!("consumer {name} on {stream}"), state });
-    }
+        Ok::<_, CarryError>(Finding { what: format!("consumer {name} on {stream}"), state })
+    });
+    let mut findings: Vec<Finding> = streams.buffered(at_once).try_collect().await?;
+    let consumers: Vec<Finding> = consumers.buffered(at_once).try_collect().await?;
+    findings.extend(consumers);
     Ok(findings)
 }
 

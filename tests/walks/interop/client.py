@@ -1,7 +1,7 @@
 """Clients that are not ours: publish one picture, print the final answer as JSON.
 
 client.py nats URL SITE FILE          with nats-py
-client.py mqtt HOST:PORT SITE FILE    with paho-mqtt
+client.py mqtt HOST:PORT SITE FILE QOS SIZE    with paho-mqtt; the picture is followed by zeros up to SIZE bytes
 """
 
 import asyncio
@@ -30,7 +30,7 @@ async def with_nats(url, site, image):
     await client.close()
 
 
-def with_mqtt(address, site, image):
+def with_mqtt(address, site, image, qos):
     import paho.mqtt.client as mqtt
 
     answers = queue.Queue()
@@ -43,17 +43,18 @@ def with_mqtt(address, site, image):
     client.loop_start()
     client.subscribe(f"answer/final/{site}/python/+", qos=0)
     subscribed.get(timeout=PATIENCE_S)
-    client.publish(f"image/{site}/python", image, qos=1).wait_for_publish(PATIENCE_S)
+    client.publish(f"image/{site}/python", image, qos=qos).wait_for_publish(PATIENCE_S)
     message = answers.get(timeout=PATIENCE_S)
     show(message.topic, message.payload)
     client.loop_stop()
 
 
 if __name__ == "__main__":
-    kind, address, site, file = sys.argv[1:]
+    kind, address, site, file, *more = sys.argv[1:]
     with open(file, "rb") as opened:
         image = opened.read()
     if kind == "nats":
         asyncio.run(with_nats(address, site, image))
     else:
-        with_mqtt(address, site, image)
+        qos, size = map(int, more)
+        with_mqtt(address, site, image.ljust(size, b"\0"), qos)

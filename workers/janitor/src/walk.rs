@@ -92,6 +92,7 @@ pub async fn run(
         cloud_domain,
         site: &site,
         monitor: settings.monitor.as_deref(),
+        store: settings.store.as_deref(),
     };
     let (disk, health) = (watch_disk(&bus, settings, &report, &shutdown), watch_health(&checkup, &faults, &shutdown));
     let refused = watch_refused(&bus, &site, &report, &shutdown);

@@ -33,6 +33,14 @@ pub async fn align(bus: &Bus) -> Result<i64, CarryError> {
     Ok(i64::try_from((own_ns - server_ns) / 1_000_000).unwrap_or(i64::MAX))
 }
 
+/// Asks the server before anything is stamped; without an answer the machine's own clock counts until a heartbeat asks
+/// again.
+pub async fn align_at_start(bus: &Bus) {
+    if let Err(error) = align(bus).await {
+        tracing::debug!(%error, "the server does not say what time it is");
+    }
+}
+
 /// Time never jumps by less than the question took, for so much is not known.
 fn set(new: Aligned, uncertain: Duration) {
     let mut aligned = ALIGNED.write().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rollout::start::Started;
 use rollout::trial::Trial;
 use runtime::settings::Loaded;
-use runtime::{Fault, Shutdown};
+use runtime::{Fault, Shutdown, clock};
 use streams::{Bus, NatsSettings, Store};
 use vision::{Head, InferSettings, Model, Onnx};
 
@@ -117,7 +117,9 @@ pub fn ack_wait(settings: &Settings) -> Duration {
 
 async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
     let nats = site::nats(loaded)?;
-    Ok((Bus::connect_when_ready(&nats, role).await?, nats))
+    let bus = Bus::connect_when_ready(&nats, role).await?;
+    clock::align_at_start(&bus).await;
+    Ok((bus, nats))
 }
 
 /// Runs a site's recognizer.

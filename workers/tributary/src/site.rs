@@ -96,13 +96,14 @@ impl Site {
     pub async fn look(&self, settings: &Settings) -> Vec<FaultNote> {
         let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
         let monitor = settings.janitor.monitor.as_deref().or(running.map(|site| site.monitor.as_str()));
-        let domain = self.nats.cloud_domain.as_deref();
+        let (domain, store) = (self.nats.cloud_domain.as_deref(), self.store(settings));
         Checkup {
             bus: &self.bus,
             cloud: domain.map(|_| &self.cloud),
             cloud_domain: domain,
             site: &self.name,
             monitor: monitor.filter(|address| !address.is_empty()),
+            store: store.as_deref(),
         }
         .look()
         .await

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rollout::start::Started;
 use rollout::trial::Trial;
-use runtime::Shutdown;
+use runtime::{Shutdown, clock};
 use schemas::SiteName;
 use streams::server::{Leaf, Server, ServerSettings};
 use streams::topology::{self, Finding, Mend, Place, State};
@@ -114,6 +114,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let cloud = Bus::connect(&NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() }, "up").await?;
     let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
     set_up(&cloud, &place, &settings).await?;
+    clock::align_at_start(&cloud).await;
     if let Some(started) = heavy {
         let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
         let (cloud, chosen, wait, shutdown) =

@@ -25,11 +25,18 @@ const MIB: u64 = 1024 * 1024;
 pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
     let mut checks = vec![reached(site), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
-    checks.push(wait(&site.bus, settings).await);
-    checks.extend(found_wrong(site, settings).await);
-    checks.push(clock(site).await);
+    // At once, for what does not answer takes seconds each.
+    let (wait, found_wrong, clock, verify) = tokio::join!(
+        wait(&site.bus, settings),
+        found_wrong(site, settings),
+        clock(site),
+        read::level(&site.bus, topology::VERIFY),
+    );
+    checks.push(wait);
+    checks.extend(found_wrong);
+    checks.push(clock);
     let shared = site.nats.cloud_domain.is_none();
-    let both = shared && read::level(&site.bus, topology::VERIFY).await.is_ok();
+    let both = shared && verify.is_ok();
     let (place, flag) = match both {
         true => (Place::Both(site.name.clone()), " --both"),
         false => (Place::Site(site.name.clone()), ""),

@@ -317,8 +317,9 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
     }
     if outcomes.gaps > 0 {
         wrong.push(format!(
-            "{} are gone from the middle of IMAGES, and nothing of ours removed them: look for errors of the disk, and for messages deleted by hand.",
-            form::count(outcomes.gaps, "image")
+            "{} gone from the middle of IMAGES, and nothing of ours removed {}: look for errors of the disk, and for messages deleted by hand.",
+            if outcomes.gaps == 1 { "1 image is".into() } else { format!("{} images are", outcomes.gaps) },
+            if outcomes.gaps == 1 { "it" } else { "them" }
         ));
     }
     if outcomes.refused > 0 {
