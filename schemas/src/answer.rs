@@ -1,5 +1,5 @@
 //! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy, with the task that was replayed, and with what was decided by.
+//! and the optional energy, with the task that was replayed, with what was decided by, and with notes.
 
 use std::fmt;
 
@@ -74,6 +74,9 @@ pub struct Answer {
     /// The task its image was answered as before, when it was replayed from a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<TaskId>,
+    /// What was odd about the image and was passed over, in words, at most [`MAX_NOTES`](crate::task::MAX_NOTES).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Message for Answer {
@@ -109,6 +112,7 @@ impl Answer {
             tile: task.tile.clone(),
             decided: None,
             replayed: task.replayed,
+            notes: task.notes.clone(),
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Task {
     /// The task it was answered as before, when it was replayed from a stream: nothing is learned from it, and it does not
     /// leave the site.
     pub replayed: Option<TaskId>,
+    /// What was odd about its headers and was passed over, in words, at most [`MAX_NOTES`].
+    pub notes: Vec<String>,
 }
 
 /// A patch of a scan that was too large to be one task.
@@ -95,6 +97,12 @@ pub struct Stored {
     pub stored_at_ns: i128,
 }
 
+const PRIORITIES: &str = "a number from 0 to 9";
+/// Milliseconds in this range would be a day of early 1970 to 1973; seconds are 1973 to the year 5138.
+const SECONDS: std::ops::Range<u64> = 100_000_000..100_000_000_000;
+/// Notes on one image: one of each optional header, and one of its bytes.
+pub const MAX_NOTES: usize = 5;
+
 /// Why the headers of an image make no task. The publisher's fault in every case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
@@ -107,12 +115,6 @@ pub enum TaskError {
         text: String,
         /// What it may say.
         expected: &'static str,
-    },
-    /// A label that is too long to be one.
-    #[error("header {HEADER_LABEL} has {size_bytes} bytes, at most {MAX_LABEL_BYTES} are allowed")]
-    LabelTooLong {
-        /// Its length in bytes.
-        size_bytes: usize,
     },
     /// A blob reference that cannot be read.
     #[error("header {HEADER_BLOB} cannot be read")]
@@ -136,32 +138,47 @@ impl Task {
         payload: &[u8],
     ) -> Result<Self, TaskError> {
         let published_at_ms = u64::try_from(stored.stored_at_ns / 1_000_000).unwrap_or(0);
-        let truth = header(HEADER_LABEL);
-        if let Some(label) = truth.filter(|label| label.len() > MAX_LABEL_BYTES) {
-            return Err(TaskError::LabelTooLong { size_bytes: label.len() });
-        }
         let blob: Option<BlobRef> = header(HEADER_BLOB).map(str::parse).transpose()?;
         if let Some(blob) = blob.as_ref().filter(|blob| blob.size_bytes > MAX_IMAGE_BYTES) {
             return Err(TaskError::BlobTooLarge { size_bytes: blob.size_bytes });
         }
-        let deadline_ms: Option<u64> = number(HEADER_DEADLINE, header(HEADER_DEADLINE), "milliseconds, at least 0")?;
-        let priority = number(HEADER_PRIORITY, header(HEADER_PRIORITY), "a number from 0 to 9")?;
-        if let Some(priority @ 10..) = priority {
-            return Err(refused(HEADER_PRIORITY, &u8::to_string(&priority), "a number from 0 to 9"));
+        let mut notes = Vec::new();
+        let truth = header(HEADER_LABEL);
+        let label_bytes = truth.map_or(0, str::len);
+        let truth = truth.filter(|label| label.len() <= MAX_LABEL_BYTES);
+        if label_bytes > MAX_LABEL_BYTES {
+            notes.push(format!(
+                "header {HEADER_LABEL} was left out: it has {label_bytes} bytes, at most {MAX_LABEL_BYTES} are allowed"
+            ));
         }
+        let deadline_ms = optional(HEADER_DEADLINE, header(HEADER_DEADLINE), "milliseconds, at least 0", &mut notes);
+        let priority = optional(HEADER_PRIORITY, header(HEADER_PRIORITY), PRIORITIES, &mut notes);
+        if let Some(priority @ 10..) = priority {
+            notes.push(left_out(HEADER_PRIORITY, &u8::to_string(&priority), PRIORITIES));
+        }
+        let captured =
+            optional(HEADER_CAPTURED_AT, header(HEADER_CAPTURED_AT), "milliseconds since the epoch", &mut notes);
+        let captured_at_ms = captured.map(|at: u64| match SECONDS.contains(&at) {
+            true => {
+                notes.push(format!("header {HEADER_CAPTURED_AT} is {at} and was taken for seconds"));
+                at * 1000
+            }
+            false => at,
+        });
         Ok(Self {
             id: Self::id_of(stored, &header, payload)?,
             site: stored.site.clone(),
             camera: stored.camera.clone(),
             blob,
             image_sequence: stored.sequence,
-            captured_at_ms: number(HEADER_CAPTURED_AT, header(HEADER_CAPTURED_AT), "milliseconds since the epoch")?,
+            captured_at_ms,
             published_at_ms,
-            deadline_at_ms: deadline_ms.map(|ms| published_at_ms.saturating_add(ms)),
-            priority: priority.unwrap_or(DEFAULT_PRIORITY),
+            deadline_at_ms: deadline_ms.map(|ms: u64| published_at_ms.saturating_add(ms)),
+            priority: priority.filter(|priority| *priority < 10).unwrap_or(DEFAULT_PRIORITY),
             truth: truth.map(str::to_owned),
             tile: header(HEADER_TILE).map(Tile::read).transpose()?,
             replayed: header(HEADER_REPLAYED).map(str::parse).transpose()?,
+            notes,
         })
     }
 
@@ -180,6 +197,7 @@ impl Task {
             truth: None,
             tile: None,
             replayed: None,
+            notes: Vec::new(),
         }
     }
 
@@ -230,12 +248,23 @@ fn refused(header: &'static str, text: &str, expected: &'static str) -> TaskErro
     TaskError::Number { header, text: text.chars().take(100).collect(), expected }
 }
 
-fn number<N: std::str::FromStr>(
+/// A number that an image may do without: one that cannot be read costs itself, and is noted.
+fn optional<N: std::str::FromStr>(
     header: &'static str,
     text: Option<&str>,
     expected: &'static str,
-) -> Result<Option<N>, TaskError> {
-    text.map(|text| text.trim().parse().map_err(|_| refused(header, text, expected))).transpose()
+    notes: &mut Vec<String>,
+) -> Option<N> {
+    let text = text?;
+    let number = text.trim().parse().ok();
+    if number.is_none() {
+        notes.push(left_out(header, text, expected));
+    }
+    number
+}
+
+fn left_out(header: &'static str, text: &str, expected: &'static str) -> String {
+    format!("{}, and was left out", refused(header, text, expected))
 }
 
 #[cfg(test)]
@@ -273,19 +302,38 @@ mod tests {
 
     #[test]
     fn a_header_out_of_range_is_refused_by_name() {
+        for (header, text) in [(HEADER_BLOB, "x"), (HEADER_TASK, "x"), (HEADER_REPLAYED, "x"), (HEADER_TILE, "1 2 3")] {
+            let error = read(&[(header, text)]).unwrap_err();
+            assert!(error.to_string().contains(header), "{error} does not name {header}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_an_image_may_do_without_costs_itself_and_is_noted() {
+        let long: &'static str = "x".repeat(5000).leak();
         for (header, text) in [
             (HEADER_PRIORITY, "10"),
             (HEADER_PRIORITY, "-1"),
             (HEADER_DEADLINE, "soon"),
             (HEADER_CAPTURED_AT, "yesterday"),
-            (HEADER_BLOB, "x"),
-            (HEADER_TASK, "x"),
-            (HEADER_REPLAYED, "x"),
-            (HEADER_TILE, "1 2 3"),
+            (HEADER_LABEL, long),
         ] {
-            let error = read(&[(header, text)]).unwrap_err();
-            assert!(error.to_string().contains(header), "{error} does not name {header}");
+            let task = read(&[(header, text)]).unwrap();
+            let [note] = &task.notes[..] else { panic!("{header}: {:?}", task.notes) };
+            assert!(note.contains(header) && note.contains("left out") && note.len() < 300, "{note}");
+            assert_eq!((task.priority, task.deadline_at_ms, task.captured_at_ms, task.truth), (5, None, None, None));
         }
+        let all = [(HEADER_PRIORITY, "x"), (HEADER_DEADLINE, "x"), (HEADER_CAPTURED_AT, "x"), (HEADER_LABEL, long)];
+        assert!(read(&all).unwrap().notes.len() < MAX_NOTES, "one more is for the bytes");
+    }
+
+    #[test]
+    fn a_time_in_seconds_is_told_from_one_in_milliseconds() {
+        let seconds = read(&[(HEADER_CAPTURED_AT, "1700000000")]).unwrap();
+        assert_eq!(seconds.captured_at_ms, Some(1_700_000_000_000));
+        assert!(seconds.notes[0].contains("taken for seconds"), "{:?}", seconds.notes);
+        let task = read(&[(HEADER_CAPTURED_AT, "1700000000123")]).unwrap();
+        assert_eq!((task.captured_at_ms, task.notes), (Some(1_700_000_000_123), Vec::new()));
     }
 
     proptest! {

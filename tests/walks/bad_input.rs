@@ -126,14 +126,8 @@ async fn an_unusual_image_is_answered_like_any_other() {
 #[tokio::test]
 async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
     let mut world = small_world().await;
-    let long = "x".repeat(5000);
     let huge_blob = format!("{}:{}", "a".repeat(64), u64::MAX);
     for (header, text) in [
-        (HEADER_PRIORITY, "10"),
-        (HEADER_PRIORITY, "urgent"),
-        (HEADER_DEADLINE, "-5"),
-        (HEADER_CAPTURED_AT, "yesterday"),
-        (HEADER_LABEL, long.as_str()),
         (HEADER_TILE, "a b c"),
         (HEADER_TASK, "not a task"),
         (HEADER_BLOB, "nonsense"),
@@ -150,6 +144,32 @@ async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
         let slot = outcome(world.bus(0), &site, letter.task.unwrap()).await.unwrap();
         assert_eq!(slot.route, Route::Dead, "{header}");
     }
+}
+
+#[tokio::test]
+async fn what_an_image_may_do_without_costs_itself_and_is_noted_in_the_answer() {
+    let world = small_world().await;
+    let site = world.site(0).name.clone();
+    let long = "x".repeat(5000);
+    let picture = &one(true).unwrap().bytes;
+    for (header, text) in [
+        (HEADER_PRIORITY, "10"),
+        (HEADER_PRIORITY, "urgent"),
+        (HEADER_DEADLINE, "-5"),
+        (HEADER_CAPTURED_AT, "yesterday"),
+        (HEADER_LABEL, long.as_str()),
+    ] {
+        let task = publish(world.bus(0), &site, picture, &[(header, text)]).await;
+        let answer = answered(&world, task).await;
+        assert_eq!(answer.route, Route::Edge, "{header}: {:?}", answer.fault);
+        assert!(answer.notes.iter().any(|note| note.contains(header)), "{header}: {:?}", answer.notes);
+    }
+    // Junk before a JPEG, as a stream that is split at the wrong byte has it.
+    let mut jpeg = b"\r\n".to_vec();
+    jpeg.extend(std::fs::read(harness::program::fixture("images/field/jpeg-whole.jpg")).unwrap());
+    let task = publish(world.bus(0), &site, &jpeg, &[]).await;
+    let answer = answered(&world, task).await;
+    assert_eq!((answer.route, answer.notes), (Route::Edge, vec!["2 bytes before the JPEG were skipped".to_owned()]));
 }
 
 #[tokio::test]

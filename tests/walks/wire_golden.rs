@@ -58,6 +58,7 @@ fn answer() -> Answer {
         truth: Some("pullover".into()),
         decided: None,
         replayed: None,
+        notes: Vec::new(),
         tile: Some(Tile {
             scan: task().child("scan"),
             x_px: 0,
@@ -461,6 +462,17 @@ fn answer_replayed() -> Answer {
     Answer { replayed: Some(TaskId::derived("before")), ..answer() }
 }
 
+fn answer_noted() -> Answer {
+    let notes = vec!["2 bytes before the JPEG were skipped".into()];
+    Answer { notes, ..answer() }
+}
+
+fn beat_counted() -> Beat {
+    let beat = beat_outcomes();
+    let outcomes = beat.outcomes.map(|outcomes| OutcomeReport { seen_at_ms: Some(1_763_942_390_000), ..outcomes });
+    Beat { outcomes, ..beat }
+}
+
 fn update() -> Update {
     Update {
         site: "reef".parse().unwrap(),
@@ -536,6 +548,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-scaled.v1", &beat_scaled());
     survives("label-replayed.v1", &label_replayed());
     survives("answer-replayed.v1", &answer_replayed());
+    survives("answer-noted.v1", &answer_noted());
+    survives("beat-counted.v1", &beat_counted());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
     survives("update-signed.v1", &Update { signature: Some(vec![7; 64]), ..update() });
@@ -602,6 +616,8 @@ fn remake() {
         ("beat-scaled.v1", encode(&beat_scaled())),
         ("label-replayed.v1", encode(&label_replayed())),
         ("answer-replayed.v1", encode(&answer_replayed())),
+        ("answer-noted.v1", encode(&answer_noted())),
+        ("beat-counted.v1", encode(&beat_counted())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
         ("update-signed.v1", encode(&Update { signature: Some(vec![7; 64]), ..update() })),

@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use schemas::model::InputDescription;
 use sha2::{Digest, Sha256};
 use training::{Examples, TrainError};
-use vision::{DecodeLimits, Model, decode, tensor};
+use vision::{DecodeSettings, Model, decode, tensor};
 
 /// Pictures with true labels, made ready for a model.
 #[derive(Debug, Clone, Default)]
@@ -120,7 +120,7 @@ fn picture(
     images: &mut Vec<f32>,
 ) -> Result<Vec<u8>, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
+    let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| error.to_string())?;
     let start = images.len();
     images.resize(start + tensor::len(input), 0.0);
     match tensor::write(&pixels, input, scratch, &mut images[start..]) {

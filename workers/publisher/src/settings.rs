@@ -1,7 +1,7 @@
 //! What an operator may choose about publishing.
 
 use serde::{Deserialize, Serialize};
-use vision::DecodeLimits;
+use vision::DecodeSettings;
 
 /// Longer than this and the stream may have forgotten the message id that is retried: its duplicate
 /// window is 30 minutes by default.
@@ -49,7 +49,7 @@ pub struct TileSettings {
     /// An image with a side longer than this is a scan and is cut, pixels; 0 stands for `tile_px`.
     pub above_px: u32,
     /// What a scan may cost to decode; one is decoded at a time.
-    pub scan: DecodeLimits,
+    pub scan: DecodeSettings,
 }
 
 impl Default for PublisherSettings {
@@ -67,11 +67,12 @@ impl Default for PublisherSettings {
 
 impl Default for TileSettings {
     fn default() -> Self {
-        let scan = DecodeLimits {
+        let scan = DecodeSettings {
             max_bytes: 1024 * 1024 * 1024,
             max_side_px: 65_535,
             max_pixels: 500_000_000,
             max_memory_bytes: 2 * 1024 * 1024 * 1024,
+            ..DecodeSettings::default()
         };
         Self { tile_px: 0, overlap_px: 32, above_px: 0, scan }
     }

@@ -143,7 +143,7 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(Found { opinion, reason, features: seen.features, tested, timings })
+        Ok(Found { opinion, reason, features: seen.features, tested, timings, note: seen.note })
     }
 
     /// A release is about to serve.

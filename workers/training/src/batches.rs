@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use schemas::model::InputDescription;
 use vision::augment::{Change, changed};
-use vision::{DecodeLimits, Pixels, decode, tensor};
+use vision::{DecodeSettings, Pixels, decode, tensor};
 
 use crate::examples::Example;
 use crate::pace::thread_time;
@@ -171,7 +171,7 @@ impl Making<'_> {
         out: &mut [f32],
     ) -> Result<(), String> {
         let bytes = std::fs::read(&example.path).map_err(|error| error.to_string())?;
-        let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
+        let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| error.to_string())?;
         let pixels: Pixels = match change {
             Some(change) if change != Change::default() => changed(&pixels, &change),
             _ => pixels,

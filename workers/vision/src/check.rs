@@ -9,7 +9,7 @@ use schemas::limits::MAX_TOP;
 use schemas::model::{Channels, Layout, OutputKind, Resize};
 use serde::Serialize;
 
-use crate::decode::DecodeLimits;
+use crate::decode::DecodeSettings;
 use crate::infer::{InferError, InferSettings, Replica};
 use crate::measure::{Measured, measure};
 use crate::model::{Model, ModelError};
@@ -99,7 +99,7 @@ pub struct RankedLabel {
 /// Tries a model. Without an `image` a generated one is run and `top` stays empty.
 pub fn check(dir: &Path, onnx: &Onnx, image: Option<&[u8]>) -> Result<ModelReport, CheckError> {
     let model = Model::load(dir)?;
-    let settings = InferSettings { decode: DecodeLimits::default(), ..InferSettings::default() };
+    let settings = InferSettings { decode: DecodeSettings::default(), ..InferSettings::default() };
     let mut replica = Replica::open(onnx, &model, &settings)?;
     let generated = sample::jpeg();
     let seen = replica.see(image.unwrap_or(&generated))?;

@@ -1,15 +1,23 @@
 //! Decode: image bytes in, upright RGB pixels out; here alone image decoders are named.
 //!
 //! Enters: the bytes as published. Leaves: [`Pixels`], orientation already applied.
-//! Refuses: anything too large for its [`DecodeLimits`] (read from the header, before a pixel is
+//! Refuses: anything too large for its [`DecodeSettings`] (read from the header, before a pixel is
 //! allocated), unknown formats, and pictures that are cut off or damaged: half a picture is no
 //! picture. The format comes from the bytes, never from a name.
 //!
-//! Of an animated GIF, PNG or WebP the first frame is recognized. Transparency is dropped and the
-//! colour underneath kept, as Pillow's `convert("RGB")` does; 16-bit channels are rounded to 8.
+//! Of an animated GIF, PNG or WebP the first frame is recognized, of a TIFF the first page that is no thumbnail.
+//! Transparency is dropped and the colour underneath kept, as Pillow's `convert("RGB")` does, unless a background is set;
+//! 16-bit channels become 8 by the bits that are used.
+//!
+//! A picture may stand in base64, a data URL or JSON, or behind a few bytes of junk ([`wrapped`]); that is noted.
 
 mod error;
+mod finding;
 mod format;
+mod jpeg;
+mod levels;
+mod tiff;
+mod wrapped;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,45 +27,50 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use schemas::limits::MAX_IMAGE_BYTES;
 use serde::{Deserialize, Serialize};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 pub use self::error::DecodeError;
 use self::error::cut;
+pub use self::finding::Finding;
+use self::finding::finding;
 pub use self::format::Format;
-use self::format::looks_like;
+use self::levels::{Deep, Levels};
+use self::wrapped::{Bare, bare};
 
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
 /// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
 
-/// The decoder of JPEGs can hold no more than this on a side.
-const MAX_JPEG_SIDE_PX: usize = 65_535;
-
-/// What a picture may cost. Each limit is checked before the memory it guards is allocated.
+/// What a picture may cost, each limit checked before the memory it guards is allocated, and how it is read where the
+/// file leaves that open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct DecodeLimits {
+pub struct DecodeSettings {
     /// Largest picture as published, in bytes.
     pub max_bytes: usize,
     /// Longest side, in pixels.
     pub max_side_px: u32,
     /// Most pixels, width times height.
     pub max_pixels: u64,
-    /// Most memory one decode may take, in bytes: the pixels, and what the decoder keeps besides.
+    /// Most memory one decode may take, in bytes: the pixels, a second picture where it is turned, and what the decoder
+    /// keeps besides.
     pub max_memory_bytes: u64,
+    /// How many of the 16 bits of a deep picture are used, 8 to 16, where it does not say so itself; absent: the fewest
+    /// of 10, 12, 14 and 16 that hold its brightest sample.
+    pub deep_bits: Option<u8>,
+    /// Red, green and blue, 0 to 255, that show where a picture is transparent; absent: its colours as they are beneath.
+    pub background: Option<[u8; 3]>,
 }
 
-impl Default for DecodeLimits {
+impl Default for DecodeSettings {
     fn default() -> Self {
         Self {
             max_bytes: usize::try_from(MAX_IMAGE_BYTES).unwrap_or(usize::MAX),
             max_side_px: 16_384,
             max_pixels: 50_000_000,
-            max_memory_bytes: 256 * 1024 * 1024,
+            // 50 million pixels, turned.
+            max_memory_bytes: 320 * 1024 * 1024,
+            deep_bits: None,
+            background: None,
         }
     }
 }
@@ -106,24 +119,30 @@ impl Pixels {
 }
 
 /// Decodes into a new buffer.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, DecodeError> {
+pub fn decode(bytes: &[u8], settings: &DecodeSettings) -> Result<Pixels, DecodeError> {
     let mut pixels = Pixels::default();
-    decode_into(bytes, limits, &mut pixels)?;
+    decode_into(bytes, settings, &mut pixels)?;
     Ok(pixels)
 }
 
-/// Decodes into a buffer used before, which saves allocating it anew for each picture.
-/// After an error the buffer's contents mean nothing.
-pub fn decode_into(bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let format = recognize(bytes, limits)?;
+/// Decodes into a buffer used before, which saves allocating it anew for each picture. Returns what was odd about the
+/// bytes and was passed over, in words. After an error the buffer's contents mean nothing.
+pub fn decode_into(
+    bytes: &[u8],
+    settings: &DecodeSettings,
+    pixels: &mut Pixels,
+) -> Result<Option<String>, DecodeError> {
+    let (bare, format) = recognize(bytes, settings)?;
+    let bytes = &*bare.bytes;
     let work = AssertUnwindSafe(|| match format {
-        Format::Jpeg => jpeg(bytes, limits, pixels),
-        _ => other(format, bytes, limits, pixels),
+        Format::Jpeg => jpeg::decode(bytes, settings, pixels),
+        Format::Tiff => tiff::decode(bytes, None, settings, pixels),
+        _ => other(format, bytes, settings, pixels),
     });
     // A decoder that panics has met a picture its authors did not think of: that picture fails and
     // the thread goes on.
     match catch_unwind(work) {
-        Ok(outcome) => outcome,
+        Ok(outcome) => outcome.map(|()| bare.note),
         Err(panic) => {
             *pixels = Pixels::default();
             Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
@@ -133,20 +152,16 @@ pub fn decode_into(bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> 
 
 /// Format, width and height from the header alone, as stored: before any turn upright.
 pub fn dimensions(bytes: &[u8]) -> Result<(Format, u32, u32), DecodeError> {
-    let limits = DecodeLimits { max_bytes: usize::MAX, ..DecodeLimits::default() };
-    let format = recognize(bytes, &limits)?;
+    let settings = DecodeSettings { max_bytes: usize::MAX, ..DecodeSettings::default() };
+    let (bare, format) = recognize(bytes, &settings)?;
     let work = || match format {
-        Format::Jpeg => {
-            let decoder = jpeg_header(bytes)?;
-            Ok((format, u32::from(decoder.width), u32::from(decoder.height)))
-        }
-        _ => {
-            let (width_px, height_px) = opened(format, bytes, &limits)?.dimensions();
-            Ok((format, width_px, height_px))
-        }
+        Format::Jpeg => jpeg::dimensions(&bare.bytes),
+        Format::Tiff => tiff::dimensions(&bare.bytes, &settings),
+        _ => Ok(opened(format, &bare.bytes, &settings)?.dimensions()),
     };
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }))
+    let found = catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }));
+    found.map(|(width_px, height_px)| (format, width_px, height_px))
 }
 
 /// The text of a panic.
@@ -155,108 +170,77 @@ pub(crate) fn last_words(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
 }
 
-fn recognize(bytes: &[u8], limits: &DecodeLimits) -> Result<Format, DecodeError> {
+/// What holds the picture, and its format.
+fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(Bare<'a>, Format), DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
-    if bytes.len() > limits.max_bytes {
-        return Err(DecodeError::TooLarge { size_bytes: bytes.len() as u64, limit_bytes: limits.max_bytes as u64 });
+    if bytes.len() > settings.max_bytes {
+        return Err(DecodeError::TooLarge { size_bytes: bytes.len() as u64, limit_bytes: settings.max_bytes as u64 });
     }
-    Format::of(bytes).ok_or_else(|| DecodeError::UnknownFormat {
-        first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
-        looks_like: looks_like(bytes),
-    })
-}
-
-struct JpegHeader<'a> {
-    decoder: JpegDecoder<ZCursor<&'a [u8]>>,
-    width: u16,
-    height: u16,
-    /// Bytes the decoder keeps for each pixel besides the output.
-    extra_bytes_per_pixel: f64,
-    orientation: Orientation,
-}
-
-/// Reads up to the first scan; allocates a few rows at most.
-fn jpeg_header(bytes: &[u8]) -> Result<JpegHeader<'_>, DecodeError> {
-    let options = DecoderOptions::default()
-        // Without it a picture cut in half comes out half grey and is recognized as something.
-        .set_strict_mode(true)
-        .set_max_width(MAX_JPEG_SIDE_PX)
-        .set_max_height(MAX_JPEG_SIDE_PX)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
-    let info = decoder.info().ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "no header"))?;
-    if info.width == 0 || info.height == 0 {
-        return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
-    }
-    // A progressive picture's coefficients, two bytes each, are all held until the last scan.
-    let progressive = info.sof.is_progressive();
-    let extra_bytes_per_pixel = if progressive { 2.0 * f64::from(info.components) } else { 0.0 };
-    let orientation = info.exif_data.as_deref().and_then(Orientation::from_exif_chunk);
-    Ok(JpegHeader {
-        decoder,
-        width: info.width,
-        height: info.height,
-        extra_bytes_per_pixel,
-        orientation: orientation.unwrap_or(Orientation::NoTransforms),
-    })
-}
-
-fn jpeg(bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let JpegHeader { mut decoder, width, height, extra_bytes_per_pixel, orientation } = jpeg_header(bytes)?;
-    let (width_px, height_px) = (u32::from(width), u32::from(height));
-    let count = u64::from(width_px) * u64::from(height_px);
-    let extra_bytes = (count as f64 * extra_bytes_per_pixel) as u64;
-    check(Format::Jpeg, width_px, height_px, extra_bytes, orientation, limits)?;
-    decoder.decode_into(pixels.room(width_px, height_px)).map_err(|error| jpeg_error(bytes, &error))?;
-    pixels.turn(orientation, Format::Jpeg)
-}
-
-fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
-    // Entropy-coded bytes never contain the end marker, so its absence near the end means that the
-    // end is missing, whatever the decoder stumbled over first.
-    let tail = bytes.get(bytes.len().saturating_sub(4096)..).unwrap_or(bytes);
-    let ended = tail.windows(2).any(|pair| pair == [0xff, 0xd9]);
-    let (format, why) = (Format::Jpeg, cut(format!("{error:?}").trim_matches('"')));
-    match error {
-        DecodeErrors::Unsupported(_) => DecodeError::Unsupported { format, why },
-        _ if !ended => DecodeError::Truncated { format, why },
-        _ => DecodeError::Corrupt { format, why },
+    let bare = bare(bytes);
+    match Format::of(&bare.bytes) {
+        Some(format) => Ok((bare, format)),
+        None => Err(DecodeError::UnknownFormat {
+            first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
+            finding: finding(bytes),
+        }),
     }
 }
 
 fn opened<'a>(
     format: Format,
     bytes: &'a [u8],
-    limits: &DecodeLimits,
+    settings: &DecodeSettings,
 ) -> Result<Box<dyn ImageDecoder + 'a>, DecodeError> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format.outside());
     let mut inner = image::Limits::no_limits();
-    inner.max_alloc = Some(limits.max_memory_bytes);
+    inner.max_alloc = Some(settings.max_memory_bytes);
     reader.limits(inner);
     Ok(Box::new(reader.into_decoder().map_err(|error| image_error(format, &error))?))
 }
 
-fn other(format: Format, bytes: &[u8], limits: &DecodeLimits, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let mut decoder = opened(format, bytes, limits)?;
+fn other(format: Format, bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let mut decoder = opened(format, bytes, settings)?;
     let (width_px, height_px) = decoder.dimensions();
     if width_px == 0 || height_px == 0 {
         return Err(DecodeError::corrupt(format, "width or height is zero"));
     }
-    let direct = decoder.color_type() == ColorType::Rgb8;
+    let colours = decoder.color_type();
+    let direct = colours == ColorType::Rgb8;
     let orientation = decoder.orientation().map_err(|error| image_error(format, &error))?;
-    let extra_bytes = if direct { 0 } else { decoder.total_bytes() };
-    check(format, width_px, height_px, extra_bytes, orientation, limits)?;
+    let converted = if is_deep(colours) { u64::from(width_px) * u64::from(height_px) * 8 } else { 0 };
+    let extra_bytes = if direct { 0 } else { decoder.total_bytes() + converted };
+    check(format, width_px, height_px, extra_bytes, orientation, settings)?;
     if direct {
         let room = pixels.room(width_px, height_px);
         decoder.read_image_boxed(room).map_err(|error| image_error(format, &error))?;
     } else {
         let picture = DynamicImage::from_decoder(decoder).map_err(|error| image_error(format, &error))?;
-        pixels.room(width_px, height_px).copy_from_slice(&picture.into_rgb8());
+        let declared_max = (format == Format::Png).then(|| format::significant_bits(bytes)).flatten();
+        let deep = Deep { declared_max: declared_max.map(|bits| (1 << bits) - 1), bits: settings.deep_bits };
+        let room = pixels.room(width_px, height_px);
+        match settings.background.filter(|_| colours.has_alpha()) {
+            None if is_deep(colours) => {
+                let values = picture.into_rgb16().into_raw();
+                room.copy_from_slice(&Levels::of(&values, deep).to_eight(values));
+            }
+            None => room.copy_from_slice(&picture.into_rgb8()),
+            background => {
+                let rgba = picture.into_rgba8();
+                for (out, image::Rgba([red, green, blue, alpha])) in
+                    room.as_chunks_mut::<3>().0.iter_mut().zip(rgba.pixels())
+                {
+                    *out = levels::over([*red, *green, *blue], *alpha, background);
+                }
+            }
+        }
     }
     pixels.turn(orientation, format)
+}
+
+fn is_deep(colours: ColorType) -> bool {
+    matches!(colours, ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16)
 }
 
 fn image_error(format: Format, error: &ImageError) -> DecodeError {
@@ -282,20 +266,20 @@ fn check(
     height_px: u32,
     extra_bytes: u64,
     orientation: Orientation,
-    limits: &DecodeLimits,
+    settings: &DecodeSettings,
 ) -> Result<(), DecodeError> {
-    let limit_px = limits.max_side_px;
+    let limit_px = settings.max_side_px;
     if width_px > limit_px || height_px > limit_px {
         return Err(DecodeError::SideTooLong { format, width_px, height_px, limit_px });
     }
     let count = u64::from(width_px) * u64::from(height_px);
-    if count > limits.max_pixels {
-        return Err(DecodeError::TooManyPixels { format, width_px, height_px, limit: limits.max_pixels });
+    if count > settings.max_pixels {
+        return Err(DecodeError::TooManyPixels { format, width_px, height_px, limit: settings.max_pixels });
     }
     // A quarter turn needs a second picture beside the first.
     let pictures = if orientation == Orientation::NoTransforms { 1 } else { 2 };
     let needed_bytes = (count * 3 * pictures).saturating_add(extra_bytes);
-    let limit_bytes = limits.max_memory_bytes;
+    let limit_bytes = settings.max_memory_bytes;
     if needed_bytes > limit_bytes {
         return Err(DecodeError::TooMuchMemory { format, width_px, height_px, needed_bytes, limit_bytes });
     }
@@ -315,8 +299,8 @@ mod tests {
         std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)).unwrap()
     }
 
-    fn limits() -> DecodeLimits {
-        DecodeLimits::default()
+    fn limits() -> DecodeSettings {
+        DecodeSettings::default()
     }
 
     /// Four flat quarters, so that a lossy format hardly changes them and no two turns look alike.
@@ -564,7 +548,7 @@ mod tests {
 
     #[test]
     fn more_bytes_than_allowed_are_refused_unread() {
-        let limits = DecodeLimits { max_bytes: 10, ..limits() };
+        let limits = DecodeSettings { max_bytes: 10, ..limits() };
         let error = decode(&[0xff; 11], &limits).unwrap_err();
         assert_eq!(error, DecodeError::TooLarge { size_bytes: 11, limit_bytes: 10 });
     }
@@ -594,7 +578,7 @@ mod tests {
             if let Some(kept) = kept {
                 bytes.truncate(kept.index(bytes.len()));
             }
-            let limits = DecodeLimits { max_pixels: 1_000_000, ..limits() };
+            let limits = DecodeSettings { max_pixels: 1_000_000, ..limits() };
             match decode(&bytes, &limits) {
                 Ok(pixels) => {
                     prop_assert_eq!(pixels.rgb.len(), (pixels.width_px * pixels.height_px * 3) as usize);

@@ -29,7 +29,7 @@ pub mod tensor;
 pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
-pub use decode::{DecodeError, DecodeLimits, Format, Pixels, decode, dimensions};
+pub use decode::{DecodeError, DecodeSettings, Format, Pixels, decode, dimensions};
 pub use graph::Graph;
 pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};

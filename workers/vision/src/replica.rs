@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::decode::{DecodeLimits, Pixels, decode_into, last_words};
+use crate::decode::{DecodeSettings, Pixels, decode_into, last_words};
 use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
 use crate::model::Model;
 use crate::sample;
@@ -20,7 +20,7 @@ use crate::tensor::{self, Scratch};
 pub struct Replica {
     session: Session,
     model: Arc<Model>,
-    limits: DecodeLimits,
+    limits: DecodeSettings,
     pixels: Pixels,
     scratch: Scratch,
     batch: Vec<f32>,
@@ -65,11 +65,11 @@ impl Replica {
 
     /// Recognizes one picture.
     pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
-        let decode_us = self.prepare(0, bytes)?;
+        let Prepared { decode_us, note, .. } = self.prepare(0, bytes)?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings })
+        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings, note })
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
@@ -82,30 +82,36 @@ impl Replica {
             return vec![self.see(image)];
         }
         let mut rows = 0;
-        let prepared: Vec<Result<(usize, u64), InferError>> = images
+        let prepared: Vec<Result<Prepared, InferError>> = images
             .iter()
             .map(|image| {
-                let decode_us = self.prepare(rows, image)?;
+                let prepared = self.prepare(rows, image)?;
                 rows += 1;
-                Ok((rows - 1, decode_us))
+                Ok(prepared)
             })
             .collect();
         let started = Instant::now();
         let together = if rows == 0 { None } else { self.run(0, rows).ok() };
         let infer_us = micros(started);
-        let outcome = |(row, decode_us): (usize, u64)| match &together {
+        let outcome = |Prepared { row, decode_us, note }| match &together {
             Some(outputs) => {
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(Seen { logits, features, model: self.model.clone(), timings })
+                Ok(Seen { logits, features, model: self.model.clone(), timings, note })
             }
             // One of them broke the run: each alone, so that the others do not pay for it.
             None => {
                 let started = Instant::now();
                 let outputs = self.run(row, 1)?;
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-                Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings })
+                Ok(Seen {
+                    logits: outputs.logits,
+                    features: outputs.features,
+                    model: self.model.clone(),
+                    timings,
+                    note,
+                })
             }
         };
         let mut outcome = outcome;
@@ -129,10 +135,10 @@ impl Replica {
         self.time_ms(&sample::jpeg(), images).map(|_| ())
     }
 
-    /// Decodes into row `row`; returns the microseconds it took.
-    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<u64, InferError> {
+    /// Decodes into row `row`.
+    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<Prepared, InferError> {
         let started = Instant::now();
-        decode_into(bytes, &self.limits, &mut self.pixels)?;
+        let note = decode_into(bytes, &self.limits, &mut self.pixels)?;
         let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
         if self.batch.len() < to {
             self.batch.resize(to, 0.0);
@@ -147,7 +153,7 @@ impl Replica {
                 return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
             }
         }
-        Ok(micros(started))
+        Ok(Prepared { row, decode_us: micros(started), note })
     }
 
     fn run(&mut self, row: usize, images: usize) -> Result<Outputs, InferError> {
@@ -158,6 +164,16 @@ impl Replica {
             Err(panic) => Err(InferError::Panicked { room: "infer", why: last_words(panic.as_ref()) }),
         }
     }
+}
+
+/// A picture that is decoded.
+struct Prepared {
+    /// Its row in the batch.
+    row: usize,
+    /// How long it took, microseconds.
+    decode_us: u64,
+    /// What was odd about its bytes.
+    note: Option<String>,
 }
 
 fn part(numbers: &[f32], row: usize, rows: usize) -> Vec<f32> {

@@ -284,7 +284,7 @@ fn pixels<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{DecodeLimits, decode};
+    use crate::decode::{DecodeSettings, decode};
     use proptest::prelude::*;
 
     fn input(width_px: u32, height_px: u32, channels: Channels) -> InputDescription {
@@ -312,7 +312,7 @@ mod tests {
 
     fn picture(name: &str) -> Pixels {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
-        decode(&std::fs::read(path).unwrap(), &DecodeLimits::default()).unwrap()
+        decode(&std::fs::read(path).unwrap(), &DecodeSettings::default()).unwrap()
     }
 
     fn two_pixels() -> Pixels {

@@ -9,7 +9,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, GenericImageView, ImageEncoder, RgbImage};
 
-use crate::decode::{DecodeError, DecodeLimits, Format, decode, dimensions};
+use crate::decode::{DecodeError, DecodeSettings, Format, decode, dimensions};
 
 /// High enough that a second compression does not show; a guess.
 const QUALITY: u8 = 95;
@@ -61,7 +61,7 @@ pub struct TileImage {
 
 /// Decodes a scan and cuts it into squares of `tile_px` that overlap by at least `overlap_px`.
 /// `limits` are the scan's, usually larger than those of a picture.
-pub fn split(bytes: &[u8], limits: &DecodeLimits, tile_px: u32, overlap_px: u32) -> Result<Tiles, TileError> {
+pub fn split(bytes: &[u8], limits: &DecodeSettings, tile_px: u32, overlap_px: u32) -> Result<Tiles, TileError> {
     if tile_px == 0 || overlap_px >= tile_px {
         return Err(TileError::Grid { tile_px, overlap_px });
     }
@@ -83,7 +83,7 @@ fn is_lossy(bytes: &[u8], format: Format) -> bool {
         Format::Jpeg => true,
         // A simple lossy WebP says so in its first chunk; of an extended one we cannot be sure.
         Format::WebP => bytes.get(12..16) == Some(b"VP8 "),
-        Format::Png | Format::Tiff | Format::Bmp | Format::Gif => false,
+        Format::Png | Format::Tiff | Format::Bmp | Format::Gif | Format::Pnm => false,
     }
 }
 
@@ -164,10 +164,10 @@ mod tests {
     #[test]
     fn lossless_tiles_are_the_scan_pixel_for_pixel() {
         let (picture, bytes) = scan(70, 45, ImageFormat::Png);
-        let tiles = split(&bytes, &DecodeLimits::default(), 32, 8).unwrap();
+        let tiles = split(&bytes, &DecodeSettings::default(), 32, 8).unwrap();
         assert_eq!(tiles.len(), 3 * 2);
         for tile in tiles.map(Result::unwrap) {
-            let pixels = decode(&tile.bytes, &DecodeLimits::default()).unwrap();
+            let pixels = decode(&tile.bytes, &DecodeSettings::default()).unwrap();
             assert_eq!((tile.width_px, tile.height_px), (32, 32));
             assert_eq!((tile.scan_width_px, tile.scan_height_px), (70, 45));
             assert_eq!(pixels.rgb, picture.view(tile.x_px, tile.y_px, 32, 32).to_image().into_raw());
@@ -178,7 +178,7 @@ mod tests {
     fn a_jpeg_gives_jpegs_and_a_tiff_gives_pngs() {
         for (format, expected) in [(ImageFormat::Jpeg, Format::Jpeg), (ImageFormat::Tiff, Format::Png)] {
             let (_, bytes) = scan(40, 40, format);
-            let tile = split(&bytes, &DecodeLimits::default(), 32, 0).unwrap().next().unwrap().unwrap();
+            let tile = split(&bytes, &DecodeSettings::default(), 32, 0).unwrap().next().unwrap().unwrap();
             assert_eq!(dimensions(&tile.bytes).unwrap(), (expected, 32, 32));
         }
     }
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_scan_smaller_than_a_tile_gives_one() {
         let (_, bytes) = scan(20, 10, ImageFormat::Png);
-        let tiles: Vec<_> = split(&bytes, &DecodeLimits::default(), 32, 8).unwrap().map(Result::unwrap).collect();
+        let tiles: Vec<_> = split(&bytes, &DecodeSettings::default(), 32, 8).unwrap().map(Result::unwrap).collect();
         assert_eq!(tiles.len(), 1);
         assert_eq!((tiles[0].width_px, tiles[0].height_px), (20, 10));
     }
@@ -195,14 +195,14 @@ mod tests {
     fn an_overlap_as_large_as_the_tile_is_refused() {
         let (_, bytes) = scan(20, 10, ImageFormat::Png);
         for (tile_px, overlap_px) in [(0, 0), (8, 8), (8, 9)] {
-            let outcome = split(&bytes, &DecodeLimits::default(), tile_px, overlap_px);
+            let outcome = split(&bytes, &DecodeSettings::default(), tile_px, overlap_px);
             assert!(matches!(outcome, Err(TileError::Grid { .. })));
         }
     }
 
     #[test]
     fn a_damaged_scan_is_refused_as_a_picture_is() {
-        assert_eq!(split(b"", &DecodeLimits::default(), 8, 0).err(), Some(TileError::Decode(DecodeError::Empty)));
+        assert_eq!(split(b"", &DecodeSettings::default(), 8, 0).err(), Some(TileError::Decode(DecodeError::Empty)));
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use aggregator::public::Public;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use vision::{DecodeLimits, Model, decode, tensor};
+use vision::{DecodeSettings, Model, decode, tensor};
 
 use crate::error::BenchError;
 use crate::train::learn;
@@ -123,7 +123,7 @@ impl Pool {
 fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec<f32>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
     let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
-    let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| unusable(error.to_string()))?;
+    let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))?;
     let mut picture = vec![0.0; tensor::len(&model.description.input)];
     tensor::write(&pixels, &model.description.input, scratch, &mut picture)
         .map_err(|error| unusable(error.to_string()))?;

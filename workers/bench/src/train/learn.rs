@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use training::settings::OptimizerSettings;
 use training::train::places;
 use training::{Around, Examples, Pace, Split, TrainSettings};
-use vision::{DecodeLimits, Model, Onnx, decode, tensor};
+use vision::{DecodeSettings, Model, Onnx, decode, tensor};
 
 use super::net::Net;
 use crate::chart::{Chart, Line};
@@ -127,7 +127,7 @@ fn peer(
     for example in &examples.all {
         let unusable = |why: String| BenchError::NoImages { folder: example.path.clone(), why };
         let bytes = std::fs::read(&example.path).map_err(BenchError::file(&example.path))?;
-        let pixels = decode(&bytes, &DecodeLimits::default()).map_err(|error| unusable(error.to_string()))?;
+        let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))?;
         tensor::write(&pixels, input, &mut scratch, &mut values).map_err(|error| unusable(error.to_string()))?;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         file.write_all(&bytes).map_err(BenchError::file(&images))?;

@@ -17,6 +17,8 @@ pub struct Seen {
     pub model: Arc<Model>,
     /// Where the time went.
     pub timings: SeenTimings,
+    /// What was odd about the bytes and was passed over, in words.
+    pub note: Option<String>,
 }
 
 /// Where the time of one picture went.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::decode::DecodeLimits;
+use crate::decode::DecodeSettings;
 
 /// How many replicas, how wide, how large a picture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,12 +16,12 @@ pub struct InferSettings {
     /// Most images in one run, from 1; fewer are used where more do not pay.
     pub max_batch: usize,
     /// What a picture may cost.
-    pub decode: DecodeLimits,
+    pub decode: DecodeSettings,
 }
 
 impl Default for InferSettings {
     fn default() -> Self {
-        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeLimits::default() }
+        Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeSettings::default() }
     }
 }
 

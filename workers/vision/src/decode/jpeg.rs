@@ -1,0 +1,397 @@
+//! JPEG: what a file holds, read off its markers, and its pixels.
+//!
+//! A decoder fills what is missing with grey, and a picture cut in half that was closed properly is recognized as
+//! something. So the decoder never sees the end marker: behind the coded data come bits that are no code, and it stumbles
+//! over them unless the data holds every block (MCU) that the header promises. Of a progressive picture every coefficient
+//! of every component must have been sent once; without its last refinements it is coarser and nothing else.
+//!
+//! Also read here: frames of motion JPEG, which leave out the usual Huffman tables, and baseline pictures whose components
+//! come in scans of their own. Sections are those of ITU-T T.81.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use image::imageops::{FilterType, resize};
+use image::metadata::Orientation;
+use image::{GrayImage, Luma};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::error::{DecodeError, cut};
+use super::format::Format;
+use super::{DecodeSettings, Pixels, check};
+
+/// The decoder can hold no more than this on a side.
+const MAX_SIDE_PX: usize = 65_535;
+/// More scans than a picture ever has: each is another pass over all of it.
+const MAX_SCANS: usize = 100;
+/// So many zeros at the end are no coded data.
+const UNWRITTEN_BYTES: usize = 32;
+/// Stands behind coded data. A code of ones alone is kept free (section C.2), and a byte of ones is stuffed with a zero.
+const NO_CODE: [u8; 128] = {
+    let mut ones = [0xff; 128];
+    let mut at = 1;
+    while at < ones.len() {
+        ones[at] = 0;
+        at += 2;
+    }
+    ones
+};
+/// The tables of annex K.3, as a segment of their own: what a frame of motion JPEG leaves out.
+const USUAL_TABLES: &[u8] = include_bytes!("usual_tables.dht");
+
+const SOI: u8 = 0xd8;
+const EOI: u8 = 0xd9;
+const SOS: u8 = 0xda;
+const DHT: u8 = 0xc4;
+const DQT: u8 = 0xdb;
+const DRI: u8 = 0xdd;
+const DAC: u8 = 0xcc;
+const JPG: u8 = 0xc8;
+const APP14: u8 = 0xee;
+
+/// What the markers say; whatever cannot be read is left out, and the decoder stumbles over it.
+#[derive(Debug, Default)]
+struct Layout {
+    /// The second byte of the frame's marker (table B.1).
+    process: u8,
+    precision: u8,
+    width_px: u16,
+    height_px: u16,
+    components: Vec<Component>,
+    scans: Vec<Scan>,
+    /// Segments with tables, in the order of the file.
+    tables: Vec<Range<usize>>,
+    huffman: bool,
+    /// The colour transform that Adobe's segment names.
+    transform: Option<u8>,
+    /// Whether the end marker is there.
+    closed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Component {
+    id: u8,
+    across: u8,
+    down: u8,
+    quantization: u8,
+}
+
+#[derive(Debug)]
+struct Scan {
+    /// Its header with marker.
+    header: Range<usize>,
+    /// What is coded, up to the next marker.
+    data: Range<usize>,
+    components: Vec<u8>,
+    /// First and last coefficient.
+    band: (u8, u8),
+}
+
+impl Layout {
+    fn of(bytes: &[u8]) -> Self {
+        let mut layout = Self::default();
+        let mut at = 2;
+        while let Some((marker, begin)) = next_marker(bytes, at) {
+            at = begin + 2;
+            match marker {
+                EOI => {
+                    layout.closed = true;
+                    break;
+                }
+                // Another picture begins.
+                SOI => break,
+                // Markers without a segment.
+                0x01 | 0xd0..=0xd7 => continue,
+                _ => {}
+            }
+            let Some(length) = word(bytes, at).map(usize::from).filter(|length| *length >= 2) else { break };
+            let segment = at + 2..at + length;
+            let Some(content) = bytes.get(segment.clone()) else { break };
+            at = segment.end;
+            match marker {
+                SOS => {
+                    let end = end_of_data(bytes, at);
+                    layout.scans.extend(scan(content, begin..at, at..end));
+                    if layout.scans.len() > MAX_SCANS {
+                        break;
+                    }
+                    at = end;
+                }
+                DHT | DQT | DRI => {
+                    layout.huffman |= marker == DHT;
+                    layout.tables.push(begin..at);
+                }
+                APP14 if content.starts_with(b"Adobe") => layout.transform = content.get(11).copied(),
+                0xc0..=0xcf if marker != JPG && marker != DAC => layout.frame(marker, content),
+                _ => {}
+            }
+        }
+        layout
+    }
+
+    fn frame(&mut self, marker: u8, content: &[u8]) {
+        let (Some(height_px), Some(width_px)) = (word(content, 1), word(content, 3)) else { return };
+        (self.process, self.precision) = (marker, content[0]);
+        (self.width_px, self.height_px) = (width_px, height_px);
+        let components = content.get(6..).unwrap_or_default().as_chunks::<3>().0.iter();
+        self.components = components
+            .map(|[id, factors, table]| Component {
+                id: *id,
+                across: factors >> 4,
+                down: factors & 15,
+                quantization: *table,
+            })
+            .collect();
+    }
+
+    /// A kind that is not read here, in words.
+    fn unsupported(&self) -> Option<&'static str> {
+        match self.process {
+            0xc3 => Some("lossless JPEG"),
+            0xc5..=0xc7 | 0xcd..=0xcf => Some("hierarchical JPEG"),
+            0xc9..=0xcb => Some("JPEG with arithmetic coding"),
+            0xc0..=0xc2 if self.precision != 8 && self.precision != 0 => Some("JPEG of 12 bits a sample"),
+            _ => None,
+        }
+    }
+
+    fn sequential(&self) -> bool {
+        matches!(self.process, 0xc0 | 0xc1)
+    }
+
+    /// Whether components come one after the other, in scans of their own.
+    fn apart(&self) -> bool {
+        self.sequential() && self.scans.first().is_some_and(|scan| scan.components.len() < self.components.len())
+    }
+
+    /// Whether some coefficient of a progressive picture was never sent.
+    fn lacks_coefficients(&self) -> bool {
+        self.components.iter().any(|component| {
+            let bands = self.scans.iter().filter(|scan| scan.components.contains(&component.id));
+            let sent = bands.fold(0u64, |sent, scan| {
+                (scan.band.0..=scan.band.1.min(63)).fold(sent, |sent, coefficient| sent | 1 << coefficient)
+            });
+            sent != u64::MAX
+        })
+    }
+}
+
+/// The next marker at or behind a place, and where it begins; fill bytes and whatever is no marker are passed over.
+fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
+    let rest = bytes.get(from..)?;
+    let at = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;
+    Some((rest[at + 1], from + at))
+}
+
+/// Where coded data ends: before the next marker but for those of restarts. Zeros at the end of a file that was not
+/// closed are room that nobody wrote to.
+fn end_of_data(bytes: &[u8], from: usize) -> usize {
+    let mut at = from;
+    loop {
+        match next_marker(bytes, at) {
+            Some((0xd0..=0xd7, begin)) => at = begin + 2,
+            Some((_, begin)) => return begin,
+            None => break,
+        }
+    }
+    let data = bytes.get(from..).unwrap_or_default();
+    let written = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    // Coded data may end in a zero, and a byte of ones is followed by one.
+    from + if data.len() - written < UNWRITTEN_BYTES { data.len() } else { written + 1 }
+}
+
+fn scan(content: &[u8], header: Range<usize>, data: Range<usize>) -> Option<Scan> {
+    let count = usize::from(*content.first()?);
+    let components = content.get(1..1 + 2 * count)?.as_chunks::<2>().0.iter().map(|[id, _]| *id).collect();
+    let band = (*content.get(1 + 2 * count)?, *content.get(2 + 2 * count)?);
+    Some(Scan { header, data, components, band })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
+}
+
+/// Width and height as stored.
+pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), DecodeError> {
+    let header = Header::read(bytes)?;
+    Ok((u32::from(header.width_px), u32::from(header.height_px)))
+}
+
+struct Header<'a> {
+    decoder: JpegDecoder<ZCursor<&'a [u8]>>,
+    width_px: u16,
+    height_px: u16,
+    progressive: bool,
+    components: u8,
+    orientation: Orientation,
+}
+
+impl<'a> Header<'a> {
+    /// Reads up to the first scan; allocates a few rows at most.
+    fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut decoder = decoder(bytes, ColorSpace::RGB);
+        decoder.decode_headers().map_err(|error| failed(bytes, &error))?;
+        let info = decoder.info().ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "no header"))?;
+        if info.width == 0 || info.height == 0 {
+            return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
+        }
+        let orientation = info.exif_data.as_deref().and_then(Orientation::from_exif_chunk);
+        Ok(Self {
+            decoder,
+            width_px: info.width,
+            height_px: info.height,
+            progressive: info.sof.is_progressive(),
+            components: info.components,
+            orientation: orientation.unwrap_or(Orientation::NoTransforms),
+        })
+    }
+}
+
+fn decoder(bytes: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
+    let options = DecoderOptions::default()
+        // Without it what is missing comes out grey.
+        .set_strict_mode(true)
+        .set_max_width(MAX_SIDE_PX)
+        .set_max_height(MAX_SIDE_PX)
+        .jpeg_set_out_colorspace(out);
+    JpegDecoder::new_with_options(ZCursor::new(bytes), options)
+}
+
+/// Decodes a picture, upright.
+pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let layout = Layout::of(bytes);
+    if let Some(kind) = layout.unsupported() {
+        return Err(DecodeError::Unsupported { format: Format::Jpeg, why: kind.into() });
+    }
+    let whole = for_decoder(bytes, &layout);
+    let Header { mut decoder, width_px, height_px, progressive, components, orientation } = Header::read(&whole)?;
+    let (width_px, height_px) = (u32::from(width_px), u32::from(height_px));
+    let count = u64::from(width_px) * u64::from(height_px);
+    // A progressive picture's coefficients, two bytes each, are all held until the last scan; planes are held beside
+    // the picture.
+    let extra_bytes = match (progressive, layout.apart()) {
+        (true, _) => count * 2 * u64::from(components),
+        (_, true) => count * 2 * u64::from(components),
+        _ => 0,
+    };
+    check(Format::Jpeg, width_px, height_px, extra_bytes, orientation, settings)?;
+    if progressive && layout.lacks_coefficients() {
+        return Err(DecodeError::Truncated { format: Format::Jpeg, why: "scans are missing".into() });
+    }
+    if layout.apart() {
+        decode_planes(bytes, &layout, pixels)?;
+    } else {
+        let room = pixels.room(width_px, height_px);
+        decoder.decode_into(room).map_err(|error| failed(bytes, &error))?;
+    }
+    pixels.turn(orientation, Format::Jpeg)
+}
+
+/// With the usual tables, where it has none, and with what follows the coded data in place of the end.
+fn for_decoder<'a>(bytes: &'a [u8], layout: &Layout) -> Cow<'a, [u8]> {
+    let tables = if layout.huffman || layout.components.is_empty() { &[] } else { USUAL_TABLES };
+    match layout.scans.last() {
+        Some(scan) if layout.sequential() => {
+            Cow::Owned([&bytes[..2], tables, &bytes[2..scan.data.end], &NO_CODE].concat())
+        }
+        _ if tables.is_empty() => Cow::Borrowed(bytes),
+        _ => Cow::Owned([&bytes[..2], tables, &bytes[2..]].concat()),
+    }
+}
+
+/// Each component that comes in a scan of its own is a grey picture; they are scaled to one size and put together.
+fn decode_planes(bytes: &[u8], layout: &Layout, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let unsupported = |why: &str| DecodeError::Unsupported { format: Format::Jpeg, why: why.into() };
+    let [first, second, third] = layout.components[..] else {
+        return Err(unsupported("JPEG of other than three components in scans of their own"));
+    };
+    let (width_px, height_px) = (u32::from(layout.width_px), u32::from(layout.height_px));
+    let (most_across, most_down) = layout
+        .components
+        .iter()
+        .fold((1, 1), |(across, down), component| (component.across.max(across), component.down.max(down)));
+    let plane = |component: Component| -> Result<GrayImage, DecodeError> {
+        let missing = || DecodeError::Truncated { format: Format::Jpeg, why: "a scan is missing".into() };
+        let scan = layout.scans.iter().find(|scan| scan.components.contains(&component.id)).ok_or_else(missing)?;
+        if scan.components.len() > 1 {
+            return Err(unsupported("JPEG with scans of one and of several components"));
+        }
+        // Section A.1.1: the size of a component.
+        let scaled = |side: u16, own: u8, most: u8| {
+            (usize::from(side) * usize::from(own.max(1))).div_ceil(usize::from(most)) as u16
+        };
+        let (across_px, down_px) = (
+            scaled(layout.width_px, component.across, most_across),
+            scaled(layout.height_px, component.down, most_down),
+        );
+        let grey = grey_file(bytes, layout, component, scan, (across_px, down_px));
+        let mut decoder = decoder(&grey, ColorSpace::Luma);
+        let levels = decoder.decode().map_err(|error| failed(bytes, &error))?;
+        let plane = GrayImage::from_raw(across_px.into(), down_px.into(), levels)
+            .ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "pixels are missing"))?;
+        Ok(match (plane.width(), plane.height()) == (width_px, height_px) {
+            true => plane,
+            false => resize(&plane, width_px, height_px, FilterType::Triangle),
+        })
+    };
+    let (one, two, three) = (plane(first)?, plane(second)?, plane(third)?);
+    let is_rgb = layout.transform == Some(0) || [first.id, second.id, third.id] == *b"RGB";
+    let out = pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut();
+    for (((pixel, Luma([one])), Luma([two])), Luma([three])) in
+        out.zip(one.pixels()).zip(two.pixels()).zip(three.pixels())
+    {
+        *pixel = if is_rgb { [*one, *two, *three] } else { rgb(*one, *two, *three) };
+    }
+    Ok(())
+}
+
+/// A file that holds one component as its only one.
+fn grey_file(bytes: &[u8], layout: &Layout, component: Component, scan: &Scan, size_px: (u16, u16)) -> Vec<u8> {
+    let mut grey = vec![0xff, SOI];
+    if !layout.huffman {
+        grey.extend(USUAL_TABLES);
+    }
+    // Of tables that were defined twice the later counts.
+    let tables = layout.tables.iter().filter(|table| table.start < scan.header.start);
+    tables.for_each(|table| grey.extend(&bytes[table.clone()]));
+    grey.extend([0xff, 0xc0, 0, 11, 8]);
+    grey.extend(size_px.1.to_be_bytes());
+    grey.extend(size_px.0.to_be_bytes());
+    grey.extend([1, component.id, 0x11, component.quantization]);
+    grey.extend(&bytes[scan.header.clone()]);
+    grey.extend(&bytes[scan.data.clone()]);
+    grey.extend(NO_CODE);
+    grey
+}
+
+/// Full-range YCbCr (JFIF 1.02).
+pub(super) fn rgb(luma: u8, blue: u8, red: u8) -> [u8; 3] {
+    let (luma, blue, red) = (f32::from(luma), f32::from(blue) - 128.0, f32::from(red) - 128.0);
+    let level = |value: f32| value.round().clamp(0.0, 255.0) as u8;
+    [level(luma + 1.402 * red), level(luma - 0.344_136 * blue - 0.714_136 * red), level(luma + 1.772 * blue)]
+}
+
+fn failed(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
+    let (format, words) = (Format::Jpeg, format!("{error:?}"));
+    let closed = Layout::of(bytes).closed;
+    // The decoder has no kind of error for it.
+    let ran_out = ["Exhausted data", "Premature end", "Not enough bytes", "No more bytes", "Bad Huffman Code"];
+    if ran_out.iter().any(|text| words.contains(text)) {
+        let why = match closed {
+            true => "it is closed, and holds fewer blocks than its header promises",
+            false => "its data ends before its last block",
+        };
+        return DecodeError::Truncated { format, why: why.into() };
+    }
+    let why = cut(words.trim_matches('"'));
+    match error {
+        DecodeErrors::Unsupported(_) => DecodeError::Unsupported { format, why },
+        // Whatever the decoder stumbled over first.
+        _ if !closed => DecodeError::Truncated { format, why },
+        _ => DecodeError::Corrupt { format, why },
+    }
+}

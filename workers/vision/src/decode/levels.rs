@@ -1,0 +1,102 @@
+//! Samples of other than eight bits, and transparent ones, as levels from 0 to 255. Pure.
+
+/// Bits that cameras use of sixteen, when they do not use all.
+const USED_BITS: [u32; 3] = [10, 12, 14];
+
+/// What is known of samples of 16 bits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deep {
+    /// The largest value, as the file says it.
+    pub(super) declared_max: Option<u32>,
+    /// How many bits are used, as an operator says it.
+    pub(super) bits: Option<u8>,
+}
+
+/// How samples of 16 bits become eight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Levels {
+    most: u32,
+}
+
+impl Levels {
+    /// By what the file declares, else by the setting, else by the largest sample: cameras that count to 1023, 4095 or
+    /// 16383 store that in 16 bits, and it would come out nearly black.
+    pub(super) fn of(values: &[u16], deep: Deep) -> Self {
+        let by_bits = |bits: u32| (1 << bits.clamp(1, 16)) - 1;
+        let found = || {
+            let largest = u32::from(values.iter().copied().max().unwrap_or(0));
+            USED_BITS.into_iter().map(by_bits).find(|most| largest <= *most).unwrap_or(65_535)
+        };
+        let most = deep.declared_max.or(deep.bits.map(|bits| by_bits(bits.into()))).unwrap_or_else(found);
+        Self { most: most.clamp(1, 65_535) }
+    }
+
+    pub(super) fn to_eight(self, values: impl IntoIterator<Item = u16>) -> Vec<u8> {
+        let half = self.most / 2;
+        values.into_iter().map(|value| ((u32::from(value) * 255 + half) / self.most).min(255) as u8).collect()
+    }
+}
+
+/// Samples of 1, 2 or 4 bits, rows padded to whole bytes, as levels.
+pub(super) fn unpacked(packed: &[u8], bits: u8, samples_a_row: usize, rows: usize) -> Vec<u8> {
+    let (most, a_byte) = ((1u16 << bits) - 1, usize::from(8 / bits));
+    let row_bytes = samples_a_row.div_ceil(a_byte);
+    let mut levels = Vec::with_capacity(samples_a_row * rows);
+    for row in packed.chunks(row_bytes.max(1)).take(rows) {
+        levels.extend((0..samples_a_row).map(|sample| {
+            let shift = 8 - bits as usize * (sample % a_byte + 1);
+            let value = (u16::from(row.get(sample / a_byte).copied().unwrap_or(0)) >> shift) & most;
+            (value * 255 / most) as u8
+        }));
+    }
+    levels
+}
+
+/// A colour before it was multiplied by its alpha.
+pub(super) fn undo_alpha(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
+    match alpha {
+        0 => rgb,
+        alpha => rgb.map(|level| (u16::from(level) * 255 / u16::from(alpha)).min(255) as u8),
+    }
+}
+
+/// A transparent colour over a background; without one, the colour as it is.
+pub(super) fn over(rgb: [u8; 3], alpha: u8, background: Option<[u8; 3]>) -> [u8; 3] {
+    let Some(background) = background else { return rgb };
+    let alpha = u32::from(alpha);
+    std::array::from_fn(|channel| {
+        let (above, below) = (u32::from(rgb[channel]), u32::from(background[channel]));
+        ((above * alpha + below * (255 - alpha) + 127) / 255) as u8
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twelve_bits_in_sixteen_are_as_bright_as_they_were_meant() {
+        let values = [0, 2048, 4095];
+        assert_eq!(Levels::of(&values, Deep::default()).to_eight(values), [0, 128, 255]);
+        let dark = [0, 100, 1000];
+        let by = |deep| Levels::of(&dark, deep).to_eight(dark)[2];
+        assert_eq!(by(Deep { bits: Some(12), ..Deep::default() }), 62);
+        assert_eq!(by(Deep { declared_max: Some(2000), bits: Some(12) }), 128);
+        let full = [0, 32_768, 65_535];
+        assert_eq!(Levels::of(&full, Deep::default()).to_eight(full), [0, 128, 255]);
+    }
+
+    #[test]
+    fn packed_rows_begin_at_whole_bytes() {
+        assert_eq!(unpacked(&[0b1010_0000, 0b0100_0000], 1, 3, 2), [255, 0, 255, 0, 255, 0]);
+        assert_eq!(unpacked(&[0x1f, 0x80], 4, 3, 1), [17, 255, 136]);
+    }
+
+    #[test]
+    fn a_background_shows_where_a_picture_is_clear() {
+        assert_eq!(over([10, 20, 30], 0, Some([255; 3])), [255; 3]);
+        assert_eq!(over([10, 20, 30], 0, None), [10, 20, 30]);
+        assert_eq!(over([0, 0, 0], 128, Some([255; 3])), [127; 3]);
+        assert_eq!(undo_alpha([50, 64, 128], 128), [99, 127, 255]);
+    }
+}

@@ -1,0 +1,280 @@
+//! TIFF: which page is the picture, and its pixels. Section numbers are those of TIFF 6.0.
+//!
+//! Classic and BigTIFF. A page that says it is a reduced one (a thumbnail) is passed over. Read are grey, RGB, CMYK and
+//! YCbCr of 1 to 16 bits and floating-point numbers from 0 to 1; what is left is refused by its name.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use tiff::decoder::{Decoder, DecodingResult, Limits};
+use tiff::tags::Tag;
+use tiff::{ColorType, TiffError};
+
+use super::error::{DecodeError, cut};
+use super::format::Format;
+use super::levels::{Deep, Levels};
+use super::{DecodeSettings, Pixels, check, jpeg};
+
+/// Pages looked at; more than any scan of a document has.
+const MAX_PAGES: usize = 1000;
+/// What tells of pages and strips may take, bytes.
+const MAX_TAG_BYTES: usize = 16 * 1024 * 1024;
+
+/// Tag 338: how samples beyond the colours are meant.
+const EXTRA_SAMPLES: Tag = Tag::Unknown(338);
+
+type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
+
+fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
+    let most = usize::try_from(settings.max_memory_bytes).unwrap_or(usize::MAX);
+    let mut inner = Limits::default();
+    (inner.decoding_buffer_size, inner.intermediate_buffer_size) = (most, most);
+    inner.ifd_value_size = MAX_TAG_BYTES.min(most);
+    Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| failed(&error))?.with_limits(inner))
+}
+
+/// Numbers of the pages that are no thumbnails, from 0; the first page if all say they are.
+pub(super) fn pages(bytes: &[u8], settings: &DecodeSettings) -> Result<Vec<usize>, DecodeError> {
+    let mut reader = open(bytes, settings)?;
+    let mut pages = Vec::new();
+    for number in 0..MAX_PAGES {
+        // Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
+        let kind: u32 = number_of(&mut reader, Tag::NewSubfileType)?.unwrap_or(0);
+        if kind & 0b101 == 0 {
+            pages.push(number);
+        }
+        if !reader.more_images() {
+            break;
+        }
+        // A broken page behind a good one costs itself.
+        if reader.next_image().is_err() {
+            break;
+        }
+    }
+    if pages.is_empty() {
+        pages.push(0);
+    }
+    Ok(pages)
+}
+
+fn at_page<'a>(bytes: &'a [u8], page: Option<usize>, settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
+    let page = match page {
+        Some(page) => page,
+        None => pages(bytes, settings)?.first().copied().unwrap_or(0),
+    };
+    let mut reader = open(bytes, settings)?;
+    for _ in 0..page {
+        reader.next_image().map_err(|error| failed(&error))?;
+    }
+    Ok(reader)
+}
+
+/// Width and height of the picture as stored.
+pub(super) fn dimensions(bytes: &[u8], settings: &DecodeSettings) -> Result<(u32, u32), DecodeError> {
+    at_page(bytes, None, settings)?.dimensions().map_err(|error| failed(&error))
+}
+
+/// Decodes a page, upright; without a number the first that is no thumbnail.
+pub(super) fn decode(
+    bytes: &[u8],
+    page: Option<usize>,
+    settings: &DecodeSettings,
+    pixels: &mut Pixels,
+) -> Result<(), DecodeError> {
+    let turned = with_bits_in_order(bytes, page, settings)?;
+    let mut reader = at_page(&turned, page, settings)?;
+    let (width_px, height_px) = reader.dimensions().map_err(|error| failed(&error))?;
+    if width_px == 0 || height_px == 0 {
+        return Err(DecodeError::corrupt(Format::Tiff, "width or height is zero"));
+    }
+    let kind = reader.colortype().map_err(|error| refused(&mut reader, &error))?;
+    // The decoder turns what is compressed as JPEG into RGB by itself.
+    let compressed = number_of::<u16>(&mut reader, Tag::Compression)? == Some(7);
+    let colours = match Colours::of(kind) {
+        Some(Colours::YCbCr) if compressed => Colours::Rgb,
+        Some(colours) => colours,
+        None => return Err(unsupported(kind_in_words(kind))),
+    };
+    let orientation = number_of::<u8>(&mut reader, Tag::Orientation)?.and_then(Orientation::from_exif);
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    let layout = reader.image_buffer_layout().map_err(|error| refused(&mut reader, &error))?;
+    check(Format::Tiff, width_px, height_px, layout.complete_len as u64, orientation, settings)?;
+    let declared = number_of::<u32>(&mut reader, Tag::MaxSampleValue)?;
+    let premultiplied = number_of::<u16>(&mut reader, EXTRA_SAMPLES)? == Some(1);
+
+    let mut result = DecodingResult::U8(Vec::new());
+    let layout = reader.read_image_to_buffer(&mut result).map_err(|error| refused(&mut reader, &error))?;
+    let samples = usize::from(kind.num_samples());
+    let size = (width_px as usize, height_px as usize);
+    let deep = Deep { declared_max: declared.filter(|most| *most > 0), bits: settings.deep_bits };
+    let levels = levels(result, kind.bit_depth(), samples, size, deep)?;
+    let plane = (layout.planes > 1).then_some(size.0 * size.1);
+    let at = |pixel: usize, sample: usize| match plane {
+        Some(plane) => levels.get(sample * plane + pixel),
+        None => levels.get(pixel * samples + sample),
+    };
+    let level = |pixel: usize, sample: usize| at(pixel, sample).copied().unwrap_or(0);
+    let background = settings.background;
+    for (pixel, out) in pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        *out = match colours {
+            Colours::Grey => [level(pixel, 0); 3],
+            Colours::Rgb => [level(pixel, 0), level(pixel, 1), level(pixel, 2)],
+            Colours::Rgba => {
+                let (rgb, alpha) = ([0, 1, 2].map(|sample| level(pixel, sample)), level(pixel, 3));
+                let rgb = if premultiplied { super::levels::undo_alpha(rgb, alpha) } else { rgb };
+                super::levels::over(rgb, alpha, background)
+            }
+            Colours::Cmyk => {
+                let light = 255 - u16::from(level(pixel, 3));
+                [0, 1, 2].map(|ink| ((255 - u16::from(level(pixel, ink))) * light / 255) as u8)
+            }
+            Colours::YCbCr => jpeg::rgb(level(pixel, 0), level(pixel, 1), level(pixel, 2)),
+        };
+    }
+    pixels.turn(orientation, Format::Tiff)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Colours {
+    Grey,
+    Rgb,
+    Rgba,
+    Cmyk,
+    YCbCr,
+}
+
+impl Colours {
+    fn of(kind: ColorType) -> Option<Self> {
+        match kind {
+            ColorType::Gray(1 | 2 | 4 | 8 | 16 | 32) => Some(Self::Grey),
+            ColorType::RGB(8 | 16 | 32) => Some(Self::Rgb),
+            ColorType::RGBA(8 | 16 | 32) => Some(Self::Rgba),
+            ColorType::CMYK(8 | 16) => Some(Self::Cmyk),
+            ColorType::YCbCr(8) => Some(Self::YCbCr),
+            _ => None,
+        }
+    }
+}
+
+/// Samples of any kind as levels from 0 to 255.
+fn levels(
+    result: DecodingResult,
+    bits: u8,
+    samples: usize,
+    (width, height): (usize, usize),
+    deep: Deep,
+) -> Result<Vec<u8>, DecodeError> {
+    Ok(match result {
+        DecodingResult::U8(packed) if bits < 8 => super::levels::unpacked(&packed, bits, width * samples, height),
+        DecodingResult::U8(levels) => levels,
+        DecodingResult::U16(values) => Levels::of(&values, deep).to_eight(values),
+        DecodingResult::F32(values) => {
+            if values.iter().any(|value| !(-0.01..=1.01).contains(value)) {
+                return Err(unsupported("floating-point numbers beyond 0 to 1".into()));
+            }
+            values.iter().map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8).collect()
+        }
+        DecodingResult::I8(_) | DecodingResult::I16(_) | DecodingResult::I32(_) | DecodingResult::I64(_) => {
+            return Err(unsupported("samples that are signed integers (int), whose range it does not tell".into()));
+        }
+        DecodingResult::U32(_) | DecodingResult::U64(_) => {
+            return Err(unsupported("samples of 32 bits or more, whose range it does not tell".into()));
+        }
+        DecodingResult::F16(_) | DecodingResult::F64(_) => {
+            return Err(unsupported("floating-point numbers of 16 or 64 bits".into()));
+        }
+    })
+}
+
+/// Bytes whose bits begin at the other end (`FillOrder` 2, section 8), turned round; as old fax machines write them.
+fn with_bits_in_order<'a>(
+    bytes: &'a [u8],
+    page: Option<usize>,
+    settings: &DecodeSettings,
+) -> Result<Cow<'a, [u8]>, DecodeError> {
+    let mut reader = at_page(bytes, page, settings)?;
+    if number_of::<u16>(&mut reader, Tag::FillOrder)? != Some(2) {
+        return Ok(Cow::Borrowed(bytes));
+    }
+    let mut strips = |offsets, counts| -> Option<Vec<(u64, u64)>> {
+        let offsets = reader.find_tag_unsigned_vec::<u64>(offsets).ok()??;
+        let counts = reader.find_tag_unsigned_vec::<u64>(counts).ok()??;
+        Some(offsets.into_iter().zip(counts).collect())
+    };
+    let strips = strips(Tag::StripOffsets, Tag::StripByteCounts)
+        .or_else(|| strips(Tag::TileOffsets, Tag::TileByteCounts))
+        .unwrap_or_default();
+    let mut turned = bytes.to_vec();
+    for (offset, count) in strips {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(count).unwrap_or(usize::MAX)).min(turned.len());
+        turned.get_mut(from..to).into_iter().flatten().for_each(|byte| *byte = byte.reverse_bits());
+    }
+    Ok(Cow::Owned(turned))
+}
+
+/// The first number of a tag.
+fn number_of<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Result<Option<T>, DecodeError> {
+    // A tag that cannot be read is as good as none; one that is needed is read by the decoder, too.
+    let found = reader.find_tag_unsigned_vec::<u64>(tag).ok().flatten();
+    Ok(found.and_then(|numbers| T::try_from(*numbers.first()?).ok()))
+}
+
+/// What a page is made of, by its tags, where the decoder refuses it.
+fn refused(reader: &mut Reader<'_>, error: &TiffError) -> DecodeError {
+    if !matches!(error, TiffError::UnsupportedError(_)) {
+        return failed(error);
+    }
+    let mut number = |tag: Tag| number_of::<u32>(reader, tag).ok().flatten();
+    let compression = number(Tag::Compression).unwrap_or(1);
+    let known = match compression {
+        2 | 3 => Some("fax compression (group 3)"),
+        6 => Some("JPEG compression of the old style (6)"),
+        34_661 | 34_663 | 34_664 => Some("JBIG compression"),
+        34_712 | 33_003 | 33_005 => Some("JPEG 2000 compression"),
+        34_925 => Some("LZMA compression"),
+        50_000 => Some("ZSTD compression"),
+        50_001 => Some("WebP compression"),
+        50_002 => Some("JPEG XL compression"),
+        _ => None,
+    };
+    if let Some(known) = known {
+        return unsupported(known.into());
+    }
+    let bits = number(Tag::BitsPerSample).unwrap_or(1);
+    unsupported(match number(Tag::PhotometricInterpretation).unwrap_or(1) {
+        3 => "colours by a palette".into(),
+        6 => format!("YCbCr colours with {bits} bits a sample, uncompressed or subsampled"),
+        8..=10 => "CIELab colours".into(),
+        32_803 | 34_892 => "the raw mosaic of a camera (CFA, as in DNG)".into(),
+        photometric => format!(
+            "compression {compression}, photometric interpretation {photometric}, {bits} bits a sample, which is not supported"
+        ),
+    })
+}
+
+fn kind_in_words(kind: ColorType) -> String {
+    match kind {
+        ColorType::Multiband { num_samples, .. } => {
+            format!("{num_samples} samples a pixel without a colour; only grey, RGB, CMYK and YCbCr are supported")
+        }
+        ColorType::Lab(_) => "CIELab colours".into(),
+        other => format!("colour samples of {} bits, which are not supported", other.bit_depth()),
+    }
+}
+
+fn unsupported(why: String) -> DecodeError {
+    DecodeError::Unsupported { format: Format::Tiff, why }
+}
+
+fn failed(error: &TiffError) -> DecodeError {
+    let (format, why) = (Format::Tiff, cut(error));
+    match error {
+        TiffError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format, why }
+        }
+        TiffError::UnsupportedError(_) => DecodeError::Unsupported { format, why },
+        _ => DecodeError::Corrupt { format, why },
+    }
+}

@@ -1,0 +1,156 @@
+//! What stands around a picture: junk before a JPEG, base64, a data URL, JSON with one of these in it. Pure.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+
+use super::format::Format;
+
+/// Bytes before the beginning of a JPEG that are passed over, at the most.
+pub(super) const MAX_JUNK_BYTES: usize = 4096;
+/// JSON longer than its picture by more than this is not searched.
+const MAX_BESIDE_BYTES: usize = 64 * 1024;
+
+/// Padding may be there or not.
+const fn engine(alphabet: &base64::alphabet::Alphabet) -> GeneralPurpose {
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(alphabet, config.with_decode_allow_trailing_bits(true))
+}
+const STANDARD: GeneralPurpose = engine(&base64::alphabet::STANDARD);
+const FOR_URLS: GeneralPurpose = engine(&base64::alphabet::URL_SAFE);
+
+/// The bytes of a picture, and what stood around it.
+pub(super) struct Bare<'a> {
+    pub(super) bytes: Cow<'a, [u8]>,
+    /// In words, for the answer; absent where it came as it is.
+    pub(super) note: Option<String>,
+}
+
+/// What holds a picture; the bytes as they are where nothing is known around them.
+pub(super) fn bare(bytes: &[u8]) -> Bare<'_> {
+    if Format::of(bytes).is_some() {
+        return Bare { bytes: Cow::Borrowed(bytes), note: None };
+    }
+    if let Some(at) = jpeg_behind(bytes).filter(|at| is_junk(&bytes[..*at])) {
+        return Bare {
+            bytes: Cow::Borrowed(&bytes[at..]),
+            note: Some(format!("{at} bytes before the JPEG were skipped")),
+        };
+    }
+    let found = in_json(bytes).or_else(|| in_text(bytes));
+    match found {
+        Some((picture, form)) => Bare { bytes: Cow::Owned(picture), note: Some(format!("the picture was {form}")) },
+        None => Bare { bytes: Cow::Borrowed(bytes), note: None },
+    }
+}
+
+/// Where a JPEG begins that does not begin at once.
+pub(super) fn jpeg_behind(bytes: &[u8]) -> Option<usize> {
+    let head = &bytes[..bytes.len().min(MAX_JUNK_BYTES + 3)];
+    head.windows(3).position(|three| three == [0xff, 0xd8, 0xff]).filter(|at| *at > 0)
+}
+
+/// What may stand before a JPEG: line ends and zeros of a stream that was split at the wrong byte, the head of a part or
+/// of an answer.
+fn is_junk(before: &[u8]) -> bool {
+    if before.iter().all(|byte| matches!(byte, 0 | b' ' | b'\t' | b'\r' | b'\n')) {
+        return true;
+    }
+    let text = before.trim_ascii_start();
+    let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word));
+    let is_head = begins(b"--") || begins(b"content-") || begins(b"http/1.");
+    is_head && text.is_ascii() && (before.ends_with(b"\r\n\r\n") || before.ends_with(b"\n\n"))
+}
+
+/// A picture in the member `image` of an object.
+fn in_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+    #[derive(serde::Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        image: Cow<'a, str>,
+    }
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
+    if bytes.len() > envelope.image.len() + MAX_BESIDE_BYTES {
+        return None;
+    }
+    in_text(envelope.image.as_bytes()).map(|(picture, _)| (picture, "base64 in JSON"))
+}
+
+/// A picture as base64, alone or in a data URL.
+fn in_text(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
+    let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
+    let (coded, form) = match text.get(..5).is_some_and(|head| head.eq_ignore_ascii_case(b"data:")) {
+        true => {
+            let comma = text.iter().take(256).position(|byte| *byte == b',')?;
+            let head = text[..comma].to_ascii_lowercase();
+            head.ends_with(b";base64").then_some(())?;
+            (&text[comma + 1..], "a data URL")
+        }
+        false => (text, "base64"),
+    };
+    // The beginning decides, before all of it is read.
+    let head: Vec<u8> = without_breaks(coded).take(24).collect();
+    let engine = [STANDARD, FOR_URLS]
+        .into_iter()
+        .find(|engine| engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && Format::of(&decoded).is_some()))?;
+    let coded: Vec<u8> = without_breaks(coded).collect();
+    Some((engine.decode(coded).ok()?, form))
+}
+
+fn without_breaks(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    text.iter().copied().filter(|byte| !byte.is_ascii_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose;
+
+    use super::*;
+
+    const PICTURE: &[u8] = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x02\0\0\x01\0\x01\0\0 and more";
+
+    #[test]
+    fn a_picture_is_found_in_what_clients_put_around_it() {
+        let coded = general_purpose::STANDARD.encode(PICTURE);
+        let lines = coded.as_bytes().chunks(19).collect::<Vec<_>>().join(&b"\r\n"[..]);
+        let url_safe = general_purpose::URL_SAFE_NO_PAD.encode(PICTURE);
+        for (bytes, said) in [
+            (PICTURE.to_vec(), None),
+            ([b"\r\n", PICTURE].concat(), Some("2 bytes before the JPEG")),
+            ([&[0; 8], PICTURE].concat(), Some("8 bytes")),
+            ([b"--b\r\nContent-Type: image/jpeg\r\n\r\n", PICTURE].concat(), Some("33 bytes")),
+            ([b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", PICTURE].concat(), Some("30 bytes")),
+            (coded.clone().into_bytes(), Some("base64")),
+            (lines, Some("base64")),
+            (url_safe.into_bytes(), Some("base64")),
+            (format!("data:image/jpeg;base64,{coded}").into_bytes(), Some("data URL")),
+            (format!("{{\"camera\": 3, \"image\": \"{coded}\"}}").into_bytes(), Some("base64 in JSON")),
+        ] {
+            let found = bare(&bytes);
+            assert_eq!(&*found.bytes, PICTURE, "{said:?}");
+            assert!(found.note.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{said:?}");
+            assert_eq!(found.note.is_some(), said.is_some());
+        }
+    }
+
+    #[test]
+    fn what_holds_no_picture_stays_as_it_is() {
+        for bytes in [
+            &b"a log line\n\xff\xd8\xff\xe0"[..],
+            b"{\"image\": 1}",
+            b"{\"image\": \"nothing\"}",
+            b"data:text/plain,hello",
+            b"aGVsbG8gd29ybGQsIGhlbGxvIHdvcmxk",
+            b"data:",
+            b"",
+        ] {
+            assert_eq!((&*bare(bytes).bytes, bare(bytes).note), (bytes, None));
+        }
+    }
+}
