@@ -234,7 +234,7 @@ impl Up {
             Err(Fault::Reject(note)) => return self.give_up(&record, note).await,
             Err(other) => return Err(other),
         }
-        self.remove(sequence).await?;
+        self.remove_message(sequence).await?;
         Ok(Sent::Through)
     }
 
@@ -271,13 +271,13 @@ impl Up {
             let answer = promise::expired(request.provisional, clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
-        self.remove(sequence).await?;
+        self.remove_message(sequence).await?;
         Ok(Sent::Gone)
     }
 
     /// Takes a message that is done out of the stream. After a full disk a server may still count and give one that it
     /// does not find to delete; what is older than the oldest other can be purged all the same.
-    async fn remove(&self, sequence: u64) -> Result<(), Fault> {
+    async fn remove_message(&self, sequence: u64) -> Result<(), Fault> {
         let found = read::delete(&self.here, topology::OUTBOX, sequence).await?;
         if found || read::at(&self.here, topology::OUTBOX, sequence).await?.is_none() {
             return Ok(());
@@ -317,7 +317,7 @@ impl Up {
         let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
         self.publisher().publish(&Publication::first(slot, encode(&letter)?)).await?;
-        self.remove(record.sequence).await?;
+        self.remove_message(record.sequence).await?;
         Ok(Sent::Gone)
     }
 
@@ -351,7 +351,7 @@ impl Up {
             });
             if let Err(error) = looked.await {
                 tracing::warn!(%error, messages = level.messages, known, "the outbox is not read through, its oldest are fetched one by one");
-                missed = self.oldest(&level).await;
+                missed = self.fetch_oldest(&level).await;
             }
             let up = self.link.report().up;
             self.with(|state| missed.into_iter().for_each(|(sequence, entry)| state.outbox.add(sequence, entry, up)));
@@ -361,7 +361,7 @@ impl Up {
 
     /// The oldest messages of the stream, fetched by their sequences: a server whose disk was full may give them so and
     /// not deliver them.
-    async fn oldest(&self, level: &Level) -> Vec<(u64, Entry)> {
+    async fn fetch_oldest(&self, level: &Level) -> Vec<(u64, Entry)> {
         /// Sequences asked for in one round.
         const MOST: usize = 64;
         let mut found = Vec::new();

@@ -9,15 +9,15 @@
 //! Transparency is dropped and the colour underneath kept, as Pillow's `convert("RGB")` does, unless a background is set;
 //! 16-bit channels become 8 by the bits that are used.
 //!
-//! A picture may stand in base64, a data URL or JSON, or behind a few bytes of junk ([`wrapped`]); that is noted.
+//! A picture may stand in base64, a data URL or JSON, or behind a few bytes of junk ([`envelope`]); that is noted.
 
+mod envelope;
 mod error;
-mod finding;
 mod format;
+mod guess;
 mod jpeg;
 mod levels;
 mod tiff;
-mod wrapped;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,13 +28,13 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use schemas::limits::MAX_IMAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+use self::envelope::{UnwrappedImage, unwrap_image};
 pub use self::error::DecodeError;
 use self::error::cut;
-pub use self::finding::Finding;
-use self::finding::finding;
 pub use self::format::Format;
-use self::levels::{Deep, Levels};
-use self::wrapped::{Bare, bare};
+pub use self::guess::FormatGuess;
+use self::guess::guess_unknown;
+use self::levels::{BitDepthHint, SampleScale};
 
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
 /// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
@@ -132,8 +132,8 @@ pub fn decode_into(
     settings: &DecodeSettings,
     pixels: &mut Pixels,
 ) -> Result<Option<String>, DecodeError> {
-    let (bare, format) = recognize(bytes, settings)?;
-    let bytes = &*bare.bytes;
+    let (image, format) = recognize(bytes, settings)?;
+    let bytes = &*image.bytes;
     let work = AssertUnwindSafe(|| match format {
         Format::Jpeg => jpeg::decode(bytes, settings, pixels),
         Format::Tiff => tiff::decode(bytes, None, settings, pixels),
@@ -142,7 +142,7 @@ pub fn decode_into(
     // A decoder that panics has met a picture its authors did not think of: that picture fails and
     // the thread goes on.
     match catch_unwind(work) {
-        Ok(outcome) => outcome.map(|()| bare.note),
+        Ok(outcome) => outcome.map(|()| image.note),
         Err(panic) => {
             *pixels = Pixels::default();
             Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
@@ -153,11 +153,11 @@ pub fn decode_into(
 /// Format, width and height from the header alone, as stored: before any turn upright.
 pub fn dimensions(bytes: &[u8]) -> Result<(Format, u32, u32), DecodeError> {
     let settings = DecodeSettings { max_bytes: usize::MAX, ..DecodeSettings::default() };
-    let (bare, format) = recognize(bytes, &settings)?;
+    let (image, format) = recognize(bytes, &settings)?;
     let work = || match format {
-        Format::Jpeg => jpeg::dimensions(&bare.bytes),
-        Format::Tiff => tiff::dimensions(&bare.bytes, &settings),
-        _ => Ok(opened(format, &bare.bytes, &settings)?.dimensions()),
+        Format::Jpeg => jpeg::dimensions(&image.bytes),
+        Format::Tiff => tiff::dimensions(&image.bytes, &settings),
+        _ => Ok(opened(format, &image.bytes, &settings)?.dimensions()),
     };
     let found = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }));
@@ -171,19 +171,19 @@ pub(crate) fn last_words(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// What holds the picture, and its format.
-fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(Bare<'a>, Format), DecodeError> {
+fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(UnwrappedImage<'a>, Format), DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     if bytes.len() > settings.max_bytes {
         return Err(DecodeError::TooLarge { size_bytes: bytes.len() as u64, limit_bytes: settings.max_bytes as u64 });
     }
-    let bare = bare(bytes);
-    match Format::of(&bare.bytes) {
-        Some(format) => Ok((bare, format)),
+    let image = unwrap_image(bytes);
+    match Format::of(&image.bytes) {
+        Some(format) => Ok((image, format)),
         None => Err(DecodeError::UnknownFormat {
             first_bytes: bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
-            finding: finding(bytes),
+            guess: guess_unknown(bytes),
         }),
     }
 }
@@ -218,12 +218,12 @@ fn other(format: Format, bytes: &[u8], settings: &DecodeSettings, pixels: &mut P
     } else {
         let picture = DynamicImage::from_decoder(decoder).map_err(|error| image_error(format, &error))?;
         let declared_max = (format == Format::Png).then(|| format::significant_bits(bytes)).flatten();
-        let deep = Deep { declared_max: declared_max.map(|bits| (1 << bits) - 1), bits: settings.deep_bits };
+        let deep = BitDepthHint { declared_max: declared_max.map(|bits| (1 << bits) - 1), bits: settings.deep_bits };
         let room = pixels.room(width_px, height_px);
         match settings.background.filter(|_| colours.has_alpha()) {
             None if is_deep(colours) => {
                 let values = picture.into_rgb16().into_raw();
-                room.copy_from_slice(&Levels::of(&values, deep).to_eight(values));
+                room.copy_from_slice(&SampleScale::from_samples(&values, deep).to_eight(values));
             }
             None => room.copy_from_slice(&picture.into_rgb8()),
             background => {
@@ -231,7 +231,7 @@ fn other(format: Format, bytes: &[u8], settings: &DecodeSettings, pixels: &mut P
                 for (out, image::Rgba([red, green, blue, alpha])) in
                     room.as_chunks_mut::<3>().0.iter_mut().zip(rgba.pixels())
                 {
-                    *out = levels::over([*red, *green, *blue], *alpha, background);
+                    *out = levels::blend_over([*red, *green, *blue], *alpha, background);
                 }
             }
         }

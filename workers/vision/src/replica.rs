@@ -65,7 +65,7 @@ impl Replica {
 
     /// Recognizes one picture.
     pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
-        let Prepared { decode_us, note, .. } = self.prepare(0, bytes)?;
+        let DecodedImage { decode_us, note, .. } = self.prepare(0, bytes)?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
@@ -82,7 +82,7 @@ impl Replica {
             return vec![self.see(image)];
         }
         let mut rows = 0;
-        let prepared: Vec<Result<Prepared, InferError>> = images
+        let prepared: Vec<Result<DecodedImage, InferError>> = images
             .iter()
             .map(|image| {
                 let prepared = self.prepare(rows, image)?;
@@ -93,7 +93,7 @@ impl Replica {
         let started = Instant::now();
         let together = if rows == 0 { None } else { self.run(0, rows).ok() };
         let infer_us = micros(started);
-        let outcome = |Prepared { row, decode_us, note }| match &together {
+        let outcome = |DecodedImage { row, decode_us, note }| match &together {
             Some(outputs) => {
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
@@ -136,7 +136,7 @@ impl Replica {
     }
 
     /// Decodes into row `row`.
-    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<Prepared, InferError> {
+    fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<DecodedImage, InferError> {
         let started = Instant::now();
         let note = decode_into(bytes, &self.limits, &mut self.pixels)?;
         let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
@@ -153,7 +153,7 @@ impl Replica {
                 return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
             }
         }
-        Ok(Prepared { row, decode_us: micros(started), note })
+        Ok(DecodedImage { row, decode_us: micros(started), note })
     }
 
     fn run(&mut self, row: usize, images: usize) -> Result<Outputs, InferError> {
@@ -167,7 +167,7 @@ impl Replica {
 }
 
 /// A picture that is decoded.
-struct Prepared {
+struct DecodedImage {
     /// Its row in the batch.
     row: usize,
     /// How long it took, microseconds.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::finding::Finding;
 use super::format::Format;
+use super::guess::FormatGuess;
 
 /// Longest explanation taken over from a decoder, in characters.
 const MAX_WHY_CHARS: usize = 200;
@@ -23,12 +23,12 @@ pub enum DecodeError {
         limit_bytes: u64,
     },
     /// None of the formats read here.
-    #[error("image format is unknown: it begins with {first_bytes}, which looks like {}", finding.what)]
+    #[error("image format is unknown: it begins with {first_bytes}, which looks like {}", guess.what)]
     UnknownFormat {
         /// Up to 16 bytes in hexadecimal.
         first_bytes: String,
         /// What such bytes usually are.
-        finding: Finding,
+        guess: FormatGuess,
     },
     /// A known format in a kind that is not read here.
     #[error("{format} image is of a kind that is not supported: {why}")]
@@ -129,7 +129,7 @@ impl DecodeError {
             DecodeError::TooLarge { .. } => {
                 "Send a smaller or more strongly compressed picture, or raise decode.max_bytes where it is decoded."
             }
-            DecodeError::UnknownFormat { finding, .. } => finding.remedy,
+            DecodeError::UnknownFormat { guess, .. } => guess.remedy,
             DecodeError::Unsupported { .. } => "Save it again as a plain JPEG or PNG before publishing.",
             DecodeError::SideTooLong { .. } => {
                 "Scale it down or publish it as tiles, or raise decode.max_side_px where it is decoded."

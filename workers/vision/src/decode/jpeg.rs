@@ -55,14 +55,14 @@ const APP14: u8 = 0xee;
 
 /// What the markers say; whatever cannot be read is left out, and the decoder stumbles over it.
 #[derive(Debug, Default)]
-struct Layout {
+struct JpegStructure {
     /// The second byte of the frame's marker (table B.1).
     process: u8,
     precision: u8,
     width_px: u16,
     height_px: u16,
-    components: Vec<Component>,
-    scans: Vec<Scan>,
+    components: Vec<FrameComponent>,
+    scans: Vec<ScanSegment>,
     /// Segments with tables, in the order of the file.
     tables: Vec<Range<usize>>,
     huffman: bool,
@@ -73,7 +73,7 @@ struct Layout {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Component {
+struct FrameComponent {
     id: u8,
     across: u8,
     down: u8,
@@ -81,7 +81,7 @@ struct Component {
 }
 
 #[derive(Debug)]
-struct Scan {
+struct ScanSegment {
     /// Its header with marker.
     header: Range<usize>,
     /// What is coded, up to the next marker.
@@ -91,7 +91,7 @@ struct Scan {
     band: (u8, u8),
 }
 
-impl Layout {
+impl JpegStructure {
     fn of(bytes: &[u8]) -> Self {
         let mut layout = Self::default();
         let mut at = 2;
@@ -139,7 +139,7 @@ impl Layout {
         (self.width_px, self.height_px) = (width_px, height_px);
         let components = content.get(6..).unwrap_or_default().as_chunks::<3>().0.iter();
         self.components = components
-            .map(|[id, factors, table]| Component {
+            .map(|[id, factors, table]| FrameComponent {
                 id: *id,
                 across: factors >> 4,
                 down: factors & 15,
@@ -204,11 +204,11 @@ fn end_of_data(bytes: &[u8], from: usize) -> usize {
     from + if data.len() - written < UNWRITTEN_BYTES { data.len() } else { written + 1 }
 }
 
-fn scan(content: &[u8], header: Range<usize>, data: Range<usize>) -> Option<Scan> {
+fn scan(content: &[u8], header: Range<usize>, data: Range<usize>) -> Option<ScanSegment> {
     let count = usize::from(*content.first()?);
     let components = content.get(1..1 + 2 * count)?.as_chunks::<2>().0.iter().map(|[id, _]| *id).collect();
     let band = (*content.get(1 + 2 * count)?, *content.get(2 + 2 * count)?);
-    Some(Scan { header, data, components, band })
+    Some(ScanSegment { header, data, components, band })
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
@@ -217,11 +217,11 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// Width and height as stored.
 pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), DecodeError> {
-    let header = Header::read(bytes)?;
+    let header = JpegHeader::read(bytes)?;
     Ok((u32::from(header.width_px), u32::from(header.height_px)))
 }
 
-struct Header<'a> {
+struct JpegHeader<'a> {
     decoder: JpegDecoder<ZCursor<&'a [u8]>>,
     width_px: u16,
     height_px: u16,
@@ -230,11 +230,11 @@ struct Header<'a> {
     orientation: Orientation,
 }
 
-impl<'a> Header<'a> {
+impl<'a> JpegHeader<'a> {
     /// Reads up to the first scan; allocates a few rows at most.
     fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut decoder = decoder(bytes, ColorSpace::RGB);
-        decoder.decode_headers().map_err(|error| failed(bytes, &error))?;
+        decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
         let info = decoder.info().ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "no header"))?;
         if info.width == 0 || info.height == 0 {
             return Err(DecodeError::corrupt(Format::Jpeg, "width or height is zero"));
@@ -263,12 +263,13 @@ fn decoder(bytes: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
 
 /// Decodes a picture, upright.
 pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let layout = Layout::of(bytes);
+    let layout = JpegStructure::of(bytes);
     if let Some(kind) = layout.unsupported() {
         return Err(DecodeError::Unsupported { format: Format::Jpeg, why: kind.into() });
     }
-    let whole = for_decoder(bytes, &layout);
-    let Header { mut decoder, width_px, height_px, progressive, components, orientation } = Header::read(&whole)?;
+    let whole = prepare_for_decoder(bytes, &layout);
+    let JpegHeader { mut decoder, width_px, height_px, progressive, components, orientation } =
+        JpegHeader::read(&whole)?;
     let (width_px, height_px) = (u32::from(width_px), u32::from(height_px));
     let count = u64::from(width_px) * u64::from(height_px);
     // A progressive picture's coefficients, two bytes each, are all held until the last scan; planes are held beside
@@ -286,13 +287,13 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
         decode_planes(bytes, &layout, pixels)?;
     } else {
         let room = pixels.room(width_px, height_px);
-        decoder.decode_into(room).map_err(|error| failed(bytes, &error))?;
+        decoder.decode_into(room).map_err(|error| jpeg_error(bytes, &error))?;
     }
     pixels.turn(orientation, Format::Jpeg)
 }
 
 /// With the usual tables, where it has none, and with what follows the coded data in place of the end.
-fn for_decoder<'a>(bytes: &'a [u8], layout: &Layout) -> Cow<'a, [u8]> {
+fn prepare_for_decoder<'a>(bytes: &'a [u8], layout: &JpegStructure) -> Cow<'a, [u8]> {
     let tables = if layout.huffman || layout.components.is_empty() { &[] } else { USUAL_TABLES };
     match layout.scans.last() {
         Some(scan) if layout.sequential() => {
@@ -304,7 +305,7 @@ fn for_decoder<'a>(bytes: &'a [u8], layout: &Layout) -> Cow<'a, [u8]> {
 }
 
 /// Each component that comes in a scan of its own is a grey picture; they are scaled to one size and put together.
-fn decode_planes(bytes: &[u8], layout: &Layout, pixels: &mut Pixels) -> Result<(), DecodeError> {
+fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> Result<(), DecodeError> {
     let unsupported = |why: &str| DecodeError::Unsupported { format: Format::Jpeg, why: why.into() };
     let [first, second, third] = layout.components[..] else {
         return Err(unsupported("JPEG of other than three components in scans of their own"));
@@ -314,7 +315,7 @@ fn decode_planes(bytes: &[u8], layout: &Layout, pixels: &mut Pixels) -> Result<(
         .components
         .iter()
         .fold((1, 1), |(across, down), component| (component.across.max(across), component.down.max(down)));
-    let plane = |component: Component| -> Result<GrayImage, DecodeError> {
+    let plane = |component: FrameComponent| -> Result<GrayImage, DecodeError> {
         let missing = || DecodeError::Truncated { format: Format::Jpeg, why: "a scan is missing".into() };
         let scan = layout.scans.iter().find(|scan| scan.components.contains(&component.id)).ok_or_else(missing)?;
         if scan.components.len() > 1 {
@@ -328,9 +329,9 @@ fn decode_planes(bytes: &[u8], layout: &Layout, pixels: &mut Pixels) -> Result<(
             scaled(layout.width_px, component.across, most_across),
             scaled(layout.height_px, component.down, most_down),
         );
-        let grey = grey_file(bytes, layout, component, scan, (across_px, down_px));
+        let grey = build_gray_jpeg(bytes, layout, component, scan, (across_px, down_px));
         let mut decoder = decoder(&grey, ColorSpace::Luma);
-        let levels = decoder.decode().map_err(|error| failed(bytes, &error))?;
+        let levels = decoder.decode().map_err(|error| jpeg_error(bytes, &error))?;
         let plane = GrayImage::from_raw(across_px.into(), down_px.into(), levels)
             .ok_or_else(|| DecodeError::corrupt(Format::Jpeg, "pixels are missing"))?;
         Ok(match (plane.width(), plane.height()) == (width_px, height_px) {
@@ -344,13 +345,19 @@ fn decode_planes(bytes: &[u8], layout: &Layout, pixels: &mut Pixels) -> Result<(
     for (((pixel, Luma([one])), Luma([two])), Luma([three])) in
         out.zip(one.pixels()).zip(two.pixels()).zip(three.pixels())
     {
-        *pixel = if is_rgb { [*one, *two, *three] } else { rgb(*one, *two, *three) };
+        *pixel = if is_rgb { [*one, *two, *three] } else { ycbcr_to_rgb(*one, *two, *three) };
     }
     Ok(())
 }
 
 /// A file that holds one component as its only one.
-fn grey_file(bytes: &[u8], layout: &Layout, component: Component, scan: &Scan, size_px: (u16, u16)) -> Vec<u8> {
+fn build_gray_jpeg(
+    bytes: &[u8],
+    layout: &JpegStructure,
+    component: FrameComponent,
+    scan: &ScanSegment,
+    size_px: (u16, u16),
+) -> Vec<u8> {
     let mut grey = vec![0xff, SOI];
     if !layout.huffman {
         grey.extend(USUAL_TABLES);
@@ -369,15 +376,15 @@ fn grey_file(bytes: &[u8], layout: &Layout, component: Component, scan: &Scan, s
 }
 
 /// Full-range YCbCr (JFIF 1.02).
-pub(super) fn rgb(luma: u8, blue: u8, red: u8) -> [u8; 3] {
+pub(super) fn ycbcr_to_rgb(luma: u8, blue: u8, red: u8) -> [u8; 3] {
     let (luma, blue, red) = (f32::from(luma), f32::from(blue) - 128.0, f32::from(red) - 128.0);
     let level = |value: f32| value.round().clamp(0.0, 255.0) as u8;
     [level(luma + 1.402 * red), level(luma - 0.344_136 * blue - 0.714_136 * red), level(luma + 1.772 * blue)]
 }
 
-fn failed(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
+fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
     let (format, words) = (Format::Jpeg, format!("{error:?}"));
-    let closed = Layout::of(bytes).closed;
+    let closed = JpegStructure::of(bytes).closed;
     // The decoder has no kind of error for it.
     let ran_out = ["Exhausted data", "Premature end", "Not enough bytes", "No more bytes", "Bad Huffman Code"];
     if ran_out.iter().any(|text| words.contains(text)) {

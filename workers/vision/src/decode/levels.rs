@@ -5,7 +5,7 @@ const USED_BITS: [u32; 3] = [10, 12, 14];
 
 /// What is known of samples of 16 bits.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Deep {
+pub(super) struct BitDepthHint {
     /// The largest value, as the file says it.
     pub(super) declared_max: Option<u32>,
     /// How many bits are used, as an operator says it.
@@ -14,14 +14,14 @@ pub(super) struct Deep {
 
 /// How samples of 16 bits become eight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Levels {
+pub(super) struct SampleScale {
     most: u32,
 }
 
-impl Levels {
+impl SampleScale {
     /// By what the file declares, else by the setting, else by the largest sample: cameras that count to 1023, 4095 or
     /// 16383 store that in 16 bits, and it would come out nearly black.
-    pub(super) fn of(values: &[u16], deep: Deep) -> Self {
+    pub(super) fn from_samples(values: &[u16], deep: BitDepthHint) -> Self {
         let by_bits = |bits: u32| (1 << bits.clamp(1, 16)) - 1;
         let found = || {
             let largest = u32::from(values.iter().copied().max().unwrap_or(0));
@@ -38,7 +38,7 @@ impl Levels {
 }
 
 /// Samples of 1, 2 or 4 bits, rows padded to whole bytes, as levels.
-pub(super) fn unpacked(packed: &[u8], bits: u8, samples_a_row: usize, rows: usize) -> Vec<u8> {
+pub(super) fn unpack_bits(packed: &[u8], bits: u8, samples_a_row: usize, rows: usize) -> Vec<u8> {
     let (most, a_byte) = ((1u16 << bits) - 1, usize::from(8 / bits));
     let row_bytes = samples_a_row.div_ceil(a_byte);
     let mut levels = Vec::with_capacity(samples_a_row * rows);
@@ -53,7 +53,7 @@ pub(super) fn unpacked(packed: &[u8], bits: u8, samples_a_row: usize, rows: usiz
 }
 
 /// A colour before it was multiplied by its alpha.
-pub(super) fn undo_alpha(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
+pub(super) fn unpremultiply(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
     match alpha {
         0 => rgb,
         alpha => rgb.map(|level| (u16::from(level) * 255 / u16::from(alpha)).min(255) as u8),
@@ -61,7 +61,7 @@ pub(super) fn undo_alpha(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
 }
 
 /// A transparent colour over a background; without one, the colour as it is.
-pub(super) fn over(rgb: [u8; 3], alpha: u8, background: Option<[u8; 3]>) -> [u8; 3] {
+pub(super) fn blend_over(rgb: [u8; 3], alpha: u8, background: Option<[u8; 3]>) -> [u8; 3] {
     let Some(background) = background else { return rgb };
     let alpha = u32::from(alpha);
     std::array::from_fn(|channel| {
@@ -77,26 +77,26 @@ mod tests {
     #[test]
     fn twelve_bits_in_sixteen_are_as_bright_as_they_were_meant() {
         let values = [0, 2048, 4095];
-        assert_eq!(Levels::of(&values, Deep::default()).to_eight(values), [0, 128, 255]);
+        assert_eq!(SampleScale::from_samples(&values, BitDepthHint::default()).to_eight(values), [0, 128, 255]);
         let dark = [0, 100, 1000];
-        let by = |deep| Levels::of(&dark, deep).to_eight(dark)[2];
-        assert_eq!(by(Deep { bits: Some(12), ..Deep::default() }), 62);
-        assert_eq!(by(Deep { declared_max: Some(2000), bits: Some(12) }), 128);
+        let by = |deep| SampleScale::from_samples(&dark, deep).to_eight(dark)[2];
+        assert_eq!(by(BitDepthHint { bits: Some(12), ..BitDepthHint::default() }), 62);
+        assert_eq!(by(BitDepthHint { declared_max: Some(2000), bits: Some(12) }), 128);
         let full = [0, 32_768, 65_535];
-        assert_eq!(Levels::of(&full, Deep::default()).to_eight(full), [0, 128, 255]);
+        assert_eq!(SampleScale::from_samples(&full, BitDepthHint::default()).to_eight(full), [0, 128, 255]);
     }
 
     #[test]
     fn packed_rows_begin_at_whole_bytes() {
-        assert_eq!(unpacked(&[0b1010_0000, 0b0100_0000], 1, 3, 2), [255, 0, 255, 0, 255, 0]);
-        assert_eq!(unpacked(&[0x1f, 0x80], 4, 3, 1), [17, 255, 136]);
+        assert_eq!(unpack_bits(&[0b1010_0000, 0b0100_0000], 1, 3, 2), [255, 0, 255, 0, 255, 0]);
+        assert_eq!(unpack_bits(&[0x1f, 0x80], 4, 3, 1), [17, 255, 136]);
     }
 
     #[test]
     fn a_background_shows_where_a_picture_is_clear() {
-        assert_eq!(over([10, 20, 30], 0, Some([255; 3])), [255; 3]);
-        assert_eq!(over([10, 20, 30], 0, None), [10, 20, 30]);
-        assert_eq!(over([0, 0, 0], 128, Some([255; 3])), [127; 3]);
-        assert_eq!(undo_alpha([50, 64, 128], 128), [99, 127, 255]);
+        assert_eq!(blend_over([10, 20, 30], 0, Some([255; 3])), [255; 3]);
+        assert_eq!(blend_over([10, 20, 30], 0, None), [10, 20, 30]);
+        assert_eq!(blend_over([0, 0, 0], 128, Some([255; 3])), [127; 3]);
+        assert_eq!(unpremultiply([50, 64, 128], 128), [99, 127, 255]);
     }
 }

@@ -13,7 +13,7 @@ use tiff::{ColorType, TiffError};
 
 use super::error::{DecodeError, cut};
 use super::format::Format;
-use super::levels::{Deep, Levels};
+use super::levels::{BitDepthHint, SampleScale};
 use super::{DecodeSettings, Pixels, check, jpeg};
 
 /// Pages looked at; more than any scan of a document has.
@@ -31,7 +31,7 @@ fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, De
     let mut inner = Limits::default();
     (inner.decoding_buffer_size, inner.intermediate_buffer_size) = (most, most);
     inner.ifd_value_size = MAX_TAG_BYTES.min(most);
-    Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| failed(&error))?.with_limits(inner))
+    Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| tiff_error(&error))?.with_limits(inner))
 }
 
 /// Numbers of the pages that are no thumbnails, from 0; the first page if all say they are.
@@ -40,7 +40,7 @@ pub(super) fn pages(bytes: &[u8], settings: &DecodeSettings) -> Result<Vec<usize
     let mut pages = Vec::new();
     for number in 0..MAX_PAGES {
         // Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
-        let kind: u32 = number_of(&mut reader, Tag::NewSubfileType)?.unwrap_or(0);
+        let kind: u32 = read_number(&mut reader, Tag::NewSubfileType)?.unwrap_or(0);
         if kind & 0b101 == 0 {
             pages.push(number);
         }
@@ -65,14 +65,14 @@ fn at_page<'a>(bytes: &'a [u8], page: Option<usize>, settings: &DecodeSettings) 
     };
     let mut reader = open(bytes, settings)?;
     for _ in 0..page {
-        reader.next_image().map_err(|error| failed(&error))?;
+        reader.next_image().map_err(|error| tiff_error(&error))?;
     }
     Ok(reader)
 }
 
 /// Width and height of the picture as stored.
 pub(super) fn dimensions(bytes: &[u8], settings: &DecodeSettings) -> Result<(u32, u32), DecodeError> {
-    at_page(bytes, None, settings)?.dimensions().map_err(|error| failed(&error))
+    at_page(bytes, None, settings)?.dimensions().map_err(|error| tiff_error(&error))
 }
 
 /// Decodes a page, upright; without a number the first that is no thumbnail.
@@ -82,32 +82,32 @@ pub(super) fn decode(
     settings: &DecodeSettings,
     pixels: &mut Pixels,
 ) -> Result<(), DecodeError> {
-    let turned = with_bits_in_order(bytes, page, settings)?;
+    let turned = normalize_fill_order(bytes, page, settings)?;
     let mut reader = at_page(&turned, page, settings)?;
-    let (width_px, height_px) = reader.dimensions().map_err(|error| failed(&error))?;
+    let (width_px, height_px) = reader.dimensions().map_err(|error| tiff_error(&error))?;
     if width_px == 0 || height_px == 0 {
         return Err(DecodeError::corrupt(Format::Tiff, "width or height is zero"));
     }
-    let kind = reader.colortype().map_err(|error| refused(&mut reader, &error))?;
+    let kind = reader.colortype().map_err(|error| unsupported_error(&mut reader, &error))?;
     // The decoder turns what is compressed as JPEG into RGB by itself.
-    let compressed = number_of::<u16>(&mut reader, Tag::Compression)? == Some(7);
-    let colours = match Colours::of(kind) {
-        Some(Colours::YCbCr) if compressed => Colours::Rgb,
+    let compressed = read_number::<u16>(&mut reader, Tag::Compression)? == Some(7);
+    let colours = match TiffColors::of(kind) {
+        Some(TiffColors::YCbCr) if compressed => TiffColors::Rgb,
         Some(colours) => colours,
         None => return Err(unsupported(kind_in_words(kind))),
     };
-    let orientation = number_of::<u8>(&mut reader, Tag::Orientation)?.and_then(Orientation::from_exif);
+    let orientation = read_number::<u8>(&mut reader, Tag::Orientation)?.and_then(Orientation::from_exif);
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
-    let layout = reader.image_buffer_layout().map_err(|error| refused(&mut reader, &error))?;
+    let layout = reader.image_buffer_layout().map_err(|error| unsupported_error(&mut reader, &error))?;
     check(Format::Tiff, width_px, height_px, layout.complete_len as u64, orientation, settings)?;
-    let declared = number_of::<u32>(&mut reader, Tag::MaxSampleValue)?;
-    let premultiplied = number_of::<u16>(&mut reader, EXTRA_SAMPLES)? == Some(1);
+    let declared = read_number::<u32>(&mut reader, Tag::MaxSampleValue)?;
+    let premultiplied = read_number::<u16>(&mut reader, EXTRA_SAMPLES)? == Some(1);
 
     let mut result = DecodingResult::U8(Vec::new());
-    let layout = reader.read_image_to_buffer(&mut result).map_err(|error| refused(&mut reader, &error))?;
+    let layout = reader.read_image_to_buffer(&mut result).map_err(|error| unsupported_error(&mut reader, &error))?;
     let samples = usize::from(kind.num_samples());
     let size = (width_px as usize, height_px as usize);
-    let deep = Deep { declared_max: declared.filter(|most| *most > 0), bits: settings.deep_bits };
+    let deep = BitDepthHint { declared_max: declared.filter(|most| *most > 0), bits: settings.deep_bits };
     let levels = levels(result, kind.bit_depth(), samples, size, deep)?;
     let plane = (layout.planes > 1).then_some(size.0 * size.1);
     let at = |pixel: usize, sample: usize| match plane {
@@ -118,25 +118,25 @@ pub(super) fn decode(
     let background = settings.background;
     for (pixel, out) in pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut().enumerate() {
         *out = match colours {
-            Colours::Grey => [level(pixel, 0); 3],
-            Colours::Rgb => [level(pixel, 0), level(pixel, 1), level(pixel, 2)],
-            Colours::Rgba => {
+            TiffColors::Grey => [level(pixel, 0); 3],
+            TiffColors::Rgb => [level(pixel, 0), level(pixel, 1), level(pixel, 2)],
+            TiffColors::Rgba => {
                 let (rgb, alpha) = ([0, 1, 2].map(|sample| level(pixel, sample)), level(pixel, 3));
-                let rgb = if premultiplied { super::levels::undo_alpha(rgb, alpha) } else { rgb };
-                super::levels::over(rgb, alpha, background)
+                let rgb = if premultiplied { super::levels::unpremultiply(rgb, alpha) } else { rgb };
+                super::levels::blend_over(rgb, alpha, background)
             }
-            Colours::Cmyk => {
+            TiffColors::Cmyk => {
                 let light = 255 - u16::from(level(pixel, 3));
                 [0, 1, 2].map(|ink| ((255 - u16::from(level(pixel, ink))) * light / 255) as u8)
             }
-            Colours::YCbCr => jpeg::rgb(level(pixel, 0), level(pixel, 1), level(pixel, 2)),
+            TiffColors::YCbCr => jpeg::ycbcr_to_rgb(level(pixel, 0), level(pixel, 1), level(pixel, 2)),
         };
     }
     pixels.turn(orientation, Format::Tiff)
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Colours {
+enum TiffColors {
     Grey,
     Rgb,
     Rgba,
@@ -144,7 +144,7 @@ enum Colours {
     YCbCr,
 }
 
-impl Colours {
+impl TiffColors {
     fn of(kind: ColorType) -> Option<Self> {
         match kind {
             ColorType::Gray(1 | 2 | 4 | 8 | 16 | 32) => Some(Self::Grey),
@@ -163,12 +163,12 @@ fn levels(
     bits: u8,
     samples: usize,
     (width, height): (usize, usize),
-    deep: Deep,
+    deep: BitDepthHint,
 ) -> Result<Vec<u8>, DecodeError> {
     Ok(match result {
-        DecodingResult::U8(packed) if bits < 8 => super::levels::unpacked(&packed, bits, width * samples, height),
+        DecodingResult::U8(packed) if bits < 8 => super::levels::unpack_bits(&packed, bits, width * samples, height),
         DecodingResult::U8(levels) => levels,
-        DecodingResult::U16(values) => Levels::of(&values, deep).to_eight(values),
+        DecodingResult::U16(values) => SampleScale::from_samples(&values, deep).to_eight(values),
         DecodingResult::F32(values) => {
             if values.iter().any(|value| !(-0.01..=1.01).contains(value)) {
                 return Err(unsupported("floating-point numbers beyond 0 to 1".into()));
@@ -188,13 +188,13 @@ fn levels(
 }
 
 /// Bytes whose bits begin at the other end (`FillOrder` 2, section 8), turned round; as old fax machines write them.
-fn with_bits_in_order<'a>(
+fn normalize_fill_order<'a>(
     bytes: &'a [u8],
     page: Option<usize>,
     settings: &DecodeSettings,
 ) -> Result<Cow<'a, [u8]>, DecodeError> {
     let mut reader = at_page(bytes, page, settings)?;
-    if number_of::<u16>(&mut reader, Tag::FillOrder)? != Some(2) {
+    if read_number::<u16>(&mut reader, Tag::FillOrder)? != Some(2) {
         return Ok(Cow::Borrowed(bytes));
     }
     let mut strips = |offsets, counts| -> Option<Vec<(u64, u64)>> {
@@ -215,18 +215,18 @@ fn with_bits_in_order<'a>(
 }
 
 /// The first number of a tag.
-fn number_of<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Result<Option<T>, DecodeError> {
+fn read_number<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Result<Option<T>, DecodeError> {
     // A tag that cannot be read is as good as none; one that is needed is read by the decoder, too.
     let found = reader.find_tag_unsigned_vec::<u64>(tag).ok().flatten();
     Ok(found.and_then(|numbers| T::try_from(*numbers.first()?).ok()))
 }
 
 /// What a page is made of, by its tags, where the decoder refuses it.
-fn refused(reader: &mut Reader<'_>, error: &TiffError) -> DecodeError {
+fn unsupported_error(reader: &mut Reader<'_>, error: &TiffError) -> DecodeError {
     if !matches!(error, TiffError::UnsupportedError(_)) {
-        return failed(error);
+        return tiff_error(error);
     }
-    let mut number = |tag: Tag| number_of::<u32>(reader, tag).ok().flatten();
+    let mut number = |tag: Tag| read_number::<u32>(reader, tag).ok().flatten();
     let compression = number(Tag::Compression).unwrap_or(1);
     let known = match compression {
         2 | 3 => Some("fax compression (group 3)"),
@@ -268,7 +268,7 @@ fn unsupported(why: String) -> DecodeError {
     DecodeError::Unsupported { format: Format::Tiff, why }
 }
 
-fn failed(error: &TiffError) -> DecodeError {
+fn tiff_error(error: &TiffError) -> DecodeError {
     let (format, why) = (Format::Tiff, cut(error));
     match error {
         TiffError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {

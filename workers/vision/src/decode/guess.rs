@@ -1,6 +1,6 @@
 //! What bytes are that are no picture: the usual mistakes by name, each with what to do. Pure.
 
-use super::wrapped::jpeg_behind;
+use super::envelope::find_jpeg_start;
 
 /// Looked at from the beginning, bytes.
 const HEAD_BYTES: usize = 4096;
@@ -15,7 +15,7 @@ const AS_BYTES: &str = "Publish the bytes of the picture as they are, not as a s
 
 /// What such bytes usually are, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct FormatGuess {
     /// In words, to follow "which looks like".
     pub what: String,
     /// In one sentence.
@@ -23,7 +23,7 @@ pub struct Finding {
 }
 
 /// Names bytes that no decoder here knows.
-pub(super) fn finding(bytes: &[u8]) -> Finding {
+pub(super) fn guess_unknown(bytes: &[u8]) -> FormatGuess {
     let has = |at: usize, what: &[u8]| bytes.get(at..at + what.len()) == Some(what);
     let head = &bytes[..bytes.len().min(HEAD_BYTES)];
     let (what, remedy) = match () {
@@ -52,15 +52,15 @@ pub(super) fn finding(bytes: &[u8]) -> Finding {
         () if has(0, b"\xef\xbf\xbd") || has(0, b"\xc3\xbf\xc3\x98") || has(0, b"\xc2\x89PNG") => {
             ("a picture that was turned into a string of text (UTF-8) on its way", AS_BYTES)
         }
-        () => return in_text(bytes, head),
+        () => return guess_text(bytes, head),
     };
-    Finding { what: what.into(), remedy }
+    FormatGuess { what: what.into(), remedy }
 }
 
 /// What text it is, if it is text.
-fn in_text(bytes: &[u8], head: &[u8]) -> Finding {
-    let found = |what: String, remedy| Finding { what, remedy };
-    if let Some(at) = jpeg_behind(bytes) {
+fn guess_text(bytes: &[u8], head: &[u8]) -> FormatGuess {
+    let found = |what: String, remedy| FormatGuess { what, remedy };
+    if let Some(at) = find_jpeg_start(bytes) {
         let before = if is_text(&bytes[..at]) { "text" } else { "something else" };
         let what = format!("{before} with a JPEG behind it, from byte {at} on");
         return found(what, "Publish the picture alone, without what a program wrote before it.");
@@ -151,7 +151,7 @@ mod tests {
             (b"[1, 2]", "JSON"),
             (b"\x01\x02\x03\xb0\xb1", "no picture"),
         ] {
-            let found = finding(bytes);
+            let found = guess_unknown(bytes);
             assert!(found.what.contains(what), "{what}: {found:?}");
             assert!(found.remedy.ends_with('.'));
         }

@@ -22,39 +22,41 @@ const STANDARD: GeneralPurpose = engine(&base64::alphabet::STANDARD);
 const FOR_URLS: GeneralPurpose = engine(&base64::alphabet::URL_SAFE);
 
 /// The bytes of a picture, and what stood around it.
-pub(super) struct Bare<'a> {
+pub(super) struct UnwrappedImage<'a> {
     pub(super) bytes: Cow<'a, [u8]>,
     /// In words, for the answer; absent where it came as it is.
     pub(super) note: Option<String>,
 }
 
 /// What holds a picture; the bytes as they are where nothing is known around them.
-pub(super) fn bare(bytes: &[u8]) -> Bare<'_> {
+pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
     if Format::of(bytes).is_some() {
-        return Bare { bytes: Cow::Borrowed(bytes), note: None };
+        return UnwrappedImage { bytes: Cow::Borrowed(bytes), note: None };
     }
-    if let Some(at) = jpeg_behind(bytes).filter(|at| is_junk(&bytes[..*at])) {
-        return Bare {
+    if let Some(at) = find_jpeg_start(bytes).filter(|at| is_skippable(&bytes[..*at])) {
+        return UnwrappedImage {
             bytes: Cow::Borrowed(&bytes[at..]),
             note: Some(format!("{at} bytes before the JPEG were skipped")),
         };
     }
-    let found = in_json(bytes).or_else(|| in_text(bytes));
+    let found = decode_json(bytes).or_else(|| decode_base64(bytes));
     match found {
-        Some((picture, form)) => Bare { bytes: Cow::Owned(picture), note: Some(format!("the picture was {form}")) },
-        None => Bare { bytes: Cow::Borrowed(bytes), note: None },
+        Some((picture, form)) => {
+            UnwrappedImage { bytes: Cow::Owned(picture), note: Some(format!("the picture was {form}")) }
+        }
+        None => UnwrappedImage { bytes: Cow::Borrowed(bytes), note: None },
     }
 }
 
 /// Where a JPEG begins that does not begin at once.
-pub(super) fn jpeg_behind(bytes: &[u8]) -> Option<usize> {
+pub(super) fn find_jpeg_start(bytes: &[u8]) -> Option<usize> {
     let head = &bytes[..bytes.len().min(MAX_JUNK_BYTES + 3)];
     head.windows(3).position(|three| three == [0xff, 0xd8, 0xff]).filter(|at| *at > 0)
 }
 
 /// What may stand before a JPEG: line ends and zeros of a stream that was split at the wrong byte, the head of a part or
 /// of an answer.
-fn is_junk(before: &[u8]) -> bool {
+fn is_skippable(before: &[u8]) -> bool {
     if before.iter().all(|byte| matches!(byte, 0 | b' ' | b'\t' | b'\r' | b'\n')) {
         return true;
     }
@@ -65,7 +67,7 @@ fn is_junk(before: &[u8]) -> bool {
 }
 
 /// A picture in the member `image` of an object.
-fn in_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     #[derive(serde::Deserialize)]
     struct Envelope<'a> {
         #[serde(borrow)]
@@ -78,11 +80,11 @@ fn in_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     if bytes.len() > envelope.image.len() + MAX_BESIDE_BYTES {
         return None;
     }
-    in_text(envelope.image.as_bytes()).map(|(picture, _)| (picture, "base64 in JSON"))
+    decode_base64(envelope.image.as_bytes()).map(|(picture, _)| (picture, "base64 in JSON"))
 }
 
 /// A picture as base64, alone or in a data URL.
-fn in_text(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
     let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
     let (coded, form) = match text.get(..5).is_some_and(|head| head.eq_ignore_ascii_case(b"data:")) {
@@ -95,15 +97,15 @@ fn in_text(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
         false => (text, "base64"),
     };
     // The beginning decides, before all of it is read.
-    let head: Vec<u8> = without_breaks(coded).take(24).collect();
+    let head: Vec<u8> = strip_whitespace(coded).take(24).collect();
     let engine = [STANDARD, FOR_URLS]
         .into_iter()
         .find(|engine| engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && Format::of(&decoded).is_some()))?;
-    let coded: Vec<u8> = without_breaks(coded).collect();
+    let coded: Vec<u8> = strip_whitespace(coded).collect();
     Some((engine.decode(coded).ok()?, form))
 }
 
-fn without_breaks(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
+fn strip_whitespace(text: &[u8]) -> impl Iterator<Item = u8> + '_ {
     text.iter().copied().filter(|byte| !byte.is_ascii_whitespace())
 }
 
@@ -132,7 +134,7 @@ mod tests {
             (format!("data:image/jpeg;base64,{coded}").into_bytes(), Some("data URL")),
             (format!("{{\"camera\": 3, \"image\": \"{coded}\"}}").into_bytes(), Some("base64 in JSON")),
         ] {
-            let found = bare(&bytes);
+            let found = unwrap_image(&bytes);
             assert_eq!(&*found.bytes, PICTURE, "{said:?}");
             assert!(found.note.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{said:?}");
             assert_eq!(found.note.is_some(), said.is_some());
@@ -150,7 +152,7 @@ mod tests {
             b"data:",
             b"",
         ] {
-            assert_eq!((&*bare(bytes).bytes, bare(bytes).note), (bytes, None));
+            assert_eq!((&*unwrap_image(bytes).bytes, unwrap_image(bytes).note), (bytes, None));
         }
     }
 }
