@@ -349,9 +349,16 @@ impl Up {
             let looked = read::stretch(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
                 missed.push((record.sequence, entry(&record)));
             });
-            if let Err(error) = looked.await {
-                tracing::warn!(%error, messages = level.messages, known, "the outbox is not read through, its oldest are fetched one by one");
-                missed = self.fetch_oldest(&level).await;
+            let looked = looked.await;
+            if looked.is_err() || (missed.len() as u64) < level.messages {
+                let found = missed.len();
+                tracing::warn!(
+                    ?looked,
+                    found,
+                    messages = level.messages,
+                    "the outbox holds more than is delivered, its oldest are fetched one by one"
+                );
+                missed.extend(self.fetch_oldest(&level).await);
             }
             let up = self.link.report().up;
             self.with(|state| missed.into_iter().for_each(|(sequence, entry)| state.outbox.add(sequence, entry, up)));
