@@ -172,6 +172,11 @@ impl Outbox {
         self.deadlines.first().map(|(at_ms, _)| *at_ms)
     }
 
+    /// Whether a message waits or is being sent.
+    pub fn holds(&self, sequence: u64) -> bool {
+        self.entries.contains_key(&sequence)
+    }
+
     /// Messages that wait or are being sent, and their bytes.
     pub fn waiting(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.waiting_bytes)

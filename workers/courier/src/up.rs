@@ -342,8 +342,10 @@ impl Up {
     async fn round(&self, finder: &mut JoinSet<()>, found: &mpsc::Receiver<(u64, Entry)>) {
         self.write_down().await;
         let Ok(level) = read::level(&self.here, topology::OUTBOX).await else { return };
-        let (known, _) = self.with(|state| state.outbox.waiting());
-        if level.messages > known && found.is_empty() {
+        let (known, first_known) =
+            self.with(|state| (state.outbox.waiting().0, state.outbox.holds(level.first_sequence)));
+        // Counts alone agree also when one is unknown and another is known that is gone.
+        if (level.messages > known || level.messages > 0 && !first_known) && found.is_empty() {
             let mut missed = Vec::new();
             let all = Stretch { headers_only: true, ..Stretch::default() };
             let looked = read::stretch(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
