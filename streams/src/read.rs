@@ -293,8 +293,7 @@ pub async fn remove(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryE
     if stream == IMAGES {
         crate::fleet::Ledger::open(bus).await?.change(REMOVED, |note| removed(note, sequence)).await?;
     }
-    delete(bus, stream, sequence).await?;
-    Ok(())
+    delete(bus, stream, sequence).await
 }
 
 /// The sequences of IMAGES that we deleted ourselves, newest last.
@@ -314,17 +313,16 @@ fn removed(note: Option<&str>, sequence: u64) -> String {
     serde_json::to_string(&removed).unwrap_or_default()
 }
 
-/// Deletes one message; returns whether the server found it. Its bytes are not overwritten, which would cost as much as
-/// writing them.
-pub async fn delete(bus: &Bus, stream: &str, sequence: u64) -> Result<bool, CarryError> {
+/// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.
+pub async fn delete(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
     let what = || format!("deleting message {sequence} of {stream}");
     let question = serde_json::json!({ "seq": sequence, "no_erase": true });
     let asked = bus.js.request(format!("STREAM.MSG.DELETE.{stream}"), &question).await;
     match asked.map_err(CarryError::broker(what()))? {
-        Response::Ok(DeleteStatus { .. }) => Ok(true),
+        Response::Ok(DeleteStatus { .. }) => Ok(()),
         // Somebody else was faster, or it was sent twice.
-        Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(false),
-        Response::Err { error } if error.to_string().contains("no message found") => Ok(false),
+        Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(()),
+        Response::Err { error } if error.to_string().contains("no message found") => Ok(()),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
     }
 }

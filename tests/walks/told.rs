@@ -20,7 +20,7 @@ async fn tell(folder: &Path, words: &[&str]) -> Ended {
     run(folder, words).await.unwrap()
 }
 
-/// Sets up a server and looks at what is said of it until a text comes up.
+/// Runs a command again and again until it says a text.
 async fn until_said(folder: &Path, words: &[&str], text: &str) -> String {
     let mut last = String::new();
     let said = until(text, PATIENCE, async || {

@@ -18,7 +18,7 @@ use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
 use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
 use streams::fleet::Ledger;
-use streams::read::{self, Level, Record, Stretch};
+use streams::read::{self, Record, Stretch};
 use streams::subject::Errand;
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
 use tokio::sync::mpsc;
@@ -234,7 +234,7 @@ impl Up {
             Err(Fault::Reject(note)) => return self.give_up(&record, note).await,
             Err(other) => return Err(other),
         }
-        self.remove_message(sequence).await?;
+        read::delete(&self.here, topology::OUTBOX, sequence).await?;
         Ok(Sent::Through)
     }
 
@@ -271,23 +271,8 @@ impl Up {
             let answer = promise::expired(request.provisional, clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
-        self.remove_message(sequence).await?;
+        read::delete(&self.here, topology::OUTBOX, sequence).await?;
         Ok(Sent::Gone)
-    }
-
-    /// Takes a message that is done out of the stream. After a full disk a server may still count and give one that it
-    /// does not find to delete; what is older than the oldest other can be purged all the same.
-    async fn remove_message(&self, sequence: u64) -> Result<(), Fault> {
-        let found = read::delete(&self.here, topology::OUTBOX, sequence).await?;
-        if found || read::at(&self.here, topology::OUTBOX, sequence).await?.is_none() {
-            return Ok(());
-        }
-        let level = read::level(&self.here, topology::OUTBOX).await?;
-        if level.first_sequence == sequence {
-            let purged = read::purge_before(&self.here, topology::OUTBOX, sequence + 1).await?;
-            tracing::warn!(sequence, purged, "a message that the server gave and did not delete was purged");
-        }
-        Ok(())
     }
 
     /// What was found hard goes up although nobody waits for a verdict on it any more, if there is room.
@@ -317,7 +302,7 @@ impl Up {
         let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
         self.publisher().publish(&Publication::first(slot, encode(&letter)?)).await?;
-        self.remove_message(record.sequence).await?;
+        read::delete(&self.here, topology::OUTBOX, record.sequence).await?;
         Ok(Sent::Gone)
     }
 
@@ -351,36 +336,13 @@ impl Up {
             let looked = read::stretch(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
                 missed.push((record.sequence, entry(&record)));
             });
-            let looked = looked.await;
-            if looked.is_err() || (missed.len() as u64) < level.messages {
-                let found = missed.len();
-                tracing::warn!(
-                    ?looked,
-                    found,
-                    messages = level.messages,
-                    "the outbox holds more than is delivered, its oldest are fetched one by one"
-                );
-                missed.extend(self.fetch_oldest(&level).await);
+            if let Err(error) = looked.await {
+                tracing::warn!(%error, messages = level.messages, known, "the outbox is not read through, it is tried again");
             }
             let up = self.link.report().up;
             self.with(|state| missed.into_iter().for_each(|(sequence, entry)| state.outbox.add(sequence, entry, up)));
         }
         while finder.try_join_next().is_some() {}
-    }
-
-    /// The oldest messages of the stream, fetched by their sequences: a server whose disk was full may give them so and
-    /// not deliver them.
-    async fn fetch_oldest(&self, level: &Level) -> Vec<(u64, Entry)> {
-        /// Sequences asked for in one round.
-        const MOST: usize = 64;
-        let mut found = Vec::new();
-        for sequence in (level.first_sequence..=level.last_sequence).take(MOST) {
-            match read::at(&self.here, topology::OUTBOX, sequence).await {
-                Ok(record) => found.extend(record.map(|record| (sequence, entry(&record)))),
-                Err(_) => break,
-            }
-        }
-        found
     }
 
     async fn write_down(&self) {

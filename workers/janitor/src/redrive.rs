@@ -43,8 +43,7 @@ pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &D
     // The letter's own place makes the id: a message that dies again can be redriven again.
     let again = republication(letter.subject.clone(), payload, headers, task, sequence);
     publisher.publish(&again).await?;
-    read::delete(bus, topology::DEAD, sequence).await?;
-    Ok(())
+    Ok(read::delete(bus, topology::DEAD, sequence).await?)
 }
 
 /// The whole payload of a letter's message: a large one is only in the stream it came from.

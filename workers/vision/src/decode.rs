@@ -54,8 +54,8 @@ pub struct DecodeSettings {
     /// Most memory one decode may take, in bytes: the pixels, a second picture where it is turned, and what the decoder
     /// keeps besides.
     pub max_memory_bytes: u64,
-    /// How many of the 16 bits of a deep picture are used, 8 to 16, where it does not say so itself; absent: the fewest
-    /// of 10, 12, 14 and 16 that hold its brightest sample.
+    /// How many of the 16 bits of a deep picture are used, 8 to 16 (beyond is taken for the nearest), where it does not
+    /// say so itself; absent: the fewest of 10, 12, 14 and 16 that hold its brightest sample.
     pub deep_bits: Option<u8>,
     /// Red, green and blue, 0 to 255, that show where a picture is transparent; absent: its colours as they are beneath.
     pub background: Option<[u8; 3]>,
@@ -136,7 +136,7 @@ pub fn decode_into(
     let bytes = &*image.bytes;
     let work = AssertUnwindSafe(|| match format {
         Format::Jpeg => jpeg::decode(bytes, settings, pixels),
-        Format::Tiff => tiff::decode(bytes, None, settings, pixels),
+        Format::Tiff => tiff::decode(bytes, settings, pixels),
         _ => other(format, bytes, settings, pixels),
     });
     // A decoder that panics has met a picture its authors did not think of: that picture fails and
@@ -537,6 +537,23 @@ mod tests {
         limits.max_pixels = u64::MAX;
         for bytes in [jpeg_claiming(60_000, 60_000), png_claiming(20_000, 20_000)] {
             assert_eq!(decode(&bytes, &limits).unwrap_err().name(), "image_too_much_memory");
+        }
+    }
+
+    #[test]
+    fn a_second_frame_in_a_jpeg_does_not_get_round_the_limits() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let bytes = std::fs::read(path.join("../../fixtures/images/field/jpeg-scans-apart-420.jpg")).unwrap();
+        let at = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        let end = at + 2 + usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]));
+        let mut huge = bytes[at..end].to_vec();
+        huge[5..9].fill(0xff);
+        for place in [at, end] {
+            let two = [&bytes[..place], &huge, &bytes[place..]].concat();
+            match decode(&two, &limits()) {
+                Ok(pixels) => assert_eq!((pixels.width_px, pixels.height_px), (64, 48)),
+                Err(error) => assert!(error.name().starts_with("image_"), "{error}"),
+            }
         }
     }
 

@@ -126,7 +126,8 @@ impl JpegStructure {
                     layout.tables.push(begin..at);
                 }
                 APP14 if content.starts_with(b"Adobe") => layout.transform = content.get(11).copied(),
-                0xc0..=0xcf if marker != JPG && marker != DAC => layout.frame(marker, content),
+                // The first frame counts: limits are checked against that one.
+                0xc0..=0xcf if marker != JPG && marker != DAC && layout.process == 0 => layout.frame(marker, content),
                 _ => {}
             }
         }
@@ -272,18 +273,18 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
         JpegHeader::read(&whole)?;
     let (width_px, height_px) = (u32::from(width_px), u32::from(height_px));
     let count = u64::from(width_px) * u64::from(height_px);
+    let apart = layout.apart();
+    if apart && (u32::from(layout.width_px), u32::from(layout.height_px)) != (width_px, height_px) {
+        return Err(DecodeError::corrupt(Format::Jpeg, "it has two sizes"));
+    }
     // A progressive picture's coefficients, two bytes each, are all held until the last scan; planes are held beside
-    // the picture.
-    let extra_bytes = match (progressive, layout.apart()) {
-        (true, _) => count * 2 * u64::from(components),
-        (_, true) => count * 2 * u64::from(components),
-        _ => 0,
-    };
+    // the picture, once as they are and once scaled.
+    let extra_bytes = if progressive || apart { count * 2 * u64::from(components) } else { 0 };
     check(Format::Jpeg, width_px, height_px, extra_bytes, orientation, settings)?;
     if progressive && layout.lacks_coefficients() {
         return Err(DecodeError::Truncated { format: Format::Jpeg, why: "scans are missing".into() });
     }
-    if layout.apart() {
+    if apart {
         decode_planes(bytes, &layout, pixels)?;
     } else {
         let room = pixels.room(width_px, height_px);

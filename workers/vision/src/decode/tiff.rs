@@ -34,88 +34,75 @@ fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, De
     Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| tiff_error(&error))?.with_limits(inner))
 }
 
-/// Numbers of the pages that are no thumbnails, from 0; the first page if all say they are.
-pub(super) fn pages(bytes: &[u8], settings: &DecodeSettings) -> Result<Vec<usize>, DecodeError> {
+/// The reader at the first page that is no thumbnail; at the first page if all say they are.
+fn open_main_page<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
     let mut reader = open(bytes, settings)?;
-    let mut pages = Vec::new();
-    for number in 0..MAX_PAGES {
+    for _ in 0..MAX_PAGES {
         // Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
-        let kind: u32 = read_number(&mut reader, Tag::NewSubfileType)?.unwrap_or(0);
-        if kind & 0b101 == 0 {
-            pages.push(number);
-        }
-        if !reader.more_images() {
-            break;
+        if read_number::<u32>(&mut reader, Tag::NewSubfileType).unwrap_or(0) & 0b101 == 0 {
+            return Ok(reader);
         }
         // A broken page behind a good one costs itself.
-        if reader.next_image().is_err() {
+        if !reader.more_images() || reader.next_image().is_err() {
             break;
         }
     }
-    if pages.is_empty() {
-        pages.push(0);
-    }
-    Ok(pages)
-}
-
-fn at_page<'a>(bytes: &'a [u8], page: Option<usize>, settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
-    let page = match page {
-        Some(page) => page,
-        None => pages(bytes, settings)?.first().copied().unwrap_or(0),
-    };
-    let mut reader = open(bytes, settings)?;
-    for _ in 0..page {
-        reader.next_image().map_err(|error| tiff_error(&error))?;
-    }
-    Ok(reader)
+    open(bytes, settings)
 }
 
 /// Width and height of the picture as stored.
 pub(super) fn dimensions(bytes: &[u8], settings: &DecodeSettings) -> Result<(u32, u32), DecodeError> {
-    at_page(bytes, None, settings)?.dimensions().map_err(|error| tiff_error(&error))
+    open_main_page(bytes, settings)?.dimensions().map_err(|error| tiff_error(&error))
 }
 
-/// Decodes a page, upright; without a number the first that is no thumbnail.
-pub(super) fn decode(
-    bytes: &[u8],
-    page: Option<usize>,
-    settings: &DecodeSettings,
-    pixels: &mut Pixels,
-) -> Result<(), DecodeError> {
-    let turned = normalize_fill_order(bytes, page, settings)?;
-    let mut reader = at_page(&turned, page, settings)?;
+/// Decodes the main page, upright.
+pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
+    let mut reader = open_main_page(bytes, settings)?;
+    let turned = normalize_fill_order(bytes, &mut reader);
+    if let Cow::Owned(turned) = &turned {
+        reader = open_main_page(turned, settings)?;
+    }
     let (width_px, height_px) = reader.dimensions().map_err(|error| tiff_error(&error))?;
     if width_px == 0 || height_px == 0 {
         return Err(DecodeError::corrupt(Format::Tiff, "width or height is zero"));
     }
     let kind = reader.colortype().map_err(|error| unsupported_error(&mut reader, &error))?;
     // The decoder turns what is compressed as JPEG into RGB by itself.
-    let compressed = read_number::<u16>(&mut reader, Tag::Compression)? == Some(7);
+    let compressed = read_number::<u16>(&mut reader, Tag::Compression) == Some(7);
     let colours = match TiffColors::of(kind) {
         Some(TiffColors::YCbCr) if compressed => TiffColors::Rgb,
         Some(colours) => colours,
         None => return Err(unsupported(kind_in_words(kind))),
     };
-    let orientation = read_number::<u8>(&mut reader, Tag::Orientation)?.and_then(Orientation::from_exif);
+    let orientation = read_number::<u8>(&mut reader, Tag::Orientation).and_then(Orientation::from_exif);
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let layout = reader.image_buffer_layout().map_err(|error| unsupported_error(&mut reader, &error))?;
-    check(Format::Tiff, width_px, height_px, layout.complete_len as u64, orientation, settings)?;
-    let declared = read_number::<u32>(&mut reader, Tag::MaxSampleValue)?;
-    let premultiplied = read_number::<u16>(&mut reader, EXTRA_SAMPLES)? == Some(1);
+    let rgb_bytes = width_px as usize * height_px as usize * 3;
+    // As it is in the picture already: large scans need no second one.
+    let direct = matches!(colours, TiffColors::Rgb) && kind.bit_depth() == 8 && layout.complete_len == rgb_bytes;
+    let direct = direct && layout.planes == 1;
+    let extra_bytes = if direct { 0 } else { layout.complete_len as u64 };
+    check(Format::Tiff, width_px, height_px, extra_bytes, orientation, settings)?;
+    if direct {
+        let room = pixels.room(width_px, height_px);
+        reader.read_image_bytes(room).map_err(|error| unsupported_error(&mut reader, &error))?;
+        return pixels.turn(orientation, Format::Tiff);
+    }
+    let declared = read_number::<u32>(&mut reader, Tag::MaxSampleValue);
+    let premultiplied = read_number::<u16>(&mut reader, EXTRA_SAMPLES) == Some(1);
 
     let mut result = DecodingResult::U8(Vec::new());
     let layout = reader.read_image_to_buffer(&mut result).map_err(|error| unsupported_error(&mut reader, &error))?;
     let samples = usize::from(kind.num_samples());
     let size = (width_px as usize, height_px as usize);
-    let deep = BitDepthHint { declared_max: declared.filter(|most| *most > 0), bits: settings.deep_bits };
-    let levels = levels(result, kind.bit_depth(), samples, size, deep)?;
+    let depth = BitDepthHint { declared_max: declared.filter(|most| *most > 0), bits: settings.deep_bits };
+    let levels = levels(result, kind.bit_depth(), samples, size, depth)?;
     let plane = (layout.planes > 1).then_some(size.0 * size.1);
     let at = |pixel: usize, sample: usize| match plane {
         Some(plane) => levels.get(sample * plane + pixel),
         None => levels.get(pixel * samples + sample),
     };
     let level = |pixel: usize, sample: usize| at(pixel, sample).copied().unwrap_or(0);
-    let background = settings.background;
     for (pixel, out) in pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut().enumerate() {
         *out = match colours {
             TiffColors::Grey => [level(pixel, 0); 3],
@@ -123,7 +110,7 @@ pub(super) fn decode(
             TiffColors::Rgba => {
                 let (rgb, alpha) = ([0, 1, 2].map(|sample| level(pixel, sample)), level(pixel, 3));
                 let rgb = if premultiplied { super::levels::unpremultiply(rgb, alpha) } else { rgb };
-                super::levels::blend_over(rgb, alpha, background)
+                super::levels::blend_over(rgb, alpha, settings.background)
             }
             TiffColors::Cmyk => {
                 let light = 255 - u16::from(level(pixel, 3));
@@ -163,12 +150,12 @@ fn levels(
     bits: u8,
     samples: usize,
     (width, height): (usize, usize),
-    deep: BitDepthHint,
+    depth: BitDepthHint,
 ) -> Result<Vec<u8>, DecodeError> {
     Ok(match result {
         DecodingResult::U8(packed) if bits < 8 => super::levels::unpack_bits(&packed, bits, width * samples, height),
         DecodingResult::U8(levels) => levels,
-        DecodingResult::U16(values) => SampleScale::from_samples(&values, deep).to_eight(values),
+        DecodingResult::U16(values) => SampleScale::from_samples(&values, depth).to_eight(values),
         DecodingResult::F32(values) => {
             if values.iter().any(|value| !(-0.01..=1.01).contains(value)) {
                 return Err(unsupported("floating-point numbers beyond 0 to 1".into()));
@@ -188,14 +175,9 @@ fn levels(
 }
 
 /// Bytes whose bits begin at the other end (`FillOrder` 2, section 8), turned round; as old fax machines write them.
-fn normalize_fill_order<'a>(
-    bytes: &'a [u8],
-    page: Option<usize>,
-    settings: &DecodeSettings,
-) -> Result<Cow<'a, [u8]>, DecodeError> {
-    let mut reader = at_page(bytes, page, settings)?;
-    if read_number::<u16>(&mut reader, Tag::FillOrder)? != Some(2) {
-        return Ok(Cow::Borrowed(bytes));
+fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut Reader<'_>) -> Cow<'a, [u8]> {
+    if read_number::<u16>(reader, Tag::FillOrder) != Some(2) {
+        return Cow::Borrowed(bytes);
     }
     let mut strips = |offsets, counts| -> Option<Vec<(u64, u64)>> {
         let offsets = reader.find_tag_unsigned_vec::<u64>(offsets).ok()??;
@@ -211,14 +193,12 @@ fn normalize_fill_order<'a>(
         let to = from.saturating_add(usize::try_from(count).unwrap_or(usize::MAX)).min(turned.len());
         turned.get_mut(from..to).into_iter().flatten().for_each(|byte| *byte = byte.reverse_bits());
     }
-    Ok(Cow::Owned(turned))
+    Cow::Owned(turned)
 }
 
-/// The first number of a tag.
-fn read_number<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Result<Option<T>, DecodeError> {
-    // A tag that cannot be read is as good as none; one that is needed is read by the decoder, too.
-    let found = reader.find_tag_unsigned_vec::<u64>(tag).ok().flatten();
-    Ok(found.and_then(|numbers| T::try_from(*numbers.first()?).ok()))
+/// The first number of a tag. One that cannot be read is as good as none: what is needed is read by the decoder, too.
+fn read_number<T: TryFrom<u64>>(reader: &mut Reader<'_>, tag: Tag) -> Option<T> {
+    T::try_from(*reader.find_tag_unsigned_vec::<u64>(tag).ok()??.first()?).ok()
 }
 
 /// What a page is made of, by its tags, where the decoder refuses it.
@@ -226,7 +206,7 @@ fn unsupported_error(reader: &mut Reader<'_>, error: &TiffError) -> DecodeError 
     if !matches!(error, TiffError::UnsupportedError(_)) {
         return tiff_error(error);
     }
-    let mut number = |tag: Tag| read_number::<u32>(reader, tag).ok().flatten();
+    let mut number = |tag: Tag| read_number::<u32>(reader, tag);
     let compression = number(Tag::Compression).unwrap_or(1);
     let known = match compression {
         2 | 3 => Some("fax compression (group 3)"),
