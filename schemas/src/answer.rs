@@ -65,6 +65,9 @@ pub struct Answer {
     /// The true label, if the publisher knew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truth: Option<String>,
+    /// The file the image came from, if the publisher said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Which part of which scan it is, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile: Option<Tile>,
@@ -109,6 +112,7 @@ impl Answer {
             timings: Timings::default(),
             energy_mj: None,
             truth: task.truth.clone(),
+            file: task.file.clone(),
             tile: task.tile.clone(),
             decided: None,
             replayed: task.replayed,

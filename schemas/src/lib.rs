@@ -36,7 +36,7 @@ pub use model::ModelDescription;
 pub use release::{Canary, Decision, Finding, Needs, Order, Release, Rollout, Says, Stage as ReleaseStage};
 pub use round::{Round, RoundEvent, Terms};
 pub use swap::{Agreed, Agreement, Counts, Moments, RefusedRelease, Swap};
-pub use task::{Task, Tile};
+pub use task::{CaptureTime, Task, Tile};
 pub use update::{LabelSource, Measured, Update, WeightForm};
 pub use verdict::Verdict;
 pub use verify::{Hardness, Payload, Verify, VerifyReason};

@@ -36,6 +36,9 @@ pub const MAX_NAME_CHARS: usize = 64;
 /// Longest class label, in bytes.
 pub const MAX_LABEL_BYTES: usize = 256;
 
+/// Longest name of the file that an image came from, in bytes.
+pub const MAX_FILE_NAME_BYTES: usize = 512;
+
 /// Most classes an answer lists in `top`.
 pub const MAX_TOP: usize = 5;
 

@@ -4,7 +4,7 @@
 
 use crate::blob::{BlobRef, BlobRefError};
 use crate::id::{CameraName, IdError, SiteName, TaskId};
-use crate::limits::{MAX_IMAGE_BYTES, MAX_LABEL_BYTES};
+use crate::limits::{MAX_FILE_NAME_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES};
 
 /// Message id of the broker: makes a repeated publish one image; a UUID here is the task id.
 pub const HEADER_MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -18,6 +18,8 @@ pub const HEADER_DEADLINE: &str = "Tributary-Deadline-Ms";
 pub const HEADER_PRIORITY: &str = "Tributary-Priority";
 /// The true label, if the publisher knows it.
 pub const HEADER_LABEL: &str = "Tributary-Label";
+/// Name of the file that the image came from, for people to search by.
+pub const HEADER_FILE: &str = "Tributary-File";
 /// Reference to the image's bytes in the blob bucket; the payload is empty then.
 pub const HEADER_BLOB: &str = "Tributary-Blob";
 /// Where a message in the outbox is to go: its subject in the cloud.
@@ -56,6 +58,8 @@ pub struct Task {
     pub priority: u8,
     /// The true label, if the publisher knows it.
     pub truth: Option<String>,
+    /// The file it came from, if the publisher said so.
+    pub file: Option<String>,
     /// Which part of which scan it is, if it is one.
     pub tile: Option<Tile>,
     /// The task it was answered as before, when it was replayed from a stream: nothing is learned from it, and it does not
@@ -98,10 +102,11 @@ pub struct Stored {
 }
 
 const PRIORITIES: &str = "a number from 0 to 9";
+const CAPTURE_TIMES: &str = "milliseconds since the epoch, or a time like 2026-11-29T08:00:00+01:00";
 /// Milliseconds in this range would be a day of early 1970 to 1973; seconds are 1973 to the year 5138.
-const SECONDS: std::ops::Range<u64> = 100_000_000..100_000_000_000;
+const SECONDS: std::ops::Range<f64> = 1e8..1e11;
 /// Notes on one image: one of each optional header, and one of its bytes.
-pub const MAX_NOTES: usize = 5;
+pub const MAX_NOTES: usize = 6;
 
 /// Why the headers of an image make no task. The publisher's fault in every case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,27 +148,23 @@ impl Task {
             return Err(TaskError::BlobTooLarge { size_bytes: blob.size_bytes });
         }
         let mut notes = Vec::new();
-        let truth = header(HEADER_LABEL);
-        let label_bytes = truth.map_or(0, str::len);
-        let truth = truth.filter(|label| label.len() <= MAX_LABEL_BYTES);
-        if label_bytes > MAX_LABEL_BYTES {
-            notes.push(format!(
-                "header {HEADER_LABEL} was left out: it has {label_bytes} bytes, at most {MAX_LABEL_BYTES} are allowed"
-            ));
-        }
+        let truth = optional_text(HEADER_LABEL, header(HEADER_LABEL), MAX_LABEL_BYTES, &mut notes);
+        let file = optional_text(HEADER_FILE, header(HEADER_FILE), MAX_FILE_NAME_BYTES, &mut notes);
         let deadline_ms = optional(HEADER_DEADLINE, header(HEADER_DEADLINE), "milliseconds, at least 0", &mut notes);
         let priority = optional(HEADER_PRIORITY, header(HEADER_PRIORITY), PRIORITIES, &mut notes);
         if let Some(priority @ 10..) = priority {
             notes.push(left_out(HEADER_PRIORITY, &u8::to_string(&priority), PRIORITIES));
         }
-        let captured =
-            optional(HEADER_CAPTURED_AT, header(HEADER_CAPTURED_AT), "milliseconds since the epoch", &mut notes);
-        let captured_at_ms = captured.map(|at: u64| match SECONDS.contains(&at) {
-            true => {
-                notes.push(format!("header {HEADER_CAPTURED_AT} is {at} and was taken for seconds"));
-                at * 1000
+        let captured_at_ms = header(HEADER_CAPTURED_AT).and_then(|text| {
+            let at = CaptureTime::read(text);
+            match &at {
+                None => notes.push(left_out(HEADER_CAPTURED_AT, text, CAPTURE_TIMES)),
+                Some(at) if at.was_seconds => {
+                    notes.push(format!("header {HEADER_CAPTURED_AT} is {} and was taken for seconds", text.trim()));
+                }
+                Some(_) => {}
             }
-            false => at,
+            at.map(|at| at.at_ms)
         });
         Ok(Self {
             id: Self::id_of(stored, &header, payload)?,
@@ -175,7 +176,8 @@ impl Task {
             published_at_ms,
             deadline_at_ms: deadline_ms.map(|ms: u64| published_at_ms.saturating_add(ms)),
             priority: priority.filter(|priority| *priority < 10).unwrap_or(DEFAULT_PRIORITY),
-            truth: truth.map(str::to_owned),
+            truth,
+            file,
             tile: header(HEADER_TILE).map(Tile::read).transpose()?,
             replayed: header(HEADER_REPLAYED).map(str::parse).transpose()?,
             notes,
@@ -195,10 +197,17 @@ impl Task {
             deadline_at_ms: None,
             priority: DEFAULT_PRIORITY,
             truth: None,
+            file: None,
             tile: None,
             replayed: None,
             notes: Vec::new(),
         }
+    }
+
+    /// The same task with the name of its file, if that can be kept.
+    pub fn with_file(mut self, name: Option<&str>) -> Self {
+        self.file = name.filter(|name| name.len() <= MAX_FILE_NAME_BYTES).map(str::to_owned);
+        self
     }
 
     /// The id a stored image's task has, whatever else its headers say.
@@ -217,6 +226,32 @@ impl Task {
             }
             None => TaskId::from_sequence(&stored.site, &stored.camera, stored.sequence, stored.stored_at_ns),
         })
+    }
+}
+
+/// When a client says that an image was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureTime {
+    /// Milliseconds since the epoch.
+    pub at_ms: u64,
+    /// Whether it was given in seconds, as its size tells.
+    pub was_seconds: bool,
+}
+
+impl CaptureTime {
+    /// Of milliseconds or seconds since the epoch, or a time with its zone (RFC 3339). Absent for anything else, also for a
+    /// time without a zone, which could be any of a day's, and for one before 1970.
+    pub fn read(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if let Ok(number) = text.parse::<f64>() {
+            let was_seconds = SECONDS.contains(&number);
+            let at_ms = if was_seconds { number * 1000.0 } else { number };
+            // A float of this size has a whole millisecond to spare.
+            return (0.0..9e15).contains(&at_ms).then_some(Self { at_ms: at_ms as u64, was_seconds });
+        }
+        let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+        let at_ms = u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()?;
+        Some(Self { at_ms, was_seconds: false })
     }
 }
 
@@ -261,6 +296,24 @@ fn optional<N: std::str::FromStr>(
         notes.push(left_out(header, text, expected));
     }
     number
+}
+
+/// A text that an image may do without: one that is too long costs itself, and is noted.
+fn optional_text(
+    header: &'static str,
+    text: Option<&str>,
+    limit_bytes: usize,
+    notes: &mut Vec<String>,
+) -> Option<String> {
+    let text = text?;
+    if text.len() > limit_bytes {
+        let size_bytes = text.len();
+        notes.push(format!(
+            "header {header} was left out: it has {size_bytes} bytes, at most {limit_bytes} are allowed"
+        ));
+        return None;
+    }
+    Some(text.to_owned())
 }
 
 fn left_out(header: &'static str, text: &str, expected: &'static str) -> String {
@@ -317,13 +370,21 @@ mod tests {
             (HEADER_DEADLINE, "soon"),
             (HEADER_CAPTURED_AT, "yesterday"),
             (HEADER_LABEL, long),
+            (HEADER_FILE, long),
         ] {
             let task = read(&[(header, text)]).unwrap();
             let [note] = &task.notes[..] else { panic!("{header}: {:?}", task.notes) };
             assert!(note.contains(header) && note.contains("left out") && note.len() < 300, "{note}");
-            assert_eq!((task.priority, task.deadline_at_ms, task.captured_at_ms, task.truth), (5, None, None, None));
+            assert_eq!((task.priority, task.deadline_at_ms, task.captured_at_ms), (5, None, None));
+            assert_eq!((task.truth, task.file), (None, None));
         }
-        let all = [(HEADER_PRIORITY, "x"), (HEADER_DEADLINE, "x"), (HEADER_CAPTURED_AT, "x"), (HEADER_LABEL, long)];
+        let all = [
+            (HEADER_PRIORITY, "x"),
+            (HEADER_DEADLINE, "x"),
+            (HEADER_CAPTURED_AT, "x"),
+            (HEADER_LABEL, long),
+            (HEADER_FILE, long),
+        ];
         assert!(read(&all).unwrap().notes.len() < MAX_NOTES, "one more is for the bytes");
     }
 
@@ -334,6 +395,20 @@ mod tests {
         assert!(seconds.notes[0].contains("taken for seconds"), "{:?}", seconds.notes);
         let task = read(&[(HEADER_CAPTURED_AT, "1700000000123")]).unwrap();
         assert_eq!((task.captured_at_ms, task.notes), (Some(1_700_000_000_123), Vec::new()));
+    }
+
+    #[test]
+    fn a_capture_time_is_read_as_clients_write_it() {
+        let at = |text| CaptureTime::read(text).map(|at| at.at_ms);
+        for text in
+            ["1720960496000", "1720960496", "1720960496.0", " 2024-07-14T12:34:56Z", "2024-07-14T14:34:56+02:00"]
+        {
+            assert_eq!(at(text), Some(1_720_960_496_000), "{text}");
+        }
+        assert_eq!(at("0"), Some(0));
+        for text in ["", "yesterday", "-1", "NaN", "inf", "1e300", "2024-07-14T12:34:56", "1969-12-31T23:00:00Z"] {
+            assert_eq!(at(text), None, "{text}");
+        }
     }
 
     proptest! {

@@ -56,6 +56,7 @@ fn answer() -> Answer {
         timings: timings(),
         energy_mj: None,
         truth: Some("pullover".into()),
+        file: None,
         decided: None,
         replayed: None,
         notes: Vec::new(),
@@ -467,6 +468,10 @@ fn answer_noted() -> Answer {
     Answer { notes, ..answer() }
 }
 
+fn answer_of_file() -> Answer {
+    Answer { file: Some("Küche/2026-11-29/0001.jpg".into()), ..answer() }
+}
+
 fn beat_counted() -> Beat {
     let beat = beat_outcomes();
     let outcomes = beat.outcomes.map(|outcomes| OutcomeReport { seen_at_ms: Some(1_763_942_390_000), ..outcomes });
@@ -549,6 +554,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("label-replayed.v1", &label_replayed());
     survives("answer-replayed.v1", &answer_replayed());
     survives("answer-noted.v1", &answer_noted());
+    survives("answer-of-file.v1", &answer_of_file());
     survives("beat-counted.v1", &beat_counted());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
@@ -617,6 +623,7 @@ fn remake() {
         ("label-replayed.v1", encode(&label_replayed())),
         ("answer-replayed.v1", encode(&answer_replayed())),
         ("answer-noted.v1", encode(&answer_noted())),
+        ("answer-of-file.v1", encode(&answer_of_file())),
         ("beat-counted.v1", encode(&beat_counted())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),

@@ -11,6 +11,7 @@
 //!
 //! Deliberately absent: decoding, except of scans that are cut.
 
+mod capture;
 mod failure;
 mod journal;
 mod load;
@@ -27,8 +28,8 @@ pub use journal::JournalPlace;
 pub use progress::Progress;
 pub use report::{Refused, Summary};
 pub use send::Mark;
-pub use settings::{Labels, PublisherSettings, TileSettings};
-pub use source::{Source, SourceError};
+pub use settings::{Labels, Pages, PublisherSettings, TileSettings};
+pub use source::{Cameras, Source, SourceError};
 pub use walk::{Acknowledged, Options, publish};
 
 /// How publishing twice and going on after an interruption work, for `--help`.

@@ -9,13 +9,15 @@ use std::time::UNIX_EPOCH;
 use std::{fs, io};
 
 use bytes::Bytes;
+use runtime::clock;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{BlobRef, CameraName, SiteName, TaskId};
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::capture::read_capture_time;
 use crate::send::{LabelError, check_label};
-use crate::settings::PublisherSettings;
+use crate::settings::{Pages, PublisherSettings};
 use crate::source::Found;
 use crate::tile;
 
@@ -65,6 +67,8 @@ pub(crate) struct Image {
     pub bytes: Bytes,
     /// Whether it is a scan to be cut.
     pub is_scan: bool,
+    /// When it was taken, milliseconds since the epoch, by its own word or else by what is known from outside.
+    pub captured_at_ms: Option<u64>,
     /// Of the file it came from, if it came from one.
     pub stamp: Option<Stamp>,
     /// Its share of the memory allowed.
@@ -74,7 +78,7 @@ pub(crate) struct Image {
 /// Reads images; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Load {
-    prefix: Arc<str>,
+    site: SiteName,
     again: Option<Arc<str>>,
     settings: Arc<PublisherSettings>,
     room: Arc<Semaphore>,
@@ -82,10 +86,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub fn new(site: &SiteName, camera: &CameraName, again: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
+    pub fn new(site: &SiteName, again: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
         let room_kib = settings.max_in_flight_mib.saturating_mul(1024);
         Self {
-            prefix: format!("publish/{site}/{camera}").into(),
+            site: site.clone(),
             again: again.map(Into::into),
             settings: settings.clone(),
             room: Arc::new(Semaphore::new(room_kib as usize)),
@@ -122,8 +126,8 @@ impl Load {
 
     fn limit_bytes(&self) -> u64 {
         match self.settings.tile.limit_px() {
-            Some(_) => MAX_IMAGE_BYTES.max(self.settings.tile.scan.max_bytes as u64),
-            None => MAX_IMAGE_BYTES,
+            None if self.settings.pages == Pages::First => MAX_IMAGE_BYTES,
+            _ => MAX_IMAGE_BYTES.max(self.settings.tile.scan.max_bytes as u64),
         }
     }
 
@@ -132,13 +136,19 @@ impl Load {
             Some(bytes) => (bytes, None),
             None => self.read_file(&found.path)?,
         };
-        let is_scan = tile::is_scan(&bytes, &self.settings.tile);
+        let is_scan = tile::is_cut(&bytes, &self.settings);
         let size_bytes = bytes.len() as u64;
         if size_bytes > MAX_IMAGE_BYTES && !is_scan {
             return Err(LoadError::TooLarge { size_bytes, limit_bytes: MAX_IMAGE_BYTES });
         }
-        let id = if found.due.is_some() { TaskId::mint() } else { self.id(&found.name, &bytes) };
-        Ok(Image { id, bytes, is_scan, stamp, _room: room })
+        let (id, captured_at_ms) = match found.due {
+            Some(_) => (TaskId::mint(), found.captured_at_ms),
+            None => {
+                let noted = read_capture_time(&bytes, clock::now_ms());
+                (self.id(&found.camera, &found.name, &bytes), noted.or(found.captured_at_ms))
+            }
+        };
+        Ok(Image { id, bytes, is_scan, captured_at_ms, stamp, _room: room })
     }
 
     fn read_file(&self, path: &PathBuf) -> Result<(Bytes, Option<Stamp>), LoadError> {
@@ -157,10 +167,10 @@ impl Load {
     }
 
     /// The same name and content make the same id, unless `again` is another.
-    fn id(&self, name: &str, bytes: &[u8]) -> TaskId {
+    fn id(&self, camera: &CameraName, name: &str, bytes: &[u8]) -> TaskId {
         let BlobRef { sha256, .. } = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
         let again = self.again.as_ref().map(|again| format!("\nagain {again}")).unwrap_or_default();
-        TaskId::derived(&format!("{}/{name}/{sha256}{again}", self.prefix))
+        TaskId::derived(&format!("publish/{}/{camera}/{name}/{sha256}{again}", self.site))
     }
 }
 
@@ -170,16 +180,18 @@ mod tests {
 
     fn load(again: Option<&str>) -> Load {
         let settings = Arc::new(PublisherSettings::default());
-        Load::new(&"reef".parse().unwrap(), &"cam1".parse().unwrap(), again, &settings)
+        Load::new(&"reef".parse().unwrap(), again, &settings)
     }
 
     #[test]
     fn the_same_name_and_content_make_the_same_task_and_anything_else_another() {
-        let id = load(None).id("day1/a.png", b"x");
-        assert_eq!(id, load(None).id("day1/a.png", b"x"));
-        let again = load(Some("2")).id("day1/a.png", b"x");
-        assert_eq!(again, load(Some("2")).id("day1/a.png", b"x"));
-        for other in [again, load(None).id("day2/a.png", b"x"), load(None).id("day1/a.png", b"y")] {
+        let made = |again, camera: &str, name, bytes: &[u8]| load(again).id(&camera.parse().unwrap(), name, bytes);
+        let id = made(None, "cam1", "day1/a.png", b"x");
+        assert_eq!(id, made(None, "cam1", "day1/a.png", b"x"));
+        let again = made(Some("2"), "cam1", "day1/a.png", b"x");
+        assert_eq!(again, made(Some("2"), "cam1", "day1/a.png", b"x"));
+        let others = [("cam2", "day1/a.png", b"x"), ("cam1", "day2/a.png", b"x"), ("cam1", "day1/a.png", b"y")];
+        for other in others.map(|(camera, name, bytes)| made(None, camera, name, bytes)).into_iter().chain([again]) {
             assert_ne!(id, other);
         }
     }
@@ -192,6 +204,8 @@ mod tests {
         let found = Found {
             path: file.path().into(),
             name: "a".into(),
+            file: None,
+            camera: "cam1".parse().unwrap(),
             label: None,
             captured_at_ms: None,
             due: None,

@@ -1,13 +1,16 @@
 //! Report: what became of everything, for people (`Display`) and programs (`Serialize`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Refused files that are listed; the rest are counted.
+/// Refused files, kinds of files and notes that are listed; the rest are counted.
 const LISTED: usize = 20;
+/// Files of kinds beyond the listed.
+const OTHERS: &str = "of other kinds";
 
 /// A file that was not published, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,8 +36,12 @@ pub struct Summary {
     pub duplicates: u64,
     /// Files passed over because the journal says they were published before.
     pub skipped: u64,
-    /// Scans cut into tiles, to the last one.
+    /// Files cut into pages or tiles, to the last one.
     pub scans: u64,
+    /// Files and folders that were passed over, by kind, 20 kinds at the most; what lies in such a folder is not counted.
+    pub passed_over: BTreeMap<String, u64>,
+    /// What whoever publishes should know, 20 sentences at the most.
+    pub notes: Vec<String>,
     /// The first files refused, 20 at the most.
     pub refused: Vec<Refused>,
     /// All files refused.
@@ -70,6 +77,17 @@ impl Summary {
         }
     }
 
+    pub(crate) fn pass_over(&mut self, kind: String) {
+        let known = self.passed_over.len() < LISTED || self.passed_over.contains_key(&kind);
+        *self.passed_over.entry(if known { kind } else { OTHERS.into() }).or_default() += 1;
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        if self.notes.len() < LISTED {
+            self.notes.push(note);
+        }
+    }
+
     pub(crate) fn delayed(&mut self, delay: Duration) {
         self.late += 1;
         self.longest_delay_ms = self.longest_delay_ms.max(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
@@ -85,7 +103,7 @@ impl fmt::Display for Summary {
         for (count, what) in [
             (self.duplicates, "already in the stream"),
             (self.skipped, "published before and passed over"),
-            (self.scans, "scans cut into tiles"),
+            (self.scans, "cut into pages or tiles"),
             (self.refused_files, "refused"),
         ] {
             if count > 0 {
@@ -94,6 +112,13 @@ impl fmt::Display for Summary {
         }
         if self.late > 0 {
             write!(f, "; {} left late, by up to {} ms", self.late, self.longest_delay_ms)?;
+        }
+        if !self.passed_over.is_empty() {
+            let kinds: Vec<String> = self.passed_over.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            write!(f, "\n  passed over: {}", kinds.join(", "))?;
+        }
+        for note in &self.notes {
+            write!(f, "\n  note: {note}")?;
         }
         for Refused { file, reason } in &self.refused {
             write!(f, "\n  refused {file}: {reason}")?;
@@ -112,6 +137,17 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_passed_over_is_counted_by_kind_and_kinds_are_bounded() {
+        let mut summary = Summary::default();
+        for kind in [".heic", "hidden", ".heic"] {
+            summary.pass_over(kind.into());
+        }
+        assert!(summary.to_string().contains("passed over: 2 .heic, 1 hidden"), "{summary}");
+        (0..100).for_each(|number| summary.pass_over(format!(".{number}")));
+        assert_eq!((summary.passed_over.len(), summary.passed_over[OTHERS]), (21, 82));
+    }
 
     #[test]
     fn the_first_refused_files_are_listed_and_the_rest_counted() {

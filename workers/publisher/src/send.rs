@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_LABEL_BYTES};
-use schemas::task::{HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE};
+use schemas::task::{
+    HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_FILE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE,
+};
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
 use streams::{Blobs, Bus, CarryError, Placed, Publication, Publisher, subject};
 use tokio::sync::OnceCell;
@@ -18,7 +20,12 @@ const BLOB_DELAY: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub id: TaskId,
+    pub camera: CameraName,
     pub payload: Bytes,
+    /// Name of its file, for people to search by.
+    pub file: Option<String>,
+    /// Number of the page in its file, from 1, if pages are published one by one.
+    pub page: Option<u32>,
     pub label: Option<String>,
     pub captured_at_ms: Option<u64>,
     pub tile: Option<Tile>,
@@ -55,23 +62,23 @@ pub(crate) fn check_label(label: &str) -> Result<(), LabelError> {
     Ok(())
 }
 
-/// Sends to one camera's subject.
+/// Sends to the subjects of a site's cameras.
 pub(crate) struct Outlet {
     bus: Bus,
     publisher: Publisher,
     blobs: OnceCell<Blobs>,
-    subject: String,
+    site: SiteName,
     pub mark: Mark,
     patience: Duration,
 }
 
 impl Outlet {
-    pub fn new(bus: &Bus, site: &SiteName, camera: &CameraName, mark: Mark, patience: Duration) -> Self {
+    pub fn new(bus: &Bus, site: &SiteName, mark: Mark, patience: Duration) -> Self {
         Self {
             bus: bus.clone(),
             publisher: Publisher::new(bus.clone(), patience),
             blobs: OnceCell::new(),
-            subject: subject::image(site, camera),
+            site: site.clone(),
             mark,
             patience,
         }
@@ -80,20 +87,20 @@ impl Outlet {
     /// Returns when the stream has it.
     pub async fn send(&self, message: &Message) -> Result<Placed, CarryError> {
         let blob = match message.payload.len() > MAX_EMBEDDED_BYTES {
-            true => Some(self.store(&message.payload).await?),
+            true => Some(self.store(message).await?),
             false => None,
         };
-        self.publisher.publish(&publication(&self.subject, &self.mark, message, blob.as_ref())).await
+        self.publisher.publish(&publication(&self.site, &self.mark, message, blob.as_ref())).await
     }
 
     /// Storing twice is storing once, so it can be repeated.
-    async fn store(&self, bytes: &[u8]) -> Result<BlobRef, CarryError> {
+    async fn store(&self, message: &Message) -> Result<BlobRef, CarryError> {
         let blobs = self.blobs.get_or_try_init(|| Blobs::open(&self.bus)).await?;
         let give_up_at = Instant::now() + self.patience;
         loop {
-            match blobs.store(bytes).await {
+            match blobs.store(&message.payload).await {
                 Err(error @ CarryError::Broker { .. }) if Instant::now() + BLOB_DELAY < give_up_at => {
-                    tracing::debug!(subject = self.subject, %error, "storing a blob again");
+                    tracing::debug!(camera = %message.camera, %error, "storing a blob again");
                     tokio::time::sleep(BLOB_DELAY).await;
                 }
                 ended => return ended,
@@ -102,7 +109,7 @@ impl Outlet {
     }
 }
 
-fn publication(subject: &str, mark: &Mark, message: &Message, blob: Option<&BlobRef>) -> Publication {
+fn publication(site: &SiteName, mark: &Mark, message: &Message, blob: Option<&BlobRef>) -> Publication {
     let payload = if blob.is_some() { Bytes::new() } else { message.payload.clone() };
     let headers = [
         (HEADER_BLOB, blob.map(BlobRef::to_string)),
@@ -110,10 +117,11 @@ fn publication(subject: &str, mark: &Mark, message: &Message, blob: Option<&Blob
         (HEADER_CAPTURED_AT, message.captured_at_ms.map(|ms| ms.to_string())),
         (HEADER_DEADLINE, mark.deadline_ms.map(|ms| ms.to_string())),
         (HEADER_PRIORITY, mark.priority.map(|priority| priority.to_string())),
+        (HEADER_FILE, message.file.clone()),
         (HEADER_TILE, message.tile.as_ref().map(Tile::header)),
     ];
     headers.into_iter().fold(
-        Publication::with_id(subject.to_owned(), payload, message.id.to_string()),
+        Publication::with_id(subject::image(site, &message.camera), payload, message.id.to_string()),
         |publication, (name, value)| match value {
             Some(value) => publication.header(name, value),
             None => publication,

@@ -21,6 +21,16 @@ pub struct PublisherSettings {
     /// A watched file whose writer did not say that it is done is taken when its size and time have not
     /// changed for this long, milliseconds, 10 to 3600000.
     pub settle_ms: u64,
+    /// A watched folder is listed anew after each so many seconds, for shares whose changes the system does not tell; at most
+    /// 3600, and 0 listens to the system instead.
+    pub poll_s: u64,
+    /// Of folders, publish only files that match one of these patterns, whatever their extension; all image files if there
+    /// are none. `*` stands for any text, `?` for one character; a pattern with a slash is about the path in the folder.
+    pub include: Vec<String>,
+    /// Files and folders in folders that are passed over; patterns as above. Hidden ones always are.
+    pub exclude: Vec<String>,
+    /// Which pages of a TIFF are published.
+    pub pages: Pages,
     /// Where the true label of an image comes from when no `index.csv` beside it names one.
     pub labels: Labels,
     /// Scans too large to be one task.
@@ -37,6 +47,38 @@ pub enum Labels {
     /// From `index.csv`, and for images it does not name from the folder they lie in.
     Folder,
 }
+
+/// Which pages of a TIFF are published. Thumbnails are no pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pages {
+    /// The file goes as it is, and its first page is recognized.
+    #[default]
+    First,
+    /// Each page as a task of its own.
+    All,
+}
+
+/// What devices and programs keep beside pictures, and uploads on their way.
+const EXCLUDED: [&str; 17] = [
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "__MACOSX",
+    "thumbnails",
+    "thumbs",
+    "lastsnap.*",
+    "*.thm",
+    "*.part",
+    "*.partial",
+    "*.filepart",
+    "*.crdownload",
+    "*.download",
+    "*.upload",
+    "*.tmp",
+    "*.temp",
+    "*~",
+];
 
 /// How scans are cut.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +101,10 @@ impl Default for PublisherSettings {
             max_in_flight_mib: 128,
             patience_s: 120,
             settle_ms: 1000,
+            poll_s: 0,
+            include: Vec::new(),
+            exclude: EXCLUDED.map(str::to_owned).into(),
+            pages: Pages::First,
             labels: Labels::Index,
             tile: TileSettings::default(),
         }
@@ -99,6 +145,7 @@ impl PublisherSettings {
         within("max_in_flight_mib", self.max_in_flight_mib.into(), 1, 65_536)?;
         within("patience_s", self.patience_s, 1, MAX_PATIENCE_S)?;
         within("settle_ms", self.settle_ms, 10, 3_600_000)?;
+        within("poll_s", self.poll_s, 0, 3600)?;
         let TileSettings { tile_px, overlap_px, .. } = self.tile;
         if tile_px > 0 && overlap_px >= tile_px {
             return Err(format!("publisher.tile.overlap_px is {overlap_px}, use less than tile_px, {tile_px}"));

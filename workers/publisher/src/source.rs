@@ -1,6 +1,8 @@
 //! Source: where images come from. Enters: what the operator named. Leaves: one item an image, in
 //! order, through a bounded channel, so that nothing is found much faster than it is sent.
 
+mod camera;
+mod filter;
 mod folder;
 mod generator;
 mod label;
@@ -16,8 +18,15 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use schemas::CameraName;
+use schemas::limits::MAX_FILE_NAME_BYTES;
+
 use crate::report::Refused;
 use crate::settings::PublisherSettings;
+use camera::CameraNamer;
+pub use camera::Cameras;
+use filter::FileFilter;
+use folder::Seen;
 use label::Index;
 
 /// Items found ahead of being sent: small, they are paths; a generator's wait in its schedule instead.
@@ -115,7 +124,7 @@ impl Source {
 
 /// The extensions looked for in folders.
 pub(crate) fn extensions() -> String {
-    folder::EXTENSIONS.join(", ")
+    filter::EXTENSIONS.join(", ")
 }
 
 /// What a source hands on.
@@ -123,6 +132,10 @@ pub(crate) fn extensions() -> String {
 pub(crate) enum Item {
     Found(Found),
     Refused(Refused),
+    /// A file or folder that is no image or is not wanted; its kind, in words.
+    PassedOver(String),
+    /// Something that whoever publishes should know.
+    Note(String),
     /// The source broke; nothing comes after it.
     Broken(SourceError),
 }
@@ -134,9 +147,13 @@ pub(crate) struct Found {
     pub path: PathBuf,
     /// Part of its id: folder, then path inside it.
     pub name: String,
+    /// For people to search by: as above, and legible.
+    pub file: Option<String>,
+    /// The camera it comes from.
+    pub camera: CameraName,
     /// The true label, if known.
     pub label: Option<String>,
-    /// When it was taken, milliseconds since the epoch, if that is known.
+    /// When it was taken, milliseconds since the epoch, as far as that is known from outside the file.
     pub captured_at_ms: Option<u64>,
     /// When it ought to leave, if there is a schedule. Makes it a new task whatever its content.
     pub due: Option<Instant>,
@@ -149,7 +166,7 @@ pub(crate) struct Feed {
     items: mpsc::Receiver<Item>,
     pub total: Option<u64>,
     /// Held for as long as its events are wanted.
-    _watcher: Option<notify::RecommendedWatcher>,
+    _watch: Option<watch::FolderWatch>,
 }
 
 impl Feed {
@@ -160,41 +177,39 @@ impl Feed {
 }
 
 /// Begins to read a source.
-pub(crate) async fn open(source: Source, settings: &PublisherSettings) -> Result<Feed, SourceError> {
-    let index = Index::new(settings.labels);
+pub(crate) async fn open(source: Source, cameras: Cameras, settings: &PublisherSettings) -> Result<Feed, SourceError> {
+    let builder = ItemBuilder::new(cameras, settings);
+    let filter = FileFilter::new(settings);
     let (items, feed) = mpsc::channel(AHEAD);
     let mut total = None;
-    let mut watcher = None;
+    let mut watch = None;
     match source {
         Source::Paths(paths) => {
-            let counted = paths.clone();
+            let (counted, count_filter) = (paths.clone(), filter.clone());
             let (tell, told) = oneshot::channel();
             thread(move || {
-                let _nobody_listens = tell.send(folder::count(&counted));
+                let _nobody_listens = tell.send(folder::count(&counted, &count_filter));
             })?;
             total = told.await.ok();
-            thread(move || folder::run(&paths, index, &items))?;
+            thread(move || folder::run(&paths, builder, &filter, &items))?;
         }
-        Source::Watch(path) => {
-            let settle = Duration::from_millis(settings.settle_ms);
-            watcher = Some(watch::open(path, settle, index, items)?);
-        }
+        Source::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),
         Source::Stdin => {
             total = Some(1);
-            thread(move || stdin::one(std::io::stdin(), &items))?;
+            thread(move || stdin::one(std::io::stdin(), builder, &items))?;
         }
-        Source::StdinPaths => thread(move || stdin::paths(std::io::stdin().lock(), index, &items))?,
+        Source::StdinPaths => thread(move || stdin::paths(std::io::stdin().lock(), builder, &filter, &items))?,
         Source::Generator { images, rate_per_s, poisson, seed, count, duration } => {
             let schedule = generator::Schedule::new(rate_per_s, poisson, seed)?;
             let until = generator::Until { count, duration };
             total = count.filter(|_| duration.is_none());
             // At most one image is ahead of its time. The task ends when the channel is closed.
             let (items, feed) = mpsc::channel(1);
-            tokio::spawn(generator::run(images, index, schedule, until, items));
-            return Ok(Feed { items: feed, total, _watcher: None });
+            tokio::spawn(generator::run(images, builder, filter, schedule, until, items));
+            return Ok(Feed { items: feed, total, _watch: None });
         }
     }
-    Ok(Feed { items: feed, total, _watcher: watcher })
+    Ok(Feed { items: feed, total, _watch: watch })
 }
 
 /// A thread of its own, ended by the channel it writes to. Nobody waits for it: one that is reading a
@@ -240,12 +255,100 @@ impl Root {
         Self { folder, name }
     }
 
-    fn found(&self, path: PathBuf, index: &mut Index) -> Found {
+    /// Path below the folder.
+    fn inside<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(&self.folder).unwrap_or(path)
+    }
+}
+
+/// Makes items of what lies in folders: which camera an image is of, its label and its names.
+#[derive(Debug)]
+pub(crate) struct ItemBuilder {
+    index: Index,
+    cameras: CameraNamer,
+}
+
+impl ItemBuilder {
+    pub fn new(cameras: Cameras, settings: &PublisherSettings) -> Self {
+        Self { index: Index::new(settings.labels), cameras: CameraNamer::new(cameras) }
+    }
+
+    /// What is to be handed on about something below a root, in order.
+    pub fn build(&mut self, root: &Root, seen: Seen) -> Vec<Item> {
+        let item = match seen {
+            Seen::File(path) => return self.build_image(root, path),
+            Seen::PassedOver(kind) => Item::PassedOver(kind),
+            Seen::Refused(refused) => Item::Refused(refused),
+            Seen::LinkedFolder(_) => return Vec::new(),
+        };
+        vec![item]
+    }
+
+    /// An image, after what is to be said about its folder.
+    fn build_image(&mut self, root: &Root, path: PathBuf) -> Vec<Item> {
         // A file named without its folder lies in the working folder.
-        let path = if path.starts_with(&self.folder) { path } else { self.folder.join(path) };
-        let inside = path.strip_prefix(&self.folder).unwrap_or(&path);
-        let name = format!("{}/{}", self.name, spell(inside));
-        let label = index.label(&self.folder, &path);
-        Found { path, name, label, captured_at_ms: None, due: None, bytes: None }
+        let path = if path.starts_with(&root.folder) { path } else { root.folder.join(path) };
+        let inside = root.inside(&path);
+        let (camera, note) = match self.cameras.name(inside) {
+            Ok(named) => named,
+            Err(reason) => return vec![Item::Refused(Refused::new(&path, reason))],
+        };
+        let name = format!("{}/{}", root.name, spell(inside));
+        let file = Some(legible(&format!("{}/{}", root.name, inside.to_string_lossy())));
+        let label = self.index.label(&root.folder, &path);
+        let found = Found { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };
+        let mut items = self.index.take_items();
+        items.extend(note.map(Item::Note));
+        items.push(Item::Found(found));
+        items
+    }
+}
+
+/// A name that fits a header: without control characters, and of a very long one the end.
+fn legible(name: &str) -> String {
+    /// Left for the number of a page.
+    const PAGE_BYTES: usize = 32;
+    let name: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let from = name.len().saturating_sub(MAX_FILE_NAME_BYTES - PAGE_BYTES);
+    match (from..name.len()).find(|at| name.is_char_boundary(*at)) {
+        Some(at) if at > 0 => format!("…{}", &name[at..]),
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(root: &Path, path: &Path, labels: crate::Labels) -> Found {
+        let settings = PublisherSettings { labels, ..PublisherSettings::default() };
+        let mut builder = ItemBuilder::new(Cameras::One("cam".parse().unwrap()), &settings);
+        let mut items = builder.build(&Root::of(root), Seen::File(path.to_owned()));
+        let Some(Item::Found(found)) = items.pop() else { panic!("no image") };
+        found
+    }
+
+    #[test]
+    fn a_file_has_the_same_name_alone_and_in_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.png");
+        std::fs::write(&file, "x").unwrap();
+        let (alone, inside) =
+            (built(&file, &file, crate::Labels::Index), built(folder.path(), &file, crate::Labels::Index));
+        assert_eq!((alone.name, alone.file), (inside.name, inside.file));
+    }
+
+    #[test]
+    fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
+        let path = Path::new("Cargo.toml");
+        let found = built(path, path, crate::Labels::Folder);
+        assert_eq!((found.name.as_str(), found.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
+    }
+
+    #[test]
+    fn a_name_for_people_is_legible_and_bounded() {
+        assert_eq!(legible("Küche/a\nb.jpg"), "Küche/a?b.jpg");
+        let long = legible(&format!("{}/ende.jpg", "ü".repeat(400)));
+        assert!(long.len() <= MAX_FILE_NAME_BYTES && long.starts_with('…') && long.ends_with("ü/ende.jpg"), "{long}");
     }
 }

@@ -1,23 +1,56 @@
-//! Tile: a scan in, one message a tile out. Every tile is a task of its own that names its scan and its
+//! Tile: a scan in, one message a page and tile out. Every tile is a task of its own that names its scan and its
 //! place in it; together they cover the scan.
 
 use bytes::Bytes;
 use schemas::{TaskId, Tile};
 use tokio::sync::mpsc::Sender;
-use vision::{TileError, dimensions, split};
+use vision::{TileError, count_pages, dimensions, extract_page, split};
 
 use crate::send::Message;
-use crate::settings::TileSettings;
+use crate::settings::{Pages, PublisherSettings, TileSettings};
 
-/// Whether an image is so large that it is cut. Reads its header only; what cannot be read is left to
-/// whoever decodes it.
-pub(crate) fn is_scan(bytes: &[u8], settings: &TileSettings) -> bool {
+/// Whether an image becomes several messages. Reads headers only; what cannot be read is left to whoever decodes it.
+pub(crate) fn is_cut(bytes: &[u8], settings: &PublisherSettings) -> bool {
+    is_scan(bytes, &settings.tile) || pages(bytes, settings) > 1
+}
+
+fn pages(bytes: &[u8], settings: &PublisherSettings) -> usize {
+    match settings.pages {
+        Pages::First => 1,
+        Pages::All => count_pages(bytes, &settings.tile.scan),
+    }
+}
+
+/// Cuts a file into its pages and large ones into tiles, and hands them on, one at a time. `whole` is the file's own message.
+/// Blocks.
+pub(crate) fn cut(whole: &Message, settings: &PublisherSettings, parts: &Sender<Message>) -> Result<(), TileError> {
+    let count = pages(&whole.payload, settings);
+    if count <= 1 {
+        return cut_tiles(whole, &settings.tile, parts);
+    }
+    for number in 1..=count {
+        let page = Message {
+            id: whole.id.child(&format!("page {number}")),
+            payload: extract_page(&whole.payload, &settings.tile.scan, number)?.into(),
+            file: whole.file.as_ref().map(|file| format!("{file}, page {number}")),
+            page: u32::try_from(number).ok(),
+            ..whole.clone()
+        };
+        match is_scan(&page.payload, &settings.tile) {
+            true => cut_tiles(&page, &settings.tile, parts)?,
+            false if parts.blocking_send(page).is_err() => break,
+            false => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_scan(bytes: &[u8], settings: &TileSettings) -> bool {
     let Some(limit_px) = settings.limit_px() else { return false };
     dimensions(bytes).is_ok_and(|(_, width_px, height_px)| width_px.max(height_px) > limit_px)
 }
 
-/// Cuts a scan and hands its tiles on, one at a time. `whole` is the scan's own message. Blocks.
-pub(crate) fn cut(whole: &Message, settings: &TileSettings, tiles: &Sender<Message>) -> Result<(), TileError> {
+fn cut_tiles(whole: &Message, settings: &TileSettings, tiles: &Sender<Message>) -> Result<(), TileError> {
     for tile in split(&whole.payload, &settings.scan, settings.tile_px, settings.overlap_px)? {
         let tile = tile?;
         let place = Tile {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use runtime::Shutdown;
-use schemas::{CameraName, SiteName, TaskId, Tile};
+use schemas::{SiteName, TaskId, Tile};
 use streams::{Bus, CarryError, Placed};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -23,8 +23,8 @@ use crate::load::{Image, Load, Stamp};
 use crate::progress::Progress;
 use crate::report::{Refused, Summary};
 use crate::send::{Mark, Message, Outlet, check_label};
-use crate::settings::PublisherSettings;
-use crate::source::{self, Found, Item, Source, SourceError};
+use crate::settings::{Pages, PublisherSettings};
+use crate::source::{self, Cameras, Found, Item, Source, SourceError};
 use crate::tile;
 
 /// Tiles of one scan cut and not yet sent: one is cut while another waits.
@@ -60,7 +60,9 @@ pub struct Acknowledged {
     pub placed: Placed,
     /// The file it came from.
     pub path: PathBuf,
-    /// Which part of the file it is, if that was a scan.
+    /// Which page of the file it is, from 1, if pages are published one by one.
+    pub page: Option<u32>,
+    /// Which part of the file or page it is, if that was a scan.
     pub tile: Option<Tile>,
     /// The true label, if known.
     pub label: Option<String>,
@@ -77,7 +79,7 @@ pub struct Acknowledged {
 pub async fn publish(
     bus: &Bus,
     site: &SiteName,
-    camera: &CameraName,
+    cameras: Cameras,
     source: Source,
     settings: &PublisherSettings,
     options: Options,
@@ -90,7 +92,12 @@ pub async fn publish(
     }
     let identity = source.identity().map(|source| {
         let tile = (settings.tile.tile_px, settings.tile.overlap_px, settings.tile.limit_px());
-        format!("{site}\n{camera}\n{again:?}\n{tile:?}\n{source}")
+        let camera = match &cameras {
+            Cameras::One(camera) => camera.to_string(),
+            Cameras::FromFolders => "from folders".into(),
+        };
+        let pages = if settings.pages == Pages::All { "\npages" } else { "" };
+        format!("{site}\n{camera}\n{again:?}\n{tile:?}{pages}\n{source}")
     });
     let (known, journal) = match (journal, identity) {
         (Some(place), Some(identity)) => Journal::open(place.path(&identity), bus).await,
@@ -98,8 +105,8 @@ pub async fn publish(
     };
     let settings = Arc::new(settings.clone());
     let walk = Arc::new(Walk {
-        load: Load::new(site, camera, again.as_deref(), &settings),
-        send: Outlet::new(bus, site, camera, mark, Duration::from_secs(settings.patience_s)),
+        load: Load::new(site, again.as_deref(), &settings),
+        send: Outlet::new(bus, site, mark, Duration::from_secs(settings.patience_s)),
         scans: Semaphore::new(1),
         settings,
         known,
@@ -109,7 +116,7 @@ pub async fn publish(
     let endless = source.is_endless();
     let mut run = Run { flight: JoinSet::new(), summary: Summary::default(), journal };
     let start = Instant::now();
-    let ended = run.all(&walk, source, &mut progress).await;
+    let ended = run.all(&walk, source, cameras, &mut progress).await;
     progress.end();
     let Run { mut summary, journal, .. } = run;
     journal.close().await;
@@ -146,11 +153,17 @@ struct Run {
 }
 
 impl Run {
-    async fn all(&mut self, walk: &Arc<Walk>, source: Source, progress: &mut Progress) -> Result<Ended, Stop> {
+    async fn all(
+        &mut self,
+        walk: &Arc<Walk>,
+        source: Source,
+        cameras: Cameras,
+        progress: &mut Progress,
+    ) -> Result<Ended, Stop> {
         let opened = tokio::select! {
             biased;
             () = walk.shutdown.wanted() => return Ok(Ended::Interrupted),
-            opened = source::open(source, &walk.settings) => opened,
+            opened = source::open(source, cameras, &walk.settings) => opened,
         };
         let mut feed = opened.map_err(Stop::Source)?;
         progress.begin(feed.total);
@@ -166,6 +179,8 @@ impl Run {
                 item = feed.next(), if self.flight.len() < walk.settings.max_in_flight => match item {
                     Some(Item::Found(found)) => self.start(walk, found),
                     Some(Item::Refused(refused)) => self.summary.refuse(refused),
+                    Some(Item::PassedOver(kind)) => self.summary.pass_over(kind),
+                    Some(Item::Note(note)) => self.summary.note(note),
                     Some(Item::Broken(error)) => break Err(Stop::Source(error)),
                     None => break Ok(Ended::Through),
                 },
@@ -293,12 +308,15 @@ impl Walk {
         if self.known.has(&path, image.id) {
             return Ok(Ending::Known);
         }
-        let Image { id, bytes, is_scan, stamp, .. } = &image;
+        let Image { id, bytes, is_scan, captured_at_ms, stamp, .. } = &image;
         let message = Message {
             id: *id,
+            camera: found.camera.clone(),
             payload: bytes.clone(),
+            file: found.file.clone(),
+            page: None,
             label: found.label.clone().or_else(|| self.send.mark.label.clone()),
-            captured_at_ms: found.captured_at_ms,
+            captured_at_ms: *captured_at_ms,
             tile: None,
         };
         let from = Origin { found: &found, begun };
@@ -333,6 +351,7 @@ impl Walk {
                 task: message.id,
                 placed,
                 path: from.found.path.clone(),
+                page: message.page,
                 tile: message.tile.clone(),
                 label: message.label.clone(),
                 size_bytes: message.payload.len() as u64,
@@ -343,7 +362,7 @@ impl Walk {
         Ok(placed)
     }
 
-    /// Cuts a scan and sends its tiles. Tiles have sequences, the scan has none.
+    /// Cuts a scan and sends its pages and tiles. They have sequences, the scan has none.
     async fn scan(&self, whole: Message, from: &Origin<'_>, walked: &mut Walked) -> Result<u64, Ending> {
         let _turn = self.scans.acquire().await.map_err(|_| Ending::Interrupted)?;
         if self.shutdown.is_wanted() {
@@ -351,7 +370,7 @@ impl Walk {
         }
         let (tiles, cut) = mpsc::channel(TILES_AHEAD);
         let settings = self.settings.clone();
-        let cutting = tokio::task::spawn_blocking(move || tile::cut(&whole, &settings.tile, &tiles));
+        let cutting = tokio::task::spawn_blocking(move || tile::cut(&whole, &settings, &tiles));
         let all_sent = self.tiles(cut, from, walked).await;
         let all_cut = cutting.await;
         all_sent?;

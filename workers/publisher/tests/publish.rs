@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use publisher::{
-    Acknowledged, JournalPlace, Options, PublishFailure, PublisherSettings, Source, Summary, TileSettings, publish,
+    Acknowledged, Cameras, JournalPlace, Options, PublishFailure, PublisherSettings, Source, Summary, TileSettings,
+    publish,
 };
 use runtime::Shutdown;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::Stored;
-use schemas::{CameraName, SiteName, Task};
+use schemas::{SiteName, Task};
 use streams::read::{self, Record};
 use streams::server::{Durability, Leaf, Server, ServerSettings};
 use streams::topology::{self, IMAGES, Mend, Place, StreamSettings};
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct World {
     bus: Bus,
     site: SiteName,
-    camera: CameraName,
+    cameras: Cameras,
     server: Server,
     folder: tempfile::TempDir,
 }
@@ -46,8 +47,8 @@ impl World {
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
         let bus = Bus::connect(&nats, "test").await.unwrap();
-        let (site, camera): (SiteName, CameraName) = ("reef".parse().unwrap(), "cam1".parse().unwrap());
-        let world = Self { bus, site, camera, server, folder };
+        let (site, cameras) = ("reef".parse().unwrap(), Cameras::One("cam1".parse().unwrap()));
+        let world = Self { bus, site, cameras, server, folder };
         world.set_up(streams).await;
         fs::create_dir_all(world.images()).unwrap();
         world
@@ -95,7 +96,7 @@ impl World {
         options: Options,
         shutdown: &Shutdown,
     ) -> Result<Summary, PublishFailure> {
-        publish(&self.bus, &self.site, &self.camera, source, settings, options, shutdown).await
+        publish(&self.bus, &self.site, self.cameras.clone(), source, settings, options, shutdown).await
     }
 
     async fn messages(&self) -> u64 {
@@ -254,6 +255,147 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
     let summary = summary.unwrap();
     assert_eq!((summary.published, summary.interrupted), (4, false), "{summary}");
     assert_eq!(world.task(1).await.captured_at_ms, Some(1_000_000_000_000));
+}
+
+/// A picture that its own format says goes to the end.
+fn picture() -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8, y as u8, 9]))
+        .write_to(&mut bytes, image::ImageFormat::Jpeg)
+        .unwrap();
+    bytes.into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
+    let world = World::new(StreamSettings::default()).await;
+    let (acknowledged, mut told) = mpsc::channel(1);
+    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let settings = PublisherSettings { settle_ms: 50, ..Default::default() };
+    let shutdown = Shutdown::default();
+    let whole = picture();
+    let (first, rest) = whole.split_at(whole.len() / 2);
+    let upload = async {
+        let slow = world.images().join("slow.jpg");
+        let mut file = fs::File::create(&slow).unwrap();
+        file.write_all(first).unwrap();
+        file.sync_all().unwrap();
+        // Many times as long as a file of unknown end is waited for.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(world.messages().await, 0);
+        file.write_all(rest).unwrap();
+        drop(file);
+        assert_eq!(told.recv().await.unwrap().size_bytes, whole.len() as u64);
+        let resumed = world.write("resumed.jpg", first);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(world.messages().await, 1);
+        fs::OpenOptions::new().append(true).open(&resumed).unwrap().write_all(rest).unwrap();
+        assert_eq!(told.recv().await.unwrap().size_bytes, whole.len() as u64);
+        shutdown.want();
+    };
+    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let (summary, ()) = within(async { tokio::join!(run, upload) }).await;
+    assert_eq!(summary.unwrap().published, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_polled_is_seen_without_the_systems_events() {
+    let world = World::new(StreamSettings::default()).await;
+    let (acknowledged, mut told) = mpsc::channel(1);
+    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let settings = PublisherSettings { settle_ms: 50, poll_s: 1, ..Default::default() };
+    let shutdown = Shutdown::default();
+    world.write("before.jpg", &picture());
+    let write = async {
+        assert!(told.recv().await.unwrap().path.ends_with("before.jpg"));
+        world.write("day/after.jpg", &picture());
+        assert!(told.recv().await.unwrap().path.ends_with("day/after.jpg"));
+        // Two more listings find nothing new.
+        tokio::time::sleep(Duration::from_millis(2200)).await;
+        shutdown.want();
+    };
+    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let (summary, ()) = within(async { tokio::join!(run, write) }).await;
+    assert_eq!(summary.unwrap().published, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_linked_folder_of_a_watched_one_is_watched_too() {
+    let world = World::new(StreamSettings::default()).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (acknowledged, mut told) = mpsc::channel(1);
+    let options = Options { acknowledged: Some(acknowledged), ..Options::default() };
+    let shutdown = Shutdown::default();
+    world.write("first.jpg", &picture());
+    let write = async {
+        told.recv().await.unwrap();
+        fs::write(elsewhere.path().join("there.jpg"), picture()).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), world.images().join("nas")).unwrap();
+        assert!(told.recv().await.unwrap().path.ends_with("nas/there.jpg"));
+        fs::write(elsewhere.path().join("later.jpg"), picture()).unwrap();
+        assert!(told.recv().await.unwrap().path.ends_with("nas/later.jpg"));
+        shutdown.want();
+    };
+    let settings = PublisherSettings::default();
+    let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
+    let (summary, ()) = within(async { tokio::join!(run, write) }).await;
+    assert_eq!(summary.unwrap().published, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
+    let world = World { cameras: Cameras::FromFolders, ..World::new(StreamSettings::default()).await };
+    for name in ["door/a.jpg", "Küche/2026-11-29/b", "Küche/@eaDir/b.jpg", "door/.c.jpg", "door/lastsnap.jpg"] {
+        world.write(name, &picture());
+    }
+    world.write("door/index.csv", b"name;class\n1.png;boot\n");
+    world.write("door/notes.heic", b"x");
+    world.write("loose.jpg", &picture());
+    let summary = world.publish(world.source(), Options::default()).await.unwrap();
+    assert_eq!((summary.published, summary.refused_files), (2, 1), "{summary}");
+    let text = summary.to_string();
+    for word in
+        ["1 .heic", "1 hidden", "lastsnap.*", "@eaDir", "without the columns", "folder \"Küche\" is camera K-che"]
+    {
+        assert!(text.contains(word), "{word} is not in {text}");
+    }
+    let mut tasks = [world.task(1).await, world.task(2).await];
+    tasks.sort_by_key(|task| task.camera.to_string());
+    let named = |at: usize| (tasks[at].camera.as_str(), tasks[at].file.as_deref());
+    assert_eq!(named(0), ("K-che", Some("images/Küche/2026-11-29/b")));
+    assert_eq!(named(1), ("door", Some("images/door/a.jpg")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_document_is_a_task_that_says_which() {
+    let world = World::new(StreamSettings::default()).await;
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let mut writer = tiff::encoder::TiffEncoder::new(&mut bytes).unwrap();
+    for level in [1, 2, 3] {
+        writer.write_image::<tiff::encoder::colortype::Gray8>(8, 8, &[level; 64]).unwrap();
+    }
+    world.write("fax.tif", bytes.get_ref());
+    world.write("photo.jpg", &picture());
+    let settings = PublisherSettings { pages: publisher::Pages::All, ..Default::default() };
+    let shutdown = Shutdown::default();
+    let run = || world.publish_with(world.source(), &settings, Options::default(), &shutdown);
+    for _ in 0..2 {
+        let summary = within(run()).await.unwrap();
+        assert_eq!((summary.published, summary.scans), (4, 1), "{summary}");
+    }
+    let (mut files, mut ids) = (Vec::new(), std::collections::BTreeSet::new());
+    for sequence in 1..=8 {
+        let task = world.task(sequence).await;
+        ids.insert(task.id);
+        files.extend(task.file);
+    }
+    assert_eq!(ids.len(), 4, "the same pages are the same tasks");
+    files.sort();
+    files.dedup();
+    let pages = [1, 2, 3].map(|number| format!("images/fax.tif, page {number}"));
+    assert_eq!(files, [&pages[..], &["images/photo.jpg".to_owned()]].concat());
+    let whole = world.publish(world.source(), Options::default()).await.unwrap();
+    assert_eq!((whole.published, whole.scans), (2, 0), "without the option the file goes as it is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -492,7 +634,7 @@ async fn a_generator_that_is_held_up_says_how_late_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_killed_on_the_way_gets_every_image_once() {
+async fn a_server_that_is_killed_on_the_way_gets_every_image_as_one_task() {
     let world = World::new(StreamSettings::default()).await;
     world.write_many(300);
     let (acknowledged, mut told) = mpsc::channel(1);
@@ -512,5 +654,11 @@ async fn a_server_that_is_killed_on_the_way_gets_every_image_once() {
     let (summary, heard) = within(async { tokio::join!(run, kill) }).await;
     let summary = summary.unwrap();
     assert_eq!((summary.published + summary.duplicates, heard), (300, 300), "{summary}");
-    assert_eq!((world.messages().await, world.server.restarts()), (300, 1));
+    assert_eq!(world.server.restarts(), 1);
+    // What was stored and not acknowledged when the server died is stored again.
+    let mut tasks = std::collections::BTreeSet::new();
+    for sequence in 1..=world.messages().await {
+        tasks.insert(world.task(sequence).await.id);
+    }
+    assert_eq!(tasks.len(), 300);
 }

@@ -10,6 +10,7 @@ use schemas::{
 };
 use streams::Publication;
 use streams::subject::{self, Errand};
+use vision::ImageEnvelope;
 
 use decisions::fate::Fate;
 use decisions::gate::Tested;
@@ -29,8 +30,14 @@ pub struct Found {
     pub tested: Tested,
     /// How long the steps took.
     pub timings: Timings,
-    /// What was odd about its bytes.
-    pub note: Option<String>,
+    /// What stood around the picture.
+    pub envelope: ImageEnvelope,
+}
+
+/// What a picture's envelope says, where no header says it.
+fn add_envelope(answer: &mut Answer, envelope: ImageEnvelope) {
+    answer.notes.extend(envelope.note);
+    answer.captured_at_ms = answer.captured_at_ms.or(envelope.captured_at_ms);
 }
 
 /// What goes into every report.
@@ -113,7 +120,7 @@ impl Reporter<'_> {
         answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
         answer.decided = self.decided();
         answer.timings = found.timings;
-        answer.notes.extend(found.note.clone());
+        add_envelope(&mut answer, found.envelope.clone());
         answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
         answer.with_opinion(found.opinion.clone())
     }
@@ -151,7 +158,7 @@ impl Reporter<'_> {
         let mut answer = Answer::about(task, Stage::Final, route, reason, self.now_ms);
         answer.decided = self.decided();
         answer.timings = found.timings;
-        answer.notes.extend(found.note);
+        add_envelope(&mut answer, found.envelope);
         answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
         let answer = answer.with_opinion(found.opinion);
         outcome(task, &answer)
@@ -224,7 +231,7 @@ mod tests {
         let opinion = Opinion { label: "fish".into(), confidence: 0.6, top: Vec::new(), release, temperature: None };
         let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4 };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
-        Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, note: None }
+        Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, envelope: ImageEnvelope::default() }
     }
 
     fn published(verify: &VerifySettings, reason: Reason, fate: Fate, now_ms: u64) -> Outgoing {

@@ -24,7 +24,7 @@ use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::decided::{Doubted, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
-use schemas::task::Stored;
+use schemas::task::{HEADER_FILE, Stored};
 use schemas::{CameraName, Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
 use streams::fleet::Ledger;
 use streams::read::Record;
@@ -117,6 +117,7 @@ impl Recognizer {
             }
             fault(error)
         })?;
+        metrics::count_notes(&self.site, usize::from(seen.envelope.note.is_some()));
         let model = &seen.model;
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
@@ -143,7 +144,7 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(Found { opinion, reason, features: seen.features, tested, timings, note: seen.note })
+        Ok(Found { opinion, reason, features: seen.features, tested, timings, envelope: seen.envelope })
     }
 
     /// A release is about to serve.
@@ -279,8 +280,9 @@ impl Step for Recognizer {
         let stored = self.stored(delivery)?;
         let task = Task::read(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
             let reason = runtime::fault::chain(&error);
-            Fault::reject("header_unreadable", reason, "correct the header, or leave it away: every header is optional")
+            Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
         })?;
+        metrics::count_notes(&self.site, task.notes.len());
         self.answer(&task, delivery, credit).await
     }
 
@@ -292,7 +294,8 @@ impl Step for Recognizer {
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
         metrics::answered(&self.site, Route::Dead, Reason::GivenUp);
-        let tombstone = report::tombstone(&Task::bare(&stored, id), fault.clone(), clock::now_ms()).ok();
+        let task = Task::bare(&stored, id).with_file(message.header(HEADER_FILE));
+        let tombstone = report::tombstone(&task, fault.clone(), clock::now_ms()).ok();
         Burial { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
     }
 }

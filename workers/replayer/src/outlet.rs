@@ -1,6 +1,8 @@
 //! Images, labels and pins back into streams: what is published about each, and under which id. Pure.
 
-use schemas::task::{HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_LABEL, HEADER_MESSAGE_ID, HEADER_REPLAYED, HEADER_TILE};
+use schemas::task::{
+    HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_FILE, HEADER_LABEL, HEADER_MESSAGE_ID, HEADER_REPLAYED, HEADER_TILE,
+};
 use schemas::{CameraName, Label, LabelSource, SetName, SiteName, TaskId, encode};
 use streams::{CarryError, Publication, subject};
 
@@ -43,7 +45,7 @@ pub fn again(template: &str, row: &Row, image: &Image, run: TaskId) -> Publicati
         publication = publication.header(HEADER_LABEL, label.as_ref());
     }
     // Not its deadline, which is past, nor its priority: it is in no hurry.
-    let kept = |name: &str| [HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_TILE].contains(&name);
+    let kept = |name: &str| [HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_FILE, HEADER_TILE].contains(&name);
     let headers = image.headers.iter().filter(|(name, _)| kept(name));
     publication.headers.extend(headers.map(|(name, value)| (name.clone().into(), value.clone())));
     publication

@@ -41,6 +41,7 @@ struct Kept {
     stages: Family<Stage, Histogram>,
     batches: Family<Role, Histogram>,
     answers: Family<Answered, Counter>,
+    notes: Family<Site, Counter>,
     /// The latest sign of life of each role and site of this process, and when it was sent.
     beats: Mutex<Beats>,
     /// Queues that roles of this process take from.
@@ -55,6 +56,7 @@ impl Default for Kept {
             stages: Family::new_with_constructor(|| Histogram::new(exponential_buckets(5e-5, 2.0, 20))),
             batches: Family::new_with_constructor(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])),
             answers: Family::default(),
+            notes: Family::default(),
             beats: Mutex::default(),
             queues: Mutex::default(),
         }
@@ -85,6 +87,11 @@ struct Answered {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Site {
+    site: String,
+}
+
 /// A durable consumer that a role takes from.
 #[derive(Clone)]
 struct Queue {
@@ -103,6 +110,13 @@ pub(crate) fn ended(role: &'static str, outcome: &'static str) {
 pub fn answered(site: &SiteName, route: Route, reason: Reason) {
     let labels = Answered { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     KEPT.answers.get_or_create(&labels).inc();
+}
+
+/// So many oddities of an image were passed over: headers left out, bytes skipped. Its answer says which.
+pub fn count_notes(site: &SiteName, count: usize) {
+    if count > 0 {
+        KEPT.notes.get_or_create(&Site { site: site.to_string() }).inc_by(count as u64);
+    }
 }
 
 /// How long the steps of an image took; what did not happen is left out.
@@ -162,6 +176,11 @@ fn counted() -> Registry {
         KEPT.batches.clone(),
     );
     registry.register("tributary_answers", "Final answers made", KEPT.answers.clone());
+    registry.register(
+        "tributary_image_notes",
+        "Headers left out and bytes skipped of images that were recognized nevertheless; their answers say which",
+        KEPT.notes.clone(),
+    );
     registry
 }
 

@@ -28,6 +28,7 @@ thinks of a doubtful image while the cloud is asked. Times are UTC; `took` is fr
 Examples:
   tributary answers                             the newest 20, one a line
   tributary answers --follow --camera cam-1     and whatever comes, of one camera
+  tributary answers --file dock/0042            of files whose names contain this
   tributary answers --follow --json | jq .label as JSON, one object a line
   tributary answers 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --wait 30
                                                 one task in full, as soon as it is answered";
@@ -54,6 +55,9 @@ pub struct AnswersArgs {
     /// Only of this camera.
     #[arg(long, value_name = "NAME")]
     camera: Option<CameraName>,
+    /// Only of images whose file name contains TEXT, in any case; older ones are looked through until --last are found.
+    #[arg(long, value_name = "TEXT", conflicts_with = "task")]
+    file: Option<String>,
     /// With a task: wait so long for its outcome if there is none yet.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, requires = "task")]
     wait: u64,
@@ -81,20 +85,34 @@ async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
     let after = read::level(&site.bus, topology::ANSWERS).await?.last_sequence;
     let stored = match args.last {
         0 => Vec::new(),
-        last => read::newest(&site.bus, topology::ANSWERS, look.clone(), last, |_| true).await?,
+        last => {
+            let wanted = |record: &Record| is_of_file(record, args.file.as_deref());
+            read::newest(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
+        }
     };
     if stored.is_empty() && !args.follow {
-        let of = camera.map(|camera| format!(" from camera {camera}")).unwrap_or_default();
-        out::note(format_args!("no answers at site {}{of} yet: publish images with `tributary publish`", site.name));
+        let of_camera = camera.map(|camera| format!(" from camera {camera}")).unwrap_or_default();
+        let of_file = args.file.as_ref().map(|file| format!(" of a file named {file:?}")).unwrap_or_default();
+        out::note(format_args!(
+            "no answers at site {}{of_camera}{of_file} yet: publish images with `tributary publish`",
+            site.name
+        ));
     }
     for record in &stored {
         show(record, args.json)?;
     }
     let after = stored.last().map_or(after, |record| record.sequence.max(after));
-    if args.follow { follow(&site.bus, look, after, args.json).await } else { Ok(()) }
+    if args.follow { follow(&site.bus, look, after, args).await } else { Ok(()) }
 }
 
-async fn follow(bus: &Bus, look: Stretch, mut after: u64, json: bool) -> anyhow::Result<()> {
+/// Whether an answer is of an image whose file name contains a text; all are where none is asked for.
+fn is_of_file(record: &Record, text: Option<&str>) -> bool {
+    let Some(text) = text else { return true };
+    let file = decode::<Answer>(&record.payload).ok().and_then(|answer| answer.file);
+    file.is_some_and(|file| file.to_lowercase().contains(&text.to_lowercase()))
+}
+
+async fn follow(bus: &Bus, look: Stretch, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
     loop {
         let part = Stretch { from_sequence: Some(after + 1), ..look.clone() };
         match read::follow(bus, topology::ANSWERS, part).await {
@@ -102,7 +120,9 @@ async fn follow(bus: &Bus, look: Stretch, mut after: u64, json: bool) -> anyhow:
                 let mut records = std::pin::pin!(records.take_until(Box::pin(restarted(bus))));
                 while let Some(Ok(record)) = records.next().await {
                     after = record.sequence;
-                    show(&record, json)?;
+                    if is_of_file(&record, args.file.as_deref()) {
+                        show(&record, args.json)?;
+                    }
                 }
                 tracing::warn!("reading was interrupted, going on");
             }
@@ -229,6 +249,7 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain(&fault.name), form::plain(&fault.reason))),
     );
     row("remedy", answer.fault.as_ref().map(|fault| form::plain(&fault.remedy)));
+    row("file", answer.file.as_deref().map(form::plain));
     row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
     row(
         "tile",
@@ -242,6 +263,9 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);
     row("answered", Some(format!("{}, {} later", form::time(answer.answered_at_ms), form::span(took as f64))));
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
+    for note in &answer.notes {
+        row("note", Some(form::plain(note)));
+    }
     rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
 }
 

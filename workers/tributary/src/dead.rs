@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
 use schemas::DeadLetter;
+use schemas::task::HEADER_FILE;
 use streams::{Bus, Publisher};
 
 use crate::roles::people;
@@ -24,6 +25,7 @@ as the same task; its letter goes, and its new outcome takes the place of the ol
 
 Examples:
   tributary dead list --fault image_truncated
+  tributary dead list --file dock/              of files whose names contain this
   tributary dead show 1f0c --save broken.jpg
   tributary dead redrive 1f0c 88ab                these two, by the beginning of their ids
   tributary dead redrive --all --fault tries_used_up
@@ -48,6 +50,9 @@ enum DeadCommand {
         /// Only those with this fault.
         #[arg(long, value_name = "NAME")]
         fault: Option<String>,
+        /// Only those whose file name contains TEXT, in any case.
+        #[arg(long, value_name = "TEXT")]
+        file: Option<String>,
         /// JSON, one object a line.
         #[arg(long)]
         json: bool,
@@ -90,7 +95,13 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
     let letters = janitor::redrive::letters(&bus).await.map_err(people);
     let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
-        DeadCommand::List { fault, json } => list(&of_fault(letters, fault.as_deref()), json, &place),
+        DeadCommand::List { fault, file, json } => {
+            let mut chosen = of_fault(letters, fault.as_deref());
+            if let Some(text) = file.map(|text| text.to_lowercase()) {
+                chosen.retain(|(_, letter)| file_of(letter).is_some_and(|file| file.to_lowercase().contains(&text)));
+            }
+            list(&chosen, json, &place)
+        }
         DeadCommand::Show { id, save, json } => {
             let (_, letter) = pick(&letters, &id)?;
             if let Some(path) = save {
@@ -110,6 +121,11 @@ type Letter = (u64, DeadLetter);
 
 fn of_fault(letters: Vec<Letter>, fault: Option<&str>) -> Vec<Letter> {
     letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
+}
+
+/// The file that its image came from, if the publisher said so.
+fn file_of(letter: &DeadLetter) -> Option<&str> {
+    letter.headers.get(HEADER_FILE).map(String::as_str)
 }
 
 fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
@@ -161,11 +177,12 @@ fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
             letter.stream.clone(),
             form::plain(&letter.subject),
             form::plain(&letter.fault.name),
+            file_of(letter).map(form::plain).unwrap_or_default(),
             form::plain(&letter.fault.reason),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    out::line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "reason"], &rows))
+    out::line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
 }
 
 fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
@@ -184,9 +201,9 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
             format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
         }
     };
-    let mut lines = vec![
-        format!("id        {}", letter.id),
-        format!("task      {task}"),
+    let mut lines = vec![format!("id        {}", letter.id), format!("task      {task}")];
+    lines.extend(file_of(letter).map(|file| format!("file      {}", form::plain(file))));
+    lines.extend([
         format!("given up  {} by the {} of site {}", form::time(letter.died_at_ms), letter.role, letter.site),
         format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain(&letter.subject)),
         format!("attempts  {}", letter.attempts),
@@ -194,7 +211,7 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("reason    {}", form::plain(&letter.fault.reason)),
         format!("remedy    {}", form::plain(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (--save FILE writes it)"),
-    ];
+    ]);
     lines.extend(
         letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))),
     );

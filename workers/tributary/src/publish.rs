@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use publisher::{Acknowledged, JournalPlace, Mark, Options, Progress, PublishFailure, RESUME_HELP, Source, Summary};
+use publisher::{
+    Acknowledged, Cameras, JournalPlace, Mark, Options, Progress, PublishFailure, RESUME_HELP, Source, Summary,
+};
 use runtime::Shutdown;
 use runtime::settings::Loaded;
 use schemas::CameraName;
@@ -44,8 +46,11 @@ pub struct PublishArgs {
     #[arg(value_name = "PATHS", required_unless_present_any = ["stdin", "stdin_paths"])]
     paths: Vec<PathBuf>,
     /// The camera the images are said to come from.
-    #[arg(long, value_name = "NAME")]
-    camera: CameraName,
+    #[arg(long, value_name = "NAME", required_unless_present = "camera_from_folders")]
+    camera: Option<CameraName>,
+    /// Each folder directly below PATHS is a camera of its name.
+    #[arg(long, conflicts_with_all = ["camera", "stdin", "stdin_paths"])]
+    camera_from_folders: bool,
 
     /// Go on with what is written into the one folder named, until interrupted.
     #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["stdin", "stdin_paths", "rate"])]
@@ -56,6 +61,22 @@ pub struct PublishArgs {
     /// Paths on standard input, one a line.
     #[arg(long, help_heading = "Where images come from", conflicts_with_all = ["paths", "rate"])]
     stdin_paths: bool,
+
+    /// Publish only files in folders that match PATTERN, whatever their extension (`*` any text, `?` one character; with a
+    /// slash about the path, without one about the name); repeatable.
+    #[arg(long, help_heading = "Where images come from", value_name = "PATTERN")]
+    include: Vec<String>,
+    /// Pass over files and folders that match PATTERN, besides what `publisher.exclude` says (@eaDir, lastsnap.*, …);
+    /// repeatable.
+    #[arg(long, help_heading = "Where images come from", value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// With --watch: list the folder every SECONDS instead of waiting for the system's events, as network shares need.
+    #[arg(long, help_heading = "Where images come from", value_name = "SECONDS", requires = "watch")]
+    poll: Option<u64>,
+    /// With --watch: take a file that its writer keeps open when it has not changed for this long, milliseconds [default:
+    /// 1000].
+    #[arg(long, help_heading = "Where images come from", value_name = "MS", requires = "watch")]
+    settle: Option<u64>,
 
     /// A load instead: the same images over and over as new tasks, so many a second on average.
     #[arg(long, help_heading = "As a load", value_name = "R")]
@@ -73,6 +94,9 @@ pub struct PublishArgs {
     #[arg(long, help_heading = "As a load", value_name = "SECONDS", requires = "rate")]
     duration: Option<u64>,
 
+    /// Pages of a TIFF that become tasks: the first, or all, each a task of its own.
+    #[arg(long, help_heading = "Scans", value_name = "WHICH", value_parser = ["first", "all"])]
+    pages: Option<String>,
     /// Cut images larger than this into tiles with such sides, pixels; each tile is a task.
     #[arg(long, help_heading = "Scans", value_name = "PX")]
     tile: Option<u32>,
@@ -111,6 +135,10 @@ impl PublishArgs {
         [
             flag("tile.tile_px", self.tile.map(Value::from)),
             flag("tile.overlap_px", self.overlap.map(Value::from)),
+            flag("include", (!self.include.is_empty()).then(|| self.include.clone().into())),
+            flag("poll_s", self.poll.map(Value::from)),
+            flag("settle_ms", self.settle.map(Value::from)),
+            flag("pages", self.pages.clone().map(Value::from)),
             flag("labels", self.labels_from_folders.then(|| "folder".into())),
         ]
         .into_iter()
@@ -150,10 +178,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Sh
         mark: Mark { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
         acknowledged,
     };
-    let settings = &loaded.settings.publisher;
-    let camera = &args.camera;
+    let mut settings = loaded.settings.publisher.clone();
+    settings.exclude.extend(args.exclude.iter().cloned());
+    let cameras = args.camera.clone().map_or(Cameras::FromFolders, Cameras::One);
     let stop = shutdown.clone();
-    let publishing = publisher::publish(&site.bus, &site.name, camera, source, settings, options, &shutdown);
+    let publishing = publisher::publish(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
     let printing = async {
         let printed = printing.await;
         if printed.is_err() {
@@ -190,10 +219,9 @@ fn printer(
 
 fn told(acknowledged: &Acknowledged) -> String {
     let path = form::plain(&acknowledged.path.display().to_string());
-    match &acknowledged.tile {
-        Some(tile) => format!("{}\t{path}\t{},{}", acknowledged.task, tile.x_px, tile.y_px),
-        None => format!("{}\t{path}", acknowledged.task),
-    }
+    let page = acknowledged.page.map(|page| format!("\tpage {page}")).unwrap_or_default();
+    let tile = acknowledged.tile.as_ref().map(|tile| format!("\t{},{}", tile.x_px, tile.y_px)).unwrap_or_default();
+    format!("{}\t{path}{page}{tile}", acknowledged.task)
 }
 
 /// An acknowledged task for programs.
@@ -201,6 +229,7 @@ fn told(acknowledged: &Acknowledged) -> String {
 struct Told {
     task: String,
     path: String,
+    page: Option<u32>,
     tile: Option<schemas::Tile>,
     label: Option<String>,
     sequence: Option<u64>,
@@ -211,14 +240,14 @@ struct Told {
 
 impl From<Acknowledged> for Told {
     fn from(acknowledged: Acknowledged) -> Self {
-        let Acknowledged { task, placed, path, tile, label, size_bytes, elapsed } = acknowledged;
+        let Acknowledged { task, placed, path, page, tile, label, size_bytes, elapsed } = acknowledged;
         let (sequence, duplicate) = match placed {
             Placed::Stored(sequence) => (Some(sequence), false),
             Placed::Duplicate(sequence) => (Some(sequence), true),
             Placed::Taken => (None, true),
         };
         let (path, elapsed_ms) = (path.display().to_string(), elapsed.as_secs_f64() * 1000.0);
-        Self { task: task.to_string(), path, tile, label, sequence, duplicate, size_bytes, elapsed_ms }
+        Self { task: task.to_string(), path, page, tile, label, sequence, duplicate, size_bytes, elapsed_ms }
     }
 }
 

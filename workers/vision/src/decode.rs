@@ -28,6 +28,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use schemas::limits::MAX_IMAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+pub use self::envelope::ImageEnvelope;
 use self::envelope::{UnwrappedImage, unwrap_image};
 pub use self::error::DecodeError;
 use self::error::cut;
@@ -39,6 +40,9 @@ use self::levels::{BitDepthHint, SampleScale};
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
 /// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+/// Programs write so much behind the end of a picture at the most.
+const MAX_TRAILER_BYTES: usize = 4096;
 
 /// What a picture may cost, each limit checked before the memory it guards is allocated, and how it is read where the
 /// file leaves that open.
@@ -125,29 +129,67 @@ pub fn decode(bytes: &[u8], settings: &DecodeSettings) -> Result<Pixels, DecodeE
     Ok(pixels)
 }
 
-/// Decodes into a buffer used before, which saves allocating it anew for each picture. Returns what was odd about the
-/// bytes and was passed over, in words. After an error the buffer's contents mean nothing.
-pub fn decode_into(
-    bytes: &[u8],
-    settings: &DecodeSettings,
-    pixels: &mut Pixels,
-) -> Result<Option<String>, DecodeError> {
+/// Decodes into a buffer used before, which saves allocating it anew for each picture. Returns what
+/// stood around the picture. After an error the buffer's contents mean nothing.
+pub fn decode_into(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<ImageEnvelope, DecodeError> {
     let (image, format) = recognize(bytes, settings)?;
     let bytes = &*image.bytes;
-    let work = AssertUnwindSafe(|| match format {
+    catch_panics(format, pixels, |pixels| match format {
         Format::Jpeg => jpeg::decode(bytes, settings, pixels),
-        Format::Tiff => tiff::decode(bytes, settings, pixels),
+        Format::Tiff => tiff::decode(bytes, settings, 1, pixels),
         _ => other(format, bytes, settings, pixels),
-    });
-    // A decoder that panics has met a picture its authors did not think of: that picture fails and
-    // the thread goes on.
-    match catch_unwind(work) {
-        Ok(outcome) => outcome.map(|()| image.note),
+    })?;
+    Ok(image.envelope)
+}
+
+/// Decodes page `number` of a TIFF, from 1.
+pub(crate) fn decode_page(
+    bytes: &[u8],
+    settings: &DecodeSettings,
+    number: usize,
+    pixels: &mut Pixels,
+) -> Result<(), DecodeError> {
+    catch_panics(Format::Tiff, pixels, |pixels| tiff::decode(bytes, settings, number, pixels))
+}
+
+/// How many pages a TIFF has.
+pub(crate) fn count_tiff_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
+    catch_unwind(|| tiff::count_pages(bytes, settings)).unwrap_or(1)
+}
+
+/// A decoder that panics has met a picture its authors did not think of: that picture fails and the thread goes on.
+fn catch_panics(
+    format: Format,
+    pixels: &mut Pixels,
+    work: impl FnOnce(&mut Pixels) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    match catch_unwind(AssertUnwindSafe(|| work(pixels))) {
+        Ok(outcome) => outcome,
         Err(panic) => {
             *pixels = Pixels::default();
             Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
         }
     }
+}
+
+/// Whether a picture goes on to the end that its format states; also where no end is stated. One that was cut off, is still
+/// being written, or has room at its end that nobody wrote to does not.
+pub fn reaches_end(bytes: &[u8]) -> bool {
+    match Format::of(bytes) {
+        Some(Format::Jpeg) => jpeg::is_closed(bytes),
+        // The last chunk is empty (PNG 11.2.5).
+        Some(Format::Png) => bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND"),
+        Some(Format::Gif) => bytes.iter().rev().take(MAX_TRAILER_BYTES).any(|byte| *byte == b';'),
+        Some(Format::WebP) => stated_size(bytes, 4).is_none_or(|size| bytes.len() >= size + 8),
+        Some(Format::Bmp) => stated_size(bytes, 2).is_none_or(|size| bytes.len() >= size),
+        Some(Format::Tiff | Format::Pnm) => true,
+        None => bytes.iter().take(MAX_TRAILER_BYTES).any(|byte| *byte != 0),
+    }
+}
+
+fn stated_size(bytes: &[u8], at: usize) -> Option<usize> {
+    let four: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
+    usize::try_from(u32::from_le_bytes(four)).ok()
 }
 
 /// Format, width and height from the header alone, as stored: before any turn upright.

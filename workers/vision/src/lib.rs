@@ -4,8 +4,8 @@
 //! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
 //! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
 //! puts images together into batches, whose best size [`measure`] finds. [`model`] reads what the model expects, [`huggingface`] the
-//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`tile`] cuts a scan
-//! into pictures, [`check`] tries a model before it is used.
+//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`page`] and [`tile`] cut a
+//! scan into pictures, [`check`] tries a model before it is used.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
 
@@ -21,6 +21,7 @@ mod lookup;
 pub mod measure;
 pub mod model;
 pub mod opinion;
+pub mod page;
 mod replica;
 mod sample;
 pub mod scores;
@@ -29,13 +30,14 @@ pub mod tensor;
 pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
-pub use decode::{DecodeError, DecodeSettings, Format, Pixels, decode, dimensions};
+pub use decode::{DecodeError, DecodeSettings, Format, ImageEnvelope, Pixels, decode, dimensions, reaches_end};
 pub use graph::Graph;
 pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};
 pub use measure::Measured;
 pub use model::{Model, ModelError};
 pub use opinion::opinion;
+pub use page::{count_pages, extract_page};
 pub use sample::{enlarged, pictures};
 pub use scores::{softmax, top};
 pub use session::{Onnx, Outputs, Session, SessionError};

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::decode::{DecodeSettings, Pixels, decode_into, last_words};
+use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, last_words};
 use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
 use crate::model::Model;
 use crate::sample;
@@ -65,11 +65,11 @@ impl Replica {
 
     /// Recognizes one picture.
     pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
-        let DecodedImage { decode_us, note, .. } = self.prepare(0, bytes)?;
+        let DecodedImage { decode_us, envelope, .. } = self.prepare(0, bytes)?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings, note })
+        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings, envelope })
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
@@ -93,12 +93,12 @@ impl Replica {
         let started = Instant::now();
         let together = if rows == 0 { None } else { self.run(0, rows).ok() };
         let infer_us = micros(started);
-        let outcome = |DecodedImage { row, decode_us, note }| match &together {
+        let outcome = |DecodedImage { row, decode_us, envelope }| match &together {
             Some(outputs) => {
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(Seen { logits, features, model: self.model.clone(), timings, note })
+                Ok(Seen { logits, features, model: self.model.clone(), timings, envelope })
             }
             // One of them broke the run: each alone, so that the others do not pay for it.
             None => {
@@ -110,7 +110,7 @@ impl Replica {
                     features: outputs.features,
                     model: self.model.clone(),
                     timings,
-                    note,
+                    envelope,
                 })
             }
         };
@@ -138,7 +138,7 @@ impl Replica {
     /// Decodes into row `row`.
     fn prepare(&mut self, row: usize, bytes: &[u8]) -> Result<DecodedImage, InferError> {
         let started = Instant::now();
-        let note = decode_into(bytes, &self.limits, &mut self.pixels)?;
+        let envelope = decode_into(bytes, &self.limits, &mut self.pixels)?;
         let (from, to) = (row * self.row_len, (row + 1) * self.row_len);
         if self.batch.len() < to {
             self.batch.resize(to, 0.0);
@@ -153,7 +153,7 @@ impl Replica {
                 return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
             }
         }
-        Ok(DecodedImage { row, decode_us: micros(started), note })
+        Ok(DecodedImage { row, decode_us: micros(started), envelope })
     }
 
     fn run(&mut self, row: usize, images: usize) -> Result<Outputs, InferError> {
@@ -172,8 +172,8 @@ struct DecodedImage {
     row: usize,
     /// How long it took, microseconds.
     decode_us: u64,
-    /// What was odd about its bytes.
-    note: Option<String>,
+    /// What stood around it.
+    envelope: ImageEnvelope,
 }
 
 fn part(numbers: &[f32], row: usize, rows: usize) -> Vec<f32> {

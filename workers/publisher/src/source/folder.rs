@@ -1,9 +1,10 @@
 //! Files and folders, recursively and in the order of their names.
 //!
-//! In folders, image files are known by their extension; hidden ones are passed over, links to files
-//! are followed and links to folders are not, for they may lead in circles. A file named outright is
-//! taken whatever it is called.
+//! A file named outright is taken whatever it is called; of what lies in folders, [`FileFilter`] chooses, and what is
+//! passed over is counted by kind. Links to files are followed. A link to a folder is followed unless that folder, one around
+//! it or one inside it is read anyway: links may lead in circles.
 
+use std::collections::HashMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,23 +12,24 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::Sender;
 
 use crate::report::Refused;
-use crate::source::label::Index;
-use crate::source::{Item, Root};
-
-/// Extensions of image files, lower-case.
-pub(crate) const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
+use crate::source::filter::FileFilter;
+use crate::source::{Item, ItemBuilder, Root};
 
 /// What lies at or below a path.
 pub(crate) enum Seen {
     File(PathBuf),
+    /// A link to a folder, whose files come next.
+    LinkedFolder(PathBuf),
+    /// Something that is no image or is not wanted; its kind, in words.
+    PassedOver(String),
     Refused(Refused),
 }
 
 /// How many image files there are.
-pub(crate) fn count(paths: &[PathBuf]) -> u64 {
+pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
     let mut count = 0;
     for path in paths {
-        let _all = walk(path, &mut |seen| {
+        let _all = FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
             count += u64::from(matches!(seen, Seen::File(_)));
             ControlFlow::Continue(())
         });
@@ -36,24 +38,24 @@ pub(crate) fn count(paths: &[PathBuf]) -> u64 {
 }
 
 /// Hands all image files on, until nobody wants more.
-pub(crate) fn run(paths: &[PathBuf], mut index: Index, items: &Sender<Item>) {
+pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
     for path in paths {
-        if hand_on(path, &mut index, items).is_break() {
+        if hand_on(path, &mut builder, filter, items).is_break() {
             return;
         }
     }
 }
 
 /// Hands on the image files at or below one path.
-pub(crate) fn hand_on(path: &Path, index: &mut Index, items: &Sender<Item>) -> ControlFlow<()> {
+pub(crate) fn hand_on(
+    path: &Path,
+    builder: &mut ItemBuilder,
+    filter: &FileFilter,
+    items: &Sender<Item>,
+) -> ControlFlow<()> {
     let root = Root::of(path);
-    walk(path, &mut |seen| {
-        let item = match seen {
-            Seen::File(path) => Item::Found(root.found(path, index)),
-            Seen::Refused(refused) => Item::Refused(refused),
-        };
-        let notes = index.refused().into_iter().map(Item::Refused);
-        for item in notes.chain([item]) {
+    FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
+        for item in builder.build(&root, seen) {
             if items.blocking_send(item).is_err() {
                 return ControlFlow::Break(());
             }
@@ -62,57 +64,113 @@ pub(crate) fn hand_on(path: &Path, index: &mut Index, items: &Sender<Item>) -> C
     })
 }
 
-/// Visits every image file at or below a path.
-pub(crate) fn walk(path: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => inside(path, visit),
-        Ok(_) => visit(Seen::File(path.to_owned())),
-        Err(error) => visit(Seen::Refused(Refused::new(path, format!("it cannot be read: {error}")))),
-    }
+/// Reads one folder, as often as asked.
+pub(crate) struct FolderWalk {
+    root: PathBuf,
+    /// Without links.
+    real_root: PathBuf,
+    filter: FileFilter,
+    /// Folders that links lead to, without links, and the links that were followed there.
+    followed: HashMap<PathBuf, PathBuf>,
 }
 
-fn inside(folder: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
-    let unreadable = |error| Seen::Refused(Refused::new(folder, format!("the folder cannot be read: {error}")));
-    let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
-        Ok(entries) => entries,
-        Err(error) => return visit(unreadable(error)),
-    };
-    let mut entries: Vec<_> = entries.into_iter().map(|entry| (entry.file_name(), entry)).collect();
-    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-    for (name, entry) in entries {
-        if is_hidden(Path::new(&name)) {
-            continue;
-        }
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            inside(&path, visit)?;
-        } else if is_image(&path) && !path.is_dir() {
-            visit(Seen::File(path))?;
+impl FolderWalk {
+    pub fn new(root: &Path, filter: FileFilter) -> Self {
+        let real_root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        Self { root: root.to_owned(), real_root, filter, followed: HashMap::new() }
+    }
+
+    /// Visits every image file at or below a path, which is the root or lies in it.
+    pub fn visit(&mut self, path: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => self.visit_folder(path, visit),
+            Ok(_) => visit(Seen::File(path.to_owned())),
+            Err(error) => visit(Seen::Refused(Refused::new(path, format!("it cannot be read: {error}")))),
         }
     }
-    ControlFlow::Continue(())
-}
 
-/// Whether the last part of a path begins with a dot.
-pub(crate) fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-}
+    /// The path of a file or folder below the root; of one behind a link that was followed, by way of the link.
+    pub fn spell_through_link(&self, path: PathBuf) -> PathBuf {
+        if path.starts_with(&self.root) {
+            return path;
+        }
+        let by_link = self.followed.iter().find_map(|(real, link)| Some(link.join(path.strip_prefix(real).ok()?)));
+        by_link.unwrap_or(path)
+    }
 
-/// Whether a path ends as image files do.
-pub(crate) fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
-    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+    /// Why a file or folder below the root is passed over by its name or by that of a folder around it.
+    pub fn find_exclusion(&self, path: &Path) -> Option<String> {
+        let inside = path.strip_prefix(&self.root).unwrap_or(path);
+        inside.ancestors().filter(|part| *part != Path::new("")).find_map(|part| self.filter.find_exclusion(part))
+    }
+
+    /// Why a file below the root that is not excluded is passed over.
+    pub fn find_mismatch(&self, path: &Path) -> Option<String> {
+        self.filter.find_mismatch(path, path.strip_prefix(&self.root).unwrap_or(path))
+    }
+
+    fn visit_folder(&mut self, folder: &Path, visit: &mut dyn FnMut(Seen) -> ControlFlow<()>) -> ControlFlow<()> {
+        let unreadable = |error| Seen::Refused(Refused::new(folder, format!("the folder cannot be read: {error}")));
+        let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+            Ok(entries) => entries,
+            Err(error) => return visit(unreadable(error)),
+        };
+        let mut entries: Vec<_> = entries.into_iter().map(|entry| (entry.file_name(), entry)).collect();
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (_, entry) in entries {
+            let path = entry.path();
+            let inside = path.strip_prefix(&self.root).unwrap_or(&path);
+            if let Some(kind) = self.filter.find_exclusion(inside) {
+                visit(Seen::PassedOver(kind))?;
+                continue;
+            }
+            let kind = entry.file_type();
+            if kind.as_ref().is_ok_and(fs::FileType::is_dir) {
+                self.visit_folder(&path, visit)?;
+            } else if kind.is_ok_and(|kind| kind.is_symlink()) && path.is_dir() {
+                match self.follow(&path) {
+                    true => {
+                        visit(Seen::LinkedFolder(path.clone()))?;
+                        self.visit_folder(&path, visit)?;
+                    }
+                    false => visit(Seen::PassedOver("link to a folder that is read anyway".into()))?,
+                }
+            } else {
+                visit(self.find_mismatch(&path).map_or(Seen::File(path), Seen::PassedOver))?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Whether a link to a folder leads to something that is not read otherwise; remembers it then.
+    fn follow(&mut self, link: &Path) -> bool {
+        let Ok(real) = link.canonicalize() else { return false };
+        let overlaps = |other: &Path| other.starts_with(&real) || real.starts_with(other);
+        let mut others = self.followed.iter().filter(|(_, known)| *known != link).map(|(real, _)| real);
+        if overlaps(&self.real_root) || others.any(|other| overlaps(other)) {
+            return false;
+        }
+        self.followed.insert(real, link.to_owned());
+        true
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::PublisherSettings;
+
+    fn filter() -> FileFilter {
+        FileFilter::new(&PublisherSettings::default())
+    }
 
     fn names(path: &Path) -> Vec<String> {
         let mut names = Vec::new();
-        let _all = walk(path, &mut |seen| {
+        let _all = FolderWalk::new(path, filter()).visit(path, &mut |seen| {
             names.push(match seen {
                 Seen::File(file) => file.strip_prefix(path).unwrap().display().to_string(),
+                Seen::LinkedFolder(link) => format!("linked {}", link.file_name().unwrap().display()),
+                Seen::PassedOver(kind) => format!("({kind})"),
                 Seen::Refused(refused) => format!("refused {}", refused.file),
             });
             ControlFlow::Continue(())
@@ -120,51 +178,59 @@ mod tests {
         names
     }
 
-    #[test]
-    fn image_files_come_in_order_and_nothing_else_does() {
-        let folder = tempfile::tempdir().unwrap();
-        let make = |name: &str| {
-            let path = folder.path().join(name);
+    fn make(folder: &Path, names: &[&str]) {
+        for name in names {
+            let path = folder.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
-        };
-        for name in ["c.PNG", "a/2.jpg", "a/1.tiff", "b.webp", ".hidden.png", ".git/x.png", "notes.txt", "png"] {
-            make(name);
         }
-        std::os::unix::fs::symlink(folder.path(), folder.path().join("circle.png")).unwrap();
+    }
+
+    #[test]
+    fn image_files_come_in_order_and_the_rest_is_named_by_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        make(
+            folder.path(),
+            &[
+                "c.PNG",
+                "a/2.jpg",
+                "a/1.tiff",
+                "b.webp",
+                ".hidden.png",
+                ".git/x.png",
+                "notes.txt",
+                "png",
+                "@eaDir/a.jpg",
+            ],
+        );
         std::os::unix::fs::symlink(folder.path().join("b.webp"), folder.path().join("link.gif")).unwrap();
-        assert_eq!(names(folder.path()), ["a/1.tiff", "a/2.jpg", "b.webp", "c.PNG", "link.gif"]);
-        assert_eq!(count(&[folder.path().to_owned()]), 5);
+        let found = names(folder.path());
+        let files: Vec<_> = found.iter().filter(|name| !name.starts_with('(')).collect();
+        assert_eq!(files, ["a/1.tiff", "a/2.jpg", "b.webp", "c.PNG", "link.gif"]);
+        for kind in ["(hidden)", "(.txt)", "(without an extension)", "(excluded by \"@eaDir\")"] {
+            assert!(found.iter().any(|name| name == kind), "{kind} is not in {found:?}");
+        }
+        assert_eq!(count(&[folder.path().to_owned()], &filter()), 5);
+    }
+
+    #[test]
+    fn a_link_to_a_folder_is_followed_once_and_never_in_a_circle() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        make(folder.path(), &["day1/a.jpg"]);
+        make(elsewhere.path(), &["nas/b.jpg"]);
+        let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
+        link(folder.path(), "circle");
+        link(&folder.path().join("day1"), "again");
+        link(&elsewhere.path().join("nas"), "nas");
+        link(&elsewhere.path().join("nas"), "nas-too");
+        std::os::unix::fs::symlink(folder.path(), elsewhere.path().join("nas/back")).unwrap();
+        let found = names(folder.path());
+        assert_eq!(found.iter().filter(|name| name.ends_with(".jpg")).collect::<Vec<_>>(), ["day1/a.jpg", "nas/b.jpg"]);
+        assert_eq!(found.iter().filter(|name| name.starts_with("(link")).count(), 4, "{found:?}");
     }
 
     #[test]
     fn a_path_that_is_not_there_is_refused_by_name() {
-        let mut refused = Vec::new();
-        let _all = walk(Path::new("/nonexistent/a.png"), &mut |seen| {
-            if let Seen::Refused(one) = seen {
-                refused.push(one);
-            }
-            ControlFlow::Continue(())
-        });
-        assert_eq!(refused.len(), 1);
-        assert_eq!(refused[0].file, "/nonexistent/a.png");
-    }
-
-    #[test]
-    fn a_file_has_the_same_name_alone_and_in_its_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("a.png");
-        fs::write(&file, "x").unwrap();
-        let mut index = Index::new(crate::Labels::Index);
-        let alone = Root::of(&file).found(file.clone(), &mut index);
-        let inside = Root::of(folder.path()).found(file, &mut index);
-        assert_eq!(alone.name, inside.name);
-    }
-
-    #[test]
-    fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
-        let found =
-            Root::of(Path::new("Cargo.toml")).found("Cargo.toml".into(), &mut Index::new(crate::Labels::Folder));
-        assert_eq!((found.name.as_str(), found.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
+        assert_eq!(names(Path::new("/nonexistent/a.png")), ["refused /nonexistent/a.png"]);
     }
 }

@@ -17,9 +17,9 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use crate::report::Refused;
-use crate::source::folder::{self, Seen};
-use crate::source::label::Index;
-use crate::source::{Found, Item, Root, SourceError};
+use crate::source::filter::FileFilter;
+use crate::source::folder::{FolderWalk, Seen};
+use crate::source::{Found, Item, ItemBuilder, Root, SourceError};
 
 /// More than one machine can publish; keeps the time between images above the clock's grain.
 pub(crate) const MAX_RATE_PER_S: f64 = 1e6;
@@ -67,10 +67,18 @@ pub(crate) struct Until {
 }
 
 /// Hands on images as they become due, until the end or until nobody wants more.
-pub(crate) async fn run(images: Vec<PathBuf>, index: Index, schedule: Schedule, until: Until, items: Sender<Item>) {
-    let Ok((images, refused)) = tokio::task::spawn_blocking(move || load(&images, index)).await else { return };
-    for refused in refused {
-        if items.send(Item::Refused(refused)).await.is_err() {
+pub(crate) async fn run(
+    images: Vec<PathBuf>,
+    builder: ItemBuilder,
+    filter: FileFilter,
+    schedule: Schedule,
+    until: Until,
+    items: Sender<Item>,
+) {
+    let loading = tokio::task::spawn_blocking(move || load(&images, builder, &filter));
+    let Ok((images, others)) = loading.await else { return };
+    for item in others {
+        if items.send(item).await.is_err() {
             return;
         }
     }
@@ -90,27 +98,33 @@ pub(crate) async fn run(images: Vec<PathBuf>, index: Index, schedule: Schedule, 
     }
 }
 
-fn load(paths: &[PathBuf], mut index: Index) -> (Vec<Found>, Vec<Refused>) {
-    let (mut images, mut refused) = (Vec::new(), Vec::new());
+/// The images, and what else is to be said.
+fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Vec<Found>, Vec<Item>) {
+    let (mut images, mut others) = (Vec::new(), Vec::new());
     let mut room = PRELOAD_BYTES;
     for path in paths {
         let root = Root::of(path);
-        let _all = folder::walk(path, &mut |seen| {
-            match seen {
-                Seen::Refused(one) => refused.push(one),
-                Seen::File(path) => match read(&path, &mut room) {
-                    Ok(bytes) => {
-                        let bytes = bytes.map(Into::into);
-                        images.push(Found { bytes, ..root.found(path, &mut index) });
+        let _all = FolderWalk::new(path, filter.clone()).visit(path, &mut |seen| {
+            let bytes = match &seen {
+                Seen::File(path) => match read(path, &mut room) {
+                    Ok(bytes) => bytes.map(bytes::Bytes::from),
+                    Err(reason) => {
+                        others.push(Item::Refused(Refused::new(path, reason)));
+                        return ControlFlow::Continue(());
                     }
-                    Err(reason) => refused.push(Refused::new(&path, reason)),
                 },
+                _ => None,
+            };
+            for item in builder.build(&root, seen) {
+                match item {
+                    Item::Found(found) => images.push(Found { bytes: bytes.clone(), ..found }),
+                    other => others.push(other),
+                }
             }
             ControlFlow::Continue(())
         });
     }
-    refused.extend(index.refused());
-    (images, refused)
+    (images, others)
 }
 
 /// The bytes of a file, as long as there is room for them. Refuses once what would be refused again
@@ -177,7 +191,10 @@ mod tests {
         let (items, mut found) = mpsc::channel(1);
         let schedule = Schedule::new(10.0, false, 0).unwrap();
         let until = Until { count: Some(5), duration: None };
-        tokio::spawn(run(vec![folder.path().into()], Index::new(crate::Labels::Index), schedule, until, items));
+        let settings = crate::PublisherSettings::default();
+        let builder = ItemBuilder::new(crate::Cameras::One("cam".parse().unwrap()), &settings);
+        let filter = FileFilter::new(&settings);
+        tokio::spawn(run(vec![folder.path().into()], builder, filter, schedule, until, items));
         let (mut names, mut refused, mut dues) = (String::new(), 0, Vec::new());
         while let Some(item) = found.recv().await {
             match item {
@@ -186,7 +203,7 @@ mod tests {
                     dues.push(found.due.unwrap());
                 }
                 Item::Refused(_) => refused += 1,
-                Item::Broken(error) => panic!("{error}"),
+                other => panic!("{other:?}"),
             }
         }
         assert_eq!((names.as_str(), refused), ("ababa", 1));

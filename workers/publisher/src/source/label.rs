@@ -6,20 +6,22 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::report::Refused;
 use crate::settings::Labels;
+use crate::source::Item;
 
 /// Name of the file, in the folder of the images or one above it.
 const INDEX: &str = "index.csv";
 
 /// Labels by file, read when first asked for.
+#[derive(Debug)]
 pub(crate) struct Index {
     from: Labels,
     folders: HashMap<PathBuf, HashMap<PathBuf, String>>,
-    refused: Vec<Refused>,
+    items: Vec<Item>,
 }
 
 impl Index {
     pub fn new(from: Labels) -> Self {
-        Self { from, folders: HashMap::new(), refused: Vec::new() }
+        Self { from, folders: HashMap::new(), items: Vec::new() }
     }
 
     /// The label of an image below `root`. The nearest index that names it wins.
@@ -50,9 +52,13 @@ impl Index {
         is_index
     }
 
-    /// What was wrong with an index since the last time this was asked.
-    pub fn refused(&mut self) -> Vec<Refused> {
-        std::mem::take(&mut self.refused)
+    /// What is to be said of an index since the last time this was asked.
+    pub fn take_items(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.items)
+    }
+
+    fn refuse(&mut self, path: &Path, reason: impl std::fmt::Display) {
+        self.items.push(Item::Refused(Refused::new(path, reason)));
     }
 
     fn read(&mut self, path: &Path) -> HashMap<PathBuf, String> {
@@ -61,7 +67,7 @@ impl Index {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return labels,
             Err(error) => {
-                self.refused.push(Refused::new(path, format!("it cannot be read: {error}")));
+                self.refuse(path, format!("it cannot be read: {error}"));
                 return labels;
             }
         };
@@ -70,14 +76,14 @@ impl Index {
         let (file, label) = match rows.headers() {
             Ok(headers) => match (column(headers, "file"), column(headers, "label")) {
                 (Some(file), Some(label)) => (file, label),
+                // Many programs write an index.csv of their own.
                 _ => {
-                    self.refused
-                        .push(Refused::new(path, "it has no columns `file` and `label`, so it gives no labels"));
+                    self.items.push(Item::PassedOver("index.csv without the columns `file` and `label`".into()));
                     return labels;
                 }
             },
             Err(error) => {
-                self.refused.push(Refused::new(path, error));
+                self.refuse(path, error);
                 return labels;
             }
         };
@@ -89,7 +95,7 @@ impl Index {
                         labels.insert(plain(file), label.to_owned());
                     }
                 }
-                Err(error) => self.refused.push(Refused::new(path, error)),
+                Err(error) => self.refuse(path, error),
             }
         }
         labels
@@ -129,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn an_index_without_its_columns_is_refused_by_name() {
+    fn an_index_of_something_else_is_passed_over_with_a_word() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(INDEX), "name;class\n1.png;boot\n").unwrap();
         let mut index = Index::new(Labels::Index);
         assert_eq!(index.label(root.path(), &root.path().join("1.png")), None);
-        let refused = index.refused();
-        assert!(refused[0].file.ends_with(INDEX) && refused[0].reason.contains("`label`"), "{refused:?}");
+        let items = index.take_items();
+        assert!(matches!(&items[..], [Item::PassedOver(kind)] if kind.contains("`label`")), "{items:?}");
     }
 }

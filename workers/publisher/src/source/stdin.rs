@@ -1,42 +1,49 @@
 //! Standard input: one image, or a path a line.
 
 use std::io::{BufRead, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemas::limits::MAX_IMAGE_BYTES;
 use tokio::sync::mpsc::Sender;
 
-use crate::source::label::Index;
-use crate::source::{Found, Item, SourceError, folder};
+use crate::report::Refused;
+use crate::source::filter::FileFilter;
+use crate::source::{Found, Item, ItemBuilder, SourceError, folder};
 
 /// What an image from standard input is called.
 const NAME: &str = "standard input";
 
 /// Hands on all that comes as one image.
-pub(crate) fn one(input: impl Read, items: &Sender<Item>) {
+pub(crate) fn one(input: impl Read, mut builder: ItemBuilder, items: &Sender<Item>) {
     let mut bytes = Vec::new();
+    let path = Path::new(NAME);
     // One byte more tells an image that is too large from one that just fits.
     let item = match input.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes) {
-        Ok(_) => Item::Found(Found {
-            path: PathBuf::from(NAME),
-            name: NAME.into(),
-            label: None,
-            captured_at_ms: None,
-            due: None,
-            bytes: Some(bytes.into()),
-        }),
+        Ok(_) => match builder.cameras.name(path) {
+            Ok((camera, _)) => Item::Found(Found {
+                path: path.into(),
+                name: NAME.into(),
+                file: None,
+                camera,
+                label: None,
+                captured_at_ms: None,
+                due: None,
+                bytes: Some(bytes.into()),
+            }),
+            Err(reason) => Item::Refused(Refused::new(path, reason)),
+        },
         Err(error) => Item::Broken(SourceError::Stdin(error)),
     };
     let _nobody_listens = items.blocking_send(item);
 }
 
 /// Hands on the files, and what is in the folders, that the lines name.
-pub(crate) fn paths(input: impl BufRead, mut index: Index, items: &Sender<Item>) {
+pub(crate) fn paths(input: impl BufRead, mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
     for line in input.lines() {
         match line {
             Ok(line) if line.is_empty() => {}
             Ok(line) => {
-                if folder::hand_on(Path::new(&line), &mut index, items).is_break() {
+                if folder::hand_on(Path::new(&line), &mut builder, filter, items).is_break() {
                     return;
                 }
             }
@@ -51,12 +58,18 @@ pub(crate) fn paths(input: impl BufRead, mut index: Index, items: &Sender<Item>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::PublisherSettings;
+    use crate::source::Cameras;
     use tokio::sync::mpsc;
+
+    fn builder() -> ItemBuilder {
+        ItemBuilder::new(Cameras::One("cam".parse().unwrap()), &PublisherSettings::default())
+    }
 
     #[test]
     fn all_of_standard_input_is_one_image() {
         let (items, mut found) = mpsc::channel(1);
-        one(&b"raw bytes"[..], &items);
+        one(&b"raw bytes"[..], builder(), &items);
         let Some(Item::Found(found)) = found.blocking_recv() else { panic!("no image") };
         assert_eq!(found.bytes.as_deref(), Some(&b"raw bytes"[..]));
     }
@@ -70,14 +83,14 @@ mod tests {
         let at = |name: &str| folder.path().join(name).display().to_string();
         let lines = format!("{}\n\n{}\n{}\n", at("b.raw"), at("a.png"), at("c.png"));
         let (items, mut found) = mpsc::channel(8);
-        paths(lines.as_bytes(), Index::new(crate::Labels::Index), &items);
+        paths(lines.as_bytes(), builder(), &FileFilter::new(&PublisherSettings::default()), &items);
         drop(items);
         let mut names = Vec::new();
         while let Some(item) = found.blocking_recv() {
             names.push(match item {
                 Item::Found(found) => found.path.display().to_string(),
                 Item::Refused(refused) => format!("refused {}", refused.file),
-                Item::Broken(error) => error.to_string(),
+                other => format!("{other:?}"),
             });
         }
         assert_eq!(names, [at("b.raw"), at("a.png"), format!("refused {}", at("c.png"))]);

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use schemas::CaptureTime;
 
 use super::format::Format;
 
@@ -21,30 +22,40 @@ const fn engine(alphabet: &base64::alphabet::Alphabet) -> GeneralPurpose {
 const STANDARD: GeneralPurpose = engine(&base64::alphabet::STANDARD);
 const FOR_URLS: GeneralPurpose = engine(&base64::alphabet::URL_SAFE);
 
+/// What stood around a picture.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageEnvelope {
+    /// In words, for the answer; absent where the picture came as it is.
+    pub note: Option<String>,
+    /// When it was taken, milliseconds since the epoch, if JSON around it says so.
+    pub captured_at_ms: Option<u64>,
+}
+
 /// The bytes of a picture, and what stood around it.
 pub(super) struct UnwrappedImage<'a> {
     pub(super) bytes: Cow<'a, [u8]>,
-    /// In words, for the answer; absent where it came as it is.
-    pub(super) note: Option<String>,
+    pub(super) envelope: ImageEnvelope,
 }
 
 /// What holds a picture; the bytes as they are where nothing is known around them.
 pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
     if Format::of(bytes).is_some() {
-        return UnwrappedImage { bytes: Cow::Borrowed(bytes), note: None };
+        return UnwrappedImage { bytes: Cow::Borrowed(bytes), envelope: ImageEnvelope::default() };
     }
     if let Some(at) = find_jpeg_start(bytes).filter(|at| is_skippable(&bytes[..*at])) {
-        return UnwrappedImage {
-            bytes: Cow::Borrowed(&bytes[at..]),
-            note: Some(format!("{at} bytes before the JPEG were skipped")),
-        };
+        let note = Some(format!("{at} bytes before the JPEG were skipped"));
+        let envelope = ImageEnvelope { note, captured_at_ms: None };
+        return UnwrappedImage { bytes: Cow::Borrowed(&bytes[at..]), envelope };
     }
-    let found = decode_json(bytes).or_else(|| decode_base64(bytes));
-    match found {
+    if let Some((picture, envelope)) = decode_json(bytes) {
+        return UnwrappedImage { bytes: Cow::Owned(picture), envelope };
+    }
+    match decode_base64(bytes) {
         Some((picture, form)) => {
-            UnwrappedImage { bytes: Cow::Owned(picture), note: Some(format!("the picture was {form}")) }
+            let envelope = ImageEnvelope { note: Some(format!("the picture was {form}")), captured_at_ms: None };
+            UnwrappedImage { bytes: Cow::Owned(picture), envelope }
         }
-        None => UnwrappedImage { bytes: Cow::Borrowed(bytes), note: None },
+        None => UnwrappedImage { bytes: Cow::Borrowed(bytes), envelope: ImageEnvelope::default() },
     }
 }
 
@@ -66,12 +77,14 @@ fn is_skippable(before: &[u8]) -> bool {
     is_head && text.is_ascii() && (before.ends_with(b"\r\n\r\n") || before.ends_with(b"\n\n"))
 }
 
-/// A picture in the member `image` of an object.
-fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+/// A picture in the member `image` of an object; `captured_at`, if it is there, says when it was taken.
+fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, ImageEnvelope)> {
     #[derive(serde::Deserialize)]
     struct Envelope<'a> {
         #[serde(borrow)]
         image: Cow<'a, str>,
+        #[serde(default)]
+        captured_at: serde_json::Value,
     }
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return None;
@@ -80,7 +93,22 @@ fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     if bytes.len() > envelope.image.len() + MAX_BESIDE_BYTES {
         return None;
     }
-    decode_base64(envelope.image.as_bytes()).map(|(picture, _)| (picture, "base64 in JSON"))
+    let (picture, _) = decode_base64(envelope.image.as_bytes())?;
+    let said = match envelope.captured_at {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    };
+    let captured_at_ms = said.as_deref().and_then(CaptureTime::read).map(|at| at.at_ms);
+    let left_out = match (said, captured_at_ms) {
+        (Some(text), None) => {
+            let text: String = text.chars().take(40).collect();
+            format!(", and its captured_at, {text:?}, is no time with a zone and was left out")
+        }
+        _ => String::new(),
+    };
+    let note = Some(format!("the picture was base64 in JSON{left_out}"));
+    Some((picture, ImageEnvelope { note, captured_at_ms }))
 }
 
 /// A picture as base64, alone or in a data URL.
@@ -136,8 +164,27 @@ mod tests {
         ] {
             let found = unwrap_image(&bytes);
             assert_eq!(&*found.bytes, PICTURE, "{said:?}");
-            assert!(found.note.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{said:?}");
-            assert_eq!(found.note.is_some(), said.is_some());
+            let note = found.envelope.note;
+            assert!(note.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{said:?}");
+            assert_eq!(note.is_some(), said.is_some());
+        }
+    }
+
+    #[test]
+    fn json_around_a_picture_says_when_it_was_taken() {
+        let coded = general_purpose::STANDARD.encode(PICTURE);
+        let read = |at: &str| {
+            let json = format!("{{\"image\": \"{coded}\", \"captured_at\": {at}}}");
+            unwrap_image(json.as_bytes()).envelope
+        };
+        for at in ["1720960496", "1720960496000", "\"2024-07-14T12:34:56Z\"", "\"1720960496\""] {
+            assert_eq!(read(at).captured_at_ms, Some(1_720_960_496_000), "{at}");
+        }
+        assert_eq!(read("null").note.as_deref(), Some("the picture was base64 in JSON"));
+        for at in ["\"noon\"", "[1]", "\"2024-07-14T12:34:56\""] {
+            let envelope = read(at);
+            assert_eq!(envelope.captured_at_ms, None, "{at}");
+            assert!(envelope.note.is_some_and(|note| note.contains("left out")), "{at}");
         }
     }
 
@@ -152,7 +199,7 @@ mod tests {
             b"data:",
             b"",
         ] {
-            assert_eq!((&*unwrap_image(bytes).bytes, unwrap_image(bytes).note), (bytes, None));
+            assert_eq!((&*unwrap_image(bytes).bytes, unwrap_image(bytes).envelope.note), (bytes, None));
         }
     }
 }

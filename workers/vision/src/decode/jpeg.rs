@@ -182,6 +182,11 @@ impl JpegStructure {
 }
 
 /// The next marker at or behind a place, and where it begins; fill bytes and whatever is no marker are passed over.
+/// Whether its end marker is there.
+pub(super) fn is_closed(bytes: &[u8]) -> bool {
+    JpegStructure::of(bytes).closed
+}
+
 fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
     let rest = bytes.get(from..)?;
     let at = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;

@@ -34,33 +34,69 @@ fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, De
     Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| tiff_error(&error))?.with_limits(inner))
 }
 
-/// The reader at the first page that is no thumbnail; at the first page if all say they are.
-fn open_main_page<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<Reader<'a>, DecodeError> {
+/// The reader at page `number`, from 1, thumbnails not counted; at the first page if all say they are thumbnails.
+fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> Result<Reader<'a>, DecodeError> {
     let mut reader = open(bytes, settings)?;
+    let mut pages = 0;
     for _ in 0..MAX_PAGES {
-        // Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
-        if read_number::<u32>(&mut reader, Tag::NewSubfileType).unwrap_or(0) & 0b101 == 0 {
+        pages += usize::from(!is_thumbnail(&mut reader));
+        if pages == number {
             return Ok(reader);
         }
-        // A broken page behind a good one costs itself.
-        if !reader.more_images() || reader.next_image().is_err() {
+        if !reader.more_images() {
+            break;
+        }
+        match reader.next_image() {
+            Ok(()) => {}
+            // A broken page behind a thumbnail costs itself.
+            Err(_) if number == 1 => break,
+            Err(error) => return Err(tiff_error(&error)),
+        }
+    }
+    match number {
+        1 => open(bytes, settings),
+        _ => Err(DecodeError::corrupt(Format::Tiff, format!("it has no page {number}"))),
+    }
+}
+
+/// How many pages there are that are no thumbnails, a broken one included; at least 1.
+pub(super) fn count_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
+    let Ok(mut reader) = open(bytes, settings) else { return 1 };
+    let mut pages = 0;
+    for _ in 0..MAX_PAGES {
+        pages += usize::from(!is_thumbnail(&mut reader));
+        if !reader.more_images() {
+            break;
+        }
+        if reader.next_image().is_err() {
+            pages += 1;
             break;
         }
     }
-    open(bytes, settings)
+    pages.max(1)
+}
+
+/// Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
+fn is_thumbnail(reader: &mut Reader<'_>) -> bool {
+    read_number::<u32>(reader, Tag::NewSubfileType).unwrap_or(0) & 0b101 != 0
 }
 
 /// Width and height of the picture as stored.
 pub(super) fn dimensions(bytes: &[u8], settings: &DecodeSettings) -> Result<(u32, u32), DecodeError> {
-    open_main_page(bytes, settings)?.dimensions().map_err(|error| tiff_error(&error))
+    open_page(bytes, settings, 1)?.dimensions().map_err(|error| tiff_error(&error))
 }
 
-/// Decodes the main page, upright.
-pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
-    let mut reader = open_main_page(bytes, settings)?;
+/// Decodes page `number`, from 1, upright.
+pub(super) fn decode(
+    bytes: &[u8],
+    settings: &DecodeSettings,
+    number: usize,
+    pixels: &mut Pixels,
+) -> Result<(), DecodeError> {
+    let mut reader = open_page(bytes, settings, number)?;
     let turned = normalize_fill_order(bytes, &mut reader);
     if let Cow::Owned(turned) = &turned {
-        reader = open_main_page(turned, settings)?;
+        reader = open_page(turned, settings, number)?;
     }
     let (width_px, height_px) = reader.dimensions().map_err(|error| tiff_error(&error))?;
     if width_px == 0 || height_px == 0 {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::decode::ImageEnvelope;
 use crate::model::Model;
 
 /// What a model saw in one picture.
@@ -18,7 +19,7 @@ pub struct Seen {
     /// Where the time went.
     pub timings: SeenTimings,
     /// What was odd about the bytes and was passed over, in words.
-    pub note: Option<String>,
+    pub envelope: ImageEnvelope,
 }
 
 /// Where the time of one picture went.

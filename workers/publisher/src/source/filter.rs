@@ -1,0 +1,145 @@
+//! Which files of a folder are published: by their names, and where those do not tell, by their first bytes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use vision::Format;
+use wildmatch::WildMatch;
+
+use crate::settings::PublisherSettings;
+
+/// Extensions of image files, lower-case.
+pub(crate) const EXTENSIONS: [&str; 19] = [
+    "jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "mpo", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif",
+    "pnm", "ppm", "pgm", "pbm",
+];
+/// Enough of a file to tell its format.
+const HEAD_BYTES: u64 = 32;
+
+/// Chooses among the files of folders. A file that was named outright is never asked about.
+#[derive(Debug, Clone)]
+pub(crate) struct FileFilter {
+    include: Vec<Pattern>,
+    exclude: Vec<Pattern>,
+    sniffs_extensions: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    text: String,
+    matcher: WildMatch,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), matcher: WildMatch::new_case_insensitive(text) }
+    }
+
+    /// One with a slash is about the path in the folder, one without about the name alone.
+    fn matches(&self, inside: &Path) -> bool {
+        match self.text.contains('/') {
+            true => self.matcher.matches(&inside.to_string_lossy()),
+            false => inside.file_name().is_some_and(|name| self.matcher.matches(&name.to_string_lossy())),
+        }
+    }
+}
+
+impl FileFilter {
+    pub fn new(settings: &PublisherSettings) -> Self {
+        let patterns = |texts: &[String]| texts.iter().map(|text| Pattern::new(text)).collect();
+        Self { include: patterns(&settings.include), exclude: patterns(&settings.exclude), sniffs_extensions: true }
+    }
+
+    /// The same for a folder that is being written into: uploads on their way have extensions of their own, so a file with
+    /// one that is no image's is left alone.
+    pub fn of_watched(settings: &PublisherSettings) -> Self {
+        Self { sniffs_extensions: false, ..Self::new(settings) }
+    }
+
+    /// Why an entry, file or folder, is passed over whatever it is. `inside` is its path below the folder named.
+    pub fn find_exclusion(&self, inside: &Path) -> Option<String> {
+        if is_hidden(inside) {
+            return Some("hidden".into());
+        }
+        let pattern = self.exclude.iter().find(|pattern| pattern.matches(inside))?;
+        Some(format!("excluded by {:?}", pattern.text))
+    }
+
+    /// Why a file that is not excluded is passed over; absent if it is to be published. Opens files whose names do not tell.
+    pub fn find_mismatch(&self, path: &Path, inside: &Path) -> Option<String> {
+        if !self.include.is_empty() {
+            let included = self.include.iter().any(|pattern| pattern.matches(inside));
+            return (!included).then(|| "not included".into());
+        }
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        match extension {
+            Some(extension) if EXTENSIONS.contains(&extension.as_str()) => None,
+            // Raw pictures of cameras begin as a TIFF does.
+            Some(extension) if self.sniffs_extensions && read_format(path).is_some_and(|it| it != Format::Tiff) => {
+                tracing::debug!(path = %path.display(), extension, "taken for an image by its content");
+                None
+            }
+            Some(extension) => Some(format!(".{}", extension.chars().take(16).collect::<String>())),
+            None if read_format(path).is_some() => None,
+            None => Some("without an extension".into()),
+        }
+    }
+}
+
+/// Whether the last part of a path begins with a dot.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// By the first bytes of a plain file. Nothing else is opened: a pipe would keep us waiting.
+fn read_format(path: &Path) -> Option<Format> {
+    path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
+    Format::of(&head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(include: &[&str]) -> FileFilter {
+        let include = include.iter().map(ToString::to_string).collect();
+        FileFilter::new(&PublisherSettings { include, ..PublisherSettings::default() })
+    }
+
+    #[test]
+    fn what_devices_keep_beside_their_pictures_is_excluded() {
+        for name in ["a/.hidden", "@eaDir", "a/lastsnap.jpg", "x.jpg.part", "MVI_01.THM", "Thumbnails"] {
+            assert!(filter(&[]).find_exclusion(Path::new(name)).is_some(), "{name}");
+        }
+        for name in ["a.jpg", "day1", "eaDir", "thumb.jpg"] {
+            assert_eq!(filter(&[]).find_exclusion(Path::new(name)), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_tell_and_where_they_do_not_the_bytes_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let jpeg = b"\xff\xd8\xff\xe0\0\x10JFIF";
+        let mismatch = |filter: &FileFilter, name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            filter.find_mismatch(&path, Path::new(name))
+        };
+        let (once, watched) = (filter(&[]), FileFilter::of_watched(&PublisherSettings::default()));
+        assert_eq!(mismatch(&once, "a.JFIF", b"x"), None);
+        assert_eq!(mismatch(&once, "snapshot", jpeg), None);
+        assert_eq!(mismatch(&once, "snapshot.cgi", jpeg), None);
+        assert_eq!(mismatch(&watched, "a.jpg.upload123", jpeg).as_deref(), Some(".upload123"));
+        assert_eq!(mismatch(&watched, "snapshot", jpeg), None);
+        assert_eq!(mismatch(&once, "raw.nef", b"II\x2a\0\x08\0\0\0").as_deref(), Some(".nef"));
+        assert_eq!(mismatch(&once, "notes", b"text").as_deref(), Some("without an extension"));
+        assert_eq!(mismatch(&once, "Bild.Heic", b"x").as_deref(), Some(".heic"));
+        let included = filter(&["*.dat", "day1/*.jpg"]);
+        assert_eq!(mismatch(&included, "a.dat", b"x"), None);
+        assert_eq!(mismatch(&included, "a.jpg", jpeg).as_deref(), Some("not included"));
+        assert_eq!(included.find_mismatch(Path::new("a"), Path::new("day1/a.jpg")), None);
+    }
+}
