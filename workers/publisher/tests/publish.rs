@@ -259,11 +259,12 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
 
 /// A picture that its own format says goes to the end.
 fn picture() -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8, y as u8, 9]))
-        .write_to(&mut bytes, image::ImageFormat::Jpeg)
-        .unwrap();
-    bytes.into_inner()
+    field("jpeg-whole.jpg")
+}
+
+fn field(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/images/field");
+    fs::read(folder.join(name)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,12 +370,7 @@ async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_of_a_document_is_a_task_that_says_which() {
     let world = World::new(StreamSettings::default()).await;
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    let mut writer = tiff::encoder::TiffEncoder::new(&mut bytes).unwrap();
-    for level in [1, 2, 3] {
-        writer.write_image::<tiff::encoder::colortype::Gray8>(8, 8, &[level; 64]).unwrap();
-    }
-    world.write("fax.tif", bytes.get_ref());
+    world.write("fax.tif", &field("tiff-three-pages.tif"));
     world.write("photo.jpg", &picture());
     let settings = PublisherSettings { pages: publisher::Pages::All, ..Default::default() };
     let shutdown = Shutdown::default();
