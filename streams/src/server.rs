@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -122,8 +122,10 @@ pub struct ServerSettings {
     pub domain: Option<String>,
     /// Port for clients; 0 finds a free one.
     pub port: u16,
-    /// Port for MQTT clients; 0 finds a free one, absent offers none.
-    pub mqtt_port: Option<u16>,
+    /// Address and port for MQTT clients; port 0 finds a free one, absent offers none.
+    pub mqtt: Option<SocketAddr>,
+    /// Subjects with wildcards, and what is published on them is published on instead ([`crate::subject::map_topic`]).
+    pub mappings: Vec<(String, String)>,
     /// When a stored message is on the disk.
     pub durability: Durability,
     /// Bytes that its streams may hold together ([`crate::topology::Plan::max_store_bytes`]). A server that is told nothing
@@ -138,7 +140,7 @@ struct Ports {
     client: u16,
     monitor: u16,
     leaf: u16,
-    mqtt: Option<u16>,
+    mqtt: Option<SocketAddr>,
 }
 
 /// A running server. Dropping it stops the server.
@@ -209,7 +211,7 @@ impl Server {
 
     /// Port for MQTT clients, where it has one.
     pub fn mqtt_port(&self) -> Option<u16> {
-        self.ports.mqtt
+        self.ports.mqtt.map(|address| address.port())
     }
 
     /// Writes everything the store holds to the disk. Needed after streams were created: the server
@@ -410,7 +412,7 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
         client: chosen(settings.port, client),
         monitor,
         leaf,
-        mqtt: settings.mqtt_port.map(|port| chosen(port, mqtt)),
+        mqtt: settings.mqtt.map(|address| SocketAddr::new(address.ip(), chosen(address.port(), mqtt))),
     })
 }
 
@@ -458,8 +460,12 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
                 .join(", "),
         )),
     }
-    if let Some(port) = ports.mqtt {
-        lines.push(format!("mqtt {{ listen: \"127.0.0.1:{port}\" }}"));
+    if !settings.mappings.is_empty() {
+        let mappings = settings.mappings.iter().map(|(from, to)| format!("{}: {}", quoted(from), quoted(to)));
+        lines.push(format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(address) = ports.mqtt {
+        lines.push(format!("mqtt {{ listen: \"{address}\" }}"));
     }
     lines.join("\n") + "\n"
 }
@@ -469,7 +475,7 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 pub const BUFFERED: &str = "max_buffered_size: 256MB";
 
 /// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
-pub const KEPT_AT_SITE: [&str; 18] = [
+pub const KEPT_AT_SITE: [&str; 19] = [
     // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
     // the cloud would get every image. Answers to the site's own questions come in, not out.
     "_INBOX.>",
@@ -485,6 +491,7 @@ pub const KEPT_AT_SITE: [&str; 18] = [
     "/.image.>",
     "pin.>",
     "answer.>",
+    "answer-json.>",
     "outcome.>",
     "outbox.>",
     "label.>",

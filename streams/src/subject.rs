@@ -17,6 +17,61 @@ pub fn all_images() -> &'static str {
     "image.>"
 }
 
+/// What a server is told so that images on another program's topic are a site's: the subjects that the topic stands for, with
+/// wildcards, and the subject they are taken as.
+///
+/// `topic` is an MQTT topic filter (`frigate/+/+/snapshot`) or a NATS subject (`frigate.*.*.snapshot`); `camera` is a camera's
+/// name, or `$1` for what stands in place of the first wildcard.
+///
+/// # Errors
+/// One sentence that says what is wrong with which of both.
+pub fn map_topic(site: &SiteName, topic: &str, camera: &str) -> Result<(String, String), String> {
+    // As the server itself spells topics as subjects (docs.nats.io, MQTT, topic and subject conversion).
+    let from: String = match topic.contains('/') {
+        true => {
+            let level = |level: &str| match level {
+                "" => "/".to_owned(),
+                "+" => "*".to_owned(),
+                level => level.replace('.', "//"),
+            };
+            topic.split('/').map(level).collect::<Vec<_>>().join(".")
+        }
+        false => topic.to_owned(),
+    };
+    let tokens: Vec<&str> = from.split('.').collect();
+    if tokens.iter().any(|token| token.is_empty() || token.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        return Err(format!("topic {topic:?} is no topic: it has an empty level or a space"));
+    }
+    if tokens.iter().any(|token| matches!(*token, "#" | ">")) {
+        return Err(format!("topic {topic:?} stands for any number of levels; write one + for each level"));
+    }
+    if ["$JS", "$SYS", "$KV", "$O", "$MQTT", "_INBOX", "image", "*"].contains(&tokens[0]) {
+        return Err(format!("topic {topic:?} would take messages that are not another program's"));
+    }
+    let wildcards = tokens.iter().filter(|token| **token == "*").count();
+    let to = match camera.strip_prefix('$') {
+        Some(number) => {
+            let number: usize = number.parse().unwrap_or(0);
+            if !(1..=wildcards).contains(&number) {
+                return Err(format!("camera {camera:?} of topic {topic:?} must be $1 to ${wildcards}, or a name"));
+            }
+            format!("image.{site}.{{{{wildcard({number})}}}}")
+        }
+        None => image(site, &camera.parse().map_err(|error: schemas::IdError| format!("topic {topic:?}: {error}"))?),
+    };
+    Ok((from, to))
+}
+
+/// Where a final answer is told in JSON.
+pub fn answer_json(site: &SiteName, camera: &CameraName) -> String {
+    format!("answer-json.{site}.{camera}")
+}
+
+/// The ledger's note of how far a site's answers were told in JSON.
+pub fn told_note(site: &SiteName) -> String {
+    format!("answer-json-{site}")
+}
+
 /// The site and the camera in an image's subject.
 pub fn read_image(subject: &str) -> Result<(SiteName, CameraName), CarryError> {
     let expected = "image.<site>.<camera>";
@@ -282,6 +337,31 @@ fn wrong(subject: &str, expected: &'static str) -> CarryError {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn another_programs_topic_is_taken_as_a_cameras() {
+        let site = "reef".parse().unwrap();
+        let map = |topic, camera| super::map_topic(&site, topic, camera);
+        let pair = |from: &str, to: &str| Ok((from.to_owned(), to.to_owned()));
+        assert_eq!(map("frigate/+/+/snapshot", "$1"), pair("frigate.*.*.snapshot", "image.reef.{{wildcard(1)}}"));
+        assert_eq!(map("frigate.*.*.snapshot", "$2"), pair("frigate.*.*.snapshot", "image.reef.{{wildcard(2)}}"));
+        assert_eq!(map("/image/reef/+", "$1"), pair("/.image.reef.*", "image.reef.{{wildcard(1)}}"));
+        assert_eq!(map("yard/snap.jpg", "yard"), pair("yard.snap//jpg", "image.reef.yard"));
+        for (topic, camera) in [
+            ("frigate/#", "$1"),
+            ("frigate/snapshot", "$1"),
+            ("frigate/+/snapshot", "$2"),
+            ("frigate/+", "$"),
+            ("a b/+", "$1"),
+            ("a..b", "x"),
+            ("", "x"),
+            ("image/+/+", "$2"),
+            ("+/snapshot", "$1"),
+            ("yard/snapshot", "Front Door"),
+        ] {
+            assert!(map(topic, camera).is_err(), "{topic} {camera}");
+        }
+    }
+
     use super::*;
 
     #[test]

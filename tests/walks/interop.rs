@@ -3,12 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use futures::StreamExt;
 use harness::pictures::{Picture, one};
 use harness::program::{fixture, root};
+use harness::until::until;
+use nix::sys::signal::Signal;
 use schemas::limits::MAX_INLINE_BYTES;
 use serde_json::Value;
 
+use crate::common::PATIENCE;
 use crate::up::{found, up};
 
 /// What the clients need, with versions.
@@ -88,4 +93,47 @@ async fn a_python_client_is_answered_over_nats_and_over_mqtt() {
         let task = answer["task"].as_str().unwrap();
         assert_eq!(answer["subject"], format!("answer/final/{name}/python/{task}"), "QoS {qos}, {size} bytes");
     }
+}
+
+#[tokio::test]
+async fn another_programs_snapshot_is_answered_in_json_which_stays_for_who_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let topics = r#"up.camera_topics={"frigate/+/+/snapshot": "$1"}"#;
+    let set = ["--set", "up.mqtt_port=0", "--set", "up.answers_json=true", "--set", topics];
+    // What was told before a restart is not told again.
+    for (round, picture) in [one(true).unwrap(), one(false).unwrap()].into_iter().enumerate() {
+        let mut running = up(folder.path(), &set).await;
+        let site = site(folder.path()).await;
+        let name = site["site"].as_str().unwrap().to_owned();
+        let mqtt = format!("127.0.0.1:{}", site["mqtt_port"].as_u64().unwrap());
+        let answer = ask("frigate", mqtt, name.clone(), picture, &[]).await;
+        match round {
+            0 => expect(&answer, "edge", &picture.light.label, picture.light.confidence),
+            _ => expect(&answer, "verified", &picture.heavy.label, picture.heavy.confidence),
+        }
+        assert_eq!(answer["subject"], format!("answer-json/{name}/python"));
+        assert_eq!(answer["kept"], true, "{answer}");
+        running.signal(Signal::SIGINT).unwrap();
+        running.end(PATIENCE).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn answers_in_json_need_no_mqtt() {
+    let folder = tempfile::tempdir().unwrap();
+    let _up = up(folder.path(), &["--set", "up.answers_json=true"]).await;
+    let site = site(folder.path()).await;
+    let (name, picture) = (site["site"].as_str().unwrap(), one(true).unwrap());
+    let client = async_nats::connect(site["url"].as_str().unwrap()).await.unwrap();
+    let mut told = client.subscribe("answer-json.>").await.unwrap();
+    client.flush().await.unwrap();
+    let bytes = fs::read(fixture("images/fashion").join(&picture.file)).unwrap();
+    // What was answered before the notifier began is not told, so it is published until one is.
+    let message = until("an answer in JSON", PATIENCE, async || {
+        client.publish(format!("image.{name}.python"), bytes.clone().into()).await?;
+        Ok(tokio::time::timeout(Duration::from_secs(2), told.next()).await.ok().flatten())
+    });
+    let message = message.await.unwrap();
+    assert_eq!(message.subject.as_str(), format!("answer-json.{name}.python"));
+    expect(&serde_json::from_slice(&message.payload).unwrap(), "edge", &picture.light.label, picture.light.confidence);
 }

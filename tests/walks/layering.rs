@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use harness::program::root;
 
-const ROLES: [&str; 8] =
-    ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor"];
+const ROLES: [&str; 9] =
+    ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor", "notifier"];
 
 /// Which of our own crates each crate may depend on.
 fn allowed(package: &str) -> BTreeSet<&'static str> {
@@ -29,7 +29,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         "replayer" => &["schemas", "streams", "runtime", "vision", "decisions"],
         // The vision only in its tests.
         "decisions" => &["schemas", "vision"],
-        "courier" | "janitor" => &["schemas", "streams", "runtime"],
+        "courier" | "janitor" | "notifier" => &["schemas", "streams", "runtime"],
         "bench" | "tributary" => &[
             "schemas",
             "streams",
@@ -41,6 +41,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
             "courier",
             "verifier",
             "janitor",
+            "notifier",
             "autograd",
             "training",
             "trainer",
@@ -58,7 +59,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
 }
 
 /// Which crates may name an outside library that has one home.
-const HOMES: [(&str, &[&str]); 13] = [
+const HOMES: [(&str, &[&str]); 14] = [
     ("axum", &["runtime"]),
     ("prometheus-client", &["runtime"]),
     ("async-nats", &["streams", "tributary-tests"]),
@@ -71,6 +72,7 @@ const HOMES: [(&str, &[&str]); 13] = [
     ("figment", &["runtime"]),
     ("prost", &["autograd"]),
     ("tar", &["replayer", "rollout"]),
+    ("rumqttc", &["notifier"]),
     ("clap", &["tributary"]),
 ];
 

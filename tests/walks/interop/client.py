@@ -2,6 +2,8 @@
 
 client.py nats URL SITE FILE          with nats-py
 client.py mqtt HOST:PORT SITE FILE QOS SIZE    with paho-mqtt; the picture is followed by zeros up to SIZE bytes
+client.py frigate HOST:PORT SITE FILE          as Frigate and Home Assistant: a snapshot on a topic of its own, retained; the
+                                               answer in JSON, once as it comes and once by a client that comes later
 """
 
 import asyncio
@@ -49,12 +51,44 @@ def with_mqtt(address, site, image, qos):
     client.loop_stop()
 
 
+def with_frigate(address, site, image):
+    import paho.mqtt.client as mqtt
+
+    host, port = address.split(":")
+
+    def listen(name, heard):
+        subscribed = queue.Queue()
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)
+        client.on_message = lambda _client, _user, message: heard.put(message)
+        client.on_subscribe = lambda *_: subscribed.put(True)
+        client.connect(host, int(port))
+        client.loop_start()
+        client.subscribe("answer-json/#", qos=1)
+        subscribed.get(timeout=PATIENCE_S)
+        return client
+
+    first, later = queue.Queue(), queue.Queue()
+    client = listen("first", first)
+    client.publish("frigate/python/person/snapshot", image, qos=1, retain=True).wait_for_publish(PATIENCE_S)
+    told = first.get(timeout=PATIENCE_S)
+    while told.retain:
+        told = first.get(timeout=PATIENCE_S)
+    other = listen("later", later)
+    kept = later.get(timeout=PATIENCE_S)
+    answer = json.loads(told.payload)
+    print(json.dumps({"subject": told.topic, "kept": kept.retain and kept.payload == told.payload, **answer}))
+    client.loop_stop()
+    other.loop_stop()
+
+
 if __name__ == "__main__":
     kind, address, site, file, *more = sys.argv[1:]
     with open(file, "rb") as opened:
         image = opened.read()
     if kind == "nats":
         asyncio.run(with_nats(address, site, image))
+    elif kind == "frigate":
+        with_frigate(address, site, image)
     else:
         qos, size = map(int, more)
         with_mqtt(address, site, image.ljust(size, b"\0"), qos)

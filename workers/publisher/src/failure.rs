@@ -72,6 +72,9 @@ fn nothing(summary: &Summary) -> String {
         Some(Refused { file, reason }) => {
             format!("all {} files were refused, the first, {file}: {reason}", summary.refused_files)
         }
+        None if !summary.passed_over.is_empty() => {
+            format!("no image files that were asked for ({}), only what was passed over", source::extensions())
+        }
         None => format!("no image files were found ({})", source::extensions()),
     }
 }

@@ -117,6 +117,8 @@ enum Command {
     Releaser,
     /// Run a site's janitor on an existing nats-server.
     Janitor,
+    /// Tell a site's final answers in JSON, over NATS and MQTT, on an existing nats-server.
+    Notifier,
     /// Try a release; for tributary's own use.
     #[command(name = rollout::trial::COMMAND, hide = true)]
     TryRelease,
@@ -135,6 +137,7 @@ impl Command {
                 | Command::Aggregator(_)
                 | Command::Releaser
                 | Command::Janitor
+                | Command::Notifier
         )
     }
 }
@@ -215,6 +218,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Aggregator(_) => roles::aggregator(&loaded, shutdown()?).await,
         Command::Releaser => roles::releaser(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
+        Command::Notifier => roles::notifier(&loaded, shutdown()?).await,
         Command::Doctor(_) | Command::Config(_) | Command::Key(_) | Command::TryRelease => Ok(()),
     }
 }

@@ -184,6 +184,13 @@ pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
     ended("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
+/// Tells a site's answers in JSON.
+pub async fn notifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let (bus, _) = connect(loaded, "notifier").await?;
+    let settings = &loaded.settings;
+    ended("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
+}
+
 /// Runs a site's janitor.
 pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;

@@ -1,11 +1,14 @@
 //! All settings of the binary, each worker's in its own section.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use aggregator::AggregatorSettings;
 use anyhow::Context;
 use courier::CourierSettings;
 use janitor::JanitorSettings;
+use notifier::NotifierSettings;
 use publisher::PublisherSettings;
 use recognizer::RecognizerSettings;
 use releaser::ReleaserSettings;
@@ -52,6 +55,8 @@ pub struct Settings {
     pub replayer: ReplayerSettings,
     /// The archive.
     pub janitor: JanitorSettings,
+    /// Answers in JSON.
+    pub notifier: NotifierSettings,
     /// What a worker tells who asks.
     pub metrics: MetricsSettings,
     /// Everything on this machine.
@@ -74,6 +79,7 @@ impl Default for Settings {
             releaser: ReleaserSettings::default(),
             replayer: ReplayerSettings::default(),
             janitor: JanitorSettings::default(),
+            notifier: NotifierSettings::default(),
             metrics: MetricsSettings::default(),
             up: UpSettings::default(),
         }
@@ -96,6 +102,14 @@ pub struct UpSettings {
     pub cloud_port: u16,
     /// Port for MQTT clients; 0 finds a free one, absent offers none.
     pub mqtt_port: Option<u16>,
+    /// Listens for MQTT clients on this address, for example `0.0.0.0`: cameras are other machines, and nobody is asked for a
+    /// password.
+    pub mqtt_listen: IpAddr,
+    /// Topics of other programs whose messages are images of a camera: `"frigate/+/+/snapshot" = "$1"` takes what stands in
+    /// place of the first wildcard for the camera's name.
+    pub camera_topics: BTreeMap<String, String>,
+    /// Whether final answers are also told in JSON, on `answer-json.<site>.<camera>`.
+    pub answers_json: bool,
     /// Whether each site trains, beside its work, on what is labelled there.
     pub train: bool,
     /// Whether what sites learn is merged into releases.
@@ -111,9 +125,23 @@ impl Default for UpSettings {
             port: 0,
             cloud_port: 0,
             mqtt_port: None,
+            mqtt_listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            camera_topics: BTreeMap::new(),
+            answers_json: false,
             train: false,
             merge: false,
         }
+    }
+}
+
+impl UpSettings {
+    /// What a site's server is told about topics of other programs.
+    ///
+    /// # Errors
+    /// One sentence that names the setting.
+    pub fn mappings(&self, site: &SiteName) -> Result<Vec<(String, String)>, String> {
+        let map = |(topic, camera): (&String, &String)| streams::subject::map_topic(site, topic, camera);
+        self.camera_topics.iter().map(map).collect::<Result<_, _>>().map_err(|why| format!("up.camera_topics: {why}"))
     }
 }
 
@@ -130,6 +158,8 @@ impl Settings {
             self.releaser.check(),
             self.replayer.check(),
             self.janitor.check(),
+            self.notifier.check(),
+            self.up.mappings(&self.site).map(|_| ()),
             self.streams.check(),
         ];
         if self.site == SiteName::cloud() {

@@ -1,9 +1,11 @@
 //! `tributary up`: servers and all roles in one process, until told to stop.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use notifier::NotifierSettings;
 use rollout::start::Started;
 use rollout::trial::Trial;
 use runtime::{Shutdown, clock};
@@ -185,6 +187,15 @@ fn start_site(
     let domain = cloud_domain.map(str::to_owned);
     roles
         .spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, domain.as_deref(), stop).await) });
+    if settings.up.answers_json {
+        // Where it listens on every address, this machine's own is one of them.
+        let listen = Some(settings.up.mqtt_listen).filter(|address| !address.is_unspecified());
+        let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mqtt = site.mqtt_port.map(|port| SocketAddr::new(listen, port).to_string());
+        let chosen = NotifierSettings { mqtt, ..settings.notifier.clone() };
+        let (bus, name, stop) = (here.clone(), site.site.clone(), shutdown.clone());
+        roles.spawn(async move { roles::ended("notifier", notifier::run(bus, name, &chosen, stop).await) });
+    }
 }
 
 /// The site's own name, or `NAME-1` … for several.
@@ -215,14 +226,16 @@ async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyho
         name: name.into(),
         domain: domain.map(str::to_owned),
         port: 0,
-        mqtt_port: None,
+        mqtt: None,
+        mappings: Vec::new(),
         durability: up.durability,
         leaf,
     };
     if !leaves {
         let alone = ServerSettings {
             port: up.port,
-            mqtt_port: up.mqtt_port,
+            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
+            mappings: up.mappings(&settings.site).map_err(anyhow::Error::msg)?,
             ..base(ALONE, None, Leaf::Alone, &Place::Both(settings.site.clone()))
         };
         return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
@@ -235,7 +248,8 @@ async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyho
         let next = |port: u16| if port == 0 { 0 } else { port.saturating_add(number) };
         let leaf = ServerSettings {
             port: next(up.port),
-            mqtt_port: up.mqtt_port.map(next),
+            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, next(port))),
+            mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
             ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address.clone()), &Place::Site(site.clone()))
         };
         sites.push(spawn(leaf).await?);

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::report::Refused;
 use crate::source::filter::FileFilter;
+use crate::source::label::INDEX;
 use crate::source::{Item, ItemBuilder, Root};
 
 /// What lies at or below a path.
@@ -135,7 +136,7 @@ impl FolderWalk {
                     }
                     false => visit(Seen::PassedOver("link to a folder that is read anyway".into()))?,
                 }
-            } else {
+            } else if path.file_name().is_none_or(|name| name != INDEX) {
                 visit(self.find_mismatch(&path).map_or(Seen::File(path), Seen::PassedOver))?;
             }
         }

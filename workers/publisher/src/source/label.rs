@@ -9,7 +9,7 @@ use crate::settings::Labels;
 use crate::source::Item;
 
 /// Name of the file, in the folder of the images or one above it.
-const INDEX: &str = "index.csv";
+pub(crate) const INDEX: &str = "index.csv";
 
 /// Labels by file, read when first asked for.
 #[derive(Debug)]
