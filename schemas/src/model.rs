@@ -52,13 +52,45 @@ pub struct InputDescription {
     /// How the image is fitted to the input size.
     #[serde(default)]
     pub resize: Resize,
-    /// For `crop`: length of the short side before the centre is cut out, in pixels; the larger of
-    /// width and height if absent.
+    /// Length before the centre is cut out, in pixels: for `crop` of the short side, the larger of width and height if
+    /// absent; for `stretch` of both sides, and nothing is cut out if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize_px: Option<u32>,
+    /// Where the centre begins that is cut out.
+    #[serde(default, skip_serializing_if = "CropOffset::is_default")]
+    pub crop_offset: CropOffset,
     /// Interpolation.
     #[serde(default)]
     pub filter: Filter,
+    /// Whether `bilinear` averages over the pixels it shrinks away, as Pillow and torchvision do; TensorFlow's and OpenCV's
+    /// do not.
+    #[serde(default = "averages", skip_serializing_if = "is_true")]
+    pub antialias: bool,
+}
+
+fn averages() -> bool {
+    true
+}
+
+fn is_true(flag: &bool) -> bool {
+    *flag
+}
+
+/// Where the centre begins that is cut out, when what is left around it is odd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropOffset {
+    /// Half of it, rounded to even, as torchvision does.
+    #[default]
+    Nearest,
+    /// Half of it, rounded down, as Hugging Face's processors do.
+    Down,
+}
+
+impl CropOffset {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Order and number of channels.
@@ -98,7 +130,7 @@ pub enum Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resize {
-    /// Both sides to size, whatever the proportions.
+    /// Both sides to size, whatever the proportions; with `resize_px`, to that, then the centre.
     #[default]
     Stretch,
     /// Short side to `resize_px`, then the centre.
@@ -107,7 +139,7 @@ pub enum Resize {
     Pad,
 }
 
-/// Interpolation of the resize. All but `nearest` average over the pixels they shrink away.
+/// Interpolation of the resize. All but `nearest` average over the pixels they shrink away, unless `antialias` says not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {

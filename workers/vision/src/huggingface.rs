@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
 use schemas::model::{
-    Channels, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription, OutputDescription,
-    OutputKind, Resize,
+    Channels, CropOffset, Filter, GateDefaults, InputDescription, Layout, MODEL_VERSION, ModelDescription,
+    OutputDescription, OutputKind, Resize,
 };
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ pub(crate) const CONFIG: &str = "config.json";
 /// How pixels become the input.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 /// Where exporters put the graph.
-const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
+const GRAPHS: [&str; 4] = ["model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"];
 
 /// Reads a folder.
 pub(crate) fn read(dir: &Path) -> Result<Parts, ModelError> {
@@ -30,6 +30,13 @@ pub(crate) fn read(dir: &Path) -> Result<Parts, ModelError> {
         path: dir.join(GRAPHS[0]),
         why: "it is missing, and so is onnx/model.onnx; export it with `optimum-cli export onnx`".to_owned(),
     })?;
+    if config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification") {
+        return Err(config.wrong(
+            "problem_type",
+            "is multi_label_classification: several labels may hold at once, and only models with one label for each image \
+             are supported",
+        ));
+    }
     let description = ModelDescription {
         name: name(&config, dir),
         version: MODEL_VERSION,
@@ -136,19 +143,22 @@ impl Size {
 }
 
 fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelError> {
+    let rule = Processor::of(preprocessor)?;
     let channels = match config.number("num_channels")? {
         None => Channels::Rgb,
         Some(3.0) => Channels::Rgb,
         Some(1.0) => Channels::Gray,
         Some(other) => return Err(config.wrong("num_channels", format!("is {other}; it must be 1 or 3"))),
     };
+    let flips = preprocessor.flag("do_flip_channel_order", rule.kind == Kind::MobileVit)?;
+    let channels = if flips && channels == Channels::Rgb { Channels::Bgr } else { channels };
     let count = channels.count();
-    let (width_px, height_px, resize, resize_px) = fit(preprocessor)?;
+    let fitted = fit(preprocessor, &rule)?;
     let scale = match preprocessor.flag("do_rescale", true)? {
         true => preprocessor.number("rescale_factor")?.unwrap_or(1.0 / 255.0) as f32,
         false => 1.0,
     };
-    let (mut mean, std) = match preprocessor.flag("do_normalize", true)? {
+    let (mut mean, mut std) = match preprocessor.flag("do_normalize", rule.kind != Kind::MobileVit)? {
         true => (preprocessor.numbers("image_mean", count)?, preprocessor.numbers("image_std", count)?),
         false => (vec![0.0; count], vec![1.0; count]),
     };
@@ -156,72 +166,169 @@ fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelEr
     if preprocessor.flag("rescale_offset", false)? {
         mean.iter_mut().for_each(|mean| *mean += 1.0);
     }
-    if preprocessor.flag("include_top", false)? {
-        return Err(preprocessor.wrong("include_top", "normalises twice, which is not supported; write a model.toml"));
+    // And divides by the deviation twice.
+    if preprocessor.flag("include_top", rule.kind == Kind::EfficientNet)? {
+        std.iter_mut().for_each(|std| *std *= *std);
     }
     Ok(InputDescription {
         name: "pixel_values".to_owned(),
-        width_px,
-        height_px,
+        width_px: fitted.width_px,
+        height_px: fitted.height_px,
         channels,
         layout: Layout::Nchw,
         scale,
         mean,
         std,
-        resize,
-        resize_px,
-        filter: filter(preprocessor)?,
+        resize: fitted.resize,
+        resize_px: fitted.resize_px,
+        crop_offset: if fitted.resize_px.is_some() { CropOffset::Down } else { CropOffset::Nearest },
+        filter: filter(preprocessor, &rule)?,
+        antialias: true,
     })
 }
 
-/// Width, height, how to get there, and the short side before a crop.
-fn fit(json: &Json) -> Result<(u32, u32, Resize, Option<u32>), ModelError> {
-    let missing = |key| json.wrong(key, "is missing; write the size of the model's input");
-    let size = json.size("size")?;
-    let crop = json.flag("do_center_crop", json.get("crop_size").is_some())?;
+/// What the library does by the name of its class and the file does not say (transformers, `models/*/image_processing_*.py`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Processor {
+    kind: Kind,
+    /// Whether the centre is cut out where `do_center_crop` is absent; absent: where a size is given for it.
+    crops: Option<bool>,
+    filter: Filter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Both sides to `size`; one number is a square. Then the centre, if a crop is asked for.
+    Square,
+    /// The short side to `size`, then the centre.
+    Short,
+    /// The short side to 256/224 of `size`, then the centre.
+    Levit,
+    /// Below 384 pixels the short side to `size / crop_pct`, then the centre of `size`; from there on a square.
+    ConvNext,
+    /// The short side to `size / crop_pct`, then the centre of `crop_size`.
+    PoolFormer,
+    /// As `Short`, blue first and without normalisation.
+    MobileVit,
+    /// As `Square`, and normalised in its own way.
+    EfficientNet,
+    /// No class is named, or none we know: the keys decide.
+    Unknown,
+}
+
+impl Processor {
+    fn of(json: &Json) -> Result<Self, ModelError> {
+        let name = ["image_processor_type", "feature_extractor_type"].into_iter().find_map(|key| json.get(key));
+        let name = name.and_then(Value::as_str).unwrap_or("");
+        let family = ["ImageProcessorFast", "ImageProcessor", "FeatureExtractor"]
+            .into_iter()
+            .find_map(|ending| name.strip_suffix(ending))
+            .unwrap_or(name);
+        let known = |kind, crops, filter| Ok(Self { kind, crops, filter });
+        match family {
+            "ViT" | "Pvt" | "Segformer" => known(Kind::Square, Some(false), Filter::Bilinear),
+            "DeiT" | "Beit" => known(Kind::Square, Some(true), Filter::Bicubic),
+            "Bit" | "CLIP" => known(Kind::Short, Some(true), Filter::Bicubic),
+            "MobileNetV1" | "MobileNetV2" => known(Kind::Short, Some(true), Filter::Bilinear),
+            "Siglip" => known(Kind::Square, Some(false), Filter::Bicubic),
+            "Levit" => known(Kind::Levit, Some(true), Filter::Bicubic),
+            "ConvNext" => known(Kind::ConvNext, Some(false), Filter::Bilinear),
+            "PoolFormer" => known(Kind::PoolFormer, Some(true), Filter::Bicubic),
+            "MobileViT" => known(Kind::MobileVit, Some(true), Filter::Bilinear),
+            "EfficientNet" => known(Kind::EfficientNet, Some(false), Filter::Nearest),
+            "Perceiver" => Err(json.wrong(
+                "image_processor_type",
+                "is PerceiverImageProcessor, which cuts before it resizes; that is not supported",
+            )),
+            _ => known(Kind::Unknown, None, Filter::Bilinear),
+        }
+    }
+}
+
+/// How a picture becomes as large as the input.
+struct Fitted {
+    width_px: u32,
+    height_px: u32,
+    resize: Resize,
+    resize_px: Option<u32>,
+}
+
+impl Fitted {
+    fn stretch((width_px, height_px): (u32, u32)) -> Self {
+        Self { width_px, height_px, resize: Resize::Stretch, resize_px: None }
+    }
+
+    fn crop(short_px: u32, (width_px, height_px): (u32, u32)) -> Self {
+        Self { width_px, height_px, resize: Resize::Crop, resize_px: Some(short_px) }
+    }
+}
+
+fn fit(json: &Json, rule: &Processor) -> Result<Fitted, ModelError> {
     if !json.flag("do_resize", true)? {
         return Err(json.wrong("do_resize", "is false, but pictures come in every size; set it to true"));
     }
-    let size = size.ok_or_else(|| missing("size"))?;
-    if let Some(share) = json.number("crop_pct")? {
-        return Ok(share_of(size.sides().0, share));
+    let size =
+        json.size("size")?.ok_or_else(|| json.wrong("size", "is missing; write the size of the model's input"))?;
+    let crop_size = json.size("crop_size")?;
+    let crops = json.flag("do_center_crop", rule.crops.unwrap_or(crop_size.is_some()))?;
+    let share = json.number("crop_pct")?;
+    if share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+        return Err(json.wrong("crop_pct", "must be above 0 and at most 1"));
     }
-    if !crop {
-        return match size {
-            Size::Short(_) => Err(json.wrong(
-                "size",
-                "has only shortest_edge and no crop follows, so the input would have no fixed size; add do_center_crop \
-                 and crop_size",
-            )),
-            _ => Ok((size.sides().0, size.sides().1, Resize::Stretch, None)),
-        };
-    }
-    let (width_px, height_px) = json.size("crop_size")?.unwrap_or(size).sides();
-    match size {
-        Size::Number(px) | Size::Short(px) => Ok((width_px, height_px, Resize::Crop, Some(px))),
-        Size::Both { .. } if size.sides() == (width_px, height_px) => Ok((width_px, height_px, Resize::Stretch, None)),
-        Size::Both { .. } => Err(json.wrong(
-            "crop_size",
-            "cuts the centre out of a stretched picture, which is not supported; use size.shortest_edge or write a \
-             model.toml",
+    let part = crop_size.unwrap_or(size).sides();
+    let kind = match rule.kind {
+        Kind::Unknown if share.is_some() => Kind::ConvNext,
+        // A number stood for the short side where a crop followed, in most older files.
+        Kind::Unknown if crops && !matches!(size, Size::Both { .. }) => Kind::Short,
+        Kind::Unknown => Kind::Square,
+        kind => kind,
+    };
+    let short = |px: u32| {
+        match crops {
+        true => Ok(Fitted::crop(px, part)),
+        false => Err(json.wrong(
+            "size",
+            "is only that of the short side and no crop follows, so the input would have no fixed size; add do_center_crop \
+             and crop_size",
         )),
     }
-}
-
-/// ConvNeXT: below 384 pixels the short side becomes `px / share` and the centre is cut out, from
-/// there on the picture is stretched.
-fn share_of(px: u32, share: f64) -> (u32, u32, Resize, Option<u32>) {
-    if px >= 384 || !(share > 0.0 && share < 1.0) {
-        return (px, px, Resize::Stretch, None);
+    };
+    match (kind, size) {
+        (Kind::ConvNext, size) => {
+            let px = size.sides().0;
+            Ok(match px {
+                384.. => Fitted::stretch((px, px)),
+                _ => Fitted::crop((f64::from(px) / share.unwrap_or(224.0 / 256.0)) as u32, (px, px)),
+            })
+        }
+        (Kind::PoolFormer, Size::Number(px) | Size::Short(px)) => short((f64::from(px) / share.unwrap_or(0.9)) as u32),
+        (Kind::PoolFormer, Size::Both { width_px, height_px }) if width_px == height_px => {
+            short((f64::from(width_px) / share.unwrap_or(0.9)) as u32)
+        }
+        (Kind::Levit, Size::Number(px) | Size::Short(px)) => short((256.0 / 224.0 * f64::from(px)) as u32),
+        (Kind::Short | Kind::MobileVit, Size::Number(px) | Size::Short(px)) => short(px),
+        (Kind::Square | Kind::EfficientNet, Size::Short(_)) => {
+            Err(json.wrong("size", "has only shortest_edge, and this processor needs width and height"))
+        }
+        (_, size) if !crops || size.sides() == part => Ok(Fitted::stretch(size.sides())),
+        (_, size) => match size.sides() {
+            (width_px, height_px) if width_px == height_px => {
+                Ok(Fitted { resize: Resize::Stretch, ..Fitted::crop(width_px, part) })
+            }
+            _ => Err(json.wrong(
+                "crop_size",
+                "cuts the centre out of a picture stretched to sides of two lengths, which is not supported",
+            )),
+        },
     }
-    (px, px, Resize::Crop, Some((f64::from(px) / share) as u32))
 }
 
-fn filter(json: &Json) -> Result<Filter, ModelError> {
+fn filter(json: &Json, rule: &Processor) -> Result<Filter, ModelError> {
     match json.number("resample")? {
+        None => Ok(rule.filter),
         Some(0.0) => Ok(Filter::Nearest),
         Some(1.0) => Ok(Filter::Lanczos),
-        None | Some(2.0) => Ok(Filter::Bilinear),
+        Some(2.0) => Ok(Filter::Bilinear),
         Some(3.0) => Ok(Filter::Bicubic),
         Some(other) => Err(json.wrong(
             "resample",
@@ -244,6 +351,9 @@ fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
             config.wrong("id2label", format!("of class {class} must be a text of 1 to {MAX_LABEL_BYTES} bytes"))
         })?;
         labels.push(label);
+    }
+    if labels.len() == 1 {
+        return Err(config.wrong("id2label", "has one label; a classifier tells at least two classes apart"));
     }
     Ok(distinct(labels.into_iter()))
 }
@@ -321,8 +431,8 @@ mod tests {
     #[test]
     fn a_short_side_with_a_crop_becomes_a_crop() {
         let input = read_input(&changed(json!({
-            "size": {"shortest_edge": 256}, "do_center_crop": true, "crop_size": {"height": 224, "width": 224},
-            "resample": 3
+            "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": true,
+            "crop_size": {"height": 224, "width": 224}, "resample": 3
         })));
         assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
         assert_eq!(input.filter, Filter::Bicubic);
@@ -330,9 +440,14 @@ mod tests {
 
     #[test]
     fn a_share_kept_by_the_crop_makes_the_short_side_longer() {
-        let input = read_input(&changed(json!({"size": {"shortest_edge": 224}, "crop_pct": 0.875})));
+        let convnext = |changes: Value| {
+            let mut value = changed(changes);
+            value["image_processor_type"] = "ConvNextImageProcessor".into();
+            read_input(&value)
+        };
+        let input = convnext(json!({"size": {"shortest_edge": 224}, "crop_pct": 0.875}));
         assert_eq!((input.width_px, input.resize, input.resize_px), (224, Resize::Crop, Some(256)));
-        let input = read_input(&changed(json!({"size": {"shortest_edge": 384}, "crop_pct": 0.875})));
+        let input = convnext(json!({"size": {"shortest_edge": 384}, "crop_pct": 0.875}));
         assert_eq!((input.width_px, input.resize, input.resize_px), (384, Resize::Stretch, None));
     }
 
@@ -346,14 +461,18 @@ mod tests {
     #[test]
     fn what_cannot_be_said_is_refused_with_file_line_and_key() {
         for (changes, parts) in [
-            (json!({"size": {"shortest_edge": 256}}), &["size", "crop_size"][..]),
+            (json!({"size": {"shortest_edge": 256}}), &["size", "shortest_edge"][..]),
             (json!({"size": null}), &["size", "is missing"]),
             (json!({"size": {"height": 0, "width": 3}}), &["line", "size", "above zero"]),
             (json!({"image_mean": [0.5]}), &["input.mean", "3 channels"]),
             (json!({"image_std": null}), &["image_std", "is missing"]),
             (json!({"resample": 7}), &["resample", "bicubic"]),
             (json!({"do_resize": "yes"}), &["do_resize", "true or false"]),
-            (json!({"do_center_crop": true, "crop_size": 200}), &["crop_size", "stretched"]),
+            (
+                json!({"do_center_crop": true, "crop_size": 200, "size": {"height": 256, "width": 224}}),
+                &["crop_size", "stretched"],
+            ),
+            (json!({"image_processor_type": "PerceiverImageProcessor"}), &["PerceiverImageProcessor"]),
         ] {
             let dir = folder(&config(), &changed(changes.clone()), "model.onnx");
             let why = Model::load(dir.path()).unwrap_err().to_string();

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use schemas::ReleaseId;
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
-use schemas::model::{MODEL_VERSION, ModelDescription, Resize};
+use schemas::model::{Filter, MODEL_VERSION, ModelDescription, Resize};
 use sha2::{Digest, Sha256};
 
 use crate::{external, huggingface};
@@ -176,7 +176,7 @@ impl Model {
         self.folder.join(name).display().to_string()
     }
 
-    fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.files.iter().any(|file| file == DESCRIPTION)
     }
 }
@@ -223,7 +223,10 @@ fn ours(dir: &Path) -> Result<Parts, ModelError> {
         why,
     })?;
     if !dir.join(GRAPH).is_file() {
-        let why = "it is missing; put the exported model there".to_owned();
+        let why = match graphs_in(dir).first() {
+            Some(other) => format!("it is missing; rename {other} to {GRAPH}"),
+            None => "it is missing; put the exported model there".to_owned(),
+        };
         return Err(ModelError::Graph { path: dir.join(GRAPH), why });
     }
     let labels = labels(&dir.join(LABELS))?;
@@ -234,6 +237,15 @@ fn ours(dir: &Path) -> Result<Parts, ModelError> {
     }
     let files = [DESCRIPTION, LABELS, GRAPH].map(str::to_owned).to_vec();
     Ok(Parts { description, labels, graph: GRAPH.to_owned(), files })
+}
+
+/// ONNX files in a folder, by their names.
+fn graphs_in(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| name.to_ascii_lowercase().ends_with(".onnx")).collect();
+    names.sort();
+    names
 }
 
 /// The first value that is out of range: its key, and what is wrong with it.
@@ -282,17 +294,21 @@ fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
         return wrong("input.std", "contains zero, and it divides; write 1.0 to leave a channel alone".to_owned());
     }
     match (input.resize, input.resize_px) {
-        (Resize::Crop, Some(px)) => {
+        (Resize::Crop | Resize::Stretch, Some(px)) => {
             let least = input.width_px.max(input.height_px);
             if !(least..=2 * MAX_INPUT_PX).contains(&px) {
                 let most = 2 * MAX_INPUT_PX;
                 return wrong("input.resize_px", format!("is {px}; it must be {least} (the input) to {most}"));
             }
         }
-        (Resize::Stretch | Resize::Pad, Some(_)) => {
-            return wrong("input.resize_px", "belongs to resize = \"crop\" only; remove one of them".to_owned());
+        (Resize::Pad, Some(_)) => {
+            let why = "does not go with resize = \"pad\", which cuts nothing out; remove one of them";
+            return wrong("input.resize_px", why.to_owned());
         }
         (_, None) => {}
+    }
+    if !input.antialias && input.filter != Filter::Bilinear {
+        return wrong("input.antialias", "is false, which goes with filter = \"bilinear\" only".to_owned());
     }
     Ok(())
 }
@@ -327,6 +343,9 @@ fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
             1,
             "is missing: the file is empty; write one label a line, in the order of the output".to_owned(),
         );
+    }
+    if lines.len() == 1 {
+        return wrong(1, "is the only one; a classifier tells at least two classes apart".to_owned());
     }
     for (index, label) in lines.iter().map(|line| line.trim()).enumerate() {
         let line = index + 1;
@@ -480,7 +499,9 @@ min_confidence_ratio = 0.5
             ("mean = [0.1, 0.2, 0.3]", "mean = [0.1]", &["line 11", "input.mean", "1 numbers", "3 channels"]),
             ("std = [1.0, 1.0, 1.0]", "std = [1.0, 0.0, 1.0]", &["line 12", "input.std", "zero"]),
             ("std = [1.0, 1.0, 1.0]", "std = [1.0, nan, 1.0]", &["line 12", "input.std", "NaN"]),
-            ("scale = 0.5", "scale = 0.5\nresize_px = 30", &["line 11", "input.resize_px", "crop"]),
+            ("scale = 0.5", "scale = 0.5\nresize = \"pad\"\nresize_px = 30", &["line 12", "input.resize_px", "pad"]),
+            ("scale = 0.5", "scale = 0.5\nresize_px = 20", &["line 11", "input.resize_px", "28"]),
+            ("scale = 0.5", "scale = 0.5\nfilter = \"nearest\"\nantialias = false", &["input.antialias", "bilinear"]),
             ("scale = 0.5", "scale = 0.5\nresize = \"crop\"\nresize_px = 20", &["line 12", "28"]),
             ("channels = \"rgb\"", "channels = \"rbg\"", &["line 9", "rbg", "bgr"]),
             ("min_confidence_ratio = 0.5", "min_confidence_ratio = 1.5", &["line 19", "gate.min_confidence_ratio"]),
@@ -547,9 +568,9 @@ min_confidence_ratio = 0.5
 
     #[test]
     fn a_release_is_the_digest_of_names_sizes_and_contents() {
-        let dir = folder(TOML, "cat\n");
+        let dir = folder(TOML, "cat\ndog\n");
         let mut whole = Vec::new();
-        for (name, content) in [(GRAPH, ""), (LABELS, "cat\n"), (DESCRIPTION, TOML)] {
+        for (name, content) in [(GRAPH, ""), (LABELS, "cat\ndog\n"), (DESCRIPTION, TOML)] {
             whole.extend(name.as_bytes());
             whole.push(0);
             whole.extend((content.len() as u64).to_le_bytes());
@@ -568,7 +589,7 @@ min_confidence_ratio = 0.5
 
     #[test]
     fn weights_beside_the_graph_belong_to_the_model() {
-        let dir = folder(TOML, "cat\n");
+        let dir = folder(TOML, "cat\ndog\n");
         std::fs::write(dir.path().join(GRAPH), graph_with_weights_in("weights.bin")).unwrap();
         assert!(refusal(&dir).contains("weights.bin"));
         std::fs::write(dir.path().join("weights.bin"), "1").unwrap();
@@ -581,7 +602,7 @@ min_confidence_ratio = 0.5
     #[test]
     fn weights_outside_the_folder_are_refused() {
         for location in ["../weights.bin", "/etc/passwd", ""] {
-            let dir = folder(TOML, "cat\n");
+            let dir = folder(TOML, "cat\ndog\n");
             std::fs::write(dir.path().join(GRAPH), graph_with_weights_in(location)).unwrap();
             assert!(refusal(&dir).contains("outside its folder"), "{location}");
         }

@@ -361,7 +361,12 @@ impl Checks<'_> {
         outlets.iter().find(|outlet| outlet.name() == name).ok_or_else(|| {
             self.mismatch(
                 format!("it has no {what} {name:?}, but {}", names(outlets)),
-                format!("write the right name as {what}.name in {file}"),
+                match self.model.is_ours() {
+                    true => format!("write the right name as {what}.name in {file}"),
+                    false => {
+                        format!("export it with the {what} {name:?}, or write a model.toml that names it as it is")
+                    }
+                },
             )
         })
     }
@@ -418,6 +423,12 @@ impl Checks<'_> {
         let classes = rest.iter().try_fold(1_i64, |all, size| (*size >= 0).then_some(all * size));
         let labels = self.model.labels.len();
         match classes {
+            Some(1) => Err(self.mismatch(
+                format!("its output {:?} is one number", outlet.name()),
+                "export it with one number a class, at least two: one score, or one probability for two classes, is not \
+                 supported"
+                    .to_owned(),
+            )),
             Some(classes) if classes != labels as i64 => Err(self.mismatch(
                 format!(
                     "its output {:?} is {} ({classes} classes), and there are {labels} labels",

@@ -5,7 +5,7 @@
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use schemas::model::{Channels, Filter, InputDescription, Layout, Resize};
+use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, Resize};
 
 use crate::decode::Pixels;
 
@@ -80,7 +80,7 @@ pub fn write(
         picture = Picture { width_px: middle.width_px, height_px: middle.height_px, rgb: window };
     }
     if !place.is_identity(picture) {
-        resize(picture, &place, input.filter, resizer, resized)?;
+        resize(picture, &place, (input.filter, input.antialias), resizer, resized)?;
         picture = Picture { width_px: place.width_px, height_px: place.height_px, rgb: resized };
     }
     if let Some(part) = place.cut {
@@ -131,7 +131,10 @@ impl Place {
         let (to_w, to_h) = (f64::from(input.width_px), f64::from(input.height_px));
         let whole = |width_px, height_px| Self { middle: None, taken: None, width_px, height_px, cut: None };
         match input.resize {
-            Resize::Stretch => whole(input.width_px, input.height_px),
+            Resize::Stretch => match input.resize_px {
+                Some(side_px) => Self::centre_of_square(side_px, input),
+                None => whole(input.width_px, input.height_px),
+            },
             Resize::Crop => Self::centre(pixels, input),
             Resize::Pad => {
                 let ratio = (to_w / from_w).min(to_h / from_h);
@@ -148,7 +151,7 @@ impl Place {
         let (width_px, height_px) = (u64::from(pixels.width_px), u64::from(pixels.height_px));
         let scaled = |side: u64| (side * u64::from(short_px) / width_px.min(height_px)).max(u64::from(short_px));
         let (all_w, all_h) = (scaled(width_px), scaled(height_px));
-        let start = |all: u64, to: u32| ((all as f64 - f64::from(to)) / 2.0).round_ties_even();
+        let start = |all: u64, to: u32| start(all, to, input.crop_offset);
         let (left, top) = (start(all_w, input.width_px), start(all_h, input.height_px));
         let (step_x, step_y) = (width_px as f64 / all_w as f64, height_px as f64 / all_h as f64);
         if step_x >= 1.0 && step_y >= 1.0 {
@@ -170,6 +173,14 @@ impl Place {
         Self { middle: None, taken: None, width_px: all_w as u32, height_px: all_h as u32, cut: Some(part) }
     }
 
+    /// All of it to a square, then the centre.
+    fn centre_of_square(side_px: u32, input: &InputDescription) -> Self {
+        let start = |to| start(u64::from(side_px), to, input.crop_offset) as u32;
+        let (left_px, top_px) = (start(input.width_px), start(input.height_px));
+        let part = Part { left_px, top_px, width_px: input.width_px, height_px: input.height_px };
+        Self { middle: None, taken: None, width_px: side_px, height_px: side_px, cut: Some(part) }
+    }
+
     /// Of a strip that would become huge, only a square in the middle is enlarged.
     fn centre_of_a_strip(pixels: &Pixels, input: &InputDescription, short_px: u32) -> Self {
         let side_px = pixels.width_px.min(pixels.height_px);
@@ -185,10 +196,19 @@ impl Place {
     }
 }
 
+/// Where a centre of `to` pixels begins.
+fn start(all: u64, to: u32, offset: CropOffset) -> f64 {
+    let half = (all as f64 - f64::from(to)) / 2.0;
+    match offset {
+        CropOffset::Nearest => half.round_ties_even(),
+        CropOffset::Down => half.floor(),
+    }
+}
+
 fn resize(
     picture: Picture<'_>,
     place: &Place,
-    filter: Filter,
+    (filter, antialias): (Filter, bool),
     resizer: &mut Resizer,
     resized: &mut Vec<u8>,
 ) -> Result<(), TensorError> {
@@ -196,6 +216,7 @@ fn resize(
     let unfit = |why: String| TensorError::Unfit { width_px, height_px, why };
     let algorithm = match filter {
         Filter::Nearest => ResizeAlg::Nearest,
+        Filter::Bilinear if !antialias => ResizeAlg::Interpolation(FilterType::Bilinear),
         Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
         Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
         Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
@@ -300,7 +321,9 @@ mod tests {
             std: vec![1.0; count],
             resize: Resize::Stretch,
             resize_px: None,
+            crop_offset: CropOffset::default(),
             filter: Filter::Bilinear,
+            antialias: true,
         }
     }
 
