@@ -4,6 +4,7 @@ use std::io::Cursor;
 
 use chrono::{Local, NaiveDate, NaiveDateTime, Offset, TimeZone};
 use exif::{Exif, In, Reader, Tag, Value};
+use schemas::limits::MAX_IMAGE_BYTES;
 
 /// A clock may be ahead of ours by this much, milliseconds: a camera one time zone or two further east that notes no zone.
 const AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
@@ -11,7 +12,10 @@ const AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
 /// Milliseconds since the epoch. A time without a zone is one of this machine's zone (`TZ`). Absent where the file says
 /// nothing, and where it says what a clock says that was never set: the first of January 1980 or before, or the future.
 pub(crate) fn read_capture_time(bytes: &[u8], now_ms: u64) -> Option<u64> {
-    // Only formats that hold Exif are looked through.
+    // A TIFF is copied whole for this.
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        return None;
+    }
     let exif = Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
     let (time, zone, fraction) = match read_time(&exif, Tag::DateTimeOriginal) {
         Some(time) => (time, Tag::OffsetTimeOriginal, Tag::SubSecTimeOriginal),

@@ -179,7 +179,7 @@ pub fn reaches_end(bytes: &[u8]) -> bool {
         Some(Format::Jpeg) => jpeg::is_closed(bytes),
         // The last chunk is empty (PNG 11.2.5).
         Some(Format::Png) => bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND"),
-        Some(Format::Gif) => bytes.iter().rev().take(MAX_TRAILER_BYTES).any(|byte| *byte == b';'),
+        Some(Format::Gif) => bytes.iter().rev().find(|byte| **byte != 0) == Some(&b';'),
         Some(Format::WebP) => stated_size(bytes, 4).is_none_or(|size| bytes.len() >= size + 8),
         Some(Format::Bmp) => stated_size(bytes, 2).is_none_or(|size| bytes.len() >= size),
         Some(Format::Tiff | Format::Pnm) => true,
@@ -365,6 +365,20 @@ mod tests {
         let mut bytes = Cursor::new(Vec::new());
         picture.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
+    }
+
+    #[test]
+    fn a_picture_that_was_cut_off_does_not_reach_its_end() {
+        for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Bmp] {
+            let whole = encoded(&noise(48, 32), format);
+            assert!(reaches_end(&whole), "{format:?}");
+            assert!(reaches_end(&[&whole[..], &[0; 40]].concat()), "{format:?} with zeros behind it");
+            for kept in [whole.len() - 16, whole.len() / 2, 40] {
+                assert!(!reaches_end(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
+            }
+        }
+        assert!(!reaches_end(&[0; 5000]), "room that nobody wrote to");
+        assert!(reaches_end(b"an error page"), "what is no picture is not waited for");
     }
 
     fn assert_close(actual: &Pixels, expected: &RgbImage, tolerance: u8, what: &str) {

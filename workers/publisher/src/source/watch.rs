@@ -224,7 +224,10 @@ impl Watch {
     /// is looked at twice.
     fn list(&mut self, folder: &Path) -> ControlFlow<()> {
         if !folder.exists() {
-            tracing::warn!(folder = %folder.display(), "the folder cannot be read; trying again");
+            // A share that is away for a while; events tell of a folder that is gone for good.
+            if self.poll.is_some() {
+                tracing::warn!(folder = %folder.display(), "the folder is not there; it is looked for again");
+            }
             return ControlFlow::Continue(());
         }
         let mut all_seen = Vec::new();

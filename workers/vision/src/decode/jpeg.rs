@@ -188,9 +188,15 @@ pub(super) fn is_closed(bytes: &[u8]) -> bool {
 }
 
 fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
-    let rest = bytes.get(from..)?;
-    let at = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;
-    Some((rest[at + 1], from + at))
+    let mut at = from;
+    loop {
+        at += memchr::memchr(0xff, bytes.get(at..)?)?;
+        match bytes.get(at + 1)? {
+            // A stuffed byte, or one that fills.
+            0x00 | 0xff => at += 1,
+            marker => return Some((*marker, at)),
+        }
+    }
 }
 
 /// Where coded data ends: before the next marker but for those of restarts. Zeros at the end of a file that was not
