@@ -61,11 +61,12 @@ fn is_layer(node: &NodeProto) -> bool {
 /// `Div`: they take the mean and the deviation of the pictures, which belong to the input.
 fn slots(node: &NodeProto) -> &'static [usize] {
     match node.op_type() {
-        "Conv" | "ConvTranspose" | "BatchNormalization" | "LayerNormalization" => &[1, 2],
+        "Conv" | "ConvTranspose" | "BatchNormalization" | "LayerNormalization" | "InstanceNormalization" => &[1, 2],
+        "PRelu" => &[1],
         "Gemm" => &[0, 1, 2],
         "MatMul" | "Add" | "Mul" => &[0, 1],
         "Concat" => &[0, 1, 2, 3],
-        "Expand" | "Transpose" => &[0],
+        "Expand" | "Transpose" | "Gather" | "Unsqueeze" => &[0],
         _ => &[],
     }
 }
@@ -77,7 +78,15 @@ fn candidates<'a>(graph: &'a GraphProto, node: &'a NodeProto) -> impl Iterator<I
         // A single number is a constant of the architecture.
         (found.data_type() == tensor::FLOAT && tensor::count(&found.dims) > 1).then_some(found.name())
     };
-    slots(node).iter().filter_map(|slot| node.input.get(*slot)).filter_map(move |name| weight(name))
+    let slots = if is_passed_to_difference(graph, node) { &[] } else { slots(node) };
+    slots.iter().filter_map(|slot| node.input.get(*slot)).filter_map(move |name| weight(name))
+}
+
+/// Whether an operator does no more than shape what `Sub` or `Div` takes.
+fn is_passed_to_difference(graph: &GraphProto, node: &NodeProto) -> bool {
+    let takes = |other: &&NodeProto| node.output.first().is_some_and(|output| other.input.contains(output));
+    node.op_type() == "Unsqueeze"
+        && graph.node.iter().filter(takes).any(|other| matches!(other.op_type(), "Sub" | "Div"))
 }
 
 /// How many layers there are.

@@ -1,4 +1,5 @@
-//! BatchNormalization with frozen statistics, and LayerNormalization.
+//! BatchNormalization with frozen statistics, LayerNormalization, and InstanceNormalization, which is also how group
+//! normalization is exported.
 
 use crate::fold::EPSILON;
 use crate::onnx::{float, int};
@@ -8,8 +9,11 @@ use crate::tensor::count;
 
 use super::{Outputs, Rule, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] =
-    &[("BatchNormalization", batch_normalization), ("LayerNormalization", layer_normalization)];
+pub(super) const RULES: &[(&str, Rule)] = &[
+    ("BatchNormalization", batch_normalization),
+    ("LayerNormalization", layer_normalization),
+    ("InstanceNormalization", instance_normalization),
+];
 
 /// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`: mean and variance are numbers here, as small batches
 /// of one site would only spoil them.
@@ -51,12 +55,35 @@ fn batch_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs)
     Ok(())
 }
 
-/// With `n = (x - mean) / deviation` and `d = dy · scale`: `dx = (d - mean(d) - n · mean(d · n)) / deviation`
-/// (Ba, Kiros & Hinton, arXiv 1607.06450; means over the normalized axes).
 fn layer_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let axis = from_front(int(node, "axis").unwrap_or(-1), from.len());
+    let (scale, bias) = (input(node, 1), input(node, 2));
+    let shape = if scale.is_empty() { Vec::new() } else { tape.shape(scale)?.to_vec() };
+    let bias_shape = if bias.is_empty() { Vec::new() } else { tape.shape(bias)?.to_vec() };
+    normalize(tape, node, outputs, axis, (&shape, &bias_shape))
+}
+
+/// Each channel of each picture by itself; scale and bias have one number a channel.
+fn instance_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let mut column = vec![1; from.len()];
+    column[1] = from[1];
+    normalize(tape, node, outputs, 2, (&column, &column))
+}
+
+/// With `n = (x - mean) / deviation` and `d = dy · scale`: `dx = (d - mean(d) - n · mean(d · n)) / deviation`
+/// (Ba, Kiros & Hinton, arXiv 1607.06450; means over the axes from `axis` on). The shapes are those in which scale and bias go
+/// with the picture.
+fn normalize(
+    tape: &mut Tape<'_>,
+    node: &NodeProto,
+    outputs: &Outputs,
+    axis: i64,
+    (scale_shape, bias_shape): (&[i64], &[i64]),
+) -> Result<(), Refusal> {
     let (x, scale, bias) = (input(node, 0), input(node, 1), input(node, 2));
     let from = tape.shape(x)?;
-    let axis = from_front(int(node, "axis").unwrap_or(-1), from.len());
     let inner: Vec<i64> = (axis..from.len() as i64).collect();
     let share = 1.0 / count(&from[axis as usize..]) as f32;
     let gradient = outputs.first.as_str();
@@ -73,16 +100,19 @@ fn layer_normalization(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs)
     let deviation = tape.op("Sqrt", &[&variance], &[]);
     let normal = tape.op("Div", &[&centred, &deviation], &[]);
     if tape.needs(bias) {
-        let by_bias = tape.unbroadcast(gradient, from, tape.shape(bias)?);
+        let by_bias = tape.unbroadcast(gradient, from, bias_shape);
+        let by_bias = tape.reshape(&by_bias, tape.shape(bias)?);
         tape.add_gradient(bias, by_bias);
     }
     if tape.needs(scale) {
         let product = tape.mul(gradient, &normal);
-        let by_scale = tape.unbroadcast(&product, from, tape.shape(scale)?);
+        let by_scale = tape.unbroadcast(&product, from, scale_shape);
+        let by_scale = tape.reshape(&by_scale, tape.shape(scale)?);
         tape.add_gradient(scale, by_scale);
     }
     if tape.needs(x) {
-        let scaled = tape.mul(gradient, scale);
+        let scale = tape.reshape(scale, scale_shape);
+        let scaled = tape.mul(gradient, &scale);
         let mean = mean_of(tape, &scaled);
         let product = tape.mul(&scaled, &normal);
         let along = mean_of(tape, &product);

@@ -28,6 +28,14 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("HardSwish", hard_swish),
     ("Tanh", tanh),
     ("Softplus", softplus),
+    ("Elu", elu),
+    ("Selu", selu),
+    ("Celu", celu),
+    ("PRelu", prelu),
+    ("Sin", sin),
+    ("Cos", cos),
+    ("Max", extreme),
+    ("Min", extreme),
     ("Erf", erf),
     ("Gelu", gelu),
     ("Softmax", softmax),
@@ -235,6 +243,87 @@ fn tanh(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), 
 fn softplus(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     let slope = tape.op("Sigmoid", &[input(node, 0)], &[]);
     times(tape, node, outputs, &slope)
+}
+
+/// `above` where the input is above 0, and `below` elsewhere.
+fn by_sign(tape: &mut Tape<'_>, node: &NodeProto, above: &str, below: &str) -> String {
+    let nothing = tape.number(0.0);
+    let positive = tape.op("Greater", &[input(node, 0), &nothing], &[]);
+    tape.op("Where", &[&positive, above, below], &[])
+}
+
+/// Below 0, `y = α (exp(x) - 1)` and so `y' = y + α`.
+fn elu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (one, alpha) = (tape.number(1.0), tape.number(float(node, "alpha").unwrap_or(1.0)));
+    let below = tape.op("Add", &[&node.output[0], &alpha], &[]);
+    let slope = by_sign(tape, node, &one, &below);
+    times(tape, node, outputs, &slope)
+}
+
+/// Below 0, `y = γ α (exp(x) - 1)`; the numbers are those of ONNX operators, Selu.
+fn selu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let alpha = float(node, "alpha").unwrap_or(1.673_263_2);
+    let gamma = float(node, "gamma").unwrap_or(1.050_701);
+    let (above, product) = (tape.number(gamma), tape.number(gamma * alpha));
+    let below = tape.op("Add", &[&node.output[0], &product], &[]);
+    let slope = by_sign(tape, node, &above, &below);
+    times(tape, node, outputs, &slope)
+}
+
+/// Below 0, `y = α (exp(x / α) - 1)` and so `y' = y / α + 1`.
+fn celu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let one = tape.number(1.0);
+    let scaled = tape.scale(&node.output[0], 1.0 / float(node, "alpha").unwrap_or(1.0));
+    let below = tape.op("Add", &[&scaled, &one], &[]);
+    let slope = by_sign(tape, node, &one, &below);
+    times(tape, node, outputs, &slope)
+}
+
+fn prelu(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (x, slope) = (input(node, 0), input(node, 1));
+    if tape.needs(x) {
+        let less = tape.mul(&outputs.first, slope);
+        let own = by_sign(tape, node, &outputs.first, &less);
+        tape.add_gradient(x, own);
+    }
+    if tape.needs(slope) {
+        let product = tape.mul(&outputs.first, x);
+        let nothing = tape.number(0.0);
+        let below = by_sign(tape, node, &nothing, &product);
+        give(tape, node, 1, &below)?;
+    }
+    Ok(())
+}
+
+fn sin(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let slope = tape.op("Cos", &[input(node, 0)], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+fn cos(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let sine = tape.op("Sin", &[input(node, 0)], &[]);
+    let slope = tape.op("Neg", &[&sine], &[]);
+    times(tape, node, outputs, &slope)
+}
+
+/// The gradient goes to the input that was taken, in equal shares where several were equal.
+fn extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (one, nothing) = (tape.number(1.0), tape.number(0.0));
+    let mut taken = Vec::new();
+    for name in &node.input {
+        let equal = tape.op("Equal", &[name, &node.output[0]], &[]);
+        taken.push(tape.op("Where", &[&equal, &one, &nothing], &[]));
+    }
+    let all: Vec<&str> = taken.iter().map(String::as_str).collect();
+    let count = tape.op("Sum", &all, &[]);
+    let share = tape.op("Div", &[&outputs.first, &count], &[]);
+    for (place, taken) in taken.iter().enumerate() {
+        if tape.needs(input(node, place)) {
+            let own = tape.mul(&share, taken);
+            give(tape, node, place, &own)?;
+        }
+    }
+    Ok(())
 }
 
 /// `2/√π · exp(-x²)`.

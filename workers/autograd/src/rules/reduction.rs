@@ -1,4 +1,4 @@
-//! ReduceMean and ReduceSum.
+//! Operators that put the values of some axes together.
 
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
@@ -6,7 +6,15 @@ use crate::tape::{Refusal, Tape, unsupported};
 
 use super::{Outputs, Rule, from_front, input};
 
-pub(super) const RULES: &[(&str, Rule)] = &[("ReduceMean", reduce_mean), ("ReduceSum", reduce_sum)];
+pub(super) const RULES: &[(&str, Rule)] = &[
+    ("ReduceMean", reduce_mean),
+    ("ReduceSum", reduce_sum),
+    ("ReduceMax", reduce_extreme),
+    ("ReduceMin", reduce_extreme),
+    ("ReduceL1", reduce_l1),
+    ("ReduceL2", reduce_l2),
+    ("ReduceLogSumExp", reduce_log_sum_exp),
+];
 
 fn reduce_mean(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     spread(tape, node, outputs, true)
@@ -16,8 +24,8 @@ fn reduce_sum(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Resul
     spread(tape, node, outputs, false)
 }
 
-/// Every value that went into a sum gets its gradient, and a share of it if it was a mean.
-fn spread(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, mean: bool) -> Result<(), Refusal> {
+/// The axes, counted from the front, and the shape of the result with them kept.
+fn reduced(tape: &Tape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i64>), Refusal> {
     let from = tape.shape(input(node, 0))?;
     let axes = match (node.input.get(1).filter(|name| !name.is_empty()), ints(node, "axes")) {
         (Some(name), _) => match tape.known().ints(name) {
@@ -32,15 +40,68 @@ fn spread(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, mean: bool) 
         (false, _) => axes.iter().map(|axis| from_front(*axis, from.len())).collect(),
     };
     let mut kept = from.to_vec();
-    let mut summed = 1;
-    for axis in &axes {
-        summed *= kept[*axis as usize];
-        kept[*axis as usize] = 1;
-    }
+    axes.iter().for_each(|axis| kept[*axis as usize] = 1);
+    Ok((axes, kept))
+}
+
+/// Every value that went into a sum gets its gradient, and a share of it if it was a mean.
+fn spread(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs, mean: bool) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let (axes, kept) = reduced(tape, node)?;
+    let summed: i64 = axes.iter().map(|axis| from[*axis as usize]).product();
     let gradient = tape.reshape(&outputs.first, &kept);
     let gradient = if mean { tape.scale(&gradient, 1.0 / summed as f32) } else { gradient };
     let shape = tape.ints(from);
     let own = tape.op("Expand", &[&gradient, &shape], &[]);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// Result and gradient with the reduced axes kept, so that both go with the input.
+fn kept(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(String, String), Refusal> {
+    let (_, kept) = reduced(tape, node)?;
+    Ok((tape.reshape(&node.output[0], &kept), tape.reshape(&outputs.first, &kept)))
+}
+
+/// The gradient goes to the value that was taken, in equal shares where several were equal.
+fn reduce_extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (axes, _) = reduced(tape, node)?;
+    let (result, gradient) = kept(tape, node, outputs)?;
+    let (one, nothing) = (tape.number(1.0), tape.number(0.0));
+    let equal = tape.op("Equal", &[input(node, 0), &result], &[]);
+    let taken = tape.op("Where", &[&equal, &one, &nothing], &[]);
+    let count = tape.sum(&taken, &axes, true);
+    let share = tape.op("Div", &[&gradient, &count], &[]);
+    let own = tape.mul(&taken, &share);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+fn reduce_l1(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (_, gradient) = kept(tape, node, outputs)?;
+    let sign = tape.op("Sign", &[input(node, 0)], &[]);
+    let own = tape.mul(&sign, &gradient);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// `x dy / y`; nothing where all are zero, as PyTorch has it.
+fn reduce_l2(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (result, gradient) = kept(tape, node, outputs)?;
+    let least = tape.number(f32::MIN_POSITIVE);
+    let result = tape.op("Max", &[&result, &least], &[]);
+    let share = tape.op("Div", &[&gradient, &result], &[]);
+    let own = tape.mul(input(node, 0), &share);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// `exp(x - y) dy`.
+fn reduce_log_sum_exp(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (result, gradient) = kept(tape, node, outputs)?;
+    let less = tape.op("Sub", &[input(node, 0), &result], &[]);
+    let share = tape.op("Exp", &[&less], &[]);
+    let own = tape.mul(&share, &gradient);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }

@@ -21,7 +21,13 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("Slice", slice),
     ("Gather", gather),
     ("Pad", pad),
+    ("DepthToSpace", depth_to_space),
 ];
+
+/// Takes of one place that are put back one by one; more go through a matrix.
+const MOST_GATHERED: usize = 4;
+/// Numbers in that matrix, at the most: 16 MiB.
+const MOST_IN_MATRIX: i64 = 4 * 1024 * 1024;
 
 fn pass(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     tape.add_gradient(input(node, 0), outputs.first.clone());
@@ -98,16 +104,23 @@ fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
         (false, Some(steps)) => steps.to_vec(),
         (false, None) => return unsupported("its steps are not known beforehand"),
     };
-    if steps.iter().any(|step| *step < 1) {
-        return unsupported("it goes backwards");
+    if steps.contains(&0) {
+        return unsupported("a step is 0");
     }
     let mut shape = to.to_vec();
     let mut gradient = outputs.first.clone();
     let mut pads = vec![0; 2 * from.len()];
     for ((start, axis), step) in starts.iter().zip(&axes).zip(&steps) {
         let axis = from_front(*axis, from.len()) as usize;
-        let start = if *start < 0 { (start + from[axis]).max(0) } else { (*start).min(from[axis]) };
-        if *step > 1 {
+        let last = if *step < 0 { from[axis] - 1 } else { from[axis] };
+        let mut start = if *start < 0 { (start + from[axis]).max(0) } else { (*start).min(last) };
+        if *step < 0 {
+            // Backwards is forwards from the other end, turned round.
+            start += (shape[axis] - 1) * step;
+            gradient = tape.slice(&gradient, &[-1], &[i64::MIN], &[axis as i64], &[-1]);
+        }
+        let step = step.abs();
+        if step > 1 {
             // [.., n, ..] becomes [.., n, step, ..] with zeros behind each, and that [.., n · step, ..].
             let (head, tail) = (&shape[..axis], &shape[axis + 1..]);
             let apart = [head, &[shape[axis], 1], tail].concat();
@@ -127,20 +140,75 @@ fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
     Ok(())
 }
 
-/// One place of an axis.
+/// Places of an axis. Each place gets back what was taken from it: from where it went, or from a zero behind the gradient.
+/// Places that were taken often get a sum, by a matrix that says what went where.
 fn gather(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(0), from.len()) as usize;
-    let at = match tape.known().ints(input(node, 1)) {
-        Some([at]) => from_front(*at, from[axis] as usize),
-        _ => return unsupported("it takes several places, or places not known beforehand"),
+    let Some(places) = tape.known().ints(input(node, 1)) else {
+        return unsupported("the places it takes are not known beforehand");
     };
-    let mut shape = from.to_vec();
-    shape[axis] = 1;
-    let single = tape.reshape(&outputs.first, &shape);
-    let mut pads = vec![0; 2 * from.len()];
-    (pads[axis], pads[from.len() + axis]) = (at, from[axis] - at - 1);
-    let own = tape.pad(&single, &pads);
+    let size = from[axis];
+    let places: Vec<i64> = places.iter().map(|at| from_front(*at, size as usize)).collect();
+    if places.iter().any(|at| !(0..size).contains(at)) {
+        return unsupported("it takes places that are not there");
+    }
+    let count = places.len() as i64;
+    let flat = [&from[..axis], &[count], &from[axis + 1..]].concat();
+    let gradient = tape.reshape(&outputs.first, &flat);
+    // Where each place went, the first time it was taken, the second time, and so on.
+    let mut went: Vec<Vec<i64>> = vec![Vec::new(); size as usize];
+    for (to, at) in places.iter().enumerate() {
+        went[*at as usize].push(to as i64);
+    }
+    let most = went.iter().map(Vec::len).max().unwrap_or(0);
+    let own = if most <= MOST_GATHERED {
+        let mut pads = vec![0; 2 * from.len()];
+        pads[from.len() + axis] = 1;
+        let padded = tape.pad(&gradient, &pads);
+        let mut sum: Option<String> = None;
+        for time in 0..most {
+            let back: Vec<i64> = went.iter().map(|to| to.get(time).copied().unwrap_or(count)).collect();
+            let back = tape.ints(&back);
+            let part = tape.op("Gather", &[&padded, &back], &[Attr::Int("axis", axis as i64)]);
+            sum = Some(match sum {
+                Some(sum) => tape.op("Add", &[&sum, &part], &[]),
+                None => part,
+            });
+        }
+        match sum {
+            Some(sum) => sum,
+            None => tape.zeros(input(node, 0))?,
+        }
+    } else if size * count <= MOST_IN_MATRIX {
+        let mut matrix = vec![0.0; (size * count) as usize];
+        places.iter().enumerate().for_each(|(to, at)| matrix[(at * count) as usize + to] = 1.0);
+        let matrix = tape.floats(&[size, count], &matrix);
+        let outer: i64 = from[..axis].iter().product();
+        let inner: i64 = from[axis + 1..].iter().product();
+        let rows = tape.reshape(&gradient, &[outer, count, inner]);
+        let summed = tape.op("MatMul", &[&matrix, &rows], &[]);
+        tape.reshape(&summed, from)
+    } else {
+        return unsupported(format!("it takes {count} places of {size}, and some of them {most} times"));
+    };
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// Each block of pixels was a pixel's channels.
+fn depth_to_space(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    if text(node, "mode").as_deref() != Some("CRD") {
+        return unsupported("its mode is DCR, depth before columns and rows");
+    }
+    let block = int(node, "blocksize").unwrap_or(1);
+    let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
+    let [images, channels, height, width] = to[..] else { return unsupported("its picture has not four axes") };
+    // [n, c, h, block, w, block] to [n, c, block, block, h, w].
+    let apart = [images, channels, height / block, block, width / block, block];
+    let apart = tape.reshape(&outputs.first, &apart);
+    let moved = tape.transpose(&apart, &[0, 1, 3, 5, 2, 4]);
+    let own = tape.reshape(&moved, from);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
