@@ -229,6 +229,10 @@ pub struct Session {
     classes: usize,
     input_len: usize,
     max_batch: Option<usize>,
+    /// Where it can be said what the output is.
+    kind_file: String,
+    /// Whether a run has shown that the output is what the description says.
+    kind_is_checked: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -261,6 +265,8 @@ impl Session {
             graph: model.graph.clone(),
             classes: model.labels.len(),
             max_batch,
+            kind_file: if model.is_ours() { model.description_file() } else { "a model.toml beside it".into() },
+            kind_is_checked: false,
         })
     }
 
@@ -294,6 +300,17 @@ impl Session {
         if logits.len() != images * self.classes {
             return Err(wrong_classes(graph, self.classes, logits.len(), images));
         }
+        if !self.kind_is_checked && logits.iter().all(|score| score.is_finite()) {
+            check_kind(output.kind, &logits, self.classes).map_err(|(why, kind)| SessionError::Mismatch {
+                graph: graph.clone(),
+                why: format!("its output {:?} {why}", output.name),
+                remedy: match kind {
+                    Some(kind) => format!("write kind = {kind:?} under [output] in {}", self.kind_file),
+                    None => "models for several labels at once are not supported".to_owned(),
+                },
+            })?;
+            self.kind_is_checked = true;
+        }
         for (row, scores) in logits.chunks_exact_mut(self.classes).enumerate() {
             if scores.iter().any(|score| !score.is_finite()) {
                 return Err(SessionError::NotFinite { graph: graph.clone(), row });
@@ -304,6 +321,32 @@ impl Session {
         }
         let features = output.features.as_deref().map(take).transpose()?;
         Ok(Outputs { logits, features })
+    }
+}
+
+/// Whether scores are what they are said to be, as far as numbers tell: probabilities lie between 0 and 1 and sum to 1 in
+/// every row, and logits never do so by chance. Otherwise what they are, and which kind that would be, if one.
+fn check_kind(kind: OutputKind, scores: &[f32], classes: usize) -> Result<(), (String, Option<&'static str>)> {
+    /// Of a sum of 16-bit floats or of an 8-bit softmax.
+    const ROUNDING: f32 = 0.05;
+    /// What 32-bit floats leave.
+    const EXACT: f32 = 1e-4;
+    let sum = |row: &[f32]| row.iter().sum::<f32>();
+    let within = scores.iter().all(|score| (-1e-3..=1.001).contains(score));
+    let mut rows = scores.chunks_exact(classes);
+    match kind {
+        OutputKind::Logits if within && rows.all(|row| (sum(row) - 1.0).abs() < EXACT) => {
+            Err(("holds probabilities: its numbers lie between 0 and 1 and sum to 1".to_owned(), Some("probabilities")))
+        }
+        OutputKind::Probabilities if !within => {
+            let far = scores.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default();
+            Err((format!("holds no probabilities: one number is {far}"), Some("logits")))
+        }
+        OutputKind::Probabilities => match rows.map(sum).find(|sum| (sum - 1.0).abs() > ROUNDING) {
+            Some(sum) => Err((format!("holds numbers between 0 and 1 that sum to {sum}, not to 1"), None)),
+            None => Ok(()),
+        },
+        OutputKind::Logits => Ok(()),
     }
 }
 
@@ -477,6 +520,24 @@ pub(crate) mod tests {
         std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
         let model = Model::load(dir.path()).unwrap();
         (dir, model)
+    }
+
+    #[test]
+    fn numbers_that_are_not_what_they_are_said_to_be_are_refused_at_the_first_run() {
+        let onnx = onnx();
+        for (name, from, to, said) in [
+            ("fashion-light", "kind = \"logits\"", "kind = \"probabilities\"", "holds no probabilities"),
+            ("bench-cnn", "kind = \"probabilities\"", "kind = \"logits\"", "sum to 1"),
+        ] {
+            let (_dir, model) = edited(name, "model.toml", from, to);
+            let mut session = Session::open(&onnx, &model, 1).unwrap();
+            let why = session.run(&vec![0.3; session.input_len], 1).unwrap_err().to_string();
+            assert!(why.contains(said) && why.contains(from) && why.contains("model.toml"), "{why}");
+        }
+        let several = check_kind(OutputKind::Probabilities, &[0.9, 0.8, 0.1], 3).unwrap_err();
+        assert!(several.0.contains("1.8") && several.1.is_none(), "{several:?}");
+        assert_eq!(check_kind(OutputKind::Probabilities, &[0.5, 0.48, 0.0], 3), Ok(()));
+        assert_eq!(check_kind(OutputKind::Logits, &[0.5, 0.48, 0.0], 3), Ok(()));
     }
 
     fn refusal(model: &Model) -> String {
