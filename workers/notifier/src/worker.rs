@@ -128,6 +128,10 @@ impl Notifier<'_> {
         let mut records = pin!(read::follow(self.bus, topology::ANSWERS, stretch).await?);
         let server = self.bus.server_id();
         let mut outlet = Outlet::open(self.bus, &self.listener);
+        if let Outlet::Nats(_) = outlet {
+            // Over MQTT a connection has to stand first.
+            self.set_fault(None);
+        }
         let mut tick = interval(NOTE_EVERY);
         loop {
             tokio::select! {
@@ -186,11 +190,9 @@ impl Place {
     async fn read(bus: &Bus, site: &SiteName) -> Result<Self, CarryError> {
         let (ledger, note) = (Ledger::open(bus).await?, subject::told_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
-        let told = match noted {
-            Some(sequence) => sequence,
-            // Nobody asked for what was answered before this was switched on.
-            None => read::level(bus, topology::ANSWERS).await?.last_sequence,
-        };
+        let last = read::level(bus, topology::ANSWERS).await?.last_sequence;
+        // Nobody asked for what was answered before this was switched on; a stream made anew counts from 1 again.
+        let told = noted.unwrap_or(last).min(last);
         Ok(Self { told, noted, ledger, note })
     }
 

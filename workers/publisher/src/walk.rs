@@ -160,6 +160,7 @@ impl Run {
         cameras: Cameras,
         progress: &mut Progress,
     ) -> Result<Ended, Stop> {
+        let is_endless = source.is_endless();
         let opened = tokio::select! {
             biased;
             () = walk.shutdown.wanted() => return Ok(Ended::Interrupted),
@@ -180,7 +181,13 @@ impl Run {
                     Some(Item::Found(found)) => self.start(walk, found),
                     Some(Item::Refused(refused)) => self.summary.refuse(refused),
                     Some(Item::PassedOver(kind)) => self.summary.pass_over(kind),
-                    Some(Item::Note(note)) => self.summary.note(note),
+                    Some(Item::Note(note)) => {
+                        // A summary comes too late where there is no end.
+                        if is_endless {
+                            tracing::warn!("{note}");
+                        }
+                        self.summary.note(note);
+                    }
                     Some(Item::Broken(error)) => break Err(Stop::Source(error)),
                     None => break Ok(Ended::Through),
                 },

@@ -137,7 +137,10 @@ impl Watch {
                 go_on = self.due();
             }
             if let (Some(poll), true) = (self.poll, list_at.is_some_and(|at| at <= Instant::now())) {
-                self.settle.forget_gone();
+                // While a share is away its files are not gone.
+                if self.folder.exists() {
+                    self.settle.forget_gone();
+                }
                 if go_on.is_continue() {
                     go_on = self.list(&self.folder.clone());
                 }
