@@ -400,10 +400,10 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let mut tasks = Vec::new();
     for number in 0..5 {
-        tasks.push(publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await);
-    }
-    for task in &tasks {
-        answered(&world, *task).await;
+        let task = publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
+        // One at a time: images older than the oldest answer kept are not judged, and the third answer is to be removed.
+        answered(&world, task).await;
+        tasks.push(task);
     }
     // Somebody acknowledges what a recognizer has not seen: it is frozen, and a stranger takes three.
     world.worked("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
