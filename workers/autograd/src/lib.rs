@@ -3,7 +3,7 @@
 //! weight. Whatever runs the classifier runs the step.
 //!
 //! ```text
-//! model.onnx ─▶ onnx: read ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ fold ─▶ unfold ─▶ step ─▶ step.onnx
+//! model.onnx ─▶ onnx: read ─▶ probe (run once elsewhere) ─▶ known ─▶ trainable ─▶ fold ─▶ composite ─▶ unfold ─▶ step ─▶ step.onnx
 //!                                                                    report: what has no rule
 //! weights ─▶ onnx: patch ─▶ a new model.onnx
 //! ```
@@ -15,6 +15,7 @@
 mod proto;
 
 pub mod build;
+mod composite;
 pub mod fold;
 pub mod known;
 pub mod loss;
@@ -29,6 +30,7 @@ pub mod tensor;
 pub mod trainable;
 mod unfold;
 pub mod upgrade;
+mod writer;
 
 mod error;
 

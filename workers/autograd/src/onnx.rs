@@ -1,6 +1,6 @@
 //! An ONNX model: read, write, look into, patch, cut, fingerprint.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use prost::Message;
@@ -19,6 +19,9 @@ use crate::tensor;
 /// The oldest set of operators that can be trained: from 13 on `ReduceSum` and `Squeeze` take their axes as
 /// inputs.
 pub const LEAST_OPSET: i64 = 13;
+
+/// From this version of the file format on, weights need not be inputs of the graph.
+const LEAST_IR_OF_WEIGHTS: i64 = 4;
 
 /// An ONNX model with all of its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,11 +81,17 @@ pub fn read(path: &Path) -> Result<Onnx, AutogradError> {
 impl Onnx {
     /// Reads a model whose weights are all inside.
     pub fn decode(bytes: &[u8]) -> Result<Self, AutogradError> {
-        let model = ModelProto::decode(bytes).map_err(AutogradError::NotOnnx)?;
-        if model.graph.as_ref().is_none_or(|graph| graph.output.is_empty()) {
-            return Err(AutogradError::Missing { what: "graph with an output".into() });
+        let mut model = ModelProto::decode(bytes).map_err(AutogradError::NotOnnx)?;
+        let ir_version = model.ir_version();
+        match &mut model.graph {
+            Some(graph) if !graph.output.is_empty() => {
+                if ir_version >= LEAST_IR_OF_WEIGHTS {
+                    take_out_constants(graph);
+                }
+                Ok(Self::of(model))
+            }
+            _ => Err(AutogradError::Missing { what: "graph with an output".into() }),
         }
-        Ok(Self::of(model))
     }
 
     pub(crate) fn of(model: ModelProto) -> Self {
@@ -168,7 +177,7 @@ impl Onnx {
     pub fn cut(&self, output: &str) -> Result<Onnx, AutogradError> {
         let mut cut = self.clone();
         let graph = cut.graph_mut()?;
-        let mut wanted: std::collections::HashSet<String> = [output.to_owned()].into();
+        let mut wanted: HashSet<String> = [output.to_owned()].into();
         let mut kept = Vec::new();
         for node in graph.node.iter().rev() {
             if node.output.iter().any(|name| wanted.contains(name)) {
@@ -246,6 +255,31 @@ impl Onnx {
     }
 }
 
+/// Makes weights of the floats that constants hold, in a model that keeps all of its weights so (Paddle2ONNX writes them
+/// as operators): there they could be neither found nor patched. Beside weights, constants belong to the architecture.
+fn take_out_constants(graph: &mut GraphProto) {
+    let is_weight = |tensor: &TensorProto| tensor.data_type() == tensor::FLOAT && tensor::count(&tensor.dims) > 1;
+    if graph.initializer.iter().any(is_weight) {
+        return;
+    }
+    let held = |node: &mut NodeProto| {
+        let ("Constant", [output], [attribute]) =
+            (node.op_type.as_deref()?, node.output.as_slice(), node.attribute.as_mut_slice())
+        else {
+            return None;
+        };
+        let tensor = attribute.t.as_mut().filter(|tensor| is_weight(tensor))?;
+        Some(TensorProto { name: Some(output.clone()), ..std::mem::take(tensor) })
+    };
+    graph.node.retain_mut(|node| match held(node) {
+        Some(weight) => {
+            graph.initializer.push(weight);
+            false
+        }
+        None => true,
+    });
+}
+
 fn graph_mut(model: &mut ModelProto) -> Result<&mut GraphProto, AutogradError> {
     model.graph.as_mut().ok_or_else(|| AutogradError::Missing { what: "graph".into() })
 }
@@ -260,6 +294,16 @@ pub(crate) fn reads(node: &NodeProto) -> Vec<String> {
         }
     }
     names
+}
+
+/// Whether a node reads one of these tensors, itself or by a graph inside it.
+pub(crate) fn depends(node: &NodeProto, on: &HashSet<String>) -> bool {
+    let mut inside = node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
+    node.input.iter().any(|name| on.contains(name))
+        || inside.any(|graph| {
+            graph.node.iter().any(|node| depends(node, on))
+                || graph.output.iter().any(|output| on.contains(output.name()))
+        })
 }
 
 /// What to call a node.

@@ -52,8 +52,9 @@ mod tests {
 
     use super::*;
     use crate::known::Values;
-    use crate::onnx::{self, Onnx};
+    use crate::onnx::{self, Onnx, declared};
     use crate::proto::tensor_proto::DataType;
+    use crate::proto::{AttributeProto, GraphProto, NodeProto};
 
     fn small_cnn() -> Onnx {
         onnx::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx"))
@@ -92,6 +93,15 @@ mod tests {
         let partial = report(&odd, &known).unwrap();
         assert_eq!((partial.layers, partial.trainable_layers, partial.weights), (4, 2, 4));
         assert!(partial.unsupported.len() == 1 && partial.unsupported[0].starts_with("Ceil"), "{partial:?}");
+        // The same inside a branch.
+        let branch = odd.onnx.graph_mut().unwrap().node.iter_mut().find(|node| node.op_type() == "Ceil").unwrap();
+        let inner = NodeProto { op_type: Some("Relu".into()), output: vec!["inner".into()], ..branch.clone() };
+        let graph = GraphProto { node: vec![inner], output: vec![declared("inner", None)], ..GraphProto::default() };
+        branch.attribute = vec![AttributeProto { g: Some(graph), ..AttributeProto::default() }];
+        (branch.op_type, branch.input) = (Some("If".into()), Vec::new());
+        let partial = report(&odd, &known).unwrap();
+        assert_eq!((partial.layers, partial.trainable_layers), (4, 2));
+        assert!(partial.unsupported[0].contains("without branches and loops"), "{partial:?}");
     }
 
     #[test]

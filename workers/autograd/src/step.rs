@@ -1,7 +1,8 @@
 //! The training step of a model: read ─▶ prepare ─▶ probe ─▶ choose ─▶ differentiate.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use crate::composite;
 use crate::error::AutogradError;
 use crate::fold;
 use crate::known::{self, Known};
@@ -127,6 +128,9 @@ impl Prepared {
         let weights = trainable::choose(&self.plain, trainable)?;
         let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
         fold::fold(rewritten.graph_mut()?, &mut known);
+        let by_images = trainable::needed(&rewritten.graph()?.node, &[self.onnx.input()?.to_owned()], &known);
+        let needed = trainable::needed(&rewritten.graph()?.node, &weights, &known);
+        let left = composite::write_out(rewritten.graph_mut()?, &needed, &by_images, &mut known)?;
         let needed = trainable::needed(&rewritten.graph()?.node, &weights, &known);
         unfold::unfold(rewritten.graph_mut()?, &needed, &mut known);
         let (graph, known) = (rewritten.graph()?, &known);
@@ -139,7 +143,7 @@ impl Prepared {
         let mut tape = Tape::new(known, &needed);
         let by_scores = loss::write(&mut tape, &self.scores, TARGET, SCALE, LOSS);
         tape.add_gradient(&self.scores, by_scores);
-        let refused = differentiate(&mut tape, &graph.node)?;
+        let refused = differentiate(&mut tape, &graph.node, &left)?;
         if !refused.is_empty() {
             return Err(AutogradError::Unsupported {
                 unsupported: refused,
@@ -193,16 +197,21 @@ fn without_values(graph: &GraphProto) -> GraphProto {
         ..TensorProto::default()
     };
     let initializer = graph.initializer.iter().map(bare).collect();
-    GraphProto { node: graph.node.clone(), initializer, ..GraphProto::default() }
+    GraphProto { node: graph.node.clone(), input: graph.input.clone(), initializer, ..GraphProto::default() }
 }
 
-/// Goes through the operators from the last to the first; those that have no rule, in words.
-fn differentiate(tape: &mut Tape<'_>, nodes: &[NodeProto]) -> Result<Vec<String>, AutogradError> {
+/// Goes through the operators from the last to the first; those that have no rule, in words. `left`: why some could not
+/// be written out as others.
+fn differentiate(
+    tape: &mut Tape<'_>,
+    nodes: &[NodeProto],
+    left: &HashMap<String, String>,
+) -> Result<Vec<String>, AutogradError> {
     let mut refused = Vec::new();
     for node in nodes.iter().rev() {
         let mut gradients = node.output.iter().map(|name| tape.gradient(name).map(str::to_owned));
         let (first, others) = (gradients.next().flatten(), gradients.collect::<Vec<_>>());
-        if !node.input.iter().any(|name| tape.needs(name)) || (first.is_none() && others.iter().all(Option::is_none)) {
+        if !tape.depends(node) || (first.is_none() && others.iter().all(Option::is_none)) {
             continue;
         }
         let first = match first {
@@ -212,7 +221,10 @@ fn differentiate(tape: &mut Tape<'_>, nodes: &[NodeProto]) -> Result<Vec<String>
         let rule = rules::rule(node.op_type()).filter(|_| upgrade::is_standard(node));
         let given = match rule {
             Some(rule) => rule(tape, node, &Outputs { first, others }),
-            None => Err(Refusal::Unsupported("no rule".into())),
+            None => Err(Refusal::Unsupported(match node.op_type() {
+                "If" | "Loop" | "Scan" => "export the model without branches and loops: traced, not scripted".into(),
+                _ => left.get(&node.output[0]).cloned().unwrap_or_else(|| "no rule".into()),
+            })),
         };
         match given {
             Ok(()) => {}

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
 use crate::known::Known;
+use crate::onnx;
 use crate::proto::attribute_proto::AttributeType;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::tensor;
@@ -89,6 +90,11 @@ impl<'a> Tape<'a> {
     /// Whether a tensor's gradient is wanted.
     pub fn needs(&self, name: &str) -> bool {
         self.needed.contains(name)
+    }
+
+    /// Whether a node reads a tensor whose gradient is wanted.
+    pub(crate) fn depends(&self, node: &NodeProto) -> bool {
+        onnx::depends(node, self.needed)
     }
 
     fn fresh(&mut self, what: &str) -> String {

@@ -1,12 +1,13 @@
 //! Which weights are trained, and what must be differentiated for it. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
 use crate::error::AutogradError;
 use crate::known::Known;
+use crate::onnx::{depends, int};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
 
@@ -54,19 +55,32 @@ pub fn is_named(name: &str, patterns: &[String]) -> bool {
 
 /// A layer: an operator with a matrix or a kernel.
 fn is_layer(node: &NodeProto) -> bool {
-    matches!(node.op_type(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
+    matches!(
+        node.op_type(),
+        "Conv" | "ConvTranspose" | "Gemm" | "MatMul" | "Einsum" | "FusedConv" | "FusedGemm" | "FusedMatMul"
+    )
 }
 
 /// Which inputs of an operator are weights that can be trained, if they are initializers. Not those of `Sub` and
 /// `Div`: they take the mean and the deviation of the pictures, which belong to the input.
 fn slots(node: &NodeProto) -> &'static [usize] {
     match node.op_type() {
-        "Conv" | "ConvTranspose" | "BatchNormalization" | "LayerNormalization" | "InstanceNormalization" => &[1, 2],
-        "PRelu" => &[1],
-        "Gemm" => &[0, 1, 2],
-        "MatMul" | "Add" | "Mul" => &[0, 1],
+        // In training mode it standardizes weights; what it adds is no part of that.
+        "BatchNormalization" if int(node, "training_mode").unwrap_or(0) != 0 => &[0, 1],
+        "Conv"
+        | "ConvTranspose"
+        | "BatchNormalization"
+        | "LayerNormalization"
+        | "InstanceNormalization"
+        | "GroupNormalization"
+        | "FusedConv" => &[1, 2],
+        "SkipLayerNormalization" => &[2, 3, 4],
+        "PRelu" | "BiasGelu" | "FastGelu" => &[1],
+        "Attention" => &[3],
+        "Gemm" | "FusedGemm" => &[0, 1, 2],
+        "MatMul" | "FusedMatMul" | "Add" | "Mul" | "Einsum" => &[0, 1],
         "Concat" => &[0, 1, 2, 3],
-        "Expand" | "Transpose" | "Gather" | "Unsqueeze" => &[0],
+        "Expand" | "Tile" | "Transpose" | "Gather" | "Unsqueeze" | "Reshape" => &[0],
         _ => &[],
     }
 }
@@ -85,22 +99,53 @@ fn candidates<'a>(graph: &'a GraphProto, node: &'a NodeProto) -> impl Iterator<I
 /// Whether an operator does no more than shape what `Sub` or `Div` takes.
 fn is_passed_to_difference(graph: &GraphProto, node: &NodeProto) -> bool {
     let takes = |other: &&NodeProto| node.output.first().is_some_and(|output| other.input.contains(output));
-    node.op_type() == "Unsqueeze"
+    matches!(node.op_type(), "Unsqueeze" | "Reshape")
         && graph.node.iter().filter(takes).any(|other| matches!(other.op_type(), "Sub" | "Div"))
+}
+
+/// Weights that operators take by way of others which shape or standardize them, by what they take: of each tensor that
+/// does not depend on the images, the weights it is made of.
+fn made_of(graph: &GraphProto) -> HashMap<&str, Vec<&str>> {
+    let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
+    let inputs = graph.input.iter().map(|input| input.name().to_owned()).filter(|name| !is_weight(name));
+    let mut by_images: HashSet<String> = inputs.collect();
+    let mut made: HashMap<&str, Vec<&str>> = HashMap::new();
+    for node in &graph.node {
+        if depends(node, &by_images) {
+            by_images.extend(node.output.iter().cloned());
+            continue;
+        }
+        let weights: Vec<&str> = taken(&made, node).chain(candidates(graph, node)).collect();
+        if !weights.is_empty() {
+            made.extend(node.output.iter().map(|output| (output.as_str(), weights.clone())));
+        }
+    }
+    made
+}
+
+/// Weights that an operator takes by way of others.
+fn taken<'a>(made: &HashMap<&str, Vec<&'a str>>, node: &NodeProto) -> impl Iterator<Item = &'a str> {
+    node.input.iter().filter_map(|name| made.get(name.as_str())).flatten().copied()
+}
+
+/// Places of the layers that have weights.
+fn places(graph: &GraphProto, made: &HashMap<&str, Vec<&str>>) -> Vec<usize> {
+    let has_weights = |node: &NodeProto| taken(made, node).chain(candidates(graph, node)).next().is_some();
+    let nodes = graph.node.iter().enumerate();
+    nodes.filter(|(_, node)| is_layer(node) && has_weights(node)).map(|(place, _)| place).collect()
 }
 
 /// How many layers there are.
 pub(crate) fn layers(graph: &GraphProto) -> usize {
-    let has_weights = |node: &&NodeProto| is_layer(node) && candidates(graph, node).next().is_some();
-    graph.node.iter().filter(has_weights).count()
+    places(graph, &made_of(graph)).len()
 }
 
 /// Names of the weights that are trained, in the order of the graph.
 pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<String>, AutogradError> {
+    let made = made_of(graph);
     let first = match trainable {
         Trainable::Last(count) => {
-            let has_weights = |node: &NodeProto| is_layer(node) && candidates(graph, node).next().is_some();
-            let places: Vec<usize> = (0..graph.node.len()).filter(|place| has_weights(&graph.node[*place])).collect();
+            let places = places(graph, &made);
             places.len().checked_sub(*count).map_or(0, |skipped| places.get(skipped).copied().unwrap_or(usize::MAX))
         }
         Trainable::All | Trainable::Named(_) => 0,
@@ -112,7 +157,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
     let mut seen = BTreeSet::new();
     let mut chosen = Vec::new();
     for node in graph.node.iter().skip(first) {
-        for name in candidates(graph, node) {
+        for name in taken(&made, node).chain(candidates(graph, node)) {
             if patterns.iter().any(|pattern| pattern.matches(name)) && seen.insert(name) {
                 chosen.push(name.to_owned());
             }
@@ -141,7 +186,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
 pub(crate) fn needed(nodes: &[NodeProto], weights: &[String], known: &Known) -> HashSet<String> {
     let mut needed: HashSet<String> = weights.iter().cloned().collect();
     for node in nodes {
-        if node.input.iter().any(|name| needed.contains(name)) {
+        if depends(node, &needed) {
             needed.extend(node.output.iter().filter(|name| known.is_float(name)).cloned());
         }
     }

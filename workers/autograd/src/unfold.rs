@@ -7,12 +7,13 @@
 
 use std::collections::HashSet;
 
-use crate::known::{Known, Values};
+use crate::known::Known;
 use crate::onnx::int;
-use crate::proto::{GraphProto, NodeProto, TensorProto};
+use crate::proto::{GraphProto, NodeProto};
 use crate::rules::Window;
 use crate::tape::Attr;
 use crate::tensor;
+use crate::writer::Writer;
 
 /// Numbers in the matrix of places, at the most.
 const MOST_PLACES: i64 = 1 << 16;
@@ -28,12 +29,12 @@ pub(crate) fn unfold(graph: &mut GraphProto, needed: &HashSet<String>, known: &m
         match geometry.filter(Geometry::pays) {
             None => nodes.push(node),
             Some(geometry) => {
-                let mut unfolded = Unfolded { node: &node, nodes: Vec::new(), constants: Vec::new(), known };
+                let mut writer = Writer::new(&node, known);
                 match geometry.group {
-                    1 => unfolded.by_rows(&geometry),
-                    _ => unfolded.by_channels(&geometry),
+                    1 => by_rows(&mut writer, &geometry),
+                    _ => by_channels(&mut writer, &geometry),
                 }
-                let Unfolded { nodes: new, constants, .. } = unfolded;
+                let Writer { nodes: new, constants, .. } = writer;
                 nodes.extend(new);
                 graph.initializer.extend(constants);
             }
@@ -108,121 +109,69 @@ impl Geometry {
     }
 }
 
-struct Unfolded<'a> {
-    node: &'a NodeProto,
-    nodes: Vec<NodeProto>,
-    constants: Vec<TensorProto>,
-    known: &'a mut Known,
+/// The picture with channels first, a row of pixels for each channel and image, of this shape.
+fn pixel_rows(writer: &mut Writer<'_>, geometry: &Geometry, shape: &[i64]) -> String {
+    let from = &geometry.from;
+    let turned = [&[from[1], from[0]], &from[2..]].concat();
+    let picture = writer.node.input[0].clone();
+    let order = swapped(from.len());
+    let rows = writer.op("Transpose", "channels_first", &[&picture], &[Attr::Ints("perm", &order)], &turned);
+    writer.reshape("pixel_rows", &rows, shape)
 }
 
-impl Unfolded<'_> {
-    /// The picture with channels first, a row of pixels for each channel and image, of this shape.
-    fn pixel_rows(&mut self, geometry: &Geometry, shape: &[i64]) -> String {
-        let from = &geometry.from;
-        let turned = [&[from[1], from[0]], &from[2..]].concat();
-        let picture = self.node.input[0].clone();
-        let order = swapped(from.len());
-        let rows = self.op("Transpose", "channels_first", &[&picture], &[Attr::Ints("perm", &order)], &turned);
-        self.reshape("pixel_rows", &rows, shape)
-    }
+/// What was computed, channels first, with images first again and under the convolution's own name.
+fn finish(writer: &mut Writer<'_>, product: &str, to: &[i64]) {
+    let apart = writer.reshape("product_apart", product, &[&[to[1], to[0]], &to[2..]].concat());
+    writer.finish("Transpose", &[&apart], &[Attr::Ints("perm", &swapped(to.len()))], to);
+}
 
-    /// What was computed, channels first, with images first again and under the convolution's own name.
-    fn finish(&mut self, product: &str, to: &[i64]) {
-        let apart = self.reshape("product_apart", product, &[&[to[1], to[0]], &to[2..]].concat());
-        let output = self.node.output[0].clone();
-        self.op_into("Transpose", &output, &[&apart], &[Attr::Ints("perm", &swapped(to.len()))], to);
+fn by_channels(writer: &mut Writer<'_>, geometry: &Geometry) {
+    let Geometry { window, from, to, .. } = geometry;
+    let (pixels, outs, images) = (tensor::count(&from[2..]), tensor::count(&to[2..]), from[0]);
+    let (channels, places) = (to[1], tensor::count(&window.kernel));
+    let rows = pixel_rows(writer, geometry, &[channels, images, pixels]);
+    let (width, row) = (outs as usize, (pixels * outs) as usize);
+    let mut values = vec![0.0; places as usize * row];
+    geometry.each_seen(|seen, place, pixel| values[place * row + seen * width + pixel] = 1.0);
+    let matrix = writer.floats("places", &[places, pixels * outs], &values);
+    let kernel = writer.node.input[1].clone();
+    let kernel = writer.reshape("kernel_rows", &kernel, &[channels, places]);
+    let kernel = writer.op("Gemm", "kernel_matrices", &[&kernel, &matrix], &[], &[channels, pixels * outs]);
+    let kernel = writer.reshape("kernel_of_channels", &kernel, &[channels, pixels, outs]);
+    let shape = [channels, images, outs];
+    let mut product = writer.op("MatMul", "product", &[&rows, &kernel], &[], &shape);
+    if let Some(bias) = writer.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
+        let bias = writer.reshape("bias_of_channels", &bias, &[channels, 1, 1]);
+        product = writer.op("Add", "sum", &[&product, &bias], &[], &shape);
     }
+    finish(writer, &product, to);
+}
 
-    fn by_channels(&mut self, geometry: &Geometry) {
-        let Geometry { window, from, to, .. } = geometry;
-        let (pixels, outs, images) = (tensor::count(&from[2..]), tensor::count(&to[2..]), from[0]);
-        let (channels, places) = (to[1], tensor::count(&window.kernel));
-        let rows = self.pixel_rows(geometry, &[channels, images, pixels]);
-        let (width, row) = (outs as usize, (pixels * outs) as usize);
-        let mut values = vec![0.0; places as usize * row];
-        geometry.each_seen(|seen, place, pixel| values[place * row + seen * width + pixel] = 1.0);
-        let matrix = self.floats("places", &[places, pixels * outs], &values);
-        let kernel = self.node.input[1].clone();
-        let kernel = self.reshape("kernel_rows", &kernel, &[channels, places]);
-        let kernel = self.op("Gemm", "kernel_matrices", &[&kernel, &matrix], &[], &[channels, pixels * outs]);
-        let kernel = self.reshape("kernel_of_channels", &kernel, &[channels, pixels, outs]);
-        let shape = [channels, images, outs];
-        let mut product = self.op("MatMul", "product", &[&rows, &kernel], &[], &shape);
-        if let Some(bias) = self.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
-            let bias = self.reshape("bias_of_channels", &bias, &[channels, 1, 1]);
-            product = self.op("Add", "sum", &[&product, &bias], &[], &shape);
+fn by_rows(writer: &mut Writer<'_>, geometry: &Geometry) {
+    let Geometry { window, from, to, .. } = geometry;
+    let (images, ins) = (from[0], from[1]);
+    let (pixels, outs, columns) = (tensor::count(&from[2..]), tensor::count(&to[2..]), geometry.columns());
+    let places = tensor::count(&window.kernel);
+    let rows = pixel_rows(writer, geometry, &[ins * images, pixels]);
+    let width = (places * outs) as usize;
+    let mut values = vec![0.0; pixels as usize * width];
+    geometry.each_seen(|seen, place, pixel| values[seen * width + place * outs as usize + pixel] = 1.0);
+    let matrix = writer.floats("places", &[pixels, places * outs], &values);
+    let seen = writer.op("Gemm", "seen", &[&rows, &matrix], &[], &[ins * images, places * outs]);
+    let seen = writer.reshape("seen_apart", &seen, &[ins, images, places, outs]);
+    let by_places = [Attr::Ints("perm", &[0, 2, 1, 3])];
+    let seen = writer.op("Transpose", "seen_by_places", &[&seen], &by_places, &[ins, places, images, outs]);
+    let all = writer.reshape("rows", &seen, &[ins * places, columns]);
+    let kernel = writer.node.input[1].clone();
+    let kernel = writer.reshape("kernel_matrix", &kernel, &[to[1], ins * places]);
+    let product = match writer.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
+        Some(bias) => {
+            let bias = writer.reshape("bias_column", &bias, &[to[1], 1]);
+            writer.op("Gemm", "product", &[&kernel, &all, &bias], &[], &[to[1], columns])
         }
-        self.finish(&product, to);
-    }
-
-    fn by_rows(&mut self, geometry: &Geometry) {
-        let Geometry { window, from, to, .. } = geometry;
-        let (images, ins) = (from[0], from[1]);
-        let (pixels, outs, columns) = (tensor::count(&from[2..]), tensor::count(&to[2..]), geometry.columns());
-        let places = tensor::count(&window.kernel);
-        let rows = self.pixel_rows(geometry, &[ins * images, pixels]);
-        let width = (places * outs) as usize;
-        let mut values = vec![0.0; pixels as usize * width];
-        geometry.each_seen(|seen, place, pixel| values[seen * width + place * outs as usize + pixel] = 1.0);
-        let matrix = self.floats("places", &[pixels, places * outs], &values);
-        let seen = self.op("Gemm", "seen", &[&rows, &matrix], &[], &[ins * images, places * outs]);
-        let seen = self.reshape("seen_apart", &seen, &[ins, images, places, outs]);
-        let by_places = [Attr::Ints("perm", &[0, 2, 1, 3])];
-        let seen = self.op("Transpose", "seen_by_places", &[&seen], &by_places, &[ins, places, images, outs]);
-        let all = self.reshape("rows", &seen, &[ins * places, columns]);
-        let kernel = self.node.input[1].clone();
-        let kernel = self.reshape("kernel_matrix", &kernel, &[to[1], ins * places]);
-        let product = match self.node.input.get(2).filter(|bias| !bias.is_empty()).cloned() {
-            Some(bias) => {
-                let bias = self.reshape("bias_column", &bias, &[to[1], 1]);
-                self.op("Gemm", "product", &[&kernel, &all, &bias], &[], &[to[1], columns])
-            }
-            None => self.op("Gemm", "product", &[&kernel, &all], &[], &[to[1], columns]),
-        };
-        self.finish(&product, to);
-    }
-
-    fn name(&self, what: &str) -> String {
-        format!("{}/{what}", self.node.output[0])
-    }
-
-    fn ints(&mut self, what: &str, values: &[i64]) -> String {
-        let name = self.name(what);
-        let shape = [values.len() as i64];
-        self.constants.push(tensor::ints(&name, &shape, values));
-        self.known.add(&name, shape.to_vec(), Values::Ints(values.to_vec()));
-        name
-    }
-
-    fn floats(&mut self, what: &str, shape: &[i64], values: &[f32]) -> String {
-        let name = self.name(what);
-        self.constants.push(tensor::floats(&name, shape, values));
-        self.known.add(&name, shape.to_vec(), Values::Floats(Vec::new()));
-        name
-    }
-
-    fn reshape(&mut self, what: &str, tensor: &str, shape: &[i64]) -> String {
-        let sizes = self.ints(&format!("{what}_sizes"), shape);
-        self.op("Reshape", what, &[tensor, &sizes], &[], shape)
-    }
-
-    fn op(&mut self, op: &str, what: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) -> String {
-        let output = self.name(what);
-        self.op_into(op, &output, inputs, attributes, shape);
-        output
-    }
-
-    fn op_into(&mut self, op: &str, output: &str, inputs: &[&str], attributes: &[Attr<'_>], shape: &[i64]) {
-        self.nodes.push(NodeProto {
-            op_type: Some(op.into()),
-            name: Some(output.into()),
-            input: inputs.iter().map(|input| (*input).to_owned()).collect(),
-            output: vec![output.into()],
-            attribute: attributes.iter().map(Into::into).collect(),
-            ..NodeProto::default()
-        });
-        self.known.add(output, shape.to_vec(), Values::Floats(Vec::new()));
-    }
+        None => writer.op("Gemm", "product", &[&kernel, &all], &[], &[to[1], columns]),
+    };
+    finish(writer, &product, to);
 }
 
 /// Images and channels having changed places.

@@ -3,6 +3,7 @@
 //! put it into the list of its family.
 
 mod convolution;
+mod einsum;
 mod linear;
 mod normalization;
 mod pointwise;
@@ -31,8 +32,9 @@ pub struct Outputs {
 }
 
 /// The families.
-const FAMILIES: [&[(&str, Rule)]; 8] = [
+const FAMILIES: [&[(&str, Rule)]; 9] = [
     convolution::RULES,
+    einsum::RULES,
     linear::RULES,
     normalization::RULES,
     pointwise::RULES,

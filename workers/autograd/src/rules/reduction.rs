@@ -11,6 +11,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("ReduceSum", reduce_sum),
     ("ReduceMax", reduce_extreme),
     ("ReduceMin", reduce_extreme),
+    ("ReduceProd", reduce_prod),
+    ("ReduceSumSquare", reduce_sum_square),
     ("ReduceL1", reduce_l1),
     ("ReduceL2", reduce_l2),
     ("ReduceLogSumExp", reduce_log_sum_exp),
@@ -73,6 +75,36 @@ fn reduce_extreme(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
     let count = tape.sum(&taken, &axes, true);
     let share = tape.op("Div", &[&gradient, &count], &[]);
     let own = tape.mul(&taken, &share);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// Each value's gradient is the product of the others: `y / x` where none of those is zero, and nothing elsewhere.
+fn reduce_prod(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (axes, kept) = reduced(tape, node)?;
+    let gradient = tape.reshape(&outputs.first, &kept);
+    let (one, nothing) = (tape.number(1.0), tape.number(0.0));
+    let x = input(node, 0);
+    let is_zero = tape.op("Equal", &[x, &nothing], &[]);
+    let zero = tape.op("Where", &[&is_zero, &one, &nothing], &[]);
+    let zeros = tape.sum(&zero, &axes, true);
+    let other_zeros = tape.op("Sub", &[&zeros, &zero], &[]);
+    let factor = tape.op("Where", &[&is_zero, &one, x], &[]);
+    let axes = tape.ints(&axes);
+    let product = tape.op("ReduceProd", &[&factor, &axes], &[]);
+    let others = tape.op("Div", &[&product, &factor], &[]);
+    let alone = tape.op("Equal", &[&other_zeros, &nothing], &[]);
+    let slope = tape.op("Where", &[&alone, &others, &nothing], &[]);
+    let own = tape.mul(&slope, &gradient);
+    tape.add_gradient(x, own);
+    Ok(())
+}
+
+fn reduce_sum_square(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let (_, kept) = reduced(tape, node)?;
+    let gradient = tape.reshape(&outputs.first, &kept);
+    let twice = tape.scale(&gradient, 2.0);
+    let own = tape.mul(input(node, 0), &twice);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Resize, nearest and linear: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
+//! Resize, nearest, linear and cubic: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
 //! that of the ONNX operator's definition (onnx.ai, Resize).
 
-use crate::onnx::{int, text};
+use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
 use crate::tape::{Refusal, Tape, unsupported};
 
@@ -74,8 +74,34 @@ fn matrix(node: &NodeProto, from: i64, to: i64, scale: f32) -> Result<Vec<f32>, 
                     row[(below + 1.0).min(last) as usize] += share;
                 }
             }
+            Some("cubic") => {
+                let a = f64::from(float(node, "cubic_coeff_a").unwrap_or(-0.75));
+                let only_inside = int(node, "exclude_outside").unwrap_or(0) != 0;
+                let first = place.floor() - 1.0;
+                let shares: Vec<(f64, f64)> = (0..4)
+                    .map(|step| first + f64::from(step))
+                    .map(|pixel| {
+                        let outside = only_inside && !(0.0..=last).contains(&pixel);
+                        (pixel, if outside { 0.0 } else { cubic((place - pixel).abs(), a) })
+                    })
+                    .collect();
+                let all: f64 = if only_inside { shares.iter().map(|(_, share)| share).sum() } else { 1.0 };
+                for (pixel, share) in shares {
+                    row[pixel.clamp(0.0, last) as usize] += (share / all) as f32;
+                }
+            }
             Some(other) => return unsupported(format!("its mode is {other}")),
         }
     }
     Ok(matrix)
+}
+
+/// How much a pixel counts at a distance (Keys, "Cubic convolution interpolation for digital image processing", 1981).
+fn cubic(distance: f64, a: f64) -> f64 {
+    let d = distance;
+    match d {
+        _ if d <= 1.0 => ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0,
+        _ if d < 2.0 => ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a,
+        _ => 0.0,
+    }
 }

@@ -3,6 +3,7 @@
 use crate::onnx::{int, ints, text};
 use crate::proto::NodeProto;
 use crate::tape::{Attr, Refusal, Tape, unsupported};
+use crate::tensor::count;
 
 use super::{Outputs, Rule, from_front, input};
 
@@ -20,8 +21,11 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("Split", split),
     ("Slice", slice),
     ("Gather", gather),
+    ("GatherND", gather_nd),
+    ("Tile", tile),
     ("Pad", pad),
     ("DepthToSpace", depth_to_space),
+    ("SpaceToDepth", space_to_depth),
 ];
 
 /// Takes of one place that are put back one by one; more go through a matrix.
@@ -140,68 +144,112 @@ fn slice(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(),
     Ok(())
 }
 
-/// Places of an axis. Each place gets back what was taken from it: from where it went, or from a zero behind the gradient.
-/// Places that were taken often get a sum, by a matrix that says what went where.
+/// Places of an axis.
 fn gather(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(0), from.len()) as usize;
     let Some(places) = tape.known().ints(input(node, 1)) else {
         return unsupported("the places it takes are not known beforehand");
     };
-    let size = from[axis];
-    let places: Vec<i64> = places.iter().map(|at| from_front(*at, size as usize)).collect();
+    let places: Vec<i64> = places.iter().map(|at| from_front(*at, from[axis] as usize)).collect();
+    let flat = [&from[..axis], &[places.len() as i64], &from[axis + 1..]].concat();
+    let gradient = tape.reshape(&outputs.first, &flat);
+    let own = put_back(tape, &gradient, from, axis, &places)?;
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// Places that are told by a number for each of the first axes: places of those axes in a row.
+fn gather_nd(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    if int(node, "batch_dims").unwrap_or(0) != 0 {
+        return unsupported("it takes other places of each image (batch_dims)");
+    }
+    let from = tape.shape(input(node, 0))?;
+    let axes = tape.shape(input(node, 1))?.last().map_or(0, |axes| *axes as usize);
+    let Some(numbers) = tape.known().ints(input(node, 1)).filter(|_| (1..=from.len()).contains(&axes)) else {
+        return unsupported("the places it takes are not known beforehand");
+    };
+    let (told, rest) = from.split_at(axes);
+    let mut places = Vec::with_capacity(numbers.len() / axes);
+    for numbers in numbers.chunks_exact(axes) {
+        let numbers: Vec<i64> = numbers.iter().zip(told).map(|(at, size)| from_front(*at, *size as usize)).collect();
+        if numbers.iter().zip(told).any(|(at, size)| !(0..*size).contains(at)) {
+            return unsupported("it takes places that are not there");
+        }
+        places.push(numbers.iter().zip(told).fold(0, |place, (at, size)| place * size + at));
+    }
+    let row = [&[count(told)], rest].concat();
+    let gradient = tape.reshape(&outputs.first, &[&[places.len() as i64], rest].concat());
+    let own = put_back(tape, &gradient, &row, 0, &places)?;
+    let own = tape.reshape(&own, from);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// The gradient of what places were taken from along an axis. Each place gets back what was taken from it: from where it
+/// went, or from a zero behind the gradient. Places that were taken often get a sum, by a matrix that says what went where.
+fn put_back(tape: &mut Tape<'_>, gradient: &str, from: &[i64], axis: usize, places: &[i64]) -> Result<String, Refusal> {
+    let (size, count) = (from[axis], places.len() as i64);
     if places.iter().any(|at| !(0..size).contains(at)) {
         return unsupported("it takes places that are not there");
     }
-    let count = places.len() as i64;
-    let flat = [&from[..axis], &[count], &from[axis + 1..]].concat();
-    let gradient = tape.reshape(&outputs.first, &flat);
     // Where each place went, the first time it was taken, the second time, and so on.
     let mut went: Vec<Vec<i64>> = vec![Vec::new(); size as usize];
     for (to, at) in places.iter().enumerate() {
         went[*at as usize].push(to as i64);
     }
     let most = went.iter().map(Vec::len).max().unwrap_or(0);
-    let own = if most <= MOST_GATHERED {
+    if most <= MOST_GATHERED {
         let mut pads = vec![0; 2 * from.len()];
         pads[from.len() + axis] = 1;
-        let padded = tape.pad(&gradient, &pads);
-        let mut sum: Option<String> = None;
-        for time in 0..most {
+        let padded = tape.pad(gradient, &pads);
+        let part = |tape: &mut Tape<'_>, time: usize| {
             let back: Vec<i64> = went.iter().map(|to| to.get(time).copied().unwrap_or(count)).collect();
             let back = tape.ints(&back);
-            let part = tape.op("Gather", &[&padded, &back], &[Attr::Int("axis", axis as i64)]);
-            sum = Some(match sum {
-                Some(sum) => tape.op("Add", &[&sum, &part], &[]),
-                None => part,
-            });
+            tape.op("Gather", &[&padded, &back], &[Attr::Int("axis", axis as i64)])
+        };
+        let mut sum = part(tape, 0);
+        for time in 1..most {
+            let part = part(tape, time);
+            sum = tape.op("Add", &[&sum, &part], &[]);
         }
-        match sum {
-            Some(sum) => sum,
-            None => tape.zeros(input(node, 0))?,
-        }
-    } else if size * count <= MOST_IN_MATRIX {
+        Ok(sum)
+    } else if size.saturating_mul(count) <= MOST_IN_MATRIX {
         let mut matrix = vec![0.0; (size * count) as usize];
         places.iter().enumerate().for_each(|(to, at)| matrix[(at * count) as usize + to] = 1.0);
         let matrix = tape.floats(&[size, count], &matrix);
         let outer: i64 = from[..axis].iter().product();
         let inner: i64 = from[axis + 1..].iter().product();
-        let rows = tape.reshape(&gradient, &[outer, count, inner]);
+        let rows = tape.reshape(gradient, &[outer, count, inner]);
         let summed = tape.op("MatMul", &[&matrix, &rows], &[]);
-        tape.reshape(&summed, from)
+        Ok(tape.reshape(&summed, from))
     } else {
-        return unsupported(format!("it takes {count} places of {size}, and some of them {most} times"));
+        unsupported(format!("it takes {count} places of {size}, and some of them {most} times"))
+    }
+}
+
+/// The sum over all copies.
+fn tile(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let from = tape.shape(input(node, 0))?;
+    let Some(repeats) = tape.known().ints(input(node, 1)).filter(|repeats| repeats.len() == from.len()) else {
+        return unsupported("how often it repeats is not known beforehand");
     };
+    let apart: Vec<i64> = repeats.iter().zip(from).flat_map(|(times, size)| [*times, *size]).collect();
+    let copies: Vec<i64> = (0..from.len() as i64).map(|axis| 2 * axis).collect();
+    let parts = tape.reshape(&outputs.first, &apart);
+    let own = tape.sum(&parts, &copies, false);
     tape.add_gradient(input(node, 0), own);
     Ok(())
 }
 
 /// Each block of pixels was a pixel's channels.
 fn depth_to_space(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
-    if text(node, "mode").as_deref() != Some("CRD") {
-        return unsupported("its mode is DCR, depth before columns and rows");
-    }
     let block = int(node, "blocksize").unwrap_or(1);
+    if text(node, "mode").as_deref() != Some("CRD") {
+        let own = tape.op("SpaceToDepth", &[&outputs.first], &[Attr::Int("blocksize", block)]);
+        tape.add_gradient(input(node, 0), own);
+        return Ok(());
+    }
     let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
     let [images, channels, height, width] = to[..] else { return unsupported("its picture has not four axes") };
     // [n, c, h, block, w, block] to [n, c, block, block, h, w].
@@ -213,12 +261,18 @@ fn depth_to_space(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> R
     Ok(())
 }
 
-/// What was added is taken away, and the other way round.
+/// Each pixel's channels were a block of pixels.
+fn space_to_depth(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
+    let block = Attr::Int("blocksize", int(node, "blocksize").unwrap_or(1));
+    let own = tape.op("DepthToSpace", &[&outputs.first], &[block, Attr::Text("mode", "DCR")]);
+    tape.add_gradient(input(node, 0), own);
+    Ok(())
+}
+
+/// What was added is taken away, and the other way round; pixels that were repeated get back what their copies got.
 fn pad(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), Refusal> {
-    if !matches!(text(node, "mode").as_deref(), None | Some("constant")) {
-        return unsupported("it repeats pixels instead of adding a constant");
-    }
-    let rank = tape.shape(input(node, 0))?.len();
+    let (from, to) = (tape.shape(input(node, 0))?, tape.shape(&node.output[0])?);
+    let rank = from.len();
     let Some(pads) = tape.known().ints(input(node, 1)) else { return unsupported("its pads are not known beforehand") };
     let axes: Vec<i64> = match tape.known().ints(input(node, 3)) {
         Some(axes) => axes.iter().map(|axis| from_front(*axis, rank)).collect(),
@@ -227,12 +281,38 @@ fn pad(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Result<(), R
     if pads.len() != 2 * axes.len() {
         return unsupported("its pads do not fit its axes");
     }
-    let mut back = vec![0; 2 * rank];
+    // Which pixel each one behind the padding is, counted from the first before it.
+    let repeated: fn(i64, i64) -> i64 = match text(node, "mode").as_deref() {
+        None | Some("constant") => {
+            let mut back = vec![0; 2 * rank];
+            for (place, axis) in axes.iter().enumerate() {
+                back[*axis as usize] = -pads[place];
+                back[rank + *axis as usize] = -pads[axes.len() + place];
+            }
+            let own = tape.pad(&outputs.first, &back);
+            tape.add_gradient(input(node, 0), own);
+            return Ok(());
+        }
+        Some("edge") => |at, size| at.clamp(0, size - 1),
+        Some("wrap") => |at, size| at.rem_euclid(size),
+        // There and back again, without the ends twice.
+        Some("reflect") => |at, size| {
+            let at = at.rem_euclid((2 * size - 2).max(1));
+            at.min(2 * size - 2 - at)
+        },
+        Some(other) => return unsupported(format!("its mode is {other}")),
+    };
+    let mut shape = to.to_vec();
+    let mut gradient = outputs.first.clone();
     for (place, axis) in axes.iter().enumerate() {
-        back[*axis as usize] = -pads[place];
-        back[rank + *axis as usize] = -pads[axes.len() + place];
+        let axis = *axis as usize;
+        if from[axis] == to[axis] && pads[place] == 0 {
+            continue;
+        }
+        let places: Vec<i64> = (0..to[axis]).map(|at| repeated(at - pads[place], from[axis])).collect();
+        shape[axis] = from[axis];
+        gradient = put_back(tape, &gradient, &shape, axis, &places)?;
     }
-    let own = tape.pad(&outputs.first, &back);
-    tape.add_gradient(input(node, 0), own);
+    tape.add_gradient(input(node, 0), gradient);
     Ok(())
 }
