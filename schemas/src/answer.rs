@@ -1,5 +1,5 @@
 //! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy, with the task that was replayed, with what was decided by, and with notes.
+//! and the optional energy, with the task that was replayed, with what was decided by, with notes, and with several labels.
 
 use std::fmt;
 
@@ -10,6 +10,12 @@ use crate::dead::FaultNote;
 use crate::decided::Decided;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
+
+/// The label of an image in which none of a model's labels holds.
+pub const NO_LABEL: &str = "none";
+
+/// Most labels that an answer names as holding.
+pub const MAX_HELD_LABELS: usize = 64;
 
 /// What is said about a task: provisional while a verdict is awaited, final once and for all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,13 +28,18 @@ pub struct Answer {
     pub camera: CameraName,
     /// Whether another answer may follow.
     pub stage: Stage,
-    /// The best class; absent only when the image could not be recognized (route `dead`).
+    /// The best class; absent only when the image could not be recognized (route `dead`). Of a model for several labels
+    /// at once: the most probable label that holds, or [`NO_LABEL`].
     pub label: Option<String>,
     /// Its calibrated probability, 0 to 1.
     pub confidence: Option<f32>,
     /// The best classes, best first.
     #[serde(default)]
     pub top: Vec<Ranked>,
+    /// Of a model for several labels at once: those that hold, most probable first, at most [`MAX_HELD_LABELS`]. Absent
+    /// of other models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Ranked>>,
     /// Who decided.
     pub route: Route,
     /// Why it went that way.
@@ -98,6 +109,7 @@ impl Answer {
             label: None,
             confidence: None,
             top: Vec::new(),
+            labels: None,
             route,
             reason,
             release: None,
@@ -125,6 +137,7 @@ impl Answer {
         self.label = Some(opinion.label);
         self.confidence = Some(opinion.confidence);
         self.top = opinion.top;
+        self.labels = opinion.labels;
         self.release = Some(opinion.release);
         self.temperature = opinion.temperature;
         self
@@ -136,6 +149,7 @@ impl Answer {
             label: self.label.clone()?,
             confidence: self.confidence?,
             top: self.top.clone(),
+            labels: self.labels.clone(),
             release: self.release.clone()?,
             temperature: self.temperature,
         })
@@ -152,6 +166,9 @@ pub struct Opinion {
     /// The best classes, best first.
     #[serde(default)]
     pub top: Vec<Ranked>,
+    /// Of a model for several labels at once: those that hold, as in [`Answer::labels`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Ranked>>,
     /// The release that says so.
     pub release: ReleaseId,
     /// What the logits were divided by; absent: what the release's own description says.

@@ -23,7 +23,7 @@ pub mod update;
 pub mod verdict;
 pub mod verify;
 
-pub use answer::{Answer, Opinion, Ranked, Reason, Route, Stage, Timings};
+pub use answer::{Answer, MAX_HELD_LABELS, NO_LABEL, Opinion, Ranked, Reason, Route, Stage, Timings};
 pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};

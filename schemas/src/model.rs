@@ -18,6 +18,9 @@ pub struct ModelDescription {
     pub name: String,
     /// Version of this format: [`MODEL_VERSION`].
     pub version: u32,
+    /// File of the graph, in the model's folder. Absent: `graph.onnx`, an exporter's usual name, or the only ONNX file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<String>,
     /// How an image becomes the input tensor.
     pub input: InputDescription,
     /// What comes out.
@@ -165,16 +168,43 @@ pub struct OutputDescription {
     /// Name of a second output with the features before the last layer, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
+    /// With several labels at once: probability from which a label holds, 0 to 1. Half where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+    /// The same for one label; replaces `threshold` there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub thresholds: BTreeMap<String, f32>,
 }
 
 /// What the output's numbers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum OutputKind {
-    /// Before the softmax.
+    /// Of one label an image, before the softmax. One number for two labels is the second's, before the sigmoid.
     Logits,
-    /// After it: each in 0..=1, sum 1.
+    /// Of one label an image, after the softmax: each in 0..=1, sum 1. One number for two labels is the second's.
     Probabilities,
+    /// Of several labels at once, after the sigmoid: each in 0..=1, whatever the sum.
+    Sigmoid,
+    /// Of several labels at once, before the sigmoid.
+    SigmoidLogits,
+}
+
+impl OutputKind {
+    /// Whether several labels, or none, may hold for an image.
+    pub fn is_multi_label(self) -> bool {
+        matches!(self, OutputKind::Sigmoid | OutputKind::SigmoidLogits)
+    }
+
+    /// Its word in a description.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OutputKind::Logits => "logits",
+            OutputKind::Probabilities => "probabilities",
+            OutputKind::Sigmoid => "sigmoid",
+            OutputKind::SigmoidLogits => "sigmoid_logits",
+        }
+    }
 }
 
 /// Thresholds below which an answer is doubtful. A value that is absent is not tested.

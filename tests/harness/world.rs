@@ -190,7 +190,8 @@ impl World {
         self.worker(name, "trainer", site, &more)
     }
 
-    fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut Worker> {
+    /// Starts a recognizer with a model among the fixtures.
+    pub fn recognizer_of(&mut self, name: &str, site: usize, model: &str) -> anyhow::Result<&mut Worker> {
         let model = fixture(model).display().to_string();
         let work = format!("recognizer.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "recognizer.infer.replicas=1".to_owned();

@@ -291,7 +291,7 @@ async fn a_model_that_does_not_fit_is_refused_by_name_before_anything_is_taken()
         ("another output", toml("name = \"logits\"", "name = \"scores\""), "scores"),
         ("a layout of nobody", toml("\"nchw\"", "\"nwhc\""), "nwhc"),
         ("a label too few", model(folder.path(), |copy| rewrite(&copy.join("labels.txt"), "bag\n", "")), "labels"),
-        ("no graph", model(folder.path(), |copy| fs::remove_file(copy.join("graph.onnx")).unwrap()), "graph.onnx"),
+        ("no graph", model(folder.path(), |copy| fs::remove_file(copy.join("graph.onnx")).unwrap()), "no ONNX file"),
         (
             "a graph that is none",
             model(folder.path(), |copy| fs::write(copy.join("graph.onnx"), "?").unwrap()),

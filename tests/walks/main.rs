@@ -13,6 +13,7 @@ mod ground;
 mod image_walk;
 mod interop;
 mod layering;
+mod models;
 mod policy;
 mod power_cut;
 mod releases;

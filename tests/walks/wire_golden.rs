@@ -21,7 +21,14 @@ fn task() -> TaskId {
 fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
     let ranked = |label: &str, confidence: f32| Ranked { label: label.into(), confidence };
     let top = vec![ranked(label, confidence), ranked("coat", 1.0 - confidence)];
-    Opinion { label: label.into(), confidence, top, release: ReleaseId::from_sha256([digest; 32]), temperature: None }
+    Opinion {
+        label: label.into(),
+        confidence,
+        top,
+        labels: None,
+        release: ReleaseId::from_sha256([digest; 32]),
+        temperature: None,
+    }
 }
 
 fn note() -> FaultNote {
@@ -42,6 +49,7 @@ fn answer() -> Answer {
         label: None,
         confidence: None,
         top: Vec::new(),
+        labels: None,
         route: Route::Verified,
         reason: Reason::LowConfidence,
         release: None,
@@ -468,6 +476,12 @@ fn answer_noted() -> Answer {
     Answer { notes, ..answer() }
 }
 
+fn answer_several_labels() -> Answer {
+    let ranked = |label: &str, confidence| Ranked { label: label.into(), confidence };
+    let labels = Some(vec![ranked("scratch", 0.875), ranked("dent", 0.625)]);
+    Answer { label: Some("scratch".into()), confidence: Some(0.875), labels, ..answer() }
+}
+
 fn answer_of_file() -> Answer {
     Answer { file: Some("Küche/2026-11-29/0001.jpg".into()), ..answer() }
 }
@@ -555,6 +569,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-replayed.v1", &answer_replayed());
     survives("answer-noted.v1", &answer_noted());
     survives("answer-of-file.v1", &answer_of_file());
+    survives("answer-several-labels.v1", &answer_several_labels());
     survives("beat-counted.v1", &beat_counted());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
@@ -624,6 +639,7 @@ fn remake() {
         ("answer-replayed.v1", encode(&answer_replayed())),
         ("answer-noted.v1", encode(&answer_noted())),
         ("answer-of-file.v1", encode(&answer_of_file())),
+        ("answer-several-labels.v1", encode(&answer_several_labels())),
         ("beat-counted.v1", encode(&beat_counted())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),

@@ -191,6 +191,7 @@ impl Set {
             label: "unknown".into(),
             confidence: 1.0,
             top: Vec::new(),
+            labels: None,
             release: ReleaseId::from_sha256([0; 32]),
             temperature: None,
         };

@@ -133,6 +133,25 @@ impl Tested {
         let (best, second) = best_two(ratios);
         Self { best, second, entropy_ratio: entropy_ratio(ratios) }
     }
+
+    /// Of the calibrated probabilities of a model's labels. `thresholds`: from which probability each holds, of a model for
+    /// several labels at once; otherwise empty.
+    ///
+    /// Of several labels the least certain one decides: `best` is how certain it is that it holds, or does not, from 0.5 at
+    /// its threshold to 1 at 0 and at 1; `second` is what is left. The entropy is the mean over the labels.
+    pub fn of_model(ratios: &[f32], thresholds: &[f32]) -> Self {
+        if thresholds.is_empty() {
+            return Self::of(ratios);
+        }
+        let certainty = |(ratio, threshold): (&f32, &f32)| match ratio >= threshold {
+            true if *threshold < 1.0 => 0.5 + 0.5 * (ratio - threshold) / (1.0 - threshold),
+            false if *threshold > 0.0 => 0.5 + 0.5 * (threshold - ratio) / threshold,
+            _ => 1.0,
+        };
+        let best = ratios.iter().zip(thresholds).map(certainty).fold(1.0, f32::min);
+        let entropy: f32 = ratios.iter().map(|ratio| entropy_ratio(&[*ratio, 1.0 - ratio])).sum();
+        Self { best, second: 1.0 - best, entropy_ratio: entropy / ratios.len().max(1) as f32 }
+    }
 }
 
 fn best_two(ratios: &[f32]) -> (f32, f32) {
@@ -176,6 +195,17 @@ mod tests {
         let label = GateSettings { labels: [("a".to_owned(), 0.6)].into(), ..GateSettings::default() };
         assert_eq!(only(label.clone()).decide(&Tested::of(&ratios), "a"), Reason::LabelThreshold);
         assert_eq!(only(label).decide(&Tested::of(&ratios), "b"), Reason::Confident);
+    }
+
+    #[test]
+    fn of_several_labels_the_least_certain_one_decides() {
+        let tested = |ratios: &[f32], thresholds: &[f32]| Tested::of_model(ratios, thresholds);
+        assert_eq!(tested(&[0.2, 0.7], &[]), Tested::of(&[0.2, 0.7]));
+        assert!((tested(&[0.99, 0.1, 0.4], &[0.5; 3]).best - 0.6).abs() < 1e-6);
+        assert!((tested(&[0.3, 0.0], &[0.3, 0.5]).best - 0.5).abs() < 1e-6, "at its threshold");
+        assert!((tested(&[0.0, 1.0], &[0.3, 0.7]).best - 1.0).abs() < 1e-6);
+        assert!((tested(&[0.5, 1.0], &[0.0, 1.0]).best - 0.75).abs() < 1e-6, "always, and at 1 alone");
+        assert!(tested(&[0.5, 0.0], &[0.5; 2]).entropy_ratio > 0.49);
     }
 
     #[test]

@@ -275,7 +275,14 @@ mod tests {
 
     fn opinion(confidence: f32) -> Opinion {
         let release = schemas::ReleaseId::from_sha256([1; 32]);
-        Opinion { label: "cat".into(), confidence, top: ranked(confidence), release, temperature: Some(1.0) }
+        Opinion {
+            label: "cat".into(),
+            confidence,
+            top: ranked(confidence),
+            labels: None,
+            release,
+            temperature: Some(1.0),
+        }
     }
 
     /// Answers of a model that is right as often as its confidence to the power of `sharp` says, all verified.

@@ -29,7 +29,7 @@ pub use progress::Progress;
 pub use report::{Refused, Summary};
 pub use send::Mark;
 pub use settings::{Labels, Pages, PublisherSettings, TileSettings};
-pub use source::{Cameras, Source, SourceError};
+pub use source::{Cameras, Source, SourceError, list_images};
 pub use walk::{Acknowledged, Options, publish};
 
 /// How publishing twice and going on after an interruption work, for `--help`.

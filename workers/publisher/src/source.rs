@@ -176,6 +176,26 @@ impl Feed {
     }
 }
 
+/// The images that would be published of files and folders, in the order of their names, with their labels where these are
+/// known; and in words what would be passed over or refused.
+pub async fn list_images(
+    paths: Vec<PathBuf>,
+    settings: &PublisherSettings,
+) -> Result<(Vec<(PathBuf, Option<String>)>, Vec<String>), SourceError> {
+    let mut feed = open(Source::Paths(paths), Cameras::One(CameraName::unknown()), settings).await?;
+    let (mut images, mut others) = (Vec::new(), Vec::new());
+    while let Some(item) = feed.next().await {
+        match item {
+            Item::Found(found) => images.push((found.path, found.label)),
+            Item::Refused(refused) => others.push(format!("{}: {}", refused.file, refused.reason)),
+            Item::PassedOver(_) => {}
+            Item::Note(note) => others.push(note),
+            Item::Broken(error) => return Err(error),
+        }
+    }
+    Ok((images, others))
+}
+
 /// Begins to read a source.
 pub(crate) async fn open(source: Source, cameras: Cameras, settings: &PublisherSettings) -> Result<Feed, SourceError> {
     let builder = ItemBuilder::new(cameras, settings);

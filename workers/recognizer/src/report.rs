@@ -228,7 +228,14 @@ mod tests {
 
     fn found(reason: Reason) -> Found {
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion { label: "fish".into(), confidence: 0.6, top: Vec::new(), release, temperature: None };
+        let opinion = Opinion {
+            label: "fish".into(),
+            confidence: 0.6,
+            top: Vec::new(),
+            labels: None,
+            release,
+            temperature: None,
+        };
         let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4 };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
         Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, envelope: ImageEnvelope::default() }

@@ -63,6 +63,7 @@ impl RecognizerSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         self.scale.check("recognizer")?;
+        self.infer.decode.check().map_err(|why| format!("recognizer.{why}"))?;
         self.gate.check()?;
         self.policy.check()?;
         self.verify.check()?;

@@ -31,7 +31,7 @@ use streams::read::Record;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use vision::{Infer, InferError, Model, softmax};
+use vision::{Infer, InferError, Model};
 
 use crate::accept::accept;
 use crate::admission::{Admission, Way};
@@ -121,9 +121,9 @@ impl Recognizer {
         let model = &seen.model;
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
-        let ratios = softmax(&seen.logits, gate.temperature);
+        let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
         let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
-        let tested = Tested::of(&ratios);
+        let tested = Tested::of_model(&ratios, &model.thresholds);
         let reason = gate.decide(&tested, &opinion.label);
         if !replayed {
             if let Some(learner) = &self.learner {
@@ -133,7 +133,7 @@ impl Recognizer {
             self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         }
         if gate.calibrated != gate.temperature {
-            let calibrated = softmax(&seen.logits, gate.calibrated);
+            let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
             opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
         }
         opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);

@@ -306,8 +306,14 @@ impl Mind {
             let ranked = Ranked { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
-            let opinion =
-                Opinion { label: label.to_string(), confidence: *confidence, top, release, temperature: None };
+            let opinion = Opinion {
+                label: label.to_string(),
+                confidence: *confidence,
+                top,
+                labels: None,
+                release,
+                temperature: None,
+            };
             self.evidence.verified(&opinion, verdict, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
@@ -388,7 +394,8 @@ mod tests {
         if verdict.is_some() {
             let release = schemas::ReleaseId::from_sha256([1; 32]);
             let top = Vec::new();
-            answer.edge = Some(Opinion { label: "crab".into(), confidence: best, top, release, temperature: None });
+            answer.edge =
+                Some(Opinion { label: "crab".into(), confidence: best, top, labels: None, release, temperature: None });
         }
         answer.truth = Some("fish".into());
         answer.timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 1, ..Timings::default() };

@@ -83,6 +83,21 @@ pub enum TrainError {
         /// The output.
         output: String,
     },
+    /// Several labels at once, or one number for two labels.
+    #[error(
+        "output {output:?} is {kind} with {scores} scores for {labels} labels: training takes models that tell one label of \
+         several by one logit each"
+    )]
+    OtherTask {
+        /// The output.
+        output: String,
+        /// What its numbers are.
+        kind: &'static str,
+        /// How many there are for an image.
+        scores: usize,
+        /// How many labels there are.
+        labels: usize,
+    },
     /// Something is where the new model should be.
     #[error("{} is there already and not empty; name a folder that does not exist yet", folder.display())]
     Taken {

@@ -3,7 +3,7 @@
 use autograd::known::Values;
 use autograd::report::Report;
 use autograd::step::Prepared;
-use autograd::{Known, onnx};
+use autograd::{AutogradError, Known, onnx};
 use vision::graph::{Came, Given, Numbers};
 use vision::{Graph, Model, Onnx};
 
@@ -36,8 +36,49 @@ pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainEr
     if output.kind == schemas::model::OutputKind::Probabilities && prepared.scores() == output.name {
         return Err(TrainError::NoLogits { output: output.name.clone() });
     }
-    let known = known(runtime, &prepared, &shape)?;
+    let (prepared, known) = match onnx.declared_batch() {
+        Some(1) if batch > 1 => widened(runtime, &onnx, prepared, &shape)?,
+        declared => {
+            let known = known(runtime, &prepared, &shape).map_err(|error| match (error, declared) {
+                (TrainError::Session(_), Some(found)) if found != i64::from(batch) => {
+                    AutogradError::FixedBatch { found, why: format!("it does not run with {batch} images") }.into()
+                }
+                (error, _) => error,
+            })?;
+            (prepared, known)
+        }
+    };
+    let scores = known.shape(prepared.scores())?.iter().skip(1).product::<i64>();
+    let (scores, labels) = (usize::try_from(scores).unwrap_or_default(), model.labels.len());
+    if output.kind.is_multi_label() || scores != labels {
+        let output_name = output.name.clone();
+        return Err(TrainError::OtherTask { output: output_name, kind: output.kind.as_str(), scores, labels });
+    }
     Ok(Ready { onnx, prepared, known })
+}
+
+/// A model exported for a single image, made ready for several. What does not provably work image by image must at least
+/// run as it is, and give a row for each.
+fn widened(
+    runtime: &Onnx,
+    onnx: &onnx::Onnx,
+    prepared: Prepared,
+    shape: &[i64],
+) -> Result<(Prepared, Known), TrainError> {
+    let one: Vec<i64> = [1].into_iter().chain(shape.iter().skip(1).copied()).collect();
+    let single = Prepared::new(onnx, prepared.scores(), &one)?;
+    let images = shape.first().copied().unwrap_or(1);
+    match single.widened(&known(runtime, &single, &one)?, images) {
+        Ok(wide) => {
+            let known = known(runtime, &wide, shape)?;
+            Ok((wide, known))
+        }
+        Err(refusal @ AutogradError::FixedBatch { .. }) => match known(runtime, &prepared, shape) {
+            Ok(known) if known.shape(prepared.scores())?.first() == shape.first() => Ok((prepared, known)),
+            _ => Err(refusal.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Runs the probe of a model made ready for batches of this shape.

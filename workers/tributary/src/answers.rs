@@ -238,6 +238,11 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     row("truth", answer.truth.as_deref().map(form::plain));
     let ranked =
         answer.top.iter().map(|best| format!("{} {}", form::plain(&best.label), form::percent(best.confidence)));
+    let held = answer.labels.as_ref().map(|labels| {
+        let held = labels.iter().map(|held| format!("{} {}", form::plain(&held.label), form::percent(held.confidence)));
+        held.collect::<Vec<_>>().join(", ")
+    });
+    row("labels", held.map(|held| if held.is_empty() { "none of the model's holds".to_owned() } else { held }));
     row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site said",
@@ -312,7 +317,14 @@ mod tests {
         let stored = Stored { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
         let task = Task::bare(&stored, TaskId::derived("a"));
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion { label: "coat".into(), confidence: 0.613, top: Vec::new(), release, temperature: None };
+        let opinion = Opinion {
+            label: "coat".into(),
+            confidence: 0.613,
+            top: Vec::new(),
+            labels: None,
+            release,
+            temperature: None,
+        };
         Answer::about(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_opinion(opinion)
     }
 

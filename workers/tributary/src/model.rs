@@ -1,31 +1,60 @@
-//! `tributary model`: try a model before anything depends on it.
+//! `tributary model`: describe a model and try it before anything depends on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error};
+use anyhow::{Context, Error, bail};
 use autograd::report::Report;
 use serde_json::json;
 use training::TrainError;
-use vision::{CheckError, Model, ModelReport, Onnx};
+use vision::{CheckError, DraftNote, Model, ModelReport, Onnx, TrialImage, TrialReport, TrialRow};
 
 use crate::settings::Settings;
 use crate::{form, out};
 
-const EXAMPLES: &str = "\
-A folder holds model.toml, graph.onnx and labels.txt, or a Hugging Face export as its exporter wrote it
-(model.onnx, config.json, preprocessor_config.json). What is wrong with it is named with file, line and key.
+const CHECK_EXAMPLES: &str = "\
+A folder holds model.toml, one ONNX file and labels.txt or labels.json, or a Hugging Face export as its exporter
+wrote it (config.json, preprocessor_config.json, model.onnx); a model.toml beside the latter needs to say only what is
+different. What is wrong is named with file, line and key. `tributary model init` drafts a model.toml.
+
+With --images the model is also run under descriptions that are often mistaken for each other (red and blue
+exchanged, other ranges of numbers), and one under which clearly more pictures are right is named.
 
 Examples:
   tributary model check fixtures/models/fashion-light
   tributary model check ./model --image photo.jpg     what it says about a picture
+  tributary model check ./model --images ./photos --labels-from-folders
   tributary model check ./model --json";
 
-/// Try a model before anything depends on it.
+const INIT_EXAMPLES: &str = "\
+Takes what the graph says (sizes, names, its last operator), what stands beside it (config.json of Hugging Face and
+timm, labels, other texts with a line a class) and what exporters write into it (ultralytics, Custom Vision); guesses the
+rest and says so. Nothing that is there is changed.
+
+Examples:
+  tributary model init best.onnx
+  tributary model init ./model
+  tributary model check ./model --images ./photos --labels-from-folders     then: does it see what you see?";
+
+/// Rows of a side-by-side that are printed; JSON has all.
+const MOST_ROWS: usize = 30;
+
+/// Describe a model, and try it before anything depends on it.
 #[derive(clap::Subcommand)]
 pub enum ModelCommand {
-    /// Read a model's folder, load it, run it once and measure what one image costs.
-    #[command(after_help = EXAMPLES)]
+    /// Draft the model.toml of an ONNX file, and say where each value is from.
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitArgs),
+    /// Read a model's folder, load it, run it and measure what one image costs.
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
+}
+
+/// Which model.
+#[derive(clap::Args)]
+pub struct InitArgs {
+    /// An ONNX file, or the folder it lies in.
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
 }
 
 /// Which model, on what.
@@ -35,18 +64,90 @@ pub struct CheckArgs {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
     /// Run it on this picture instead of a generated one, and say what it sees.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "images")]
     image: Option<PathBuf>,
+    /// Run it on the pictures of this folder and hold what it says against their labels.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// The label of a picture is the name of the folder it lies in, unless an index.csv names one.
+    #[arg(long, requires = "images")]
+    labels_from_folders: bool,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Tries a model.
+/// Describes or tries a model.
 pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Result<()> {
-    let ModelCommand::Check(CheckArgs { folder, image, json }) = command;
+    match command {
+        ModelCommand::Init(InitArgs { path }) => init(&path),
+        ModelCommand::Check(args) => check(settings, args).await,
+    }
+}
+
+fn init(path: &Path) -> anyhow::Result<()> {
+    if !path.exists() {
+        bail!("{} does not exist; name an ONNX file or the folder it lies in", path.display());
+    }
+    let (folder, graph) = match path.is_dir() {
+        true => (path.to_owned(), None),
+        false => {
+            let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+            (folder.to_owned(), path.file_name().map(|name| name.to_string_lossy().into_owned()))
+        }
+    };
+    let description = folder.join("model.toml");
+    if description.exists() {
+        bail!("{} is there already; remove it to have a new one drafted", description.display());
+    }
+    let draft = vision::draft(&folder, graph.as_deref())?;
+    let text = draft.toml().context("the draft cannot be written as TOML")?;
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
+    };
+    if let Some(labels) = &draft.labels {
+        write(&folder.join("labels.txt"), &(labels.join("\n") + "\n"))?;
+    }
+    write(&description, &text)?;
+    let rows = draft.notes.iter().map(|DraftNote { key, why, is_guess }| {
+        let source = if *is_guess { "guess" } else { "known" };
+        format!("{source:8} {key:16} {}", form::plain(why))
+    });
+    out::line(rows.collect::<Vec<_>>().join("\n"))?;
+    let labels = if draft.labels.is_some() { " and labels.txt" } else { "" };
+    let guesses = draft.notes.iter().filter(|note| note.is_guess).count();
+    let advice = match guesses {
+        0 => "",
+        _ => " Correct the guesses in it where you know better.",
+    };
+    out::line(format!(
+        "\nWrote {}{labels}.{advice} Then hold it against pictures you know:\n  tributary model check {} --images PICTURES \
+         --labels-from-folders",
+        description.display(),
+        folder.display()
+    ))
+}
+
+async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
+    let CheckArgs { folder, image, images, labels_from_folders, json } = args;
     let onnxruntime = settings.onnxruntime.clone();
-    type Checked = (ModelReport, Result<Report, TrainError>);
+    let trial = match images {
+        None => None,
+        Some(images) => {
+            let mut publisher = settings.publisher.clone();
+            if labels_from_folders {
+                publisher.labels = publisher::Labels::Folder;
+            }
+            let (found, others) = publisher::list_images(vec![images.clone()], &publisher).await?;
+            others.iter().for_each(|other| tracing::warn!("{other}"));
+            if found.is_empty() {
+                bail!("{} holds no image files", images.display());
+            }
+            let found = found.into_iter().map(|(path, label)| TrialImage { path, label });
+            Some((images, found.collect::<Vec<_>>()))
+        }
+    };
+    type Checked = (ModelReport, Option<(PathBuf, TrialReport)>, Result<Report, TrainError>);
     let checking = move || -> anyhow::Result<Checked> {
         let unreadable = |path: &PathBuf| format!("image {} cannot be read", path.display());
         let name = image.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
@@ -58,11 +159,11 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
             }
             error => error.into(),
         })?;
-        let training =
-            Model::load(&folder).map_err(TrainError::from).and_then(|model| training::probe::report(&onnx, &model));
-        Ok((report, training))
+        let model = Model::load(&folder)?;
+        let trial = trial.map(|(root, images)| anyhow::Ok((root, vision::try_on(&onnx, &model, &images)?)));
+        Ok((report, trial.transpose()?, training::probe::report(&onnx, &model)))
     };
-    let (report, training) = tokio::task::spawn_blocking(checking).await??;
+    let (report, trial, training) = tokio::task::spawn_blocking(checking).await??;
     if json {
         let mut whole = serde_json::to_value(&report)?;
         whole["training"] = match &training {
@@ -75,11 +176,59 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
             }),
             Err(error) => json!({ "refused": error.to_string() }),
         };
+        if let Some((_, trial)) = &trial {
+            whole["images"] = serde_json::to_value(trial)?;
+        }
         return out::json(&whole);
     }
     out::line(text(&report))?;
     out::line(trainable(&training))?;
-    out::line("This model is fit for use.")
+    let Some((root, trial)) = trial else { return out::line("This model is fit for use.") };
+    out::line(format!("\n{}", side_by_side(&root, &trial)))?;
+    match trial.findings.is_empty() {
+        true => out::line("This model is fit for use, and nothing speaks against its description."),
+        false => {
+            let findings = trial.findings.iter().map(|finding| format!("- {}", form::plain(finding)));
+            out::line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
+        }
+    }
+}
+
+/// What the model says beside what is expected, what is wrong first.
+fn side_by_side(root: &Path, trial: &TrialReport) -> String {
+    let is_wrong = |row: &&TrialRow| row.expected.is_some() && row.expected != row.label;
+    let (wrong, others): (Vec<&TrialRow>, Vec<&TrialRow>) = trial.images.iter().partition(is_wrong);
+    let rows: Vec<Vec<String>> = wrong
+        .into_iter()
+        .chain(others)
+        .take(MOST_ROWS)
+        .map(|row| {
+            let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
+            let said = match (&row.label, &row.fault) {
+                (Some(label), _) => form::plain(label),
+                (None, fault) => format!("cannot be read: {}", form::plain(fault.as_deref().unwrap_or_default())),
+            };
+            let expected = row.expected.as_deref().map(form::plain).unwrap_or_default();
+            vec![form::plain(&file), expected, said, row.confidence_ratio.map(form::percent).unwrap_or_default()]
+        })
+        .collect();
+    let mut text = form::table(&["image", "expected", "says", "sure"], &rows);
+    if trial.images.len() > rows.len() {
+        text.push_str(&format!("\n… and {} more; --json has all", trial.images.len() - rows.len()));
+    }
+    if trial.labelled > 0 {
+        let share = trial.right as f32 / trial.labelled as f32;
+        text.push_str(&format!(
+            "\n\n{} of {} labelled pictures are right, {}",
+            trial.right,
+            trial.labelled,
+            form::percent(share)
+        ));
+    }
+    for (label, count) in trial.unknown_labels.iter().take(5) {
+        text.push_str(&format!("\n{count} of label {}, which the model does not have", form::plain(label)));
+    }
+    text
 }
 
 /// How much of it can be trained.

@@ -53,6 +53,7 @@ impl VerifierSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         self.scale.check("verifier")?;
+        self.infer.decode.check().map_err(|why| format!("verifier.{why}"))?;
         if let Some(temperature) = self.temperature.filter(|value| !(value.is_finite() && *value > 0.0)) {
             return Err(format!("verifier.temperature is {temperature}, it must be above 0"));
         }

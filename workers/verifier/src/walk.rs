@@ -22,7 +22,7 @@ use streams::read::{self, Record};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Head, Infer, InferError, softmax};
+use vision::{Head, Infer, InferError};
 
 use crate::judge::{judge, refuse};
 use crate::settings::VerifierSettings;
@@ -74,7 +74,8 @@ impl Verifier {
         })?;
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
-        let opinion = vision::opinion(model, &softmax(&seen.logits, temperature)).ok_or_else(no_scores)?;
+        let opinion =
+            vision::opinion(model, &vision::probabilities(model, &seen.logits, temperature)).ok_or_else(no_scores)?;
         self.counter.seen(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,
@@ -98,7 +99,7 @@ impl Verifier {
         let judged = tokio::task::spawn_blocking(move || {
             let logits = head.scores(&features)?;
             let temperature = head.model().description.gate.temperature.unwrap_or(1.0);
-            Ok(vision::opinion(head.model(), &softmax(&logits, temperature)))
+            Ok(vision::opinion(head.model(), &vision::probabilities(head.model(), &logits, temperature)))
         });
         let judged = judged.await.map_err(|error| Fault::retry("head_broke", error))?;
         let opinion = judged.map_err(unfit)?.ok_or_else(no_scores)?;

@@ -14,7 +14,7 @@ use crate::infer::{InferError, InferSettings, Replica};
 use crate::measure::{Measured, measure};
 use crate::model::{Model, ModelError};
 use crate::sample;
-use crate::scores::{softmax, top};
+use crate::scores::{probabilities, top};
 use crate::session::Onnx;
 
 /// Why a model is not fit for use.
@@ -105,7 +105,7 @@ pub fn check(dir: &Path, onnx: &Onnx, image: Option<&[u8]>) -> Result<ModelRepor
     let seen = replica.see(image.unwrap_or(&generated))?;
     let measured = measure(&mut replica)?;
     let description = &model.description;
-    let ratios = softmax(&seen.logits, description.gate.temperature.unwrap_or(1.0));
+    let ratios = probabilities(&model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
     let ranked = |(class, confidence_ratio): (usize, f32)| {
         Some(RankedLabel { label: model.labels.get(class)?.clone(), confidence_ratio })
     };

@@ -58,8 +58,7 @@ pub struct DecodeSettings {
     /// Most memory one decode may take, in bytes: the pixels, a second picture where it is turned, and what the decoder
     /// keeps besides.
     pub max_memory_bytes: u64,
-    /// How many of the 16 bits of a deep picture are used, 8 to 16 (beyond is taken for the nearest), where it does not
-    /// say so itself; absent: the fewest of 10, 12, 14 and 16 that hold its brightest sample.
+    /// How many of the 16 bits of a deep picture are used, 8 to 16, where it does not say so itself; absent: the fewest of 10, 12, 14 and 16 that hold its brightest sample.
     pub deep_bits: Option<u8>,
     /// Red, green and blue, 0 to 255, that show where a picture is transparent; absent: its colours as they are beneath.
     pub background: Option<[u8; 3]>,
@@ -75,6 +74,16 @@ impl Default for DecodeSettings {
             max_memory_bytes: 320 * 1024 * 1024,
             deep_bits: None,
             background: None,
+        }
+    }
+}
+
+impl DecodeSettings {
+    /// What is wrong with the settings, if something is.
+    pub fn check(&self) -> Result<(), String> {
+        match self.deep_bits.filter(|bits| !(8..=16).contains(bits)) {
+            Some(bits) => Err(format!("infer.decode.deep_bits is {bits}; it must be between 8 and 16")),
+            None => Ok(()),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Hugging Face: an exported image classifier as it lies on the Hub in, our description out.
 //!
-//! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and
-//! `model.onnx` or `onnx/model.onnx`; input `pixel_values`, output `logits`, as its exporters name
-//! them. Refuses steps our description cannot say rather than leaving them out.
+//! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and, off the graph, the names
+//! of its ends and what the output is. Refuses steps our description cannot say rather than leaving them out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
@@ -13,51 +13,70 @@ use schemas::model::{
 };
 use serde_json::Value;
 
-use crate::model::{ModelError, Parts, check, distinct, text};
+use crate::labels::distinct;
+use crate::model::{ModelError, Parts, check, text};
+use crate::outline::{Outline, Port};
 
 /// Labels and the number of channels.
 pub(crate) const CONFIG: &str = "config.json";
 /// How pixels become the input.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
-/// Where exporters put the graph.
-const GRAPHS: [&str; 4] = ["model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"];
+/// Input and output as its exporters name them.
+const ENDS: (&str, &str) = ("pixel_values", "logits");
 
 /// Reads a folder.
-pub(crate) fn read(dir: &Path) -> Result<Parts, ModelError> {
+pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
     let config = Json::read(dir.join(CONFIG))?;
     let preprocessor = Json::read(dir.join(PREPROCESSOR))?;
-    let graph = GRAPHS.into_iter().find(|name| dir.join(name).is_file()).ok_or_else(|| ModelError::Graph {
-        path: dir.join(GRAPHS[0]),
-        why: "it is missing, and so is onnx/model.onnx; export it with `optimum-cli export onnx`".to_owned(),
-    })?;
-    if config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification") {
-        return Err(config.wrong(
-            "problem_type",
-            "is multi_label_classification: several labels may hold at once, and only models with one label for each image \
-             are supported",
-        ));
-    }
+    let is_multi_label = config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification");
+    let output = name_end(&outline.outputs, ENDS.1);
+    let kind = match (is_multi_label, outline.maker(&output)) {
+        (true, Some("Sigmoid")) => OutputKind::Sigmoid,
+        (true, _) => OutputKind::SigmoidLogits,
+        (false, Some("Softmax")) => OutputKind::Probabilities,
+        (false, _) => OutputKind::Logits,
+    };
     let description = ModelDescription {
         name: name(&config, dir),
         version: MODEL_VERSION,
-        input: input(&config, &preprocessor)?,
-        output: OutputDescription { name: "logits".to_owned(), kind: OutputKind::Logits, features: None },
+        graph: None,
+        input: InputDescription { name: name_end(&outline.inputs, ENDS.0), ..input(&config, &preprocessor)? },
+        output: OutputDescription {
+            name: output,
+            kind,
+            features: None,
+            threshold: None,
+            thresholds: BTreeMap::default(),
+        },
         gate: GateDefaults::default(),
     };
     check(&description).map_err(|(key, why)| preprocessor.wrong(key, why))?;
-    let files = [CONFIG, PREPROCESSOR, graph].map(str::to_owned).to_vec();
-    Ok(Parts { description, labels: labels(&config)?, graph: graph.to_owned(), files })
+    let files = [CONFIG, PREPROCESSOR].map(str::to_owned).to_vec();
+    Ok(Parts { description, labels: read_labels(&config, if is_multi_label { 1 } else { 2 })?, files })
+}
+
+/// The labels of a folder alone. `least`: fewer are refused.
+pub(crate) fn labels(dir: &Path, least: usize) -> Result<Vec<String>, ModelError> {
+    read_labels(&Json::read(dir.join(CONFIG))?, least)
+}
+
+/// The end that is called so, or the only one there is.
+fn name_end(ends: &[Port], usual: &str) -> String {
+    match ends {
+        [only] => only.name.clone(),
+        _ => usual.to_owned(),
+    }
 }
 
 /// A JSON file with typed questions; every answer that will not do names file, line and key.
-struct Json {
+pub(crate) struct Json {
     path: PathBuf,
     text: String,
     root: Value,
 }
 
 impl Json {
-    fn read(path: PathBuf) -> Result<Self, ModelError> {
+    pub(crate) fn read(path: PathBuf) -> Result<Self, ModelError> {
         let text = text(&path)?;
         let root = serde_json::from_str(&text).map_err(|error| ModelError::Syntax {
             path: path.clone(),
@@ -73,6 +92,10 @@ impl Json {
         let before = self.text.find(&quoted).and_then(|at| self.text.get(..at)).unwrap_or("");
         let line = before.matches('\n').count() + 1;
         ModelError::Value { path: self.path.clone(), line, key: key.to_owned(), why: why.into() }
+    }
+
+    pub(crate) fn root(&self) -> &Value {
+        &self.root
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
@@ -171,7 +194,7 @@ fn input(config: &Json, preprocessor: &Json) -> Result<InputDescription, ModelEr
         std.iter_mut().for_each(|std| *std *= *std);
     }
     Ok(InputDescription {
-        name: "pixel_values".to_owned(),
+        name: ENDS.0.to_owned(),
         width_px: fitted.width_px,
         height_px: fitted.height_px,
         channels,
@@ -337,7 +360,7 @@ fn filter(json: &Json, rule: &Processor) -> Result<Filter, ModelError> {
     }
 }
 
-fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
+fn read_labels(config: &Json, least: usize) -> Result<Vec<String>, ModelError> {
     let missing = "is missing or empty; write one label a class, as {\"0\": \"cat\", ...}";
     let table = config.get("id2label").and_then(Value::as_object).filter(|table| !table.is_empty());
     let table = table.ok_or_else(|| config.wrong("id2label", missing))?;
@@ -352,7 +375,7 @@ fn labels(config: &Json) -> Result<Vec<String>, ModelError> {
         })?;
         labels.push(label);
     }
-    if labels.len() == 1 {
+    if labels.len() < least {
         return Err(config.wrong("id2label", "has one label; a classifier tells at least two classes apart"));
     }
     Ok(distinct(labels.into_iter()))
@@ -363,9 +386,13 @@ fn name(config: &Json, dir: &Path) -> String {
     let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
     let published = config.get("_name_or_path").and_then(Value::as_str).map(str::to_owned);
     let full = published.or(folder).unwrap_or_default();
-    let last = full.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_ascii_lowercase();
+    spell_name(full.trim_end_matches('/').rsplit('/').next().unwrap_or(""))
+}
+
+/// A name for a model in the letters that are allowed.
+pub(crate) fn spell_name(given: &str) -> String {
     let letter = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '-' };
-    let name: String = last.chars().map(letter).take(MAX_NAME_CHARS).collect();
+    let name: String = given.to_ascii_lowercase().chars().map(letter).take(MAX_NAME_CHARS).collect();
     if name.is_empty() { "model".to_owned() } else { name }
 }
 
@@ -495,8 +522,15 @@ mod tests {
 
     #[test]
     fn a_folder_without_a_graph_or_with_broken_json_is_refused() {
-        let dir = folder(&config(), &vit(), "other.onnx");
-        assert!(Model::load(dir.path()).unwrap_err().to_string().contains("onnx/model.onnx"));
+        let dir = folder(&config(), &vit(), "any name.onnx");
+        assert_eq!(Model::load(dir.path()).unwrap().graph, dir.path().join("any name.onnx"));
+        std::fs::write(dir.path().join("onnx/other.onnx"), "").unwrap();
+        let why = Model::load(dir.path()).unwrap_err().to_string();
+        assert!(why.contains("any name.onnx, onnx/other.onnx") && why.contains("graph = "), "{why}");
+        std::fs::remove_file(dir.path().join("onnx/other.onnx")).unwrap();
+        std::fs::rename(dir.path().join("any name.onnx"), dir.path().join("model.safetensors")).unwrap();
+        assert!(Model::load(dir.path()).unwrap_err().to_string().contains("optimum-cli"));
+        std::fs::write(dir.path().join("model.onnx"), "").unwrap();
         std::fs::write(dir.path().join(PREPROCESSOR), "{\n  \"size\": 1,,\n}").unwrap();
         assert!(Model::load(dir.path()).unwrap_err().to_string().contains("line 2"));
     }

@@ -5,23 +5,26 @@
 //! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
 //! puts images together into batches, whose best size [`measure`] finds. [`model`] reads what the model expects, [`huggingface`] the
 //! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`page`] and [`tile`] cut a
-//! scan into pictures, [`check`] tries a model before it is used.
+//! scan into pictures, [`check`] tries a model before it is used, [`draft`](mod@draft) describes one that nobody described.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
 
 pub mod augment;
 pub mod check;
 pub mod decode;
-mod external;
+pub mod draft;
 pub mod graph;
 pub mod head;
 mod huggingface;
 pub mod infer;
+mod labels;
 mod lookup;
 pub mod measure;
 pub mod model;
 pub mod opinion;
+mod outline;
 pub mod page;
+pub mod plausibility;
 mod replica;
 mod sample;
 pub mod scores;
@@ -31,6 +34,7 @@ pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
 pub use decode::{DecodeError, DecodeSettings, Format, ImageEnvelope, Pixels, decode, dimensions, reaches_end};
+pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};
@@ -38,7 +42,8 @@ pub use measure::Measured;
 pub use model::{Model, ModelError};
 pub use opinion::opinion;
 pub use page::{count_pages, extract_page};
+pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};
 pub use sample::{enlarged, pictures};
-pub use scores::{softmax, top};
+pub use scores::{probabilities, sigmoid, softmax, top};
 pub use session::{Onnx, Outputs, Session, SessionError};
 pub use tile::{TileError, TileImage, Tiles, split};

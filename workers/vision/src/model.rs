@@ -1,29 +1,32 @@
 //! Model: a folder on disk in, a checked description with its labels and digest out.
 //!
-//! Two kinds of folder: our own (`model.toml`, `graph.onnx`, `labels.txt`) and a Hugging Face
-//! export as it is ([`crate::huggingface`]). Refuses whatever contradicts itself and says in which
-//! file, line and key, and what to write instead. Whether the graph fits is seen by
-//! [`crate::session`].
+//! Two kinds of folder: our own (`model.toml`, one ONNX file, labels) and a Hugging Face export as it is
+//! ([`crate::huggingface`]), beside which a `model.toml` may say what is different. Refuses whatever contradicts
+//! itself and says in which file, line and key, and what to write instead. Whether the graph fits is seen by
+//! [`crate::session`]; [`crate::draft`] writes a first `model.toml`.
 
-use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use schemas::ReleaseId;
-use schemas::limits::{MAX_LABEL_BYTES, MAX_NAME_CHARS};
-use schemas::model::{Filter, MODEL_VERSION, ModelDescription, Resize};
+use schemas::limits::MAX_NAME_CHARS;
+use schemas::model::{Filter, MODEL_VERSION, ModelDescription, OutputDescription, OutputKind, Resize};
 use sha2::{Digest, Sha256};
 
-use crate::{external, huggingface};
+use crate::huggingface;
+use crate::labels::{self, distinct};
+use crate::outline::Outline;
 
 /// Our own description.
-const DESCRIPTION: &str = "model.toml";
-/// Our own graph.
+pub(crate) const DESCRIPTION: &str = "model.toml";
+/// The graph, where there are several ONNX files.
 const GRAPH: &str = "graph.onnx";
-/// Our own labels, one a line, in the order of the output.
-const LABELS: &str = "labels.txt";
+/// Where exporters put the graph, in the order of preference. Any other name will do where there is one file alone.
+const GRAPHS: [&str; 5] = [GRAPH, "model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"];
+/// Probability from which a label holds, of several at once.
+const DEFAULT_THRESHOLD: f32 = 0.5;
 
 /// Longest side of an input, in pixels.
 pub(crate) const MAX_INPUT_PX: u32 = 4096;
@@ -35,6 +38,8 @@ pub struct Model {
     pub description: ModelDescription,
     /// One a class, in the order of the output.
     pub labels: Vec<String>,
+    /// Of a model for several labels at once: the probability from which each holds, 0 to 1. Otherwise empty.
+    pub thresholds: Vec<f32>,
     /// The ONNX file.
     pub graph: PathBuf,
     /// Digest of all its files: (name, size, content) in the order of the names.
@@ -127,24 +132,27 @@ impl ModelError {
 pub(crate) struct Parts {
     pub(crate) description: ModelDescription,
     pub(crate) labels: Vec<String>,
-    /// Relative to the folder, as all of `files`.
-    pub(crate) graph: String,
+    /// Relative to the folder, without the graph.
     pub(crate) files: Vec<String>,
 }
 
 impl Model {
     /// Reads and checks a folder; hashes its files.
     pub fn load(dir: &Path) -> Result<Model, ModelError> {
+        let graph = find_graph(dir)?;
+        let outline = read_outline(&dir.join(&graph))?;
         let parts = match kind(dir)? {
-            Kind::Ours => ours(dir)?,
-            Kind::HuggingFace => huggingface::read(dir)?,
+            Kind::Ours => ours(dir, &outline)?,
+            Kind::HuggingFace => huggingface::read(dir, &outline)?,
         };
-        let Parts { description, labels, graph, mut files } = parts;
-        files.extend(weights(dir, &graph)?);
+        let Parts { description, labels, mut files } = parts;
+        files.extend(weights(dir, &graph, &outline)?);
+        files.push(graph.clone());
         files.sort_unstable();
         files.dedup();
         let release = digest(dir, &files)?;
-        Ok(Model { description, labels, graph: dir.join(graph), release, folder: dir.to_owned(), files })
+        let thresholds = thresholds(&description.output, &labels);
+        Ok(Model { description, labels, thresholds, graph: dir.join(graph), release, folder: dir.to_owned(), files })
     }
 
     /// Size of all its files together, in bytes.
@@ -159,9 +167,7 @@ impl Model {
 
     /// The sets of operators that its graph is written in, each with its version; the standard one is `ai.onnx`.
     pub fn operators(&self) -> Result<std::collections::BTreeMap<String, u64>, ModelError> {
-        let graph =
-            std::fs::read(&self.graph).map_err(|source| ModelError::Unreadable { path: self.graph.clone(), source })?;
-        external::operators(&graph).map_err(|why| ModelError::Graph { path: self.graph.clone(), why: why.into() })
+        Ok(read_outline(&self.graph)?.operators)
     }
 
     /// The file to mend when the description is wrong, for messages.
@@ -172,8 +178,8 @@ impl Model {
 
     /// The file to mend when the labels are wrong, for messages.
     pub(crate) fn labels_file(&self) -> String {
-        let name = if self.is_ours() { LABELS } else { huggingface::CONFIG };
-        self.folder.join(name).display().to_string()
+        let own = labels::FILES.into_iter().find(|name| self.files.iter().any(|file| file == name));
+        self.folder.join(own.unwrap_or(huggingface::CONFIG)).display().to_string()
     }
 
     pub(crate) fn is_ours(&self) -> bool {
@@ -187,65 +193,191 @@ enum Kind {
 }
 
 fn kind(dir: &Path) -> Result<Kind, ModelError> {
-    let none = |why: String| Err(ModelError::NoModel { folder: dir.to_owned(), why });
-    if !dir.exists() {
-        return none("does not exist; name the folder that holds model.toml".to_owned());
-    }
-    if !dir.is_dir() {
-        return none("is a file; name the folder it lies in".to_owned());
-    }
     if dir.join(DESCRIPTION).exists() {
         return Ok(Kind::Ours);
     }
-    match huggingface::CONFIG {
-        config if dir.join(config).exists() => Ok(Kind::HuggingFace),
-        _ => none(format!(
-            "holds no {DESCRIPTION}; write one beside {GRAPH} and {LABELS}, or name a Hugging Face export \
-             with model.onnx, {} and {}",
-            huggingface::CONFIG,
-            huggingface::PREPROCESSOR
-        )),
+    if dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists() {
+        return Ok(Kind::HuggingFace);
     }
+    let why = format!(
+        "holds no {DESCRIPTION}, and no Hugging Face export with {} and {}; `tributary model init {}` drafts one",
+        huggingface::CONFIG,
+        huggingface::PREPROCESSOR,
+        dir.display()
+    );
+    Err(ModelError::NoModel { folder: dir.to_owned(), why })
 }
 
-fn ours(dir: &Path) -> Result<Parts, ModelError> {
+fn ours(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
     let path = dir.join(DESCRIPTION);
     let text = text(&path)?;
-    let description: ModelDescription = toml::from_str(&text).map_err(|error| {
-        let (line, column) = position(&text, error.span().unwrap_or(0..0));
-        ModelError::Syntax { path: path.clone(), line, column, why: error.message().to_owned() }
-    })?;
+    let (description, mut files) = describe(dir, &path, &text, outline)?;
     let at = |key: &str| toml_line(&text, key);
-    check(&description).map_err(|(key, why)| ModelError::Value {
-        path: path.clone(),
-        line: at(key),
-        key: key.to_owned(),
-        why,
-    })?;
-    if !dir.join(GRAPH).is_file() {
-        let why = match graphs_in(dir).first() {
-            Some(other) => format!("it is missing; rename {other} to {GRAPH}"),
-            None => "it is missing; put the exported model there".to_owned(),
-        };
-        return Err(ModelError::Graph { path: dir.join(GRAPH), why });
+    let value =
+        |key: &str, why: String| ModelError::Value { path: path.clone(), line: at(key), key: key.to_owned(), why };
+    check(&description).map_err(|(key, why)| value(key, why))?;
+    check_maker(&description.output, outline).map_err(|why| value("output.kind", why))?;
+    let least = if description.output.kind.is_multi_label() { 1 } else { 2 };
+    let labels = match labels::FILES.into_iter().find(|name| dir.join(name).exists()) {
+        None if dir.join(huggingface::CONFIG).exists() => {
+            files.push(huggingface::CONFIG.to_owned());
+            huggingface::labels(dir, least)?
+        }
+        name => {
+            let name = name.unwrap_or(labels::FILES[0]);
+            files.push(name.to_owned());
+            distinct(labels::read(&dir.join(name), least)?.iter().map(String::as_str))
+        }
+    };
+    let (gate, thresholds) = (&description.gate.labels, &description.output.thresholds);
+    let named = gate.keys().map(|label| ("gate.labels", label));
+    let mut named = named.chain(thresholds.keys().map(|label| ("output.thresholds", label)));
+    if let Some((table, unknown)) = named.find(|(_, label)| !labels.contains(label)) {
+        let given_in = files.last().map_or("", String::as_str);
+        let why = format!("is not a label; take one from {given_in}");
+        return Err(ModelError::Value { path, line: at(table), key: format!("{table}.{unknown}"), why });
     }
-    let labels = labels(&dir.join(LABELS))?;
-    if let Some(unknown) = description.gate.labels.keys().find(|label| !labels.contains(label)) {
-        let key = format!("gate.labels.{unknown}");
-        let why = format!("is not a label; take one from {LABELS}");
-        return Err(ModelError::Value { path, line: at("gate.labels"), key, why });
-    }
-    let files = [DESCRIPTION, LABELS, GRAPH].map(str::to_owned).to_vec();
-    Ok(Parts { description, labels, graph: GRAPH.to_owned(), files })
+    files.push(DESCRIPTION.to_owned());
+    Ok(Parts { description, labels, files })
 }
 
-/// ONNX files in a folder, by their names.
-fn graphs_in(dir: &Path) -> Vec<String> {
+/// What `model.toml` says, beside a Hugging Face export on top of what that says; and the files of the latter, where it
+/// was needed.
+fn describe(
+    dir: &Path,
+    path: &Path,
+    text: &str,
+    outline: &Outline,
+) -> Result<(ModelDescription, Vec<String>), ModelError> {
+    let syntax = |span: Option<Range<usize>>, why: &str| {
+        let (line, column) = position(text, span.unwrap_or(0..0));
+        ModelError::Syntax { path: path.to_owned(), line, column, why: why.to_owned() }
+    };
+    let alone = match toml::from_str(text) {
+        Ok(description) => return Ok((description, Vec::new())),
+        Err(error) => syntax(error.span(), error.message()),
+    };
+    let is_beside = dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists();
+    let Ok(changes) = toml::from_str::<toml::Table>(text) else { return Err(alone) };
+    if !is_beside {
+        return Err(alone);
+    }
+    let Parts { description, files, .. } = huggingface::read(dir, outline)?;
+    // Cannot fail: a description is a table.
+    let mut whole = toml::Table::try_from(&description).map_err(|error| syntax(None, &error.to_string()))?;
+    lay_over(&mut whole, &changes);
+    let description = whole.try_into().map_err(|error: toml::de::Error| {
+        // The merged table has no lines; the key in the message has one.
+        let key = error.message().split('`').nth(1).and_then(|key| text.find(key));
+        syntax(key.map(|at| at..at), error.message())
+    })?;
+    Ok((description, files))
+}
+
+/// Puts every value of `changes` in its place in `whole`, table by table.
+fn lay_over(whole: &mut toml::Table, changes: &toml::Table) {
+    for (key, change) in changes {
+        match (whole.get_mut(key), change) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(change)) => lay_over(below, change),
+            _ => drop(whole.insert(key.clone(), change.clone())),
+        }
+    }
+}
+
+/// The ONNX file of a folder, relative to it.
+pub(crate) fn find_graph(dir: &Path) -> Result<String, ModelError> {
+    let none = |why: &str| Err(ModelError::NoModel { folder: dir.to_owned(), why: why.to_owned() });
+    if !dir.exists() {
+        return none("does not exist; name the folder of a model");
+    }
+    if !dir.is_dir() {
+        return none("is a file; name the folder it lies in");
+    }
+    if let Some(name) = named_graph(dir)? {
+        return Ok(name);
+    }
+    if let Some(name) = GRAPHS.into_iter().find(|name| dir.join(name).is_file()) {
+        return Ok(name.to_owned());
+    }
+    let mut found = graphs_in(dir, "");
+    found.extend(graphs_in(&dir.join("onnx"), "onnx/"));
+    let why = match &found[..] {
+        [name] => return Ok(name.clone()),
+        [] => {
+            "holds no ONNX file; export the model to ONNX (for Hugging Face `optimum-cli export onnx`) and put it there"
+                .to_owned()
+        }
+        several => format!(
+            "holds several ONNX files ({}); write graph = \"...\" with the one to use into {DESCRIPTION}",
+            several.join(", ")
+        ),
+    };
+    Err(ModelError::NoModel { folder: dir.to_owned(), why })
+}
+
+/// The graph that `model.toml` names, if it names one; what else is wrong with that file is said later.
+fn named_graph(dir: &Path) -> Result<Option<String>, ModelError> {
+    let path = dir.join(DESCRIPTION);
+    let table: toml::Table = std::fs::read_to_string(&path).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let Some(name) = table.get("graph").and_then(toml::Value::as_str) else { return Ok(None) };
+    let why = match (is_inside(name), dir.join(name).is_file()) {
+        (true, true) => return Ok(Some(name.to_owned())),
+        (false, _) => "must be a file of this folder",
+        (true, false) => "is not there",
+    };
+    let line = toml_line(&std::fs::read_to_string(&path).unwrap_or_default(), "graph");
+    Err(ModelError::Value { path, line, key: "graph".to_owned(), why: format!("is {name:?}, which {why}") })
+}
+
+/// Whether a path stays in the folder it is relative to.
+fn is_inside(path: &str) -> bool {
+    let stays = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    !path.is_empty() && Path::new(path).components().all(stays)
+}
+
+/// ONNX files of a folder, each with `prefix` before its name.
+fn graphs_in(dir: &Path, prefix: &str) -> Vec<String> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> = names.filter(|name| name.to_ascii_lowercase().ends_with(".onnx")).collect();
+    let names = names.filter(|name| name.to_ascii_lowercase().ends_with(".onnx") && !name.starts_with('.'));
+    let mut names: Vec<String> = names.map(|name| format!("{prefix}{name}")).collect();
     names.sort();
     names
+}
+
+/// What a graph says about itself; refuses what is none.
+pub(crate) fn read_outline(graph: &Path) -> Result<Outline, ModelError> {
+    let bytes = std::fs::read(graph).map_err(|source| ModelError::Unreadable { path: graph.to_owned(), source })?;
+    let wrong = |why: String| ModelError::Graph { path: graph.to_owned(), why };
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(wrong(
+            "it is a pointer of Git LFS, not the graph; run `git lfs pull` where it came from".to_owned(),
+        ));
+    }
+    Outline::read(&bytes).map_err(|why| wrong(format!("{why}; export it again")))
+}
+
+/// Whether the last operator of the graph fits what the output is said to be; otherwise what is wrong.
+fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), String> {
+    let right = match (outline.maker(&output.name), output.kind) {
+        (Some("Softmax"), OutputKind::Probabilities) | (Some("Sigmoid"), OutputKind::Sigmoid) => return Ok(()),
+        (Some("Softmax"), _) => "probabilities",
+        (Some("LogSoftmax"), OutputKind::Probabilities) => "logits",
+        (Some("Sigmoid"), OutputKind::SigmoidLogits) => "sigmoid",
+        // One probability for two labels, or one for each of several.
+        (Some("Sigmoid"), OutputKind::Logits) => "probabilities or, for several labels at once, sigmoid",
+        _ => return Ok(()),
+    };
+    let maker = outline.maker(&output.name).unwrap_or_default();
+    Err(format!("is {}, and the graph ends in a {maker}; write {right}", output.kind.as_str()))
+}
+
+fn thresholds(output: &OutputDescription, labels: &[String]) -> Vec<f32> {
+    if !output.kind.is_multi_label() {
+        return Vec::new();
+    }
+    let every = output.threshold.unwrap_or(DEFAULT_THRESHOLD);
+    labels.iter().map(|label| output.thresholds.get(label).copied().unwrap_or(every)).collect()
 }
 
 /// The first value that is out of range: its key, and what is wrong with it.
@@ -260,10 +392,26 @@ pub(crate) fn check(description: &ModelDescription) -> Result<(), (&'static str,
         return wrong("name", format!("{name:?} must be 1 to {MAX_NAME_CHARS} of the characters a-z 0-9 - _"));
     }
     input(description)?;
-    if description.output.name.is_empty() {
-        return wrong("output.name", "is empty; write the name of the graph's output".to_owned());
-    }
+    output(&description.output)?;
     gate(description)
+}
+
+fn output(output: &OutputDescription) -> Result<(), (&'static str, String)> {
+    if output.name.is_empty() {
+        return Err(("output.name", "is empty; write the name of the graph's output".to_owned()));
+    }
+    let given = output.threshold.map(|ratio| ("output.threshold", ratio));
+    let mut given = given.into_iter().chain(output.thresholds.values().map(|ratio| ("output.thresholds", *ratio)));
+    match given.next() {
+        Some((key, _)) if !output.kind.is_multi_label() => {
+            Err((key, "goes with kind = \"sigmoid\" or \"sigmoid_logits\" only".to_owned()))
+        }
+        Some(first) => match std::iter::once(first).chain(given).find(|(_, ratio)| !(0.0..=1.0).contains(ratio)) {
+            Some((key, ratio)) => Err((key, format!("is {ratio}; it must be 0 to 1"))),
+            None => Ok(()),
+        },
+        None => Ok(()),
+    }
 }
 
 fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
@@ -331,59 +479,17 @@ fn gate(description: &ModelDescription) -> Result<(), (&'static str, String)> {
     }
 }
 
-fn labels(path: &Path) -> Result<Vec<String>, ModelError> {
-    let text = text(path)?;
-    let mut lines: Vec<&str> = text.trim_start_matches('\u{feff}').lines().collect();
-    while lines.last().is_some_and(|line| line.trim().is_empty()) {
-        lines.pop();
-    }
-    let wrong = |line: usize, why: String| Err(ModelError::Label { path: path.to_owned(), line, why });
-    if lines.is_empty() {
-        return wrong(
-            1,
-            "is missing: the file is empty; write one label a line, in the order of the output".to_owned(),
-        );
-    }
-    if lines.len() == 1 {
-        return wrong(1, "is the only one; a classifier tells at least two classes apart".to_owned());
-    }
-    for (index, label) in lines.iter().map(|line| line.trim()).enumerate() {
-        let line = index + 1;
-        if label.is_empty() {
-            return wrong(line, "is empty; write one label a line, without empty lines between them".to_owned());
-        }
-        if label.len() > MAX_LABEL_BYTES {
-            return wrong(line, format!("has {} bytes; at most {MAX_LABEL_BYTES} are allowed", label.len()));
-        }
-    }
-    Ok(distinct(lines.into_iter().map(str::trim)))
-}
-
-/// Labels told apart: one that stood before gets its class behind it, as in `crane (517)`. ImageNet's
-/// labels as published hold "crane" twice, the bird and the machine.
-pub(crate) fn distinct<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut seen = HashSet::new();
-    let told = |(class, label): (usize, &'a str)| {
-        if seen.insert(label) { label.to_owned() } else { format!("{label} ({class})") }
-    };
-    labels.enumerate().map(told).collect()
-}
-
 /// The files of weights the graph names; each must lie in the graph's own folder or below.
-fn weights(dir: &Path, graph: &str) -> Result<Vec<String>, ModelError> {
+fn weights(dir: &Path, graph: &str, outline: &Outline) -> Result<Vec<String>, ModelError> {
     let path = dir.join(graph);
     let wrong = |why: String| ModelError::Graph { path: path.clone(), why };
-    let bytes = std::fs::read(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?;
-    let named: BTreeSet<String> =
-        external::locations(&bytes).map_err(|why| wrong(format!("{why}; export it again")))?;
     let beside = Path::new(graph).parent().unwrap_or(Path::new(""));
     let mut files = Vec::new();
-    for name in named {
-        let inside = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        if !inside || name.is_empty() {
+    for name in &outline.weight_files {
+        if !is_inside(name) {
             return Err(wrong(format!("it keeps weights in {name:?}, outside its folder; export it again")));
         }
-        let relative = beside.join(&name);
+        let relative = beside.join(name);
         if !dir.join(&relative).is_file() {
             return Err(wrong(format!("it keeps weights in {name:?}, which is missing; put it beside the graph")));
         }
@@ -442,6 +548,8 @@ fn toml_line(text: &str, key: &str) -> usize {
 mod tests {
     use super::*;
     use tempfile::TempDir;
+
+    const LABELS: &str = labels::FILES[0];
 
     const TOML: &str = r#"
 name = "light"
@@ -518,35 +626,17 @@ min_confidence_ratio = 0.5
     }
 
     #[test]
-    fn every_wrong_label_is_refused_with_its_line() {
-        let long = format!("cat\n{}\n", "x".repeat(MAX_LABEL_BYTES + 1));
-        for (labels, parts) in [
-            ("", &["line 1", "empty"][..]),
-            ("cat\n\ndog\n", &["line 2", "empty"]),
-            (long.as_str(), &["line 2", "257 bytes", "256"]),
-        ] {
-            let why = refusal(&folder(TOML, labels));
-            for part in parts.iter().chain([&"labels.txt"]) {
-                assert!(why.contains(part), "{labels:?}: {part:?} is not in {why:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_label_that_stands_twice_is_told_apart_by_its_class() {
-        let labels = distinct(["crane", "heron", "crane"].into_iter());
-        assert_eq!(labels, ["crane", "heron", "crane (2)"]);
-    }
-
-    #[test]
     fn a_missing_file_is_named() {
-        for file in [GRAPH, LABELS] {
-            let dir = folder(TOML, "cat\n");
+        for (file, said) in [(GRAPH, "no ONNX file"), (LABELS, LABELS)] {
+            let dir = folder(TOML, "cat\ndog\n");
             std::fs::remove_file(dir.path().join(file)).unwrap();
-            assert!(refusal(&dir).contains(file));
+            assert!(refusal(&dir).contains(said), "{}", refusal(&dir));
         }
-        let empty = tempfile::tempdir().unwrap();
-        assert!(refusal(&empty).contains("model.toml"));
+        let dir = folder(TOML, "cat\ndog\n");
+        std::fs::remove_file(dir.path().join(DESCRIPTION)).unwrap();
+        assert!(refusal(&dir).contains("tributary model init"));
+        std::fs::write(dir.path().join(GRAPH), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        assert!(refusal(&dir).contains("git lfs pull"));
         let absent = Model::load(Path::new("/no/such/folder")).unwrap_err();
         assert!(absent.to_string().contains("/no/such/folder does not exist"));
     }

@@ -1,5 +1,21 @@
 //! Scores: from a model's logits to probabilities and the best classes. Pure.
 
+use crate::model::Model;
+
+/// Probability of each label by what kind of model it is, with the logits divided by `temperature` as in [`softmax`].
+pub fn probabilities(model: &Model, logits: &[f32], temperature: f32) -> Vec<f32> {
+    match model.description.output.kind.is_multi_label() {
+        true => sigmoid(logits, temperature),
+        false => softmax(logits, temperature),
+    }
+}
+
+/// Probability of each label for itself, of the logits divided by `temperature` as in [`softmax`].
+pub fn sigmoid(logits: &[f32], temperature: f32) -> Vec<f32> {
+    let temperature = if temperature.is_finite() && temperature > 0.0 { temperature } else { 1.0 };
+    logits.iter().map(|logit| 1.0 / (1.0 + (-logit / temperature).exp())).collect()
+}
+
 /// Probabilities of the logits divided by `temperature` (above 1: less sure). The largest logit is
 /// subtracted first, so that no exponential overflows. A temperature that is not a positive number
 /// counts as 1.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use vision::{Infer, InferError, softmax};
+use vision::{Infer, InferError};
 
 use super::{Run, under_way};
 use crate::compare::{self, Comparison, Said};
@@ -82,7 +82,7 @@ impl Run<'_> {
 
 fn said(seen: &vision::Seen) -> Said {
     let description = &seen.model.description;
-    let ratios = softmax(&seen.logits, description.gate.temperature.unwrap_or(1.0));
+    let ratios = vision::probabilities(&seen.model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
     let opinion = vision::opinion(&seen.model, &ratios);
     let (label, confidence) = opinion.map_or((String::new(), 0.0), |opinion| (opinion.label, opinion.confidence));
     Said { label, confidence, cost_ms: seen.timings.cost_ms() }

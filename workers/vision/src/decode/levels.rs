@@ -27,7 +27,7 @@ impl SampleScale {
             let largest = u32::from(values.iter().copied().max().unwrap_or(0));
             USED_BITS.into_iter().map(by_bits).find(|most| largest <= *most).unwrap_or(65_535)
         };
-        let most = deep.declared_max.or(deep.bits.map(|bits| by_bits(bits.clamp(8, 16).into()))).unwrap_or_else(found);
+        let most = deep.declared_max.or(deep.bits.map(|bits| by_bits(bits.into()))).unwrap_or_else(found);
         Self { most: most.clamp(1, 65_535) }
     }
 

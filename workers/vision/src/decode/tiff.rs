@@ -105,6 +105,10 @@ pub(super) fn decode(
     let kind = reader.colortype().map_err(|error| unsupported_error(&mut reader, &error))?;
     // The decoder turns what is compressed as JPEG into RGB by itself.
     let compressed = read_number::<u16>(&mut reader, Tag::Compression) == Some(7);
+    if compressed && !is_every_jpeg_closed(bytes, &mut reader) {
+        let why = "a strip or tile compressed as JPEG has no end".to_owned();
+        return Err(DecodeError::Truncated { format: Format::Tiff, why });
+    }
     let colours = match TiffColors::of(kind) {
         Some(TiffColors::YCbCr) if compressed => TiffColors::Rgb,
         Some(colours) => colours,
@@ -178,6 +182,25 @@ impl TiffColors {
             _ => None,
         }
     }
+}
+
+/// Whether every strip or tile compressed as JPEG (TIFF Technical Note 2) ends as a JPEG does: one that was filled up with
+/// zeros does not, and would come out with grey in its place. Bytes of zeros and ones may pad the end.
+fn is_every_jpeg_closed(bytes: &[u8], reader: &mut Reader<'_>) -> bool {
+    let mut numbers = |tag| reader.find_tag(tag).ok().flatten().and_then(|value| value.into_u64_vec().ok());
+    let tiled = numbers(Tag::TileOffsets).zip(numbers(Tag::TileByteCounts));
+    let Some((starts, counts)) = tiled.or_else(|| numbers(Tag::StripOffsets).zip(numbers(Tag::StripByteCounts))) else {
+        // The reader says what is missing.
+        return true;
+    };
+    let part = |start: u64, count: u64| {
+        let (start, end) = (usize::try_from(start).ok()?, usize::try_from(start.checked_add(count)?).ok()?);
+        bytes.get(start..end)
+    };
+    starts.into_iter().zip(counts).filter_map(|(start, count)| part(start, count)).all(|part| {
+        let end = part.iter().rposition(|byte| ![0x00, 0xff].contains(byte)).map_or(0, |last| last + 1);
+        part[..end].ends_with(&[0xff, 0xd9])
+    })
 }
 
 /// Samples of any kind as levels from 0 to 255.

@@ -1,0 +1,381 @@
+//! Outline: what an ONNX file says about itself without its weights: inputs, outputs, operators, sets of operators,
+//! metadata, and which other files it keeps weights in. Pure.
+//!
+//! Of the messages of onnx.proto only the fields that are asked for are declared; the others, weights above all, are
+//! passed over and never copied.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+
+const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
+
+/// What a graph says about itself.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Outline {
+    /// Inputs that no weight fills.
+    pub(crate) inputs: Vec<Port>,
+    /// Outputs, in the graph's order.
+    pub(crate) outputs: Vec<Port>,
+    /// The sets of operators, each with its version; the standard one is called `ai.onnx`.
+    pub(crate) operators: BTreeMap<String, u64>,
+    /// Other files of weights, relative to the graph's folder.
+    pub(crate) weight_files: BTreeSet<String>,
+    /// Whatever the exporter wrote beside the graph.
+    pub(crate) metadata: BTreeMap<String, String>,
+    nodes: Vec<Node>,
+}
+
+/// One input or output.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Port {
+    /// Its name.
+    pub(crate) name: String,
+    /// What it holds.
+    pub(crate) holds: Holds,
+}
+
+/// What an input or output holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Holds {
+    /// Numbers or texts; `None` for a size that is known in a run only. Kind of element as onnx.proto numbers it.
+    Tensor {
+        /// 1 is float32, 2 uint8, 10 float16.
+        element: i32,
+        /// One a dimension.
+        shape: Vec<Option<u32>>,
+    },
+    /// A table from label to score for each image, as ZipMap makes it.
+    LabelScores,
+    /// Anything else.
+    Other,
+}
+
+impl Outline {
+    /// Reads a whole ONNX file; or why the bytes are no graph.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, &'static str> {
+        let model = Model::decode(bytes).map_err(|_| CUT_OFF)?;
+        let mut weight_files = BTreeSet::new();
+        let graphs = model.graph.iter().chain(model.training.iter().flat_map(Training::graphs));
+        graphs.for_each(|graph| graph.collect_weight_files(&mut weight_files));
+        model.functions.iter().flat_map(|function| &function.nodes).for_each(|node| node.collect(&mut weight_files));
+        let operators = model.operator_sets.into_iter().map(|set| match set.domain.is_empty() {
+            true => ("ai.onnx".to_owned(), set.version.unsigned_abs()),
+            false => (set.domain, set.version.unsigned_abs()),
+        });
+        let graph = model.graph.unwrap_or_default();
+        let filled: BTreeSet<&str> = graph.weights.iter().map(|weight| weight.name.as_str()).collect();
+        let inputs = graph.inputs.iter().filter(|input| !filled.contains(input.name.as_str()));
+        Ok(Self {
+            inputs: inputs.map(Value::port).collect(),
+            outputs: graph.outputs.iter().map(Value::port).collect(),
+            operators: operators.collect(),
+            weight_files,
+            metadata: model.metadata.into_iter().map(|entry| (entry.key, entry.value)).collect(),
+            nodes: graph.nodes,
+        })
+    }
+
+    /// The operator that makes an output, past those that only change its shape or type.
+    pub(crate) fn maker(&self, output: &str) -> Option<&str> {
+        let mut name = output;
+        // Every step goes to an earlier node; a broken graph may run in circles.
+        for _ in 0..self.nodes.len() {
+            let node = self.nodes.iter().find(|node| node.outputs.iter().any(|made| made == name))?;
+            match node.operator.as_str() {
+                "Identity" | "Cast" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" | "ZipMap" => {
+                    name = node.inputs.first()?;
+                }
+                operator => return Some(operator),
+            }
+        }
+        None
+    }
+
+    /// The labels that stand in the graph, of classifiers that end in a ZipMap.
+    pub(crate) fn labels(&self) -> Option<Vec<String>> {
+        let named = self.nodes.iter().filter(|node| node.operator == "ZipMap");
+        let texts =
+            named.flat_map(|node| &node.attributes).find(|attribute| attribute.name == "classlabels_strings")?;
+        Some(texts.strings.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect())
+    }
+
+    /// The first operators that an input goes through, nearest first, as long as one follows the other.
+    pub(crate) fn first_operators(&self, input: &str, most: usize) -> Vec<&str> {
+        let mut found = Vec::new();
+        let mut name = input;
+        while found.len() < most {
+            let Some(node) = self.nodes.iter().find(|node| node.inputs.iter().any(|taken| taken == name)) else {
+                break;
+            };
+            found.push(node.operator.as_str());
+            let Some(made) = node.outputs.first() else { break };
+            name = made;
+        }
+        found
+    }
+}
+
+/// Messages of onnx.proto, the few fields of them that are asked for. They hold nothing of a tensor's numbers.
+#[derive(Clone, PartialEq, Message)]
+struct Model {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<Graph>,
+    #[prost(message, repeated, tag = "8")]
+    operator_sets: Vec<OperatorSet>,
+    #[prost(message, repeated, tag = "14")]
+    metadata: Vec<Entry>,
+    #[prost(message, repeated, tag = "20")]
+    training: Vec<Training>,
+    #[prost(message, repeated, tag = "25")]
+    functions: Vec<Function>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OperatorSet {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(int64, tag = "2")]
+    version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Training {
+    #[prost(message, optional, tag = "1")]
+    initialization: Option<Graph>,
+    #[prost(message, optional, tag = "2")]
+    algorithm: Option<Graph>,
+}
+
+impl Training {
+    fn graphs(&self) -> impl Iterator<Item = &Graph> {
+        self.initialization.iter().chain(&self.algorithm)
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Function {
+    #[prost(message, repeated, tag = "7")]
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Graph {
+    #[prost(message, repeated, tag = "1")]
+    nodes: Vec<Node>,
+    #[prost(message, repeated, tag = "5")]
+    weights: Vec<Weight>,
+    #[prost(message, repeated, tag = "11")]
+    inputs: Vec<Value>,
+    #[prost(message, repeated, tag = "12")]
+    outputs: Vec<Value>,
+    #[prost(message, repeated, tag = "15")]
+    sparse_weights: Vec<SparseWeight>,
+}
+
+impl Graph {
+    fn collect_weight_files(&self, found: &mut BTreeSet<String>) {
+        self.weights.iter().for_each(|weight| weight.collect(found));
+        self.sparse_weights.iter().for_each(|weight| weight.collect(found));
+        self.nodes.iter().for_each(|node| node.collect(found));
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Node {
+    #[prost(string, repeated, tag = "1")]
+    inputs: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    outputs: Vec<String>,
+    #[prost(string, tag = "4")]
+    operator: String,
+    #[prost(message, repeated, tag = "5")]
+    attributes: Vec<Attribute>,
+}
+
+impl Node {
+    fn collect(&self, found: &mut BTreeSet<String>) {
+        for attribute in &self.attributes {
+            attribute.weight.iter().chain(&attribute.weights).for_each(|weight| weight.collect(found));
+            attribute.graph.iter().chain(&attribute.graphs).for_each(|graph| graph.collect_weight_files(found));
+            let sparse = attribute.sparse_weight.iter().chain(&attribute.sparse_weights);
+            sparse.for_each(|weight| weight.collect(found));
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Attribute {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "5")]
+    weight: Option<Weight>,
+    #[prost(message, optional, tag = "6")]
+    graph: Option<Graph>,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    strings: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "10")]
+    weights: Vec<Weight>,
+    #[prost(message, repeated, tag = "11")]
+    graphs: Vec<Graph>,
+    #[prost(message, optional, tag = "22")]
+    sparse_weight: Option<SparseWeight>,
+    #[prost(message, repeated, tag = "23")]
+    sparse_weights: Vec<SparseWeight>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Weight {
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(message, repeated, tag = "13")]
+    external: Vec<Entry>,
+}
+
+impl Weight {
+    fn collect(&self, found: &mut BTreeSet<String>) {
+        let places = self.external.iter().filter(|entry| entry.key == "location");
+        found.extend(places.map(|entry| entry.value.clone()));
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SparseWeight {
+    #[prost(message, optional, tag = "1")]
+    values: Option<Weight>,
+    #[prost(message, optional, tag = "2")]
+    indices: Option<Weight>,
+}
+
+impl SparseWeight {
+    fn collect(&self, found: &mut BTreeSet<String>) {
+        self.values.iter().chain(&self.indices).for_each(|weight| weight.collect(found));
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Entry {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    kind: Option<Kind>,
+}
+
+impl Value {
+    fn port(&self) -> Port {
+        let kind = self.kind.clone().unwrap_or_default();
+        let holds = match (kind.tensor, kind.sequence.and_then(|sequence| sequence.of)) {
+            (Some(tensor), _) => {
+                let dims = tensor.shape.unwrap_or_default().dims;
+                let size = |dim: &Dim| dim.size.and_then(|size| u32::try_from(size).ok());
+                Holds::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
+            }
+            (None, Some(of)) if of.map.is_some() => Holds::LabelScores,
+            _ => Holds::Other,
+        };
+        Port { name: self.name.clone(), holds }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Kind {
+    #[prost(message, optional, tag = "1")]
+    tensor: Option<TensorKind>,
+    #[prost(message, optional, boxed, tag = "4")]
+    sequence: Option<Box<SequenceKind>>,
+    #[prost(message, optional, tag = "5")]
+    map: Option<MapKind>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorKind {
+    #[prost(int32, tag = "1")]
+    element: i32,
+    #[prost(message, optional, tag = "2")]
+    shape: Option<Shape>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SequenceKind {
+    #[prost(message, optional, boxed, tag = "1")]
+    of: Option<Box<Kind>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MapKind {}
+
+#[derive(Clone, PartialEq, Message)]
+struct Shape {
+    #[prost(message, repeated, tag = "1")]
+    dims: Vec<Dim>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Dim {
+    #[prost(int64, optional, tag = "1")]
+    size: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::fixture;
+    use proptest::prelude::*;
+
+    fn weight(location: &str) -> Weight {
+        let entry = |key: &str, value: &str| Entry { key: key.into(), value: value.into() };
+        Weight { name: "w".into(), external: vec![entry("location", location), entry("offset", "4096")] }
+    }
+
+    fn file(graph: Graph) -> Vec<u8> {
+        Model { graph: Some(graph), ..Model::default() }.encode_to_vec()
+    }
+
+    #[test]
+    fn a_fixture_tells_its_ends_and_its_operators() {
+        let bytes = std::fs::read(fixture("bench-cnn").join("graph.onnx")).unwrap();
+        let outline = Outline::read(&bytes).unwrap();
+        assert_eq!((outline.inputs.len(), outline.operators["ai.onnx"]), (1, 17));
+        assert!(matches!(&outline.inputs[0].holds, Holds::Tensor { element: 1, shape } if shape.len() == 4));
+        assert_eq!(outline.maker(&outline.outputs[0].name), Some("Softmax"));
+        assert_eq!(outline.first_operators(&outline.inputs[0].name, 1), ["Conv"]);
+        assert!(Outline::read(&bytes[..bytes.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn weights_kept_outside_are_found_beside_the_graph_and_in_nested_ones() {
+        let nested = Graph { weights: vec![weight("deep/b.bin")], ..Graph::default() };
+        let node =
+            Node { attributes: vec![Attribute { graph: Some(nested), ..Default::default() }], ..Node::default() };
+        let graph = Graph { weights: vec![weight("a.bin"), weight("a.bin")], nodes: vec![node], ..Graph::default() };
+        let outline = Outline::read(&file(graph)).unwrap();
+        assert_eq!(outline.weight_files.into_iter().collect::<Vec<_>>(), ["a.bin", "deep/b.bin"]);
+    }
+
+    #[test]
+    fn a_graph_that_runs_in_circles_makes_nothing() {
+        let node = |from: &str, to: &str| Node {
+            inputs: vec![from.into()],
+            outputs: vec![to.into()],
+            operator: "Identity".into(),
+            attributes: Vec::new(),
+        };
+        let outline = Outline::read(&file(Graph { nodes: vec![node("a", "b"), node("b", "a")], ..Graph::default() }));
+        assert_eq!(outline.unwrap().maker("a"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Outline::read(&bytes);
+        }
+    }
+}
