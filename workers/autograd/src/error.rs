@@ -43,6 +43,14 @@ pub enum AutogradError {
         /// The least.
         least: i64,
     },
+    /// The number of images is written into the graph.
+    #[error("the model is made for batches of {found}, and {why}: export it with a dynamic batch")]
+    FixedBatch {
+        /// So many.
+        found: i64,
+        /// Why it cannot take another number.
+        why: String,
+    },
     /// A quantized or half-precision model.
     #[error(
         "the model computes in {kind} ({at}), and training needs 32-bit floats: train the model it was made from, then convert it again"
@@ -101,6 +109,7 @@ impl AutogradError {
             AutogradError::Missing { .. } => "model_incomplete",
             AutogradError::External { .. } => "model_weights_missing",
             AutogradError::Opset { .. } => "model_opset_old",
+            AutogradError::FixedBatch { .. } => "model_batch_fixed",
             AutogradError::Precision { .. } => "model_precision",
             AutogradError::NothingTrainable { .. } => "nothing_trainable",
             AutogradError::Unsupported { .. } => "operator_without_gradient",

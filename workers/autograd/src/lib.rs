@@ -14,6 +14,7 @@
 
 mod proto;
 
+mod batch;
 pub mod build;
 mod composite;
 pub mod fold;

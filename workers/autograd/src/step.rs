@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::batch;
 use crate::composite;
 use crate::error::AutogradError;
 use crate::fold;
@@ -108,6 +109,16 @@ impl Prepared {
         Ok(Self { onnx: ready, plain, scores, images_shape: images_shape.to_vec() })
     }
 
+    /// The model for so many images, from one that was made ready for a single image. `known`: with everything the probe of
+    /// that gave. Refuses where it does not provably work image by image.
+    pub fn widened(&self, known: &Known, images: i64) -> Result<Self, AutogradError> {
+        let mut wide = self.clone();
+        let input = self.onnx.input()?.to_owned();
+        batch::widen(wide.onnx.graph_mut()?, &input, &self.scores, known, images)?;
+        wide.images_shape.iter_mut().take(1).for_each(|size| *size = images);
+        Ok(wide)
+    }
+
     /// Name of the output of scores: the model's own, or what goes into its softmax.
     pub fn scores(&self) -> &str {
         &self.scores
@@ -136,10 +147,15 @@ impl Prepared {
         let (graph, known) = (rewritten.graph()?, &known);
         let needed = trainable::needed(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
-        let [_, classes] = shape else {
+        let [rows, classes] = shape else {
             let why = format!("the scores have shape {shape:?}, and [images, classes] is needed");
             return Err(AutogradError::Tensor { tensor: self.scores.clone(), why });
         };
+        let images = self.images_shape.first().copied().unwrap_or(1);
+        if *rows != images {
+            let why = format!("its scores have shape {shape:?} for {images}");
+            return Err(AutogradError::FixedBatch { found: *rows, why });
+        }
         let mut tape = Tape::new(known, &needed);
         let by_scores = loss::write(&mut tape, &self.scores, TARGET, SCALE, LOSS);
         tape.add_gradient(&self.scores, by_scores);

@@ -24,6 +24,20 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
+/// A reference's model made ready for its images, and everything a probe shows.
+fn ready(runtime: &Runtime, reference: &Reference) -> (Prepared, Known) {
+    let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
+    let mut prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
+    if reference.model.declared_batch() == Some(1) {
+        let one = [&[1], &shape[1..]].concat();
+        let single = Prepared::new(&reference.model, "scores", &one).unwrap();
+        let known = probe(runtime, &single, &images[..images.len() / shape[0] as usize], &one);
+        prepared = single.widened(&known, shape[0]).unwrap();
+    }
+    let known = probe(runtime, &prepared, &images, &shape);
+    (prepared, known)
+}
+
 /// Everything a probe shows.
 fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) -> Known {
     let mut known = prepared.known().unwrap();
@@ -79,9 +93,7 @@ fn every_gradient_is_that_of_the_reference() {
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let reference = Reference::read(&case).unwrap();
-        let shape = reference.shape("images").to_vec();
-        let prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
-        let known = probe(&runtime, &prepared, &reference.floats("images"), &shape);
+        let (prepared, known) = ready(&runtime, &reference);
         let step = match prepared.step(&known, &Trainable::All) {
             Ok(step) => step,
             Err(error) => {
@@ -115,8 +127,7 @@ fn a_step_in_two_gives_what_the_whole_gives() {
     for case in cases() {
         let reference = Reference::read(&case).unwrap();
         let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
-        let prepared = Prepared::new(&reference.model, "scores", &shape).unwrap();
-        let known = probe(&runtime, &prepared, &images, &shape);
+        let (prepared, known) = ready(&runtime, &reference);
         for last in 1..=3 {
             let Ok(step) = prepared.step(&known, &Trainable::Last(last)) else { continue };
             let Some(split) = step.split(&known).unwrap() else { continue };
