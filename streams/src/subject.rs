@@ -337,10 +337,12 @@ fn wrong(subject: &str, expected: &'static str) -> CarryError {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn another_programs_topic_is_taken_as_a_cameras() {
         let site = "reef".parse().unwrap();
-        let map = |topic, camera| super::map_topic(&site, topic, camera);
+        let map = |topic, camera| map_topic(&site, topic, camera);
         let pair = |from: &str, to: &str| Ok((from.to_owned(), to.to_owned()));
         assert_eq!(map("frigate/+/+/snapshot", "$1"), pair("frigate.*.*.snapshot", "image.reef.{{wildcard(1)}}"));
         assert_eq!(map("frigate.*.*.snapshot", "$2"), pair("frigate.*.*.snapshot", "image.reef.{{wildcard(2)}}"));
@@ -361,8 +363,6 @@ mod tests {
             assert!(map(topic, camera).is_err(), "{topic} {camera}");
         }
     }
-
-    use super::*;
 
     #[test]
     fn an_image_subject_survives_being_read_and_others_are_refused() {

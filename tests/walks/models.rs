@@ -102,7 +102,8 @@ async fn an_answer_names_every_label_that_holds() {
         let labels = answer.labels.clone().unwrap();
         let mut held: Vec<&str> = labels.iter().map(|ranked| ranked.label.as_str()).collect();
         assert_eq!(answer.label.as_deref(), held.first().copied().or(Some("none")), "{answer:?}");
-        (held.sort_unstable(), expected.sort_unstable());
+        held.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(held, expected, "{answer:?}");
         assert_eq!(answer.route, Route::Edge);
     }

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat};
-use schemas::{Answer, FaultNote, SiteName, codec, decode};
+use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, CarryError, Publication, subject, topology};
@@ -89,7 +89,9 @@ impl MqttListener {
             Fault::Stop(FaultNote::new("notifier_settings", reason, remedy))
         };
         let (host, port) = split_address(address).map_err(|why| refuse(format!("notifier.mqtt: {why}")))?;
-        let mut options = MqttOptions::new(format!("tributary-notifier-{site}"), host, port);
+        // A broker ends the older of two clients of one name: a second notifier of a site has its own.
+        let name = format!("tributary-notifier-{site}-{}", TaskId::mint());
+        let mut options = MqttOptions::new(name, host, port);
         options.set_keep_alive(KEEP_ALIVE);
         if let Some(user) = &settings.mqtt_user {
             let password = match &settings.mqtt_password_file {

@@ -313,7 +313,7 @@ impl Drafter<'_> {
             let squashes = timm.get("crop_mode").and_then(Value::as_str) == Some("squash");
             input.resize = if squashes || !is_square { Resize::Stretch } else { Resize::Crop };
             let px = larger(share.min(1.0));
-            input.resize_px = (is_square && px != input.width_px || !squashes && is_square).then_some(px);
+            input.resize_px = (is_square && (px != input.width_px || !squashes)).then_some(px);
             input.filter = match timm.get("interpolation").and_then(Value::as_str) {
                 Some("bicubic") => Filter::Bicubic,
                 Some("nearest") => Filter::Nearest,

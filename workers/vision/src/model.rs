@@ -308,7 +308,7 @@ pub(crate) fn find_graph(dir: &Path) -> Result<String, ModelError> {
                 .to_owned()
         }
         several => format!(
-            "holds several ONNX files ({}); write graph = \"...\" with the one to use into {DESCRIPTION}",
+            "holds several ONNX files ({}); name the one to use: graph = \"...\" in {DESCRIPTION}, or `tributary model init FILE`",
             several.join(", ")
         ),
     };
