@@ -1,6 +1,12 @@
 //! Models in the forms that people's exporters leave them in, against the scores that their makers' own processing leads to
 //! (fixtures/make_forms.py).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
