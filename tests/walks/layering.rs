@@ -70,7 +70,8 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("fast_image_resize", &["vision"]),
     ("rmp-serde", &["schemas"]),
     ("figment", &["runtime"]),
-    ("prost", &["autograd"]),
+    // Autograd rewrites graphs whole; vision reads what one says of itself, without its weights.
+    ("prost", &["autograd", "vision"]),
     ("tar", &["replayer", "rollout"]),
     ("rumqttc", &["notifier"]),
     ("clap", &["tributary"]),

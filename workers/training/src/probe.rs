@@ -32,22 +32,10 @@ pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainEr
     let input = &model.description.input;
     let shape = vision::tensor::shape(input, batch.into()).map(|size| size as i64);
     let output = &model.description.output;
-    let prepared = Prepared::new(&onnx, &output.name, &shape)?;
+    let (prepared, known) = prepare(runtime, &onnx, &output.name, &shape)?;
     if output.kind == schemas::model::OutputKind::Probabilities && prepared.scores() == output.name {
         return Err(TrainError::NoLogits { output: output.name.clone() });
     }
-    let (prepared, known) = match onnx.declared_batch() {
-        Some(1) if batch > 1 => widened(runtime, &onnx, prepared, &shape)?,
-        declared => {
-            let known = known(runtime, &prepared, &shape).map_err(|error| match (error, declared) {
-                (TrainError::Session(_), Some(found)) if found != i64::from(batch) => {
-                    AutogradError::FixedBatch { found, why: format!("it does not run with {batch} images") }.into()
-                }
-                (error, _) => error,
-            })?;
-            (prepared, known)
-        }
-    };
     let scores = known.shape(prepared.scores())?.iter().skip(1).product::<i64>();
     let (scores, labels) = (usize::try_from(scores).unwrap_or_default(), model.labels.len());
     if output.kind.is_multi_label() || scores != labels {
@@ -55,6 +43,30 @@ pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainEr
         return Err(TrainError::OtherTask { output: output_name, kind: output.kind.as_str(), scores, labels });
     }
     Ok(Ready { onnx, prepared, known })
+}
+
+/// Makes a graph ready for batches of this shape, and tells what a probe shows; one exported for a single image is made to
+/// take several.
+pub fn prepare(
+    runtime: &Onnx,
+    onnx: &onnx::Onnx,
+    output: &str,
+    shape: &[i64],
+) -> Result<(Prepared, Known), TrainError> {
+    let prepared = Prepared::new(onnx, output, shape)?;
+    let batch = shape.first().copied().unwrap_or(1);
+    match onnx.declared_batch() {
+        Some(1) if batch > 1 => widened(runtime, onnx, prepared, shape),
+        declared => {
+            let known = known(runtime, &prepared, shape).map_err(|error| match (error, declared) {
+                (TrainError::Session(_), Some(found)) if found != batch => {
+                    AutogradError::FixedBatch { found, why: format!("it does not run with {batch} images") }.into()
+                }
+                (error, _) => error,
+            })?;
+            Ok((prepared, known))
+        }
+    }
 }
 
 /// A model exported for a single image, made ready for several. What does not provably work image by image must at least

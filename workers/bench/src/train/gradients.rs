@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use autograd::loss::Targets;
 use autograd::reference::Reference;
-use autograd::step::{LOSS, Prepared};
+use autograd::step::LOSS;
 use autograd::{AutogradError, Trainable};
 use serde::Serialize;
 use training::stepper::Stepper;
@@ -42,8 +42,7 @@ pub fn check(runtime: &Onnx, folder: Option<&Path>) -> Result<Vec<Checked>, Benc
         let reference = Reference::read(&case)?;
         let shape = reference.shape("images").to_vec();
         let output = reference.model.output()?.to_owned();
-        let prepared = Prepared::new(&reference.model, &output, &shape)?;
-        let known = training::probe::known(runtime, &prepared, &shape)?;
+        let (prepared, known) = training::probe::prepare(runtime, &reference.model, &output, &shape)?;
         let layers = autograd::report::report(&prepared, &known)?.layers;
         let mut parts = vec![("all".to_owned(), Trainable::All)];
         if layers > 3 {
