@@ -261,12 +261,8 @@ impl Judge {
         };
         let start: Vec<Vec<f32>> = order.iter().map(slice).collect();
         let mut trained = start.clone();
-        let settings = OptimizerSettings {
-            learning_rate: learning.rate,
-            momentum_ratio: 0.0,
-            proximal: learning.proximal,
-            ..OptimizerSettings::default()
-        };
+        let settings =
+            OptimizerSettings { momentum_ratio: 0.0, proximal: learning.proximal, ..OptimizerSettings::default() };
         let mut optimizer = Optimizer::new(&settings, &start);
         let mut gradients = vec![Vec::new(); start.len()];
         let all = features.all();
@@ -277,7 +273,7 @@ impl Judge {
                     sum.iter_mut().zip(gradient).for_each(|(sum, by)| *sum += share * by);
                 }
             })?;
-            optimizer.step(&mut trained, &mut sums, &start, 1.0);
+            optimizer.step(&mut trained, &mut sums, &start, f64::from(learning.rate));
         }
         let mut row = row.to_vec();
         for (place, weight) in order.iter().zip(trained) {

@@ -160,7 +160,7 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     let mut weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
     let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
-    let settings = OptimizerSettings { learning_rate: 1e-4, ..OptimizerSettings::default() };
+    let settings = OptimizerSettings::default();
     let mut optimizer = Optimizer::new(&settings, &weights);
     let mut random = StdRng::seed_from_u64(3);
     let images: Vec<f32> = (0..shape.iter().product()).map(|_: i64| random.random_range(-1.0..1.0)).collect();
@@ -175,7 +175,7 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     let mut stepper = Stepper::open(runtime, step, 1)?;
     let step_ms = spent(steps, || {
         stepper.learn(&images, &targets, &weights, &mut gradients)?;
-        optimizer.step(&mut weights, &mut gradients, &start, 1.0);
+        optimizer.step(&mut weights, &mut gradients, &start, 1e-4);
         Ok(())
     })?;
     let peak_bytes = process::peak_bytes(std::process::id());

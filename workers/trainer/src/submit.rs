@@ -6,12 +6,11 @@ use runtime::Fault;
 use runtime::sign::Key;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{LabelSource, Measured, ModelName, ReleaseId, SiteName, Update, encode};
+use schemas::{LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
 use streams::subject::Errand;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
-use training::checkpoint::Epoch;
 use training::examples::{Examples, Split};
 use training::settings::TrainSettings;
 use training::train::Trained;
@@ -90,7 +89,7 @@ pub struct About<'a> {
 impl About<'_> {
     /// The update with these weights.
     pub fn update(self, trained: &Trained, weights: schemas::BlobRef) -> Update {
-        let measured = |epoch: Option<&Epoch>| epoch.map_or(Measured::default(), |epoch| epoch.held_out);
+        let (before, after) = trained.held_out();
         Update {
             site: self.site.clone(),
             model: ModelName::of(&self.model.description.name),
@@ -101,8 +100,8 @@ impl About<'_> {
             samples: self.samples,
             hard: self.hard,
             sources: self.sources,
-            before: measured(trained.epochs.first()),
-            after: measured(trained.epochs.last()),
+            before,
+            after,
             epochs: self.settings.epochs,
             trainable: self.settings.trainable.clone(),
             trained_at_ms: self.trained_at_ms,

@@ -263,10 +263,9 @@ impl Trainer {
             }
         };
         // What a round asked for is judged where it is merged, on more than the few images held out here.
-        let worse = trained.worse().filter(|_| asked.is_none() || !trained.is_finite());
-        if let Some(why) = worse {
+        if let Some(why) = trained.nothing_gained().filter(|_| asked.is_none()) {
             let why = format!("nothing was sent: {why}");
-            tracing::warn!(role = ROLE, why, "a training did not pay");
+            tracing::info!(role = ROLE, why, "training did not improve the model on the holdout");
             return Ok(Some(why));
         }
         let local = asked.map(|asked| &asked.terms.local[..]).unwrap_or_default();

@@ -41,6 +41,10 @@ pub struct Progress {
     pub test_before: Option<Measured>,
     /// Pictures that could not be used so far.
     pub unreadable: usize,
+    /// The best epoch so far by the images held out; 0 if none is better than the start.
+    pub best_epoch: u32,
+    /// The highest learning rate, as given or found.
+    pub learning_rate: f32,
 }
 
 /// Where a training writes down how far it is.
@@ -58,6 +62,8 @@ pub struct Found {
     pub progress: Progress,
     /// The weights, in the order asked for.
     pub weights: Vec<Vec<f32>>,
+    /// Those of the best epoch.
+    pub best: Vec<Vec<f32>>,
     /// The optimizer's memory.
     pub memory: (Vec<Vec<f32>>, Vec<Vec<f32>>),
     /// Steps of the optimizer.
@@ -90,18 +96,18 @@ impl Checkpoints {
         self.written_at.elapsed() >= self.every
     }
 
-    /// Writes one; whole, or the one before stays.
+    /// Writes one; whole, or the one before stays. `weights`: as they are, and those of the best epoch.
     pub fn write(
         &mut self,
         mark: &str,
         names: &[String],
         progress: &Progress,
-        weights: &[Vec<f32>],
+        [weights, best]: [&[Vec<f32>]; 2],
         optimizer: &Optimizer,
     ) -> Result<(), TrainError> {
         let (first, second, steps) = optimizer.memory();
         let mut tensors = Tensors::new();
-        for (group, all) in [("weight", weights), ("first", first), ("second", second)] {
+        for (group, all) in [("weight", weights), ("best", best), ("first", first), ("second", second)] {
             let named = names.iter().zip(all);
             tensors
                 .extend(named.map(|(name, values)| (format!("{group} {name}"), (vec![values.len()], values.clone()))));
@@ -137,8 +143,9 @@ impl Checkpoints {
             let taken = names.iter().map(|name| tensors.remove(&format!("{group} {name}")).map(|(_, values)| values));
             taken.collect::<Option<Vec<_>>>()
         };
-        let (weights, first, second) = (group("weight")?, group("first")?, group("second").unwrap_or_default());
+        let (weights, best) = (group("weight")?, group("best")?);
+        let (first, second) = (group("first")?, group("second").unwrap_or_default());
         let progress = serde_json::from_str(notes.get("progress")?).ok()?;
-        Some(Found { progress, weights, memory: (first, second), steps: notes.get("steps")?.parse().ok()? })
+        Some(Found { progress, weights, best, memory: (first, second), steps: notes.get("steps")?.parse().ok()? })
     }
 }

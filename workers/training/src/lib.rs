@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod examples;
 pub mod folder;
+pub mod judge;
 pub mod optimizer;
 pub mod pace;
 pub mod probe;

@@ -37,14 +37,13 @@ impl Optimizer {
         self
     }
 
-    /// One step. `start`: where the weights were before training; `rate_ratio`: of the highest learning rate.
-    pub fn step(&mut self, weights: &mut [Vec<f32>], gradients: &mut [Vec<f32>], start: &[Vec<f32>], rate_ratio: f64) {
-        let OptimizerSettings { kind, learning_rate, momentum_ratio, weight_decay, clip_norm, proximal } =
-            self.settings;
+    /// One step. `start`: where the weights were before training; `rate`: its length, above 0.
+    pub fn step(&mut self, weights: &mut [Vec<f32>], gradients: &mut [Vec<f32>], start: &[Vec<f32>], rate: f64) {
+        let OptimizerSettings { kind, momentum_ratio, weight_decay, clip_norm, proximal, .. } = self.settings;
         if let Some(most) = clip_norm {
             shorten(gradients, most);
         }
-        let rate = (f64::from(learning_rate) * rate_ratio) as f32;
+        let rate = rate as f32;
         self.steps = self.steps.saturating_add(1);
         let (bias1, bias2) = (1.0 - BETA1.powi(self.steps), 1.0 - BETA2.powi(self.steps));
         for (place, (weight, gradient)) in weights.iter_mut().zip(gradients.iter()).enumerate() {
@@ -96,29 +95,28 @@ mod tests {
         let (mut weights, start) = (vec![vec![1.0]], vec![vec![0.5]]);
         let mut optimizer = Optimizer::new(settings, &weights);
         for gradient in steps {
-            optimizer.step(&mut weights, &mut [vec![*gradient]], &start, 1.0);
+            optimizer.step(&mut weights, &mut [vec![*gradient]], &start, 0.1);
         }
         weights[0][0]
     }
 
     #[test]
     fn momentum_carries_the_last_movement_on() {
-        let settings = OptimizerSettings { learning_rate: 0.1, ..OptimizerSettings::default() };
+        let settings = OptimizerSettings::default();
         // v = 1, then 0.9 + 0.5: 1 - 0.1 - 0.14.
         assert!((after(&settings, &[1.0, 0.5]) - 0.76).abs() < 1e-6);
     }
 
     #[test]
     fn the_first_step_of_adam_is_as_long_as_the_rate() {
-        let settings =
-            OptimizerSettings { kind: OptimizerKind::Adam, learning_rate: 0.1, ..OptimizerSettings::default() };
+        let settings = OptimizerSettings { kind: OptimizerKind::Adam, ..OptimizerSettings::default() };
         assert!((after(&settings, &[1e-3]) - 0.9).abs() < 1e-4);
         assert!((after(&settings, &[50.0]) - 0.9).abs() < 1e-4);
     }
 
     #[test]
     fn decay_and_the_proximal_term_pull_where_they_should() {
-        let still = OptimizerSettings { learning_rate: 0.1, momentum_ratio: 0.0, ..OptimizerSettings::default() };
+        let still = OptimizerSettings { momentum_ratio: 0.0, ..OptimizerSettings::default() };
         assert_eq!(after(&still, &[0.0]), 1.0);
         assert!((after(&OptimizerSettings { weight_decay: 0.5, ..still.clone() }, &[0.0]) - 0.95).abs() < 1e-6);
         // Towards 0.5, where it started.

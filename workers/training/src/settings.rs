@@ -130,8 +130,8 @@ impl Default for CollectSettings {
 pub struct OptimizerSettings {
     /// Which.
     pub kind: OptimizerKind,
-    /// Step length at the highest, above 0.
-    pub learning_rate: f32,
+    /// Step length at the highest, above 0; absent: found by trying a few, or 0.02 from random weights.
+    pub learning_rate: Option<f32>,
     /// Of `sgd`: how much of the last movement goes on, 0 to below 1.
     pub momentum_ratio: f32,
     /// Pulls every weight towards zero, 0 and more.
@@ -146,7 +146,7 @@ impl Default for OptimizerSettings {
     fn default() -> Self {
         Self {
             kind: OptimizerKind::Sgd,
-            learning_rate: 0.02,
+            learning_rate: None,
             momentum_ratio: 0.9,
             weight_decay: 0.0,
             clip_norm: None,
@@ -214,7 +214,7 @@ impl TrainSettings {
             ((1..=10_000).contains(&self.epochs), "epochs: 1 to 10000"),
             ((1..=1024).contains(&self.batch), "batch: 1 to 1024"),
             (self.threads >= 1, "threads: at least 1"),
-            (learning_rate > 0.0 && learning_rate.is_finite(), "optimizer.learning_rate: above 0"),
+            (learning_rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()), "optimizer.learning_rate: above 0"),
             ((0.0..1.0).contains(&momentum_ratio), "optimizer.momentum_ratio: 0 to below 1"),
             (weight_decay >= 0.0, "optimizer.weight_decay: 0 and more"),
             (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm: above 0"),

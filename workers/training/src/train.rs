@@ -1,4 +1,5 @@
-//! Trains a model on examples: measure, then epoch by epoch learn and measure again.
+//! Trains a model on examples: measure, then epoch by epoch learn and measure again. What is kept is the best epoch by the
+//! images held out, the start among them; how fast is learned is tried out first, unless it was given.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use autograd::onnx::Onnx as Graph;
 use autograd::{Known, Split as Cut, Step};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use schemas::Measured;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,7 @@ use crate::batches::{Features, From, Making, order};
 use crate::checkpoint::{Checkpoints, Epoch, Found, Progress};
 use crate::error::TrainError;
 use crate::examples::{Example, Examples, Split};
+use crate::judge::{HoldoutScores, Judgement};
 use crate::optimizer::Optimizer;
 use crate::pace::Pace;
 use crate::probe::{Ready, ready};
@@ -28,15 +31,29 @@ use crate::weights::Tensors;
 /// Features of all examples together may take so much memory, bytes; a guess.
 const MOST_FEATURES_BYTES: usize = 256 * 1024 * 1024;
 
+/// Learning rates that are tried, fastest first. The first learns a few thousand small pictures from random weights; a model
+/// that is good already unlearns at it what it knows.
+const TRIED_RATES: [f32; 5] = [0.02, 0.006, 0.002, 0.0006, 0.0002];
+/// Steps of a trial; long enough for momentum to show its full length.
+const TRIAL_STEPS: usize = 40;
+/// Images a trial is judged by, at the most.
+const TRIAL_IMAGES: usize = 512;
+
 /// A trained model.
 #[derive(Debug)]
 pub struct Trained {
     /// The model's graph as it was.
     pub onnx: Graph,
-    /// The new weights, by name.
+    /// The weights of the best epoch, by name.
     pub weights: Tensors,
     /// Every epoch, the one before training first.
     pub epochs: Vec<Epoch>,
+    /// The number of the best epoch by the images held out; 0 if none is better than the start.
+    pub best_epoch: u32,
+    /// How the best epoch compares with the start.
+    pub judgement: Judgement,
+    /// The highest learning rate, as given or found.
+    pub learning_rate: f32,
     /// On the examples of split `test`, before and after; absent without any.
     pub test: Option<(Measured, Measured)>,
     /// Numbers that were trained.
@@ -48,21 +65,33 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Why the new weights should not be used, if so: a loss on the examples held out that is no number, or higher than
-    /// before.
-    pub fn worse(&self) -> Option<String> {
-        let (before, after) = (self.epochs.first()?.held_out, self.epochs.last()?.held_out);
-        (!after.loss.is_finite() || after.loss > before.loss).then(|| {
-            format!(
-                "the new model is worse on the images held out: loss {:.3} instead of {:.3}",
-                after.loss, before.loss
-            )
-        })
+    /// On the images held out, before training and in the best epoch.
+    pub fn held_out(&self) -> (Measured, Measured) {
+        let measured =
+            |number: u32| self.epochs.iter().find(|epoch| epoch.number == number).map(|epoch| epoch.held_out);
+        let before = measured(0).unwrap_or_default();
+        (before, measured(self.best_epoch).unwrap_or(before))
     }
 
-    /// Whether the loss on the examples held out is a number.
-    pub fn is_finite(&self) -> bool {
-        self.epochs.last().is_some_and(|epoch| epoch.held_out.loss.is_finite())
+    /// Why the new weights are not worth using, in one sentence, if so: they are not better by more than chance.
+    pub fn nothing_gained(&self) -> Option<String> {
+        let (before, after) = self.held_out();
+        let right =
+            |measured: Measured| format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss);
+        let images = before.images;
+        match (self.judgement, self.best_epoch) {
+            (Judgement::Better, _) => None,
+            (_, 0) => Some(format!(
+                "nothing to gain: no epoch does better on the {images} images held out than the model it began with ({})",
+                right(before)
+            )),
+            (_, epoch) => Some(format!(
+                "nothing to gain: the best epoch, {epoch}, is not better on the {images} images held out by more than chance \
+                 ({} instead of {})",
+                right(after),
+                right(before)
+            )),
+        }
     }
 
     /// The new weights without their shapes.
@@ -94,27 +123,35 @@ pub fn train(
     let mut work = Work::begin(onnx, model, examples, settings, around)?;
     let of = |split| places(examples, split);
     let (learn_from, held_out, test) = (repeated(examples, settings), of(Split::HeldOut), of(Split::Test));
+    let begun = Instant::now();
+    let start = work.measure(&held_out, At::Start)?;
     if work.progress.epochs.is_empty() {
-        let begun = Instant::now();
-        work.progress.test_before = (!test.is_empty()).then(|| work.measure(&test)).transpose()?;
-        let held_out = work.measure(&held_out)?;
-        work.over(Epoch { number: 0, learned_loss: None, held_out, took: begun.elapsed() })?;
+        work.progress.test_before =
+            (!test.is_empty()).then(|| work.measure(&test, At::Start)).transpose()?.map(|scores| scores.measured());
+        work.find_rate(&places(examples, Split::Train), &start)?;
+        work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
+    // Taken up again: the same weights say the same.
+    let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, At::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
     let classes: Vec<usize> = learn_from.iter().map(|place| examples.all[*place].class).collect();
-    while work.progress.epoch <= settings.epochs {
+    while work.goes_on() {
         let (number, begun) = (work.progress.epoch, Instant::now());
         let mut random = StdRng::seed_from_u64(seed_of(settings, number));
         let order = order(&classes, settings.balanced, &mut random);
         let ordered: Vec<usize> = order.iter().map(|at| learn_from[*at]).collect();
         let learned_loss = Some(work.learn(&ordered)?);
-        let held_out = work.measure(&held_out)?;
-        let epoch = Epoch { number, learned_loss, held_out, took: begun.elapsed() };
+        let scores = work.measure(&held_out, At::Now)?;
+        if scores.is_preferred_to(&best) {
+            work.keep(number);
+            best = scores.clone();
+        }
+        let epoch = Epoch { number, learned_loss, held_out: scores.measured(), took: begun.elapsed() };
         work.over(epoch)?;
         see(&epoch);
     }
-    let after = (!test.is_empty()).then(|| work.measure(&test)).transpose()?;
-    Ok(work.trained(after))
+    let after = (!test.is_empty()).then(|| work.measure(&test, At::Best)).transpose()?;
+    Ok(work.trained(after.map(|scores| scores.measured()), best.judge(&start)))
 }
 
 /// Of all chance in an epoch.
@@ -134,12 +171,20 @@ fn repeated(examples: &Examples, settings: &TrainSettings) -> Vec<usize> {
     once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place) as usize)).collect()
 }
 
-/// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, and what the
-/// optimizer remembers.
+/// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, where it was
+/// best, and what the optimizer remembers.
 fn needed_bytes(step: &Step, known: &Known, settings: &TrainSettings) -> Result<u64, TrainError> {
-    let copies = if settings.optimizer.kind == OptimizerKind::Adam { 5 } else { 4 };
+    let copies = if settings.optimizer.kind == OptimizerKind::Adam { 6 } else { 5 };
     let count: i64 = step.weights.iter().map(|weight| autograd::tensor::count(&weight.shape)).sum();
     Ok(step.kept_bytes(known)? + u64::try_from(count).unwrap_or(0) * 4 * copies)
+}
+
+/// Which weights.
+#[derive(Clone, Copy)]
+enum At {
+    Start,
+    Best,
+    Now,
 }
 
 struct Work<'a> {
@@ -156,6 +201,7 @@ struct Work<'a> {
     features: Option<Features>,
     progress: Progress,
     start: Vec<Vec<f32>>,
+    best: Vec<Vec<f32>>,
     weights: Vec<Vec<f32>>,
     gradients: Vec<Vec<f32>>,
 }
@@ -178,11 +224,11 @@ impl<'a> Work<'a> {
         let found = around.checkpoints.as_ref().and_then(|checkpoints| checkpoints.read(&mark, &names));
         let fresh = Progress { epoch: 1, ..Progress::default() };
         let optimizer = Optimizer::new(&settings.optimizer, &start);
-        let (progress, weights, optimizer) = match found {
-            None => (fresh, start.clone(), optimizer),
-            Some(Found { progress, weights, memory, steps }) => {
+        let (progress, weights, best, optimizer) = match found {
+            None => (fresh, start.clone(), start.clone(), optimizer),
+            Some(Found { progress, weights, best, memory, steps }) => {
                 tracing::info!(epoch = progress.epoch, batches = progress.batches, "goes on where it was left");
-                (progress, weights, optimizer.remembering(memory, steps))
+                (progress, weights, best, optimizer.remembering(memory, steps))
             }
         };
         let (frozen, step) = match cut(&step, &known, examples, settings)? {
@@ -203,6 +249,7 @@ impl<'a> Work<'a> {
             progress,
             gradients: vec![Vec::new(); start.len()],
             start,
+            best,
             weights,
         };
         if let Some(frozen) = frozen {
@@ -246,10 +293,77 @@ impl<'a> Work<'a> {
         Ok(features)
     }
 
+    /// Sets the highest learning rate. From random weights, which are right no more often than chance, it is the fastest;
+    /// otherwise each is tried for a few steps from the start, and the one is taken after which the loss on pictures to learn
+    /// from that the trial did not see is lowest. As a learning rate range test (arXiv 1506.01186, section 3.3) it needs
+    /// none of the images held out; it tries a few rates apart, for the loss of a good model hardly moves within one run.
+    fn find_rate(&mut self, places: &[usize], start: &HoldoutScores) -> Result<(), TrainError> {
+        let mut random = StdRng::seed_from_u64(seed_of(self.settings, 0));
+        let mut shuffled = places.to_vec();
+        shuffled.shuffle(&mut random);
+        let (seen, others) = shuffled.split_at(TRIAL_IMAGES.min(shuffled.len() / 5));
+        let classes: Vec<usize> = others.iter().map(|place| self.examples[*place].class).collect();
+        let most = TRIAL_STEPS * usize::from(self.settings.batch);
+        let learned = order(&classes, self.settings.balanced, &mut random).into_iter().take(most);
+        let learned: Vec<usize> = learned.map(|at| others[at]).collect();
+        let [fastest, .., slowest] = TRIED_RATES;
+        let rate = match self.settings.optimizer.learning_rate {
+            Some(given) => given,
+            None if !start.knows_more_than_chance(self.stepper.step().classes) => fastest,
+            // Too few to judge a trial by.
+            None if seen.is_empty() => slowest,
+            None => {
+                let mut best: Option<(f32, f64)> = None;
+                for rate in TRIED_RATES {
+                    let loss = self.try_rate(rate, &learned, seen)?;
+                    tracing::debug!(rate, loss, "a learning rate was tried");
+                    best = best.filter(|(_, lowest)| *lowest <= loss || loss.is_nan()).or(Some((rate, loss)));
+                }
+                best.map_or(slowest, |(rate, _)| rate)
+            }
+        };
+        self.progress.learning_rate = rate;
+        self.weights.clone_from(&self.start);
+        Ok(())
+    }
+
+    /// The loss on `seen` after a few steps at a rate over `learned`, from the start.
+    fn try_rate(&mut self, rate: f32, learned: &[usize], seen: &[usize]) -> Result<f64, TrainError> {
+        self.weights.clone_from(&self.start);
+        let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start);
+        let from = self.features.take();
+        let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
+        let smoothing = Smoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
+        let classes = self.stepper.step().classes;
+        let tried = making.run(learned, 0, |batch| {
+            heed(self.around.stop)?;
+            let targets = cross_entropy(&batch.classes, classes, &smoothing);
+            self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
+            optimizer.step(&mut self.weights, &mut self.gradients, &self.start, f64::from(rate));
+            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+        });
+        self.features = from;
+        tried?;
+        Ok(self.measure(seen, At::Now)?.measured().loss)
+    }
+
+    /// Whether there is another epoch: not after as many without a better one as half of all.
+    fn goes_on(&self) -> bool {
+        let Progress { epoch, best_epoch, .. } = self.progress;
+        let since = epoch.saturating_sub(best_epoch).saturating_sub(1);
+        epoch <= self.settings.epochs && since < self.settings.epochs.div_ceil(2).max(2)
+    }
+
+    /// The weights as they are now are the best.
+    fn keep(&mut self, epoch: u32) {
+        self.best.clone_from(&self.weights);
+        self.progress.best_epoch = epoch;
+    }
+
     /// What is left of an epoch; the mean loss of its batches.
     fn learn(&mut self, places: &[usize]) -> Result<f64, TrainError> {
         let settings = self.settings;
-        let epoch = self.progress.epoch;
+        let (epoch, learning_rate) = (self.progress.epoch, self.progress.learning_rate);
         let from = self.features.take();
         let images = from.as_ref().map_or(From::Pictures(Some(settings.augment)), From::Features);
         let making = self.making(images, seed_of(settings, epoch));
@@ -263,11 +377,11 @@ impl<'a> Work<'a> {
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             let loss = self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
             if !loss.is_finite() {
-                return Err(TrainError::Diverged { epoch, learning_rate: settings.optimizer.learning_rate });
+                return Err(TrainError::Diverged { epoch, learning_rate });
             }
             let done_ratio = (f64::from(epoch - 1) + self.progress.batches as f64 / steps) / f64::from(settings.epochs);
-            let rate_ratio = settings.schedule.rate_ratio(done_ratio);
-            self.optimizer.step(&mut self.weights, &mut self.gradients, &self.start, rate_ratio);
+            let rate = f64::from(learning_rate) * settings.schedule.rate_ratio(done_ratio);
+            self.optimizer.step(&mut self.weights, &mut self.gradients, &self.start, rate);
             self.progress.losses += f64::from(loss);
             self.progress.batches += 1;
             if self.around.checkpoints.as_ref().is_some_and(Checkpoints::are_due) {
@@ -279,28 +393,28 @@ impl<'a> Work<'a> {
         learned.map(|()| self.progress.losses / (self.progress.batches as f64).max(1.0))
     }
 
-    fn measure(&mut self, places: &[usize]) -> Result<Measured, TrainError> {
+    /// What weights say about examples.
+    fn measure(&mut self, places: &[usize], at: At) -> Result<HoldoutScores, TrainError> {
         let from = self.features.take();
         let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
+        let weights = match at {
+            At::Start => &self.start,
+            At::Best => &self.best,
+            At::Now => &self.weights,
+        };
         let classes = self.stepper.step().classes;
-        let (mut images, mut right, mut loss) = (0, 0_u64, 0.0);
+        let mut scores = HoldoutScores::default();
         let measured = making.run(places, 0, |batch| {
             heed(self.around.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &Smoothing::default());
-            let gave = self.stepper.measure(&batch.images, &targets, &self.weights)?;
-            let usable = batch.classes.iter().flatten().count();
-            loss += f64::from(gave.loss) * usable as f64;
-            images += usable as u64;
-            for (class, scores) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
-                let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(place, _)| place);
-                right += u64::from(class.is_some() && *class == best);
+            let gave = self.stepper.measure(&batch.images, &targets, weights)?;
+            for (class, logits) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
+                class.iter().for_each(|class| scores.add(logits, *class));
             }
             self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
-        measured?;
-        let count = images.max(1) as f64;
-        Ok(Measured { images, accuracy_ratio: right as f64 / count, loss: loss / count })
+        measured.map(|()| scores)
     }
 
     /// An epoch is over: the next one begins.
@@ -314,19 +428,30 @@ impl<'a> Work<'a> {
     fn write_down(&mut self) -> Result<(), TrainError> {
         match &mut self.around.checkpoints {
             None => Ok(()),
-            Some(to) => to.write(&self.mark, &self.names, &self.progress, &self.weights, &self.optimizer),
+            Some(to) => to.write(&self.mark, &self.names, &self.progress, [&self.weights, &self.best], &self.optimizer),
         }
     }
 
-    fn trained(self, test_after: Option<Measured>) -> Trained {
-        let parameters = self.weights.iter().map(Vec::len).sum();
+    fn trained(self, test_after: Option<Measured>, judgement: Judgement) -> Trained {
+        let parameters = self.best.iter().map(Vec::len).sum();
         let shapes = self.stepper.step().weights.iter().map(|weight| &weight.shape);
         let shapes = shapes.map(|shape| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect());
         let features_cached = self.features.is_some();
-        let weights = self.names.into_iter().zip(shapes.zip(self.weights)).collect();
-        let Progress { epochs, test_before, unreadable, .. } = self.progress;
+        let weights = self.names.into_iter().zip(shapes.zip(self.best)).collect();
+        let Progress { epochs, test_before, unreadable, best_epoch, learning_rate, .. } = self.progress;
         let test = test_before.zip(test_after);
-        Trained { onnx: self.graph, weights, epochs, test, parameters, unreadable, features_cached }
+        Trained {
+            onnx: self.graph,
+            weights,
+            epochs,
+            best_epoch,
+            judgement,
+            learning_rate,
+            test,
+            parameters,
+            unreadable,
+            features_cached,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
+use training::judge::Judgement;
 use training::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
 use vision::{Model, Onnx, Session, tensor};
 
@@ -41,7 +42,7 @@ fn ignorant(into: &Path) -> Model {
 
 fn settings() -> TrainSettings {
     let mut settings = TrainSettings { epochs: 6, ..TrainSettings::default() };
-    settings.optimizer.learning_rate = 0.05;
+    settings.optimizer.learning_rate = Some(0.05);
     settings
 }
 
@@ -61,9 +62,10 @@ fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
     let place = tempfile::tempdir().unwrap();
     let model = ignorant(&place.path().join("start"));
     let first = trained(&model, &settings()).unwrap();
-    let (before, after) = (first.epochs.first().unwrap().held_out, first.epochs.last().unwrap().held_out);
+    let (before, after) = first.held_out();
     assert!(before.accuracy_ratio < 0.3, "{before:?}");
     assert!(after.accuracy_ratio > 0.7, "{after:?}");
+    assert_eq!((first.judgement, first.nothing_gained()), (Judgement::Better, None));
     let again = trained(&model, &settings()).unwrap();
     assert_eq!(first.weights, again.weights, "the same seed");
     let other = trained(&model, &TrainSettings { seed: 2, ..settings() }).unwrap();
@@ -95,6 +97,31 @@ fn the_new_folder_says_what_the_trained_weights_say() {
 }
 
 #[test]
+fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
+    let place = tempfile::tempdir().unwrap();
+    // Its own settings of old, and those of nobody.
+    let mut old = TrainSettings { epochs: 3, ..TrainSettings::default() };
+    old.optimizer.learning_rate = Some(0.1);
+    let result = trained(&light(), &old).unwrap();
+    let (before, after) = result.held_out();
+    assert!(after.accuracy_ratio >= before.accuracy_ratio - 0.02, "{before:?} {after:?}");
+    let last = result.epochs.last().unwrap().held_out;
+    assert!(last.loss > before.loss, "at this rate it forgets: {last:?}");
+    assert!(result.nothing_gained().unwrap().starts_with("nothing to gain"), "{:?}", result.nothing_gained());
+    let kept = folder::write(&light(), &result.onnx, &result.values(), &place.path().join("kept")).unwrap();
+    assert!(result.best_epoch != 0 || kept.labels == light().labels);
+
+    let result = trained(&light(), &TrainSettings { epochs: 3, ..TrainSettings::default() }).unwrap();
+    assert!(result.learning_rate < 0.02, "{}", result.learning_rate);
+    let (before, after) = result.held_out();
+    assert!(after.loss <= before.loss && after.accuracy_ratio > before.accuracy_ratio - 0.01, "{before:?} {after:?}");
+    // From weights that know nothing the fastest is taken.
+    let model = ignorant(&place.path().join("start"));
+    let result = trained(&model, &TrainSettings { epochs: 1, ..TrainSettings::default() }).unwrap();
+    assert_eq!(result.learning_rate, 0.02);
+}
+
+#[test]
 fn only_the_weights_asked_for_change() {
     let result = trained(&light(), &TrainSettings { trainable: "head".into(), epochs: 1, ..settings() }).unwrap();
     assert_eq!(result.weights.len(), 2);
@@ -104,7 +131,7 @@ fn only_the_weights_asked_for_change() {
 #[test]
 fn a_loss_that_is_no_number_ends_the_training_by_name() {
     let mut wild = settings();
-    wild.optimizer.learning_rate = 1e12;
+    wild.optimizer.learning_rate = Some(1e12);
     let error = trained(&light(), &wild).unwrap_err();
     assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
     assert!(error.to_string().contains("learning rate"), "{error}");
@@ -154,7 +181,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
     let mut settings = settings();
     (settings.epochs, settings.augment.mirror, settings.augment.shift_ratio) = (3, true, 0.1);
     settings.optimizer.kind = training::settings::OptimizerKind::Adam;
-    settings.optimizer.learning_rate = 0.002;
+    settings.optimizer.learning_rate = Some(0.002);
     let undisturbed = trained(&model, &settings).unwrap();
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();

@@ -17,7 +17,7 @@ use crate::{form, out, release, site};
 const EXAMPLES: &str = "\
 Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
 with if it was interrupted), a model learns from them, and --import makes a candidate of it, which the releaser lets
-out by canary. A model that became worse on the images held out is not written, and not imported.
+out by canary. A model that is not better on the images held out by more than chance is not written, and not imported.
 
 Examples:
   tributary retrain --since 7d --out ./better                     from the model of recognizer.model
@@ -85,8 +85,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Sh
             labels => format!(" ({})", labels.join(", ")),
         }
     ));
-    train::train(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
-    match args.import {
+    let is_written = train::train(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
+    match args.import && is_written {
         true => release::import(loaded, ModelName::of(&model.description.name), &args.out, args.how.json).await,
         false => Ok(()),
     }

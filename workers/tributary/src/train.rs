@@ -55,13 +55,13 @@ pub struct HowArgs {
     /// Images in a step.
     #[arg(long, value_name = "N")]
     pub batch: Option<u16>,
-    /// Step length at the highest.
+    /// Learning rate at the highest; without it, found by trying a few.
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f32>,
     /// Threads of one step.
     #[arg(long, value_name = "N")]
     pub threads: Option<u16>,
-    /// Write the new model even if it is worse on the images held out.
+    /// Write the best epoch even if it is not better on the images held out by more than chance.
     #[arg(long)]
     pub anyway: bool,
     /// Print what was measured as JSON.
@@ -92,10 +92,11 @@ impl HowArgs {
 
 /// Trains.
 pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    train(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await
+    train(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
+    Ok(())
 }
 
-/// Trains a model on a folder, and writes a new one, unless that would be worse.
+/// Trains a model on a folder, and writes a new one if it is better; whether it did.
 pub async fn train(
     settings: &Settings,
     model: &Path,
@@ -103,7 +104,7 @@ pub async fn train(
     new: &Path,
     how: &HowArgs,
     shutdown: Shutdown,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     let told = stop.clone();
     let watching = tokio::spawn(async move {
@@ -122,7 +123,7 @@ pub async fn train(
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
         let around = Around { stop: &stop, pace: Pace::free(&train.limits), checkpoints: None };
         let trained = training::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
-        if !anyway && trained.worse().is_some() {
+        if !anyway && trained.nothing_gained().is_some() {
             return Ok((trained, None));
         }
         let written = training::folder::write(&model, &trained.onnx, &trained.values(), &out)?;
@@ -135,6 +136,9 @@ pub async fn train(
         let test = trained.test.map(|(before, after)| json!({ "before": before, "after": after }));
         out::json(&json!({
             "epochs": trained.epochs,
+            "best_epoch": trained.best_epoch,
+            "learning_rate": trained.learning_rate,
+            "nothing_gained": trained.nothing_gained(),
             "test": test,
             "parameters": trained.parameters,
             "unreadable": trained.unreadable,
@@ -145,10 +149,10 @@ pub async fn train(
     } else {
         out::line(text(&trained, written.as_ref()))?;
     }
-    match trained.worse().filter(|_| written.is_none()) {
-        Some(why) => anyhow::bail!("{why}; nothing was written (--anyway writes it all the same)"),
-        None => Ok(()),
+    if let Some(why) = trained.nothing_gained().filter(|_| written.is_none()) {
+        out::note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
     }
+    Ok(written.is_some())
 }
 
 /// Says what happens on standard error: a line an epoch.
@@ -189,22 +193,23 @@ fn measured(measured: &Measured) -> String {
 
 fn text(trained: &Trained, written: Option<&Model>) -> String {
     let mut lines = vec![format!("trained  {} numbers in {} weights", trained.parameters, trained.weights.len())];
-    if let (Some(before), Some(after)) = (trained.epochs.first(), trained.epochs.last()) {
-        let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+    let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+    let (before, after) = trained.held_out();
+    lines.push(format!(
+        "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",
+        right(&before),
+        right(&after),
+        trained.best_epoch,
+        after.images,
+        trained.learning_rate
+    ));
+    if let Some((before, after)) = &trained.test {
         lines.push(format!(
-            "held out {} right before, {} after, of {} images",
-            right(&before.held_out),
-            right(&after.held_out),
-            after.held_out.images
+            "test     {} right before, {} after, of {} images",
+            right(before),
+            right(after),
+            after.images
         ));
-        if let Some((before, after)) = &trained.test {
-            lines.push(format!(
-                "test     {} right before, {} after, of {} images",
-                right(before),
-                right(after),
-                after.images
-            ));
-        }
     }
     if trained.unreadable > 0 {
         lines.push(format!("passed over {} times a picture that cannot be used (-v says which)", trained.unreadable));

@@ -118,7 +118,7 @@ impl Training {
             let mut weights: Vec<Vec<f32>> =
                 step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
             let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
-            let settings = OptimizerSettings { learning_rate: 1e-4, ..OptimizerSettings::default() };
+            let settings = OptimizerSettings::default();
             let mut optimizer = Optimizer::new(&settings, &weights);
             let mut stepper = Stepper::open(&runtime, step, 1)?;
             let images = vec![0.5; shape.iter().product::<i64>() as usize];
@@ -127,7 +127,7 @@ impl Training {
             let mut steps = 0;
             while !told.is_cancelled() {
                 stepper.learn(&images, &targets, &weights, &mut gradients)?;
-                optimizer.step(&mut weights, &mut gradients, &start, 1.0);
+                optimizer.step(&mut weights, &mut gradients, &start, 1e-4);
                 pace.rest(1, Duration::ZERO, &told)?;
                 steps += 1;
             }

@@ -63,7 +63,7 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
     let settings = TrainSettings {
         epochs,
         balanced: false,
-        optimizer: OptimizerSettings { learning_rate: 0.02, ..OptimizerSettings::default() },
+        optimizer: OptimizerSettings { learning_rate: Some(0.02), ..OptimizerSettings::default() },
         ..TrainSettings::default()
     };
     let examples = Examples::read(folder, &model.labels, settings.held_out_ratio)?;
