@@ -119,7 +119,8 @@ fn train(
     into: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<PathBuf> {
-    let optimizer = OptimizerSettings { learning_rate: Some(0.03), clip_norm: Some(5.0), ..OptimizerSettings::default() };
+    let optimizer =
+        OptimizerSettings { learning_rate: Some(0.03), clip_norm: Some(5.0), ..OptimizerSettings::default() };
     let settings =
         TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
     let example = |(number, picture): (usize, &&Picture)| {
