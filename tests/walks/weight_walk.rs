@@ -153,8 +153,9 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let again = run(world.folder(), &again).await.unwrap();
     assert!(again.success, "{}", again.err);
     let again: serde_json::Value = serde_json::from_str(&again.out).unwrap();
-    let last = &again["epochs"].as_array().unwrap().last().unwrap()["held_out"];
-    assert_eq!(last["loss"].as_f64().unwrap() as f32, disturbed.after.loss as f32, "{last} and {disturbed:?}");
+    let epochs = again["epochs"].as_array().unwrap();
+    let best = &epochs.iter().find(|epoch| epoch["number"] == again["best_epoch"]).unwrap()["held_out"];
+    assert_eq!(best["loss"].as_f64().unwrap() as f32, disturbed.after.loss as f32, "{best} and {disturbed:?}");
 }
 
 #[tokio::test]
