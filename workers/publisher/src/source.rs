@@ -177,7 +177,7 @@ impl Feed {
 }
 
 /// The images that would be published of files and folders, in the order of their names, with their labels where these are
-/// known; and in words what would be passed over or refused.
+/// known; and in words what would be refused or is worth knowing. What is no image is left out without a word.
 pub async fn list_images(
     paths: Vec<PathBuf>,
     settings: &PublisherSettings,

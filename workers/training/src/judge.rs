@@ -19,7 +19,7 @@ pub struct HoldoutScores {
 
 /// How one model compares with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judgement {
+pub enum HoldoutComparison {
     /// More right by more than chance; or as right, with a lower loss by more than chance.
     Better,
     /// Neither.
@@ -50,8 +50,9 @@ impl HoldoutScores {
         }
     }
 
-    /// Whether more is right than a guess among so many classes would be, by more than chance. A guess is half as often right
-    /// again as one class in so many, for classes are seldom alike in number.
+    /// Whether more is right than a guess among so many classes would be, by more than chance. Always
+    /// saying the most frequent class is taken to be right half as often again as one in so many, for classes are seldom
+    /// alike in number.
     pub fn knows_more_than_chance(&self, classes: usize) -> bool {
         let guess = (1.5 / classes.max(2) as f64).min(0.75);
         let count = self.right.len().max(1) as f64;
@@ -80,15 +81,15 @@ impl HoldoutScores {
     }
 
     /// Holds it against what another model says about the same images.
-    pub fn judge(&self, other: &Self) -> Judgement {
+    pub fn judge(&self, other: &Self) -> HoldoutComparison {
         if !self.measured().loss.is_finite() {
-            return Judgement::Worse;
+            return HoldoutComparison::Worse;
         }
         let (right, loss) = (self.more_right(other), self.less_loss(other));
         match () {
-            () if right >= CLEAR || right > -LEVEL && loss >= CLEAR => Judgement::Better,
-            () if right <= -CLEAR || right < LEVEL && loss <= -CLEAR => Judgement::Worse,
-            () => Judgement::Level,
+            () if right >= CLEAR || right > -LEVEL && loss >= CLEAR => HoldoutComparison::Better,
+            () if right <= -CLEAR || right < LEVEL && loss <= -CLEAR => HoldoutComparison::Worse,
+            () => HoldoutComparison::Level,
         }
     }
 
@@ -131,14 +132,18 @@ mod tests {
     #[test]
     fn more_right_counts_though_the_loss_is_higher_and_chance_counts_nothing() {
         // 86.7 to 90 % of 300, and each mistake made with more certainty.
-        assert_eq!(scores(300, 270, 3.0).judge(&scores(300, 260, 2.0)), Judgement::Better);
-        assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 270, 3.0)), Judgement::Worse);
-        assert_eq!(scores(30, 28, 2.0).judge(&scores(30, 27, 2.0)), Judgement::Level);
-        assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 260, 2.0)), Judgement::Level);
-        assert_eq!(scores(300, 299, 3.0).judge(&scores(300, 299, 2.0)), Judgement::Better, "as right, and surer");
+        assert_eq!(scores(300, 270, 3.0).judge(&scores(300, 260, 2.0)), HoldoutComparison::Better);
+        assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 270, 3.0)), HoldoutComparison::Worse);
+        assert_eq!(scores(30, 28, 2.0).judge(&scores(30, 27, 2.0)), HoldoutComparison::Level);
+        assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 260, 2.0)), HoldoutComparison::Level);
+        assert_eq!(
+            scores(300, 299, 3.0).judge(&scores(300, 299, 2.0)),
+            HoldoutComparison::Better,
+            "as right, and surer"
+        );
         let mut broken = scores(300, 290, 2.0);
         broken.add(&[f32::NAN, 0.0], 0);
-        assert_eq!(broken.judge(&scores(301, 100, 2.0)), Judgement::Worse);
+        assert_eq!(broken.judge(&scores(301, 100, 2.0)), HoldoutComparison::Worse);
         assert!(!broken.is_preferred_to(&scores(301, 100, 2.0)));
     }
 
@@ -153,9 +158,9 @@ mod tests {
                 own.add(&[x, y], 0);
                 other.add(&[x + shift * y, y], 0);
             }
-            prop_assert_eq!(own.judge(&own), Judgement::Level);
+            prop_assert_eq!(own.judge(&own), HoldoutComparison::Level);
             prop_assert!(!own.is_preferred_to(&own));
-            prop_assert!(!(own.judge(&other) == Judgement::Better && other.judge(&own) == Judgement::Better));
+            prop_assert!(!(own.judge(&other) == HoldoutComparison::Better && other.judge(&own) == HoldoutComparison::Better));
             prop_assert!(!(own.is_preferred_to(&other) && other.is_preferred_to(&own)));
         }
     }

@@ -20,7 +20,7 @@ use crate::batches::{Features, From, Making, order};
 use crate::checkpoint::{Checkpoints, Epoch, Found, Progress};
 use crate::error::TrainError;
 use crate::examples::{Example, Examples, Split};
-use crate::judge::{HoldoutScores, Judgement};
+use crate::judge::{HoldoutComparison, HoldoutScores};
 use crate::optimizer::Optimizer;
 use crate::pace::Pace;
 use crate::probe::{Ready, ready};
@@ -51,7 +51,7 @@ pub struct Trained {
     /// The number of the best epoch by the images held out; 0 if none is better than the start.
     pub best_epoch: u32,
     /// How the best epoch compares with the start.
-    pub judgement: Judgement,
+    pub comparison: HoldoutComparison,
     /// The highest learning rate, as given or found.
     pub learning_rate: f32,
     /// On the examples of split `test`, before and after; absent without any.
@@ -79,8 +79,8 @@ impl Trained {
         let right =
             |measured: Measured| format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss);
         let images = before.images;
-        match (self.judgement, self.best_epoch) {
-            (Judgement::Better, _) => None,
+        match (self.comparison, self.best_epoch) {
+            (HoldoutComparison::Better, _) => None,
             (_, 0) => Some(format!(
                 "nothing to gain: no epoch does better on the {images} images held out than the model it began with ({})",
                 right(before)
@@ -124,15 +124,17 @@ pub fn train(
     let of = |split| places(examples, split);
     let (learn_from, held_out, test) = (repeated(examples, settings), of(Split::HeldOut), of(Split::Test));
     let begun = Instant::now();
-    let start = work.measure(&held_out, At::Start)?;
+    let start = work.measure(&held_out, Snapshot::Start)?;
     if work.progress.epochs.is_empty() {
-        work.progress.test_before =
-            (!test.is_empty()).then(|| work.measure(&test, At::Start)).transpose()?.map(|scores| scores.measured());
+        work.progress.test_before = (!test.is_empty())
+            .then(|| work.measure(&test, Snapshot::Start))
+            .transpose()?
+            .map(|scores| scores.measured());
         work.find_rate(&places(examples, Split::Train), &start)?;
         work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
     // Taken up again: the same weights say the same.
-    let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, At::Best)? };
+    let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, Snapshot::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
     let classes: Vec<usize> = learn_from.iter().map(|place| examples.all[*place].class).collect();
     while work.goes_on() {
@@ -141,7 +143,7 @@ pub fn train(
         let order = order(&classes, settings.balanced, &mut random);
         let ordered: Vec<usize> = order.iter().map(|at| learn_from[*at]).collect();
         let learned_loss = Some(work.learn(&ordered)?);
-        let scores = work.measure(&held_out, At::Now)?;
+        let scores = work.measure(&held_out, Snapshot::Now)?;
         if scores.is_preferred_to(&best) {
             work.keep(number);
             best = scores.clone();
@@ -150,7 +152,7 @@ pub fn train(
         work.over(epoch)?;
         see(&epoch);
     }
-    let after = (!test.is_empty()).then(|| work.measure(&test, At::Best)).transpose()?;
+    let after = (!test.is_empty()).then(|| work.measure(&test, Snapshot::Best)).transpose()?;
     Ok(work.trained(after.map(|scores| scores.measured()), best.judge(&start)))
 }
 
@@ -181,7 +183,7 @@ fn needed_bytes(step: &Step, known: &Known, settings: &TrainSettings) -> Result<
 
 /// Which weights.
 #[derive(Clone, Copy)]
-enum At {
+enum Snapshot {
     Start,
     Best,
     Now,
@@ -313,6 +315,7 @@ impl<'a> Work<'a> {
             // Too few to judge a trial by.
             None if seen.is_empty() => slowest,
             None => {
+                tracing::info!(rates = TRIED_RATES.len(), "learning rates are tried");
                 let mut best: Option<(f32, f64)> = None;
                 for rate in TRIED_RATES {
                     let loss = self.try_rate(rate, &learned, seen)?;
@@ -344,7 +347,7 @@ impl<'a> Work<'a> {
         });
         self.features = from;
         tried?;
-        Ok(self.measure(seen, At::Now)?.measured().loss)
+        Ok(self.measure(seen, Snapshot::Now)?.measured().loss)
     }
 
     /// Whether there is another epoch: not after as many without a better one as half of all.
@@ -394,13 +397,13 @@ impl<'a> Work<'a> {
     }
 
     /// What weights say about examples.
-    fn measure(&mut self, places: &[usize], at: At) -> Result<HoldoutScores, TrainError> {
+    fn measure(&mut self, places: &[usize], at: Snapshot) -> Result<HoldoutScores, TrainError> {
         let from = self.features.take();
         let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
         let weights = match at {
-            At::Start => &self.start,
-            At::Best => &self.best,
-            At::Now => &self.weights,
+            Snapshot::Start => &self.start,
+            Snapshot::Best => &self.best,
+            Snapshot::Now => &self.weights,
         };
         let classes = self.stepper.step().classes;
         let mut scores = HoldoutScores::default();
@@ -432,7 +435,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn trained(self, test_after: Option<Measured>, judgement: Judgement) -> Trained {
+    fn trained(self, test_after: Option<Measured>, comparison: HoldoutComparison) -> Trained {
         let parameters = self.best.iter().map(Vec::len).sum();
         let shapes = self.stepper.step().weights.iter().map(|weight| &weight.shape);
         let shapes = shapes.map(|shape| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect());
@@ -445,7 +448,7 @@ impl<'a> Work<'a> {
             weights,
             epochs,
             best_epoch,
-            judgement,
+            comparison,
             learning_rate,
             test,
             parameters,

@@ -10,7 +10,7 @@ use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
-use training::judge::Judgement;
+use training::judge::HoldoutComparison;
 use training::{Around, Checkpoints, Examples, Pace, Split, TrainError, TrainSettings, Trained, folder, train};
 use vision::{Model, Onnx, Session, tensor};
 
@@ -65,7 +65,7 @@ fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
     let (before, after) = first.held_out();
     assert!(before.accuracy_ratio < 0.3, "{before:?}");
     assert!(after.accuracy_ratio > 0.7, "{after:?}");
-    assert_eq!((first.judgement, first.nothing_gained()), (Judgement::Better, None));
+    assert_eq!((first.comparison, first.nothing_gained()), (HoldoutComparison::Better, None));
     let again = trained(&model, &settings()).unwrap();
     assert_eq!(first.weights, again.weights, "the same seed");
     let other = trained(&model, &TrainSettings { seed: 2, ..settings() }).unwrap();

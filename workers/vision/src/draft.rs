@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::huggingface::{self, Json, spell_name};
 use crate::labels;
-use crate::model::{DESCRIPTION, ModelError, find_graph, read_outline};
+use crate::model::{ModelError, find_graph, read_outline};
 use crate::outline::{Holds, Outline, Port};
 
 /// Element types as onnx.proto numbers them.
@@ -73,8 +73,7 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
         let (output, classes) = drafter.find_output().map_err(wrong)?;
         let input = drafter.describe_input(input, &shape)?;
         let (labels, count) = drafter.labels(classes)?;
-        let labels_known = labels.is_some() || count.is_some();
-        if !labels_known {
+        if labels.is_none() && count.is_none() {
             return Err(wrong(
                 "its output tells no number of classes; write labels.txt first, one label a line".into(),
             ));
@@ -471,9 +470,4 @@ fn python_names(text: &str) -> Option<Vec<String>> {
         rest = letters.as_str().trim_start().trim_start_matches(',').trim_start();
     }
     (!names.is_empty()).then_some(names)
-}
-
-/// Whether a folder has a description already.
-pub fn is_described(dir: &Path) -> bool {
-    dir.join(DESCRIPTION).exists()
 }

@@ -64,7 +64,7 @@ fn lines(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ModelError> {
 /// Forms that programs write labels in.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum LabelFile {
     List(Vec<String>),
     ByClass(BTreeMap<String, String>),
     ByName(BTreeMap<String, usize>),
@@ -77,9 +77,9 @@ fn json(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ModelError> {
         .map_err(|error| wrong(error.line(), error.column(), format!("it is no JSON: {error}")))?;
     let shape = "write a list [\"cat\", ...], a table {\"0\": \"cat\", ...} or {\"cat\": 0, ...}";
     let mut by_class: BTreeMap<usize, String> = match serde_json::from_value(value) {
-        Ok(Written::List(labels)) => return Ok(labels.into_iter().map(|label| label.trim().to_owned()).collect()),
-        Ok(Written::ByName(table)) => table.into_iter().map(|(label, class)| (class, label)).collect(),
-        Ok(Written::ByClass(table)) => {
+        Ok(LabelFile::List(labels)) => return Ok(labels.into_iter().map(|label| label.trim().to_owned()).collect()),
+        Ok(LabelFile::ByName(table)) => table.into_iter().map(|(label, class)| (class, label)).collect(),
+        Ok(LabelFile::ByClass(table)) => {
             let class = |(class, label): (String, String)| Some((class.parse().ok()?, label));
             table.into_iter().map(class).collect::<Option<_>>().ok_or_else(|| wrong(1, 1, shape.to_owned()))?
         }

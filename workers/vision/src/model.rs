@@ -20,7 +20,7 @@ use crate::labels::{self, distinct};
 use crate::outline::Outline;
 
 /// Our own description.
-pub(crate) const DESCRIPTION: &str = "model.toml";
+const DESCRIPTION: &str = "model.toml";
 /// The graph, where there are several ONNX files.
 const GRAPH: &str = "graph.onnx";
 /// Where exporters put the graph, in the order of preference. Any other name will do where there is one file alone.

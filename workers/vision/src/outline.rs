@@ -23,7 +23,7 @@ pub(crate) struct Outline {
     pub(crate) weight_files: BTreeSet<String>,
     /// Whatever the exporter wrote beside the graph.
     pub(crate) metadata: BTreeMap<String, String>,
-    nodes: Vec<Node>,
+    nodes: Vec<OnnxNode>,
 }
 
 /// One input or output.
@@ -54,9 +54,9 @@ pub(crate) enum Holds {
 impl Outline {
     /// Reads a whole ONNX file; or why the bytes are no graph.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, &'static str> {
-        let model = Model::decode(bytes).map_err(|_| CUT_OFF)?;
+        let model = OnnxModel::decode(bytes).map_err(|_| CUT_OFF)?;
         let mut weight_files = BTreeSet::new();
-        let graphs = model.graph.iter().chain(model.training.iter().flat_map(Training::graphs));
+        let graphs = model.graph.iter().chain(model.training.iter().flat_map(OnnxTraining::graphs));
         graphs.for_each(|graph| graph.collect_weight_files(&mut weight_files));
         model.functions.iter().flat_map(|function| &function.nodes).for_each(|node| node.collect(&mut weight_files));
         let operators = model.operator_sets.into_iter().map(|set| match set.domain.is_empty() {
@@ -67,8 +67,8 @@ impl Outline {
         let filled: BTreeSet<&str> = graph.weights.iter().map(|weight| weight.name.as_str()).collect();
         let inputs = graph.inputs.iter().filter(|input| !filled.contains(input.name.as_str()));
         Ok(Self {
-            inputs: inputs.map(Value::port).collect(),
-            outputs: graph.outputs.iter().map(Value::port).collect(),
+            inputs: inputs.map(OnnxValue::port).collect(),
+            outputs: graph.outputs.iter().map(OnnxValue::port).collect(),
             operators: operators.collect(),
             weight_files,
             metadata: model.metadata.into_iter().map(|entry| (entry.key, entry.value)).collect(),
@@ -118,21 +118,21 @@ impl Outline {
 
 /// Messages of onnx.proto, the few fields of them that are asked for. They hold nothing of a tensor's numbers.
 #[derive(Clone, PartialEq, Message)]
-struct Model {
+struct OnnxModel {
     #[prost(message, optional, tag = "7")]
-    graph: Option<Graph>,
+    graph: Option<OnnxGraph>,
     #[prost(message, repeated, tag = "8")]
-    operator_sets: Vec<OperatorSet>,
+    operator_sets: Vec<OnnxOperatorSet>,
     #[prost(message, repeated, tag = "14")]
-    metadata: Vec<Entry>,
+    metadata: Vec<OnnxEntry>,
     #[prost(message, repeated, tag = "20")]
-    training: Vec<Training>,
+    training: Vec<OnnxTraining>,
     #[prost(message, repeated, tag = "25")]
-    functions: Vec<Function>,
+    functions: Vec<OnnxFunction>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct OperatorSet {
+struct OnnxOperatorSet {
     #[prost(string, tag = "1")]
     domain: String,
     #[prost(int64, tag = "2")]
@@ -140,40 +140,40 @@ struct OperatorSet {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Training {
+struct OnnxTraining {
     #[prost(message, optional, tag = "1")]
-    initialization: Option<Graph>,
+    initialization: Option<OnnxGraph>,
     #[prost(message, optional, tag = "2")]
-    algorithm: Option<Graph>,
+    algorithm: Option<OnnxGraph>,
 }
 
-impl Training {
-    fn graphs(&self) -> impl Iterator<Item = &Graph> {
+impl OnnxTraining {
+    fn graphs(&self) -> impl Iterator<Item = &OnnxGraph> {
         self.initialization.iter().chain(&self.algorithm)
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Function {
+struct OnnxFunction {
     #[prost(message, repeated, tag = "7")]
-    nodes: Vec<Node>,
+    nodes: Vec<OnnxNode>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Graph {
+struct OnnxGraph {
     #[prost(message, repeated, tag = "1")]
-    nodes: Vec<Node>,
+    nodes: Vec<OnnxNode>,
     #[prost(message, repeated, tag = "5")]
-    weights: Vec<Weight>,
+    weights: Vec<OnnxTensor>,
     #[prost(message, repeated, tag = "11")]
-    inputs: Vec<Value>,
+    inputs: Vec<OnnxValue>,
     #[prost(message, repeated, tag = "12")]
-    outputs: Vec<Value>,
+    outputs: Vec<OnnxValue>,
     #[prost(message, repeated, tag = "15")]
-    sparse_weights: Vec<SparseWeight>,
+    sparse_weights: Vec<OnnxSparseTensor>,
 }
 
-impl Graph {
+impl OnnxGraph {
     fn collect_weight_files(&self, found: &mut BTreeSet<String>) {
         self.weights.iter().for_each(|weight| weight.collect(found));
         self.sparse_weights.iter().for_each(|weight| weight.collect(found));
@@ -182,7 +182,7 @@ impl Graph {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Node {
+struct OnnxNode {
     #[prost(string, repeated, tag = "1")]
     inputs: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -190,10 +190,10 @@ struct Node {
     #[prost(string, tag = "4")]
     operator: String,
     #[prost(message, repeated, tag = "5")]
-    attributes: Vec<Attribute>,
+    attributes: Vec<OnnxAttribute>,
 }
 
-impl Node {
+impl OnnxNode {
     fn collect(&self, found: &mut BTreeSet<String>) {
         for attribute in &self.attributes {
             attribute.weight.iter().chain(&attribute.weights).for_each(|weight| weight.collect(found));
@@ -205,34 +205,34 @@ impl Node {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Attribute {
+struct OnnxAttribute {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(message, optional, tag = "5")]
-    weight: Option<Weight>,
+    weight: Option<OnnxTensor>,
     #[prost(message, optional, tag = "6")]
-    graph: Option<Graph>,
+    graph: Option<OnnxGraph>,
     #[prost(bytes = "vec", repeated, tag = "9")]
     strings: Vec<Vec<u8>>,
     #[prost(message, repeated, tag = "10")]
-    weights: Vec<Weight>,
+    weights: Vec<OnnxTensor>,
     #[prost(message, repeated, tag = "11")]
-    graphs: Vec<Graph>,
+    graphs: Vec<OnnxGraph>,
     #[prost(message, optional, tag = "22")]
-    sparse_weight: Option<SparseWeight>,
+    sparse_weight: Option<OnnxSparseTensor>,
     #[prost(message, repeated, tag = "23")]
-    sparse_weights: Vec<SparseWeight>,
+    sparse_weights: Vec<OnnxSparseTensor>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Weight {
+struct OnnxTensor {
     #[prost(string, tag = "8")]
     name: String,
     #[prost(message, repeated, tag = "13")]
-    external: Vec<Entry>,
+    external: Vec<OnnxEntry>,
 }
 
-impl Weight {
+impl OnnxTensor {
     fn collect(&self, found: &mut BTreeSet<String>) {
         let places = self.external.iter().filter(|entry| entry.key == "location");
         found.extend(places.map(|entry| entry.value.clone()));
@@ -240,21 +240,21 @@ impl Weight {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SparseWeight {
+struct OnnxSparseTensor {
     #[prost(message, optional, tag = "1")]
-    values: Option<Weight>,
+    values: Option<OnnxTensor>,
     #[prost(message, optional, tag = "2")]
-    indices: Option<Weight>,
+    indices: Option<OnnxTensor>,
 }
 
-impl SparseWeight {
+impl OnnxSparseTensor {
     fn collect(&self, found: &mut BTreeSet<String>) {
         self.values.iter().chain(&self.indices).for_each(|weight| weight.collect(found));
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Entry {
+struct OnnxEntry {
     #[prost(string, tag = "1")]
     key: String,
     #[prost(string, tag = "2")]
@@ -262,20 +262,20 @@ struct Entry {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Value {
+struct OnnxValue {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(message, optional, tag = "2")]
-    kind: Option<Kind>,
+    kind: Option<OnnxType>,
 }
 
-impl Value {
+impl OnnxValue {
     fn port(&self) -> Port {
         let kind = self.kind.clone().unwrap_or_default();
         let holds = match (kind.tensor, kind.sequence.and_then(|sequence| sequence.of)) {
             (Some(tensor), _) => {
                 let dims = tensor.shape.unwrap_or_default().dims;
-                let size = |dim: &Dim| dim.size.and_then(|size| u32::try_from(size).ok());
+                let size = |dim: &OnnxDim| dim.size.and_then(|size| u32::try_from(size).ok());
                 Holds::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
             }
             (None, Some(of)) if of.map.is_some() => Holds::LabelScores,
@@ -286,40 +286,40 @@ impl Value {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Kind {
+struct OnnxType {
     #[prost(message, optional, tag = "1")]
-    tensor: Option<TensorKind>,
+    tensor: Option<OnnxTensorType>,
     #[prost(message, optional, boxed, tag = "4")]
-    sequence: Option<Box<SequenceKind>>,
+    sequence: Option<Box<OnnxSequenceType>>,
     #[prost(message, optional, tag = "5")]
-    map: Option<MapKind>,
+    map: Option<OnnxMapType>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct TensorKind {
+struct OnnxTensorType {
     #[prost(int32, tag = "1")]
     element: i32,
     #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
+    shape: Option<OnnxShape>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SequenceKind {
+struct OnnxSequenceType {
     #[prost(message, optional, boxed, tag = "1")]
-    of: Option<Box<Kind>>,
+    of: Option<Box<OnnxType>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct MapKind {}
+struct OnnxMapType {}
 
 #[derive(Clone, PartialEq, Message)]
-struct Shape {
+struct OnnxShape {
     #[prost(message, repeated, tag = "1")]
-    dims: Vec<Dim>,
+    dims: Vec<OnnxDim>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Dim {
+struct OnnxDim {
     #[prost(int64, optional, tag = "1")]
     size: Option<i64>,
 }
@@ -330,13 +330,13 @@ mod tests {
     use crate::session::tests::fixture;
     use proptest::prelude::*;
 
-    fn weight(location: &str) -> Weight {
-        let entry = |key: &str, value: &str| Entry { key: key.into(), value: value.into() };
-        Weight { name: "w".into(), external: vec![entry("location", location), entry("offset", "4096")] }
+    fn weight(location: &str) -> OnnxTensor {
+        let entry = |key: &str, value: &str| OnnxEntry { key: key.into(), value: value.into() };
+        OnnxTensor { name: "w".into(), external: vec![entry("location", location), entry("offset", "4096")] }
     }
 
-    fn file(graph: Graph) -> Vec<u8> {
-        Model { graph: Some(graph), ..Model::default() }.encode_to_vec()
+    fn file(graph: OnnxGraph) -> Vec<u8> {
+        OnnxModel { graph: Some(graph), ..OnnxModel::default() }.encode_to_vec()
     }
 
     #[test]
@@ -352,23 +352,27 @@ mod tests {
 
     #[test]
     fn weights_kept_outside_are_found_beside_the_graph_and_in_nested_ones() {
-        let nested = Graph { weights: vec![weight("deep/b.bin")], ..Graph::default() };
-        let node =
-            Node { attributes: vec![Attribute { graph: Some(nested), ..Default::default() }], ..Node::default() };
-        let graph = Graph { weights: vec![weight("a.bin"), weight("a.bin")], nodes: vec![node], ..Graph::default() };
+        let nested = OnnxGraph { weights: vec![weight("deep/b.bin")], ..OnnxGraph::default() };
+        let node = OnnxNode {
+            attributes: vec![OnnxAttribute { graph: Some(nested), ..Default::default() }],
+            ..OnnxNode::default()
+        };
+        let graph =
+            OnnxGraph { weights: vec![weight("a.bin"), weight("a.bin")], nodes: vec![node], ..OnnxGraph::default() };
         let outline = Outline::read(&file(graph)).unwrap();
         assert_eq!(outline.weight_files.into_iter().collect::<Vec<_>>(), ["a.bin", "deep/b.bin"]);
     }
 
     #[test]
     fn a_graph_that_runs_in_circles_makes_nothing() {
-        let node = |from: &str, to: &str| Node {
+        let node = |from: &str, to: &str| OnnxNode {
             inputs: vec![from.into()],
             outputs: vec![to.into()],
             operator: "Identity".into(),
             attributes: Vec::new(),
         };
-        let outline = Outline::read(&file(Graph { nodes: vec![node("a", "b"), node("b", "a")], ..Graph::default() }));
+        let outline =
+            Outline::read(&file(OnnxGraph { nodes: vec![node("a", "b"), node("b", "a")], ..OnnxGraph::default() }));
         assert_eq!(outline.unwrap().maker("a"), None);
     }
 

@@ -104,8 +104,10 @@ pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<Trial
         .map(|(image, row)| (image, row.label == image.label))
         .collect();
     let right = judged.iter().filter(|(_, is_right)| *is_right).count();
-    let mut findings = odd_answers(&rows, &entropies, model.labels.len());
-    findings.extend(better_descriptions(onnx, model, judged.get(..MOST_VARIED).unwrap_or(&judged))?);
+    // Several labels at once are independent: their probabilities are no distribution with an entropy.
+    let entropies = if model.thresholds.is_empty() { &entropies[..] } else { &[] };
+    let mut findings = odd_answers(&rows, entropies, model.labels.len());
+    findings.extend(better_descriptions(onnx, model, judged.get(..MOST_VARIED).unwrap_or(&judged)));
     Ok(TrialReport { labelled: judged.len(), right, images: rows, unknown_labels, findings })
 }
 
@@ -141,7 +143,7 @@ fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<Strin
 }
 
 /// Other descriptions under which clearly more of the pictures are right, best first.
-fn better_descriptions(onnx: &Onnx, model: &Model, judged: &[(&TrialImage, bool)]) -> Result<Vec<String>, InferError> {
+fn better_descriptions(onnx: &Onnx, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
     let mut better = Vec::new();
     for (said, input) in variants(&model.description.input) {
         let mut varied = model.clone();
@@ -169,7 +171,7 @@ fn better_descriptions(onnx: &Onnx, model: &Model, judged: &[(&TrialImage, bool)
             was + more
         )
     };
-    Ok(better.into_iter().map(say).collect())
+    better.into_iter().map(say).collect()
 }
 
 /// Whether a change for the better is more than chance: three standard errors of the pictures that changed (McNemar), and
@@ -250,6 +252,17 @@ mod tests {
         assert!(report.right * 2 < report.labelled, "{report:?}");
         let named = report.findings.iter().find(|finding| finding.contains("pixels from")).unwrap();
         assert!(named.contains(&format!("of 80 pictures are right instead of {}", report.right)), "{named}");
+    }
+
+    #[test]
+    fn several_labels_are_not_called_uniform_and_colours_are_tried_both_ways() {
+        let model = Model::load(&fixture("../forms/several-labels")).unwrap();
+        let folder = fixture("../processors");
+        let images: Vec<TrialImage> =
+            ["landscape.png", "portrait.png"].map(|name| TrialImage { path: folder.join(name), label: None }).into();
+        assert_eq!(try_on(&onnx(), &model, &images).unwrap().findings, [""; 0]);
+        let said: Vec<String> = variants(&model.description.input).into_iter().map(|(said, _)| said).collect();
+        assert!(said.contains(&"channels = \"bgr\"".to_owned()) && said.len() == 4, "{said:?}");
     }
 
     #[test]
