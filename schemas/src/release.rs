@@ -64,6 +64,9 @@ pub struct Release {
     /// How right its parent and it are on the public set; absent where it was not tried on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<(Measured, Measured)>,
+    /// Where the change of accuracy between the two lies, 95 times of 100, -1 to 1; absent where it was not tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_change_interval: Option<(f64, f64)>,
 }
 
 impl Release {

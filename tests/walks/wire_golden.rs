@@ -195,6 +195,7 @@ fn release(number: u8) -> Release {
             Measured { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
             Measured { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
         )),
+        public_change_interval: None,
     }
 }
 

@@ -1,15 +1,21 @@
 //! From a base and what sites sent to the next weights: score → filter → weigh → merge → follow. The same base, updates,
 //! public set and settings give the same weights on the same machine, in whatever order updates came.
+//!
+//! What weights are fitted on, what they are chosen by and what they are scored by are three parts of the public set, the
+//! same in every round. `pick` takes another candidate than the base only if it is better by more than chance on pictures
+//! that neither was ever fitted on; asked again and again round after round, such a threshold keeps the choice honest
+//! (the Ladder, arXiv 1502.04585).
 
 use schemas::SiteName;
 use training::TrainError;
+use training::judge::HoldoutComparison;
 
 use crate::filter::{self, Filter, FilterSettings};
 use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
-use crate::record::{Candidate, Part, Record};
-use crate::rule::{FAR_WORSE, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::record::{Candidate, Part, Record, ReportedChange};
+use crate::rule::{LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
@@ -72,7 +78,7 @@ pub struct Around<'a> {
     pub public: Option<&'a Public>,
     /// At least one where there are pictures.
     pub judges: &'a mut [Judge],
-    /// The round: decides which half of the pictures is which.
+    /// The round: of all chance.
     pub round: u64,
 }
 
@@ -93,50 +99,56 @@ pub fn derive(
     }
     // Sums of floats depend on their order: it is the sites', not that of arrival.
     sent.sort_by(|a, b| a.site.cmp(&b.site));
-    let (scored, said) = scored(&sent, settings, around)?;
+    let parts = around.public.map(Public::parts).unwrap_or_default();
+    let learn = if settings.rule == PICK { parts.fit.clone() } else { parts.fit_and_choose() };
+    let (scored, said) = scored(&sent, settings, &learn, around)?;
     let mut round =
-        Round { base, sent, scored, said, settings, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+        Round { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
     round.filter(around.layout);
     let (made, candidates) = match settings.rule.as_str() {
-        PICK => round.pick(around)?,
-        rule => (round.make(rule, around, None)?, Vec::new()),
+        PICK => round.pick(around, &parts.choose)?,
+        rule => (round.make(rule, around)?, Vec::new()),
     };
     let Made { mut row, rule, shares, instead } = made;
     let mut memory = memory;
-    server::step(base, &mut row, &mut memory, &settings.server);
+    if rule != PREVIOUS {
+        server::step(base, &mut row, &mut memory, &settings.server);
+    }
     if !row.iter().all(|value| value.is_finite()) {
         return Err(DeriveError::NotFinite);
     }
-    let measured = |judge: &mut Judge, public: &Public, row: &[f32]| {
-        judge.score(row, public, &public.all()).map(|tried| (tried.loss, tried.mean_accuracy()))
+    let reported = match (around.public, around.judges.first_mut()) {
+        (Some(public), Some(judge)) => {
+            let before = judge.score(base, public, &parts.report)?.holdout();
+            let after = judge.score(&row, public, &parts.report)?.holdout();
+            ReportedChange::of(&before, &after)
+        }
+        _ => None,
     };
-    let (mut before, mut after) = (None, None);
-    if let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) {
-        before = Some(measured(judge, public, base)?);
-        after = Some(measured(judge, public, &row)?);
-    }
-    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, instead, before, after };
+    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, instead, reported };
     Ok(Derived { row, memory, record })
 }
 
-/// Every site's model on the public set, as many at a time as there are judges.
+/// Every site's model on these pictures of the public set, as many at a time as there are judges; and what it says of them,
+/// in the order of the whole set.
 fn scored(
     sent: &[Sent<'_>],
     settings: &MergeSettings,
+    of: &[usize],
     around: &mut Around<'_>,
 ) -> Result<(Vec<Scored>, Vec<Vec<f32>>), DeriveError> {
     let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
     let Some(public) = around.public.filter(|_| settings.needs_public()) else {
         return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
-    let (layout, all) = (around.layout, public.all());
+    let layout = around.layout;
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = |judge: &mut Judge| -> Result<Vec<(usize, Tried)>, TrainError> {
         let mut tried = Vec::new();
         loop {
             let place = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let Some(sent) = sent.get(place) else { return Ok(tried) };
-            tried.push((place, judge.score(&model(sent, layout), public, &all)?));
+            tried.push((place, judge.score(&model(sent, layout), public, of)?));
         }
     };
     let tried = std::thread::scope(|scope| {
@@ -149,7 +161,10 @@ fn scored(
         let tried = tried.map_err(|_| DeriveError::Settings("a judge ended by itself".into()))??;
         for (place, Tried { loss, accuracy, probabilities, .. }) in tried {
             (scored[place].loss, scored[place].accuracy) = (Some(loss), accuracy);
-            said[place] = probabilities;
+            said[place] = vec![0.0; public.len() * public.count];
+            for (picture, own) in of.iter().zip(probabilities.chunks_exact(public.count)) {
+                said[place][picture * public.count..][..public.count].copy_from_slice(own);
+            }
         }
     }
     Ok((scored, said))
@@ -171,6 +186,8 @@ struct Round<'a> {
     /// Of each site, what its model says of the public pictures.
     said: Vec<Vec<f32>>,
     settings: &'a MergeSettings,
+    /// The public pictures that rules learn from.
+    learn: Vec<usize>,
     /// What each change is multiplied by.
     times: Vec<f64>,
     /// Which updates count.
@@ -247,12 +264,7 @@ impl<'a> Round<'a> {
     }
 
     /// Shares by a rule, for all sites; 0 for those that do not count.
-    fn weigh(
-        &self,
-        rule: &str,
-        around: &mut Around<'_>,
-        fit: Option<&[usize]>,
-    ) -> Result<(Vec<f64>, Option<String>), DeriveError> {
+    fn weigh(&self, rule: &str, around: &mut Around<'_>) -> Result<(Vec<f64>, Option<String>), DeriveError> {
         let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
         let scored: Vec<Scored> = counting.iter().map(|place| self.scored[*place].clone()).collect();
         let by_scores = if rule == LAW { "fedavg" } else { rule };
@@ -265,12 +277,10 @@ impl<'a> Round<'a> {
             let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
                 return Err(DeriveError::NoPublic(format!("rule {LAW}")));
             };
-            let all = public.all();
-            let of = fit.unwrap_or(&all);
             let (mut row, changes) = (vec![0.0; around.layout.len()], self.changes());
             shares = law::learn(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
                 self.merge(&self.spread(shares, &counting), around.layout, &mut row);
-                let (loss, slope) = judge.slope(&row, public, of, None)?;
+                let (loss, slope) = judge.slope(&row, public, &self.learn, None)?;
                 // How much the loss grows with a site's share.
                 let by_share =
                     counting.iter().map(|place| changes[*place].along(&slope, around.layout) * self.times[*place]);
@@ -306,10 +316,10 @@ impl<'a> Round<'a> {
         merge::sum_into(&terms, layout, row);
     }
 
-    /// The weights that a rule makes. `fit`: public pictures that it may learn from; all of them if absent.
-    fn make(&self, rule: &str, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+    /// The weights that a rule makes.
+    fn make(&self, rule: &str, around: &mut Around<'_>) -> Result<Made, DeriveError> {
         let (plain, then) = parted(rule);
-        let (shares, instead) = self.weigh(plain, around, fit)?;
+        let (shares, instead) = self.weigh(plain, around)?;
         let mut row = vec![0.0; around.layout.len()];
         match self.without_extremes(around.layout) {
             Some(made) => row = made,
@@ -319,11 +329,11 @@ impl<'a> Round<'a> {
         let made = Made { row, rule, shares, instead };
         match then {
             Then::Done => Ok(made),
-            Then::Head => self.with_head(made, around, fit),
-            Then::Tune => self.tuned(made, around, fit, None),
+            Then::Head => self.with_head(made, around),
+            Then::Tune => self.tuned(made, around, None),
             Then::Distill => {
                 let teacher = self.together(&made.shares);
-                self.tuned(made, around, fit, Some(&teacher))
+                self.tuned(made, around, Some(&teacher))
             }
         }
     }
@@ -338,22 +348,15 @@ impl<'a> Round<'a> {
         said
     }
 
-    fn tuned(
-        &self,
-        made: Made,
-        around: &mut Around<'_>,
-        fit: Option<&[usize]>,
-        teacher: Option<&[f32]>,
-    ) -> Result<Made, DeriveError> {
+    fn tuned(&self, made: Made, around: &mut Around<'_>, teacher: Option<&[f32]>) -> Result<Made, DeriveError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
             return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
         };
-        let all = public.all();
-        let row = judge.tune(&made.row, public, fit.unwrap_or(&all), teacher, Tuning::default(), around.round)?;
+        let row = judge.tune(&made.row, public, &self.learn, teacher, Tuning::default(), around.round)?;
         Ok(Made { row, ..made })
     }
 
-    fn with_head(&self, made: Made, around: &mut Around<'_>, fit: Option<&[usize]>) -> Result<Made, DeriveError> {
+    fn with_head(&self, made: Made, around: &mut Around<'_>) -> Result<Made, DeriveError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
             return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
         };
@@ -361,8 +364,7 @@ impl<'a> Round<'a> {
             true => made.instead,
             false => Some("the model has no last layer that can be trained alone".into()),
         };
-        let all = public.all();
-        let row = judge.train_head(&made.row, public, fit.unwrap_or(&all), HeadLearning::default())?;
+        let row = judge.train_head(&made.row, public, &self.learn, HeadLearning::default())?;
         Ok(Made { row, instead, ..made })
     }
 
@@ -382,33 +384,40 @@ impl<'a> Round<'a> {
         Some(merge::without_extremes(self.base, &changes, layout, left_out))
     }
 
-    /// Tries the candidates: fitted on one half, chosen by the other.
-    fn pick(&self, around: &mut Around<'_>) -> Result<(Made, Vec<Candidate>), DeriveError> {
+    /// Tries the candidates, and the base against the one that is taken. `choose`: public pictures that none learns from.
+    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Vec<Candidate>), DeriveError> {
         let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
-        let (fit, choose) = public.halves(around.round);
-        let (mut tried, mut candidates) = (Vec::new(), Vec::new());
         let try_one = |row: &[f32], around: &mut Around<'_>| match around.judges.first_mut() {
-            Some(judge) => Ok(judge.score(row, public, &choose)?),
+            Some(judge) => Ok(judge.score(row, public, choose)?),
             None => Err(DeriveError::NoPublic(format!("rule {PICK}"))),
         };
-        for rule in self.settings.candidates.iter().filter(|rule| *rule != PREVIOUS) {
-            let made = self.make(rule, around, Some(&fit))?;
-            let on_other_half = try_one(&made.row, around)?;
-            candidates.push(Candidate::of(rule, &on_other_half));
-            tried.push((rule, on_other_half));
+        let previous = try_one(self.base, around)?;
+        let mut candidates = vec![Candidate::of(PREVIOUS, &previous)];
+        let (mut made, mut tried) = (Vec::new(), Vec::new());
+        for rule in &self.settings.candidates {
+            let one = self.make(rule, around)?;
+            let said = try_one(&one.row, around)?;
+            candidates.push(Candidate::of(rule, &said));
+            made.push(one);
+            tried.push(said);
         }
-        let taken = choice(&tried.iter().map(|(_, tried)| tried).collect::<Vec<_>>());
-        if self.settings.candidates.iter().any(|rule| rule == PREVIOUS) {
-            let previous = try_one(self.base, around)?;
-            candidates.push(Candidate::of(PREVIOUS, &previous));
-            if taken.is_none_or(|place| tried[place].1.loss > FAR_WORSE * previous.loss) {
-                let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
-                let instead = Some("everything sites sent comes to something far worse than the base".into());
-                return Ok((Made { row, rule: PREVIOUS.into(), shares, instead }, candidates));
-            }
+        let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
+        if tried[taken].holdout().judge(&previous.holdout()) == HoldoutComparison::Better {
+            return Ok((made.swap_remove(taken), candidates));
         }
-        let rule = taken.map(|place| tried[place].0).ok_or(DeriveError::NotFinite)?;
-        Ok((self.make(rule, around, None)?, candidates))
+        let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
+        let instead = format!(
+            "nothing gained: of {} public pictures that nothing was fitted on the best candidate ({}) has {:.1} % right with \
+             loss {:.3}, the base {:.1} % with {:.3}: no more than chance",
+            choose.len(),
+            self.settings.candidates[taken],
+            right(&tried[taken]),
+            tried[taken].loss,
+            right(&previous),
+            previous.loss
+        );
+        let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
+        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, candidates))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {

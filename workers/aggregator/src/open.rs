@@ -13,6 +13,9 @@ use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology
 
 use crate::settings::{AskBy, RoundSettings};
 
+/// Name of the end of a round whose updates come to nothing better than the release it started from.
+pub const NOTHING_GAINED: &str = "nothing_gained";
+
 /// What is known of a model's rounds from the stream alone.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct History {

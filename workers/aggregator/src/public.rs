@@ -2,9 +2,6 @@
 
 use std::path::Path;
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use schemas::model::InputDescription;
 use sha2::{Digest, Sha256};
 use training::{Examples, TrainError};
@@ -24,6 +21,26 @@ pub struct Public {
     pub sha256: String,
     /// Pictures that cannot be used, each with the reason.
     pub unreadable: Vec<String>,
+}
+
+/// What the pictures of a public set are for; in the order of the set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PublicParts {
+    /// Rules learn from them.
+    pub fit: Vec<usize>,
+    /// The next release is chosen by them: no rule learns from them.
+    pub choose: Vec<usize>,
+    /// A release is scored by them: nothing is fitted on them, nothing chosen by them.
+    pub report: Vec<usize>,
+}
+
+impl PublicParts {
+    /// What a rule may learn from where there is nothing to choose.
+    pub fn fit_and_choose(&self) -> Vec<usize> {
+        let mut both = [&self.fit[..], &self.choose].concat();
+        both.sort_unstable();
+        both
+    }
 }
 
 impl Public {
@@ -87,20 +104,20 @@ impl Public {
         (0..self.len()).collect()
     }
 
-    /// Two halves with as many pictures of each class as can be: one to fit on, one to choose by. Every round has others,
-    /// or what was chosen by the same pictures again and again would look better than it is. In the order of the set.
-    pub fn halves(&self, round: u64) -> (Vec<usize>, Vec<usize>) {
-        let mut order = self.all();
-        order.shuffle(&mut StdRng::seed_from_u64(round));
-        let mut seen = vec![0_usize; self.count];
-        let (mut fit, mut choose): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|picture| {
-            let class = self.classes[*picture];
-            seen[class] += 1;
-            seen[class] % 2 == 1
-        });
-        fit.sort_unstable();
-        choose.sort_unstable();
-        (fit, choose)
+    /// Its three parts, of each class every third picture: the same in every round, so that what a release was fitted on in
+    /// one round is not what another is chosen or scored by in the next. A class with a single picture is fitted on, one
+    /// with two is not scored.
+    pub fn parts(&self) -> PublicParts {
+        let (mut parts, mut seen) = (PublicParts::default(), vec![0_usize; self.count]);
+        for (picture, class) in self.classes.iter().enumerate() {
+            match seen[*class] % 3 {
+                0 => parts.fit.push(picture),
+                1 => parts.choose.push(picture),
+                _ => parts.report.push(picture),
+            }
+            seen[*class] += 1;
+        }
+        parts
     }
 
     /// What each class counts, so that all classes of these pictures count the same.

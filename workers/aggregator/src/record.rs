@@ -1,7 +1,10 @@
 //! How weights were come by: what stands in a release's manifest, for people and for whoever asks why.
 
-use schemas::SiteName;
+use std::fmt;
+
+use schemas::{Measured, SiteName};
 use serde::{Deserialize, Serialize};
+use training::judge::HoldoutScores;
 
 use crate::score::Tried;
 
@@ -14,10 +17,10 @@ pub struct Part {
     pub samples: u64,
     /// Length of its change.
     pub norm: f64,
-    /// On the public set; absent without one.
+    /// On the pictures of the public set that rules learn from; absent without them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// On the public set, by class.
+    /// On the same pictures, by class.
     #[serde(default)]
     pub accuracy: Vec<Option<f64>>,
     /// How much of its change is in the release.
@@ -32,7 +35,7 @@ pub struct Part {
 pub struct Candidate {
     /// Its name.
     pub rule: String,
-    /// Loss on the half that chooses.
+    /// Loss on the pictures of the public set that are chosen by.
     pub loss: f64,
     /// Mean accuracy over the classes there, 0 to 1.
     pub accuracy_ratio: f64,
@@ -51,16 +54,91 @@ pub struct Record {
     /// Why another rule than the one asked for was used; absent if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<String>,
-    /// The base on the public set: loss and mean accuracy.
+    /// How right the base and the new weights are; absent without a public set, or where it is too small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<(f64, f64)>,
-    /// The new weights on the public set: loss and mean accuracy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<(f64, f64)>,
+    pub reported: Option<ReportedChange>,
+}
+
+/// How right the base and the new weights are on the pictures of the public set that no weights are fitted on and nothing
+/// is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ReportedChange {
+    /// The base.
+    pub before: Measured,
+    /// The new weights.
+    pub after: Measured,
+    /// Where the accuracy of the new weights lies, 95 times of 100; 0 to 1.
+    pub after_interval: (f64, f64),
+    /// Where the change of accuracy lies, 95 times of 100; -1 to 1.
+    pub change_interval: (f64, f64),
+}
+
+impl ReportedChange {
+    /// Of what both say about the same pictures; `None` of no picture.
+    pub fn of(before: &HoldoutScores, after: &HoldoutScores) -> Option<Self> {
+        (!after.is_empty()).then(|| Self {
+            before: before.measured(),
+            after: after.measured(),
+            after_interval: after.accuracy_interval(),
+            change_interval: after.change_interval(before),
+        })
+    }
+
+    /// Whether the change is more than what chance makes of so few pictures.
+    pub fn is_measured(&self) -> bool {
+        self.change_interval.0 > 0.0 || self.change_interval.1 < 0.0
+    }
+}
+
+/// `91.2 % right of 167 pictures (85.9 to 94.6), 89.8 % before: no change measured`.
+impl fmt::Display for ReportedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, after, after_interval: (low, high), change_interval } = self;
+        let percent = |ratio: f64| ratio * 100.0;
+        write!(
+            f,
+            "{:.1} % right of {} pictures ({:.1} to {:.1}), {:.1} % before: ",
+            percent(after.accuracy_ratio),
+            after.images,
+            percent(*low),
+            percent(*high),
+            percent(before.accuracy_ratio)
+        )?;
+        match self.is_measured() {
+            true => write!(f, "{:+.1} to {:+.1} points", percent(change_interval.0), percent(change_interval.1)),
+            false => f.write_str("no change measured"),
+        }
+    }
 }
 
 impl Candidate {
     pub(crate) fn of(rule: &str, tried: &Tried) -> Self {
         Self { rule: rule.into(), loss: tried.loss, accuracy_ratio: tried.mean_accuracy() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(right: usize) -> HoldoutScores {
+        let mut scores = HoldoutScores::default();
+        (0..100).for_each(|image| scores.push(image < right, 0.1));
+        scores
+    }
+
+    #[test]
+    fn a_change_within_chance_is_said_to_be_none() {
+        let little = ReportedChange::of(&scores(89), &scores(90)).unwrap();
+        assert_eq!(
+            little.to_string(),
+            "90.0 % right of 100 pictures (82.6 to 94.5), 89.0 % before: no change measured"
+        );
+        let much = ReportedChange::of(&scores(70), &scores(90)).unwrap();
+        assert_eq!(
+            much.to_string(),
+            "90.0 % right of 100 pictures (82.6 to 94.5), 70.0 % before: +11.7 to +27.5 points"
+        );
+        assert_eq!(ReportedChange::of(&HoldoutScores::default(), &HoldoutScores::default()), None);
     }
 }

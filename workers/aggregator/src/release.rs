@@ -24,6 +24,9 @@ use crate::rule::MergeSettings;
 /// Largest manifest that is read, bytes.
 const MANIFEST_MAX_BYTES: u64 = 64 << 20;
 const FORMAT: u32 = 1;
+/// Of how updates become weights; 2 since the public set is divided in three. One that was made by another cannot be made
+/// again, bit by bit.
+pub const DERIVATION: u32 = 2;
 
 /// How a release was come by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,9 @@ pub struct Made {
     pub trainable: String,
     /// Patterns of names of weights that stayed as each site has them.
     pub local: Vec<String>,
+    /// How updates became weights: [`DERIVATION`] of the program that did it.
+    #[serde(default = "first_derivation")]
+    pub derivation: u32,
     /// How updates were merged.
     pub settings: MergeSettings,
     /// Digest of the public set that models were tried on; absent without one.
@@ -75,6 +81,10 @@ pub struct Made {
     pub record: Record,
     /// What the server's optimizer remembered before it, and after it, in the store; absent where it remembers nothing.
     pub memory: Option<(Option<BlobRef>, BlobRef)>,
+}
+
+fn first_derivation() -> u32 {
+    1
 }
 
 /// An update in a release.

@@ -16,11 +16,8 @@ pub(crate) const AND_TUNE: &str = "+tune";
 /// Behind the name of a rule: as `+tune`, and half of what is aimed at is what the sites' models say together (ensemble
 /// distillation, arXiv 2006.07242).
 pub(crate) const AND_DISTILL: &str = "+distill";
-/// Among the candidates of `pick`: the base itself.
-pub(crate) const PREVIOUS: &str = "previous";
-/// Candidates whose loss is so many times that of the base are no candidates. High, for with uneven sites the loss
-/// rises in some rounds on the way down; a guess.
-pub(crate) const FAR_WORSE: f64 = 2.0;
+/// What `pick` took where no candidate is better than the base: the base itself.
+pub const PREVIOUS: &str = "previous";
 
 /// How updates become a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,9 +27,9 @@ pub struct MergeSettings {
     /// trained again on the public set), `+tune` (the whole model is, for a little) or `+distill` (aiming at what the
     /// sites say together, too), or `pick`, which tries several.
     pub rule: String,
-    /// Of `pick`: the rules it tries, and `previous`, the base. They are fitted on one half of the public set, which is
-    /// another one each round; the first is taken unless one has a lower loss on the other half, by more than chance. What
-    /// is taken is then fitted on the whole set. `previous` is taken only where everything else is far worse than it.
+    /// Of `pick`: the rules it tries, the preferred one first. They are fitted on one part of the public set and held against
+    /// each other on another: the first is taken unless one has a lower loss there by more than chance. What is taken must
+    /// be better than the base by more than chance, or there is no release.
     pub candidates: Vec<String>,
     /// The numbers of the rules.
     pub weigh: WeighSettings,
@@ -47,7 +44,7 @@ pub struct MergeSettings {
 
 impl Default for MergeSettings {
     fn default() -> Self {
-        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill", PREVIOUS];
+        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill"];
         Self {
             rule: PICK.into(),
             candidates: candidates.map(str::to_owned).to_vec(),
@@ -70,8 +67,9 @@ impl MergeSettings {
         if self.rule != PICK && !known(&self.rule) {
             return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
         }
-        if let Some(unknown) = self.candidates.iter().find(|rule| *rule != PREVIOUS && !known(rule)) {
-            return Err(format!("merge.candidates: {unknown:?} is unknown, use {} or {PREVIOUS}", names()));
+        if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
+            let names = weigh::names().chain([LAW]).collect::<Vec<_>>().join(", ");
+            return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
         let weigh = &self.weigh;
         let wants = [

@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use training::TrainError;
+use training::judge::HoldoutScores;
 use training::optimizer::Optimizer;
 use training::probe::{Ready, ready};
 use training::settings::OptimizerSettings;
@@ -155,6 +156,13 @@ pub struct Said {
 }
 
 impl Tried {
+    /// Picture by picture, to be held against another model's.
+    pub fn holdout(&self) -> HoldoutScores {
+        let mut scores = HoldoutScores::default();
+        self.said.iter().for_each(|said| scores.push(said.class == said.shows, said.loss));
+        scores
+    }
+
     /// Mean accuracy over the classes, 0 to 1.
     pub fn mean_accuracy(&self) -> f64 {
         Scored { accuracy: self.accuracy.clone(), ..Scored::default() }.mean()

@@ -10,7 +10,7 @@ use vision::Model;
 
 use crate::layout::Layout;
 use crate::public::Public;
-use crate::release::{Manifest, Merged, ReleaseError, Releases, Weights};
+use crate::release::{DERIVATION, Manifest, Merged, ReleaseError, Releases, Weights};
 use crate::seal::{self, Base, Held, SealError};
 use crate::server::Memory;
 use crate::values::{ValuesError, WeightsFile};
@@ -52,6 +52,12 @@ pub enum VerifyError {
         /// The digest of the one that is here.
         found: String,
     },
+    /// It was made by other rules.
+    #[error(
+        "release {} was made by an older tributary, whose rules of merging gave other weights: make it again with that one",
+        .0.short()
+    )]
+    OtherRules(ReleaseId),
     /// There is nothing to make it from.
     #[error("release {} is the model that sites were set up with: it came of no round", .0.short())]
     First(ReleaseId),
@@ -173,6 +179,9 @@ pub async fn verify(
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return Err(VerifyError::First(manifest.release.clone()));
     };
+    if made.derivation != DERIVATION {
+        return Err(VerifyError::OtherRules(manifest.release.clone()));
+    }
     let found = public.as_ref().map(|public| public.sha256.clone());
     let tried = made.settings.needs_public();
     if tried && made.public_sha256 != found {

@@ -223,7 +223,7 @@ impl Aggregator {
         if sealed.is_some() && said.is_some() {
             return Ok(());
         }
-        let origin = Origin { parent: None, words: "set up with".into(), public: None };
+        let origin = Origin { words: "set up with".into(), ..Origin::default() };
         let release = self.package(root, origin).await?;
         if sealed.is_none() {
             self.seal_first(&release).await?;

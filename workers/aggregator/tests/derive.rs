@@ -171,9 +171,73 @@ fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
     let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
     let tried = judge.score(&here.ground.base, &public, &public.all()).unwrap();
     assert_eq!(tried.accuracy.iter().flatten().count(), 2);
-    let (fit, choose) = public.halves(1);
-    assert_eq!((fit.len(), choose.len()), (6, 6));
+    let parts = public.parts();
+    assert_eq!((parts.fit.len(), parts.choose.len(), parts.report.len()), (4, 4, 4));
     assert!(Public::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("fewer pictures"));
+}
+
+/// A public set in a folder, nine pictures of each class; every third one of a class, which is reported by, shows `instead`.
+fn public_with(folder: &Path, here: &Here, instead: Option<&str>) -> Public {
+    for label in &here.model.labels {
+        let (from, to) = (fixtures().join("images/fashion").join(label), folder.join(label));
+        std::fs::create_dir_all(&to).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(&from).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        for (number, name) in names.iter().take(9).enumerate() {
+            let other = instead.filter(|_| number % 3 == 2).map(|label| {
+                let mut of_other = std::fs::read_dir(from.with_file_name(label)).unwrap();
+                of_other.next().unwrap().unwrap().path()
+            });
+            std::fs::copy(other.unwrap_or_else(|| from.join(name)), to.join(name)).unwrap();
+        }
+    }
+    Public::read(folder, &here.model, 9, 1 << 26).unwrap()
+}
+
+#[test]
+fn nothing_is_fitted_on_or_chosen_by_what_a_release_is_scored_by() {
+    let mut here = here();
+    let rows = rows(&here.ground.base, 5);
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [own, other] = [(&folders[0], None), (&folders[1], Some("bag"))]
+        .map(|(folder, instead)| public_with(folder.path(), &here, instead));
+    for name in ["pick", "law+head", "quality+distill", "fedavg+tune"] {
+        let mut derive_with = |public: &Public| {
+            here.public = public.clone();
+            derived(&here, sent(&rows, &here.ground.base), &rule(name)).unwrap()
+        };
+        let (first, again) = (derive_with(&own), derive_with(&other));
+        assert_eq!(first.row, again.row, "{name}");
+        assert_eq!(first.record.candidates, again.record.candidates, "{name}");
+        assert_ne!(first.record.reported, again.record.reported, "{name}");
+    }
+}
+
+#[test]
+fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
+    let mut here = here();
+    let base = &here.ground.base.clone();
+    // Sites that only spoil it.
+    let worse: Vec<Vec<f32>> =
+        (1..4).map(|site| base.iter().map(|value| value * (1.0 - 0.3 * site as f32)).collect()).collect();
+    let stands = derived(&here, sent(&worse, base), &rule("pick")).unwrap();
+    assert_eq!((stands.record.rule.as_str(), &stands.row), ("previous", base));
+    assert!(stands.record.instead.unwrap().contains("nothing gained"));
+    assert!(stands.record.parts.iter().all(|part| part.share == 0.0));
+    let momentum = {
+        let mut settings = rule("pick");
+        settings.server.kind = aggregator::server::ServerKind::Momentum;
+        derived(&here, sent(&worse, base), &settings).unwrap()
+    };
+    assert_eq!((&momentum.row, momentum.memory), (base, Memory::default()), "nothing moves where nothing is gained");
+    // A base that knows nothing, and sites that know a lot.
+    here.ground.base = vec![0.0; base.len()];
+    let better = vec![base.clone(), base.clone()];
+    let gained = derived(&here, sent(&better, &here.ground.base), &rule("pick")).unwrap();
+    assert_ne!(gained.record.rule, "previous");
+    let reported = gained.record.reported.unwrap();
+    assert!(reported.is_measured() && reported.after.accuracy_ratio > 0.8, "{reported}");
+    assert_eq!(reported.after.images, 40);
 }
 
 #[test]

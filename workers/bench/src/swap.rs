@@ -189,7 +189,7 @@ async fn pair(model: &Path, onnxruntime: Option<PathBuf>, work: &Path, site: &Si
     let (trial, blobs) = (Trial::of_this_program(onnxruntime), Blobs::open(&site.bus).await?);
     let mut releases = Vec::new();
     for model in &models {
-        let origin = Origin { parent: None, words: "bench".into(), public: None };
+        let origin = Origin { words: "bench".into(), ..Origin::default() };
         let prepared = prepare::prepare(model, origin, &trial, work).await;
         let (release, file) = prepared.map_err(|fault| BenchError::Dead { why: fault.reason })?;
         let bytes = tokio::fs::read(&file).await.map_err(BenchError::file(&file))?;

@@ -390,6 +390,7 @@ mod tests {
             package: Vec::new(),
             needs: schemas::Needs::default(),
             public: None,
+            public_change_interval: None,
         };
         Canary { release, step: 0, ring: ring.iter().map(|site| site.parse().unwrap()).collect(), since_ms }
     }

@@ -92,7 +92,9 @@ pub fn next(
 fn worse_on_public(candidate: &Release, settings: &ReleaserSettings) -> Option<String> {
     let (before, after) = candidate.public.as_ref()?;
     let lost = before.accuracy_ratio - after.accuracy_ratio;
-    (lost > settings.public_margin_ratio).then(|| {
+    // What chance makes of so few pictures is no loss.
+    let is_sure = candidate.public_change_interval.is_none_or(|(_, most)| most < 0.0);
+    (is_sure && lost > settings.public_margin_ratio).then(|| {
         format!(
             "on the public set {:.1} % right, where its parent is {:.1} % (more than {:.1} points less is not tried)",
             after.accuracy_ratio * 100.0,

@@ -171,6 +171,7 @@ mod tests {
             package: Vec::new(),
             needs: Needs { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
             public: None,
+            public_change_interval: None,
         }
     }
 

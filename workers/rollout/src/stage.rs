@@ -249,6 +249,7 @@ mod tests {
             package: Vec::new(),
             needs: schemas::Needs::default(),
             public: None,
+            public_change_interval: None,
         }
     }
 

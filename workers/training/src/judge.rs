@@ -9,6 +9,8 @@ use schemas::Measured;
 const CLEAR: f64 = 1.645;
 /// Standard errors within which two models are as right as each other.
 const LEVEL: f64 = 1.0;
+/// Standard errors either way of what is in the middle 95 of 100.
+const NORMAL_95: f64 = 1.96;
 
 /// What a model says about the images held out, in their order.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -34,9 +36,52 @@ impl HoldoutScores {
         let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = scores.iter().map(|score| f64::from(score - highest).exp()).sum();
         let own = scores.get(class).copied().unwrap_or(f32::NAN);
-        self.losses.push(sum.ln() - f64::from(own - highest));
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(place, _)| place);
-        self.right.push(best == Some(class));
+        self.push(best == Some(class), sum.ln() - f64::from(own - highest));
+    }
+
+    /// Adds an image that was judged already. `loss`: the cross-entropy of the true class.
+    pub fn push(&mut self, right: bool, loss: f64) {
+        self.right.push(right);
+        self.losses.push(loss);
+    }
+
+    /// How many images.
+    pub fn len(&self) -> usize {
+        self.right.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.right.is_empty()
+    }
+
+    /// Where the share of all such images that is right lies, 95 times of 100 (E. B. Wilson, 1927, without correction for
+    /// continuity); 0 to 1.
+    pub fn accuracy_interval(&self) -> (f64, f64) {
+        let (count, right) = (self.len().max(1) as f64, self.measured().accuracy_ratio);
+        let square = NORMAL_95 * NORMAL_95 / count;
+        let middle = (right + square / 2.0) / (1.0 + square);
+        let reach = NORMAL_95 / (1.0 + square) * (right * (1.0 - right) / count + square / (4.0 * count)).sqrt();
+        ((middle - reach).max(0.0), (middle + reach).min(1.0))
+    }
+
+    /// Where the difference of the shares of all such images that are right lies, this model less the other, 95 times of
+    /// 100 (A. Agresti and Y. Min, 2005, for matched pairs: half an image is added to each of the four cases); -1 to 1.
+    pub fn change_interval(&self, other: &Self) -> (f64, f64) {
+        let count = self.len() as f64 + 2.0;
+        let (gained, lost) = self.differing(other);
+        let (sum, difference) = (gained + lost + 1.0, gained - lost);
+        let reach = NORMAL_95 * (sum - difference * difference / count).sqrt() / count;
+        ((difference / count - reach).max(-1.0), (difference / count + reach).min(1.0))
+    }
+
+    /// Images that this model alone is right about, and that the other alone is right about.
+    fn differing(&self, other: &Self) -> (f64, f64) {
+        let pairs = || self.right.iter().zip(&other.right);
+        let gained = pairs().filter(|(own, other)| **own && !**other).count() as f64;
+        let lost = pairs().filter(|(own, other)| !**own && **other).count() as f64;
+        (gained, lost)
     }
 
     /// In two numbers.
@@ -61,9 +106,7 @@ impl HoldoutScores {
 
     /// How much more is right than with another model, in standard errors; 0 where none differs.
     fn more_right(&self, other: &Self) -> f64 {
-        let pairs = || self.right.iter().zip(&other.right);
-        let gained = pairs().filter(|(own, other)| **own && !**other).count() as f64;
-        let lost = pairs().filter(|(own, other)| !**own && **other).count() as f64;
+        let (gained, lost) = self.differing(other);
         if gained + lost > 0.0 { (gained - lost) / (gained + lost).sqrt() } else { 0.0 }
     }
 
@@ -145,6 +188,28 @@ mod tests {
         broken.add(&[f32::NAN, 0.0], 0);
         assert_eq!(broken.judge(&scores(301, 100, 2.0)), HoldoutComparison::Worse);
         assert!(!broken.is_preferred_to(&scores(301, 100, 2.0)));
+    }
+
+    #[test]
+    fn intervals_are_those_of_their_sources() {
+        // Wilson's for 81 of 263, as R's binom.confint gives it.
+        let (low, high) = scores(263, 81, 1.0).accuracy_interval();
+        assert!((low - 0.2553).abs() < 2e-4 && (high - 0.3662).abs() < 2e-4, "{low} to {high}");
+        assert!(scores(20, 20, 1.0).accuracy_interval().0 < 0.9, "20 of 20 is not sure to be all");
+        // Agresti and Min's own example: 1,600 asked twice, 944 for the first, 880 for the second, 150 and 86 changed.
+        let (mut first, mut second) = (HoldoutScores::default(), HoldoutScores::default());
+        for (count, is_first, is_second) in
+            [(794, true, true), (150, true, false), (86, false, true), (570, false, false)]
+        {
+            for _ in 0..count {
+                first.push(is_first, 0.0);
+                second.push(is_second, 0.0);
+            }
+        }
+        let (low, high) = first.change_interval(&second);
+        assert!((low - 0.0212).abs() < 5e-4 && (high - 0.0587).abs() < 5e-4, "{low} to {high}");
+        let (low, high) = first.change_interval(&first);
+        assert!(low < 0.0 && high > 0.0, "no difference among a few says nothing about all");
     }
 
     proptest! {

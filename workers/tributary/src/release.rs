@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use aggregator::Releases;
 use aggregator::public::Public;
+use aggregator::record::ReportedChange;
 use aggregator::release::{self, Manifest};
 use aggregator::verify::{self, Place, verify};
 use anyhow::{Context, bail};
@@ -185,7 +186,12 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
     }
     let row = |manifest: &Manifest| {
         let made = manifest.made.as_ref();
-        let percent = |of: Option<(f64, f64)>| of.map_or(String::new(), |(_, right)| format!("{:.1} %", right * 100.0));
+        let reported = made.and_then(|made| made.record.reported);
+        let percent = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
+        let after = |reported: ReportedChange| match reported.is_measured() {
+            true => percent(reported.after),
+            false => format!("{}, no change measured", percent(reported.after)),
+        };
         vec![
             manifest.release.short().to_owned(),
             stands(&manifest.release).to_owned(),
@@ -195,8 +201,8 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
             made.map_or(String::new(), |made| made.updates.len().to_string()),
             made.map_or(String::new(), |made| made.refused.len().to_string()),
             made.map_or(String::new(), |made| made.record.rule.clone()),
-            percent(made.and_then(|made| made.record.before)),
-            percent(made.and_then(|made| made.record.after)),
+            reported.map_or(String::new(), |reported| percent(reported.before)),
+            reported.map_or(String::new(), after),
         ]
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
@@ -232,11 +238,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         None => made.record.rule.clone(),
     };
     out::line(format_args!("rule     {rule}"))?;
-    if let (Some((loss, right)), Some((new_loss, new_right))) = (made.record.before, made.record.after) {
+    if let Some(reported) = made.record.reported {
+        out::line(format_args!("public   {reported}"))?;
+        let (before, after) = (reported.before.loss, reported.after.loss);
         out::line(format_args!(
-            "public   {:.1} % right, loss {loss:.3}; now {:.1} %, {new_loss:.3}",
-            right * 100.0,
-            new_right * 100.0
+            "         of pictures that nothing was fitted on or chosen by; loss {after:.3}, {before:.3} before"
         ))?;
     }
     let classes = |accuracy: &[Option<f64>]| {

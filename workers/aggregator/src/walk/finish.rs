@@ -6,15 +6,16 @@ use rollout::log;
 use rollout::prepare::Origin;
 use rollout::stage::{self, Said};
 use runtime::{Fault, clock};
-use schemas::{BlobRef, FaultNote, Measured, Release, RoundEvent};
+use schemas::{BlobRef, FaultNote, Release, RoundEvent};
 use streams::CarryError;
 use training::TrainError;
 use vision::Model;
 
 use super::{Aggregator, ROLE, is, unreleased, unverified};
 use crate::check;
-use crate::open::say;
-use crate::release::{Made, Manifest, Merged, Sealed};
+use crate::open::{NOTHING_GAINED, say};
+use crate::release::{DERIVATION, Made, Manifest, Merged, Sealed};
+use crate::rule::PREVIOUS;
 use crate::seal::{self, SealError};
 use crate::verify::{VerifyError, blocking, make_folder};
 
@@ -41,6 +42,9 @@ impl Aggregator {
             move || {
                 let public = public.as_deref();
                 let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
+                if derived.record.rule == PREVIOUS {
+                    return Ok(Err(derived.record.instead.unwrap_or_default()));
+                }
                 let (model, weights, file) =
                     seal::folder_with(&place.root, &base, &derived.row, &place.work.join("releases"))?;
                 let memory = match seal::memory_bytes(&derived.memory)? {
@@ -51,11 +55,16 @@ impl Aggregator {
                         Some((blob, path))
                     }
                 };
-                Ok((derived.record, model, weights, file, memory))
+                Ok(Ok((derived.record, model, weights, file, memory)))
             }
         };
         let (record, model, weights, file, memory) = match blocking(work).await {
-            Ok(made) => made,
+            Ok(Ok(made)) => made,
+            Ok(Err(nothing_gained)) => {
+                let remedy = "nothing is wrong: label more images where the model fails, or ask for fewer layers \
+                              (round.trainable) or a slower training (trainer.optimizer.learning_rate)";
+                return self.fail(number, FaultNote::new(NOTHING_GAINED, nothing_gained, remedy)).await;
+            }
             Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
                 let reason = runtime::fault::chain(&error);
                 return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
@@ -77,6 +86,7 @@ impl Aggregator {
             closed_because,
             trainable: current.terms.trainable.clone(),
             local: current.terms.local.clone(),
+            derivation: DERIVATION,
             settings: self.settings.merge.clone(),
             public_sha256: self.public.as_ref().map(|public| public.sha256.clone()),
             updates,
@@ -100,13 +110,15 @@ impl Aggregator {
     /// What came of a round, packaged; `None` if it does not run when it is tried: it is sealed all the same, and not
     /// offered to sites.
     async fn packaged(&self, manifest: &Manifest, model: &Model) -> Result<Option<Release>, Fault> {
-        let made = manifest.made.as_ref();
-        let images = self.public.as_ref().map_or(0, |public| public.len() as u64);
-        let measured =
-            |of: Option<(f64, f64)>| of.map(|(loss, accuracy_ratio)| Measured { images, accuracy_ratio, loss });
-        let public = made.and_then(|made| measured(made.record.before).zip(measured(made.record.after)));
         let words = format!("round {}", manifest.round);
-        match self.package(model, Origin { parent: manifest.parent.clone(), words, public }).await {
+        let reported = manifest.made.as_ref().and_then(|made| made.record.reported);
+        let origin = Origin {
+            parent: manifest.parent.clone(),
+            words,
+            public: reported.map(|reported| (reported.before, reported.after)),
+            public_change_interval: reported.map(|reported| reported.change_interval),
+        };
+        match self.package(model, origin).await {
             Ok(release) => Ok(Some(release)),
             Err(Fault::Reject(note)) if note.name != "trial_impossible" => {
                 let (release, fault, reason) = (manifest.release.short(), note.name, note.reason);
@@ -182,13 +194,11 @@ impl Aggregator {
     }
 
     pub(super) async fn fail(&mut self, number: u64, note: FaultNote) -> Result<(), Fault> {
-        tracing::warn!(
-            role = ROLE,
-            round = number,
-            fault = note.name,
-            reason = note.reason,
-            "no release: the last one stands"
-        );
+        let (fault, reason) = (&note.name, &note.reason);
+        match note.name == NOTHING_GAINED {
+            true => tracing::info!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
+            false => tracing::warn!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
+        }
         say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
     }

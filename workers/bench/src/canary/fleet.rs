@@ -191,6 +191,7 @@ impl<'a> Fleet<'a> {
             package: Vec::new(),
             needs: Needs::default(),
             public: None,
+            public_change_interval: None,
         };
         let ring = self.sites.iter().take(RING).map(|site| site.name.clone()).collect();
         Canary { release, step: 0, ring, since_ms }

@@ -50,7 +50,7 @@ pub async fn import(
     out::note(format_args!("{} is tried in a process of its own …", folder.display()));
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let parent = now.as_ref().map(|now| now.stable.release.clone());
-    let origin = Origin { parent: parent.clone(), words: "imported".into(), public: None };
+    let origin = Origin { parent: parent.clone(), words: "imported".into(), ..Origin::default() };
     let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&model, origin, &trial, work.path()).await;
     let (release, file) =
