@@ -23,9 +23,15 @@ use vision::Onnx;
 use crate::error::BenchError;
 use crate::report::Report;
 use play::{Played, Player};
+pub(crate) use play::{fresh, site};
 use pool::Pool;
-use scheme::{SCHEMES, Scheme};
-pub(crate) use scheme::{gamma, normal};
+use scheme::SCHEMES;
+pub(crate) use scheme::{Scheme, gamma, normal};
+
+/// The scheme of this name.
+pub(crate) fn scheme_named(name: &str) -> Option<&'static Scheme> {
+    SCHEMES.iter().find(|scheme| scheme.name == name)
+}
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]

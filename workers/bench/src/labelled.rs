@@ -32,7 +32,7 @@ pub fn labels(folder: &Path) -> Result<Vec<String>, BenchError> {
 }
 
 /// Path, label, and whether it is of the split `test`.
-fn rows(folder: &Path) -> Result<Vec<(PathBuf, String, bool)>, BenchError> {
+pub(crate) fn rows(folder: &Path) -> Result<Vec<(PathBuf, String, bool)>, BenchError> {
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
     let index = folder.join("index.csv");
     if !index.is_file() {

@@ -27,6 +27,7 @@ pub mod policy;
 pub mod recognize;
 pub mod replay;
 pub mod report;
+pub mod rounds;
 pub mod scale;
 pub mod shape;
 pub mod site;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bench::{aggregate, canary, federated, policy, recognize, replay, scale, swap, train};
+use bench::{aggregate, canary, federated, policy, recognize, replay, rounds, scale, swap, train};
 use runtime::Shutdown;
 
 use crate::out;
@@ -31,6 +31,9 @@ enum Which {
     /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
     /// them, thirty rounds, several seeds. Accuracy, not time. Takes about half an hour for a folder.
     Federated(FederatedArgs),
+    /// Rounds that begin with a model that is deployed and good: what releases are worth on images nobody saw, against that
+    /// model and against what is shown of them. Accuracy, not time. Takes about half an hour.
+    Rounds(RoundsBenchArgs),
     /// Merging updates: weighted sum, median and trimmed mean over a plain read of the same memory. Takes about two
     /// minutes, and 3.3 GB on the disk.
     Aggregate(AggregateArgs),
@@ -151,6 +154,26 @@ struct FederatedArgs {
 }
 
 #[derive(clap::Args)]
+struct RoundsBenchArgs {
+    /// Folder of labelled images with an index.csv (columns file or path, label or class_name, and split: test is held
+    /// back). fixtures/images/fashion if absent.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder of the model that is deployed. fixtures/models/fashion-light if absent.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of the cloud's model, whose answers are the labels of some games. fixtures/models/fashion-heavy if absent.
+    #[arg(long, value_name = "DIR")]
+    cloud: Option<PathBuf>,
+    /// Only games that begin with this: random weights, what is right in about 60 % or 80 %, the model, or the cloud's;
+    /// may be given more than once.
+    #[arg(long, value_name = "WHICH", value_parser = ["random", "60 %", "80 %", "model", "cloud"])]
+    start: Vec<String>,
+    #[command(flatten)]
+    common: BenchCommon,
+}
+
+#[derive(clap::Args)]
 struct TrainBenchArgs {
     /// The Python that has PyTorch; python3 if absent.
     #[arg(long, value_name = "PROGRAM")]
@@ -245,6 +268,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         Which::Policy(args) => &args.common,
         Which::Train(args) => &args.common,
         Which::Federated(args) => &args.common,
+        Which::Rounds(args) => &args.common,
         Which::Aggregate(args) => &args.common,
         Which::Canary(args) => &args.common,
         Which::Swap(args) => &args.common,
@@ -268,6 +292,17 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         }
         Which::Federated(args) => {
             (federated::run(&federated_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
+        Which::Rounds(args) => {
+            let options = rounds::Options {
+                quick: args.common.quick,
+                data: args.data.clone(),
+                model: args.model.clone(),
+                cloud: args.cloud.clone(),
+                starts: args.start.clone(),
+                onnxruntime: settings.onnxruntime.clone(),
+            };
+            (rounds::run(&options, shutdown).await?, None)
         }
         Which::Scale(args) => {
             let options = scale::Options {

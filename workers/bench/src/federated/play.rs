@@ -82,7 +82,7 @@ impl<'a> Player<'a> {
         let (public, rest) = pool.public(seed);
         let pictures: Vec<(usize, usize, Option<&str>)> =
             rest.iter().map(|place| (*place, pool.learn[*place].1, pool.learn[*place].2.as_deref())).collect();
-        let shares = scheme.divide(&pictures, pool.classes, seed);
+        let shares = scheme.divide(&pictures, pool.classes, SITES, seed);
         let mut row = fresh(&self.ground.layout, seed);
         let mut memory = Memory::default();
         let (mut tried, mut taken) = (Vec::new(), Vec::<(String, usize)>::new());
@@ -190,12 +190,12 @@ impl<'a> Player<'a> {
     }
 }
 
-fn site(number: usize) -> schemas::SiteName {
+pub fn site(number: usize) -> schemas::SiteName {
     schemas::SiteName::try_from(format!("site-{number}")).unwrap_or_else(|_| schemas::SiteName::unknown())
 }
 
 /// Weights that know nothing: spread as He et al. advise (arXiv 1502.01852); biases are 0.
-fn fresh(layout: &Layout, seed: u64) -> Vec<f32> {
+pub fn fresh(layout: &Layout, seed: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut row = Vec::with_capacity(layout.len());
     for place in layout.places() {

@@ -61,7 +61,7 @@ const fn scheme(name: &'static str, division: Division, harm: Harm) -> Scheme {
 }
 
 /// All of them; the first is the even one.
-pub const SCHEMES: [Scheme; 12] = [
+pub static SCHEMES: [Scheme; 12] = [
     scheme("iid", Division::Even, Harm::None),
     scheme("dirichlet 1.0", Division::Dirichlet(1.0), Harm::None),
     scheme("dirichlet 0.3", Division::Dirichlet(0.3), Harm::None),
@@ -85,32 +85,38 @@ impl Scheme {
         self.division == Division::Natural
     }
 
-    /// Divides. `pictures`: place, class and group of each.
-    pub fn divide(&self, pictures: &[(usize, usize, Option<&str>)], classes: usize, seed: u64) -> Vec<Share> {
+    /// Divides among so many sites, at least 2. `pictures`: place, class and group of each.
+    pub fn divide(
+        &self,
+        pictures: &[(usize, usize, Option<&str>)],
+        classes: usize,
+        sites: usize,
+        seed: u64,
+    ) -> Vec<Share> {
         let mut random = StdRng::seed_from_u64(seed ^ 0x6469_7669);
-        let mut shares: Vec<Share> = vec![Vec::new(); SITES];
+        let mut shares: Vec<Share> = vec![Vec::new(); sites];
         let mut all: Vec<(usize, usize, Option<&str>)> = pictures.to_vec();
         all.shuffle(&mut random);
         let of_class = |class: usize| all.iter().filter(move |(_, other, _)| *other == class);
         match self.division {
             Division::Even => {
                 for (number, (place, class, _)) in all.iter().enumerate() {
-                    shares[number % SITES].push((*place, *class));
+                    shares[number % sites].push((*place, *class));
                 }
             }
             Division::Dirichlet(alpha) => {
                 for class in 0..classes {
-                    let parts: Vec<f64> = (0..SITES).map(|_| gamma(alpha, &mut random)).collect();
+                    let parts: Vec<f64> = (0..sites).map(|_| gamma(alpha, &mut random)).collect();
                     deal(of_class(class), &parts, &mut shares);
                 }
             }
             Division::Sizes => {
-                let parts: Vec<f64> = (0..SITES).map(|site| 100_f64.powf(site as f64 / (SITES - 1) as f64)).collect();
+                let parts: Vec<f64> = (0..sites).map(|site| 100_f64.powf(site as f64 / (sites - 1) as f64)).collect();
                 deal(all.iter(), &parts, &mut shares);
             }
             Division::FewLarge => {
                 for class in 0..classes {
-                    let parts: Vec<f64> = (0..SITES)
+                    let parts: Vec<f64> = (0..sites)
                         .map(|site| match (site < 2, class < classes.div_ceil(2)) {
                             (true, true) => 4.5,
                             (true, false) => 0.0,
@@ -126,10 +132,10 @@ impl Scheme {
             }
             Division::Missing => {
                 let each = (classes * 3).div_ceil(10).max(1);
-                let first: Vec<usize> = (0..SITES).map(|site| (site * classes) / SITES).collect();
+                let first: Vec<usize> = (0..sites).map(|site| (site * classes) / sites).collect();
                 for class in 0..classes {
                     let has = |site: usize| (0..each).any(|step| (first[site] + step * step.max(1)) % classes == class);
-                    let parts: Vec<f64> = (0..SITES).map(|site| f64::from(u8::from(has(site)))).collect();
+                    let parts: Vec<f64> = (0..sites).map(|site| f64::from(u8::from(has(site)))).collect();
                     deal(of_class(class), &parts, &mut shares);
                 }
             }
@@ -141,13 +147,13 @@ impl Scheme {
                 let mut groups: Vec<Share> = groups.into_values().collect();
                 groups.shuffle(&mut random);
                 for (number, group) in groups.into_iter().enumerate() {
-                    shares[number % SITES].extend(group);
+                    shares[number % sites].extend(group);
                 }
             }
         }
         no_site_without(&mut shares);
         if self.harm == Harm::Noisy {
-            let largest = (0..SITES).max_by_key(|site| shares[*site].len()).unwrap_or_default();
+            let largest = (0..sites).max_by_key(|site| shares[*site].len()).unwrap_or_default();
             for (_, class) in &mut shares[largest] {
                 if random.random_range(0.0..1.0) < NOISY_RATIO {
                     *class = random.random_range(0..classes);
@@ -218,7 +224,7 @@ mod tests {
             (0..1200).map(|place| (place, place % 10, Some(groups[place % 60].as_str()))).collect();
         for scheme in SCHEMES {
             for seed in 0..3 {
-                let shares = scheme.divide(&pictures, 10, seed);
+                let shares = scheme.divide(&pictures, 10, SITES, seed);
                 let mut places: Vec<usize> = shares.iter().flatten().map(|(place, _)| *place).collect();
                 let count = places.len();
                 places.sort_unstable();
@@ -234,7 +240,7 @@ mod tests {
         let pictures: Vec<(usize, usize, Option<&str>)> = (0..2000).map(|place| (place, place % 10, None)).collect();
         let sizes = |name: &str| {
             let scheme = SCHEMES.iter().find(|scheme| scheme.name == name).unwrap();
-            scheme.divide(&pictures, 10, 1).iter().map(Vec::len).collect::<Vec<_>>()
+            scheme.divide(&pictures, 10, SITES, 1).iter().map(Vec::len).collect::<Vec<_>>()
         };
         let (least, most) = (sizes("sizes 1:100")[0], sizes("sizes 1:100")[9]);
         assert!(most > 80 * least, "{least} to {most}");

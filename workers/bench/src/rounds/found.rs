@@ -1,0 +1,144 @@
+//! What the games say: table, headline. Pure.
+
+use serde_json::json;
+
+use super::Options;
+use super::play::{Played, ROUNDS, Round, SITES};
+use super::world::{Labels, World};
+use crate::report::{Figure, Goal, Machine, Report, Table};
+
+/// The report.
+pub fn report(world: &World, played: &[Played], options: &Options) -> Report {
+    let columns = vec!["began with", "case", "labels", "start %", "end %", "points", "sealed", "shown, round by round"];
+    let [learn, public, test] = world.counts();
+    Report {
+        bench: "rounds",
+        settings: json!({
+            "quick": options.quick,
+            "images": world.name,
+            "sites": SITES,
+            "rounds": if options.quick { 1 } else { ROUNDS },
+            "pictures": { "to_divide": learn, "public": public, "test": test },
+        }),
+        machine: Machine::here(&std::env::temp_dir()),
+        rows: played.iter().map(|played| json!(played)).collect(),
+        table: Table { columns, lines: played.iter().map(line).collect() },
+        headline: headline(played),
+        notes: notes(world, played),
+        charts: Vec::new(),
+    }
+}
+
+fn points(played: &Played) -> f64 {
+    (played.end_ratio() - played.start_ratio) * 100.0
+}
+
+/// What is shown of a sealed release, less what is true, points.
+fn shown_minus_true(round: &Round) -> Option<f64> {
+    let reported = round.reported.filter(|_| round.is_sealed())?;
+    Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
+}
+
+fn sealed<'a>(played: &'a [Played]) -> impl Iterator<Item = &'a Round> {
+    played.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed())
+}
+
+fn line(played: &Played) -> Vec<String> {
+    let percent = |ratio: f64| format!("{:.1}", ratio * 100.0);
+    let labels = match played.labels {
+        Labels::True => "true",
+        Labels::Verdicts => "verdicts",
+        Labels::TenthWrong => "a tenth wrong",
+    };
+    let shown = |round: &Round| match round.reported.filter(|_| round.is_sealed()) {
+        None => "none".to_owned(),
+        Some(reported) => {
+            let change = if reported.is_measured() { "" } else { " (no change measured)" };
+            format!("{} -> {}{change}", percent(reported.before.accuracy_ratio), percent(reported.after.accuracy_ratio))
+        }
+    };
+    vec![
+        played.start.clone(),
+        played.case.clone(),
+        labels.into(),
+        percent(played.start_ratio),
+        percent(played.end_ratio()),
+        format!("{:+.1}", points(played)),
+        played.rounds.iter().filter(|round| round.is_sealed()).count().to_string(),
+        played.rounds.iter().map(shown).collect::<Vec<_>>().join(", "),
+    ]
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn headline(played: &[Played]) -> Vec<Figure> {
+    let shifted: Vec<f64> = played.iter().filter(|played| played.is_shifted).map(points).collect();
+    let shown: Vec<f64> = sealed(played).filter_map(shown_minus_true).collect();
+    let rounds = played.iter().map(|played| played.rounds.len()).sum::<usize>();
+    let worse = sealed(played).filter(|round| round.after_ratio < round.before_ratio).count();
+    let figure = |name, title, value, unit, goal| Figure { name, title, value, unit, goal: Some(goal) };
+    vec![
+        figure(
+            "worst_release_minus_start_points",
+            "the last release less the model it began with, worst game",
+            played.iter().map(points).reduce(f64::min),
+            "points",
+            Goal::AtLeast(-0.3),
+        ),
+        figure(
+            "mean_gain_points_shifted",
+            "the same where cameras changed, mean",
+            mean(&shifted),
+            "points",
+            Goal::AtLeast(3.0),
+        ),
+        figure(
+            "shown_minus_true_points",
+            "accuracy shown less that on pictures nobody saw, mean (either way)",
+            mean(&shown).map(f64::abs),
+            "points",
+            Goal::AtMost(1.0),
+        ),
+        figure(
+            "shown_minus_true_worst_points",
+            "the same, worst release",
+            shown.iter().map(|shown| shown.abs()).reduce(f64::max),
+            "points",
+            Goal::AtMost(2.5),
+        ),
+        figure(
+            "rounds_that_sealed_a_worse_release",
+            "rounds whose release is less right than the one before",
+            (rounds > 0).then(|| worse as f64 * 100.0 / rounds as f64),
+            "%",
+            Goal::AtMost(2.0),
+        ),
+    ]
+}
+
+fn notes(world: &World, played: &[Played]) -> Vec<String> {
+    let [learn, public, test] = world.counts();
+    let mut notes = vec![format!(
+        "{SITES} sites; {learn} pictures to divide, {public} in the public set, of which a third is fitted on, a third chosen by and a third reported, {test} that nobody saw. Every other site has the other camera, and so has every other picture of the public set and of the test."
+    )];
+    let mut starts: Vec<&str> = played.iter().map(|played| played.start.as_str()).collect();
+    starts.dedup();
+    for start in starts {
+        let of: Vec<&Played> = played.iter().filter(|played| played.start == start).collect();
+        let means = |shifted: bool| {
+            let values: Vec<f64> =
+                of.iter().filter(|played| played.is_shifted == shifted).map(|played| points(played)).collect();
+            mean(&values).map_or("none".into(), |mean| format!("{mean:+.1}"))
+        };
+        let rounds: usize = of.iter().map(|played| played.rounds.len()).sum();
+        let sealed = of.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed()).count();
+        notes.push(format!(
+            "began with {start}: {} points where cameras stayed, {} where they changed; {sealed} of {rounds} rounds made a release.",
+            means(false),
+            means(true)
+        ));
+    }
+    notes
+}

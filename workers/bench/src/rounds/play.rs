@@ -1,0 +1,215 @@
+//! One game: sites learn from their pictures as a trainer does, what they send is merged as an aggregator does, and what comes
+//! of it is tried on pictures nobody saw.
+
+use std::path::Path;
+
+use aggregator::MergeSettings;
+use aggregator::derive::{Around, DeriveError, Sent, derive};
+use aggregator::record::ReportedChange;
+use aggregator::rule::PREVIOUS;
+use aggregator::score::{Ground, Judge};
+use aggregator::server::Memory;
+use aggregator::values::Values;
+use autograd::Trainable;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use training::examples::Examples;
+use training::pace::Pace;
+use training::settings::TrainSettings;
+use training::train::{Around as Training, train};
+use training::{TrainError, folder};
+use vision::{Model, Onnx};
+
+use super::world::{Camera, Case, Labels, Picture, Start, World};
+use crate::error::BenchError;
+use crate::federated::site;
+
+/// Sites.
+pub const SITES: usize = 4;
+/// Rounds; in the first, sites have as many of their pictures as there are rounds, in the last all.
+pub const ROUNDS: usize = 2;
+
+/// What is played.
+pub struct Game<'a> {
+    /// The model to begin with.
+    pub start: &'a Start,
+    /// How pictures are divided and shown.
+    pub case: &'a Case,
+    /// What sites believe.
+    pub labels: Labels,
+    /// Of all chance.
+    pub seed: u64,
+}
+
+/// What came of a game.
+#[derive(Debug, Clone, Serialize)]
+pub struct Played {
+    /// Name of the model it began with.
+    pub start: String,
+    /// How pictures were divided and shown.
+    pub case: String,
+    /// Whether some cameras show pictures otherwise.
+    pub is_shifted: bool,
+    /// What sites believed.
+    pub labels: Labels,
+    /// Share of the pictures nobody saw that the model it began with is right about.
+    pub start_ratio: f64,
+    /// Every round.
+    pub rounds: Vec<Round>,
+}
+
+/// What came of a round.
+#[derive(Debug, Clone, Serialize)]
+pub struct Round {
+    /// The rule that was taken; `previous` where nothing was sealed.
+    pub rule: String,
+    /// Share of the pictures nobody saw that the release before is right about.
+    pub before_ratio: f64,
+    /// The same of what is deployed after the round.
+    pub after_ratio: f64,
+    /// What is shown of it.
+    pub reported: Option<ReportedChange>,
+    /// What each site measured on what it held out: how much more is right, points.
+    pub sites_gained_points: Vec<f64>,
+}
+
+impl Round {
+    /// Whether there is a new release.
+    pub fn is_sealed(&self) -> bool {
+        self.rule != PREVIOUS
+    }
+}
+
+impl Played {
+    /// Share of the pictures nobody saw that the last release is right about.
+    pub fn end_ratio(&self) -> f64 {
+        self.rounds.last().map_or(self.start_ratio, |round| round.after_ratio)
+    }
+}
+
+/// Plays a game.
+pub fn play(
+    runtime: &Onnx,
+    world: &World,
+    game: &Game<'_>,
+    rounds: usize,
+    stop: &CancellationToken,
+) -> Result<Played, BenchError> {
+    let place = tempfile::tempdir_in(world.place.path()).map_err(BenchError::file(world.place.path()))?;
+    let Game { start, case, labels, seed } = game;
+    let (public, learnable) = world.draw(*seed);
+    let public = world.public(&public, &start.model, case.camera)?;
+    let test = world.test(&start.model, case.camera)?;
+    let shares = shares(&learnable, world.labels.len(), game);
+    let mut model = start.model.clone();
+    let mut played = Played {
+        start: start.name.clone(),
+        case: case.name(),
+        is_shifted: case.camera != Camera::Plain,
+        labels: *labels,
+        start_ratio: 0.0,
+        rounds: Vec::new(),
+    };
+    let mut memory = Memory::default();
+    for round in 1..=rounds {
+        let ground = Ground::of(runtime, &model, &Trainable::All, &[])?;
+        let mut judges = vec![Judge::open(runtime, &ground, 1)?];
+        let before = judges[0].score(&ground.base, &test, &test.all())?.holdout().measured().accuracy_ratio;
+        if round == 1 {
+            played.start_ratio = before;
+        }
+        let mut learned = Vec::new();
+        for (number, share) in shares.iter().enumerate() {
+            let known = &share[..share.len() * round / rounds];
+            let into = place.path().join(format!("{round}-{number}"));
+            if let Some((row, samples, gained)) = learn(runtime, &model, &ground, known, &world.labels, &into, stop)? {
+                learned.push((site(number), row, samples, gained));
+            }
+        }
+        let sent = learned.iter().map(|(site, row, samples, _)| Sent {
+            site: site.clone(),
+            values: Values::Memory(row),
+            base: &ground.base,
+            behind: 0,
+            samples: *samples,
+            hard: 0,
+        });
+        let mut around =
+            Around { layout: &ground.layout, public: Some(&public), judges: &mut judges, round: round as u64 };
+        let derived = derive(&ground.base, sent.collect(), memory.clone(), &MergeSettings::default(), &mut around);
+        let derived = match derived {
+            Ok(derived) => derived,
+            Err(DeriveError::NoUpdates | DeriveError::NotFinite) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let after = judges[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
+        memory = derived.memory;
+        let ended = Round {
+            rule: derived.record.rule,
+            before_ratio: before,
+            after_ratio: after,
+            reported: derived.record.reported,
+            sites_gained_points: learned.iter().map(|(_, _, _, gained)| *gained).collect(),
+        };
+        if ended.is_sealed() {
+            let values = ground.layout.tensors(&derived.row).into_iter().map(|(name, (_, values))| (name, values));
+            model = folder::write(&model, &ground.graph, &values.collect(), &place.path().join(format!("{round}")))?;
+        }
+        played.rounds.push(ended);
+    }
+    Ok(played)
+}
+
+/// Every site's pictures, each a file with what it is believed to show.
+fn shares<'a>(learnable: &[&'a Picture], classes: usize, game: &Game<'_>) -> Vec<Vec<(&'a Path, usize)>> {
+    let Some(scheme) = game.case.scheme() else { return Vec::new() };
+    let pictures: Vec<(usize, usize, Option<&str>)> =
+        learnable.iter().enumerate().map(|(place, picture)| (place, picture.class, None)).collect();
+    let divided = scheme.divide(&pictures, classes, SITES, game.seed);
+    let believed = |picture: &Picture, camera: Camera| match game.labels {
+        Labels::True => Some(picture.class),
+        Labels::Verdicts => picture.verdicts.get(&camera).copied().flatten(),
+        Labels::TenthWrong => Some(picture.mistaken),
+    };
+    let of_site = |(number, share): (usize, Vec<(usize, usize)>)| {
+        let camera = if number % 2 == 1 { game.case.camera } else { Camera::Plain };
+        let pictures = share.into_iter().filter_map(move |(place, _)| {
+            let picture = learnable[place];
+            Some((picture.files.get(&camera)?.as_path(), believed(picture, camera)?))
+        });
+        pictures.collect()
+    };
+    divided.into_iter().enumerate().map(of_site).collect()
+}
+
+/// A site learns as its trainer does: its weights, the pictures they were learned from, and how much more is right of what
+/// it held out, points; `None` if it has too few to learn from.
+fn learn(
+    runtime: &Onnx,
+    model: &Model,
+    ground: &Ground,
+    known: &[(&Path, usize)],
+    labels: &[String],
+    into: &Path,
+    stop: &CancellationToken,
+) -> Result<Option<(Vec<f32>, u64, f64)>, BenchError> {
+    std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
+    let index = into.join("index.csv");
+    let mut text = String::from("file,label\n");
+    for (path, class) in known {
+        text.push_str(&format!("{},{}\n", path.display(), labels[*class]));
+    }
+    std::fs::write(&index, text).map_err(BenchError::file(&index))?;
+    let settings = TrainSettings::default();
+    let examples = match Examples::read(into, labels, settings.held_out_ratio) {
+        Ok(examples) => examples,
+        Err(TrainError::NoExamples { .. } | TrainError::SingleClass { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let around = Training { stop, pace: Pace::free(&settings.limits), checkpoints: None };
+    let trained = train(runtime, model, &examples, &settings, around, |_| {})?;
+    let (before, after) = trained.held_out();
+    let samples = examples.of(training::examples::Split::Train).count() as u64;
+    let row = ground.layout.row(&trained.values());
+    Ok(row.map(|row| (row, samples, (after.accuracy_ratio - before.accuracy_ratio) * 100.0)))
+}

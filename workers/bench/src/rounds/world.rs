@@ -1,0 +1,399 @@
+//! Pictures, cameras that show them otherwise, labels that are not always right, and the models to begin with.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aggregator::public::Public;
+use aggregator::score::{Ground, Judge, Tuning};
+use autograd::Trainable;
+use image::{DynamicImage, Rgb, RgbImage};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+use vision::{DecodeSettings, Model, Onnx, decode, tensor};
+
+use super::Options;
+use crate::error::BenchError;
+use crate::federated::{Scheme, fresh, scheme_named};
+
+/// The project's own, in a checkout.
+const OWN: (&str, &str, &str) =
+    ("fixtures/images/fashion", "fixtures/models/fashion-light", "fixtures/models/fashion-heavy");
+/// Of each class: pictures that the weaker models to begin with learn from, at most a fifth.
+const MAKERS_OF_CLASS: usize = 120;
+/// Of each class: pictures in the public set, at most two fifths.
+const PUBLIC_OF_CLASS: usize = 200;
+/// Of each class: pictures that releases are tried on.
+const TEST_OF_CLASS: usize = 400;
+/// Of each class: pictures to be divided among sites, at most two fifths.
+const LEARN_OF_CLASS: usize = 240;
+/// Of labels, where some are wrong.
+const WRONG_RATIO: f64 = 0.1;
+/// A verdict is a label from this confidence on: `trainer.collect.least_verdict_ratio` by default.
+const LEAST_VERDICT_RATIO: f32 = 0.6;
+/// Numbers of a model above which training takes long.
+const SLOW: usize = 300_000;
+
+/// How a camera shows its pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Camera {
+    /// As they are.
+    Plain,
+    /// Half as bright.
+    Dark,
+    /// Out of focus.
+    Blurred,
+    /// Before something that is not black.
+    Background,
+}
+
+/// How pictures are divided among sites, and what half of the cameras do to them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Case {
+    /// Name of a scheme of `bench federated`.
+    pub scheme: &'static str,
+    /// Every other site's camera.
+    pub camera: Camera,
+}
+
+impl Case {
+    /// Its name.
+    pub fn name(&self) -> String {
+        match self.camera {
+            Camera::Plain => self.scheme.to_owned(),
+            Camera::Dark => format!("{}, dark cameras", self.scheme),
+            Camera::Blurred => format!("{}, blurred cameras", self.scheme),
+            Camera::Background => format!("{}, other background", self.scheme),
+        }
+    }
+
+    /// How its pictures are divided.
+    pub fn scheme(&self) -> Option<&'static Scheme> {
+        scheme_named(self.scheme)
+    }
+}
+
+/// All of them.
+pub const CASES: [Case; 8] = [
+    Case { scheme: "iid", camera: Camera::Plain },
+    Case { scheme: "dirichlet 0.3", camera: Camera::Plain },
+    Case { scheme: "sizes 1:100", camera: Camera::Plain },
+    Case { scheme: "few large", camera: Camera::Plain },
+    Case { scheme: "missing classes", camera: Camera::Plain },
+    Case { scheme: "iid", camera: Camera::Dark },
+    Case { scheme: "iid", camera: Camera::Blurred },
+    Case { scheme: "dirichlet 1.0", camera: Camera::Background },
+];
+
+/// What sites believe their pictures show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// What they show.
+    True,
+    /// What the cloud's model says, where it is sure enough.
+    Verdicts,
+    /// What they show, a tenth of it wrong.
+    TenthWrong,
+}
+
+impl Labels {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::True, Self::Verdicts, Self::TenthWrong];
+}
+
+/// A picture that sites may learn from, or that is in the public set.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    shown: RgbImage,
+    /// Its file, as each camera shows it.
+    pub files: BTreeMap<Camera, PathBuf>,
+    /// What it shows.
+    pub class: usize,
+    /// What the cloud's model says of it, as each camera shows it, where it is sure enough.
+    pub verdicts: BTreeMap<Camera, Option<usize>>,
+    /// What it is said to show where a tenth is wrong.
+    pub mistaken: usize,
+}
+
+/// A model to begin with.
+#[derive(Debug)]
+pub struct Start {
+    /// Its name.
+    pub name: String,
+    /// The model.
+    pub model: Model,
+    /// Whether training it takes long.
+    pub is_slow: bool,
+}
+
+/// Everything that games are played with.
+pub struct World {
+    /// Name of the folder of pictures.
+    pub name: String,
+    /// What there is to tell apart.
+    pub labels: Vec<String>,
+    /// Of which each game draws a public set, and what is divided among sites.
+    pool: Vec<Picture>,
+    /// Models to begin with.
+    pub starts: Vec<Start>,
+    test: Vec<Shown>,
+    /// Where its files lie.
+    pub place: tempfile::TempDir,
+}
+
+/// A picture in memory, as it is.
+#[derive(Debug, Clone)]
+struct Shown {
+    image: RgbImage,
+    class: usize,
+}
+
+impl World {
+    /// Reads pictures, shows them through every camera, and makes the models to begin with.
+    pub fn make(runtime: &Onnx, options: &Options) -> Result<Self, BenchError> {
+        let folder = options.data.clone().unwrap_or_else(|| OWN.0.into());
+        let model = Model::load(&options.model.clone().unwrap_or_else(|| OWN.1.into()))?;
+        let cloud = Model::load(&options.cloud.clone().unwrap_or_else(|| OWN.2.into()))?;
+        let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
+        let mut parts = Parts::read(&folder, &model.labels)?;
+        let test = std::mem::take(&mut parts.test);
+        let pool = write_pictures(&parts.pool, runtime, &cloud, place.path(), model.labels.len())?;
+        let starts = starts(runtime, &model, cloud, &parts.makers, place.path(), &options.starts)?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, labels: model.labels, pool, starts, test, place })
+    }
+
+    /// Draws a public set, and what is divided among sites: other pictures with every seed, or what a game says of its own
+    /// public set would be said of all.
+    pub fn draw(&self, seed: u64) -> (Vec<&Picture>, Vec<&Picture>) {
+        let mut order: Vec<&Picture> = self.pool.iter().collect();
+        order.shuffle(&mut StdRng::seed_from_u64(seed));
+        let (mut public, mut learn) = (Vec::new(), Vec::new());
+        let mut taken = vec![0; self.labels.len()];
+        for picture in order {
+            let of_class = self.pool.iter().filter(|other| other.class == picture.class).count();
+            taken[picture.class] += 1;
+            if taken[picture.class] <= PUBLIC_OF_CLASS.min(of_class / 2) {
+                public.push(picture)
+            } else {
+                learn.push(picture)
+            }
+        }
+        (public, learn)
+    }
+
+    /// A public set, as the cameras of a case show it: every other picture through the other camera.
+    pub fn public(&self, drawn: &[&Picture], model: &Model, camera: Camera) -> Result<Public, BenchError> {
+        ready(drawn.iter().map(|picture| (&picture.shown, picture.class)), model, camera)
+    }
+
+    /// What releases are tried on, likewise.
+    pub fn test(&self, model: &Model, camera: Camera) -> Result<Public, BenchError> {
+        ready(self.test.iter().map(|shown| (&shown.image, shown.class)), model, camera)
+    }
+
+    /// Pictures: to be divided, in the public set, to try releases on.
+    pub fn counts(&self) -> [usize; 3] {
+        let (public, learn) = self.draw(0);
+        [learn.len(), public.len(), self.test.len()]
+    }
+}
+
+/// A folder's pictures by purpose.
+#[derive(Default)]
+struct Parts {
+    makers: Vec<Shown>,
+    pool: Vec<Shown>,
+    test: Vec<Shown>,
+}
+
+impl Parts {
+    fn read(folder: &Path, labels: &[String]) -> Result<Self, BenchError> {
+        let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
+        let mut rows = crate::labelled::rows(folder)?;
+        rows.shuffle(&mut StdRng::seed_from_u64(1));
+        let mut parts = Self::default();
+        for (class, label) in labels.iter().enumerate() {
+            let of = |tests: bool| rows.iter().filter(move |(_, other, test)| other == label && *test == tests);
+            let all = of(false).count();
+            if all < 5 {
+                return Err(unusable(format!("has too few images of {label:?} to learn from")));
+            }
+            let makers = MAKERS_OF_CLASS.min(all / 5);
+            for (number, (path, _, _)) in of(false).take(makers + PUBLIC_OF_CLASS + LEARN_OF_CLASS).enumerate() {
+                let shown = Shown { image: read(path)?, class };
+                if number < makers { parts.makers.push(shown) } else { parts.pool.push(shown) }
+            }
+            for (path, _, _) in of(true).take(TEST_OF_CLASS) {
+                parts.test.push(Shown { image: read(path)?, class });
+            }
+        }
+        match parts.test.is_empty() {
+            true => Err(unusable("has no images of split test".into())),
+            false => Ok(parts),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<RgbImage, BenchError> {
+    let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
+    image::open(path).map(|image| image.to_rgb8()).map_err(|error| unusable(error.to_string()))
+}
+
+/// What a camera makes of a picture.
+fn through(image: &RgbImage, camera: Camera) -> RgbImage {
+    let mut image = image.clone();
+    match camera {
+        Camera::Plain => {}
+        Camera::Dark => image.pixels_mut().for_each(|pixel| pixel.0 = pixel.0.map(|value| value / 2)),
+        Camera::Blurred => {
+            let sigma = 0.05 * image.width().min(image.height()) as f32;
+            image = image::imageops::blur(&image, sigma);
+        }
+        Camera::Background => {
+            let width = image.width().max(1);
+            for (x, _, pixel) in image.enumerate_pixels_mut() {
+                // From one side to the other: 40 to 110 of 255.
+                let behind = 40 + (70 * x / width) as u8;
+                *pixel = Rgb(pixel.0.map(|value| value.max(behind)));
+            }
+        }
+    }
+    image
+}
+
+fn png(image: &RgbImage) -> Result<Vec<u8>, BenchError> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let written = DynamicImage::ImageRgb8(image.clone()).write_to(&mut bytes, image::ImageFormat::Png);
+    let path = PathBuf::from("a picture");
+    written.map_err(|error| BenchError::NoImages { folder: path, why: error.to_string() })?;
+    Ok(bytes.into_inner())
+}
+
+/// Pictures made ready for a model.
+fn ready<'a>(
+    pictures: impl Iterator<Item = (&'a RgbImage, usize)>,
+    model: &Model,
+    camera: Camera,
+) -> Result<Public, BenchError> {
+    let other = |number: usize| if number % 2 == 1 { camera } else { Camera::Plain };
+    let shown = pictures.enumerate().map(|(number, (image, class))| (through(image, other(number)), class));
+    tensors(shown, model)
+}
+
+fn tensors(pictures: impl Iterator<Item = (RgbImage, usize)>, model: &Model) -> Result<Public, BenchError> {
+    let input = &model.description.input;
+    let (length, mut scratch) = (tensor::len(input), tensor::Scratch::default());
+    let (mut images, mut classes) = (Vec::new(), Vec::new());
+    for (image, class) in pictures {
+        let unusable = |why: String| BenchError::NoImages { folder: model.folder.clone(), why };
+        let pixels = decode(&png(&image)?, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))?;
+        let start = images.len();
+        images.resize(start + length, 0.0);
+        tensor::write(&pixels, input, &mut scratch, &mut images[start..])
+            .map_err(|error| unusable(error.to_string()))?;
+        classes.push(class);
+    }
+    Ok(Public::of(images, length, classes, model.labels.len()))
+}
+
+/// Writes pictures as each camera shows them, and asks the cloud's model about them.
+fn write_pictures(
+    pictures: &[Shown],
+    runtime: &Onnx,
+    cloud: &Model,
+    place: &Path,
+    classes: usize,
+) -> Result<Vec<Picture>, BenchError> {
+    let ground = Ground::of(runtime, cloud, &Trainable::All, &[])?;
+    let mut judge = Judge::open(runtime, &ground, 1)?;
+    let mut random = StdRng::seed_from_u64(2);
+    let mut all: Vec<Picture> = pictures
+        .iter()
+        .map(|shown| Picture {
+            shown: shown.image.clone(),
+            files: BTreeMap::new(),
+            class: shown.class,
+            verdicts: BTreeMap::new(),
+            mistaken: match random.random_range(0.0..1.0) < WRONG_RATIO {
+                true => (shown.class + random.random_range(1..classes.max(2))) % classes,
+                false => shown.class,
+            },
+        })
+        .collect();
+    for camera in [Camera::Plain, Camera::Dark, Camera::Blurred, Camera::Background] {
+        let folder = place.join(format!("{camera:?}"));
+        std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
+        for (number, (shown, picture)) in pictures.iter().zip(&mut all).enumerate() {
+            let path = folder.join(format!("{number}.png"));
+            std::fs::write(&path, png(&through(&shown.image, camera))?).map_err(BenchError::file(&path))?;
+            picture.files.insert(camera, path);
+        }
+        let shown = tensors(pictures.iter().map(|shown| (through(&shown.image, camera), shown.class)), cloud)?;
+        let tried = judge.score(&ground.base, &shown, &shown.all())?;
+        for (picture, probabilities) in all.iter_mut().zip(tried.probabilities.chunks_exact(classes)) {
+            let best = (0..classes).max_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b])).unwrap_or(0);
+            picture.verdicts.insert(camera, (probabilities[best] >= LEAST_VERDICT_RATIO).then_some(best));
+        }
+    }
+    Ok(all)
+}
+
+/// The models to begin with: one that knows nothing, two that know a part, the one that is named, and the cloud's.
+fn starts(
+    runtime: &Onnx,
+    model: &Model,
+    cloud: Model,
+    makers: &[Shown],
+    place: &Path,
+    only: &[String],
+) -> Result<Vec<Start>, BenchError> {
+    let ground = Ground::of(runtime, model, &Trainable::All, &[])?;
+    let mut judge = Judge::open(runtime, &ground, 1)?;
+    let known = tensors(makers.iter().map(|shown| (shown.image.clone(), shown.class)), model)?;
+    let write = |row: &[f32], name: &str| {
+        let values = ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
+        training::folder::write(model, &ground.graph, &values, &place.join(name))
+    };
+    let mut row = fresh(&ground.layout, 1);
+    let mut starts = vec![("random".to_owned(), write(&row, "random")?)];
+    let (learn, held): (Vec<usize>, Vec<usize>) = known.all().into_iter().partition(|place| place % 4 != 3);
+    for (name, level) in [("60 %", 0.6), ("80 %", 0.8)] {
+        for pass in 0..60 {
+            if judge.score(&row, &known, &held)?.mean_accuracy() >= level {
+                break;
+            }
+            let tuning = Tuning { passes: 1, rate: 0.05, proximal: 0.0 };
+            row = judge.tune(&row, &known, &learn, None, tuning, pass)?;
+        }
+        starts.push((name.to_owned(), write(&row, &name[..2])?));
+    }
+    starts.push(("model".into(), model.clone()));
+    starts.push(("cloud".into(), cloud));
+    starts.retain(|(name, _)| only.is_empty() || only.contains(name));
+    let start = |(name, model): (String, Model)| -> Result<Start, BenchError> {
+        let is_slow = Ground::of(runtime, &model, &Trainable::All, &[])?.layout.len() > SLOW;
+        Ok(Start { name, model, is_slow })
+    };
+    starts.into_iter().map(start).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cameras_show_pictures_otherwise_and_every_case_has_a_scheme() {
+        let image = RgbImage::from_fn(20, 20, |x, _| Rgb([if x < 10 { 0 } else { 200 }; 3]));
+        let mean = |image: &RgbImage| image.pixels().map(|pixel| u32::from(pixel.0[0])).sum::<u32>() / 400;
+        assert_eq!(through(&image, Camera::Plain), image);
+        assert_eq!(mean(&through(&image, Camera::Dark)), 50);
+        let blurred = through(&image, Camera::Blurred);
+        assert!(mean(&blurred).abs_diff(100) < 6 && blurred.get_pixel(10, 5).0[0] < 190);
+        assert!(mean(&through(&image, Camera::Background)) > 115);
+        assert!(CASES.iter().all(|case| case.scheme().is_some()));
+    }
+}
