@@ -37,6 +37,6 @@ pub use release::{Canary, Decision, Finding, Needs, Order, Release, Rollout, Say
 pub use round::{Round, RoundEvent, Terms};
 pub use swap::{Agreed, Agreement, Counts, Moments, RefusedRelease, Swap};
 pub use task::{CaptureTime, Task, Tile};
-pub use update::{LabelSource, Measured, Update, WeightForm};
+pub use update::{Gain, LabelSource, Measured, Update, WeightForm};
 pub use verdict::Verdict;
 pub use verify::{Hardness, Payload, Verify, VerifyReason};

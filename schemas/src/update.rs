@@ -1,6 +1,6 @@
 //! What a site learned: weights against a base release, by reference, and how they were come by. Never a picture.
 //! Version history: 1, first; later with the
-//! optional number of hard images and the optional signature.
+//! optional number of hard images, the optional signature and the optional gain.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +36,9 @@ pub struct Update {
     pub before: Measured,
     /// These weights on the same images.
     pub after: Measured,
+    /// How these weights compare with the base on those images, by more than chance; absent where nobody compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gain: Option<Gain>,
     /// Times every image was seen.
     pub epochs: u32,
     /// Which weights were trained, as in the setting `trainer.trainable`.
@@ -103,6 +106,18 @@ impl LabelSource {
             LabelSource::Verdict => "verdict",
         }
     }
+}
+
+/// How trained weights compare with those they started from, on images held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gain {
+    /// Better by more than chance.
+    Better,
+    /// Neither.
+    Level,
+    /// Worse by more than chance.
+    Worse,
 }
 
 /// How right a model is on labelled images.

@@ -140,6 +140,7 @@ async fn send(
         sources: BTreeMap::new(),
         before: Measured::default(),
         after: Measured::default(),
+        gain: None,
         epochs: 1,
         trainable: "all".into(),
         trained_at_ms: 1,

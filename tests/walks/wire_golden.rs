@@ -8,8 +8,8 @@ use schemas::answer::Timings;
 use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
     Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
-    DecisionReport, Doubted, Fated, FaultNote, Finding, HardCase, Hardness, Label, LabelSource, LinkReport, Measured,
-    Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release,
+    DecisionReport, Doubted, Fated, FaultNote, Finding, Gain, HardCase, Hardness, Label, LabelSource, LinkReport,
+    Measured, Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release,
     ReleaseId, ReleaseStage, Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile,
     TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
@@ -506,6 +506,7 @@ fn update() -> Update {
         sources: [(LabelSource::Person, 100), (LabelSource::Verdict, 1900)].into(),
         before: Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
         after: Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
+        gain: None,
         epochs: 10,
         trainable: "all".into(),
         trained_at_ms: 1_763_942_400_600,
@@ -574,6 +575,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("beat-counted.v1", &beat_counted());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
+    survives("update-gain.v1", &Update { gain: Some(Gain::Level), ..update() });
     survives("update-signed.v1", &Update { signature: Some(vec![7; 64]), ..update() });
     survives("beat-rounds.v1", &beat_rounds());
     survives("round-opened.v1", &round_opened());
@@ -644,6 +646,7 @@ fn remake() {
         ("beat-counted.v1", encode(&beat_counted())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
+        ("update-gain.v1", encode(&Update { gain: Some(Gain::Level), ..update() })),
         ("update-signed.v1", encode(&Update { signature: Some(vec![7; 64]), ..update() })),
         ("beat-rounds.v1", encode(&beat_rounds())),
         ("round-opened.v1", encode(&round_opened())),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use runtime::sign::{is_public_key, is_signed};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, ReleaseId, SiteName, Update};
+use schemas::{FaultNote, Gain, Measured, ReleaseId, SiteName, Update};
 use serde::{Deserialize, Serialize};
 
 use crate::values::ValuesError;
@@ -26,6 +26,8 @@ pub struct CheckSettings {
     pub norm_over_base_max: Option<f64>,
     /// A change may be so many times as long as the median of its round, at least 1; absent: of any length.
     pub norm_over_median_max: Option<f64>,
+    /// Whether an update counts that is worse than its base on what its own site held out, by more than chance.
+    pub accept_worse: bool,
 }
 
 impl Default for CheckSettings {
@@ -37,6 +39,7 @@ impl Default for CheckSettings {
             weights_max_mib: (MAX_WEIGHTS_BYTES >> 20) as u32,
             norm_over_base_max: Some(10.0),
             norm_over_median_max: None,
+            accept_worse: false,
         }
     }
 }
@@ -143,6 +146,18 @@ pub enum Refused {
     /// Its weights do not fit the model.
     #[error(transparent)]
     Values(#[from] ValuesError),
+    /// Its own site finds it worse.
+    #[error(
+        "on the {images} images its site held out it is worse than what it started from: {after:.1} % right instead of {before:.1} %"
+    )]
+    Worse {
+        /// Images held out.
+        images: u64,
+        /// Right before, percent.
+        before: f64,
+        /// Right after, percent.
+        after: f64,
+    },
     /// Its weights are no numbers.
     #[error("its weights hold what is no number")]
     NotFinite,
@@ -190,6 +205,11 @@ impl Refused {
             Self::Values(error) => {
                 (error.name(), "let the site train the model and the layers that the round asks for")
             }
+            Self::Worse { .. } => (
+                "update_worse",
+                "look at the site's labels; learn more slowly (trainer.optimizer.learning_rate) or fewer layers \
+                 (round.trainable); or let it count all the same (check.accept_worse)",
+            ),
             Self::NotFinite => {
                 ("weights_not_finite", "look at the site's trainer: a smaller learning rate, or clip_norm")
             }
@@ -213,11 +233,36 @@ pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
     if found > u128::from(most) {
         return Err(Refused::TooManySamples { site: update.site.clone(), found, most });
     }
+    if !settings.accept_worse && is_worse(update) {
+        let percent = |measured: Measured| measured.accuracy_ratio * 100.0;
+        return Err(Refused::Worse {
+            images: update.after.images,
+            before: percent(update.before),
+            after: percent(update.after),
+        });
+    }
     let most = u64::from(settings.weights_max_mib) << 20;
     if update.weights.size_bytes > most {
         return Err(Refused::TooLarge { found: update.weights.size_bytes, most });
     }
     Ok(())
+}
+
+/// Whether an update is worse on what its site held out: as its trainer says, or, of one that does not say so, if far fewer
+/// are right.
+fn is_worse(update: &Update) -> bool {
+    let Update { before, after, gain, .. } = update;
+    let count = after.images.min(before.images) as f64;
+    match gain {
+        Some(gain) => *gain == Gain::Worse,
+        None if count > 0.0 => {
+            // Two shares of so many images each, as if they were others: 95 of 100, one-sided.
+            let both = f64::midpoint(before.accuracy_ratio, after.accuracy_ratio);
+            let error = (2.0 * both * (1.0 - both) / count).sqrt();
+            before.accuracy_ratio - after.accuracy_ratio > 1.645 * error
+        }
+        None => false,
+    }
 }
 
 /// Whether its site says this, where keys are known.
@@ -257,7 +302,7 @@ pub fn among(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{BlobRef, Measured, WeightForm};
+    use schemas::{BlobRef, WeightForm};
 
     use super::*;
 
@@ -274,6 +319,7 @@ mod tests {
             sources: BTreeMap::new(),
             before: Measured::default(),
             after: Measured::default(),
+            gain: None,
             epochs: 1,
             trainable: "all".into(),
             trained_at_ms: 0,
@@ -297,6 +343,19 @@ mod tests {
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
         let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
         assert!(said(&update(&[150], 1000), &own).is_ok());
+    }
+
+    #[test]
+    fn what_is_worse_at_its_own_site_does_not_count() {
+        let settings = CheckSettings::default();
+        let measured = |accuracy_ratio: f64| Measured { images: 100, accuracy_ratio, loss: 1.0 };
+        let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
+        assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
+        assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
+        assert!(said(&with(None, 0.88), &settings).is_ok(), "chance");
+        assert!(said(&with(Some(Gain::Level), 0.7), &settings).is_ok(), "its trainer compared image by image");
+        let settings = CheckSettings { accept_worse: true, ..settings };
+        assert!(said(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
     }
 
     #[test]

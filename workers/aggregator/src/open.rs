@@ -7,7 +7,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use runtime::{Fault, clock};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{BlobRef, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, decode, encode};
+use schemas::{BlobRef, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode};
+use streams::fleet::Fleet;
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
@@ -51,6 +52,17 @@ impl History {
         of.find(|event| matches!(event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)))
     }
 
+    /// How many rounds in a row, the last one among them, came to nothing better than the release they started from.
+    pub fn rounds_without_gain(&self) -> u32 {
+        let ends = self.all.iter().rev().filter_map(|(_, _, round)| match &round.event {
+            RoundEvent::Sealed { .. } => Some(false),
+            // Of other failures nothing is known about what there is to gain.
+            RoundEvent::Failed(note) => (note.name == NOTHING_GAINED).then_some(true),
+            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => None,
+        });
+        u32::try_from(ends.take_while(|nothing| *nothing).count()).unwrap_or(u32::MAX)
+    }
+
     /// Where the next round starts: the latest release that was not withdrawn, with its weights; `first`, the model that
     /// sites were set up with, if there is none.
     pub fn base(&self, withdrawn: &[ReleaseId], first: &ReleaseId) -> (ReleaseId, Option<BlobRef>) {
@@ -63,6 +75,20 @@ impl History {
             None => (first.clone(), None),
         }
     }
+}
+
+/// The release that no new round may start from yet, or beside: sites try it, or it waits to be tried by a releaser that
+/// runs.
+pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&ReleaseId> {
+    let rollout = rollout?;
+    let tried = rollout.canary.as_ref().map(|canary| &canary.release.release);
+    tried.or_else(|| rollout.candidates.first().filter(|_| is_releaser_alive).map(|waits| &waits.release))
+}
+
+/// The same of a model whose releases stand as the stream says.
+pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
+    let is_releaser_alive = Fleet::open(bus).await?.alive().await?.iter().any(|beat| beat.role == "releaser");
+    Ok(undecided(rollout, is_releaser_alive).cloned())
 }
 
 /// When a message was stored, milliseconds since the epoch.
@@ -129,6 +155,26 @@ pub async fn say(publisher: &Publisher, model: &ModelName, number: u64, event: R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schemas::FaultNote;
+
+    #[test]
+    fn rounds_that_gained_nothing_are_counted_from_the_last_one_that_did() {
+        let round = |number: u64, event: RoundEvent| {
+            (number, 0, Round { model: ModelName::of("light"), number, event, said_at_ms: 0 })
+        };
+        let nothing = |number| round(number, RoundEvent::Failed(FaultNote::new(NOTHING_GAINED, "", "")));
+        let missed = |number| round(number, RoundEvent::Failed(FaultNote::new("quorum_missed", "", "")));
+        let (release, weights) = (ReleaseId::from_sha256([1; 32]), BlobRef::new([2; 32], 1));
+        let sealed = |number| {
+            let (release, weights) = (release.clone(), weights.clone());
+            round(number, RoundEvent::Sealed { release, weights, updates: 1 })
+        };
+        let count = |all: Vec<_>| History { all }.rounds_without_gain();
+        assert_eq!(count(vec![]), 0);
+        assert_eq!(count(vec![nothing(1), nothing(2)]), 2);
+        assert_eq!(count(vec![nothing(1), sealed(2), nothing(3), missed(4), nothing(5)]), 2);
+        assert_eq!(count(vec![nothing(1), sealed(2)]), 0);
+    }
 
     #[test]
     fn as_many_sites_are_asked_as_should_be_and_others_next_time() {

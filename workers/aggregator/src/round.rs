@@ -265,6 +265,7 @@ mod tests {
             sources: BTreeMap::new(),
             before: Measured::default(),
             after: Measured::default(),
+            gain: None,
             epochs: 1,
             trainable: "all".into(),
             trained_at_ms: 0,

@@ -83,6 +83,9 @@ pub struct RoundSettings {
     pub behind_max: u32,
     /// A new round is opened so long after the last one ended, seconds; absent: by hand, with `tributary round open`.
     pub every_s: Option<u32>,
+    /// No round opens by itself any more after so many in a row that gained nothing, at least 1, until a site has learned
+    /// from new labels and says so with an update that no round asked for, or `hard_cases` opens one; absent: rounds go on.
+    pub stop_after: Option<u32>,
     /// A new round is opened when `quorum` sites have found so many hard cases each since the last one was opened, at least
     /// 1; absent: not for that.
     pub hard_cases: Option<u32>,
@@ -104,6 +107,7 @@ impl Default for RoundSettings {
             unsolicited: false,
             behind_max: 0,
             every_s: None,
+            stop_after: Some(3),
             hard_cases: None,
         }
     }
@@ -140,6 +144,7 @@ impl AggregatorSettings {
             (self.public_max_mib > 0, "public_max_mib: at least 1"),
             (!self.store.is_empty(), "store: a folder or an address"),
             (round.quorum > 0, "round.quorum: at least 1"),
+            (round.stop_after != Some(0), "round.stop_after: at least 1, or leave it away"),
             (round.hard_cases != Some(0), "round.hard_cases: at least 1, or leave it away"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (

@@ -68,6 +68,7 @@ pub async fn run(
         public,
         settings: settings.clone(),
         state: state.clone(),
+        without_gain: history.rounds_without_gain(),
         history,
         rounds,
         base: None,
@@ -75,6 +76,7 @@ pub async fn run(
         refused: Vec::new(),
         ended_at: Instant::now(),
         counted_at: Instant::now(),
+        undecided_until: Instant::now(),
         opened_at_ms: 0,
         model: model.clone(),
     };
@@ -179,6 +181,10 @@ struct Aggregator {
     refused: Vec<RefusedUpdate>,
     ended_at: Instant,
     counted_at: Instant,
+    /// Until then nobody looks again whether a release is decided that the next round waits for.
+    undecided_until: Instant,
+    /// Rounds in a row that gained nothing.
+    without_gain: u32,
     /// When the last round was opened, milliseconds since the epoch; 0 before the first.
     opened_at_ms: u64,
     model: ModelName,
@@ -301,9 +307,11 @@ impl Aggregator {
     async fn look(&mut self) -> Result<(), Fault> {
         let Some(current) = self.rounds.current() else {
             let every = self.settings.round.every_s.map(|every| Duration::from_secs(every.into()));
-            let due = every.is_some_and(|every| self.ended_at.elapsed() >= every) || self.is_hard().await?;
-            if due {
-                self.ended_at = Instant::now();
+            let due = every.is_some_and(|every| self.ended_at.elapsed() >= every) && !self.is_stopped();
+            if self.undecided_until > Instant::now() {
+                return Ok(());
+            }
+            if due || self.is_hard().await? {
                 self.open().await?;
             }
             return Ok(());
@@ -313,6 +321,20 @@ impl Aggregator {
         tracing::info!(role = ROLE, round = number, why, "closes a round");
         say(&self.publisher, &self.model, number, RoundEvent::Closed { why }).await?;
         Ok(())
+    }
+
+    /// Whether no round opens by the clock any more, for the last ones gained nothing and no site learned anything new.
+    fn is_stopped(&self) -> bool {
+        let stopped = self.settings.round.stop_after.is_some_and(|after| self.without_gain >= after);
+        if stopped && self.state.report().state != "stopped" {
+            let gained_nothing = format!("{} rounds in a row gained nothing", self.without_gain);
+            is(
+                &self.state,
+                "stopped",
+                format!("{gained_nothing}: until sites learn from new labels, or `tributary round open`"),
+            );
+        }
+        stopped
     }
 
     /// Whether enough sites found enough hard cases since the last round was opened.
@@ -352,13 +374,20 @@ impl Aggregator {
         Ok(losses)
     }
 
-    async fn open(&self) -> Result<(), Fault> {
+    async fn open(&mut self) -> Result<(), Fault> {
         let history = History::read(&self.bus, &self.model).await?;
         // One that was opened just now is not read yet.
         if history.last() > 0 && history.ended(history.last()).is_none() {
             return Ok(());
         }
         let rollout = log::latest(&self.bus, &self.model).await?;
+        if let Some(release) = open::read_undecided(&self.bus, rollout.as_ref()).await? {
+            let why = format!("release {} is tried: the next round starts when that is decided", release.short());
+            is(&self.state, "waiting", why);
+            self.undecided_until = Instant::now() + COUNT_EVERY;
+            return Ok(());
+        }
+        self.ended_at = Instant::now();
         let withdrawn = rollout.map(|rollout| rollout.withdrawn).unwrap_or_default();
         let (base, weights) = history.base(&withdrawn, &self.place.root.release);
         let losses = match self.settings.round.ask_by {
@@ -421,6 +450,13 @@ impl Aggregator {
         };
         // The end of a round that another one took the place of leaves that one as it is.
         let is_over = self.rounds.current().is_none_or(|current| current.number <= number);
+        if !self.is_past(number) {
+            match &round.event {
+                RoundEvent::Sealed { .. } => self.without_gain = 0,
+                RoundEvent::Failed(note) if note.name == open::NOTHING_GAINED => self.without_gain += 1,
+                _ => {}
+            }
+        }
         if let Some(said) = said {
             self.state.change(|report| report.last = Some(said));
             if is_over {

@@ -6,12 +6,13 @@ use runtime::Fault;
 use runtime::sign::Key;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
+use schemas::{Gain, LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
 use streams::subject::Errand;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
 use training::examples::{Examples, Split};
+use training::judge::HoldoutComparison;
 use training::settings::TrainSettings;
 use training::train::Trained;
 use training::weights;
@@ -102,6 +103,11 @@ impl About<'_> {
             sources: self.sources,
             before,
             after,
+            gain: Some(match trained.comparison {
+                HoldoutComparison::Better => Gain::Better,
+                HoldoutComparison::Level => Gain::Level,
+                HoldoutComparison::Worse => Gain::Worse,
+            }),
             epochs: self.settings.epochs,
             trainable: self.settings.trainable.clone(),
             trained_at_ms: self.trained_at_ms,

@@ -132,7 +132,14 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     let cloud = site::cloud(loaded, "round").await?;
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = History::read(&cloud, &name).await?;
-    let withdrawn = rollout::log::latest(&cloud, &name).await?.map(|rollout| rollout.withdrawn);
+    let rollout = rollout::log::latest(&cloud, &name).await?;
+    if let Some(release) = open::read_undecided(&cloud, rollout.as_ref()).await? {
+        bail!(
+            "release {release} of {name} is tried, and a round would start from what may be withdrawn: wait for the releaser (`tributary release list`), or decide it with `tributary release promote` or `tributary release withdraw`",
+            release = release.short()
+        );
+    }
+    let withdrawn = rollout.map(|rollout| rollout.withdrawn);
     let (base, weights) = history.base(&withdrawn.unwrap_or_default(), &first);
     let last = history.last();
     if last > 0 && history.ended(last).is_none() {
