@@ -269,8 +269,11 @@ impl Judge {
         };
         let start: Vec<Vec<f32>> = order.iter().map(slice).collect();
         let mut trained = start.clone();
-        let settings =
-            OptimizerSettings { momentum_ratio: 0.0, proximal: learning.proximal, ..OptimizerSettings::default() };
+        let settings = OptimizerSettings {
+            momentum_ratio: 0.0,
+            proximal: Some(learning.proximal),
+            ..OptimizerSettings::default()
+        };
         let mut optimizer = Optimizer::new(&settings, &start);
         let mut gradients = vec![Vec::new(); start.len()];
         let all = features.all();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use autograd::Trainable;
+use autograd::trainable::AUTO;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +72,7 @@ pub struct RoundSettings {
     pub grace_s: u32,
     /// When a round is over in any case, seconds after it was opened, at least 1.
     pub deadline_s: u32,
-    /// Which weights are trained: `all`, `head`, `last N`, or patterns of names with commas between them.
+    /// Which weights are trained: `auto` (all, of which a site with few labels trains the last layers alone), `all`, `head`, `last N`, or patterns of names with commas between them.
     pub trainable: String,
     /// Patterns of names of weights that stay as each site has them, such as those of the last layer.
     pub local: Vec<String>,
@@ -102,7 +103,7 @@ impl Default for RoundSettings {
             quorum: 2,
             grace_s: 60,
             deadline_s: 24 * 3600,
-            trainable: "all".into(),
+            trainable: AUTO.into(),
             local: Vec::new(),
             unsolicited: false,
             behind_max: 0,

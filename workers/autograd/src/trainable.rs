@@ -11,6 +11,9 @@ use crate::onnx::{depends, int};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
 
+/// The word for all weights, of which whoever trains may leave those of the first layers as they are.
+pub const AUTO: &str = "auto";
+
 /// Which weights are trained.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Trainable {
@@ -30,12 +33,13 @@ impl Trainable {
 impl FromStr for Trainable {
     type Err = AutogradError;
 
-    /// `all`, `head`, `last 3`, or patterns of names with commas between them.
+    /// `all`, `auto` (whoever trains may leave the first layers as they are), `head`, `last 3`, or patterns of names with
+    /// commas between them.
     fn from_str(text: &str) -> Result<Self, AutogradError> {
         let unreadable = || AutogradError::Choice { text: text.into() };
         match text.trim() {
             "" => Err(unreadable()),
-            "all" => Ok(Trainable::All),
+            "all" | AUTO => Ok(Trainable::All),
             "head" => Ok(Trainable::HEAD),
             other => match other.strip_prefix("last ") {
                 Some(count) => match count.trim().parse() {

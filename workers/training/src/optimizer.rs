@@ -11,6 +11,8 @@ const EPSILON: f32 = 1e-8;
 #[derive(Debug, Clone)]
 pub struct Optimizer {
     settings: OptimizerSettings,
+    /// Pulls every weight towards where it started.
+    proximal: f32,
     /// Of each weight: the movement of `sgd`, the mean gradient of `adam`.
     first: Vec<Vec<f32>>,
     /// Of each weight: the mean square gradient of `adam`.
@@ -23,7 +25,19 @@ impl Optimizer {
     pub fn new(settings: &OptimizerSettings, weights: &[Vec<f32>]) -> Self {
         let zeros = || weights.iter().map(|weight| vec![0.0; weight.len()]).collect();
         let second = if settings.kind == OptimizerKind::Adam { zeros() } else { Vec::new() };
-        Self { settings: settings.clone(), first: zeros(), second, steps: 0 }
+        Self {
+            settings: settings.clone(),
+            proximal: settings.proximal.unwrap_or(0.0),
+            first: zeros(),
+            second,
+            steps: 0,
+        }
+    }
+
+    /// Pulling weights towards where they started, where the settings say nothing of it.
+    pub fn anchored(mut self, proximal: f32) -> Self {
+        self.proximal = self.settings.proximal.unwrap_or(proximal);
+        self
     }
 
     /// What it remembers, and how many steps it took.
@@ -39,7 +53,8 @@ impl Optimizer {
 
     /// One step. `start`: where the weights were before training; `rate`: its length, above 0.
     pub fn step(&mut self, weights: &mut [Vec<f32>], gradients: &mut [Vec<f32>], start: &[Vec<f32>], rate: f64) {
-        let OptimizerSettings { kind, momentum_ratio, weight_decay, clip_norm, proximal, .. } = self.settings;
+        let OptimizerSettings { kind, momentum_ratio, weight_decay, clip_norm, .. } = self.settings;
+        let proximal = self.proximal;
         if let Some(most) = clip_norm {
             shorten(gradients, most);
         }
@@ -120,7 +135,7 @@ mod tests {
         assert_eq!(after(&still, &[0.0]), 1.0);
         assert!((after(&OptimizerSettings { weight_decay: 0.5, ..still.clone() }, &[0.0]) - 0.95).abs() < 1e-6);
         // Towards 0.5, where it started.
-        assert!((after(&OptimizerSettings { proximal: 1.0, ..still }, &[0.0]) - 0.95).abs() < 1e-6);
+        assert!((after(&OptimizerSettings { proximal: Some(1.0), ..still }, &[0.0]) - 0.95).abs() < 1e-6);
     }
 
     proptest! {

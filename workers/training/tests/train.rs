@@ -241,3 +241,40 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let error = train(&onnx, &light(), &examples, &settings, Around { pace, ..around(&stop) }, |_| {}).unwrap_err();
     assert!(error.to_string().contains("memory_max_mib allows 1"), "{error}");
 }
+
+#[test]
+fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_rest_as_it_was() {
+    let examples = |model: &Model, of_class: usize| {
+        let mut examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
+        let mut taken = BTreeMap::<(Split, usize), usize>::new();
+        examples.all.retain(|example| {
+            let count = taken.entry((example.split, example.class)).or_default();
+            *count += 1;
+            example.split != Split::Test && *count <= of_class
+        });
+        examples
+    };
+    let runtime = Onnx::find_and_load(None).unwrap();
+    let learn = |model: &Model, of_class: usize| {
+        let settings = TrainSettings { epochs: 1, ..settings() };
+        let stop = CancellationToken::new();
+        train(&runtime, model, &examples(model, of_class), &settings, around(&stop), |_| {}).unwrap()
+    };
+    let all = onnx::read(&light().graph).unwrap().floats().unwrap().len();
+    for (of_class, layers, numbers) in [(5, Some(1), 330), (15, Some(2), 25_450), (30, None, 26_698)] {
+        let few = learn(&light(), of_class);
+        assert_eq!((few.layers, few.parameters), (layers, numbers), "{of_class} images of a class");
+        assert_eq!(few.weights.len(), all, "what is not trained is sent too");
+    }
+    let few = learn(&light(), 5);
+    let moved: Vec<&String> = few
+        .weights
+        .iter()
+        .filter(|(name, (_, values))| few.onnx.weight(name).unwrap() != *values)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(moved.len() <= 2, "{moved:?}");
+    // Neither where nothing is known yet nor where somebody said what is trained.
+    let place = tempfile::tempdir().unwrap();
+    assert_eq!(learn(&ignorant(&place.path().join("start")), 5).layers, None);
+}

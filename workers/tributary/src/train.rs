@@ -46,7 +46,8 @@ pub struct TrainArgs {
 /// How a model is trained; shared by the commands that train.
 #[derive(clap::Args)]
 pub struct HowArgs {
-    /// Which weights: all, head, `last N` (layers), or patterns of names with commas between them.
+    /// Which weights: auto (all, or of a good model the last layers alone where images are few), all, head, `last N` (layers),
+    /// or patterns of names with commas between them.
     #[arg(long, value_name = "WHICH")]
     pub trainable: Option<String>,
     /// How often every image is seen.
@@ -141,6 +142,7 @@ pub async fn train(
             "nothing_gained": trained.nothing_gained(),
             "test": test,
             "parameters": trained.parameters,
+            "last_layers": trained.layers,
             "unreadable": trained.unreadable,
             "features_cached": trained.features_cached,
             "written": written.as_ref().map(|_| new.display().to_string()),
@@ -193,6 +195,11 @@ fn measured(measured: &Measured) -> String {
 
 fn text(trained: &Trained, written: Option<&Model>) -> String {
     let mut lines = vec![format!("trained  {} numbers in {} weights", trained.parameters, trained.weights.len())];
+    if let Some(layers) = trained.layers {
+        let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
+        lines
+            .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
+    }
     let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
     let (before, after) = trained.held_out();
     lines.push(format!(
