@@ -140,7 +140,7 @@ impl Collection {
         let known = self.images.get(&label.task).and_then(Known::label);
         let again = label.source.is_some() && known.is_some_and(|(known, _)| known != Said::Retracted);
         if let Some(answer) = about {
-            self.answered(answer, fresh);
+            self.answered(answer, fresh && said != Said::Retracted);
         }
         if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
             self.change(label.task, fresh, |known| {
