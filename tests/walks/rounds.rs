@@ -584,6 +584,14 @@ async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut 
     let last = named["releases"].as_array().unwrap().last().unwrap();
     assert_eq!((&last["release"], &last["through"]), (&fourth.as_str().into(), &third.as_str().into()), "{named:#}");
 
+    // Where the release store is not the one, updates are named all the same.
+    let elsewhere = world.folder().join("no-releases").display().to_string();
+    let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run", "--release-store", &elsewhere]).await;
+    assert!(said.success && said.out.contains("is not known here") && said.out.contains("round"), "{}", said.out);
+    let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run"]).await;
+    let starts = format!("starts from release {}", third.short());
+    assert!(said.out.contains("1 label would be taken back") && said.out.contains(&starts), "{}", said.out);
+
     remake(world, &third, &fourth).await;
 }
 
@@ -619,6 +627,9 @@ async fn remake(world: &World, release: &ReleaseId, later: &ReleaseId) {
     assert!(same.success, "{}", same.err);
     let same: Value = serde_json::from_str(&same.out).unwrap();
     assert_eq!((&same["release"], &same["is_new"]), (&remade.as_str().into(), &false.into()));
+    let shown = command(world, &["release", "show", remade.short()]).await;
+    let of = format!("from the updates of release {}: mistaken", release.short());
+    assert!(shown.out.contains(&of) && shown.out.contains("of site site-1"), "{}{}", shown.out, shown.err);
     // The aggregator goes by it as well: a round that starts from it comes to a release.
     let withdrawn = command(world, &["release", "withdraw", later.as_str()]).await;
     assert!(withdrawn.success, "{}", withdrawn.err);

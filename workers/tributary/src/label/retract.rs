@@ -23,17 +23,18 @@ use crate::site::Site;
 use crate::{form, out, site};
 
 const EXAMPLES: &str = "\
-Everything said of these images so far stops counting, the publisher's label and the cloud's verdict included: the site's
-next training starts without them. An image that is labelled again later is learned from again.
+Everything said of these images so far stops counting, the publisher's label and the cloud's
+verdict included: the site's next training starts without them. An image that is labelled again
+later is learned from again.
 
-Updates that learned from them are found in the site's own record, which never leaves it (streams.learned_max_mib). The
-releases these updates are in are found in the release store, where it can be reached from here.
+Updates that learned from them are found in the site's own record, which never leaves it
+(streams.learned_max_mib). The releases these updates are in are found in the release store, where
+it can be reached from here; `tributary release remake` derives one again without them.
 
 Examples:
   tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'
-  tributary label retract --labelled-by anna --since 2d --why 'anna mixed up coat and shirt'
-  tributary label retract --labelled-by anna --dry-run                  name what learned from them; take nothing back
-  tributary release remake 3fa71d --without reef --why 'mislabelled'    derive a release again without them";
+  tributary label retract --labelled-by anna --since 2d --why 'mixed up coat and shirt'
+  tributary label retract --labelled-by anna --dry-run     name what learned, take nothing back";
 
 /// Take labels back, and name every update and release that learned from them.
 #[derive(clap::Args)]
