@@ -48,5 +48,8 @@ pub const MAX_NOTE_BYTES: usize = 2048;
 /// Largest file of weights that travels, in bytes: 128 million 32-bit floats.
 pub const MAX_WEIGHTS_BYTES: u64 = 512 * 1024 * 1024;
 
+/// Most images that one message lists as learned from; 1.8 MB of ids.
+pub const MAX_LEARNED_IMAGES: usize = 100_000;
+
 /// Packages of releases travel in pieces of this size, in bytes, so that one that was cut off goes on where it was.
 pub const PIECE_BYTES: usize = 8 * 1024 * 1024;

@@ -1,4 +1,5 @@
-//! A round: sites are asked to learn from one base, what they send is merged, a release is sealed. Version history: 1, first.
+//! A round: sites are asked to learn from one base, what they send is merged, a release is sealed. Version history: 1, first;
+//! later with the event of a release that was remade.
 //!
 //! What happens in a round is told in the stream that holds the sites' updates, so that what came before a round was
 //! closed, and what after, is the same for whoever reads it.
@@ -28,7 +29,7 @@ impl Message for Round {
     const VERSION: u16 = 1;
 }
 
-/// What happened. Each happens once in a round.
+/// What happened. Each happens once in a round, but that its release is remade.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoundEvent {
@@ -50,6 +51,17 @@ pub enum RoundEvent {
     },
     /// No release: the last one stands.
     Failed(FaultNote),
+    /// Its release was derived again without some of its updates. The next round starts from this one in its place.
+    Remade {
+        /// The new release.
+        release: ReleaseId,
+        /// The one it takes the place of.
+        of: ReleaseId,
+        /// Its weights, in the release store.
+        weights: BlobRef,
+        /// Updates in it.
+        updates: u32,
+    },
 }
 
 impl RoundEvent {
@@ -59,6 +71,15 @@ impl RoundEvent {
             RoundEvent::Opened(_) => "opened",
             RoundEvent::Closed { .. } => "closed",
             RoundEvent::Sealed { .. } | RoundEvent::Failed(_) => "ended",
+            RoundEvent::Remade { .. } => "remade",
+        }
+    }
+
+    /// Its slot, a token of its subject: the word for it, and which release where a round may have several.
+    pub fn slot(&self) -> String {
+        match self {
+            RoundEvent::Remade { release, .. } => format!("{}-{}", self.as_str(), release.as_str()),
+            _ => self.as_str().to_owned(),
         }
     }
 }

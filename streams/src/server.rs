@@ -475,7 +475,7 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 pub const BUFFERED: &str = "max_buffered_size: 256MB";
 
 /// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
-pub const KEPT_AT_SITE: [&str; 19] = [
+pub const KEPT_AT_SITE: [&str; 20] = [
     // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
     // the cloud would get every image. Answers to the site's own questions come in, not out.
     "_INBOX.>",
@@ -495,6 +495,7 @@ pub const KEPT_AT_SITE: [&str; 19] = [
     "outcome.>",
     "outbox.>",
     "label.>",
+    "learned.>",
     "dead.images.>",
     "dead.answers.>",
     "dead.outbox.>",

@@ -225,9 +225,9 @@ pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
 /// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
 /// something else than images.
 pub fn check_replay(subject: &str) -> Result<(), CarryError> {
-    const OURS: [&str; 17] = [
-        "answer", "outcome", "outbox", "verify", "verdict", "label", "hardcase", "update", "round", "release", "order",
-        "swap", "dead", "pin", "$JS", "$KV", "$O",
+    const OURS: [&str; 18] = [
+        "answer", "outcome", "outbox", "verify", "verdict", "label", "learned", "hardcase", "update", "round",
+        "release", "order", "swap", "dead", "pin", "$JS", "$KV", "$O",
     ];
     check_pattern(subject)?;
     if subject.split('.').any(|token| token == "*" || token == ">") {
@@ -250,12 +250,22 @@ pub fn label(site: &SiteName, camera: &CameraName) -> String {
     format!("label.{site}.{camera}")
 }
 
+/// Which images a site's updates of a model learned from.
+pub fn learned(site: &SiteName, model: &ModelName) -> String {
+    format!("learned.{site}.{model}")
+}
+
+/// Which images all updates of a site learned from.
+pub fn learned_at(site: &SiteName) -> String {
+    format!("learned.{site}.*")
+}
+
 /// What a site learned of a model, for a round; 0 when no round asked for it.
 pub fn update(model: &ModelName, round: u64, site: &SiteName) -> String {
     format!("update.{model}.{round}.{site}")
 }
 
-/// The slot of something that happened in a round: `opened`, `closed` or `ended`.
+/// The slot of something that happened in a round: `opened`, `closed`, `ended`, or `remade-` and a release.
 pub fn round(model: &ModelName, number: u64, event: &str) -> String {
     format!("round.{model}.{number}.{event}")
 }
@@ -265,7 +275,7 @@ pub fn rounds_and_updates(model: &ModelName) -> Vec<String> {
     vec![format!("round.{model}.*.*"), format!("update.{model}.*.*")]
 }
 
-/// Everything of one kind that is said of a model's rounds: `opened`, `closed` or `ended`.
+/// Everything of one kind that is said of a model's rounds: `opened`, `closed` or `ended`; `*` for everything.
 pub fn rounds(model: &ModelName, event: &str) -> String {
     format!("round.{model}.*.{event}")
 }

@@ -148,8 +148,9 @@ fn an_outside_library_with_one_home_is_named_nowhere_else() {
 #[test]
 fn subjects_are_spelled_out_in_one_place() {
     const HOME: [&str; 3] = ["streams/src/subject.rs", "streams/src/topology.rs", "streams/src/server.rs"];
-    const KINDS: [&str; 12] = [
-        "image", "answer", "outbox", "verify", "verdict", "label", "update", "dead", "release", "order", "swap", "pin",
+    const KINDS: [&str; 13] = [
+        "image", "answer", "outbox", "verify", "verdict", "label", "learned", "update", "dead", "release", "order",
+        "swap", "pin",
     ];
     let mut found = Vec::new();
     for manifest in manifests().values().filter(|manifest| manifest.package != "tributary-tests") {

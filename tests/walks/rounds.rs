@@ -473,7 +473,7 @@ async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_
 }
 
 #[tokio::test]
-async fn weights_that_stay_at_the_sites_are_neither_sent_nor_merged() {
+async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_from_releases_and_rounds() {
     let plan = Plan::default()
         .set("trainer.collect.least_fresh=1000000")
         .set("trainer.epochs=1")
@@ -485,14 +485,17 @@ async fn weights_that_stay_at_the_sites_are_neither_sent_nor_merged() {
     let settings = ["merge.rule=fedavg", "round.local=[\"*bias*\"]"].map(|pair| format!("aggregator.{pair}"));
     world.aggregator("aggregator", &settings).unwrap();
     world.all_started().await.unwrap();
+    let mut labelled = Vec::new();
     for (label, pictures) in pictures("site").into_iter().take(4) {
         for picture in pictures.iter().take(8) {
             let (bytes, name) = (std::fs::read(picture).unwrap(), world.site(0).name.clone());
             let task = publish(world.bus(0), &name, &bytes, &[(HEADER_LABEL, &label)]).await;
             outcome(world.bus(0), &name, task).await.unwrap();
+            labelled.push((task, label.clone()));
         }
     }
     world.trainer("trainer", 0).unwrap();
+    let mut releases = Vec::new();
     for number in 1..=2_u64 {
         let local = ["--set", "aggregator.round.local=[\"*bias*\"]"];
         let more = [&["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"], &local[..]].concat();
@@ -505,8 +508,135 @@ async fn weights_that_stay_at_the_sites_are_neither_sent_nor_merged() {
             let is_local = tensor["tensor"].as_str().unwrap().contains("bias");
             assert_eq!(tensor["rms_of_difference"] == 0.0, is_local, "round {number}: {tensor}");
         }
+        releases.push(release);
     }
     assert!(world.folder().join("training-0/local.safetensors").is_file());
+    take_back(&world, labelled, releases).await;
+}
+
+/// A command at the world's site, and what it says in JSON.
+async fn at_site(world: &World, words: &[&str]) -> (Ended, Value) {
+    let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    all.extend(world.at(0));
+    all.extend(["--set".into(), world.release_store()]);
+    let said = run_for(world.folder(), &all, LONG).await.unwrap();
+    let json = serde_json::from_str(&said.out).unwrap_or(Value::Null);
+    (said, json)
+}
+
+/// How many images a site's update of a round learned from.
+async fn images_of(world: &World, round: u64) -> u64 {
+    let slot = subject::update(&model(), round, &world.site(0).name);
+    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    decode::<Update>(&record.payload).unwrap().sources.values().sum()
+}
+
+/// One label among those of a site that learned from all of them in two rounds is taken back.
+async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut releases: Vec<ReleaseId>) {
+    let (task, label) = &labelled[3];
+    let task = task.to_string();
+    let (said, _) = at_site(world, &["label", &task, label, "--by", "anna"]).await;
+    assert!(said.success, "{}", said.err);
+    // In a third round another site takes part.
+    let base = releases.last().unwrap().clone();
+    let path = world.folder().join(format!("releases/models/{}/{base}/weights.safetensors", model()));
+    let mut own = std::fs::read(path).unwrap();
+    let end = own.len();
+    own[end - 4..].copy_from_slice(&0.5_f32.to_le_bytes());
+    let number = open(world, &["--quorum", "2", "--grace-s", "0", "--deadline-s", "90"]).await;
+    send(world, "farm", number, &base, &own, |_| {}).await;
+    let (third, _, updates) = sealed(world, number).await;
+    assert_eq!((number, updates), (3, 2));
+    releases.push(third.clone());
+    let all = labelled.len() as u64;
+    assert_eq!(images_of(world, 3).await, all);
+
+    let unknown = schemas::TaskId::mint().to_string();
+    let (refused, _) = at_site(world, &["label", "retract", &unknown, "--why", "mistaken"]).await;
+    assert!(!refused.success && refused.err.contains("unknown task"), "{}", refused.err);
+    let (refused, _) = at_site(world, &["label", "retract", "--labelled-by", "nobody", "--why", "mistaken"]).await;
+    assert!(!refused.success && refused.err.contains("no label by"), "{}", refused.err);
+
+    // Every update learned from it, and every release holds one of them.
+    let retract = ["label", "retract", "--labelled-by", "anna", "--why", "mistaken", "--json"];
+    let (said, named) = at_site(world, &retract).await;
+    assert!(said.success, "{}", said.err);
+    assert_eq!(named["retracted"], serde_json::json!([task]));
+    assert_eq!(named["updates"].as_array().map(Vec::len), Some(3), "{named:#}");
+    let mut found: Vec<String> = named["releases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|release| release["updates"].as_array().is_some_and(|updates| updates.len() == 1))
+        .map(|release| release["release"].as_str().unwrap().to_owned())
+        .collect();
+    found.sort();
+    let mut expected: Vec<String> = releases.iter().map(ToString::to_string).collect();
+    expected.sort();
+    assert_eq!(found, expected, "{named:#}");
+
+    // The next round starts without it.
+    assert_eq!(open(world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await, 4);
+    let (fourth, _, _) = sealed(world, 4).await;
+    assert_eq!(images_of(world, 4).await, all - 1);
+    let (said, named) = at_site(world, &["label", "retract", &task, "--dry-run", "--json"]).await;
+    assert!(said.success, "{}", said.err);
+    assert_eq!(named["updates"].as_array().map(Vec::len), Some(3), "{named:#}");
+    let last = named["releases"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["release"], &last["through"]), (&fourth.as_str().into(), &third.as_str().into()), "{named:#}");
+
+    // Where the release store is not the one, updates are named all the same.
+    let elsewhere = world.folder().join("no-releases").display().to_string();
+    let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run", "--release-store", &elsewhere]).await;
+    assert!(said.success && said.out.contains("is not known here") && said.out.contains("round"), "{}", said.out);
+    let (said, _) = at_site(world, &["label", "retract", &task, "--dry-run"]).await;
+    let starts = format!("starts from release {}", third.short());
+    assert!(said.out.contains("1 label would be taken back") && said.out.contains(&starts), "{}", said.out);
+
+    remake(world, &third, &fourth).await;
+}
+
+/// A release of two sites is derived again without one of them.
+async fn remake(world: &World, release: &ReleaseId, later: &ReleaseId) {
+    let remake = async |without: &[&str]| {
+        let words = ["release", "remake", release.short(), "--why", "mistaken", "--json"];
+        let without = without.iter().flat_map(|without| ["--without", without]);
+        command(world, &words.into_iter().chain(without).collect::<Vec<_>>()).await
+    };
+    for (without, says) in [
+        (&["moon"][..], "has no update of site moon"),
+        (&["site-1", "farm"], "nothing would be left"),
+        (&["a site"], "is neither a site"),
+        (&[&schemas::TaskId::mint().to_string()], "whose label was taken back"),
+    ] {
+        let refused = remake(without).await;
+        assert!(!refused.success && refused.err.contains(says), "{without:?}: {}", refused.err);
+    }
+    let said = remake(&["site-1"]).await;
+    assert!(said.success, "{}", said.err);
+    let said: Value = serde_json::from_str(&said.out).unwrap();
+    let remade: ReleaseId = said["release"].as_str().unwrap().parse().unwrap();
+    assert_eq!((&said["updates"], &said["still_learned_from_them"]), (&1.into(), &serde_json::json!([later.short()])));
+    let manifest = manifest(world, &remade).await;
+    assert_eq!((&manifest["stage"], &manifest["remade"]["of"]), (&"candidate".into(), &release.as_str().into()));
+    assert_eq!(manifest["made"]["updates"].as_array().map(Vec::len), Some(1));
+    assert_eq!(manifest["remade"]["without"][0]["site"], "site-1");
+    let again = command(world, &["release", "verify", remade.as_str()]).await;
+    assert!(again.success && again.out.contains("bit by bit"), "{}{}", again.out, again.err);
+    // What learned from the label is what the site sent: the same release, which is known by now.
+    let same = remake(&["labels"]).await;
+    assert!(same.success, "{}", same.err);
+    let same: Value = serde_json::from_str(&same.out).unwrap();
+    assert_eq!((&same["release"], &same["is_new"]), (&remade.as_str().into(), &false.into()));
+    let shown = command(world, &["release", "show", remade.short()]).await;
+    let of = format!("from the updates of release {}: mistaken", release.short());
+    assert!(shown.out.contains(&of) && shown.out.contains("of site site-1"), "{}{}", shown.out, shown.err);
+    // The aggregator goes by it as well: a round that starts from it comes to a release.
+    let withdrawn = command(world, &["release", "withdraw", later.as_str()]).await;
+    assert!(withdrawn.success, "{}", withdrawn.err);
+    let number = open(world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
+    let (next, _, _) = sealed(world, number).await;
+    assert_eq!(self::manifest(world, &next).await["parent"], remade.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -107,6 +107,15 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     assert!(status.out.contains("an update of"), "{}", status.out);
 }
 
+/// Takes the label of an image back while the site trains on it; whether no update had learned from it by then.
+async fn take_back(world: &World, task: TaskId) -> bool {
+    let mut words = ["label", "retract", &task.to_string(), "--why", "mistaken"].map(str::to_owned).to_vec();
+    words.extend(world.at(0));
+    let said = run(world.folder(), &words).await.unwrap();
+    assert!(said.success && said.out.contains("1 label taken back"), "{}{}", said.out, said.err);
+    said.out.contains("No update")
+}
+
 #[tokio::test]
 async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let plan = Plan::default()
@@ -116,12 +125,13 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
         .set("trainer.held_out_ratio=0.3")
         .set("trainer.limits.checkpoint_every_s=1");
     let mut world = beginners(plan).await;
-    for task in publish_pictures(&world, 150).await {
-        answered(&world, task).await;
+    let tasks = publish_pictures(&world, 150).await;
+    for task in &tasks {
+        answered(&world, *task).await;
     }
     let trainer = world.trainer("trainer", 0).unwrap();
     trainer.says("started", PATIENCE).await.unwrap();
-    let mut kills = 0;
+    let (mut kills, mut taken_back) = (0, false);
     for _ in 0..4 {
         let epoch = until("some epochs", LONG, async || {
             let report = training(&world).await?;
@@ -134,13 +144,23 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
         }
         kills += 1;
         world.worked("trainer").unwrap().restart().unwrap();
+        if kills == 1 {
+            world.worked("trainer").unwrap().says("goes on where it was left", PATIENCE).await.unwrap();
+            taken_back = take_back(&world, tasks[0]).await;
+        }
     }
     let disturbed = first_update(&world).await;
     assert!(kills > 0, "it was never killed while it trained");
-    assert!(world.worked("trainer").unwrap().log().contains("goes on where it was left"));
+    let log = world.worked("trainer").unwrap().log();
+    assert!(log.contains("goes on where it was left"), "{log}");
+    let work = world.folder().join("training-0");
+    let index = std::fs::read_to_string(work.join("index.csv")).unwrap();
+    // An update that was not named when the label was taken back is not sent: it is trained again without the image.
+    assert_eq!(index.contains(&tasks[0].to_string()), !taken_back, "{log}");
+    assert_eq!(log.contains("labels were taken back"), taken_back, "{log}");
+    assert_eq!(disturbed.sources.values().sum::<u64>(), index.lines().count() as u64 - 1);
     // The same images and settings once more, undisturbed: the same weights, so the same update.
     world.worked("trainer").unwrap().kill().unwrap();
-    let work = world.folder().join("training-0");
     assert!(!work.join("checkpoint.safetensors").exists(), "a finished training leaves no checkpoint");
     let model = harness::program::fixture(harness::pictures::INITIAL);
     let new = world.folder().join("again");

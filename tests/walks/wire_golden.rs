@@ -8,10 +8,10 @@ use schemas::answer::Timings;
 use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
     Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
-    DecisionReport, Doubted, Fated, FaultNote, Finding, Gain, HardCase, Hardness, Label, LabelSource, LinkReport,
-    Measured, Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release,
-    ReleaseId, ReleaseStage, Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile,
-    TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    DecisionReport, Doubted, Fated, FaultNote, Finding, Gain, HardCase, Hardness, Label, LabelSource, LearnedImages,
+    LinkReport, Measured, Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason,
+    RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage,
+    Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -405,6 +405,7 @@ fn label() -> Label {
         by: Some("anna".into()),
         labelled_at_ms: 1_763_942_400_500,
         source: None,
+        retracted: None,
     }
 }
 
@@ -466,6 +467,26 @@ fn beat_scaled() -> Beat {
 
 fn label_replayed() -> Label {
     Label { source: Some(LabelSource::Verdict), ..label() }
+}
+
+fn label_retracted() -> Label {
+    Label::retraction(task(), Some("anna".into()), "wrong shelf", 1_763_942_400_500)
+}
+
+fn learned() -> LearnedImages {
+    LearnedImages {
+        update: task(),
+        model: "fashion-light".parse().unwrap(),
+        round: 3,
+        base: ReleaseId::from_sha256([1; 32]),
+        trained_at_ms: 1_763_942_400_600,
+        images: ["a", "b"].map(TaskId::derived).to_vec(),
+    }
+}
+
+fn round_remade() -> Round {
+    let [release, of] = [[5; 32], [4; 32]].map(ReleaseId::from_sha256);
+    round(RoundEvent::Remade { release, of, weights: BlobRef::new([8; 32], 106_792), updates: 2 })
 }
 
 fn answer_replayed() -> Answer {
@@ -568,6 +589,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-decided.v1", &answer_decided());
     survives("beat-scaled.v1", &beat_scaled());
     survives("label-replayed.v1", &label_replayed());
+    survives("label-retracted.v1", &label_retracted());
+    survives("learned.v1", &learned());
     survives("answer-replayed.v1", &answer_replayed());
     survives("answer-noted.v1", &answer_noted());
     survives("answer-of-file.v1", &answer_of_file());
@@ -582,6 +605,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("round-closed.v1", &round_closed());
     survives("round-sealed.v1", &round_sealed());
     survives("round-failed.v1", &round_failed());
+    survives("round-remade.v1", &round_remade());
     survives("beat-releases.v1", &beat_releases());
     survives("rollout.v1", &rollout());
     survives("order.v1", &order());
@@ -639,6 +663,8 @@ fn remake() {
         ("answer-decided.v1", encode(&answer_decided())),
         ("beat-scaled.v1", encode(&beat_scaled())),
         ("label-replayed.v1", encode(&label_replayed())),
+        ("label-retracted.v1", encode(&label_retracted())),
+        ("learned.v1", encode(&learned())),
         ("answer-replayed.v1", encode(&answer_replayed())),
         ("answer-noted.v1", encode(&answer_noted())),
         ("answer-of-file.v1", encode(&answer_of_file())),
@@ -653,6 +679,7 @@ fn remake() {
         ("round-closed.v1", encode(&round_closed())),
         ("round-sealed.v1", encode(&round_sealed())),
         ("round-failed.v1", encode(&round_failed())),
+        ("round-remade.v1", encode(&round_remade())),
         ("beat-releases.v1", encode(&beat_releases())),
         ("rollout.v1", encode(&rollout())),
         ("order.v1", encode(&order())),

@@ -4,11 +4,13 @@
 //! counts. [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`public`]
 //! is the public set, [`score`] tries models on it, [`rule`] is how they are merged, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
 //! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
-//! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares.
+//! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares, [`remake`]
+//! makes one again without some updates, [`descent`] says which releases hold an update or start from one that does (pure).
 //! Deliberately absent: which sites run it.
 
 pub mod check;
 pub mod derive;
+pub mod descent;
 pub mod filter;
 pub mod layout;
 pub mod merge;
@@ -16,6 +18,7 @@ pub mod open;
 pub mod public;
 pub mod record;
 pub mod release;
+pub mod remake;
 pub mod round;
 pub mod rule;
 pub mod score;

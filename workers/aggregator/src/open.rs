@@ -12,6 +12,7 @@ use streams::fleet::Fleet;
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
+use crate::round::Rounds;
 use crate::settings::{AskBy, RoundSettings};
 
 /// Name of the end of a round whose updates come to nothing better than the release it started from.
@@ -28,7 +29,7 @@ impl History {
     /// Reads it.
     pub async fn read(bus: &Bus, model: &ModelName) -> Result<Self, CarryError> {
         let level = read::level(bus, topology::UPDATES).await?;
-        let subjects = ["opened", "closed", "ended"].map(|event| subject::rounds(model, event)).to_vec();
+        let subjects = vec![subject::rounds(model, "*")];
         let mut all = Vec::new();
         let stretch = Stretch { subjects, ..Stretch::default() };
         read::stretch(bus, topology::UPDATES, stretch, level.last_sequence, |record| {
@@ -58,18 +59,40 @@ impl History {
             RoundEvent::Sealed { .. } => Some(false),
             // Of other failures nothing is known about what there is to gain.
             RoundEvent::Failed(note) => (note.name == NOTHING_GAINED).then_some(true),
-            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => None,
+            RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         });
         u32::try_from(ends.take_while(|nothing| *nothing).count()).unwrap_or(u32::MAX)
     }
 
-    /// Where the next round starts: the latest release that was not withdrawn, with its weights; `first`, the model that
-    /// sites were set up with, if there is none.
-    pub fn base(&self, withdrawn: &[ReleaseId], first: &ReleaseId) -> (ReleaseId, Option<BlobRef>) {
-        let latest = self.all.iter().rev().find_map(|(_, _, round)| match &round.event {
-            RoundEvent::Sealed { release, weights, .. } if !withdrawn.contains(release) => Some((release, weights)),
+    /// The releases before a message of this sequence, each the parent of the next or what that was remade as.
+    pub fn lineage(&self, first: &ReleaseId, before_sequence: u64) -> Vec<ReleaseId> {
+        let mut rounds = Rounds::new(first.clone());
+        for (_, _, round) in self.all.iter().filter(|(sequence, _, _)| *sequence < before_sequence) {
+            rounds.happened(round, 0);
+        }
+        rounds.lineage().to_vec()
+    }
+
+    /// What a round came to, the latest first: its release as it was sealed, and before it those that it was remade as.
+    fn releases(&self, number: u64) -> impl Iterator<Item = (&ReleaseId, &BlobRef)> {
+        let of = move |round: &&(u64, u64, Round)| round.2.number == number;
+        let remade = self.all.iter().rev().filter(of).filter_map(|(_, _, round)| match &round.event {
+            RoundEvent::Remade { release, weights, .. } => Some((release, weights)),
             _ => None,
         });
+        let sealed = self.all.iter().rev().filter(of).filter_map(|(_, _, round)| match &round.event {
+            RoundEvent::Sealed { release, weights, .. } => Some((release, weights)),
+            _ => None,
+        });
+        remade.chain(sealed)
+    }
+
+    /// Where the next round starts: the latest release that was not withdrawn, with its weights, or what it was remade as;
+    /// `first`, the model that sites were set up with, if there is none.
+    pub fn base(&self, withdrawn: &[ReleaseId], first: &ReleaseId) -> (ReleaseId, Option<BlobRef>) {
+        let sealed = self.all.iter().rev().filter(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. }));
+        let mut all = sealed.flat_map(|(_, _, round)| self.releases(round.number));
+        let latest = all.find(|(release, _)| !withdrawn.contains(release));
         match latest.filter(|(release, _)| *release != first) {
             Some((release, weights)) => (release.clone(), Some(weights.clone())),
             None => (first.clone(), None),
@@ -134,7 +157,7 @@ pub fn terms(base: ReleaseId, weights: Option<BlobRef>, sites: Vec<SiteName>, se
 
 /// Says that something happened in a round; false if it was said before.
 pub async fn say(publisher: &Publisher, model: &ModelName, number: u64, event: RoundEvent) -> Result<bool, Fault> {
-    let slot = subject::round(model, number, event.as_str());
+    let slot = subject::round(model, number, &event.slot());
     let blob = match &event {
         RoundEvent::Opened(terms) => terms.weights.clone(),
         _ => None,
@@ -174,6 +197,34 @@ mod tests {
         assert_eq!(count(vec![nothing(1), nothing(2)]), 2);
         assert_eq!(count(vec![nothing(1), sealed(2), nothing(3), missed(4), nothing(5)]), 2);
         assert_eq!(count(vec![nothing(1), sealed(2)]), 0);
+    }
+
+    #[test]
+    fn the_next_round_starts_from_what_the_last_release_was_remade_as_unless_that_is_withdrawn() {
+        let release = |number: u8| ReleaseId::from_sha256([number; 32]);
+        let said =
+            |at: u64, number, event| (at, at, Round { model: ModelName::of("light"), number, event, said_at_ms: at });
+        let sealed =
+            |of: u8| RoundEvent::Sealed { release: release(of), weights: BlobRef::new([of; 32], 1), updates: 2 };
+        let remade = |new: u8, of: u8| RoundEvent::Remade {
+            release: release(new),
+            of: release(of),
+            weights: BlobRef::new([new; 32], 1),
+            updates: 1,
+        };
+        let all =
+            vec![said(1, 1, sealed(1)), said(2, 2, sealed(2)), said(3, 2, remade(3, 2)), said(4, 1, remade(4, 1))];
+        let history = History { all };
+        let base = |withdrawn: &[u8]| {
+            let withdrawn: Vec<ReleaseId> = withdrawn.iter().map(|number| release(*number)).collect();
+            let (base, weights) = history.base(&withdrawn, &release(0));
+            assert_eq!(weights.is_some(), base != release(0));
+            base
+        };
+        assert_eq!([base(&[]), base(&[2]), base(&[3]), base(&[2, 3])], [3, 3, 2, 4].map(release));
+        assert_eq!(base(&[1, 2, 3, 4]), release(0));
+        assert_eq!(history.lineage(&release(0), u64::MAX), [0, 1, 4, 2, 3].map(release));
+        assert_eq!(history.lineage(&release(0), 3), [0, 1, 2].map(release));
     }
 
     #[test]

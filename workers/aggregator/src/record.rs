@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use schemas::{Measured, SiteName};
+use rollout::prepare::Origin;
+use schemas::{Measured, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
 use training::judge::HoldoutScores;
 
@@ -107,6 +108,18 @@ impl fmt::Display for ReportedChange {
         match self.is_measured() {
             true => write!(f, "{:+.1} to {:+.1} points", percent(change_interval.0), percent(change_interval.1)),
             false => f.write_str("no change measured"),
+        }
+    }
+}
+
+impl Record {
+    /// Where a release that was come by so is said to come from. `words`: such as `round 3`.
+    pub fn origin(&self, parent: Option<ReleaseId>, words: String) -> Origin {
+        Origin {
+            parent,
+            words,
+            public: self.reported.map(|reported| (reported.before, reported.after)),
+            public_change_interval: self.reported.map(|reported| reported.change_interval),
         }
     }
 }

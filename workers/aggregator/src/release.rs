@@ -51,6 +51,31 @@ pub struct Manifest {
     pub package: Vec<BlobRef>,
     /// The round; absent for none.
     pub made: Option<Made>,
+    /// What it takes the place of; absent where it was not remade.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remade: Option<RemadeFrom>,
+}
+
+/// How a release was derived again from the updates of another one, but for some.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RemadeFrom {
+    /// The release whose updates these are.
+    pub of: ReleaseId,
+    /// The updates of the round that are left out, those left out before included.
+    pub without: Vec<LeftOutUpdate>,
+    /// Why, in words of whoever asked for it.
+    pub why: String,
+    /// When, milliseconds since the epoch.
+    pub at_ms: u64,
+}
+
+/// An update that was in a release and is left out of what it was remade as.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeftOutUpdate {
+    /// Its id.
+    pub id: TaskId,
+    /// The site.
+    pub site: SiteName,
 }
 
 /// The round a release came of.
@@ -272,7 +297,8 @@ impl Manifest {
     /// Of the model that sites were set up with, or of one that was made elsewhere.
     pub fn first(model: ModelName, release: ReleaseId, labels: Vec<String>, weights: BlobRef) -> Self {
         let package = Vec::new();
-        Self { format: FORMAT, model, release, parent: None, round: 0, labels, weights, package, made: None }
+        let (parent, made, remade) = (None, None, None);
+        Self { format: FORMAT, model, release, parent, round: 0, labels, weights, package, made, remade }
     }
 
     /// With its package.
@@ -283,6 +309,11 @@ impl Manifest {
     /// Of what a round came to.
     pub fn of_round(self, parent: ReleaseId, round: u64, made: Made) -> Self {
         Self { parent: Some(parent), round, made: Some(made), ..self }
+    }
+
+    /// Of what was derived again without some updates.
+    pub fn remade(self, from: RemadeFrom) -> Self {
+        Self { remade: Some(from), ..self }
     }
 }
 
@@ -313,4 +344,59 @@ fn json(value: &impl Serialize) -> Result<Bytes, ReleaseError> {
     let text = serde_json::to_vec_pretty(value)
         .map_err(|error| ReleaseError::Unreadable { path: "a manifest".into(), why: error.to_string() })?;
     Ok(text.into())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A release of a round that these sites' updates are in.
+    pub(crate) fn manifest(release: u8, parent: Option<u8>, round: u64, updates: &[(&str, TaskId)]) -> Manifest {
+        let digest = |number: u8| ReleaseId::from_sha256([number; 32]);
+        let merged = |(site, id): &(&str, TaskId)| Merged {
+            id: *id,
+            site: site.parse().unwrap(),
+            base: digest(parent.unwrap_or(0)),
+            behind: 0,
+            weights: BlobRef::new([9; 32], 7),
+            form: WeightForm::F32,
+            samples: 1,
+            hard: 0,
+        };
+        let record = Record {
+            parts: Vec::new(),
+            rule: "fedavg".into(),
+            candidates: Vec::new(),
+            instead: None,
+            reported: None,
+        };
+        let made = Made {
+            derivation: DERIVATION,
+            opened_at_ms: 1,
+            closed_at_ms: 2,
+            closed_because: "enough".into(),
+            trainable: "all".into(),
+            local: Vec::new(),
+            settings: MergeSettings::default(),
+            public_sha256: None,
+            updates: updates.iter().map(merged).collect(),
+            refused: Vec::new(),
+            record,
+            memory: None,
+        };
+        let first =
+            Manifest::first(ModelName::of("light"), digest(release), Vec::new(), BlobRef::new([release; 32], 7));
+        Manifest { parent: parent.map(digest), round, made: Some(made), ..first }
+    }
+
+    #[test]
+    fn a_manifest_of_before_releases_were_remade_is_read_and_written_as_ever() {
+        let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::derived("a"))])).unwrap();
+        assert!(!old.contains("remade"), "{old}");
+        let read: Manifest = serde_json::from_str(&old).unwrap();
+        assert_eq!(
+            (read.remade, serde_json::to_string(&serde_json::from_str::<Manifest>(&old).unwrap()).unwrap()),
+            (None, old)
+        );
+    }
 }

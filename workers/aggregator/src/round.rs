@@ -10,7 +10,7 @@ use crate::check::Refused;
 /// What a model's rounds have come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rounds {
-    /// Releases, each the parent of the next; the first is the model that sites were set up with.
+    /// Releases, each the parent of the next or what that was remade as; the first is the model that sites were set up with.
     lineage: Vec<ReleaseId>,
     last: u64,
     current: Option<Current>,
@@ -80,6 +80,11 @@ impl Rounds {
         &self.lineage[self.lineage.len() - 1]
     }
 
+    /// Releases, each the parent of the next or what that was remade as; the first is the model that sites were set up with.
+    pub fn lineage(&self) -> &[ReleaseId] {
+        &self.lineage
+    }
+
     /// Number of the last round, 0 before the first.
     pub fn last(&self) -> u64 {
         self.last
@@ -123,6 +128,7 @@ impl Rounds {
                 }
                 self.current = self.current.take().filter(|current| current.number > round.number);
             }
+            RoundEvent::Remade { release, of, .. } => self.remade(release, of),
             RoundEvent::Failed(_) => {
                 self.last = self.last.max(round.number);
                 self.current = self.current.take().filter(|current| current.number > round.number);
@@ -130,6 +136,15 @@ impl Rounds {
             RoundEvent::Opened(_) => {}
         }
         Vec::new()
+    }
+
+    /// A release stands right behind the one it was remade from.
+    fn remade(&mut self, release: &ReleaseId, of: &ReleaseId) {
+        if self.lineage.contains(release) {
+            return;
+        }
+        let place = self.lineage.iter().rposition(|known| known == of).map_or(self.lineage.len(), |place| place + 1);
+        self.lineage.insert(place, release.clone());
     }
 
     fn of(&mut self, number: u64) -> Option<&mut Current> {
@@ -347,6 +362,20 @@ mod tests {
             };
             assert_eq!(got, expected);
         }
+    }
+
+    #[test]
+    fn a_round_may_start_from_a_release_that_was_remade() {
+        let mut rounds = opened(terms());
+        let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
+        rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }), 2000);
+        let remade = RoundEvent::Remade { release: release(9), of: release(1), weights, updates };
+        rounds.happened(&round(1, remade.clone()), 3000);
+        rounds.happened(&round(1, remade), 3000);
+        assert_eq!(rounds.lineage(), [0, 1, 9].map(release));
+        rounds.happened(&round(2, RoundEvent::Opened(Terms { base: release(9), ..terms() })), 5000);
+        assert!(send(&mut rounds, update("a", 2, release(9)), 6000).is_ok());
+        assert_eq!(send(&mut rounds, update("b", 2, release(1)), 6001), Err("base_unknown".into()));
     }
 
     #[test]

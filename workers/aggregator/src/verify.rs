@@ -10,7 +10,7 @@ use vision::Model;
 
 use crate::layout::Layout;
 use crate::public::Public;
-use crate::release::{DERIVATION, Manifest, Merged, ReleaseError, Releases, Weights};
+use crate::release::{DERIVATION, Made, Manifest, Merged, ReleaseError, Releases, Weights};
 use crate::seal::{self, Base, Held, SealError};
 use crate::server::Memory;
 use crate::values::{ValuesError, WeightsFile};
@@ -176,33 +176,13 @@ pub async fn verify(
     manifest: &Manifest,
     public: Option<Arc<Public>>,
 ) -> Result<Verified, VerifyError> {
-    let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
-        return Err(VerifyError::First(manifest.release.clone()));
-    };
+    let made = made(manifest)?;
     if made.derivation != DERIVATION {
         return Err(VerifyError::OtherRules(manifest.release.clone()));
     }
-    let found = public.as_ref().map(|public| public.sha256.clone());
-    let tried = made.settings.needs_public();
-    if tried && made.public_sha256 != found {
-        let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));
-        return Err(VerifyError::OtherPublic { release: manifest.release.clone(), wanted, found });
-    }
-    let model = place.folder(releases, parent).await?;
-    let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
-    let base =
-        blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
-            .await?;
-    let mut held = Vec::with_capacity(made.updates.len());
-    for update in &made.updates {
-        held.push(hold(place, releases, &base, update).await?);
-    }
-    let memory = match &made.memory {
-        Some((Some(before), _)) => place.remembered(releases, before).await?,
-        _ => Memory::default(),
-    };
+    let public = public_of(manifest, made, public)?.filter(|_| made.settings.needs_public());
+    let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
     let (settings, round, here) = (made.settings.clone(), manifest.round, place.clone());
-    let public = public.filter(|_| tried);
     let again = blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");
@@ -213,6 +193,63 @@ pub async fn verify(
     .await?;
     let same = again.0 == manifest.release && again.1 == manifest.weights;
     Ok(Verified { made: again.0, same, updates: made.updates.len() })
+}
+
+/// The round a release came of.
+pub(crate) fn made(manifest: &Manifest) -> Result<&Made, VerifyError> {
+    manifest.made.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))
+}
+
+/// The public set if it is the one that a release was made with; an error if that is needed and another is here.
+pub(crate) fn public_of(
+    manifest: &Manifest,
+    made: &Made,
+    public: Option<Arc<Public>>,
+) -> Result<Option<Arc<Public>>, VerifyError> {
+    let found = public.as_ref().map(|public| public.sha256.clone());
+    if made.public_sha256 == found {
+        return Ok(public);
+    }
+    if !made.settings.needs_public() {
+        return Ok(None);
+    }
+    let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));
+    Err(VerifyError::OtherPublic { release: manifest.release.clone(), wanted, found })
+}
+
+/// What a release is made of, fetched from the store.
+pub(crate) struct Ingredients {
+    /// Where its round started.
+    pub(crate) base: Base,
+    /// What sites sent.
+    pub(crate) held: Vec<Held>,
+    /// What the server's optimizer remembered before.
+    pub(crate) memory: Memory,
+}
+
+/// Fetches what a release is made of, with these of its updates.
+pub(crate) async fn ingredients(
+    place: &Place,
+    releases: &Releases,
+    manifest: &Manifest,
+    updates: &[Merged],
+) -> Result<Ingredients, VerifyError> {
+    let made = made(manifest)?;
+    let parent = manifest.parent.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))?;
+    let model = place.folder(releases, parent).await?;
+    let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
+    let base =
+        blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
+            .await?;
+    let mut held = Vec::with_capacity(updates.len());
+    for update in updates {
+        held.push(hold(place, releases, &base, update).await?);
+    }
+    let memory = match &made.memory {
+        Some((Some(before), _)) => place.remembered(releases, before).await?,
+        _ => Memory::default(),
+    };
+    Ok(Ingredients { base, held, memory })
 }
 
 async fn hold(place: &Place, releases: &Releases, base: &Base, update: &Merged) -> Result<Held, VerifyError> {

@@ -145,14 +145,7 @@ fn before(history: &History, root: &Model) -> (Rounds, u64) {
         .iter()
         .find(|(_, _, round)| round.number >= first.max(1) && matches!(round.event, RoundEvent::Opened(_)));
     let Some((sequence, _, from)) = opened else { return (Rounds::new(root.release.clone()), 1) };
-    let mut lineage = vec![root.release.clone()];
-    for (at, _, round) in &history.all {
-        if let RoundEvent::Sealed { release, .. } = &round.event
-            && at < sequence
-        {
-            lineage.push(release.clone());
-        }
-    }
+    let lineage = history.lineage(&root.release, *sequence);
     (Rounds::since(lineage, from.number - 1), *sequence)
 }
 
@@ -446,7 +439,7 @@ impl Aggregator {
                 Some(format!("round {number}: release {} of {updates} updates", release.short()))
             }
             RoundEvent::Failed(note) => Some(format!("round {number}: {} ({})", note.reason, note.name)),
-            RoundEvent::Opened(_) | RoundEvent::Closed { .. } => None,
+            RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         };
         // The end of a round that another one took the place of leaves that one as it is.
         let is_over = self.rounds.current().is_none_or(|current| current.number <= number);

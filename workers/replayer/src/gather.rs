@@ -28,7 +28,7 @@ pub async fn gather(
     pace: &mut Pace,
     mut each: impl FnMut(u64, u64),
 ) -> Result<Vec<Row>, ReplayError> {
-    let persons = persons(bus).await?;
+    let persons = Persons::read(bus).await?;
     let last = read::level(bus, topology::ANSWERS).await?;
     let mut subjects = vec![subject::finalities(site, None)];
     let provisional = query.at == At::Provisional;
@@ -63,7 +63,7 @@ pub async fn gather(
             continue;
         }
         let mut row = Row::of(&answer, &mut texts);
-        row.person = persons.get(&answer.task).cloned();
+        persons.tell(&mut row);
         if query.takes(&row) {
             if rows.len() >= MOST_TASKS {
                 return Err(ReplayError::TooMany { most: MOST_TASKS });
@@ -86,7 +86,7 @@ pub async fn gather_decided(
     pace: &mut Pace,
 ) -> Result<(Vec<Recorded>, u64), ReplayError> {
     const MOST: usize = MOST_TASKS / 4;
-    let persons = persons(bus).await?;
+    let persons = Persons::read(bus).await?;
     let level = read::level(bus, topology::ANSWERS).await?;
     let (mut all, mut silent, mut texts) = (Vec::new(), 0, Texts::default());
     if level.messages == 0 {
@@ -96,13 +96,14 @@ pub async fn gather_decided(
     let mut reader = Reader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
     while let Some(record) = reader.next().await? {
         pace.wait(record.payload.len()).await?;
-        let Ok(answer) = decode::<Answer>(&record.payload) else { continue };
-        let person = persons.get(&answer.task);
-        let row = Row { person: person.cloned(), ..Row::of(&answer, &mut texts) };
+        let Ok(mut answer) = decode::<Answer>(&record.payload) else { continue };
+        let mut row = Row::of(&answer, &mut texts);
+        persons.tell(&mut row);
+        answer.truth = answer.truth.filter(|_| !row.retracted);
         if answer.replayed.is_some() || !query.takes(&row) {
             continue;
         }
-        match Recorded::of(&answer, person, &mut texts) {
+        match Recorded::of(&answer, row.person.as_ref(), &mut texts) {
             Some(recorded) => all.push(recorded),
             None => silent += 1,
         }
@@ -113,12 +114,14 @@ pub async fn gather_decided(
     Ok((all, silent))
 }
 
-/// Reads a pinned set, and keeps what the query takes; each row's sequence is its place in the set. What names another
+/// Reads a pinned set, and keeps what the query takes, without labels that were taken back since; each row's sequence is its
+/// place in the set. What names another
 /// task than its slot, or a camera that cannot be one, is passed over: rows become paths and subjects.
 ///
 /// # Errors
 /// More tasks than can be held, and what the broker says.
 pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Query) -> Result<Vec<Row>, ReplayError> {
+    let persons = Persons::read(bus).await?;
     let last = read::level(bus, topology::PINNED).await?;
     let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
@@ -127,7 +130,8 @@ pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Qu
     let all = Stretch { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..Stretch::default() };
     read::stretch(bus, topology::PINNED, all, last.last_sequence, |record| {
         let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<Row>(row).ok());
-        match row.filter(|row| is_of(row, &record.subject)) {
+        let row = row.filter(|row| is_of(row, &record.subject)).map(|row| persons.without_retracted(row));
+        match row {
             Some(row) if query.takes(&row) => {
                 too_many |= rows.len() >= MOST_TASKS;
                 if !too_many {
@@ -152,28 +156,87 @@ fn is_of(row: &Row, slot: &str) -> bool {
     task == row.task && subject::pin(&set, &site, &camera, task) == slot
 }
 
-/// What persons said, the latest about a task.
-async fn persons(bus: &Bus) -> Result<HashMap<TaskId, Arc<str>>, ReplayError> {
-    let (mut said, mut texts) = (HashMap::new(), Texts::default());
-    let last = read::level(bus, topology::LABELS).await?;
-    if last.messages == 0 {
-        return Ok(said);
-    }
-    read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
-        match decode::<Label>(&record.payload) {
-            Ok(label) if label.source.is_none() => drop(said.insert(label.task, texts.shared(&label.label))),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+/// What persons said of tasks, the latest of each; `None` where what was said is taken back.
+#[derive(Default)]
+struct Persons {
+    said: HashMap<TaskId, Option<Arc<str>>>,
+    texts: Texts,
+}
+
+impl Persons {
+    async fn read(bus: &Bus) -> Result<Self, ReplayError> {
+        let mut persons = Self::default();
+        let last = read::level(bus, topology::LABELS).await?;
+        if last.messages == 0 {
+            return Ok(persons);
         }
-    })
-    .await?;
-    Ok(said)
+        read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+            match decode::<Label>(&record.payload) {
+                Ok(label) => persons.hear(&label),
+                Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+            }
+        })
+        .await?;
+        Ok(persons)
+    }
+
+    fn hear(&mut self, label: &Label) {
+        match (&label.retracted, label.source) {
+            (Some(_), _) => drop(self.said.insert(label.task, None)),
+            (None, None) => drop(self.said.insert(label.task, Some(self.texts.shared(&label.label)))),
+            // What was replayed stands by what was taken back before.
+            (None, Some(_)) if self.said.get(&label.task) == Some(&None) => drop(self.said.remove(&label.task)),
+            (None, Some(_)) => {}
+        }
+    }
+
+    /// A row that says what was known of its task some time ago.
+    fn without_retracted(&self, mut row: Row) -> Row {
+        if self.said.get(&row.task) == Some(&None) {
+            row.retract();
+        }
+        row
+    }
+
+    /// Writes into a row what is said of its task.
+    fn tell(&self, row: &mut Row) {
+        match self.said.get(&row.task) {
+            Some(Some(person)) => row.person = Some(person.clone()),
+            Some(None) => row.retract(),
+            None => {}
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use schemas::LabelSource;
+
     use super::*;
     use crate::row::tests::row;
+
+    #[test]
+    fn what_was_taken_back_is_labelled_again_by_a_person_or_a_replay() {
+        let label = |source| Label {
+            task: row().task,
+            label: "eel".into(),
+            by: None,
+            labelled_at_ms: 0,
+            source,
+            retracted: None,
+        };
+        let told = |labels: &[Label]| {
+            let (mut persons, mut row) = (Persons::default(), row());
+            labels.iter().for_each(|label| persons.hear(label));
+            persons.tell(&mut row);
+            row.label().map(|(label, _)| label.to_string())
+        };
+        let (person, replay) = (label(None), label(Some(LabelSource::Publisher)));
+        let retraction = Label::retraction(row().task, None, "mistaken", 0);
+        assert_eq!(told(&[person.clone(), retraction.clone()]), None);
+        assert_eq!(told(&[retraction.clone(), person]).as_deref(), Some("eel"));
+        assert_eq!(told(&[retraction, replay]).as_deref(), Some("crab"));
+    }
 
     #[test]
     fn a_pinned_row_that_speaks_of_something_else_is_none() {

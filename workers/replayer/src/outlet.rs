@@ -64,6 +64,7 @@ pub fn label(row: &Row, run: TaskId, now_ms: u64) -> Result<Option<Publication>,
         by: Some("replay".into()),
         labelled_at_ms: now_ms,
         source: Some(source),
+        retracted: None,
     };
     let id = row.task.child(&format!("replayed-label-{run}")).to_string();
     Ok(Some(Publication::with_id(subject::label(&site, &camera), encode(&label).map_err(CarryError::from)?, id)))

@@ -49,10 +49,18 @@ pub struct Row {
     /// What a person says it shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub person: Option<Arc<str>>,
+    /// Whether what was said of it was taken back: then it shows nothing that anybody stands by.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub retracted: bool,
     /// When the image was stored, milliseconds since the epoch.
     pub published_at_ms: u64,
     /// When it was answered, milliseconds since the epoch.
     pub answered_at_ms: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Texts that many rows have in common.
@@ -107,14 +115,23 @@ impl Row {
             release,
             truth,
             person: None,
+            retracted: false,
             published_at_ms: answer.published_at_ms,
             answered_at_ms: answer.answered_at_ms,
         }
     }
 
+    /// Nobody stands by what was said of it any more.
+    pub fn retract(&mut self) {
+        (self.person, self.truth, self.retracted) = (None, None, true);
+    }
+
     /// What it shows, and who says so: a person before the publisher, the publisher before the cloud. What the site's own
     /// model says is nobody's word.
     pub fn label(&self) -> Option<(&Arc<str>, LabelSource)> {
+        if self.retracted {
+            return None;
+        }
         let verdict =
             matches!(self.route, Route::Verified | Route::Redirected).then_some(self.answer.as_ref()).flatten();
         let said = [
@@ -201,6 +218,7 @@ pub(crate) mod tests {
             release: Some("01".repeat(32).into()),
             truth: Some("crab".into()),
             person: None,
+            retracted: false,
             published_at_ms: 1_700_000_000_000,
             answered_at_ms: 1_700_000_000_050,
         }
@@ -216,6 +234,9 @@ pub(crate) mod tests {
         assert_eq!(seen.label(), Some((&"eel".into(), LabelSource::Person)));
         let alone = Row { route: Route::Edge, truth: None, person: None, ..seen };
         assert_eq!(alone.label(), None, "the site's own model is nobody's word");
+        let mut retracted = Row { route: Route::Verified, person: Some("eel".into()), ..row() };
+        retracted.retract();
+        assert_eq!((retracted.label(), retracted.is_wrong()), (None, false), "nor is what was taken back anybody's");
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! Collects what a site learns from: reads what is said of its images from where it stopped, and copies the images
 //! themselves into a folder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use runtime::Fault;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
-use schemas::{Answer, BlobRef, Label, LabelSource, SiteName, TaskId, decode};
+use schemas::{Answer, BlobRef, Label, SiteName, TaskId, decode};
 use streams::read::{self, Stretch};
 use streams::{Blobs, Bus, CarryError, subject, topology};
 
 use crate::collection::{Collection, Labelled};
+use crate::copied::{self, Copied};
+use crate::learned;
 use training::error::TrainError;
 
 /// Reads a site's streams into a collection.
@@ -81,11 +83,11 @@ impl Collector {
     }
 
     /// Copies the images into a folder, with an `index.csv` that says what they show; what was there and is not wanted
-    /// any more goes. Newest first until the room is used up. Returns how many there are of each source.
-    pub async fn copy(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<BTreeMap<LabelSource, u64>, Fault> {
+    /// any more goes. Newest first until the room is used up.
+    pub async fn copy(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<Copied, Fault> {
         let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::chain(&error));
         std::fs::create_dir_all(folder).map_err(TrainError::write(folder)).map_err(failed)?;
-        let (mut rows, mut sources, mut room) = (Vec::new(), BTreeMap::new(), u64::from(most_mib) * 1024 * 1024);
+        let (mut rows, mut room) = (Vec::new(), u64::from(most_mib) * 1024 * 1024);
         for image in self.collection.images().into_iter().rev() {
             let path = folder.join(image.task.to_string());
             let known = std::fs::metadata(&path).map(|found| found.len()).ok();
@@ -102,12 +104,22 @@ impl Collector {
             };
             let Some(left) = room.checked_sub(size) else { break };
             room = left;
-            *sources.entry(image.source).or_default() += 1;
             rows.push(image);
         }
         sweep(folder, &rows).map_err(failed)?;
         write_index(folder, &rows).await.map_err(failed)?;
-        Ok(sources)
+        copied::write_begun(folder, self.at).map_err(failed)?;
+        Copied::read(folder)
+    }
+
+    /// Whether the label of an image that was copied was taken back since.
+    pub async fn is_outdated(&self, copied: &Copied) -> Result<bool, CarryError> {
+        learned::is_retracted(&self.bus, &copied.images, copied.begun.labels).await
+    }
+
+    /// Strikes out what was written about an update that is not sent after all.
+    pub async fn forget(&self, sequences: &[u64]) -> Result<(), CarryError> {
+        learned::forget(&self.bus, sequences).await
     }
 
     async fn fetch(&self, blobs: &Blobs, sequence: u64) -> Result<Option<Vec<u8>>, Fault> {

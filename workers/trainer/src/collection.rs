@@ -19,6 +19,15 @@ enum Said {
     Class(u16),
     /// Something that the model has no class for.
     Unknown,
+    /// Whatever was said before is taken back.
+    Retracted,
+}
+
+impl Said {
+    /// Whether it can be learned from.
+    fn is_class(self) -> bool {
+        matches!(self, Said::Class(_))
+    }
 }
 
 /// A labelled image.
@@ -36,6 +45,14 @@ impl Known {
     fn about(&mut self, answer: &Answer) {
         self.sequence = answer.image_sequence;
         self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
+    }
+
+    /// Somebody says what it shows, or takes back everything said so far; either ends a retraction before it.
+    fn say(&mut self, place: usize, said: Said) {
+        if said == Said::Retracted || self.said[0] == Some(Said::Retracted) {
+            self.said = [None; 3];
+        }
+        self.said[place] = Some(said);
     }
 
     /// What it shows, and who said so: the most trusted that said anything.
@@ -115,23 +132,24 @@ impl Collection {
         });
     }
 
-    /// A person said what a task shows, or what somebody said is replayed, which counts as fresh though it be known.
-    /// `about`: its final answer, if there is one.
+    /// A person said what a task shows, or takes back what was said of it; or what somebody said is replayed, which counts
+    /// as fresh though it be known. `about`: its final answer, if there is one.
     pub fn labelled(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
-        let said = self.said(&label.label);
+        let said = if label.retracted.is_some() { Said::Retracted } else { self.said(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
-        let again = label.source.is_some() && self.images.get(&label.task).is_some_and(|known| known.label().is_some());
+        let known = self.images.get(&label.task).and_then(Known::label);
+        let again = label.source.is_some() && known.is_some_and(|(known, _)| known != Said::Retracted);
         if let Some(answer) = about {
-            self.answered(answer, fresh);
+            self.answered(answer, fresh && said != Said::Retracted);
         }
         if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
             self.change(label.task, fresh, |known| {
                 if let Some(answer) = about {
                     known.about(answer);
                 }
-                known.said[place] = Some(said);
+                known.say(place, said);
             });
-            self.fresh += u64::from(again && fresh && said != Said::Unknown);
+            self.fresh += u64::from(again && fresh && said.is_class());
         } else if about.is_none() && place == 0 && self.early.len() < MOST_EARLY {
             self.early.insert(label.task, said);
         }
@@ -145,7 +163,7 @@ impl Collection {
         let mut known = before.clone();
         change(&mut known);
         let Some((said, _)) = known.label() else { return };
-        if before.label() != known.label() && fresh && said != Said::Unknown {
+        if before.label() != known.label() && fresh && said.is_class() {
             self.fresh += 1;
         }
         if let Said::Class(class) = said {
@@ -157,11 +175,11 @@ impl Collection {
         }
     }
 
-    /// The oldest image of the most frequent label goes; one of an unknown label before all others.
+    /// The oldest image of the most frequent label goes; one that teaches nothing before all others.
     fn make_room(&mut self) {
-        let unknown = self.images.len() > self.of_class.iter().map(BTreeSet::len).sum();
-        let goes = match unknown {
-            true => self.images.iter().find(|(_, known)| matches!(known.label(), Some((Said::Unknown, _)))),
+        let idle = self.images.len() > self.of_class.iter().map(BTreeSet::len).sum();
+        let goes = match idle {
+            true => self.images.iter().find(|(_, known)| known.label().is_some_and(|(said, _)| !said.is_class())),
             false => None,
         };
         let task = match goes {
@@ -260,7 +278,12 @@ mod tests {
             by: None,
             labelled_at_ms: 0,
             source: None,
+            retracted: None,
         }
+    }
+
+    fn retraction(number: u64) -> Label {
+        Label::retraction(TaskId::derived(&number.to_string()), None, "mistaken", 0)
     }
 
     fn found(collection: &Collection) -> Vec<(u64, String, LabelSource)> {
@@ -311,6 +334,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_is_not_learned_whoever_said_it_until_it_is_labelled_again() {
+        let mut all = collection(10);
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        all.answered(&answer(2, Route::Verified, "cat", Some("dog")), true);
+        all.labelled(&label(2, "cat"), None, true);
+        all.taken();
+        for number in [1, 2] {
+            all.labelled(&retraction(number), Some(&answer(number, Route::Verified, "cat", Some("dog"))), true);
+        }
+        assert_eq!((found(&all).len(), all.fresh()), (0, 0));
+        all.labelled(&label(1, "dog"), Some(&answer(1, Route::Verified, "cat", None)), true);
+        let again = Label { source: Some(LabelSource::Verdict), ..label(2, "cat") };
+        all.labelled(&again, Some(&answer(2, Route::Verified, "cat", Some("dog"))), true);
+        assert_eq!(found(&all), [(1, "dog".into(), LabelSource::Person), (2, "cat".into(), LabelSource::Verdict)]);
+        assert_eq!(all.fresh(), 2);
+    }
+
+    #[test]
+    fn what_was_taken_back_before_its_answer_came_is_not_learned_when_it_comes() {
+        let mut all = collection(10);
+        all.labelled(&label(1, "dog"), None, true);
+        all.labelled(&retraction(1), None, true);
+        all.answered(&answer(1, Route::Verified, "cat", None), true);
+        assert!(all.images().is_empty());
+    }
+
+    #[test]
     fn what_a_person_calls_otherwise_than_the_model_can_is_not_learned_as_something_else() {
         let mut all = collection(10);
         all.answered(&answer(1, Route::Verified, "cat", None), true);
@@ -342,6 +392,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn of_labels_and_retractions_the_last_counts(
+            events in prop::collection::vec((0_u64..20, prop::option::of(prop::bool::ANY)), 0..120),
+        ) {
+            let (mut all, mut last) = (collection(100), BTreeMap::new());
+            for (number, cat) in events {
+                let about = answer(number, Route::Verified, "dog", None);
+                let said = cat.map(|cat| if cat { "cat" } else { "dog" });
+                let says = said.map_or_else(|| retraction(number), |said| label(number, said));
+                all.labelled(&says, Some(&about), true);
+                last.insert(number, said);
+            }
+            let expected: Vec<(u64, String, LabelSource)> = last
+                .into_iter()
+                .filter_map(|(number, said)| Some((number, said?.to_owned(), LabelSource::Person)))
+                .collect();
+            prop_assert_eq!(found(&all), expected);
+        }
+
         #[test]
         fn never_more_than_allowed_and_each_once(
             events in prop::collection::vec((0_u64..30, 0_usize..4, prop::bool::ANY), 0..120),

@@ -1,11 +1,13 @@
 //! A site's trainer: [`collect`] → train → [`submit`], again and again ([`walk`]). [`collect`] reads what is said of the
-//! site's images into a [`collection`] and copies them, the crate `training` learns, [`submit`] sends the weights. [`base`] is the model
-//! that a round starts from.
+//! site's images into a [`collection`] and copies them ([`copied`]), the crate `training` learns, [`learned`] keeps at the
+//! site which images an update learned from, [`submit`] sends the weights. [`base`] is the model that a round starts from.
 //! Deliberately absent: access to other sites, decisions about releases.
 
 pub mod base;
 pub mod collect;
 pub mod collection;
+pub mod copied;
+pub mod learned;
 pub mod submit;
 pub mod walk;
 

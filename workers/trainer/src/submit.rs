@@ -45,9 +45,8 @@ pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> 
     samples
 }
 
-/// Stores the weights and puts the update into the outbox; once, however often it is done.
-pub async fn submit(
-    publisher: &Publisher,
+/// Stores the weights and signs the update with them.
+pub async fn prepare(
     blobs: &Blobs,
     file: &[u8],
     key: Option<&Key>,
@@ -57,12 +56,17 @@ pub async fn submit(
     if let Some(key) = key {
         update.signature = Some(key.sign(&update.signed()?));
     }
+    Ok(update)
+}
+
+/// Puts an update into the outbox; once, however often it is done.
+pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
     let publication =
-        Publication::with_id(subject::outbox(&update.site, Errand::Update), encode(&update)?, update.id().to_string())
+        Publication::with_id(subject::outbox(&update.site, Errand::Update), encode(update)?, update.id().to_string())
             .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
             .header(HEADER_BLOB, update.weights.to_string());
     publisher.publish(&publication).await?;
-    Ok(update)
+    Ok(())
 }
 
 /// What is said of a training.

@@ -1,5 +1,7 @@
 //! A site's trainer: collect → train → submit, again and again, on what nobody else wants of the machine.
 
+mod send;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,22 +13,25 @@ use runtime::drive::Tally;
 use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, LabelSource, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
+use schemas::{FaultNote, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
 use streams::fleet::{Fleet, Ledger};
-use streams::{Blobs, Bus, Publisher, subject};
+use streams::{Blobs, Bus, Publisher, read, subject, topology};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
 
 use crate::base;
 use crate::collect::{Collector, Marks};
 use crate::collection::Collection;
-use crate::submit::{self, About};
+use crate::copied::Copied;
+use crate::submit;
 use training::checkpoint::{Checkpoints, Epoch};
 use training::error::TrainError;
 use training::examples::{Examples, Split};
 use training::pace::Pace;
 use training::settings::TrainSettings;
 use training::train::{Around, Trained, train};
+
+use self::send::TrainingOutcome;
 
 const ROLE: &str = "trainer";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,6 +58,8 @@ pub async fn run(
     })?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(ledger) = look_up(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
+    // Without it nobody could say later what an update learned from.
+    let Some(_) = look_up(&shutdown, || read::level(&bus, topology::LEARNED)).await else { return Ok(()) };
     let note = format!("trained-{}", model.release.short());
     let written = look_up(&shutdown, || ledger.read(&note)).await.flatten();
     let trained: Marks = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
@@ -194,12 +201,13 @@ impl Trainer {
         let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.least_fresh);
         self.state.change(|report| (report.labelled, report.fresh) = (labelled, fresh));
         // Without its images a checkpoint is worth nothing: they are collected anew.
-        let unfinished = Checkpoints::are_in(&self.settings.work) && self.settings.work.join("index.csv").is_file();
-        if !unfinished && asked.is_none() && fresh < u64::from(least) {
+        let unfinished = self.unfinished(collector).await?;
+        let is_unfinished = unfinished.is_some();
+        if !is_unfinished && asked.is_none() && fresh < u64::from(least) {
             is(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
             return Ok(());
         }
-        if let Some(missing) = collection.missing().filter(|_| !unfinished) {
+        if let Some(missing) = collection.missing().filter(|_| !is_unfinished) {
             let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
             is(&self.state, "collecting", format!("{round}{missing}"));
             return Ok(());
@@ -210,14 +218,14 @@ impl Trainer {
             None => self.model.clone(),
         };
         // What was left unfinished is finished with the images it began with.
-        let sources = match unfinished {
-            true => sources(&self.settings.work)?,
-            false => {
+        let copied = match unfinished {
+            Some(copied) => copied,
+            None => {
                 is(&self.state, "copying", format!("{labelled} images"));
                 collector.copy(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
             }
         };
-        let ended = self.train(sources, &base, asked.as_ref()).await?;
+        let ended = self.train(collector, copied, &base, asked.as_ref()).await?;
         if let Some(said) = ended {
             if let Some(asked) = &asked {
                 self.ledger.write(&self.answered(), asked.round.to_string()).await?;
@@ -232,16 +240,31 @@ impl Trainer {
         Ok(())
     }
 
+    /// The images of a training that was left unfinished. One whose labels were taken back since is begun anew.
+    async fn unfinished(&self, collector: &Collector) -> Result<Option<Copied>, Fault> {
+        if !Checkpoints::are_in(&self.settings.work) || !self.settings.work.join("index.csv").is_file() {
+            return Ok(None);
+        }
+        let copied = Copied::read(&self.settings.work)?;
+        if collector.is_outdated(&copied).await? {
+            tracing::info!(role = ROLE, "labels were taken back: the unfinished training begins anew");
+            Checkpoints::remove(&self.settings.work);
+            return Ok(None);
+        }
+        Ok(Some(copied))
+    }
+
     /// Trains on what was copied and sends what came of it; what to say of it, or `None` when it was stopped.
     async fn train(
         &self,
-        sources: BTreeMap<LabelSource, u64>,
+        collector: &Collector,
+        copied: Copied,
         base: &Arc<Model>,
         asked: Option<&Asked>,
     ) -> Result<Option<String>, Fault> {
         let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
         self.state.change(|report| {
-            (report.state, report.why) = ("training".into(), format!("on {} images", sources.values().sum::<u64>()));
+            (report.state, report.why) = ("training".into(), format!("on {} images", copied.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
         });
@@ -275,21 +298,8 @@ impl Trainer {
             Ok(file) => file,
             Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
         };
-        let about = About {
-            site: &self.site,
-            model: base,
-            base: asked.map_or(&self.model.release, |asked| &asked.terms.base),
-            round: asked.map_or(0, |asked| asked.round),
-            settings: &settings,
-            sources,
-            samples,
-            hard,
-            trained_at_ms: clock::now_ms(),
-        };
-        let sent = submit::submit(&self.publisher, &self.blobs, &file, self.key.as_ref(), |weights| {
-            about.update(&trained, weights)
-        });
-        let update = sent.await?;
+        let outcome = TrainingOutcome { copied, settings, samples, hard, file };
+        let Some(update) = self.send(collector, outcome, &trained, base, asked).await? else { return Ok(None) };
         let right = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
         let said = format!(
             "an update of {} bytes was sent: {} instead of {} right of {} images held out",
@@ -378,24 +388,6 @@ impl Asked {
 /// Where the model that a round starts from is put.
 fn base_folder(work: &Path, release: &ReleaseId) -> PathBuf {
     work.join("bases").join(release.as_str())
-}
-
-/// Who labelled the images that an unfinished training began with.
-fn sources(work: &Path) -> Result<BTreeMap<LabelSource, u64>, Fault> {
-    let index: PathBuf = work.join("index.csv");
-    let unreadable = |error: csv::Error| Fault::retry("folder_unusable", format!("{}: {error}", index.display()));
-    let mut reader = csv::Reader::from_path(&index).map_err(unreadable)?;
-    let mut sources = BTreeMap::new();
-    for row in reader.records() {
-        let row = row.map_err(unreadable)?;
-        let source = match row.get(2) {
-            Some("person") => LabelSource::Person,
-            Some("publisher") => LabelSource::Publisher,
-            _ => LabelSource::Verdict,
-        };
-        *sources.entry(source).or_default() += 1;
-    }
-    Ok(sources)
 }
 
 fn words(fault: &Fault) -> String {

@@ -1,4 +1,6 @@
-//! `tributary label`: what a person says tasks show.
+//! `tributary label`: what a person says tasks show, and taking it back.
+
+mod retract;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -16,17 +18,20 @@ use crate::{form, out, site};
 
 const EXAMPLES: &str = "\
 A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
-latest about a task counts. `tributary answers` shows the tasks.
+latest about a task counts. `tributary answers` shows the tasks. A label can be taken back: `tributary label retract`.
 
 Examples:
   tributary label 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 coat
   tributary label --from corrected.csv --by anna      columns task and label, one image a line
-  ... | tributary label --from -";
+  ... | tributary label --from -
+  tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'";
 
 /// Say what tasks show: what a person saw, for the site's trainer to learn.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct LabelArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// The task.
     #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
     task: Option<TaskId>,
@@ -41,8 +46,16 @@ pub struct LabelArgs {
     by: Option<String>,
 }
 
-/// Publishes labels.
+#[derive(clap::Subcommand)]
+enum What {
+    Retract(retract::RetractArgs),
+}
+
+/// Publishes labels, or takes them back.
 pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+    if let Some(What::Retract(args)) = &args.what {
+        return retract::command(loaded, args).await;
+    }
     let said = match (&args.from, args.task, &args.label) {
         (Some(file), ..) => from(file)?,
         (None, Some(task), Some(label)) => vec![(task, label.clone())],
@@ -61,7 +74,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
             continue;
         };
         let answer: Answer = decode(&record.payload)?;
-        let label = Label { task, label, by: args.by.clone(), labelled_at_ms: clock::now_ms(), source: None };
+        let by = args.by.clone();
+        let label = Label { task, label, by, labelled_at_ms: clock::now_ms(), source: None, retracted: None };
         let id = task.child(&format!("label-{}-{}", label.label, label.labelled_at_ms)).to_string();
         let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
         publisher.publish(&publication).await?;

@@ -2,7 +2,8 @@
 
 mod folder;
 mod hand;
-mod stand;
+mod remake;
+pub mod stand;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use aggregator::Releases;
 use aggregator::public::Public;
 use aggregator::record::ReportedChange;
-use aggregator::release::{self, Manifest};
+use aggregator::release::{self, Manifest, RemadeFrom};
 use aggregator::verify::{self, Place, verify};
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
@@ -38,7 +39,8 @@ Examples:
   tributary release pin reef 3fa71d          one site runs it, whatever is decided
   tributary release export 3fa71d ./model    its folder, as it was
   tributary release export 3fa71d ./image --oci fish:3fa71d
-  tributary release verify 3fa71d --model ./model --public ./public";
+  tributary release verify 3fa71d --model ./model --public ./public
+  tributary release remake 3fa71d --without reef --why 'its camera was mislabelled'";
 
 /// See what rounds came to and what sites run of it; decide by hand.
 #[derive(clap::Args)]
@@ -84,6 +86,8 @@ enum What {
         #[arg(long, value_name = "DIR")]
         public: Option<PathBuf>,
     },
+    /// Derive a release again without some of its updates, and offer what comes of it as a candidate.
+    Remake(remake::RemakeArgs),
     /// Make a release of a model that was trained elsewhere: it becomes a candidate, or, if it is the first of its model,
     /// what sites come back to.
     Import {
@@ -150,6 +154,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
             again(loaded, &releases, &manifest, model, public, args.json).await
         }
+        What::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
         What::Import { .. } => Ok(()),
         What::Export { release, folder, oci } => {
             folder::export(&releases, &model, release, folder, oci.as_deref()).await
@@ -233,6 +238,9 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         made.closed_because
     ))?;
     out::line(format_args!("trained  {}", made.trainable))?;
+    if let Some(remade) = &manifest.remade {
+        show_remade(remade)?;
+    }
     let rule = match &made.record.instead {
         Some(why) => format!("{} ({why})", made.record.rule),
         None => made.record.rule.clone(),
@@ -280,6 +288,19 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn show_remade(remade: &RemadeFrom) -> anyhow::Result<()> {
+    out::line(format_args!(
+        "remade   {} from the updates of release {}: {}",
+        form::time(remade.at_ms),
+        remade.of.short(),
+        form::plain(&remade.why)
+    ))?;
+    for left_out in &remade.without {
+        out::line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
+    }
+    Ok(())
+}
+
 async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let mut read = Vec::new();
@@ -315,6 +336,20 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
     out::line(form::table(&["tensor", "size", "difference", ""], &rows))
 }
 
+/// What models are tried on, if a folder is named.
+async fn public_set(
+    loaded: &Loaded<Settings>,
+    model: &Model,
+    folder: Option<PathBuf>,
+) -> anyhow::Result<Option<Arc<Public>>> {
+    let aggregator = &loaded.settings.aggregator;
+    let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
+    let Some(folder) = folder else { return Ok(None) };
+    let root = model.clone();
+    let read = tokio::task::spawn_blocking(move || Public::read(&folder, &root, most, room));
+    Ok(Some(Arc::new(read.await??)))
+}
+
 async fn again(
     loaded: &Loaded<Settings>,
     releases: &Releases,
@@ -324,16 +359,7 @@ async fn again(
     json: bool,
 ) -> anyhow::Result<()> {
     let runtime = Onnx::find_and_load(loaded.settings.onnxruntime.as_deref())?;
-    let aggregator = &loaded.settings.aggregator;
-    let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
-    let public = match public {
-        None => None,
-        Some(folder) => {
-            let root = model.clone();
-            let read = tokio::task::spawn_blocking(move || Public::read(&folder, &root, most, room));
-            Some(Arc::new(read.await??))
-        }
-    };
+    let public = public_set(loaded, &model, public).await?;
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let place = Place { runtime, root: Arc::new(model), work: work.path().to_owned() };
     let verified = verify(&place, releases, manifest, public).await?;

@@ -111,12 +111,10 @@ impl Aggregator {
     /// offered to sites.
     async fn packaged(&self, manifest: &Manifest, model: &Model) -> Result<Option<Release>, Fault> {
         let words = format!("round {}", manifest.round);
-        let reported = manifest.made.as_ref().and_then(|made| made.record.reported);
-        let origin = Origin {
-            parent: manifest.parent.clone(),
-            words,
-            public: reported.map(|reported| (reported.before, reported.after)),
-            public_change_interval: reported.map(|reported| reported.change_interval),
+        let parent = manifest.parent.clone();
+        let origin = match &manifest.made {
+            Some(made) => made.record.origin(parent, words),
+            None => Origin { parent, words, ..Origin::default() },
         };
         match self.package(model, origin).await {
             Ok(release) => Ok(Some(release)),

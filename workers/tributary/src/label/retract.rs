@@ -1,0 +1,383 @@
+//! `tributary label retract`: takes labels back, and names what learned from them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aggregator::descent::{self, TaintedRelease};
+use aggregator::release::{self, Releases};
+use anyhow::{Context, bail};
+use clap::builder::NonEmptyStringValueParser;
+use replayer::moment;
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::limits::MAX_NOTE_BYTES;
+use schemas::{Answer, CameraName, Label, ModelName, Rollout, TaskId, decode, encode};
+use serde::Serialize;
+use streams::read::{self, Stretch};
+use streams::{Bus, Publication, Publisher, Store, subject, topology};
+use trainer::learned::{self, TracedUpdate, Until};
+
+use crate::release::stand;
+use crate::settings::Settings;
+use crate::site::Site;
+use crate::{form, out, site};
+
+const EXAMPLES: &str = "\
+Everything said of these images so far stops counting, the publisher's label and the cloud's
+verdict included: the site's next training starts without them. An image that is labelled again
+later is learned from again.
+
+Updates that learned from them are found in the site's own record, which never leaves it
+(streams.learned_max_mib). The releases these updates are in are found in the release store, where
+it can be reached from here; `tributary release remake` derives one again without them.
+
+Examples:
+  tributary label retract 0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6 --why 'wrong shelf'
+  tributary label retract --labelled-by anna --since 2d --why 'mixed up coat and shirt'
+  tributary label retract --labelled-by anna --dry-run     name what learned, take nothing back";
+
+/// Take labels back, and name every update and release that learned from them.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RetractArgs {
+    /// Tasks whose labels are taken back.
+    #[arg(value_name = "TASK", required_unless_present_any = ["labelled_by", "since"])]
+    tasks: Vec<TaskId>,
+    /// Take back every label that this person gave and that still counts.
+    #[arg(long, value_name = "NAME", conflicts_with = "tasks")]
+    labelled_by: Option<String>,
+    /// Take back every label that persons gave since then: a date, a time, or how long ago, such as 2h or 7d.
+    #[arg(long, value_name = "TIME", conflicts_with = "tasks")]
+    since: Option<String>,
+    /// Why, for whoever asks later.
+    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run", value_parser = NonEmptyStringValueParser::new())]
+    why: Option<String>,
+    /// Who takes them back.
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Name what learned from them, and take nothing back.
+    #[arg(long)]
+    dry_run: bool,
+    /// The release store; that of the settings if absent.
+    #[arg(long, value_name = "URL")]
+    release_store: Option<String>,
+    /// JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What learned from the labels.
+#[derive(Debug, Default, Serialize)]
+struct Consequences {
+    site: String,
+    retracted: BTreeSet<TaskId>,
+    unknown: Vec<TaskId>,
+    updates: Vec<TracedUpdate>,
+    releases: Vec<NamedRelease>,
+    /// Why releases are not known; absent where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    releases_unknown: Option<String>,
+}
+
+/// A release with how it stands.
+#[derive(Debug, Serialize)]
+struct NamedRelease {
+    model: ModelName,
+    stands: String,
+    #[serde(flatten)]
+    tainted: TaintedRelease,
+}
+
+/// Takes labels back.
+pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
+    let why = args.why.as_deref().unwrap_or_default();
+    if why.len() > MAX_NOTE_BYTES {
+        bail!("--why has {} bytes; at most {MAX_NOTE_BYTES} are allowed", why.len());
+    }
+    let here = site::open(loaded, "label").await?;
+    let standing = Standing::read(&here.bus).await?;
+    let wanted = wanted(args, &standing)?;
+    let (known, unknown) = known(&here, wanted, &standing).await?;
+    if !args.dry_run {
+        publish(&here, args.by.as_ref(), why, &known).await?;
+    }
+    let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
+    let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();
+    // After the retraction was said: a trainer writes first and looks for retractions then.
+    let updates = learned::trace(&here.bus, &here.name, &images).await?;
+    let (releases, releases_unknown) = match releases(loaded, args, &here.cloud, &updates).await {
+        Ok(releases) => (releases, None),
+        Err(error) => (Vec::new(), Some(out::with_causes(&error, ": "))),
+    };
+    let site = here.name.to_string();
+    let all = Consequences { site, retracted, unknown, updates, releases, releases_unknown };
+    if args.json {
+        out::json(&all)?;
+    } else {
+        tell(args, &all)?;
+    }
+    match &all.unknown[..] {
+        [] => Ok(()),
+        [first, ..] => bail!(
+            "{} of unknown tasks passed over, the first is {first}: site {} knows no answer and no label of it, and no update learned from it",
+            form::count(all.unknown.len() as u64, "label"),
+            all.site
+        ),
+    }
+}
+
+/// A label that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct StandingLabel {
+    camera: CameraName,
+    by: Option<String>,
+    labelled_at_ms: u64,
+    /// Whether a person gave it, and no replay.
+    is_own: bool,
+}
+
+/// The labels of a site that count, the latest of each task.
+#[derive(Debug, Default)]
+struct Standing(BTreeMap<TaskId, StandingLabel>);
+
+impl Standing {
+    async fn read(bus: &Bus) -> anyhow::Result<Self> {
+        let mut standing = Self::default();
+        let last = read::level(bus, topology::LABELS).await?;
+        if last.messages > 0 {
+            read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+                match decode::<Label>(&record.payload) {
+                    Ok(label) => standing.hear(&label, camera(&record.subject)),
+                    Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+                }
+            })
+            .await?;
+        }
+        Ok(standing)
+    }
+
+    fn hear(&mut self, label: &Label, camera: CameraName) {
+        if label.retracted.is_some() {
+            self.0.remove(&label.task);
+            return;
+        }
+        let is_own = label.source.is_none();
+        // A replay says again what somebody said; who that was stands in the label before it.
+        if is_own || !self.0.contains_key(&label.task) {
+            let (by, labelled_at_ms) = (label.by.clone(), label.labelled_at_ms);
+            self.0.insert(label.task, StandingLabel { camera, by, labelled_at_ms, is_own });
+        }
+    }
+
+    /// Tasks that persons labelled: this one, or anybody, since then.
+    fn by(&self, name: Option<&str>, since_ms: u64) -> BTreeSet<TaskId> {
+        let meant = |label: &StandingLabel| {
+            label.is_own
+                && label.labelled_at_ms >= since_ms
+                && name.is_none_or(|name| label.by.as_deref() == Some(name))
+        };
+        self.0.iter().filter(|(_, label)| meant(label)).map(|(task, _)| *task).collect()
+    }
+}
+
+/// The camera in the subject of a label.
+fn camera(subject: &str) -> CameraName {
+    subject.rsplit('.').next().and_then(|camera| camera.parse().ok()).unwrap_or_else(CameraName::unknown)
+}
+
+/// The tasks that are meant.
+fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<TaskId>> {
+    if !args.tasks.is_empty() {
+        return Ok(args.tasks.iter().copied().collect());
+    }
+    let since = args.since.as_deref().map(|text| moment::read(text, Some(clock::now_ms()))).transpose();
+    let since_ms = since.map_err(|why| anyhow::anyhow!("--since: {why}"))?;
+    let found = standing.by(args.labelled_by.as_deref(), since_ms.unwrap_or(0));
+    if found.is_empty() {
+        let who = args.labelled_by.as_deref().map_or("anybody".to_owned(), |name| format!("{name:?}"));
+        let when = args.since.as_deref().map(|since| format!(" since {since}")).unwrap_or_default();
+        bail!(
+            "no label by {who}{when} counts at this site: `tributary label` takes a name with --by, and what was taken back already does not count"
+        );
+    }
+    Ok(found)
+}
+
+/// The tasks that the site knows, each with its camera, and those that it does not.
+async fn known(
+    here: &Site,
+    wanted: BTreeSet<TaskId>,
+    standing: &Standing,
+) -> anyhow::Result<(BTreeMap<TaskId, CameraName>, Vec<TaskId>)> {
+    let (mut known, mut silent) = (BTreeMap::new(), BTreeSet::new());
+    for task in wanted {
+        if let Some(label) = standing.0.get(&task) {
+            known.insert(task, label.camera.clone());
+            continue;
+        }
+        match read::last(&here.bus, topology::ANSWERS, &subject::finality_of_any_camera(&here.name, task)).await? {
+            Some(record) => drop(known.insert(task, decode::<Answer>(&record.payload)?.camera)),
+            None => silent.extend([task]),
+        }
+    }
+    // Answers go before what was learned from them does.
+    let images: Until = silent.iter().map(|task| (*task, i128::MAX)).collect();
+    for update in learned::trace(&here.bus, &here.name, &images).await? {
+        known.extend(update.images.into_iter().map(|task| (task, CameraName::unknown())));
+    }
+    silent.retain(|task| !known.contains_key(task));
+    Ok((known, silent.into_iter().collect()))
+}
+
+async fn publish(
+    here: &Site,
+    by: Option<&String>,
+    why: &str,
+    tasks: &BTreeMap<TaskId, CameraName>,
+) -> anyhow::Result<()> {
+    let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
+    for (task, camera) in tasks {
+        let at_ms = clock::now_ms();
+        let label = Label::retraction(*task, by.cloned(), why, at_ms);
+        let id = task.child(&format!("retracted-{at_ms}")).to_string();
+        publisher.publish(&Publication::with_id(subject::label(&here.name, camera), encode(&label)?, id)).await?;
+    }
+    Ok(())
+}
+
+/// The releases that learned from these updates, by model.
+async fn releases(
+    loaded: &Loaded<Settings>,
+    args: &RetractArgs,
+    cloud: &Bus,
+    updates: &[TracedUpdate],
+) -> anyhow::Result<Vec<NamedRelease>> {
+    let mut of_model: BTreeMap<&ModelName, BTreeSet<TaskId>> = BTreeMap::new();
+    for update in updates {
+        of_model.entry(&update.model).or_default().insert(update.update);
+    }
+    if of_model.is_empty() {
+        return Ok(Vec::new());
+    }
+    let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
+    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
+    let models = release::models(&store).await.with_context(|| format!("release store {url}"))?;
+    let mut found = Vec::new();
+    for (model, updates) in of_model {
+        if !models.contains(model) {
+            bail!(
+                "release store {url} has no release of model {model}: name the one of the aggregator with --release-store"
+            );
+        }
+        let manifests = Releases::new(store.clone(), model.clone()).list().await?;
+        let history = history(cloud, model).await;
+        found.extend(descent::tainted(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
+            model: model.clone(),
+            stands: stand::word(&history, &tainted.release).into(),
+            tainted,
+        }));
+    }
+    Ok(found)
+}
+
+/// What was decided about a model's releases; nothing where the cloud cannot be reached, which is said.
+async fn history(cloud: &Bus, model: &ModelName) -> Vec<Rollout> {
+    rollout::log::history(cloud, model).await.unwrap_or_else(|error| {
+        out::note(format_args!("how releases stand is not known: {error}"));
+        Vec::new()
+    })
+}
+
+fn tell(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
+    let count = form::count(all.retracted.len() as u64, "label");
+    match args.dry_run {
+        true => out::line(format_args!("{count} would be taken back at site {}", all.site))?,
+        false => out::line(format_args!("{count} taken back at site {}", all.site))?,
+    }
+    if all.updates.is_empty() {
+        return out::line("No update that this site remembers learned from them.");
+    }
+    let row = |update: &TracedUpdate| {
+        let round = if update.round == 0 { "none".to_owned() } else { update.round.to_string() };
+        let images = update.images.len().to_string();
+        let trained = form::time(update.trained_at_ms);
+        vec![update.update.to_string(), update.model.to_string(), round, trained, images]
+    };
+    let rows: Vec<Vec<String>> = all.updates.iter().map(row).collect();
+    out::line(form::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
+    if let Some(why) = &all.releases_unknown {
+        return out::line(format_args!(
+            "Which releases learned from them is not known here: {why}\nAsk again where the release store can be reached (--release-store, --dry-run), or look for these updates in `tributary release show`."
+        ));
+    }
+    tell_releases(&all.releases)
+}
+
+fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
+    if releases.is_empty() {
+        return out::line("None of these updates is in a release.");
+    }
+    let row = |named: &NamedRelease| {
+        let tainted = &named.tainted;
+        let how = match (&tainted.through, tainted.updates.len()) {
+            (Some(through), 0) => format!("starts from release {}", through.short()),
+            (_, count) => format!("holds {count} of these updates"),
+        };
+        let round = if tainted.round == 0 { "none".to_owned() } else { tainted.round.to_string() };
+        vec![tainted.release.short().to_owned(), named.model.to_string(), round, named.stands.clone(), how]
+    };
+    let rows: Vec<Vec<String>> = releases.iter().map(row).collect();
+    out::line(form::table(&["release", "model", "round", "stands", ""], &rows))?;
+    let held = releases.iter().rev().find(|named| !named.tainted.updates.is_empty());
+    let Some(NamedRelease { tainted, .. }) = held else { return Ok(()) };
+    let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --without {update}")).collect();
+    let (release, updates) = (tainted.release.short(), updates.concat());
+    out::line(format_args!("Where the release store is: `tributary release remake {release}{updates} --why TEXT`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(task: &str, by: Option<&str>, at_ms: u64) -> Label {
+        Label {
+            task: TaskId::derived(task),
+            label: "coat".into(),
+            by: by.map(str::to_owned),
+            labelled_at_ms: at_ms,
+            source: None,
+            retracted: None,
+        }
+    }
+
+    fn standing(labels: &[Label]) -> Standing {
+        let mut standing = Standing::default();
+        labels.iter().for_each(|label| standing.hear(label, CameraName::unknown()));
+        standing
+    }
+
+    #[test]
+    fn of_a_persons_labels_those_are_meant_that_still_count() {
+        let replayed =
+            Label { source: Some(schemas::LabelSource::Person), by: Some("replay".into()), ..label("a", None, 50) };
+        let all = standing(&[
+            label("a", Some("anna"), 10),
+            replayed,
+            label("b", Some("anna"), 20),
+            label("b", Some("bert"), 30),
+            label("c", Some("anna"), 40),
+            Label::retraction(TaskId::derived("c"), None, "mistaken", 45),
+            label("d", Some("anna"), 50),
+        ]);
+        let tasks = |names: &[&str]| names.iter().map(|name| TaskId::derived(name)).collect::<BTreeSet<_>>();
+        assert_eq!(all.by(Some("anna"), 0), tasks(&["a", "d"]));
+        assert_eq!(all.by(Some("anna"), 11), tasks(&["d"]));
+        assert_eq!(all.by(None, 0), tasks(&["a", "b", "d"]));
+    }
+
+    #[test]
+    fn the_camera_is_the_end_of_the_subject() {
+        assert_eq!(camera("label.reef.cam-1").as_str(), "cam-1");
+        assert_eq!(camera("label.reef.").as_str(), "unknown");
+    }
+}
