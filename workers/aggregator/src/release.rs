@@ -363,13 +363,8 @@ pub(crate) mod tests {
             samples: 1,
             hard: 0,
         };
-        let record = Record {
-            parts: Vec::new(),
-            rule: "fedavg".into(),
-            candidates: Vec::new(),
-            instead: None,
-            reported: None,
-        };
+        let record =
+            Record { parts: Vec::new(), rule: "fedavg".into(), candidates: Vec::new(), instead: None, reported: None };
         let made = Made {
             derivation: DERIVATION,
             opened_at_ms: 1,
