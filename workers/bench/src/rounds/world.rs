@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use aggregator::public::Public;
 use aggregator::score::{Ground, Judge, Tuning};
 use autograd::Trainable;
-use image::{DynamicImage, Rgb, RgbImage};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use vision::{DecodeSettings, Model, Onnx, decode, tensor};
+use vision::{DecodeSettings, Model, Onnx, Pixels, decode, tensor};
 
 use super::Options;
 use crate::error::BenchError;
@@ -107,7 +106,7 @@ impl Labels {
 /// A picture that sites may learn from, or that is in the public set.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    shown: RgbImage,
+    shown: Pixels,
     /// Its file, as each camera shows it.
     pub files: BTreeMap<Camera, PathBuf>,
     /// What it shows.
@@ -147,7 +146,7 @@ pub struct World {
 /// A picture in memory, as it is.
 #[derive(Debug, Clone)]
 struct Shown {
-    image: RgbImage,
+    image: Pixels,
     class: usize,
 }
 
@@ -238,44 +237,64 @@ impl Parts {
     }
 }
 
-fn read(path: &Path) -> Result<RgbImage, BenchError> {
+fn read(path: &Path) -> Result<Pixels, BenchError> {
+    let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
     let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
-    image::open(path).map(|image| image.to_rgb8()).map_err(|error| unusable(error.to_string()))
+    decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))
 }
 
 /// What a camera makes of a picture.
-fn through(image: &RgbImage, camera: Camera) -> RgbImage {
+fn through(image: &Pixels, camera: Camera) -> Pixels {
     let mut image = image.clone();
+    let (width, height) = (image.width_px as usize, image.height_px as usize);
     match camera {
         Camera::Plain => {}
-        Camera::Dark => image.pixels_mut().for_each(|pixel| pixel.0 = pixel.0.map(|value| value / 2)),
+        Camera::Dark => image.rgb.iter_mut().for_each(|value| *value /= 2),
         Camera::Blurred => {
-            let sigma = 0.05 * image.width().min(image.height()) as f32;
-            image = image::imageops::blur(&image, sigma);
+            // Twice a mean over neighbours comes near a lens out of focus.
+            let reach = (width.min(height) / 20).max(1);
+            for _ in 0..2 {
+                image.rgb = smeared(&image.rgb, (width, 3), (height, 3 * width), reach);
+                image.rgb = smeared(&image.rgb, (height, 3 * width), (width, 3), reach);
+            }
         }
         Camera::Background => {
-            let width = image.width().max(1);
-            for (x, _, pixel) in image.enumerate_pixels_mut() {
+            for (place, pixel) in image.rgb.chunks_exact_mut(3).enumerate() {
                 // From one side to the other: 40 to 110 of 255.
-                let behind = 40 + (70 * x / width) as u8;
-                *pixel = Rgb(pixel.0.map(|value| value.max(behind)));
+                let behind = 40 + (70 * (place % width.max(1)) / width.max(1)) as u8;
+                pixel.iter_mut().for_each(|value| *value = (*value).max(behind));
             }
         }
     }
     image
 }
 
-fn png(image: &RgbImage) -> Result<Vec<u8>, BenchError> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    let written = DynamicImage::ImageRgb8(image.clone()).write_to(&mut bytes, image::ImageFormat::Png);
-    let path = PathBuf::from("a picture");
-    written.map_err(|error| BenchError::NoImages { folder: path, why: error.to_string() })?;
-    Ok(bytes.into_inner())
+/// The mean over the neighbours along one axis. `along`, `across`: how many pixels there are, and how far apart they lie.
+fn smeared(rgb: &[u8], along: (usize, usize), across: (usize, usize), reach: usize) -> Vec<u8> {
+    let mut new = rgb.to_vec();
+    for line in 0..across.0 {
+        for color in 0..3 {
+            let at = |pixel: usize| line * across.1 + pixel * along.1 + color;
+            for pixel in 0..along.0 {
+                let near = pixel.saturating_sub(reach)..(pixel + reach + 1).min(along.0);
+                let (count, sum) = (near.len() as u32, near.map(|near| u32::from(rgb[at(near)])).sum::<u32>());
+                new[at(pixel)] = (sum / count) as u8;
+            }
+        }
+    }
+    new
+}
+
+/// A picture as a file: PNM, which needs no encoder.
+fn ppm(image: &Pixels) -> Vec<u8> {
+    let mut bytes = format!("P6\n{} {}\n255\n", image.width_px, image.height_px).into_bytes();
+    bytes.extend_from_slice(&image.rgb);
+    bytes
 }
 
 /// Pictures made ready for a model.
 fn ready<'a>(
-    pictures: impl Iterator<Item = (&'a RgbImage, usize)>,
+    pictures: impl Iterator<Item = (&'a Pixels, usize)>,
     model: &Model,
     camera: Camera,
 ) -> Result<Public, BenchError> {
@@ -284,16 +303,15 @@ fn ready<'a>(
     tensors(shown, model)
 }
 
-fn tensors(pictures: impl Iterator<Item = (RgbImage, usize)>, model: &Model) -> Result<Public, BenchError> {
+fn tensors(pictures: impl Iterator<Item = (Pixels, usize)>, model: &Model) -> Result<Public, BenchError> {
     let input = &model.description.input;
     let (length, mut scratch) = (tensor::len(input), tensor::Scratch::default());
     let (mut images, mut classes) = (Vec::new(), Vec::new());
     for (image, class) in pictures {
         let unusable = |why: String| BenchError::NoImages { folder: model.folder.clone(), why };
-        let pixels = decode(&png(&image)?, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))?;
         let start = images.len();
         images.resize(start + length, 0.0);
-        tensor::write(&pixels, input, &mut scratch, &mut images[start..])
+        tensor::write(&image, input, &mut scratch, &mut images[start..])
             .map_err(|error| unusable(error.to_string()))?;
         classes.push(class);
     }
@@ -328,8 +346,8 @@ fn write_pictures(
         let folder = place.join(format!("{camera:?}"));
         std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
         for (number, (shown, picture)) in pictures.iter().zip(&mut all).enumerate() {
-            let path = folder.join(format!("{number}.png"));
-            std::fs::write(&path, png(&through(&shown.image, camera))?).map_err(BenchError::file(&path))?;
+            let path = folder.join(format!("{number}.ppm"));
+            std::fs::write(&path, ppm(&through(&shown.image, camera))).map_err(BenchError::file(&path))?;
             picture.files.insert(camera, path);
         }
         let shown = tensors(pictures.iter().map(|shown| (through(&shown.image, camera), shown.class)), cloud)?;
@@ -387,13 +405,17 @@ mod tests {
 
     #[test]
     fn cameras_show_pictures_otherwise_and_every_case_has_a_scheme() {
-        let image = RgbImage::from_fn(20, 20, |x, _| Rgb([if x < 10 { 0 } else { 200 }; 3]));
-        let mean = |image: &RgbImage| image.pixels().map(|pixel| u32::from(pixel.0[0])).sum::<u32>() / 400;
+        let rgb = (0..400).flat_map(|place| [if place % 20 < 10 { 0 } else { 200 }; 3]).collect();
+        let image = Pixels { width_px: 20, height_px: 20, rgb };
+        let mean = |image: &Pixels| image.rgb.iter().map(|value| u32::from(*value)).sum::<u32>() / 1200;
         assert_eq!(through(&image, Camera::Plain), image);
         assert_eq!(mean(&through(&image, Camera::Dark)), 50);
         let blurred = through(&image, Camera::Blurred);
-        assert!(mean(&blurred).abs_diff(100) < 6 && blurred.get_pixel(10, 5).0[0] < 190);
+        assert!(mean(&blurred).abs_diff(100) < 6, "as bright as before");
+        let edge: Vec<u8> = (8..12).map(|x| blurred.rgb[3 * (20 * 5 + x)]).collect();
+        assert!(edge.windows(2).all(|pair| pair[0] < pair[1]) && edge[0] > 0 && edge[3] < 200, "{edge:?}");
         assert!(mean(&through(&image, Camera::Background)) > 115);
+        assert_eq!(decode(&ppm(&image), &DecodeSettings::default()).unwrap(), image);
         assert!(CASES.iter().all(|case| case.scheme().is_some()));
     }
 }
