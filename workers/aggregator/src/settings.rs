@@ -72,7 +72,8 @@ pub struct RoundSettings {
     pub grace_s: u32,
     /// When a round is over in any case, seconds after it was opened, at least 1.
     pub deadline_s: u32,
-    /// Which weights are trained: `auto` (all, of which a site with few labels trains the last layers alone), `all`, `head`, `last N`, or patterns of names with commas between them.
+    /// Which weights are trained: `auto` (all, of which a site with few labels trains the last layers alone), `all`, `head`,
+    /// `last N`, or patterns of names with commas between them.
     pub trainable: String,
     /// Patterns of names of weights that stay as each site has them, such as those of the last layer.
     pub local: Vec<String>,

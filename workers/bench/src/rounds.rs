@@ -8,7 +8,7 @@ mod world;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use runtime::Shutdown;
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,7 @@ fn play_all(
     stop: &CancellationToken,
 ) -> Result<Vec<Played>, BenchError> {
     let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
-    let failed = Arc::new(AtomicBool::new(false));
+    let failed = AtomicBool::new(false);
     let work = || -> Result<(), BenchError> {
         while let Some(game) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
             if failed.load(Ordering::Relaxed) {

@@ -141,7 +141,7 @@ pub struct OptimizerSettings {
     /// Longest gradient of all weights together; longer ones are shortened. Absent: none is.
     pub clip_norm: Option<f32>,
     /// Pulls every weight towards where it started, 0 and more (L2-SP, arXiv 1802.01483; FedProx, arXiv 1812.06127); absent:
-    /// 10 for each image learned from of a model that is good already, at most 0.1, and 0 from random weights.
+    /// 10 divided by the number of images learned from, at most 0.1, of a model that is good already; 0 from random weights.
     pub proximal: Option<f32>,
 }
 

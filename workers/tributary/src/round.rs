@@ -64,7 +64,8 @@ struct OpenArgs {
     /// Only this site; may be repeated. All if absent.
     #[arg(long = "of-site", value_name = "NAME")]
     sites: Vec<schemas::SiteName>,
-    /// Which weights: auto (all, of which a site with few labels trains the last layers alone), all, head, `last N` (layers), or patterns of names with commas between them.
+    /// Which weights: auto (all, of which a site with few labels trains the last layers alone), all, head, `last N`
+    /// (layers), or patterns of names with commas between them.
     #[arg(long, value_name = "WHICH", value_parser = trainable)]
     trainable: Option<String>,
     /// JSON.

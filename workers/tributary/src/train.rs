@@ -194,7 +194,7 @@ fn measured(measured: &Measured) -> String {
 }
 
 fn text(trained: &Trained, written: Option<&Model>) -> String {
-    let mut lines = vec![format!("trained  {} numbers in {} weights", trained.parameters, trained.weights.len())];
+    let mut lines = vec![format!("trained  {} numbers", trained.parameters)];
     if let Some(layers) = trained.layers {
         let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
         lines
