@@ -15,12 +15,13 @@ use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
 use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::rule::{COMMAND, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
+use crate::weigh::command::{self, CommandError, SiteScores};
 use crate::weigh::law::{self, Learning};
-use crate::weigh::{self, Scored};
+use crate::weigh::{self, Scored, agreement};
 
 /// What one site sent.
 #[derive(Debug, Clone)]
@@ -65,6 +66,9 @@ pub enum DeriveError {
     /// The weights are no numbers any more.
     #[error("the merged weights are not finite: the server's rate is too high, or updates are too large")]
     NotFinite,
+    /// The program that weighs gave no weights.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// A model could not be tried.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -104,6 +108,7 @@ pub fn derive(
     let (scored, said) = scored(&sent, settings, &learn, around)?;
     let mut round =
         Round { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    round.compare(around.layout);
     round.filter(around.layout);
     let (made, candidates) = match settings.rule.as_str() {
         PICK => round.pick(around, &parts.choose)?,
@@ -138,7 +143,7 @@ fn scored(
     around: &mut Around<'_>,
 ) -> Result<(Vec<Scored>, Vec<Vec<f32>>), DeriveError> {
     let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
-    let Some(public) = around.public.filter(|_| settings.needs_public()) else {
+    let Some(public) = around.public.filter(|_| settings.uses_public()) else {
         return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
     let layout = around.layout;
@@ -224,6 +229,20 @@ impl<'a> Round<'a> {
         self.sent.iter().map(change).collect()
     }
 
+    /// Holds updates against each other, where a rule asks for it.
+    fn compare(&mut self, layout: &Layout) {
+        if !self.settings.compares() {
+            return;
+        }
+        let changes = self.changes();
+        let norms: Vec<f64> = changes.iter().map(|change| change.norm(layout).0).collect();
+        let samples: Vec<u64> = self.sent.iter().map(|sent| sent.samples).collect();
+        let cosines = agreement::cosines(&merge::distances(&changes, layout), &norms, &samples);
+        for (scored, cosine) in self.scored.iter_mut().zip(cosines) {
+            scored.agreement = Some(cosine);
+        }
+    }
+
     /// What counts at all, and how far it may reach.
     fn filter(&mut self, layout: &Layout) {
         let count = self.sent.len();
@@ -267,8 +286,22 @@ impl<'a> Round<'a> {
     fn weigh(&self, rule: &str, around: &mut Around<'_>) -> Result<(Vec<f64>, Option<String>), DeriveError> {
         let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
         let scored: Vec<Scored> = counting.iter().map(|place| self.scored[*place].clone()).collect();
-        let by_scores = if rule == LAW { "fedavg" } else { rule };
-        let weighed = weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?;
+        let weighed = match (rule, &self.settings.command) {
+            (COMMAND, Some(program)) => {
+                let scores = |(place, scored): (&usize, &Scored)| SiteScores {
+                    site: self.sent[*place].site.clone(),
+                    behind: self.sent[*place].behind,
+                    scored: scored.clone(),
+                };
+                let sites: Vec<SiteScores> = counting.iter().zip(&scored).map(scores).collect();
+                let values = command::ask(program, around.round, &sites)?;
+                weigh::weighed(rule, values, &scored, &self.settings.weigh)
+            }
+            _ => {
+                let by_scores = if rule == LAW { "fedavg" } else { rule };
+                weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?
+            }
+        };
         let mut shares = weighed.shares;
         let fresh = |place: &usize| (1.0 + f64::from(self.sent[*place].behind)).powf(-self.settings.staleness);
         let discounted: Vec<f64> = shares.iter().zip(&counting).map(|(share, place)| share * fresh(place)).collect();
