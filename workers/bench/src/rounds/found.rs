@@ -39,7 +39,7 @@ fn shown_minus_true(round: &Round) -> Option<f64> {
     Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
 }
 
-fn sealed<'a>(played: &'a [Played]) -> impl Iterator<Item = &'a Round> {
+fn sealed(played: &[Played]) -> impl Iterator<Item = &Round> {
     played.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed())
 }
 
