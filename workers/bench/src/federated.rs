@@ -73,6 +73,7 @@ fn ways() -> Vec<Way> {
     let rules = [
         "fedavg",
         "uniform",
+        "agreement",
         "paper",
         "quality",
         "law",
@@ -87,7 +88,7 @@ fn ways() -> Vec<Way> {
     ];
     let mut ways = rules.map(rule).to_vec();
     ways.insert(
-        2,
+        3,
         way("paper literal", |merge| {
             merge.rule = "paper".into();
             merge.weigh.floor_ratio = 0.0;
