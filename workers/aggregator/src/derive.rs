@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
 use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{COMMAND, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
@@ -38,6 +38,8 @@ pub struct Sent<'a> {
     pub samples: u64,
     /// Of those, pictures it was in doubt about.
     pub hard: u64,
+    /// Of those, pictures of each class, in the order of the model's labels; empty where that is not known.
+    pub of_class: Vec<u64>,
 }
 
 /// New weights and how they were come by.
@@ -298,7 +300,7 @@ impl<'a> Round<'a> {
                 weigh::weighed(rule, values, &scored, &self.settings.weigh)
             }
             _ => {
-                let by_scores = if rule == LAW { "fedavg" } else { rule };
+                let by_scores = if matches!(rule, LAW | CLASSES) { "fedavg" } else { rule };
                 weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?
             }
         };
@@ -349,6 +351,27 @@ impl<'a> Round<'a> {
         merge::sum_into(&terms, layout, row);
     }
 
+    /// Merges the last layer class by class, by the samples of each that a site learned from.
+    fn merge_classes(&self, layout: &Layout, row: &mut [f32]) {
+        let classes = self.sent.iter().map(|sent| sent.of_class.len()).max().unwrap_or(0);
+        let count = |place: usize, class: usize| {
+            let of_class = self.sent[place].of_class.get(class).copied().unwrap_or(0);
+            if self.counts[place] { of_class as f64 } else { 0.0 }
+        };
+        let shares = |class: usize| {
+            let values: Vec<f64> = (0..self.sent.len()).map(|place| count(place, class)).collect();
+            if values.iter().sum::<f64>() > 0.0 { weigh::shares(&values) } else { values }
+        };
+        let shares: Vec<Vec<f64>> = (0..classes).map(shares).collect();
+        let changes: Vec<Change<'_>> = self
+            .changes()
+            .into_iter()
+            .zip(&self.times)
+            .map(|(change, times)| Change { times: *times, ..change })
+            .collect();
+        merge::by_class(row, self.base, &changes, &shares, layout);
+    }
+
     /// The weights that a rule makes.
     fn make(&self, rule: &str, around: &mut Around<'_>) -> Result<Made, DeriveError> {
         let (plain, then) = parted(rule);
@@ -357,6 +380,9 @@ impl<'a> Round<'a> {
         match self.without_extremes(around.layout) {
             Some(made) => row = made,
             None => self.merge(&shares, around.layout, &mut row),
+        }
+        if plain == CLASSES {
+            self.merge_classes(around.layout, &mut row);
         }
         let rule = rule.to_owned();
         let made = Made { row, rule, shares, instead };

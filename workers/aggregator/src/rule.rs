@@ -11,6 +11,8 @@ use crate::weigh::{self, WeighSettings};
 /// Rules besides those that go by scores.
 pub(crate) const LAW: &str = "law";
 pub(crate) const PICK: &str = "pick";
+/// As `fedavg`, the last layer class by class: what says that a picture shows a class is learned from the sites that saw it.
+pub(crate) const CLASSES: &str = "classes";
 pub(crate) const COMMAND: &str = "command";
 /// A rule by scores that needs every two updates held against each other.
 pub(crate) const AGREEMENT: &str = "agreement";
@@ -29,7 +31,7 @@ pub const PREVIOUS: &str = "previous";
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
     /// How sites are weighed: `fedavg`, `uniform`, `agreement` (by how much updates point the same way), `paper`, `quality`,
-    /// `law`, `command` (by a program of one's own), each also with `+head` (the last layer is
+    /// `law`, `classes` (by samples, the last layer class by class), `command` (by a program of one's own), each also with `+head` (the last layer is
     /// trained again on the public set), `+tune` (the whole model is, for a little) or `+distill` (aiming at what the
     /// sites say together, too), or `pick`, which tries several.
     pub rule: String,
@@ -70,18 +72,20 @@ impl MergeSettings {
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
             let (plain, _) = parted(rule);
-            plain == LAW || plain == COMMAND || weigh::names().any(|name| name == plain)
+            [LAW, CLASSES, COMMAND].contains(&plain) || weigh::names().any(|name| name == plain)
         };
-        let names = || weigh::names().chain([LAW, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
+        let names = || weigh::names().chain([LAW, CLASSES, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
             return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
-            let names = weigh::names().chain([LAW, COMMAND]).collect::<Vec<_>>().join(", ");
+            let names = weigh::names().chain([LAW, CLASSES, COMMAND]).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
         let asks = |rule: &str| parted(rule).0 == COMMAND;
-        if self.command.is_none() && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule))) {
+        if self.command.is_none()
+            && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
+        {
             return Err("merge.command: name the program that rule command asks".into());
         }
         let weigh = &self.weigh;
@@ -113,7 +117,7 @@ impl MergeSettings {
 
     /// Whether a public set is needed.
     pub fn needs_public(&self) -> bool {
-        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | COMMAND);
+        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | CLASSES | COMMAND);
         !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
     }
 }

@@ -116,14 +116,13 @@ pub enum Size {
 pub type Rule = fn(&[Scored], &WeighSettings) -> Vec<f64>;
 
 /// Every rule by name.
-pub const RULES: &[(&str, Rule)] =
-    &[
-        ("fedavg", fedavg::values),
-        ("uniform", uniform::values),
-        ("agreement", agreement::values),
-        ("paper", paper::values),
-        ("quality", quality::values),
-    ];
+pub const RULES: &[(&str, Rule)] = &[
+    ("fedavg", fedavg::values),
+    ("uniform", uniform::values),
+    ("agreement", agreement::values),
+    ("paper", paper::values),
+    ("quality", quality::values),
+];
 
 /// Names of the rules.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -42,8 +42,7 @@ mod tests {
         let square = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
         let zero = vec![0.0; changes[0].len()];
         let norms: Vec<f64> = changes.iter().map(|change| square(change, &zero).sqrt()).collect();
-        let squares: Vec<Vec<f64>> =
-            changes.iter().map(|a| changes.iter().map(|b| square(a, b)).collect()).collect();
+        let squares: Vec<Vec<f64>> = changes.iter().map(|a| changes.iter().map(|b| square(a, b)).collect()).collect();
         cosines(&squares, &norms, samples)
     }
 

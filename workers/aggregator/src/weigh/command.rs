@@ -164,7 +164,10 @@ mod tests {
 
     #[test]
     fn a_program_reads_scores_and_writes_weights() {
-        assert_eq!(asked(r#"cat > /dev/null; echo '{"weights": {"farm": 2, "reef": 0.5, "other": 9}}'"#).unwrap(), [0.5, 2.0]);
+        assert_eq!(
+            asked(r#"cat > /dev/null; echo '{"weights": {"farm": 2, "reef": 0.5, "other": 9}}'"#).unwrap(),
+            [0.5, 2.0]
+        );
         // What it reads is what its documentation says.
         let read = r#"grep -q '"round":7,"sites":\[{"site":"reef","behind":0,"accuracy":\[0.5,null\],"samples":500,"hard":0}' && echo '{"weights": {"farm": 0, "reef": 1}}'"#;
         assert_eq!(asked(read).unwrap(), [1.0, 0.0]);
