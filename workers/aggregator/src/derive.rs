@@ -112,10 +112,11 @@ pub fn derive(
         Round { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
     round.compare(around.layout);
     round.filter(around.layout);
-    let (made, candidates) = match settings.rule.as_str() {
+    let (made, tried) = match settings.rule.as_str() {
         PICK => round.pick(around, &parts.choose)?,
-        rule => (round.make(rule, around)?, Vec::new()),
+        rule => (round.make(rule, around)?, Tries::default()),
     };
+    let Tries { candidates, weakest } = tried;
     let Made { mut row, rule, shares, instead } = made;
     let mut memory = memory;
     if rule != PREVIOUS {
@@ -132,7 +133,7 @@ pub fn derive(
         }
         _ => None,
     };
-    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, instead, reported };
+    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, weakest, instead, reported };
     Ok(Derived { row, memory, record })
 }
 
@@ -223,6 +224,14 @@ struct Made {
     rule: String,
     shares: Vec<f64>,
     instead: Option<String>,
+}
+
+/// What `pick` found on the way.
+#[derive(Default)]
+struct Tries {
+    candidates: Vec<Candidate>,
+    /// The class that the base is least right about, and in what share of its pictures.
+    weakest: Option<(usize, f64)>,
 }
 
 impl<'a> Round<'a> {
@@ -444,13 +453,15 @@ impl<'a> Round<'a> {
     }
 
     /// Tries the candidates, and the base against the one that is taken. `choose`: public pictures that none learns from.
-    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Vec<Candidate>), DeriveError> {
+    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Tries), DeriveError> {
         let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
         let try_one = |row: &[f32], around: &mut Around<'_>| match around.judges.first_mut() {
             Some(judge) => Ok(judge.score(row, public, choose)?),
             None => Err(DeriveError::NoPublic(format!("rule {PICK}"))),
         };
         let previous = try_one(self.base, around)?;
+        let weakest = previous.accuracy.iter().enumerate().filter_map(|(class, right)| Some((class, (*right)?)));
+        let weakest = weakest.min_by(|a, b| a.1.total_cmp(&b.1));
         let mut candidates = vec![Candidate::of(PREVIOUS, &previous)];
         let (mut made, mut tried) = (Vec::new(), Vec::new());
         for rule in &self.settings.candidates {
@@ -462,7 +473,7 @@ impl<'a> Round<'a> {
         }
         let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
         if tried[taken].holdout().judge(&previous.holdout()) == HoldoutComparison::Better {
-            return Ok((made.swap_remove(taken), candidates));
+            return Ok((made.swap_remove(taken), Tries { candidates, weakest }));
         }
         let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
         let instead = format!(
@@ -476,7 +487,7 @@ impl<'a> Round<'a> {
             previous.loss
         );
         let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
-        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, candidates))
+        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, Tries { candidates, weakest }))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {

@@ -367,8 +367,14 @@ pub(crate) mod tests {
             hard: 0,
             labels: BTreeMap::new(),
         };
-        let record =
-            Record { parts: Vec::new(), rule: "fedavg".into(), candidates: Vec::new(), instead: None, reported: None };
+        let record = Record {
+            parts: Vec::new(),
+            rule: "fedavg".into(),
+            candidates: Vec::new(),
+            weakest: None,
+            instead: None,
+            reported: None,
+        };
         let made = Made {
             derivation: DERIVATION,
             opened_at_ms: 1,

@@ -125,13 +125,14 @@ pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>,
     };
     let _ended_without_reading = write.join();
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+    // First, for a program whose words nobody reads any more fails because of that.
+    if out.len() as u64 > ANSWER_MAX_BYTES {
+        return Err(unusable(format!("more than {} MiB", ANSWER_MAX_BYTES >> 20)));
+    }
     if !status.success() {
         let said = String::from_utf8_lossy(&err);
         let said = said.trim().lines().last().unwrap_or("it said nothing").chars().take(300).collect();
         return Err(CommandError::Failed { program: program.to_owned(), status, said });
-    }
-    if out.len() as u64 > ANSWER_MAX_BYTES {
-        return Err(unusable(format!("more than {} MiB", ANSWER_MAX_BYTES >> 20)));
     }
     let Answer { weights } = serde_json::from_slice(&out)
         .map_err(|error| unusable(format!("{error}; it should write {{\"weights\": {{\"SITE\": NUMBER}}}}")))?;
