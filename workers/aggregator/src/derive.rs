@@ -15,12 +15,13 @@ use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
 use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
+use crate::weigh::command::{self, CommandError, SiteScores};
 use crate::weigh::law::{self, Learning};
-use crate::weigh::{self, Scored};
+use crate::weigh::{self, Scored, agreement};
 
 /// What one site sent.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct Sent<'a> {
     pub samples: u64,
     /// Of those, pictures it was in doubt about.
     pub hard: u64,
+    /// Of those, pictures of each class, in the order of the model's labels; empty where that is not known.
+    pub of_class: Vec<u64>,
 }
 
 /// New weights and how they were come by.
@@ -65,6 +68,9 @@ pub enum DeriveError {
     /// The weights are no numbers any more.
     #[error("the merged weights are not finite: the server's rate is too high, or updates are too large")]
     NotFinite,
+    /// The program that weighs gave no weights.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// A model could not be tried.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -104,11 +110,13 @@ pub fn derive(
     let (scored, said) = scored(&sent, settings, &learn, around)?;
     let mut round =
         Round { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    round.compare(around.layout);
     round.filter(around.layout);
-    let (made, candidates) = match settings.rule.as_str() {
+    let (made, tried) = match settings.rule.as_str() {
         PICK => round.pick(around, &parts.choose)?,
-        rule => (round.make(rule, around)?, Vec::new()),
+        rule => (round.make(rule, around)?, Tries::default()),
     };
+    let Tries { candidates, weakest } = tried;
     let Made { mut row, rule, shares, instead } = made;
     let mut memory = memory;
     if rule != PREVIOUS {
@@ -125,7 +133,7 @@ pub fn derive(
         }
         _ => None,
     };
-    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, instead, reported };
+    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, weakest, instead, reported };
     Ok(Derived { row, memory, record })
 }
 
@@ -138,7 +146,7 @@ fn scored(
     around: &mut Around<'_>,
 ) -> Result<(Vec<Scored>, Vec<Vec<f32>>), DeriveError> {
     let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
-    let Some(public) = around.public.filter(|_| settings.needs_public()) else {
+    let Some(public) = around.public.filter(|_| settings.uses_public()) else {
         return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
     let layout = around.layout;
@@ -218,10 +226,32 @@ struct Made {
     instead: Option<String>,
 }
 
+/// What `pick` found on the way.
+#[derive(Default)]
+struct Tries {
+    candidates: Vec<Candidate>,
+    /// The class that the base is least right about, and in what share of its pictures.
+    weakest: Option<(usize, f64)>,
+}
+
 impl<'a> Round<'a> {
     fn changes(&self) -> Vec<Change<'a>> {
         let change = |sent: &Sent<'a>| Change { values: sent.values, base: sent.base, times: 1.0 };
         self.sent.iter().map(change).collect()
+    }
+
+    /// Holds updates against each other, where a rule asks for it.
+    fn compare(&mut self, layout: &Layout) {
+        if !self.settings.compares() {
+            return;
+        }
+        let changes = self.changes();
+        let norms: Vec<f64> = changes.iter().map(|change| change.norm(layout).0).collect();
+        let samples: Vec<u64> = self.sent.iter().map(|sent| sent.samples).collect();
+        let cosines = agreement::cosines(&merge::distances(&changes, layout), &norms, &samples);
+        for (scored, cosine) in self.scored.iter_mut().zip(cosines) {
+            scored.agreement = Some(cosine);
+        }
     }
 
     /// What counts at all, and how far it may reach.
@@ -267,8 +297,22 @@ impl<'a> Round<'a> {
     fn weigh(&self, rule: &str, around: &mut Around<'_>) -> Result<(Vec<f64>, Option<String>), DeriveError> {
         let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
         let scored: Vec<Scored> = counting.iter().map(|place| self.scored[*place].clone()).collect();
-        let by_scores = if rule == LAW { "fedavg" } else { rule };
-        let weighed = weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?;
+        let weighed = match (rule, &self.settings.command) {
+            (COMMAND, Some(program)) => {
+                let scores = |(place, scored): (&usize, &Scored)| SiteScores {
+                    site: self.sent[*place].site.clone(),
+                    behind: self.sent[*place].behind,
+                    scored: scored.clone(),
+                };
+                let sites: Vec<SiteScores> = counting.iter().zip(&scored).map(scores).collect();
+                let values = command::ask(program, around.round, &sites)?;
+                weigh::weighed(rule, values, &scored, &self.settings.weigh)
+            }
+            _ => {
+                let by_scores = if matches!(rule, LAW | CLASSES) { "fedavg" } else { rule };
+                weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?
+            }
+        };
         let mut shares = weighed.shares;
         let fresh = |place: &usize| (1.0 + f64::from(self.sent[*place].behind)).powf(-self.settings.staleness);
         let discounted: Vec<f64> = shares.iter().zip(&counting).map(|(share, place)| share * fresh(place)).collect();
@@ -316,6 +360,27 @@ impl<'a> Round<'a> {
         merge::sum_into(&terms, layout, row);
     }
 
+    /// Merges the last layer class by class, by the samples of each that a site learned from.
+    fn merge_classes(&self, layout: &Layout, row: &mut [f32]) {
+        let classes = self.sent.iter().map(|sent| sent.of_class.len()).max().unwrap_or(0);
+        let count = |place: usize, class: usize| {
+            let of_class = self.sent[place].of_class.get(class).copied().unwrap_or(0);
+            if self.counts[place] { of_class as f64 } else { 0.0 }
+        };
+        let shares = |class: usize| {
+            let values: Vec<f64> = (0..self.sent.len()).map(|place| count(place, class)).collect();
+            if values.iter().sum::<f64>() > 0.0 { weigh::shares(&values) } else { values }
+        };
+        let shares: Vec<Vec<f64>> = (0..classes).map(shares).collect();
+        let changes: Vec<Change<'_>> = self
+            .changes()
+            .into_iter()
+            .zip(&self.times)
+            .map(|(change, times)| Change { times: *times, ..change })
+            .collect();
+        merge::by_class(row, self.base, &changes, &shares, layout);
+    }
+
     /// The weights that a rule makes.
     fn make(&self, rule: &str, around: &mut Around<'_>) -> Result<Made, DeriveError> {
         let (plain, then) = parted(rule);
@@ -324,6 +389,9 @@ impl<'a> Round<'a> {
         match self.without_extremes(around.layout) {
             Some(made) => row = made,
             None => self.merge(&shares, around.layout, &mut row),
+        }
+        if plain == CLASSES {
+            self.merge_classes(around.layout, &mut row);
         }
         let rule = rule.to_owned();
         let made = Made { row, rule, shares, instead };
@@ -385,13 +453,15 @@ impl<'a> Round<'a> {
     }
 
     /// Tries the candidates, and the base against the one that is taken. `choose`: public pictures that none learns from.
-    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Vec<Candidate>), DeriveError> {
+    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Tries), DeriveError> {
         let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
         let try_one = |row: &[f32], around: &mut Around<'_>| match around.judges.first_mut() {
             Some(judge) => Ok(judge.score(row, public, choose)?),
             None => Err(DeriveError::NoPublic(format!("rule {PICK}"))),
         };
         let previous = try_one(self.base, around)?;
+        let weakest = previous.accuracy.iter().enumerate().filter_map(|(class, right)| Some((class, (*right)?)));
+        let weakest = weakest.min_by(|a, b| a.1.total_cmp(&b.1));
         let mut candidates = vec![Candidate::of(PREVIOUS, &previous)];
         let (mut made, mut tried) = (Vec::new(), Vec::new());
         for rule in &self.settings.candidates {
@@ -403,7 +473,7 @@ impl<'a> Round<'a> {
         }
         let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
         if tried[taken].holdout().judge(&previous.holdout()) == HoldoutComparison::Better {
-            return Ok((made.swap_remove(taken), candidates));
+            return Ok((made.swap_remove(taken), Tries { candidates, weakest }));
         }
         let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
         let instead = format!(
@@ -417,7 +487,7 @@ impl<'a> Round<'a> {
             previous.loss
         );
         let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
-        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, candidates))
+        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, Tries { candidates, weakest }))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {

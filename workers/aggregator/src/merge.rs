@@ -158,6 +158,32 @@ pub fn distances(changes: &[Change<'_>], layout: &Layout) -> Vec<Vec<f64>> {
     squares
 }
 
+/// Merges the numbers of the last layer class by class: what belongs to a class becomes the base and each change times its
+/// share of that class. A class that nobody has a share of stays as it is in `row`. `shares`: of each class, one for each
+/// change.
+pub fn by_class(row: &mut [f32], base: &[f32], changes: &[Change<'_>], shares: &[Vec<f64>], layout: &Layout) {
+    let (mut room, mut out) = (Room::default(), vec![0.0; BLOCK]);
+    let has_shares: Vec<bool> = shares.iter().map(|shares| shares.iter().any(|share| *share > 0.0)).collect();
+    each_block(layout, |place, from, at, len| {
+        let class =
+            |offset: usize| layout.class_of(place, from + offset).filter(|class| has_shares.get(*class) == Some(&true));
+        let own: Vec<usize> = (0..len).filter(|offset| class(*offset).is_some()).collect();
+        if own.is_empty() {
+            return;
+        }
+        own.iter().for_each(|offset| row[at + offset] = base[at + offset]);
+        for (number, change) in changes.iter().enumerate() {
+            let out = &mut out[..len];
+            change.block(layout, (place, from, at, len), &mut room, out);
+            for (offset, value) in out.iter().enumerate() {
+                if let Some(class) = class(offset) {
+                    row[at + offset] += shares[class][number] as f32 * value;
+                }
+            }
+        }
+    });
+}
+
 /// How many changes of each number are left out at either end: for a median all but the middle one or two.
 pub fn trimmed_of(count: usize, ratio: f64) -> usize {
     ((count as f64 * ratio) as usize).min(count.saturating_sub(1) / 2)

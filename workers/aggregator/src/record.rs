@@ -52,6 +52,10 @@ pub struct Record {
     /// What was tried, where there was a choice.
     #[serde(default)]
     pub candidates: Vec<Candidate>,
+    /// The class that the base is least right about on the pictures that are chosen by, and in what share of them; absent
+    /// where there was no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weakest: Option<(usize, f64)>,
     /// Why another rule than the one asked for was used; absent if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<String>,

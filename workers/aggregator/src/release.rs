@@ -131,6 +131,9 @@ pub struct Merged {
     pub samples: u64,
     /// Of those, images that the site was in doubt about.
     pub hard: u64,
+    /// Images of each label.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, u64>,
 }
 
 /// An update that is not in a release.
@@ -362,9 +365,16 @@ pub(crate) mod tests {
             form: WeightForm::F32,
             samples: 1,
             hard: 0,
+            labels: BTreeMap::new(),
         };
-        let record =
-            Record { parts: Vec::new(), rule: "fedavg".into(), candidates: Vec::new(), instead: None, reported: None };
+        let record = Record {
+            parts: Vec::new(),
+            rule: "fedavg".into(),
+            candidates: Vec::new(),
+            weakest: None,
+            instead: None,
+            reported: None,
+        };
         let made = Made {
             derivation: DERIVATION,
             opened_at_ms: 1,

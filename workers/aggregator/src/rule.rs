@@ -1,5 +1,7 @@
 //! How updates become a release: the rule by its name, and the numbers of everything on the way.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{Filter, FilterSettings};
@@ -9,6 +11,11 @@ use crate::weigh::{self, WeighSettings};
 /// Rules besides those that go by scores.
 pub(crate) const LAW: &str = "law";
 pub(crate) const PICK: &str = "pick";
+/// As `fedavg`, the last layer class by class: what says that a picture shows a class is learned from the sites that saw it.
+pub(crate) const CLASSES: &str = "classes";
+pub(crate) const COMMAND: &str = "command";
+/// A rule by scores that needs every two updates held against each other.
+pub(crate) const AGREEMENT: &str = "agreement";
 /// Behind the name of a rule: its last layer is trained again on the public set.
 pub(crate) const AND_HEAD: &str = "+head";
 /// Behind the name of a rule: the whole model is trained on the public set for a little.
@@ -23,7 +30,8 @@ pub const PREVIOUS: &str = "previous";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
-    /// How sites are weighed: `fedavg`, `uniform`, `paper`, `quality`, `law`, each also with `+head` (the last layer is
+    /// How sites are weighed: `fedavg`, `uniform`, `agreement` (by how much updates point the same way), `paper`, `quality`,
+    /// `law`, `classes` (by samples, the last layer class by class), `command` (by a program of one's own), each also with `+head` (the last layer is
     /// trained again on the public set), `+tune` (the whole model is, for a little) or `+distill` (aiming at what the
     /// sites say together, too), or `pick`, which tries several.
     pub rule: String,
@@ -31,6 +39,8 @@ pub struct MergeSettings {
     /// each other on another: the first is taken unless one has a lower loss there by more than chance. What is taken must
     /// be better than the base by more than chance, or there is no release.
     pub candidates: Vec<String>,
+    /// Of `command`: the program that reads what is known of each site as JSON and writes a weight for each.
+    pub command: Option<PathBuf>,
     /// The numbers of the rules.
     pub weigh: WeighSettings,
     /// What is done about updates that stand out.
@@ -48,6 +58,7 @@ impl Default for MergeSettings {
         Self {
             rule: PICK.into(),
             candidates: candidates.map(str::to_owned).to_vec(),
+            command: None,
             weigh: WeighSettings::default(),
             filter: FilterSettings::default(),
             server: ServerSettings::default(),
@@ -61,15 +72,21 @@ impl MergeSettings {
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
             let (plain, _) = parted(rule);
-            plain == LAW || weigh::names().any(|name| name == plain)
+            [LAW, CLASSES, COMMAND].contains(&plain) || weigh::names().any(|name| name == plain)
         };
-        let names = || weigh::names().chain([LAW, PICK]).collect::<Vec<_>>().join(", ");
+        let names = || weigh::names().chain([LAW, CLASSES, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
             return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
-            let names = weigh::names().chain([LAW]).collect::<Vec<_>>().join(", ");
+            let names = weigh::names().chain([LAW, CLASSES, COMMAND]).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
+        }
+        let asks = |rule: &str| parted(rule).0 == COMMAND;
+        if self.command.is_none()
+            && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
+        {
+            return Err("merge.command: name the program that rule command asks".into());
         }
         let weigh = &self.weigh;
         let wants = [
@@ -87,9 +104,20 @@ impl MergeSettings {
         self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
     }
 
+    /// Whether updates are tried on a public set where there is one.
+    pub fn uses_public(&self) -> bool {
+        self.needs_public() || self.rule == COMMAND
+    }
+
+    /// Whether updates are held against each other.
+    pub(crate) fn compares(&self) -> bool {
+        let compares = |rule: &str| matches!(parted(rule).0, AGREEMENT | COMMAND);
+        compares(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| compares(rule))
+    }
+
     /// Whether a public set is needed.
     pub fn needs_public(&self) -> bool {
-        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform");
+        let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | CLASSES | COMMAND);
         !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
     }
 }

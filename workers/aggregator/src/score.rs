@@ -76,6 +76,9 @@ impl Ground {
         // Some models have no last layer that stands alone; rules that train one say so.
         let head = prepared.step(&known, &Trainable::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
         let head = head.and_then(|head| Head::of(&step, head));
+        let last: Vec<String> =
+            head.iter().flat_map(|head| &head.tail.weights).map(|weight| weight.name.clone()).collect();
+        let layout = layout.with_last_layer(&last, model.labels.len());
         Ok(Self { layout, base, graph: onnx, step, head })
     }
 }

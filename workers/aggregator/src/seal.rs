@@ -110,6 +110,7 @@ pub fn merge(
         behind: held.merged.behind,
         samples: held.merged.samples,
         hard: held.merged.hard,
+        of_class: base.model.labels.iter().map(|label| held.merged.labels.get(label).copied().unwrap_or(0)).collect(),
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = if public.is_some() { cores.min(held.len().max(1)) } else { 0 };

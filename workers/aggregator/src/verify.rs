@@ -180,7 +180,7 @@ pub async fn verify(
     if made.derivation != DERIVATION {
         return Err(VerifyError::OtherRules(manifest.release.clone()));
     }
-    let public = public_of(manifest, made, public)?.filter(|_| made.settings.needs_public());
+    let public = public_of(manifest, made, public)?.filter(|_| made.settings.uses_public());
     let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
     let (settings, round, here) = (made.settings.clone(), manifest.round, place.clone());
     let again = blocking(move || {
@@ -210,7 +210,7 @@ pub(crate) fn public_of(
     if made.public_sha256 == found {
         return Ok(public);
     }
-    if !made.settings.needs_public() {
+    if !made.settings.uses_public() || made.public_sha256.is_none() {
         return Ok(None);
     }
     let (wanted, found) = (made.public_sha256.clone().unwrap_or_default(), found.unwrap_or("none".into()));

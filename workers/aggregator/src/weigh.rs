@@ -5,6 +5,8 @@
 //! nothing, sites count by their samples, and the record says so. [`law`] learns shares by trying models; it and the
 //! choice among several rules need a public set and are put together in [`derive`](crate::derive).
 
+pub mod agreement;
+pub mod command;
 mod fedavg;
 pub mod law;
 mod paper;
@@ -26,6 +28,9 @@ pub struct Scored {
     /// Of those, pictures the site was in doubt about.
     #[serde(default)]
     pub hard: u64,
+    /// How much its change points where the others' point, 0 to 1; absent where nobody compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
 }
 
 impl Scored {
@@ -111,8 +116,13 @@ pub enum Size {
 pub type Rule = fn(&[Scored], &WeighSettings) -> Vec<f64>;
 
 /// Every rule by name.
-pub const RULES: &[(&str, Rule)] =
-    &[("fedavg", fedavg::values), ("uniform", uniform::values), ("paper", paper::values), ("quality", quality::values)];
+pub const RULES: &[(&str, Rule)] = &[
+    ("fedavg", fedavg::values),
+    ("uniform", uniform::values),
+    ("agreement", agreement::values),
+    ("paper", paper::values),
+    ("quality", quality::values),
+];
 
 /// Names of the rules.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -137,9 +147,14 @@ pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<W
     if sites.is_empty() {
         return Err("there is no update to weigh".into());
     }
+    Ok(weighed(rule, values(sites, settings), sites, settings))
+}
+
+/// Shares of what a rule gives each site. `values`: as many as there are sites, at least one.
+pub fn weighed(rule: &str, values: Vec<f64>, sites: &[Scored], settings: &WeighSettings) -> Weighed {
     let hard: Vec<f64> = sites.iter().map(|site| site.hard as f64).collect();
     let covered = paper::ranged(&hard, settings.floor_ratio);
-    let values = values(sites, settings).into_iter().zip(covered);
+    let values = values.into_iter().zip(covered);
     let values: Vec<f64> = values.map(|(value, covered)| value * covered.powf(settings.coverage)).collect();
     let (by_samples, equal) = (fedavg::values(sites, settings), vec![1.0; sites.len()]);
     let tried = [(values, None), (by_samples, Some("samples")), (equal, Some("nothing: all are equal"))];
@@ -149,7 +164,7 @@ pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<W
     };
     let (values, instead) = tried.into_iter().find(|(values, _)| usable(values)).unwrap_or_default();
     let instead = instead.map(|by| format!("rule {rule} came to nothing, so sites count by {by}"));
-    Ok(Weighed { shares: shares(&values), instead })
+    Weighed { shares: shares(&values), instead }
 }
 
 /// Values as shares of their sum.

@@ -52,6 +52,7 @@ fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Sent<'a>> {
         behind: 0,
         samples: 10 + number as u64 * 7,
         hard: 0,
+        of_class: vec![10; 10],
     };
     rows.iter().enumerate().map(one).collect()
 }
@@ -74,9 +75,20 @@ fn rule(name: &str) -> MergeSettings {
 fn the_same_updates_in_any_order_give_the_same_bits() {
     let here = here();
     let rows = rows(&here.ground.base, 5);
-    for name in
-        ["fedavg", "uniform", "paper", "quality", "law", "fedavg+head", "quality+tune", "quality+distill", "pick"]
-    {
+    for name in [
+        "fedavg",
+        "uniform",
+        "agreement",
+        "classes",
+        "classes+tune",
+        "paper",
+        "quality",
+        "law",
+        "fedavg+head",
+        "quality+tune",
+        "quality+distill",
+        "pick",
+    ] {
         let settings = rule(name);
         let first = derived(&here, sent(&rows, &here.ground.base), &settings).unwrap();
         let mut turned = sent(&rows, &here.ground.base);

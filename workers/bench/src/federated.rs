@@ -73,6 +73,8 @@ fn ways() -> Vec<Way> {
     let rules = [
         "fedavg",
         "uniform",
+        "agreement",
+        "classes",
         "paper",
         "quality",
         "law",
@@ -82,12 +84,13 @@ fn ways() -> Vec<Way> {
         "fedavg+tune",
         "paper+tune",
         "quality+tune",
+        "classes+tune",
         "quality+distill",
         "pick",
     ];
     let mut ways = rules.map(rule).to_vec();
     ways.insert(
-        2,
+        4,
         way("paper literal", |merge| {
             merge.rule = "paper".into();
             merge.weigh.floor_ratio = 0.0;

@@ -112,7 +112,7 @@ enum Command {
     /// Run a site's trainer on an existing nats-server: it learns from the site's labelled images and sends weights.
     Trainer(roles::ModelArgs),
     /// Run a model's rounds in the cloud, on an existing nats-server: what sites learned becomes releases.
-    Aggregator(roles::ModelArgs),
+    Aggregator(roles::AggregatorArgs),
     /// Let releases out in the cloud, on an existing nats-server: each is tried by a few sites before all have it.
     Releaser,
     /// Run a site's janitor on an existing nats-server.
@@ -233,7 +233,7 @@ fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
         Command::Recognizer(args) => args.flags("recognizer"),
         Command::Verifier(args) => args.flags("verifier"),
         Command::Trainer(args) => args.flags("trainer"),
-        Command::Aggregator(args) => args.flags("aggregator"),
+        Command::Aggregator(args) => args.flags(),
         _ => Vec::new(),
     }
 }

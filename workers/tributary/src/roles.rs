@@ -30,6 +30,28 @@ impl ModelArgs {
     }
 }
 
+/// How a model's rounds are run.
+#[derive(clap::Args)]
+pub struct AggregatorArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Weigh sites by this program: it reads what is known of each update as JSON and writes {"weights": {"SITE": NUMBER}}.
+    #[arg(long, value_name = "PROGRAM")]
+    rule_command: Option<PathBuf>,
+}
+
+impl AggregatorArgs {
+    /// The settings these flags stand for.
+    pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
+        let mut flags = self.model.flags("aggregator");
+        if let Some(program) = &self.rule_command {
+            flags.push(("aggregator.merge.rule".into(), "command".into()));
+            flags.push(("aggregator.merge.command".into(), program.display().to_string().into()));
+        }
+        flags
+    }
+}
+
 /// Begins with what a worker ran last, or with the model in a folder, and warms it up; off the async threads.
 pub async fn start(
     onnxruntime: Option<PathBuf>,

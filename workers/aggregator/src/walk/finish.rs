@@ -14,6 +14,7 @@ use vision::Model;
 use super::{Aggregator, ROLE, is, unreleased, unverified};
 use crate::check;
 use crate::open::{NOTHING_GAINED, say};
+use crate::record::Record;
 use crate::release::{DERIVATION, Made, Manifest, Merged, Sealed};
 use crate::rule::PREVIOUS;
 use crate::seal::{self, SealError};
@@ -43,7 +44,7 @@ impl Aggregator {
                 let public = public.as_deref();
                 let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
                 if derived.record.rule == PREVIOUS {
-                    return Ok(Err(derived.record.instead.unwrap_or_default()));
+                    return Ok(Err(nothing_gained(&derived.record, &base.model.labels)));
                 }
                 let (model, weights, file) =
                     seal::folder_with(&place.root, &base, &derived.row, &place.work.join("releases"))?;
@@ -60,11 +61,7 @@ impl Aggregator {
         };
         let (record, model, weights, file, memory) = match blocking(work).await {
             Ok(Ok(made)) => made,
-            Ok(Err(nothing_gained)) => {
-                let remedy = "nothing is wrong: label more images where the model fails, or ask for fewer layers \
-                              (round.trainable) or a slower training (trainer.optimizer.learning_rate)";
-                return self.fail(number, FaultNote::new(NOTHING_GAINED, nothing_gained, remedy)).await;
-            }
+            Ok(Err(note)) => return self.fail(number, note).await,
             Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
                 let reason = runtime::fault::chain(&error);
                 return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
@@ -200,6 +197,20 @@ impl Aggregator {
         say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
     }
+}
+
+/// Why a round came to nothing better than what it started from, and what would help.
+fn nothing_gained(record: &Record, labels: &[String]) -> FaultNote {
+    let weakest = record.weakest.and_then(|(class, right)| Some((labels.get(class)?, right * 100.0)));
+    let of =
+        weakest.map_or(String::new(), |(label, right)| format!("; it is least right about {label} ({right:.0} %)"));
+    let more = weakest.map_or("images".into(), |(label, _)| format!("images of {label}"));
+    let reason = format!("{}{of}", record.instead.as_deref().unwrap_or("nothing gained"));
+    let remedy = format!(
+        "label more {more}; train fewer layers (round.trainable = \"head\") or more slowly \
+         (trainer.optimizer.learning_rate); or name more public pictures, for a small gain shows in many alone"
+    );
+    FaultNote::new(NOTHING_GAINED, reason, remedy)
 }
 
 fn count(manifest: &Manifest) -> u32 {

@@ -94,6 +94,7 @@ impl Aggregator {
             form: update.form,
             samples: update.samples.values().copied().fold(0, u64::saturating_add),
             hard: update.hard,
+            labels: update.samples.clone(),
         };
         let (settings, sequence) = (self.settings.check.clone(), arrived.sequence);
         let checked = blocking(move || {

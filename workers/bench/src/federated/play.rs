@@ -101,6 +101,7 @@ impl<'a> Player<'a> {
                         behind: 0,
                         samples: share.len() as u64,
                         hard: 0,
+                        of_class: of_class(share, pool.classes),
                     });
                     let mut around = Around {
                         layout: &self.ground.layout,
@@ -188,6 +189,13 @@ impl<'a> Player<'a> {
         }
         Ok(learned)
     }
+}
+
+/// How many pictures of each class.
+fn of_class(share: &Share, classes: usize) -> Vec<u64> {
+    let mut counts = vec![0; classes];
+    share.iter().for_each(|(_, class)| counts[*class] += 1);
+    counts
 }
 
 pub fn site(number: usize) -> schemas::SiteName {

@@ -122,17 +122,18 @@ pub fn play(
         for (number, share) in shares.iter().enumerate() {
             let known = &share[..share.len() * round / rounds];
             let into = place.path().join(format!("{round}-{number}"));
-            if let Some((row, samples, gained)) = learn(runtime, &model, &ground, known, &world.labels, &into, stop)? {
-                learned.push((site(number), row, samples, gained));
+            if let Some(one) = learn(runtime, &model, &ground, known, &world.labels, &into, stop)? {
+                learned.push((site(number), one));
             }
         }
-        let sent = learned.iter().map(|(site, row, samples, _)| Sent {
+        let sent = learned.iter().map(|(site, one)| Sent {
             site: site.clone(),
-            values: Values::Memory(row),
+            values: Values::Memory(&one.row),
             base: &ground.base,
             behind: 0,
-            samples: *samples,
+            samples: one.of_class.iter().sum(),
             hard: 0,
+            of_class: one.of_class.clone(),
         });
         let mut around =
             Around { layout: &ground.layout, public: Some(&public), judges: &mut judges, round: round as u64 };
@@ -149,7 +150,7 @@ pub fn play(
             before_ratio: before,
             after_ratio: after,
             reported: derived.record.reported,
-            sites_gained_points: learned.iter().map(|(_, _, _, gained)| *gained).collect(),
+            sites_gained_points: learned.iter().map(|(_, one)| one.gained_points).collect(),
         };
         if ended.is_sealed() {
             let values = ground.layout.tensors(&derived.row).into_iter().map(|(name, (_, values))| (name, values));
@@ -182,8 +183,17 @@ fn shares<'a>(learnable: &[&'a Picture], classes: usize, game: &Game<'_>) -> Vec
     divided.into_iter().enumerate().map(of_site).collect()
 }
 
-/// A site learns as its trainer does: its weights, the pictures they were learned from, and how much more is right of what
-/// it held out, points; `None` if it has too few to learn from.
+/// What a site learned.
+struct Learned {
+    /// Its weights.
+    row: Vec<f32>,
+    /// Pictures of each class that they were learned from.
+    of_class: Vec<u64>,
+    /// How much more is right of what it held out, points.
+    gained_points: f64,
+}
+
+/// A site learns as its trainer does; `None` if it has too few pictures to learn from.
 fn learn(
     runtime: &Onnx,
     model: &Model,
@@ -192,7 +202,7 @@ fn learn(
     labels: &[String],
     into: &Path,
     stop: &CancellationToken,
-) -> Result<Option<(Vec<f32>, u64, f64)>, BenchError> {
+) -> Result<Option<Learned>, BenchError> {
     std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
     let index = into.join("index.csv");
     let mut text = String::from("file,label\n");
@@ -209,7 +219,8 @@ fn learn(
     let around = Training { stop, pace: Pace::free(&settings.limits), checkpoints: None };
     let trained = train(runtime, model, &examples, &settings, around, |_| {})?;
     let (before, after) = trained.held_out();
-    let samples = examples.of(training::examples::Split::Train).count() as u64;
-    let row = ground.layout.row(&trained.values());
-    Ok(row.map(|row| (row, samples, (after.accuracy_ratio - before.accuracy_ratio) * 100.0)))
+    let mut of_class = vec![0; labels.len()];
+    examples.of(training::examples::Split::Train).for_each(|example| of_class[example.class] += 1);
+    let gained_points = (after.accuracy_ratio - before.accuracy_ratio) * 100.0;
+    Ok(ground.layout.row(&trained.values()).map(|row| Learned { row, of_class, gained_points }))
 }

@@ -1,0 +1,189 @@
+//! `command`: a program of one's own weighs. It reads one JSON object on standard input and writes one on standard output:
+//!
+//! ```text
+//! {"round": 7, "sites": [{"site": "reef", "samples": 500, "hard": 40, "behind": 0, "agreement": 0.4,
+//!                         "loss": 0.31, "accuracy": [0.9, null, 0.8]}]}
+//! {"weights": {"reef": 1.5}}
+//! ```
+//!
+//! `loss` and `accuracy` (by class) are there where there is a public set. Every site has a weight of 0 or more; what they
+//! come to is checked as every rule's is.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+
+use super::Scored;
+
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked for its end.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How much it may write.
+const ANSWER_MAX_BYTES: u64 = 4 << 20;
+
+/// What a site sent, as the program reads it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SiteScores {
+    /// The site.
+    pub site: SiteName,
+    /// Releases between where it started and the base.
+    pub behind: u32,
+    /// What is known of its update.
+    #[serde(flatten)]
+    pub scored: Scored,
+}
+
+#[derive(Serialize)]
+struct Question<'a> {
+    round: u64,
+    sites: &'a [SiteScores],
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    weights: BTreeMap<SiteName, f64>,
+}
+
+/// Why a program's weights are not used.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It does not run.
+    #[error("{program} cannot be run", program = program.display())]
+    NotRun {
+        /// The program.
+        program: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long.
+    #[error("{program} did not end within {} s", PATIENCE.as_secs(), program = program.display())]
+    Slow {
+        /// The program.
+        program: PathBuf,
+    },
+    /// It failed.
+    #[error("{program} ended with {status}: {said}", program = program.display())]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it wrote on standard error.
+        said: String,
+    },
+    /// What it wrote are no weights.
+    #[error("{program} wrote no weights: {why}", program = program.display())]
+    Unusable {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Asks a program: a weight for each site, in their order.
+pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, CommandError> {
+    let unusable = |why: String| CommandError::Unusable { program: program.to_owned(), why };
+    let not_run = |source| CommandError::NotRun { program: program.to_owned(), source };
+    let question = serde_json::to_vec(&Question { round, sites }).map_err(|error| unusable(error.to_string()))?;
+    let mut child = Command::new(program)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(not_run)?;
+    let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    // Threads of their own: a program that reads nothing, or writes before it has read, must not stand still.
+    let write = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&question)));
+    let read = |from: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _what_came = from.map(|from| from.take(ANSWER_MAX_BYTES + 1).read_to_end(&mut bytes));
+            bytes
+        })
+    };
+    let out = read(out.map(|out| Box::new(out) as Box<dyn Read + Send>));
+    let err = read(err.map(|err| Box::new(err) as Box<dyn Read + Send>));
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(not_run)? {
+            Some(status) => break status,
+            None if begun.elapsed() > PATIENCE => {
+                let _it_ended_just_now = child.kill();
+                let _reaped = child.wait();
+                return Err(CommandError::Slow { program: program.to_owned() });
+            }
+            None => std::thread::sleep(LOOK_EVERY),
+        }
+    };
+    let _ended_without_reading = write.join();
+    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+    // First, for a program whose words nobody reads any more fails because of that.
+    if out.len() as u64 > ANSWER_MAX_BYTES {
+        return Err(unusable(format!("more than {} MiB", ANSWER_MAX_BYTES >> 20)));
+    }
+    if !status.success() {
+        let said = String::from_utf8_lossy(&err);
+        let said = said.trim().lines().last().unwrap_or("it said nothing").chars().take(300).collect();
+        return Err(CommandError::Failed { program: program.to_owned(), status, said });
+    }
+    let Answer { weights } = serde_json::from_slice(&out)
+        .map_err(|error| unusable(format!("{error}; it should write {{\"weights\": {{\"SITE\": NUMBER}}}}")))?;
+    let of = |scores: &SiteScores| match weights.get(&scores.site) {
+        Some(weight) if *weight >= 0.0 && weight.is_finite() => Ok(*weight),
+        Some(weight) => Err(unusable(format!("site {} has {weight}, and 0 or more is a weight", scores.site))),
+        None => Err(unusable(format!("site {} has none", scores.site))),
+    };
+    sites.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn asked(script: &str) -> Result<Vec<f64>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("rule");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let site = |name: &str, samples| SiteScores {
+            site: name.parse().unwrap(),
+            behind: 0,
+            scored: Scored { samples, accuracy: vec![Some(0.5), None], ..Scored::default() },
+        };
+        ask(&program, 7, &[site("reef", 500), site("farm", 20)]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_program_reads_scores_and_writes_weights() {
+        assert_eq!(
+            asked(r#"cat > /dev/null; echo '{"weights": {"farm": 2, "reef": 0.5, "other": 9}}'"#).unwrap(),
+            [0.5, 2.0]
+        );
+        // What it reads is what its documentation says.
+        let read = r#"grep -q '"round":7,"sites":\[{"site":"reef","behind":0,"accuracy":\[0.5,null\],"samples":500,"hard":0}' && echo '{"weights": {"farm": 0, "reef": 1}}'"#;
+        assert_eq!(asked(read).unwrap(), [1.0, 0.0]);
+        assert_eq!(asked(r#"echo '{"weights": {"farm": 1, "reef": 1}}'"#).unwrap(), [1.0, 1.0], "it need not read");
+    }
+
+    #[test]
+    fn what_is_no_weight_is_refused_in_words() {
+        let refused = |script: &str| asked(script).unwrap_err();
+        assert!(refused("echo no").contains("wrote no weights"));
+        assert!(refused(r#"echo '{"weights": {"farm": 1}}'"#).contains("site reef has none"));
+        assert!(refused(r#"echo '{"weights": {"farm": 1, "reef": -1}}'"#).contains("0 or more"));
+        assert!(refused("echo 'no such table' >&2; exit 3").contains("no such table"));
+        assert!(refused("head -c 5000000 /dev/zero").contains("more than 4 MiB"));
+        let absent = ask(Path::new("/no/such/rule"), 1, &[]).unwrap_err();
+        assert!(matches!(absent, CommandError::NotRun { .. }));
+    }
+}
