@@ -28,6 +28,7 @@ fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
         labels: None,
         release: ReleaseId::from_sha256([digest; 32]),
         temperature: None,
+        novelty: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn answer() -> Answer {
         reason: Reason::LowConfidence,
         release: None,
         temperature: None,
+        novelty: None,
         edge: Some(opinion("shirt", 0.5, 1)),
         fault: Some(note()),
         image_sequence: 70_000,

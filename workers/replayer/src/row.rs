@@ -40,6 +40,9 @@ pub struct Row {
     /// Its probability, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge_confidence: Option<f32>,
+    /// How strange the picture is to the site's own model, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub novelty: Option<f32>,
     /// The release that decided, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Arc<str>>,
@@ -104,6 +107,7 @@ impl Row {
             margin,
             edge,
             edge_confidence,
+            novelty: answer.edge.as_ref().map_or(answer.novelty.filter(|_| own), |edge| edge.novelty),
             release,
             truth,
             person: None,
@@ -161,6 +165,7 @@ impl Row {
             Field::Confidence => ratio(self.confidence),
             Field::Margin => ratio(self.margin),
             Field::EdgeConfidence => ratio(self.edge_confidence),
+            Field::Novelty => ratio(self.novelty),
             Field::Sequence => Some(Value::Number(self.sequence as f64)),
             Field::Published => Some(Value::Number(self.published_at_ms as f64)),
             Field::LatencyMs => Some(Value::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64)),
