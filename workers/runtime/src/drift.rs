@@ -22,6 +22,8 @@ pub use keep::{DriftKind, DriftWatch, note};
 
 /// Bins of a histogram: a distance is exact to the share that lies in one of them.
 const BINS: usize = 64;
+/// Most stretches of a reference: a note of the ledger holds them.
+const MAX_STRETCHES: u32 = 64;
 /// Chance of a false `watch` in one look at a window, with steady traffic; and of a false `alarm`.
 const WATCH_CHANCE: f64 = 1e-4;
 const ALARM_CHANCE: f64 = 1e-6;
@@ -71,6 +73,13 @@ impl DriftSettings {
             ));
         }
         Ok(())
+    }
+}
+
+impl DriftSettings {
+    /// Length of the reference's stretches: as the recent window, longer where there would be too many of them to keep.
+    fn stretch_answers(&self) -> u32 {
+        self.recent_answers.max(self.reference_answers.div_ceil(MAX_STRETCHES))
     }
 }
 
@@ -129,7 +138,7 @@ impl Histogram {
     }
 }
 
-/// Answers in a row, as long as the recent window.
+/// Answers in a row.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Stretch {
@@ -205,7 +214,7 @@ impl DriftMonitor {
     /// An answer: of the reference until that is full, of the recent window then.
     pub fn add(&mut self, sample: DriftSample) {
         if !self.is_full() {
-            return self.reference.add(&sample, self.settings.recent_answers);
+            return self.reference.add(&sample, self.settings.stretch_answers());
         }
         if self.recent.len() >= self.settings.recent_answers as usize {
             self.recent.pop_front();

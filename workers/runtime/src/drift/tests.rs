@@ -112,6 +112,16 @@ fn nothing_is_said_before_both_windows_are_full_and_of_what_is_not_measured() {
 }
 
 #[test]
+fn the_largest_reference_fits_a_note_of_the_ledger() {
+    let settings = DriftSettings { reference_answers: 1_000_000, recent_answers: 50 };
+    let (mut monitor, mut chance) = (monitor(settings), Chance(3));
+    (0..1_000_000).for_each(|_| monitor.add(chance.sample(0.0)));
+    assert_eq!(monitor.reference().unwrap().stretches.len(), 64);
+    let size = serde_json::to_vec(monitor.reference().unwrap()).unwrap().len();
+    assert!(size < 256 * 1024, "{size} bytes");
+}
+
+#[test]
 fn settings_out_of_range_are_refused_by_name() {
     let check = |reference_answers, recent_answers| {
         DriftSettings { reference_answers, recent_answers }.check("recognizer").unwrap_err()
