@@ -254,8 +254,12 @@ impl Mind {
             return (outcome, otherwise);
         };
         let label = task.edge.as_ref().map(|(label, _)| label.as_ref()).unwrap_or_default();
-        let Doubted { best, second, entropy_ratio, novelty, .. } = **doubt;
-        let tested = Tested { best, second, entropy_ratio, novelty };
+        let tested = Tested {
+            best: doubt.best,
+            second: doubt.second,
+            entropy_ratio: doubt.entropy_ratio,
+            novelty: doubt.novelty,
+        };
         let reason = self.gate(task, were, are, &tested, label);
         if are == were {
             self.share = doubt.earned.map_or_else(Share::default, Share::with);

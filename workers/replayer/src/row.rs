@@ -203,6 +203,7 @@ pub(crate) mod tests {
             margin: Some(0.2),
             edge: Some("fish".into()),
             edge_confidence: Some(0.6),
+            novelty: None,
             release: Some("01".repeat(32).into()),
             truth: Some("crab".into()),
             person: None,

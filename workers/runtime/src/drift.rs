@@ -74,9 +74,7 @@ impl DriftSettings {
         }
         Ok(())
     }
-}
 
-impl DriftSettings {
     /// Length of the reference's stretches: as the recent window, longer where there would be too many of them to keep.
     fn stretch_answers(&self) -> u32 {
         self.recent_answers.max(self.reference_answers.div_ceil(MAX_STRETCHES))
