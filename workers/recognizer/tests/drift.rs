@@ -1,5 +1,7 @@
 //! Shifts of real pictures under a real model: which are noticed, and that none is where nothing changed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::{Path, PathBuf};
 
 use runtime::drift::{DriftMonitor, DriftSample, DriftSettings};

@@ -116,13 +116,9 @@ impl Novelty {
         if numbers.len() != self.center.len() {
             return None;
         }
-        let from_center = |(number, center): (&f32, &f32)| number - center;
-        let length = numbers.iter().zip(&self.center).map(from_center).map(|side| side * side).sum::<f32>().sqrt();
-        let along = |direction: &Vec<f32>| -> f32 {
-            let sides = numbers.iter().zip(&self.center).map(from_center);
-            sides.zip(direction).map(|(side, direction)| side * direction).sum()
-        };
-        let nearest = self.directions.iter().map(along).fold(f32::NEG_INFINITY, f32::max);
+        let sides: Vec<f32> = numbers.iter().zip(&self.center).map(|(number, center)| number - center).collect();
+        let length = dot(&sides, &sides).sqrt();
+        let nearest = self.directions.iter().map(|direction| dot(&sides, direction)).fold(f32::NEG_INFINITY, f32::max);
         let cosine = nearest / length;
         Some(match cosine.is_finite() {
             true => 1.0 - cosine.clamp(-1.0, 1.0),
@@ -175,6 +171,19 @@ impl Novelty {
         let (source, pictures) = (file.source, file.pictures);
         Ok((Self { source, pictures, center, directions, distances }, file.weights))
     }
+}
+
+/// The sum of the products, in eight sums at a time: the processor does not wait for one addition to begin the next.
+fn dot(one: &[f32], other: &[f32]) -> f32 {
+    let ((one, one_rest), (other, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
+    let mut sums = [0.0_f32; 8];
+    for (one, other) in one.iter().zip(other) {
+        for (sum, (one, other)) in sums.iter_mut().zip(one.iter().zip(other)) {
+            *sum += one * other;
+        }
+    }
+    let rest: f32 = one_rest.iter().zip(other_rest).map(|(one, other)| one * other).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 fn to_text(numbers: &[f32]) -> String {
