@@ -1,5 +1,6 @@
 //! What is said about a task. Version history: 1, first; later with more reasons
-//! and the optional energy, with the task that was replayed, with what was decided by, with notes, and with several labels.
+//! and the optional energy, with the task that was replayed, with what was decided by, with notes, with several labels, and
+//! with novelty.
 
 use std::fmt;
 
@@ -49,6 +50,9 @@ pub struct Answer {
     /// What its logits were divided by, if that is not what its description says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
+    /// How unlike the pictures of its calibration the deciding model finds it, as in [`Opinion::novelty`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub novelty: Option<f32>,
     /// What the edge had said, when somebody else decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge: Option<Opinion>,
@@ -114,6 +118,7 @@ impl Answer {
             reason,
             release: None,
             temperature: None,
+            novelty: None,
             edge: None,
             fault: None,
             image_sequence: task.image_sequence,
@@ -140,6 +145,7 @@ impl Answer {
         self.labels = opinion.labels;
         self.release = Some(opinion.release);
         self.temperature = opinion.temperature;
+        self.novelty = opinion.novelty;
         self
     }
 
@@ -152,6 +158,7 @@ impl Answer {
             labels: self.labels.clone(),
             release: self.release.clone()?,
             temperature: self.temperature,
+            novelty: self.novelty,
         })
     }
 }
@@ -174,6 +181,10 @@ pub struct Opinion {
     /// What the logits were divided by; absent: what the release's own description says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
+    /// Share of the pictures of the model's calibration that are more like what it knows than this one, 0 (as familiar as
+    /// the most familiar) to 1 (stranger than all of them); absent of a model without a novelty score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub novelty: Option<f32>,
 }
 
 /// One class among the best.
@@ -225,6 +236,8 @@ pub enum Reason {
     HighEntropy,
     /// The best class is not probable enough for this label.
     LabelThreshold,
+    /// The picture is too unlike those that the model's novelty was calibrated on.
+    HighNovelty,
     /// It passed every test, and was drawn to be checked by the cloud.
     Sampled,
     /// The site had too much to do, or the policy sends everything up.
@@ -254,6 +267,7 @@ impl Reason {
             Reason::LowMargin => "low_margin",
             Reason::HighEntropy => "high_entropy",
             Reason::LabelThreshold => "label_threshold",
+            Reason::HighNovelty => "high_novelty",
             Reason::Sampled => "sampled",
             Reason::Overload => "overload",
             Reason::NotVerified => "not_verified",

@@ -1,10 +1,11 @@
 //! A worker's sign of life, kept for a few seconds in the bucket `fleet`. Version history: 1, first; later with the
-//! optional reports of link, load, decision, training, rounds, releases and scale.
+//! optional reports of link, load, decision, training, rounds, releases, scale and drift.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::dead::FaultNote;
+use crate::drift::DriftReport;
 use crate::id::{ReleaseId, SiteName};
 use crate::update::Measured;
 
@@ -73,6 +74,9 @@ pub struct Beat {
     /// What the releaser does, of each model, in words for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub releases: Vec<String>,
+    /// Of a recognizer or a courier: what answers are like, compared with what they used to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<DriftReport>,
 }
 
 impl Beat {
@@ -101,6 +105,7 @@ impl Beat {
             training: None,
             rounds: None,
             releases: Vec::new(),
+            drift: None,
         }
     }
 }

@@ -53,6 +53,9 @@ pub struct Doubted {
     pub second: f32,
     /// Entropy as a share of a uniform guess's, 0 to 1.
     pub entropy_ratio: f32,
+    /// How unlike the pictures of its calibration the model found it, 0 to 1; absent without a novelty score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub novelty: Option<f32>,
     /// Until a verdict is of no use any more, seconds.
     pub left_s: f64,
     /// Bytes that would go up.

@@ -223,6 +223,10 @@ pub struct GateDefaults {
     /// Largest entropy as a share of the entropy of a uniform guess, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_entropy_ratio: Option<f32>,
+    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful that is stranger than 99 % of those the novelty score was
+    /// calibrated on. Needs a novelty score (`tributary model novelty`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_novelty: Option<f32>,
     /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, f32>,

@@ -8,6 +8,7 @@ mod bench;
 mod bounds;
 mod common;
 mod deploy;
+mod drift;
 mod faults;
 mod ground;
 mod image_walk;

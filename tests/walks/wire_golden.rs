@@ -8,10 +8,11 @@ use schemas::answer::Timings;
 use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
     Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
-    DecisionReport, Doubted, Fated, FaultNote, Finding, Gain, HardCase, Hardness, Label, LabelSource, LearnedImages,
-    LinkReport, Measured, Message, Moments, Needs, Opinion, Order, OutcomeReport, Payload, Ranked, Reason,
-    RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round, RoundEvent, RoundReport, Route, Says, Stage,
-    Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
+    Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs, Opinion, Order,
+    OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round,
+    RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify,
+    VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -28,6 +29,7 @@ fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
         labels: None,
         release: ReleaseId::from_sha256([digest; 32]),
         temperature: None,
+        novelty: None,
     }
 }
 
@@ -54,6 +56,7 @@ fn answer() -> Answer {
         reason: Reason::LowConfidence,
         release: None,
         temperature: None,
+        novelty: None,
         edge: Some(opinion("shirt", 0.5, 1)),
         fault: Some(note()),
         image_sequence: 70_000,
@@ -172,6 +175,7 @@ fn beat() -> Beat {
         training: None,
         rounds: None,
         releases: Vec::new(),
+        drift: None,
     }
 }
 
@@ -427,6 +431,7 @@ fn answer_decided() -> Answer {
         best: 0.5,
         second: 0.25,
         entropy_ratio: 0.75,
+        novelty: None,
         left_s: 86_399.5,
         bytes: 40_000,
         sampling: true,
@@ -506,6 +511,28 @@ fn answer_several_labels() -> Answer {
 
 fn answer_of_file() -> Answer {
     Answer { file: Some("Küche/2026-11-29/0001.jpg".into()), ..answer() }
+}
+
+fn answer_novel() -> Answer {
+    let edge = Opinion { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
+    let reason = Reason::HighNovelty;
+    Answer { route: Route::Verified, reason, edge: Some(edge), novelty: Some(0.5), ..answer() }
+}
+
+fn beat_drifting() -> Beat {
+    let measure =
+        |distance_ratio, level| DriftMeasure { reference_ratio: 0.5, recent_ratio: 0.75, distance_ratio, level };
+    let drift = DriftReport {
+        release: ReleaseId::from_sha256([1; 32]),
+        reference_answers: 2000,
+        reference_full: 2000,
+        recent_answers: 500,
+        recent_full: 500,
+        confidence: Some(measure(0.125, DriftLevel::Watch)),
+        novelty: Some(measure(0.5, DriftLevel::Alarm)),
+        agreement: Some(measure(0.0, DriftLevel::Steady)),
+    };
+    Beat { drift: Some(drift), ..beat() }
 }
 
 fn beat_counted() -> Beat {
@@ -596,6 +623,8 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("answer-of-file.v1", &answer_of_file());
     survives("answer-several-labels.v1", &answer_several_labels());
     survives("beat-counted.v1", &beat_counted());
+    survives("answer-novel.v1", &answer_novel());
+    survives("beat-drifting.v1", &beat_drifting());
     survives("update.v1", &update());
     survives("update-hard.v1", &Update { hard: 40, ..update() });
     survives("update-gain.v1", &Update { gain: Some(Gain::Level), ..update() });
@@ -670,6 +699,8 @@ fn remake() {
         ("answer-of-file.v1", encode(&answer_of_file())),
         ("answer-several-labels.v1", encode(&answer_several_labels())),
         ("beat-counted.v1", encode(&beat_counted())),
+        ("answer-novel.v1", encode(&answer_novel())),
+        ("beat-drifting.v1", encode(&beat_drifting())),
         ("update.v1", encode(&update())),
         ("update-hard.v1", encode(&Update { hard: 40, ..update() })),
         ("update-gain.v1", encode(&Update { gain: Some(Gain::Level), ..update() })),

@@ -194,6 +194,7 @@ impl Set {
             labels: None,
             release: ReleaseId::from_sha256([0; 32]),
             temperature: None,
+            novelty: None,
         };
         Ok(Ground {
             folder: folder.to_owned(),

@@ -1,5 +1,6 @@
 //! From the cloud's verdicts to the task's final answer at the site.
 
+use runtime::drift::{DriftSample, DriftWatch};
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Step, clock, metrics};
 use schemas::task::HEADER_IMAGE;
@@ -11,6 +12,23 @@ use streams::{Delivery, Publication, subject, topology};
 pub struct Down {
     /// The site.
     pub site: SiteName,
+    /// How often the cloud agrees with sure answers that were drawn to be checked.
+    pub agreement: DriftWatch,
+}
+
+impl Down {
+    /// Counts a verdict on a sure answer. Those on doubtful ones say more about the doubt than about the world.
+    fn compare(&self, verdict: &Verdict) {
+        if verdict.provisional.reason != Reason::Sampled {
+            return;
+        }
+        let (Some(edge), Some(opinion)) = (verdict.provisional.opinion(), &verdict.opinion) else { return };
+        if !self.agreement.follows(&edge.release) {
+            self.agreement.serve(&edge.release);
+        }
+        let agreed = if opinion.label == edge.label { 1.0 } else { 0.0 };
+        self.agreement.add(&edge.release, DriftSample { agreement: Some(agreed), ..DriftSample::default() });
+    }
 }
 
 impl Step for Down {
@@ -23,6 +41,7 @@ impl Step for Down {
             let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
             return Err(Fault::reject("verdict_misdirected", reason, "give each site a name of its own"));
         }
+        self.compare(&verdict);
         // A redirected task that could not be judged is its recognizer's again, which holds the image.
         if verdict.opinion.is_none() && verdict.provisional.opinion().is_none() {
             return Ok(Outgoing::default());

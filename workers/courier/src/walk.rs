@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::drive::Tally;
 use runtime::{Drive, Fault, Shutdown, beat, drive, look_up};
 use schemas::SiteName;
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SMALL_MESSAGES: usize = 64;
 /// The recognizers decide by what the courier says of the link; they hear of a change at once.
 const SAY_EVERY: Duration = Duration::from_millis(500);
+/// Few answers are drawn to be checked. Enough to notice that one more in ten is wrong.
+const AGREEMENT_WINDOWS: DriftSettings = DriftSettings { reference_answers: 400, recent_answers: 200 };
 
 /// Runs a site's courier until it is told to stop. `here` is the site's own domain, `cloud` the same
 /// connection speaking to the cloud's.
@@ -46,6 +49,7 @@ pub async fn run(
     let publisher = Publisher::new(here.clone(), PATIENCE);
     let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
 
+    let agreement = DriftWatch::new(DriftKind::Agreement, AGREEMENT_WINDOWS);
     let down = async {
         // The cloud may be away when the site starts: its consumer is looked up once it answers.
         tokio::select! {
@@ -53,7 +57,7 @@ pub async fn run(
             () = shutdown.wanted() => return Ok(()),
         }
         let from = from(topology::verdicts_durable(&site));
-        let down = Arc::new(Down { site: site.clone() });
+        let down = Arc::new(Down { site: site.clone(), agreement: agreement.clone() });
         drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
     let notes = async {
@@ -92,8 +96,9 @@ pub async fn run(
     };
     let namesake = &namesake;
     let life = beat::beat(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
-        let up = up.clone();
+        let (up, agreement) = (up.clone(), agreement.clone());
         move |beat| {
+            beat.drift = agreement.report();
             let report = up.report();
             beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
             beat.link = Some(report);
@@ -107,14 +112,15 @@ pub async fn run(
         }
         ended
     };
-    let (up, down, notes, promise, (), (), ()) = tokio::join!(
+    let (up, down, notes, promise, (), (), (), ()) = tokio::join!(
         async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
         async { stop_all(notes.await) },
         async { stop_all(promise.await) },
         link.probe(cloud.clone(), &settings.link, shutdown.clone()),
         life,
-        marking
+        marking,
+        agreement.keep(&here, shutdown.clone())
     );
     up.and(down).and(notes).and(promise)
 }

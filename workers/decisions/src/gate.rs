@@ -24,6 +24,10 @@ pub struct GateSettings {
     pub min_margin_ratio: Option<f32>,
     /// Largest entropy as a share of a uniform guess's, 0 to 1.
     pub max_entropy_ratio: Option<f32>,
+    /// Largest novelty, 0 to 1: with 0.99 a picture is doubtful that is stranger than 99 % of those the model's novelty score
+    /// was calibrated on. Not tested on a release without a novelty score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_novelty: Option<f32>,
     /// Smallest confidence for one label, 0 to 1; replaces `min_confidence_ratio` there.
     pub labels: BTreeMap<String, f32>,
     /// Instead of thresholds: the accuracy that final answers shall keep for each label, above 0.5 and
@@ -41,6 +45,7 @@ impl GateSettings {
             ("min_confidence_ratio", self.min_confidence_ratio),
             ("min_margin_ratio", self.min_margin_ratio),
             ("max_entropy_ratio", self.max_entropy_ratio),
+            ("max_novelty", self.max_novelty),
         ];
         let labels = self.labels.iter().map(|(label, ratio)| (label.as_str(), Some(*ratio)));
         if let Some(target) = self.target_accuracy_ratio.filter(|target| !(*target > 0.5 && *target < 1.0)) {
@@ -65,6 +70,7 @@ pub struct Gate {
     min_confidence: f32,
     min_margin: f32,
     max_entropy: f32,
+    max_novelty: f32,
     labels: BTreeMap<String, f32>,
 }
 
@@ -83,6 +89,7 @@ impl Gate {
                 .unwrap_or(DEFAULT_MIN_CONFIDENCE),
             min_margin: settings.min_margin_ratio.or(model.min_margin_ratio).unwrap_or(0.0),
             max_entropy: settings.max_entropy_ratio.or(model.max_entropy_ratio).unwrap_or(1.0),
+            max_novelty: settings.max_novelty.or(model.max_novelty).unwrap_or(1.0),
             labels,
         }
     }
@@ -97,9 +104,18 @@ impl Gate {
         }
     }
 
+    /// Whether it asks how strange a picture is.
+    pub fn tests_novelty(&self) -> bool {
+        self.max_novelty < 1.0
+    }
+
     /// `Confident`, or the first test that was not passed. `label`: the best class's name.
     pub fn decide(&self, tested: &Tested, label: &str) -> Reason {
-        let Tested { best, second, entropy_ratio } = *tested;
+        let Tested { best, second, entropy_ratio, novelty } = *tested;
+        // First, for what a model says of a picture it does not know means little, how sure it may be.
+        if novelty.is_some_and(|novelty| novelty > self.max_novelty) {
+            return Reason::HighNovelty;
+        }
         match self.labels.get(label) {
             Some(min) if best < *min => return Reason::LabelThreshold,
             None if best < self.min_confidence => return Reason::LowConfidence,
@@ -125,13 +141,15 @@ pub struct Tested {
     pub second: f32,
     /// Entropy as a share of a uniform guess's, 0 to 1.
     pub entropy_ratio: f32,
+    /// How strange the picture is to the model, 0 to 1; absent without a novelty score.
+    pub novelty: Option<f32>,
 }
 
 impl Tested {
     /// Of calibrated probabilities of all classes.
     pub fn of(ratios: &[f32]) -> Self {
         let (best, second) = best_two(ratios);
-        Self { best, second, entropy_ratio: entropy_ratio(ratios) }
+        Self { best, second, entropy_ratio: entropy_ratio(ratios), novelty: None }
     }
 
     /// Of the calibrated probabilities of a model's labels. `thresholds`: from which probability each holds, of a model for
@@ -150,7 +168,13 @@ impl Tested {
         };
         let best = ratios.iter().zip(thresholds).map(certainty).fold(1.0, f32::min);
         let entropy: f32 = ratios.iter().map(|ratio| entropy_ratio(&[*ratio, 1.0 - ratio])).sum();
-        Self { best, second: 1.0 - best, entropy_ratio: entropy / ratios.len().max(1) as f32 }
+        let entropy_ratio = entropy / ratios.len().max(1) as f32;
+        Self { best, second: 1.0 - best, entropy_ratio, novelty: None }
+    }
+
+    /// The same of a picture that is so strange to the model, 0 to 1.
+    pub fn with_novelty(self, novelty: Option<f32>) -> Self {
+        Self { novelty, ..self }
     }
 }
 
@@ -198,6 +222,21 @@ mod tests {
     }
 
     #[test]
+    fn a_strange_picture_is_in_doubt_however_sure_the_model_is() {
+        let sure = |novelty| Tested::of(&[0.99, 0.01]).with_novelty(novelty);
+        let gate = gate(GateSettings { max_novelty: Some(0.99), ..GateSettings::default() });
+        assert_eq!(gate.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
+        assert_eq!(gate.decide(&sure(Some(0.99)), "a"), Reason::Confident);
+        assert_eq!(gate.decide(&sure(None), "a"), Reason::Confident, "a model without a novelty score");
+        assert!(gate.tests_novelty());
+        let taught = gate.taught(&crate::learn::Evidence::default().belief(0.9));
+        assert_eq!(taught.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
+        let open = Gate::new(&GateSettings::default(), &GateDefaults::default());
+        assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off unless asked for");
+        assert!(!open.tests_novelty());
+    }
+
+    #[test]
     fn of_several_labels_the_least_certain_one_decides() {
         let tested = |ratios: &[f32], thresholds: &[f32]| Tested::of_model(ratios, thresholds);
         assert_eq!(tested(&[0.2, 0.7], &[]), Tested::of(&[0.2, 0.7]));
@@ -223,6 +262,7 @@ mod tests {
             GateSettings { temperature: Some(0.0), ..GateSettings::default() },
             GateSettings { min_confidence_ratio: Some(1.1), ..GateSettings::default() },
             GateSettings { max_entropy_ratio: Some(f32::NAN), ..GateSettings::default() },
+            GateSettings { max_novelty: Some(99.0), ..GateSettings::default() },
             GateSettings { labels: [("a".to_owned(), -0.1)].into(), ..GateSettings::default() },
         ] {
             assert!(settings.check().is_err(), "{settings:?} was accepted");

@@ -282,6 +282,7 @@ mod tests {
             labels: None,
             release,
             temperature: Some(1.0),
+            novelty: None,
         }
     }
 

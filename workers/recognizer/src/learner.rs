@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Shutdown, Step};
-use schemas::{Answer, FaultNote, ReleaseId, Route, SiteName, decode};
+use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::read::Record;
 use streams::{Bus, CarryError, Delivery, topology};
@@ -121,7 +121,9 @@ impl Step for Learner {
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let answer: Answer = decode(delivery.payload())?;
-        if let (Route::Verified, Some(edge), Some(right)) = (answer.route, answer.edge, answer.label) {
+        let is_strange = answer.reason == Reason::HighNovelty;
+        if let (Route::Verified, Some(edge), Some(right), false) = (answer.route, answer.edge, answer.label, is_strange)
+        {
             self.with(|all| {
                 if let Some(known) = all.get_mut(&edge.release) {
                     known.fresh.verified(&edge, &right, known.classes, known.temperature);

@@ -235,8 +235,9 @@ mod tests {
             labels: None,
             release,
             temperature: None,
+            novelty: None,
         };
-        let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4 };
+        let tested = Tested { best: 0.6, second: 0.3, entropy_ratio: 0.4, novelty: None };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
         Found { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, envelope: ImageEnvelope::default() }
     }

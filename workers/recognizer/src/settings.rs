@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime::drift::DriftSettings;
 use scaling::ScaleSettings;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct RecognizerSettings {
     pub verify: VerifySettings,
     /// Where a task is recognized.
     pub policy: Policy,
+    /// What counts as the same as before.
+    pub drift: DriftSettings,
     /// Folder of the releases that the site was given; each worker has a part of it to itself.
     pub work: PathBuf,
     /// What the site is called where rings of sites are chosen, such as `harbour` or `night`.
@@ -50,6 +53,7 @@ impl Default for RecognizerSettings {
             gate: GateSettings::default(),
             verify: VerifySettings::default(),
             policy: Policy::default(),
+            drift: DriftSettings::default(),
             work: PathBuf::from("tributary-recognizer"),
             site_labels: Vec::new(),
             report_s: 30,
@@ -66,6 +70,7 @@ impl RecognizerSettings {
         self.infer.decode.check().map_err(|why| format!("recognizer.{why}"))?;
         self.gate.check()?;
         self.policy.check()?;
+        self.drift.check("recognizer")?;
         self.verify.check()?;
         if self.report_s == 0 || self.count_s == 0 {
             return Err("recognizer.report_s and recognizer.count_s must be at least 1".into());

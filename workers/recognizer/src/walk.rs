@@ -17,6 +17,7 @@ use rollout::orders;
 use rollout::report::SwapReporter;
 use rollout::start::Started;
 use rollout::swap::Swapper;
+use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
@@ -63,6 +64,8 @@ pub struct Recognizer {
     learner: Option<Learner>,
     /// What came of each release.
     counter: Counter,
+    /// What answers are like, compared with the first ones of the release.
+    drift: DriftWatch,
     /// What the site shall run; with an order there is somebody who holds releases against each other.
     orders: watch::Receiver<Option<Order>>,
     share: Mutex<Share>,
@@ -123,18 +126,23 @@ impl Recognizer {
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
         let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
-        let tested = Tested::of_model(&ratios, &model.thresholds);
+        opinion.novelty = seen.novelty;
+        let tested = Tested::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
         let reason = gate.decide(&tested, &opinion.label);
         if !replayed {
-            if let Some(learner) = &self.learner {
+            // A strange picture goes up however sure the model is, and says nothing of how sure it must be.
+            if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
                 learner.seen(&model.release, &opinion.label, opinion.confidence);
             }
+            let (confidence, novelty) = (Some(opinion.confidence), seen.novelty);
+            self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });
             let doubtful = reason != Reason::Confident;
             self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         }
         if gate.calibrated != gate.temperature {
             let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
             opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
+            opinion.novelty = seen.novelty;
         }
         opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);
         let timings = Timings {
@@ -153,6 +161,7 @@ impl Recognizer {
         if let Some(learner) = &self.learner {
             learner.serve(&model.release, model.labels.len(), gate.temperature);
         }
+        self.drift.serve(&model.release);
         self.admission.signals.serve(&model.release, gate);
         self.admission.note(|in_force| in_force.model.clone_from(&model.description.gate));
     }
@@ -214,12 +223,13 @@ impl Recognizer {
             };
             (fate, earned, at_s)
         };
-        let Tested { best, second, entropy_ratio } = found.tested;
+        let Tested { best, second, entropy_ratio, novelty } = found.tested;
         let doubted = Doubted {
             at_s,
             best,
             second,
             entropy_ratio,
+            novelty,
             left_s: doubt.left_s,
             bytes: doubt.bytes,
             sampling,
@@ -311,6 +321,7 @@ pub async fn run(
 ) -> Result<(), Fault> {
     let infer = started.infer.clone();
     check(&infer, &settings.verify)?;
+    check_novelty(&started.root, &settings.gate)?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let target_ratio = settings.gate.target_accuracy_ratio;
     let learner = target_ratio.map(|_| Learner::new(site.clone()));
@@ -342,6 +353,7 @@ pub async fn run(
         away,
         learner: learner.clone(),
         counter: Counter::new(settings.count_s),
+        drift: DriftWatch::new(DriftKind::Answers, settings.drift),
         orders: told.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
@@ -372,6 +384,8 @@ pub async fn run(
             beat.scale = scaler.why();
             swapper.fill(beat);
             beat.decision = Some(admission.report(infer.cost_ms()));
+            beat.drift = step.drift.report();
+            beat.faults = untested_novelty(&step, &infer.model()).into_iter().collect();
         });
     let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
     let reporter = SwapReporter {
@@ -385,6 +399,7 @@ pub async fn run(
     let telling = reporter.run(|| admission.network().up, shutdown.clone());
     let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.serve(model), &shutdown);
     let noting = note_settings(&bus, &admission, &shutdown);
+    let comparing = step.drift.keep(&bus, shutdown.clone());
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive {
@@ -407,8 +422,8 @@ pub async fn run(
         shutdown.want();
         ended
     };
-    let (ended, (), (), (), (), (), (), ()) =
-        tokio::join!(work, life, gathering, learning, telling, following, scaling, noting);
+    let (ended, (), (), (), (), (), (), (), ()) =
+        tokio::join!(work, life, gathering, learning, telling, following, scaling, noting, comparing);
     ended
 }
 
@@ -452,6 +467,32 @@ fn check(infer: &Infer, verify: &VerifySettings) -> Result<(), Fault> {
         return Err(Fault::Stop(FaultNote::new("features_missing", reason, remedy)));
     }
     Ok(())
+}
+
+/// Whether the model that the worker was set up with can say how strange a picture is, where that is to be tested.
+fn check_novelty(root: &Model, gate: &GateSettings) -> Result<(), Fault> {
+    let gate = Gate::new(gate, &root.description.gate);
+    if !gate.tests_novelty() || root.novelty.is_some() {
+        return Ok(());
+    }
+    Err(Fault::Stop(novelty_missing(root)))
+}
+
+/// What is wrong where the gate tests novelty and the release that serves has no score: such releases come out of rounds.
+fn untested_novelty(recognizer: &Recognizer, model: &Model) -> Option<FaultNote> {
+    let gate = recognizer.admission.signals.gate(&model.release)?;
+    (gate.tests_novelty() && model.novelty.is_none()).then(|| novelty_missing(model))
+}
+
+fn novelty_missing(model: &Model) -> FaultNote {
+    let why = match model.has_stale_novelty() {
+        true => "its novelty score was made for other weights",
+        false => "it has no novelty score",
+    };
+    let reason = format!("max_novelty is not tested on release {}: {why}", model.release.short());
+    let remedy = "make a score with `tributary model novelty DIR --images PICTURES` in the folder of these weights, or \
+                  remove max_novelty";
+    FaultNote::new("novelty_missing", reason, remedy)
 }
 
 /// An image on a subject that is none of this site's, with the one that was probably meant.

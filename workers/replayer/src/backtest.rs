@@ -254,7 +254,12 @@ impl Mind {
             return (outcome, otherwise);
         };
         let label = task.edge.as_ref().map(|(label, _)| label.as_ref()).unwrap_or_default();
-        let tested = Tested { best: doubt.best, second: doubt.second, entropy_ratio: doubt.entropy_ratio };
+        let tested = Tested {
+            best: doubt.best,
+            second: doubt.second,
+            entropy_ratio: doubt.entropy_ratio,
+            novelty: doubt.novelty,
+        };
         let reason = self.gate(task, were, are, &tested, label);
         if are == were {
             self.share = doubt.earned.map_or_else(Share::default, Share::with);
@@ -313,6 +318,7 @@ impl Mind {
                 labels: None,
                 release,
                 temperature: None,
+                novelty: None,
             };
             self.evidence.verified(&opinion, verdict, 2, 1.0);
         }
@@ -382,6 +388,7 @@ mod tests {
                 best,
                 second: 1.0 - best,
                 entropy_ratio: 0.3,
+                novelty: (best > 0.94).then_some(0.999),
                 left_s: 86_400.0,
                 bytes: 10_000,
                 sampling: false,
@@ -394,8 +401,15 @@ mod tests {
         if verdict.is_some() {
             let release = schemas::ReleaseId::from_sha256([1; 32]);
             let top = Vec::new();
-            answer.edge =
-                Some(Opinion { label: "crab".into(), confidence: best, top, labels: None, release, temperature: None });
+            answer.edge = Some(Opinion {
+                label: "crab".into(),
+                confidence: best,
+                top,
+                labels: None,
+                release,
+                temperature: None,
+                novelty: None,
+            });
         }
         answer.truth = Some("fish".into());
         answer.timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 1, ..Timings::default() };
@@ -426,6 +440,12 @@ mod tests {
         assert_eq!(played.right_ratio, Some(2.0 / 3.0), "the cloud was right whenever it was asked");
         let open = play_one(json!({"gate": {"min_confidence_ratio": 0.0}}));
         assert_eq!((open.verified, open.right_ratio, open.agrees_ratio), (0, Some(0.0), Some(0.0)));
+    }
+
+    #[test]
+    fn a_candidate_that_asks_how_strange_pictures_are_sends_those_up() {
+        let strange = play_one(json!({"gate": {"max_novelty": 0.99}}));
+        assert_eq!((strange.otherwise, strange.verified), (1, 2));
     }
 
     #[test]

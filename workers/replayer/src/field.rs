@@ -36,6 +36,8 @@ pub enum Field {
     Margin,
     /// Of the site's own model, 0 to 1.
     EdgeConfidence,
+    /// How strange the picture is to the site's own model, 0 to 1.
+    Novelty,
     /// In the stream IMAGES.
     Sequence,
     /// When it was stored.
@@ -65,8 +67,15 @@ pub const TEXTS: [Field; 11] = [
     Field::Release,
 ];
 /// Fields of numbers.
-pub const NUMBERS: [Field; 6] =
-    [Field::Confidence, Field::Margin, Field::EdgeConfidence, Field::Sequence, Field::Published, Field::LatencyMs];
+pub const NUMBERS: [Field; 7] = [
+    Field::Confidence,
+    Field::Margin,
+    Field::EdgeConfidence,
+    Field::Novelty,
+    Field::Sequence,
+    Field::Published,
+    Field::LatencyMs,
+];
 /// Fields that are true or not.
 pub const FLAGS: [Field; 3] = [Field::Hard, Field::Wrong, Field::Labelled];
 
@@ -100,6 +109,7 @@ const REASONS: &[&str] = &[
     "low_margin",
     "high_entropy",
     "label_threshold",
+    "high_novelty",
     "sampled",
     "overload",
     "not_verified",
@@ -135,6 +145,7 @@ impl Field {
             Field::Confidence => "confidence",
             Field::Margin => "margin",
             Field::EdgeConfidence => "edge_confidence",
+            Field::Novelty => "novelty",
             Field::Sequence => "sequence",
             Field::Published => "published",
             Field::LatencyMs => "latency_ms",
@@ -176,7 +187,7 @@ impl Field {
                 Ok(at_ms) => Ok(Value::Number(at_ms as f64)),
                 Err(why) => Err(why),
             },
-            Field::Confidence | Field::Margin | Field::EdgeConfidence => {
+            Field::Confidence | Field::Margin | Field::EdgeConfidence | Field::Novelty => {
                 let ratio = match text.strip_suffix('%') {
                     Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
                     None => text.parse(),

@@ -40,6 +40,9 @@ pub struct Row {
     /// Its probability, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge_confidence: Option<f32>,
+    /// How strange the picture is to the site's own model, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub novelty: Option<f32>,
     /// The release that decided, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Arc<str>>,
@@ -112,6 +115,7 @@ impl Row {
             margin,
             edge,
             edge_confidence,
+            novelty: answer.edge.as_ref().map_or(answer.novelty.filter(|_| own), |edge| edge.novelty),
             release,
             truth,
             person: None,
@@ -178,6 +182,7 @@ impl Row {
             Field::Confidence => ratio(self.confidence),
             Field::Margin => ratio(self.margin),
             Field::EdgeConfidence => ratio(self.edge_confidence),
+            Field::Novelty => ratio(self.novelty),
             Field::Sequence => Some(Value::Number(self.sequence as f64)),
             Field::Published => Some(Value::Number(self.published_at_ms as f64)),
             Field::LatencyMs => Some(Value::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64)),
@@ -215,6 +220,7 @@ pub(crate) mod tests {
             margin: Some(0.2),
             edge: Some("fish".into()),
             edge_confidence: Some(0.6),
+            novelty: None,
             release: Some("01".repeat(32).into()),
             truth: Some("crab".into()),
             person: None,

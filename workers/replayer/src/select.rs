@@ -165,6 +165,7 @@ mod tests {
             sequence: at as u64 + 1,
             truth: Some(format!("label-{label}").into()),
             edge_confidence: Some(1.0 / (at + 1) as f32),
+            novelty: None,
             edge: Some(format!("label-{label}").into()),
             ..row()
         };

@@ -6,6 +6,7 @@
 
 pub mod beat;
 pub mod clock;
+pub mod drift;
 pub mod drive;
 pub mod fault;
 pub mod letter;

@@ -324,6 +324,7 @@ mod tests {
             labels: None,
             release,
             temperature: None,
+            novelty: None,
         };
         Answer::about(&task, stage, Route::Edge, Reason::LowConfidence, 1_000_012).with_opinion(opinion)
     }

@@ -6,6 +6,7 @@ mod config;
 mod dead;
 mod demo;
 mod doctor;
+mod drift;
 mod form;
 mod hardcases;
 mod key;
@@ -86,6 +87,7 @@ enum Command {
     Tap(tap::TapArgs),
     Dead(dead::DeadArgs),
     Policy(policy::PolicyArgs),
+    Drift(drift::DriftArgs),
     #[command(name = "hardcases")]
     HardCases(hardcases::HardCasesArgs),
     Label(label::LabelArgs),
@@ -199,6 +201,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tap(args) => tap::command(&loaded, &args).await,
         Command::Dead(args) => dead::command(&loaded, args).await,
         Command::Policy(args) => policy::command(&loaded, &args).await,
+        Command::Drift(args) => drift::command(&loaded, &args).await,
         Command::HardCases(args) => hardcases::command(&loaded, &args).await,
         Command::Label(args) => label::command(&loaded, &args).await,
         Command::Model(command) => model::command(settings, command).await,

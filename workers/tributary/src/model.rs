@@ -6,7 +6,9 @@ use anyhow::{Context, Error, bail};
 use autograd::report::Report;
 use serde_json::json;
 use training::TrainError;
-use vision::{CheckError, DraftNote, Model, ModelReport, Onnx, TrialImage, TrialReport, TrialRow};
+use vision::{
+    CheckError, DraftNote, FitReport, Model, ModelReport, NoveltySource, Onnx, TrialImage, TrialReport, TrialRow,
+};
 
 use crate::settings::Settings;
 use crate::{form, out};
@@ -35,6 +37,21 @@ Examples:
   tributary model init ./model
   tributary model check ./model --images ./photos --labels-from-folders     then: does it see what you see?";
 
+const NOVELTY_EXAMPLES: &str = "\
+The score says how far a picture's features lie from the nearest class mean, as the share of held-out pictures that
+lie nearer: 0.99 is further than 99 in 100. It is written into the folder as novelty.json and belongs to the release,
+whose name changes: give the same folder to the sites and to the cloud. It holds for these weights alone; a release that
+training makes of them has none until this command is run on it. A model that names no features output is
+measured by its logits.
+
+Use pictures as the site's cameras take them; they need no labels. Then recognizer.gate.max_novelty = 0.99 sends stranger ones to the
+cloud.
+
+Examples:
+  tributary model novelty ./model --images ./photos
+  tributary model novelty ./model --images ./photos --against ./others    how well the two kinds are told apart
+  tributary model novelty ./model --images ./photos --json";
+
 /// Rows of a side-by-side that are printed; JSON has all.
 const MOST_ROWS: usize = 30;
 
@@ -47,6 +64,26 @@ pub enum ModelCommand {
     /// Read a model's folder, load it, run it and measure what one image costs.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
+    /// Teach a model's folder how strange a picture is to the model, from pictures it shall know.
+    #[command(after_help = NOVELTY_EXAMPLES)]
+    Novelty(NoveltyArgs),
+}
+
+/// Which model, by which pictures.
+#[derive(clap::Args)]
+pub struct NoveltyArgs {
+    /// Its folder.
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Pictures of the kind the model shall know, at least 100; of more than 20,000, as many are taken evenly.
+    #[arg(long, value_name = "DIR")]
+    images: PathBuf,
+    /// Measure how well pictures of another kind, in this folder, are told apart.
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Which model.
@@ -82,6 +119,7 @@ pub async fn command(settings: &Settings, command: ModelCommand) -> anyhow::Resu
     match command {
         ModelCommand::Init(InitArgs { path }) => init(&path),
         ModelCommand::Check(args) => check(settings, args).await,
+        ModelCommand::Novelty(args) => novelty(settings, args).await,
     }
 }
 
@@ -192,6 +230,77 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
             out::line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
         }
     }
+}
+
+async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
+    let NoveltyArgs { folder, images, against, json } = args;
+    let pictures = list(settings, images).await?;
+    let others = match against {
+        Some(folder) => list(settings, folder).await?,
+        None => Vec::new(),
+    };
+    let onnxruntime = settings.onnxruntime.clone();
+    let fitting = move || -> anyhow::Result<(Model, FitReport)> {
+        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let model = Model::load(&folder)?;
+        let (novelty, report) = vision::novelty::fit::fit(&onnx, &model, &pictures, &others)?;
+        Ok((vision::novelty::fit::save(&novelty, &model)?, report))
+    };
+    let (model, report) = tokio::task::spawn_blocking(fitting).await??;
+    if json {
+        let mut whole = serde_json::to_value(&report)?;
+        whole["release"] = json!(model.release.to_string());
+        return out::json(&whole);
+    }
+    out::line(novelty_text(&model, &report))
+}
+
+/// The image files of a folder.
+async fn list(settings: &Settings, folder: PathBuf) -> anyhow::Result<Vec<PathBuf>> {
+    let (found, others) = publisher::list_images(vec![folder.clone()], &settings.publisher).await?;
+    others.iter().for_each(|other| tracing::warn!("{other}"));
+    match found.is_empty() {
+        true => bail!("{} holds no image files", folder.display()),
+        false => Ok(found.into_iter().map(|(path, _)| path).collect()),
+    }
+}
+
+fn novelty_text(model: &Model, report: &FitReport) -> String {
+    let FitReport { source, pictures, held_out, unreadable, against } = report;
+    let source = match source {
+        NoveltySource::Features => "its features output",
+        NoveltySource::Logits => "its logits, for model.toml names no features output",
+    };
+    let mut lines = vec![
+        format!("made from    {pictures} pictures by {source}; {held_out} of them calibrate it"),
+        format!("written to   {}", model.folder.join(vision::novelty::FILE).display()),
+        format!("release      {}; give the same folder to the sites and to the cloud", model.release),
+    ];
+    if let Some(first) = unreadable.first() {
+        lines.push(format!(
+            "passed over  {}, the first: {}",
+            form::count(unreadable.len() as u64, "picture"),
+            form::plain(first)
+        ));
+    }
+    if let Some(against) = against {
+        let percent = |ratio: f64| form::percent(ratio as f32);
+        lines.push(format!(
+            "told apart   from {} of another kind (area under the ROC curve): {:.3} by novelty, {:.3} by confidence, {:.3} by \
+             energy",
+            form::count(against.pictures as u64, "picture"),
+            against.novelty_auroc,
+            against.confidence_auroc,
+            against.energy_auroc
+        ));
+        lines.push(format!(
+            "doubtful     {} of those with max_novelty = 0.95, {} with 0.99",
+            percent(against.above_95_ratio),
+            percent(against.above_99_ratio)
+        ));
+    }
+    lines.push("Ask for it with recognizer.gate.max_novelty = 0.99 in the settings, or max_novelty under [gate] in model.toml.".into());
+    lines.join("\n")
 }
 
 /// What the model says beside what is expected, what is wrong first.

@@ -26,7 +26,7 @@ replayer.beside_mib_per_s is read. Interrupted, or stopped by a full disk, the s
 
 --where compares fields of a task with values, joined by and, or, not and parentheses:
   text          site camera task stage route reason label truth person edge_label release    = != in like
-  numbers       confidence margin edge_confidence sequence published latency_ms    = != < <= > >=
+  numbers       confidence margin edge_confidence novelty sequence published latency_ms    = != < <= > >=
   true or not   hard (the site was in doubt)  wrong (a person or the publisher says otherwise)  labelled
 
 Examples:

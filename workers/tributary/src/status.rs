@@ -1,5 +1,6 @@
 //! `tributary status`: how a site does, on one screen.
 
+mod drift;
 mod gather;
 mod screen;
 

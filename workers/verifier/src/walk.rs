@@ -74,8 +74,8 @@ impl Verifier {
         })?;
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
-        let opinion =
-            vision::opinion(model, &vision::probabilities(model, &seen.logits, temperature)).ok_or_else(no_scores)?;
+        let ratios = vision::probabilities(model, &seen.logits, temperature);
+        let opinion = Opinion { novelty: seen.novelty, ..vision::opinion(model, &ratios).ok_or_else(no_scores)? };
         self.counter.seen(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,

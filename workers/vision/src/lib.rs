@@ -4,7 +4,7 @@
 //! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
 //! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
 //! puts images together into batches, whose best size [`measure`] finds. [`model`] reads what the model expects, [`huggingface`] the
-//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`page`] and [`tile`] cut a
+//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`novelty`] says how strange a picture is, [`page`] and [`tile`] cut a
 //! scan into pictures, [`check`] tries a model before it is used, [`draft`](mod@draft) describes one that nobody described.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
@@ -21,6 +21,7 @@ mod labels;
 mod lookup;
 pub mod measure;
 pub mod model;
+pub mod novelty;
 pub mod opinion;
 mod outline;
 pub mod page;
@@ -40,6 +41,8 @@ pub use head::Head;
 pub use infer::{Infer, InferError, InferSettings, Replica, Replicas, Seen, SeenTimings, Standby};
 pub use measure::Measured;
 pub use model::{Model, ModelError};
+pub use novelty::fit::{AgainstReport, FitError, FitReport};
+pub use novelty::{Novelty, NoveltySource};
 pub use opinion::opinion;
 pub use page::{count_pages, extract_page};
 pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};

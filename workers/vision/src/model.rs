@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use schemas::ReleaseId;
 use schemas::limits::MAX_NAME_CHARS;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::huggingface;
 use crate::labels::{self, distinct};
+use crate::novelty::{self, Novelty, NoveltyError};
 use crate::outline::Outline;
 
 /// Our own description.
@@ -48,6 +50,8 @@ pub struct Model {
     pub folder: PathBuf,
     /// Every file that belongs to it, relative to the folder, sorted.
     pub files: Vec<String>,
+    /// How strange a picture is to it; absent where its folder says nothing of that, or says it of other weights.
+    pub novelty: Option<Arc<Novelty>>,
 }
 
 /// Why a folder is no model.
@@ -146,13 +150,31 @@ impl Model {
             Kind::HuggingFace => huggingface::read(dir, &outline)?,
         };
         let Parts { description, labels, mut files } = parts;
-        files.extend(weights(dir, &graph, &outline)?);
-        files.push(graph.clone());
+        let mut graph_files = weights(dir, &graph, &outline)?;
+        graph_files.push(graph.clone());
+        let novelty = read_novelty(dir, &graph_files)?;
+        files.extend(novelty.is_some().then(|| novelty::FILE.to_owned()));
+        files.extend(graph_files);
         files.sort_unstable();
         files.dedup();
         let release = digest(dir, &files)?;
         let thresholds = thresholds(&description.output, &labels);
-        Ok(Model { description, labels, thresholds, graph: dir.join(graph), release, folder: dir.to_owned(), files })
+        let (graph, folder) = (dir.join(graph), dir.to_owned());
+        let novelty = novelty.flatten().map(Arc::new);
+        Ok(Model { description, labels, thresholds, graph, release, folder, files, novelty })
+    }
+
+    /// Whether its folder holds a novelty score that was made for other weights, and is passed over.
+    pub fn has_stale_novelty(&self) -> bool {
+        self.novelty.is_none() && self.files.iter().any(|file| file == novelty::FILE)
+    }
+
+    /// Digest of the graph and its weights alone, which a novelty score belongs to: 64 hexadecimal digits.
+    pub(crate) fn weights_digest(&self) -> Result<String, ModelError> {
+        let graph = self.graph.strip_prefix(&self.folder).unwrap_or(&self.graph).to_string_lossy().into_owned();
+        let mut files = weights(&self.folder, &graph, &read_outline(&self.graph)?)?;
+        files.push(graph);
+        weights_digest(&self.folder, &files)
     }
 
     /// Size of all its files together, in bytes.
@@ -470,6 +492,7 @@ fn gate(description: &ModelDescription) -> Result<(), (&'static str, String)> {
         ("gate.min_confidence_ratio", gate.min_confidence_ratio),
         ("gate.min_margin_ratio", gate.min_margin_ratio),
         ("gate.max_entropy_ratio", gate.max_entropy_ratio),
+        ("gate.max_novelty", gate.max_novelty),
     ];
     let all = ratios.into_iter().filter_map(|(key, ratio)| Some((key, ratio?)));
     let labels = gate.labels.values().map(|ratio| ("gate.labels", *ratio));
@@ -496,6 +519,26 @@ fn weights(dir: &Path, graph: &str, outline: &Outline) -> Result<Vec<String>, Mo
         files.push(relative.to_string_lossy().replace('\\', "/"));
     }
     Ok(files)
+}
+
+/// The novelty score of a folder: none, one for other weights than these, or one for these.
+fn read_novelty(dir: &Path, graph_files: &[String]) -> Result<Option<Option<Novelty>>, ModelError> {
+    if !dir.join(novelty::FILE).is_file() {
+        return Ok(None);
+    }
+    let path = dir.join(novelty::FILE);
+    let text = text(&path)?;
+    let (novelty, weights) = Novelty::parse(&text).map_err(|error| match error {
+        NoveltyError::Syntax { line, column, why } => ModelError::Syntax { path: path.clone(), line, column, why },
+        NoveltyError::Value { key, why } => ModelError::Value { path: path.clone(), line: 1, key: key.to_owned(), why },
+    })?;
+    Ok(Some((weights == weights_digest(dir, graph_files)?).then_some(novelty)))
+}
+
+fn weights_digest(dir: &Path, graph_files: &[String]) -> Result<String, ModelError> {
+    let mut files = graph_files.to_vec();
+    files.sort_unstable();
+    Ok(digest(dir, &files)?.to_string())
 }
 
 /// SHA-256 over (name, 0, size as 8 little-endian bytes, content) of each file.

@@ -35,5 +35,6 @@ pub fn opinion(model: &Model, ratios: &[f32]) -> Option<Opinion> {
         labels,
         release: model.release.clone(),
         temperature: None,
+        novelty: None,
     })
 }

@@ -69,7 +69,14 @@ impl Replica {
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-        Ok(Seen { logits: outputs.logits, features: outputs.features, model: self.model.clone(), timings, envelope })
+        Ok(self.seen(outputs, timings, envelope))
+    }
+
+    /// What came of one picture.
+    fn seen(&self, outputs: Outputs, timings: SeenTimings, envelope: ImageEnvelope) -> Seen {
+        let Outputs { logits, features } = outputs;
+        let novelty = self.model.novelty.as_ref().and_then(|novelty| novelty.score(features.as_deref(), &logits));
+        Seen { logits, features, novelty, model: self.model.clone(), timings, envelope }
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
@@ -98,20 +105,14 @@ impl Replica {
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(Seen { logits, features, model: self.model.clone(), timings, envelope })
+                Ok(self.seen(Outputs { logits, features }, timings, envelope))
             }
             // One of them broke the run: each alone, so that the others do not pay for it.
             None => {
                 let started = Instant::now();
                 let outputs = self.run(row, 1)?;
                 let timings = SeenTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-                Ok(Seen {
-                    logits: outputs.logits,
-                    features: outputs.features,
-                    model: self.model.clone(),
-                    timings,
-                    envelope,
-                })
+                Ok(self.seen(outputs, timings, envelope))
             }
         };
         let mut outcome = outcome;

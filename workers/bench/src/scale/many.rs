@@ -220,8 +220,15 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
     let stored = Stored { site: site.clone(), camera: camera.clone(), sequence: sequence + 1, stored_at_ns: 0 };
     let task = Task::bare(&stored, TaskId::mint());
     let release = ReleaseId::from_sha256([1; 32]);
-    let opinion =
-        Opinion { label: "a".into(), confidence: 0.5, top: Vec::new(), labels: None, release, temperature: None };
+    let opinion = Opinion {
+        label: "a".into(),
+        confidence: 0.5,
+        top: Vec::new(),
+        labels: None,
+        release,
+        temperature: None,
+        novelty: None,
+    };
     let now_ms = runtime::clock::now_ms();
     let provisional = Answer::about(&task, Stage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
     let request = Verify {

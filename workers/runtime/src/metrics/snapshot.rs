@@ -6,7 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{Beat, LinkReport, OutcomeReport};
+use schemas::{Beat, DriftReport, LinkReport, OutcomeReport};
 
 use super::queues::Queues;
 use crate::{clock, process};
@@ -152,6 +152,9 @@ fn worker(sheet: &mut Sheet, beat: &Beat) {
             sheet.counter("tributary_doubts", "What became of doubtful answers", &labels, count as f64);
         }
     }
+    if let Some(drift) = &beat.drift {
+        self::drift(sheet, &who, drift);
+    }
     if let Some(training) = &beat.training {
         let labels = [("site", site)];
         let mut gauge = |name, help, value: f64| sheet.gauge(name, help, &labels, value);
@@ -167,6 +170,17 @@ fn worker(sheet: &mut Sheet, beat: &Beat) {
         gauge("tributary_round_updates", "Updates that count in it", rounds.updates.into());
         gauge("tributary_round_quorum", "Updates that are enough", rounds.quorum.into());
         gauge("tributary_round_refused", "Updates refused since the aggregator started", rounds.refused as f64);
+    }
+}
+
+fn drift(sheet: &mut Sheet, who: &[(&'static str, &str)], report: &DriftReport) {
+    let help = "How far answers are from what they used to be: 0 steady or not known yet, 1 watch, 2 alarm";
+    sheet.gauge("tributary_drift_level", help, who, f64::from(report.level() as u8));
+    for (name, measure) in report.measures() {
+        let labels: Vec<_> = who.iter().copied().chain([("measure", name)]).collect();
+        let help = "Distance of recent answers from the reference, 0 to 1";
+        sheet.gauge("tributary_drift_distance_ratio", help, &labels, measure.distance_ratio);
+        sheet.gauge("tributary_drift_recent_ratio", "Mean over recent answers, 0 to 1", &labels, measure.recent_ratio);
     }
 }
 
@@ -218,11 +232,26 @@ fn queues(sheet: &mut Sheet, beats: &[Beat], queues: &Queues) {
 
 #[cfg(test)]
 mod tests {
-    use schemas::DecisionReport;
+    use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId};
     use streams::read::{Level, Progress};
 
     use super::*;
     use crate::metrics::queues::Found;
+
+    fn drifted() -> DriftReport {
+        let level = DriftLevel::Alarm;
+        let novelty = DriftMeasure { reference_ratio: 0.5, recent_ratio: 0.75, distance_ratio: 0.5, level };
+        DriftReport {
+            release: ReleaseId::from_sha256([1; 32]),
+            reference_answers: 2000,
+            reference_full: 2000,
+            recent_answers: 500,
+            recent_full: 500,
+            confidence: None,
+            novelty: Some(novelty),
+            agreement: None,
+        }
+    }
 
     #[test]
     fn seconds_of_work_are_what_waits_times_what_an_image_costs() {
@@ -238,6 +267,7 @@ mod tests {
             cost_ms: Some(20.0),
             replicas: 2,
             decision: Some(decision),
+            drift: Some(drifted()),
             ..Beat::of("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
         };
         let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
@@ -251,6 +281,8 @@ mod tests {
             "tributary_queue_messages{stream=\"IMAGES\",consumer=\"recognizer\",state=\"pending\"} 90.0",
             "tributary_replicas{role=\"recognizer\",site=\"reef\"} 2.0",
             "tributary_doubts_total{site=\"reef\",fate=\"verified\"} 7.0",
+            "tributary_drift_level{role=\"recognizer\",site=\"reef\"} 2.0",
+            "tributary_drift_distance_ratio{role=\"recognizer\",site=\"reef\",measure=\"novelty\"} 0.5",
             "tributary_stream_max_bytes{stream=\"IMAGES\"} 9.0",
             "# TYPE tributary_admissions counter",
             "# EOF",

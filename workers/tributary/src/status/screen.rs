@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemas::{Beat, DecisionReport, Measured, OutcomeReport, TrainingReport};
 
+use super::drift;
 use super::gather::{Cloud, Queue, Status};
 use crate::form;
 
@@ -24,6 +25,7 @@ pub fn text(status: &Status) -> String {
     row("link", link(status));
     row("cloud", cloud(&status.cloud));
     decisions(status).into_iter().for_each(|decision| row("decision", decision));
+    drift::line(&status.workers).into_iter().for_each(|line| row("drift", line));
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
@@ -254,6 +256,7 @@ fn wrong(status: &Status) -> Vec<String> {
     let mut wrong = status.faults.clone();
     wrong.extend(wrong_with_outcomes(status));
     wrong.extend(wrong_clocks(status));
+    wrong.extend(drift::advice(&status.workers));
     if !status.workers_known {
         return wrong;
     }

@@ -14,6 +14,8 @@ pub struct Seen {
     pub logits: Vec<f32>,
     /// The features before the last layer, if the model gives them.
     pub features: Option<Vec<f32>>,
+    /// Share of the pictures of the model's calibration that are less strange to it, 0 to 1; absent without a novelty score.
+    pub novelty: Option<f32>,
     /// The model that saw it.
     pub model: Arc<Model>,
     /// Where the time went.
