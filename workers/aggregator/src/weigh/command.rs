@@ -88,7 +88,8 @@ pub enum CommandError {
     },
 }
 
-/// Asks a program: a weight for each site, in their order.
+/// Asks a program: a weight for each site, in their order. It waits, and is called where waiting is allowed.
+#[allow(clippy::disallowed_methods)]
 pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, CommandError> {
     let unusable = |why: String| CommandError::Unusable { program: program.to_owned(), why };
     let not_run = |source| CommandError::NotRun { program: program.to_owned(), source };
