@@ -1,5 +1,5 @@
-//! What a site found hard: features, scores and circumstances of a doubtful task, never its pixels. Later
-//! rounds of training sample from them. Version history: 1, first.
+//! What a site found hard: features, scores and circumstances of a doubtful task, never its pixels. A
+//! round may be opened by them, and ask sites to see pictures like them oftener. Version history: 1, first.
 
 use serde::{Deserialize, Serialize};
 

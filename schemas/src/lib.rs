@@ -38,7 +38,7 @@ pub use label::Label;
 pub use learned::LearnedImages;
 pub use model::ModelDescription;
 pub use release::{Canary, Decision, Finding, Needs, Order, Release, Rollout, Says, Stage as ReleaseStage};
-pub use round::{Round, RoundEvent, Terms};
+pub use round::{HardClass, HardFocus, Round, RoundEvent, Terms};
 pub use swap::{Agreed, Agreement, Counts, Moments, RefusedRelease, Swap};
 pub use task::{CaptureTime, Task, Tile};
 pub use update::{Gain, LabelSource, Measured, Update, WeightForm};

@@ -1,5 +1,5 @@
 //! A round: sites are asked to learn from one base, what they send is merged, a release is sealed. Version history: 1, first;
-//! later with the event of a release that was remade.
+//! later with the event of a release that was remade, and with a focus on what is hard.
 //!
 //! What happens in a round is told in the stream that holds the sites' updates, so that what came before a round was
 //! closed, and what after, is the same for whoever reads it.
@@ -112,4 +112,31 @@ pub struct Terms {
     /// Updates count whose base is so many releases older, discounted.
     #[serde(default)]
     pub behind_max: u32,
+    /// What shall be learned first; absent: sites go by their own doubts alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub focus: Option<HardFocus>,
+}
+
+/// What the base finds hard, over all sites: classes, and what their pictures look like to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HardFocus {
+    /// How much oftener a picture of average hardness is seen: 1 is twice as often. 0 to 8.
+    pub strength: f32,
+    /// The hardest first; at the most [`HARD_CLASSES_MAX`].
+    pub classes: Vec<HardClass>,
+}
+
+/// Classes that a focus may name.
+pub const HARD_CLASSES_MAX: usize = 32;
+
+/// A class that the base is in doubt about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HardClass {
+    /// Its label.
+    pub label: String,
+    /// Its part of all doubt, 0 to 1.
+    pub ratio: f32,
+    /// The mean direction of the features of its hard cases, of length 1; absent where the base gives no features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<Vec<f32>>,
 }

@@ -9,10 +9,10 @@ use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
     Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
     DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
-    Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs, Opinion, Order,
-    OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout, Round,
-    RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict, Verify,
-    VerifyReason, WeightForm, decode, encode,
+    HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs,
+    Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
+    Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict,
+    Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -386,7 +386,15 @@ fn round_opened() -> Round {
         local: vec!["head.*".into()],
         unsolicited: false,
         behind_max: 1,
+        focus: None,
     }))
+}
+
+fn round_focused() -> Round {
+    let Round { event: RoundEvent::Opened(terms), .. } = round_opened() else { panic!("it opens") };
+    let class = |label: &str, ratio, features| HardClass { label: label.into(), ratio, features };
+    let classes = vec![class("shirt", 0.75, Some(vec![0.6, 0.8])), class("coat", 0.25, None)];
+    round(RoundEvent::Opened(Terms { focus: Some(HardFocus { strength: 0.5, classes }), ..terms }))
 }
 
 fn round_closed() -> Round {
@@ -631,6 +639,7 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("update-signed.v1", &Update { signature: Some(vec![7; 64]), ..update() });
     survives("beat-rounds.v1", &beat_rounds());
     survives("round-opened.v1", &round_opened());
+    survives("round-focused.v1", &round_focused());
     survives("round-closed.v1", &round_closed());
     survives("round-sealed.v1", &round_sealed());
     survives("round-failed.v1", &round_failed());
@@ -707,6 +716,7 @@ fn remake() {
         ("update-signed.v1", encode(&Update { signature: Some(vec![7; 64]), ..update() })),
         ("beat-rounds.v1", encode(&beat_rounds())),
         ("round-opened.v1", encode(&round_opened())),
+        ("round-focused.v1", encode(&round_focused())),
         ("round-closed.v1", encode(&round_closed())),
         ("round-sealed.v1", encode(&round_sealed())),
         ("round-failed.v1", encode(&round_failed())),

@@ -5,13 +5,14 @@
 //! is the public set, [`score`] tries models on it, [`rule`] is how they are merged, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
 //! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
 //! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares, [`remake`]
-//! makes one again without some updates, [`descent`] says which releases hold an update or start from one that does (pure).
+//! makes one again without some updates, [`focus`] says what a release finds hard (pure), [`descent`] says which releases hold an update or start from one that does (pure).
 //! Deliberately absent: which sites run it.
 
 pub mod check;
 pub mod derive;
 pub mod descent;
 pub mod filter;
+pub mod focus;
 pub mod layout;
 pub mod merge;
 pub mod open;

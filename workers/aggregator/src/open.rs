@@ -7,16 +7,22 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use runtime::{Fault, clock};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{BlobRef, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode};
+use schemas::{
+    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode,
+};
 use streams::fleet::Fleet;
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
+use crate::focus::HardSummary;
 use crate::round::Rounds;
 use crate::settings::{AskBy, RoundSettings};
 
 /// Name of the end of a round whose updates come to nothing better than the release it started from.
 pub const NOTHING_GAINED: &str = "nothing_gained";
+
+/// Hard cases that a focus is made of, at the most: the newest.
+const HARD_CASES_READ: usize = 5000;
 
 /// What is known of a model's rounds from the stream alone.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -139,8 +145,33 @@ pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f
     sites
 }
 
+/// What the release that a round starts from finds hard, by its newest hard cases; `None` unless the settings ask for it.
+pub async fn read_focus(
+    bus: &Bus,
+    base: &ReleaseId,
+    settings: &RoundSettings,
+) -> Result<Option<HardFocus>, CarryError> {
+    if settings.hard_focus <= 0.0 {
+        return Ok(None);
+    }
+    let found = read::newest(bus, topology::HARDCASES, Stretch::default(), HARD_CASES_READ, |_| true).await?;
+    let mut summary = HardSummary::default();
+    let cases = found.iter().filter_map(|record| decode::<HardCase>(&record.payload).ok());
+    // What another release finds hard, and its features, say nothing of this one.
+    for case in cases.filter(|case| case.release == *base) {
+        summary.add(&case.top, case.features.as_deref());
+    }
+    Ok(summary.focus(settings.hard_focus))
+}
+
 /// What these sites are asked for: to start from this release.
-pub fn terms(base: ReleaseId, weights: Option<BlobRef>, sites: Vec<SiteName>, settings: &RoundSettings) -> Terms {
+pub fn terms(
+    base: ReleaseId,
+    weights: Option<BlobRef>,
+    sites: Vec<SiteName>,
+    focus: Option<HardFocus>,
+    settings: &RoundSettings,
+) -> Terms {
     Terms {
         base,
         weights,
@@ -152,6 +183,7 @@ pub fn terms(base: ReleaseId, weights: Option<BlobRef>, sites: Vec<SiteName>, se
         local: settings.local.clone(),
         unsolicited: settings.unsolicited,
         behind_max: settings.behind_max,
+        focus,
     }
 }
 

@@ -260,6 +260,7 @@ mod tests {
             local: Vec::new(),
             unsolicited: false,
             behind_max: 0,
+            focus: None,
         }
     }
 

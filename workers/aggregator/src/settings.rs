@@ -91,6 +91,10 @@ pub struct RoundSettings {
     /// A new round is opened when `quorum` sites have found so many hard cases each since the last one was opened, at least
     /// 1; absent: not for that.
     pub hard_cases: Option<u32>,
+    /// How much oftener sites see pictures like the hard cases of the release that a round starts from, 0 to 8: with 1,
+    /// pictures of average hardness are seen twice as often. 0: sites go by their own doubts alone, and hear nothing of the
+    /// features of others' hard cases.
+    pub hard_focus: f32,
 }
 
 impl Default for RoundSettings {
@@ -111,6 +115,7 @@ impl Default for RoundSettings {
             every_s: None,
             stop_after: Some(3),
             hard_cases: None,
+            hard_focus: 0.0,
         }
     }
 }
@@ -148,6 +153,7 @@ impl AggregatorSettings {
             (round.quorum > 0, "round.quorum: at least 1"),
             (round.stop_after != Some(0), "round.stop_after: at least 1, or leave it away"),
             (round.hard_cases != Some(0), "round.hard_cases: at least 1, or leave it away"),
+            ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus: 0 to 8"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (
                 round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.asked().len()),

@@ -388,7 +388,8 @@ impl Aggregator {
             AskBy::Lot | AskBy::Turn => BTreeMap::new(),
         };
         let sites = open::sites(&self.settings.round, history.last() + 1, &losses);
-        let terms = open::terms(base, weights, sites, &self.settings.round);
+        let focus = open::read_focus(&self.bus, &base, &self.settings.round).await?;
+        let terms = open::terms(base, weights, sites, focus, &self.settings.round);
         say(&self.publisher, &self.model, history.last() + 1, RoundEvent::Opened(terms)).await?;
         Ok(())
     }

@@ -7,14 +7,15 @@ mod found;
 mod releases;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use releaser::CanarySettings;
 use runtime::Shutdown;
 use vision::Onnx;
 
 use crate::error::BenchError;
+use crate::games;
 use crate::report::Report;
 use fleet::Played;
 use releases::{Candidate, KINDS, Releases};
@@ -61,30 +62,13 @@ fn play_all(
 ) -> Result<Vec<Played>, BenchError> {
     let games: Vec<(&Candidate, u64)> =
         (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
-    let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
-    let work = || {
-        while let Some((candidate, seed)) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(BenchError::Stopped);
-            }
-            let one = fleet::play(releases, candidate, settings, *seed);
-            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
-            played.push(one);
-            if played.len() % (KINDS.len() * 5) == 0 {
-                eprintln!("bench: {} of {} canaries", played.len(), games.len());
-            }
-        }
-        Ok(())
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(ended) => ended,
-            Err(_) => Err(BenchError::Stopped),
-        })
-    })?;
-    let mut played = played.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut played = games::play_all(
+        &games,
+        ("canaries", KINDS.len() * 5),
+        || stop.load(Ordering::Relaxed),
+        || Ok(()),
+        |(), (candidate, seed)| Ok(fleet::play(releases, candidate, settings, *seed)),
+    )?;
     played.sort_by_key(|played| (played.seed, played.kind));
     Ok(played)
 }

@@ -7,9 +7,7 @@ mod pool;
 mod scheme;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aggregator::MergeSettings;
 use aggregator::filter::Filter;
@@ -21,6 +19,7 @@ use runtime::Shutdown;
 use vision::Onnx;
 
 use crate::error::BenchError;
+use crate::games;
 use crate::report::Report;
 use play::{Played, Player};
 pub(crate) use play::{fresh, site};
@@ -194,29 +193,11 @@ fn play_all(
             games.extend(ways.iter().map(|way| (seed, *scheme, way)));
         }
     }
-    let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
-    let work = || -> Result<(), BenchError> {
-        let mut player = Player::open(runtime, pool, &ground)?;
-        while let Some((seed, scheme, way)) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(BenchError::Stopped);
-            }
-            let one = player.play(scheme, &way.name, way.merge.as_ref(), *seed)?;
-            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
-            played.push(one);
-            if played.len() % 50 == 0 {
-                eprintln!("bench: {}, {} of {} experiments", pool.name, played.len(), games.len());
-            }
-        }
-        Ok(())
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(ended) => ended,
-            Err(_) => Err(BenchError::Stopped),
-        })
-    })?;
-    Ok(played.into_inner().unwrap_or_else(PoisonError::into_inner))
+    games::play_all(
+        &games,
+        ("experiments", 50),
+        || stop.load(Ordering::Relaxed),
+        || Player::open(runtime, pool, &ground),
+        |player, (seed, scheme, way)| player.play(scheme, &way.name, way.merge.as_ref(), *seed),
+    )
 }

@@ -1,10 +1,10 @@
 //! Measurements anyone can repeat, one file a bench: [`recognize`], [`policy`], [`train`], [`federated`],
-//! [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`].
+//! [`rounds`], [`aggregate`], [`canary`], [`swap`], [`replay`], [`scale`].
 //!
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
 //! happened in a stretch of time), [`process`] (what the kernel says about processes), [`stats`],
-//! [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
+//! `games` (many of one kind, on all cores), [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
 //! (a site and a cloud), [`shape`] (the link between them), [`paced`] (a cloud with a pace of its own),
 //! [`labelled`] (images with true labels), [`ear`] (what is answered, and when), [`worker`].
 //!
@@ -20,6 +20,7 @@ pub mod ear;
 pub mod error;
 pub mod federated;
 pub mod field;
+mod games;
 pub mod labelled;
 pub mod load;
 pub mod paced;

@@ -4,20 +4,24 @@
 
 mod found;
 mod play;
+mod steering;
 mod world;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use runtime::Shutdown;
 use tokio_util::sync::CancellationToken;
 use vision::Onnx;
 
 use crate::error::BenchError;
+use crate::games::play_all;
 use crate::report::Report;
-use play::{Game, Played, play};
+use play::{Game, play};
+use steering::Steering;
 use world::{CASES, Labels, World};
+
+/// Games of each case in which hard cases do one thing or another.
+const COMPARED: u64 = 3;
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
@@ -66,53 +70,38 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
                 continue;
             }
             for labels in labels {
-                games.push(Game { start, case, labels: *labels, seed: games.len() as u64 + 1 });
+                let seed = games.len() as u64 + 1;
+                games.push(Game { start, case, labels: *labels, steering: Steering::Default, seed });
             }
         }
     }
     if options.quick {
         games.retain(|game| !game.start.is_slow);
         games = games.into_iter().step_by(3).collect();
+    } else {
+        games.extend(compared(&world));
     }
     let rounds = if options.quick { 1 } else { play::ROUNDS };
-    let played = play_all(&runtime, &world, &games, rounds, stop)?;
+    let played = play_all(
+        &games,
+        ("games", 10),
+        || stop.is_cancelled(),
+        || Ok(()),
+        |(), game| play(&runtime, &world, game, rounds, stop),
+    )?;
     Ok(found::report(&world, &played, options))
 }
 
-/// Every game, on all cores.
-fn play_all(
-    runtime: &Onnx,
-    world: &World,
-    games: &[Game<'_>],
-    rounds: usize,
-    stop: &CancellationToken,
-) -> Result<Vec<Played>, BenchError> {
-    let (next, played) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(games.len())));
-    let failed = AtomicBool::new(false);
-    let work = || -> Result<(), BenchError> {
-        while let Some(game) = games.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if failed.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let one =
-                play(runtime, world, game, rounds, stop).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-            let mut played = played.lock().unwrap_or_else(PoisonError::into_inner);
-            played.push(one);
-            if played.len() % 10 == 0 {
-                eprintln!("bench: {} of {} games", played.len(), games.len());
-            }
-        }
-        Ok(())
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(ended) => ended,
-            Err(_) => Err(BenchError::Stopped),
+/// Games from the model that is named, the same but for what hard cases do.
+fn compared(world: &World) -> impl Iterator<Item = Game<'_>> {
+    let start = world.starts.iter().filter(|start| start.name == world::NAMED && !start.is_slow);
+    start.flat_map(|start| {
+        let cases = CASES.iter().enumerate().flat_map(|case| (0..COMPARED).map(move |again| (case, again)));
+        cases.flat_map(move |((number, case), again)| {
+            let seed = 1000 + number as u64 * COMPARED + again;
+            let labels = if again == 0 { Labels::TenthWrong } else { Labels::True };
+            let game = move |steering| Game { start, case, labels, steering, seed };
+            std::iter::once(Steering::None).chain(Steering::COMPARED).map(game)
         })
-    })?;
-    let mut played = played.into_inner().unwrap_or_else(PoisonError::into_inner);
-    played.sort_by(|a, b| (&a.start, &a.case, &a.labels).cmp(&(&b.start, &b.case, &b.labels)));
-    Ok(played)
+    })
 }

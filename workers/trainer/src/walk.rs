@@ -13,7 +13,7 @@ use runtime::drive::Tally;
 use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
+use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
 use streams::fleet::{Fleet, Ledger};
 use streams::{Blobs, Bus, Publisher, read, subject, topology};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use crate::submit;
 use training::checkpoint::{Checkpoints, Epoch};
 use training::error::TrainError;
 use training::examples::{Examples, Split};
+use training::focus;
 use training::pace::Pace;
 use training::settings::TrainSettings;
 use training::train::{Around, Trained, train};
@@ -269,7 +270,8 @@ impl Trainer {
             (report.before, report.after) = (None, None);
         });
         let (ended, end) = tokio::sync::oneshot::channel();
-        let work = self.work(base.clone(), settings.clone());
+        let focus = asked.and_then(|asked| asked.terms.focus.clone());
+        let work = self.work(base.clone(), settings.clone(), focus);
         // A thread of its own: how it is scheduled must not stay with one that others use later.
         let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
             let _nobody_waits = ended.send(work());
@@ -318,11 +320,15 @@ impl Trainer {
         &self,
         model: Arc<Model>,
         settings: TrainSettings,
+        focus: Option<HardFocus>,
     ) -> impl FnOnce() -> Result<(Trained, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
         let onnx = self.onnx.clone();
         let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
         move || {
-            let examples = Examples::read(&settings.work, &model.labels, settings.held_out_ratio)?;
+            let mut examples = Examples::read(&settings.work, &model.labels, settings.held_out_ratio)?;
+            if let Some(focus) = &focus {
+                focus::apply(focus, &onnx, &model, &mut examples, settings.threads, &stop)?;
+            }
             let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
             let around = Around {
                 stop: &stop,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use autograd::AutogradError;
-use vision::{ModelError, SessionError};
+use vision::{InferError, ModelError, SessionError};
 
 /// Why nothing was trained. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,9 @@ pub enum TrainError {
     /// The runtime.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The model cannot be run on a picture.
+    #[error(transparent)]
+    Infer(#[from] InferError),
     /// A file cannot be read or written.
     #[error("{} cannot be {verb}", path.display())]
     File {

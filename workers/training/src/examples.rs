@@ -29,6 +29,8 @@ pub struct Example {
     pub split: Split,
     /// Whether the site was in doubt about it.
     pub hard: bool,
+    /// How often it is seen in an epoch on average, besides what `collect.hard_repeats` says; 1 unless a round has a focus.
+    pub times: f64,
 }
 
 /// Labelled pictures.
@@ -71,6 +73,7 @@ impl Examples {
                     class: places.get(row.label.as_str()).copied().unwrap_or_default(),
                     split: if drawn { Split::HeldOut } else { row.split },
                     hard: row.hard,
+                    times: 1.0,
                 }
             })
             .collect();

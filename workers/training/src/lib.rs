@@ -3,7 +3,7 @@
 //!
 //! [`examples`] says which pictures there are and what they show, [`batches`] decodes, changes and orders them, [`stepper`]
 //! runs the training step of [`autograd`], [`optimizer`] moves the weights, [`train`](train::train) is the loop around them,
-//! [`folder`] writes the model they belong to. [`probe`] asks the runtime for the shapes that a step is made from, [`pace`]
+//! [`focus`] says what is seen oftener, [`folder`] writes the model they belong to. [`probe`] asks the runtime for the shapes that a step is made from, [`pace`]
 //! says how fast it may go, [`checkpoint`] how far it is, [`weights`] writes tensors into files. Deliberately absent:
 //! messages, other sites, decisions about releases.
 
@@ -11,6 +11,7 @@ pub mod batches;
 pub mod checkpoint;
 pub mod error;
 pub mod examples;
+pub mod focus;
 pub mod folder;
 pub mod judge;
 pub mod optimizer;

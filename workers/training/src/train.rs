@@ -8,9 +8,9 @@ use autograd::loss::{Smoothing, cross_entropy};
 use autograd::onnx::Onnx as Graph;
 use autograd::trainable::AUTO;
 use autograd::{Known, Split as Cut, Step, Trainable};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use schemas::Measured;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -134,7 +134,7 @@ pub fn train(
 ) -> Result<Trained, TrainError> {
     settings.check().map_err(TrainError::Settings)?;
     let of = |split| places(examples, split);
-    let (learn_from, held_out, test) = (repeated(examples, settings), of(Split::HeldOut), of(Split::Test));
+    let (held_out, test) = (of(Split::HeldOut), of(Split::Test));
     let layers = layers(of(Split::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();
     let mut work = Work::begin(onnx, model, examples, settings, layers, around)?;
@@ -160,10 +160,11 @@ pub fn train(
     // Taken up again: the same weights say the same.
     let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, Snapshot::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
-    let classes: Vec<usize> = learn_from.iter().map(|place| examples.all[*place].class).collect();
     while work.goes_on() {
         let (number, begun) = (work.progress.epoch, Instant::now());
         let mut random = StdRng::seed_from_u64(seed_of(settings, number));
+        let learn_from = repeated(examples, settings, &mut random);
+        let classes: Vec<usize> = learn_from.iter().map(|place| examples.all[*place].class).collect();
         let order = order(&classes, settings.balanced, &mut random);
         let ordered: Vec<usize> = order.iter().map(|at| learn_from[*at]).collect();
         let learned_loss = Some(work.learn(&ordered)?);
@@ -196,11 +197,16 @@ pub fn places(examples: &Examples, split: Split) -> Vec<usize> {
     (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect()
 }
 
-/// The examples to learn from, hard ones as often as the settings say.
-fn repeated(examples: &Examples, settings: &TrainSettings) -> Vec<usize> {
-    let times = |place: &usize| if examples.all[*place].hard { settings.collect.hard_repeats } else { 1 };
+/// The examples that an epoch learns from, each as often as it and the settings say; what is left of a whole number is drawn.
+fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) -> Vec<usize> {
+    let mut times = |place: &usize| {
+        let example = &examples.all[*place];
+        let times = example.times * if example.hard { f64::from(settings.collect.hard_repeats) } else { 1.0 };
+        let left = times.fract();
+        times as usize + usize::from(left > 0.0 && random.random_bool(left))
+    };
     let once = places(examples, Split::Train);
-    once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place) as usize)).collect()
+    once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place))).collect()
 }
 
 /// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, where it was
@@ -536,7 +542,7 @@ fn mark(model: &Model, examples: &Examples, settings: &TrainSettings) -> String 
     for example in &examples.all {
         let name = example.path.file_name().unwrap_or_default();
         digest.update(name.as_encoded_bytes());
-        digest.update(format!("/{}/{:?}/{}\n", example.class, example.split, example.hard));
+        digest.update(format!("/{}/{:?}/{}/{}\n", example.class, example.split, example.hard, example.times));
     }
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,7 +10,11 @@ use crate::{form, out, site};
 
 const EXAMPLES: &str = "\
 For each doubtful task the cloud keeps its scores and, where the model gives them, its features; never its
-pixels. The oldest make way (streams.hardcases_max_mib). Later rounds of training sample from them.
+pixels. The oldest make way (streams.hardcases_max_mib).
+
+They open a round where aggregator.round.hard_cases says of how many, and steer it where aggregator.round.hard_focus
+is above 0: sites then see their own pictures oftener the harder their class is and the nearer they lie to these
+features. What a site itself was in doubt about it learns from oftener in any case (trainer.collect.hard_repeats).
 
 Examples:
   tributary hardcases                                  the newest of this site

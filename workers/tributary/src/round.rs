@@ -160,7 +160,8 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
         );
     }
     let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
-    let of_settings = open::terms(base, weights, asked, &chosen);
+    let focus = open::read_focus(&cloud, &base, &chosen).await?;
+    let of_settings = open::terms(base, weights, asked, focus, &chosen);
     let terms = Terms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),

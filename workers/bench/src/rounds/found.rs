@@ -4,11 +4,14 @@ use serde_json::json;
 
 use super::Options;
 use super::play::{Played, ROUNDS, Round, SITES};
+use super::steering::Steering;
 use super::world::{Labels, World};
 use crate::report::{Figure, Goal, Machine, Report, Table};
 
 /// The report.
-pub fn report(world: &World, played: &[Played], options: &Options) -> Report {
+pub fn report(world: &World, all: &[Played], options: &Options) -> Report {
+    let (played, compared): (Vec<&Played>, Vec<&Played>) =
+        all.iter().partition(|played| played.steering == Steering::Default);
     let columns = vec!["began with", "case", "labels", "start %", "end %", "points", "sealed", "shown, round by round"];
     let [learn, public, test] = world.counts();
     Report {
@@ -21,10 +24,10 @@ pub fn report(world: &World, played: &[Played], options: &Options) -> Report {
             "pictures": { "to_divide": learn, "public": public, "test": test },
         }),
         machine: Machine::here(&std::env::temp_dir()),
-        rows: played.iter().map(|played| json!(played)).collect(),
-        table: Table { columns, lines: played.iter().map(line).collect() },
-        headline: headline(played),
-        notes: notes(world, played),
+        rows: all.iter().map(|played| json!(played)).collect(),
+        table: Table { columns, lines: played.iter().map(|played| line(played)).collect() },
+        headline: headline(&played),
+        notes: notes(world, &played).into_iter().chain(compare(&compared)).collect(),
         charts: Vec::new(),
     }
 }
@@ -39,7 +42,7 @@ fn shown_minus_true(round: &Round) -> Option<f64> {
     Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
 }
 
-fn sealed(played: &[Played]) -> impl Iterator<Item = &Round> {
+fn sealed<'a>(played: &[&'a Played]) -> impl Iterator<Item = &'a Round> {
     played.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed())
 }
 
@@ -73,8 +76,8 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-fn headline(played: &[Played]) -> Vec<Figure> {
-    let shifted: Vec<f64> = played.iter().filter(|played| played.is_shifted).map(points).collect();
+fn headline(played: &[&Played]) -> Vec<Figure> {
+    let shifted: Vec<f64> = played.iter().filter(|played| played.is_shifted).map(|played| points(played)).collect();
     let shown: Vec<f64> = sealed(played).filter_map(shown_minus_true).collect();
     let rounds = played.iter().map(|played| played.rounds.len()).sum::<usize>();
     let worse = sealed(played).filter(|round| round.after_ratio < round.before_ratio).count();
@@ -83,7 +86,7 @@ fn headline(played: &[Played]) -> Vec<Figure> {
         figure(
             "worst_release_minus_start_points",
             "the last release less the model it began with, worst game",
-            played.iter().map(points).reduce(f64::min),
+            played.iter().map(|played| points(played)).reduce(f64::min),
             "points",
             Goal::AtLeast(-0.3),
         ),
@@ -118,7 +121,7 @@ fn headline(played: &[Played]) -> Vec<Figure> {
     ]
 }
 
-fn notes(world: &World, played: &[Played]) -> Vec<String> {
+fn notes(world: &World, played: &[&Played]) -> Vec<String> {
     let [learn, public, test] = world.counts();
     let mut notes = vec![format!(
         "{SITES} sites; {learn} pictures to divide, {public} in the public set, of which a third is fitted on, a third chosen by and a third reported, {test} that nobody saw. Every other site has the other camera, and so has every other picture of the public set and of the test."
@@ -126,7 +129,7 @@ fn notes(world: &World, played: &[Played]) -> Vec<String> {
     let mut starts: Vec<&str> = played.iter().map(|played| played.start.as_str()).collect();
     starts.dedup();
     for start in starts {
-        let of: Vec<&Played> = played.iter().filter(|played| played.start == start).collect();
+        let of: Vec<&&Played> = played.iter().filter(|played| played.start == start).collect();
         let means = |shifted: bool| {
             let values: Vec<f64> =
                 of.iter().filter(|played| played.is_shifted == shifted).map(|played| points(played)).collect();
@@ -141,4 +144,29 @@ fn notes(world: &World, played: &[Played]) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// What it adds that hard cases do something, over the same games in which they do nothing.
+fn compare(played: &[&Played]) -> Vec<String> {
+    let with = |steering: Steering| {
+        let of = |wanted: Steering| played.iter().filter(move |played| played.steering == wanted);
+        let plain = |game: &Played| of(Steering::None).find(|plain| plain.seed == game.seed).map(|plain| points(plain));
+        let added: Vec<f64> = of(steering).filter_map(|game| Some(points(game) - plain(game)?)).collect();
+        let mean = mean(&added)?;
+        let spread =
+            added.iter().map(|added| (added - mean).powi(2)).sum::<f64>() / (added.len() as f64 - 1.0).max(1.0);
+        let error = (spread / added.len() as f64).sqrt();
+        let what = match steering {
+            Steering::Repeats => "its own hard cases twice as often (trainer.collect.hard_repeats = 2)",
+            Steering::Focus => "pictures like the hard cases of all oftener (aggregator.round.hard_focus = 1)",
+            Steering::Coverage => "updates count by the hard cases in them (aggregator.merge.weigh.coverage = 1)",
+            Steering::Default | Steering::None => "nothing",
+        };
+        Some(format!(
+            "{what}: {mean:+.2} points over nothing of that, ±{:.2} (95 of 100), {} games.",
+            1.96 * error,
+            added.len()
+        ))
+    };
+    Steering::COMPARED.into_iter().filter_map(with).collect()
 }

@@ -3,23 +3,25 @@
 
 use std::path::Path;
 
-use aggregator::MergeSettings;
 use aggregator::derive::{Around, DeriveError, Sent, derive};
+use aggregator::focus::HardSummary;
 use aggregator::record::ReportedChange;
 use aggregator::rule::PREVIOUS;
 use aggregator::score::{Ground, Judge};
 use aggregator::server::Memory;
 use aggregator::values::Values;
 use autograd::Trainable;
+use schemas::HardFocus;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use training::examples::Examples;
+use training::examples::{Examples, Split};
+use training::focus;
 use training::pace::Pace;
-use training::settings::TrainSettings;
 use training::train::{Around as Training, train};
 use training::{TrainError, folder};
 use vision::{Model, Onnx};
 
+use super::steering::{Steering, find_doubtful};
 use super::world::{Camera, Case, Labels, Picture, Start, World};
 use crate::error::BenchError;
 use crate::federated::site;
@@ -37,6 +39,8 @@ pub struct Game<'a> {
     pub case: &'a Case,
     /// What sites believe.
     pub labels: Labels,
+    /// What hard cases do.
+    pub steering: Steering,
     /// Of all chance.
     pub seed: u64,
 }
@@ -52,6 +56,10 @@ pub struct Played {
     pub is_shifted: bool,
     /// What sites believed.
     pub labels: Labels,
+    /// What hard cases did.
+    pub steering: Steering,
+    /// Of all chance: games with the same one differ in their steering alone.
+    pub seed: u64,
     /// Share of the pictures nobody saw that the model it began with is right about.
     pub start_ratio: f64,
     /// Every round.
@@ -96,7 +104,7 @@ pub fn play(
     stop: &CancellationToken,
 ) -> Result<Played, BenchError> {
     let place = tempfile::tempdir_in(world.place.path()).map_err(BenchError::file(world.place.path()))?;
-    let Game { start, case, labels, seed } = game;
+    let Game { start, case, labels, steering, seed } = game;
     let (public, learnable) = world.draw(*seed);
     let public = world.public(&public, &start.model, case.camera)?;
     let test = world.test(&start.model, case.camera)?;
@@ -107,6 +115,8 @@ pub fn play(
         case: case.name(),
         is_shifted: case.camera != Camera::Plain,
         labels: *labels,
+        steering: *steering,
+        seed: *seed,
         start_ratio: 0.0,
         rounds: Vec::new(),
     };
@@ -118,11 +128,16 @@ pub fn play(
         if round == 1 {
             played.start_ratio = before;
         }
+        let known: Vec<_> = shares.iter().map(|share| &share[..share.len() * round / rounds]).collect();
+        let mut summary = HardSummary::default();
+        let doubtful = known.iter().map(|known| find_doubtful(runtime, &model, known, &mut summary));
+        let doubtful = doubtful.collect::<Result<Vec<_>, _>>()?;
+        let focus = summary.focus(steering.strength());
+        let learner = Learner { runtime, model: &model, ground: &ground, labels: &world.labels, stop };
         let mut learned = Vec::new();
-        for (number, share) in shares.iter().enumerate() {
-            let known = &share[..share.len() * round / rounds];
+        for (number, (known, doubtful)) in known.iter().zip(&doubtful).enumerate() {
             let into = place.path().join(format!("{round}-{number}"));
-            if let Some(one) = learn(runtime, &model, &ground, known, &world.labels, &into, stop)? {
+            if let Some(one) = learner.learn(known, doubtful, focus.as_ref(), *steering, &into)? {
                 learned.push((site(number), one));
             }
         }
@@ -132,12 +147,12 @@ pub fn play(
             base: &ground.base,
             behind: 0,
             samples: one.of_class.iter().sum(),
-            hard: 0,
+            hard: one.hard,
             of_class: one.of_class.clone(),
         });
         let mut around =
             Around { layout: &ground.layout, public: Some(&public), judges: &mut judges, round: round as u64 };
-        let derived = derive(&ground.base, sent.collect(), memory.clone(), &MergeSettings::default(), &mut around);
+        let derived = derive(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
         let derived = match derived {
             Ok(derived) => derived,
             Err(DeriveError::NoUpdates | DeriveError::NotFinite) => continue,
@@ -189,38 +204,55 @@ struct Learned {
     row: Vec<f32>,
     /// Pictures of each class that they were learned from.
     of_class: Vec<u64>,
+    /// Of them, those that the model was in doubt about.
+    hard: u64,
     /// How much more is right of what it held out, points.
     gained_points: f64,
 }
 
-/// A site learns as its trainer does; `None` if it has too few pictures to learn from.
-fn learn(
-    runtime: &Onnx,
-    model: &Model,
-    ground: &Ground,
-    known: &[(&Path, usize)],
-    labels: &[String],
-    into: &Path,
-    stop: &CancellationToken,
-) -> Result<Option<Learned>, BenchError> {
-    std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
-    let index = into.join("index.csv");
-    let mut text = String::from("file,label\n");
-    for (path, class) in known {
-        text.push_str(&format!("{},{}\n", path.display(), labels[*class]));
+/// What sites learn from and with.
+struct Learner<'a> {
+    runtime: &'a Onnx,
+    model: &'a Model,
+    ground: &'a Ground,
+    labels: &'a [String],
+    stop: &'a CancellationToken,
+}
+
+impl Learner<'_> {
+    /// A site learns as its trainer does; `None` if it has too few pictures to learn from. `into`: a folder of its own.
+    fn learn(
+        &self,
+        known: &[(&Path, usize)],
+        doubtful: &[bool],
+        focus: Option<&HardFocus>,
+        steering: Steering,
+        into: &Path,
+    ) -> Result<Option<Learned>, BenchError> {
+        std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
+        let index = into.join("index.csv");
+        let mut text = String::from("file,label,hard\n");
+        for ((path, class), doubtful) in known.iter().zip(doubtful) {
+            text.push_str(&format!("{},{},{doubtful}\n", path.display(), self.labels[*class]));
+        }
+        std::fs::write(&index, text).map_err(BenchError::file(&index))?;
+        let settings = steering.training();
+        let mut examples = match Examples::read(into, self.labels, settings.held_out_ratio) {
+            Ok(examples) => examples,
+            Err(TrainError::NoExamples { .. } | TrainError::SingleClass { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(focus) = focus {
+            focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
+        }
+        let around = Training { stop: self.stop, pace: Pace::free(&settings.limits), checkpoints: None };
+        let trained = train(self.runtime, self.model, &examples, &settings, around, |_| {})?;
+        let (before, after) = trained.held_out();
+        let mut of_class = vec![0; self.labels.len()];
+        examples.of(Split::Train).for_each(|example| of_class[example.class] += 1);
+        let hard = examples.of(Split::Train).filter(|example| example.hard).count() as u64;
+        let gained_points = (after.accuracy_ratio - before.accuracy_ratio) * 100.0;
+        let row = self.ground.layout.row(&trained.values());
+        Ok(row.map(|row| Learned { row, of_class, hard, gained_points }))
     }
-    std::fs::write(&index, text).map_err(BenchError::file(&index))?;
-    let settings = TrainSettings::default();
-    let examples = match Examples::read(into, labels, settings.held_out_ratio) {
-        Ok(examples) => examples,
-        Err(TrainError::NoExamples { .. } | TrainError::SingleClass { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let around = Training { stop, pace: Pace::free(&settings.limits), checkpoints: None };
-    let trained = train(runtime, model, &examples, &settings, around, |_| {})?;
-    let (before, after) = trained.held_out();
-    let mut of_class = vec![0; labels.len()];
-    examples.of(training::examples::Split::Train).for_each(|example| of_class[example.class] += 1);
-    let gained_points = (after.accuracy_ratio - before.accuracy_ratio) * 100.0;
-    Ok(ground.layout.row(&trained.values()).map(|row| Learned { row, of_class, gained_points }))
 }

@@ -19,6 +19,8 @@ use crate::federated::{Scheme, fresh, scheme_named};
 /// The project's own, in a checkout.
 const OWN: (&str, &str, &str) =
     ("fixtures/images/fashion", "fixtures/models/fashion-light", "fixtures/models/fashion-heavy");
+/// Name of the model that was named, to begin with.
+pub const NAMED: &str = "model";
 /// Of each class: pictures that the weaker models to begin with learn from, at most a fifth.
 const MAKERS_OF_CLASS: usize = 120;
 /// Of each class: pictures in the public set, at most two fifths.
@@ -389,7 +391,7 @@ fn starts(
         }
         starts.push((name.to_owned(), write(&row, &name[..2])?));
     }
-    starts.push(("model".into(), model.clone()));
+    starts.push((NAMED.into(), model.clone()));
     starts.push(("cloud".into(), cloud));
     starts.retain(|(name, _)| only.is_empty() || only.contains(name));
     let start = |(name, model): (String, Model)| -> Result<Start, BenchError> {

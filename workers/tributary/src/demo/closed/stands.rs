@@ -76,7 +76,8 @@ impl Stands {
         let (base, weights) = history.base(&withdrawn, &self.first);
         let number = history.last() + 1;
         let asked = open::sites(settings, number, &BTreeMap::new());
-        let terms = open::terms(base, weights, asked, settings);
+        let focus = open::read_focus(&self.cloud, &base, settings).await?;
+        let terms = open::terms(base, weights, asked, focus, settings);
         let publisher = Publisher::new(self.cloud.clone(), Duration::from_secs(10));
         let said = open::say(&publisher, &self.model, number, RoundEvent::Opened(terms)).await;
         ensure!(said.map_err(roles::people)?, "round {number} was opened by somebody else");

@@ -126,7 +126,7 @@ fn train(
     let example = |(number, picture): (usize, &&Picture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
         let split = if number % HELD_OUT == 0 { Split::HeldOut } else { Split::Train };
-        Some(Example { path: picture.path.clone(), class, split, hard: false })
+        Some(Example { path: picture.path.clone(), class, split, hard: false, times: 1.0 })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut told: Option<anyhow::Error> = None;
