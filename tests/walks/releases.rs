@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::pictures::LIGHT;
-use harness::program::fixture;
+use harness::program::{fixture, run};
 use harness::{Cut, Oracle, Plan, World, seed, until};
 use nix::sys::signal::Signal;
 use rollout::{log, stage};
@@ -152,6 +152,10 @@ async fn a_release_is_tried_by_one_site_then_all_have_it_and_no_image_is_lost() 
     let second = import(&world, &again(world.folder(), 1)).await;
     let tried = becomes(&world, &second, ReleaseStage::Canary).await;
     assert_eq!(tried.canary.unwrap().ring, ["site-2".parse().unwrap()]);
+    // No round starts beside it: what came of it would start from what may be withdrawn.
+    let (url, model) = (world.cloud_url(), fixture(LIGHT).display().to_string());
+    let refused = run(world.folder(), &["round", "open", "--nats", &url, "--model", &model]).await.unwrap();
+    assert!(!refused.success && refused.err.contains("is tried, and a round would start"), "{}", refused.err);
     let stable = becomes(&world, &second, ReleaseStage::Stable).await;
     let measures: Vec<&str> = stable.decision.findings.iter().map(|finding| finding.measure.as_str()).collect();
     assert_eq!(measures, ["agreement", "sent up", "confidence", "cost", "faults"]);

@@ -474,6 +474,66 @@ async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_
 }
 
 #[tokio::test]
+async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
+    let mut world = World::start(Plan::default()).await.unwrap();
+    let public = format!("aggregator.public={}", public(world.folder(), 9).display());
+    let settings =
+        ["round.every_s=0", "round.quorum=1", "round.grace_s=0", "round.stop_after=2", "merge.candidates=[\"fedavg\"]"];
+    let mut settings = settings.map(|pair| format!("aggregator.{pair}")).to_vec();
+    settings.push(public);
+    world.aggregator("aggregator", &settings).unwrap();
+    world.all_started().await.unwrap();
+    let first = initial();
+    let path = world.folder().join(format!("releases/models/{}/{first}/weights.safetensors", model()));
+    // What a site learned is what it knew before, but for the last number.
+    let mut bytes = until("the first release", PATIENCE, async || Ok(std::fs::read(&path).ok())).await.unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&0.01_f32.to_le_bytes());
+    for number in 1..=2 {
+        opened(&world, number).await;
+        send(&world, "a", number, &first, &bytes, |_| {}).await;
+        let RoundEvent::Failed(note) = ended(&world, number).await else { panic!("round {number} made a release") };
+        assert_eq!(note.name, "nothing_gained", "{note:?}");
+        assert!(note.reason.contains("it is least right about"), "{note:?}");
+    }
+    stops(&world, None).await;
+    send(&world, "a", 0, &first, &bytes, |_| {}).await;
+    opened(&world, 3).await;
+    for number in 3..=4 {
+        opened(&world, number).await;
+        send(&world, "a", number, &first, &bytes, |_| {}).await;
+        assert!(matches!(ended(&world, number).await, RoundEvent::Failed(_)));
+    }
+    let worker = stops(&world, None).await;
+    // Nor does one that is started anew begin again, though it reads once more what a site had learned before.
+    world.worked("aggregator").unwrap().restart().unwrap();
+    stops(&world, Some(worker)).await;
+    assert!(
+        read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
+    );
+}
+
+/// Waits until a round is open.
+async fn opened(world: &World, number: u64) {
+    let slot = subject::round(&model(), number, "opened");
+    let opened = until("a round", LONG, async || Ok(read::last(&world.cloud, topology::UPDATES, &slot).await?));
+    opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
+}
+
+/// Waits until an aggregator, another than this one, says that it opens no round any more; its name.
+async fn stops(world: &World, other_than: Option<String>) -> String {
+    let stopped = async || {
+        let beats = Fleet::open(&world.cloud).await?.alive().await?;
+        let others = beats.into_iter().filter(|beat| Some(&beat.worker) != other_than.as_ref());
+        Ok(others.filter_map(|beat| Some((beat.worker, beat.rounds?))).find(|(_, rounds)| rounds.state == "stopped"))
+    };
+    let stopped = until("rounds stop", LONG, stopped).await;
+    let (worker, rounds) = stopped.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    assert!(rounds.why.contains("rounds in a row gained nothing"), "{}", rounds.why);
+    worker
+}
+
+#[tokio::test]
 async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_from_releases_and_rounds() {
     let plan = Plan::default()
         .set("trainer.collect.least_fresh=1000000")

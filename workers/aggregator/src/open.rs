@@ -70,6 +70,13 @@ impl History {
         u32::try_from(ends.take_while(|nothing| *nothing).count()).unwrap_or(u32::MAX)
     }
 
+    /// Sequence of the last word about how a round ended; 0 if none has.
+    pub fn last_end(&self) -> u64 {
+        let is_end = |event: &RoundEvent| matches!(event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_));
+        let ends = self.all.iter().filter(|(_, _, round)| is_end(&round.event));
+        ends.map(|(sequence, _, _)| *sequence).max().unwrap_or(0)
+    }
+
     /// The releases before a message of this sequence, each the parent of the next or what that was remade as.
     pub fn lineage(&self, first: &ReleaseId, before_sequence: u64) -> Vec<ReleaseId> {
         let mut rounds = Rounds::new(first.clone());

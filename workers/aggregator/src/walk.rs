@@ -439,7 +439,9 @@ impl Aggregator {
             RoundEvent::Sealed { release, updates, .. } => {
                 Some(format!("round {number}: release {} of {updates} updates", release.short()))
             }
-            RoundEvent::Failed(note) => Some(format!("round {number}: {} ({})", note.reason, note.name)),
+            RoundEvent::Failed(note) => {
+                Some(format!("round {number}: {} ({}); {}", note.reason, note.name, note.remedy))
+            }
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         };
         // The end of a round that another one took the place of leaves that one as it is.

@@ -33,8 +33,8 @@ impl Aggregator {
 
     /// Whether an update counts.
     pub(super) async fn consider(&mut self, update: Update, record: &Record, stored_at_ms: u64) -> Result<(), Fault> {
-        if update.round == 0 {
-            // A site learned from new labels: there may be something to gain again.
+        if update.round == 0 && record.sequence > self.history.last_end() {
+            // A site learned from new labels since: there may be something to gain again.
             self.without_gain = 0;
         }
         match self.rounds.arrived(update, record.sequence, stored_at_ms) {
