@@ -4,7 +4,7 @@
 //! Shared: [`workload`] (what is recognized), [`bare`] (the same work without the pipeline), [`site`] (a
 //! server and a recognizer in processes of their own), [`load`] (images in, answers out), [`window`] (what
 //! happened in a stretch of time), [`process`] (what the kernel says about processes), [`stats`],
-//! `games` (many of one kind, on all cores), [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
+//! `games` (many of one kind, on all cores), [`camera`] (the same scenes shown otherwise), [`report`] (a table for people, JSON for programs), [`curve`], [`chart`] and [`bars`]. For policies: [`field`]
 //! (a site and a cloud), [`shape`] (the link between them), [`paced`] (a cloud with a pace of its own),
 //! [`labelled`] (images with true labels), [`ear`] (what is answered, and when), [`worker`].
 //!
@@ -13,6 +13,7 @@
 pub mod aggregate;
 pub mod bare;
 pub mod bars;
+pub mod camera;
 pub mod canary;
 pub mod chart;
 pub mod curve;

@@ -92,9 +92,10 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
     Ok(found::report(&world, &played, options))
 }
 
-/// Games from the model that is named, the same but for what hard cases do.
+/// Games from models that know something, the same but for what hard cases do.
 fn compared(world: &World) -> impl Iterator<Item = Game<'_>> {
-    let start = world.starts.iter().filter(|start| start.name == world::NAMED && !start.is_slow);
+    let start =
+        world.starts.iter().filter(|start| [world::NAMED, "60 %"].contains(&start.name.as_str()) && !start.is_slow);
     start.flat_map(|start| {
         let cases = CASES.iter().enumerate().flat_map(|case| (0..COMPARED).map(move |again| (case, again)));
         cases.flat_map(move |((number, case), again)| {

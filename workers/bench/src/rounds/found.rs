@@ -150,7 +150,11 @@ fn notes(world: &World, played: &[&Played]) -> Vec<String> {
 fn compare(played: &[&Played]) -> Vec<String> {
     let with = |steering: Steering| {
         let of = |wanted: Steering| played.iter().filter(move |played| played.steering == wanted);
-        let plain = |game: &Played| of(Steering::None).find(|plain| plain.seed == game.seed).map(|plain| points(plain));
+        let plain = |game: &Played| {
+            of(Steering::None)
+                .find(|plain| plain.seed == game.seed && plain.start == game.start)
+                .map(|plain| points(plain))
+        };
         let added: Vec<f64> = of(steering).filter_map(|game| Some(points(game) - plain(game)?)).collect();
         let mean = mean(&added)?;
         let spread =
@@ -163,7 +167,7 @@ fn compare(played: &[&Played]) -> Vec<String> {
             Steering::Default | Steering::None => "nothing",
         };
         Some(format!(
-            "{what}: {mean:+.2} points over nothing of that, ±{:.2} (95 of 100), {} games.",
+            "{what}: {mean:+.2} points over nothing of that, ±{:.2} (95 of 100), {} games with rule fedavg.",
             1.96 * error,
             added.len()
         ))

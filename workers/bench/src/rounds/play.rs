@@ -22,7 +22,8 @@ use training::{TrainError, folder};
 use vision::{Model, Onnx};
 
 use super::steering::{Steering, find_doubtful};
-use super::world::{Camera, Case, Labels, Picture, Start, World};
+use super::world::{Case, Labels, Picture, Start, World};
+use crate::camera::Camera;
 use crate::error::BenchError;
 use crate::federated::site;
 

@@ -10,9 +10,10 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use vision::{DecodeSettings, Model, Onnx, Pixels, decode, tensor};
+use vision::{Model, Onnx, Pixels, tensor};
 
 use super::Options;
+use crate::camera::{Camera, ppm, read};
 use crate::error::BenchError;
 use crate::federated::{Scheme, fresh, scheme_named};
 
@@ -35,20 +36,6 @@ const WRONG_RATIO: f64 = 0.1;
 const LEAST_VERDICT_RATIO: f32 = 0.6;
 /// Numbers of a model above which training takes long.
 const SLOW: usize = 300_000;
-
-/// How a camera shows its pictures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Camera {
-    /// As they are.
-    Plain,
-    /// Half as bright.
-    Dark,
-    /// Out of focus.
-    Blurred,
-    /// Before something that is not black.
-    Background,
-}
 
 /// How pictures are divided among sites, and what half of the cameras do to them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -239,61 +226,6 @@ impl Parts {
     }
 }
 
-fn read(path: &Path) -> Result<Pixels, BenchError> {
-    let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
-    let unusable = |why: String| BenchError::NoImages { folder: path.to_owned(), why };
-    decode(&bytes, &DecodeSettings::default()).map_err(|error| unusable(error.to_string()))
-}
-
-/// What a camera makes of a picture.
-fn through(image: &Pixels, camera: Camera) -> Pixels {
-    let mut image = image.clone();
-    let (width, height) = (image.width_px as usize, image.height_px as usize);
-    match camera {
-        Camera::Plain => {}
-        Camera::Dark => image.rgb.iter_mut().for_each(|value| *value /= 2),
-        Camera::Blurred => {
-            // Twice a mean over neighbours comes near a lens out of focus.
-            let reach = (width.min(height) / 20).max(1);
-            for _ in 0..2 {
-                image.rgb = smeared(&image.rgb, (width, 3), (height, 3 * width), reach);
-                image.rgb = smeared(&image.rgb, (height, 3 * width), (width, 3), reach);
-            }
-        }
-        Camera::Background => {
-            for (place, pixel) in image.rgb.chunks_exact_mut(3).enumerate() {
-                // From one side to the other: 40 to 110 of 255.
-                let behind = 40 + (70 * (place % width.max(1)) / width.max(1)) as u8;
-                pixel.iter_mut().for_each(|value| *value = (*value).max(behind));
-            }
-        }
-    }
-    image
-}
-
-/// The mean over the neighbours along one axis. `along`, `across`: how many pixels there are, and how far apart they lie.
-fn smeared(rgb: &[u8], along: (usize, usize), across: (usize, usize), reach: usize) -> Vec<u8> {
-    let mut new = rgb.to_vec();
-    for line in 0..across.0 {
-        for color in 0..3 {
-            let at = |pixel: usize| line * across.1 + pixel * along.1 + color;
-            for pixel in 0..along.0 {
-                let near = pixel.saturating_sub(reach)..(pixel + reach + 1).min(along.0);
-                let (count, sum) = (near.len() as u32, near.map(|near| u32::from(rgb[at(near)])).sum::<u32>());
-                new[at(pixel)] = (sum / count) as u8;
-            }
-        }
-    }
-    new
-}
-
-/// A picture as a file: PNM, which needs no encoder.
-fn ppm(image: &Pixels) -> Vec<u8> {
-    let mut bytes = format!("P6\n{} {}\n255\n", image.width_px, image.height_px).into_bytes();
-    bytes.extend_from_slice(&image.rgb);
-    bytes
-}
-
 /// Pictures made ready for a model.
 fn ready<'a>(
     pictures: impl Iterator<Item = (&'a Pixels, usize)>,
@@ -301,7 +233,7 @@ fn ready<'a>(
     camera: Camera,
 ) -> Result<Public, BenchError> {
     let other = |number: usize| if number % 2 == 1 { camera } else { Camera::Plain };
-    let shown = pictures.enumerate().map(|(number, (image, class))| (through(image, other(number)), class));
+    let shown = pictures.enumerate().map(|(number, (image, class))| (other(number).show(image), class));
     tensors(shown, model)
 }
 
@@ -349,10 +281,10 @@ fn write_pictures(
         std::fs::create_dir_all(&folder).map_err(BenchError::file(&folder))?;
         for (number, (shown, picture)) in pictures.iter().zip(&mut all).enumerate() {
             let path = folder.join(format!("{number}.ppm"));
-            std::fs::write(&path, ppm(&through(&shown.image, camera))).map_err(BenchError::file(&path))?;
+            std::fs::write(&path, ppm(&camera.show(&shown.image))).map_err(BenchError::file(&path))?;
             picture.files.insert(camera, path);
         }
-        let shown = tensors(pictures.iter().map(|shown| (through(&shown.image, camera), shown.class)), cloud)?;
+        let shown = tensors(pictures.iter().map(|shown| (camera.show(&shown.image), shown.class)), cloud)?;
         let tried = judge.score(&ground.base, &shown, &shown.all())?;
         for (picture, probabilities) in all.iter_mut().zip(tried.probabilities.chunks_exact(classes)) {
             let best = (0..classes).max_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b])).unwrap_or(0);
@@ -406,18 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cameras_show_pictures_otherwise_and_every_case_has_a_scheme() {
-        let rgb = (0..400).flat_map(|place| [if place % 20 < 10 { 0 } else { 200 }; 3]).collect();
-        let image = Pixels { width_px: 20, height_px: 20, rgb };
-        let mean = |image: &Pixels| image.rgb.iter().map(|value| u32::from(*value)).sum::<u32>() / 1200;
-        assert_eq!(through(&image, Camera::Plain), image);
-        assert_eq!(mean(&through(&image, Camera::Dark)), 50);
-        let blurred = through(&image, Camera::Blurred);
-        assert!(mean(&blurred).abs_diff(100) < 6, "as bright as before");
-        let edge: Vec<u8> = (8..12).map(|x| blurred.rgb[3 * (20 * 5 + x)]).collect();
-        assert!(edge.windows(2).all(|pair| pair[0] < pair[1]) && edge[0] > 0 && edge[3] < 200, "{edge:?}");
-        assert!(mean(&through(&image, Camera::Background)) > 115);
-        assert_eq!(decode(&ppm(&image), &DecodeSettings::default()).unwrap(), image);
+    fn every_case_has_a_scheme() {
         assert!(CASES.iter().all(|case| case.scheme().is_some()));
     }
 }

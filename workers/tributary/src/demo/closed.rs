@@ -19,13 +19,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use bench::camera::Camera;
 use runtime::Shutdown;
 use schemas::ModelName;
 use streams::{Bus, NatsSettings};
 use tokio_util::sync::CancellationToken;
 use vision::{Model, Onnx};
 
-use super::{HEAVY, PICTURES};
+use super::{HEAVY, LIGHT, PICTURES};
 use crate::settings::Settings;
 use crate::site::Running;
 use crate::{form, out, up};
@@ -69,12 +70,20 @@ pub struct LoopArgs {
     /// The cloud's model; made from half of the pictures if absent.
     #[arg(long, value_name = "DIR", requires = "data")]
     cloud_model: Option<PathBuf>,
+    /// With --loop: cameras show all pictures before another background than those the models learned from. Without --data
+    /// sites begin with the model that is shipped, which is good before its own background.
+    #[arg(long)]
+    changed_cameras: bool,
 }
 
 impl LoopArgs {
     /// An option that means nothing without --loop, if one was given.
     pub fn idle(&self) -> Option<&'static str> {
-        let given = [("--rounds", self.rounds.is_some()), ("--data", self.data.is_some())];
+        let given = [
+            ("--rounds", self.rounds.is_some()),
+            ("--data", self.data.is_some()),
+            ("--changed-cameras", self.changed_cameras),
+        ];
         given.into_iter().find(|(_, given)| *given && !self.looped).map(|(name, _)| name)
     }
 }
@@ -148,14 +157,15 @@ async fn begin(
     shutdown: &Shutdown,
 ) -> anyhow::Result<Begun> {
     let own = args.data.is_none();
+    let changed = args.changed_cameras;
     let given = Given {
-        start: args.model.clone(),
+        start: if own && changed { Some(LIGHT.into()) } else { args.model.clone() },
         blank: own.then(|| INITIAL.into()),
         cloud: if own { Some(HEAVY.into()) } else { args.cloud_model.clone() },
     };
     let makers = match (own, &given.start, &given.cloud) {
+        (_, Some(_), Some(_)) => Makers::Nobody,
         (true, ..) => Makers::OfClass(START_OF_CLASS),
-        (false, Some(_), Some(_)) => Makers::Nobody,
         (false, ..) => Makers::Half,
     };
     let (data, groups, store) = (data.to_owned(), args.groups.clone(), store.to_owned());
@@ -167,10 +177,18 @@ async fn begin(
             format!("pictures in {}: run this in a checkout of the project, or name --data", data.display())
         })?;
         let labels: std::collections::BTreeSet<&str> = pictures.iter().map(|picture| picture.label.as_str()).collect();
-        let unseen = if own { UNSEEN } else { (labels.len() / 3).max(1) };
-        let divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
+        let unseen = match (&given.start, own) {
+            // What a model has seen that is given is not known.
+            (Some(_), _) => 0,
+            (None, true) => UNSEEN,
+            (None, false) => (labels.len() / 3).max(1),
+        };
+        let mut divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
         let onnx = Onnx::find_and_load(library.as_deref())?;
         std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be made", store.display()))?;
+        if changed {
+            divided.show(Camera::Background, &store.join("shown"))?;
+        }
         let start = start::make(&onnx, &divided, &given, &store, &told)?;
         let right = Right::of(&onnx, &start.model, &divided.test)?;
         let cloud = Right::of(&onnx, &start.cloud, &divided.test)?;
@@ -308,14 +326,18 @@ fn outro(found: &Found, chart: &Path) -> String {
     let (first, last) = (found.turns.first(), found.turns.last());
     let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
         format!(
-            "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}); of unseen classes: {} → {}.\n",
+            "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}){}.\n",
             round::percent(first.up_ratio()),
             round::percent(last.up_ratio()),
             round::percent(first.test.ratio()),
             round::percent(last.test.ratio()),
             round::percent(found.cloud.ratio()),
-            round::percent(first.test.ratio_of(&found.unseen)),
-            round::percent(last.test.ratio_of(&found.unseen)),
+            if found.unseen.is_empty() {
+                String::new()
+            } else {
+                let (first, last) = (first.test.percent_of(&found.unseen), last.test.percent_of(&found.unseen));
+                format!("; of unseen classes: {first} → {last}")
+            },
         )
     });
     format!(
@@ -334,6 +356,8 @@ Try next:
       ask the cloud more often: more verdicts to learn from
   {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.05
       try releases more strictly: more of them are taken back, or not decided in time
+  {program} demo --loop --changed-cameras
+      from a model that is good, when what cameras show has changed
   {program} demo --loop --data DIR
       with pictures of your own; both models are made from them
   {program} up --sites 2 --train --merge --model DIR --cloud-model DIR

@@ -61,7 +61,7 @@ impl Found {
             percent(turn.site.ratio()),
             percent(turn.together.ratio()),
             percent(turn.test.ratio()),
-            percent(turn.test.ratio_of(&self.unseen)),
+            turn.test.percent_of(&self.unseen),
             sealed.map_or_else(String::new, |sealed| sealed.updates.to_string()),
             sealed.map_or_else(String::new, |sealed| short(&sealed.release)),
             turn.made.as_ref().map_or_else(String::new, trial),
@@ -103,6 +103,11 @@ impl Found {
         })
     }
 
+    /// Share of the pictures of unseen classes that is right; `None` if all were seen.
+    fn of_unseen(&self, right: &Right) -> Option<f64> {
+        (!self.unseen.is_empty()).then(|| right.ratio_of(&self.unseen))
+    }
+
     fn turn_json(&self, turn: &Turn) -> serde_json::Value {
         let share = |count: usize| count as f64 / turn.images.max(1) as f64;
         let made = turn.made.as_ref().map(|made| {
@@ -111,7 +116,7 @@ impl Found {
                     "release": sealed.release,
                     "updates": sealed.updates,
                     "accuracy_test_ratio": sealed.test.ratio(),
-                    "accuracy_test_unseen_ratio": sealed.test.ratio_of(&self.unseen),
+                    "accuracy_test_unseen_ratio": self.of_unseen(&sealed.test),
                     "decision": sealed.decision,
                 })
             });
@@ -127,7 +132,7 @@ impl Found {
             "accuracy_sites_ratio": turn.site.ratio(),
             "accuracy_final_ratio": turn.together.ratio(),
             "accuracy_test_ratio": turn.test.ratio(),
-            "accuracy_test_unseen_ratio": turn.test.ratio_of(&self.unseen),
+            "accuracy_test_unseen_ratio": self.of_unseen(&turn.test),
             "made": made,
             "took_s": turn.took_s,
         })

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use bench::camera::{self, Camera};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -11,8 +12,9 @@ use rand::{RngExt, SeedableRng};
 /// Most pictures of a class that sites see, that models are made from, and that are measured by: of frequent classes the
 /// others are left out.
 const MOST_OF_CLASS: usize = 200;
-/// Pictures of a class in the public set.
-const PUBLIC_OF_CLASS: usize = 20;
+/// Pictures of a class in the public set, at the most; a third of them is chosen by, and of fewer a gain would often be no more
+/// than chance.
+const PUBLIC_OF_CLASS: usize = 40;
 /// Of a class that one site sees often it has so much of what there is, and the other site the rest.
 const OFTEN: f64 = 0.7;
 /// Share to measure by where the index names no split `test`.
@@ -55,6 +57,21 @@ pub struct Divided {
     pub sites: Vec<Vec<Picture>>,
     /// What is measured by; nobody learns from it.
     pub test: Vec<Picture>,
+}
+
+impl Divided {
+    /// Shows what sites, the public set and the test have as a camera does, in files of their own.
+    pub fn show(&mut self, camera: Camera, into: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(into).with_context(|| format!("{} cannot be made", into.display()))?;
+        let sites = self.sites.iter_mut().flatten();
+        for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
+            let path = into.join(format!("{number}.ppm"));
+            let shown = camera::ppm(&camera.show(&camera::read(&picture.path)?));
+            std::fs::write(&path, shown).with_context(|| format!("{} cannot be written", path.display()))?;
+            picture.path = path;
+        }
+        Ok(())
+    }
 }
 
 /// Reads a folder: with an `index.csv` of files and labels, or with a folder for each label. `groups`: the column that says
@@ -149,7 +166,7 @@ pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usi
                 let left = MOST_OF_CLASS.saturating_sub(test);
                 test += group.len();
                 divided.test.extend(group.into_iter().take(left));
-            } else if public < PUBLIC_OF_CLASS.min(count / 10).max(2) {
+            } else if public < PUBLIC_OF_CLASS.min(count / 5).max(2) {
                 public += group.len();
                 divided.public.extend(group);
             } else if made < makers_want {

@@ -63,6 +63,19 @@ impl Right {
         ratio(self.of_label.values())
     }
 
+    /// The same in words, for a table; of no labels nothing.
+    pub fn percent_of(&self, labels: &BTreeSet<String>) -> String {
+        if labels.is_empty() { String::new() } else { super::round::percent(self.ratio_of(labels)) }
+    }
+
+    /// The same in words, to go on with a sentence; of no labels nothing.
+    pub fn said_of(&self, labels: &BTreeSet<String>) -> String {
+        if labels.is_empty() {
+            return String::new();
+        }
+        format!(", {} of classes unseen at the start", super::round::percent(self.ratio_of(labels)))
+    }
+
     /// Share of the pictures with these labels that is right, 0 to 1.
     pub fn ratio_of(&self, labels: &BTreeSet<String>) -> f64 {
         ratio(self.of_label.iter().filter(|(label, _)| labels.contains(*label)).map(|(_, counts)| counts))

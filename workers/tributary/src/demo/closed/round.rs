@@ -146,11 +146,11 @@ impl Loop {
         };
         let test = self.tested(&release).await?;
         out::line(format_args!(
-            "  release {} of {}: {} right of the test pictures, {} of classes unseen at the start",
+            "  release {} of {}: {} right of the test pictures{}",
             release.short(),
             form::count(updates.into(), "update"),
             percent(test.ratio()),
-            percent(test.ratio_of(&self.unseen))
+            test.said_of(&self.unseen)
         ))?;
         let mut sealed = Sealed { release, updates, test, decision: None };
         if !self.stands.is_offered(&sealed.release).await? {
@@ -168,10 +168,10 @@ impl Loop {
 
     fn say_tested(&self, test: &Right) -> anyhow::Result<()> {
         out::line(format_args!(
-            "  {} test pictures: {} right by the sites' model, {} of classes unseen at the start",
+            "  {} test pictures: {} right by the sites' model{}",
             self.test.len(),
             percent(test.ratio()),
-            percent(test.ratio_of(&self.unseen))
+            test.said_of(&self.unseen)
         ))
     }
 
