@@ -41,7 +41,7 @@ Examples:
   tributary demo
   tributary demo --loop
   tributary demo --loop --rounds 8 --json loop.json
-  tributary demo --loop --changed-cameras                from the shipped model, before another background
+  tributary demo --loop --dark-cameras                   from the shipped model, when it has grown dark
   tributary demo --loop --data ./photos
   tributary demo --loop --data ./fish --groups track     pictures of one track stay on one side
   tributary demo --loop --data ./photos --model ./site --cloud-model ./cloud";

@@ -70,10 +70,10 @@ pub struct LoopArgs {
     /// The cloud's model; made from half of the pictures if absent.
     #[arg(long, value_name = "DIR", requires = "data")]
     cloud_model: Option<PathBuf>,
-    /// With --loop: cameras show all pictures before another background than those the models learned from. Without --data
-    /// sites begin with the model that is shipped, which is good before its own background.
+    /// With --loop: it has grown dark, and cameras show all pictures a quarter as bright. Without --data sites begin with the
+    /// model that is shipped, which is good by day.
     #[arg(long)]
-    changed_cameras: bool,
+    dark_cameras: bool,
 }
 
 impl LoopArgs {
@@ -82,7 +82,7 @@ impl LoopArgs {
         let given = [
             ("--rounds", self.rounds.is_some()),
             ("--data", self.data.is_some()),
-            ("--changed-cameras", self.changed_cameras),
+            ("--dark-cameras", self.dark_cameras),
         ];
         given.into_iter().find(|(_, given)| *given && !self.looped).map(|(name, _)| name)
     }
@@ -157,9 +157,9 @@ async fn begin(
     shutdown: &Shutdown,
 ) -> anyhow::Result<Begun> {
     let own = args.data.is_none();
-    let changed = args.changed_cameras;
+    let dark = args.dark_cameras;
     let given = Given {
-        start: if own && changed { Some(LIGHT.into()) } else { args.model.clone() },
+        start: if own && dark { Some(LIGHT.into()) } else { args.model.clone() },
         blank: own.then(|| INITIAL.into()),
         cloud: if own { Some(HEAVY.into()) } else { args.cloud_model.clone() },
     };
@@ -186,8 +186,8 @@ async fn begin(
         let mut divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
         let onnx = Onnx::find_and_load(library.as_deref())?;
         std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be made", store.display()))?;
-        if changed {
-            divided.show(Camera::Background, &store.join("shown"))?;
+        if dark {
+            divided.show(&[Camera::Dark; 2], &store.join("shown"))?;
         }
         let start = start::make(&onnx, &divided, &given, &store, &told)?;
         let right = Right::of(&onnx, &start.model, &divided.test)?;
@@ -356,8 +356,8 @@ Try next:
       ask the cloud more often: more verdicts to learn from
   {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.05
       try releases more strictly: more of them are taken back, or not decided in time
-  {program} demo --loop --changed-cameras
-      from a model that is good, when what cameras show has changed
+  {program} demo --loop --dark-cameras
+      from a model that is good, when it has grown dark
   {program} demo --loop --data DIR
       with pictures of your own; both models are made from them
   {program} up --sites 2 --train --merge --model DIR --cloud-model DIR

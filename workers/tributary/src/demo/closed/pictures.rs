@@ -60,14 +60,15 @@ pub struct Divided {
 }
 
 impl Divided {
-    /// Shows what sites, the public set and the test have as a camera does, in files of their own.
-    pub fn show(&mut self, camera: Camera, into: &Path) -> anyhow::Result<()> {
+    /// Shows what sites, the public set and the test have as cameras do, one after the other, in files of their own.
+    pub fn show(&mut self, cameras: &[Camera], into: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(into).with_context(|| format!("{} cannot be made", into.display()))?;
         let sites = self.sites.iter_mut().flatten();
         for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
             let path = into.join(format!("{number}.ppm"));
-            let shown = camera::ppm(&camera.show(&camera::read(&picture.path)?));
-            std::fs::write(&path, shown).with_context(|| format!("{} cannot be written", path.display()))?;
+            let shown = cameras.iter().fold(camera::read(&picture.path)?, |image, camera| camera.show(&image));
+            std::fs::write(&path, camera::ppm(&shown))
+                .with_context(|| format!("{} cannot be written", path.display()))?;
             picture.path = path;
         }
         Ok(())
