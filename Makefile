@@ -19,6 +19,7 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 	cargo run --release --locked --package tributary -- bench train
 	cargo run --release --locked --package tributary -- bench aggregate
 	cargo run --release --locked --package tributary -- bench federated
+	cargo run --release --locked --package tributary -- bench rounds
 	cargo run --release --locked --package tributary -- bench replay
 	cargo run --release --locked --package tributary -- bench scale
 

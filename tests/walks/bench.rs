@@ -72,6 +72,14 @@ async fn the_quick_bench_of_rules_writes_its_headline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_bench_of_rounds_writes_its_headline() {
+    let headline = headline_with("rounds", &["--start", "random"]).await;
+    for name in ["worst_release_minus_start_points", "mean_gain_points_shifted", "shown_minus_true_points"] {
+        assert!(headline.contains_key(name), "{name} is missing in {headline:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_bench_of_merging_writes_its_headline() {
     let headline = headline("aggregate").await;
     for name in ["sum_over_read_10x25", "median_over_read_10x25", "trimmed_over_read_10x25", "peak_over_one_model"] {

@@ -219,7 +219,12 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
             world.worked("trainer-2").unwrap().kill().unwrap();
             world.worked("courier-2").unwrap().kill().unwrap();
         }
-        assert_eq!(open(&world, &["--quorum", quorum, "--grace-s", "1", "--deadline-s", "100"]).await, number);
+        let more = ["--quorum", quorum, "--grace-s", "1", "--deadline-s", "100"];
+        let focus = ["--set", "aggregator.round.hard_focus=0.5"];
+        assert_eq!(open(&world, &[&more[..], &focus].concat()).await, number);
+        if number == 1 {
+            focuses_on_what_is_hard(&world, number).await;
+        }
         if number == 2 {
             let some =
                 until("a first update", LONG, async || Ok(rounds(&world).await.filter(|report| report.updates > 0)));
@@ -261,6 +266,18 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
     assert!(list.success && list.out.lines().count() >= 7, "{}{}", list.out, list.err);
     let diff = command(&world, &["release", "diff", initial().short(), base.short()]).await;
     assert!(diff.success && diff.out.contains('%'), "{}{}", diff.out, diff.err);
+}
+
+/// A round that asks for it says what its base found hard, though not a pixel of it.
+async fn focuses_on_what_is_hard(world: &World, number: u64) {
+    let slot = subject::round(&model(), number, "opened");
+    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let RoundEvent::Opened(terms) = decode::<Round>(&record.payload).unwrap().event else { panic!("it opens") };
+    let focus = terms.focus.expect("every picture was hard for a model that knows nothing");
+    assert_eq!(focus.strength, 0.5);
+    assert!(focus.classes.windows(2).all(|pair| pair[0].ratio >= pair[1].ratio), "{focus:?}");
+    let all: f32 = focus.classes.iter().map(|class| class.ratio).sum();
+    assert!((all - 1.0).abs() < 1e-3 && focus.classes.iter().all(|class| class.features.is_some()), "{focus:?}");
 }
 
 #[tokio::test]
