@@ -73,8 +73,8 @@ fn rows(beat: &Beat, report: &DriftReport) -> Vec<Vec<String>> {
             vec![
                 worker.clone(),
                 name.to_owned(),
-                form::percent(measure.reference_ratio as f32),
-                form::percent(measure.recent_ratio as f32),
+                form::percent(measure.reference_ratio),
+                form::percent(measure.recent_ratio),
                 format!("{:.3}", measure.distance_ratio),
                 measure.level.as_str().to_owned(),
             ]

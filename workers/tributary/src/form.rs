@@ -42,8 +42,8 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// A ratio from 0 to 1.
-pub fn percent(ratio: f32) -> String {
-    format!("{:.1} %", ratio * 100.0)
+pub fn percent(ratio: impl Into<f64>) -> String {
+    format!("{:.1} %", ratio.into() * 100.0)
 }
 
 /// So many of something, in the plural where it is due.

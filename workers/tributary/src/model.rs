@@ -284,7 +284,7 @@ fn novelty_text(model: &Model, report: &FitReport) -> String {
         ));
     }
     if let Some(against) = against {
-        let percent = |ratio: f64| form::percent(ratio as f32);
+        let percent = |ratio: f64| form::percent(ratio);
         lines.push(format!(
             "told apart   from {} of another kind (area under the ROC curve): {:.3} by novelty, {:.3} by confidence, {:.3} by \
              energy",

@@ -189,7 +189,7 @@ impl Progress {
 }
 
 fn measured(measured: &Measured) -> String {
-    let right = form::percent(measured.accuracy_ratio as f32);
+    let right = form::percent(measured.accuracy_ratio);
     format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
 }
 
@@ -200,7 +200,7 @@ fn text(trained: &Trained, written: Option<&Model>) -> String {
         lines
             .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
     }
-    let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+    let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();
     lines.push(format!(
         "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",

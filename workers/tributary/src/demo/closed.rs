@@ -282,7 +282,7 @@ fn by_class(divided: &Divided, start: &Right, cloud: &Right) -> String {
         right
             .of_label
             .get(label)
-            .map_or_else(String::new, |(right, count)| round::percent(*right as f64 / (*count).max(1) as f64))
+            .map_or_else(String::new, |(right, count)| form::percent(*right as f64 / (*count).max(1) as f64))
     };
     let mut rows: Vec<Vec<String>> = divided
         .labels
@@ -292,7 +292,7 @@ fn by_class(divided: &Divided, start: &Right, cloud: &Right) -> String {
             vec![format!("  {label}"), cell(start, label), cell(cloud, label), unseen.into()]
         })
         .collect();
-    rows.push(vec!["  all".into(), round::percent(start.ratio()), round::percent(cloud.ratio()), String::new()]);
+    rows.push(vec!["  all".into(), form::percent(start.ratio()), form::percent(cloud.ratio()), String::new()]);
     let count = divided.test.len();
     format!(
         "right of {count} test pictures, which nobody learns from:\n{}",
@@ -315,7 +315,7 @@ release is tried, pictures that came before come again, {} a second at each site
 there are pictures: it is kinder to what was learned from them than life would be.
 Trials are less strict than by default (in brackets), for a minute shows few images: {widened}.",
         counts.join(" and "),
-        form::percent(settings.recognizer.verify.sample_ratio as f32),
+        form::percent(settings.recognizer.verify.sample_ratio),
         divided.public.len(),
         flow::PER_S
     )
@@ -327,11 +327,11 @@ fn outro(found: &Found, chart: &Path) -> String {
     let sum = first.zip(last).map_or_else(String::new, |(first, last)| {
         format!(
             "Sent up: {} → {}. Test pictures that the sites' model is right about: {} → {} (the cloud's model: {}){}.\n",
-            round::percent(first.up_ratio()),
-            round::percent(last.up_ratio()),
-            round::percent(first.test.ratio()),
-            round::percent(last.test.ratio()),
-            round::percent(found.cloud.ratio()),
+            form::percent(first.up_ratio()),
+            form::percent(last.up_ratio()),
+            form::percent(first.test.ratio()),
+            form::percent(last.test.ratio()),
+            form::percent(found.cloud.ratio()),
             if found.unseen.is_empty() {
                 String::new()
             } else {

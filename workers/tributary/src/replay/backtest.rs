@@ -128,7 +128,7 @@ fn table(rows: &[Played]) -> String {
         "energy",
         "otherwise",
     ];
-    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |ratio| form::percent(ratio as f32));
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), form::percent);
     let cells = |row: &Played| {
         vec![
             row.name.clone(),

@@ -66,8 +66,8 @@ fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
         format!("same      {} of {images} ({same})", share(*same, *images)),
         format!(
             "sure      {} before, {} now, on average; an image costs {:.2} ms",
-            form::percent(comparison.confidence_before as f32),
-            form::percent(comparison.confidence_now as f32),
+            form::percent(comparison.confidence_before),
+            form::percent(comparison.confidence_now),
             comparison.cost_ms
         ),
     ];

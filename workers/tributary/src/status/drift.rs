@@ -89,7 +89,7 @@ fn change(name: &str, measure: &DriftMeasure) -> String {
 }
 
 fn ratio(ratio: f64) -> String {
-    form::percent(ratio as f32)
+    form::percent(ratio)
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ fn trainings(status: &Status) -> Vec<String> {
             form::count(*labelled, "labelled image"),
             form::count(*sent, "update")
         );
-        let right = |measured: &Measured| form::percent(measured.accuracy_ratio as f32);
+        let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
         if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
             let now = after.as_ref().map(|after| format!(", {} now", right(after)));
             let held_out =

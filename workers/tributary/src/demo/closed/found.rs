@@ -9,7 +9,7 @@ use schemas::ReleaseStage;
 use serde_json::json;
 
 use super::right::Right;
-use super::round::{Made, Turn, percent};
+use super::round::{Made, Turn};
 use super::stands::deciding;
 use crate::form;
 
@@ -57,10 +57,10 @@ impl Found {
         vec![
             if turn.made.is_some() { turn.number.to_string() } else { "end".into() },
             short(&turn.release),
-            percent(turn.up_ratio()),
-            percent(turn.site.ratio()),
-            percent(turn.together.ratio()),
-            percent(turn.test.ratio()),
+            form::percent(turn.up_ratio()),
+            form::percent(turn.site.ratio()),
+            form::percent(turn.together.ratio()),
+            form::percent(turn.test.ratio()),
             turn.test.percent_of(&self.unseen),
             sealed.map_or_else(String::new, |sealed| sealed.updates.to_string()),
             sealed.map_or_else(String::new, |sealed| short(&sealed.release)),

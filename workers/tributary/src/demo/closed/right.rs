@@ -7,6 +7,7 @@ use anyhow::Context;
 use vision::{InferSettings, Model, Onnx, Replica, softmax};
 
 use super::pictures::Picture;
+use crate::form;
 
 /// How many were right of how many, by label.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +66,7 @@ impl Right {
 
     /// The same in words, for a table; of no labels nothing.
     pub fn percent_of(&self, labels: &BTreeSet<String>) -> String {
-        if labels.is_empty() { String::new() } else { super::round::percent(self.ratio_of(labels)) }
+        if labels.is_empty() { String::new() } else { form::percent(self.ratio_of(labels)) }
     }
 
     /// The same in words, to go on with a sentence; of no labels nothing.
@@ -73,7 +74,7 @@ impl Right {
         if labels.is_empty() {
             return String::new();
         }
-        format!(", {} of classes unseen at the start", super::round::percent(self.ratio_of(labels)))
+        format!(", {} of classes unseen at the start", form::percent(self.ratio_of(labels)))
     }
 
     /// Share of the pictures with these labels that is right, 0 to 1.

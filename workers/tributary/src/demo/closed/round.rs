@@ -101,10 +101,10 @@ impl Loop {
         out::line(format_args!(
             "  {} new pictures: {} right by the sites alone, {} with the cloud; sent up {} in doubt, {} sampled",
             turn.images,
-            percent(turn.site.ratio()),
-            percent(turn.together.ratio()),
-            percent(turn.in_doubt as f64 / turn.images.max(1) as f64),
-            percent(turn.sampled as f64 / turn.images.max(1) as f64)
+            form::percent(turn.site.ratio()),
+            form::percent(turn.together.ratio()),
+            form::percent(turn.in_doubt as f64 / turn.images.max(1) as f64),
+            form::percent(turn.sampled as f64 / turn.images.max(1) as f64)
         ))?;
         if last {
             turn.test = self.tested(&turn.release).await?;
@@ -149,7 +149,7 @@ impl Loop {
             "  release {} of {}: {} right of the test pictures{}",
             release.short(),
             form::count(updates.into(), "update"),
-            percent(test.ratio()),
+            form::percent(test.ratio()),
             test.said_of(&self.unseen)
         ))?;
         let mut sealed = Sealed { release, updates, test, decision: None };
@@ -170,7 +170,7 @@ impl Loop {
         out::line(format_args!(
             "  {} test pictures: {} right by the sites' model{}",
             self.test.len(),
-            percent(test.ratio()),
+            form::percent(test.ratio()),
             test.said_of(&self.unseen)
         ))
     }
@@ -236,9 +236,4 @@ fn measured(number: u32, release: ReleaseId, answered: impl Iterator<Item = Answ
         }
     }
     turn
-}
-
-/// A share for people.
-pub fn percent(ratio: f64) -> String {
-    form::percent(ratio as f32)
 }

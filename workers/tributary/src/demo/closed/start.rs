@@ -142,7 +142,7 @@ fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
     if epoch.number == 0 || !epoch.number.is_multiple_of(TOLD) && epoch.number != epochs {
         return Ok(());
     }
-    let right = form::percent(epoch.held_out.accuracy_ratio as f32);
+    let right = form::percent(epoch.held_out.accuracy_ratio);
     out::line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
 }
 
