@@ -1,5 +1,6 @@
 //! The public set: pictures whose labels are known, as many of each class, made ready for a model once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use schemas::model::InputDescription;
@@ -44,21 +45,33 @@ impl PublicParts {
 }
 
 impl Public {
-    /// Reads a folder of labelled pictures, at most so many of each class: the first in the order of the index. A picture
-    /// that cannot be used is left out and named. `room_bytes`: what they may take in memory.
+    /// Reads a folder of labelled pictures, at most so many of each class, fewer where they would not fit: the first in the
+    /// order of the index. A picture that cannot be used is left out and named. `room_bytes`: what they may take in memory.
     pub fn read(folder: &Path, model: &Model, most_of_class: usize, room_bytes: usize) -> Result<Self, TrainError> {
         let examples = Examples::read(folder, &model.labels, 0.5)?;
         let input = &model.description.input;
         let (length, classes) = (tensor::len(input), model.labels.len());
+        let labels: BTreeSet<usize> = examples.all.iter().map(|example| example.class).collect();
+        let fitting = room_bytes / (4 * length * labels.len()).max(1);
+        if fitting < 2 {
+            let why = format!(
+                "does not fit into {} MiB with two pictures of each class: raise aggregator.public_max_mib",
+                room_bytes >> 20
+            );
+            return Err(TrainError::NoExamples { folder: folder.into(), why });
+        }
+        if fitting < most_of_class {
+            tracing::info!(
+                of_class = fitting,
+                "fewer public pictures are used, for that is what fits (aggregator.public_max_mib)"
+            );
+        }
+        let most_of_class = most_of_class.min(fitting);
         let mut public = Self { length, count: classes, ..Self::default() };
         let (mut taken, mut digest, mut scratch) = (vec![0; classes], Sha256::new(), tensor::Scratch::default());
         for example in &examples.all {
             if taken[example.class] >= most_of_class {
                 continue;
-            }
-            if (public.images.len() + length) * 4 > room_bytes {
-                let why = format!("does not fit into {} MiB: name fewer pictures of a class", room_bytes >> 20);
-                return Err(TrainError::NoExamples { folder: folder.into(), why });
             }
             match picture(&example.path, input, &mut scratch, &mut public.images) {
                 Ok(bytes) => {

@@ -17,10 +17,10 @@ use crate::rule::MergeSettings;
 pub struct AggregatorSettings {
     /// Folder of the model that sites were set up with; the recognizer's if absent.
     pub model: Option<PathBuf>,
-    /// Folder of labelled pictures that models are tried on, as for `tributary train`; without it only the rules `fedavg`
-    /// and `uniform` can be used.
+    /// Folder of labelled pictures that models are tried on, as for `tributary train`; without it rules that
+    /// score sites by it cannot be used, nor `pick`.
     pub public: Option<PathBuf>,
-    /// Pictures of a class used of it, at least 2; the first ones.
+    /// Pictures of a class used of it, at least 2, and fewer where they do not fit into the memory; the first ones.
     pub public_of_class: u32,
     /// Memory they may take, MiB, at least 1.
     pub public_max_mib: u32,
@@ -41,7 +41,7 @@ impl Default for AggregatorSettings {
         Self {
             model: None,
             public: None,
-            public_of_class: 50,
+            public_of_class: 200,
             public_max_mib: 512,
             store: "tributary-releases".into(),
             work: PathBuf::from("tributary-aggregator"),

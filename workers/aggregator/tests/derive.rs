@@ -185,7 +185,7 @@ fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
     assert_eq!(tried.accuracy.iter().flatten().count(), 2);
     let parts = public.parts();
     assert_eq!((parts.fit.len(), parts.choose.len(), parts.report.len()), (4, 4, 4));
-    assert!(Public::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("fewer pictures"));
+    assert!(Public::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("public_max_mib"));
 }
 
 /// A public set in a folder, nine pictures of each class; every third one of a class, which is reported by, shows `instead`.

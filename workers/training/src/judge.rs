@@ -22,7 +22,8 @@ pub struct HoldoutScores {
 /// How one model compares with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldoutComparison {
-    /// More right by more than chance; or as right, with a lower loss by more than chance.
+    /// More right by more than chance; or at least as many right, with a lower loss by more than chance. Fewer right is never
+    /// better: a loss that falls because a model is less sure of its mistakes helps nobody who asks what a picture shows.
     Better,
     /// Neither.
     Level,
@@ -130,8 +131,8 @@ impl HoldoutScores {
         }
         let (right, loss) = (self.more_right(other), self.less_loss(other));
         match () {
-            () if right >= CLEAR || right > -LEVEL && loss >= CLEAR => HoldoutComparison::Better,
-            () if right <= -CLEAR || right < LEVEL && loss <= -CLEAR => HoldoutComparison::Worse,
+            () if right >= CLEAR || right >= 0.0 && loss >= CLEAR => HoldoutComparison::Better,
+            () if right <= -CLEAR || right <= 0.0 && loss <= -CLEAR => HoldoutComparison::Worse,
             () => HoldoutComparison::Level,
         }
     }
@@ -188,6 +189,15 @@ mod tests {
         broken.add(&[f32::NAN, 0.0], 0);
         assert_eq!(broken.judge(&scores(301, 100, 2.0)), HoldoutComparison::Worse);
         assert!(!broken.is_preferred_to(&scores(301, 100, 2.0)));
+    }
+
+    #[test]
+    fn a_lower_loss_with_fewer_right_is_not_better() {
+        // Far less sure of its mistakes, and one mistake more.
+        let (sure, unsure) = (scores(300, 260, 6.0), scores(300, 259, 1.5));
+        assert!(unsure.measured().loss < sure.measured().loss);
+        assert_eq!(unsure.judge(&sure), HoldoutComparison::Level);
+        assert_eq!(scores(300, 260, 1.5).judge(&sure), HoldoutComparison::Better, "as many right");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pixels. The oldest make way (streams.hardcases_max_mib).
 
 They open a round where aggregator.round.hard_cases says of how many, and steer it where aggregator.round.hard_focus
 is above 0: sites then see their own pictures oftener the harder their class is and the nearer they lie to these
-features. What a site itself was in doubt about it learns from oftener in any case (trainer.collect.hard_repeats).
+features. What a site itself was in doubt about it sees oftener with trainer.collect.hard_repeats. Neither is on by default.
 
 Examples:
   tributary hardcases                                  the newest of this site

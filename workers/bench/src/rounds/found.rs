@@ -126,6 +126,16 @@ fn notes(world: &World, played: &[&Played]) -> Vec<String> {
     let mut notes = vec![format!(
         "{SITES} sites; {learn} pictures to divide, {public} in the public set, of which a third is fitted on, a third chosen by and a third reported, {test} that nobody saw. Every other site has the other camera, and so has every other picture of the public set and of the test."
     )];
+    let covers = |round: &Round| {
+        let (low, high) = round.reported?.after_interval;
+        Some((low..=high).contains(&round.after_ratio))
+    };
+    let covered: Vec<bool> = sealed(played).filter_map(covers).collect();
+    let within = covered.iter().filter(|covered| **covered).count();
+    notes.push(format!(
+        "the interval shown holds the accuracy on pictures nobody saw for {within} of {} releases.",
+        covered.len()
+    ));
     let mut starts: Vec<&str> = played.iter().map(|played| played.start.as_str()).collect();
     starts.dedup();
     for start in starts {

@@ -47,8 +47,6 @@ pub fn settings(given: &Settings, start: &Start, store: &Path) -> Settings {
     choose(&mut own.limits.yield_queue_s, &was.limits.yield_queue_s, 10.0);
     choose(&mut own.collect.every_s, &was.collect.every_s, 1);
     choose(&mut own.collect.most_images, &was.collect.most_images, 1500);
-    // Most verdicts are about pictures that were hard: they need not count twice.
-    choose(&mut own.collect.hard_repeats, &was.collect.hard_repeats, 1);
     // Only when a round asks.
     choose(&mut own.collect.least_fresh, &was.collect.least_fresh, u32::MAX);
     let (own, was) = (&mut all.aggregator.round, &usual.aggregator.round);
