@@ -45,7 +45,12 @@ async fn a_strange_picture_goes_up_and_many_are_an_alarm_in_status_and_metrics()
         anyhow::Ok(run(world.folder(), &words).await?.out)
     };
     let says = async |world: &World, text: &str| {
-        until(text, 3 * PATIENCE, async || Ok(status(world).await?.contains(text).then_some(()))).await.unwrap();
+        let said = async || {
+            let said = status(world).await?;
+            anyhow::ensure!(said.contains(text), "{said}");
+            Ok(Some(()))
+        };
+        until(text, 3 * PATIENCE, said).await.unwrap_or_else(|error| panic!("{error:#}"));
     };
     for number in 0..180 {
         publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;

@@ -114,7 +114,14 @@ impl DriftWatch {
             Some(found) => found.to_owned(),
             None => text.clone(),
         };
-        ledger.change(&key, keep).await
+        ledger.change(&key, keep).await?;
+        // From now on a note that is gone was taken away, and is not to be written again.
+        self.with(|followed| {
+            if let Some(known) = followed.iter_mut().rfind(|known| *known.monitor.release() == release) {
+                known.is_kept = true;
+            }
+        });
+        Ok(())
     }
 
     /// Takes over a reference that was found; gives the own one that is to be written.
