@@ -8,7 +8,6 @@
 
 use schemas::SiteName;
 use training::TrainError;
-use training::judge::HoldoutComparison;
 
 use crate::filter::{self, Filter, FilterSettings};
 use crate::layout::Layout;
@@ -472,7 +471,7 @@ impl<'a> Round<'a> {
             tried.push(said);
         }
         let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
-        if tried[taken].holdout().judge(&previous.holdout()) == HoldoutComparison::Better {
+        if tried[taken].holdout().is_worth_releasing_over(&previous.holdout()) {
             return Ok((made.swap_remove(taken), Tries { candidates, weakest }));
         }
         let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
