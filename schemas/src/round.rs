@@ -112,7 +112,7 @@ pub struct Terms {
     /// Updates count whose base is so many releases older, discounted.
     #[serde(default)]
     pub behind_max: u32,
-    /// What shall be learned first; absent: sites go by their own doubts alone.
+    /// What shall be seen oftener; absent: nothing that others found hard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub focus: Option<HardFocus>,
 }

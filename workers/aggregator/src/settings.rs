@@ -92,8 +92,7 @@ pub struct RoundSettings {
     /// 1; absent: not for that.
     pub hard_cases: Option<u32>,
     /// How much oftener sites see pictures like the hard cases of the release that a round starts from, 0 to 8: with 1,
-    /// pictures of average hardness are seen twice as often. 0: sites go by their own doubts alone, and hear nothing of the
-    /// features of others' hard cases.
+    /// pictures of average hardness are seen twice as often. 0: sites hear nothing of others' hard cases.
     pub hard_focus: f32,
 }
 

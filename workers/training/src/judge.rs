@@ -138,8 +138,7 @@ impl HoldoutScores {
     }
 
     /// Whether all sites should have it in the place of another: more is right by more than chance, or more is right at all
-    /// (by a standard error) and the loss is lower by more than chance. A loss alone is not enough: of two that are as right
-    /// as each other, half of those with the lower loss are less right on other images.
+    /// (by a standard error) and the loss is lower by more than chance. A lower loss alone is not enough (decision 0030).
     pub fn is_worth_releasing_over(&self, other: &Self) -> bool {
         let (right, loss) = (self.more_right(other), self.less_loss(other));
         self.measured().loss.is_finite() && (right >= CLEAR || right >= LEVEL && loss >= CLEAR)
