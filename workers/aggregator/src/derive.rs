@@ -2,8 +2,8 @@
 //! public set and settings give the same weights on the same machine, in whatever order updates came.
 //!
 //! What weights are fitted on, what they are chosen by and what they are scored by are three parts of the public set, the
-//! same in every round. `pick` takes another candidate than the base only if it is better by more than chance on pictures
-//! that neither was ever fitted on; asked again and again round after round, such a threshold keeps the choice honest
+//! same in every round. `pick` takes another candidate than the base only if it is more right on pictures that neither was
+//! ever fitted on, by more than chance or by a standard error with a loss that is lower by more than chance; asked again and again round after round, such a threshold keeps the choice honest
 //! (the Ladder, arXiv 1502.04585).
 
 use schemas::SiteName;
@@ -477,7 +477,7 @@ impl<'a> Round<'a> {
         let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
         let instead = format!(
             "nothing gained: of {} public pictures that nothing was fitted on the best candidate ({}) has {:.1} % right with \
-             loss {:.3}, the base {:.1} % with {:.3}: no more than chance",
+             loss {:.3}, the base {:.1} % with {:.3}: it is not clearly more right",
             choose.len(),
             self.settings.candidates[taken],
             right(&tried[taken]),
