@@ -2,12 +2,15 @@
 //! public set and settings give the same weights on the same machine, in whatever order updates came.
 //!
 //! What weights are fitted on, what they are chosen by and what they are scored by are three parts of the public set, the
-//! same in every round. `pick` takes another candidate than the base only if it is more right on pictures that neither was
-//! ever fitted on, by more than chance or by a standard error with a loss that is lower by more than chance; asked again and again round after round, such a threshold keeps the choice honest
-//! (the Ladder, arXiv 1502.04585).
+//! same in every round. `pick` takes another candidate than the base only if it is better on pictures that neither was ever
+//! fitted on: more right by more than chance, or as right with a loss that is lower by more than chance, each at its best
+//! temperature. Asked again and again, round after round, such a threshold keeps the choice honest (the Ladder, arXiv
+//! 1502.04585). Where releases of late were clearly better, at least as many right and a lower loss will do, for many small
+//! gains are each within chance.
 
 use schemas::SiteName;
 use training::TrainError;
+use training::judge::HoldoutComparison;
 
 use crate::filter::{self, Filter, FilterSettings};
 use crate::layout::Layout;
@@ -85,6 +88,18 @@ pub struct Around<'a> {
     pub judges: &'a mut [Judge],
     /// The round: of all chance.
     pub round: u64,
+    /// Whether one of the last [`LEARNING_RELEASES`], the base among them, was clearly better than the one before it.
+    pub is_learning: bool,
+}
+
+/// Up to so many releases after one that is clearly better than its base, a candidate is taken that is at least as right as
+/// its base with a lower loss (decision 0030).
+pub const LEARNING_RELEASES: usize = 5;
+
+/// Whether a loop is still learning, so that a release as good as its base is good enough: one of the last
+/// [`LEARNING_RELEASES`] was better than its base by more than chance. `clear`: of every release, the oldest first.
+pub fn is_learning(clear: &[bool]) -> bool {
+    clear.iter().rev().take(LEARNING_RELEASES).any(|clear| *clear)
 }
 
 /// Makes the next weights.
@@ -115,7 +130,7 @@ pub fn derive(
         PICK => round.pick(around, &parts.choose)?,
         rule => (round.make(rule, around)?, Tries::default()),
     };
-    let Tries { candidates, weakest } = tried;
+    let Tries { candidates, weakest, is_clear } = tried;
     let Made { mut row, rule, shares, instead } = made;
     let mut memory = memory;
     if rule != PREVIOUS {
@@ -132,7 +147,8 @@ pub fn derive(
         }
         _ => None,
     };
-    let record = Record { parts: round.parts(&shares, around.layout), rule, candidates, weakest, instead, reported };
+    let record =
+        Record { parts: round.parts(&shares, around.layout), rule, candidates, weakest, is_clear, instead, reported };
     Ok(Derived { row, memory, record })
 }
 
@@ -231,6 +247,8 @@ struct Tries {
     candidates: Vec<Candidate>,
     /// The class that the base is least right about, and in what share of its pictures.
     weakest: Option<(usize, f64)>,
+    /// Whether what is taken is better than the base by more than chance.
+    is_clear: Option<bool>,
 }
 
 impl<'a> Round<'a> {
@@ -471,13 +489,17 @@ impl<'a> Round<'a> {
             tried.push(said);
         }
         let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
-        if tried[taken].holdout().is_worth_releasing_over(&previous.holdout()) {
-            return Ok((made.swap_remove(taken), Tries { candidates, weakest }));
+        let (best, base) = (tried[taken].tempered_holdout(), previous.tempered_holdout());
+        let is_clear = best.judge(&base) == HoldoutComparison::Better;
+        let (new, old) = (best.measured(), base.measured());
+        let is_as_good = new.accuracy_ratio >= old.accuracy_ratio && new.loss < old.loss;
+        if is_clear || around.is_learning && is_as_good {
+            return Ok((made.swap_remove(taken), Tries { candidates, weakest, is_clear: Some(is_clear) }));
         }
         let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
         let instead = format!(
             "nothing gained: of {} public pictures that nothing was fitted on the best candidate ({}) has {:.1} % right with \
-             loss {:.3}, the base {:.1} % with {:.3}: it is not clearly more right",
+             loss {:.3}, the base {:.1} % with {:.3}: it is not better by more than chance",
             choose.len(),
             self.settings.candidates[taken],
             right(&tried[taken]),
@@ -486,7 +508,10 @@ impl<'a> Round<'a> {
             previous.loss
         );
         let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
-        Ok((Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) }, Tries { candidates, weakest }))
+        Ok((
+            Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) },
+            Tries { candidates, weakest, is_clear: None },
+        ))
     }
 
     fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {
@@ -524,6 +549,13 @@ mod tests {
         assert_eq!(choice(&[&first, &surely]), Some(1));
         assert_eq!(choice(&[&first, &perhaps]), Some(0));
         assert_eq!(choice(&[&surely, &first]), Some(0));
+    }
+
+    #[test]
+    fn a_loop_learns_until_five_releases_in_a_row_were_not_clearly_better() {
+        assert!(!is_learning(&[]), "a model that came of no round");
+        assert!(is_learning(&[true]) && is_learning(&[true, false, false, false, false]));
+        assert!(!is_learning(&[true, false, false, false, false, false]));
     }
 
     #[test]

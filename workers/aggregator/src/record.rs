@@ -56,6 +56,9 @@ pub struct Record {
     /// where there was no choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weakest: Option<(usize, f64)>,
+    /// Whether it is better than its base by more than chance on those pictures; absent where there was no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_clear: Option<bool>,
     /// Why another rule than the one asked for was used; absent if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<String>,

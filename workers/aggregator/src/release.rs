@@ -18,15 +18,16 @@ use sha2::{Digest, Sha256};
 use streams::store::Put;
 use streams::{CarryError, Store};
 
+use crate::derive::{LEARNING_RELEASES, is_learning};
 use crate::record::Record;
 use crate::rule::MergeSettings;
 
 /// Largest manifest that is read, bytes.
 const MANIFEST_MAX_BYTES: u64 = 64 << 20;
 const FORMAT: u32 = 1;
-/// Of how updates become weights; 2 since the public set is divided in three. One that was made by another cannot be made
-/// again, bit by bit.
-pub const DERIVATION: u32 = 2;
+/// Of how updates become weights; 2 since the public set is divided in three, 3 since losses are held against each other
+/// at the best temperature of each. One that was made by another cannot be made again, bit by bit.
+pub const DERIVATION: u32 = 3;
 
 /// How a release was come by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -94,6 +95,9 @@ pub struct Made {
     /// How updates became weights: [`DERIVATION`] of the program that did it.
     #[serde(default = "first_derivation")]
     pub derivation: u32,
+    /// Whether releases of late were clearly better, so that one as good as its base was good enough.
+    #[serde(default)]
+    pub is_learning: bool,
     /// How updates were merged.
     pub settings: MergeSettings,
     /// Digest of the public set that models were tried on; absent without one.
@@ -262,6 +266,20 @@ impl Releases {
         Ok(Some(manifest))
     }
 
+    /// Whether the releases up to this one were clearly better than what they came after, of late
+    /// ([`crate::derive::is_learning`]).
+    pub async fn is_learning(&self, base: Option<&Manifest>) -> Result<bool, ReleaseError> {
+        let (mut clear, mut next) = (Vec::new(), base.cloned());
+        while let Some(manifest) = next.take().filter(|_| clear.len() < LEARNING_RELEASES) {
+            let Some(made) = manifest.made else { break };
+            clear.insert(0, made.record.is_clear.unwrap_or(false));
+            if let Some(parent) = &manifest.parent {
+                next = self.manifest(parent).await?;
+            }
+        }
+        Ok(is_learning(&clear))
+    }
+
     /// All of them, in the order of their rounds.
     pub async fn list(&self) -> Result<Vec<Manifest>, ReleaseError> {
         let mut manifests = Vec::new();
@@ -372,6 +390,7 @@ pub(crate) mod tests {
             rule: "fedavg".into(),
             candidates: Vec::new(),
             weakest: None,
+            is_clear: None,
             instead: None,
             reported: None,
         };
@@ -382,6 +401,7 @@ pub(crate) mod tests {
             closed_because: "enough".into(),
             trainable: "all".into(),
             local: Vec::new(),
+            is_learning: false,
             settings: MergeSettings::default(),
             public_sha256: None,
             updates: updates.iter().map(merged).collect(),
@@ -403,5 +423,24 @@ pub(crate) mod tests {
             (read.remade, serde_json::to_string(&serde_json::from_str::<Manifest>(&old).unwrap()).unwrap()),
             (None, old)
         );
+    }
+
+    #[tokio::test]
+    async fn a_release_is_followed_back_to_the_last_that_was_clearly_better() {
+        let folder = tempfile::tempdir().unwrap();
+        let releases =
+            Releases::new(Store::open(&folder.path().display().to_string()).unwrap(), ModelName::of("light"));
+        let weights = folder.path().join("weights");
+        std::fs::write(&weights, b"weights").unwrap();
+        let mut all = Vec::new();
+        for number in 1..=7_u8 {
+            let mut manifest = manifest(number, Some(number - 1), number.into(), &[]);
+            manifest.weights = BlobRef::new(Sha256::digest(b"weights").into(), 7);
+            manifest.made.as_mut().unwrap().record.is_clear = Some(number == 2);
+            releases.put(&manifest, &weights).await.unwrap();
+            all.push(releases.is_learning(Some(&manifest)).await.unwrap());
+        }
+        assert_eq!(all, [false, true, true, true, true, true, false]);
+        assert!(!releases.is_learning(None).await.unwrap());
     }
 }

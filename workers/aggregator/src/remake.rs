@@ -117,7 +117,8 @@ pub async fn remake(
     let (kept, gone) = split(&manifest.release, &made.updates, without)?;
     let public = public_of(manifest, made, public)?;
     let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &kept).await?;
-    let (settings, round, here, set) = (made.settings.clone(), manifest.round, place.clone(), public.clone());
+    let (settings, here, set) = (made.settings.clone(), place.clone(), public.clone());
+    let round = (manifest.round, made.is_learning);
     let (derived, written) = blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
         let written = write_files(&here, &base, &derived)?;

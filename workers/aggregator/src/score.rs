@@ -166,6 +166,21 @@ impl Tried {
         scores
     }
 
+    /// As [`Self::holdout`], the losses at the temperature (0.25 to 8) at which their mean is lowest. A model that is less
+    /// sure of everything, or surer, says the same then; a loss that is lower still says that it knows more.
+    pub fn tempered_holdout(&self) -> HoldoutScores {
+        let losses_at = |temperature: f64| -> Vec<f64> {
+            let pictures = self.probabilities.chunks_exact(self.accuracy.len().max(1)).zip(&self.said);
+            pictures.map(|(probabilities, said)| tempered_loss(probabilities, said.shows, temperature)).collect()
+        };
+        let temperatures = (0..=50).map(|step| 0.25 * 32_f64.powf(f64::from(step) / 50.0));
+        let lowest = |a: &Vec<f64>, b: &Vec<f64>| a.iter().sum::<f64>().total_cmp(&b.iter().sum());
+        let losses = temperatures.map(losses_at).min_by(lowest).unwrap_or_default();
+        let mut scores = HoldoutScores::default();
+        self.said.iter().zip(losses).for_each(|(said, loss)| scores.push(said.class == said.shows, loss));
+        scores
+    }
+
     /// Mean accuracy over the classes, 0 to 1.
     pub fn mean_accuracy(&self) -> f64 {
         Scored { accuracy: self.accuracy.clone(), ..Scored::default() }.mean()
@@ -413,6 +428,14 @@ fn judged(scores: &[f32], class: usize) -> (usize, f64) {
     (best, sum.ln() - f64::from(scores[class] - most))
 }
 
+/// The cross-entropy of the true class when logits are divided by a temperature.
+fn tempered_loss(probabilities: &[f32], shows: usize, temperature: f64) -> f64 {
+    // What is said to be impossible is taken to be one in 10^12.
+    let tempered = |ratio: f32| f64::from(ratio).max(1e-12).powf(1.0 / temperature);
+    let sum: f64 = probabilities.iter().map(|ratio| tempered(*ratio)).sum();
+    (sum / tempered(probabilities[shows])).ln()
+}
+
 /// For each weight of a step, its number in the layout.
 fn order(layout: &Layout, step: &Step) -> Vec<usize> {
     let place = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap_or_default();
@@ -421,4 +444,41 @@ fn order(layout: &Layout, step: &Step) -> Vec<usize> {
 
 fn weights<'a>(row: &'a [f32], layout: &Layout, order: &[usize]) -> Vec<&'a [f32]> {
     order.iter().map(|place| &layout.places()[*place]).map(|place| &row[place.start..place.start + place.len]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use training::judge::HoldoutComparison;
+
+    /// A model of two classes that is right about most pictures, with its logits times `sureness`.
+    fn tried(sureness: f32, right: usize) -> Tried {
+        let mut tried = Tried { accuracy: vec![None; 2], ..Tried::default() };
+        for picture in 0..200 {
+            let shows = picture % 2;
+            let margin = (1.0 + (picture % 7) as f32 * 0.3) * if picture < right { sureness } else { -sureness };
+            let scores = if shows == 0 { [margin, 0.0] } else { [0.0, margin] };
+            let (class, loss) = judged(&scores, shows);
+            tried.said.push(Said { class, shows, loss });
+            tried.probabilities.extend(vision::softmax(&scores, 1.0));
+        }
+        tried
+    }
+
+    #[test]
+    fn a_model_that_is_only_less_sure_is_no_better() {
+        let (sure, unsure) = (tried(4.0, 160), tried(1.0, 160));
+        assert_eq!(unsure.holdout().judge(&sure.holdout()), HoldoutComparison::Better, "by its loss as it is");
+        assert_eq!(unsure.tempered_holdout().judge(&sure.tempered_holdout()), HoldoutComparison::Level);
+        assert_eq!(sure.tempered_holdout().judge(&unsure.tempered_holdout()), HoldoutComparison::Level);
+        let knows_more = tried(4.0, 175);
+        assert_eq!(knows_more.tempered_holdout().judge(&unsure.tempered_holdout()), HoldoutComparison::Better);
+    }
+
+    #[test]
+    fn what_was_said_to_be_impossible_has_a_loss_that_is_a_number() {
+        let mut tried = tried(1.0, 200);
+        tried.probabilities[..2].copy_from_slice(&[0.0, 1.0]);
+        assert!(tried.tempered_holdout().measured().loss.is_finite());
+    }
 }

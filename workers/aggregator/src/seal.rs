@@ -93,7 +93,7 @@ impl Held {
     }
 }
 
-/// Makes the next weights from what is held.
+/// Makes the next weights from what is held. `round`, `is_learning`: as in [`Around`].
 pub fn merge(
     runtime: &vision::Onnx,
     base: &Base,
@@ -101,7 +101,7 @@ pub fn merge(
     public: Option<&Public>,
     memory: Memory,
     settings: &MergeSettings,
-    round: u64,
+    (round, is_learning): (u64, bool),
 ) -> Result<Derived, SealError> {
     let sent = held.iter().map(|held| Sent {
         site: held.merged.site.clone(),
@@ -115,7 +115,7 @@ pub fn merge(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = if public.is_some() { cores.min(held.len().max(1)) } else { 0 };
     let mut judges = (0..count).map(|_| Judge::open(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
-    let mut around = Around { layout: &base.ground.layout, public, judges: &mut judges, round };
+    let mut around = Around { layout: &base.ground.layout, public, judges: &mut judges, round, is_learning };
     Ok(derive(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
 }
 

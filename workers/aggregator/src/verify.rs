@@ -182,7 +182,8 @@ pub async fn verify(
     }
     let public = public_of(manifest, made, public)?.filter(|_| made.settings.uses_public());
     let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
-    let (settings, round, here) = (made.settings.clone(), manifest.round, place.clone());
+    let (settings, here) = (made.settings.clone(), place.clone());
+    let round = (manifest.round, made.is_learning);
     let again = blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");

@@ -1,4 +1,4 @@
-//! Rules of merging against each other: ten sites with pictures divided in many ways, thirty rounds, several seeds; the
+//! Rules of merging against each other: ten sites with pictures divided in many ways, ten rounds, several seeds; the
 //! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
 
 mod found;

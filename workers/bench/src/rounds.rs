@@ -36,11 +36,13 @@ pub struct Options {
     pub cloud: Option<PathBuf>,
     /// Only games that begin with this model: `random`, `60 %`, `80 %`, `model` or `cloud`; all if empty.
     pub starts: Vec<String>,
+    /// Also games in which hard cases steer what is learned.
+    pub hard_cases: bool,
     /// The ONNX Runtime library; looked for if absent.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// Measures; takes about half an hour, or a minute if `quick`.
+/// Measures; takes about a quarter of an hour, or a minute if `quick`.
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     let (options, stop) = (options.clone(), CancellationToken::new());
     let told = stop.clone();
@@ -78,7 +80,7 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
     if options.quick {
         games.retain(|game| !game.start.is_slow);
         games = games.into_iter().step_by(3).collect();
-    } else {
+    } else if options.hard_cases {
         games.extend(compared(&world));
     }
     let rounds = if options.quick { 1 } else { play::ROUNDS };

@@ -137,13 +137,6 @@ impl HoldoutScores {
         }
     }
 
-    /// Whether all sites should have it in the place of another: more is right by more than chance, or more is right at all
-    /// (by a standard error) and the loss is lower by more than chance. A lower loss alone is not enough (decision 0030).
-    pub fn is_worth_releasing_over(&self, other: &Self) -> bool {
-        let (right, loss) = (self.more_right(other), self.less_loss(other));
-        self.measured().loss.is_finite() && (right >= CLEAR || right >= LEVEL && loss >= CLEAR)
-    }
-
     /// Whether it is the one to keep of the two: the one that is more right, and of two that are as right as each other that
     /// with the lower loss.
     pub fn is_preferred_to(&self, other: &Self) -> bool {
@@ -205,13 +198,6 @@ mod tests {
         assert!(unsure.measured().loss < sure.measured().loss);
         assert_eq!(unsure.judge(&sure), HoldoutComparison::Level);
         assert_eq!(scores(300, 260, 1.5).judge(&sure), HoldoutComparison::Better, "as many right");
-        assert!(!scores(300, 260, 1.5).is_worth_releasing_over(&sure), "for itself, not for all");
-        assert!(scores(300, 262, 1.5).is_worth_releasing_over(&sure), "two more right, and a lower loss");
-        assert!(!scores(300, 262, 6.0).is_worth_releasing_over(&sure), "two more right alone");
-        assert!(
-            scores(300, 263, 6.0).is_worth_releasing_over(&sure),
-            "three more right, and none that was right before lost"
-        );
     }
 
     #[test]

@@ -29,10 +29,10 @@ enum Which {
     /// curves; and against PyTorch where it is installed. Takes some minutes.
     Train(TrainBenchArgs),
     /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
-    /// them, thirty rounds, several seeds. Accuracy, not time. Takes about half an hour for a folder.
+    /// them, ten rounds, several seeds. Accuracy, not time. Takes about half an hour for a folder.
     Federated(FederatedArgs),
     /// Rounds that begin with a model that is deployed and good: what releases are worth on images nobody saw, against that
-    /// model and against what is shown of them. Accuracy, not time. Takes about half an hour.
+    /// model and against what is shown of them. Accuracy, not time. Takes about a quarter of an hour.
     Rounds(RoundsBenchArgs),
     /// Merging updates: weighted sum, median and trimmed mean over a plain read of the same memory. Takes about two
     /// minutes, and 3.3 GB on the disk.
@@ -169,6 +169,9 @@ struct RoundsBenchArgs {
     /// may be given more than once.
     #[arg(long, value_name = "WHICH", value_parser = ["random", "60 %", "80 %", "model", "cloud"])]
     start: Vec<String>,
+    /// Play the games in which hard cases steer what is learned, too: twice as many as all others.
+    #[arg(long)]
+    hard_cases: bool,
     #[command(flatten)]
     common: BenchCommon,
 }
@@ -300,6 +303,7 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
                 model: args.model.clone(),
                 cloud: args.cloud.clone(),
                 starts: args.start.clone(),
+                hard_cases: args.hard_cases,
                 onnxruntime: settings.onnxruntime.clone(),
             };
             (rounds::run(&options, shutdown).await?, None)

@@ -36,13 +36,15 @@ impl Aggregator {
         }
         let parent = self.releases.manifest(&current.terms.base).await.map_err(unreleased)?;
         let memory = self.place.memory(&self.releases, parent.as_ref()).await.map_err(unverified)?;
+        let is_learning = self.releases.is_learning(parent.as_ref()).await.map_err(unreleased)?;
         let before = parent.and_then(|parent| Some(parent.made?.memory?.1));
         let work = {
             let (place, public, settings) = (self.place.clone(), self.public.clone(), self.settings.merge.clone());
             let (base, held) = (base.clone(), self.held.clone());
             move || {
                 let public = public.as_deref();
-                let derived = seal::merge(&place.runtime, &base, &held, public, memory, &settings, number)?;
+                let derived =
+                    seal::merge(&place.runtime, &base, &held, public, memory, &settings, (number, is_learning))?;
                 if derived.record.rule == PREVIOUS {
                     return Ok(Err(nothing_gained(&derived.record, &base.model.labels)));
                 }
@@ -84,6 +86,7 @@ impl Aggregator {
             trainable: current.terms.trainable.clone(),
             local: current.terms.local.clone(),
             derivation: DERIVATION,
+            is_learning,
             settings: self.settings.merge.clone(),
             public_sha256: self.public.as_ref().map(|public| public.sha256.clone()),
             updates,

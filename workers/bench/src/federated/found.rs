@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::play::{Played, ROUNDS};
+use super::play::{LAST, Played, ROUNDS};
 use super::scheme::{Harm, SCHEMES, SITES};
 use super::{Options, Way};
 use crate::bars::{Bars, Group};
@@ -208,7 +208,7 @@ fn headline(sets: &[Set]) -> Vec<Figure> {
 
 fn notes(sets: &[Set], ways: &[Way], options: &Options) -> Vec<String> {
     let mut notes = vec![format!(
-        "{SITES} sites, {ROUNDS} rounds, {} seeds; means of the last 5 rounds, ± over seeds. rounds: until within a tenth of FedAvg with even sites.",
+        "{SITES} sites, {ROUNDS} rounds, {} seeds; means of the last {LAST} rounds, ± over seeds. rounds: until within a tenth of FedAvg with even sites.",
         options.seeds
     )];
     for set in sets {

@@ -1,6 +1,6 @@
-//! One experiment: sites learn from their share, what they send is merged by a rule, and so on for thirty rounds.
+//! One experiment: sites learn from their share, what they send is merged by a rule, and so on, round after round.
 
-use aggregator::derive::{Around, Sent, derive};
+use aggregator::derive::{Around, Sent, derive, is_learning};
 use aggregator::public::Public;
 use aggregator::score::{Ground, Judge, Tried, Tuning};
 use aggregator::server::Memory;
@@ -20,13 +20,13 @@ use super::scheme::{Harm, SITES, Scheme, Share};
 use crate::error::BenchError;
 
 /// Rounds.
-pub const ROUNDS: usize = 30;
-/// Times a site sees its pictures in a round.
-const EPOCHS: usize = 2;
+pub const ROUNDS: usize = 10;
+/// Times a site sees its pictures in a round: as often as a trainer does by default.
+const EPOCHS: usize = 10;
 const BATCH: u16 = 16;
 const RATE: f32 = 0.05;
 /// The last rounds, over which is averaged.
-const LAST: usize = 5;
+pub const LAST: usize = 3;
 
 /// What came of an experiment.
 #[derive(Debug, Clone, Serialize)]
@@ -85,7 +85,7 @@ impl<'a> Player<'a> {
         let shares = scheme.divide(&pictures, pool.classes, SITES, seed);
         let mut row = fresh(&self.ground.layout, seed);
         let mut memory = Memory::default();
-        let (mut tried, mut taken) = (Vec::new(), Vec::<(String, usize)>::new());
+        let (mut tried, mut taken, mut clear) = (Vec::new(), Vec::<(String, usize)>::new(), Vec::new());
         for round in 0..ROUNDS {
             row = match merge {
                 None => {
@@ -108,10 +108,12 @@ impl<'a> Player<'a> {
                         public: Some(&public),
                         judges: &mut self.judges,
                         round: round as u64 + 1,
+                        is_learning: is_learning(&clear),
                     };
                     match derive(&row, sites.collect(), memory.clone(), settings, &mut around) {
                         Ok(derived) => {
                             memory = derived.memory;
+                            clear.extend(derived.record.is_clear);
                             if !derived.record.candidates.is_empty() {
                                 match taken.iter_mut().find(|(rule, _)| *rule == derived.record.rule) {
                                     Some((_, count)) => *count += 1,

@@ -21,8 +21,8 @@ const SIDE_PX: i64 = 32;
 const MOST_CLASSES: usize = 10;
 /// Most pictures of a class to test with.
 const TEST_OF_CLASS: usize = 60;
-/// Pictures of a class in the public set.
-const PUBLIC_OF_CLASS: usize = 20;
+/// Pictures of a class in the public set, of which a third each is fitted on, chosen by, and reported.
+const PUBLIC_OF_CLASS: usize = 60;
 /// Most pictures of a class to learn from.
 const LEARN_OF_CLASS: usize = 120;
 
@@ -96,10 +96,10 @@ impl Pool {
         let mut taken = vec![0; self.classes];
         let (public, rest): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|place| {
             let class = self.learn[*place].1;
-            // No more than a tenth of a class that has few.
+            // No more than a third of a class that has few.
             let all = self.learn.iter().filter(|(_, other, _)| *other == class).count();
             taken[class] += 1;
-            taken[class] <= PUBLIC_OF_CLASS.min(all.div_ceil(10).max(2))
+            taken[class] <= PUBLIC_OF_CLASS.min(all.div_ceil(3).max(2))
         });
         let pictures = public.iter().map(|place| (&self.learn[*place].0, self.learn[*place].1));
         (self.set(pictures), rest)

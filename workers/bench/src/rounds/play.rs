@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use aggregator::derive::{Around, DeriveError, Sent, derive};
+use aggregator::derive::{Around, DeriveError, Sent, derive, is_learning};
 use aggregator::focus::HardSummary;
-use aggregator::record::ReportedChange;
+use aggregator::record::{Candidate, ReportedChange};
 use aggregator::rule::PREVIOUS;
 use aggregator::score::{Ground, Judge};
 use aggregator::server::Memory;
@@ -72,6 +72,8 @@ pub struct Played {
 pub struct Round {
     /// The rule that was taken; `previous` where nothing was sealed.
     pub rule: String,
+    /// What was tried on the pictures that are chosen by, the base first.
+    pub candidates: Vec<Candidate>,
     /// Share of the pictures nobody saw that the release before is right about.
     pub before_ratio: f64,
     /// The same of what is deployed after the round.
@@ -121,7 +123,7 @@ pub fn play(
         start_ratio: 0.0,
         rounds: Vec::new(),
     };
-    let mut memory = Memory::default();
+    let (mut memory, mut clear) = (Memory::default(), Vec::new());
     for round in 1..=rounds {
         let ground = Ground::of(runtime, &model, &Trainable::All, &[])?;
         let mut judges = vec![Judge::open(runtime, &ground, 1)?];
@@ -151,8 +153,13 @@ pub fn play(
             hard: one.hard,
             of_class: one.of_class.clone(),
         });
-        let mut around =
-            Around { layout: &ground.layout, public: Some(&public), judges: &mut judges, round: round as u64 };
+        let mut around = Around {
+            layout: &ground.layout,
+            public: Some(&public),
+            judges: &mut judges,
+            round: round as u64,
+            is_learning: is_learning(&clear),
+        };
         let derived = derive(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
         let derived = match derived {
             Ok(derived) => derived,
@@ -161,8 +168,10 @@ pub fn play(
         };
         let after = judges[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
         memory = derived.memory;
+        clear.extend(derived.record.is_clear);
         let ended = Round {
             rule: derived.record.rule,
+            candidates: derived.record.candidates,
             before_ratio: before,
             after_ratio: after,
             reported: derived.record.reported,

@@ -340,10 +340,17 @@ fn outro(found: &Found, chart: &Path) -> String {
             },
         )
     });
+    let tests = match found.unseen.is_empty() {
+        true => "Test: of the pictures that nobody learns from.",
+        false => {
+            "Test and unseen: of the pictures that nobody learns from, all and\nthose of classes that the start model had \
+             never seen."
+        }
+    };
     format!(
         "\
-Sent up, sites alone and with cloud: of the new pictures. Test and unseen: of the pictures that nobody learns from, all and
-those of classes that the start model had never seen. Updates, what they make and its trial: of the round that follows.
+Sent up, sites alone and with cloud: of the new pictures. {tests}
+Updates, what they make and its trial: of the round that follows.
 
 {sum}{} images were acknowledged, each has its final answer, and both sites run the stable release; {:.0} s in all.
 

@@ -47,8 +47,12 @@ impl Found {
             "trial",
             "seconds",
         ];
-        let rows: Vec<Vec<String>> = self.turns.iter().map(|turn| self.row(turn)).collect();
-        form::table(&head, &rows)
+        let shown = |column: &usize| head[*column] != "unseen" || !self.unseen.is_empty();
+        let columns: Vec<usize> = (0..head.len()).filter(shown).collect();
+        let rows = self.turns.iter().map(|turn| self.row(turn));
+        let rows: Vec<Vec<String>> =
+            rows.map(|row| columns.iter().map(|column| row[*column].clone()).collect()).collect();
+        form::table(&columns.iter().map(|column| head[*column]).collect::<Vec<_>>(), &rows)
     }
 
     fn row(&self, turn: &Turn) -> Vec<String> {
