@@ -37,7 +37,8 @@ pub struct MergeSettings {
     pub rule: String,
     /// Of `pick`: the rules it tries, the preferred one first. They are fitted on one part of the public set and held against
     /// each other on another: the first is taken unless one has a lower loss there by more than chance. What is taken must
-    /// be better than the base by more than chance, or there is no release.
+    /// be better than the base by more than chance, or, for up to five releases after such a one, at least as right with a
+    /// lower loss; or there is no release.
     pub candidates: Vec<String>,
     /// Of `command`: the program that reads what is known of each site as JSON and writes a weight for each.
     pub command: Option<PathBuf>,
