@@ -17,7 +17,7 @@ use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
 use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, Then, parted};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, Then, parted};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
@@ -326,7 +326,11 @@ impl<'a> Round<'a> {
                 weigh::weighed(rule, values, &scored, &self.settings.weigh)
             }
             _ => {
-                let by_scores = if matches!(rule, LAW | CLASSES) { "fedavg" } else { rule };
+                let by_scores = match rule {
+                    LAW | CLASSES => "fedavg",
+                    QUALITY_CLASSES => "quality",
+                    rule => rule,
+                };
                 weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?
             }
         };
@@ -377,18 +381,20 @@ impl<'a> Round<'a> {
         merge::sum_into(&terms, layout, row);
     }
 
-    /// Merges the last layer class by class, by the samples of each that a site learned from.
-    fn merge_classes(&self, layout: &Layout, row: &mut [f32]) {
+    /// Merges the last layer class by class, by the samples of each that a site learned from, times what a sample of that site
+    /// counts by these shares.
+    fn merge_classes(&self, shares: &[f64], layout: &Layout, row: &mut [f32]) {
         let classes = self.sent.iter().map(|sent| sent.of_class.len()).max().unwrap_or(0);
         let count = |place: usize, class: usize| {
-            let of_class = self.sent[place].of_class.get(class).copied().unwrap_or(0);
-            if self.counts[place] { of_class as f64 } else { 0.0 }
+            let Sent { of_class, samples, .. } = &self.sent[place];
+            let of_class = of_class.get(class).copied().unwrap_or(0);
+            if self.counts[place] { of_class as f64 * shares[place] / (*samples).max(1) as f64 } else { 0.0 }
         };
-        let shares = |class: usize| {
+        let of_class = |class: usize| {
             let values: Vec<f64> = (0..self.sent.len()).map(|place| count(place, class)).collect();
             if values.iter().sum::<f64>() > 0.0 { weigh::shares(&values) } else { values }
         };
-        let shares: Vec<Vec<f64>> = (0..classes).map(shares).collect();
+        let shares: Vec<Vec<f64>> = (0..classes).map(of_class).collect();
         let changes: Vec<Change<'_>> = self
             .changes()
             .into_iter()
@@ -407,8 +413,8 @@ impl<'a> Round<'a> {
             Some(made) => row = made,
             None => self.merge(&shares, around.layout, &mut row),
         }
-        if plain == CLASSES {
-            self.merge_classes(around.layout, &mut row);
+        if matches!(plain, CLASSES | QUALITY_CLASSES) {
+            self.merge_classes(&shares, around.layout, &mut row);
         }
         let rule = rule.to_owned();
         let made = Made { row, rule, shares, instead };

@@ -13,6 +13,8 @@ pub(crate) const LAW: &str = "law";
 pub(crate) const PICK: &str = "pick";
 /// As `fedavg`, the last layer class by class: what says that a picture shows a class is learned from the sites that saw it.
 pub(crate) const CLASSES: &str = "classes";
+/// As `quality`, the last layer class by class in the same way.
+pub(crate) const QUALITY_CLASSES: &str = "quality-classes";
 pub(crate) const COMMAND: &str = "command";
 /// A rule by scores that needs every two updates held against each other.
 pub(crate) const AGREEMENT: &str = "agreement";
@@ -31,9 +33,10 @@ pub const PREVIOUS: &str = "previous";
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
     /// How sites are weighed: `fedavg`, `uniform`, `agreement` (by how much updates point the same way), `paper`, `quality`,
-    /// `law`, `classes` (by samples, the last layer class by class), `command` (by a program of one's own), each also with `+head` (the last layer is
-    /// trained again on the public set), `+tune` (the whole model is, for a little) or `+distill` (aiming at what the
-    /// sites say together, too), or `pick`, which tries several.
+    /// `law`, `classes` (by samples, the last layer class by class), `quality-classes` (by quality, in the same way),
+    /// `command` (by a program of one's own), each also with `+head` (the last layer is trained again on the public set),
+    /// `+tune` (the whole model is, for a little) or `+distill` (aiming at what the sites say together, too), or `pick`,
+    /// which tries several.
     pub rule: String,
     /// Of `pick`: the rules it tries, the preferred one first. They are fitted on one part of the public set and held against
     /// each other on another: the first is taken unless one has a lower loss there by more than chance. What is taken must
@@ -55,7 +58,7 @@ pub struct MergeSettings {
 
 impl Default for MergeSettings {
     fn default() -> Self {
-        let candidates = ["quality+tune", "fedavg+tune", "uniform+tune", "quality+distill"];
+        let candidates = ["quality-classes+tune", "fedavg+tune", "uniform+tune", "quality+distill"];
         Self {
             rule: PICK.into(),
             candidates: candidates.map(str::to_owned).to_vec(),
@@ -73,14 +76,15 @@ impl MergeSettings {
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
             let (plain, _) = parted(rule);
-            [LAW, CLASSES, COMMAND].contains(&plain) || weigh::names().any(|name| name == plain)
+            [LAW, CLASSES, QUALITY_CLASSES, COMMAND].contains(&plain) || weigh::names().any(|name| name == plain)
         };
-        let names = || weigh::names().chain([LAW, CLASSES, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
+        let names =
+            || weigh::names().chain([LAW, CLASSES, QUALITY_CLASSES, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
             return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
-            let names = weigh::names().chain([LAW, CLASSES, COMMAND]).collect::<Vec<_>>().join(", ");
+            let names = weigh::names().chain([LAW, CLASSES, QUALITY_CLASSES, COMMAND]).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
         let asks = |rule: &str| parted(rule).0 == COMMAND;

@@ -86,6 +86,7 @@ fn the_same_updates_in_any_order_give_the_same_bits() {
         "law",
         "fedavg+head",
         "quality+tune",
+        "quality-classes+tune",
         "quality+distill",
         "pick",
     ] {

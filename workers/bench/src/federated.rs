@@ -84,6 +84,7 @@ fn ways() -> Vec<Way> {
         "paper+tune",
         "quality+tune",
         "classes+tune",
+        "quality-classes+tune",
         "quality+distill",
         "pick",
     ];

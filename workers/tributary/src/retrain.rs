@@ -20,7 +20,7 @@ with if it was interrupted), a model learns from them, and --import makes a cand
 out by canary. A model that is not better on the images held out by more than chance is not written, and not imported.
 
 Examples:
-  tributary retrain --since 7d --out ./better                     from the model of recognizer.model
+  tributary retrain --since 7d --out ./better                     from the model that `up` was given
   tributary retrain --where 'hard or wrong' --sample per-class --limit 5000 --out ./better --import
   tributary retrain --pinned spawning --model ./model --out ./better --trainable head --epochs 20
 
@@ -61,11 +61,11 @@ impl RetrainArgs {
 /// Replays, trains, imports.
 pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let folder = args.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
-    let which = || format!("model {} (--model names another one)", folder.display());
-    let model = Model::load(&folder).with_context(which)?;
     training::folder::check(&args.out)?;
     let site = site::open(loaded, "retrain").await?;
+    let of_up = site.up.as_ref().map(|up| up.model.clone()).filter(|folder| !folder.as_os_str().is_empty());
+    let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
+    let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
     let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.said()))?;
     options.only = Some(model.labels.clone());

@@ -26,6 +26,9 @@ pub struct Running {
     pub cloud_domain: Option<String>,
     /// Its sites.
     pub sites: Vec<RunningSite>,
+    /// Folder of the model that its sites began with.
+    #[serde(default)]
+    pub model: PathBuf,
 }
 
 /// One site of a running `up`.

@@ -1,7 +1,7 @@
 //! `tributary up`: servers and all roles in one process, until told to stop.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -110,7 +110,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     };
     let names = names(&settings.site, sites)?;
     let servers = servers(&settings, &names, sites.is_some()).await?;
-    let running = running(&names, &servers);
+    let running = running(&names, &servers, &settings.recognizer.model);
     let mut roles = JoinSet::new();
 
     let cloud = Bus::connect(&NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() }, "up").await?;
@@ -261,7 +261,7 @@ async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-fn running(names: &[SiteName], servers: &Servers) -> Running {
+fn running(names: &[SiteName], servers: &Servers, model: &Path) -> Running {
     let site = |(site, server): (&SiteName, &Server)| RunningSite {
         site: site.clone(),
         url: server.url(),
@@ -271,7 +271,9 @@ fn running(names: &[SiteName], servers: &Servers) -> Running {
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
     let cloud = servers.all().next().map(Server::url).unwrap_or_default();
     let cloud_domain = servers.cloud.is_some().then(|| CLOUD.to_owned());
-    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites }
+    // Other commands may run in another folder.
+    let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
+    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites, model }
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
