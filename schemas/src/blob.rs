@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Where the bytes are and what they must hash to. Nothing is used before its hash was checked
 /// (invariant 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Unchecked")]
 pub struct BlobRef {
     /// Name in the blob bucket: the digest itself, so that storing twice is storing once.
     pub key: String,
@@ -33,6 +33,31 @@ impl BlobRef {
     }
 }
 
+/// As it comes: a digest becomes the name of a file and of an object, and is nothing else.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    key: String,
+    sha256: String,
+    size_bytes: u64,
+}
+
+impl TryFrom<Unchecked> for BlobRef {
+    type Error = BlobRefError;
+
+    fn try_from(said: Unchecked) -> Result<Self, BlobRefError> {
+        let Unchecked { key, sha256, size_bytes } = said;
+        match is_digest(&sha256) && key == sha256 {
+            true => Ok(Self { key, sha256, size_bytes }),
+            false => Err(BlobRefError { text: format!("{key} {sha256}:{size_bytes}").chars().take(200).collect() }),
+        }
+    }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 impl fmt::Display for BlobRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.sha256, self.size_bytes)
@@ -46,7 +71,7 @@ impl FromStr for BlobRef {
     fn from_str(text: &str) -> Result<Self, BlobRefError> {
         let refused = || BlobRefError { text: text.chars().take(100).collect() };
         let (sha256, size) = text.split_once(':').ok_or_else(refused)?;
-        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if !is_digest(sha256) {
             return Err(refused());
         }
         let size_bytes = size.parse().map_err(|_| refused())?;
@@ -57,6 +82,20 @@ impl FromStr for BlobRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reference_whose_digest_is_a_path_is_refused() {
+        let digest = "ab".repeat(32);
+        let said = |key: &str, sha256: &str| {
+            serde_json::from_value::<BlobRef>(serde_json::json!({ "key": key, "sha256": sha256, "size_bytes": 7 }))
+        };
+        assert_eq!(said(&digest, &digest).unwrap(), BlobRef::new([0xab; 32], 7));
+        let other = "cd".repeat(32);
+        let path = "../weights/other";
+        for (key, sha256) in [(path, path), (&*other, &*digest), (path, &*digest), ("", ""), (&digest[1..], &digest[1..])] {
+            assert!(said(key, sha256).is_err(), "{key} {sha256} was accepted");
+        }
+    }
 
     #[test]
     fn a_reference_survives_its_text_and_a_damaged_one_is_refused() {

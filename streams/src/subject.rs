@@ -305,6 +305,12 @@ pub fn swap(site: &SiteName, worker: &str, slot_ms: u64) -> String {
     format!("swap.{site}.{worker}.{slot_ms}")
 }
 
+/// Whether a report on this subject is of this site and worker.
+pub fn is_swap_of(subject: &str, site: &SiteName, worker: &str) -> bool {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    matches!(tokens[..], ["swap", own, by, _] if own == site.as_str() && by == worker)
+}
+
 /// Where a site notes the round it is asked for.
 pub fn round_note(model: &ModelName) -> String {
     format!("round-{model}")
@@ -313,12 +319,6 @@ pub fn round_note(model: &ModelName) -> String {
 /// A site's note under a key. Sites and cloud have a bucket of their own each.
 pub fn note(key: &str) -> String {
     format!("$KV.ledger.{key}")
-}
-
-/// Whether a subject is that of a site's note.
-pub fn is_note(subject: &str) -> bool {
-    let key = subject.strip_prefix("$KV.ledger.").unwrap_or_default();
-    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
 /// A task sent up.
@@ -348,6 +348,17 @@ fn wrong(subject: &str, expected: &'static str) -> CarryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_is_of_the_site_and_worker_in_its_subject() {
+        let site: SiteName = "reef".parse().unwrap();
+        assert!(is_swap_of(&swap(&site, "edge-7", 5000), &site, "edge-7"));
+        for (subject, worker) in
+            [("swap.farm.edge-7.5000", "edge-7"), ("swap.reef.edge-8.5000", "edge-7"), ("swap.reef.a.b.5000", "a.b")]
+        {
+            assert!(!is_swap_of(subject, &site, worker), "{subject} as {worker}");
+        }
+    }
 
     #[test]
     fn another_programs_topic_is_taken_as_a_cameras() {

@@ -23,6 +23,7 @@ mod rounds;
 mod scale;
 mod soak;
 mod store;
+mod strangers;
 mod told;
 mod training;
 mod up;

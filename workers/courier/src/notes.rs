@@ -4,10 +4,9 @@
 
 use runtime::step::Burial;
 use runtime::{Credit, Fault, Outgoing, Step};
-use schemas::blob::BlobRefError;
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::task::{HEADER_BLOB, HEADER_TO};
-use schemas::{BlobRef, FaultNote, SiteName};
+use schemas::task::HEADER_BLOB;
+use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
 use streams::read::Record;
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
@@ -26,33 +25,27 @@ pub struct Notes {
 }
 
 impl Notes {
-    async fn bring(&self, blob: &str) -> Result<(), Fault> {
-        let unreadable =
-            |error| Fault::reject("note_unreadable", error, "run the same release of tributary on both sides");
-        let blob: BlobRef = blob.parse().map_err(|error: BlobRefError| unreadable(error))?;
-        if self.here.has(&blob).await? {
+    async fn bring(&self, blob: &BlobRef) -> Result<(), Fault> {
+        if self.here.has(blob).await? {
             return Ok(());
         }
-        let bytes = self.cloud.fetch(&blob, MAX_WEIGHTS_BYTES).await?;
+        let bytes = self.cloud.fetch(blob, MAX_WEIGHTS_BYTES).await?;
         self.here.store(&bytes).await?;
         Ok(())
     }
 
-    async fn bring_all(&self, blobs: &str) -> Result<(), Fault> {
-        for blob in blobs.split(',') {
+    async fn bring_all(&self, blobs: &[BlobRef]) -> Result<(), Fault> {
+        for blob in blobs {
             self.bring(blob).await?;
         }
         Ok(())
     }
 
-    async fn carry(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
-        let to = delivery.header(HEADER_TO).unwrap_or_default();
-        // Nothing but notes: a message of the cloud does not choose any subject of the site.
-        if !subject::is_note(to) {
-            tracing::warn!(role = ROLE, subject = delivery.subject(), to, "a note for nobody, passed over");
-            return Ok(Outgoing::default());
-        }
-        if let Some(blobs) = delivery.header(HEADER_BLOB) {
+    /// Writes what came under a key of the site's ledger, after the blobs it names are here. The key is the kind's and the
+    /// model's: a message of the cloud does not choose any.
+    async fn carry(&self, delivery: &Delivery, key: &str, blobs: &[BlobRef]) -> Result<Outgoing, Fault> {
+        // The cloud says whether it offers them; what runs here already need not come again.
+        if delivery.header(HEADER_BLOB).is_some() {
             match self.bring_all(blobs).await {
                 Ok(()) => {}
                 // It is over, most likely: the site cannot take part, and others can. Or it is not offered again yet.
@@ -74,8 +67,14 @@ impl Notes {
             }
         }
         // Written each time it comes: what is written is the same.
-        let (subject, payload) = (to.to_owned(), delivery.payload().clone());
+        let (subject, payload) = (subject::note(key), delivery.payload().clone());
         Ok(Outgoing::one(Publication { subject, payload, headers: Vec::new(), first_only: false }))
+    }
+
+    /// A message that is not what its subject says.
+    fn misdirected(delivery: &Delivery, wanted: &str) -> Fault {
+        let reason = format!("it came on {}, and says what belongs on {wanted}", delivery.subject());
+        Fault::reject("note_misdirected", reason, "look for who published it in the cloud")
     }
 
     fn burial(&self) -> Burial {
@@ -93,7 +92,15 @@ impl Step for Rounds {
     const STREAM: &'static str = topology::UPDATES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        self.0.carry(delivery).await
+        let Round { model, number, event, .. } = decode(delivery.payload())?;
+        let wanted = subject::round(&model, number, &event.slot());
+        match event {
+            RoundEvent::Opened(terms) if wanted == delivery.subject() => {
+                let blobs: Vec<BlobRef> = terms.weights.into_iter().collect();
+                self.0.carry(delivery, &subject::round_note(&model), &blobs).await
+            }
+            _ => Err(Notes::misdirected(delivery, &wanted)),
+        }
     }
 
     fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
@@ -109,7 +116,12 @@ impl Step for Orders {
     const STREAM: &'static str = topology::ORDERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        self.0.carry(delivery).await
+        let Order { site, model, release, .. } = decode(delivery.payload())?;
+        let wanted = subject::order(&site, &model);
+        if site != self.0.site || wanted != delivery.subject() {
+            return Err(Notes::misdirected(delivery, &wanted));
+        }
+        self.0.carry(delivery, &subject::order_note(&model), &release.package).await
     }
 
     fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {

@@ -12,7 +12,7 @@ use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap, decode};
 use streams::read::{self, Level, Stretch};
-use streams::{Blobs, Bus, Publisher, Store, topology};
+use streams::{Blobs, Bus, Publisher, Store, subject, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::evidence::Evidence;
@@ -112,6 +112,10 @@ impl Releaser {
                     let record = record?;
                     read_to[0] = record.sequence;
                     match decode::<Swap>(&record.payload) {
+                        Ok(swap) if !subject::is_swap_of(&record.subject, &swap.site, &swap.worker) => {
+                            let said = format!("{} of {}", swap.worker, swap.site);
+                            tracing::warn!(role = ROLE, subject = record.subject, said, "a report for another, passed over");
+                        }
                         Ok(swap) => self.see(&swap),
                         Err(error) => tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over"),
                     }

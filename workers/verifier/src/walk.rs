@@ -127,6 +127,18 @@ pub fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
     Ok(Publication::with_id(subject::verdict(&about.site, &about.camera), encode(verdict)?, id))
 }
 
+/// Refuses a request that says it is of another site, camera or reason than the subject it came on: who may write there is
+/// who speaks.
+fn check_sender(request: &Verify, subject: &str) -> Result<(), Fault> {
+    let about = &request.provisional;
+    let wanted = subject::verify(request.reason, &about.site, &about.camera);
+    if subject == wanted {
+        return Ok(());
+    }
+    let reason = format!("it came on {subject}, and says what belongs on {wanted}");
+    Err(Fault::reject("verify_misdirected", reason, "give each site a name of its own; look for who published it"))
+}
+
 /// What is kept of a request as a hard case, once however often it comes.
 pub fn kept(request: &Verify) -> Result<Option<Publication>, Fault> {
     let Some(case) = request.hard_case() else { return Ok(None) };
@@ -141,6 +153,7 @@ impl Step for Verifier {
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let request: Verify = decode(delivery.payload())?;
+        check_sender(&request, delivery.subject())?;
         let spare = kept(&request)?.into_iter().collect();
         let sure = match request.reason {
             VerifyReason::Sampled => Some(true),
@@ -156,7 +169,9 @@ impl Step for Verifier {
     }
 
     fn bury(&self, message: &Record, fault: &FaultNote) -> Burial {
-        let request: Option<Verify> = decode(&message.payload).ok();
+        // What speaks for another site is heard of nowhere else.
+        let request: Option<Verify> =
+            decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
         let kept = request.as_ref().and_then(|request| kept(request).ok().flatten());
         let refused = request.map(|request| refuse(request, fault.clone(), clock::now_ms()));

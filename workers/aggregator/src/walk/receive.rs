@@ -27,6 +27,9 @@ impl Aggregator {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
             return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
         }
+        if let Err(refused) = check::signature(&update, &self.settings.check) {
+            return self.refuse(record, refused).await;
+        }
         let at = stored_at_ms(record);
         self.consider(update, record, at).await
     }
