@@ -92,7 +92,9 @@ mod tests {
         assert_eq!(said(&digest, &digest).unwrap(), BlobRef::new([0xab; 32], 7));
         let other = "cd".repeat(32);
         let path = "../weights/other";
-        for (key, sha256) in [(path, path), (&*other, &*digest), (path, &*digest), ("", ""), (&digest[1..], &digest[1..])] {
+        for (key, sha256) in
+            [(path, path), (&*other, &*digest), (path, &*digest), ("", ""), (&digest[1..], &digest[1..])]
+        {
             assert!(said(key, sha256).is_err(), "{key} {sha256} was accepted");
         }
     }

@@ -22,7 +22,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     // The same again, by a site that may write to its own subjects alone.
     let stranger: SiteName = "farm".parse().unwrap();
     let to = subject::verify(VerifyReason::Doubtful, &stranger, &"cam-1".parse().unwrap());
-    let forged = Publication::with_id(to, asked.payload.to_vec(), "forged".into());
+    let forged = Publication::with_id(to, asked.payload.to_vec(), "forged");
     Publisher::new(world.cloud.clone(), PATIENCE).publish(&forged).await.unwrap();
     world.verifier("verifier").unwrap();
     assert_eq!(answered(&world, task).await.route, Route::Verified);
