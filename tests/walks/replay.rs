@@ -135,7 +135,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
         (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),
         (vec!["replay", "--gate", "missing.toml"], "--gate missing.toml: there is no such file"),
         (vec!["retention", "--unpin", "nothing"], "none is pinned"),
-        (vec!["retrain", "--model", "/nowhere", "--out", "new"], "model /nowhere"),
+        (vec!["retrain", "--model", "/nowhere", "--out", "new"], "model folder /nowhere does not exist"),
     ] {
         let ended = at(&world, &words).await;
         assert!(!ended.success && ended.err.contains(said), "{words:?}: {}", ended.err);
