@@ -105,7 +105,7 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
     assert!(scale(&world, &["recognizer", "1-3"]).await.success);
     // Large ones, so that there is work for some seconds; made before the worker is stopped, which soon looks dead.
     let pictures = pictures().unwrap().iter().take(8);
-    let large: Vec<_> = pictures.map(|picture| vision::enlarged(&picture.bytes, 1000).unwrap()).collect();
+    let large: Vec<_> = pictures.map(|picture| vision::enlarged(&picture.bytes, 2500).unwrap()).collect();
     world.worked("recognizer").unwrap().signal(Signal::SIGSTOP).unwrap();
     let mut tasks = Vec::new();
     for large in large.iter().cycle().take(80) {
