@@ -16,6 +16,8 @@ pub(crate) const CLASSES: &str = "classes";
 /// As `quality`, the last layer class by class in the same way.
 pub(crate) const QUALITY_CLASSES: &str = "quality-classes";
 pub(crate) const COMMAND: &str = "command";
+/// The rules besides those that go by scores, but for `pick`, which is no rule of its own.
+const BESIDES: [&str; 4] = [LAW, CLASSES, QUALITY_CLASSES, COMMAND];
 /// A rule by scores that needs every two updates held against each other.
 pub(crate) const AGREEMENT: &str = "agreement";
 /// Behind the name of a rule: its last layer is trained again on the public set.
@@ -76,15 +78,14 @@ impl MergeSettings {
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
             let (plain, _) = parted(rule);
-            [LAW, CLASSES, QUALITY_CLASSES, COMMAND].contains(&plain) || weigh::names().any(|name| name == plain)
+            BESIDES.contains(&plain) || weigh::names().any(|name| name == plain)
         };
-        let names =
-            || weigh::names().chain([LAW, CLASSES, QUALITY_CLASSES, COMMAND, PICK]).collect::<Vec<_>>().join(", ");
+        let names = || weigh::names().chain(BESIDES).chain([PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
             return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
-            let names = weigh::names().chain([LAW, CLASSES, QUALITY_CLASSES, COMMAND]).collect::<Vec<_>>().join(", ");
+            let names = weigh::names().chain(BESIDES).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
         let asks = |rule: &str| parted(rule).0 == COMMAND;

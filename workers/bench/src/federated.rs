@@ -138,7 +138,7 @@ fn ablation() -> Vec<Way> {
     ]
 }
 
-/// Measures; takes about half an hour for a folder, or a minute if `quick`.
+/// Measures; takes more than an hour for a folder with all rules, or a minute if `quick`.
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     let (options, stop) = (options.clone(), std::sync::Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();

@@ -29,7 +29,7 @@ enum Which {
     /// curves; and against PyTorch where it is installed. Takes some minutes.
     Train(TrainBenchArgs),
     /// Rules of merging against each other: ten sites, pictures divided evenly, unevenly and with a bad site among
-    /// them, ten rounds, several seeds. Accuracy, not time. Takes about half an hour for a folder.
+    /// them, ten rounds, several seeds. Accuracy, not time. Takes more than an hour for a folder with all rules.
     Federated(FederatedArgs),
     /// Rounds that begin with a model that is deployed and good: what releases are worth on images nobody saw, against that
     /// model and against what is shown of them. Accuracy, not time. Takes about a quarter of an hour.
@@ -170,7 +170,7 @@ struct RoundsBenchArgs {
     #[arg(long, value_name = "WHICH", value_parser = ["random", "60 %", "80 %", "model", "cloud"])]
     start: Vec<String>,
     /// Play the games in which hard cases steer what is learned, too: twice as many as all others.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quick")]
     hard_cases: bool,
     #[command(flatten)]
     common: BenchCommon,

@@ -63,7 +63,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Sh
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
     let site = site::open(loaded, "retrain").await?;
-    let of_up = site.up.as_ref().map(|up| up.model.clone()).filter(|folder| !folder.as_os_str().is_empty());
+    let is_chosen = site::is_set(loaded, "recognizer.model");
+    let of_up = site.up.as_ref().filter(|_| !is_chosen).map(|up| up.model.clone());
+    let of_up = of_up.filter(|folder| !folder.as_os_str().is_empty());
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
     let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));

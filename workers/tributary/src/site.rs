@@ -114,7 +114,7 @@ impl Site {
 }
 
 /// Whether somebody chose a setting.
-fn is_set(loaded: &Loaded<Settings>, key: &str) -> bool {
+pub fn is_set(loaded: &Loaded<Settings>, key: &str) -> bool {
     loaded.list().iter().any(|setting| setting.key == key && setting.origin != "default")
 }
 
