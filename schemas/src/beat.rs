@@ -110,6 +110,59 @@ impl Beat {
     }
 }
 
+/// Letters of a name, and of a sentence, in a beat.
+const NAME_CHARS: usize = 200;
+const SENTENCE_CHARS: usize = 4000;
+/// Above this no count, time or rate of a worker's is meant.
+const MOST: f64 = 1e15;
+/// More owner threads than a machine has.
+const MOST_REPLICAS: u32 = 10_000;
+
+impl Beat {
+    /// Whether its numbers and texts are such as a worker says: whoever may write to the bucket of beats can write anything.
+    ///
+    /// # Errors
+    /// Which field is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let numbers = [
+            ("cost_ms", self.cost_ms),
+            ("link_rtt_ms", self.link_rtt_ms),
+            ("link.rtt_min_ms", self.link.map(|link| link.rtt_min_ms)),
+            ("link.rate_max_bytes_per_s", self.link.and_then(|link| link.rate_max_bytes_per_s)),
+            ("link.slowdown_ratio", self.link.map(|link| link.slowdown_ratio)),
+            ("link.cloud.cost_ms", self.link.and_then(|link| link.cloud).map(|cloud| cloud.cost_ms)),
+            ("link.cloud.still_s", self.link.and_then(|link| link.cloud).map(|cloud| cloud.still_s)),
+            ("decision.cpu_ratio", self.decision.as_ref().and_then(|decision| decision.cpu_ratio)),
+            ("decision.memory_ratio", self.decision.as_ref().and_then(|decision| decision.memory_ratio)),
+            ("decision.queue_s", self.decision.as_ref().map(|decision| decision.queue_s)),
+        ];
+        let wrong =
+            numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !(0.0..=MOST).contains(&number)));
+        if let Some((name, _)) = wrong {
+            return Err(name);
+        }
+        let replicas = [Some(self.replicas), self.link.and_then(|link| link.cloud).map(|cloud| cloud.replicas)];
+        if replicas.into_iter().flatten().any(|replicas| replicas > MOST_REPLICAS) {
+            return Err("replicas");
+        }
+        let name = |text: &str| !text.is_empty() && text.chars().count() <= NAME_CHARS;
+        if !name(&self.role) || !name(&self.worker) || self.model.as_deref().is_some_and(|model| !name(model)) {
+            return Err("role, worker or model");
+        }
+        let sentences = self.scale.iter().chain(&self.swap).chain(&self.releases);
+        let sentences =
+            sentences.chain(self.faults.iter().flat_map(|fault| [&fault.name, &fault.reason, &fault.remedy]));
+        let decision = self.decision.iter().flat_map(|decision| [&decision.policy, &decision.state, &decision.why]);
+        let training = self.training.iter().flat_map(|training| [&training.state, &training.why]);
+        let rounds = self.rounds.iter().flat_map(|rounds| [&rounds.state, &rounds.why]);
+        let mut all = sentences.chain(decision).chain(training).chain(rounds);
+        if all.any(|text| text.chars().count() > SENTENCE_CHARS) {
+            return Err("a sentence");
+        }
+        Ok(())
+    }
+}
+
 /// What a janitor knows of a site's images and their outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OutcomeReport {

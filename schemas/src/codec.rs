@@ -46,6 +46,12 @@ pub enum CodecError {
         /// The version found.
         found: u16,
     },
+    /// A number that is none: it compares with nothing, and what is reckoned with it is none either.
+    #[error("{kind} message holds a number that is infinite or not a number")]
+    NotFinite {
+        /// What was expected.
+        kind: &'static str,
+    },
     /// A value that has no MessagePack form.
     #[error("{kind} message cannot be written")]
     Unwritable {
@@ -91,6 +97,9 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     if head.version != M::VERSION {
         return Err(CodecError::OtherVersion { kind: M::KIND, version: M::VERSION, found: head.version });
     }
+    if !is_finite(bytes) {
+        return Err(CodecError::NotFinite { kind: M::KIND });
+    }
     rmp_serde::from_slice(bytes).map_err(unreadable)
 }
 
@@ -105,6 +114,75 @@ fn front(bytes: &[u8]) -> Option<Head<'_>> {
     let (key, mut rest) = rmp::decode::read_str_from_slice(rest).ok()?;
     (key == "version").then_some(())?;
     Some(Head { kind: kind.into(), version: rmp::decode::read_int(&mut rest).ok()? })
+}
+
+/// Whether every number in a MessagePack value is finite; what is no MessagePack is left for the decoder to refuse. Goes
+/// through markers and lengths only, holds nothing, and needs no deeper stack for what is nested deeply.
+fn is_finite(bytes: &[u8]) -> bool {
+    use rmp::Marker;
+    let number = |rest: &[u8], bytes: usize| {
+        let raw = rest.get(..bytes)?;
+        raw.iter().try_fold(0u64, |number, byte| number.checked_mul(256)?.checked_add(u64::from(*byte)))
+    };
+    let (mut rest, mut values) = (bytes, 1u64);
+    while values > 0 {
+        values -= 1;
+        let Some((first, after)) = rest.split_first() else { return true };
+        rest = after;
+        let marker = Marker::from_u8(*first);
+        // How many bytes give a length, what follows them beside it, and whether the length counts values.
+        let (prefix, fixed, each) = match marker {
+            Marker::F32 => match number(rest, 4) {
+                Some(bits) if !f32::from_bits(bits as u32).is_finite() => return false,
+                _ => (0, 4, 0),
+            },
+            Marker::F64 => match number(rest, 8) {
+                Some(bits) if !f64::from_bits(bits).is_finite() => return false,
+                _ => (0, 8, 0),
+            },
+            Marker::U8 | Marker::I8 => (0, 1, 0),
+            Marker::U16 | Marker::I16 | Marker::FixExt1 => (0, 2, 0),
+            Marker::U32 | Marker::I32 => (0, 4, 0),
+            Marker::U64 | Marker::I64 => (0, 8, 0),
+            Marker::FixExt2 => (0, 3, 0),
+            Marker::FixExt4 => (0, 5, 0),
+            Marker::FixExt8 => (0, 9, 0),
+            Marker::FixExt16 => (0, 17, 0),
+            Marker::FixStr(length) => (0, usize::from(length), 0),
+            Marker::FixArray(count) => {
+                values = values.saturating_add(u64::from(count));
+                (0, 0, 0)
+            }
+            Marker::FixMap(count) => {
+                values = values.saturating_add(2 * u64::from(count));
+                (0, 0, 0)
+            }
+            Marker::Str8 | Marker::Bin8 => (1, 0, 0),
+            Marker::Str16 | Marker::Bin16 => (2, 0, 0),
+            Marker::Str32 | Marker::Bin32 => (4, 0, 0),
+            Marker::Ext8 => (1, 1, 0),
+            Marker::Ext16 => (2, 1, 0),
+            Marker::Ext32 => (4, 1, 0),
+            Marker::Array16 => (2, 0, 1),
+            Marker::Array32 => (4, 0, 1),
+            Marker::Map16 => (2, 0, 2),
+            Marker::Map32 => (4, 0, 2),
+            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False | Marker::Reserved => {
+                (0, 0, 0)
+            }
+        };
+        let Some(length) = number(rest, prefix) else { return true };
+        let skipped = match each {
+            0 => usize::try_from(length).unwrap_or(usize::MAX),
+            each => {
+                values = values.saturating_add(length.saturating_mul(each));
+                0
+            }
+        };
+        let Some(after) = rest.get(prefix.saturating_add(fixed).saturating_add(skipped)..) else { return true };
+        rest = after;
+    }
+    true
 }
 
 /// Any MessagePack as JSON for people to look at; byte strings are shown by their length.
@@ -186,5 +264,38 @@ impl<'de> serde::de::Visitor<'de> for ShowVisitor {
             fields.insert(key, value.0);
         }
         Ok(fields.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_none_is_found_wherever_it_stands() {
+        #[derive(Serialize)]
+        struct Odd {
+            before: Vec<u8>,
+            text: String,
+            deep: Vec<Vec<Option<f64>>>,
+        }
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let odd =
+                |number| Odd { before: vec![7; 300], text: "x".repeat(70_000), deep: vec![vec![None, Some(number)]] };
+            assert!(!is_finite(&rmp_serde::to_vec_named(&odd(number)).unwrap()));
+            assert!(is_finite(&rmp_serde::to_vec_named(&odd(1.5)).unwrap()));
+            assert!(!is_finite(&rmp_serde::to_vec_named(&vec![number as f32]).unwrap()));
+        }
+        assert!(is_finite(&rmp_serde::to_vec_named(&json!({"a": [1, -1, 2.5, "nan", null, true]})).unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_gone_through_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            is_finite(&bytes);
+        }
     }
 }

@@ -1,68 +1,122 @@
 //! Bytes too large for a message, in the broker's object store, by the digest of their content.
 //! Hashed on the way in and on the way out: no unchecked byte leaves this file (invariant 4).
+//!
+//! They are written by the client's object store and read by questions of our own: the client's reader follows links without
+//! end and waits for pieces that are not there, and needs the right to make consumers.
 
-use async_nats::jetstream::object_store::{DeleteErrorKind, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{DeleteErrorKind, ObjectStore};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
-use schemas::BlobRef;
+use schemas::{BlobRef, SiteName};
+use serde::Deserialize;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::connect::Bus;
+use crate::direct;
 use crate::error::{CarryError, absent, no_room};
-use crate::read::{Reader, Stretch};
-use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS};
+use crate::read;
+use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 
 /// Why a blob cannot be had that somebody refers to.
 const NOT_THERE: &str = "is not in the bucket (its time there is up, or it was never stored)";
+/// Pieces asked for at a time, and their bytes; the client writes pieces of 128 KiB.
+const PIECES: usize = 64;
+const PIECES_BYTES: usize = 8 * 1024 * 1024;
 
 /// The blob bucket of one domain.
 #[derive(Clone)]
 pub struct Blobs {
     bus: Bus,
-    store: ObjectStore,
-    name: &'static str,
+    name: String,
+}
+
+/// What a bucket says of one object.
+#[derive(Deserialize)]
+struct Described {
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    nuid: String,
+    #[serde(default)]
+    deleted: bool,
+    #[serde(default)]
+    options: Option<DescribedOptions>,
+}
+
+#[derive(Deserialize)]
+struct DescribedOptions {
+    #[serde(default)]
+    link: Option<serde::de::IgnoredAny>,
 }
 
 impl Blobs {
     /// Looks the site's bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
-        Self::bucket(bus, BLOBS).await
+        Self::named(bus, BLOBS).looked_up().await
     }
 
-    /// Looks up the cloud's bucket, for what was sent up; creates nothing.
+    /// Looks up the bucket of what the cloud offers; creates nothing.
     pub async fn open_in_cloud(bus: &Bus) -> Result<Self, CarryError> {
-        Self::bucket(bus, CLOUD_BLOBS).await
+        Self::named(bus, CLOUD_BLOBS).looked_up().await
     }
 
     /// Looks up the site's bucket for what is pinned; creates nothing.
     pub async fn open_pinned(bus: &Bus) -> Result<Self, CarryError> {
-        Self::bucket(bus, PINNED_BLOBS).await
+        Self::named(bus, PINNED_BLOBS).looked_up().await
     }
 
-    async fn bucket(bus: &Bus, name: &'static str) -> Result<Self, CarryError> {
-        match bus.js.get_object_store(name).await {
-            Ok(store) => Ok(Self { bus: bus.clone(), store, name }),
-            Err(error) => Err(absent(error, format!("object bucket {name}"))),
-        }
+    /// What the cloud offers, for a site to read; not looked up, for a site may only read what it knows by name.
+    pub fn offered(bus: &Bus) -> Self {
+        Self::named(bus, CLOUD_BLOBS)
+    }
+
+    /// What a site sent up; not looked up.
+    pub fn sent_by(bus: &Bus, site: &SiteName) -> Self {
+        Self::named(bus, &sent_blobs(site))
+    }
+
+    fn named(bus: &Bus, name: &str) -> Self {
+        Self { bus: bus.clone(), name: name.into() }
+    }
+
+    async fn looked_up(self) -> Result<Self, CarryError> {
+        self.store_of_client().await?;
+        Ok(self)
+    }
+
+    async fn store_of_client(&self) -> Result<ObjectStore, CarryError> {
+        let found = self.bus.js.get_object_store(&self.name).await;
+        found.map_err(|error| absent(error, format!("object bucket {}", self.name)))
+    }
+
+    fn stream(&self) -> String {
+        format!("OBJ_{}", self.name)
+    }
+
+    /// What the bucket says of a blob; absent where it was never there or was removed.
+    async fn described(&self, blob: &BlobRef) -> Result<Option<Described>, CarryError> {
+        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&blob.key));
+        let Some(record) = read::last(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
+        let described: Described = serde_json::from_slice(&record.payload)
+            .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
+        Ok(Some(described).filter(|described| !described.deleted))
     }
 
     /// Whether there is something of this name and size. What it is shows when it is fetched.
     pub async fn has(&self, blob: &BlobRef) -> Result<bool, CarryError> {
-        match self.store.info(&blob.key).await {
-            Ok(info) => Ok(!info.deleted && info.size as u64 == blob.size_bytes),
-            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
-            Err(error) => Err(CarryError::broker(format!("looking up blob {}", blob.key))(error)),
-        }
+        Ok(self.described(blob).await?.is_some_and(|described| described.size == blob.size_bytes))
     }
 
     /// Stores bytes once, under their digest.
     pub async fn store(&self, bytes: &[u8]) -> Result<BlobRef, CarryError> {
         let blob = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
-        let same_size = |info: async_nats::jetstream::object_store::ObjectInfo| info.size as u64 == blob.size_bytes;
-        if self.store.info(&blob.key).await.is_ok_and(same_size) {
+        if self.has(&blob).await.unwrap_or(false) {
             return Ok(blob);
         }
         let mut reader = bytes;
-        let stored = self.store.put(blob.key.as_str(), &mut reader).await;
+        let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut reader).await;
         match stored {
             Ok(_) => Ok(blob),
             Err(error) => match no_room(&error) {
@@ -74,7 +128,7 @@ impl Blobs {
 
     /// Lets what is stored under a key go; what is not there is gone already.
     pub async fn remove(&self, key: &str) -> Result<(), CarryError> {
-        match self.store.delete(key).await {
+        match self.store_of_client().await?.delete(key).await {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == DeleteErrorKind::NotFound => Ok(()),
             Err(error) => Err(CarryError::broker(format!("removing blob {key}"))(error)),
@@ -88,35 +142,37 @@ impl Blobs {
         if blob.size_bytes > limit_bytes {
             return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
         }
-        let info = self.store.info(&blob.key).await.map_err(|error| match error.kind() {
-            InfoErrorKind::NotFound => bad(NOT_THERE.into()),
-            _ => CarryError::Broker { what: format!("fetching blob {}", blob.key), source: error.into() },
-        })?;
-        if info.deleted {
-            return Err(bad(NOT_THERE.into()));
-        }
-        // The client's own reader follows a link without end and waits for pieces that are not there.
-        if info.options.as_ref().is_some_and(|options| options.link.is_some()) {
+        let described = self.described(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
+        if described.options.is_some_and(|options| options.link.is_some()) {
             return Err(bad("is a link, and must be the bytes themselves".into()));
         }
-        if info.size as u64 != blob.size_bytes {
-            return Err(bad(format!("has {} bytes, its reference says {}", info.size, blob.size_bytes)));
+        if described.size != blob.size_bytes {
+            return Err(bad(format!("has {} bytes, its reference says {}", described.size, blob.size_bytes)));
         }
-        if info.nuid.is_empty() || !info.nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        let nuid = described.nuid;
+        if nuid.is_empty() || !nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(bad("does not say where its pieces are".into()));
         }
-        let stream = format!("OBJ_{}", self.name);
-        let pieces = Stretch { subjects: vec![format!("$O.{}.C.{}", self.name, info.nuid)], ..Stretch::default() };
-        let mut reader = Reader::open(&self.bus, &stream, pieces, u64::MAX).await?;
-        let mut bytes = Vec::with_capacity(usize::try_from(blob.size_bytes).unwrap_or(0));
-        while let Some(piece) = reader.next().await? {
-            if bytes.len() as u64 + piece.payload.len() as u64 > blob.size_bytes {
-                return Err(bad(format!("has more bytes than its reference says ({})", blob.size_bytes)));
+        let pieces = format!("$O.{}.C.{nuid}", self.name);
+        // Grown as pieces come: what a description says is no reason to allocate.
+        let (mut bytes, mut next) = (Vec::new(), 1);
+        while (bytes.len() as u64) < blob.size_bytes {
+            let question = json!({ "next_by_subj": pieces, "seq": next, "batch": PIECES, "max_bytes": PIECES_BYTES });
+            let records = direct::ask(&self.bus, &self.stream(), &question, PIECES).await?;
+            let Some(last) = records.last() else {
+                return Err(bad(format!(
+                    "has {} bytes of the {} that its reference says",
+                    bytes.len(),
+                    blob.size_bytes
+                )));
+            };
+            next = last.sequence.saturating_add(1);
+            for piece in records {
+                if bytes.len() as u64 + piece.payload.len() as u64 > blob.size_bytes {
+                    return Err(bad(format!("has more bytes than its reference says ({})", blob.size_bytes)));
+                }
+                bytes.extend_from_slice(&piece.payload);
             }
-            bytes.extend_from_slice(&piece.payload);
-        }
-        if bytes.len() as u64 != blob.size_bytes {
-            return Err(bad(format!("has {} bytes of the {} that its reference says", bytes.len(), blob.size_bytes)));
         }
         if BlobRef::new(Sha256::digest(&bytes).into(), blob.size_bytes).sha256 != blob.sha256 {
             return Err(bad("does not have the SHA-256 of its reference".into()));

@@ -9,7 +9,7 @@ use schemas::{FaultNote, SiteName};
 use crate::connect::Bus;
 use crate::error::{CarryError, chain};
 use crate::monitor::{self, Links};
-use crate::server::{self, KEPT_AT_SITE};
+use crate::server;
 use crate::{read, refusal, topology};
 
 /// One question has this long to be answered.
@@ -23,7 +23,7 @@ const PASSING_CONSUMERS: i64 = 32;
 pub struct Checkup<'a> {
     /// The site's own domain.
     pub bus: &'a Bus,
-    /// The same connection speaking to the cloud's, where it is another.
+    /// The cloud over the leaf link, where it is another.
     pub cloud: Option<&'a Bus>,
     /// The cloud's domain, as the settings name it.
     pub cloud_domain: Option<&'a str>,
@@ -60,7 +60,9 @@ impl Checkup<'_> {
             Some(address) => monitor::links(address).await.ok(),
             None => None,
         };
-        faults.extend(links.as_ref().and_then(link_rules));
+        if let Some(links) = &links {
+            faults.extend(self.bus.account().await.and_then(|account| link_rules(links, &account)));
+        }
         faults.extend(self.link(links.as_ref()).await);
         faults
     }
@@ -227,24 +229,16 @@ fn dropped(store: &Path) -> Option<FaultNote> {
     })
 }
 
-/// Subjects that must stay at a site and that its link lets through. Pure.
-fn link_rules(links: &Links) -> Option<FaultNote> {
-    let lacking = links.remotes.iter().find_map(|link| {
-        let out = KEPT_AT_SITE.iter().filter(|kept| !link.deny_exports.iter().any(|denied| denied == *kept));
-        // Answers to the site's own questions come in.
-        let kept_out = KEPT_AT_SITE.iter().filter(|kept| **kept != "_INBOX.>");
-        let inward = kept_out.filter(|kept| !link.deny_imports.iter().any(|denied| denied == *kept));
-        let lacking: Vec<&str> = out.chain(inward).copied().collect();
-        (!lacking.is_empty()).then_some(lacking)
-    })?;
-    let mut lacking = lacking;
-    lacking.sort_unstable();
-    lacking.dedup();
-    Some(FaultNote::new(
-        "link_lets_through",
-        format!("the leaf link lets through what must stay at the site: {}", lacking.join(", ")),
-        "copy deny_exports and deny_imports from deploy/nats/site.conf and reload the server",
-    ))
+/// A link that ends in the account in which the site's own streams are. Pure.
+fn link_rules(links: &Links, own_account: &str) -> Option<FaultNote> {
+    let shared = links.remotes.iter().any(|link| link.account == own_account);
+    shared.then(|| {
+        FaultNote::new(
+            "link_lets_through",
+            format!("the leaf link ends in account {own_account}, where the site's streams are: the cloud can read and change them"),
+            "give the link an account of its own without JetStream, and the courier a user there (deploy/nats/site.conf, nats.link_user)",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -253,13 +247,10 @@ mod tests {
     use crate::monitor::RemoteLink;
 
     #[test]
-    fn a_link_that_lets_acknowledgements_through_is_told_by_name() {
-        let all = || KEPT_AT_SITE.map(str::to_owned).to_vec();
-        let good = RemoteLink { addresses: Vec::new(), deny_exports: all(), deny_imports: all() };
-        let mut bad = good.clone();
-        bad.deny_imports.retain(|denied| denied != "$JS.ACK.IMAGES.>");
-        assert_eq!(link_rules(&Links { remotes: vec![good], ..Links::default() }), None);
-        let fault = link_rules(&Links { remotes: vec![bad], ..Links::default() }).unwrap();
-        assert!(fault.reason.ends_with("$JS.ACK.IMAGES.>"), "{}", fault.reason);
+    fn a_link_that_ends_where_the_images_are_is_told() {
+        let link = |account: &str| RemoteLink { addresses: Vec::new(), account: account.into() };
+        let ending = |account: &str| Links { remotes: vec![link(account)], ..Links::default() };
+        assert_eq!(link_rules(&ending("LINK"), "SITE"), None);
+        assert!(link_rules(&ending("SITE"), "SITE").is_some());
     }
 }

@@ -5,10 +5,13 @@ use std::time::Duration;
 use async_nats::client::FlushErrorKind;
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event};
+use bytes::Bytes;
+use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CarryError;
 use crate::publish::Publication;
+use crate::rights;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);
@@ -37,18 +40,48 @@ pub struct NatsSettings {
     pub password: Option<Secret>,
     /// JetStream domain of the cloud as seen from a site; absent when site and cloud share a server.
     pub cloud_domain: Option<String>,
+    /// User at the site's end of the leaf link, in an account of its own; absent when the link ends in the account where the
+    /// images are.
+    pub link_user: Option<String>,
+    /// Its password; better given as TRIBUTARY_NATS__LINK_PASSWORD than in a file. Never logged or shown.
+    #[serde(skip_serializing)]
+    pub link_password: Option<Secret>,
 }
 
 impl Default for NatsSettings {
     fn default() -> Self {
-        Self { url: "nats://127.0.0.1:4222".into(), user: None, password: None, cloud_domain: None }
+        Self {
+            url: "nats://127.0.0.1:4222".into(),
+            user: None,
+            password: None,
+            cloud_domain: None,
+            link_user: None,
+            link_password: None,
+        }
     }
 }
 
 /// A text that is never printed.
-#[derive(Clone, PartialEq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq)]
 pub struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    /// Of any single value: an environment variable of digits alone is read as a number. What is refused is not quoted.
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        match serde_json::Value::deserialize(from) {
+            Ok(serde_json::Value::String(text)) => Ok(Self(text)),
+            Ok(value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => Ok(Self(value.to_string())),
+            _ => Err(D::Error::custom("not a text; put it between quotes")),
+        }
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,11 +131,58 @@ impl Bus {
         Ok(Self { client, js, domain: None })
     }
 
+    /// The cloud as a site reaches it over its leaf link: by a connection to the account in which the link ends, where there
+    /// is one; by this one where not; this one as it is where site and cloud share a server.
+    ///
+    /// # Errors
+    /// That the server is away or refuses the link's user.
+    pub async fn connect_cloud(
+        &self,
+        settings: &NatsSettings,
+        site: &SiteName,
+        name: &str,
+    ) -> Result<Self, CarryError> {
+        let (Some(domain), Some(user)) = (&settings.cloud_domain, &settings.link_user) else {
+            return Ok(self.in_domain(settings.cloud_domain.as_deref()));
+        };
+        let (user, password) = (Some(user.clone()), settings.link_password.clone());
+        let link = NatsSettings { user, password, ..settings.clone() };
+        let options = options(&link, name).custom_inbox_prefix(rights::inbox_prefix(site));
+        Ok(Self::open(&link, options).await?.in_domain(Some(domain)))
+    }
+
     /// The same connection, speaking to another JetStream domain, for example the cloud's through
     /// the leaf link. `None` is the server's own.
     pub fn in_domain(&self, domain: Option<&str>) -> Self {
         let js = context(self.client.clone(), domain);
         Self { client: self.client.clone(), js, domain: domain.map(str::to_owned) }
+    }
+
+    /// What the subjects of questions to JetStream begin with.
+    pub(crate) fn api_prefix(&self) -> String {
+        match &self.domain {
+            Some(domain) => format!("$JS.{domain}.API"),
+            None => "$JS.API".into(),
+        }
+    }
+
+    /// Whether it speaks to another place's streams, which others tidy up.
+    pub fn is_afar(&self) -> bool {
+        self.domain.is_some()
+    }
+
+    /// The account that the server holds this connection to be of; absent where it does not say.
+    pub async fn account(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Answer {
+            data: User,
+        }
+        #[derive(Deserialize)]
+        struct User {
+            account: String,
+        }
+        let answer = self.client.request("$SYS.REQ.USER.INFO", Bytes::new()).await.ok()?;
+        Some(serde_json::from_slice::<Answer>(&answer.payload).ok()?.data.account)
     }
 
     /// Whether both speak to one JetStream domain.
@@ -215,6 +295,10 @@ mod tests {
         let settings: NatsSettings = serde_json::from_str(r#"{"password":"hunter2"}"#).unwrap();
         let shown = format!("{settings:?} {}", serde_json::to_string(&settings).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
+        let settings: NatsSettings = serde_json::from_str(r#"{"password":31337}"#).unwrap();
+        assert_eq!(settings.password, Some(Secret("31337".into())));
+        let refused = serde_json::from_str::<NatsSettings>(r#"{"password":["hunter2"]}"#).unwrap_err();
+        assert!(!refused.to_string().contains("hunter2"), "{refused}");
     }
 
     #[tokio::test]

@@ -1,13 +1,25 @@
 //! Signs of life in the bucket `fleet`, and notes that survive a restart in the bucket `ledger`.
 
+use std::time::Duration;
+
 use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use schemas::{Beat, Message, decode, encode};
+use serde_json::json;
 
 use crate::connect::Bus;
+use crate::direct;
 use crate::error::{CarryError, absent};
+use crate::publish::{Publication, Publisher};
+use crate::read;
 use crate::topology::{FLEET, LEDGER};
+
+/// Workers of one place that are looked at, at the most, and the bytes of what they say.
+const MOST_BEATS: usize = 1000;
+const MOST_BEATS_BYTES: usize = 16 * 1024 * 1024;
+/// How long a note in the cloud is tried.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The workers' signs of life in one domain.
 #[derive(Clone)]
@@ -28,20 +40,6 @@ impl Fleet {
         stored.map(|_| ()).map_err(CarryError::broker("sending a sign of life"))
     }
 
-    /// The workers that gave a sign of life lately.
-    pub async fn alive(&self) -> Result<Vec<Beat>, CarryError> {
-        const WHAT: &str = "reading signs of life";
-        let keys = self.store.keys().await.map_err(CarryError::broker(WHAT))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(CarryError::broker(WHAT))?;
-        let beats = futures::stream::iter(keys).filter_map(|key| async move {
-            let bytes = self.store.get(key).await.ok()??;
-            decode::<Beat>(&bytes).ok()
-        });
-        let mut beats: Vec<Beat> = beats.collect().await;
-        beats.sort_by(|a, b| (&a.role, &a.worker).cmp(&(&b.role, &b.worker)));
-        Ok(beats)
-    }
-
     /// What the workers of a role say, as they say it, the latest of each first. Ends when the connection
     /// of the watch breaks.
     pub async fn follow(&self, role: &str) -> Result<impl Stream<Item = Beat> + use<>, CarryError> {
@@ -49,9 +47,59 @@ impl Fleet {
         let entries = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
         let put = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
             let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
-            decode::<Beat>(&entry.value).ok()
+            read_beat(&entry.key, &entry.value)
         });
         Ok(Box::pin(put))
+    }
+}
+
+/// The workers that gave a sign of life lately, by role and worker. A beat counts only under its own name, and only where its
+/// numbers are such as a worker says ([`Beat::check`]).
+pub async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
+    let question =
+        json!({ "multi_last": [format!("$KV.{FLEET}.>")], "batch": MOST_BEATS, "max_bytes": MOST_BEATS_BYTES });
+    let records = direct::ask(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
+    let beats = records.iter().filter(|record| record.header("KV-Operation").is_none());
+    let mut beats: Vec<Beat> = beats.filter_map(|record| read_beat(&record.subject, &record.payload)).collect();
+    beats.sort_by(|a, b| (&a.role, &a.worker).cmp(&(&b.role, &b.worker)));
+    Ok(beats)
+}
+
+/// The beat under a subject or key, if it is one and of whom the subject says.
+fn read_beat(subject: &str, payload: &[u8]) -> Option<Beat> {
+    let beat = decode::<Beat>(payload).ok()?;
+    let named = subject.ends_with(&format!("{}.{}", beat.role, beat.worker));
+    (named && beat.check().is_ok()).then_some(beat)
+}
+
+/// A cloud's note about a site, read and written from there: no more is asked for than that one note.
+pub struct NoteAfar<'a> {
+    bus: &'a Bus,
+    key: String,
+}
+
+impl<'a> NoteAfar<'a> {
+    /// The note of this key.
+    pub fn new(bus: &'a Bus, key: String) -> Self {
+        Self { bus, key }
+    }
+
+    /// What it says, if there is one.
+    pub async fn read(&self) -> Result<Option<String>, CarryError> {
+        let subject = format!("$KV.{LEDGER}.{}", self.key);
+        let record = read::last(self.bus, &format!("KV_{LEDGER}"), &subject).await?;
+        Ok(record.map(|record| String::from_utf8_lossy(&record.payload).into_owned()))
+    }
+
+    /// Writes it.
+    pub async fn write(&self, text: String) -> Result<(), CarryError> {
+        // Buckets of one name at a site and in the cloud are told apart by the domain in the subject.
+        let subject = match self.bus.is_afar() {
+            true => format!("{}.$KV.{LEDGER}.{}", self.bus.api_prefix(), self.key),
+            false => format!("$KV.{LEDGER}.{}", self.key),
+        };
+        let publication = Publication { subject, payload: text.into(), headers: Vec::new(), first_only: false };
+        Publisher::new(self.bus.clone(), PATIENCE).publish(&publication).await.map(|_| ())
     }
 }
 

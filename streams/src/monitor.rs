@@ -73,10 +73,8 @@ pub async fn health_at(address: &str) -> Option<Health> {
 pub struct RemoteLink {
     /// Where the other server is, `host:port` each.
     pub addresses: Vec<String>,
-    /// Subjects that do not go out.
-    pub deny_exports: Vec<String>,
-    /// Subjects that do not come in.
-    pub deny_imports: Vec<String>,
+    /// The account of this server in which it ends.
+    pub account: String,
 }
 
 /// How a server is joined to others.
@@ -114,14 +112,7 @@ pub async fn links(address: &str) -> Result<Links, CarryError> {
         #[serde(default)]
         urls: Vec<String>,
         #[serde(default)]
-        deny: Deny,
-    }
-    #[derive(Deserialize, Default)]
-    struct Deny {
-        #[serde(default)]
-        exports: Vec<String>,
-        #[serde(default)]
-        imports: Vec<String>,
+        local_account: String,
     }
     #[derive(Deserialize, Default)]
     struct JetStream {
@@ -149,10 +140,9 @@ pub async fn links(address: &str) -> Result<Links, CarryError> {
     let remotes = varz.leaf.remotes.into_iter();
     Ok(Links {
         remotes: remotes
-            .map(|Remote { urls, deny }| RemoteLink {
+            .map(|Remote { urls, local_account }| RemoteLink {
                 addresses: urls.iter().map(|url| host_and_port(url)).collect(),
-                deny_exports: deny.exports,
-                deny_imports: deny.imports,
+                account: local_account,
             })
             .collect(),
         joined: leafz.leafs.into_iter().map(|leaf| leaf.name).collect(),

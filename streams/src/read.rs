@@ -59,7 +59,7 @@ impl Record {
 }
 
 /// How full a stream is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Level {
     /// Messages in it.
     pub messages: u64,

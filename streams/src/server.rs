@@ -2,8 +2,9 @@
 //! with us and never left behind. Downloads nothing.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use schemas::SiteName;
 use schemas::limits::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
@@ -20,6 +22,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::connect::{OLDEST_SERVER, version};
 use crate::monitor::{self, Health};
+use crate::rights::{CLOUD_DOMAIN, Rights};
 
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
@@ -103,9 +106,9 @@ pub enum Durability {
 pub enum Leaf {
     /// Not at all.
     Alone,
-    /// Sites may join it.
-    Hub,
-    /// It joins the hub at this address, for example `nats-leaf://127.0.0.1:7422`.
+    /// These sites may join it, each with a password of its own and no more rights than a site needs.
+    Hub(Vec<SiteName>),
+    /// It joins the hub at this address, for example `nats-leaf://reef:PASSWORD@127.0.0.1:7422`.
     Of(String),
 }
 
@@ -143,9 +146,50 @@ struct Ports {
     mqtt: Option<SocketAddr>,
 }
 
+/// Passwords of a server that others join, or that joins another; made anew with each server.
+#[derive(Debug, Clone, Default)]
+struct Passwords {
+    /// Of whoever works at the place itself: nobody needs it, for on loopback who says nothing is that user.
+    own: String,
+    /// Of the user at the near end of the link.
+    link: String,
+    /// Of each site that may join.
+    sites: Vec<(SiteName, String)>,
+}
+
+impl Passwords {
+    /// # Errors
+    /// That the system has no random numbers.
+    fn new(leaf: &Leaf) -> std::io::Result<Self> {
+        let sites = match leaf {
+            Leaf::Hub(sites) => {
+                sites.iter().map(|site| Ok((site.clone(), password()?))).collect::<std::io::Result<_>>()?
+            }
+            Leaf::Alone | Leaf::Of(_) => Vec::new(),
+        };
+        Ok(Self { own: password()?, link: password()?, sites })
+    }
+}
+
+/// A password of 128 random bits. A letter first: the server takes a number for no password.
+fn password() -> std::io::Result<String> {
+    let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
+    let random = random.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
+    Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))
+}
+
+/// The user at a site's end of the link to the cloud, in an account of its own: whatever comes over the link reaches that
+/// account and nothing of the site's.
+pub const LINK_USER: &str = "link";
+
+/// Whoever has a site's password comes as a leaf server or not at all.
+const SITE_IS_LEAF: &str = "allowed_connection_types: [\"LEAFNODE\"]";
+
 /// A running server. Dropping it stops the server.
 pub struct Server {
     ports: Ports,
+    passwords: Passwords,
+    has_link: bool,
     running: Arc<Running>,
     supervisor: Option<std::thread::JoinHandle<()>>,
     /// Held as long as the server may write to its store.
@@ -176,14 +220,17 @@ impl Server {
         let store = settings.store.canonicalize().map_err(written(&settings.store))?;
         let mut lock = Some(lock(&store)?);
         let log = store.join(LOG);
+        let passwords = Passwords::new(&settings.leaf).map_err(written(&store))?;
         let mut why = String::new();
         for _ in 0..START_TRIES {
             let ports = ports(settings).map_err(written(&store))?;
             let path = store.join(CONFIGURATION);
-            fs::write(&path, configuration(settings, &store, ports)).map_err(written(&path))?;
+            write_private(&path, &configuration(settings, &store, ports, &passwords)).map_err(written(&path))?;
             let running = Arc::new(Running::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
-            let mut server = Self { ports, running, supervisor: Some(supervisor), lock: lock.take() };
+            let (passwords, has_link) = (passwords.clone(), matches!(settings.leaf, Leaf::Of(_)));
+            let mut server =
+                Self { ports, passwords, has_link, running, supervisor: Some(supervisor), lock: lock.take() };
             if server.ready() {
                 return Ok(server);
             }
@@ -207,6 +254,18 @@ impl Server {
     /// Port for leaf servers, where it is a hub.
     pub fn leaf_port(&self) -> u16 {
         self.ports.leaf
+    }
+
+    /// Where a site joins it as a leaf, with the site's password; `port` is this server's own or that of whoever stands
+    /// before it. Absent where it is no hub of that site.
+    pub fn leaf_url(&self, site: &SiteName, port: u16) -> Option<String> {
+        let (_, password) = self.passwords.sites.iter().find(|(name, _)| name == site)?;
+        Some(format!("nats-leaf://{site}:{password}@127.0.0.1:{port}"))
+    }
+
+    /// Password of [`LINK_USER`], where it joins another server.
+    pub fn link_password(&self) -> Option<&str> {
+        self.has_link.then_some(self.passwords.link.as_str())
     }
 
     /// Port for MQTT clients, where it has one.
@@ -416,7 +475,7 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
     })
 }
 
-fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> String {
+fn configuration(settings: &ServerSettings, store: &Path, ports: Ports, passwords: &Passwords) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
     let sync = sync_interval(settings.durability);
@@ -444,25 +503,37 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
         lines.push(format!("  domain: {}", quoted(domain)));
     }
     lines.push("}".into());
+    let mappings = settings.mappings.iter().map(|(from, to)| format!("{}: {}", quoted(from), quoted(to)));
+    let mappings = match settings.mappings.is_empty() {
+        true => String::new(),
+        false => format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")),
+    };
+    // On loopback who gives no name is the place itself, as with a server without passwords.
+    let account = |name: &str, users: &[String]| {
+        format!("  {name}: {{ jetstream: enabled, users: [ {} ]\n  {mappings} }}", users.join(",\n    "))
+    };
+    let own = format!("{{ user: own, password: {} }}", quoted(&passwords.own));
     match &settings.leaf {
-        Leaf::Alone => {}
-        Leaf::Hub => lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf)),
-        Leaf::Of(hub) => lines.push(format!(
-            "leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, deny_exports: [{}], deny_imports: [{}] }} ] }}",
-            quoted(hub),
-            KEPT_AT_SITE.map(quoted).join(", "),
-            // Answers to the site's own questions must come in.
-            KEPT_AT_SITE
-                .iter()
-                .filter(|kept| **kept != "_INBOX.>")
-                .map(|kept| quoted(kept))
-                .collect::<Vec<_>>()
-                .join(", "),
-        )),
-    }
-    if !settings.mappings.is_empty() {
-        let mappings = settings.mappings.iter().map(|(from, to)| format!("{}: {}", quoted(from), quoted(to)));
-        lines.push(format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")));
+        Leaf::Alone => lines.extend((!mappings.is_empty()).then(|| mappings.clone())),
+        Leaf::Hub(_) => {
+            let domain = settings.domain.as_deref().unwrap_or(CLOUD_DOMAIN);
+            let site = |(site, password): &(SiteName, String)| {
+                let rights = Rights::of_site_in_cloud(site, domain).configuration();
+                let (user, password) = (quoted(site.as_str()), quoted(password));
+                format!("{{ user: {user}, password: {password}, {SITE_IS_LEAF}, permissions: {rights} }}")
+            };
+            let users: Vec<String> = std::iter::once(own).chain(passwords.sites.iter().map(site)).collect();
+            lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
+            lines.push(format!("accounts {{\n{}\n}}", account("CLOUD", &users)));
+            lines.push("no_auth_user: own".into());
+        }
+        Leaf::Of(hub) => {
+            let link = format!("{{ user: {LINK_USER}, password: {} }}", quoted(&passwords.link));
+            lines
+                .push(format!("leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, account: LINK }} ] }}", quoted(hub)));
+            lines.push(format!("accounts {{\n{}\n  LINK: {{ users: [ {link} ] }}\n}}", account("SITE", &[own])));
+            lines.push("no_auth_user: own".into());
+        }
     }
     if let Some(address) = ports.mqtt {
         lines.push(format!("mqtt {{ listen: \"{address}\" }}"));
@@ -474,33 +545,13 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports) -> Strin
 /// publisher who asked for an answer is told; the default of 128 MB is a burst of 16.
 pub const BUFFERED: &str = "max_buffered_size: 256MB";
 
-/// Subjects that never cross the leaf link towards the cloud, nor, but for answers to questions, from it.
-pub const KEPT_AT_SITE: [&str; 20] = [
-    // What a consumer delivers has its own subject on the way to an inbox: whoever listens to everything in
-    // the cloud would get every image. Answers to the site's own questions come in, not out.
-    "_INBOX.>",
-    "$O.blobs.>",
-    "$O.pinned-blobs.>",
-    // An acknowledgement names stream and durable and no domain: another site's would count here.
-    "$JS.ACK.IMAGES.>",
-    "$JS.ACK.ANSWERS.>",
-    // Notices of the server about its own streams.
-    "$JS.EVENT.>",
-    "image",
-    "image.>",
-    "/.image.>",
-    "pin.>",
-    "answer.>",
-    "answer-json.>",
-    "outcome.>",
-    "outbox.>",
-    "label.>",
-    "learned.>",
-    "dead.images.>",
-    "dead.answers.>",
-    "dead.outbox.>",
-    "dead.verdicts.>",
-];
+/// Writes a file that only its owner may read.
+pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One that was there keeps its mode otherwise.
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())
+}
 
 /// Runs the server until it is told to stop; starts it again when it dies, and when it cannot write any more although
 /// there is room.
@@ -625,7 +676,6 @@ fn signal(process: u32, signal: Signal) {
 
 /// Asks the monitoring page; JetStream must be up and its streams recovered. Absent when it does not answer.
 fn ask_health(port: u16) -> Option<Health> {
-    use std::io::{Read, Write};
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;

@@ -36,6 +36,8 @@ pub const LABELS: &str = "LABELS";
 pub const LEARNED: &str = "LEARNED";
 /// What sites learned, as references to weights and never a picture; and what happens in rounds.
 pub const UPDATES: &str = "UPDATES";
+/// What happened in rounds, copied out of [`UPDATES`], from where sites' updates push it out in time.
+pub const ROUNDS: &str = "ROUNDS";
 /// What was decided about each model's releases.
 pub const RELEASES: &str = "RELEASES";
 /// What each site shall run, the latest of each model.
@@ -44,8 +46,8 @@ pub const ORDERS: &str = "ORDERS";
 pub const SWAPS: &str = "SWAPS";
 /// Bucket of large images at a site. Never crosses the leaf link by itself.
 pub const BLOBS: &str = "blobs";
-/// Bucket of large images that were sent up. Of another name than a site's: the server keeps buckets
-/// of one name in two domains apart only if they are key-value buckets.
+/// Bucket of what the cloud offers to its sites: packages and weights. Of another name than a site's: the server keeps
+/// buckets of one name in two domains apart only if they are key-value buckets.
 pub const CLOUD_BLOBS: &str = "cloud-blobs";
 /// Bucket of large images that are kept whatever their age. Never crosses the leaf link by itself.
 pub const PINNED_BLOBS: &str = "pinned-blobs";
@@ -93,6 +95,11 @@ pub fn learner_durable(site: &SiteName) -> String {
 /// Durable of a site's courier on provisional ANSWERS: what was promised a final answer.
 pub fn promises_durable(site: &SiteName) -> String {
     format!("promises-{site}")
+}
+
+/// Bucket in the cloud of the large images and weights that a site sent up: one site cannot read another's, nor fill its room.
+pub fn sent_blobs(site: &SiteName) -> String {
+    format!("{CLOUD_BLOBS}-{site}")
 }
 
 /// Durable of one site's courier on VERDICTS.
@@ -361,7 +368,7 @@ impl Plan {
             discard: DiscardPolicy::New,
             max_bytes: bytes(settings.verify_max_mib),
             duplicate_window: window,
-            ..file(VERIFY, vec!["verify.*.*.*".into()])
+            ..file(VERIFY, of_sites(sites, |site| format!("verify.*.{site}.*")))
         });
         self.stream(StreamConfig {
             // Each goes when the courier of its site has fetched it.
@@ -379,12 +386,25 @@ impl Plan {
             // The oldest make way: a collection, not an obligation.
             max_bytes: bytes(settings.hardcases_max_mib),
             duplicate_window: window,
-            ..file(HARDCASES, vec!["hardcase.*".into()])
+            ..file(HARDCASES, of_sites(sites, |site| format!("hardcase.{site}")))
         });
+        let mut updates = of_sites(sites, |site| format!("update.*.*.{site}"));
+        updates.push("round.*.*.*".into());
         self.stream(StreamConfig {
             max_bytes: bytes(settings.updates_max_mib),
+            // Of one update the first counts; who sends the same again and again takes nobody's room.
+            max_messages_per_subject: 4,
             duplicate_window: window,
-            ..file(UPDATES, vec!["update.*.*.*".into(), "round.*.*.*".into()])
+            ..file(UPDATES, updates)
+        });
+        self.stream(StreamConfig {
+            max_bytes: bytes(SMALL_MIB),
+            sources: Some(vec![Source {
+                name: UPDATES.into(),
+                filter_subject: Some("round.>".into()),
+                ..Source::default()
+            }]),
+            ..file(ROUNDS, Vec::new())
         });
         self.stream(StreamConfig {
             max_bytes: bytes(settings.releases_max_mib),
@@ -401,9 +421,12 @@ impl Plan {
             max_bytes: bytes(settings.swaps_max_mib),
             max_age: SWAPS_AGE,
             max_messages_per_subject: 1,
-            ..file(SWAPS, vec!["swap.*.*.*".into()])
+            ..file(SWAPS, of_sites(sites.iter().chain([&SiteName::cloud()]), |site| format!("swap.{site}.*.*")))
         });
         self.blobs(CLOUD_BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
+        for site in sites {
+            self.blobs(&sent_blobs(site), settings.blobs_max_mib, age(settings.blobs_max_age_s));
+        }
         self.fleet();
         self.ledger();
         self.advisories();
@@ -473,6 +496,12 @@ impl Plan {
     fn consumer(&mut self, stream: &'static str, wanted: pull::Config) {
         self.consumers.push((stream, wanted));
     }
+}
+
+/// A pattern for each site. By site, for a leaf server is shown only that interest of the cloud's streams which lies wholly
+/// within its user's rights.
+fn of_sites<'a>(sites: impl IntoIterator<Item = &'a SiteName>, pattern: impl Fn(&SiteName) -> String) -> Vec<String> {
+    sites.into_iter().map(pattern).collect()
 }
 
 fn age(seconds: u32) -> Duration {

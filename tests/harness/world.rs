@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::signal::Signal;
 use schemas::SiteName;
-use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::server::{Durability, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings};
 use tempfile::TempDir;
@@ -80,6 +80,21 @@ pub struct Site {
     pub bus: Bus,
 }
 
+impl Site {
+    /// The cloud over its link, as its courier has it.
+    pub async fn over_link(&self) -> anyhow::Result<Bus> {
+        let password = self.server.link_password().context("it has no link")?;
+        let settings = NatsSettings {
+            url: self.server.url(),
+            cloud_domain: Some(CLOUD.into()),
+            link_user: Some(LINK_USER.into()),
+            link_password: Some(password.to_owned().into()),
+            ..NatsSettings::default()
+        };
+        Ok(self.bus.connect_cloud(&settings, &self.name, "test").await?)
+    }
+}
+
 /// Servers and workers. Dropping it kills the workers, then the servers.
 pub struct World {
     /// The workers by name, such as `recognizer-0` or `courier-1`.
@@ -126,11 +141,11 @@ impl World {
         } else {
             let names: Vec<SiteName> =
                 (1..=plan.leaves).map(|number| format!("site-{number}").parse()).collect::<Result<_, _>>()?;
-            let hub = serve(settings(CLOUD, Some(CLOUD), Leaf::Hub)).await?;
+            let hub = serve(settings(CLOUD, Some(CLOUD), Leaf::Hub(names.clone()))).await?;
             let cloud = set_up(&hub, &Place::Cloud(names.clone()), &plan.streams).await?;
             for name in names {
                 let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port()))).await?;
-                let leaf = Leaf::Of(format!("nats-leaf://127.0.0.1:{}", link.port()));
+                let leaf = Leaf::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?);
                 let server = serve(settings(name.as_str(), Some(name.as_str()), leaf)).await?;
                 let bus = set_up(&server, &Place::Site(name.clone()), &plan.streams).await?;
                 sites.push(Site { name, server, link: Some(link), bus });
@@ -275,6 +290,10 @@ impl World {
         let mut options = vec!["--nats".into(), site.server.url(), "--site".into(), site.name.to_string()];
         if site.link.is_some() {
             options.extend(["--set".into(), format!("nats.cloud_domain={CLOUD}")]);
+            if let Some(password) = site.server.link_password() {
+                options.extend(["--set".into(), format!("nats.link_user={LINK_USER}")]);
+                options.extend(["--set".into(), format!("nats.link_password={password}")]);
+            }
         }
         options
     }

@@ -252,14 +252,9 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
     }
 }
 
-/// The deny lists of a server's configuration, and how much its streams may hold, bytes.
-fn server_rules(path: &str) -> (Vec<String>, Vec<String>, u64) {
+/// A server's configuration, and how much its streams may hold, bytes.
+fn server_rules(path: &str) -> (String, u64) {
     let text = std::fs::read_to_string(root().join(path)).unwrap();
-    let list = |key: &str| {
-        let (_, rest) = text.split_once(&format!("{key}: [")).unwrap_or_default();
-        let (list, _) = rest.split_once(']').unwrap_or_default();
-        list.split(',').map(|item| item.trim().trim_matches('"').to_owned()).filter(|item| !item.is_empty()).collect()
-    };
     let size = text.lines().find_map(|line| line.split_once("max_file_store: ")).map(|(_, size)| size);
     let gib = size.and_then(|size| size.split_once("GB")).and_then(|(number, _)| number.parse::<u64>().ok());
     let payload = format!("max_payload: {}", schemas::limits::MAX_MESSAGE_BYTES);
@@ -269,25 +264,29 @@ fn server_rules(path: &str) -> (Vec<String>, Vec<String>, u64) {
         "{path} lets a server hold something else than {}",
         streams::server::BUFFERED
     );
-    (list("deny_exports"), list("deny_imports"), gib.unwrap_or_default() << 30)
+    (text, gib.unwrap_or_default() << 30)
 }
 
 #[test]
-fn the_server_files_keep_at_the_site_what_stays_there_and_hold_what_the_streams_may() {
-    use streams::server::KEPT_AT_SITE;
+fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what_the_streams_may() {
+    use streams::rights::{CLOUD_DOMAIN, Rights};
     use streams::topology::{Place, StreamSettings, plan};
     let site: SiteName = "reef".parse().unwrap();
     let settings = StreamSettings::default();
     for path in ["deploy/nats/site.conf", "deploy/k8s/overlays/edge/nats.conf"] {
-        let (exports, imports, store) = server_rules(path);
-        assert_eq!(exports, KEPT_AT_SITE, "{path}: deny_exports");
-        let inward: Vec<&str> = KEPT_AT_SITE.into_iter().filter(|kept| *kept != "_INBOX.>").collect();
-        assert_eq!(imports, inward, "{path}: deny_imports");
+        let (text, store) = server_rules(path);
+        assert!(text.contains("    account: LINK\n"), "{path}: the link ends elsewhere");
+        assert!(
+            text.contains("  LINK: { users: [ { user: link, password: $LINK_PASSWORD } ] }"),
+            "{path}: LINK has more"
+        );
         let needed = plan(&Place::Site(site.clone()), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }
     for path in ["deploy/nats/cloud.conf", "deploy/k8s/overlays/cloud/nats.conf"] {
-        let (_, _, store) = server_rules(path);
+        let (text, store) = server_rules(path);
+        let rights = Rights::of_site_in_cloud(&site, CLOUD_DOMAIN).configuration();
+        assert!(text.contains(&rights), "{path}: the site's rights are not {rights}");
         let needed = plan(&Place::Cloud(vec![site.clone()]), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }

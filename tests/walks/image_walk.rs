@@ -9,7 +9,7 @@ use harness::world::serve;
 use harness::{Cut, Oracle, Plan, World, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{Answer, Reason, Route, Stage, decode};
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::read::Stretch;
 use streams::server::{Durability, Leaf, ServerSettings};
 use streams::subject::Errand;
@@ -148,9 +148,8 @@ async fn two_recognizers_share_the_work() {
     world.all_started().await.unwrap();
     let oracle = Oracle::new(seed(1), &world.site(0).name, world.bus(0)).unwrap();
     oracle.publish_all(300).await.unwrap();
-    let fleet = Fleet::open(world.bus(0)).await.unwrap();
     let finished = until("both beat with all of it done", PATIENCE, async || {
-        let finished: Vec<u64> = fleet.alive().await?.iter().map(|beat| beat.finished).collect();
+        let finished: Vec<u64> = fleet::alive(world.bus(0)).await?.iter().map(|beat| beat.finished).collect();
         Ok((finished.iter().sum::<u64>() >= 300).then_some(finished))
     });
     let finished = finished.await.unwrap();

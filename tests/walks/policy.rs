@@ -8,7 +8,7 @@ use harness::program::{fixture, run};
 use harness::{Cut, Plan, World, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
 use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, Verify, decode};
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{self, Ledger};
 use streams::read::{self, Stretch};
 use streams::tap::tap;
 use streams::topology;
@@ -20,7 +20,7 @@ const HEAD: &str = "models/fashion-head";
 
 async fn recognizer(world: &World) -> Beat {
     until("a recognizer's sign of life", PATIENCE, async || {
-        let alive = Fleet::open(world.bus(0)).await?.alive().await?;
+        let alive = fleet::alive(world.bus(0)).await?;
         Ok(alive.into_iter().find(|beat| beat.role == "recognizer" && beat.decision.is_some()))
     })
     .await
@@ -116,7 +116,7 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
 async fn the_link_is_known_to_be_gone_within_a_second() {
     let world = World::whole(Plan::leaves(1)).await.unwrap();
     let link = async || {
-        let alive = Fleet::open(world.bus(0)).await?.alive().await?;
+        let alive = fleet::alive(world.bus(0)).await?;
         anyhow::Ok(alive.into_iter().find_map(|beat| beat.link))
     };
     let up = async || Ok(link().await?.filter(|link| link.up && link.cloud.is_some()));
@@ -141,7 +141,7 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.site(0).link.as_ref().unwrap().set(Cut::Silent);
         // What is on its way when the link goes would arrive first whatever the order.
         until("the courier knows that the link is gone", PATIENCE, async || {
-            let alive = Fleet::open(&bus).await?.alive().await?;
+            let alive = fleet::alive(&bus).await?;
             Ok(alive.iter().any(|beat| beat.link.is_some_and(|link| !link.up)).then_some(()))
         })
         .await

@@ -228,7 +228,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     assert_eq!(summary["sources"]["publisher"], 60);
     world.trainer("trainer", 0).unwrap();
     let report = until("what the trainer knows", PATIENCE, async || {
-        let beats = streams::fleet::Fleet::open(world.bus(0)).await?.alive().await?;
+        let beats = streams::fleet::alive(world.bus(0)).await?;
         Ok(beats.into_iter().find_map(|beat| beat.training).filter(|training| training.labelled > 0))
     });
     assert_eq!(report.await.unwrap().labelled, 60);

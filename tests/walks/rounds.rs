@@ -14,7 +14,7 @@ use schemas::{
     encode,
 };
 use serde_json::Value;
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::{Blobs, Publication, Publisher, read, subject, topology};
 use vision::{InferSettings, Model, Onnx, Replica};
 
@@ -91,7 +91,7 @@ async fn sealed(world: &World, number: u64) -> (ReleaseId, BlobRef, u32) {
 }
 
 async fn rounds(world: &World) -> Option<schemas::RoundReport> {
-    let beats: Vec<Beat> = Fleet::open(&world.cloud).await.ok()?.alive().await.ok()?;
+    let beats: Vec<Beat> = fleet::alive(&world.cloud).await.ok()?;
     beats.into_iter().find_map(|beat| beat.rounds)
 }
 
@@ -127,7 +127,7 @@ async fn send(
     weights: &[u8],
     change: impl FnOnce(&mut Update),
 ) {
-    let blob = Blobs::open_in_cloud(&world.cloud).await.unwrap().store(weights).await.unwrap();
+    let blob = Blobs::sent_by(&world.cloud, &site.parse().unwrap()).store(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
         model: model(),
@@ -540,7 +540,7 @@ async fn opened(world: &World, number: u64) {
 /// Waits until an aggregator, another than this one, says that it opens no round any more; its name.
 async fn stops(world: &World, other_than: Option<String>) -> String {
     let stopped = async || {
-        let beats = Fleet::open(&world.cloud).await?.alive().await?;
+        let beats = fleet::alive(&world.cloud).await?;
         let others = beats.into_iter().filter(|beat| Some(&beat.worker) != other_than.as_ref());
         Ok(others.filter_map(|beat| Some((beat.worker, beat.rounds?))).find(|(_, rounds)| rounds.state == "stopped"))
     };

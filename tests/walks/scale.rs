@@ -7,7 +7,7 @@ use harness::program::run;
 use harness::{Ended, Plan, World, until};
 use nix::sys::signal::Signal;
 use schemas::{Beat, TaskId};
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::{read, topology};
 
 use crate::common::{PATIENCE, answered, publish};
@@ -20,7 +20,7 @@ async fn scale(world: &World, words: &[&str]) -> Ended {
 }
 
 async fn recognizers(world: &World) -> Vec<Beat> {
-    let beats = Fleet::open(world.bus(0)).await.unwrap().alive().await.unwrap();
+    let beats = fleet::alive(world.bus(0)).await.unwrap();
     beats.into_iter().filter(|beat| beat.role == "recognizer").collect()
 }
 

@@ -1,16 +1,25 @@
-//! What nobody does for another: who may write to a subject is who speaks there, whatever the message says.
+//! What nobody does for another: who may write to a subject is who speaks there, whatever the message says; and what a site
+//! and the cloud reach of each other over the link.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::{ConnectOptions, StatusCode};
+use futures::StreamExt;
 use harness::pictures::one;
+use harness::world::Site;
 use harness::{Plan, World, until};
-use schemas::{DeadLetter, Route, SiteName, VerifyReason, decode};
+use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
+use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix};
+use streams::server::LINK_USER;
 use streams::{Publication, Publisher, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
-    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    let mut world = World::start(Plan::leaves(2)).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     let site = world.site(0).name.clone();
@@ -20,10 +29,13 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     });
     let asked = asked.await.unwrap();
     // The same again, by a site that may write to its own subjects alone.
-    let stranger: SiteName = "farm".parse().unwrap();
-    let to = subject::verify(VerifyReason::Doubtful, &stranger, &"cam-1".parse().unwrap());
-    let forged = Publication::with_id(to, asked.payload.to_vec(), "forged");
-    Publisher::new(world.cloud.clone(), PATIENCE).publish(&forged).await.unwrap();
+    let stranger = world.site(1).name.clone();
+    let link = world.site(1).over_link().await.unwrap();
+    let to = |site| subject::verify(VerifyReason::Doubtful, site, &"cam-1".parse().unwrap());
+    let forged = Publication::with_id(to(&stranger), asked.payload.to_vec(), "forged");
+    Publisher::new(link.clone(), PATIENCE).publish(&forged).await.unwrap();
+    let refused = Publication::with_id(to(&site), asked.payload.to_vec(), "forged again");
+    Publisher::new(link, Duration::from_secs(1)).publish(&refused).await.unwrap_err();
     world.verifier("verifier").unwrap();
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let mut letters: Vec<DeadLetter> = Vec::new();
@@ -43,4 +55,261 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
         let level = read::level(&world.cloud, stream).await.unwrap();
         assert_eq!(level.last_sequence, 1, "one {of_it}: the site's own");
     }
+}
+
+/// Every question to JetStream, but for those whose streams or consumers come behind it.
+const OF_STREAMS: [&str; 10] = [
+    "STREAM.INFO",
+    "STREAM.CREATE",
+    "STREAM.UPDATE",
+    "STREAM.DELETE",
+    "STREAM.PURGE",
+    "STREAM.SNAPSHOT",
+    "STREAM.MSG.GET",
+    "STREAM.MSG.DELETE",
+    "DIRECT.GET",
+    "CONSUMER.NAMES",
+];
+const OF_CONSUMERS: [&str; 6] = [
+    "CONSUMER.INFO",
+    "CONSUMER.CREATE",
+    "CONSUMER.DURABLE.CREATE",
+    "CONSUMER.DELETE",
+    "CONSUMER.MSG.NEXT",
+    "CONSUMER.PAUSE",
+];
+
+/// Whether a pattern of the server's takes a subject.
+fn takes(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whoever has taken over what a site has: its server's user at the near end of the link.
+async fn link_of(site: &Site) -> async_nats::Client {
+    let password = site.server.link_password().unwrap().to_owned();
+    let options = ConnectOptions::new().user_and_password(LINK_USER.into(), password);
+    options.custom_inbox_prefix(inbox_prefix(&site.name)).connect(site.server.url()).await.unwrap()
+}
+
+/// Asks everything at once, and returns what was answered, by subject; that nobody is there is no answer.
+async fn answers(client: &async_nats::Client, prefix: &str, subjects: &[String]) -> BTreeMap<String, String> {
+    let mut inbox = client.subscribe(format!("{prefix}.asked.*")).await.unwrap();
+    for (number, subject) in subjects.iter().enumerate() {
+        let reply = format!("{prefix}.asked.{number}");
+        client.publish_with_reply(subject.clone(), reply, "{\"seq\":1}".into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let mut answered = BTreeMap::new();
+    while let Ok(Some(message)) = tokio::time::timeout(Duration::from_secs(2), inbox.next()).await {
+        let number: usize = message.subject.rsplit('.').next().unwrap().parse().unwrap();
+        if message.status != Some(StatusCode::NO_RESPONDERS) {
+            answered.insert(subjects[number].clone(), String::from_utf8_lossy(&message.payload).into_owned());
+        }
+    }
+    answered
+}
+
+/// How full each stream of a place is, by name, without what changes by itself.
+async fn levels(client: &async_nats::Client) -> BTreeMap<String, (u64, u64)> {
+    let mut streams = async_nats::jetstream::new(client.clone()).streams();
+    let mut levels = BTreeMap::new();
+    while let Some(stream) = streams.next().await {
+        let stream = stream.unwrap();
+        if !stream.config.name.starts_with("KV_") {
+            levels.insert(stream.config.name, (stream.state.messages, stream.state.last_sequence));
+        }
+    }
+    levels
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
+    let world = World::start(Plan::leaves(2)).await.unwrap();
+    let (victim, hostile) = (world.site(0), world.site(1));
+    let hub = async_nats::connect(world.cloud_url()).await.unwrap();
+    let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
+    let rights = Rights::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
+    let may = |subject: &str| rights.publish.iter().any(|pattern| takes(pattern, subject));
+    let buckets = [
+        format!("OBJ_{}", topology::sent_blobs(&victim.name)),
+        format!("OBJ_{}", topology::sent_blobs(&hostile.name)),
+        format!("OBJ_{}", topology::CLOUD_BLOBS),
+        "KV_fleet".into(),
+        "KV_ledger".into(),
+    ];
+    let streams = [
+        topology::IMAGES,
+        topology::ANSWERS,
+        topology::OUTBOX,
+        topology::LABELS,
+        topology::LEARNED,
+        topology::VERIFY,
+        topology::VERDICTS,
+        topology::UPDATES,
+        topology::ROUNDS,
+        topology::ORDERS,
+        topology::RELEASES,
+        topology::SWAPS,
+        topology::HARDCASES,
+        topology::DEAD,
+        topology::ADVISORIES,
+    ];
+    let streams: Vec<String> = streams.into_iter().map(str::to_owned).chain(buckets).collect();
+    let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
+    let durables =
+        |site| [topology::recognizer_durable(site), topology::verdicts_durable(site), topology::orders_durable(site)];
+    let durables: Vec<String> = durables(&victim.name).into_iter().chain([topology::VERIFIER.into()]).collect();
+    let mut asked = Vec::new();
+    for domain in &domains {
+        asked.extend(["INFO", "STREAM.NAMES", "STREAM.LIST"].map(|verb| format!("{domain}.{verb}")));
+        for stream in &streams {
+            asked.extend(OF_STREAMS.map(|verb| format!("{domain}.{verb}.{stream}")));
+            for durable in &durables {
+                asked.extend(OF_CONSUMERS.map(|verb| format!("{domain}.{verb}.{stream}.{durable}")));
+            }
+        }
+        asked.extend(["policy", "site-mark-site-1", "scale-verifier"].map(|key| format!("{domain}.$KV.ledger.{key}")));
+    }
+    let said = [
+        "image.site-1.cam-1",
+        "answer.final.site-1.cam-1.x",
+        "outcome.site-1.cam-1.x",
+        "outbox.site-1.verify",
+        "label.site-1.cam-1",
+        "verify.doubtful.site-1.cam-1",
+        "verdict.site-1.cam-1",
+        "verdict.site-2.cam-1",
+        "hardcase.site-1",
+        "update.m.1.site-1",
+        "round.m.1.opened",
+        "release.m.1",
+        "order.site-1.m",
+        "order.site-2.m",
+        "swap.site-1.w.1",
+        "swap.cloud.w.1",
+        "dead.verify.site-2.x",
+        "$KV.ledger.policy",
+        "$KV.fleet.verifier.x",
+        "$O.cloud-blobs.M.x",
+        "$O.cloud-blobs-site-1.M.x",
+        "$JS.ACK.VERIFY.verifier.1.1.1.1.1",
+        "$JS.ACK.VERDICTS.courier-site-1.1.1.1.1.1",
+        "$JS.ACK.IMAGES.recognizer-site-1.1.1.1.1.1",
+        "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.VERIFY.verifier",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    ];
+    asked.extend(said.map(str::to_owned));
+    let forbidden: Vec<String> = asked.iter().filter(|subject| !may(subject)).cloned().collect();
+    let allowed: Vec<String> = asked.into_iter().filter(|subject| may(subject)).collect();
+    assert!(forbidden.len() > 1000 && allowed.len() > 3, "{} {}", forbidden.len(), allowed.len());
+    let link = link_of(hostile).await;
+    let before = (levels(&hub).await, levels(&async_nats::connect(victim.server.url()).await.unwrap()).await);
+    let prefix = inbox_prefix(&hostile.name);
+    // Something that is its own is answered: the others could be.
+    let mine = format!("$JS.{CLOUD_DOMAIN}.API.CONSUMER.INFO.{}.{}", topology::VERIFY, topology::VERIFIER);
+    assert!(answers(&link, &prefix, std::slice::from_ref(&mine)).await.contains_key(&mine));
+    let mut answered = answers(&link, &prefix, &forbidden).await;
+    // That is the hostile site's own server: it knows nothing of the cloud.
+    answered.retain(|subject, answer| {
+        let own = answer.contains("\"error\":");
+        !(own && subject.starts_with("$JS.API.")) && !answer.contains("\"name\":\"site-2\"")
+    });
+    assert!(answered.is_empty(), "{:?}", answered.keys());
+    // And as a client of the hub it is nobody.
+    let hub_itself = world.hub.as_ref().unwrap();
+    let leaf = hub_itself.leaf_url(&hostile.name, hub_itself.leaf_port()).unwrap();
+    let (_, login) = leaf.rsplit_once('/').unwrap();
+    let (user, password) = login.split_once('@').unwrap().0.split_once(':').unwrap();
+    let options = ConnectOptions::new().user_and_password(user.into(), password.into());
+    options.connect(hub_itself.url()).await.unwrap_err();
+    let after = (levels(&hub).await, levels(&async_nats::connect(victim.server.url()).await.unwrap()).await);
+    assert_eq!(before, after);
+    assert!(
+        read::outcome(&victim.bus, &subject::finality(&victim.name, &"cam-1".parse().unwrap(), own))
+            .await
+            .unwrap()
+            .is_none()
+    );
+    // What others are told, it does not hear.
+    let _refused = link.subscribe(">").await.unwrap();
+    let mut all = link.subscribe(format!("{prefix}.>")).await.unwrap();
+    link.flush().await.unwrap();
+    for subject in ["verdict.site-1.cam-1", "order.site-1.m", "_INBOX_site-1.x", "_INBOX.x", "release.m.1"] {
+        hub.publish(subject, "secret".into()).await.unwrap();
+    }
+    hub.publish(format!("{prefix}.last"), "its own".into()).await.unwrap();
+    let heard = tokio::time::timeout(PATIENCE, all.next()).await.unwrap().unwrap();
+    assert_eq!(heard.subject.as_str(), format!("{prefix}.last"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cloud_reaches_nothing_of_a_site() {
+    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    let hub = async_nats::connect(world.cloud_url()).await.unwrap();
+    let mut all = hub.subscribe(">").await.unwrap();
+    world.recognizer("recognizer", 0).unwrap();
+    world.courier("courier", 0).unwrap();
+    world.verifier("verifier").unwrap();
+    let site = world.site(0).name.clone();
+    for doubtful in [false, true] {
+        let task = publish(world.bus(0), &site, &one(!doubtful).unwrap().bytes, &[]).await;
+        answered(&world, task).await;
+    }
+    let here = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    // What waits for nobody any more, so that what changes is another's doing.
+    world.workers.clear();
+    let durable = topology::recognizer_durable(&site);
+    let mut asked = Vec::new();
+    let streams = [
+        topology::IMAGES,
+        topology::ANSWERS,
+        topology::OUTBOX,
+        topology::LABELS,
+        topology::LEARNED,
+        topology::PINNED,
+        "KV_ledger",
+        "OBJ_blobs",
+    ];
+    for stream in streams {
+        asked.extend(OF_STREAMS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}")));
+        asked.extend(OF_CONSUMERS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}.{durable}")));
+    }
+    asked.extend([
+        format!("$JS.{site}.API.INFO"),
+        format!("$JS.{site}.API.$KV.ledger.policy"),
+        "$KV.ledger.policy".into(),
+        format!("$JS.ACK.IMAGES.{durable}.1.1.1.1.1"),
+        format!("image.{site}.cam-1"),
+        format!("outcome.{site}.cam-1.x"),
+        format!("outbox.{site}.verify"),
+        format!("label.{site}.cam-1"),
+        "$O.blobs.M.x".into(),
+        "$MQTT.msgs.x".into(),
+    ]);
+    // The cloud's own streams take what a site is told, and the cloud's ledger is its own.
+    let before = levels(&here).await;
+    let replied = answers(&hub, "_INBOX.hub", &asked).await;
+    let replied: Vec<_> = replied.keys().filter(|subject| *subject != "$KV.ledger.policy").collect();
+    assert!(replied.is_empty(), "{replied:?}");
+    assert_eq!(before, levels(&here).await);
+    // Of everything a site did, what crossed is what it may say in the cloud.
+    let rights = Rights::of_site_in_cloud(&site, CLOUD_DOMAIN);
+    let mut crossed = 0;
+    while let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(500), all.next()).await {
+        let subject = message.subject.as_str();
+        assert!(
+            !subject.starts_with("image.") && !subject.starts_with("answer.") || asked.iter().any(|own| own == subject),
+            "{subject}"
+        );
+        crossed += usize::from(rights.publish.iter().any(|right| takes(right, subject)));
+    }
+    assert!(crossed > 0, "nothing crossed the link at all");
 }

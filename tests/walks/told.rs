@@ -12,7 +12,7 @@ use schemas::Route;
 use schemas::task::HEADER_DEADLINE;
 use serde_json::Value;
 use streams::topology;
-use streams::{fleet::Fleet, read};
+use streams::{fleet, read};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -80,7 +80,7 @@ async fn images_gone_from_the_middle_of_the_stream_are_told() {
     world.janitor("janitor", 0).unwrap();
     read::delete(&bus, topology::IMAGES, 3).await.unwrap();
     let counted = until("the gap is counted", PATIENCE, async || {
-        let beats = Fleet::open(&bus).await?.alive().await?;
+        let beats = fleet::alive(&bus).await?;
         Ok(beats.into_iter().find_map(|beat| beat.outcomes).filter(|outcomes| outcomes.gaps == 1))
     });
     counted.await.unwrap();

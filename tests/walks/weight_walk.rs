@@ -7,7 +7,7 @@ use harness::program::run;
 use harness::{Plan, World, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{Beat, LabelSource, Route, TaskId, Update, WeightForm, decode};
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::{Blobs, read, topology};
 
 use crate::common::{PATIENCE, answered, publish};
@@ -51,7 +51,7 @@ async fn first_update(world: &World) -> Update {
 }
 
 async fn training(world: &World) -> anyhow::Result<Option<schemas::TrainingReport>> {
-    let beats: Vec<Beat> = Fleet::open(world.bus(0)).await?.alive().await?;
+    let beats: Vec<Beat> = fleet::alive(world.bus(0)).await?;
     Ok(beats.into_iter().find_map(|beat| beat.training))
 }
 
@@ -96,7 +96,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     assert!(update.sources[&LabelSource::Publisher] >= 19, "{:?}", update.sources);
     assert!(update.sources[&LabelSource::Verdict] >= 100, "{:?}", update.sources);
     // Weights travel by reference, and are there before their message.
-    let weights = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&update.weights, 1 << 20).await.unwrap();
+    let weights = Blobs::sent_by(&world.cloud, &update.site).fetch(&update.weights, 1 << 20).await.unwrap();
     assert!(weights.len() < 26_698 * 2 + 4096, "{} bytes of 16-bit floats", weights.len());
     let said = until("the trainer says that it sent an update", PATIENCE, async || {
         let report = training(&world).await?.filter(|report| report.sent > 0);

@@ -133,6 +133,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
         }
         Err(error) => return Err(CarryError::broker(format!("looking up {what}"))(error)),
     };
+    let wanted = &with_other_sites(wanted, &found);
     let kept = kept_as_high(wanted, &found);
     // More replicas than wanted are somebody's choice, and no difference; when a stream writes cannot be changed.
     let num_replicas = if mend == Mend::AndLower { wanted.num_replicas } else { kept.num_replicas };
@@ -169,6 +170,34 @@ fn kept_as_high(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
         max_messages: limit(wanted.max_messages, found.max_messages),
         max_age: if found.max_age.is_zero() { wanted.max_age } else { wanted.max_age.max(found.max_age) },
         ..wanted.clone()
+    }
+}
+
+/// What is wanted, with the subjects of the same kinds of sites that were set up before: a plan names only the sites it is
+/// asked for. Those that a wanted one overlaps are of an older plan, and go. Pure.
+fn with_other_sites(wanted: &StreamConfig, found: &StreamConfig) -> StreamConfig {
+    let kind = |subject: &str| subject.split('.').next().map(str::to_owned);
+    let is_other = |found: &&String| {
+        wanted.subjects.iter().any(|wanted| kind(wanted) == kind(found))
+            && !wanted.subjects.iter().any(|wanted| overlap(wanted, found))
+    };
+    let others: Vec<String> = found.subjects.iter().filter(is_other).cloned().collect();
+    // In the server's order, so that nothing that is there already is a difference.
+    let mut subjects: Vec<String> =
+        found.subjects.iter().filter(|s| wanted.subjects.contains(s) || others.contains(s)).cloned().collect();
+    subjects.extend(wanted.subjects.iter().filter(|subject| !found.subjects.contains(subject)).cloned());
+    StreamConfig { subjects, ..wanted.clone() }
+}
+
+/// Whether one subject may match both patterns. Pure.
+fn overlap(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (Some(">"), Some(_)) | (Some(_), Some(">")) | (None, None) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            _ => return false,
+        }
     }
 }
 
@@ -274,6 +303,17 @@ mod tests {
         let (wanted, found) = (wanted.into_consumer_config(), found.into_consumer_config());
         assert_eq!(names(differences(&wanted, &found)), ["max_deliver"]);
         assert!(differences(&wanted, &wanted).is_empty());
+    }
+
+    #[test]
+    fn setting_up_a_site_leaves_the_others_and_takes_the_place_of_an_older_plan() {
+        let with = |subjects: &[&str]| file("VERIFY", subjects.iter().map(|subject| (*subject).to_owned()).collect());
+        let found = with(&["verify.*.reef.*", "verify.*.farm.*"]);
+        let same = with_other_sites(&with(&["verify.*.farm.*"]), &found);
+        assert!(differences(&same, &found).is_empty());
+        let more = with_other_sites(&with(&["verify.*.lab.*"]), &found);
+        assert_eq!(more.subjects, ["verify.*.reef.*", "verify.*.farm.*", "verify.*.lab.*"]);
+        assert_eq!(with_other_sites(&found, &with(&["verify.*.*.*"])).subjects, found.subjects);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{
     BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode,
 };
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
@@ -123,7 +123,7 @@ pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&
 
 /// The same of a model whose releases stand as the stream says.
 pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
-    let is_releaser_alive = Fleet::open(bus).await?.alive().await?.iter().any(|beat| beat.role == "releaser");
+    let is_releaser_alive = fleet::alive(bus).await?.iter().any(|beat| beat.role == "releaser");
     Ok(undecided(rollout, is_releaser_alive).cloned())
 }
 

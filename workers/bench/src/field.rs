@@ -10,8 +10,8 @@ use decisions::policy::PolicyName;
 use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::Shutdown;
 use schemas::{Beat, Opinion, SiteName};
-use streams::fleet::{Fleet, Ledger};
-use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::fleet::{self, Ledger};
+use streams::server::{Durability, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, read};
 use tokio::sync::watch;
@@ -103,10 +103,10 @@ impl Field {
             leaf,
         };
         let open = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
-        let hub = serve(settings(CLOUD, Leaf::Hub)).await?;
+        let hub = serve(settings(CLOUD, Leaf::Hub(vec![name.clone()]))).await?;
         let cloud = set_up(&hub, &Place::Cloud(vec![name.clone()])).await?;
         let link = Shaper::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port())), open).await?;
-        let address = format!("nats-leaf://127.0.0.1:{}", link.port());
+        let address = hub.leaf_url(&name, link.port()).unwrap_or_default();
         let leaf = serve(settings(name.as_str(), Leaf::Of(address))).await?;
         let here = set_up(&leaf, &Place::Site(name.clone())).await?;
         let verifier = match ground.pace {
@@ -180,7 +180,7 @@ impl Field {
     async fn ready(&self, what: &'static str, is: impl Fn(&[Beat]) -> bool) -> Result<(), BenchError> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let beats = Fleet::open(&self.here).await?.alive().await?;
+            let beats = fleet::alive(&self.here).await?;
             if is(&beats) {
                 return Ok(());
             }
@@ -237,7 +237,16 @@ impl Field {
 
 fn at(leaf: &Server, name: &SiteName) -> Vec<String> {
     let words = ["--nats", &leaf.url(), "--site", name.as_str(), "--set"];
-    words.into_iter().map(str::to_owned).chain([format!("nats.cloud_domain={CLOUD}")]).collect()
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    words.push(format!("nats.cloud_domain={CLOUD}"));
+    for pair in leaf
+        .link_password()
+        .iter()
+        .flat_map(|password| [format!("nats.link_user={LINK_USER}"), format!("nats.link_password={password}")])
+    {
+        words.extend(["--set".into(), pair]);
+    }
+    words
 }
 
 fn library(ground: &Ground) -> Vec<String> {

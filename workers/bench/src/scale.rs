@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use runtime::Shutdown;
 use serde_json::{Value, json};
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::server::Durability;
 use vision::{InferSettings, Replicas};
 
@@ -166,7 +166,7 @@ async fn begun(load: &Load, bus: streams::Bus, processes: Vec<u32>) -> Result<()
 
 /// Signs of life of these processes; others may have been there a moment ago.
 async fn recognizers(bus: &streams::Bus, processes: &[u32]) -> Result<Vec<schemas::Beat>, BenchError> {
-    let beats = Fleet::open(bus).await?.alive().await?;
+    let beats = fleet::alive(bus).await?;
     let is_one = |beat: &schemas::Beat| processes.iter().any(|process| beat.worker.ends_with(&format!("-{process}")));
     Ok(beats.into_iter().filter(is_one).collect())
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use runtime::Shutdown;
 use schemas::{FaultNote, SiteName, TaskId};
-use streams::fleet::Ledger;
-use streams::{Bus, CarryError};
+use streams::fleet::{Ledger, NoteAfar};
+use streams::{Bus, CarryError, rights};
 
 use crate::probe::Link;
 
@@ -45,13 +45,13 @@ async fn look(here: &Bus, cloud: &Bus, site: &SiteName, left: &mut bool) -> Resu
     let own = Ledger::open(here).await?;
     own.change(MARK, |mark| mark.map_or_else(|| TaskId::mint().to_string(), str::to_owned)).await?;
     let mark = own.read(MARK).await?.unwrap_or_default();
-    let (notes, key) = (Ledger::open(cloud).await?, format!("{MARK}-{site}"));
-    let found = notes.read(&key).await?;
+    let note = NoteAfar::new(cloud, rights::mark_key(site));
+    let found = note.read().await?;
     if found.as_deref() == Some(mark.as_str()) {
         *left = true;
         return Ok(None);
     }
-    notes.write(&key, mark).await?;
+    note.write(mark).await?;
     // A mark of before this courier started may be of a store that is gone.
     let namesake = std::mem::replace(left, true);
     Ok(namesake.then(|| {

@@ -20,7 +20,7 @@ pub struct Notes {
     pub site: SiteName,
     /// The site's own bucket.
     pub here: Blobs,
-    /// The cloud's.
+    /// What the cloud offers.
     pub cloud: Blobs,
 }
 

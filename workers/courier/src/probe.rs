@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use runtime::Shutdown;
 use schemas::{CloudReport, LinkReport};
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::{Bus, read, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -169,7 +169,7 @@ impl Link {
 
 /// Replicas of all verifiers that gave a sign of life, and what an image costs one of them, milliseconds.
 async fn alive(cloud: &Bus) -> (u32, f64) {
-    let beats = tokio::time::timeout(FLEET_EVERY, async { Fleet::open(cloud).await?.alive().await }).await;
+    let beats = tokio::time::timeout(FLEET_EVERY, async { fleet::alive(cloud).await }).await;
     let Ok(Ok(beats)) = beats else { return (0, 0.0) };
     let verifiers = beats.iter().filter(|beat| beat.role == "verifier" && beat.cost_ms.is_some());
     let (replicas, cost) = verifiers.fold((0, 0.0), |(replicas, cost), beat| {

@@ -242,7 +242,7 @@ impl Up {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
             let bytes = self.blobs.fetch(&blob, most_bytes(&record.subject)).await?;
-            Blobs::open_in_cloud(&self.cloud).await?.store(&bytes).await?;
+            Blobs::sent_by(&self.cloud, &self.site).store(&bytes).await?;
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
         // site: another's message of the same sequence is another message to the cloud.
@@ -255,7 +255,7 @@ impl Up {
         let own = record.header(HEADER_MESSAGE_ID).filter(|_| has_own);
         let id = own.map_or_else(anew, str::to_owned);
         let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id);
-        Publisher::new(self.here.clone(), CLOUD_PATIENCE).publish(&publication).await?;
+        Publisher::new(self.cloud.clone(), CLOUD_PATIENCE).publish(&publication).await?;
         Ok(())
     }
 

@@ -27,8 +27,8 @@ const SAY_EVERY: Duration = Duration::from_millis(500);
 /// Few answers are drawn to be checked. Enough to notice that one more in ten is wrong.
 const AGREEMENT_WINDOWS: DriftSettings = DriftSettings { reference_answers: 400, recent_answers: 200 };
 
-/// Runs a site's courier until it is told to stop. `here` is the site's own domain, `cloud` the same
-/// connection speaking to the cloud's.
+/// Runs a site's courier until it is told to stop. `here` is the site's own domain, `cloud` the cloud's over the leaf link
+/// ([`Bus::connect_cloud`]).
 pub async fn run(
     here: Bus,
     cloud: Bus,
@@ -65,8 +65,7 @@ pub async fn run(
             () = link.up() => {}
             () = shutdown.wanted() => return Ok(()),
         }
-        let Some(in_cloud) = look_up(&shutdown, || Blobs::open_in_cloud(&cloud)).await else { return Ok(()) };
-        let notes = Notes { site: site.clone(), here: blobs.clone(), cloud: in_cloud };
+        let notes = Notes { site: site.clone(), here: blobs.clone(), cloud: Blobs::offered(&cloud) };
         // One at a time: of two notes on one model the later one must be written last.
         let one = |durable| Drive { credits: 1, ..from(durable) };
         let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));

@@ -36,12 +36,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const UNFINISHED_AFTER: Duration = Duration::from_secs(3600);
 
 /// Runs a site's janitor until it is told to stop.
-/// `cloud_domain`: the JetStream domain of the cloud as seen from the site, where it is another.
+/// `cloud`: the cloud over the leaf link and its JetStream domain, where it is another.
 pub async fn run(
     bus: Bus,
     site: SiteName,
     settings: &JanitorSettings,
-    cloud_domain: Option<&str>,
+    cloud: Option<(Bus, String)>,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let tally = Arc::new(Tally::default());
@@ -85,11 +85,10 @@ pub async fn run(
         ended
     };
     tracing::info!(role = ROLE, "started");
-    let cloud = bus.in_domain(cloud_domain);
     let checkup = Checkup {
         bus: &bus,
-        cloud: cloud_domain.map(|_| &cloud),
-        cloud_domain,
+        cloud: cloud.as_ref().map(|(cloud, _)| cloud),
+        cloud_domain: cloud.as_ref().map(|(_, domain)| domain.as_str()),
         site: &site,
         monitor: settings.monitor.as_deref(),
         store: settings.store.as_deref(),

@@ -242,6 +242,10 @@ impl<S: Step> Hand<S> {
                 let _already_stopping = stop.try_send(fault::client_gone());
                 return;
             }
+            // What another place's stream could not deliver is that place's to tidy up.
+            if self.from.is_afar() {
+                continue;
+            }
             if let Err(fault) = self.bury_unread(durable).await {
                 tracing::debug!(role = S::ROLE, ?fault, "messages that reached nobody are looked for again later");
             }

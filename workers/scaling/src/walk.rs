@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::{Shutdown, process};
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{self, Ledger};
 use streams::{Bus, CarryError, read};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -150,7 +150,7 @@ impl Scaler {
     ) -> Result<Seen, CarryError> {
         let progress = read::progress(bus, stream, durable).await?;
         let own = self.infer.replicas();
-        let beats = Fleet::open(bus).await?.alive().await?;
+        let beats = fleet::alive(bus).await?;
         let me = runtime::beat::worker();
         let others = beats.iter().filter(|beat| beat.role == self.role && beat.worker != me);
         let all = own + others.map(|beat| beat.replicas as usize).sum::<usize>();

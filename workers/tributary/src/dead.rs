@@ -89,7 +89,7 @@ enum DeadCommand {
 pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "dead").await?;
     let (bus, place) = match args.cloud {
-        true => (site.cloud, "the cloud".to_owned()),
+        true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
     };
     let letters = janitor::redrive::letters(&bus).await.map_err(people);

@@ -3,7 +3,7 @@
 use runtime::drift::{DriftKind, note};
 use runtime::settings::Loaded;
 use schemas::{Beat, DriftReport};
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
 use crate::{form, out, site};
@@ -34,7 +34,7 @@ pub struct DriftArgs {
 /// Shows drift, or begins a new reference.
 pub async fn command(loaded: &Loaded<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "drift").await?;
-    let beats = Fleet::open(&site.bus).await?.alive().await?;
+    let beats = fleet::alive(&site.bus).await?;
     let reports: Vec<(Beat, DriftReport)> =
         beats.into_iter().filter_map(|mut beat| beat.drift.take().map(|report| (beat, report))).collect();
     if args.accept {

@@ -56,7 +56,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow:
     };
     let look = Stretch { subjects, ..Stretch::default() };
     let readable = |record: &read::Record| decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case));
-    let found = read::newest(&here.cloud, topology::HARDCASES, look, args.limit as usize, readable).await?;
+    let found = read::newest(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {
         return cases.iter().try_for_each(out::json_line);

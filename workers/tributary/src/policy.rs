@@ -6,7 +6,7 @@ use anyhow::ensure;
 use decisions::policy::{POLICIES, PolicyName};
 use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::settings::Loaded;
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
 use crate::{form, out, site};
@@ -67,7 +67,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
     }
     let note = ledger.read(POLICY_NOTE).await?;
     let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
-    let beats = Fleet::open(&site.bus).await?.alive().await?;
+    let beats = fleet::alive(&site.bus).await?;
     let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
     if args.json {
         let decisions: serde_json::Map<String, serde_json::Value> = decisions

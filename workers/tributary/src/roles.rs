@@ -170,8 +170,8 @@ pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
 pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (here, nats) = connect(loaded, "courier").await?;
-    let cloud = here.in_domain(nats.cloud_domain.as_deref());
     let site = settings.site.clone();
+    let cloud = here.connect_cloud(&nats, &site, "courier").await?;
     ended("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
 }
 
@@ -216,7 +216,11 @@ pub async fn notifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
 /// Runs a site's janitor.
 pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let (bus, _) = connect(loaded, "janitor").await?;
+    let (bus, nats) = connect(loaded, "janitor").await?;
     let site = settings.site.clone();
-    ended("janitor", janitor::run(bus, site, &settings.janitor, settings.nats.cloud_domain.as_deref(), shutdown).await)
+    let cloud = match nats.cloud_domain.clone() {
+        Some(domain) => Some((bus.connect_cloud(&nats, &site, "janitor").await?, domain)),
+        None => None,
+    };
+    ended("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use runtime::settings::Loaded;
 use schemas::{ModelName, ReleaseId, RoundEvent, Terms};
 use serde_json::json;
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::{Bus, Publisher};
 use vision::Model;
 
@@ -103,7 +103,7 @@ async fn about(
     cloud: &Bus,
 ) -> anyhow::Result<(ModelName, ReleaseId)> {
     if named.is_none() && loaded.settings.aggregator.model.is_none() {
-        let beats = Fleet::open(cloud).await?.alive().await?;
+        let beats = fleet::alive(cloud).await?;
         let running = beats.into_iter().filter(|beat| beat.role == "aggregator");
         let mut running: Vec<(ModelName, ReleaseId)> =
             running.filter_map(|beat| Some((beat.model?.parse().ok()?, beat.release?))).collect();

@@ -8,7 +8,7 @@ use runtime::settings::Loaded;
 use scaling::{Asked, note};
 use schemas::Beat;
 use streams::Bus;
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
@@ -57,7 +57,7 @@ pub struct ScaleArgs {
 pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
     let here = site::open(loaded, "scale").await?;
     let (bus, place) = match args.role.as_str() {
-        "verifier" => (here.cloud.clone(), "the cloud".to_owned()),
+        "verifier" => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
         _ => (here.bus.clone(), format!("site {}", here.name)),
     };
     let ledger = Ledger::open(&bus).await?;
@@ -102,7 +102,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
 }
 
 async fn workers(bus: &Bus, role: &str) -> anyhow::Result<Vec<Beat>> {
-    let beats = Fleet::open(bus).await?.alive().await?;
+    let beats = fleet::alive(bus).await?;
     Ok(beats.into_iter().filter(|beat| beat.role == role).collect())
 }
 

@@ -6,7 +6,7 @@ use schemas::SiteName;
 use streams::topology::{self, Finding, Mend, Place, State};
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site;
 use crate::{form, out};
 
 const EXAMPLES: &str = "\
@@ -44,12 +44,13 @@ pub struct SetupArgs {
 /// Creates streams, consumers and buckets.
 pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let Site { name, bus, cloud, up, .. } = site::open(loaded, "setup").await?;
-    let shared = up.is_some_and(|up| up.cloud_domain.is_none());
+    let here = site::open(loaded, "setup").await?;
+    let (name, bus) = (here.name.clone(), here.bus.clone());
+    let shared = here.up.as_ref().is_some_and(|up| up.cloud_domain.is_none());
     let (bus, place, flag) = match &args.cloud[..] {
         [] if args.both || shared => (bus, Place::Both(name), " --both".into()),
         [] => (bus, Place::Site(name), String::new()),
-        sites => (cloud, Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
+        sites => (here.whole_cloud()?.clone(), Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
     };
     let mend = match (args.apply, args.lower) {
         (true, true) => Mend::AndLower,

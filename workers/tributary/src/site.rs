@@ -8,6 +8,8 @@ use runtime::settings::Loaded;
 use schemas::{FaultNote, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::checkup::Checkup;
+use streams::connect::Secret;
+use streams::server::LINK_USER;
 use streams::{Bus, NatsSettings};
 
 use crate::settings::Settings;
@@ -43,6 +45,22 @@ pub struct RunningSite {
     /// Address of its server's monitoring pages.
     #[serde(default)]
     pub monitor: String,
+    /// Password at the near end of its link to the cloud, where it has one.
+    #[serde(default)]
+    pub link_password: Option<String>,
+}
+
+impl RunningSite {
+    /// How its server is reached, and the cloud over its link. `more`: everything else.
+    pub fn nats(&self, cloud_domain: Option<&str>, more: &NatsSettings) -> NatsSettings {
+        NatsSettings {
+            url: self.url.clone(),
+            cloud_domain: cloud_domain.map(str::to_owned),
+            link_user: self.link_password.as_ref().map(|_| LINK_USER.to_owned()),
+            link_password: self.link_password.clone().map(Secret::from),
+            ..more.clone()
+        }
+    }
 }
 
 fn path(store: &Path) -> PathBuf {
@@ -53,7 +71,7 @@ impl Running {
     /// Makes it known.
     pub fn write(&self, store: &Path) -> anyhow::Result<()> {
         let path = path(store);
-        fs::write(&path, serde_json::to_vec_pretty(self)?)
+        streams::server::write_private(&path, &serde_json::to_string_pretty(self)?)
             .with_context(|| format!("{} cannot be written", path.display()))
     }
 
@@ -77,8 +95,12 @@ pub struct Site {
     pub name: SiteName,
     /// Its server.
     pub bus: Bus,
-    /// The same connection speaking to the cloud.
+    /// The cloud: its own server's where that belongs to the `up` found, over the site's link with the site's rights where not.
     pub cloud: Bus,
+    /// The cloud over the site's link.
+    pub link: Bus,
+    /// Whether `cloud` is its own server's, so that everything there can be seen and done.
+    pub is_cloud_whole: bool,
     /// How its server was reached.
     pub nats: NatsSettings,
     /// The `up` it belongs to, if that is how its server was found.
@@ -95,6 +117,19 @@ impl Site {
 }
 
 impl Site {
+    /// The cloud, where everything there can be seen and done.
+    ///
+    /// # Errors
+    /// That it is seen over a site's link, which leads to what is the site's own.
+    pub fn whole_cloud(&self) -> anyhow::Result<&Bus> {
+        anyhow::ensure!(
+            self.is_cloud_whole,
+            "site {} sees of the cloud only what is its own: run this against the cloud's own server (--nats nats://CLOUD:4222)",
+            self.name
+        );
+        Ok(&self.cloud)
+    }
+
     /// Everything that is wrong with its server, streams and link.
     pub async fn look(&self, settings: &Settings) -> Vec<FaultNote> {
         let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
@@ -102,7 +137,7 @@ impl Site {
         let (domain, store) = (self.nats.cloud_domain.as_deref(), self.store(settings));
         Checkup {
             bus: &self.bus,
-            cloud: domain.map(|_| &self.cloud),
+            cloud: domain.map(|_| &self.link),
             cloud_domain: domain,
             site: &self.name,
             monitor: monitor.filter(|address| !address.is_empty()),
@@ -139,7 +174,7 @@ fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
     let site = site.with_context(|| {
         format!("site {} is not one of the running `tributary up` ({}): choose one with --site", settings.site, known())
     })?;
-    let nats = NatsSettings { url: site.url.clone(), cloud_domain: up.cloud_domain.clone(), ..settings.nats.clone() };
+    let nats = site.nats(up.cloud_domain.as_deref(), &settings.nats);
     Ok(Way { site: site.site.clone(), nats, up: Some(up) })
 }
 
@@ -150,10 +185,18 @@ pub fn nats(loaded: &Loaded<Settings>) -> anyhow::Result<NatsSettings> {
 
 /// A connection to the site's server, and which site that is.
 pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site> {
+    let settings = &loaded.settings;
     let Way { site, nats, up } = way(loaded)?;
     let bus = reach(loaded, &nats, up.is_some(), name).await?;
-    let cloud = bus.in_domain(nats.cloud_domain.as_deref());
-    Ok(Site { name: site, bus, cloud, nats, up })
+    let link = bus.connect_cloud(&nats, &site, name).await?;
+    // A hub that is away is away over the link, too, and the site is there all the same.
+    let own = match up.as_ref().filter(|up| up.cloud_domain.is_some()) {
+        Some(up) => Bus::connect(&NatsSettings { url: up.cloud_url.clone(), ..settings.nats.clone() }, name).await.ok(),
+        None => None,
+    };
+    let is_cloud_whole = own.is_some() || nats.cloud_domain.is_none();
+    let cloud = own.unwrap_or_else(|| link.clone());
+    Ok(Site { name: site, bus, cloud, link, is_cloud_whole, nats, up })
 }
 
 /// A connection to the cloud's own server, not through the site's.

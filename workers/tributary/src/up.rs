@@ -138,15 +138,17 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let store = roles::release_store(&settings)?;
     roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
     for site in &running.sites {
-        let nats = NatsSettings { url: site.url.clone(), ..NatsSettings::default() };
+        let nats = site.nats(running.cloud_domain.as_deref(), &NatsSettings::default());
         let here = Bus::connect(&nats, site.site.as_str()).await?;
+        let link = here.connect_cloud(&nats, &site.site, site.site.as_str()).await?;
         if sites.is_some() {
             set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
         }
         let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
         let light = begin(onnxruntime.clone(), model, infer, work).await?;
-        start_site(&mut roles, &settings, &here, site, running.cloud_domain.as_deref(), light, &shutdown);
+        let link = (link, running.cloud_domain.as_deref());
+        start_site(&mut roles, &settings, &here, site, link, light, &shutdown);
         if settings.up.train {
             let (onnx, model) = roles::load_to_train(&settings).await?;
             let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
@@ -170,7 +172,7 @@ fn start_site(
     settings: &Settings,
     here: &Bus,
     site: &RunningSite,
-    cloud_domain: Option<&str>,
+    (cloud, cloud_domain): (Bus, Option<&str>),
     light: Started,
     shutdown: &Shutdown,
 ) {
@@ -179,14 +181,12 @@ fn start_site(
     roles
         .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
     let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.courier.clone(), shutdown.clone());
-    let cloud = here.in_domain(cloud_domain);
+    let afar = cloud_domain.map(|domain| (cloud.clone(), domain.to_owned()));
     roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
     let (bus, name, mut chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if cloud_domain.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
-    let domain = cloud_domain.map(str::to_owned);
-    roles
-        .spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, domain.as_deref(), stop).await) });
+    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
         // Where it listens on every address, this machine's own is one of them.
         let listen = Some(settings.up.mqtt_listen).filter(|address| !address.is_unspecified());
@@ -240,17 +240,17 @@ async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyho
         };
         return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
     }
-    let hub = base(CLOUD, Some(CLOUD), Leaf::Hub, &Place::Cloud(names.to_vec()));
+    let hub = base(CLOUD, Some(CLOUD), Leaf::Hub(names.to_vec()), &Place::Cloud(names.to_vec()));
     let hub = spawn(ServerSettings { port: up.cloud_port, ..hub }).await?;
-    let address = format!("nats-leaf://127.0.0.1:{}", hub.leaf_port());
     let mut sites = Vec::new();
     for (site, number) in names.iter().zip(0u16..) {
+        let address = hub.leaf_url(site, hub.leaf_port()).context("the hub does not know the site")?;
         let next = |port: u16| if port == 0 { 0 } else { port.saturating_add(number) };
         let leaf = ServerSettings {
             port: next(up.port),
             mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, next(port))),
             mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
-            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address.clone()), &Place::Site(site.clone()))
+            ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address), &Place::Site(site.clone()))
         };
         sites.push(spawn(leaf).await?);
     }
@@ -267,6 +267,7 @@ fn running(names: &[SiteName], servers: &Servers, model: &Path) -> Running {
         url: server.url(),
         mqtt_port: server.mqtt_port(),
         monitor: server.monitor_url(),
+        link_password: server.link_password().map(str::to_owned),
     };
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
     let cloud = servers.all().next().map(Server::url).unwrap_or_default();

@@ -36,7 +36,8 @@ const CREDITS_PER_SLOT: usize = 2;
 
 /// A verifier in the cloud.
 pub struct Verifier {
-    blobs: Blobs,
+    /// Where sites' large images are, in a bucket of each.
+    bus: Bus,
     infer: Infer,
     head: Option<Head>,
     /// What the settings say; a release's own if absent.
@@ -54,7 +55,8 @@ impl Verifier {
             }
             Payload::Blob(blob) => {
                 let asked_at = Instant::now();
-                let bytes = self.blobs.fetch(blob, MAX_IMAGE_BYTES).await?;
+                let sent = Blobs::sent_by(&self.bus, &request.provisional.site);
+                let bytes = sent.fetch(blob, MAX_IMAGE_BYTES).await?;
                 self.see(request, bytes, micros(asked_at)).await
             }
             Payload::Features(features) => {
@@ -211,9 +213,10 @@ pub async fn run(
 ) -> Result<(), Fault> {
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let (infer, model) = (started.infer.clone(), ModelName::of(&started.root.description.name));
-    let swapper = Arc::new(Swapper::new(started, blobs.clone()));
+    let swapper = Arc::new(Swapper::new(started, blobs));
     let (counter, temperature) = (Counter::new(settings.count_s), settings.temperature);
-    let step = Arc::new(Verifier { blobs, infer: infer.clone(), head, temperature, counter: counter.clone() });
+    let step =
+        Arc::new(Verifier { bus: bus.clone(), infer: infer.clone(), head, temperature, counter: counter.clone() });
     let tally = Arc::new(Tally::default());
     let scaler = Scaler::new(Verifier::ROLE, infer.clone(), settings.scale.clone());
     let (room, resized) = watch::channel(0);

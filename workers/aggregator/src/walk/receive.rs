@@ -5,7 +5,7 @@ use std::sync::Arc;
 use runtime::{Fault, letter};
 use schemas::{SiteName, Update, decode, encode};
 use streams::read::Record;
-use streams::{CarryError, Publication, subject, topology};
+use streams::{Blobs, CarryError, Publication, subject, topology};
 use training::TrainError;
 
 use super::{Aggregator, ROLE, unverified};
@@ -76,7 +76,9 @@ impl Aggregator {
             return Ok(Err(refused));
         }
         let most = u64::from(self.settings.check.weights_max_mib) << 20;
-        let path = match fetch_update(&self.blobs, &update.weights, &self.place.work, most).await {
+        // In the bucket of the very site, so that no site's update stands for another's weights.
+        let sent = Blobs::sent_by(&self.bus, &update.site);
+        let path = match fetch_update(&sent, &update.weights, &self.place.work, most).await {
             Ok(path) => path,
             Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
             Err(error) => return Err(error.into()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use schemas::FaultNote;
 use schemas::limits::MAX_MESSAGE_BYTES;
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::server::{self, Durability};
 use streams::topology::{self, Difference, Finding, Place, StreamSettings};
 use streams::{Bus, CarryError, read};
@@ -172,7 +172,7 @@ fn used(folder: &Path) -> u64 {
 /// Whether a message can be handled in the time after which another worker gets it.
 async fn wait(bus: &Bus, settings: &Settings) -> Check {
     const WHAT: &str = "ack_wait";
-    let alive = async { Fleet::open(bus).await?.alive().await };
+    let alive = async { fleet::alive(bus).await };
     let slowest = match alive.await {
         Ok(beats) => beats.into_iter().filter_map(|beat| beat.cost_ms).reduce(f64::max),
         Err(error) => return Check::bad(WHAT, runtime::fault::chain(&error), "run `tributary setup`"),
@@ -194,10 +194,14 @@ async fn wait(bus: &Bus, settings: &Settings) -> Check {
 }
 
 async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
-    match read::round_trip(&site.cloud, PATIENCE).await {
+    match read::round_trip(&site.link, PATIENCE).await {
         Ok(round_trip) => {
             let found = format!("answers through the leaf link in {}", form::span(round_trip.as_secs_f64() * 1000.0));
             let mut checks = vec![Check::ok("cloud", found)];
+            // Over the link a site sees what is its own.
+            if !site.is_cloud_whole {
+                return checks;
+            }
             let place = Place::Cloud(vec![site.name.clone()]);
             let flag = format!(" --cloud {}", site.name);
             checks.extend(streams("cloud", &site.cloud, &place, &settings.streams, &flag).await);

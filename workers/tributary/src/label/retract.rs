@@ -105,7 +105,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::R
     let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();
     // After the retraction was said: a trainer writes first and looks for retractions then.
     let updates = learned::trace(&here.bus, &here.name, &images).await?;
-    let (releases, releases_unknown) = match releases(loaded, args, &here.cloud, &updates).await {
+    let releases = match here.whole_cloud() {
+        Ok(cloud) => releases(loaded, args, cloud, &updates).await,
+        Err(error) => Err(error),
+    };
+    let (releases, releases_unknown) = match releases {
         Ok(releases) => (releases, None),
         Err(error) => (Vec::new(), Some(out::with_causes(&error, ": "))),
     };

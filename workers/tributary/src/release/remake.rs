@@ -133,7 +133,8 @@ async fn what(loaded: &Loaded<Settings>, manifest: &Manifest, asked: &[LeftOut])
         )
     })?;
     without.updates.extend(traced.into_iter().map(|traced| traced.update));
-    Ok((without, here.cloud))
+    let cloud = here.whole_cloud().context("name the updates that `tributary label retract` printed at the site")?;
+    Ok((without, cloud.clone()))
 }
 
 /// The retracted labels that are meant. Pure.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use runtime::clock;
 use schemas::{Beat, FaultNote, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
-use streams::fleet::Fleet;
+use streams::fleet;
 use streams::read::{self, Level, Progress};
 use streams::server::{self, Durability};
 use streams::{Bus, CarryError, topology};
@@ -214,7 +214,7 @@ async fn oldest_unanswered(bus: &Bus, images: &Level, recognized: &Progress) -> 
 }
 
 async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
-    Fleet::open(bus).await?.alive().await
+    fleet::alive(bus).await
 }
 
 async fn oldest_ms(bus: &Bus, outbox: &Level, now_ms: u64) -> Result<Option<u64>, CarryError> {
@@ -229,18 +229,23 @@ async fn oldest_ms(bus: &Bus, outbox: &Level, now_ms: u64) -> Result<Option<u64>
 async fn cloud(site: &Site) -> Result<Cloud, CarryError> {
     let shared = site.nats.cloud_domain.is_none();
     let durable = topology::verdicts_durable(&site.name);
+    // Over its link a site sees how much waits, and not what streams hold.
+    let whole = async |stream: &str| match site.is_cloud_whole {
+        true => read::level(&site.cloud, stream).await.map(Some),
+        false => Ok(None),
+    };
     let asked = async {
         let (level, judged, dead, workers, verdicts) = tokio::join!(
-            read::level(&site.cloud, topology::VERIFY),
+            whole(topology::VERIFY),
             read::progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
-            read::level(&site.cloud, topology::DEAD),
+            whole(topology::DEAD),
             alive(&site.cloud),
             read::progress(&site.cloud, topology::VERDICTS, &durable),
         );
         let (mut workers, verdicts) = (workers?, verdicts?);
         let verdicts_waiting = verdicts.pending + verdicts.unacked;
-        let verify = queue(level?, judged?, &workers, "verifier");
-        let dead_letters = Some(dead?.messages).filter(|_| !shared);
+        let verify = queue(level?.unwrap_or_default(), judged?, &workers, "verifier");
+        let dead_letters = dead?.map(|dead| dead.messages).filter(|_| !shared);
         if shared {
             workers.clear();
         }
