@@ -1,4 +1,5 @@
-//! What the cloud says about a task sent up; final. Version history: 1, first.
+//! What the cloud says about a task sent up; final. Version history: 1, first; later with
+//! the ticket.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub struct Verdict {
     pub timings: Timings,
     /// The provisional answer it is about.
     pub provisional: Answer,
+    /// The ticket of the request, as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_bytes")]
+    pub ticket: Option<Vec<u8>>,
 }
 
 impl Message for Verdict {

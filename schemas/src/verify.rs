@@ -1,5 +1,5 @@
 //! A task sent up, with the reason and the edge's answer. Version history: 1, first; later with the
-//! reasons `overload` and `sampled`, the payload `features` and what a hard case needs.
+//! reasons `overload` and `sampled`, the payload `features` and what a hard case needs, and the ticket.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct Verify {
     /// What is to be kept of it as a hard case; absent if nothing is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardness: Option<Hardness>,
+    /// What the site knows its own request by; comes back with the verdict. 32 bytes where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_bytes")]
+    pub ticket: Option<Vec<u8>>,
 }
 
 /// What a hard case holds beyond the answer it is about.

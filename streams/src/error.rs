@@ -9,6 +9,14 @@ use async_nats::jetstream::{self, ErrorCode};
 /// A carrying failure. Every variant says what to do about it through its text.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
+    /// Others decided first, again and again.
+    #[error(
+        "nothing was decided about {what}: others were faster each time; `tributary release history` shows who decides"
+    )]
+    Outrun {
+        /// What was to be decided about.
+        what: String,
+    },
     /// No server answers at the address.
     #[error("no nats-server at {url}: start one with `tributary up`, or name yours with --nats or TRIBUTARY_NATS__URL")]
     Unreachable {
@@ -191,6 +199,11 @@ impl CarryError {
                 | Self::StorePath { .. }
                 | Self::BadObject { .. }
         )
+    }
+
+    /// The system has no random numbers.
+    pub fn no_random(source: std::io::Error) -> Self {
+        Self::broker("making a secret")(source)
     }
 
     pub(crate) fn broker<E>(what: impl Into<String>) -> impl FnOnce(E) -> Self

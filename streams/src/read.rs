@@ -52,6 +52,19 @@ impl Record {
         left_out.unwrap_or(self.payload.len() as u64)
     }
 
+    /// Whether a number that goes up by one with each decision, or each round, may stand in this message: each took a
+    /// message of the stream, so none is much higher than the sequence. What claims a higher one would be followed by
+    /// nothing, or by zero. Some are allowed, for a stream may have been made anew from a copy.
+    pub fn may_be_number(&self, number: u64) -> bool {
+        const MOST_AHEAD: u64 = 1000;
+        (1..=self.sequence.saturating_add(MOST_AHEAD)).contains(&number)
+    }
+
+    /// Its sequence in the stream that it was copied from, where it was.
+    pub fn source_sequence(&self) -> Option<u64> {
+        self.header("Nats-Stream-Source")?.split(' ').nth(1)?.parse().ok()
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

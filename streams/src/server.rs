@@ -172,7 +172,10 @@ impl Passwords {
 }
 
 /// A password of 128 random bits. A letter first: the server takes a number for no password.
-fn password() -> std::io::Result<String> {
+///
+/// # Errors
+/// That the system has no random numbers.
+pub fn password() -> std::io::Result<String> {
     let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
     let random = random.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
     Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))

@@ -93,7 +93,7 @@ fn provisional() -> Answer {
 
 fn verify() -> Verify {
     let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9]);
-    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None }
+    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
 }
 
 fn verify_blob() -> Verify {
@@ -102,7 +102,14 @@ fn verify_blob() -> Verify {
 
 fn verdict() -> Verdict {
     let opinion = Some(opinion("pullover", 0.75, 2));
-    Verdict { opinion, fault: None, judged_at_ms: 1_763_942_400_200, timings: timings(), provisional: provisional() }
+    Verdict {
+        opinion,
+        fault: None,
+        judged_at_ms: 1_763_942_400_200,
+        timings: timings(),
+        provisional: provisional(),
+        ticket: None,
+    }
 }
 
 fn verdict_refused() -> Verdict {
@@ -323,7 +330,7 @@ fn verify_features() -> Verify {
     let mut provisional = provisional();
     (provisional.temperature, provisional.energy_mj) = (Some(1.25), Some(24.5));
     let payload = Payload::Features(vec![0.5, -1.0]);
-    Verify { reason: VerifyReason::Sampled, payload, provisional, hardness: None }
+    Verify { reason: VerifyReason::Sampled, payload, provisional, hardness: None, ticket: None }
 }
 
 /// A request of which the cloud keeps a hard case.

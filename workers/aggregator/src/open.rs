@@ -34,17 +34,26 @@ pub struct History {
 impl History {
     /// Reads it.
     pub async fn read(bus: &Bus, model: &ModelName) -> Result<Self, CarryError> {
-        let level = read::level(bus, topology::UPDATES).await?;
         let subjects = vec![subject::rounds(model, "*")];
-        let mut all = Vec::new();
-        let stretch = Stretch { subjects, ..Stretch::default() };
-        read::stretch(bus, topology::UPDATES, stretch, level.last_sequence, |record| {
-            match decode::<Round>(&record.payload) {
-                Ok(round) => all.push((record.sequence, stored_at_ms(&record), round)),
-                Err(error) => tracing::warn!(subject = record.subject, %error, "no word of a round, passed over"),
+        let mut all: Vec<(u64, u64, Round)> = Vec::new();
+        // The copy has what updates pushed out of the stream itself, and that has what was not copied yet.
+        for stream in [topology::ROUNDS, topology::UPDATES] {
+            let level = read::level(bus, stream).await?;
+            if level.messages == 0 {
+                continue;
             }
-        })
-        .await?;
+            let stretch = Stretch { subjects: subjects.clone(), ..Stretch::default() };
+            let known = all.last().map_or(0, |(sequence, ..)| *sequence);
+            read::stretch(bus, stream, stretch, level.last_sequence, |record| {
+                let sequence = record.source_sequence().unwrap_or(record.sequence);
+                if sequence > known
+                    && let Some(round) = read_round(&record)
+                {
+                    all.push((sequence, stored_at_ms(&record), round));
+                }
+            })
+            .await?;
+        }
         Ok(Self { all })
     }
 
@@ -111,6 +120,24 @@ impl History {
             None => (first.clone(), None),
         }
     }
+}
+
+/// What a message says of a round, if it does and in its own slot.
+pub fn read_round(record: &read::Record) -> Option<Round> {
+    let round = decode::<Round>(&record.payload);
+    let round =
+        round.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no word of a round, passed over"));
+    let round = round.ok()?;
+    let own = subject::round(&round.model, round.number, &round.event.slot()) == record.subject
+        && record.may_be_number(round.number);
+    if !own {
+        tracing::warn!(
+            subject = record.subject,
+            number = round.number,
+            "a word of a round in a slot that is not its own, passed over"
+        );
+    }
+    own.then_some(round)
 }
 
 /// The release that no new round may start from yet, or beside: sites try it, or it waits to be tried by a releaser that

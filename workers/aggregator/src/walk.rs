@@ -16,7 +16,7 @@ use rollout::stage::{self, Said};
 use rollout::trial::Trial;
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
-use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName, decode};
+use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
 use streams::read::{self, Record, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, subject, topology};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -189,12 +189,26 @@ impl Aggregator {
             self.later(fault).await?;
         }
         is(&self.state, "waiting", "for a round: `tributary round open`");
+        while let Err(fault) = self.pushed_out(from_sequence).await {
+            self.later(fault).await?;
+        }
         let mut next = from_sequence;
         loop {
             // Whatever broke is begun again where it was left.
             let Err(fault) = self.follow(&mut next).await else { continue };
             self.later(fault).await?;
         }
+    }
+
+    /// Goes through what happened in the last rounds and is not in the stream any more, for updates pushed it out.
+    async fn pushed_out(&mut self, from_sequence: u64) -> Result<(), Fault> {
+        let first = read::level(&self.bus, topology::UPDATES).await?.first_sequence;
+        let before = |(sequence, ..): &&(u64, u64, Round)| (from_sequence..first).contains(sequence);
+        let gone: Vec<(u64, u64, Round)> = self.history.all.iter().filter(before).cloned().collect();
+        for (_, at_ms, round) in gone {
+            self.happened(round, at_ms).await?;
+        }
+        Ok(())
     }
 
     /// Says what went wrong, and waits; what only a person can mend ends the role.
@@ -387,21 +401,18 @@ impl Aggregator {
             AskBy::Usefulness => self.losses(&base).await?,
             AskBy::Lot | AskBy::Turn => BTreeMap::new(),
         };
-        let sites = open::sites(&self.settings.round, history.last() + 1, &losses);
+        let sites = open::sites(&self.settings.round, history.last().saturating_add(1), &losses);
         let focus = open::read_focus(&self.bus, &base, &self.settings.round).await?;
         let terms = open::terms(base, weights, sites, focus, &self.settings.round);
-        say(&self.publisher, &self.model, history.last() + 1, RoundEvent::Opened(terms)).await?;
+        say(&self.publisher, &self.model, history.last().saturating_add(1), RoundEvent::Opened(terms)).await?;
         Ok(())
     }
 
     async fn see(&mut self, record: Record) -> Result<(), Fault> {
         if record.subject.starts_with("round.") {
-            return match decode::<Round>(&record.payload) {
-                Ok(round) => self.happened(round, stored_at_ms(&record)).await,
-                Err(error) => {
-                    tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over");
-                    Ok(())
-                }
+            return match open::read_round(&record) {
+                Some(round) => self.happened(round, stored_at_ms(&record)).await,
+                None => Ok(()),
             };
         }
         self.update(&record).await

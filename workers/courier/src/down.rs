@@ -2,6 +2,7 @@
 
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::step::Burial;
+use runtime::ticket::TicketKey;
 use runtime::{Credit, Fault, Outgoing, Step, clock, metrics};
 use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
@@ -12,6 +13,8 @@ use streams::{Delivery, Publication, subject, topology};
 pub struct Down {
     /// The site.
     pub site: SiteName,
+    /// What the site knows its own requests by.
+    pub tickets: TicketKey,
     /// How often the cloud agrees with sure answers that were drawn to be checked.
     pub agreement: DriftWatch,
 }
@@ -40,6 +43,11 @@ impl Step for Down {
         if verdict.provisional.site != self.site {
             let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
             return Err(Fault::reject("verdict_misdirected", reason, "give each site a name of its own"));
+        }
+        if !verdict.ticket.as_deref().is_some_and(|ticket| self.tickets.verify(&verdict.provisional, ticket)) {
+            let reason = format!("a verdict on task {} brings no ticket of this site", verdict.provisional.task);
+            let remedy = "nobody here asked for it: look who may publish verdicts in the cloud; after the site's store was made anew it may be an answer to an earlier request";
+            return Err(Fault::reject("verdict_unasked", reason, remedy));
         }
         self.compare(&verdict);
         // A redirected task that could not be judged is its recognizer's again, which holds the image.

@@ -7,9 +7,13 @@ use runtime::{Credit, Fault, Outgoing, Step};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
+use streams::fleet::Ledger;
 use streams::read::Record;
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
+/// Orders and rounds are numbered one after another; a site that was away for long finds one that is so much higher at
+/// the most.
+const MOST_AHEAD: u64 = 100_000;
 /// How often the blobs that a note names are looked for, two seconds apart.
 const TRIES: u64 = 15;
 
@@ -18,6 +22,8 @@ const TRIES: u64 = 15;
 pub struct Notes {
     /// The site.
     pub site: SiteName,
+    /// The site's own notes.
+    pub ledger: Ledger,
     /// The site's own bucket.
     pub here: Blobs,
     /// What the cloud offers.
@@ -71,6 +77,16 @@ impl Notes {
         Ok(Outgoing::one(Publication { subject, payload, headers: Vec::new(), first_only: false }))
     }
 
+    /// Whether a number may come after the one that is noted: the first may be any below the bound.
+    fn check_number(noted: Option<u64>, number: u64) -> Result<(), Fault> {
+        let noted = noted.unwrap_or(0);
+        if number <= noted.saturating_add(MOST_AHEAD) {
+            return Ok(());
+        }
+        let reason = format!("it has number {number}, and the one before it had {noted}: after it none would count");
+        Err(Fault::reject("note_far_ahead", reason, "look for who published it in the cloud"))
+    }
+
     /// A message that is not what its subject says.
     fn misdirected(delivery: &Delivery, wanted: &str) -> Fault {
         let reason = format!("it came on {}, and says what belongs on {wanted}", delivery.subject());
@@ -96,6 +112,8 @@ impl Step for Rounds {
         let wanted = subject::round(&model, number, &event.slot());
         match event {
             RoundEvent::Opened(terms) if wanted == delivery.subject() => {
+                let noted = self.0.ledger.message::<Round>(&subject::round_note(&model)).await;
+                Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
                 let blobs: Vec<BlobRef> = terms.weights.into_iter().collect();
                 self.0.carry(delivery, &subject::round_note(&model), &blobs).await
             }
@@ -116,11 +134,13 @@ impl Step for Orders {
     const STREAM: &'static str = topology::ORDERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        let Order { site, model, release, .. } = decode(delivery.payload())?;
+        let Order { site, model, release, number, .. } = decode(delivery.payload())?;
         let wanted = subject::order(&site, &model);
         if site != self.0.site || wanted != delivery.subject() {
             return Err(Notes::misdirected(delivery, &wanted));
         }
+        let noted = self.0.ledger.message::<Order>(&subject::order_note(&model)).await;
+        Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
         self.0.carry(delivery, &subject::order_note(&model), &release.package).await
     }
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::drive::Tally;
+use runtime::ticket::TicketKey;
 use runtime::{Drive, Fault, Shutdown, beat, drive, look_up};
 use schemas::SiteName;
+use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
 
 use crate::down::Down;
@@ -38,6 +40,8 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
+    let Some(ledger) = look_up(&shutdown, || Ledger::open(&here)).await else { return Ok(()) };
+    let Some(tickets) = look_up(&shutdown, || TicketKey::open(&here)).await else { return Ok(()) };
     let link = Link::new(settings.link.clone());
     let tally = Arc::new(Tally::default());
     let open = || {
@@ -57,7 +61,7 @@ pub async fn run(
             () = shutdown.wanted() => return Ok(()),
         }
         let from = from(topology::verdicts_durable(&site));
-        let down = Arc::new(Down { site: site.clone(), agreement: agreement.clone() });
+        let down = Arc::new(Down { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
         drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
     let notes = async {
@@ -65,7 +69,8 @@ pub async fn run(
             () = link.up() => {}
             () = shutdown.wanted() => return Ok(()),
         }
-        let notes = Notes { site: site.clone(), here: blobs.clone(), cloud: Blobs::offered(&cloud) };
+        let notes =
+            Notes { site: site.clone(), ledger: ledger.clone(), here: blobs.clone(), cloud: Blobs::offered(&cloud) };
         // One at a time: of two notes on one model the later one must be written last.
         let one = |durable| Drive { credits: 1, ..from(durable) };
         let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));

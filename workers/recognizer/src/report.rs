@@ -2,6 +2,7 @@
 //! Ids are derived from the task's, so that a redelivery repeats itself (invariant 2).
 
 use bytes::Bytes;
+use runtime::ticket::TicketKey;
 use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
@@ -48,6 +49,8 @@ pub struct Reporter<'a> {
     pub energy: &'a EnergySettings,
     /// What was decided about the task, and by what.
     pub decided: Option<&'a Decided>,
+    /// What the site knows its own requests by.
+    pub tickets: &'a TicketKey,
     /// Now, milliseconds since the epoch.
     pub now_ms: u64,
 }
@@ -74,7 +77,8 @@ impl Reporter<'_> {
         let payload = self.payload(task, bytes, found.features.as_deref());
         let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &found)).flatten();
         let provisional = self.provisional(task, &found, reason, size(&payload));
-        let request = Verify { reason: why, payload, provisional, hardness };
+        let ticket = Some(self.tickets.sign(&provisional));
+        let request = Verify { reason: why, payload, provisional, hardness, ticket };
         Ok(Outgoing {
             publications: vec![
                 self.request(task, &request, deadline_ms(self.verify, task))?,
@@ -92,7 +96,8 @@ impl Reporter<'_> {
         about.deadline_at_ms = Some(until_ms);
         about.decided = self.decided();
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
-        let request = Verify { reason: VerifyReason::Overload, payload, provisional: about, hardness: None };
+        let ticket = Some(self.tickets.sign(&about));
+        let request = Verify { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
         self.request(task, &request, until_ms)
     }
 
@@ -102,7 +107,9 @@ impl Reporter<'_> {
         let mut provisional = self.provisional(task, found, found.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
         let hardness = self.hardness(&payload, found);
-        self.request(task, &Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness }, until_ms)
+        let ticket = Some(self.tickets.sign(&provisional));
+        let request = Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness, ticket };
+        self.request(task, &request, until_ms)
     }
 
     fn payload(&self, task: &Task, bytes: &Bytes, features: Option<&[f32]>) -> Payload {
@@ -243,7 +250,13 @@ mod tests {
     }
 
     fn published(verify: &VerifySettings, reason: Reason, fate: Fate, now_ms: u64) -> Outgoing {
-        let reporter = Reporter { verify, energy: &EnergySettings::default(), decided: None, now_ms };
+        let reporter = Reporter {
+            verify,
+            energy: &EnergySettings::default(),
+            decided: None,
+            tickets: &TicketKey::of("secret"),
+            now_ms,
+        };
         reporter.outgoing(&task(), &Bytes::from_static(b"jpeg"), found(reason), fate).unwrap()
     }
 

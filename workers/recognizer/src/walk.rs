@@ -20,6 +20,7 @@ use rollout::swap::Swapper;
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::drive::Tally;
 use runtime::step::Burial;
+use runtime::ticket::TicketKey;
 use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
@@ -56,6 +57,7 @@ const SAY_EVERY: Duration = Duration::from_secs(1);
 pub struct Recognizer {
     site: SiteName,
     blobs: Blobs,
+    tickets: TicketKey,
     infer: Infer,
     gate: GateSettings,
     verify: VerifySettings,
@@ -247,7 +249,13 @@ impl Recognizer {
     }
 
     fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a Decided) -> Reporter<'a> {
-        Reporter { verify: &self.verify, energy, decided: Some(decided), now_ms: clock::now_ms() }
+        Reporter {
+            verify: &self.verify,
+            energy,
+            decided: Some(decided),
+            tickets: &self.tickets,
+            now_ms: clock::now_ms(),
+        }
     }
 
     /// What the machine counts, or else what the settings say.
@@ -323,6 +331,7 @@ pub async fn run(
     check(&infer, &settings.verify)?;
     check_novelty(&started.root, &settings.gate)?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(tickets) = look_up(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
     let target_ratio = settings.gate.target_accuracy_ratio;
     let learner = target_ratio.map(|_| Learner::new(site.clone()));
     let signals = Signals::new(settings.policy.clone());
@@ -346,6 +355,7 @@ pub async fn run(
     let step = Arc::new(Recognizer {
         site: site.clone(),
         blobs,
+        tickets,
         infer: infer.clone(),
         gate: settings.gate.clone(),
         verify: settings.verify.clone(),

@@ -23,6 +23,12 @@ pub const BEFORE_MS: u64 = 24 * 3_600_000;
 pub const SILENT_MS: u64 = 300_000;
 /// No worker counts more in one stretch.
 const MOST: u64 = 1 << 32;
+/// Workers of a site whose reports are kept, and reports of a site: 64 workers over two days of stretches of ten minutes.
+const MOST_WORKERS: usize = 64;
+const MOST_REPORTS: usize = 20_000;
+/// Releases that a worker counted in one stretch, and sites and releases that a verifier judged in one.
+const MOST_COUNTS: usize = 64;
+const MOST_AGREEMENTS: usize = 20_000;
 /// Name of the fault of a release that ended its worker.
 pub const CRASHED: &str = "release_crashed";
 
@@ -34,6 +40,8 @@ pub struct Evidence {
     slots: BTreeMap<u64, BTreeMap<(SiteName, String), Slot>>,
     /// The latest report of each worker, without what it counted.
     workers: BTreeMap<(SiteName, String), Swap>,
+    /// How many reports of each site are kept.
+    reports: BTreeMap<SiteName, usize>,
 }
 
 /// A report, as far as it is about its stretch.
@@ -140,7 +148,7 @@ pub struct Trial {
 impl Evidence {
     /// About a model; nothing yet.
     pub fn of(model: ModelName) -> Self {
-        Self { model, slots: BTreeMap::new(), workers: BTreeMap::new() }
+        Self { model, slots: BTreeMap::new(), workers: BTreeMap::new(), reports: BTreeMap::new() }
     }
 
     /// Takes a report; of another model's workers, what verifiers among them say of verdicts.
@@ -154,21 +162,34 @@ impl Evidence {
         }
         if self.slots.first_key_value().is_some_and(|(slot, _)| *slot < oldest) {
             self.slots = self.slots.split_off(&oldest);
+            self.reports = BTreeMap::new();
+            for (site, _) in self.slots.values().flat_map(BTreeMap::keys) {
+                *self.reports.entry(site.clone()).or_default() += 1;
+            }
             self.workers.retain(|_, swap| swap.said_at_ms >= oldest);
         }
         let own = swap.model == self.model;
-        if !own && swap.agreements.is_empty() {
+        // Only verifiers say how right others are.
+        let agreements = if swap.site == SiteName::cloud() { swap.agreements.clone() } else { Vec::new() };
+        if !own && agreements.is_empty() {
             return true;
         }
         let key = (swap.site.clone(), swap.worker.clone());
+        let is_new = self.slots.get(&swap.slot_ms).is_none_or(|slots| !slots.contains_key(&key));
+        if is_new && !self.has_room(&swap) {
+            return false;
+        }
         let slot = Slot {
             length_ms: swap.slot_length_ms,
             said_at_ms: swap.said_at_ms,
             release: swap.release.clone(),
             memory_mib: swap.memory_mib,
             counts: if own { swap.counts.clone() } else { Vec::new() },
-            agreements: swap.agreements.clone(),
+            agreements,
         };
+        if is_new {
+            *self.reports.entry(swap.site.clone()).or_default() += 1;
+        }
         let slots = self.slots.entry(swap.slot_ms).or_default();
         if slots.get(&key).is_none_or(|known| known.said_at_ms <= slot.said_at_ms) {
             slots.insert(key.clone(), slot);
@@ -177,6 +198,13 @@ impl Evidence {
             self.workers.insert(key, Swap { counts: Vec::new(), agreements: Vec::new(), ..swap });
         }
         true
+    }
+
+    /// Whether one more report of a site's worker is kept: names of workers, and stretches, are what each site chooses.
+    fn has_room(&self, swap: &Swap) -> bool {
+        let workers = self.workers.keys().filter(|(site, _)| *site == swap.site).count();
+        let known = self.workers.contains_key(&(swap.site.clone(), swap.worker.clone()));
+        (known || workers < MOST_WORKERS) && self.reports.get(&swap.site).copied().unwrap_or(0) < MOST_REPORTS
     }
 
     /// The workers of each site that were heard of lately, each as it last said: release and since when, what it refused,
@@ -333,6 +361,8 @@ fn can_be(swap: &Swap) -> bool {
     let agreed = |agreed: &Agreed| few(agreed.asked) && agreed.agreed <= agreed.asked;
     swap.slot_length_ms > 0
         && swap.slot_length_ms <= KEEP_MS
+        && swap.counts.len() <= MOST_COUNTS
+        && swap.agreements.len() <= MOST_AGREEMENTS
         && swap.counts.iter().all(counted)
         && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
 }

@@ -99,6 +99,19 @@ impl Releaser {
             let given = Given { release: order.release.release, at_ms };
             self.given.entry(order.model).or_default().insert(order.site, given);
         }
+        // Before any report: it counts for models that decisions were made about.
+        let decided = read::level(&self.bus, topology::RELEASES).await?;
+        let mut known = Vec::new();
+        if decided.messages > 0 {
+            let all =
+                read::stretch(&self.bus, topology::RELEASES, Stretch::default(), decided.last_sequence, |record| {
+                    known.extend(log::read_decision(&record));
+                });
+            all.await?;
+        }
+        for rollout in known {
+            self.stands(rollout);
+        }
         let there = [read::level(&self.bus, topology::SWAPS).await?, read::level(&self.bus, topology::RELEASES).await?];
         let mut reports = std::pin::pin!(read::follow(&self.bus, topology::SWAPS, Stretch::default()).await?);
         let mut decisions = std::pin::pin!(read::follow(&self.bus, topology::RELEASES, Stretch::default()).await?);
@@ -124,9 +137,8 @@ impl Releaser {
                     let Some(record) = record else { return Ok(()) };
                     let record = record?;
                     read_to[1] = record.sequence;
-                    match decode::<Rollout>(&record.payload) {
-                        Ok(rollout) => self.stands(rollout),
-                        Err(error) => tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over"),
+                    if let Some(rollout) = log::read_decision(&record) {
+                        self.stands(rollout);
                     }
                 }
                 // Who has not read what was reported and decided would decide on half of it.
@@ -147,10 +159,13 @@ impl Releaser {
         }
     }
 
-    /// A report counts for its own model, and a verifier's word on verdicts for every other.
+    /// A report counts for its own model, and a verifier's word on verdicts for every other. Of models about which nothing
+    /// was ever decided nobody keeps anything.
     fn see(&mut self, swap: &Swap) {
         let now_ms = clock::now_ms();
-        self.evidence.entry(swap.model.clone()).or_insert_with(|| Evidence::of(swap.model.clone()));
+        if self.latest.contains_key(&swap.model) {
+            self.evidence.entry(swap.model.clone()).or_insert_with(|| Evidence::of(swap.model.clone()));
+        }
         for evidence in self.evidence.values_mut() {
             evidence.see(swap.clone(), now_ms);
         }

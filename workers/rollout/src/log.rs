@@ -1,15 +1,43 @@
 //! What was decided about releases, in the cloud's stream: each decision a message in a slot of its own, with everything
 //! that holds after it. Of many who decide at once one wins, and the others decide anew on what holds then.
 
+use std::time::Duration;
+
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
-use streams::read::{self, Stretch};
+use streams::read::{self, Record, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
+
+/// How often a decision is made anew because somebody else was faster, and the longest pause before it is.
+const RACES: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a model's releases stand; `None` before the first decision.
 pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, CarryError> {
-    let record = read::last(bus, topology::RELEASES, &subject::releases(model)).await?;
-    Ok(record.map(|record| decode(&record.payload)).transpose()?)
+    let Some(record) = read::last(bus, topology::RELEASES, &subject::releases(model)).await? else { return Ok(None) };
+    match read_decision(&record) {
+        Some(rollout) => Ok(Some(rollout)),
+        // Somebody wrote something else there: what was decided last before it holds.
+        None => Ok(history(bus, model).await?.pop()),
+    }
+}
+
+/// The decision in a message, if it is one and in its own slot.
+pub fn read_decision(record: &Record) -> Option<Rollout> {
+    let rollout = decode::<Rollout>(&record.payload);
+    let rollout =
+        rollout.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no decision, passed over"));
+    let rollout = rollout.ok()?;
+    let own =
+        subject::release(&rollout.model, rollout.number) == record.subject && record.may_be_number(rollout.number);
+    if !own {
+        tracing::warn!(
+            subject = record.subject,
+            number = rollout.number,
+            "a decision in a slot that is not its own, passed over"
+        );
+    }
+    own.then_some(rollout)
 }
 
 /// Everything that was decided about a model, the oldest first.
@@ -17,13 +45,8 @@ pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, Carry
     let level = read::level(bus, topology::RELEASES).await?;
     let mut all = Vec::new();
     let stretch = Stretch { subjects: vec![subject::releases(model)], ..Stretch::default() };
-    read::stretch(bus, topology::RELEASES, stretch, level.last_sequence, |record| {
-        match decode::<Rollout>(&record.payload) {
-            Ok(rollout) => all.push(rollout),
-            Err(error) => tracing::warn!(subject = record.subject, %error, "no decision, passed over"),
-        }
-    })
-    .await?;
+    read::stretch(bus, topology::RELEASES, stretch, level.last_sequence, |record| all.extend(read_decision(&record)))
+        .await?;
     Ok(all)
 }
 
@@ -50,19 +73,24 @@ pub async fn say(publisher: &Publisher, rollout: &Rollout) -> Result<bool, Carry
 
 /// Decides until the decision has its slot: `decide` gets what holds, and is called again when somebody else was faster.
 /// `None`: there is nothing to decide any more.
+///
+/// # Errors
+/// What `decide` says, and that others were faster again and again.
 pub async fn decide<E: From<CarryError>>(
     bus: &Bus,
     publisher: &Publisher,
     model: &ModelName,
     decide: impl Fn(Option<&Rollout>) -> Result<Option<Rollout>, E>,
 ) -> Result<Option<Rollout>, E> {
-    loop {
+    for race in 0..RACES {
         let now = latest(bus, model).await?;
         let Some(next) = decide(now.as_ref())? else { return Ok(None) };
         if say(publisher, &next).await? {
             return Ok(Some(next));
         }
+        tokio::time::sleep((Duration::from_millis(10) * race).min(LONGEST_PAUSE)).await;
     }
+    Err(CarryError::Outrun { what: format!("releases of {model}") }.into())
 }
 
 /// What sites were ordered to run last, with when that was stored, milliseconds since the epoch.

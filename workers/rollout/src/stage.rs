@@ -89,7 +89,7 @@ fn decision(stage: Stage, release: &ReleaseId, said: Said, site: Option<SiteName
 
 fn after(now: &Rollout, stage: Stage, release: &ReleaseId, said: Said, site: Option<SiteName>) -> Rollout {
     Rollout {
-        number: now.number + 1,
+        number: now.number.saturating_add(1),
         said_at_ms: said.at_ms,
         decision: decision(stage, release, said, site),
         ..now.clone()

@@ -18,6 +18,7 @@ pub mod shutdown;
 pub mod sign;
 pub mod step;
 pub mod telemetry;
+pub mod ticket;
 
 pub use drive::{Drive, drive};
 pub use fault::Fault;

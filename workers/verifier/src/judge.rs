@@ -6,11 +6,12 @@ use schemas::{FaultNote, Opinion, Verdict, Verify};
 /// The verdict on a request, given what the cloud's model sees in it: the larger model's opinion
 /// stands, whatever the edge had said.
 pub fn judge(request: Verify, opinion: Opinion, timings: Timings, judged_at_ms: u64) -> Verdict {
-    Verdict { opinion: Some(opinion), fault: None, judged_at_ms, timings, provisional: request.provisional }
+    let Verify { provisional, ticket, .. } = request;
+    Verdict { opinion: Some(opinion), fault: None, judged_at_ms, timings, provisional, ticket }
 }
 
 /// The verdict on a request that cannot be judged: the edge's answer stands.
 pub fn refuse(request: Verify, fault: FaultNote, judged_at_ms: u64) -> Verdict {
-    let provisional = request.provisional;
-    Verdict { opinion: None, fault: Some(fault), judged_at_ms, timings: Timings::default(), provisional }
+    let Verify { provisional, ticket, .. } = request;
+    Verdict { opinion: None, fault: Some(fault), judged_at_ms, timings: Timings::default(), provisional, ticket }
 }

@@ -236,6 +236,7 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
         payload: Payload::Image(picture.to_vec()),
         provisional: provisional.with_opinion(opinion),
         hardness: None,
+        ticket: None,
     };
     let payload = encode(&request).map_err(streams::CarryError::from)?;
     let to = subject::verify(VerifyReason::Doubtful, site, &camera);
