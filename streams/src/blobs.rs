@@ -81,6 +81,15 @@ impl Blobs {
         Self { bus: bus.clone(), name: name.into() }
     }
 
+    /// Whether there is such a bucket.
+    pub async fn is_there(&self) -> Result<bool, CarryError> {
+        match self.store_of_client().await {
+            Ok(_) => Ok(true),
+            Err(CarryError::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn looked_up(self) -> Result<Self, CarryError> {
         self.store_of_client().await?;
         Ok(self)

@@ -6,6 +6,7 @@
 use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
+use crate::topology;
 
 /// What a site publishes its images on.
 pub fn image(site: &SiteName, camera: &CameraName) -> String {
@@ -201,6 +202,22 @@ pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
         _ => return false,
     };
     named == site.as_str() && tokens.iter().all(|part| token(part))
+}
+
+/// Whether a dead letter's message may be published again where it came from: whoever redrives it has greater rights than
+/// whoever wrote the letter. `stream` and `site`: as the letter says. What came down to a site does not go again from there.
+pub fn may_come_again(stream: &str, site: &SiteName, subject: &str) -> bool {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    let site = site.as_str();
+    match (stream, &tokens[..]) {
+        // Whatever an image's subject should have been, it is stored with the others.
+        (topology::IMAGES, ["image", ..] | ["/", "image", ..]) => true,
+        (topology::ANSWERS, ["answer", "provisional", named, _]) => *named == site,
+        (topology::OUTBOX, ["outbox", named, _]) => *named == site && Errand::read(subject).is_ok(),
+        (topology::VERIFY, ["verify", _, named, _]) => *named == site,
+        (topology::UPDATES, ["update", _, _, named]) => *named == site,
+        _ => false,
+    }
 }
 
 /// The slot of an image in a pinned set.
@@ -432,6 +449,35 @@ mod tests {
             ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
         {
             assert!(!may_go(Errand::Verify, &site, to), "{to:?}");
+        }
+    }
+
+    #[test]
+    fn a_letter_goes_back_where_it_came_from_and_nowhere_else() {
+        let site: SiteName = "reef".parse().unwrap();
+        for (stream, subject) in [
+            (topology::IMAGES, "image.reef.cam-1"),
+            (topology::IMAGES, "image.reef.yard.cam-1"),
+            (topology::IMAGES, "/.image.reef.cam-1"),
+            (topology::OUTBOX, "outbox.reef.update"),
+            (topology::ANSWERS, "answer.provisional.reef.cam-1"),
+            (topology::VERIFY, "verify.doubtful.reef.cam-1"),
+            (topology::UPDATES, "update.m.3.reef"),
+        ] {
+            assert!(may_come_again(stream, &site, subject), "{stream} {subject}");
+        }
+        for (stream, subject) in [
+            (topology::IMAGES, "$KV.ledger.policy"),
+            (topology::IMAGES, "$JS.API.STREAM.PURGE.IMAGES"),
+            (topology::OUTBOX, "outbox.farm.update"),
+            (topology::OUTBOX, "outbox.reef.order"),
+            (topology::VERIFY, "verify.doubtful.farm.cam-1"),
+            (topology::VERDICTS, "verdict.reef.cam-1"),
+            (topology::UPDATES, "round.m.3.opened"),
+            ("KV_ledger", "$KV.ledger.policy"),
+            (topology::ANSWERS, "answer.final.reef.cam-1.x"),
+        ] {
+            assert!(!may_come_again(stream, &site, subject), "{stream} {subject}");
         }
     }
 

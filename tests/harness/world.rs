@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use schemas::SiteName;
 use streams::server::{Durability, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
-use streams::{Bus, NatsSettings};
+use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -127,7 +127,8 @@ impl World {
             mqtt: None,
             mappings: Vec::new(),
             durability: plan.durability,
-            max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes(),
+            // Room for more sites, of which tests tell the cloud as they go.
+            max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes() * 8,
             leaf,
         };
         let mut sites = Vec::new();
@@ -277,6 +278,18 @@ impl World {
             ["release", "--nats", &self.cloud_url(), "--set", &self.release_store()].map(str::to_owned).to_vec();
         arguments.extend(words.iter().map(|word| (*word).to_owned()));
         run(self.folder(), &arguments).await
+    }
+
+    /// Sets the cloud up for one more site, which has no server; doing it twice is doing it once.
+    pub async fn tell_cloud_of(&self, site: &SiteName) -> anyhow::Result<()> {
+        if Blobs::sent_by(&self.cloud, site).is_there().await? {
+            return Ok(());
+        }
+        let wanted = topology::plan(&Place::Cloud(vec![site.clone()]), &self.plan.streams);
+        for finding in topology::setup(&self.cloud, &wanted, Mend::Everything).await? {
+            anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
+        }
+        Ok(())
     }
 
     /// The address of the cloud's server.

@@ -127,6 +127,7 @@ async fn send(
     weights: &[u8],
     change: impl FnOnce(&mut Update),
 ) {
+    world.tell_cloud_of(&site.parse().unwrap()).await.unwrap();
     let blob = Blobs::sent_by(&world.cloud, &site.parse().unwrap()).store(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
@@ -322,6 +323,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     let mut longest = bytes.clone();
     longest[header..header + 4].copy_from_slice(&5_f32.to_le_bytes());
     send(&world, "longest", number, &base, &longest, same).await;
+    world.tell_cloud_of(&"garbage".parse().unwrap()).await.unwrap();
     put(&world, subject::update(&model(), number, &"garbage".parse().unwrap()), b"\xff\xffgarbage".to_vec()).await;
     send(&world, "good-2", number, &base, &bytes, same).await;
     let (_, _, updates) = sealed(&world, number).await;

@@ -31,6 +31,15 @@ pub async fn letters(bus: &Bus) -> Result<Vec<(u64, DeadLetter)>, Fault> {
 /// Publishes a dead letter's message again and removes the letter. Interrupted anywhere, it can be
 /// done again.
 pub async fn redrive(bus: &Bus, publisher: &Publisher, sequence: u64, letter: &DeadLetter) -> Result<(), Fault> {
+    if !subject::may_come_again(&letter.stream, &letter.site, &letter.subject) {
+        let to: String = letter.subject.chars().take(100).collect();
+        let reason = format!("a letter out of {} is not published again on {to:?}", letter.stream);
+        return Err(Fault::reject(
+            "letter_misaddressed",
+            reason,
+            "publish its message by hand, if it is what you mean",
+        ));
+    }
     let task = letter.task.unwrap_or_else(|| TaskId::derived(&format!("{}/{}", letter.subject, letter.sequence)));
     if let (true, Ok((site, camera))) = (letter.stream == topology::IMAGES, subject::read_image(&letter.subject)) {
         let slot = subject::finality(&site, &camera, task);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, setrlimit};
 use runtime::process;
 use schemas::{FaultNote, Needs};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vision::measure::measure;
 use vision::{InferSettings, Model, Onnx, Replica};
 
+/// What a trial finds in its environment: where programs, libraries and the cache are, and how to log.
+const KEPT: [&str; 9] = [
+    "PATH",
+    "HOME",
+    "LD_LIBRARY_PATH",
+    "XDG_CACHE_HOME",
+    "TRIBUTARY_CACHE",
+    "TRIBUTARY_ONNXRUNTIME",
+    "ORT_DYLIB_PATH",
+    "TMPDIR",
+    "RUST_LOG",
+];
 /// The program's command for it.
 pub const COMMAND: &str = "try-release";
 /// The file in a package with what its release saw in generated pictures.
@@ -143,6 +156,9 @@ impl Trial {
         };
         let mut child = tokio::process::Command::new(&self.program)
             .arg(COMMAND)
+            // Passwords and keys of the worker are none of a model's.
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| KEPT.contains(&name))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -202,12 +218,26 @@ fn crashed(ended: ExitStatus, words: &str) -> FaultNote {
     FaultNote::new("release_crashed", reason, "try the model with `tributary model check`, with the same ONNX Runtime")
 }
 
+/// Address space that a trial may take: the program with its libraries, and sixteen times what the model's files hold, for
+/// values on the way.
+fn most_memory_bytes(folder: &Path) -> u64 {
+    const PROGRAM: u64 = 4 << 30;
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files: u64 = entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum();
+    PROGRAM.saturating_add(files.saturating_mul(16))
+}
+
 /// The work of the process: loads, measures, looks.
 pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let remedy = "try the model with `tributary model check`";
     let of_model =
         |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::chain(error), remedy);
-    let limit = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
+    let limit = setrlimit(Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
+    let most_bytes = most_memory_bytes(&asked.folder);
+    // A graph of a few bytes may ask for all memory there is, and the kernel would end the whole container for it.
+    let limit = limit.and_then(|()| setrlimit(Resource::RLIMIT_AS, most_bytes, most_bytes));
+    #[cfg(target_os = "linux")]
+    let limit = limit.and_then(|()| nix::sys::prctl::set_no_new_privs());
     let idle = || if asked.when_idle { streams::batch::run_when_idle() } else { Ok(()) };
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");

@@ -3,6 +3,11 @@
 
 use std::time::Duration;
 
+/// Files and folders that this process, and those it starts, make from now on are their owner's alone.
+pub fn keep_files_private() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+}
+
 /// The kernel's unit of processor time in `/proc`, the same on every Linux.
 const TICK: Duration = Duration::from_millis(10);
 

@@ -22,6 +22,14 @@ pub enum SettingsError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that was found, not named, says what to run.
+    #[error("{path} names a program to run ({key}), and nobody named that file: if it is yours, say --settings {path}", path = path.display())]
+    NamesProgram {
+        /// The setting.
+        key: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// A value of the wrong type, or a name that no setting has.
     #[error("setting {key}: {why} (from {origin}): `tributary config --show` lists every setting")]
     Bad {
@@ -60,6 +68,9 @@ where
     if let Some(path) = file.filter(|path| !path.is_file()) {
         return Err(SettingsError::NoFile { path: path.to_owned() });
     }
+    if file.is_none() {
+        check_found(Path::new(DEFAULT_FILE))?;
+    }
     let file = file.unwrap_or(Path::new(DEFAULT_FILE));
     let mut figment = Figment::new()
         .merge(Serialized::defaults(S::default()))
@@ -70,6 +81,22 @@ where
     }
     let settings = figment.extract().map_err(|error| bad(&error))?;
     Ok(Loaded { settings, figment })
+}
+
+/// Settings that name programs and libraries to run: in a folder that came from elsewhere, whoever wrote its file would
+/// choose them.
+const PROGRAMS: [&str; 2] = ["onnxruntime", "up.nats_server"];
+
+/// A file that nobody named is used as far as it names no program.
+fn check_found(path: &Path) -> Result<(), SettingsError> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let found = Figment::new().merge(Toml::file(path));
+    match PROGRAMS.into_iter().find(|key| found.find_value(key).is_ok()) {
+        Some(key) => Err(SettingsError::NamesProgram { key: key.into(), path: path.into() }),
+        None => Ok(()),
+    }
 }
 
 /// What a file of settings says, whatever it is about, as JSON.

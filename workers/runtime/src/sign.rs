@@ -1,7 +1,7 @@
 //! Who says something: Ed25519 signatures (RFC 8032), a key a site. The secret half stays in a file at the site.
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -29,6 +29,14 @@ pub enum KeyError {
         /// Which.
         path: PathBuf,
     },
+    /// Others may read or write it.
+    #[error("key file {path} has mode {mode:o}, so others can use the key: run `chmod 600 {path}`", path = path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The system gives no chance.
     #[error("the system gives no random numbers")]
     NoChance,
@@ -39,7 +47,15 @@ pub struct Key(Ed25519KeyPair);
 
 impl Key {
     /// From a file of 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// A file that is not there, holds something else, or that others may read.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode()).unwrap_or(0);
+        // A group may read it: that is how clusters hand secrets to a process that is not root.
+        if mode & 0o027 != 0 {
+            return Err(KeyError::Open { path: path.into(), mode: mode & 0o777 });
+        }
         let text = std::fs::read_to_string(path).map_err(|source| KeyError::File {
             path: path.into(),
             verb: "read",

@@ -1,7 +1,7 @@
 //! Which pictures there are, and what they show: a folder with an `index.csv`, or one folder a label.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -125,6 +125,13 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
             continue;
         }
         let hard = hard.map(field).as_deref() == Some("true");
+        let named = Path::new(row.get(file).unwrap_or_default());
+        let inside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        // Whoever wrote the index is not always whoever trains: it leads to nothing else of theirs, and to no pipe that never ends.
+        if !inside || !folder.join(named).metadata().map_or(true, |metadata| metadata.is_file()) {
+            let why = if inside { "is no file" } else { "lies outside the folder" };
+            return Err(wrong(format!("names {}, which {why}", named.display())));
+        }
         rows.push(Row { file: field(file), label: field(label), split, hard });
     }
     Ok(rows)

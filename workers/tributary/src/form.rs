@@ -81,15 +81,25 @@ pub fn list(names: &[impl ToString]) -> String {
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Rows under a head, in columns as wide as their widest cell.
+/// Letters of a cell that are shown.
+const MOST_CELL: usize = 200;
+
+/// Rows under a head, in columns as wide as their widest cell. Cells may hold what others wrote: no terminal obeys them, and
+/// none is endless.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let shown = |cell: &String| match cell.chars().nth(MOST_CELL) {
+        Some(_) => plain(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),
+        None => plain(cell),
+    };
+    let columns = head.len();
     let head = head.iter().map(|&cell| cell.to_owned()).collect();
-    let rows: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
+    let rows = rows.iter().map(|row| row.iter().map(shown).collect());
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |row: &&Vec<String>| {
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -125,6 +135,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["a".to_owned(), "long".to_owned()], vec!["abc".to_owned(), String::new()]];
         assert_eq!(table(&["x", "y"], &rows), "x    y\na    long\nabc");
+    }
+
+    #[test]
+    fn a_cell_of_a_table_neither_commands_the_terminal_nor_fills_it() {
+        let shown = table(&["x"], &[vec!["a\u{1b}[2J\n".to_owned() + &"b".repeat(100_000)]]);
+        assert_eq!(shown.lines().count(), 2);
+        assert!(shown.chars().count() < 500 && !shown.contains('\u{1b}') && shown.ends_with('\u{2026}'));
     }
 
     #[test]

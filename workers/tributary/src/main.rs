@@ -157,6 +157,10 @@ fn main() -> ExitCode {
         Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
         _ => Kept::All,
     });
+    if cli.command.is_worker() {
+        // What a worker keeps, pictures among it, and what its server keeps, is nobody else's on this machine.
+        runtime::process::keep_files_private();
+    }
     // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
         Command::Replay(args) if args.asks_a_model() => streams::batch::run_when_idle(),

@@ -128,7 +128,7 @@ impl FolderWalk {
             let kind = entry.file_type();
             if kind.as_ref().is_ok_and(fs::FileType::is_dir) {
                 self.visit_folder(&path, visit)?;
-            } else if kind.is_ok_and(|kind| kind.is_symlink()) && path.is_dir() {
+            } else if kind.as_ref().is_ok_and(fs::FileType::is_symlink) && path.is_dir() {
                 match self.follow(&path) {
                     true => {
                         visit(Seen::LinkedFolder(path.clone()))?;
@@ -136,11 +136,20 @@ impl FolderWalk {
                     }
                     false => visit(Seen::PassedOver("link to a folder that is read anyway".into()))?,
                 }
+            } else if kind.is_ok_and(|kind| kind.is_symlink()) && !self.leads_inside(&path) {
+                // Whoever may write to the folder must not choose what else of this machine is published.
+                visit(Seen::PassedOver("link to a file outside the folder".into()))?;
             } else if path.file_name().is_none_or(|name| name != INDEX) {
                 visit(self.find_mismatch(&path).map_or(Seen::File(path), Seen::PassedOver))?;
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Whether a link to a file stays in what is read.
+    fn leads_inside(&self, link: &Path) -> bool {
+        let Ok(real) = link.canonicalize() else { return true };
+        real.starts_with(&self.real_root) || self.followed.keys().any(|folder| real.starts_with(folder))
     }
 
     /// Whether a link to a folder leads to something that is not read otherwise; remembers it then.
@@ -228,6 +237,16 @@ mod tests {
         let found = names(folder.path());
         assert_eq!(found.iter().filter(|name| name.ends_with(".jpg")).collect::<Vec<_>>(), ["day1/a.jpg", "nas/b.jpg"]);
         assert_eq!(found.iter().filter(|name| name.starts_with("(link")).count(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn a_link_to_a_file_outside_the_folder_is_passed_over() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        make(folder.path(), &["a.jpg"]);
+        make(elsewhere.path(), &["secret.jpg"]);
+        std::os::unix::fs::symlink(elsewhere.path().join("secret.jpg"), folder.path().join("b.jpg")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("a.jpg"), folder.path().join("c.jpg")).unwrap();
+        assert_eq!(names(folder.path()), ["a.jpg", "(link to a file outside the folder)", "c.jpg"]);
     }
 
     #[test]

@@ -1,18 +1,32 @@
 //! The address where it is asked for: `/metrics`, `/livez`, `/readyz`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use schemas::FaultNote;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::{EXPECTED_ROLES, KEPT, beats, hanging, text};
 use crate::fault::Fault;
+
+/// Connections answered at a time.
+const MOST_CONNECTIONS: usize = 64;
+/// How long a question may take to be asked, and to be asked and answered.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After a connection could not be taken, for want of descriptors.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
 /// What an operator may choose about metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,13 +53,38 @@ pub async fn serve(listen: SocketAddr) -> Result<SocketAddr, Fault> {
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let router = Router::new().route("/metrics", get(metrics)).route("/livez", get(live)).route("/readyz", get(ready));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "nobody answers for metrics any more");
-        }
-    });
+    tokio::spawn(answer_all(listener, router));
     tracing::info!(%address, "answers /metrics, /livez and /readyz");
     Ok(address)
+}
+
+/// Answers whoever connects, a few at a time: descriptors are the worker's own, and a probe must find one. Who says nothing
+/// is left after seconds.
+async fn answer_all(listener: TcpListener, router: Router) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the metrics could not be taken");
+                tokio::time::sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE).keep_alive(false);
+        tokio::spawn(async move {
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(PATIENCE, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a question for metrics ended early"),
+                Err(_) => tracing::debug!("an answer with metrics was not taken in time"),
+            }
+            drop(permit);
+        });
+    }
 }
 
 async fn metrics() -> impl IntoResponse {
