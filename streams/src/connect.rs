@@ -1,5 +1,7 @@
 //! A connection to a nats-server, its events in the log, its version checked.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::client::FlushErrorKind;
@@ -38,6 +40,12 @@ pub struct NatsSettings {
     /// Password; better given as TRIBUTARY_NATS__PASSWORD than in a file. Never logged or shown.
     #[serde(skip_serializing)]
     pub password: Option<Secret>,
+    /// File with the certificate of the authority by which the server is known, PEM; absent: those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// File with the seed of the NKey by which the server knows us; nobody else may be able to read it.
+    pub nkey: Option<PathBuf>,
+    /// What the subjects of answers to our questions begin with, where our rights name it; `_INBOX` if absent.
+    pub inbox: Option<String>,
     /// JetStream domain of the cloud as seen from a site; absent when site and cloud share a server.
     pub cloud_domain: Option<String>,
     /// User at the site's end of the leaf link, in an account of its own; absent when the link ends in the account where the
@@ -54,6 +62,9 @@ impl Default for NatsSettings {
             url: "nats://127.0.0.1:4222".into(),
             user: None,
             password: None,
+            ca: None,
+            nkey: None,
+            inbox: None,
             cloud_domain: None,
             link_user: None,
             link_password: None,
@@ -64,6 +75,13 @@ impl Default for NatsSettings {
 /// A text that is never printed.
 #[derive(Clone, PartialEq)]
 pub struct Secret(String);
+
+impl Secret {
+    /// The text, for whoever must have it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
@@ -100,7 +118,7 @@ pub struct Bus {
 impl Bus {
     /// Connects once; for commands, which should say at once that nobody is there.
     pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Self, CarryError> {
-        Self::open(settings, options(settings, name)).await
+        Self::open(settings, options(settings, name)?).await
     }
 
     /// Connects as soon as a server is there; for workers, which may start before it.
@@ -146,8 +164,8 @@ impl Bus {
             return Ok(self.in_domain(settings.cloud_domain.as_deref()));
         };
         let (user, password) = (Some(user.clone()), settings.link_password.clone());
-        let link = NatsSettings { user, password, ..settings.clone() };
-        let options = options(&link, name).custom_inbox_prefix(rights::inbox_prefix(site));
+        let link = NatsSettings { user, password, nkey: None, ..settings.clone() };
+        let options = options(&link, name)?.custom_inbox_prefix(rights::inbox_prefix(site));
         Ok(Self::open(&link, options).await?.in_domain(Some(domain)))
     }
 
@@ -233,8 +251,10 @@ impl Bus {
     }
 }
 
-fn options(settings: &NatsSettings, name: &str) -> ConnectOptions {
-    let options = ConnectOptions::new()
+fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryError> {
+    // The client takes the process's provider, and panics without one.
+    let _already_set = rustls::crypto::ring::default_provider().install_default();
+    let mut options = ConnectOptions::new()
         .name(format!("tributary {name}"))
         .ping_interval(PING_INTERVAL)
         .connection_timeout(REQUEST_TIMEOUT)
@@ -242,9 +262,34 @@ fn options(settings: &NatsSettings, name: &str) -> ConnectOptions {
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .reconnect_delay_callback(|attempts| Duration::from_millis((50 * attempts as u64).min(1000)))
         .event_callback(|event| async move { log(event) });
-    match (&settings.user, &settings.password) {
+    if let Some(authority) = &settings.ca {
+        options = options.add_root_certificates(authority.clone()).require_tls(true);
+    }
+    if let Some(inbox) = &settings.inbox {
+        options = options.custom_inbox_prefix(inbox);
+    }
+    if let Some(path) = &settings.nkey {
+        return Ok(options.nkey(read_seed(path)?));
+    }
+    Ok(match (&settings.user, &settings.password) {
         (Some(user), Some(password)) => options.user_and_password(user.clone(), password.0.clone()),
         _ => options,
+    })
+}
+
+/// The seed in a file that nobody else may read.
+fn read_seed(path: &Path) -> Result<String, CarryError> {
+    let unusable = |why: String| CarryError::Credentials { path: path.into(), why };
+    let metadata = std::fs::metadata(path).map_err(|error| unusable(format!("cannot be read: {error}")))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(unusable(format!("has mode {mode:o}, so others can use it: run `chmod 600` on it")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(format!("cannot be read: {error}")))?;
+    let seed = text.trim();
+    match seed.len() == 58 && seed.starts_with("SU") {
+        true => Ok(seed.to_owned()),
+        false => Err(unusable("holds no seed of an NKey (58 letters and digits that begin with SU)".into())),
     }
 }
 

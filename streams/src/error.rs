@@ -26,6 +26,14 @@ pub enum CarryError {
         #[source]
         source: async_nats::Error,
     },
+    /// What was named to show who we are is of no use.
+    #[error("credentials {path} cannot be used: the file {why}", path = path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The server is too old: older ones ignore settings they do not know.
     #[error(
         "nats-server at {url} is version {found}, at least {needed} is needed: upgrade it, or use the one that `make setup` fetches"

@@ -4,6 +4,7 @@
 //! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
 //! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
 
+pub mod admin;
 pub mod batch;
 pub mod blobs;
 pub mod checkup;

@@ -60,6 +60,43 @@ impl Rights {
         Self { publish, subscribe: vec![format!("{}.>", inbox_prefix(site))] }
     }
 
+    /// What a role may do in the cloud; `None` for whoever may do everything there. Roles read what is in the cloud, make
+    /// consumers of their own, and publish what is theirs to say; none makes, changes, purges or deletes a stream.
+    pub fn of_role_in_cloud(role: &str) -> Option<Self> {
+        let own: &[&str] = match role {
+            "verifier" => &["verdict.*.*", "hardcase.*", "dead.verify.*.*", "swap.cloud.*.*"],
+            "aggregator" => &["round.*.*.*", "release.*.*", "dead.updates.*.*", "$O.cloud-blobs.>"],
+            "releaser" => &["release.*.*", "order.*.*", "$O.cloud-blobs.>"],
+            _ => return None,
+        };
+        let all = [
+            "$JS.API.INFO",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.STREAM.MSG.GET.*",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.DIRECT.GET.>",
+            "$JS.API.CONSUMER.CREATE.>",
+            "$JS.API.CONSUMER.INFO.>",
+            "$JS.API.CONSUMER.MSG.NEXT.>",
+            "$JS.API.CONSUMER.DELETE.*.*",
+            "$JS.API.STREAM.MSG.DELETE.ADVISORIES",
+            "$JS.ACK.>",
+            "$JS.FC.>",
+            "$SYS.REQ.USER.INFO",
+        ];
+        let mut publish: Vec<String> = all.iter().chain(own).map(|subject| (*subject).to_owned()).collect();
+        publish.push(format!("$KV.{FLEET}.{role}.*"));
+        if role == "verifier" {
+            // Requests that came back after they were acknowledged, and the count of what was judged.
+            publish.push(format!("$JS.API.STREAM.MSG.DELETE.{VERIFY}"));
+        }
+        if own.contains(&"$O.cloud-blobs.>") {
+            // An upload of the same name takes the place of the one before.
+            publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{CLOUD_BLOBS}"));
+        }
+        Some(Self { publish, subscribe: vec![format!("{}.>", role_inbox(role))] })
+    }
+
     /// As it stands in a server's configuration.
     pub fn configuration(&self) -> String {
         let list = |subjects: &[String]| {
@@ -73,6 +110,11 @@ impl Rights {
 /// What the subjects of answers to a site's questions in the cloud begin with: a site hears its own and nobody else's.
 pub fn inbox_prefix(site: &SiteName) -> String {
     format!("_INBOX_{site}")
+}
+
+/// The same of a role in the cloud.
+pub fn role_inbox(role: &str) -> String {
+    format!("_INBOX_{role}")
 }
 
 /// The cloud's note of the mark that a site left there.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use crate::connect::{OLDEST_SERVER, version};
+use crate::connect::{OLDEST_SERVER, Secret, version};
 use crate::monitor::{self, Health};
 use crate::rights::{CLOUD_DOMAIN, Rights};
 
@@ -29,6 +29,8 @@ pub const PINNED: &str = "2.15.1";
 
 /// The configuration in a server's store.
 const CONFIGURATION: &str = "nats-server.conf";
+/// Accounts of a fleet's hub, in its store.
+const ACCOUNTS: &str = "accounts.conf";
 /// The log in a server's store; its times are UTC.
 const LOG: &str = "nats-server.log";
 /// So much of the end of a log is looked at, bytes.
@@ -102,7 +104,7 @@ pub enum Durability {
 }
 
 /// How a server is joined to others.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Leaf {
     /// Not at all.
     Alone,
@@ -110,6 +112,34 @@ pub enum Leaf {
     Hub(Vec<SiteName>),
     /// It joins the hub at this address, for example `nats-leaf://reef:PASSWORD@127.0.0.1:7422`.
     Of(String),
+    /// The hub of a fleet: it listens on every address, encrypted, for those who have a key.
+    HubOfFleet(FleetHub),
+    /// A site of a fleet, whose hub may be far away.
+    OfFleet(FleetLeaf),
+}
+
+/// What the hub of a fleet is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetHub {
+    /// Port for leaf servers.
+    pub leaf_port: u16,
+    /// Its certificate and key, PEM.
+    pub certificate: PathBuf,
+    /// See `certificate`.
+    pub key: PathBuf,
+    /// File with its accounts, users and rights, as the server reads it.
+    pub accounts: PathBuf,
+}
+
+/// What makes a server a site of a fleet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetLeaf {
+    /// Where the hub takes leaf servers, `tls://HOST:PORT`.
+    pub hub: String,
+    /// The authority by which the hub is known, PEM.
+    pub authority: PathBuf,
+    /// Seed of the site's NKey.
+    pub seed: Secret,
 }
 
 /// What server to run.
@@ -165,7 +195,7 @@ impl Passwords {
             Leaf::Hub(sites) => {
                 sites.iter().map(|site| Ok((site.clone(), password()?))).collect::<std::io::Result<_>>()?
             }
-            Leaf::Alone | Leaf::Of(_) => Vec::new(),
+            Leaf::Alone | Leaf::Of(_) | Leaf::HubOfFleet(_) | Leaf::OfFleet(_) => Vec::new(),
         };
         Ok(Self { own: password()?, link: password()?, sites })
     }
@@ -191,6 +221,7 @@ const SITE_IS_LEAF: &str = "allowed_connection_types: [\"LEAFNODE\"]";
 /// A running server. Dropping it stops the server.
 pub struct Server {
     ports: Ports,
+    scheme: &'static str,
     passwords: Passwords,
     has_link: bool,
     running: Arc<Running>,
@@ -223,6 +254,13 @@ impl Server {
         let store = settings.store.canonicalize().map_err(written(&settings.store))?;
         let mut lock = Some(lock(&store)?);
         let log = store.join(LOG);
+        if let Leaf::HubOfFleet(hub) = &settings.leaf {
+            // The server reads what it includes from its own folder alone; a link is followed anew with each reload.
+            let link = store.join(ACCOUNTS);
+            let accounts = hub.accounts.canonicalize().map_err(written(&hub.accounts))?;
+            let _absent = fs::remove_file(&link);
+            std::os::unix::fs::symlink(accounts, &link).map_err(written(&link))?;
+        }
         let passwords = Passwords::new(&settings.leaf).map_err(written(&store))?;
         let mut why = String::new();
         for _ in 0..START_TRIES {
@@ -231,9 +269,11 @@ impl Server {
             write_private(&path, &configuration(settings, &store, ports, &passwords)).map_err(written(&path))?;
             let running = Arc::new(Running::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
-            let (passwords, has_link) = (passwords.clone(), matches!(settings.leaf, Leaf::Of(_)));
+            let has_link = matches!(settings.leaf, Leaf::Of(_) | Leaf::OfFleet(_));
+            let scheme = if matches!(settings.leaf, Leaf::HubOfFleet(_)) { "tls" } else { "nats" };
+            let passwords = passwords.clone();
             let mut server =
-                Self { ports, passwords, has_link, running, supervisor: Some(supervisor), lock: lock.take() };
+                Self { ports, scheme, passwords, has_link, running, supervisor: Some(supervisor), lock: lock.take() };
             if server.ready() {
                 return Ok(server);
             }
@@ -246,7 +286,7 @@ impl Server {
 
     /// Address for clients.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.ports.client)
+        format!("{}://127.0.0.1:{}", self.scheme, self.ports.client)
     }
 
     /// Address of its monitoring pages.
@@ -470,6 +510,10 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
     let port = |held: &TcpListener| held.local_addr().map(|address| address.port());
     let (client, monitor, leaf, mqtt) = (port(&client)?, port(&monitor)?, port(&leaf)?, port(&mqtt)?);
     let chosen = |port: u16, free: u16| if port == 0 { free } else { port };
+    let leaf = match &settings.leaf {
+        Leaf::HubOfFleet(hub) => chosen(hub.leaf_port, leaf),
+        _ => leaf,
+    };
     Ok(Ports {
         client: chosen(settings.port, client),
         monitor,
@@ -482,9 +526,10 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports, password
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
     let sync = sync_interval(settings.durability);
+    let listen = if matches!(settings.leaf, Leaf::HubOfFleet(_)) { "0.0.0.0" } else { "127.0.0.1" };
     let mut lines = vec![
         format!("server_name: {}", quoted(&settings.name)),
-        format!("listen: \"127.0.0.1:{}\"", ports.client),
+        format!("listen: \"{listen}:{}\"", ports.client),
         format!("http: \"127.0.0.1:{}\"", ports.monitor),
         format!("pid_file: {}", file("nats-server.pid")),
         format!("log_file: {}", file(LOG)),
@@ -530,10 +575,29 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports, password
             lines.push(format!("accounts {{\n{}\n}}", account("CLOUD", &users)));
             lines.push("no_auth_user: own".into());
         }
-        Leaf::Of(hub) => {
+        Leaf::HubOfFleet(hub) => {
+            let path = |path: &Path| quoted(&path.display().to_string());
+            let tls = format!("cert_file: {}, key_file: {}, timeout: 5", path(&hub.certificate), path(&hub.key));
+            lines.push(format!("tls {{ {tls} }}"));
+            lines.push(format!(
+                "leafnodes {{ listen: \"0.0.0.0:{}\", no_advertise: true, tls {{ {tls}, handshake_first: true }} }}",
+                ports.leaf
+            ));
+            lines.push(format!("include {ACCOUNTS}"));
+        }
+        Leaf::Of(_) | Leaf::OfFleet(_) => {
+            let remote = match &settings.leaf {
+                Leaf::OfFleet(leaf) => format!(
+                    "url: {}, account: LINK, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
+                    quoted(&leaf.hub),
+                    quoted(leaf.seed.reveal()),
+                    quoted(&leaf.authority.display().to_string())
+                ),
+                Leaf::Of(hub) => format!("url: {}, account: LINK", quoted(hub)),
+                _ => String::new(),
+            };
             let link = format!("{{ user: {LINK_USER}, password: {} }}", quoted(&passwords.link));
-            lines
-                .push(format!("leafnodes {{ reconnect: 1s, remotes: [ {{ url: {}, account: LINK }} ] }}", quoted(hub)));
+            lines.push(format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote} }} ] }}"));
             lines.push(format!("accounts {{\n{}\n  LINK: {{ users: [ {link} ] }}\n}}", account("SITE", &[own])));
             lines.push("no_auth_user: own".into());
         }

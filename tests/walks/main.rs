@@ -10,6 +10,7 @@ mod common;
 mod deploy;
 mod drift;
 mod faults;
+mod fleet;
 mod ground;
 mod image_walk;
 mod interop;

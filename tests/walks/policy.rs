@@ -206,7 +206,7 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
     assert_eq!(found, tasks, "each doubtful task once, no confident one");
     assert!(cases.iter().all(|case| case.features.as_ref().is_some_and(|features| features.len() == 32)), "{cases:?}");
     let mut listing = vec!["hardcases".to_owned(), "--json".into()];
-    listing.extend(world.at(0));
+    listing.extend(["--nats".into(), world.cloud_url()]);
     let listed = run(world.folder(), &listing).await.unwrap();
     assert_eq!(listed.out.lines().count(), 4, "{}{}", listed.out, listed.err);
 }

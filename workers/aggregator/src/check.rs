@@ -264,6 +264,9 @@ fn is_worse(update: &Update) -> bool {
     }
 }
 
+/// The cloud's note of the public keys of a fleet's sites, JSON by site: it takes the place of the settings' keys.
+pub const SITE_KEYS: &str = "site-update-keys";
+
 /// Whether its site says this, where keys are known. Asked before a site counts as heard: what somebody else wrote must not
 /// take its place.
 pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {

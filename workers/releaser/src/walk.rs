@@ -10,9 +10,9 @@ use futures::StreamExt;
 use rollout::{log, package};
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
-use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap, decode};
+use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
 use streams::read::{self, Level, Stretch};
-use streams::{Blobs, Bus, Publisher, Store, subject, topology};
+use streams::{Blobs, Bus, Publisher, Store, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::evidence::Evidence;
@@ -124,13 +124,8 @@ impl Releaser {
                     let Some(record) = record else { return Ok(()) };
                     let record = record?;
                     read_to[0] = record.sequence;
-                    match decode::<Swap>(&record.payload) {
-                        Ok(swap) if !subject::is_swap_of(&record.subject, &swap.site, &swap.worker) => {
-                            let said = format!("{} of {}", swap.worker, swap.site);
-                            tracing::warn!(role = ROLE, subject = record.subject, said, "a report for another, passed over");
-                        }
-                        Ok(swap) => self.see(&swap),
-                        Err(error) => tracing::warn!(role = ROLE, subject = record.subject, %error, "passed over"),
+                    if let Some(swap) = log::read_report(&record) {
+                        self.see(&swap);
                     }
                 }
                 record = decisions.next() => {
@@ -138,7 +133,12 @@ impl Releaser {
                     let record = record?;
                     read_to[1] = record.sequence;
                     if let Some(rollout) = log::read_decision(&record) {
+                        let is_first = !self.latest.contains_key(&rollout.model);
                         self.stands(rollout);
+                        if is_first {
+                            // What was reported before counts from now on.
+                            log::reports(&self.bus).await?.iter().for_each(|swap| self.see(swap));
+                        }
                     }
                 }
                 // Who has not read what was reported and decided would decide on half of it.

@@ -113,14 +113,24 @@ pub async fn reports(bus: &Bus) -> Result<Vec<Swap>, CarryError> {
     let mut all = Vec::new();
     if level.messages > 0 {
         read::stretch(bus, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
-            match decode::<Swap>(&record.payload) {
-                Ok(swap) => all.push(swap),
-                Err(error) => tracing::warn!(subject = record.subject, %error, "no report, passed over"),
-            }
+            all.extend(read_report(&record));
         })
         .await?;
     }
     Ok(all)
+}
+
+/// The report in a message, if it is one and of the site and worker in its subject.
+pub fn read_report(record: &Record) -> Option<Swap> {
+    let swap = decode::<Swap>(&record.payload);
+    let swap = swap.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no report, passed over"));
+    let swap = swap.ok()?;
+    let own = subject::is_swap_of(&record.subject, &swap.site, &swap.worker);
+    if !own {
+        let said = format!("{} of {}", swap.worker, swap.site);
+        tracing::warn!(subject = record.subject, said, "a report for another, passed over");
+    }
+    own.then_some(swap)
 }
 
 /// Gives a site its order. `with_package`: its courier brings the package too; where the release runs already, it need not.

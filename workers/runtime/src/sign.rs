@@ -61,19 +61,31 @@ impl Key {
             verb: "read",
             source,
         })?;
-        let none = || KeyError::NoKey { path: path.into() };
-        let seed = bytes::<SEED_BYTES>(text.trim()).ok_or_else(none)?;
-        Ed25519KeyPair::from_seed_unchecked(&seed).map(Self).map_err(|_| none())
+        Self::of_secret(&text).ok_or_else(|| KeyError::NoKey { path: path.into() })
+    }
+
+    /// Of a secret, 64 hexadecimal digits; absent for anything else.
+    pub fn of_secret(secret: &str) -> Option<Self> {
+        Ed25519KeyPair::from_seed_unchecked(&bytes::<SEED_BYTES>(secret.trim())?).ok().map(Self)
+    }
+
+    /// A new secret, 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// That the system gives no random numbers.
+    pub fn make_secret() -> Result<String, KeyError> {
+        let mut seed = [0; SEED_BYTES];
+        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoChance)?;
+        Ok(hex(&seed))
     }
 
     /// Makes a new one, in a file that only its owner may read; refuses a file that is there.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let failed = |source| KeyError::File { path: path.into(), verb: "written", source };
-        let mut seed = [0; SEED_BYTES];
-        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoChance)?;
+        let secret = Self::make_secret()?;
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        writeln!(file, "{}", hex(&seed)).and_then(|()| file.sync_all()).map_err(failed)?;
+        writeln!(file, "{secret}").and_then(|()| file.sync_all()).map_err(failed)?;
         Self::read(path)
     }
 

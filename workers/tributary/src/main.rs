@@ -7,6 +7,7 @@ mod dead;
 mod demo;
 mod doctor;
 mod drift;
+mod fleet_cmd;
 mod form;
 mod hardcases;
 mod key;
@@ -80,6 +81,9 @@ pub(crate) struct Common {
 enum Command {
     /// Start servers and all roles on this machine, and keep them running.
     Up(up::UpArgs),
+    Join(fleet_cmd::JoinArgs),
+    Fleet(fleet_cmd::FleetArgs),
+    Site(fleet_cmd::SiteArgs),
     Setup(setup::SetupArgs),
     Publish(publish::PublishArgs),
     Answers(answers::AnswersArgs),
@@ -132,6 +136,7 @@ impl Command {
         matches!(
             self,
             Command::Up(_)
+                | Command::Join(_)
                 | Command::Recognizer(_)
                 | Command::Courier
                 | Command::Verifier(_)
@@ -154,7 +159,7 @@ fn main() -> ExitCode {
     };
     runtime::telemetry::init(level, cli.common.log_json);
     runtime::process::keep_memory(match &cli.command {
-        Command::Up(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
+        Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
         _ => Kept::All,
     });
     if cli.command.is_worker() {
@@ -185,6 +190,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::TryRelease = &cli.command {
         return roles::try_release();
     }
+    if let Command::Fleet(args) = &cli.command {
+        return fleet_cmd::fleet(args).await;
+    }
     let loaded = settings::load(&cli.common, &flags(&cli.command))?;
     if let Command::Doctor(args) = &cli.command {
         return doctor::command(&loaded, args).await;
@@ -198,6 +206,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals;
     match cli.command {
         Command::Up(args) => up::command(settings, &args, shutdown()?).await,
+        Command::Join(args) => {
+            fleet_cmd::join(settings, &args)?;
+            up::command(settings, &args.up, shutdown()?).await
+        }
+        Command::Site(args) => fleet_cmd::site(settings, &args).await,
         Command::Setup(args) => setup::command(&loaded, &args).await,
         Command::Publish(args) => publish::command(&loaded, &args, shutdown()?).await,
         Command::Answers(args) => answers::command(&loaded, &args).await,
@@ -226,7 +239,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Releaser => roles::releaser(&loaded, shutdown()?).await,
         Command::Janitor => roles::janitor(&loaded, shutdown()?).await,
         Command::Notifier => roles::notifier(&loaded, shutdown()?).await,
-        Command::Doctor(_) | Command::Config(_) | Command::Key(_) | Command::TryRelease => Ok(()),
+        Command::Doctor(_) | Command::Config(_) | Command::Key(_) | Command::Fleet(_) | Command::TryRelease => Ok(()),
     }
 }
 
@@ -234,6 +247,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn flags(command: &Command) -> Vec<(String, serde_json::Value)> {
     match command {
         Command::Up(args) => args.flags(),
+        Command::Join(args) => args.up.flags(),
         Command::Publish(args) => args.flags(),
         Command::Train(args) => args.flags(),
         Command::Retrain(args) => args.flags(),

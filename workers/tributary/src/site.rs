@@ -31,6 +31,33 @@ pub struct Running {
     /// Folder of the model that its sites began with.
     #[serde(default)]
     pub model: PathBuf,
+    /// How the operator is known to the cloud's server, where it asks.
+    #[serde(default)]
+    pub operator: Option<CloudLogin>,
+}
+
+/// How somebody is known to the cloud's server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CloudLogin {
+    /// The authority by which the server is known.
+    pub ca: PathBuf,
+    /// File with the seed of the key.
+    pub nkey: PathBuf,
+    /// What the subjects of answers begin with.
+    pub inbox: String,
+}
+
+impl Running {
+    /// How the cloud's own server is reached. `more`: everything else.
+    pub fn cloud_nats(&self, more: &NatsSettings) -> NatsSettings {
+        let mut nats = NatsSettings { url: self.cloud_url.clone(), ..more.clone() };
+        if let Some(operator) = &self.operator {
+            nats.ca = Some(operator.ca.clone());
+            nats.nkey = Some(operator.nkey.clone());
+            nats.inbox = Some(operator.inbox.clone());
+        }
+        nats
+    }
 }
 
 /// One site of a running `up`.
@@ -166,6 +193,10 @@ fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
     let Some(up) = Running::find(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
         return Ok(Way { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
     };
+    anyhow::ensure!(
+        !up.sites.is_empty(),
+        "the running `tributary up` is a fleet's hub and has no site: run this at a site, or use a command of the cloud"
+    );
     let site = match &up.sites[..] {
         [only] if !is_set(loaded, "site") => Some(only),
         sites => sites.iter().find(|site| site.site == settings.site),
@@ -190,8 +221,8 @@ pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site>
     let bus = reach(loaded, &nats, up.is_some(), name).await?;
     let link = bus.connect_cloud(&nats, &site, name).await?;
     // A hub that is away is away over the link, too, and the site is there all the same.
-    let own = match up.as_ref().filter(|up| up.cloud_domain.is_some()) {
-        Some(up) => Bus::connect(&NatsSettings { url: up.cloud_url.clone(), ..settings.nats.clone() }, name).await.ok(),
+    let own = match up.as_ref().filter(|up| up.cloud_domain.is_some() && !up.cloud_url.is_empty()) {
+        Some(up) => Bus::connect(&up.cloud_nats(&settings.nats), name).await.ok(),
         None => None,
     };
     let is_cloud_whole = own.is_some() || nats.cloud_domain.is_none();
@@ -204,7 +235,11 @@ pub async fn cloud(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Bus>
     let mut nats = loaded.settings.nats.clone();
     let up = Running::find(&loaded.settings.up.store);
     if let Some(up) = up.as_ref().filter(|_| !is_set(loaded, "nats.url")) {
-        nats.url.clone_from(&up.cloud_url);
+        anyhow::ensure!(
+            !up.cloud_url.is_empty(),
+            "this is a site of a fleet: run it at the hub, or name its server with --nats, nats.ca and nats.nkey"
+        );
+        nats = up.cloud_nats(&nats);
     }
     reach(loaded, &nats, up.is_some(), name).await
 }

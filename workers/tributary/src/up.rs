@@ -5,23 +5,28 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use fleet::{Fleet, Membership, RENEW_WITHIN_DAYS, days_left};
 use notifier::NotifierSettings;
 use rollout::start::Started;
 use rollout::trial::Trial;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
-use streams::server::{Leaf, Server, ServerSettings};
+use streams::rights;
+use streams::server::{FleetHub, FleetLeaf, Leaf, Server, ServerSettings};
 use streams::topology::{self, Finding, Mend, Place, State};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
+use crate::fleet_cmd;
 use crate::out;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site::{ALONE, Running, RunningSite};
+use crate::site::{ALONE, CloudLogin, Running, RunningSite};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
+/// Sites that a fleet's hub has room for on its disk, if each used all it may.
+const MOST_SITES: usize = 1000;
 
 /// What to start.
 #[derive(clap::Args, Debug, Default)]
@@ -35,6 +40,9 @@ pub struct UpArgs {
     /// Start a hub and this many sites on servers of their own, joined by leaf links as in production.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub sites: Option<u16>,
+    /// Start the hub of the fleet in this folder (`tributary fleet init`) instead of a site.
+    #[arg(long, value_name = "DIR", conflicts_with = "sites")]
+    pub fleet: Option<PathBuf>,
     /// Let each site train, beside its work, on what is labelled there.
     #[arg(long)]
     pub train: bool,
@@ -58,7 +66,10 @@ impl UpArgs {
 
 /// Starts everything, says where it is, and waits.
 pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let up = start(settings, args.sites, shutdown.clone()).await?;
+    let up = match &args.fleet {
+        Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
+        None => start(settings, args.sites, shutdown.clone()).await?,
+    };
     if let Err(error) = out::line(welcome(&up.running, settings)) {
         tracing::warn!(%error, "nobody reads where it is");
     }
@@ -96,57 +107,41 @@ impl Up {
 pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<Up> {
     runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
-    let onnxruntime = settings.onnxruntime.clone();
-    let heavy = match settings.verifier.model.clone() {
-        Some(model) => {
-            let work = settings.up.store.join("verifier");
-            Some(begin(onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await?)
-        }
-        None => {
-            tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
-            settings.recognizer.verify.enabled = false;
-            None
-        }
+    let member = Membership::find(&settings.up.store)?;
+    if let Some(member) = &member {
+        be_site_of(member, &mut settings, sites)?;
+    }
+    let heavy = match member.is_some() {
+        // The verifiers are the fleet's.
+        true => None,
+        false => load_verifier(&mut settings).await?,
     };
     let names = names(&settings.site, sites)?;
-    let servers = servers(&settings, &names, sites.is_some()).await?;
-    let running = running(&names, &servers, &settings.recognizer.model);
+    let servers = servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
+    let running = running(&names, &servers, member.as_ref(), &settings.recognizer.model);
     let mut roles = JoinSet::new();
-
-    let cloud = Bus::connect(&NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() }, "up").await?;
-    let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
-    set_up(&cloud, &place, &settings).await?;
-    clock::align_at_start(&cloud).await;
-    if let Some(started) = heavy {
-        let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
-        let (cloud, chosen, wait, shutdown) =
-            (cloud.clone(), settings.verifier.clone(), ack_wait(&settings), shutdown.clone());
-        roles.spawn(async move {
-            roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, shutdown).await)
-        });
+    if member.is_none() {
+        let nats = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
+        let cloud = Bus::connect(&nats, "up").await?;
+        let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
+        set_up(&cloud, &place, &settings).await?;
+        let one = async |_: &str| Ok(cloud.clone());
+        start_cloud(&mut roles, &settings, heavy, one, &shutdown).await?;
     }
-    if settings.up.merge {
-        let (onnx, model) = roles::load_to_merge(&settings).await?;
-        let (cloud, stop, mut chosen) = (cloud.clone(), shutdown.clone(), settings.aggregator.clone());
-        chosen.work = settings.up.store.join("aggregator");
-        let trial = Trial::of_this_program(onnxruntime.clone());
-        roles.spawn(async move {
-            roles::ended("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
-        });
-    }
-    let (bus, chosen, stop) = (cloud.clone(), settings.releaser.clone(), shutdown.clone());
-    let store = roles::release_store(&settings)?;
-    roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
+    let leaves = sites.is_some() || member.is_some();
     for site in &running.sites {
         let nats = site.nats(running.cloud_domain.as_deref(), &NatsSettings::default());
         let here = Bus::connect(&nats, site.site.as_str()).await?;
         let link = here.connect_cloud(&nats, &site.site, site.site.as_str()).await?;
-        if sites.is_some() {
+        if leaves {
             set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
+        }
+        if member.is_some() {
+            clock::align_at_start(&here).await;
         }
         let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
-        let light = begin(onnxruntime.clone(), model, infer, work).await?;
+        let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
         let link = (link, running.cloud_domain.as_deref());
         start_site(&mut roles, &settings, &here, site, link, light, &shutdown);
         if settings.up.train {
@@ -165,6 +160,132 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     runtime::metrics::expect_roles(roles.len());
     let Servers { cloud, sites } = servers;
     Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
+}
+
+/// Starts the hub of a fleet: its server, encrypted on every address, and the roles of the cloud, each with its own key.
+pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -> anyhow::Result<Up> {
+    runtime::metrics::expect_roles(usize::MAX);
+    let fleet = Fleet::open(folder)?;
+    let mut settings = settings.clone();
+    for dated in fleet.calendar().iter().filter(|dated| {
+        dated.ends_at_ms.is_some_and(|ends| days_left(ends, runtime::clock::now_ms()) < RENEW_WITHIN_DAYS)
+    }) {
+        tracing::warn!(what = dated.what, renew_with = dated.renewed_by, "ends within {RENEW_WITHIN_DAYS} days");
+    }
+    let heavy = load_verifier(&mut settings).await?;
+    // With any key, an update counts only if its site signed it.
+    let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
+    settings.aggregator.check.keys.extend(keys);
+    let names: Vec<SiteName> = fleet.sites().keys().cloned().collect();
+    let place = Place::Cloud(names);
+    let most_sites = Place::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
+    let hub = ServerSettings {
+        program: settings.up.nats_server.clone(),
+        store: settings.up.store.join(CLOUD),
+        name: CLOUD.into(),
+        domain: Some(CLOUD.into()),
+        port: fleet.hub().client_port,
+        mqtt: None,
+        mappings: Vec::new(),
+        durability: settings.up.durability,
+        // Sites are added while it runs.
+        max_store_bytes: topology::plan(&most_sites, &settings.streams).max_store_bytes(),
+        leaf: Leaf::HubOfFleet(FleetHub {
+            leaf_port: fleet.hub().leaf_port,
+            certificate: std::path::absolute(fleet.certificate_file())?,
+            key: std::path::absolute(fleet.key_file())?,
+            accounts: fleet.accounts_file(),
+        }),
+    };
+    let server = spawn(hub).await?;
+    let login = |role: &str| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
+    let operator = Bus::connect(&login("operator"), "up").await?;
+    set_up(&operator, &place, &settings).await?;
+    fleet_cmd::note_keys(&fleet, &operator).await?;
+    let mut roles = JoinSet::new();
+    let each = async |role: &str| Ok(Bus::connect(&login(role), role).await?);
+    start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
+    server.settle().context("the store cannot be written to the disk")?;
+    let running = Running {
+        process: std::process::id(),
+        cloud_url: server.url(),
+        cloud_domain: None,
+        sites: Vec::new(),
+        model: PathBuf::new(),
+        operator: Some(CloudLogin {
+            ca: std::path::absolute(fleet.authority_file())?,
+            nkey: std::path::absolute(fleet.role_file("operator"))?,
+            inbox: rights::role_inbox("operator"),
+        }),
+    };
+    running.write(&settings.up.store)?;
+    runtime::metrics::expect_roles(roles.len());
+    Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: Vec::new(), _cloud: Some(server) })
+}
+
+/// The store makes this a site of a fleet: what its file says holds.
+fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        sites.is_none() && settings.verifier.model.is_none() && !settings.up.merge,
+        "the store {} is that of site {}, which belongs to a fleet: its hub has the verifiers and the rounds, so leave out --sites, --cloud-model and --merge, or use another --store",
+        settings.up.store.display(),
+        member.site
+    );
+    settings.site = member.site.clone();
+    settings.trainer.key.get_or_insert_with(|| Membership::update_key_file(&settings.up.store));
+    let left = days_left(member.authority_ends_at_ms, runtime::clock::now_ms());
+    if left < RENEW_WITHIN_DAYS {
+        tracing::warn!(
+            days_left = left,
+            "the fleet's certificate authority ends: the operator makes a new fleet and adds the site again"
+        );
+    }
+    Ok(())
+}
+
+/// The verifier's model, if one was named.
+async fn load_verifier(settings: &mut Settings) -> anyhow::Result<Option<Started>> {
+    let Some(model) = settings.verifier.model.clone() else {
+        tracing::info!("no model for the cloud: doubtful answers stay as they are (--cloud-model verifies them)");
+        settings.recognizer.verify.enabled = false;
+        return Ok(None);
+    };
+    let work = settings.up.store.join("verifier");
+    Ok(Some(begin(settings.onnxruntime.clone(), model, settings.verifier.infer.clone(), work).await?))
+}
+
+/// Starts the roles of the cloud. `connect`: the cloud as a role of this name has it.
+async fn start_cloud(
+    roles: &mut JoinSet<anyhow::Result<()>>,
+    settings: &Settings,
+    heavy: Option<Started>,
+    connect: impl AsyncFn(&str) -> anyhow::Result<Bus>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let onnxruntime = settings.onnxruntime.clone();
+    let bus = connect("releaser").await?;
+    clock::align_at_start(&bus).await;
+    if let Some(started) = heavy {
+        let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
+        let (cloud, chosen) = (connect("verifier").await?, settings.verifier.clone());
+        let (wait, stop) = (ack_wait(settings), shutdown.clone());
+        roles.spawn(
+            async move { roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
+        );
+    }
+    if settings.up.merge {
+        let (onnx, model) = roles::load_to_merge(settings).await?;
+        let (cloud, stop, mut chosen) = (connect("aggregator").await?, shutdown.clone(), settings.aggregator.clone());
+        chosen.work = settings.up.store.join("aggregator");
+        let trial = Trial::of_this_program(onnxruntime.clone());
+        roles.spawn(async move {
+            roles::ended("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
+        });
+    }
+    let (chosen, stop) = (settings.releaser.clone(), shutdown.clone());
+    let store = roles::release_store(settings)?;
+    roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
+    Ok(())
 }
 
 fn start_site(
@@ -217,7 +338,12 @@ impl Servers {
 }
 
 /// One server for everything, or a hub and a leaf for each site.
-async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyhow::Result<Servers> {
+async fn servers(
+    settings: &Settings,
+    names: &[SiteName],
+    leaves: bool,
+    member: Option<&Membership>,
+) -> anyhow::Result<Servers> {
     let up = &settings.up;
     let base = |name: &str, domain: Option<&str>, leaf: Leaf, place: &Place| ServerSettings {
         max_store_bytes: topology::plan(place, &settings.streams).max_store_bytes(),
@@ -231,6 +357,21 @@ async fn servers(settings: &Settings, names: &[SiteName], leaves: bool) -> anyho
         durability: up.durability,
         leaf,
     };
+    if let Some(member) = member {
+        let leaf = Leaf::OfFleet(FleetLeaf {
+            hub: member.hub.clone(),
+            authority: std::path::absolute(Membership::authority_file(&up.store))?,
+            seed: member.leaf_seed.clone().into(),
+        });
+        let site = &member.site;
+        let server = ServerSettings {
+            port: up.port,
+            mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
+            mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
+            ..base(site.as_str(), Some(site.as_str()), leaf, &Place::Site(site.clone()))
+        };
+        return Ok(Servers { cloud: None, sites: vec![spawn(server).await?] });
+    }
     if !leaves {
         let alone = ServerSettings {
             port: up.port,
@@ -261,7 +402,7 @@ async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-fn running(names: &[SiteName], servers: &Servers, model: &Path) -> Running {
+fn running(names: &[SiteName], servers: &Servers, member: Option<&Membership>, model: &Path) -> Running {
     let site = |(site, server): (&SiteName, &Server)| RunningSite {
         site: site.clone(),
         url: server.url(),
@@ -270,11 +411,15 @@ fn running(names: &[SiteName], servers: &Servers, model: &Path) -> Running {
         link_password: server.link_password().map(str::to_owned),
     };
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
-    let cloud = servers.all().next().map(Server::url).unwrap_or_default();
-    let cloud_domain = servers.cloud.is_some().then(|| CLOUD.to_owned());
+    // A fleet's hub is another machine's: nothing there is ours to reach.
+    let cloud = servers.all().next().filter(|_| member.is_none()).map(Server::url).unwrap_or_default();
+    let cloud_domain = match member {
+        Some(member) => Some(member.domain.clone()),
+        None => servers.cloud.is_some().then(|| CLOUD.to_owned()),
+    };
     // Other commands may run in another folder.
     let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
-    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites, model }
+    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites, model, operator: None }
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
@@ -311,8 +456,16 @@ fn welcome(running: &Running, settings: &Settings) -> String {
         let mqtt = site.mqtt_port.map(|port| format!(", MQTT on port {port}")).unwrap_or_default();
         lines.push(format!("  site {:12} {}{mqtt}", site.site, site.url));
     }
-    if running.cloud_domain.is_some() {
+    if running.cloud_domain.is_some() && !running.cloud_url.is_empty() {
         lines.push(format!("  cloud             {}", running.cloud_url));
+    }
+    if running.sites.is_empty() {
+        lines[0] = String::from("The hub is up.");
+        lines.push(format!("  operators         {}", running.cloud_url));
+        lines.push("  add a site        tributary site add NAME".into());
+        lines.push("  see who is there  tributary site list".into());
+        lines.push("Stop it with Ctrl-C; sites go on without it and catch up.".into());
+        return lines.join("\n");
     }
     // A single site is found without its name.
     let site = match &running.sites[..] {

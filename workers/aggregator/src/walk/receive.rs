@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use runtime::{Fault, letter};
 use schemas::{SiteName, Update, decode, encode};
+use streams::fleet::Ledger;
 use streams::read::Record;
 use streams::{Blobs, CarryError, Publication, subject, topology};
 use training::TrainError;
@@ -27,11 +28,25 @@ impl Aggregator {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
             return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
         }
+        self.read_site_keys().await;
         if let Err(refused) = check::signature(&update, &self.settings.check) {
             return self.refuse(record, refused).await;
         }
         let at = stored_at_ms(record);
         self.consider(update, record, at).await
+    }
+
+    /// Sites may have joined, and changed their keys, since it started.
+    async fn read_site_keys(&mut self) {
+        let read = async { Ledger::open(&self.bus).await?.read(check::SITE_KEYS).await };
+        match read.await {
+            Ok(Some(note)) => match serde_json::from_str(&note) {
+                Ok(keys) => self.settings.check.keys = keys,
+                Err(error) => tracing::warn!(role = ROLE, %error, "the note of the sites' keys cannot be read"),
+            },
+            Ok(None) => {}
+            Err(error) => tracing::warn!(role = ROLE, %error, "the sites' keys are those known before"),
+        }
     }
 
     /// Whether an update counts.

@@ -1,0 +1,69 @@
+//! A certificate authority of the fleet's own, and the hub's certificate.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::error::FleetError;
+
+/// How long the authority is good for, and a certificate of the hub.
+const AUTHORITY_DAYS: i64 = 3650;
+const HUB_DAYS: i64 = 365;
+/// From so few days on it is said that something ends.
+pub const RENEW_WITHIN_DAYS: i64 = 30;
+
+/// A certificate with its key, both as PEM, and when it ends, milliseconds since the epoch.
+pub(crate) struct Issued {
+    pub certificate: String,
+    pub key: String,
+    pub ends_at_ms: u64,
+}
+
+fn not_made(what: &'static str) -> impl FnOnce(rcgen::Error) -> FleetError {
+    move |error| FleetError::NotMade { what, why: error.to_string() }
+}
+
+fn params(name: &str, days: i64) -> (CertificateParams, u64) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let now = OffsetDateTime::now_utc();
+    // Clocks of sites may be behind.
+    params.not_before = now - Duration::days(1);
+    params.not_after = now + Duration::days(days);
+    let ends_at_ms = u64::try_from(params.not_after.unix_timestamp()).unwrap_or(0) * 1000;
+    (params, ends_at_ms)
+}
+
+/// A new authority.
+pub(crate) fn make_authority() -> Result<Issued, FleetError> {
+    const WHAT: &str = "the certificate authority";
+    let (mut params, ends_at_ms) = params("Tributary fleet", AUTHORITY_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().map_err(not_made(WHAT))?;
+    let certificate = params.self_signed(&key).map_err(not_made(WHAT))?;
+    Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
+}
+
+/// A certificate for the hub by that authority, for these names and addresses.
+pub(crate) fn issue_hub(authority: &str, authority_key: &str, names: &[String]) -> Result<Issued, FleetError> {
+    const WHAT: &str = "the hub's certificate";
+    let signing = KeyPair::from_pem(authority_key).map_err(not_made(WHAT))?;
+    let issuer = Issuer::from_ca_cert_pem(authority, signing).map_err(not_made(WHAT))?;
+    let (mut params, ends_at_ms) = params("Tributary hub", HUB_DAYS);
+    let named = CertificateParams::new(names.to_vec()).map_err(not_made(WHAT))?;
+    params.subject_alt_names = named.subject_alt_names;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate().map_err(not_made(WHAT))?;
+    let certificate = params.signed_by(&key, &issuer).map_err(not_made(WHAT))?;
+    Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
+}
+
+/// Whole days until a moment, negative after it.
+pub fn days_left(ends_at_ms: u64, now_ms: u64) -> i64 {
+    let left = i128::from(ends_at_ms) - i128::from(now_ms);
+    i64::try_from(left.div_euclid(86_400_000)).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,411 @@
+//! The operator's folder.
+//!
+//! ```text
+//! fleet.json          who belongs to it, public halves only
+//! ca.key, ca.pem      the authority; ca.key is needed to renew the hub's certificate, and can lie elsewhere meanwhile
+//! hub/hub.pem, hub.key   the hub's certificate
+//! hub/accounts.conf   what the hub's nats-server is told of users and rights; made anew with every change
+//! hub/ROLE.nk         seed of each role in the cloud
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use nkeys::KeyPair;
+use runtime::clock;
+use runtime::sign::Key;
+use schemas::SiteName;
+use serde::{Deserialize, Serialize};
+use streams::rights::{CLOUD_DOMAIN, Rights};
+use streams::server::write_private;
+
+use crate::certificate::{Issued, issue_hub, make_authority};
+use crate::error::FleetError;
+use crate::membership::Membership;
+
+const FLEET: &str = "fleet.json";
+
+/// Who works in the cloud, each with a key of its own. `operator` may do everything in the account of the fleet, `system`
+/// reloads the server and ends connections.
+pub const ROLES: [&str; 5] = ["verifier", "aggregator", "releaser", "operator", "system"];
+
+/// Where sites and operators find the hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubAddress {
+    /// Name or address, as sites reach it.
+    pub host: String,
+    /// Port for leaf servers.
+    pub leaf_port: u16,
+    /// Port for workers and operators.
+    pub client_port: u16,
+}
+
+/// A site of the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Public half of its NKey.
+    pub nkey: String,
+    /// The one before, good until the new one was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_nkey: Option<String>,
+    /// Public half of the key that its updates are signed with.
+    pub update_key: String,
+    /// When it was added or its keys were changed, milliseconds since the epoch.
+    pub since_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u16,
+    hub: HubAddress,
+    authority_ends_at_ms: u64,
+    certificate_ends_at_ms: u64,
+    /// Public halves.
+    roles: BTreeMap<String, String>,
+    sites: BTreeMap<SiteName, Member>,
+}
+
+/// A key or certificate and when it ends.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Dated {
+    /// What it is.
+    pub what: String,
+    /// When it ends, milliseconds since the epoch; absent for what does not end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_at_ms: Option<u64>,
+    /// What renews it.
+    pub renewed_by: String,
+}
+
+/// The operator's folder, opened.
+pub struct Fleet {
+    folder: PathBuf,
+    state: State,
+}
+
+impl Fleet {
+    /// Makes a new one.
+    ///
+    /// # Errors
+    /// A folder that holds a fleet, a host that is none, or a disk that takes nothing.
+    pub fn init(folder: &Path, hub: HubAddress) -> Result<Self, FleetError> {
+        if folder.join(FLEET).exists() {
+            return Err(FleetError::Exists { path: folder.into() });
+        }
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
+        if hub.host.is_empty() || !hub.host.chars().all(is_name) {
+            return Err(FleetError::Site(format!("{:?} is no host: use a name or an address", hub.host)));
+        }
+        let private = folder.join("hub");
+        std::fs::create_dir_all(&private).map_err(FleetError::written(&private))?;
+        let authority = make_authority()?;
+        write(&folder.join("ca.pem"), &authority.certificate)?;
+        write(&folder.join("ca.key"), &authority.key)?;
+        let mut roles = BTreeMap::new();
+        for role in ROLES {
+            let key = KeyPair::new_user();
+            let seed = key.seed().map_err(|error| FleetError::NotMade { what: "a key", why: error.to_string() })?;
+            write(&private.join(format!("{role}.nk")), &(seed + "\n"))?;
+            roles.insert(role.to_owned(), key.public_key());
+        }
+        let (authority_ends_at_ms, certificate_ends_at_ms) = (authority.ends_at_ms, 0);
+        let sites = BTreeMap::new();
+        let state = State { version: 1, hub, authority_ends_at_ms, certificate_ends_at_ms, roles, sites };
+        let mut fleet = Self { folder: folder.into(), state };
+        fleet.renew()?;
+        Ok(fleet)
+    }
+
+    /// Opens the one in a folder.
+    pub fn open(folder: &Path) -> Result<Self, FleetError> {
+        let path = folder.join(FLEET);
+        if !path.is_file() {
+            return Err(FleetError::NoFleet { path: folder.into() });
+        }
+        let text = std::fs::read_to_string(&path).map_err(FleetError::read(&path))?;
+        let state: State = serde_json::from_str(&text)
+            .map_err(|error| FleetError::Unreadable { path: path.clone(), why: error.to_string() })?;
+        if state.version != 1 {
+            let why = format!("it has version {}, this program reads 1", state.version);
+            return Err(FleetError::Unreadable { path, why });
+        }
+        Ok(Self { folder: folder.into(), state })
+    }
+
+    /// Issues the hub a new certificate. The server takes it when it is told to reload.
+    pub fn renew(&mut self) -> Result<(), FleetError> {
+        let (authority, key) = (self.folder.join("ca.pem"), self.folder.join("ca.key"));
+        let read = |path: &Path| std::fs::read_to_string(path).map_err(FleetError::read(path));
+        let mut names = vec![self.state.hub.host.clone(), "localhost".into(), "127.0.0.1".into()];
+        names.dedup();
+        let Issued { certificate, key, ends_at_ms } = issue_hub(&read(&authority)?, &read(&key)?, &names)?;
+        // The key first: a certificate without its key would stop the server.
+        write(&self.key_file(), &key)?;
+        write(&self.certificate_file(), &certificate)?;
+        self.state.certificate_ends_at_ms = ends_at_ms;
+        self.save()
+    }
+
+    /// Adds a site; what is returned is for that site alone, and nobody keeps a copy of its secrets.
+    pub fn add_site(&mut self, site: &SiteName) -> Result<Membership, FleetError> {
+        if self.state.sites.contains_key(site) {
+            return Err(FleetError::Site(format!(
+                "site {site} belongs to the fleet already: `tributary site rotate {site}` gives it new keys"
+            )));
+        }
+        if *site == SiteName::cloud() || *site == SiteName::unknown() {
+            return Err(FleetError::Site(format!(
+                "a site cannot be called {site}: that name stands for something else"
+            )));
+        }
+        self.give_keys(site, None)
+    }
+
+    /// Gives a site new keys; the old one is good until [`Fleet::settle_rotation`].
+    pub fn rotate_site(&mut self, site: &SiteName) -> Result<Membership, FleetError> {
+        let known = self.member(site)?.nkey.clone();
+        self.give_keys(site, Some(known))
+    }
+
+    /// The old key of a site is not good any more; false if there was none.
+    pub fn settle_rotation(&mut self, site: &SiteName) -> Result<bool, FleetError> {
+        self.member(site)?;
+        let member = self.state.sites.get_mut(site);
+        let had = member.is_some_and(|member| member.previous_nkey.take().is_some());
+        self.save()?;
+        Ok(had)
+    }
+
+    /// A site does not belong to it any more. Returns the keys it had.
+    pub fn revoke_site(&mut self, site: &SiteName) -> Result<Member, FleetError> {
+        let member = self.member(site)?.clone();
+        self.state.sites.remove(site);
+        self.save()?;
+        Ok(member)
+    }
+
+    fn member(&self, site: &SiteName) -> Result<&Member, FleetError> {
+        self.state.sites.get(site).ok_or_else(|| {
+            let known: Vec<&str> = self.state.sites.keys().map(SiteName::as_str).collect();
+            let known = if known.is_empty() { "no site does".into() } else { known.join(", ") };
+            FleetError::Site(format!("site {site} does not belong to the fleet ({known})"))
+        })
+    }
+
+    fn give_keys(&mut self, site: &SiteName, previous_nkey: Option<String>) -> Result<Membership, FleetError> {
+        let leaf = KeyPair::new_user();
+        let leaf_seed = leaf.seed().map_err(|error| FleetError::NotMade { what: "a key", why: error.to_string() })?;
+        let update_key = Key::make_secret()
+            .map_err(|error| FleetError::NotMade { what: "the key for updates", why: error.to_string() })?;
+        let public = Key::of_secret(&update_key).map(|key| key.public());
+        let public =
+            public.ok_or_else(|| FleetError::NotMade { what: "the key for updates", why: "it is none".into() })?;
+        let authority = self.folder.join("ca.pem");
+        let member = Member { nkey: leaf.public_key(), previous_nkey, update_key: public, since_ms: clock::now_ms() };
+        let membership = Membership {
+            version: Membership::VERSION,
+            site: site.clone(),
+            hub: format!("tls://{}:{}", self.state.hub.host, self.state.hub.leaf_port),
+            domain: CLOUD_DOMAIN.into(),
+            authority: std::fs::read_to_string(&authority).map_err(FleetError::read(&authority))?,
+            authority_ends_at_ms: self.state.authority_ends_at_ms,
+            leaf_seed,
+            update_key,
+        };
+        self.state.sites.insert(site.clone(), member);
+        self.save()?;
+        Ok(membership)
+    }
+
+    /// Its sites.
+    pub fn sites(&self) -> &BTreeMap<SiteName, Member> {
+        &self.state.sites
+    }
+
+    /// Where the hub is.
+    pub fn hub(&self) -> &HubAddress {
+        &self.state.hub
+    }
+
+    /// The authority's certificate.
+    pub fn authority_file(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// The hub's certificate.
+    pub fn certificate_file(&self) -> PathBuf {
+        self.folder.join("hub/hub.pem")
+    }
+
+    /// The hub's key.
+    pub fn key_file(&self) -> PathBuf {
+        self.folder.join("hub/hub.key")
+    }
+
+    /// What the hub's nats-server is told of accounts and users.
+    pub fn accounts_file(&self) -> PathBuf {
+        self.folder.join("hub/accounts.conf")
+    }
+
+    /// The seed of a role's NKey.
+    pub fn role_file(&self, role: &str) -> PathBuf {
+        self.folder.join(format!("hub/{role}.nk"))
+    }
+
+    /// Everything that ends, or could be renewed, soonest first.
+    pub fn calendar(&self) -> Vec<Dated> {
+        let State { authority_ends_at_ms, certificate_ends_at_ms, .. } = self.state;
+        let mut all = vec![
+            Dated {
+                what: "certificate of the hub".into(),
+                ends_at_ms: Some(certificate_ends_at_ms),
+                renewed_by: "tributary fleet renew".into(),
+            },
+            Dated {
+                what: "certificate authority".into(),
+                ends_at_ms: Some(authority_ends_at_ms),
+                renewed_by: "a new fleet, to which each site is added again".into(),
+            },
+        ];
+        all.sort_by_key(|dated| dated.ends_at_ms);
+        all.extend(self.state.sites.keys().map(|site| Dated {
+            what: format!("keys of site {site}"),
+            ends_at_ms: None,
+            renewed_by: format!("tributary site rotate {site}"),
+        }));
+        all.extend(self.state.roles.keys().map(|role| Dated {
+            what: format!("key of role {role}"),
+            ends_at_ms: None,
+            renewed_by: "a new fleet".into(),
+        }));
+        all
+    }
+
+    /// Writes who belongs to it, and what the server is told of it.
+    fn save(&self) -> Result<(), FleetError> {
+        write(&self.accounts_file(), &self.accounts())?;
+        let path = self.folder.join(FLEET);
+        let text = serde_json::to_string_pretty(&self.state)
+            .map_err(|error| FleetError::Unreadable { path: path.clone(), why: error.to_string() })?;
+        // Whole or not at all: without it nobody knows who belongs to the fleet.
+        let beside = path.with_extension("new");
+        write(&beside, &(text + "\n"))?;
+        std::fs::rename(&beside, &path).map_err(FleetError::written(&path))
+    }
+
+    fn accounts(&self) -> String {
+        let mut users = Vec::new();
+        for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != "system") {
+            let rights = match Rights::of_role_in_cloud(role) {
+                Some(rights) => format!(", permissions: {}", rights.configuration()),
+                None => String::new(),
+            };
+            users.push(format!("    {{ nkey: {nkey}{rights} }} # {role}"));
+        }
+        for (site, member) in &self.state.sites {
+            let rights = Rights::of_site_in_cloud(site, CLOUD_DOMAIN).configuration();
+            for nkey in std::iter::once(&member.nkey).chain(&member.previous_nkey) {
+                users.push(format!(
+                    "    {{ nkey: {nkey}, allowed_connection_types: [\"LEAFNODE\"], permissions: {rights} }} # site {site}"
+                ));
+            }
+        }
+        let system = self.state.roles.get("system").map(String::as_str).unwrap_or_default();
+        format!(
+            "# Made by tributary; changes are lost.\naccounts {{\n  CLOUD: {{ jetstream: enabled, users: [\n{}\n  ] }}\n  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
+            users.join("\n")
+        )
+    }
+}
+
+impl HubAddress {
+    /// Whether it is this machine itself, where others cannot reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), FleetError> {
+    write_private(path, text).map_err(FleetError::written(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn address() -> HubAddress {
+        HubAddress { host: "hub.example".into(), leaf_port: 7422, client_port: 4222 }
+    }
+
+    #[test]
+    fn a_site_is_added_gets_new_keys_and_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
+        assert!(matches!(Fleet::init(folder.path(), address()), Err(FleetError::Exists { .. })));
+        let reef: SiteName = "reef".parse().unwrap();
+        let file = fleet.add_site(&reef).unwrap();
+        assert!(fleet.add_site(&reef).is_err() && fleet.add_site(&SiteName::cloud()).is_err());
+        let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
+        let public = |file: &Membership| KeyPair::from_seed(&file.leaf_seed).unwrap().public_key();
+        assert!(accounts().contains(&public(&file)));
+        let new = Fleet::open(folder.path()).unwrap().rotate_site(&reef).unwrap();
+        assert!(
+            accounts().contains(&public(&file)) && accounts().contains(&public(&new)),
+            "both until the new was seen"
+        );
+        let mut fleet = Fleet::open(folder.path()).unwrap();
+        assert!(fleet.settle_rotation(&reef).unwrap() && !fleet.settle_rotation(&reef).unwrap());
+        assert!(!accounts().contains(&public(&file)) && accounts().contains(&public(&new)));
+        fleet.revoke_site(&reef).unwrap();
+        assert!(!accounts().contains(&public(&new)) && fleet.revoke_site(&reef).is_err());
+    }
+
+    #[test]
+    fn secrets_are_their_owners_alone_and_stay_out_of_what_the_operator_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
+        let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
+        let out = folder.path().join("reef.site");
+        file.write_new(&out).unwrap();
+        assert!(file.write_new(&out).is_err(), "nothing is overwritten");
+        let mut files = 0;
+        for below in [folder.path().to_owned(), folder.path().join("hub")] {
+            for entry in std::fs::read_dir(below).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+                let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+                assert_eq!(mode, 0o600, "{}", entry.path().display());
+                let text = std::fs::read_to_string(entry.path()).unwrap();
+                assert!(entry.path() == out || !text.contains(&file.leaf_seed) && !text.contains(&file.update_key));
+                files += 1;
+            }
+        }
+        assert!(files > 8);
+        assert!(!format!("{file:?}").contains(&file.leaf_seed));
+        std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(Membership::read(&out), Err(FleetError::Open { mode: 0o644, .. })));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_or_is_something_else_is_refused_without_quoting_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = Fleet::init(&folder.path().join("fleet"), address()).unwrap();
+        let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
+        let path = folder.path().join("reef.site");
+        file.write_new(&path).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        let (cut, other) = (&whole[..whole.len() - 40], whole.replace("tls://", "nats://"));
+        for text in [cut, &other, "", "{}", "\u{0}", &whole.replace("\"version\": 1", "\"version\": 9")] {
+            std::fs::write(&path, text).unwrap();
+            let refused = Membership::read(&path).unwrap_err().to_string();
+            assert!(!refused.contains(&file.leaf_seed) && !refused.contains(&file.update_key), "{refused}");
+        }
+        std::fs::write(&path, whole).unwrap();
+        let store = folder.path().join("store");
+        Membership::read(&path).unwrap().settle(&store).unwrap();
+        assert_eq!(Membership::find(&store).unwrap().unwrap().site.as_str(), "reef");
+        assert!(Key::read(&Membership::update_key_file(&store)).is_ok());
+    }
+}

@@ -1,0 +1,365 @@
+//! `tributary fleet`, `tributary site`, `tributary join`: who belongs to a fleet.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use fleet::{Fleet, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left};
+use runtime::clock;
+use schemas::SiteName;
+use streams::fleet::Ledger;
+use streams::topology::{self, Mend, Place, State};
+use streams::{Bus, NatsSettings, admin, rights};
+
+use crate::settings::Settings;
+use crate::{form, out};
+
+/// Folder of a fleet where nobody names one.
+const FOLDER: &str = "tributary-fleet";
+
+const FLEET_EXAMPLES: &str = "\
+The folder is the operator's: a certificate authority, the hub's certificate and the keys of the roles in the cloud. Of a
+site it keeps public keys only. `ca.key` is needed for `renew` alone: keep it elsewhere meanwhile.
+
+Examples:
+  tributary fleet init tributary-fleet --hub hub.example
+  tributary up --fleet tributary-fleet --cloud-model MODEL_DIR       the hub: its server, verifier and releaser
+  tributary site add reef                                            one file, reef.site, to carry to the site
+  tributary join reef.site --model MODEL_DIR                         there";
+
+/// Make the operator's side of a fleet, and keep its certificates.
+#[derive(clap::Args)]
+#[command(after_help = FLEET_EXAMPLES)]
+pub struct FleetArgs {
+    #[command(subcommand)]
+    command: FleetCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum FleetCommand {
+    /// Make a certificate authority, the hub's certificate, and a key for each role in the cloud.
+    Init {
+        /// Folder to make.
+        #[arg(value_name = "DIR", default_value = FOLDER)]
+        folder: PathBuf,
+        /// Name or address by which sites reach the hub.
+        #[arg(long, value_name = "HOST")]
+        hub: String,
+        /// Port for sites.
+        #[arg(long, value_name = "PORT", default_value_t = 7422)]
+        leaf_port: u16,
+        /// Port for operators, and for roles on other machines.
+        #[arg(long, value_name = "PORT", default_value_t = 4222)]
+        client_port: u16,
+    },
+    /// Issue the hub a new certificate for a year; a running hub takes it without a restart.
+    Renew {
+        /// Folder of the fleet.
+        #[arg(value_name = "DIR", default_value = FOLDER)]
+        folder: PathBuf,
+    },
+    /// Show every certificate and key with the days it has left.
+    Calendar {
+        /// Folder of the fleet.
+        #[arg(value_name = "DIR", default_value = FOLDER)]
+        folder: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const SITE_EXAMPLES: &str = "\
+A site gets one file with its keys. Whoever has the file is the site: carry it as you would a password, and delete it
+after `tributary join`. A site reaches of the hub only what is its own.
+
+Examples:
+  tributary site add reef
+  tributary site rotate reef       new keys; the old ones are good until `tributary site rotate reef --settle`
+  tributary site revoke reef       its connection ends at once, and it does not come back";
+
+/// Add, list, re-key and revoke the sites of a fleet.
+#[derive(clap::Args)]
+#[command(after_help = SITE_EXAMPLES)]
+pub struct SiteArgs {
+    #[command(subcommand)]
+    command: SiteCommand,
+    /// Folder of the fleet.
+    #[arg(long, global = true, value_name = "DIR", default_value = FOLDER)]
+    fleet: PathBuf,
+}
+
+#[derive(clap::Subcommand)]
+enum SiteCommand {
+    /// Make a site's keys, and the file with which it joins.
+    Add {
+        /// Name of the site.
+        name: SiteName,
+        /// File to write; NAME.site in this folder if absent.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Show the sites, and which are joined at this moment.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a site new keys, in a new file.
+    Rotate {
+        /// Name of the site.
+        name: SiteName,
+        /// File to write; NAME.site in this folder if absent.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// End the old key instead, after the site has joined with the new one.
+        #[arg(long, conflicts_with = "out")]
+        settle: bool,
+    },
+    /// End a site's keys and its connection.
+    Revoke {
+        /// Name of the site.
+        name: SiteName,
+    },
+}
+
+/// Makes or keeps a fleet.
+pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
+    match &args.command {
+        FleetCommand::Init { folder, hub, leaf_port, client_port } => {
+            let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
+            let made = Fleet::init(folder, address)?;
+            out::line(format_args!(
+                "Made {}. Only you can read it; back it up, and keep ca.key elsewhere.",
+                folder.display()
+            ))?;
+            if made.hub().is_loopback() {
+                out::line("The hub is this machine itself: sites on other machines cannot join it.")?;
+            }
+            out::line(format_args!(
+                "Start the hub:  tributary up --fleet {} --cloud-model MODEL_DIR",
+                folder.display()
+            ))?;
+            out::line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
+        }
+        FleetCommand::Renew { folder } => {
+            let mut fleet = Fleet::open(folder)?;
+            fleet.renew()?;
+            let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
+            out::line(format_args!("The hub's certificate is good until {}.", form::time(ends)))?;
+            tell_hub(&fleet, false).await
+        }
+        FleetCommand::Calendar { folder, json } => {
+            let all = Fleet::open(folder)?.calendar();
+            if *json {
+                return out::json(&all);
+            }
+            let now_ms = clock::now_ms();
+            let rows: Vec<Vec<String>> = all
+                .into_iter()
+                .map(|dated| {
+                    let left = dated.ends_at_ms.map(|ends| days_left(ends, now_ms));
+                    let days = match left {
+                        Some(left) if left < RENEW_WITHIN_DAYS => format!("{left} !"),
+                        Some(left) => left.to_string(),
+                        None => "no end".into(),
+                    };
+                    vec![dated.what, days, dated.ends_at_ms.map(form::time).unwrap_or_default(), dated.renewed_by]
+                })
+                .collect();
+            out::line(form::table(&["what", "days left", "ends", "renewed by"], &rows))
+        }
+    }
+}
+
+/// Adds, lists, re-keys or revokes.
+pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
+    let mut fleet = Fleet::open(&args.fleet)?;
+    let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
+    match &args.command {
+        SiteCommand::Add { name, out } => {
+            let path = file(out, name);
+            anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
+            let membership = fleet.add_site(name)?;
+            give(&membership, &path)?;
+            tell_hub(&fleet, false).await?;
+            set_up(settings, &fleet, name).await
+        }
+        SiteCommand::Rotate { name, settle: true, .. } => {
+            match fleet.settle_rotation(name)? {
+                true => out::line(format_args!("The old key of site {name} is not good any more."))?,
+                false => out::line(format_args!("Site {name} has one key; nothing was to settle."))?,
+            }
+            tell_hub(&fleet, true).await
+        }
+        SiteCommand::Rotate { name, out, settle: false } => {
+            let path = file(out, name);
+            anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
+            let membership = fleet.rotate_site(name)?;
+            give(&membership, &path)?;
+            out::line(format_args!(
+                "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
+            ))?;
+            if let Some(operator) = reach(&fleet, "operator").await {
+                note_keys(&fleet, &operator).await?;
+            }
+            tell_hub(&fleet, false).await
+        }
+        SiteCommand::Revoke { name } => {
+            fleet.revoke_site(name)?;
+            out::line(format_args!("Site {name} does not belong to the fleet any more."))?;
+            tell_hub(&fleet, true).await?;
+            if let Some(operator) = reach(&fleet, "operator").await {
+                admin::forget_site(&operator, name).await?;
+                note_keys(&fleet, &operator).await?;
+            }
+            Ok(())
+        }
+        SiteCommand::List { json } => list(&fleet, *json).await,
+    }
+}
+
+fn give(membership: &Membership, path: &std::path::Path) -> anyhow::Result<()> {
+    membership.write_new(path)?;
+    out::line(format_args!(
+        "Wrote {}: whoever has it is site {}. Carry it there, and run `tributary join {}`.",
+        path.display(),
+        membership.site,
+        path.display()
+    ))
+}
+
+/// The hub takes what was changed. `ends`: keys ended, so connections do.
+async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
+    let Some(system) = reach(fleet, "system").await else {
+        return out::line(
+            "The hub does not answer here: it takes the change when it is started, or at the next change.",
+        );
+    };
+    admin::reload(&system).await?;
+    if ends {
+        let ended = admin::end_leaves(&system).await?;
+        out::line(format_args!(
+            "The hub knows, and ended {}; sites that belong to the fleet come back by themselves.",
+            form::count(ended as u64, "connection")
+        ))?;
+    }
+    Ok(())
+}
+
+/// The aggregator takes updates of the sites there are, signed with the keys they have. A note without any key would take
+/// every update, so there is none before the first site.
+pub async fn note_keys(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
+    let keys: BTreeMap<&SiteName, &str> =
+        fleet.sites().iter().map(|(site, member)| (site, member.update_key.as_str())).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    Ok(Ledger::open(operator).await?.write(aggregator::check::SITE_KEYS, serde_json::to_string(&keys)?).await?)
+}
+
+/// The hub's streams and consumers of a site.
+async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::Result<()> {
+    let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
+    note_keys(fleet, &operator).await?;
+    let plan = topology::plan(&Place::Cloud(vec![site.clone()]), &settings.streams);
+    for finding in topology::setup(&operator, &plan, Mend::Everything).await? {
+        if let State::Refused(why) = finding.state {
+            anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
+        }
+    }
+    Ok(())
+}
+
+/// The hub as one of its roles; absent where it does not answer. What is wrong with our own files is logged.
+async fn reach(fleet: &Fleet, role: &str) -> Option<Bus> {
+    Bus::connect(&role_settings(fleet, role), role)
+        .await
+        .inspect_err(|error| tracing::debug!(%error, role, "the hub is not reached"))
+        .ok()
+}
+
+/// How a role reaches the hub.
+pub fn role_settings(fleet: &Fleet, role: &str) -> NatsSettings {
+    let hub = fleet.hub();
+    NatsSettings {
+        url: format!("tls://{}:{}", hub.host, hub.client_port),
+        ca: Some(fleet.authority_file()),
+        nkey: Some(fleet.role_file(role)),
+        inbox: Some(rights::role_inbox(role)),
+        ..NatsSettings::default()
+    }
+}
+
+async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
+    let joined = match reach(fleet, "system").await {
+        Some(system) => Some(admin::joined_leaves(&system).await?),
+        None => None,
+    };
+    let is_joined =
+        |site: &SiteName| joined.as_ref().map(|joined| joined.iter().any(|leaf| leaf.name == site.as_str()));
+    if json {
+        let sites: Vec<serde_json::Value> = fleet
+            .sites()
+            .iter()
+            .map(|(site, member)| {
+                let rotating = member.previous_nkey.is_some();
+                serde_json::json!({
+                    "site": site, "nkey": member.nkey, "update_key": member.update_key, "since_ms": member.since_ms,
+                    "rotating": rotating, "joined": is_joined(site),
+                })
+            })
+            .collect();
+        return out::json(&sites);
+    }
+    if fleet.sites().is_empty() {
+        return out::line("No site belongs to it yet: `tributary site add NAME` adds one.");
+    }
+    let rows: Vec<Vec<String>> = fleet
+        .sites()
+        .iter()
+        .map(|(site, member)| {
+            let joined = match is_joined(site) {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "the hub does not answer",
+            };
+            let keys = if member.previous_nkey.is_some() { "two, until rotate --settle" } else { "one" };
+            vec![site.to_string(), joined.into(), form::time(member.since_ms), keys.into()]
+        })
+        .collect();
+    out::line(form::table(&["site", "joined", "keys since", "keys"], &rows))
+}
+
+const JOIN_EXAMPLES: &str = "\
+What the file says is laid out in the store (--store, tributary-data if absent), readable by its owner alone. From then on
+`tributary up` with the same store starts the site; the file itself can be deleted.
+
+Examples:
+  tributary join reef.site --model MODEL_DIR
+  tributary up --model MODEL_DIR                    the next time";
+
+/// Make this machine a site of a fleet, and start it.
+#[derive(clap::Args)]
+#[command(after_help = JOIN_EXAMPLES)]
+pub struct JoinArgs {
+    /// File that `tributary site add` wrote.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How the site is started.
+    #[command(flatten)]
+    pub up: crate::up::UpArgs,
+}
+
+/// Lays out what the site's file says.
+pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
+    let membership = Membership::read(&args.file)?;
+    let store = &settings.up.store;
+    membership.settle(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
+    out::line(format_args!(
+        "This is site {} of the fleet at {}. {} is not needed any more: delete it.",
+        membership.site,
+        membership.hub,
+        args.file.display()
+    ))
+}
