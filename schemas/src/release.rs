@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::blob::BlobRef;
 use crate::codec::Message;
 use crate::id::{ModelName, ReleaseId, SiteName};
+use crate::root::Signature;
 use crate::update::Measured;
 
 /// How a model's releases stand after a decision.
@@ -205,6 +206,9 @@ pub struct Order {
     pub stage: Stage,
     /// When it was given, milliseconds since the epoch.
     pub said_at_ms: u64,
+    /// Who gave it; absent where nobody signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 impl Message for Order {

@@ -10,6 +10,7 @@ use crate::blob::BlobRef;
 use crate::codec::Message;
 use crate::dead::FaultNote;
 use crate::id::{ModelName, ReleaseId, SiteName};
+use crate::root::Signature;
 
 /// Something that happened in a round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Round {
     pub event: RoundEvent,
     /// When it was said, milliseconds since the epoch.
     pub said_at_ms: u64,
+    /// Who said it, where sites ask for that: on the opening of a round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 impl Message for Round {

@@ -350,6 +350,7 @@ mod tests {
     async fn a_client_that_has_ended_is_gone_and_one_whose_server_is_away_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let settings = ServerSettings {
+            encryption_key: None,
             program: None,
             store: folder.path().into(),
             name: "site".into(),

@@ -51,6 +51,8 @@ impl Rights {
             // The mark by which it finds another site of its name.
             api(format!("DIRECT.GET.KV_{LEDGER}.{mark}")),
             api(mark.clone()),
+            // Whom it obeys.
+            api(format!("DIRECT.GET.KV_{LEDGER}.$KV.{LEDGER}.{ROOT_KEY}")),
         ];
         for (stream, durable) in durables {
             publish.push(api(format!("CONSUMER.INFO.{stream}.{durable}")));
@@ -116,6 +118,9 @@ pub fn inbox_prefix(site: &SiteName) -> String {
 pub fn role_inbox(role: &str) -> String {
     format!("_INBOX_{role}")
 }
+
+/// The cloud's note of whom the sites of a fleet obey.
+pub const ROOT_KEY: &str = "fleet-root";
 
 /// The cloud's note of the mark that a site left there.
 pub fn mark_key(site: &SiteName) -> String {

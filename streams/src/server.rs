@@ -73,6 +73,14 @@ pub enum ServerError {
         /// The store.
         path: PathBuf,
     },
+    /// What is there was stored in the clear.
+    #[error("{store} holds what was stored unencrypted, and the key {key} is not there: use another store, or leave up.encryption_key out", store = store.display(), key = key.display())]
+    NotEncrypted {
+        /// The store.
+        store: PathBuf,
+        /// The key that is not there.
+        key: PathBuf,
+    },
     /// It did not come up.
     #[error("nats-server did not start: {why} (its log: {log})")]
     NotStarted {
@@ -161,6 +169,9 @@ pub struct ServerSettings {
     pub mappings: Vec<(String, String)>,
     /// When a stored message is on the disk.
     pub durability: Durability,
+    /// File of the key that everything stored is encrypted with; made if absent, unless something is stored already. Without
+    /// the file nothing of the store can be read.
+    pub encryption_key: Option<PathBuf>,
     /// Bytes that its streams may hold together ([`crate::topology::Plan::max_store_bytes`]). A server that is told nothing
     /// takes three quarters of what is free when it starts, and nothing at all on a disk that is full then.
     pub max_store_bytes: u64,
@@ -261,12 +272,14 @@ impl Server {
             let _absent = fs::remove_file(&link);
             std::os::unix::fs::symlink(accounts, &link).map_err(written(&link))?;
         }
+        let encryption = settings.encryption_key.as_deref().map(|path| encryption(path, &store)).transpose()?;
         let passwords = Passwords::new(&settings.leaf).map_err(written(&store))?;
         let mut why = String::new();
         for _ in 0..START_TRIES {
             let ports = ports(settings).map_err(written(&store))?;
             let path = store.join(CONFIGURATION);
-            write_private(&path, &configuration(settings, &store, ports, &passwords)).map_err(written(&path))?;
+            write_private(&path, &configuration(settings, &store, ports, &passwords, encryption.as_deref()))
+                .map_err(written(&path))?;
             let running = Arc::new(Running::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
             let has_link = matches!(settings.leaf, Leaf::Of(_) | Leaf::OfFleet(_));
@@ -522,7 +535,35 @@ fn ports(settings: &ServerSettings) -> std::io::Result<Ports> {
     })
 }
 
-fn configuration(settings: &ServerSettings, store: &Path, ports: Ports, passwords: &Passwords) -> String {
+/// The line that makes the server encrypt what it stores (docs.nats.io, JetStream encryption at rest).
+fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
+    let failed = |source| ServerError::Store { path: path.to_owned(), source };
+    if !path.exists() {
+        let is_used = fs::read_dir(store.join("jetstream")).is_ok_and(|mut entries| entries.next().is_some());
+        if is_used {
+            return Err(ServerError::NotEncrypted { store: store.to_owned(), key: path.to_owned() });
+        }
+        write_private(path, &(password().map_err(failed)? + "\n")).map_err(failed)?;
+    }
+    let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o027 != 0 {
+        return Err(failed(std::io::Error::other(format!("it has mode {:o}: run `chmod 600` on it", mode & 0o777))));
+    }
+    let key = fs::read_to_string(path).map_err(failed)?;
+    let key = key.trim();
+    if key.len() < 16 || !key.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(failed(std::io::Error::other("it holds no key: 16 or more letters and digits")));
+    }
+    Ok(format!("  cipher: chachapoly, key: \"{key}\""))
+}
+
+fn configuration(
+    settings: &ServerSettings,
+    store: &Path,
+    ports: Ports,
+    passwords: &Passwords,
+    encryption: Option<&str>,
+) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
     let sync = sync_interval(settings.durability);
@@ -550,6 +591,7 @@ fn configuration(settings: &ServerSettings, store: &Path, ports: Ports, password
     if let Some(domain) = &settings.domain {
         lines.push(format!("  domain: {}", quoted(domain)));
     }
+    lines.extend(encryption.map(str::to_owned));
     lines.push("}".into());
     let mappings = settings.mappings.iter().map(|(from, to)| format!("{}: {}", quoted(from), quoted(to)));
     let mappings = match settings.mappings.is_empty() {

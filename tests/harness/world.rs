@@ -119,6 +119,7 @@ impl World {
         let folder = tempfile::Builder::new().prefix("tributary-test-").tempdir()?;
         let stores = plan.stores.clone().unwrap_or_else(|| folder.path().into());
         let settings = |name: &str, domain: Option<&str>, leaf| ServerSettings {
+            encryption_key: None,
             program: None,
             store: stores.join(name),
             name: name.into(),

@@ -62,15 +62,22 @@ async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
         let config = stream.cached_info().config.clone();
         assert!(config.max_bytes > 0, "{name} has no bound");
         let piece = vec![0; usize::try_from(config.max_bytes).unwrap() / PIECES];
-        // All levels but the last are this site's; the last makes each message one of its own.
-        let pattern = config.subjects[0].replace(".*.", ".site-1.").replace(".*.", ".site-1.");
+        // One that is copied from another stream is filled with that.
+        let Some(pattern) = config.subjects.first() else { continue };
+        // All levels but one are this site's; the last that may be anything makes each message one of its own.
+        let tokens: Vec<&str> = pattern.split('.').collect();
+        let open = tokens.iter().rposition(|token| ["*", ">"].contains(token));
+        let subject = |number: usize| {
+            let token = |(at, token): (usize, &&str)| match *token {
+                _ if Some(at) == open => number.to_string(),
+                "*" => "site-1".to_owned(),
+                token => token.to_owned(),
+            };
+            tokens.iter().enumerate().map(token).collect::<Vec<_>>().join(".")
+        };
         let mut refused = false;
         for number in 0..PIECES * 2 {
-            let subject = match pattern.strip_suffix(['*', '>']) {
-                Some(stem) => format!("{stem}{number}"),
-                None => pattern.clone(),
-            };
-            let ended = async { context.publish(subject, piece.clone().into()).await?.await };
+            let ended = async { context.publish(subject(number), piece.clone().into()).await?.await };
             refused |= ended.await.is_err();
         }
         let level = read::level(world.bus(0), &name).await.unwrap();

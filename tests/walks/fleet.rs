@@ -7,9 +7,12 @@ use harness::bare::free_ports;
 use harness::pictures::{HEAVY, LIGHT, one};
 use harness::program::fixture;
 use harness::{Worker, run, until};
-use schemas::{Route, SiteName};
+use runtime::sign::Key;
+use runtime::trust;
+use schemas::{ModelName, Order, Route, SiteName};
 use serde_json::Value;
-use streams::{Bus, NatsSettings};
+use streams::fleet::Ledger;
+use streams::{Bus, NatsSettings, Publisher, subject};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -37,6 +40,28 @@ async fn running(folder: &Path, store: &str, worker: &mut Worker) -> Value {
     }
 }
 
+/// Everything secret that the fleet and its sites were given: seeds, keys and passwords.
+fn secrets(folder: &Path) -> Vec<String> {
+    let mut secrets = Vec::new();
+    let read = |path: &str| std::fs::read_to_string(folder.join(path)).unwrap();
+    for role in ["verifier", "aggregator", "releaser", "operator", "system"] {
+        secrets.push(read(&format!("tributary-fleet/hub/{role}.nk")).trim().to_owned());
+    }
+    for key in ["root.key", "hub/releaser.sign", "hub/aggregator.sign"] {
+        secrets.push(read(&format!("tributary-fleet/{key}")).trim().to_owned());
+    }
+    for key in ["ca.key", "hub/hub.key"] {
+        secrets.push(read(&format!("tributary-fleet/{key}")).lines().nth(1).unwrap().to_owned());
+    }
+    for site in ["reef", "farm"] {
+        let file: Value = serde_json::from_str(&read(&format!("{site}.site"))).unwrap();
+        secrets.extend(["leaf_seed", "update_key"].map(|key| file[key].as_str().unwrap().to_owned()));
+        let running: Value = serde_json::from_str(&read(&format!("{site}/up.json"))).unwrap();
+        secrets.push(running["sites"][0]["link_password"].as_str().unwrap().to_owned());
+    }
+    secrets
+}
+
 async fn joined(folder: &Path, site: &str) -> bool {
     let listed: Value = serde_json::from_str(&says(folder, &["site", "list", "--json"]).await).unwrap();
     let listed = listed.as_array().unwrap();
@@ -55,7 +80,11 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     // Before the hub runs, and while it does.
     assert!(says(at, &["site", "add", "farm"]).await.contains("does not answer"));
     let store = format!("aggregator.store={}", at.join("releases").display());
-    let words = ["up", "--fleet", "tributary-fleet", "--cloud-model", &heavy, "--store", "hub", "--set", &store];
+    let hub_words = ["up", "--fleet", "tributary-fleet", "--cloud-model", &heavy, "--store", "hub", "--set", &store];
+    // Rounds are run for the sites' model, so that the aggregator and the releaser have something to say.
+    let merging =
+        ["--model", &light, "--merge", "--set", "aggregator.merge.rule=fedavg", "--set", "releaser.judge_s=1"];
+    let words = [&hub_words[..], &merging].concat();
     let mut hub = Worker::start("hub", at, &words, &[]).unwrap();
     running(at, "hub", &mut hub).await;
     says(at, &["site", "add", "reef"]).await;
@@ -82,11 +111,82 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         assert_eq!(answer.route, Route::Verified, "{}\n{}", worker.log(), hub.log());
         buses.push((name, bus));
     }
+    // What the hub orders is signed, and obeyed; what somebody else orders is not.
+    let model = ModelName::of("fashion-light");
+    let mut orders = Vec::new();
+    for (worker, (name, bus)) in sites.iter().zip(&buses) {
+        let ledger = Ledger::open(bus).await.unwrap();
+        let order =
+            until("an order", 3 * PATIENCE, async || Ok(ledger.message::<Order>(&subject::order_note(&model)).await?));
+        let order = order.await.unwrap_or_else(|error| panic!("{error:#}\n{name}: {}\n{}", worker.log(), hub.log()));
+        assert!(order.signature.is_some());
+        orders.push(order);
+    }
+    let operator = NatsSettings {
+        url: format!("tls://127.0.0.1:{client}"),
+        ca: Some(at.join("tributary-fleet/ca.pem")),
+        nkey: Some(at.join("tributary-fleet/hub/operator.nk")),
+        inbox: Some("_INBOX_operator".into()),
+        ..NatsSettings::default()
+    };
+    let operator = Bus::connect(&operator, "test").await.unwrap();
+    let own = &orders[0];
+    let unsigned = Order { number: own.number + 1, signature: None, ..own.clone() };
+    let changed = Order { number: own.number + 1, ..own.clone() };
+    let forged = Key::create(&at.join("forged.key")).unwrap();
+    let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
+    let publisher = Publisher::new(operator, PATIENCE);
+    for order in [unsigned, changed, by_stranger] {
+        rollout::log::give(&publisher, &order, false).await.unwrap();
+        // The latest counts in the stream: each must be seen before the next takes its place.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let refused = until("dead letters of forged orders", PATIENCE, async || {
+        let letters = janitor::redrive::letters(&buses[0].1).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+        let mut names: Vec<String> = letters.into_iter().map(|(_, letter)| letter.fault.name).collect();
+        names.sort();
+        Ok((names.len() >= 3).then_some(names))
+    });
+    assert_eq!(refused.await.unwrap(), ["order_by_stranger", "order_changed", "order_unsigned"]);
+    let ledger = Ledger::open(&buses[0].1).await.unwrap();
+    assert_eq!(ledger.message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
+    // A root that the offline key signed is followed, over the link.
+    let never = "ab".repeat(32);
+    says(at, &["fleet", "root", "--never", &never]).await;
+    until("the site follows the new root", PATIENCE, async || {
+        Ok(sites[0].log().contains("the fleet has a new root").then_some(()))
+    })
+    .await
+    .unwrap();
     // The roles of the cloud did with their own keys what they had to; the server says where a right was missing.
     let log = std::fs::read_to_string(at.join("hub/cloud/nats-server.log")).unwrap();
     let denied: Vec<&str> = log.lines().filter(|line| line.contains("Violation")).collect();
     assert!(denied.is_empty(), "{denied:#?}");
     assert!(joined(at, "reef").await && joined(at, "farm").await);
+    // No secret stands where people look, or where other users of the machine may.
+    let secrets = secrets(at);
+    assert!(secrets.len() > 12, "{}", secrets.len());
+    let mut texts = vec![hub.log(), sites[0].log(), sites[1].log(), log];
+    texts.push(std::fs::read_to_string(at.join("reef/reef/nats-server.log")).unwrap());
+    for words in [
+        &["status", "--store", "reef"][..],
+        &["doctor", "--store", "reef"],
+        &["config", "--show", "--store", "reef"],
+        &["status", "--json", "--store", "reef"],
+        &["release", "list", "--store", "hub"],
+        &["site", "list"],
+        &["fleet", "calendar", "--json"],
+    ] {
+        let ended = run(at, words).await.unwrap();
+        texts.push(format!("{words:?}: {}{}", ended.out, ended.err));
+    }
+    for process in [hub.id(), sites[0].id(), sites[1].id()] {
+        texts.push(std::fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap());
+    }
+    for text in &texts {
+        let found = secrets.iter().find(|secret| text.contains(secret.as_str()));
+        assert!(found.is_none(), "a secret stands in: {}", text.chars().take(400).collect::<String>());
+    }
     // A new key, while the old one is still good; then only the new one.
     says(at, &["site", "rotate", "farm", "--out", "farm-2.site"]).await;
     assert!(joined(at, "farm").await);

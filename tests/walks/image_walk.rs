@@ -188,6 +188,7 @@ async fn no_image_and_no_answer_ever_leaves_the_site_by_itself() {
 async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_applied() {
     let folder = tempfile::tempdir().unwrap();
     let settings = ServerSettings {
+        encryption_key: None,
         program: None,
         store: folder.path().join("site"),
         name: "site".into(),

@@ -12,6 +12,7 @@ mod drift;
 mod faults;
 mod fleet;
 mod ground;
+mod hostile;
 mod image_walk;
 mod interop;
 mod layering;

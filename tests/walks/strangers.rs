@@ -2,18 +2,20 @@
 //! and the cloud reach of each other over the link.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, StatusCode};
 use futures::StreamExt;
 use harness::pictures::one;
-use harness::world::Site;
+use harness::world::{Site, serve, set_up};
 use harness::{Plan, World, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
 use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix};
-use streams::server::LINK_USER;
-use streams::{Publication, Publisher, subject, topology};
+use streams::server::{Durability, LINK_USER, Leaf, ServerSettings};
+use streams::topology::{Place, StreamSettings};
+use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -323,4 +325,62 @@ async fn the_cloud_reaches_nothing_of_a_site() {
         crossed += usize::from(rights.publish.iter().any(|right| takes(right, subject)));
     }
     assert!(crossed > 0, "nothing crossed the link at all");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_with_it() {
+    const SECRET: &[u8] = b"a picture that nobody else may see, 0123456789";
+    fn holds(folder: &Path) -> bool {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).any(|path| match path.is_dir() {
+            true => holds(&path),
+            false => std::fs::read(&path).is_ok_and(|bytes| memchr::memmem::find(&bytes, SECRET).is_some()),
+        })
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for encrypted in [false, true] {
+        let store = folder.path().join(format!("store-{encrypted}"));
+        let key = folder.path().join("store.key");
+        let settings = ServerSettings {
+            program: None,
+            store: store.clone(),
+            name: "site".into(),
+            domain: None,
+            port: 0,
+            mqtt: None,
+            mappings: Vec::new(),
+            durability: Durability::PowerSafe,
+            encryption_key: encrypted.then(|| key.clone()),
+            max_store_bytes: topology::default_store_bytes(),
+            leaf: Leaf::Alone,
+        };
+        let server = serve(settings.clone()).await.unwrap();
+        let plan = Place::Both("site-1".parse().unwrap());
+        let bus = set_up(&server, &plan, &StreamSettings::default()).await.unwrap();
+        publish(&bus, &"site-1".parse().unwrap(), SECRET, &[]).await;
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+        assert_eq!(holds(&store), !encrypted, "encrypted: {encrypted}");
+        let server = serve(settings).await.unwrap();
+        let again = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
+        assert_eq!(read::at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    }
+    // A store in the clear is not mistaken for one with a key.
+    let store = folder.path().join("store-false");
+    let other = folder.path().join("other.key");
+    let settings = ServerSettings {
+        program: None,
+        store,
+        name: "site".into(),
+        domain: None,
+        port: 0,
+        mqtt: None,
+        mappings: Vec::new(),
+        durability: Durability::PowerSafe,
+        encryption_key: Some(other.clone()),
+        max_store_bytes: topology::default_store_bytes(),
+        leaf: Leaf::Alone,
+    };
+    let refused = serve(settings).await.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("unencrypted") && !other.exists(), "{refused}");
 }

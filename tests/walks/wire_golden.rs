@@ -11,8 +11,8 @@ use schemas::{
     DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
     HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs,
     Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
-    Round, RoundEvent, RoundReport, Route, Says, Stage, Swap, TaskId, Terms, Tile, TrainingReport, Update, Verdict,
-    Verify, VerifyReason, WeightForm, decode, encode,
+    Root, Round, RoundEvent, RoundReport, Route, Says, Signature, Stage, Swap, TaskId, Terms, Tile, TrainingReport,
+    Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -110,6 +110,14 @@ fn verdict() -> Verdict {
         provisional: provisional(),
         ticket: None,
     }
+}
+
+fn verify_ticket() -> Verify {
+    Verify { ticket: Some((0..32).collect()), ..verify() }
+}
+
+fn verdict_ticket() -> Verdict {
+    Verdict { ticket: Some((0..32).collect()), ..verdict() }
 }
 
 fn verdict_refused() -> Verdict {
@@ -248,6 +256,30 @@ fn rollout() -> Rollout {
     }
 }
 
+fn signature() -> Option<Signature> {
+    Some(Signature { key: "0a".repeat(32), expires_at_ms: 1_766_534_400_000, bytes: (0..64).collect() })
+}
+
+fn order_signed() -> Order {
+    Order { signature: signature(), ..order() }
+}
+
+fn round_signed() -> Round {
+    Round { signature: signature(), ..round_opened() }
+}
+
+fn root() -> Root {
+    Root {
+        number: 2,
+        expires_at_ms: 1_795_478_400_000,
+        keys: vec!["0b".repeat(32)],
+        releaser: vec!["0a".repeat(32)],
+        aggregator: vec!["0c".repeat(32)],
+        never: vec![ReleaseId::from_sha256([4; 32])],
+        signatures: [("0b".repeat(32), "0d".repeat(64))].into(),
+    }
+}
+
 fn order() -> Order {
     Order {
         site: "reef".parse().unwrap(),
@@ -256,6 +288,7 @@ fn order() -> Order {
         release: release(3),
         stage: ReleaseStage::Canary,
         said_at_ms: 1_763_942_400_500,
+        signature: None,
     }
 }
 
@@ -378,7 +411,7 @@ fn beat_rounds() -> Beat {
 }
 
 fn round(event: RoundEvent) -> Round {
-    Round { model: "fashion-light".parse().unwrap(), number: 4, event, said_at_ms: 1_763_942_400_700 }
+    Round { model: "fashion-light".parse().unwrap(), number: 4, event, said_at_ms: 1_763_942_400_700, signature: None }
 }
 
 fn round_opened() -> Round {
@@ -617,6 +650,11 @@ fn every_message_of_version_1_is_read_and_written_as_ever() {
     survives("verify-blob.v1", &verify_blob());
     survives("verdict.v1", &verdict());
     survives("verdict-refused.v1", &verdict_refused());
+    survives("verify-ticket.v1", &verify_ticket());
+    survives("verdict-ticket.v1", &verdict_ticket());
+    survives("order-signed.v1", &order_signed());
+    survives("round-signed.v1", &round_signed());
+    survives("root.v1", &root());
     survives("dead.v1", &dead());
     survives("dead-cut.v1", &dead_cut());
     survives("beat-outcomes.v1", &beat_outcomes());
@@ -694,6 +732,11 @@ fn remake() {
         ("verify-blob.v1", encode(&verify_blob())),
         ("verdict.v1", encode(&verdict())),
         ("verdict-refused.v1", encode(&verdict_refused())),
+        ("verify-ticket.v1", encode(&verify_ticket())),
+        ("verdict-ticket.v1", encode(&verdict_ticket())),
+        ("order-signed.v1", encode(&order_signed())),
+        ("round-signed.v1", encode(&round_signed())),
+        ("root.v1", encode(&root())),
         ("dead.v1", encode(&dead())),
         ("dead-cut.v1", encode(&dead_cut())),
         ("beat-outcomes.v1", encode(&beat_outcomes())),

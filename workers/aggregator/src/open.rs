@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use runtime::{Fault, clock};
+use runtime::sign::Key;
+use runtime::{Fault, clock, trust};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{
     BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode,
@@ -222,14 +223,25 @@ pub fn terms(
 }
 
 /// Says that something happened in a round; false if it was said before.
-pub async fn say(publisher: &Publisher, model: &ModelName, number: u64, event: RoundEvent) -> Result<bool, Fault> {
+/// `key`: signs what sites are asked, where they obey nothing else.
+pub async fn say(
+    publisher: &Publisher,
+    key: Option<&Key>,
+    model: &ModelName,
+    number: u64,
+    event: RoundEvent,
+) -> Result<bool, Fault> {
     let slot = subject::round(model, number, &event.slot());
     let blob = match &event {
         RoundEvent::Opened(terms) => terms.weights.clone(),
         _ => None,
     };
     let asks = matches!(event, RoundEvent::Opened(_));
-    let round = Round { model: model.clone(), number, event, said_at_ms: clock::now_ms() };
+    let round = Round { model: model.clone(), number, event, said_at_ms: clock::now_ms(), signature: None };
+    let round = match key.filter(|_| asks) {
+        Some(key) => trust::sign(round, key, clock::now_ms())?,
+        None => round,
+    };
     let mut publication = Publication::first(slot, encode(&round)?);
     if asks {
         // For the couriers, who take it to their sites.
@@ -249,7 +261,7 @@ mod tests {
     #[test]
     fn rounds_that_gained_nothing_are_counted_from_the_last_one_that_did() {
         let round = |number: u64, event: RoundEvent| {
-            (number, 0, Round { model: ModelName::of("light"), number, event, said_at_ms: 0 })
+            (number, 0, Round { model: ModelName::of("light"), number, event, said_at_ms: 0, signature: None })
         };
         let nothing = |number| round(number, RoundEvent::Failed(FaultNote::new(NOTHING_GAINED, "", "")));
         let missed = |number| round(number, RoundEvent::Failed(FaultNote::new("quorum_missed", "", "")));
@@ -268,8 +280,9 @@ mod tests {
     #[test]
     fn the_next_round_starts_from_what_the_last_release_was_remade_as_unless_that_is_withdrawn() {
         let release = |number: u8| ReleaseId::from_sha256([number; 32]);
-        let said =
-            |at: u64, number, event| (at, at, Round { model: ModelName::of("light"), number, event, said_at_ms: at });
+        let said = |at: u64, number, event| {
+            (at, at, Round { model: ModelName::of("light"), number, event, said_at_ms: at, signature: None })
+        };
         let sealed =
             |of: u8| RoundEvent::Sealed { release: release(of), weights: BlobRef::new([of; 32], 1), updates: 2 };
         let remade = |new: u8, of: u8| RoundEvent::Remade {

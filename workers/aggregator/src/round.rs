@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn round(number: u64, event: RoundEvent) -> Round {
-        Round { model: ModelName::of("light"), number, event, said_at_ms: 0 }
+        Round { model: ModelName::of("light"), number, event, said_at_ms: 0, signature: None }
     }
 
     fn update(site: &str, round: u64, base: ReleaseId) -> Update {

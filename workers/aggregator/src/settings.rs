@@ -15,6 +15,9 @@ use crate::rule::MergeSettings;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AggregatorSettings {
+    /// File of the key that the opening of a round is signed with (`tributary key`, `tributary fleet init`); absent: unsigned,
+    /// and sites of a fleet do not take part.
+    pub key: Option<PathBuf>,
     /// Folder of the model that sites were set up with; the recognizer's if absent.
     pub model: Option<PathBuf>,
     /// Folder of labelled pictures that models are tried on, as for `tributary train`; without it rules that
@@ -39,6 +42,7 @@ pub struct AggregatorSettings {
 impl Default for AggregatorSettings {
     fn default() -> Self {
         Self {
+            key: None,
             model: None,
             public: None,
             public_of_class: 200,

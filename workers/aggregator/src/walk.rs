@@ -15,6 +15,7 @@ use rollout::prepare::{self, Origin};
 use rollout::stage::{self, Said};
 use rollout::trial::Trial;
 use runtime::drive::Tally;
+use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
 use streams::read::{self, Record, Stretch};
@@ -52,6 +53,7 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let store = Store::open(&settings.store).map_err(|error| stop("store_unusable", &error))?;
+    let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| stop("key_unusable", &error))?;
     let public = public(&root, settings).await?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let model = ModelName::of(&root.description.name);
@@ -63,6 +65,7 @@ pub async fn run(
         blobs,
         publisher: Publisher::new(bus.clone(), PATIENCE),
         trial,
+        key,
         releases: Releases::new(store, model.clone()),
         place: Place { runtime, root: Arc::new(root), work: settings.work.clone() },
         public,
@@ -161,6 +164,8 @@ struct Aggregator {
     blobs: Blobs,
     publisher: Publisher,
     trial: Trial,
+    /// Signs what sites are asked.
+    key: Option<Key>,
     releases: Releases,
     place: Place,
     public: Option<Arc<Public>>,
@@ -326,7 +331,7 @@ impl Aggregator {
         let number = current.number;
         let Some(why) = self.rounds.due(clock::now_ms()) else { return Ok(()) };
         tracing::info!(role = ROLE, round = number, why, "closes a round");
-        say(&self.publisher, &self.model, number, RoundEvent::Closed { why }).await?;
+        say(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why }).await?;
         Ok(())
     }
 
@@ -404,7 +409,14 @@ impl Aggregator {
         let sites = open::sites(&self.settings.round, history.last().saturating_add(1), &losses);
         let focus = open::read_focus(&self.bus, &base, &self.settings.round).await?;
         let terms = open::terms(base, weights, sites, focus, &self.settings.round);
-        say(&self.publisher, &self.model, history.last().saturating_add(1), RoundEvent::Opened(terms)).await?;
+        say(
+            &self.publisher,
+            self.key.as_ref(),
+            &self.model,
+            history.last().saturating_add(1),
+            RoundEvent::Opened(terms),
+        )
+        .await?;
         Ok(())
     }
 
@@ -561,7 +573,7 @@ impl Aggregator {
             Err(error) => {
                 let reason = runtime::fault::chain(&error);
                 let note = FaultNote::new("round_unusable", reason, "open a round with other terms");
-                say(&self.publisher, &self.model, round.number, RoundEvent::Failed(note)).await?;
+                say(&self.publisher, self.key.as_ref(), &self.model, round.number, RoundEvent::Failed(note)).await?;
                 Ok(())
             }
         }

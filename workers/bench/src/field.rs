@@ -91,6 +91,7 @@ impl Field {
         let name = SiteName::first();
         let folder = ground.folder.join(label);
         let settings = |server: &str, leaf| ServerSettings {
+            encryption_key: None,
             program: ground.nats_server.clone(),
             store: folder.join(server),
             name: server.into(),

@@ -49,6 +49,7 @@ impl Site {
     /// Starts a server with everything a site and a cloud need, without a worker.
     pub async fn start(label: &str, durability: Durability, ground: &Ground) -> Result<Self, BenchError> {
         let settings = ServerSettings {
+            encryption_key: None,
             program: ground.nats_server.clone(),
             store: ground.folder.join(label),
             name: label.into(),

@@ -226,6 +226,7 @@ impl Orders<'_> {
             release,
             stage: ReleaseStage::Stable,
             said_at_ms: runtime::clock::now_ms(),
+            signature: None,
         };
         let subject = subject::note(&subject::order_note(&self.pair.model));
         let payload = encode(&order).map_err(streams::CarryError::from)?.into();

@@ -3,6 +3,7 @@
 //! is not brought again: a package that was cut off goes on with the piece it stopped at.
 
 use runtime::step::Burial;
+use runtime::trust::Distrust;
 use runtime::{Credit, Fault, Outgoing, Step};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::HEADER_BLOB;
@@ -10,6 +11,8 @@ use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::read::Record;
 use streams::{Blobs, Delivery, Publication, subject, topology};
+
+use crate::trusted::Trusted;
 
 /// Orders and rounds are numbered one after another; a site that was away for long finds one that is so much higher at
 /// the most.
@@ -22,6 +25,8 @@ const TRIES: u64 = 15;
 pub struct Notes {
     /// The site.
     pub site: SiteName,
+    /// Whom it obeys.
+    pub trusted: Trusted,
     /// The site's own notes.
     pub ledger: Ledger,
     /// The site's own bucket.
@@ -108,7 +113,9 @@ impl Step for Rounds {
     const STREAM: &'static str = topology::UPDATES;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        let Round { model, number, event, .. } = decode(delivery.payload())?;
+        let round: Round = decode(delivery.payload())?;
+        self.0.trusted.check(&round)?;
+        let Round { model, number, event, .. } = round;
         let wanted = subject::round(&model, number, &event.slot());
         match event {
             RoundEvent::Opened(terms) if wanted == delivery.subject() => {
@@ -134,13 +141,25 @@ impl Step for Orders {
     const STREAM: &'static str = topology::ORDERS;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        let Order { site, model, release, number, .. } = decode(delivery.payload())?;
+        let order: Order = decode(delivery.payload())?;
+        self.0.trusted.check(&order)?;
+        let Order { site, model, release, number, .. } = order;
         let wanted = subject::order(&site, &model);
         if site != self.0.site || wanted != delivery.subject() {
             return Err(Notes::misdirected(delivery, &wanted));
         }
         let noted = self.0.ledger.message::<Order>(&subject::order_note(&model)).await;
-        Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
+        let noted = noted.ok().flatten().map(|noted| noted.number);
+        Notes::check_number(noted, number)?;
+        // One that comes late, or again: what was ordered since holds.
+        if noted.is_some_and(|noted| number < noted) {
+            let older = Distrust::Older { found: number, known: noted.unwrap_or(0) };
+            return Err(Fault::reject(
+                older.name(),
+                older,
+                "nothing, where two releasers run; else look who published it",
+            ));
+        }
         self.0.carry(delivery, &subject::order_note(&model), &release.package).await
     }
 

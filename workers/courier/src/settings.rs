@@ -1,5 +1,7 @@
 //! What an operator may choose about the link.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::budget::BudgetSettings;
@@ -15,6 +17,9 @@ pub struct CourierSettings {
     /// In which order what waited for the link is caught up with, once it returns: `oldest_first` or
     /// `newest_first`. What comes meanwhile is not held up by it.
     pub catch_up: CatchUp,
+    /// File with the root that says whom the site obeys, JSON (`tributary join` lays it out); absent: orders and rounds count
+    /// whoever gives them.
+    pub root: Option<PathBuf>,
     /// What may go up.
     pub budget: BudgetSettings,
     /// When the link counts as slow, and as gone.
@@ -26,6 +31,7 @@ impl Default for CourierSettings {
         Self {
             uploads: 32,
             catch_up: CatchUp::default(),
+            root: None,
             budget: BudgetSettings::default(),
             link: LinkSettings::default(),
         }

@@ -17,6 +17,7 @@ use crate::notes::{Notes, Orders, Rounds};
 use crate::probe::Link;
 use crate::promise::Promise;
 use crate::settings::CourierSettings;
+use crate::trusted::Trusted;
 use crate::up::Up;
 
 const ROLE: &str = "courier";
@@ -42,6 +43,7 @@ pub async fn run(
     let Some(blobs) = look_up(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
     let Some(ledger) = look_up(&shutdown, || Ledger::open(&here)).await else { return Ok(()) };
     let Some(tickets) = look_up(&shutdown, || TicketKey::open(&here)).await else { return Ok(()) };
+    let trusted = Trusted::open(settings.root.as_deref(), &ledger).await?;
     let link = Link::new(settings.link.clone());
     let tally = Arc::new(Tally::default());
     let open = || {
@@ -69,8 +71,13 @@ pub async fn run(
             () = link.up() => {}
             () = shutdown.wanted() => return Ok(()),
         }
-        let notes =
-            Notes { site: site.clone(), ledger: ledger.clone(), here: blobs.clone(), cloud: Blobs::offered(&cloud) };
+        let notes = Notes {
+            site: site.clone(),
+            trusted: trusted.clone(),
+            ledger: ledger.clone(),
+            here: blobs.clone(),
+            cloud: Blobs::offered(&cloud),
+        };
         // One at a time: of two notes on one model the later one must be written last.
         let one = |durable| Drive { credits: 1, ..from(durable) };
         let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));
@@ -116,7 +123,7 @@ pub async fn run(
         }
         ended
     };
-    let (up, down, notes, promise, (), (), (), ()) = tokio::join!(
+    let (up, down, notes, promise, (), (), (), (), ()) = tokio::join!(
         async { stop_all(up.run(shutdown.clone()).await) },
         async { stop_all(down.await) },
         async { stop_all(notes.await) },
@@ -124,6 +131,7 @@ pub async fn run(
         link.probe(cloud.clone(), &settings.link, shutdown.clone()),
         life,
         marking,
+        trusted.follow(&cloud, &ledger, &link, &shutdown),
         agreement.keep(&here, shutdown.clone())
     );
     up.and(down).and(notes).and(promise)

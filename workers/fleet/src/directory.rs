@@ -6,6 +6,8 @@
 //! hub/hub.pem, hub.key   the hub's certificate
 //! hub/accounts.conf   what the hub's nats-server is told of users and rights; made anew with every change
 //! hub/ROLE.nk         seed of each role in the cloud
+//! hub/ROLE.sign       keys that orders and rounds are signed with
+//! root.key            signs whom sites obey; needed for a new root alone, and should lie elsewhere meanwhile
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,7 +17,8 @@ use std::path::{Path, PathBuf};
 use nkeys::KeyPair;
 use runtime::clock;
 use runtime::sign::Key;
-use schemas::SiteName;
+use runtime::trust::sign_root;
+use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::rights::{CLOUD_DOMAIN, Rights};
 use streams::server::write_private;
@@ -29,6 +32,11 @@ const FLEET: &str = "fleet.json";
 /// Who works in the cloud, each with a key of its own. `operator` may do everything in the account of the fleet, `system`
 /// reloads the server and ends connections.
 pub const ROLES: [&str; 5] = ["verifier", "aggregator", "releaser", "operator", "system"];
+
+/// Roles that sign what sites are told.
+const SIGNERS: [&str; 2] = ["releaser", "aggregator"];
+/// How long a root is good: a year.
+const ROOT_HOLDS_MS: u64 = 365 * 24 * 3_600_000;
 
 /// Where sites and operators find the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +73,8 @@ struct State {
     /// Public halves.
     roles: BTreeMap<String, String>,
     sites: BTreeMap<SiteName, Member>,
+    /// Whom sites obey.
+    root: Root,
 }
 
 /// A key or certificate and when it ends.
@@ -112,7 +122,20 @@ impl Fleet {
         }
         let (authority_ends_at_ms, certificate_ends_at_ms) = (authority.ends_at_ms, 0);
         let sites = BTreeMap::new();
-        let state = State { version: 1, hub, authority_ends_at_ms, certificate_ends_at_ms, roles, sites };
+        let offline = make_key(&folder.join("root.key"))?;
+        let [releaser, aggregator] =
+            SIGNERS.map(|role| make_key(&private.join(format!("{role}.sign"))).map(|key| vec![key.public()]));
+        let mut root = Root {
+            number: 1,
+            expires_at_ms: clock::now_ms().saturating_add(ROOT_HOLDS_MS),
+            keys: vec![offline.public()],
+            releaser: releaser?,
+            aggregator: aggregator?,
+            never: Vec::new(),
+            signatures: BTreeMap::new(),
+        };
+        sign_root(&mut root, &offline).map_err(|error| not_made("the root", &error))?;
+        let state = State { version: 1, hub, authority_ends_at_ms, certificate_ends_at_ms, roles, sites, root };
         let mut fleet = Self { folder: folder.into(), state };
         fleet.renew()?;
         Ok(fleet)
@@ -146,6 +169,41 @@ impl Fleet {
         write(&self.certificate_file(), &certificate)?;
         self.state.certificate_ends_at_ms = ends_at_ms;
         self.save()
+    }
+
+    /// Makes the next root: good for another year, with these releases among those that never run. `key`: file of the offline
+    /// key, `root.key` in the folder if absent.
+    pub fn make_root(&mut self, key: Option<&Path>, never: &[ReleaseId]) -> Result<&Root, FleetError> {
+        let own = self.folder.join("root.key");
+        let path = key.unwrap_or(&own);
+        let offline = Key::read(path).map_err(|error| not_made("the root", &error))?;
+        if !self.state.root.keys.contains(&offline.public()) {
+            let path = path.display();
+            return Err(FleetError::Site(format!(
+                "{path} is not the key of this fleet's root: sites would not follow"
+            )));
+        }
+        let mut next = Root {
+            number: self.state.root.number.saturating_add(1),
+            expires_at_ms: clock::now_ms().saturating_add(ROOT_HOLDS_MS),
+            signatures: BTreeMap::new(),
+            ..self.state.root.clone()
+        };
+        next.never.extend(never.iter().filter(|release| !self.state.root.never.contains(release)).cloned());
+        sign_root(&mut next, &offline).map_err(|error| not_made("the root", &error))?;
+        self.state.root = next;
+        self.save()?;
+        Ok(&self.state.root)
+    }
+
+    /// Whom its sites obey.
+    pub fn root(&self) -> &Root {
+        &self.state.root
+    }
+
+    /// The key that a role signs with: `releaser` orders, `aggregator` rounds.
+    pub fn signing_file(&self, role: &str) -> PathBuf {
+        self.folder.join(format!("hub/{role}.sign"))
     }
 
     /// Adds a site; what is returned is for that site alone, and nobody keeps a copy of its secrets.
@@ -211,6 +269,7 @@ impl Fleet {
             domain: CLOUD_DOMAIN.into(),
             authority: std::fs::read_to_string(&authority).map_err(FleetError::read(&authority))?,
             authority_ends_at_ms: self.state.authority_ends_at_ms,
+            root: self.state.root.clone(),
             leaf_seed,
             update_key,
         };
@@ -269,6 +328,11 @@ impl Fleet {
                 renewed_by: "a new fleet, to which each site is added again".into(),
             },
         ];
+        all.push(Dated {
+            what: "root: whom sites obey".into(),
+            ends_at_ms: Some(self.state.root.expires_at_ms),
+            renewed_by: "tributary fleet root".into(),
+        });
         all.sort_by_key(|dated| dated.ends_at_ms);
         all.extend(self.state.sites.keys().map(|site| Dated {
             what: format!("keys of site {site}"),
@@ -325,6 +389,14 @@ impl HubAddress {
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
+}
+
+fn not_made(what: &'static str, error: &dyn std::fmt::Display) -> FleetError {
+    FleetError::NotMade { what, why: error.to_string() }
+}
+
+fn make_key(path: &Path) -> Result<Key, FleetError> {
+    Key::create(path).map_err(|error| not_made("a signing key", &error))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), FleetError> {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use schemas::SiteName;
+use schemas::{Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::server::write_private;
 
@@ -15,6 +15,7 @@ const MOST_BYTES: u64 = 256 * 1024;
 const MEMBER: &str = "member.json";
 const AUTHORITY: &str = "fleet-ca.pem";
 const UPDATE_KEY: &str = "update.key";
+const ROOT: &str = "fleet-root.json";
 
 /// What a site needs to join. Everything in it but the names is secret.
 #[derive(Clone, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct Membership {
     pub authority_ends_at_ms: u64,
     /// Seed of the site's NKey at the hub.
     pub leaf_seed: String,
+    /// Whom the site obeys.
+    pub root: Root,
     /// Secret half of the key that its updates are signed with, 64 hexadecimal digits.
     pub update_key: String,
 }
@@ -72,6 +75,9 @@ impl Membership {
         if nkeys::KeyPair::from_seed(&read.leaf_seed).is_err() {
             return Err(wrong("its leaf_seed is no seed".into()));
         }
+        if runtime::trust::check_first_root(&read.root).is_err() {
+            return Err(wrong("its root is not signed by its own key: it was changed".into()));
+        }
         let plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic()) && !text.contains(['"', '\\']);
         if !read.hub.starts_with("tls://") || !plain(&read.hub) || !plain(&read.domain) {
             return Err(wrong("its hub must be tls://HOST:PORT".into()));
@@ -108,6 +114,10 @@ impl Membership {
         let key = store.join(UPDATE_KEY);
         write_private(&store.join(AUTHORITY), &self.authority).map_err(FleetError::written(store))?;
         write_private(&key, &(self.update_key.clone() + "\n")).map_err(FleetError::written(&key))?;
+        let root = Self::root_file(store);
+        let text = serde_json::to_string_pretty(&self.root)
+            .map_err(|error| FleetError::Unreadable { path: root.clone(), why: error.to_string() })?;
+        write_private(&root, &(text + "\n")).map_err(FleetError::written(&root))?;
         // Last: with it the store is a site's.
         self.write(&store.join(MEMBER))
     }
@@ -121,6 +131,11 @@ impl Membership {
     /// The authority's certificate in a store.
     pub fn authority_file(store: &Path) -> PathBuf {
         store.join(AUTHORITY)
+    }
+
+    /// The root in a store: whom the site obeys.
+    pub fn root_file(store: &Path) -> PathBuf {
+        store.join(ROOT)
     }
 
     /// The file of the key that updates are signed with, in a store.

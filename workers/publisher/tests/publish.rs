@@ -34,6 +34,7 @@ impl World {
     async fn new(streams: StreamSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = ServerSettings {
+            encryption_key: None,
             program: None,
             store: folder.path().join("store"),
             name: "test".into(),

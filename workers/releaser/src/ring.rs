@@ -12,6 +12,8 @@ use crate::settings::Ring;
 /// Workers by the site they work at, each as it last said.
 pub type Sites<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
 
+/// An order is given again after this, milliseconds: half the time that it is obeyed.
+const RENEW_MS: u64 = 15 * 24 * 3_600_000;
 /// An order that has not been followed is given again after this, milliseconds: the package may be gone from the bucket.
 const AGAIN_MS: u64 = 120_000;
 /// A site that has not followed for so long is away, and holds nobody up, milliseconds.
@@ -135,7 +137,11 @@ pub fn orders(
             Some(given) => (given.release == *wanted, given.at_ms),
             None => (false, 0),
         };
-        let due = if told {
+        // What was signed holds for a month: a site that comes back after weeks finds one that is still good.
+        let renewed = told && given_at_ms > 0 && now_ms.saturating_sub(given_at_ms) >= RENEW_MS;
+        let due = if renewed {
+            true
+        } else if told {
             // Refused for good: nothing changes until something else is decided.
             let refused = workers.iter().flat_map(|swap| &swap.refused).find(|refused| refused.release == *wanted);
             let for_good = refused.is_some_and(|refused| !PASSING.contains(&refused.fault.name.as_str()));

@@ -1,5 +1,7 @@
 //! How releases are let out.
 
+use std::path::PathBuf;
+
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,9 @@ use crate::pause::Window;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaserSettings {
+    /// File of the key that orders are signed with (`tributary fleet init` makes one); absent: unsigned, and sites of a fleet
+    /// do not obey.
+    pub key: Option<PathBuf>,
     /// Rings of sites that try a release, one after the other, each by itself judged; the sites of earlier ones stay in.
     pub rings: Vec<Ring>,
     /// When a canary is promoted or withdrawn.
@@ -27,6 +32,7 @@ pub struct ReleaserSettings {
 impl Default for ReleaserSettings {
     fn default() -> Self {
         Self {
+            key: None,
             rings: vec![Ring { share_ratio: Some(0.1), ..Ring::default() }],
             canary: CanarySettings::default(),
             batch: 10,

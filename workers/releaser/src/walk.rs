@@ -9,8 +9,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use rollout::{log, package};
 use runtime::drive::Tally;
+use runtime::sign::Key;
+use runtime::trust;
 use runtime::{Fault, Shutdown, beat, clock, look_up};
-use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
+use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
 use streams::read::{self, Level, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, topology};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -33,6 +35,10 @@ type State = beat::Report<BTreeMap<ModelName, String>>;
 
 /// Lets releases out, of every model, until it is told to stop. `store`: where packages are kept.
 pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
+    let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| {
+        let reason = runtime::fault::chain(&error);
+        Fault::Stop(FaultNote::new("key_unusable", reason, "correct releaser.key, or the file it names"))
+    })?;
     let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let state = State::default();
     let tally = Arc::new(Tally::default());
@@ -45,6 +51,7 @@ pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: 
         bus,
         store,
         blobs,
+        key,
         settings: settings.clone(),
         state,
         tally,
@@ -70,6 +77,8 @@ struct Releaser {
     publisher: Publisher,
     store: Store,
     blobs: Blobs,
+    /// Signs orders.
+    key: Option<Key>,
     settings: ReleaserSettings,
     state: State,
     tally: Arc<Tally>,
@@ -233,7 +242,8 @@ impl Releaser {
                 kept.map_err(|error| Fault::retry(error.name(), runtime::fault::chain(&error)))?;
                 offered.push(&release.release);
             }
-            log::give(&self.publisher, order, *with_package).await?;
+            let signed = self.key.as_ref().map(|key| trust::sign(order.clone(), key, now_ms)).transpose()?;
+            log::give(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
             tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "ordered");
             given.insert(order.site.clone(), Given { release, at_ms: now_ms });

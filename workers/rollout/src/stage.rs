@@ -229,6 +229,7 @@ pub fn order(now: &Rollout, site: &SiteName) -> Order {
         release: release.clone(),
         stage,
         said_at_ms: now.said_at_ms,
+        signature: None,
     }
 }
 

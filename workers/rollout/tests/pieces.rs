@@ -13,6 +13,7 @@ use streams::{Blobs, Bus, NatsSettings, Store};
 
 async fn server(store: &Path) -> (Server, Bus) {
     let settings = ServerSettings {
+        encryption_key: None,
         program: None,
         store: store.to_owned(),
         name: "test".into(),

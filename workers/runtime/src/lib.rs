@@ -19,6 +19,7 @@ pub mod sign;
 pub mod step;
 pub mod telemetry;
 pub mod ticket;
+pub mod trust;
 
 pub use drive::{Drive, drive};
 pub use fault::Fault;

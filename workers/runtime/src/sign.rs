@@ -111,8 +111,13 @@ pub fn is_public_key(text: &str) -> bool {
     bytes::<32>(text).is_some()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of a signature in hexadecimal digits.
+pub(crate) fn bytes_of(text: &str) -> Option<[u8; 64]> {
+    bytes::<64>(text)
 }
 
 fn bytes<const LEN: usize>(text: &str) -> Option<[u8; LEN]> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use fleet::{Fleet, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left};
 use runtime::clock;
-use schemas::SiteName;
+use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
 use streams::topology::{self, Mend, Place, State};
 use streams::{Bus, NatsSettings, admin, rights};
@@ -19,7 +19,7 @@ const FOLDER: &str = "tributary-fleet";
 
 const FLEET_EXAMPLES: &str = "\
 The folder is the operator's: a certificate authority, the hub's certificate and the keys of the roles in the cloud. Of a
-site it keeps public keys only. `ca.key` is needed for `renew` alone: keep it elsewhere meanwhile.
+site it keeps public keys only. `ca.key` is needed for `renew`, `root.key` for `root`: keep both elsewhere meanwhile.
 
 Examples:
   tributary fleet init tributary-fleet --hub hub.example
@@ -57,6 +57,18 @@ enum FleetCommand {
         /// Folder of the fleet.
         #[arg(value_name = "DIR", default_value = FOLDER)]
         folder: PathBuf,
+    },
+    /// Make the next root: whom sites obey, for another year. Sites take it over the link within a minute.
+    Root {
+        /// Folder of the fleet.
+        #[arg(value_name = "DIR", default_value = FOLDER)]
+        folder: PathBuf,
+        /// Release that no site runs from now on, whoever orders it; may be repeated.
+        #[arg(long, value_name = "RELEASE")]
+        never: Vec<ReleaseId>,
+        /// File of the offline key; root.key in the folder if absent.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
     },
     /// Show every certificate and key with the days it has left.
     Calendar {
@@ -130,7 +142,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
             let made = Fleet::init(folder, address)?;
             out::line(format_args!(
-                "Made {}. Only you can read it; back it up, and keep ca.key elsewhere.",
+                "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
             ))?;
             if made.hub().is_loopback() {
@@ -148,6 +160,15 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
             out::line(format_args!("The hub's certificate is good until {}.", form::time(ends)))?;
             tell_hub(&fleet, false).await
+        }
+        FleetCommand::Root { folder, never, key } => {
+            let mut fleet = Fleet::open(folder)?;
+            let root = fleet.make_root(key.as_deref(), never)?;
+            out::line(format_args!("Root {} is good until {}.", root.number, form::time(root.expires_at_ms)))?;
+            match reach(&fleet, "operator").await {
+                Some(operator) => note_fleet(&fleet, &operator).await,
+                None => out::line("The hub does not answer here: it offers the root when it is started."),
+            }
         }
         FleetCommand::Calendar { folder, json } => {
             let all = Fleet::open(folder)?.calendar();
@@ -201,7 +222,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
             if let Some(operator) = reach(&fleet, "operator").await {
-                note_keys(&fleet, &operator).await?;
+                note_fleet(&fleet, &operator).await?;
             }
             tell_hub(&fleet, false).await
         }
@@ -211,7 +232,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             tell_hub(&fleet, true).await?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 admin::forget_site(&operator, name).await?;
-                note_keys(&fleet, &operator).await?;
+                note_fleet(&fleet, &operator).await?;
             }
             Ok(())
         }
@@ -247,21 +268,23 @@ async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The aggregator takes updates of the sites there are, signed with the keys they have. A note without any key would take
-/// every update, so there is none before the first site.
-pub async fn note_keys(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
+/// The cloud knows whom sites obey, and the aggregator the keys with which sites sign. A note without any key would take every
+/// update, so there is none before the first site.
+pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
+    let ledger = Ledger::open(operator).await?;
+    ledger.write(rights::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
         fleet.sites().iter().map(|(site, member)| (site, member.update_key.as_str())).collect();
     if keys.is_empty() {
         return Ok(());
     }
-    Ok(Ledger::open(operator).await?.write(aggregator::check::SITE_KEYS, serde_json::to_string(&keys)?).await?)
+    Ok(ledger.write(aggregator::check::SITE_KEYS, serde_json::to_string(&keys)?).await?)
 }
 
 /// The hub's streams and consumers of a site.
 async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::Result<()> {
     let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
-    note_keys(fleet, &operator).await?;
+    note_fleet(fleet, &operator).await?;
     let plan = topology::plan(&Place::Cloud(vec![site.clone()]), &settings.streams);
     for finding in topology::setup(&operator, &plan, Mend::Everything).await? {
         if let State::Refused(why) = finding.state {

@@ -8,6 +8,7 @@ use aggregator::open::{self, History};
 use aggregator::settings::AskBy;
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
+use runtime::sign::Key;
 use schemas::{ModelName, ReleaseId, RoundEvent, Terms};
 use serde_json::json;
 use streams::fleet;
@@ -175,7 +176,8 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     }
     let publisher = Publisher::new(cloud, Duration::from_secs(10));
     let number = last + 1;
-    let said = open::say(&publisher, &name, number, RoundEvent::Opened(terms.clone())).await;
+    let key = site::round_key(loaded).map(|path| Key::read(&path)).transpose()?;
+    let said = open::say(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
     if !said.map_err(roles::people)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }

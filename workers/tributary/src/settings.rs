@@ -96,6 +96,8 @@ pub struct UpSettings {
     pub nats_server: Option<PathBuf>,
     /// When an acknowledged image is on the disk: `power-safe` before, `fast` within two minutes.
     pub durability: Durability,
+    /// File of the key that servers encrypt with what they store; made if absent. Without it nothing stored can be read.
+    pub encryption_key: Option<PathBuf>,
     /// Port for clients; 0 finds a free one. With several sites, the first site's; the others follow.
     pub port: u16,
     /// Port for clients of the cloud's server, where sites have servers of their own; 0 finds a free one.
@@ -105,6 +107,9 @@ pub struct UpSettings {
     /// Listens for MQTT clients on this address, for example `0.0.0.0`: cameras are other machines, and nobody is asked for a
     /// password.
     pub mqtt_listen: IpAddr,
+    /// Whether anybody who reaches this machine may publish without a password, where `mqtt_listen` is another address than
+    /// loopback.
+    pub insecure: bool,
     /// Topics of other programs whose messages are images of a camera: `"frigate/+/+/snapshot" = "$1"` takes what stands in
     /// place of the first wildcard for the camera's name.
     pub camera_topics: BTreeMap<String, String>,
@@ -122,10 +127,12 @@ impl Default for UpSettings {
             store: PathBuf::from("tributary-data"),
             nats_server: None,
             durability: Durability::default(),
+            encryption_key: None,
             port: 0,
             cloud_port: 0,
             mqtt_port: None,
             mqtt_listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            insecure: false,
             camera_topics: BTreeMap::new(),
             answers_json: false,
             train: false,
@@ -164,6 +171,13 @@ impl Settings {
         ];
         if self.site == SiteName::cloud() {
             anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
+        }
+        let up = &self.up;
+        if up.mqtt_port.is_some() && !up.mqtt_listen.is_loopback() && !up.insecure {
+            anyhow::bail!(
+                "setting up.mqtt_listen is {}: anybody who reaches it could publish and read images, without a password and unencrypted. Where that is meant, say up.insecure = true; otherwise run a nats-server with deploy/nats/site.conf",
+                up.mqtt_listen
+            );
         }
         for check in checks {
             check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;

@@ -45,6 +45,14 @@ pub struct CloudLogin {
     pub nkey: PathBuf,
     /// What the subjects of answers begin with.
     pub inbox: String,
+    /// File of the key that the opening of a round is signed with.
+    pub round_key: PathBuf,
+}
+
+/// The key that the opening of a round is signed with: as set, or that of a running hub.
+pub fn round_key(loaded: &Loaded<Settings>) -> Option<PathBuf> {
+    let up = || Running::find(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
+    loaded.settings.aggregator.key.clone().or_else(up)
 }
 
 impl Running {

@@ -176,10 +176,13 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     // With any key, an update counts only if its site signed it.
     let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
     settings.aggregator.check.keys.extend(keys);
+    settings.aggregator.key.get_or_insert_with(|| fleet.signing_file("aggregator"));
+    settings.releaser.key.get_or_insert_with(|| fleet.signing_file("releaser"));
     let names: Vec<SiteName> = fleet.sites().keys().cloned().collect();
     let place = Place::Cloud(names);
     let most_sites = Place::Cloud((0..MOST_SITES).filter_map(|number| format!("s{number}").parse().ok()).collect());
     let hub = ServerSettings {
+        encryption_key: settings.up.encryption_key.clone(),
         program: settings.up.nats_server.clone(),
         store: settings.up.store.join(CLOUD),
         name: CLOUD.into(),
@@ -201,7 +204,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     let login = |role: &str| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
     let operator = Bus::connect(&login("operator"), "up").await?;
     set_up(&operator, &place, &settings).await?;
-    fleet_cmd::note_keys(&fleet, &operator).await?;
+    fleet_cmd::note_fleet(&fleet, &operator).await?;
     let mut roles = JoinSet::new();
     let each = async |role: &str| Ok(Bus::connect(&login(role), role).await?);
     start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
@@ -216,6 +219,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
             ca: std::path::absolute(fleet.authority_file())?,
             nkey: std::path::absolute(fleet.role_file("operator"))?,
             inbox: rights::role_inbox("operator"),
+            round_key: std::path::absolute(fleet.signing_file("aggregator"))?,
         }),
     };
     running.write(&settings.up.store)?;
@@ -232,6 +236,7 @@ fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) 
         member.site
     );
     settings.site = member.site.clone();
+    settings.courier.root.get_or_insert_with(|| Membership::root_file(&settings.up.store));
     settings.trainer.key.get_or_insert_with(|| Membership::update_key_file(&settings.up.store));
     let left = days_left(member.authority_ends_at_ms, runtime::clock::now_ms());
     if left < RENEW_WITHIN_DAYS {
@@ -346,6 +351,7 @@ async fn servers(
 ) -> anyhow::Result<Servers> {
     let up = &settings.up;
     let base = |name: &str, domain: Option<&str>, leaf: Leaf, place: &Place| ServerSettings {
+        encryption_key: up.encryption_key.clone(),
         max_store_bytes: topology::plan(place, &settings.streams).max_store_bytes(),
         program: up.nats_server.clone(),
         store: up.store.join(name),

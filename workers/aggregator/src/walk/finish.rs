@@ -160,7 +160,7 @@ impl Aggregator {
         self.offer(&weights, &path).await?;
         tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
         let event = RoundEvent::Sealed { release, weights, updates };
-        say(&self.publisher, &self.model, round, event).await?;
+        say(&self.publisher, self.key.as_ref(), &self.model, round, event).await?;
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl Aggregator {
             true => tracing::info!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
             false => tracing::warn!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
         }
-        say(&self.publisher, &self.model, number, RoundEvent::Failed(note)).await?;
+        say(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
     }
 }

@@ -242,8 +242,11 @@ impl Learner<'_> {
         std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
         let index = into.join("index.csv");
         let mut text = String::from("file,label,hard\n");
-        for ((path, class), doubtful) in known.iter().zip(doubtful) {
-            text.push_str(&format!("{},{},{doubtful}\n", path.display(), self.labels[*class]));
+        for (number, ((path, class), doubtful)) in known.iter().zip(doubtful).enumerate() {
+            // An index leads to nothing outside its folder.
+            let link = into.join(number.to_string());
+            std::os::unix::fs::symlink(path, &link).map_err(BenchError::file(&link))?;
+            text.push_str(&format!("{number},{},{doubtful}\n", self.labels[*class]));
         }
         std::fs::write(&index, text).map_err(BenchError::file(&index))?;
         let settings = steering.training();

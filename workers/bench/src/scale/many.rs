@@ -100,6 +100,7 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
         .map_err(|error| BenchError::Dead { why: error.to_string() })?;
     let store = ground.folder.join("hub");
     let settings = ServerSettings {
+        encryption_key: None,
         program: ground.nats_server.clone(),
         store: store.clone(),
         name: "hub".into(),

@@ -218,7 +218,7 @@ async fn say(publisher: &Publisher, name: &ModelName, manifest: &Manifest) -> an
         weights: manifest.weights.clone(),
         updates: u32::try_from(updates).unwrap_or(u32::MAX),
     };
-    open::say(publisher, name, manifest.round, event).await.map_err(roles::people)
+    open::say(publisher, None, name, manifest.round, event).await.map_err(roles::people)
 }
 
 async fn tell(

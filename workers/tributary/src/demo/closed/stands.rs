@@ -79,7 +79,7 @@ impl Stands {
         let focus = open::read_focus(&self.cloud, &base, settings).await?;
         let terms = open::terms(base, weights, asked, focus, settings);
         let publisher = Publisher::new(self.cloud.clone(), Duration::from_secs(10));
-        let said = open::say(&publisher, &self.model, number, RoundEvent::Opened(terms)).await;
+        let said = open::say(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
         ensure!(said.map_err(roles::people)?, "round {number} was opened by somebody else");
         Ok(number)
     }

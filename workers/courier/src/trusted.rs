@@ -1,0 +1,106 @@
+//! Whom the site obeys: the root it was given when it joined, and those that followed it, as the cloud offers them. What the
+//! site has once accepted stands in its ledger; nobody talks it back to an older one.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use runtime::trust::{self, Told};
+use runtime::{Fault, Shutdown, clock};
+use schemas::{FaultNote, Root};
+use streams::fleet::{Ledger, NoteAfar};
+use streams::{Bus, CarryError, rights};
+
+use crate::probe::Link;
+
+/// The site's note of the root it follows, JSON.
+const NOTE: &str = "fleet-root";
+/// How often the cloud is asked for a newer one.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Largest root that is read, bytes.
+const MOST_BYTES: usize = 64 * 1024;
+
+/// Whom the site obeys, shared by whoever asks; nobody in particular where it was given no root.
+#[derive(Clone, Default)]
+pub struct Trusted(Option<Arc<RwLock<Root>>>);
+
+impl Trusted {
+    /// The root in a file, or a later one that the site has accepted since.
+    ///
+    /// # Errors
+    /// A file that holds no root, or one that is not whole: a site that was to obey somebody must not obey everybody.
+    pub async fn open(file: Option<&Path>, ledger: &Ledger) -> Result<Self, Fault> {
+        let Some(file) = file else { return Ok(Self::default()) };
+        let unusable = |why: String| {
+            let reason = format!("{} holds no root that can be trusted: {why}", file.display());
+            Fault::Stop(FaultNote::new("root_unusable", reason, "correct courier.root, or run `tributary join` again"))
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
+        let given: Root = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
+        trust::check_first_root(&given).map_err(|error| unusable(error.to_string()))?;
+        let noted = ledger.read(NOTE).await?.and_then(|text| read(&text));
+        let root = noted.filter(|noted| noted.number > given.number).unwrap_or(given);
+        Ok(Self(Some(Arc::new(RwLock::new(root)))))
+    }
+
+    /// Whether the site does what it is told.
+    ///
+    /// # Errors
+    /// Why not, by name.
+    pub fn check<T: Told>(&self, told: &T) -> Result<(), Fault> {
+        let Some(root) = &self.0 else { return Ok(()) };
+        let root = root.read().unwrap_or_else(PoisonError::into_inner);
+        trust::check(told, &root, clock::now_ms()).map_err(|distrust| {
+            let remedy = "look who may publish in the cloud; the releaser gives a good order again by itself, and `tributary fleet root` makes a new root";
+            Fault::reject(distrust.name(), distrust, remedy)
+        })
+    }
+
+    /// Asks the cloud for newer roots until told to stop.
+    pub async fn follow(&self, cloud: &Bus, ledger: &Ledger, link: &Link, shutdown: &Shutdown) {
+        let Some(root) = &self.0 else { return };
+        let watching = async {
+            loop {
+                link.up().await;
+                if let Err(error) = self.look(root, cloud, ledger).await {
+                    tracing::debug!(%error, "the fleet's root is looked for again");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = watching => {}
+            () = shutdown.wanted() => {}
+        }
+    }
+
+    async fn look(&self, root: &RwLock<Root>, cloud: &Bus, ledger: &Ledger) -> Result<(), CarryError> {
+        let Some(text) = NoteAfar::new(cloud, rights::ROOT_KEY.into()).read().await? else { return Ok(()) };
+        let Some(next) = read(&text) else {
+            tracing::warn!("what the cloud offers as the fleet's root is none");
+            return Ok(());
+        };
+        let before = root.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if next == before {
+            return Ok(());
+        }
+        match trust::check_root(&next, &before, clock::now_ms()) {
+            Ok(()) => {
+                ledger.write(NOTE, text).await?;
+                tracing::info!(number = next.number, "the fleet has a new root");
+                *root.write().unwrap_or_else(PoisonError::into_inner) = next;
+            }
+            Err(distrust) => {
+                tracing::warn!(number = next.number, %distrust, "the cloud offers a root that is not followed")
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(text: &str) -> Option<Root> {
+    if text.len() > MOST_BYTES {
+        return None;
+    }
+    serde_json::from_str(text).ok()
+}
