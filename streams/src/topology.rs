@@ -339,7 +339,9 @@ impl Plan {
             max_bytes: bytes(settings.pinned_max_mib),
             ..file(PINNED, vec![format!("pin.*.{site}.*.*")])
         });
-        let dead = ["images", "outbox", "answers", "verdicts"].map(|stream| format!("dead.{stream}.{site}.*"));
+        // Its courier buries what it does not take from the cloud, too.
+        let dead = ["images", "outbox", "answers", "verdicts", "orders", "updates"];
+        let dead = dead.map(|stream| format!("dead.{stream}.{site}.*"));
         self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead.to_vec()) });
         self.blobs(BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.blobs(PINNED_BLOBS, settings.pinned_max_mib, Duration::ZERO);
@@ -378,10 +380,13 @@ impl Plan {
             duplicate_window: window.min(Duration::from_secs(settings.verdicts_max_age_s.into())),
             ..file(VERDICTS, vec!["verdict.*.*".into()])
         });
-        self.stream(StreamConfig {
-            max_bytes: bytes(settings.dead_max_mib),
-            ..file(DEAD, ["verify", "updates"].map(|stream| format!("dead.{stream}.*.*")).to_vec())
-        });
+        let nobody = [SiteName::unknown(), SiteName::cloud()];
+        let dead = sites
+            .iter()
+            .chain(&nobody)
+            .flat_map(|site| ["verify", "updates"].map(|stream| format!("dead.{stream}.{site}.*")));
+        let dead = dead.collect();
+        self.stream(StreamConfig { max_bytes: bytes(settings.dead_max_mib), ..file(DEAD, dead) });
         self.stream(StreamConfig {
             // The oldest make way: a collection, not an obligation.
             max_bytes: bytes(settings.hardcases_max_mib),
@@ -556,7 +561,7 @@ mod tests {
         let both = plan(&Place::Both(site.clone()), &StreamSettings::default());
         let dead: Vec<_> = both.streams.iter().filter(|stream| stream.name == DEAD).collect();
         assert_eq!(dead.len(), 1);
-        assert_eq!(dead[0].subjects.len(), 6);
+        assert_eq!(dead[0].subjects.len(), 6 + 1 + 4, "the site's, what the cloud adds to them, and nobody's");
     }
 
     #[test]
@@ -589,8 +594,9 @@ mod tests {
             let plan = plan(&place, &settings);
             let all = plan.streams.into_iter().flat_map(|stream| stream.subjects);
             // Key-value buckets, and only those, are kept apart by the server itself.
-            // The server's own notices are denied to the link.
-            all.filter(|subject| !subject.starts_with("$KV.") && !subject.starts_with("$JS.EVENT.")).collect::<Vec<_>>()
+            // The server's own notices stay on it, and letters about what comes down are each place's own.
+            let own = ["$KV.", "$JS.EVENT.", "dead."];
+            all.filter(|subject| !own.iter().any(|own| subject.starts_with(own))).collect::<Vec<_>>()
         };
         let first_two = |subject: &String| subject.split('.').take(2).map(str::to_owned).collect::<Vec<_>>();
         let (at_site, in_cloud) = (subjects(Place::Site(site.clone())), subjects(Place::Cloud(vec![site])));

@@ -15,7 +15,7 @@ use streams::{Blobs, Placed, read, topology};
 use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
 
 /// Streams and buckets that refuse what is too much; in all others the oldest make way.
-const REFUSING: [&str; 10] = [
+const REFUSING: [&str; 11] = [
     "IMAGES",
     "OUTBOX",
     "PINNED",
@@ -26,6 +26,7 @@ const REFUSING: [&str; 10] = [
     "OBJ_blobs",
     "OBJ_pinned-blobs",
     "OBJ_cloud-blobs",
+    "OBJ_cloud-blobs-site-1",
 ];
 
 /// Every setting of this form, 1 MiB each.
