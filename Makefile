@@ -23,5 +23,6 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 	cargo run --release --locked --package tributary -- bench replay
 	cargo run --release --locked --package tributary -- bench scale
 
-soak: setup ## Long fault runs and power cuts; the latter need root and loop devices.
+soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
+	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test walks hostile:: -- --nocapture
 	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden
