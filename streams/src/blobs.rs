@@ -8,10 +8,13 @@ use async_nats::jetstream::object_store::{DeleteErrorKind, ObjectStore};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
+use futures::Stream;
 use schemas::{BlobRef, SiteName};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
 
 use crate::connect::Bus;
 use crate::direct;
@@ -128,10 +131,7 @@ impl Blobs {
         let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut reader).await;
         match stored {
             Ok(_) => Ok(blob),
-            Err(error) => match no_room(&error) {
-                Some(why) => Err(CarryError::Full { subject: format!("bucket {}", self.name), why }),
-                None => Err(CarryError::broker(format!("storing blob {}", blob.key))(error)),
-            },
+            Err(error) => Err(self.unwritten(&blob, error)),
         }
     }
 
@@ -147,6 +147,69 @@ impl Blobs {
     /// The bytes of a reference: of exactly its size and hash, or an error. The size is bounded
     /// before anything is allocated.
     pub async fn fetch(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Bytes, CarryError> {
+        let mut pieces = self.pieces(blob, limit_bytes).await?;
+        // Grown as pieces come: what a description says is no reason to allocate.
+        let mut bytes = Vec::new();
+        while let Some(some) = pieces.next().await? {
+            some.iter().for_each(|piece| bytes.extend_from_slice(piece));
+        }
+        Ok(bytes.into())
+    }
+
+    /// Copies a blob into another bucket, where it is not there already; no more than some pieces are held at a time,
+    /// however large it is. One that turns out to be something else is taken away again.
+    pub async fn copy_to(&self, other: &Self, blob: &BlobRef, limit_bytes: u64) -> Result<(), CarryError> {
+        if other.has(blob).await? {
+            return Ok(());
+        }
+        let mut pieces = self.pieces(blob, limit_bytes).await?;
+        let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
+        let reading = async move {
+            loop {
+                match pieces.next().await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(some)) => {
+                        for piece in some {
+                            // Whoever writes has failed, and says why.
+                            if sender.send(Ok(piece)).await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        // Or else what came so far would pass for the whole.
+                        let _failed_itself = sender.send(Err(std::io::Error::other("the source failed"))).await;
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        let store = other.store_of_client().await?;
+        let mut reader = StreamReader::new(received(receiver));
+        let writing = async { Ok(store.put(blob.key.as_str(), &mut reader).await) };
+        let (read, written): (Result<(), CarryError>, Result<_, CarryError>) = tokio::join!(reading, writing);
+        if read.is_err() {
+            // The hash is known only at the end, and the description may stand already.
+            if let Err(error) = other.remove(&blob.key).await {
+                tracing::debug!(%error, key = blob.key, "what was copied and is something else is left");
+            }
+        }
+        read?;
+        match written? {
+            Ok(_) => Ok(()),
+            Err(error) => Err(other.unwritten(blob, error)),
+        }
+    }
+
+    fn unwritten(&self, blob: &BlobRef, error: async_nats::jetstream::object_store::PutError) -> CarryError {
+        match no_room(&error) {
+            Some(why) => CarryError::Full { subject: format!("bucket {}", self.name), why },
+            None => CarryError::broker(format!("storing blob {}", blob.key))(error),
+        }
+    }
+
+    /// Where the pieces of a blob are, if what the bucket says of it can be.
+    async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Pieces, CarryError> {
         let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
         if blob.size_bytes > limit_bytes {
             return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
@@ -162,30 +225,68 @@ impl Blobs {
         if nuid.is_empty() || !nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(bad("does not say where its pieces are".into()));
         }
-        let pieces = format!("$O.{}.C.{nuid}", self.name);
-        // Grown as pieces come: what a description says is no reason to allocate.
-        let (mut bytes, mut next) = (Vec::new(), 1);
-        while (bytes.len() as u64) < blob.size_bytes {
-            let question = json!({ "next_by_subj": pieces, "seq": next, "batch": PIECES, "max_bytes": PIECES_BYTES });
-            let records = direct::ask(&self.bus, &self.stream(), &question, PIECES).await?;
-            let Some(last) = records.last() else {
-                return Err(bad(format!(
-                    "has {} bytes of the {} that its reference says",
-                    bytes.len(),
-                    blob.size_bytes
-                )));
+        Ok(Pieces {
+            bus: self.bus.clone(),
+            stream: self.stream(),
+            subject: format!("$O.{}.C.{nuid}", self.name),
+            blob: blob.clone(),
+            next: 1,
+            bytes: 0,
+            hash: Sha256::new(),
+        })
+    }
+}
+
+/// What comes through a channel, as a stream.
+fn received(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin {
+    Box::pin(futures::stream::unfold(receiver, async |mut receiver| {
+        let next = receiver.recv().await?;
+        Some((next, receiver))
+    }))
+}
+
+/// A blob on its way, piece by piece.
+struct Pieces {
+    bus: Bus,
+    stream: String,
+    subject: String,
+    blob: BlobRef,
+    /// Sequence from which the next pieces are asked for.
+    next: u64,
+    /// Bytes that came.
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Pieces {
+    /// The next pieces; `None` when all came, and are what the reference says.
+    async fn next(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
+        let size = self.blob.size_bytes;
+        let key = self.blob.key.clone();
+        let bad = |what: String| CarryError::BadBlob { key, what };
+        if self.bytes == size {
+            let found = BlobRef::new(std::mem::take(&mut self.hash).finalize().into(), size);
+            return match found.sha256 == self.blob.sha256 {
+                true => Ok(None),
+                false => Err(bad("does not have the SHA-256 of its reference".into())),
             };
-            next = last.sequence.saturating_add(1);
-            for piece in records {
-                if bytes.len() as u64 + piece.payload.len() as u64 > blob.size_bytes {
-                    return Err(bad(format!("has more bytes than its reference says ({})", blob.size_bytes)));
-                }
-                bytes.extend_from_slice(&piece.payload);
+        }
+        let question =
+            json!({ "next_by_subj": self.subject, "seq": self.next, "batch": PIECES, "max_bytes": PIECES_BYTES });
+        let records = direct::ask(&self.bus, &self.stream, &question, PIECES).await?;
+        let Some(last) = records.last() else {
+            return Err(bad(format!("has {} bytes of the {size} that its reference says", self.bytes)));
+        };
+        self.next = last.sequence.saturating_add(1);
+        let mut pieces = Vec::with_capacity(records.len());
+        for piece in records {
+            self.bytes = self.bytes.saturating_add(piece.payload.len() as u64);
+            if self.bytes > size {
+                return Err(bad(format!("has more bytes than its reference says ({size})")));
             }
+            self.hash.update(&piece.payload);
+            pieces.push(piece.payload);
         }
-        if BlobRef::new(Sha256::digest(&bytes).into(), blob.size_bytes).sha256 != blob.sha256 {
-            return Err(bad("does not have the SHA-256 of its reference".into()));
-        }
-        Ok(bytes.into())
+        Ok(Some(pieces))
     }
 }

@@ -206,7 +206,7 @@ async fn not_joined(links: &Links) -> FaultNote {
         return FaultNote::new(
             "link_refused",
             format!(
-                "the hub at {hubs} answers, and the leaf link to it is not joined: it refuses the site (password, certificate, a second site of the same name)"
+                "the hub at {hubs} answers, and the leaf link to it is not joined: it refuses the site (a key that was revoked, a password, a certificate, a second site of the same name)"
             ),
             "the log of the site's nats-server says which (lines with `Leafnode`)",
         );

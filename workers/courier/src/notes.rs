@@ -5,7 +5,7 @@
 use runtime::step::Burial;
 use runtime::trust::Distrust;
 use runtime::{Credit, Fault, Outgoing, Step};
-use schemas::limits::MAX_WEIGHTS_BYTES;
+use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
 use streams::fleet::Ledger;
@@ -36,28 +36,26 @@ pub struct Notes {
 }
 
 impl Notes {
-    async fn bring(&self, blob: &BlobRef) -> Result<(), Fault> {
-        if self.here.has(blob).await? {
-            return Ok(());
-        }
-        let bytes = self.cloud.fetch(blob, MAX_WEIGHTS_BYTES).await?;
-        self.here.store(&bytes).await?;
-        Ok(())
-    }
-
-    async fn bring_all(&self, blobs: &[BlobRef]) -> Result<(), Fault> {
+    /// Brings blobs, each of so many bytes at the most; one that is here is not brought again.
+    async fn bring_all(&self, blobs: &[BlobRef], most_bytes: u64) -> Result<(), Fault> {
         for blob in blobs {
-            self.bring(blob).await?;
+            self.cloud.copy_to(&self.here, blob, most_bytes).await?;
         }
         Ok(())
     }
 
     /// Writes what came under a key of the site's ledger, after the blobs it names are here. The key is the kind's and the
     /// model's: a message of the cloud does not choose any.
-    async fn carry(&self, delivery: &Delivery, key: &str, blobs: &[BlobRef]) -> Result<Outgoing, Fault> {
+    async fn carry(
+        &self,
+        delivery: &Delivery,
+        key: &str,
+        blobs: &[BlobRef],
+        most_bytes: u64,
+    ) -> Result<Outgoing, Fault> {
         // The cloud says whether it offers them; what runs here already need not come again.
         if delivery.header(HEADER_BLOB).is_some() {
-            match self.bring_all(blobs).await {
+            match self.bring_all(blobs, most_bytes).await {
                 Ok(()) => {}
                 // It is over, most likely: the site cannot take part, and others can. Or it is not offered again yet.
                 Err(Fault::Reject(note)) if delivery.attempts < TRIES => {
@@ -122,7 +120,7 @@ impl Step for Rounds {
                 let noted = self.0.ledger.message::<Round>(&subject::round_note(&model)).await;
                 Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
                 let blobs: Vec<BlobRef> = terms.weights.into_iter().collect();
-                self.0.carry(delivery, &subject::round_note(&model), &blobs).await
+                self.0.carry(delivery, &subject::round_note(&model), &blobs, MAX_WEIGHTS_BYTES).await
             }
             _ => Err(Notes::misdirected(delivery, &wanted)),
         }
@@ -160,7 +158,7 @@ impl Step for Orders {
                 "nothing, where two releasers run; else look who published it",
             ));
         }
-        self.0.carry(delivery, &subject::order_note(&model), &release.package).await
+        self.0.carry(delivery, &subject::order_note(&model), &release.package, PIECE_BYTES as u64).await
     }
 
     fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {

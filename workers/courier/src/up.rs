@@ -241,8 +241,8 @@ impl Up {
     async fn carry(&self, record: &Record, to: &str) -> Result<(), Fault> {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
-            let bytes = self.blobs.fetch(&blob, most_bytes(&record.subject)).await?;
-            Blobs::sent_by(&self.cloud, &self.site).store(&bytes).await?;
+            let sent = Blobs::sent_by(&self.cloud, &self.site);
+            self.blobs.copy_to(&sent, &blob, most_bytes(&record.subject)).await?;
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
         // site: another's message of the same sequence is another message to the cloud.

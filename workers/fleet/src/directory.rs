@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
@@ -110,6 +111,10 @@ impl Fleet {
         }
         let private = folder.join("hub");
         std::fs::create_dir_all(&private).map_err(FleetError::written(&private))?;
+        for made in [folder, &private] {
+            std::fs::set_permissions(made, std::fs::Permissions::from_mode(0o700))
+                .map_err(FleetError::written(made))?;
+        }
         let authority = make_authority()?;
         write(&folder.join("ca.pem"), &authority.certificate)?;
         write(&folder.join("ca.key"), &authority.key)?;
@@ -405,8 +410,6 @@ fn write(path: &Path, text: &str) -> Result<(), FleetError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn address() -> HubAddress {

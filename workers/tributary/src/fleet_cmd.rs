@@ -18,8 +18,9 @@ use crate::{form, out};
 const FOLDER: &str = "tributary-fleet";
 
 const FLEET_EXAMPLES: &str = "\
-The folder is the operator's: a certificate authority, the hub's certificate and the keys of the roles in the cloud. Of a
-site it keeps public keys only. `ca.key` is needed for `renew`, `root.key` for `root`: keep both elsewhere meanwhile.
+The folder is the operator's: a certificate authority, the hub's certificate, the keys of the roles in
+the cloud. Of a site it keeps public keys only. `ca.key` is needed for `renew`, `root.key` for `root`:
+keep both elsewhere meanwhile.
 
 Examples:
   tributary fleet init tributary-fleet --hub hub.example
@@ -158,7 +159,10 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             let mut fleet = Fleet::open(folder)?;
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
-            out::line(format_args!("The hub's certificate is good until {}.", form::time(ends)))?;
+            out::line(format_args!(
+                "The hub's certificate is good until {}; a running hub takes it now.",
+                form::time(ends)
+            ))?;
             tell_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
@@ -377,6 +381,10 @@ pub struct JoinArgs {
 /// Lays out what the site's file says.
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = Membership::read(&args.file)?;
+    anyhow::ensure!(
+        args.up.sites.is_none() && args.up.cloud_model.is_none() && args.up.fleet.is_none() && !args.up.merge,
+        "a site of a fleet has no --sites, --cloud-model, --fleet or --merge: the verifiers and the rounds are its hub's"
+    );
     let store = &settings.up.store;
     membership.settle(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
     out::line(format_args!(

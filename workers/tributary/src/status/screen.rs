@@ -199,7 +199,9 @@ fn cloud(cloud: &Cloud) -> String {
     match cloud {
         Cloud::Here { shared, verify, .. } => {
             let place = if *shared { "on this server" } else { "answers" };
-            format!("{place}; {} for the verifiers ({})", work(verify), room(verify))
+            // Over its link a site does not see what the stream holds.
+            let room = if verify.level.max_bytes == 0 { String::new() } else { format!(" ({})", room(verify)) };
+            format!("{place}; {} for the verifiers{room}", work(verify))
         }
         Cloud::Silent => "does not answer".into(),
         Cloud::NotSetUp => "is not set up".into(),
