@@ -5,6 +5,7 @@
 //! ([`codec`]), so that any client can read them.
 
 pub mod answer;
+pub mod audit;
 pub mod beat;
 pub mod blob;
 pub mod codec;
@@ -27,6 +28,7 @@ pub mod verdict;
 pub mod verify;
 
 pub use answer::{Answer, MAX_HELD_LABELS, NO_LABEL, Opinion, Ranked, Reason, Route, Stage, Timings};
+pub use audit::AuditNote;
 pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};

@@ -73,6 +73,20 @@ impl Publication {
     }
 }
 
+/// Stores a message behind another, if that is still the last on its subject; 0: behind none. False if it is not.
+///
+/// # Errors
+/// What else the server says.
+pub async fn append(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
+    let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(after_sequence);
+    let sent = async { bus.js.send_publish(subject.to_owned(), message).await?.await };
+    match sent.await {
+        Ok(_) => Ok(true),
+        Err(error) if is_taken(&error) => Ok(false),
+        Err(error) => Err(CarryError::broker(format!("publishing on {subject}"))(error)),
+    }
+}
+
 /// Where a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placed {

@@ -242,8 +242,8 @@ pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
 /// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
 /// something else than images.
 pub fn check_replay(subject: &str) -> Result<(), CarryError> {
-    const OURS: [&str; 18] = [
-        "answer", "outcome", "outbox", "verify", "verdict", "label", "learned", "hardcase", "update", "round",
+    const OURS: [&str; 19] = [
+        "audit", "answer", "outcome", "outbox", "verify", "verdict", "label", "learned", "hardcase", "update", "round",
         "release", "order", "swap", "dead", "pin", "$JS", "$KV", "$O",
     ];
     check_pattern(subject)?;
@@ -351,6 +351,11 @@ pub fn verifications(site: &SiteName) -> String {
 /// The cloud's answer.
 pub fn verdict(site: &SiteName, camera: &CameraName) -> String {
     format!("verdict.{site}.{camera}")
+}
+
+/// What was done by hand at a site, or in the cloud.
+pub fn audit(place: &SiteName) -> String {
+    format!("audit.{place}")
 }
 
 /// The slot of a message given up: `stream` is where it was taken from.

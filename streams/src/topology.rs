@@ -55,6 +55,8 @@ pub const PINNED_BLOBS: &str = "pinned-blobs";
 pub const FLEET: &str = "fleet";
 /// What sites found hard: features and scores, never pixels.
 pub const HARDCASES: &str = "HARDCASES";
+/// What was done by hand, at a site and in the cloud. Nothing in it can be deleted.
+pub const AUDIT: &str = "AUDIT";
 /// Bucket of the notes of a site, and of the cloud: what must be known after a restart.
 pub const LEDGER: &str = "ledger";
 
@@ -346,6 +348,7 @@ impl Plan {
         self.blobs(BLOBS, settings.blobs_max_mib, age(settings.blobs_max_age_s));
         self.blobs(PINNED_BLOBS, settings.pinned_max_mib, Duration::ZERO);
         self.advisories();
+        self.audit(site);
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         // What was redirected stays unacknowledged until its answer is there.
@@ -435,6 +438,7 @@ impl Plan {
         self.fleet();
         self.ledger();
         self.advisories();
+        self.audit(&SiteName::cloud());
 
         let wait = Duration::from_secs(settings.ack_wait_s.into());
         self.consumer(VERIFY, durable(VERIFIER, wait, COUNTED));
@@ -480,6 +484,15 @@ impl Plan {
     fn advisories(&mut self) {
         let subjects = vec!["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>".into()];
         self.stream(StreamConfig { max_bytes: bytes(SMALL_MIB), ..file(ADVISORIES, subjects) });
+    }
+
+    fn audit(&mut self, place: &SiteName) {
+        self.stream(StreamConfig {
+            deny_delete: true,
+            deny_purge: true,
+            max_bytes: bytes(SMALL_MIB),
+            ..file(AUDIT, vec![format!("audit.{place}")])
+        });
     }
 
     fn ledger(&mut self) {

@@ -356,8 +356,10 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     .map(|(fault, site)| (fault.to_owned(), site.to_owned()));
     expected.sort();
     assert_eq!(found, expected, "{}", world.last_words());
-    let report = rounds(&world).await.expect("a sign of life");
-    assert!(report.last.as_ref().is_some_and(|last| last.contains("quorum_missed")), "{report:?}");
+    let is_told =
+        |report: &schemas::RoundReport| report.last.as_ref().is_some_and(|last| last.contains("quorum_missed"));
+    let told = until("its heartbeat says so", PATIENCE, async || Ok(rounds(&world).await.filter(is_told)));
+    told.await.unwrap();
     let status = run(world.folder(), &[vec!["status".to_owned()], world.at(0)].concat()).await.unwrap();
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
     // One that is opened beside another ends that one.

@@ -9,7 +9,7 @@ use async_nats::{ConnectOptions, StatusCode};
 use futures::StreamExt;
 use harness::pictures::one;
 use harness::world::{Site, serve, set_up};
-use harness::{Plan, World, until};
+use harness::{Plan, World, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
 use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix};
@@ -383,4 +383,36 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
     };
     let refused = serve(settings).await.map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("unencrypted") && !other.exists(), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_by_hand_is_written_down_and_cannot_be_taken_out() {
+    let world = World::start(Plan::default()).await.unwrap();
+    let said = async |words: &[&str]| {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).chain(world.at(0)).collect();
+        let ended = run(world.folder(), &words).await.unwrap();
+        assert!(ended.success, "{words:?}: {}{}", ended.out, ended.err);
+        ended.out
+    };
+    assert!(said(&["audit"]).await.contains("Nothing was done by hand"));
+    said(&["policy", "edge-only"]).await;
+    said(&["policy", "--clear"]).await;
+    // Nobody is there to follow, which it says; it holds all the same.
+    let words: Vec<String> =
+        ["scale", "verifier", "2"].iter().map(|word| (*word).to_owned()).chain(world.at(0)).collect();
+    run(world.folder(), &words).await.unwrap();
+    let site = said(&["audit"]).await;
+    assert!(site.contains("policy set") && site.contains("edge-only") && site.contains("policy clear"), "{site}");
+    assert!(said(&["audit", "--cloud"]).await.contains("verifier: 2"));
+    assert!(said(&["audit", "--verify"]).await.starts_with("2 notes of site-1"));
+    // Nobody takes a note out, and one that is put in by hand shows.
+    let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
+    let stream = async_nats::jetstream::new(client.clone()).get_stream(topology::AUDIT).await.unwrap();
+    stream.delete_message(1).await.unwrap_err();
+    stream.purge().await.unwrap_err();
+    let first = stream.get_raw_message(1).await.unwrap();
+    async_nats::jetstream::new(client).publish(first.subject, first.payload).await.unwrap().await.unwrap();
+    let words: Vec<String> = ["audit", "--verify"].iter().map(|word| (*word).to_owned()).chain(world.at(0)).collect();
+    let ended = run(world.folder(), &words).await.unwrap();
+    assert!(!ended.success && ended.err.contains("does not follow the note before it"), "{}{}", ended.out, ended.err);
 }

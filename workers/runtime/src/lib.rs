@@ -4,6 +4,7 @@
 //! publishes what came of it, and only then acknowledges (invariant 1). [`fault`] says whose fault a
 //! failure is, which decides what becomes of the message.
 
+pub mod audit;
 pub mod beat;
 pub mod clock;
 pub mod drift;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
-use schemas::DeadLetter;
 use schemas::task::HEADER_FILE;
+use schemas::{DeadLetter, SiteName};
 use streams::{Bus, Publisher};
 
 use crate::roles::people;
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 /// How long a message is published again before the command gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,6 +88,7 @@ enum DeadCommand {
 /// Lists, shows or redrives.
 pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "dead").await?;
+    let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
@@ -112,7 +113,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         }
         DeadCommand::Redrive { ids, all, fault } => {
             let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
-            redrive(&bus, &chosen, &place).await
+            let ended = redrive(&bus, &chosen, &place).await;
+            audit::note(&bus, &at, "dead redrive", form::count(chosen.len() as u64, "letter")).await;
+            ended
         }
     }
 }

@@ -12,7 +12,7 @@ use streams::topology::{self, Mend, Place, State};
 use streams::{Bus, NatsSettings, admin, rights};
 
 use crate::settings::Settings;
-use crate::{form, out};
+use crate::{audit, form, out};
 
 /// Folder of a fleet where nobody names one.
 const FOLDER: &str = "tributary-fleet";
@@ -170,7 +170,12 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             let root = fleet.make_root(key.as_deref(), never)?;
             out::line(format_args!("Root {} is good until {}.", root.number, form::time(root.expires_at_ms)))?;
             match reach(&fleet, "operator").await {
-                Some(operator) => note_fleet(&fleet, &operator).await,
+                Some(operator) => {
+                    note_fleet(&fleet, &operator).await?;
+                    let about = format!("number {}, {} never run", fleet.root().number, fleet.root().never.len());
+                    audit::note(&operator, &SiteName::cloud(), "fleet root", about).await;
+                    Ok(())
+                }
                 None => out::line("The hub does not answer here: it offers the root when it is started."),
             }
         }
@@ -227,6 +232,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             ))?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 note_fleet(&fleet, &operator).await?;
+                audit::note(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
             tell_hub(&fleet, false).await
         }
@@ -237,6 +243,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             if let Some(operator) = reach(&fleet, "operator").await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
+                audit::note(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
             }
             Ok(())
         }
@@ -295,6 +302,7 @@ async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::
             anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
         }
     }
+    audit::note(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 

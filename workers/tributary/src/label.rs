@@ -14,7 +14,7 @@ use schemas::{Answer, Label, TaskId, decode, encode};
 use streams::{Publication, Publisher, read, subject, topology};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 const EXAMPLES: &str = "\
 A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
@@ -80,6 +80,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
         let publication = Publication::with_id(subject::label(&here.name, &answer.camera), encode(&label)?, id);
         publisher.publish(&publication).await?;
         labelled += 1;
+    }
+    if labelled > 0 {
+        audit::note(&here.bus, &here.name, "label", form::count(labelled, "task")).await;
     }
     out::line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
     match &unknown[..] {

@@ -1,6 +1,7 @@
 //! The one binary: one file a subcommand, no logic of a role.
 
 mod answers;
+mod audit;
 mod bench_cmd;
 mod config;
 mod dead;
@@ -90,6 +91,7 @@ enum Command {
     Status(status::StatusArgs),
     Tap(tap::TapArgs),
     Dead(dead::DeadArgs),
+    Audit(audit::AuditArgs),
     Policy(policy::PolicyArgs),
     Drift(drift::DriftArgs),
     #[command(name = "hardcases")]
@@ -217,6 +219,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status(args) => status::command(&loaded, &args).await,
         Command::Tap(args) => tap::command(&loaded, &args).await,
         Command::Dead(args) => dead::command(&loaded, args).await,
+        Command::Audit(args) => audit::command(&loaded, &args).await,
         Command::Policy(args) => policy::command(&loaded, &args).await,
         Command::Drift(args) => drift::command(&loaded, &args).await,
         Command::HardCases(args) => hardcases::command(&loaded, &args).await,

@@ -9,7 +9,7 @@ use runtime::settings::Loaded;
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 const EXAMPLES: &str = "\
 Policies:
@@ -59,10 +59,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
         }
         let chosen = Chosen { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
+        audit::note(&site.bus, &site.name, "policy set", format!("{name}")).await;
         return out::line(format_args!("site {}: {name} decides from now on", site.name));
     }
     if args.clear {
         ledger.write(POLICY_NOTE, serde_json::to_string(&None::<Chosen>)?).await?;
+        audit::note(&site.bus, &site.name, "policy clear", "").await;
         return out::line(format_args!("site {}: the settings of each recognizer hold again", site.name));
     }
     let note = ledger.read(POLICY_NOTE).await?;

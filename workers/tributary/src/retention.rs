@@ -12,7 +12,7 @@ use streams::{Blobs, CarryError, subject, topology};
 
 use crate::settings::Settings;
 use crate::site::{self, Site};
-use crate::{form, out};
+use crate::{audit, form, out};
 
 const EXAMPLES: &str = "\
 When the stream of images is fuller than janitor.high_ratio, the janitor lets the oldest answered ones go until it is
@@ -103,6 +103,13 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow:
             }
         }
         read::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
+        audit::note(
+            &site.bus,
+            &site.name,
+            "retention unpin",
+            format!("set {set} of {}", form::count(held.images, "image")),
+        )
+        .await;
         return out::line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
     }
     let kept = look(&site, &loaded.settings, args.dry_run).await?;

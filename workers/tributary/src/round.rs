@@ -9,14 +9,14 @@ use aggregator::settings::AskBy;
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
 use runtime::sign::Key;
-use schemas::{ModelName, ReleaseId, RoundEvent, Terms};
+use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, Terms};
 use serde_json::json;
 use streams::fleet;
 use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{form, out, roles, site};
+use crate::{audit, form, out, roles, site};
 
 const EXAMPLES: &str = "\
 A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
@@ -174,13 +174,14 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     if !terms.sites.is_empty() && terms.quorum as usize > terms.sites.len() {
         bail!("{} updates cannot come of {} sites: lower --quorum", terms.quorum, terms.sites.len());
     }
-    let publisher = Publisher::new(cloud, Duration::from_secs(10));
+    let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
     let key = site::round_key(loaded).map(|path| Key::read(&path)).transpose()?;
     let said = open::say(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
     if !said.map_err(roles::people)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }
+    audit::note(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
     if args.json {
         return out::json(&json!({ "model": name, "round": number, "terms": terms }));
     }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::bail;
 use runtime::settings::Loaded;
 use scaling::{Asked, note};
-use schemas::Beat;
+use schemas::{Beat, SiteName};
 use streams::Bus;
 use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 /// How long it waits for the workers to follow: a session may take some seconds to open.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,6 +65,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
         ledger.write(&note(&args.role), serde_json::to_string(&Some(asked))?).await?;
     } else if args.clear {
         ledger.write(&note(&args.role), serde_json::to_string(&None::<Asked>)?).await?;
+    }
+    if args.replicas.is_some() || args.clear {
+        let at = if args.role == "verifier" { SiteName::cloud() } else { here.name.clone() };
+        let wanted = args.replicas.map_or_else(|| "as the settings say".to_owned(), |replicas| replicas.to_string());
+        audit::note(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
     }
     let asked = ledger.read(&note(&args.role)).await?;
     let asked: Option<Asked> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();

@@ -7,7 +7,7 @@ use streams::topology::{self, Finding, Mend, Place, State};
 
 use crate::settings::Settings;
 use crate::site;
-use crate::{form, out};
+use crate::{audit, form, out};
 
 const EXAMPLES: &str = "\
 Doing it twice is doing it once. `tributary up` does it by itself; a server of your own needs it once, and
@@ -52,12 +52,18 @@ pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Res
         [] => (bus, Place::Site(name), String::new()),
         sites => (here.whole_cloud()?.clone(), Place::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
     };
+    let at = if args.cloud.is_empty() { here.name.clone() } else { SiteName::cloud() };
     let mend = match (args.apply, args.lower) {
         (true, true) => Mend::AndLower,
         (true, false) => Mend::Everything,
         (false, _) => Mend::Missing,
     };
     let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
+    let is_change = |finding: &&Finding| matches!(finding.state, State::Created | State::Updated(_));
+    let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
+    if !changed.is_empty() {
+        audit::note(&bus, &at, "setup", changed.join(", ")).await;
+    }
     print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, State::Refused(_))).count() {
         0 => Ok(()),

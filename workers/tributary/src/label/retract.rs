@@ -20,7 +20,7 @@ use trainer::learned::{self, TracedUpdate, Until};
 use crate::release::stand;
 use crate::settings::Settings;
 use crate::site::Site;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 const EXAMPLES: &str = "\
 Everything said of these images so far stops counting, the publisher's label and the cloud's
@@ -100,6 +100,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::R
     let (known, unknown) = known(&here, wanted, &standing).await?;
     if !args.dry_run {
         publish(&here, args.by.as_ref(), why, &known).await?;
+        let about = format!("{}: {why}", form::count(known.len() as u64, "task"));
+        audit::note(&here.bus, &here.name, "label retract", about).await;
     }
     let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
     let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();

@@ -13,13 +13,13 @@ use rollout::trial::Trial;
 use rollout::{log, oci, package};
 use runtime::clock;
 use runtime::settings::Loaded;
-use schemas::{ModelName, ReleaseId, Rollout, Swap};
+use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
 use serde_json::json;
 use streams::{Blobs, Bus, CarryError, Publisher, Store};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{audit, form, out, site};
 
 /// Makes a release of a folder.
 pub async fn import(
@@ -72,6 +72,7 @@ pub async fn import(
         })
     });
     let decided = decided.await?.context("somebody else imported it just now")?;
+    audit::note(&cloud, &SiteName::cloud(), "release import", format!("{name} {}", release.release.as_str())).await;
     let stage = decided.decision.stage.as_str();
     if json {
         return out::json(&json!({

@@ -8,11 +8,11 @@ use rollout::log;
 use rollout::stage::{self, Refused, Said};
 use runtime::clock;
 use runtime::settings::Loaded;
-use schemas::{ModelName, Release, ReleaseId, Rollout, SiteName};
+use schemas::{Decision, ModelName, Release, ReleaseId, Rollout, SiteName};
 use streams::{CarryError, Publisher};
 
 use crate::settings::Settings;
-use crate::{out, site};
+use crate::{audit, out, site};
 
 const BY: &str = "hand";
 
@@ -147,7 +147,12 @@ async fn decide(
         let now = now.ok_or_else(|| Undecided::Nothing(model.clone()))?;
         decide(now, &history).map(Some)
     });
-    decided.await?.context("nothing was decided")
+    let decided = decided.await?.context("nothing was decided")?;
+    let Decision { stage, release, site, why, .. } = &decided.decision;
+    let at = site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
+    let about = format!("{model} {}{at}: {why}", release.as_str());
+    audit::note(&cloud, &SiteName::cloud(), &format!("release {}", stage.as_str()), about).await;
+    Ok(decided)
 }
 
 fn tell(decided: &Rollout, json: bool) -> anyhow::Result<()> {

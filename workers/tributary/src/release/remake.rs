@@ -25,7 +25,7 @@ use vision::Onnx;
 
 use super::public_set;
 use crate::settings::Settings;
-use crate::{form, out, roles, round, site};
+use crate::{audit, form, out, roles, round, site};
 
 /// Stands for all labels that were taken back at a site.
 const LABELS: &str = "labels";
@@ -203,6 +203,8 @@ async fn offer(
     });
     let decided = decided.await?;
     let is_said = say(&publisher, name, manifest).await?;
+    audit::note(cloud, &SiteName::cloud(), "release remake", format!("{name} {}: {why}", manifest.release.as_str()))
+        .await;
     let now = log::latest(cloud, name).await?;
     let stage = now.as_ref().and_then(|now| stage::stage_of(now, &manifest.release));
     Ok(Offered { stands: stage.map_or("passed over", |stage| stage.as_str()), is_new: is_said || decided.is_some() })

@@ -1,0 +1,112 @@
+//! Who did what by hand. Each place has a stream that takes notes and gives none back, and each note has the digest of the one
+//! before: what is taken out of the middle, or changed, shows.
+
+use schemas::{AuditNote, SiteName, decode, encode};
+use sha2::{Digest, Sha256};
+use streams::read::{self, Record};
+use streams::{Bus, CarryError, publish, subject, topology};
+
+use crate::clock;
+
+/// How often a note is written anew because somebody else's came first.
+const RACES: u32 = 20;
+
+/// Writes down what was done.
+///
+/// # Errors
+/// That the stream does not take it; it was done all the same.
+pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
+    let (slot, about) = (subject::audit(place), about.into());
+    for _ in 0..RACES {
+        let last = read::last(bus, topology::AUDIT, &slot).await?;
+        let previous = last.as_ref().map_or([0; 32], digest);
+        let note = AuditNote {
+            place: place.clone(),
+            at_ms: clock::now_ms(),
+            actor: actor(),
+            action: action.into(),
+            about: about.chars().take(1000).collect(),
+            previous: previous.to_vec(),
+        };
+        let after = last.map_or(0, |last| last.sequence);
+        if publish::append(bus, &slot, encode(&note)?.into(), after).await? {
+            return Ok(());
+        }
+    }
+    Err(CarryError::Outrun { what: format!("the audit of {place}") })
+}
+
+fn digest(record: &Record) -> [u8; 32] {
+    Sha256::digest(&record.payload).into()
+}
+
+/// Who runs this process, as the system knows them.
+fn actor() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let user = user.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
+    let host = nix::unistd::gethostname().map_or_else(|_| "?".into(), |host| host.to_string_lossy().into_owned());
+    format!("{user}@{host}")
+}
+
+/// Where a chain of notes breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Break {
+    /// Sequence of the note that does not follow the one before.
+    pub sequence: u64,
+    /// Why, in words for people.
+    pub why: String,
+}
+
+/// Looks whether each note of a place follows the one before; returns the first that does not. Pure. What the stream dropped
+/// for room at its beginning is no break.
+pub fn find_break(records: &[Record]) -> Option<Break> {
+    let mut before: Option<[u8; 32]> = None;
+    for record in records {
+        let broken = |why: &str| Some(Break { sequence: record.sequence, why: why.into() });
+        let Ok(note) = decode::<AuditNote>(&record.payload) else { return broken("it is no note") };
+        if subject::audit(&note.place) != record.subject {
+            return broken("it is a note of another place");
+        }
+        match before {
+            Some(before) if note.previous != before => return broken("it does not follow the note before it"),
+            None if record.sequence == 1 && note.previous != [0; 32] => return broken("it is not the first"),
+            _ => {}
+        }
+        before = Some(digest(record));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(sequence: u64, about: &str, previous: [u8; 32]) -> Record {
+        let place: SiteName = "reef".parse().unwrap();
+        let (actor, action) = ("a@b".to_owned(), "policy set".to_owned());
+        let note = AuditNote {
+            place: place.clone(),
+            at_ms: 5,
+            actor,
+            action,
+            about: about.into(),
+            previous: previous.to_vec(),
+        };
+        let (subject, payload) = (subject::audit(&place), encode(&note).unwrap().into());
+        Record { subject, sequence, stored_at_ns: 0, headers: Vec::new(), payload }
+    }
+
+    #[test]
+    fn what_was_taken_out_or_changed_shows() {
+        let first = record(1, "one", [0; 32]);
+        let second = record(2, "two", digest(&first));
+        let third = record(3, "three", digest(&second));
+        let all = [first.clone(), second.clone(), third.clone()];
+        assert_eq!(find_break(&all), None);
+        assert_eq!(find_break(&all[1..]), None, "the oldest go for room");
+        assert_eq!(find_break(&[first.clone(), third.clone()]).unwrap().sequence, 3);
+        let changed = record(2, "other", digest(&first));
+        assert_eq!(find_break(&[first, changed, third]).unwrap().sequence, 3);
+        assert_eq!(find_break(&[record(1, "one", [7; 32])]).unwrap().sequence, 1);
+    }
+}

@@ -1,0 +1,87 @@
+//! `tributary audit`: who did what by hand.
+
+use runtime::audit::find_break;
+use runtime::settings::Loaded;
+use schemas::{AuditNote, SiteName, decode};
+use streams::read::{self, Record, Stretch};
+use streams::{Bus, subject, topology};
+
+use crate::settings::Settings;
+use crate::{form, out, site};
+
+const EXAMPLES: &str = "\
+Commands that change something write down who ran them, when, and what they changed: at the site or in the cloud, in a
+stream from which nothing can be deleted. Each note holds the digest of the one before it.
+
+Examples:
+  tributary audit
+  tributary audit --cloud --verify      whether a note was changed or taken out";
+
+/// Show what was done by hand at a site or in the cloud, oldest first.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct AuditArgs {
+    /// Show what was done in the cloud.
+    #[arg(long)]
+    cloud: bool,
+    /// Look whether each note follows the one before; fail where one does not.
+    #[arg(long)]
+    verify: bool,
+    /// Print JSON, one note a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows or verifies.
+pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
+    let (bus, place) = match args.cloud {
+        true => (site::cloud(loaded, "audit").await?, SiteName::cloud()),
+        false => {
+            let site = site::open(loaded, "audit").await?;
+            (site.bus, site.name)
+        }
+    };
+    let records = read(&bus, &place).await?;
+    if args.verify {
+        if let Some(broken) = find_break(&records) {
+            anyhow::bail!("note {} of {place} is not as it was written: {}", broken.sequence, broken.why);
+        }
+        return out::line(format_args!(
+            "{} of {place}, each follows the one before",
+            form::count(records.len() as u64, "note")
+        ));
+    }
+    let notes = records.iter().filter_map(|record| decode::<AuditNote>(&record.payload).ok());
+    if args.json {
+        return notes.into_iter().try_for_each(|note| {
+            let AuditNote { place, at_ms, actor, action, about, .. } = note;
+            out::line(
+                serde_json::json!({ "place": place, "at_ms": at_ms, "actor": actor, "action": action, "about": about }),
+            )
+        });
+    }
+    let rows: Vec<Vec<String>> =
+        notes.map(|note| vec![form::time(note.at_ms), note.actor, note.action, note.about]).collect();
+    match rows.is_empty() {
+        true => out::line(format_args!("Nothing was done by hand at {place} yet.")),
+        false => out::line(form::table(&["when", "who", "what", "about"], &rows)),
+    }
+}
+
+async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<Record>> {
+    let level = read::level(bus, topology::AUDIT).await?;
+    let mut records = Vec::new();
+    if level.messages > 0 {
+        let subjects = vec![subject::audit(place)];
+        let all = Stretch { subjects, ..Stretch::default() };
+        read::stretch(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
+    }
+    Ok(records)
+}
+
+/// Writes down what a command did. It is done already: where that cannot be written, it is said.
+pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
+    if let Err(error) = runtime::audit::note(bus, place, action, about).await {
+        tracing::warn!(action, error = runtime::fault::chain(&error), "done, and not written into the audit");
+    }
+}
