@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::client::FlushErrorKind;
@@ -293,8 +294,17 @@ fn read_seed(path: &Path) -> Result<String, CarryError> {
     }
 }
 
+/// Whether servers are being stopped by this very process.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// From now on, or not any more, this process stops its own servers: that connections end is no news.
+pub fn expect_end(is_ending: bool) {
+    IS_ENDING.store(is_ending, Ordering::Relaxed);
+}
+
 fn log(event: Event) {
     match event {
+        Event::Disconnected if IS_ENDING.load(Ordering::Relaxed) => tracing::debug!("disconnected, as was to be"),
         Event::Connected => tracing::info!("connected"),
         Event::Disconnected => tracing::warn!("disconnected, trying again"),
         Event::ServerError(error) => tracing::warn!(%error, "server refused something"),

@@ -627,27 +627,33 @@ fn configuration(
             ));
             lines.push(format!("include {ACCOUNTS}"));
         }
-        Leaf::Of(_) | Leaf::OfFleet(_) => {
-            let remote = match &settings.leaf {
-                Leaf::OfFleet(leaf) => format!(
-                    "url: {}, account: LINK, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
-                    quoted(&leaf.hub),
-                    quoted(leaf.seed.reveal()),
-                    quoted(&leaf.authority.display().to_string())
-                ),
-                Leaf::Of(hub) => format!("url: {}, account: LINK", quoted(hub)),
-                _ => String::new(),
-            };
-            let link = format!("{{ user: {LINK_USER}, password: {} }}", quoted(&passwords.link));
-            lines.push(format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote} }} ] }}"));
-            lines.push(format!("accounts {{\n{}\n  LINK: {{ users: [ {link} ] }}\n}}", account("SITE", &[own])));
-            lines.push("no_auth_user: own".into());
+        Leaf::Of(hub) => {
+            lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &account("SITE", &[own])))
+        }
+        Leaf::OfFleet(leaf) => {
+            let remote = format!(
+                "url: {}, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
+                quoted(&leaf.hub),
+                quoted(leaf.seed.reveal()),
+                quoted(&leaf.authority.display().to_string())
+            );
+            lines.extend(leaf_lines(&remote, passwords, &account("SITE", &[own])));
         }
     }
     if let Some(address) = ports.mqtt {
         lines.push(format!("mqtt {{ listen: \"{address}\" }}"));
     }
     lines.join("\n") + "\n"
+}
+
+/// What makes a server a site's: the link ends in an account that has no JetStream.
+fn leaf_lines(remote: &str, passwords: &Passwords, site: &str) -> [String; 3] {
+    let password = &passwords.link;
+    [
+        format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote}, account: LINK }} ] }}"),
+        format!("accounts {{\n{site}\n  LINK: {{ users: [ {{ user: {LINK_USER}, password: \"{password}\" }} ] }}\n}}"),
+        "no_auth_user: own".into(),
+    ]
 }
 
 /// What a server holds for a stream ahead of its disk: 32 of the largest images. Beyond it a message is dropped, and only a

@@ -98,6 +98,7 @@ impl Up {
             first = first.and(ended);
         }
         Running::remove(&self.store);
+        streams::connect::expect_end(true);
         tokio::task::spawn_blocking(move || drop((self._sites, self._cloud))).await?;
         first
     }
@@ -105,6 +106,7 @@ impl Up {
 
 /// Starts everything and returns when it takes work.
 pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) -> anyhow::Result<Up> {
+    streams::connect::expect_end(false);
     runtime::metrics::expect_roles(usize::MAX);
     let mut settings = settings.clone();
     let member = Membership::find(&settings.up.store)?;
