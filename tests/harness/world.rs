@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use fleet::{Fleet, HubAddress};
 use nix::sys::signal::Signal;
 use schemas::SiteName;
-use streams::server::{Durability, LINK_USER, Leaf, Server, ServerSettings};
+use streams::rights;
+use streams::server::{Durability, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::bare::free_ports;
 use crate::pictures::{HEAVY, INITIAL, LIGHT};
 use crate::program::{Ended, Worker, fixture, run};
 use crate::proxy::Proxy;
@@ -30,6 +33,8 @@ pub struct Plan {
     /// How many sites, with a server each, joined to a hub through a link that can be cut; 0 is one
     /// site and the cloud on one server.
     pub leaves: usize,
+    /// Whether hub and sites are those of a fleet: encrypted links, a key for each site and role.
+    pub fleet: bool,
     /// When a stored message is on the disk.
     pub durability: Durability,
     /// How much the streams hold, and how long a message may be held.
@@ -46,6 +51,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             leaves: 0,
+            fleet: false,
             durability: Durability::PowerSafe,
             streams: StreamSettings { ack_wait_s: 2, ..StreamSettings::default() },
             stores: None,
@@ -108,6 +114,7 @@ pub struct World {
     /// What workers that are started from now on find in their environment.
     pub environment: Vec<(String, String)>,
     plan: Plan,
+    fleet: Option<Fleet>,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
 }
@@ -133,6 +140,7 @@ impl World {
             leaf,
         };
         let mut sites = Vec::new();
+        let mut fleet = None;
         let (hub, cloud) = if plan.leaves == 0 {
             let name = SiteName::first();
             let alone = ServerSettings { port: plan.port, ..settings("site", None, Leaf::Alone) };
@@ -143,11 +151,41 @@ impl World {
         } else {
             let names: Vec<SiteName> =
                 (1..=plan.leaves).map(|number| format!("site-{number}").parse()).collect::<Result<_, _>>()?;
-            let hub = serve(settings(CLOUD, Some(CLOUD), Leaf::Hub(names.clone()))).await?;
-            let cloud = set_up(&hub, &Place::Cloud(names.clone()), &plan.streams).await?;
-            for name in names {
+            let (leaf, port) = match plan.fleet {
+                true => {
+                    let made = make_fleet(&folder.path().join("fleet"))?;
+                    let hub = FleetHub {
+                        leaf_port: made.hub().leaf_port,
+                        certificate: made.certificate_file(),
+                        key: made.key_file(),
+                        accounts: made.accounts_file(),
+                    };
+                    let port = made.hub().client_port;
+                    fleet = Some(made);
+                    (Leaf::HubOfFleet(hub), port)
+                }
+                false => (Leaf::Hub(names.clone()), 0),
+            };
+            let mut members = Vec::new();
+            if let Some(fleet) = &mut fleet {
+                for name in &names {
+                    members.push(fleet.add_site(name)?);
+                }
+            }
+            let hub = serve(ServerSettings { port, ..settings(CLOUD, Some(CLOUD), leaf) }).await?;
+            let login = fleet.as_ref().map(|fleet| role(fleet, "operator")).unwrap_or_default();
+            let nats = NatsSettings { url: hub.url(), ..login };
+            let cloud = set_up_with(&hub, nats, &Place::Cloud(names.clone()), &plan.streams).await?;
+            for (number, name) in names.into_iter().enumerate() {
                 let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port()))).await?;
-                let leaf = Leaf::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?);
+                let leaf = match (&fleet, members.get(number)) {
+                    (Some(fleet), Some(member)) => Leaf::OfFleet(FleetLeaf {
+                        hub: format!("tls://127.0.0.1:{}", link.port()),
+                        authority: fleet.authority_file(),
+                        seed: member.leaf_seed.clone().into(),
+                    }),
+                    _ => Leaf::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?),
+                };
                 let server = serve(settings(name.as_str(), Some(name.as_str()), leaf)).await?;
                 let bus = set_up(&server, &Place::Site(name.clone()), &plan.streams).await?;
                 sites.push(Site { name, server, link: Some(link), bus });
@@ -155,7 +193,7 @@ impl World {
             (Some(hub), cloud)
         };
         let (workers, environment) = (BTreeMap::new(), Vec::new());
-        Ok(Self { workers, sites, hub, cloud, environment, plan, folder, _permit: permit })
+        Ok(Self { workers, sites, hub, cloud, environment, plan, fleet, folder, _permit: permit })
     }
 
     /// Starts the servers, and one worker of every role and site.
@@ -243,7 +281,8 @@ impl World {
         let url = self.cloud_url();
         let work = format!("verifier.work={}", self.folder().join(format!("releases-{name}")).display());
         let one = "verifier.infer.replicas=1".to_owned();
-        let more = ["--model".into(), model, "--set".into(), one, "--set".into(), work];
+        let mut more = vec!["--model".into(), model, "--set".into(), one, "--set".into(), work];
+        more.extend(self.login("verifier"));
         let arguments = self.arguments("verifier", &url, &more);
         self.start_worker(name, &arguments)
     }
@@ -291,6 +330,15 @@ impl World {
             anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
         }
         Ok(())
+    }
+
+    /// The options by which the cloud knows a role, where it asks.
+    fn login(&self, name: &str) -> Vec<String> {
+        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let NatsSettings { ca, nkey, inbox, .. } = role(fleet, name);
+        let path = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+        let pairs = [("ca", path(ca)), ("nkey", path(nkey)), ("inbox", inbox.unwrap_or_default())];
+        pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
     }
 
     /// The address of the cloud's server.
@@ -381,9 +429,35 @@ pub async fn serve(settings: ServerSettings) -> anyhow::Result<Server> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
+/// A fleet whose hub is this machine.
+fn make_fleet(folder: &Path) -> anyhow::Result<Fleet> {
+    let [leaf_port, client_port] = free_ports()?;
+    Ok(Fleet::init(folder, HubAddress { host: "127.0.0.1".into(), leaf_port, client_port })?)
+}
+
+/// How a role of a fleet is known to its hub.
+fn role(fleet: &Fleet, name: &str) -> NatsSettings {
+    NatsSettings {
+        ca: Some(fleet.authority_file()),
+        nkey: Some(fleet.role_file(name)),
+        inbox: Some(rights::role_inbox(name)),
+        ..NatsSettings::default()
+    }
+}
+
 /// Connects to a server and creates what its place wants.
 pub async fn set_up(server: &Server, place: &Place, streams: &StreamSettings) -> anyhow::Result<Bus> {
-    let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await?;
+    let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
+    set_up_with(server, nats, place, streams).await
+}
+
+async fn set_up_with(
+    server: &Server,
+    nats: NatsSettings,
+    place: &Place,
+    streams: &StreamSettings,
+) -> anyhow::Result<Bus> {
+    let bus = Bus::connect(&nats, "test").await?;
     for finding in topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await? {
         anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
     }

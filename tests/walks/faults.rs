@@ -68,6 +68,34 @@ async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links_and_the_hub_die() {
+    let seed = seed(20265);
+    let mut world = World::whole(Plan { fleet: true, ..Plan::leaves(2) }).await.unwrap();
+    let oracles: Vec<Oracle> = (0..2)
+        .map(|site| Oracle::new(seed + site, &world.site(site as usize).name, world.bus(site as usize)).unwrap())
+        .collect();
+    let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
+    for (number, fault) in fault::plan(seed, 12, &WORKERS, true).iter().enumerate() {
+        let suffered = world.suffer(fault).await;
+        suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    for (oracle, pouring) in oracles.iter().zip(pouring) {
+        oracle.enough();
+        pouring.await.unwrap().unwrap();
+        let judgement = oracle.judge(&world.cloud, SETTLING).await.unwrap();
+        println!("{judgement}");
+        if let Err(error) = judgement.verdict() {
+            panic!("{error:#}\n{}", world.last_words());
+        }
+    }
+    // The roles did everything with the rights they have.
+    let log = std::fs::read_to_string(world.folder().join("cloud/nats-server.log")).unwrap();
+    let denied: Vec<&str> = log.lines().filter(|line| line.contains("Violation")).collect();
+    assert!(denied.is_empty(), "{denied:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlines_pass() {
     const POLICIES: [&str; 6] = ["cloud-only", "paper", "random", "earliest-finish", "hard-example", "edge-only"];
     let seed = seed(20264);
