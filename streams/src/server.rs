@@ -29,6 +29,8 @@ pub const PINNED: &str = "2.15.1";
 
 /// The configuration in a server's store.
 const CONFIGURATION: &str = "nats-server.conf";
+/// A file that says that a store is encrypted.
+const ENCRYPTED: &str = "encrypted";
 /// Accounts of a fleet's hub, in its store.
 const ACCOUNTS: &str = "accounts.conf";
 /// The log in a server's store; its times are UTC.
@@ -80,6 +82,12 @@ pub enum ServerError {
         store: PathBuf,
         /// The key that is not there.
         key: PathBuf,
+    },
+    /// What is there is encrypted.
+    #[error("what {store} holds is encrypted: name the file of its key with up.encryption_key", store = store.display())]
+    Encrypted {
+        /// The store.
+        store: PathBuf,
     },
     /// It did not come up.
     #[error("nats-server did not start: {why} (its log: {log})")]
@@ -271,6 +279,9 @@ impl Server {
             let accounts = hub.accounts.canonicalize().map_err(written(&hub.accounts))?;
             let _absent = fs::remove_file(&link);
             std::os::unix::fs::symlink(accounts, &link).map_err(written(&link))?;
+        }
+        if settings.encryption_key.is_none() && store.join(ENCRYPTED).exists() {
+            return Err(ServerError::Encrypted { store });
         }
         let encryption = settings.encryption_key.as_deref().map(|path| encryption(path, &store)).transpose()?;
         let passwords = Passwords::new(&settings.leaf).map_err(written(&store))?;
@@ -554,6 +565,8 @@ fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
     if key.len() < 16 || !key.chars().all(|c| c.is_ascii_alphanumeric()) {
         return Err(failed(std::io::Error::other("it holds no key: 16 or more letters and digits")));
     }
+    // For whoever starts it without the key: the server alone would only say that it can recover nothing.
+    write_private(&store.join(ENCRYPTED), "").map_err(failed)?;
     Ok(format!("  cipher: chachapoly, key: \"{key}\""))
 }
 

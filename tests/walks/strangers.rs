@@ -338,6 +338,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         })
     }
     let folder = tempfile::tempdir().unwrap();
+    let mut settings_of_last = None;
     for encrypted in [false, true] {
         let store = folder.path().join(format!("store-{encrypted}"));
         let key = folder.path().join("store.key");
@@ -360,11 +361,20 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         publish(&bus, &"site-1".parse().unwrap(), SECRET, &[]).await;
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
         assert_eq!(holds(&store), !encrypted, "encrypted: {encrypted}");
+        settings_of_last = Some(settings.clone());
         let server = serve(settings).await.unwrap();
         let again = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
         assert_eq!(read::at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     }
+    // Without its key a store is not begun anew, and not touched.
+    let without = ServerSettings {
+        store: folder.path().join("store-true"),
+        encryption_key: None,
+        ..settings_of_last.expect("the loop ran")
+    };
+    let refused = serve(without).await.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("up.encryption_key"), "{refused}");
     // A store in the clear is not mistaken for one with a key.
     let store = folder.path().join("store-false");
     let other = folder.path().join("other.key");
