@@ -146,17 +146,19 @@ fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
     out::line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
 }
 
-/// A folder with an index alone: it names the pictures where they are.
+/// A folder with an index and links: an index names what lies in its folder, and the pictures stay where they are.
 fn public(divided: &Divided, folder: &Path) -> anyhow::Result<PathBuf> {
     let index = folder.join("index.csv");
     let written = || format!("{} cannot be written", index.display());
     std::fs::create_dir_all(folder).with_context(written)?;
     let mut rows = csv::Writer::from_path(&index).with_context(written)?;
     rows.write_record(["file", "label"])?;
-    for picture in &divided.public {
+    for (number, picture) in divided.public.iter().enumerate() {
         let path = std::fs::canonicalize(&picture.path)
             .with_context(|| format!("{} cannot be read", picture.path.display()))?;
-        rows.write_record([path.to_string_lossy().as_ref(), &picture.label])?;
+        let name = number.to_string();
+        std::os::unix::fs::symlink(path, folder.join(&name)).with_context(written)?;
+        rows.write_record([name.as_str(), &picture.label])?;
     }
     rows.flush().with_context(written)?;
     Ok(folder.to_owned())
