@@ -37,7 +37,7 @@ pub struct Blobs {
 
 /// What a bucket says of one object.
 #[derive(Deserialize)]
-struct Described {
+struct ObjectDescription {
     #[serde(default)]
     size: u64,
     #[serde(default)]
@@ -45,11 +45,11 @@ struct Described {
     #[serde(default)]
     deleted: bool,
     #[serde(default)]
-    options: Option<DescribedOptions>,
+    options: Option<ObjectOptions>,
 }
 
 #[derive(Deserialize)]
-struct DescribedOptions {
+struct ObjectOptions {
     #[serde(default)]
     link: Option<serde::de::IgnoredAny>,
 }
@@ -108,10 +108,10 @@ impl Blobs {
     }
 
     /// What the bucket says of a blob; absent where it was never there or was removed.
-    async fn described(&self, blob: &BlobRef) -> Result<Option<Described>, CarryError> {
+    async fn described(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
         let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&blob.key));
         let Some(record) = read::last(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
-        let described: Described = serde_json::from_slice(&record.payload)
+        let described: ObjectDescription = serde_json::from_slice(&record.payload)
             .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
         Ok(Some(described).filter(|described| !described.deleted))
     }

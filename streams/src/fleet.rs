@@ -56,20 +56,22 @@ impl Fleet {
 /// The workers that gave a sign of life lately, by role and worker. A beat counts only under its own name, and only where its
 /// numbers are such as a worker says ([`Beat::check`]).
 pub async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
+    let prefix = format!("$KV.{FLEET}.");
     let question =
         json!({ "multi_last": [format!("$KV.{FLEET}.>")], "batch": MOST_BEATS, "max_bytes": MOST_BEATS_BYTES });
     let records = direct::ask(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
     let beats = records.iter().filter(|record| record.header("KV-Operation").is_none());
-    let mut beats: Vec<Beat> = beats.filter_map(|record| read_beat(&record.subject, &record.payload)).collect();
+    let mut beats: Vec<Beat> =
+        beats.filter_map(|record| read_beat(record.subject.strip_prefix(&prefix)?, &record.payload)).collect();
     beats.sort_by(|a, b| (&a.role, &a.worker).cmp(&(&b.role, &b.worker)));
     Ok(beats)
 }
 
-/// The beat under a subject or key, if it is one and of whom the subject says.
-fn read_beat(subject: &str, payload: &[u8]) -> Option<Beat> {
+/// The beat under a key of the bucket, if it is one and of whom the key says.
+fn read_beat(key: &str, payload: &[u8]) -> Option<Beat> {
     let beat = decode::<Beat>(payload).ok()?;
-    let named = subject.ends_with(&format!("{}.{}", beat.role, beat.worker));
-    (named && beat.check().is_ok()).then_some(beat)
+    let is_own = key == format!("{}.{}", beat.role, beat.worker);
+    (is_own && beat.check().is_ok()).then_some(beat)
 }
 
 /// A cloud's note about a site, read and written from there: no more is asked for than that one note.

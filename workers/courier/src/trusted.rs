@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use runtime::trust::{self, Told};
+use runtime::trust::{self, Instruction};
 use runtime::{Fault, Shutdown, clock};
 use schemas::{FaultNote, Root};
 use streams::fleet::{Ledger, NoteAfar};
@@ -47,7 +47,7 @@ impl Trusted {
     ///
     /// # Errors
     /// Why not, by name.
-    pub fn check<T: Told>(&self, told: &T) -> Result<(), Fault> {
+    pub fn check<T: Instruction>(&self, told: &T) -> Result<(), Fault> {
         let Some(root) = &self.0 else { return Ok(()) };
         let root = root.read().unwrap_or_else(PoisonError::into_inner);
         trust::check(told, &root, clock::now_ms()).map_err(|distrust| {

@@ -80,7 +80,7 @@ struct State {
 
 /// A key or certificate and when it ends.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Dated {
+pub struct CalendarEntry {
     /// What it is.
     pub what: String,
     /// When it ends, milliseconds since the epoch; absent for what does not end by itself.
@@ -319,32 +319,32 @@ impl Fleet {
     }
 
     /// Everything that ends, or could be renewed, soonest first.
-    pub fn calendar(&self) -> Vec<Dated> {
+    pub fn calendar(&self) -> Vec<CalendarEntry> {
         let State { authority_ends_at_ms, certificate_ends_at_ms, .. } = self.state;
         let mut all = vec![
-            Dated {
+            CalendarEntry {
                 what: "certificate of the hub".into(),
                 ends_at_ms: Some(certificate_ends_at_ms),
                 renewed_by: "tributary fleet renew".into(),
             },
-            Dated {
+            CalendarEntry {
                 what: "certificate authority".into(),
                 ends_at_ms: Some(authority_ends_at_ms),
                 renewed_by: "a new fleet, to which each site is added again".into(),
             },
         ];
-        all.push(Dated {
+        all.push(CalendarEntry {
             what: "root: whom sites obey".into(),
             ends_at_ms: Some(self.state.root.expires_at_ms),
             renewed_by: "tributary fleet root".into(),
         });
         all.sort_by_key(|dated| dated.ends_at_ms);
-        all.extend(self.state.sites.keys().map(|site| Dated {
+        all.extend(self.state.sites.keys().map(|site| CalendarEntry {
             what: format!("keys of site {site}"),
             ends_at_ms: None,
             renewed_by: format!("tributary site rotate {site}"),
         }));
-        all.extend(self.state.roles.keys().map(|role| Dated {
+        all.extend(self.state.roles.keys().map(|role| CalendarEntry {
             what: format!("key of role {role}"),
             ends_at_ms: None,
             renewed_by: "a new fleet".into(),

@@ -8,6 +8,6 @@ mod error;
 mod membership;
 
 pub use certificate::{RENEW_WITHIN_DAYS, days_left};
-pub use directory::{Dated, Fleet, HubAddress, Member, ROLES};
+pub use directory::{CalendarEntry, Fleet, HubAddress, Member, ROLES};
 pub use error::FleetError;
 pub use membership::Membership;

@@ -50,7 +50,7 @@ fn actor() -> String {
 
 /// Where a chain of notes breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Break {
+pub struct ChainBreak {
     /// Sequence of the note that does not follow the one before.
     pub sequence: u64,
     /// Why, in words for people.
@@ -59,10 +59,10 @@ pub struct Break {
 
 /// Looks whether each note of a place follows the one before; returns the first that does not. Pure. What the stream dropped
 /// for room at its beginning is no break.
-pub fn find_break(records: &[Record]) -> Option<Break> {
+pub fn find_break(records: &[Record]) -> Option<ChainBreak> {
     let mut before: Option<[u8; 32]> = None;
     for record in records {
-        let broken = |why: &str| Some(Break { sequence: record.sequence, why: why.into() });
+        let broken = |why: &str| Some(ChainBreak { sequence: record.sequence, why: why.into() });
         let Ok(note) = decode::<AuditNote>(&record.payload) else { return broken("it is no note") };
         if subject::audit(&note.place) != record.subject {
             return broken("it is a note of another place");

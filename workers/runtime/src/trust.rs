@@ -94,7 +94,7 @@ fn is_signed_by(root: &Root, keys: &[String]) -> Result<(), Distrust> {
 }
 
 /// Something that a site is told to do.
-pub trait Told: schemas::Message + Clone {
+pub trait Instruction: schemas::Message + Clone {
     /// Its signature.
     fn signature(&self) -> Option<&Signature>;
     /// The same with another one.
@@ -105,7 +105,7 @@ pub trait Told: schemas::Message + Clone {
     fn release(&self) -> Option<&ReleaseId>;
 }
 
-impl Told for Order {
+impl Instruction for Order {
     fn signature(&self) -> Option<&Signature> {
         self.signature.as_ref()
     }
@@ -123,7 +123,7 @@ impl Told for Order {
     }
 }
 
-impl Told for Round {
+impl Instruction for Round {
     fn signature(&self) -> Option<&Signature> {
         self.signature.as_ref()
     }
@@ -142,7 +142,7 @@ impl Told for Round {
 }
 
 /// Signs what a site is told, until a month from now.
-pub fn sign<T: Told>(told: T, key: &Key, now_ms: u64) -> Result<T, CodecError> {
+pub fn sign<T: Instruction>(told: T, key: &Key, now_ms: u64) -> Result<T, CodecError> {
     let unsigned = Signature { key: key.public(), expires_at_ms: now_ms.saturating_add(HOLDS_MS), bytes: Vec::new() };
     let told = told.with(Some(unsigned.clone()));
     let bytes = key.sign(&encode(&told)?);
@@ -150,7 +150,7 @@ pub fn sign<T: Told>(told: T, key: &Key, now_ms: u64) -> Result<T, CodecError> {
 }
 
 /// Whether a site obeys.
-pub fn check<T: Told>(told: &T, root: &Root, now_ms: u64) -> Result<(), Distrust> {
+pub fn check<T: Instruction>(told: &T, root: &Root, now_ms: u64) -> Result<(), Distrust> {
     let signature = told.signature().ok_or(Distrust::Unsigned)?;
     if root.expires_at_ms <= now_ms {
         return Err(Distrust::RootOver(root.expires_at_ms));

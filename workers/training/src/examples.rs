@@ -127,7 +127,7 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<Row>, TrainError> {
         let hard = hard.map(field).as_deref() == Some("true");
         let named = Path::new(row.get(file).unwrap_or_default());
         let inside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        // Named by its place in the folder: whoever wrote the index is not always whoever trains: it leads to nothing else of theirs, and to no pipe that never ends.
+        // An index may come from somebody else: it names files of its own folder, and no pipe that never ends.
         if !inside || !folder.join(named).metadata().map_or(true, |metadata| metadata.is_file()) {
             let why = if inside { "is no file" } else { "lies outside the folder" };
             return Err(wrong(format!("names {}, which {why}", named.display())));
