@@ -341,7 +341,7 @@ pub fn without_credentials(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{Durability, Leaf, Server, ServerSettings};
+    use crate::server::{Durability, Entry, Leaf, Server, ServerSettings};
 
     #[test]
     fn credentials_are_not_shown() {
@@ -371,6 +371,8 @@ mod tests {
             durability: Durability::Fast,
             max_store_bytes: 1 << 30,
             leaf: Leaf::Alone,
+            site: None,
+            entry: Entry::default(),
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let settings = NatsSettings { url: server.url(), ..NatsSettings::default() };

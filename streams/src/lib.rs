@@ -1,12 +1,13 @@
 //! How it is carried: the one crate that names the clients of the broker and of object stores.
 //!
-//! Reading order: [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
+//! Reading order: [`table`], [`subject`] and [`topology`] say what exists, [`connect`] reaches it, [`publish`],
 //! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
 //! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
 
 pub mod admin;
 pub mod batch;
 pub mod blobs;
+pub mod cameras;
 pub mod checkup;
 pub mod connect;
 mod direct;
@@ -23,6 +24,7 @@ pub mod server;
 pub mod store;
 pub mod subject;
 pub mod sweep;
+pub mod table;
 pub mod tap;
 pub mod topology;
 

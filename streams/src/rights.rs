@@ -1,11 +1,13 @@
 //! Who may do what on a server: what a user may publish and hear, as the server's own permissions say it. Made of the
 //! subjects and names of this crate, so that a right never speaks of something that does not exist.
 
-use schemas::SiteName;
+use schemas::{CameraName, SiteName};
 
+use crate::table::{Role, published_by};
 use crate::topology::{
-    CLOUD_BLOBS, FLEET, LEDGER, ORDERS, UPDATES, VERDICTS, VERIFIER, VERIFY, orders_durable, rounds_durable,
-    sent_blobs, verdicts_durable,
+    ADVISORIES, ANSWERS, BLOBS, CLOUD_BLOBS, FLEET, HARDCASES, IMAGES, LABELS, LEARNED, LEDGER, ORDERS, OUTBOX,
+    RELEASES, ROUNDS, SWAPS, UPDATES, VERDICTS, VERIFIER, VERIFY, learner_durable, orders_durable, promises_durable,
+    recognizer_durable, rounds_durable, sent_blobs, verdicts_durable,
 };
 
 /// The JetStream domain of the cloud where nobody chose another.
@@ -16,6 +18,8 @@ pub const CLOUD_DOMAIN: &str = "cloud";
 pub struct Rights {
     /// Subjects it may publish on.
     pub publish: Vec<String>,
+    /// Subjects among these on which it may not publish all the same.
+    pub never: Vec<String>,
     /// Subjects it may hear.
     pub subscribe: Vec<String>,
 }
@@ -25,16 +29,22 @@ impl Rights {
     /// to every site. It is what its courier does, and no more: nothing here makes, changes, purges or reads a stream as a
     /// whole, and nothing names another site.
     pub fn of_site_in_cloud(site: &SiteName, domain: &str) -> Self {
-        let api = |rest: String| format!("$JS.{domain}.API.{rest}");
+        let mark = format!("$KV.{LEDGER}.{}", mark_key(site));
+        let api = format!("$JS.{domain}.API");
+        let mut rights = Self::of_site_behind(site, &api);
+        rights.publish.push(format!("{api}.{mark}"));
+        rights
+    }
+
+    /// The same, where questions to the cloud's JetStream begin with `api`.
+    fn of_site_behind(site: &SiteName, api: &str) -> Self {
+        let api = |rest: String| format!("{api}.{rest}");
         let sent = sent_blobs(site);
         let mark = format!("$KV.{LEDGER}.{}", mark_key(site));
         let durables =
             [(VERDICTS, verdicts_durable(site)), (UPDATES, rounds_durable(site)), (ORDERS, orders_durable(site))];
-        let mut publish = vec![
-            format!("verify.*.{site}.*"),
-            format!("hardcase.{site}"),
-            format!("update.*.*.{site}"),
-            format!("swap.{site}.*.*"),
+        let mut publish = published_by(Role::Site, Some(site));
+        publish.extend([
             // Large images and weights, in a bucket of its own.
             format!("$O.{sent}.C.*"),
             format!("$O.{sent}.M.*"),
@@ -50,53 +60,116 @@ impl Rights {
             api(format!("DIRECT.GET.KV_{FLEET}")),
             // The mark by which it finds another site of its name.
             api(format!("DIRECT.GET.KV_{LEDGER}.{mark}")),
-            api(mark.clone()),
             // Whom it obeys.
             api(format!("DIRECT.GET.KV_{LEDGER}.$KV.{LEDGER}.{ROOT_KEY}")),
-        ];
+        ]);
         for (stream, durable) in durables {
             publish.push(api(format!("CONSUMER.INFO.{stream}.{durable}")));
             publish.push(api(format!("CONSUMER.MSG.NEXT.{stream}.{durable}")));
             publish.push(format!("$JS.ACK.{stream}.{durable}.>"));
         }
-        Self { publish, subscribe: vec![format!("{}.>", inbox_prefix(site))] }
+        Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", inbox_prefix(site))] }
+    }
+
+    /// What a worker may do at its site. `is_alone`: site and cloud share the server, so a courier has there what a site has
+    /// in the cloud.
+    pub fn of_role_at_site(role: Role, site: &SiteName, is_alone: bool) -> Option<Self> {
+        let duties = duties_at_site(role, site)?;
+        let mut publish = published_by(role, Some(site));
+        publish.extend(
+            [
+                "INFO",
+                "STREAM.INFO.*",
+                "STREAM.NAMES",
+                "CONSUMER.INFO.*.*",
+                "CONSUMER.LIST.*",
+                "STREAM.MSG.DELETE.ADVISORIES",
+            ]
+            .map(|verb| format!("$JS.API.{verb}")),
+        );
+        // How deliveries of the client's own watches are paced.
+        publish.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
+        publish.extend([format!("$KV.{FLEET}.{}.*", role.as_str()), format!("$KV.{LEDGER}.*")]);
+        publish.extend(duties.notes.iter().map(|key| format!("$KV.{LEDGER}.{key}")));
+        for stream in [format!("KV_{FLEET}"), format!("KV_{LEDGER}")] {
+            publish.extend(reads(&stream));
+        }
+        publish.extend(looks(ADVISORIES));
+        publish.extend(duties.reads.iter().flat_map(|stream| reads(stream)));
+        publish.extend(duties.looks.iter().flat_map(|stream| looks(stream)));
+        for (stream, durable) in &duties.takes {
+            publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"));
+            publish.push(format!("$JS.ACK.{stream}.{durable}.>"));
+        }
+        publish.extend(duties.deletes.iter().map(|stream| format!("$JS.API.STREAM.MSG.DELETE.{stream}")));
+        publish.extend(duties.purges.iter().map(|stream| format!("$JS.API.STREAM.PURGE.{stream}")));
+        if duties.stores_blobs {
+            // An upload of the same name takes the place of the one before.
+            publish.extend([format!("$O.{BLOBS}.C.*"), format!("$O.{BLOBS}.M.*")]);
+            publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{BLOBS}"));
+        }
+        let mut subscribe = vec![format!("{}.>", role_inbox(role.as_str()))];
+        subscribe.extend(duties.hears);
+        if is_alone && matches!(role, Role::Courier | Role::Janitor) {
+            publish.extend(Self::of_site_behind(site, "$JS.API").publish);
+        }
+        publish.sort();
+        publish.dedup();
+        // What a person decides is not for workers to write, and whom the site obeys is for its courier alone.
+        let couriers = COURIERS_NOTES.iter().filter(|_| role != Role::Courier);
+        let never = OPERATORS_NOTES.iter().chain(couriers).map(|key| format!("$KV.{LEDGER}.{key}")).collect();
+        Some(Self { publish, never, subscribe })
+    }
+
+    /// What a camera may do: publish images under its own name, and hear whether they were stored.
+    pub fn of_camera(site: &SiteName, camera: &CameraName) -> Self {
+        let publish = vec![crate::subject::image(site, camera)];
+        Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", role_inbox(camera.as_str()))] }
     }
 
     /// What a role may do in the cloud; `None` for whoever may do everything there. Roles read what is in the cloud, make
     /// consumers of their own, and publish what is theirs to say; none makes, changes, purges or deletes a stream.
-    pub fn of_role_in_cloud(role: &str) -> Option<Self> {
-        let own: &[&str] = match role {
-            "verifier" => &["verdict.*.*", "hardcase.*", "dead.verify.*.*", "swap.cloud.*.*"],
-            "aggregator" => &["round.*.*.*", "release.*.*", "dead.updates.*.*", "$O.cloud-blobs.>"],
-            "releaser" => &["release.*.*", "order.*.*", "$O.cloud-blobs.>"],
+    pub fn of_role_in_cloud(role: Role) -> Option<Self> {
+        let (read, taken, deleted): (&[&str], &[(&str, &str)], &[&str]) = match role {
+            // Requests that came back after they were acknowledged are deleted.
+            Role::Verifier => (&[VERIFY, ORDERS], &[(VERIFY, VERIFIER)], &[VERIFY]),
+            Role::Aggregator => (&[UPDATES, ROUNDS, RELEASES, SWAPS, HARDCASES], &[], &[]),
+            Role::Releaser => (&[RELEASES, ORDERS, SWAPS, ROUNDS, UPDATES], &[], &[]),
             _ => return None,
         };
-        let all = [
-            "$JS.API.INFO",
-            "$JS.API.STREAM.INFO.*",
-            "$JS.API.STREAM.MSG.GET.*",
-            "$JS.API.STREAM.NAMES",
-            "$JS.API.DIRECT.GET.>",
-            "$JS.API.CONSUMER.CREATE.>",
-            "$JS.API.CONSUMER.INFO.>",
-            "$JS.API.CONSUMER.MSG.NEXT.>",
-            "$JS.API.CONSUMER.DELETE.*.*",
-            "$JS.API.STREAM.MSG.DELETE.ADVISORIES",
-            "$JS.ACK.>",
-            "$JS.FC.>",
-            "$SYS.REQ.USER.INFO",
-        ];
-        let mut publish: Vec<String> = all.iter().chain(own).map(|subject| (*subject).to_owned()).collect();
-        publish.push(format!("$KV.{FLEET}.{role}.*"));
-        if role == "verifier" {
-            // Requests that came back after they were acknowledged, and the count of what was judged.
-            publish.push(format!("$JS.API.STREAM.MSG.DELETE.{VERIFY}"));
+        let mut publish = published_by(role, None);
+        publish.extend(
+            [
+                "INFO",
+                "STREAM.INFO.*",
+                "STREAM.NAMES",
+                "CONSUMER.INFO.*.*",
+                "CONSUMER.LIST.*",
+                "STREAM.MSG.DELETE.ADVISORIES",
+            ]
+            .map(|verb| format!("$JS.API.{verb}")),
+        );
+        publish.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
+        publish.push(format!("$KV.{FLEET}.{}.*", role.as_str()));
+        for stream in [format!("KV_{FLEET}"), format!("KV_{LEDGER}")] {
+            publish.extend(reads(&stream));
         }
-        if own.contains(&"$O.cloud-blobs.>") {
-            // An upload of the same name takes the place of the one before.
+        publish.extend(looks(ADVISORIES));
+        publish.extend(read.iter().flat_map(|stream| reads(stream)));
+        for (stream, durable) in taken {
+            publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"));
+            publish.push(format!("$JS.ACK.{stream}.{durable}.>"));
+        }
+        publish.extend(deleted.iter().map(|stream| format!("$JS.API.STREAM.MSG.DELETE.{stream}")));
+        // What sites sent, and what the cloud offers: a bucket of each site.
+        publish.extend(["$JS.API.DIRECT.GET.*".to_owned(), "$JS.API.DIRECT.GET.*.$O.>".to_owned()]);
+        if role != Role::Verifier {
+            publish.extend([format!("$O.{CLOUD_BLOBS}.C.*"), format!("$O.{CLOUD_BLOBS}.M.*")]);
             publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{CLOUD_BLOBS}"));
         }
-        Some(Self { publish, subscribe: vec![format!("{}.>", role_inbox(role))] })
+        publish.sort();
+        publish.dedup();
+        Some(Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", role_inbox(role.as_str()))] })
     }
 
     /// As it stands in a server's configuration.
@@ -105,8 +178,130 @@ impl Rights {
             let quoted: Vec<String> = subjects.iter().map(|subject| format!("\"{subject}\"")).collect();
             quoted.join(", ")
         };
-        format!("{{ publish: [{}], subscribe: [{}] }}", list(&self.publish), list(&self.subscribe))
+        let publish = match self.never.is_empty() {
+            true => format!("[{}]", list(&self.publish)),
+            false => format!("{{ allow: [{}], deny: [{}] }}", list(&self.publish), list(&self.never)),
+        };
+        format!("{{ publish: {publish}, subscribe: [{}] }}", list(&self.subscribe))
     }
+
+    /// Whether it may publish on a subject.
+    pub fn may_publish(&self, subject: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| is_of(pattern, subject));
+        any(&self.publish) && !any(&self.never)
+    }
+
+    /// Whether it may subscribe to a subject or to a pattern that lies within what it may hear.
+    pub fn may_subscribe(&self, subject: &str) -> bool {
+        self.subscribe.iter().any(|pattern| is_of(pattern, subject))
+    }
+}
+
+/// Whether a subject, or every subject of a pattern, is one of a pattern's (docs.nats.io, subject-based messaging).
+pub fn is_of(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Notes that a person writes and workers follow.
+const OPERATORS_NOTES: [&str; 3] = ["policy", "scale-recognizer", "scale-verifier"];
+/// Notes that a courier writes: whom the site obeys, what it has sent today, which site it is.
+const COURIERS_NOTES: [&str; 3] = [ROOT_KEY, "uplink-used", "site-mark"];
+
+/// What a worker of a site does there, beside publishing what the table of subjects says and reading notes and heartbeats.
+struct Duties {
+    /// Durables that it takes from.
+    takes: Vec<(&'static str, String)>,
+    /// Streams that it reads with consumers of its own.
+    reads: Vec<String>,
+    /// Streams of which it reads messages one by one.
+    looks: Vec<String>,
+    /// Streams that it deletes messages of.
+    deletes: &'static [&'static str],
+    /// Streams that it purges.
+    purges: &'static [&'static str],
+    /// Notes of more than one token.
+    notes: &'static [&'static str],
+    /// What it hears as it is said.
+    hears: Vec<String>,
+    stores_blobs: bool,
+}
+
+fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
+    let names = |streams: &[&str]| streams.iter().map(|stream| (*stream).to_owned()).collect::<Vec<_>>();
+    let blobs = format!("OBJ_{BLOBS}");
+    let nothing = Duties {
+        takes: Vec::new(),
+        reads: Vec::new(),
+        looks: Vec::new(),
+        deletes: &[],
+        purges: &[],
+        notes: &[],
+        hears: Vec::new(),
+        stores_blobs: false,
+    };
+    Some(match role {
+        Role::Recognizer => Duties {
+            takes: vec![(IMAGES, recognizer_durable(site)), (ANSWERS, learner_durable(site))],
+            looks: vec![IMAGES.into(), ANSWERS.into(), blobs],
+            deletes: &[IMAGES],
+            hears: vec![format!("answer.final.{site}.>")],
+            stores_blobs: true,
+            ..nothing
+        },
+        Role::Courier => Duties {
+            takes: vec![(ANSWERS, promises_durable(site))],
+            reads: names(&[OUTBOX]),
+            looks: vec![ANSWERS.into(), blobs],
+            deletes: &[OUTBOX],
+            notes: &["release.*", "round.*"],
+            stores_blobs: true,
+            ..nothing
+        },
+        Role::Trainer => Duties {
+            reads: names(&[ANSWERS, LABELS, LEARNED]),
+            looks: vec![IMAGES.into(), blobs],
+            deletes: &[LEARNED],
+            stores_blobs: true,
+            ..nothing
+        },
+        Role::Janitor => Duties {
+            reads: vec![IMAGES.into(), ANSWERS.into(), blobs],
+            deletes: &[IMAGES],
+            purges: &[IMAGES],
+            hears: vec!["image".into(), "image.>".into(), "/.image.>".into()],
+            stores_blobs: true,
+            ..nothing
+        },
+        Role::Notifier => Duties { reads: names(&[ANSWERS]), ..nothing },
+        _ => return None,
+    })
+}
+
+/// Reading messages of a stream one by one.
+fn looks(stream: &str) -> Vec<String> {
+    vec![
+        format!("$JS.API.DIRECT.GET.{stream}"),
+        format!("$JS.API.DIRECT.GET.{stream}.>"),
+        format!("$JS.API.STREAM.MSG.GET.{stream}"),
+    ]
+}
+
+/// Reading a stretch of a stream with a consumer of one's own.
+fn reads(stream: &str) -> Vec<String> {
+    let mut all = looks(stream);
+    all.extend(
+        ["CONSUMER.CREATE.{}", "CONSUMER.CREATE.{}.>", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.DELETE.{}.*"]
+            .map(|verb| format!("$JS.API.{}", verb.replace("{}", stream))),
+    );
+    all
 }
 
 /// What the subjects of answers to a site's questions in the cloud begin with: a site hears its own and nobody else's.

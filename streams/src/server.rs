@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
+use crate::cameras::Cameras;
 use crate::connect::{OLDEST_SERVER, Secret, version};
 use crate::monitor::{self, Health};
 use crate::rights::{CLOUD_DOMAIN, Rights};
+use crate::table::Role;
 
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
@@ -31,6 +33,8 @@ pub const PINNED: &str = "2.15.1";
 const CONFIGURATION: &str = "nats-server.conf";
 /// A file that says that a store is encrypted.
 const ENCRYPTED: &str = "encrypted";
+/// Users of the place itself, in its store.
+pub(crate) const USERS: &str = "users.conf";
 /// Accounts of a fleet's hub, in its store.
 const ACCOUNTS: &str = "accounts.conf";
 /// The log in a server's store; its times are UTC.
@@ -185,6 +189,50 @@ pub struct ServerSettings {
     pub max_store_bytes: u64,
     /// How it is joined to others.
     pub leaf: Leaf,
+    /// The site whose workers and cameras have users here; absent at a hub.
+    pub site: Option<SiteName>,
+    /// How clients from other machines are let in.
+    pub entry: Entry,
+}
+
+/// How clients are let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Address on which clients are listened for.
+    pub listen: IpAddr,
+    /// Certificate for clients and MQTT clients; absent: nothing is encrypted.
+    pub certificate: Option<CertificateFiles>,
+    /// Whether whoever gives no name may do everything, as is fit where all who reach the server belong to the machine.
+    pub is_open: bool,
+}
+
+impl Default for Entry {
+    /// This machine alone, unencrypted, without a password.
+    fn default() -> Self {
+        Self { listen: IpAddr::V4(Ipv4Addr::LOCALHOST), certificate: None, is_open: true }
+    }
+}
+
+/// A certificate and where its authority is, all PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// Certificate of the server.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority by which it is known; absent: one that the system trusts.
+    pub authority: Option<PathBuf>,
+    /// The name by which this machine's own workers reach the server, one that stands in the certificate.
+    pub host: String,
+}
+
+/// How somebody is known to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -204,6 +252,8 @@ struct Passwords {
     link: String,
     /// Of each site that may join.
     sites: Vec<(SiteName, String)>,
+    /// Of each role that works here.
+    roles: Vec<(Role, String)>,
 }
 
 impl Passwords {
@@ -216,7 +266,16 @@ impl Passwords {
             }
             Leaf::Alone | Leaf::Of(_) | Leaf::HubOfFleet(_) | Leaf::OfFleet(_) => Vec::new(),
         };
-        Ok(Self { own: password()?, link: password()?, sites })
+        // A fleet's hub knows its roles by keys.
+        let roles: &[&[Role]] = match leaf {
+            Leaf::Alone => &[&Role::AT_SITE, &Role::IN_CLOUD],
+            Leaf::Hub(_) => &[&Role::IN_CLOUD],
+            Leaf::Of(_) | Leaf::OfFleet(_) => &[&Role::AT_SITE],
+            Leaf::HubOfFleet(_) => &[],
+        };
+        let roles = roles.concat().into_iter().map(|role| Ok((role, password()?)));
+        let roles = roles.collect::<std::io::Result<_>>()?;
+        Ok(Self { own: password()?, link: password()?, sites, roles })
     }
 }
 
@@ -230,6 +289,19 @@ pub fn password() -> std::io::Result<String> {
     Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))
 }
 
+/// The user that may do everything at a place. Cameras have no name like it: theirs have no `@`.
+pub const OWN_USER: &str = "@own";
+
+/// The user of a worker.
+fn role_user(role: Role) -> String {
+    format!("@{}", role.as_str())
+}
+
+/// Whether clients are encrypted: those of this machine alone need it not.
+fn is_beyond(entry: &Entry, certificate: Option<&CertificateFiles>) -> bool {
+    certificate.is_some() && !entry.listen.is_loopback()
+}
+
 /// The user at a site's end of the link to the cloud, in an account of its own: whatever comes over the link reaches that
 /// account and nothing of the site's.
 pub const LINK_USER: &str = "link";
@@ -241,6 +313,8 @@ const SITE_IS_LEAF: &str = "allowed_connection_types: [\"LEAFNODE\"]";
 pub struct Server {
     ports: Ports,
     scheme: &'static str,
+    host: String,
+    authority: Option<PathBuf>,
     passwords: Passwords,
     has_link: bool,
     running: Arc<Running>,
@@ -291,13 +365,25 @@ impl Server {
             let path = store.join(CONFIGURATION);
             write_private(&path, &configuration(settings, &store, ports, &passwords, encryption.as_deref()))
                 .map_err(written(&path))?;
+            let cameras = Cameras::read(&store).map_err(written(&store))?;
+            let users = users_here(settings, &passwords);
+            cameras.write_users(&store, settings.site.as_ref(), &users).map_err(written(&store))?;
             let running = Arc::new(Running::default());
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
             let has_link = matches!(settings.leaf, Leaf::Of(_) | Leaf::OfFleet(_));
-            let scheme = if matches!(settings.leaf, Leaf::HubOfFleet(_)) { "tls" } else { "nats" };
-            let passwords = passwords.clone();
-            let mut server =
-                Self { ports, scheme, passwords, has_link, running, supervisor: Some(supervisor), lock: lock.take() };
+            let certificate = settings.entry.certificate.as_ref();
+            let is_encrypted = matches!(settings.leaf, Leaf::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
+            let mut server = Self {
+                ports,
+                scheme: if is_encrypted { "tls" } else { "nats" },
+                host: certificate.filter(|_| is_encrypted).map_or("127.0.0.1".into(), |files| files.host.clone()),
+                authority: certificate.filter(|_| is_encrypted).and_then(|files| files.authority.clone()),
+                passwords: passwords.clone(),
+                has_link,
+                running,
+                supervisor: Some(supervisor),
+                lock: lock.take(),
+            };
             if server.ready() {
                 return Ok(server);
             }
@@ -310,7 +396,23 @@ impl Server {
 
     /// Address for clients.
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.ports.client)
+        format!("{}://{}:{}", self.scheme, self.host, self.ports.client)
+    }
+
+    /// The authority by which clients know it, where it is encrypted under one of its own.
+    pub fn authority(&self) -> Option<&Path> {
+        self.authority.as_deref()
+    }
+
+    /// How the place itself is known, which may do everything.
+    pub fn own_login(&self) -> Login {
+        Login { user: OWN_USER.into(), password: self.passwords.own.clone() }
+    }
+
+    /// How a worker is known, with no more rights than it needs; absent where it has no user.
+    pub fn login(&self, role: Role) -> Option<Login> {
+        let (_, password) = self.passwords.roles.iter().find(|(known, _)| *known == role)?;
+        Some(Login { user: role_user(role), password: password.clone() })
     }
 
     /// Address of its monitoring pages.
@@ -521,6 +623,11 @@ pub fn cache() -> PathBuf {
         .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/tributary"))
 }
 
+/// Whether a server runs with this store, or is about to.
+pub(crate) fn is_in_use(store: &Path) -> bool {
+    matches!(lock(store), Err(ServerError::InUse { .. }))
+}
+
 fn lock(store: &Path) -> Result<Flock<fs::File>, ServerError> {
     let path = store.join("lock");
     let file = fs::File::create(&path).map_err(|source| ServerError::Store { path, source })?;
@@ -580,10 +687,13 @@ fn configuration(
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let file = |name: &str| quoted(&store.join(name).display().to_string());
     let sync = sync_interval(settings.durability);
-    let listen = if matches!(settings.leaf, Leaf::HubOfFleet(_)) { "0.0.0.0" } else { "127.0.0.1" };
+    let listen = match settings.leaf {
+        Leaf::HubOfFleet(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => settings.entry.listen,
+    };
     let mut lines = vec![
         format!("server_name: {}", quoted(&settings.name)),
-        format!("listen: \"{listen}:{}\"", ports.client),
+        format!("listen: \"{}\"", SocketAddr::new(listen, ports.client)),
         format!("http: \"127.0.0.1:{}\"", ports.monitor),
         format!("pid_file: {}", file("nats-server.pid")),
         format!("log_file: {}", file(LOG)),
@@ -611,13 +721,27 @@ fn configuration(
         true => String::new(),
         false => format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")),
     };
-    // On loopback who gives no name is the place itself, as with a server without passwords.
-    let account = |name: &str, users: &[String]| {
-        format!("  {name}: {{ jetstream: enabled, users: [ {} ]\n  {mappings} }}", users.join(",\n    "))
+    // Users of the place itself stand in a file of their own, for cameras are added while it runs.
+    let account = |name: &str, users: &[String]| match users {
+        [] => format!("  {name}: {{ jetstream: enabled, include {USERS}\n  {mappings} }}"),
+        users => {
+            format!("  {name}: {{ jetstream: enabled, users: [\n    {}\n  ]\n  {mappings} }}", users.join("\n    "))
+        }
     };
-    let own = format!("{{ user: own, password: {} }}", quoted(&passwords.own));
+    // On loopback who gives no name is the place itself, as with a server without passwords.
+    if settings.entry.is_open && !matches!(settings.leaf, Leaf::HubOfFleet(_)) {
+        lines.push(format!("no_auth_user: {}", quoted(OWN_USER)));
+    }
+    let path = |path: &Path| quoted(&path.display().to_string());
+    let tls = settings.entry.certificate.as_ref().map(|files| {
+        format!("tls {{ cert_file: {}, key_file: {}, timeout: 5 }}", path(&files.certificate), path(&files.key))
+    });
+    lines.extend(tls.clone().filter(|_| is_beyond(&settings.entry, settings.entry.certificate.as_ref())));
     match &settings.leaf {
-        Leaf::Alone => lines.extend((!mappings.is_empty()).then(|| mappings.clone())),
+        Leaf::Alone => {
+            lines.push(format!("authorization {{ include {USERS} }}"));
+            lines.extend((!mappings.is_empty()).then(|| mappings.clone()));
+        }
         Leaf::Hub(_) => {
             let domain = settings.domain.as_deref().unwrap_or(CLOUD_DOMAIN);
             let site = |(site, password): &(SiteName, String)| {
@@ -625,13 +749,12 @@ fn configuration(
                 let (user, password) = (quoted(site.as_str()), quoted(password));
                 format!("{{ user: {user}, password: {password}, {SITE_IS_LEAF}, permissions: {rights} }}")
             };
-            let users: Vec<String> = std::iter::once(own).chain(passwords.sites.iter().map(site)).collect();
+            let mut users = users_here(settings, passwords);
+            users.extend(passwords.sites.iter().map(site));
             lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
             lines.push(format!("accounts {{\n{}\n}}", account("CLOUD", &users)));
-            lines.push("no_auth_user: own".into());
         }
         Leaf::HubOfFleet(hub) => {
-            let path = |path: &Path| quoted(&path.display().to_string());
             let tls = format!("cert_file: {}, key_file: {}, timeout: 5", path(&hub.certificate), path(&hub.key));
             lines.push(format!("tls {{ {tls} }}"));
             lines.push(format!(
@@ -640,9 +763,7 @@ fn configuration(
             ));
             lines.push(format!("include {ACCOUNTS}"));
         }
-        Leaf::Of(hub) => {
-            lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &account("SITE", &[own])))
-        }
+        Leaf::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &account("SITE", &[]))),
         Leaf::OfFleet(leaf) => {
             let remote = format!(
                 "url: {}, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
@@ -650,23 +771,39 @@ fn configuration(
                 quoted(leaf.seed.reveal()),
                 quoted(&leaf.authority.display().to_string())
             );
-            lines.extend(leaf_lines(&remote, passwords, &account("SITE", &[own])));
+            lines.extend(leaf_lines(&remote, passwords, &account("SITE", &[])));
         }
     }
     if let Some(address) = ports.mqtt {
-        lines.push(format!("mqtt {{ listen: \"{address}\" }}"));
+        let tls = tls.filter(|_| !address.ip().is_loopback()).unwrap_or_default();
+        lines.push(format!("mqtt {{ listen: \"{address}\" {tls} }}"));
     }
     lines.join("\n") + "\n"
 }
 
 /// What makes a server a site's: the link ends in an account that has no JetStream.
-fn leaf_lines(remote: &str, passwords: &Passwords, site: &str) -> [String; 3] {
+fn leaf_lines(remote: &str, passwords: &Passwords, site: &str) -> [String; 2] {
     let password = &passwords.link;
     [
         format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote}, account: LINK }} ] }}"),
         format!("accounts {{\n{site}\n  LINK: {{ users: [ {{ user: {LINK_USER}, password: \"{password}\" }} ] }}\n}}"),
-        "no_auth_user: own".into(),
     ]
+}
+
+/// Users of the place itself: who may do everything, and each worker with what it needs.
+fn users_here(settings: &ServerSettings, passwords: &Passwords) -> Vec<String> {
+    let is_alone = matches!(settings.leaf, Leaf::Alone);
+    let mut users = vec![format!("{{ user: \"{OWN_USER}\", password: \"{}\" }}", passwords.own)];
+    for (role, password) in &passwords.roles {
+        let at_site = settings.site.as_ref().and_then(|site| Rights::of_role_at_site(*role, site, is_alone));
+        let Some(rights) = at_site.or_else(|| Rights::of_role_in_cloud(*role)) else { continue };
+        users.push(format!(
+            "{{ user: \"{}\", password: \"{password}\", permissions: {} }}",
+            role_user(*role),
+            rights.configuration()
+        ));
+    }
+    users
 }
 
 /// What a server holds for a stream ahead of its disk: 32 of the largest images. Beyond it a message is dropped, and only a

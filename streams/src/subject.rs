@@ -314,7 +314,7 @@ pub fn order(site: &SiteName, model: &ModelName) -> String {
 
 /// Where a site notes what it shall run of a model.
 pub fn order_note(model: &ModelName) -> String {
-    format!("release-{model}")
+    format!("release.{model}")
 }
 
 /// The latest report of a worker about a stretch of time.
@@ -330,7 +330,7 @@ pub fn is_swap_of(subject: &str, site: &SiteName, worker: &str) -> bool {
 
 /// Where a site notes the round it is asked for.
 pub fn round_note(model: &ModelName) -> String {
-    format!("round-{model}")
+    format!("round.{model}")
 }
 
 /// A site's note under a key. Sites and cloud have a bucket of their own each.

@@ -247,7 +247,7 @@ pub enum Place {
 /// What a place wants to exist.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    streams: Vec<StreamConfig>,
+    pub(crate) streams: Vec<StreamConfig>,
     consumers: Vec<(&'static str, pull::Config)>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,7 +11,8 @@ use fleet::{Fleet, HubAddress};
 use nix::sys::signal::Signal;
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{Durability, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
+use streams::server::{Durability, Entry, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
+use streams::table::Role;
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
@@ -114,6 +116,7 @@ pub struct World {
     /// What workers that are started from now on find in their environment.
     pub environment: Vec<(String, String)>,
     plan: Plan,
+    may_be_refused: AtomicBool,
     fleet: Option<Fleet>,
     folder: TempDir,
     _permit: SemaphorePermit<'static>,
@@ -138,12 +141,15 @@ impl World {
             // Room for more sites, of which tests tell the cloud as they go.
             max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes() * 8,
             leaf,
+            site: None,
+            entry: Entry::default(),
         };
         let mut sites = Vec::new();
         let mut fleet = None;
         let (hub, cloud) = if plan.leaves == 0 {
             let name = SiteName::first();
-            let alone = ServerSettings { port: plan.port, ..settings("site", None, Leaf::Alone) };
+            let alone =
+                ServerSettings { port: plan.port, site: Some(name.clone()), ..settings("site", None, Leaf::Alone) };
             let server = serve(alone).await?;
             let bus = set_up(&server, &Place::Both(name.clone()), &plan.streams).await?;
             sites.push(Site { name, server, link: None, bus: bus.clone() });
@@ -186,14 +192,27 @@ impl World {
                     }),
                     _ => Leaf::Of(hub.leaf_url(&name, link.port()).context("no site of the hub's")?),
                 };
-                let server = serve(settings(name.as_str(), Some(name.as_str()), leaf)).await?;
+                let own =
+                    ServerSettings { site: Some(name.clone()), ..settings(name.as_str(), Some(name.as_str()), leaf) };
+                let server = serve(own).await?;
                 let bus = set_up(&server, &Place::Site(name.clone()), &plan.streams).await?;
                 sites.push(Site { name, server, link: Some(link), bus });
             }
             (Some(hub), cloud)
         };
         let (workers, environment) = (BTreeMap::new(), Vec::new());
-        Ok(Self { workers, sites, hub, cloud, environment, plan, fleet, folder, _permit: permit })
+        Ok(Self {
+            workers,
+            sites,
+            hub,
+            cloud,
+            environment,
+            plan,
+            may_be_refused: AtomicBool::new(false),
+            fleet,
+            folder,
+            _permit: permit,
+        })
     }
 
     /// Starts the servers, and one worker of every role and site.
@@ -334,7 +353,9 @@ impl World {
 
     /// The options by which the cloud knows a role, where it asks.
     fn login(&self, name: &str) -> Vec<String> {
-        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let Some(fleet) = &self.fleet else {
+            return worker_login(self.hub.as_ref().unwrap_or(&self.site(0).server), name);
+        };
         let NatsSettings { ca, nkey, inbox, .. } = role(fleet, name);
         let path = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
         let pairs = [("ca", path(ca)), ("nkey", path(nkey)), ("inbox", inbox.unwrap_or_default())];
@@ -375,6 +396,11 @@ impl World {
         self.workers.get_mut(name).with_context(|| format!("no worker {name}"))
     }
 
+    /// That servers refused something to workers' users is what the test is about.
+    pub fn forgive_refusals(&self) {
+        self.may_be_refused.store(true, Ordering::Relaxed);
+    }
+
     /// The folder of stores and logs.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -400,6 +426,7 @@ impl World {
     fn worker(&mut self, name: &str, role: &str, site: usize, more: &[String]) -> anyhow::Result<&mut Worker> {
         let url = self.site(site).server.url();
         let mut all = self.at(site);
+        all.extend(worker_login(&self.site(site).server, role));
         all.extend(more.iter().cloned());
         let arguments = self.arguments(role, &url, &all);
         self.start_worker(name, &arguments)
@@ -421,6 +448,32 @@ impl World {
     fn start_worker(&mut self, name: &str, arguments: &[String]) -> anyhow::Result<&mut Worker> {
         let worker = Worker::start(name, self.folder.path(), arguments, &self.environment)?;
         Ok(self.workers.entry(name.to_owned()).insert_entry(worker).into_mut())
+    }
+}
+
+/// The options by which a server knows a worker, so that it has the rights it needs and no more; none for what is no worker.
+fn worker_login(server: &Server, role: &str) -> Vec<String> {
+    let Some(login) = Role::of_worker(role).and_then(|role| server.login(role)) else { return Vec::new() };
+    let pairs = [("user", login.user), ("password", login.password), ("inbox", rights::role_inbox(role))];
+    pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
+}
+
+/// What servers refused to workers: a right that one needs and has not.
+fn refused_to_workers(folder: &Path) -> Vec<String> {
+    let stores = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let logs = stores.filter_map(|store| std::fs::read_to_string(store.path().join("nats-server.log")).ok());
+    let refused = |line: &&str| line.contains("Violation") && line.contains("User \"@");
+    logs.flat_map(|log| log.lines().filter(refused).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.may_be_refused.load(Ordering::Relaxed) {
+            return;
+        }
+        let refused = refused_to_workers(self.plan.stores.as_deref().unwrap_or(self.folder.path()));
+        // Every walk shows that the rights of workers suffice.
+        assert!(refused.is_empty() || std::thread::panicking(), "{}", refused.join("\n"));
     }
 }
 

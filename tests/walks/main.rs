@@ -21,6 +21,7 @@ mod policy;
 mod power_cut;
 mod releases;
 mod replay;
+mod rights;
 mod rounds;
 mod scale;
 mod soak;

@@ -13,7 +13,7 @@ use harness::{Plan, World, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
 use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix};
-use streams::server::{Durability, LINK_USER, Leaf, ServerSettings};
+use streams::server::{Durability, Entry, LINK_USER, Leaf, ServerSettings};
 use streams::topology::{Place, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
 
@@ -354,6 +354,8 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
             encryption_key: encrypted.then(|| key.clone()),
             max_store_bytes: topology::default_store_bytes(),
             leaf: Leaf::Alone,
+            site: None,
+            entry: Entry::default(),
         };
         let server = serve(settings.clone()).await.unwrap();
         let plan = Place::Both("site-1".parse().unwrap());
@@ -390,6 +392,8 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         encryption_key: Some(other.clone()),
         max_store_bytes: topology::default_store_bytes(),
         leaf: Leaf::Alone,
+        site: None,
+        entry: Entry::default(),
     };
     let refused = serve(settings).await.map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("unencrypted") && !other.exists(), "{refused}");

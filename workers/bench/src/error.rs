@@ -95,6 +95,9 @@ pub enum BenchError {
     /// The measurement's own task or thread broke.
     #[error("a part of the measurement broke")]
     Broken(#[from] tokio::task::JoinError),
+    /// No certificate for a server.
+    #[error(transparent)]
+    Certificate(#[from] fleet::FleetError),
     /// The link between the servers cannot be made.
     #[error("the link between the servers could not be made")]
     Link {

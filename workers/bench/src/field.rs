@@ -11,7 +11,7 @@ use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::Shutdown;
 use schemas::{Beat, Opinion, SiteName};
 use streams::fleet::{self, Ledger};
-use streams::server::{Durability, LINK_USER, Leaf, Server, ServerSettings};
+use streams::server::{Durability, Entry, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, read};
 use tokio::sync::watch;
@@ -102,6 +102,8 @@ impl Field {
             durability: Durability::Fast,
             max_store_bytes: streams::topology::default_store_bytes(),
             leaf,
+            site: None,
+            entry: Entry::default(),
         };
         let open = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
         let hub = serve(settings(CLOUD, Leaf::Hub(vec![name.clone()]))).await?;

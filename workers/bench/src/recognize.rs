@@ -20,7 +20,7 @@ use crate::bare::Bare;
 use crate::error::BenchError;
 use crate::load::{Load, Until};
 use crate::report::{Machine, Report};
-use crate::site::{Ground, Site};
+use crate::site::{Ground, Guard, Site};
 use crate::window::{Length, Window};
 use crate::workload::Workload;
 
@@ -77,20 +77,26 @@ enum Case {
     Pipeline { durability: Durability, in_flight: usize },
     /// The whole pipeline, open loop.
     Open { durability: Durability },
+    /// The whole pipeline, fast, closed loop, with clients held apart by users with rights; encrypted or not.
+    Guarded { encrypted: bool, in_flight: usize },
     /// Publishing alone, closed loop.
     Publish { durability: Durability, in_flight: usize },
 }
 
 /// In the order of the table; a round goes through them forwards, the next one backwards.
-const CASES: [Case; 10] = [
+const CASES: [Case; 14] = [
     Case::Bare,
     Case::Pipeline { durability: Durability::Fast, in_flight: IN_FLIGHT },
+    Case::Guarded { encrypted: false, in_flight: IN_FLIGHT },
+    Case::Guarded { encrypted: true, in_flight: IN_FLIGHT },
     Case::Pipeline { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
     Case::Publish { durability: Durability::Fast, in_flight: IN_FLIGHT },
     Case::Publish { durability: Durability::PowerSafe, in_flight: IN_FLIGHT },
     Case::BareAlone,
     Case::Pipeline { durability: Durability::Fast, in_flight: 1 },
     Case::Pipeline { durability: Durability::PowerSafe, in_flight: 1 },
+    Case::Guarded { encrypted: false, in_flight: 1 },
+    Case::Guarded { encrypted: true, in_flight: 1 },
     Case::Open { durability: Durability::Fast },
     Case::Open { durability: Durability::PowerSafe },
 ];
@@ -106,6 +112,10 @@ impl Case {
             Self::BareAlone => "bare loop, 1 thread".into(),
             Self::Pipeline { durability, in_flight } => {
                 format!("pipeline, {}, {in_flight} in flight", word(durability))
+            }
+            Self::Guarded { encrypted, in_flight } => {
+                let how = if encrypted { "users with rights, TLS" } else { "users with rights" };
+                format!("pipeline, fast, {how}, {in_flight} in flight")
             }
             Self::Open { durability } => format!("pipeline, {}, {rate_per_s:.0}/s come in", word(durability)),
             Self::Publish { durability, in_flight } => {
@@ -144,8 +154,32 @@ impl Pair {
     }
 }
 
+/// A site that recognizes, whose clients are held apart.
+struct Guarded {
+    // Its connection ends before its server.
+    load: Load,
+    site: Site,
+}
+
+impl Guarded {
+    async fn start(guard: Guard, ground: &Ground, workload: &Workload) -> Result<Self, BenchError> {
+        let label = if guard == Guard::Tls { "tls" } else { "users" };
+        let mut site = Site::start_guarded(label, Durability::Fast, ground, guard).await?;
+        site.recognize(ground)?;
+        let load = Load::open(&site, workload.images.clone()).await?;
+        let first = load.one(Until::Answered, std::time::Instant::now());
+        tokio::select! {
+            answered = first => { answered?; }
+            ended = site.ended() => return Err(ended),
+        }
+        Ok(Self { load, site })
+    }
+}
+
 struct Bench {
     bare: Bare,
+    users: Guarded,
+    tls: Guarded,
     fast: Pair,
     safe: Pair,
     rate_per_s: f64,
@@ -168,6 +202,16 @@ impl Bench {
                 let Pair { store, store_load, .. } = self.pair(durability);
                 let window = store_load.closed(Until::Stored, in_flight, &store.processes(), length).await?;
                 store.clear().await?;
+                Ok(window)
+            }
+            Case::Guarded { encrypted, in_flight } => {
+                let Guarded { site, load } = if encrypted { &mut self.tls } else { &mut self.users };
+                let processes = site.processes();
+                let window = tokio::select! {
+                    window = load.closed(Until::Answered, in_flight, &processes, length) => window?,
+                    ended = site.ended() => return Err(ended),
+                };
+                site.clear().await?;
                 Ok(window)
             }
             Case::Pipeline { durability, in_flight } => {
@@ -222,9 +266,11 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     };
     let fast = Pair::start(Durability::Fast, &ground, &workload).await?;
     let safe = Pair::start(Durability::PowerSafe, &ground, &workload).await?;
+    let users = Guarded::start(Guard::Users, &ground, &workload).await?;
+    let tls = Guarded::start(Guard::Tls, &ground, &workload).await?;
     machine.nats_server = Some(fast.site.bus.server_version());
     let replicas = bare.replicas();
-    let mut bench = Bench { bare, fast, safe, rate_per_s: 0.0 };
+    let mut bench = Bench { bare, users, tls, fast, safe, rate_per_s: 0.0 };
 
     let effort = Effort::new(options.quick);
     say("warming up");
@@ -233,6 +279,9 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     bench.rate_per_s = options.rate_per_s.unwrap_or((bare.images_per_s * OPEN_SHARE / 10.0).round().max(1.0) * 10.0);
     for durability in [Durability::Fast, Durability::PowerSafe] {
         bench.measure(Case::Pipeline { durability, in_flight: IN_FLIGHT }, warm).await?;
+    }
+    for encrypted in [false, true] {
+        bench.measure(Case::Guarded { encrypted, in_flight: IN_FLIGHT }, warm).await?;
     }
     let mut windows: [Vec<Window>; CASES.len()] = Default::default();
     for round in 0..effort.rounds {

@@ -1,10 +1,13 @@
 //! A site to be measured: a nats-server and, if wanted, recognizers, each in a process of its own, with
 //! the settings of production but for the gate, which is open so that every answer is final.
 
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 
 use schemas::SiteName;
-use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::rights;
+use streams::server::{CertificateFiles, Durability, Entry, Leaf, Server, ServerSettings};
+use streams::table::Role;
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, read};
 use vision::InferSettings;
@@ -34,6 +37,17 @@ pub struct Ground {
     pub infer: InferSettings,
 }
 
+/// How clients of a site's server are held apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Not at all: everybody may do everything.
+    Open,
+    /// Each has a user with the rights it needs, unencrypted, as on loopback in production.
+    Users,
+    /// The same, and connections are encrypted, as where cameras are other machines.
+    Tls,
+}
+
 /// A site that runs. Dropping it stops everything.
 pub struct Site {
     // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
@@ -41,6 +55,7 @@ pub struct Site {
     /// A connection of ours.
     pub bus: Bus,
     server: Server,
+    guard: Guard,
     /// Its name.
     pub name: SiteName,
 }
@@ -48,6 +63,17 @@ pub struct Site {
 impl Site {
     /// Starts a server with everything a site and a cloud need, without a worker.
     pub async fn start(label: &str, durability: Durability, ground: &Ground) -> Result<Self, BenchError> {
+        Self::start_guarded(label, durability, ground, Guard::Open).await
+    }
+
+    /// The same, with clients held apart.
+    pub async fn start_guarded(
+        label: &str,
+        durability: Durability,
+        ground: &Ground,
+        guard: Guard,
+    ) -> Result<Self, BenchError> {
+        let name = SiteName::first();
         let settings = ServerSettings {
             encryption_key: None,
             program: ground.nats_server.clone(),
@@ -60,15 +86,16 @@ impl Site {
             durability,
             max_store_bytes: streams::topology::default_store_bytes(),
             leaf: Leaf::Alone,
+            site: (guard != Guard::Open).then(|| name.clone()),
+            entry: entry(guard, &ground.folder.join(format!("{label}-tls")))?,
         };
         let store = settings.store.clone();
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;
-        let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
-        let name = SiteName::first();
+        let bus = Bus::connect(&own_nats(&server), "bench").await?;
         let plan = topology::plan(&Place::Both(name.clone()), &StreamSettings::default());
         topology::setup(&bus, &plan, Mend::Missing).await?;
         server.settle().map_err(BenchError::file(store))?;
-        Ok(Self { recognizers: Vec::new(), server, bus, name })
+        Ok(Self { recognizers: Vec::new(), server, guard, bus, name })
     }
 
     /// Starts a recognizer, or one more: this very program, as an operator would.
@@ -80,7 +107,14 @@ impl Site {
     pub fn recognize_with(&mut self, ground: &Ground, more: &[String]) -> Result<(), BenchError> {
         let mut arguments = vec!["--nats".into(), self.server.url(), "--site".into(), self.name.to_string()];
         arguments.extend(["--model".into(), ground.model.display().to_string()]);
-        for setting in settings(ground).into_iter().chain(more.iter().cloned()) {
+        let login = self.server.login(Role::Recognizer).filter(|_| self.guard != Guard::Open);
+        let login = login.into_iter().flat_map(|login| {
+            let inbox = rights::role_inbox(Role::Recognizer.as_str());
+            [("user", login.user), ("password", login.password), ("inbox", inbox)]
+        });
+        let authority = self.server.authority().map(|path| ("ca", path.display().to_string()));
+        let known = login.chain(authority).map(|(key, value)| format!("nats.{key}={value}"));
+        for setting in settings(ground).into_iter().chain(known).chain(more.iter().cloned()) {
             arguments.extend(["--set".into(), setting]);
         }
         self.recognizers.push(Worker::start(RECOGNIZER, &ground.folder, &arguments)?);
@@ -138,6 +172,32 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// How the place itself is known to its server.
+fn own_nats(server: &Server) -> NatsSettings {
+    let login = server.own_login();
+    NatsSettings {
+        url: server.url(),
+        user: Some(login.user),
+        password: Some(login.password.into()),
+        ca: server.authority().map(Path::to_owned),
+        ..NatsSettings::default()
+    }
+}
+
+fn entry(guard: Guard, folder: &Path) -> Result<Entry, BenchError> {
+    Ok(match guard {
+        Guard::Open => Entry::default(),
+        Guard::Users => Entry { is_open: false, ..Entry::default() },
+        Guard::Tls => {
+            let made = fleet::certify_site(folder, &["127.0.0.1".into()])?;
+            let fleet::ServerCertificate { authority, certificate, key } = made;
+            let certificate =
+                Some(CertificateFiles { certificate, key, authority: Some(authority), host: "127.0.0.1".into() });
+            Entry { listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED), certificate, is_open: false }
+        }
+    })
 }
 
 fn settings(ground: &Ground) -> Vec<String> {

@@ -16,7 +16,7 @@ pub mod probe;
 pub mod promise;
 pub mod settings;
 pub mod stillness;
-mod trusted;
+pub mod trusted;
 pub mod up;
 pub mod walk;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use runtime::trust::{self, Instruction};
-use runtime::{Fault, Shutdown, clock};
+use runtime::{Fault, Shutdown, clock, metrics};
 use schemas::{FaultNote, Root};
 use streams::fleet::{Ledger, NoteAfar};
 use streams::{Bus, CarryError, rights};
@@ -14,7 +14,9 @@ use streams::{Bus, CarryError, rights};
 use crate::probe::Link;
 
 /// The site's note of the root it follows, JSON.
-const NOTE: &str = "fleet-root";
+pub const NOTE: &str = "fleet-root";
+/// What it is called among what ends.
+pub const EXPIRY: &str = "root that the site obeys";
 /// How often the cloud is asked for a newer one.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Largest root that is read, bytes.
@@ -40,6 +42,7 @@ impl Trusted {
         trust::check_first_root(&given).map_err(|error| unusable(error.to_string()))?;
         let noted = ledger.read(NOTE).await?.and_then(|text| read(&text));
         let root = noted.filter(|noted| noted.number > given.number).unwrap_or(given);
+        metrics::note_expiry(EXPIRY, root.expires_at_ms);
         Ok(Self(Some(Arc::new(RwLock::new(root)))))
     }
 
@@ -88,6 +91,7 @@ impl Trusted {
             Ok(()) => {
                 ledger.write(NOTE, text).await?;
                 tracing::info!(number = next.number, "the fleet has a new root");
+                metrics::note_expiry(EXPIRY, next.expires_at_ms);
                 *root.write().unwrap_or_else(PoisonError::into_inner) = next;
             }
             Err(distrust) => {

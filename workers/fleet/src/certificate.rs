@@ -1,8 +1,12 @@
 //! A certificate authority of the fleet's own, and the hub's certificate.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use streams::server::write_private;
 use time::{Duration, OffsetDateTime};
 
 use crate::error::FleetError;
@@ -60,6 +64,52 @@ pub(crate) fn issue_hub(authority: &str, authority_key: &str, names: &[String]) 
     let key = KeyPair::generate().map_err(not_made(WHAT))?;
     let certificate = params.signed_by(&key, &issuer).map_err(not_made(WHAT))?;
     Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), ends_at_ms })
+}
+
+/// The certificate of a site's server, for clients from other machines, and the authority by which they know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerCertificate {
+    /// The authority, PEM.
+    pub authority: PathBuf,
+    /// The certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
+/// A certificate for a site's server under an authority of the site's own, which is made when there is none. It is issued
+/// anew with each call, and good for a year; whoever knows the authority need not hear of it.
+///
+/// # Errors
+/// A name that no certificate can hold, or a folder that cannot be written.
+pub fn certify_site(folder: &Path, names: &[String]) -> Result<ServerCertificate, FleetError> {
+    fs::create_dir_all(folder).map_err(FleetError::written(folder))?;
+    let path = |name: &str| folder.join(name);
+    let (authority, authority_key) = (path("ca.pem"), path("ca.key"));
+    let write = |path: &Path, text: &str| write_private(path, text).map_err(FleetError::written(path));
+    if !authority.exists() {
+        let made = make_authority()?;
+        write(&authority_key, &made.key)?;
+        write(&authority, &made.certificate)?;
+    }
+    let read = |path: &Path| fs::read_to_string(path).map_err(FleetError::read(path));
+    let issued = issue_hub(&read(&authority)?, &read(&authority_key)?, names)?;
+    let (certificate, key) = (path("server.pem"), path("server.key"));
+    write(&key, &issued.key)?;
+    write(&certificate, &issued.certificate)?;
+    Ok(ServerCertificate { authority, certificate, key })
+}
+
+/// When a certificate ends, milliseconds since the epoch: of several in one file the first, which is the holder's own.
+///
+/// # Errors
+/// A file that cannot be read, or holds no certificate.
+pub fn certificate_end(path: &Path) -> Result<u64, FleetError> {
+    let none = |why: String| FleetError::Unreadable { path: path.into(), why };
+    let text = fs::read(path).map_err(FleetError::read(path))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| none("it holds no certificate".into()))?;
+    let certificate = pem.parse_x509().map_err(|error| none(format!("its certificate cannot be read: {error}")))?;
+    Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0).saturating_mul(1000))
 }
 
 /// Whole days until a moment, negative after it.

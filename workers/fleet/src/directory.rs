@@ -23,6 +23,7 @@ use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::rights::{CLOUD_DOMAIN, Rights};
 use streams::server::write_private;
+use streams::table::Role;
 
 use crate::certificate::{Issued, issue_hub, make_authority};
 use crate::error::FleetError;
@@ -201,6 +202,43 @@ impl Fleet {
         Ok(&self.state.root)
     }
 
+    /// Gives a role in the cloud a new key at the hub and, where it signs what sites are told, a new key for that, which a new
+    /// root names. `key`: file of the offline key, `root.key` in the folder if absent; `is_stolen`: what the old key signed
+    /// counts no more; otherwise it counts until the next change.
+    ///
+    /// # Errors
+    /// A role that is none, or an offline key that is not there or is another.
+    pub fn rotate_role(&mut self, role: &str, key: Option<&Path>, is_stolen: bool) -> Result<(), FleetError> {
+        if !ROLES.contains(&role) {
+            return Err(FleetError::Site(format!("{role} is no role of the hub: choose {}", ROLES.join(", "))));
+        }
+        if SIGNERS.contains(&role) {
+            let path = self.signing_file(role);
+            let before = self.state.root.clone();
+            // Beside the old one until the root names it.
+            let beside = path.with_extension("sign.new");
+            let _absent = std::fs::remove_file(&beside);
+            let new = make_key(&beside)?.public();
+            let keys = match role {
+                "releaser" => &mut self.state.root.releaser,
+                _ => &mut self.state.root.aggregator,
+            };
+            keys.truncate(usize::from(!is_stolen));
+            keys.insert(0, new);
+            if let Err(error) = self.make_root(key, &[]) {
+                self.state.root = before;
+                let _left = std::fs::remove_file(&beside);
+                return Err(error);
+            }
+            std::fs::rename(&beside, &path).map_err(FleetError::written(&path))?;
+        }
+        let pair = KeyPair::new_user();
+        let seed = pair.seed().map_err(|error| not_made("a key", &error))?;
+        write(&self.role_file(role), &(seed + "\n"))?;
+        self.state.roles.insert(role.to_owned(), pair.public_key());
+        self.save()
+    }
+
     /// Whom its sites obey.
     pub fn root(&self) -> &Root {
         &self.state.root
@@ -347,7 +385,7 @@ impl Fleet {
         all.extend(self.state.roles.keys().map(|role| CalendarEntry {
             what: format!("key of role {role}"),
             ends_at_ms: None,
-            renewed_by: "a new fleet".into(),
+            renewed_by: format!("tributary fleet rotate {role}"),
         }));
         all
     }
@@ -367,7 +405,7 @@ impl Fleet {
     fn accounts(&self) -> String {
         let mut users = Vec::new();
         for (role, nkey) in self.state.roles.iter().filter(|(role, _)| *role != "system") {
-            let rights = match Rights::of_role_in_cloud(role) {
+            let rights = match Role::of_worker(role).and_then(Rights::of_role_in_cloud) {
                 Some(rights) => format!(", permissions: {}", rights.configuration()),
                 None => String::new(),
             };
@@ -440,13 +478,37 @@ mod tests {
     }
 
     #[test]
+    fn a_role_gets_new_keys_and_the_root_names_them_beside_the_old_one_or_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = Fleet::init(folder.path(), address()).unwrap();
+        let signed_by = |fleet: &Fleet| Key::read(&fleet.signing_file("releaser")).unwrap().public();
+        let (first, root) = (signed_by(&fleet), fleet.root().clone());
+        fleet.rotate_role("releaser", None, false).unwrap();
+        let second = signed_by(&fleet);
+        assert_eq!(fleet.root().releaser, [second.clone(), first.clone()]);
+        assert_eq!(runtime::trust::check_root(fleet.root(), &root, clock::now_ms()), Ok(()));
+        fleet.rotate_role("releaser", None, true).unwrap();
+        assert_eq!(fleet.root().releaser, [signed_by(&fleet)], "a stolen key signs nothing more");
+        let accounts = || std::fs::read_to_string(folder.path().join("hub/accounts.conf")).unwrap();
+        let before = accounts();
+        fleet.rotate_role("verifier", None, true).unwrap();
+        assert_ne!(accounts(), before);
+        // Without the offline key nothing changes.
+        std::fs::rename(folder.path().join("root.key"), folder.path().join("away")).unwrap();
+        let (root, key, before) = (fleet.root().clone(), signed_by(&fleet), accounts());
+        fleet.rotate_role("releaser", None, true).unwrap_err();
+        assert_eq!((fleet.root(), signed_by(&fleet), accounts()), (&root, key, before));
+        fleet.rotate_role("camera", None, false).unwrap_err();
+    }
+
+    #[test]
     fn secrets_are_their_owners_alone_and_stay_out_of_what_the_operator_keeps() {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = Fleet::init(folder.path(), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
         let out = folder.path().join("reef.site");
-        file.write_new(&out).unwrap();
-        assert!(file.write_new(&out).is_err(), "nothing is overwritten");
+        file.write_new(&out, None).unwrap();
+        assert!(file.write_new(&out, None).is_err(), "nothing is overwritten");
         let mut files = 0;
         for below in [folder.path().to_owned(), folder.path().join("hub")] {
             for entry in std::fs::read_dir(below).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
@@ -469,7 +531,7 @@ mod tests {
         let mut fleet = Fleet::init(&folder.path().join("fleet"), address()).unwrap();
         let file = fleet.add_site(&"reef".parse().unwrap()).unwrap();
         let path = folder.path().join("reef.site");
-        file.write_new(&path).unwrap();
+        file.write_new(&path, None).unwrap();
         let whole = std::fs::read_to_string(&path).unwrap();
         let (cut, other) = (&whole[..whole.len() - 40], whole.replace("tls://", "nats://"));
         for text in [cut, &other, "", "{}", "\u{0}", &whole.replace("\"version\": 1", "\"version\": 9")] {

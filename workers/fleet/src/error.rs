@@ -44,6 +44,14 @@ pub enum FleetError {
         /// Its permissions.
         mode: u32,
     },
+    /// A site's file that is sealed.
+    #[error("{path} {why}", path = path.display())]
+    Sealed {
+        /// Which.
+        path: PathBuf,
+        /// What is missing.
+        why: &'static str,
+    },
     /// A site that is there, or is not.
     #[error("{0}")]
     Site(String),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use streams::server::write_private;
 
 use crate::error::FleetError;
+use crate::sealed::Sealed;
 
 /// Largest file of this kind that is read, bytes.
 const MOST_BYTES: u64 = 256 * 1024;
@@ -56,6 +57,14 @@ impl Membership {
     /// # Errors
     /// A file that is not there, that others may read, or that is something else.
     pub fn read(path: &Path) -> Result<Self, FleetError> {
+        Self::read_with_code(path, None)
+    }
+
+    /// Reads a site's file, which may be sealed with a code.
+    ///
+    /// # Errors
+    /// As [`Membership::read`]; and a code that is missing or another.
+    pub fn read_with_code(path: &Path, code: Option<&str>) -> Result<Self, FleetError> {
         let metadata = std::fs::metadata(path).map_err(FleetError::read(path))?;
         let wrong = |why: String| FleetError::Unreadable { path: path.into(), why };
         if !metadata.is_file() || metadata.len() > MOST_BYTES {
@@ -65,7 +74,14 @@ impl Membership {
         if mode & 0o027 != 0 {
             return Err(FleetError::Open { path: path.into(), mode: mode & 0o777 });
         }
-        let text = std::fs::read_to_string(path).map_err(FleetError::read(path))?;
+        let mut text = std::fs::read_to_string(path).map_err(FleetError::read(path))?;
+        if let Ok(sealed) = serde_json::from_str::<Sealed>(&text) {
+            let refused = |why| FleetError::Sealed { path: path.into(), why };
+            let code = code.ok_or_else(|| refused("is sealed: give the code that you were told with --code"))?;
+            text = sealed.open(code).ok_or_else(|| {
+                refused("does not open with this code: ask for the code again, and for the file if that is of no use")
+            })?;
+        }
         // The decoder's words would quote what stands there, and that is secret.
         let read: Self = serde_json::from_str(&text)
             .map_err(|error| wrong(format!("line {} is not as `tributary site add` writes it", error.line())))?;
@@ -85,12 +101,17 @@ impl Membership {
         Ok(read)
     }
 
-    /// Writes it where only its owner can read it; refuses a file that is there.
-    pub fn write_new(&self, path: &Path) -> Result<(), FleetError> {
+    /// Writes it where only its owner can read it, sealed if there is a code; refuses a file that is there.
+    pub fn write_new(&self, path: &Path, code: Option<&str>) -> Result<(), FleetError> {
         if path.exists() {
             return Err(FleetError::Site(format!("{} is there already: name another file with --out", path.display())));
         }
-        self.write(path)
+        let Some(code) = code else { return self.write(path) };
+        let failed = |why: String| FleetError::NotMade { what: "the sealed file", why };
+        let text = serde_json::to_string(self).map_err(|error| failed(error.to_string()))?;
+        let sealed = Sealed::seal(Self::VERSION, &text, code).map_err(|error| failed(error.to_string()))?;
+        let text = serde_json::to_string_pretty(&sealed).map_err(|error| failed(error.to_string()))?;
+        write_private(path, &(text + "\n")).map_err(FleetError::written(path))
     }
 
     fn write(&self, path: &Path) -> Result<(), FleetError> {

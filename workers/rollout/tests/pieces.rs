@@ -7,7 +7,7 @@ use std::path::Path;
 use rollout::package::{PackageError, assemble, fetch, keep, offer, piece, split};
 use schemas::ModelName;
 use schemas::limits::PIECE_BYTES;
-use streams::server::{Durability, Leaf, Server, ServerSettings};
+use streams::server::{Durability, Entry, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, Store};
 
@@ -24,6 +24,8 @@ async fn server(store: &Path) -> (Server, Bus) {
         durability: Durability::Fast,
         max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
+        site: None,
+        entry: Entry::default(),
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();

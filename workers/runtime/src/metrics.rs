@@ -46,6 +46,8 @@ struct Kept {
     beats: Mutex<Beats>,
     /// Queues that roles of this process take from.
     queues: Mutex<Vec<Queue>>,
+    /// When certificates and the like end, milliseconds since the epoch, by what they are.
+    expiries: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Default for Kept {
@@ -59,6 +61,7 @@ impl Default for Kept {
             notes: Family::default(),
             beats: Mutex::default(),
             queues: Mutex::default(),
+            expiries: Mutex::default(),
         }
     }
 }
@@ -110,6 +113,11 @@ pub(crate) fn ended(role: &'static str, outcome: &'static str) {
 pub fn answered(site: &SiteName, route: Route, reason: Reason) {
     let labels = Answered { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     KEPT.answers.get_or_create(&labels).inc();
+}
+
+/// Says when a certificate or the like ends, milliseconds since the epoch.
+pub fn note_expiry(what: &str, ends_at_ms: u64) {
+    KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).insert(what.to_owned(), ends_at_ms);
 }
 
 /// So many oddities of an image were passed over: headers left out, bytes skipped. Its answer says which.
@@ -190,7 +198,8 @@ pub async fn text() -> String {
     let beats: Vec<Beat> = beats().into_iter().map(|(beat, _)| beat).collect();
     let found = queues::look(queues).await;
     let mut text = String::new();
-    let snapshot = snapshot::of(&beats, &found);
+    let expiries = KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let snapshot = snapshot::of(&beats, &found, &expiries);
     // Writing to a string fails only when a metric says so, and none does.
     let _ = prometheus_client::encoding::text::encode_registry(&mut text, &counted());
     let _ = prometheus_client::encoding::text::encode(&mut text, &snapshot);

@@ -1,10 +1,11 @@
 //! `tributary fleet`, `tributary site`, `tributary join`: who belongs to a fleet.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use fleet::{Fleet, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left};
+use fleet::{Fleet, FleetError, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
 use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
@@ -71,6 +72,22 @@ enum FleetCommand {
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
+    /// Give a role in the cloud new keys: verifier, aggregator, releaser, operator or system. Those of releaser and aggregator
+    /// need the offline key, for a new root names them.
+    Rotate {
+        /// The role.
+        #[arg(value_name = "ROLE")]
+        role: String,
+        /// Folder of the fleet.
+        #[arg(value_name = "DIR", default_value = FOLDER)]
+        folder: PathBuf,
+        /// Count nothing any more that the old key signed.
+        #[arg(long)]
+        stolen: bool,
+        /// File of the offline key; root.key in the folder if absent.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
     /// Show every certificate and key with the days it has left.
     Calendar {
         /// Folder of the fleet.
@@ -88,6 +105,7 @@ after `tributary join`. A site reaches of the hub only what is its own.
 
 Examples:
   tributary site add reef
+  tributary site add reef --sealed  the file is of no use without the code that is printed
   tributary site rotate reef       new keys; the old ones are good until `tributary site rotate reef --settle`
   tributary site revoke reef       its connection ends at once, and it does not come back";
 
@@ -111,6 +129,9 @@ enum SiteCommand {
         /// File to write; NAME.site in this folder if absent.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Seal the file with a code, which is printed: tell it by another way than the file goes.
+        #[arg(long)]
+        sealed: bool,
     },
     /// Show the sites, and which are joined at this moment.
     List {
@@ -125,8 +146,11 @@ enum SiteCommand {
         /// File to write; NAME.site in this folder if absent.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Seal the file with a code, which is printed: tell it by another way than the file goes.
+        #[arg(long)]
+        sealed: bool,
         /// End the old key instead, after the site has joined with the new one.
-        #[arg(long, conflicts_with = "out")]
+        #[arg(long, conflicts_with_all = ["out", "sealed"])]
         settle: bool,
     },
     /// End a site's keys and its connection.
@@ -179,6 +203,25 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                 None => out::line("The hub does not answer here: it offers the root when it is started."),
             }
         }
+        FleetCommand::Rotate { role, folder, stolen, key } => {
+            let mut fleet = Fleet::open(folder)?;
+            // With the keys that the hub still knows.
+            let (system, operator) = (reach(&fleet, "system").await, reach(&fleet, "operator").await);
+            fleet.rotate_role(role, key.as_deref(), *stolen)?;
+            if let Some(operator) = operator {
+                note_fleet(&fleet, &operator).await?;
+                audit::note(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
+            }
+            match system {
+                Some(system) => {
+                    admin::reload(&system).await?;
+                    out::line(format_args!(
+                        "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
+                    ))
+                }
+                None => out::line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
+            }
+        }
         FleetCommand::Calendar { folder, json } => {
             let all = Fleet::open(folder)?.calendar();
             if *json {
@@ -207,11 +250,11 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     let mut fleet = Fleet::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
     match &args.command {
-        SiteCommand::Add { name, out } => {
+        SiteCommand::Add { name, out, sealed } => {
             let path = file(out, name);
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.add_site(name)?;
-            give(&membership, &path)?;
+            give(&membership, &path, *sealed)?;
             tell_hub(&fleet, false).await?;
             set_up(settings, &fleet, name).await
         }
@@ -222,11 +265,11 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             }
             tell_hub(&fleet, true).await
         }
-        SiteCommand::Rotate { name, out, settle: false } => {
+        SiteCommand::Rotate { name, out, sealed, settle: false } => {
             let path = file(out, name);
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.rotate_site(name)?;
-            give(&membership, &path)?;
+            give(&membership, &path, *sealed)?;
             out::line(format_args!(
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
@@ -251,14 +294,18 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
     }
 }
 
-fn give(membership: &Membership, path: &std::path::Path) -> anyhow::Result<()> {
-    membership.write_new(path)?;
-    out::line(format_args!(
-        "Wrote {}: whoever has it is site {}. Carry it there, and run `tributary join {}`.",
-        path.display(),
-        membership.site,
-        path.display()
-    ))
+fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> anyhow::Result<()> {
+    let code = is_sealed.then(make_code).transpose().ok().context("the system has no random numbers")?;
+    membership.write_new(path, code.as_deref())?;
+    let (path, site) = (path.display(), &membership.site);
+    match code {
+        None => out::line(format_args!(
+            "Wrote {path}: whoever has it is site {site}. Carry it there, and run `tributary join {path}`."
+        )),
+        Some(code) => out::line(format_args!(
+            "Wrote {path}, sealed with the code {code}, which is shown once. Carry the file to site {site}, tell the code by another way, and run `tributary join {path} --code CODE` there."
+        )),
+    }
 }
 
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
@@ -381,6 +428,9 @@ pub struct JoinArgs {
     /// File that `tributary site add` wrote.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Code of a sealed file; asked for if absent.
+    #[arg(long, value_name = "CODE")]
+    code: Option<String>,
     /// How the site is started.
     #[command(flatten)]
     pub up: crate::up::UpArgs,
@@ -388,7 +438,15 @@ pub struct JoinArgs {
 
 /// Lays out what the site's file says.
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
-    let membership = Membership::read(&args.file)?;
+    let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
+        Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
+            out::line(format_args!("{} is sealed. Code:", args.file.display()))?;
+            let mut code = String::new();
+            std::io::stdin().read_line(&mut code).context("the code cannot be read")?;
+            Membership::read_with_code(&args.file, Some(&code))?
+        }
+        read => read?,
+    };
     anyhow::ensure!(
         args.up.sites.is_none() && args.up.cloud_model.is_none() && args.up.fleet.is_none() && !args.up.merge,
         "a site of a fleet has no --sites, --cloud-model, --fleet or --merge: the verifiers and the rounds are its hub's"

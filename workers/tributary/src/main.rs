@@ -3,11 +3,13 @@
 mod answers;
 mod audit;
 mod bench_cmd;
+mod camera;
 mod config;
 mod dead;
 mod demo;
 mod doctor;
 mod drift;
+mod expiry;
 mod fleet_cmd;
 mod form;
 mod hardcases;
@@ -85,6 +87,7 @@ enum Command {
     Join(fleet_cmd::JoinArgs),
     Fleet(fleet_cmd::FleetArgs),
     Site(fleet_cmd::SiteArgs),
+    Camera(camera::CameraArgs),
     Setup(setup::SetupArgs),
     Publish(publish::PublishArgs),
     Answers(answers::AnswersArgs),
@@ -202,7 +205,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     settings.check()?;
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
-        runtime::metrics::serve(listen).await.map_err(roles::people)?;
+        runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::people)?;
     }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;
@@ -213,6 +216,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             up::command(settings, &args.up, shutdown()?).await
         }
         Command::Site(args) => fleet_cmd::site(settings, &args).await,
+        Command::Camera(args) => camera::command(&loaded, &args).await,
         Command::Setup(args) => setup::command(&loaded, &args).await,
         Command::Publish(args) => publish::command(&loaded, &args, shutdown()?).await,
         Command::Answers(args) => answers::command(&loaded, &args).await,

@@ -104,11 +104,21 @@ pub struct UpSettings {
     pub cloud_port: u16,
     /// Port for MQTT clients; 0 finds a free one, absent offers none.
     pub mqtt_port: Option<u16>,
-    /// Listens for MQTT clients on this address, for example `0.0.0.0`: cameras are other machines, and nobody is asked for a
-    /// password.
+    /// Address on which NATS clients are listened for, for example `0.0.0.0` where cameras are other machines. On any address
+    /// but loopback, connections are encrypted and every client needs a login (`tributary camera add`).
+    pub listen: IpAddr,
+    /// The same for MQTT clients.
     pub mqtt_listen: IpAddr,
-    /// Whether anybody who reaches this machine may publish without a password, where `mqtt_listen` is another address than
-    /// loopback.
+    /// Name or address by which cameras reach this machine, and which its certificate bears; the machine's own name if absent.
+    pub host: Option<String>,
+    /// File with a certificate for clients, PEM; absent: one of the site's own authority, made in the store.
+    pub certificate: Option<PathBuf>,
+    /// File with the key of `certificate`, PEM.
+    pub certificate_key: Option<PathBuf>,
+    /// File with the authority of `certificate`, PEM; absent: one that the system trusts.
+    pub authority: Option<PathBuf>,
+    /// Whether listening beyond loopback is meant to be unencrypted and open: anybody who reaches this machine may then publish
+    /// and read images without a password.
     pub insecure: bool,
     /// Topics of other programs whose messages are images of a camera: `"frigate/+/+/snapshot" = "$1"` takes what stands in
     /// place of the first wildcard for the camera's name.
@@ -131,7 +141,12 @@ impl Default for UpSettings {
             port: 0,
             cloud_port: 0,
             mqtt_port: None,
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             mqtt_listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host: None,
+            certificate: None,
+            certificate_key: None,
+            authority: None,
             insecure: false,
             camera_topics: BTreeMap::new(),
             answers_json: false,
@@ -142,6 +157,24 @@ impl Default for UpSettings {
 }
 
 impl UpSettings {
+    /// Whether clients from other machines can reach a site's server.
+    pub fn listens_beyond_loopback(&self) -> bool {
+        !self.listen.is_loopback() || self.mqtt_port.is_some() && !self.mqtt_listen.is_loopback()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (&self.certificate, &self.certificate_key, &self.authority) {
+            (Some(_), None, _) => Err("up.certificate is set; up.certificate_key must name the file of its key".into()),
+            (None, Some(_), _) | (None, _, Some(_)) => {
+                Err("up.certificate_key or up.authority is set; up.certificate must name the certificate".into())
+            }
+            (Some(_), Some(_), _) if self.host.is_none() => {
+                Err("up.certificate is set; up.host must be the name that stands in it".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What a site's server is told about topics of other programs.
     ///
     /// # Errors
@@ -168,16 +201,11 @@ impl Settings {
             self.notifier.check(),
             self.up.mappings(&self.site).map(|_| ()),
             self.streams.check(),
+            self.up.check(),
+            self.metrics.check(),
         ];
         if self.site == SiteName::cloud() {
             anyhow::bail!("setting site is {}, which stands for the cloud: name the site otherwise", self.site);
-        }
-        let up = &self.up;
-        if up.mqtt_port.is_some() && !up.mqtt_listen.is_loopback() && !up.insecure {
-            anyhow::bail!(
-                "setting up.mqtt_listen is {}: anybody who reaches it could publish and read images, without a password and unencrypted. Where that is meant, say up.insecure = true; otherwise run a nats-server with deploy/nats/site.conf",
-                up.mqtt_listen
-            );
         }
         for check in checks {
             check.map_err(|why| anyhow::anyhow!("setting {why}: `tributary config --show` says where it came from"))?;

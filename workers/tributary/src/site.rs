@@ -4,14 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use runtime::clock;
 use runtime::settings::Loaded;
-use schemas::{FaultNote, SiteName};
+use schemas::{FaultNote, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::checkup::Checkup;
 use streams::connect::Secret;
-use streams::server::LINK_USER;
+use streams::fleet::Ledger;
+use streams::server::{LINK_USER, OWN_USER};
 use streams::{Bus, NatsSettings};
 
+use crate::expiry;
 use crate::settings::Settings;
 
 /// Name of the one server, and of its folder in the store, where site and cloud share it.
@@ -31,9 +34,15 @@ pub struct Running {
     /// Folder of the model that its sites began with.
     #[serde(default)]
     pub model: PathBuf,
-    /// How the operator is known to the cloud's server, where it asks.
+    /// How the operator is known to the hub of a fleet.
     #[serde(default)]
     pub operator: Option<CloudLogin>,
+    /// Password of the place itself at the cloud's server, where that is no hub of a fleet.
+    #[serde(default)]
+    pub cloud_password: Option<String>,
+    /// The authority by which clients know the server, where it is encrypted under one of its own.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
 }
 
 /// How somebody is known to the cloud's server.
@@ -56,9 +65,34 @@ pub fn round_key(loaded: &Loaded<Settings>) -> Option<PathBuf> {
 }
 
 impl Running {
+    /// The site that a command speaks to: the one that was chosen, or the only one.
+    pub fn site_of(&self, loaded: &Loaded<Settings>) -> anyhow::Result<&RunningSite> {
+        anyhow::ensure!(
+            !self.sites.is_empty(),
+            "the running `tributary up` is a fleet's hub and has no site: run this at a site, or use a command of the cloud"
+        );
+        let chosen = &loaded.settings.site;
+        let site = match &self.sites[..] {
+            [only] if !is_set(loaded, "site") => Some(only),
+            sites => sites.iter().find(|site| site.site == *chosen),
+        };
+        site.with_context(|| {
+            let known = self.sites.iter().map(|site| site.site.as_str()).collect::<Vec<_>>().join(", ");
+            format!("site {chosen} is not one of the running `tributary up` ({known}): choose one with --site")
+        })
+    }
+
+    /// Folder of the store of a site's server.
+    pub fn store_of(&self, site: &RunningSite, settings: &Settings) -> PathBuf {
+        settings.up.store.join(if self.cloud_domain.is_some() { site.site.as_str() } else { ALONE })
+    }
+
     /// How the cloud's own server is reached. `more`: everything else.
     pub fn cloud_nats(&self, more: &NatsSettings) -> NatsSettings {
         let mut nats = NatsSettings { url: self.cloud_url.clone(), ..more.clone() };
+        if let Some(password) = &self.cloud_password {
+            nats = NatsSettings { ca: self.authority.clone(), ..own(&self.cloud_url, password, &nats) };
+        }
         if let Some(operator) = &self.operator {
             nats.ca = Some(operator.ca.clone());
             nats.nkey = Some(operator.nkey.clone());
@@ -66,6 +100,12 @@ impl Running {
         }
         nats
     }
+}
+
+/// How the place itself is known to its server, which it may do everything on.
+fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
+    let (user, password) = (Some(OWN_USER.to_owned()), Some(Secret::from(password.to_owned())));
+    NatsSettings { url: url.into(), user, password, ..more.clone() }
 }
 
 /// One site of a running `up`.
@@ -83,17 +123,23 @@ pub struct RunningSite {
     /// Password at the near end of its link to the cloud, where it has one.
     #[serde(default)]
     pub link_password: Option<String>,
+    /// Password of the site itself, which may do everything on its server.
+    #[serde(default)]
+    pub password: String,
+    /// The authority by which clients know its server, where it is encrypted under one of its own.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
 }
 
 impl RunningSite {
     /// How its server is reached, and the cloud over its link. `more`: everything else.
     pub fn nats(&self, cloud_domain: Option<&str>, more: &NatsSettings) -> NatsSettings {
         NatsSettings {
-            url: self.url.clone(),
+            ca: self.authority.clone(),
             cloud_domain: cloud_domain.map(str::to_owned),
             link_user: self.link_password.as_ref().map(|_| LINK_USER.to_owned()),
             link_password: self.link_password.clone().map(Secret::from),
-            ..more.clone()
+            ..own(&self.url, &self.password, more)
         }
     }
 }
@@ -146,8 +192,8 @@ impl Site {
     /// Folder of the store of its server, if that belongs to the `up` found.
     pub fn store(&self, settings: &Settings) -> Option<PathBuf> {
         let up = self.up.as_ref()?;
-        let name = if up.cloud_domain.is_some() { self.name.as_str() } else { ALONE };
-        Some(settings.up.store.join(name))
+        let site = up.sites.iter().find(|site| site.site == self.name)?;
+        Some(up.store_of(site, settings))
     }
 }
 
@@ -170,7 +216,13 @@ impl Site {
         let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
         let monitor = settings.janitor.monitor.as_deref().or(running.map(|site| site.monitor.as_str()));
         let (domain, store) = (self.nats.cloud_domain.as_deref(), self.store(settings));
-        Checkup {
+        let root = match Ledger::open(&self.bus).await {
+            Ok(ledger) => ledger.read(courier::trusted::NOTE).await.ok().flatten(),
+            Err(_) => None,
+        };
+        let root: Option<Root> = root.and_then(|text| serde_json::from_str(&text).ok());
+        let ending = expiry::faults(&expiry::all(settings, root.as_ref()), clock::now_ms());
+        let mut faults = Checkup {
             bus: &self.bus,
             cloud: domain.map(|_| &self.link),
             cloud_domain: domain,
@@ -179,7 +231,9 @@ impl Site {
             store: store.as_deref(),
         }
         .look()
-        .await
+        .await;
+        faults.extend(ending);
+        faults
     }
 }
 
@@ -201,18 +255,7 @@ fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
     let Some(up) = Running::find(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
         return Ok(Way { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
     };
-    anyhow::ensure!(
-        !up.sites.is_empty(),
-        "the running `tributary up` is a fleet's hub and has no site: run this at a site, or use a command of the cloud"
-    );
-    let site = match &up.sites[..] {
-        [only] if !is_set(loaded, "site") => Some(only),
-        sites => sites.iter().find(|site| site.site == settings.site),
-    };
-    let known = || up.sites.iter().map(|site| site.site.as_str()).collect::<Vec<_>>().join(", ");
-    let site = site.with_context(|| {
-        format!("site {} is not one of the running `tributary up` ({}): choose one with --site", settings.site, known())
-    })?;
+    let site = up.site_of(loaded)?;
     let nats = site.nats(up.cloud_domain.as_deref(), &settings.nats);
     Ok(Way { site: site.site.clone(), nats, up: Some(up) })
 }

@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use fleet::{Fleet, Membership, RENEW_WITHIN_DAYS, days_left};
+use fleet::{Fleet, Membership};
 use notifier::NotifierSettings;
 use rollout::start::Started;
 use rollout::trial::Trial;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{FleetHub, FleetLeaf, Leaf, Server, ServerSettings};
+use streams::server::{CertificateFiles, Entry, FleetHub, FleetLeaf, Leaf, Server, ServerSettings};
+use streams::table::Role;
 use streams::topology::{self, Finding, Mend, Place, State};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
+use crate::expiry;
 use crate::fleet_cmd;
 use crate::out;
 use crate::roles::{self, ack_wait, start as begin};
@@ -123,18 +125,18 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     let running = running(&names, &servers, member.as_ref(), &settings.recognizer.model);
     let mut roles = JoinSet::new();
     if member.is_none() {
-        let nats = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
+        let nats = running.cloud_nats(&NatsSettings::default());
         let cloud = Bus::connect(&nats, "up").await?;
         let place = if sites.is_some() { Place::Cloud(names.clone()) } else { Place::Both(settings.site.clone()) };
         set_up(&cloud, &place, &settings).await?;
-        let one = async |_: &str| Ok(cloud.clone());
-        start_cloud(&mut roles, &settings, heavy, one, &shutdown).await?;
+        let server = servers.all().next().context("no server was started")?;
+        let each = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
+        start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
     }
     let leaves = sites.is_some() || member.is_some();
-    for site in &running.sites {
+    for (site, server) in running.sites.iter().zip(&servers.sites) {
         let nats = site.nats(running.cloud_domain.as_deref(), &NatsSettings::default());
         let here = Bus::connect(&nats, site.site.as_str()).await?;
-        let link = here.connect_cloud(&nats, &site.site, site.site.as_str()).await?;
         if leaves {
             set_up(&here, &Place::Site(site.site.clone()), &settings).await?;
         }
@@ -144,14 +146,15 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
         let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
-        let link = (link, running.cloud_domain.as_deref());
-        start_site(&mut roles, &settings, &here, site, link, light, &shutdown);
+        let worker = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
+        start_site(&mut roles, &settings, site, server, &nats, light, worker, &shutdown).await?;
         if settings.up.train {
             let (onnx, model) = roles::load_to_train(&settings).await?;
             let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
             chosen.work = settings.up.store.join(format!("training-{name}"));
+            let bus = worker(Role::Trainer).await?;
             roles.spawn(
-                async move { roles::ended("trainer", trainer::run(here, name, onnx, model, &chosen, stop).await) },
+                async move { roles::ended("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
             );
         }
     }
@@ -159,6 +162,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         server.settle().context("the store cannot be written to the disk")?;
     }
     running.write(&settings.up.store)?;
+    expiry::tell(&expiry::all(&settings, None));
     runtime::metrics::expect_roles(roles.len());
     let Servers { cloud, sites } = servers;
     Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
@@ -169,11 +173,6 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     runtime::metrics::expect_roles(usize::MAX);
     let fleet = Fleet::open(folder)?;
     let mut settings = settings.clone();
-    for dated in fleet.calendar().iter().filter(|dated| {
-        dated.ends_at_ms.is_some_and(|ends| days_left(ends, runtime::clock::now_ms()) < RENEW_WITHIN_DAYS)
-    }) {
-        tracing::warn!(what = dated.what, renew_with = dated.renewed_by, "ends within {RENEW_WITHIN_DAYS} days");
-    }
     let heavy = load_verifier(&mut settings).await?;
     // With any key, an update counts only if its site signed it.
     let keys = fleet.sites().iter().map(|(site, member)| (site.clone(), member.update_key.clone()));
@@ -201,6 +200,8 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
             key: std::path::absolute(fleet.key_file())?,
             accounts: fleet.accounts_file(),
         }),
+        site: None,
+        entry: Entry::default(),
     };
     let server = spawn(hub).await?;
     let login = |role: &str| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
@@ -208,7 +209,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     set_up(&operator, &place, &settings).await?;
     fleet_cmd::note_fleet(&fleet, &operator).await?;
     let mut roles = JoinSet::new();
-    let each = async |role: &str| Ok(Bus::connect(&login(role), role).await?);
+    let each = async |role: Role| Ok(Bus::connect(&login(role.as_str()), role.as_str()).await?);
     start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
     server.settle().context("the store cannot be written to the disk")?;
     let running = Running {
@@ -223,10 +224,29 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
             inbox: rights::role_inbox("operator"),
             round_key: std::path::absolute(fleet.signing_file("aggregator"))?,
         }),
+        cloud_password: None,
+        authority: None,
     };
     running.write(&settings.up.store)?;
-    runtime::metrics::expect_roles(roles.len());
+    roles.spawn(tell_calendar(folder.to_owned(), shutdown.clone()));
+    // Telling what ends is no role.
+    runtime::metrics::expect_roles(roles.len().saturating_sub(1));
     Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: Vec::new(), _cloud: Some(server) })
+}
+
+/// Says, while the hub runs, when its certificates and its root end: they are renewed by other commands meanwhile.
+async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()> {
+    const EVERY: Duration = Duration::from_secs(3600);
+    loop {
+        match Fleet::open(&folder) {
+            Ok(fleet) => expiry::tell(&expiry::of_hub(&fleet)),
+            Err(error) => tracing::warn!(%error, "it is not known what ends"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = shutdown.wanted() => return Ok(()),
+        }
+    }
 }
 
 /// The store makes this a site of a fleet: what its file says holds.
@@ -240,13 +260,6 @@ fn be_site_of(member: &Membership, settings: &mut Settings, sites: Option<u16>) 
     settings.site = member.site.clone();
     settings.courier.root.get_or_insert_with(|| Membership::root_file(&settings.up.store));
     settings.trainer.key.get_or_insert_with(|| Membership::update_key_file(&settings.up.store));
-    let left = days_left(member.authority_ends_at_ms, runtime::clock::now_ms());
-    if left < RENEW_WITHIN_DAYS {
-        tracing::warn!(
-            days_left = left,
-            "the fleet's certificate authority ends: the operator makes a new fleet and adds the site again"
-        );
-    }
     Ok(())
 }
 
@@ -266,15 +279,15 @@ async fn start_cloud(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
     heavy: Option<Started>,
-    connect: impl AsyncFn(&str) -> anyhow::Result<Bus>,
+    connect: impl AsyncFn(Role) -> anyhow::Result<Bus>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let onnxruntime = settings.onnxruntime.clone();
-    let bus = connect("releaser").await?;
+    let bus = connect(Role::Releaser).await?;
     clock::align_at_start(&bus).await;
     if let Some(started) = heavy {
         let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
-        let (cloud, chosen) = (connect("verifier").await?, settings.verifier.clone());
+        let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
         let (wait, stop) = (ack_wait(settings), shutdown.clone());
         roles.spawn(
             async move { roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
@@ -282,7 +295,8 @@ async fn start_cloud(
     }
     if settings.up.merge {
         let (onnx, model) = roles::load_to_merge(settings).await?;
-        let (cloud, stop, mut chosen) = (connect("aggregator").await?, shutdown.clone(), settings.aggregator.clone());
+        let (cloud, stop, mut chosen) =
+            (connect(Role::Aggregator).await?, shutdown.clone(), settings.aggregator.clone());
         chosen.work = settings.up.store.join("aggregator");
         let trial = Trial::of_this_program(onnxruntime.clone());
         roles.spawn(async move {
@@ -295,35 +309,66 @@ async fn start_cloud(
     Ok(())
 }
 
-fn start_site(
+/// Starts the roles of a site, each with the rights it needs. `nats`: how the site itself is known; `connect`: the site's
+/// server as a role of this name has it.
+#[allow(clippy::too_many_arguments)]
+async fn start_site(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
-    here: &Bus,
     site: &RunningSite,
-    (cloud, cloud_domain): (Bus, Option<&str>),
+    server: &Server,
+    nats: &NatsSettings,
     light: Started,
+    connect: impl AsyncFn(Role) -> anyhow::Result<Bus>,
     shutdown: &Shutdown,
-) {
+) -> anyhow::Result<()> {
     let wait = ack_wait(settings);
-    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.recognizer.clone(), shutdown.clone());
+    let bus = connect(Role::Recognizer).await?;
+    let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
     roles
         .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
-    let (bus, name, chosen, stop) = (here.clone(), site.site.clone(), settings.courier.clone(), shutdown.clone());
-    let afar = cloud_domain.map(|domain| (cloud.clone(), domain.to_owned()));
+    let bus = connect(Role::Courier).await?;
+    let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
+    let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
+    let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
     roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
-    let (bus, name, mut chosen, stop) = (here.clone(), site.site.clone(), settings.janitor.clone(), shutdown.clone());
-    chosen.store = Some(settings.up.store.join(if cloud_domain.is_some() { name.as_str() } else { ALONE }));
+    let bus = connect(Role::Janitor).await?;
+    let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
+    chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
     roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
-        // Where it listens on every address, this machine's own is one of them.
-        let listen = Some(settings.up.mqtt_listen).filter(|address| !address.is_unspecified());
-        let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let mqtt = site.mqtt_port.map(|port| SocketAddr::new(listen, port).to_string());
-        let chosen = NotifierSettings { mqtt, ..settings.notifier.clone() };
-        let (bus, name, stop) = (here.clone(), site.site.clone(), shutdown.clone());
+        let bus = connect(Role::Notifier).await?;
+        let chosen = notifier_settings(settings, site, server)?;
+        let (name, stop) = (site.site.clone(), shutdown.clone());
         roles.spawn(async move { roles::ended("notifier", notifier::run(bus, name, &chosen, stop).await) });
     }
+    Ok(())
+}
+
+/// The notifier tells by MQTT where the listener is not encrypted, for only there can it say that an answer is retained.
+fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -> anyhow::Result<NotifierSettings> {
+    let up = &settings.up;
+    let mut chosen = settings.notifier.clone();
+    let Some(port) = site.mqtt_port.filter(|_| up.insecure || up.mqtt_listen.is_loopback()) else { return Ok(chosen) };
+    // Where it listens on every address, this machine's own is one of them.
+    let listen = Some(up.mqtt_listen).filter(|address| !address.is_unspecified());
+    let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let login = server.login(Role::Notifier).context("the notifier has no login")?;
+    let file = up.store.join(format!("notifier-{}.password", site.site));
+    streams::server::write_private(&file, &login.password)
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    chosen.mqtt = Some(SocketAddr::new(listen, port).to_string());
+    chosen.mqtt_user = Some(login.user);
+    chosen.mqtt_password_file = Some(file);
+    Ok(chosen)
+}
+
+/// How a worker is known to a server, with the rights it needs; `nats`: how the place itself is.
+fn as_worker(server: &Server, role: Role, nats: &NatsSettings) -> anyhow::Result<NatsSettings> {
+    let login = server.login(role).with_context(|| format!("the server has no user for the {}", role.as_str()))?;
+    let inbox = Some(rights::role_inbox(role.as_str()));
+    Ok(NatsSettings { user: Some(login.user), password: Some(login.password.into()), inbox, ..nats.clone() })
 }
 
 /// The site's own name, or `NAME-1` … for several.
@@ -364,7 +409,10 @@ async fn servers(
         mappings: Vec::new(),
         durability: up.durability,
         leaf,
+        site: None,
+        entry: Entry::default(),
     };
+    let entry = entry(settings)?;
     if let Some(member) = member {
         let leaf = Leaf::OfFleet(FleetLeaf {
             hub: member.hub.clone(),
@@ -376,6 +424,8 @@ async fn servers(
             port: up.port,
             mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
             mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
+            site: Some(site.clone()),
+            entry,
             ..base(site.as_str(), Some(site.as_str()), leaf, &Place::Site(site.clone()))
         };
         return Ok(Servers { cloud: None, sites: vec![spawn(server).await?] });
@@ -385,6 +435,8 @@ async fn servers(
             port: up.port,
             mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, port)),
             mappings: up.mappings(&settings.site).map_err(anyhow::Error::msg)?,
+            site: Some(settings.site.clone()),
+            entry,
             ..base(ALONE, None, Leaf::Alone, &Place::Both(settings.site.clone()))
         };
         return Ok(Servers { cloud: None, sites: vec![spawn(alone).await?] });
@@ -399,11 +451,49 @@ async fn servers(
             port: next(up.port),
             mqtt: up.mqtt_port.map(|port| SocketAddr::new(up.mqtt_listen, next(port))),
             mappings: up.mappings(site).map_err(anyhow::Error::msg)?,
+            site: Some(site.clone()),
+            entry: entry.clone(),
             ..base(site.as_str(), Some(site.as_str()), Leaf::Of(address), &Place::Site(site.clone()))
         };
         sites.push(spawn(leaf).await?);
     }
     Ok(Servers { cloud: Some(hub), sites })
+}
+
+/// How clients are let in: encrypted and by login where other machines can reach the server, unless that is not wanted.
+fn entry(settings: &Settings) -> anyhow::Result<Entry> {
+    let up = &settings.up;
+    if up.insecure || !up.listens_beyond_loopback() {
+        return Ok(Entry { listen: up.listen, certificate: None, is_open: true });
+    }
+    let certificate = match (&up.certificate, &up.certificate_key, &up.host) {
+        (Some(certificate), Some(key), Some(host)) => CertificateFiles {
+            certificate: std::path::absolute(certificate)?,
+            key: std::path::absolute(key)?,
+            authority: up.authority.as_ref().map(std::path::absolute).transpose()?,
+            host: host.clone(),
+        },
+        _ => {
+            let mut names = vec![host_name(up), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+            names.extend([up.listen, up.mqtt_listen].iter().filter(|ip| !ip.is_unspecified()).map(IpAddr::to_string));
+            names.sort();
+            names.dedup();
+            let made = fleet::certify_site(&up.store.join("tls"), &names)?;
+            CertificateFiles {
+                certificate: std::path::absolute(made.certificate)?,
+                key: std::path::absolute(made.key)?,
+                authority: Some(std::path::absolute(made.authority)?),
+                host: "127.0.0.1".into(),
+            }
+        }
+    };
+    Ok(Entry { listen: up.listen, certificate: Some(certificate), is_open: false })
+}
+
+/// The name by which cameras reach this machine.
+pub fn host_name(up: &UpSettings) -> String {
+    let own = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    up.host.clone().or_else(own).unwrap_or_else(|| "localhost".into())
 }
 
 async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
@@ -417,17 +507,29 @@ fn running(names: &[SiteName], servers: &Servers, member: Option<&Membership>, m
         mqtt_port: server.mqtt_port(),
         monitor: server.monitor_url(),
         link_password: server.link_password().map(str::to_owned),
+        password: server.own_login().password,
+        authority: server.authority().map(Path::to_owned),
     };
     let sites: Vec<RunningSite> = names.iter().zip(&servers.sites).map(site).collect();
     // A fleet's hub is another machine's: nothing there is ours to reach.
-    let cloud = servers.all().next().filter(|_| member.is_none()).map(Server::url).unwrap_or_default();
+    let hub = servers.all().next().filter(|_| member.is_none());
+    let cloud = hub.map(Server::url).unwrap_or_default();
     let cloud_domain = match member {
         Some(member) => Some(member.domain.clone()),
         None => servers.cloud.is_some().then(|| CLOUD.to_owned()),
     };
     // Other commands may run in another folder.
     let model = std::path::absolute(model).unwrap_or_else(|_| model.to_owned());
-    Running { process: std::process::id(), cloud_url: cloud, cloud_domain, sites, model, operator: None }
+    Running {
+        process: std::process::id(),
+        cloud_url: cloud,
+        cloud_domain,
+        sites,
+        model,
+        operator: None,
+        cloud_password: hub.map(|server| server.own_login().password),
+        authority: hub.and_then(Server::authority).map(Path::to_owned),
+    }
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {

@@ -116,6 +116,17 @@ pub fn headline(found: &[Vec<Window>], memory: &Memory, own_workload: bool) -> V
     let single = pipeline(Durability::Fast, 1).iter().zip(alone);
     let added_ms = by_round(single.map(|(window, bare)| window.latency.p50_ms - bare.latency.p50_ms).collect());
     let added_cpu_ms = cpu(fast).zip(cpu(bare)).map(|(fast, bare)| fast - bare);
+    // What it costs that clients are held apart, as a share of what it takes without, of neighbours in a round.
+    let guarded = |encrypted, in_flight| of(Case::Guarded { encrypted, in_flight });
+    let more_cpu = |encrypted| {
+        let both = guarded(encrypted, IN_FLIGHT).iter().zip(fast);
+        let shares = both.filter_map(|(guarded, open)| Some(guarded.cpu_ms_per_image? / open.cpu_ms_per_image? - 1.0));
+        by_round(shares.collect())
+    };
+    let more_p50 = |encrypted| {
+        let both = guarded(encrypted, 1).iter().zip(pipeline(Durability::Fast, 1));
+        by_round(both.map(|(guarded, open)| guarded.latency.p50_ms / open.latency.p50_ms - 1.0).collect())
+    };
     // These depend on what is recognized; the goals are for the project's own.
     let own = |goal: Goal| own_workload.then_some(goal);
     let figure = |name, title, value, unit, goal| Figure { name, title, value, unit, goal };
@@ -139,6 +150,10 @@ pub fn headline(found: &[Vec<Window>], memory: &Memory, own_workload: bool) -> V
             "ms",
             None,
         ),
+        figure("users_cpu_more", "more CPU with users of few rights", more_cpu(false), "", Some(Goal::AtMost(0.05))),
+        figure("users_p50_more", "more latency alone with them, p50", more_p50(false), "", Some(Goal::AtMost(0.05))),
+        figure("tls_cpu_more", "more CPU with TLS for every client, too", more_cpu(true), "", None),
+        figure("tls_p50_more", "more latency alone with it, p50", more_p50(true), "", None),
         figure("recognizer_rss_mb", "peak memory of a recognizer", memory.recognizer_mb, "MB", own(Goal::AtMost(80.0))),
     ]
 }
@@ -233,6 +248,6 @@ mod tests {
         let found = CASES.map(|_| vec![window(1.0, 1.0, 1.0)]);
         let memory = Memory { recognizer_mb: None, server_mb: None };
         let goals = |own| headline(&found, &memory, own).into_iter().filter(|figure| figure.goal.is_some()).count();
-        assert_eq!((goals(true), goals(false)), (5, 3));
+        assert_eq!((goals(true), goals(false)), (7, 5));
     }
 }

@@ -1,5 +1,6 @@
 //! What signs of life and queues say, as gauges. Pure.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::counter::Counter;
@@ -57,8 +58,12 @@ fn owned(labels: &[(&'static str, &str)]) -> Labels {
 }
 
 /// Everything that is looked up when somebody asks.
-pub(super) fn of(beats: &[Beat], queues: &Queues) -> Registry {
+pub(super) fn of(beats: &[Beat], queues: &Queues, expiries: &BTreeMap<String, u64>) -> Registry {
     let mut sheet = Sheet::default();
+    for (what, ends_at_ms) in expiries {
+        let help = "When a certificate or the like ends, seconds since the epoch";
+        sheet.gauge("tributary_expires_timestamp_seconds", help, &[("what", what)], *ends_at_ms as f64 / 1000.0);
+    }
     for beat in beats {
         worker(&mut sheet, beat);
         let site = beat.site.as_ref().map_or("", |site| site.as_str());
@@ -275,7 +280,11 @@ mod tests {
         let level = Level { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
         let queues = Queues { found: vec![found], levels: [("IMAGES", level)].into() };
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &of(&[beat], &queues)).unwrap();
+        prometheus_client::encoding::text::encode(
+            &mut text,
+            &of(&[beat], &queues, &BTreeMap::from([("root".to_owned(), 5_000)])),
+        )
+        .unwrap();
         for line in [
             "tributary_queue_work_seconds{stream=\"IMAGES\",consumer=\"recognizer\"} 2.0",
             "tributary_queue_messages{stream=\"IMAGES\",consumer=\"recognizer\",state=\"pending\"} 90.0",

@@ -11,7 +11,8 @@ use crate::settings::Settings;
 
 /// All of it; blocks.
 pub fn checks(settings: &Settings) -> Vec<Check> {
-    let mut checks = vec![chosen(settings), nats_server(settings), onnxruntime(settings), window(settings)];
+    let mut checks =
+        vec![chosen(settings), listening(settings), nats_server(settings), onnxruntime(settings), window(settings)];
     checks.push(model("recognizer", Some(&settings.recognizer.model)));
     checks.push(model("verifier", settings.verifier.model.as_deref()));
     checks
@@ -23,6 +24,28 @@ fn chosen(settings: &Settings) -> Check {
         Err(error) => {
             Check::bad("settings", format!("{error:#}"), "change it where `tributary config --show` says it came from")
         }
+    }
+}
+
+/// What other machines could reach.
+fn listening(settings: &Settings) -> Check {
+    const WHAT: &str = "listening";
+    let (up, metrics) = (&settings.up, &settings.metrics);
+    let mut open = Vec::new();
+    if up.insecure && up.listens_beyond_loopback() {
+        open.push("`tributary up` takes clients from other machines unencrypted and without a login (up.insecure)");
+    }
+    if metrics.insecure && metrics.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+        open.push("metrics are given to whoever asks, unencrypted (metrics.insecure)");
+    }
+    match (&open[..], up.listens_beyond_loopback()) {
+        ([], false) => Check::ok(WHAT, "for this machine alone, as far as these settings go"),
+        ([], true) => Check::ok(WHAT, "for other machines, encrypted and with a login"),
+        (open, _) => Check::warn(
+            WHAT,
+            open.join("; "),
+            "leave insecure out: certificates are made by themselves, and `tributary camera add` makes logins",
+        ),
     }
 }
 

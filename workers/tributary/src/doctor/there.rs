@@ -1,5 +1,6 @@
 //! There: the site's server, its streams, and the cloud.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const MIB: u64 = 1024 * 1024;
 
 /// All of it.
 pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
-    let mut checks = vec![reached(site), max_payload(&site.bus), durability(site, settings)];
+    let mut checks = vec![reached(site), encrypted(&site.nats.url), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
     // At once, for what does not answer takes seconds each.
     let (wait, found_wrong, clock, verify) = tokio::join!(
@@ -95,6 +96,24 @@ async fn clock(site: &Site) -> Check {
         ),
         Ok(_) => Check::ok("clock", "as the server's"),
         Err(error) => Check::warn("clock", runtime::fault::chain(&error), "run `tributary setup`"),
+    }
+}
+
+/// Whether what is sent to the server can be read on the way. Pure.
+fn encrypted(url: &str) -> Check {
+    const WHAT: &str = "connection";
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
+    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match (scheme, is_here) {
+        ("tls" | "wss", _) => Check::ok(WHAT, "encrypted"),
+        (_, true) => Check::ok(WHAT, "not encrypted, and it stays on this machine"),
+        (_, false) => Check::warn(
+            WHAT,
+            format!("images and passwords go to {host} unencrypted"),
+            "use a tls:// address in nats.url, and nats.ca where the server has an authority of its own",
+        ),
     }
 }
 

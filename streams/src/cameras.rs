@@ -1,0 +1,117 @@
+//! Cameras that a site's server knows by name and password: each may publish its own images and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use schemas::{CameraName, SiteName};
+use serde::{Deserialize, Serialize};
+
+use crate::rights::Rights;
+use crate::server::{USERS, is_in_use, password, write_private};
+
+/// Who they are, in the server's store.
+const CAMERAS: &str = "cameras.json";
+/// Where the server says which process it is.
+const PROCESS: &str = "nats-server.pid";
+/// What ends the line of a camera among the users.
+const OF_CAMERA: &str = " # camera";
+
+/// A camera that may publish.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CameraLogin {
+    password: String,
+    /// When it was added, milliseconds since the epoch.
+    pub since_ms: u64,
+}
+
+impl CameraLogin {
+    /// The password, for whoever sets the camera up.
+    pub fn reveal_password(&self) -> &str {
+        &self.password
+    }
+}
+
+/// The cameras of a site, in the folder of its server.
+#[derive(Clone, Default)]
+pub struct Cameras(BTreeMap<CameraName, CameraLogin>);
+
+impl Cameras {
+    /// Reads them; a site begins with none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or was changed by hand.
+    pub fn read(store: &Path) -> std::io::Result<Self> {
+        let path = store.join(CAMERAS);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Self).map_err(|error| {
+                Error::new(ErrorKind::InvalidData, format!("{} is not what it should be: {error}", path.display()))
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Each by its name.
+    pub fn all(&self) -> &BTreeMap<CameraName, CameraLogin> {
+        &self.0
+    }
+
+    /// Adds a camera; `None` if there is one of this name.
+    ///
+    /// # Errors
+    /// That the system has no random numbers.
+    pub fn add(&mut self, camera: &CameraName, now_ms: u64) -> std::io::Result<Option<&CameraLogin>> {
+        if self.0.contains_key(camera) {
+            return Ok(None);
+        }
+        let login = CameraLogin { password: password()?, since_ms: now_ms };
+        Ok(Some(self.0.entry(camera.clone()).or_insert(login)))
+    }
+
+    /// Removes a camera; false if there is none of this name.
+    pub fn remove(&mut self, camera: &CameraName) -> bool {
+        self.0.remove(camera).is_some()
+    }
+
+    /// Writes them down, and tells the server, if one runs here. What has no login any more is cut off by the server.
+    /// Returns whether one was told.
+    ///
+    /// # Errors
+    /// A disk that takes nothing, or a server that cannot be told.
+    pub fn save(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
+        let path = store.join(CAMERAS);
+        let beside = path.with_extension("new");
+        write_private(&beside, &(serde_json::to_string_pretty(&self.0).map_err(Error::other)? + "\n"))?;
+        fs::rename(&beside, &path)?;
+        // Workers' passwords are the running server's and stay; they are made anew when it starts.
+        let Ok(users) = fs::read_to_string(store.join(USERS)) else { return Ok(false) };
+        let kept = users.lines().filter(|line| line.trim_start().starts_with('{') && !line.contains(OF_CAMERA));
+        let kept: Vec<String> = kept.map(|line| line.trim().to_owned()).collect();
+        self.write_users(store, Some(site), &kept)?;
+        if !is_in_use(store) {
+            return Ok(false);
+        }
+        let process = fs::read_to_string(store.join(PROCESS)).ok().and_then(|text| text.trim().parse::<i32>().ok());
+        match process {
+            Some(process) => kill(Pid::from_raw(process), Signal::SIGHUP).map(|()| true).map_err(Error::from),
+            None => Ok(false),
+        }
+    }
+
+    /// What the server is told of its users: these and the cameras.
+    pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
+        let cameras = site.into_iter().flat_map(|site| {
+            self.0.iter().map(move |(camera, login)| {
+                let rights = Rights::of_camera(site, camera).configuration();
+                format!("{{ user: \"{camera}\", password: \"{}\", permissions: {rights} }}{OF_CAMERA}", login.password)
+            })
+        });
+        let lines: Vec<String> = users.iter().cloned().chain(cameras).collect();
+        write_private(&store.join(USERS), &format!("users: [\n  {}\n]\n", lines.join("\n  ")))
+    }
+}

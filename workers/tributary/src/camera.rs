@@ -1,0 +1,177 @@
+//! `tributary camera`: logins of cameras at a site's server.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use runtime::clock;
+use runtime::settings::Loaded;
+use schemas::CameraName;
+use streams::cameras::Cameras;
+use streams::rights;
+
+use crate::settings::Settings;
+use crate::site::{self, Running, RunningSite};
+use crate::{audit, form, out, up};
+
+const EXAMPLES: &str = "\
+A camera needs a login where other machines reach the site's server (up.listen, up.mqtt_listen). With it, a camera may
+publish images under its own name and hear that they were stored, and nothing else. On this machine alone no login is
+needed.
+
+Examples:
+  tributary up --model MODEL_DIR --set up.listen=0.0.0.0 --set up.mqtt_listen=0.0.0.0 --set up.mqtt_port=8883
+  tributary camera add gate-1                 prints the login; it is shown again with `camera show`
+  tributary camera remove gate-1              its connection ends at once";
+
+/// Give cameras on other machines a login at the site's server, and take it back.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CameraArgs {
+    #[command(subcommand)]
+    command: CameraCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum CameraCommand {
+    /// Make a login for a camera, and print it.
+    Add {
+        /// Name of the camera, the last word of its subject.
+        name: CameraName,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the login of a camera.
+    Show {
+        /// Name of the camera.
+        name: CameraName,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the cameras that have a login.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a camera's login and its connection.
+    Remove {
+        /// Name of the camera.
+        name: CameraName,
+    },
+}
+
+/// Adds, shows and removes logins.
+pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let running = Running::find(&settings.up.store).with_context(|| {
+        format!(
+            "no `tributary up` runs with the store {} (--store names another one): logins are its server's; on a server of your own, add a user as deploy/nats/site.conf shows",
+            settings.up.store.display()
+        )
+    })?;
+    let site = running.site_of(loaded)?;
+    let store = running.store_of(site, settings);
+    let unread = || format!("the cameras of {} cannot be read", store.display());
+    let mut cameras = Cameras::read(&store).with_context(unread)?;
+    match &args.command {
+        CameraCommand::Add { name, json } => {
+            let added = cameras.add(name, clock::now_ms())?;
+            anyhow::ensure!(
+                added.is_some(),
+                "camera {name} has a login already: `tributary camera show {name}` prints it, `tributary camera remove {name}` ends it"
+            );
+            save(&cameras, &store, site)?;
+            note(loaded, site, "camera add", name).await;
+            show(settings, site, &cameras, name, *json)
+        }
+        CameraCommand::Show { name, json } => show(settings, site, &cameras, name, *json),
+        CameraCommand::List { json } => list(&cameras, *json),
+        CameraCommand::Remove { name } => {
+            anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
+            save(&cameras, &store, site)?;
+            note(loaded, site, "camera remove", name).await;
+            out::line(format_args!("Camera {name} cannot publish any more."))
+        }
+    }
+}
+
+fn save(cameras: &Cameras, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
+    let told = cameras.save(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
+    anyhow::ensure!(told, "the server in {} does not run: it takes the change when it is started", store.display());
+    Ok(())
+}
+
+async fn note(loaded: &Loaded<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
+    if let Ok(found) = site::open(loaded, "camera").await {
+        audit::note(&found.bus, &site.site, action, camera.as_str()).await;
+    }
+}
+
+fn known(cameras: &Cameras) -> String {
+    let names: Vec<&str> = cameras.all().keys().map(CameraName::as_str).collect();
+    match names.is_empty() {
+        true => "no camera has".into(),
+        false => format!("those that have are {}", names.join(", ")),
+    }
+}
+
+/// Everything that whoever sets the camera up must know.
+fn show(
+    settings: &Settings,
+    site: &RunningSite,
+    cameras: &Cameras,
+    name: &CameraName,
+    json: bool,
+) -> anyhow::Result<()> {
+    let login = cameras.all().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
+    let (up, host) = (&settings.up, up::host_name(&settings.up));
+    let port = site.url.rsplit_once(':').map_or("", |(_, port)| port);
+    let is_encrypted = site.authority.is_some() || up.certificate.is_some();
+    let subject = streams::subject::image(&site.site, name);
+    let reached = |listen: std::net::IpAddr| match listen.is_loopback() {
+        true => listen.to_string(),
+        false => host.clone(),
+    };
+    let scheme = if is_encrypted && !up.listen.is_loopback() { "tls" } else { "nats" };
+    let nats = format!("{scheme}://{}:{port}", reached(up.listen));
+    let mqtt = site.mqtt_port.map(|port| format!("{}:{port}", reached(up.mqtt_listen)));
+    let inbox = rights::role_inbox(name.as_str());
+    let topic = subject.replace('.', "/");
+    let authority: Option<PathBuf> = site.authority.clone().or_else(|| up.authority.clone());
+    if json {
+        return out::json(&serde_json::json!({
+            "camera": name, "user": name, "password": login.reveal_password(), "nats": nats, "subject": subject,
+            "inbox_prefix": inbox, "mqtt": mqtt, "topic": topic, "authority": authority,
+        }));
+    }
+    out::line(format_args!("user       {name}"))?;
+    out::line(format_args!("password   {}", login.reveal_password()))?;
+    out::line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
+    if let Some(mqtt) = mqtt {
+        let tls = if is_encrypted && !up.mqtt_listen.is_loopback() { ", with TLS" } else { "" };
+        out::line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
+    }
+    if let Some(authority) = authority {
+        out::line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
+    }
+    if !up.listens_beyond_loopback() {
+        out::line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
+    }
+    Ok(())
+}
+
+fn list(cameras: &Cameras, json: bool) -> anyhow::Result<()> {
+    if json {
+        let rows =
+            cameras.all().iter().map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
+        return out::json(&rows.collect::<Vec<_>>());
+    }
+    if cameras.all().is_empty() {
+        return out::line("No camera has a login: `tributary camera add NAME` makes one.");
+    }
+    let rows: Vec<Vec<String>> =
+        cameras.all().iter().map(|(name, login)| vec![name.to_string(), form::time(login.since_ms)]).collect();
+    out::line(form::table(&["camera", "since"], &rows))
+}
