@@ -133,13 +133,14 @@ impl EcPrivateKey {
     /// A file that cannot be read, that others may read, or that holds something else.
     pub fn read(path: &Path) -> Result<Self, SignatureError> {
         let refused = |fault| SignatureError::Key { path: path.to_owned(), fault };
+        let text = read_bounded(path, MAX_KEY_BYTES)?;
+        let key = Self::from_pem(&String::from_utf8_lossy(&text)).map_err(refused)?;
         let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode()).unwrap_or(0);
         // A group may read it: that is how clusters hand secrets to a process that is not root.
-        if mode & 0o027 != 0 {
-            return Err(refused(KeyFault::Open { mode: mode & 0o777 }));
+        match mode & 0o027 {
+            0 => Ok(key),
+            _ => Err(refused(KeyFault::Open { mode: mode & 0o777 })),
         }
-        let text = read_bounded(path, MAX_KEY_BYTES)?;
-        Self::from_pem(&String::from_utf8_lossy(&text)).map_err(refused)
     }
 
     /// From PEM: PKCS#8 (`PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
