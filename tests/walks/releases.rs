@@ -474,9 +474,10 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
     let (signature, public, other) =
         (path(&fixture("model_signature/fashion-light.sig")), key("public.pem"), key("other-public.pem"));
     let trusted = format!("releaser.trusted_keys=[{public:?}]");
-    let import = async |folder: &Path, more: &[&str]| {
-        let folder = path(folder);
-        world.release(&[&["import", &folder], more].concat()).await.unwrap()
+    let import = async |folder: &Path, is_demanded: bool, more: &[&str]| {
+        let (folder, demand) = (path(folder), ["--set", &trusted]);
+        let before = if is_demanded { &demand[..] } else { &[] };
+        world.release(&[before, &["import", &folder], more].concat()).await.unwrap()
     };
     let (model, changed) = (fixture(LIGHT), again(world.folder(), 1));
     let more = world.folder().join("more");
@@ -485,29 +486,27 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
         std::fs::copy(model.join(file), more.join(file)).unwrap();
     }
     std::fs::write(more.join("head.onnx"), "nobody signed this").unwrap();
-    let cases: [(&Path, &[&str], &str); 8] = [
-        (&model, &["--signed-by", &other, "--signature", &signature], "was not signed by this key"),
-        (&changed, &["--signed-by", &public, "--signature", &signature], "\"model.toml\" was changed"),
-        (&more, &["--signed-by", &public, "--signature", &signature], "\"head.onnx\" is not in the signature"),
-        (&model, &["--signed-by", &public], "is not signed"),
-        (&model, &["--signature", &signature], "--signed-by PUBLIC.pem"),
-        (&model, &["--set", &trusted], "is not signed"),
-        (
-            &model,
-            &["--set", &trusted, "--signed-by", &other, "--signature", &signature],
-            "none of releaser.trusted_keys",
-        ),
-        (&changed, &["--set", &trusted, "--signature", &signature], "\"model.toml\" was changed"),
+    let [own, others] = [[&public, "--signature", &signature], [&other, "--signature", &signature]]
+        .map(|[key, flag, signature]| ["--signed-by", key, flag, signature]);
+    let cases: [(&Path, bool, &[&str], &str); 8] = [
+        (&model, false, &others, "was not signed by this key"),
+        (&changed, false, &own, "\"model.toml\" was changed"),
+        (&more, false, &own, "\"head.onnx\" is not in the signature"),
+        (&model, false, &own[..2], "is not signed"),
+        (&model, false, &own[2..], "--signed-by PUBLIC.pem"),
+        (&model, true, &[], "is not signed"),
+        (&model, true, &others, "none of releaser.trusted_keys"),
+        (&changed, true, &own[2..], "\"model.toml\" was changed"),
     ];
-    for (folder, words, why) in cases {
-        let ended = import(folder, words).await;
+    for (folder, is_demanded, words, why) in cases {
+        let ended = import(folder, is_demanded, words).await;
         assert!(!ended.success && ended.err.contains(why), "{words:?}: {}\n{}", ended.out, ended.err);
     }
     assert!(log::latest(&world.cloud, &light()).await.unwrap().is_none());
     let none = world.release(&["list"]).await.unwrap();
     assert!(!none.success && none.err.contains("there is no release"), "{}\n{}", none.out, none.err);
 
-    let ended = import(&model, &["--set", &trusted, "--signature", &signature]).await;
+    let ended = import(&model, true, &own[2..]).await;
     assert!(ended.success, "{}\n{}", ended.out, ended.err);
     // Who has the key can say its fingerprint without us.
     let fingerprint: String =

@@ -238,4 +238,26 @@ mod tests {
         let files = names.iter().map(|name| (name.clone(), [0; 32])).collect();
         assert!(matches!(read(&write("fish", &files).unwrap()), Err(SignatureError::TooMany)));
     }
+
+    /// A signer who means harm can have anything signed: what is inside is read as strictly as what is around it.
+    #[test]
+    fn whatever_was_signed_is_refused_or_names_files_of_the_folder() {
+        let payload = write("fish", &list(&["a", "b/c"])).unwrap();
+        let mut read_ones = 0;
+        for at in 0..payload.len() {
+            assert!(read(&payload[..at]).is_err(), "the first {at} bytes");
+            for other in [0, b' ', b'"', b'.', b'/', b'0', b'[', b'{', b'}', 0x7f, 0x80, 0xff] {
+                let mut bent = payload.clone();
+                bent[at] = other;
+                if let Ok(list) = read(&bent) {
+                    read_ones += 1;
+                    assert!(
+                        list.files.len() == 2 && list.files.keys().all(|name| is_inside(name)),
+                        "byte {at}: {list:?}"
+                    );
+                }
+            }
+        }
+        assert!(read_ones > 0);
+    }
 }

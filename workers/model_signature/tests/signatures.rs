@@ -371,3 +371,35 @@ fn a_private_key_that_others_may_read_is_refused() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(EcPrivateKey::read(&path).unwrap().public().fingerprint(), public("public").fingerprint());
 }
+
+#[test]
+fn no_byte_of_a_private_key_can_be_another() {
+    for (name, label) in [("pkcs8", "PRIVATE KEY"), ("sec1", "EC PRIVATE KEY")] {
+        let text = key_text(name);
+        let body: String = text
+            .split(&format!("-----BEGIN {label}-----"))
+            .nth(1)
+            .unwrap()
+            .lines()
+            .take_while(|line| !line.starts_with('-'))
+            .collect();
+        let der = STANDARD.decode(body).unwrap();
+        let read = |der: &[u8]| {
+            let text = format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der));
+            EcPrivateKey::from_pem(&text)
+        };
+        let whole = read(&der).unwrap();
+        for at in 0..der.len() {
+            assert!(read(&der[..at]).is_err(), "{name}, the first {at} bytes");
+            for bit in 0..8 {
+                let mut bent = der.clone();
+                bent[at] ^= 1 << bit;
+                // PKCS#8 of version 1 is read as that of version 0 is; nothing else may differ.
+                if let Ok(key) = read(&bent) {
+                    assert_eq!((name, at), ("pkcs8", 5), "bit {bit}");
+                    assert_eq!(key.public().fingerprint(), whole.public().fingerprint());
+                }
+            }
+        }
+    }
+}
