@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use autograd::onnx::Onnx;
 use harness::program::{fixture, root};
+use model_signature::{EcPrivateKey, EcPublicKey, verify_folder};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use replayer::Expression;
@@ -174,6 +175,30 @@ fn texts_that_were_bent_are_read_or_refused() {
         17
     });
     println!("texts: {calls} calls");
+}
+
+#[test]
+fn signatures_and_keys_that_were_bent_are_refused_or_say_the_same() {
+    let (folder, at) = (fixture("model_signature/model"), tempfile::tempdir().unwrap());
+    let signature = at.path().join("model.sig");
+    let keys = [EcPublicKey::read(&fixture("model_signature/keys/public.pem")).unwrap()];
+    let signed = |bytes: &[u8]| {
+        std::fs::write(&signature, bytes).unwrap();
+        let verified = verify_folder(&folder, &signature, &keys).ok()?;
+        Some(verified.files().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let whole = signed(&std::fs::read(fixture("model_signature/model.sig")).unwrap());
+    assert!(whole.is_some());
+    let signatures = bend_all(&corpus("model_signature", &["model.sig", "shards.sig"]), turns() / 4, |bytes| {
+        assert!([&None, &whole].contains(&&signed(bytes)));
+        1
+    });
+    let keys = bend_all(&corpus("model_signature/keys", &[".pem"]), turns(), |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let _read = (EcPublicKey::from_pem(&text).is_ok(), EcPrivateKey::from_pem(&text).is_ok());
+        2
+    });
+    println!("signatures: {signatures} calls, keys: {keys}");
 }
 
 #[test]

@@ -1,25 +1,29 @@
-//! Clients that are not ours: a few lines of Python with the public NATS and MQTT libraries.
+//! Clients that are not ours: a few lines of Python with the public NATS and MQTT libraries; and OpenSSF's tool for signed
+//! models.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::pictures::{Picture, one};
+use harness::pictures::{LIGHT, Picture, one};
 use harness::program::{fixture, root};
 use harness::until::until;
+use harness::{Plan, World};
 use nix::sys::signal::Signal;
 use schemas::limits::MAX_INLINE_BYTES;
 use serde_json::Value;
+use vision::Model;
 
 use crate::common::PATIENCE;
 use crate::up::{found, up};
 
-/// What the clients need, with versions.
+/// What the clients and the tool need, with versions.
 const REQUIREMENTS: &str = "tests/walks/interop/requirements.txt";
 
-/// A Python with the clients' libraries; made once for all tests and later runs.
+/// A Python with the clients' libraries and the tool; made once for all tests and later runs.
 fn python() -> PathBuf {
     static MADE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one_at_a_time = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -37,7 +41,10 @@ fn python() -> PathBuf {
     succeed("making a virtual environment (python3-venv)", Command::new("python3").args(["-m", "venv"]).arg(&folder));
     let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
     let mut pip = Command::new(&python);
-    succeed("fetching nats-py, paho-mqtt and msgpack with pip", pip.args(install).arg(root().join(REQUIREMENTS)));
+    succeed(
+        "fetching nats-py, paho-mqtt, msgpack and model-signing with pip",
+        pip.args(install).arg(root().join(REQUIREMENTS)),
+    );
     fs::write(&complete, wanted).unwrap();
     python
 }
@@ -136,4 +143,51 @@ async fn answers_in_json_need_no_mqtt() {
     let message = message.await.unwrap();
     assert_eq!(message.subject.as_str(), format!("answer-json.{name}.python"));
     expect(&serde_json::from_slice(&message.payload).unwrap(), "edge", &picture.light.label, picture.light.confidence);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_is_exported_signed_is_verified_by_the_tool_that_others_use() {
+    let world = World::start(Plan::default()).await.unwrap();
+    let keys = fixture("model_signature/keys");
+    let public = keys.join("public.pem").display().to_string();
+    let ended = world.release(&["import", &fixture(LIGHT).display().to_string()]).await.unwrap();
+    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    let release = Model::load(&fixture(LIGHT)).unwrap().release;
+    for form in ["pkcs8.pem", "sec1.pem"] {
+        let key = world.folder().join(form);
+        fs::copy(keys.join(form), &key).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let folder = world.folder().join(format!("signed with {form}"));
+        let (key, at) = (key.display().to_string(), folder.display().to_string());
+        let ended = world.release(&["export", release.as_str(), &at, "--sign", &key]).await.unwrap();
+        assert!(ended.success, "{}\n{}", ended.out, ended.err);
+        assert!(verifies(&folder, &public).await);
+        assert!(!verifies(&folder, &keys.join("other-public.pem").display().to_string()).await);
+        let labels = fs::read(folder.join("labels.txt")).unwrap();
+        fs::write(folder.join("labels.txt"), labels.to_ascii_uppercase()).unwrap();
+        assert!(!verifies(&folder, &public).await, "a file was changed");
+        let ended = world.release(&["import", &at, "--signed-by", &public]).await.unwrap();
+        assert!(!ended.success && ended.err.contains("\"labels.txt\" was changed"), "{}\n{}", ended.out, ended.err);
+        fs::write(folder.join("labels.txt"), labels).unwrap();
+        assert!(verifies(&folder, &public).await);
+        // It is the release that is there already: its signature was read, and held.
+        let ended = world.release(&["import", &at, "--signed-by", &public]).await.unwrap();
+        assert!(!ended.success && ended.err.contains("already"), "{}\n{}", ended.out, ended.err);
+    }
+}
+
+/// Whether OpenSSF's tool says that a folder is as its model.sig says.
+async fn verifies(folder: &Path, public_key: &str) -> bool {
+    let (folder, public_key) = (folder.to_owned(), public_key.to_owned());
+    let verify = move || {
+        let mut command = Command::new(python());
+        command.args(["-m", "model_signing", "verify", "key", "--public_key", &public_key, "--signature"]);
+        let output = command.arg(folder.join("model.sig")).arg(&folder).output().unwrap();
+        let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let is_said =
+            words.contains(if output.status.success() { "Verification succeeded" } else { "Verification failed" });
+        assert!(is_said, "{words}");
+        output.status.success()
+    };
+    tokio::task::spawn_blocking(verify).await.unwrap()
 }

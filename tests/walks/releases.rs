@@ -10,6 +10,7 @@ use harness::{Cut, Oracle, Plan, World, seed, until};
 use nix::sys::signal::Signal;
 use rollout::{log, stage};
 use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
+use sha2::{Digest, Sha256};
 use streams::read::{self, Stretch};
 use streams::{Blobs, topology};
 use vision::Model;
@@ -463,4 +464,56 @@ async fn the_clouds_model_is_released_as_a_sites_is() {
     let ended = world.release(&["rollback", "--name", "fashion-heavy"]).await.unwrap();
     assert!(ended.success, "{}", ended.err);
     runs(&first).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
+    let world = World::start(Plan::default()).await.unwrap();
+    let path = |path: &Path| path.display().to_string();
+    let key = |name: &str| path(&fixture("model_signature/keys").join(name));
+    let (signature, public, other) =
+        (path(&fixture("model_signature/fashion-light.sig")), key("public.pem"), key("other-public.pem"));
+    let trusted = format!("releaser.trusted_keys=[{public:?}]");
+    let import = async |folder: &Path, is_demanded: bool, more: &[&str]| {
+        let (folder, demand) = (path(folder), ["--set", &trusted]);
+        let before = if is_demanded { &demand[..] } else { &[] };
+        world.release(&[before, &["import", &folder], more].concat()).await.unwrap()
+    };
+    let (model, changed) = (fixture(LIGHT), again(world.folder(), 1));
+    let more = world.folder().join("more");
+    std::fs::create_dir(&more).unwrap();
+    for file in ["model.toml", "graph.onnx", "labels.txt"] {
+        std::fs::copy(model.join(file), more.join(file)).unwrap();
+    }
+    std::fs::write(more.join("head.onnx"), "nobody signed this").unwrap();
+    let [own, others] = [[&public, "--signature", &signature], [&other, "--signature", &signature]]
+        .map(|[key, flag, signature]| ["--signed-by", key, flag, signature]);
+    let cases: [(&Path, bool, &[&str], &str); 8] = [
+        (&model, false, &others, "was not signed by this key"),
+        (&changed, false, &own, "\"model.toml\" was changed"),
+        (&more, false, &own, "\"head.onnx\" is not in the signature"),
+        (&model, false, &own[..2], "is not signed"),
+        (&model, false, &own[2..], "--signed-by PUBLIC.pem"),
+        (&model, true, &[], "is not signed"),
+        (&model, true, &others, "none of releaser.trusted_keys"),
+        (&changed, true, &own[2..], "\"model.toml\" was changed"),
+    ];
+    for (folder, is_demanded, words, why) in cases {
+        let ended = import(folder, is_demanded, words).await;
+        assert!(!ended.success && ended.err.contains(why), "{words:?}: {}\n{}", ended.out, ended.err);
+    }
+    assert!(log::latest(&world.cloud, &light()).await.unwrap().is_none());
+    let none = world.release(&["list"]).await.unwrap();
+    assert!(!none.success && none.err.contains("there is no release"), "{}\n{}", none.out, none.err);
+
+    let ended = import(&model, true, &own[2..]).await;
+    assert!(ended.success, "{}\n{}", ended.out, ended.err);
+    // Who has the key can say its fingerprint without us.
+    let fingerprint: String =
+        Sha256::digest(std::fs::read(&public).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let said = format!("signed   by key {fingerprint}");
+    assert!(ended.out.contains(&said), "{}", ended.out);
+    let release = release_of(&model);
+    let shown = world.release(&["show", release.as_str()]).await.unwrap();
+    assert!(shown.success && shown.out.contains(&said), "{}\n{}", shown.out, shown.err);
 }

@@ -55,6 +55,10 @@ pub struct Manifest {
     /// What it takes the place of; absent where it was not remade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remade: Option<RemadeFrom>,
+    /// Fingerprint of the key that its folder was signed with when it was imported (OpenSSF Model Signing); absent where no
+    /// signature was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
 }
 
 /// How a release was derived again from the updates of another one, but for some.
@@ -318,8 +322,8 @@ impl Manifest {
     /// Of the model that sites were set up with, or of one that was made elsewhere.
     pub fn first(model: ModelName, release: ReleaseId, labels: Vec<String>, weights: BlobRef) -> Self {
         let package = Vec::new();
-        let (parent, made, remade) = (None, None, None);
-        Self { format: FORMAT, model, release, parent, round: 0, labels, weights, package, made, remade }
+        let (parent, made, remade, signed_by) = (None, None, None, None);
+        Self { format: FORMAT, model, release, parent, round: 0, labels, weights, package, made, remade, signed_by }
     }
 
     /// With its package.
@@ -415,9 +419,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_manifest_of_before_releases_were_remade_is_read_and_written_as_ever() {
+    fn a_manifest_of_before_releases_were_remade_or_signed_is_read_and_written_as_ever() {
         let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::derived("a"))])).unwrap();
-        assert!(!old.contains("remade"), "{old}");
+        assert!(!old.contains("remade") && !old.contains("signed"), "{old}");
         let read: Manifest = serde_json::from_str(&old).unwrap();
         assert_eq!(
             (read.remade, serde_json::to_string(&serde_json::from_str::<Manifest>(&old).unwrap()).unwrap()),

@@ -15,6 +15,9 @@ pub struct ReleaserSettings {
     /// File of the key that orders are signed with (`tributary fleet init` makes one); absent: unsigned, and sites of a fleet
     /// do not obey.
     pub key: Option<PathBuf>,
+    /// Files of public keys in PEM (P-256 or P-384). Where there are any, `tributary release import` refuses a model that none
+    /// of them signed (OpenSSF Model Signing); what is trained here needs no signature.
+    pub trusted_keys: Vec<PathBuf>,
     /// Rings of sites that try a release, one after the other, each by itself judged; the sites of earlier ones stay in.
     pub rings: Vec<Ring>,
     /// When a canary is promoted or withdrawn.
@@ -33,6 +36,7 @@ impl Default for ReleaserSettings {
     fn default() -> Self {
         Self {
             key: None,
+            trusted_keys: Vec::new(),
             rings: vec![Ring { share_ratio: Some(0.1), ..Ring::default() }],
             canary: CanarySettings::default(),
             batch: 10,

@@ -3,6 +3,7 @@
 mod folder;
 mod hand;
 mod remake;
+mod signature;
 pub mod stand;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ Examples:
   tributary release pin reef 3fa71d          one site runs it, whatever is decided
   tributary release export 3fa71d ./model    its folder, as it was
   tributary release export 3fa71d ./image --oci fish:3fa71d
+  tributary release import ./theirs --signed-by their.pem     refused unless ./theirs/model.sig is by that key
+  tributary release export 3fa71d ./model --sign our-key.pem  with a signature, ./model/model.sig
   tributary release verify 3fa71d --model ./model --public ./public
   tributary release remake 3fa71d --without reef --why 'its camera was mislabelled'";
 
@@ -93,6 +96,8 @@ enum What {
     Import {
         /// Its folder: model.toml, graph.onnx and labels.txt, or a Hugging Face export.
         folder: PathBuf,
+        #[command(flatten)]
+        signature: signature::SignatureArgs,
     },
     /// Write a release's folder, or an OCI image layout with it.
     Export {
@@ -104,6 +109,10 @@ enum What {
         /// volumes take it.
         #[arg(long, value_name = "REFERENCE")]
         oci: Option<String>,
+        /// Sign the folder with this private key in PEM (P-256 or P-384) in the format of OpenSSF Model Signing: writes
+        /// model.sig into it, and says how to check it.
+        #[arg(long, value_name = "KEY.pem", conflicts_with = "oci")]
+        sign: Option<PathBuf>,
     },
     /// Let all sites run a release.
     Promote(hand::OneArgs),
@@ -117,17 +126,19 @@ enum What {
     Unpin(hand::UnpinArgs),
 }
 
-/// Makes a release of a folder, in the store of the settings.
+/// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
 pub async fn import(loaded: &Loaded<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
-    folder::import(loaded, roles::release_store(&loaded.settings)?, Some(name), folder, json).await
+    let store = roles::release_store(&loaded.settings)?;
+    folder::import(loaded, store, Some(name), (folder, None), json).await
 }
 
 /// Shows releases, and decides about them.
 pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
     let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
-    if let What::Import { folder } = &args.what {
-        return folder::import(loaded, store, args.name.clone(), folder, args.json).await;
+    if let What::Import { folder, signature } = &args.what {
+        let signed = signature::verify(signature, &loaded.settings.releaser.trusted_keys, folder).await?;
+        return folder::import(loaded, store, args.name.clone(), (folder, signed), args.json).await;
     }
     let model = match &args.name {
         Some(name) => name.clone(),
@@ -156,8 +167,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
         }
         What::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
         What::Import { .. } => Ok(()),
-        What::Export { release, folder, oci } => {
-            folder::export(&releases, &model, release, folder, oci.as_deref()).await
+        What::Export { release, folder, oci, sign } => {
+            folder::export(&releases, &model, release, folder, (oci.as_deref(), sign.as_deref())).await
         }
         What::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
         What::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
@@ -223,6 +234,7 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         form::size(manifest.weights.size_bytes),
         manifest.weights.sha256
     ))?;
+    signature::tell_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
             Some(parent) => out::line(format_args!("from     elsewhere, to take the place of {parent}")),

@@ -7,6 +7,7 @@ use aggregator::Releases;
 use aggregator::release::Manifest;
 use aggregator::seal;
 use anyhow::{Context, bail};
+use model_signature::{EcPrivateKey, SignedFolder};
 use rollout::prepare::{self, Origin};
 use rollout::stage::{self, Said};
 use rollout::trial::Trial;
@@ -15,21 +16,27 @@ use runtime::clock;
 use runtime::settings::Loaded;
 use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
 use serde_json::json;
+use streams::store::Put;
 use streams::{Blobs, Bus, CarryError, Publisher, Store};
 use vision::Model;
 
+use super::signature;
 use crate::settings::Settings;
 use crate::{audit, form, out, site};
 
-/// Makes a release of a folder.
+/// Makes a release of a folder; of one that is signed, of the signed files alone.
 pub async fn import(
     loaded: &Loaded<Settings>,
     store: Store,
     name: Option<ModelName>,
-    folder: &Path,
+    (folder, signed): (&Path, Option<SignedFolder>),
     json: bool,
 ) -> anyhow::Result<()> {
-    let model = Model::load(folder).with_context(|| format!("model {}", folder.display()))?;
+    let work = tempfile::tempdir().context("a folder for temporary files")?;
+    let model = match &signed {
+        Some(signed) => signature::load(signed, folder, &work.path().join("signed")).await?,
+        None => Model::load(folder).with_context(|| format!("model {}", folder.display()))?,
+    };
     let name = name.unwrap_or_else(|| ModelName::of(&model.description.name));
     let cloud = site::cloud(loaded, "release").await?;
     let blobs = Blobs::open_in_cloud(&cloud).await?;
@@ -48,7 +55,6 @@ pub async fn import(
         }
     };
     out::note(format_args!("{} is tried in a process of its own …", folder.display()));
-    let work = tempfile::tempdir().context("a folder for temporary files")?;
     let parent = now.as_ref().map(|now| now.stable.release.clone());
     let origin = Origin { parent: parent.clone(), words: "imported".into(), ..Origin::default() };
     let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
@@ -61,8 +67,14 @@ pub async fn import(
     };
     prepare::keep_and_offer(releases.store(), &blobs, &name, &release, &file).await?;
     let manifest = Manifest::first(name.clone(), model.release.clone(), model.labels.clone(), weights);
-    let manifest = Manifest { parent, ..manifest.packaged(release.package.clone()) };
-    releases.put(&manifest, &weights_file).await?;
+    let signed_by = signed.map(|signed| signed.fingerprint().to_owned());
+    let manifest = Manifest { parent, signed_by, ..manifest.packaged(release.package.clone()) };
+    if releases.put(&manifest, &weights_file).await? == Put::Already {
+        let kept = releases.manifest(&model.release).await?;
+        if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
+            out::note("The release was in the store before: `release show` says who signed it then.");
+        }
+    }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let decided = log::decide(&cloud, &publisher, &name, |now| {
         let said = |why| Said::new("hand", why, clock::now_ms());
@@ -72,15 +84,18 @@ pub async fn import(
         })
     });
     let decided = decided.await?.context("somebody else imported it just now")?;
-    audit::note(&cloud, &SiteName::cloud(), "release import", format!("{name} {}", release.release.as_str())).await;
+    let by = manifest.signed_by.as_ref().map_or(String::new(), |key| format!(", signed by key {key}"));
+    audit::note(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
     let stage = decided.decision.stage.as_str();
     if json {
         return out::json(&json!({
             "release": release.release, "model": name, "stage": stage, "needs": release.needs,
             "package_bytes": release.size_bytes(), "relabelled": relabelled,
+            "signed_by": manifest.signed_by,
         }));
     }
     out::line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
+    signature::tell_signer(manifest.signed_by.as_ref())?;
     let needs = &release.needs;
     out::line(format_args!(
         "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
@@ -132,14 +147,15 @@ async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> an
     Ok((!words.is_empty()).then(|| words.join("; ")))
 }
 
-/// Writes a release's folder, or an image layout with it.
+/// Writes a release's folder, or an image layout with it; the folder with a signature, if a key is named.
 pub async fn export(
     releases: &Releases,
     name: &ModelName,
     release: &str,
     folder: &Path,
-    reference: Option<&str>,
+    (reference, key_file): (Option<&str>, Option<&Path>),
 ) -> anyhow::Result<()> {
+    let key = key_file.map(EcPrivateKey::read).transpose()?;
     let manifest = releases.find(release).await?;
     if manifest.package.is_empty() {
         bail!(
@@ -154,10 +170,11 @@ pub async fn export(
     let file = work.path().join("package.tar");
     package::fetch(releases.store(), name, &manifest.package, &file).await?;
     let (into, release, reference) = (folder.to_owned(), manifest.release.clone(), reference.map(str::to_owned));
-    let written = move || -> anyhow::Result<()> {
+    let written = move || -> anyhow::Result<Option<EcPrivateKey>> {
         let model = package::unpack(&file, &release, &work.path().join(release.as_str()))?;
         if let Some(reference) = &reference {
-            return Ok(oci::export(&model, &into, reference)?);
+            oci::export(&model, &into, reference)?;
+            return Ok(None);
         }
         for file in &model.files {
             let to = into.join(file);
@@ -167,8 +184,12 @@ pub async fn export(
             std::fs::copy(model.folder.join(file), &to)
                 .with_context(|| format!("{} cannot be written", to.display()))?;
         }
-        Ok(())
+        if let Some(key) = &key {
+            signature::sign(&into, key)?;
+        }
+        Ok(key)
     };
-    tokio::task::spawn_blocking(written).await??;
-    out::line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))
+    let key = tokio::task::spawn_blocking(written).await??;
+    out::line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
+    key_file.zip(key).map_or(Ok(()), |(file, key)| signature::tell_check(folder, file, &key))
 }
