@@ -93,6 +93,7 @@ impl RunningSite {
             cloud_domain: cloud_domain.map(str::to_owned),
             link_user: self.link_password.as_ref().map(|_| LINK_USER.to_owned()),
             link_password: self.link_password.clone().map(Secret::from),
+            link_password_file: None,
             ..more.clone()
         }
     }
