@@ -4,7 +4,8 @@
 #   deploy/check-manifests.sh [--pinned] FOLDER_FOR_VENV [FOLDER_FOR_RENDERED]
 # The first folder gets a Python environment with the schemas, made once. The second, if named, gets cloud.yaml and
 # edge.yaml as they would be applied. One line a document; exit status 1, and the reason, when one is wrong.
-# --pinned also refuses images without a digest: for the files as they are deployed, not as they lie here.
+# --pinned is for the overlays as they are deployed, not as they lie here: images have digests, and Secrets may come from
+# elsewhere.
 # kubectl comes from `deploy/fetch-runtime.sh --tests`, or is named in KUBECTL.
 set -euo pipefail
 
@@ -67,6 +68,8 @@ for place in cloud site; do
     cp "$here/nats/$place.conf" "$work/nats/$place/server.conf"
     cp "$work/secrets/$place-passwords.conf" "$work/nats/$place/passwords.conf"
     "$venv/bin/python" "$here/check_manifests.py" --server-files "$rendered/$overlay.yaml" "$work/nats/$overlay-in-kubernetes"
+    [ -f "$work/nats/$overlay-in-kubernetes/passwords.conf" ] ||
+        cp "$work/secrets/$place-passwords.conf" "$work/nats/$overlay-in-kubernetes/passwords.conf"
 done
 for folder in "$work"/nats/*; do
     SITE=reef CAMERA_SUBJECT=image.reef.cam1 "$server" -t -c "$folder/server.conf" >"$folder/said" 2>&1 ||

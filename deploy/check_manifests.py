@@ -153,15 +153,15 @@ def check_trigger(trigger, path):
 # --- what documents call each other by ---
 
 
-def check_references(documents):
-    """Everything a pod refers to is rendered too, and every selector finds a pod."""
+def check_references(documents, is_deployed):
+    """Everything a pod refers to is rendered too, and every selector finds a pod. `is_deployed`: secrets come from elsewhere."""
     known = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     templates = [document["spec"]["template"] for document in documents if "template" in document.get("spec", {})]
     for document in documents:
         try:
             spec = document.get("spec", {})
             if "template" in spec:
-                check_pod(spec, known)
+                check_pod(spec, known, is_deployed)
             for selector in selectors(document["kind"], spec):
                 if not any(matches(selector, template["metadata"]["labels"]) for template in templates):
                     raise Wrong(f"no pod has the labels {selector}")
@@ -171,11 +171,13 @@ def check_references(documents):
             raise Wrong(f"{name_of(document)}: {wrong}") from wrong
 
 
-def check_pod(spec, known):
+def check_pod(spec, known, is_deployed):
     pod = spec["template"]["spec"]
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     for kind, name, key in references(pod):
+        if kind == "Secret" and is_deployed and (kind, name) not in known:
+            continue
         target = known.get((kind, name)) or refuse(f"{kind} {name} is not rendered")
         if key and key not in {**target.get("data", {}), **target.get("stringData", {})}:
             raise Wrong(f"{kind} {name} has no key {key}")
@@ -654,7 +656,7 @@ def check(path, is_pinned):
     if not checked == len(documents) == written:
         raise Wrong(f"{path.name}: {written} documents were rendered, {checked} were checked")
     try:
-        check_references(documents)
+        check_references(documents, is_pinned)
         check_rights(documents)
         check_network(documents, path.stem)
         check_passwords(documents)
@@ -685,7 +687,7 @@ def main():
         check_agreement(deploy)
         check_compose(compose, (deploy / "Containerfile").read_text())
         # Ours is built by compose itself, and named in the environment.
-        check_images((one["image"] for one in compose["services"].values() if "$" not in one["image"]), is_pinned)
+        check_images((one["image"] for one in compose["services"].values() if "$" not in one["image"]), is_pinned=False)
     except Wrong as wrong:
         sys.exit(f"check-manifests: {wrong}")
     # For whoever looks at more than schemas, and reads no YAML.

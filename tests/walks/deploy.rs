@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use harness::bare::{BareServer, free_ports};
 use harness::pictures::{HEAVY, LIGHT, pictures};
 use harness::program::{binary, fixture, root};
 use harness::{Worker, until};
@@ -250,6 +251,79 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         let missing: anyhow::Result<Vec<String>> = missing().await;
         panic!("{error:#}: {missing:?}\n{}", up.log());
     }
+}
+
+/// A shipped configuration of nats-server in a folder of its own, with its passwords beside it and other ports in it.
+fn lay_out(place: &str, folder: &Path, ports: &[(&str, u16)]) -> PathBuf {
+    let own = folder.join(place);
+    std::fs::create_dir(&own).unwrap();
+    let mut text = std::fs::read_to_string(root().join(format!("deploy/nats/{place}.conf"))).unwrap();
+    for (address, port) in ports {
+        assert!(text.contains(address), "{place}.conf does not listen on {address}");
+        text = text.replace(address, &format!("127.0.0.1:{port}"));
+    }
+    let text = text.replace("/var/lib/nats", &own.join("store").display().to_string());
+    std::fs::copy(folder.join(format!("secrets/{place}-passwords.conf")), own.join("passwords.conf")).unwrap();
+    std::fs::write(own.join("server.conf"), text).unwrap();
+    own.join("server.conf")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let [hub_port, hub_pages, leaves, site_port, site_pages, mqtt] = free_ports().unwrap();
+    let secrets = folder.path().join("secrets");
+    let make = || {
+        let mut make = Command::new(root().join("deploy/make-secrets.sh"));
+        make.arg(&secrets).args(["reef", &format!("127.0.0.1:{leaves}")]).output().unwrap()
+    };
+    let made = make();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let password = std::fs::read_to_string(secrets.join("worker")).unwrap();
+    assert!(!make().status.success(), "passwords that are in use were replaced");
+    assert_eq!(std::fs::read_to_string(secrets.join("worker")).unwrap(), password);
+
+    let hub = [("0.0.0.0:4222", hub_port), ("127.0.0.1:8222", hub_pages), ("0.0.0.0:7422", leaves)];
+    let near = [("0.0.0.0:4222", site_port), ("127.0.0.1:8222", site_pages), ("0.0.0.0:1883", mqtt)];
+    let hub = BareServer::run(&lay_out("cloud", folder.path(), &hub), hub_port, hub_pages).await.unwrap();
+    let near = BareServer::run(&lay_out("site", folder.path(), &near), site_port, site_pages).await.unwrap();
+    // As compose.yaml and the manifests call them.
+    let set_up = |url: &str, secret: &str, arguments: &[&str]| {
+        let mut command = Command::new(binary().unwrap());
+        command.arg("setup").args(arguments).current_dir(folder.path()).env("TRIBUTARY_NATS__URL", url);
+        let output = command.env("TRIBUTARY_NATS__PASSWORD_FILE", secrets.join(secret)).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let settings = |name: &str| root().join("deploy/settings").join(name).display().to_string();
+    set_up(&hub.url, "cloud", &["--cloud", "reef", "--settings", &settings("cloud.toml")]);
+    set_up(&near.url, "worker", &["--settings", &settings("site.toml")]);
+
+    let worker = streams::NatsSettings {
+        url: near.url.clone(),
+        user: Some("worker".into()),
+        password_file: Some(secrets.join("worker")),
+        cloud_domain: Some("cloud".into()),
+        link_user: Some("link".into()),
+        link_password_file: Some(secrets.join("link")),
+        ..streams::NatsSettings::default()
+    };
+    let bus = streams::Bus::connect(&worker, "test").await.unwrap();
+    assert_eq!(bus.account().await.as_deref(), Some("SITE"));
+    let site: SiteName = "reef".parse().unwrap();
+    let link = bus.connect_cloud(&worker, &site, "test").await.unwrap();
+    assert_eq!(link.account().await.as_deref(), Some("LINK"));
+    let pages = hub.monitor_url.strip_prefix("http://").unwrap();
+    let joined = until("the site joins the cloud", PATIENCE, async || {
+        let (_, leaves) = get(pages, "/leafz").await?;
+        Ok(serde_json::from_str::<Value>(&leaves)?["leafnodes"].as_u64().filter(|leaves| *leaves == 1))
+    });
+    joined.await.unwrap();
+
+    let stranger = streams::NatsSettings { password_file: Some(secrets.join("link")), ..worker.clone() };
+    assert!(streams::Bus::connect(&stranger, "test").await.is_err(), "a wrong password was taken");
+    let both = streams::NatsSettings { link_password: Some("other".to_owned().into()), ..worker };
+    let refused = bus.connect_cloud(&both, &site, "test").await.err().expect("two passwords").to_string();
+    assert!(refused.contains("nats.link_password"), "{refused}");
 }
 
 /// A server's configuration, and how much its streams may hold, bytes.
