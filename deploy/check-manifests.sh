@@ -56,7 +56,7 @@ printf 'resources: ["%s/overlays/cloud"]\ncomponents: ["%s/components/object-sto
     >"$work/with-object-store/kustomization.yaml"
 "$kubectl" kustomize "$work/with-object-store" >"$rendered/cloud-with-object-store.yaml" ||
     fail "components/object-store cannot be rendered; see the lines above"
-"$venv/bin/python" "$here/check_manifests.py" "$here" "$rendered" ${pinned[@]+"${pinned[@]}"}
+"$venv/bin/python" -B "$here/check_manifests.py" "$here" "$rendered" ${pinned[@]+"${pinned[@]}"}
 
 # nats-server reads each of its configurations together with the passwords that lie beside it.
 server=${TRIBUTARY_NATS_SERVER:-$(ls "$cache"/nats-server-*/nats-server 2>/dev/null | tail -n 1)}
@@ -67,7 +67,7 @@ for place in cloud site; do
     mkdir -p "$work/nats/$place" "$work/nats/$overlay-in-kubernetes"
     cp "$here/nats/$place.conf" "$work/nats/$place/server.conf"
     cp "$work/secrets/$place-passwords.conf" "$work/nats/$place/passwords.conf"
-    "$venv/bin/python" "$here/check_manifests.py" --server-files "$rendered/$overlay.yaml" "$work/nats/$overlay-in-kubernetes"
+    "$venv/bin/python" -B "$here/check_manifests.py" --server-files "$rendered/$overlay.yaml" "$work/nats/$overlay-in-kubernetes"
     [ -f "$work/nats/$overlay-in-kubernetes/passwords.conf" ] ||
         cp "$work/secrets/$place-passwords.conf" "$work/nats/$overlay-in-kubernetes/passwords.conf"
 done

@@ -13,7 +13,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 # What a wheel's name does not say of the part in it.
 PARTS = {
-    "nats-server": ("application", "Apache-2.0", "pkg:golang/github.com/nats-io/nats-server/v2@v{}", "run beside the program"),
+    "nats-server": (
+        "application",
+        "Apache-2.0",
+        "pkg:golang/github.com/nats-io/nats-server/v2@v{}",
+        "run beside the program",
+    ),
     "onnxruntime": ("library", "MIT", "pkg:github/microsoft/onnxruntime@v{}", "loaded by the program when it runs"),
 }
 
@@ -45,8 +50,16 @@ def component(name, version, wheel, wheel_sha, path):
 def patched(crate, root):
     """What a crate in vendor/ was made of."""
     folder = root / "vendor" / crate["name"]
-    patches = [{"type": "unofficial", "diff": {"text": {"content": patch.read_text()}}} for patch in sorted(folder.glob("*.patch"))]
-    published = {"type": "library", "name": crate["name"], "version": crate["version"], "purl": f"pkg:cargo/{crate['name']}@{crate['version']}"}
+    patches = [
+        {"type": "unofficial", "diff": {"text": {"content": patch.read_text()}}}
+        for patch in sorted(folder.glob("*.patch"))
+    ]
+    published = {
+        "type": "library",
+        "name": crate["name"],
+        "version": crate["version"],
+        "purl": f"pkg:cargo/{crate['name']}@{crate['version']}",
+    }
     return {"ancestors": [published], "patches": patches}
 
 
