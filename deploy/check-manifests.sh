@@ -59,8 +59,8 @@ printf 'resources: ["%s/overlays/cloud"]\ncomponents: ["%s/components/object-sto
 "$venv/bin/python" -B "$here/check_manifests.py" "$here" "$rendered" ${pinned[@]+"${pinned[@]}"}
 
 # nats-server reads each of its configurations together with the passwords that lie beside it.
-server=${TRIBUTARY_NATS_SERVER:-$(ls "$cache"/nats-server-*/nats-server 2>/dev/null | tail -n 1)}
-[ -x "$server" ] || fail "there is no nats-server in $cache: run deploy/fetch-runtime.sh, or name one in TRIBUTARY_NATS_SERVER"
+server=${TRIBUTARY_NATS_SERVER:-$("$here/fetch-runtime.sh" --list | awk -F '\t' '$1 == "nats-server" { print $5 }')}
+[ -x "$server" ] || fail "$server is not there: run deploy/fetch-runtime.sh, or name a nats-server in TRIBUTARY_NATS_SERVER"
 "$here/make-secrets.sh" "$work/secrets" >/dev/null
 for place in cloud site; do
     overlay=${place/site/edge}

@@ -11,7 +11,7 @@ set -euo pipefail
 
 deny_version=0.20.2
 cyclonedx_version=0.5.9
-validator=cyclonedx-python-lib[json-validation]==11.12.0
+validator='cyclonedx-python-lib[json-validation]==11.12.0'
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
