@@ -226,8 +226,31 @@ def images_of(documents):
             yield container["image"]
 
 
+# Who connects to a site's end of the link as well.
+AT_THE_LINK = {"courier", "janitor", "site-setup"}
+
+
 def check_passwords(documents):
-    """What a worker says it is, is what nats-server knows it by: both stand in one Secret."""
+    """What a worker says it is, is what nats-server knows it by: both stand in one Secret, and each finds its file."""
+    for document in documents:
+        pod = document.get("spec", {}).get("template", {}).get("spec", {"containers": []})
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        files = set()
+        for container in containers(pod):
+            for mount in container.get("volumeMounts", []):
+                for item in volumes.get(mount["name"], {}).get("secret", {}).get("items", []):
+                    files.add(f"{mount['mountPath']}/{item['path']}")
+            named = {
+                entry["name"]: entry["value"] for entry in container.get("env", []) if "PASSWORD_FILE" in entry["name"]
+            }
+            for name, path in named.items():
+                if path not in files:
+                    raise Wrong(f"{name_of(document)}: {name} is {path}, where no secret is mounted")
+            wanted = {"TRIBUTARY_NATS__PASSWORD_FILE"} if "tributary" in container["image"] else set()
+            if document["metadata"]["name"] in AT_THE_LINK:
+                wanted.add("TRIBUTARY_NATS__LINK_PASSWORD_FILE")
+            if named.keys() != wanted:
+                raise Wrong(f"{name_of(document)}: passwords are {sorted(named)}, and should be {sorted(wanted)}")
     for document in documents:
         if document["kind"] != "Secret":
             continue

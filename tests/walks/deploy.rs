@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use harness::bare::{BareServer, free_ports};
 use harness::pictures::{HEAVY, LIGHT, pictures};
@@ -16,6 +17,9 @@ use crate::common::{PATIENCE, publish};
 
 /// The rendered overlays and the compose file, as JSON; checked against their schemas on the way.
 fn rendered(folder: &Path) -> BTreeMap<&'static str, Vec<Value>> {
+    // One at a time, for the first makes the environment that all use.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let tests = std::env::current_exe().unwrap();
     let target = tests.ancestors().nth(3).expect("target/<profile>/deps/<tests>");
     let mut check = Command::new(root().join("deploy/check-manifests.sh"));
@@ -287,16 +291,21 @@ async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files()
     let near = [("0.0.0.0:4222", site_port), ("127.0.0.1:8222", site_pages), ("0.0.0.0:1883", mqtt)];
     let hub = BareServer::run(&lay_out("cloud", folder.path(), &hub), hub_port, hub_pages).await.unwrap();
     let near = BareServer::run(&lay_out("site", folder.path(), &near), site_port, site_pages).await.unwrap();
-    // As compose.yaml and the manifests call them.
-    let set_up = |url: &str, secret: &str, arguments: &[&str]| {
-        let mut command = Command::new(binary().unwrap());
-        command.arg("setup").args(arguments).current_dir(folder.path()).env("TRIBUTARY_NATS__URL", url);
-        let output = command.env("TRIBUTARY_NATS__PASSWORD_FILE", secrets.join(secret)).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    // As compose.yaml calls them, but for where things lie.
+    let services = services(&rendered(folder.path())["compose"]);
+    let lies = |text: &str| {
+        let text = text.replace("/etc/tributary", &root().join("deploy/settings").display().to_string());
+        let text = text.replace("/run/secrets", &secrets.display().to_string());
+        text.replace("nats://cloud-nats:4222", &hub.url).replace("nats://site-nats:4222", &near.url)
     };
-    let settings = |name: &str| root().join("deploy/settings").join(name).display().to_string();
-    set_up(&hub.url, "cloud", &["--cloud", "reef", "--settings", &settings("cloud.toml")]);
-    set_up(&near.url, "worker", &["--settings", &settings("site.toml")]);
+    for name in ["cloud-setup", "site-setup"] {
+        let service = services.iter().find(|service| service.named == name).expect(name);
+        let mut command = Command::new(binary().unwrap());
+        command.args(service.arguments.iter().map(|argument| lies(argument))).current_dir(folder.path());
+        command.envs(service.environment.iter().map(|(name, value)| (name, lies(value))));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 
     let worker = streams::NatsSettings {
         url: near.url.clone(),
