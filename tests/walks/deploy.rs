@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
+use harness::bare::{BareServer, free_ports};
 use harness::pictures::{HEAVY, LIGHT, pictures};
 use harness::program::{binary, fixture, root};
 use harness::{Worker, until};
@@ -15,6 +17,9 @@ use crate::common::{PATIENCE, publish};
 
 /// The rendered overlays and the compose file, as JSON; checked against their schemas on the way.
 fn rendered(folder: &Path) -> BTreeMap<&'static str, Vec<Value>> {
+    // One at a time, for the first makes the environment that all use.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let tests = std::env::current_exe().unwrap();
     let target = tests.ancestors().nth(3).expect("target/<profile>/deps/<tests>");
     let mut check = Command::new(root().join("deploy/check-manifests.sh"));
@@ -250,6 +255,84 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
         let missing: anyhow::Result<Vec<String>> = missing().await;
         panic!("{error:#}: {missing:?}\n{}", up.log());
     }
+}
+
+/// A shipped configuration of nats-server in a folder of its own, with its passwords beside it and other ports in it.
+fn lay_out(place: &str, folder: &Path, ports: &[(&str, u16)]) -> PathBuf {
+    let own = folder.join(place);
+    std::fs::create_dir(&own).unwrap();
+    let mut text = std::fs::read_to_string(root().join(format!("deploy/nats/{place}.conf"))).unwrap();
+    for (address, port) in ports {
+        assert!(text.contains(address), "{place}.conf does not listen on {address}");
+        text = text.replace(address, &format!("127.0.0.1:{port}"));
+    }
+    let text = text.replace("/var/lib/nats", &own.join("store").display().to_string());
+    std::fs::copy(folder.join(format!("secrets/{place}-passwords.conf")), own.join("passwords.conf")).unwrap();
+    std::fs::write(own.join("server.conf"), text).unwrap();
+    own.join("server.conf")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let [hub_port, hub_pages, leaves, site_port, site_pages, mqtt] = free_ports().unwrap();
+    let secrets = folder.path().join("secrets");
+    let make = || {
+        let mut make = Command::new(root().join("deploy/make-secrets.sh"));
+        make.arg(&secrets).args(["reef", &format!("127.0.0.1:{leaves}")]).output().unwrap()
+    };
+    let made = make();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let password = std::fs::read_to_string(secrets.join("worker")).unwrap();
+    assert!(!make().status.success(), "passwords that are in use were replaced");
+    assert_eq!(std::fs::read_to_string(secrets.join("worker")).unwrap(), password);
+
+    let hub = [("0.0.0.0:4222", hub_port), ("127.0.0.1:8222", hub_pages), ("0.0.0.0:7422", leaves)];
+    let near = [("0.0.0.0:4222", site_port), ("127.0.0.1:8222", site_pages), ("0.0.0.0:1883", mqtt)];
+    let hub = BareServer::run(&lay_out("cloud", folder.path(), &hub), hub_port, hub_pages).await.unwrap();
+    let near = BareServer::run(&lay_out("site", folder.path(), &near), site_port, site_pages).await.unwrap();
+    // As compose.yaml calls them, but for where things lie.
+    let services = services(&rendered(folder.path())["compose"]);
+    let lies = |text: &str| {
+        let text = text.replace("/etc/tributary", &root().join("deploy/settings").display().to_string());
+        let text = text.replace("/run/secrets", &secrets.display().to_string());
+        text.replace("nats://cloud-nats:4222", &hub.url).replace("nats://site-nats:4222", &near.url)
+    };
+    for name in ["cloud-setup", "site-setup"] {
+        let service = services.iter().find(|service| service.named == name).expect(name);
+        let mut command = Command::new(binary().unwrap());
+        command.args(service.arguments.iter().map(|argument| lies(argument))).current_dir(folder.path());
+        command.envs(service.environment.iter().map(|(name, value)| (name, lies(value))));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    let worker = streams::NatsSettings {
+        url: near.url.clone(),
+        user: Some("worker".into()),
+        password_file: Some(secrets.join("worker")),
+        cloud_domain: Some("cloud".into()),
+        link_user: Some("link".into()),
+        link_password_file: Some(secrets.join("link")),
+        ..streams::NatsSettings::default()
+    };
+    let bus = streams::Bus::connect(&worker, "test").await.unwrap();
+    assert_eq!(bus.account().await.as_deref(), Some("SITE"));
+    let site: SiteName = "reef".parse().unwrap();
+    let link = bus.connect_cloud(&worker, &site, "test").await.unwrap();
+    assert_eq!(link.account().await.as_deref(), Some("LINK"));
+    let pages = hub.monitor_url.strip_prefix("http://").unwrap();
+    let joined = until("the site joins the cloud", PATIENCE, async || {
+        let (_, leaves) = get(pages, "/leafz").await?;
+        Ok(serde_json::from_str::<Value>(&leaves)?["leafnodes"].as_u64().filter(|leaves| *leaves == 1))
+    });
+    joined.await.unwrap();
+
+    let stranger = streams::NatsSettings { password_file: Some(secrets.join("link")), ..worker.clone() };
+    assert!(streams::Bus::connect(&stranger, "test").await.is_err(), "a wrong password was taken");
+    let both = streams::NatsSettings { link_password: Some("other".to_owned().into()), ..worker };
+    let refused = bus.connect_cloud(&both, &site, "test").await.err().expect("two passwords").to_string();
+    assert!(refused.contains("nats.link_password"), "{refused}");
 }
 
 /// A server's configuration, and how much its streams may hold, bytes.

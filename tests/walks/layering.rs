@@ -161,6 +161,41 @@ fn an_outside_library_with_one_home_is_named_nowhere_else() {
 }
 
 #[test]
+fn every_package_comes_from_the_registry_with_a_checksum_or_lies_in_this_repository() {
+    const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+    let (lock, workspace) = (toml(&root().join("Cargo.lock")), toml(&root().join("Cargo.toml")));
+    let (members, patches) = (manifests(), workspace["patch"].as_table().unwrap());
+    assert_eq!(patches.keys().collect::<Vec<_>>(), ["crates-io"], "a patch of another registry");
+    let mut vendored = BTreeSet::new();
+    for (name, patch) in patches["crates-io"].as_table().unwrap() {
+        assert_eq!(patch["path"].as_str(), Some(&*format!("vendor/{name}")), "{name} is patched from elsewhere");
+        vendored.insert(name.as_str());
+    }
+    let packages = lock["package"].as_array().unwrap();
+    assert!(packages.len() > members.len() + vendored.len(), "only {} packages are locked", packages.len());
+    for package in packages {
+        let text = |key: &str| package.get(key).and_then(toml::Value::as_str);
+        let name = text("name").unwrap();
+        match text("source") {
+            Some(source) => {
+                assert_eq!(source, REGISTRY, "{name} comes from elsewhere");
+                let checksum = text("checksum").unwrap_or_default();
+                let is_sha256 = checksum.len() == 64 && checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
+                assert!(is_sha256, "{name} has no checksum");
+            }
+            None => assert!(
+                members.contains_key(name) || vendored.contains(name),
+                "{name} comes from a folder, and neither is a member nor lies in vendor/"
+            ),
+        }
+    }
+    // What could put another source in the registry's place without a trace in the lock file.
+    for file in [".cargo/config.toml", ".cargo/config"] {
+        assert!(!root().join(file).exists(), "{file} can redirect where packages come from");
+    }
+}
+
+#[test]
 fn subjects_are_spelled_out_in_one_place() {
     const HOME: [&str; 3] = ["streams/src/subject.rs", "streams/src/topology.rs", "streams/src/rights.rs"];
     const KINDS: [&str; 13] = [

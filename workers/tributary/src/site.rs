@@ -105,7 +105,7 @@ impl Running {
 /// How the place itself is known to its server, which it may do everything on.
 fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
     let (user, password) = (Some(OWN_USER.to_owned()), Some(Secret::from(password.to_owned())));
-    NatsSettings { url: url.into(), user, password, ..more.clone() }
+    NatsSettings { url: url.into(), user, password, password_file: None, ..more.clone() }
 }
 
 /// One site of a running `up`.
@@ -139,6 +139,7 @@ impl RunningSite {
             cloud_domain: cloud_domain.map(str::to_owned),
             link_user: self.link_password.as_ref().map(|_| LINK_USER.to_owned()),
             link_password: self.link_password.clone().map(Secret::from),
+            link_password_file: None,
             ..own(&self.url, &self.password, more)
         }
     }
