@@ -215,16 +215,7 @@ impl Blobs {
             return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
         }
         let described = self.described(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
-        if described.options.is_some_and(|options| options.link.is_some()) {
-            return Err(bad("is a link, and must be the bytes themselves".into()));
-        }
-        if described.size != blob.size_bytes {
-            return Err(bad(format!("has {} bytes, its reference says {}", described.size, blob.size_bytes)));
-        }
-        let nuid = described.nuid;
-        if nuid.is_empty() || !nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(bad("does not say where its pieces are".into()));
-        }
+        let nuid = place_of(described, blob)?;
         Ok(Pieces {
             bus: self.bus.clone(),
             stream: self.stream(),
@@ -234,6 +225,21 @@ impl Blobs {
             bytes: 0,
             hash: Sha256::new(),
         })
+    }
+}
+
+/// Where the pieces of a blob are, if what a bucket says of it can be. Pure.
+fn place_of(described: ObjectDescription, blob: &BlobRef) -> Result<String, CarryError> {
+    let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
+    if described.options.is_some_and(|options| options.link.is_some()) {
+        return Err(bad("is a link, and must be the bytes themselves".into()));
+    }
+    if described.size != blob.size_bytes {
+        return Err(bad(format!("has {} bytes, its reference says {}", described.size, blob.size_bytes)));
+    }
+    match described.nuid {
+        nuid if !nuid.is_empty() && nuid.bytes().all(|byte| byte.is_ascii_alphanumeric()) => Ok(nuid),
+        _ => Err(bad("does not say where its pieces are".into())),
     }
 }
 
@@ -288,5 +294,27 @@ impl Pieces {
             pieces.push(piece.payload);
         }
         Ok(Some(pieces))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_of_blobs_that_were_bent_lead_to_pieces_or_nowhere() {
+        let blob = BlobRef::new([7; 32], 700);
+        let said = bend::texts([
+            "{\"name\":\"07\",\"size\":700,\"nuid\":\"AbC123\",\"chunks\":1,\"deleted\":false}",
+            "{\"size\":700,\"nuid\":\"AbC123\",\"options\":{\"link\":{\"bucket\":\"blobs\",\"name\":\"07\"}}}",
+        ]);
+        bend::bend_all("descriptions of blobs", &said, bend::turns(), |bytes| {
+            if let Ok(described) = serde_json::from_slice::<ObjectDescription>(bytes)
+                && let Ok(place) = place_of(described, &blob)
+            {
+                assert!(!place.contains(['.', '*', '>', ' ']), "{place} is no token of a subject");
+            }
+            1
+        });
     }
 }

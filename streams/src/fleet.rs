@@ -178,3 +178,24 @@ impl Ledger {
 async fn bucket(bus: &Bus, name: &str) -> Result<Store, CarryError> {
     bus.js.get_key_value(name).await.map_err(|error| absent(error, format!("bucket {name}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_that_were_bent_are_those_of_their_key_or_none() {
+        let beats = bend::corpus("fixtures/wire", &[".msgpack"], usize::MAX);
+        let beats: Vec<Vec<u8>> = beats.into_iter().filter(|bytes| decode::<Beat>(bytes).is_ok()).collect();
+        let whole: Beat = decode(&beats[0]).unwrap();
+        let key = format!("{}.{}", whole.role, whole.worker);
+        assert!(read_beat(&key, &beats[0]).is_some());
+        bend::bend_all("beats under their key", &beats, bend::turns(), |bytes| {
+            if let Some(beat) = read_beat(&key, bytes) {
+                assert_eq!((&beat.role, &beat.worker), (&whole.role, &whole.worker));
+                assert_eq!(beat.check(), Ok(()));
+            }
+            1
+        });
+    }
+}

@@ -10,6 +10,7 @@ use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DeleteStatus, DirectGetErrorKind, Stream};
 use bytes::Bytes;
 use futures::{Stream as FuturesStream, StreamExt};
+use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::{Answer, decode};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -47,9 +48,10 @@ pub struct Record {
 impl Record {
     /// Size of its payload, bytes, also where only headers were asked for.
     pub fn payload_bytes(&self) -> u64 {
-        // What the server says of a payload it leaves out.
+        // What the server says of a payload it leaves out. A publisher may have written the header, too: one that claims
+        // more than a message can hold is none of the server's.
         let left_out = self.header("Nats-Msg-Size").and_then(|size| size.parse().ok());
-        left_out.unwrap_or(self.payload.len() as u64)
+        left_out.filter(|size| *size <= MAX_MESSAGE_BYTES as u64).unwrap_or(self.payload.len() as u64)
     }
 
     /// Whether a number that goes up by one with each decision, or each round, may stand in this message: each took a
@@ -532,4 +534,29 @@ fn delivered(message: &async_nats::jetstream::Message) -> Option<(Record, u64)> 
 pub(crate) fn headers_of(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
     let all = headers.into_iter().flat_map(|headers| headers.iter());
     all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_note_of_deleted_images_bent_keeps_its_bounds() {
+        let notes = bend::texts(["[1,2,3,18446744073709551615]", "[]"]);
+        bend::bend_all("notes of deleted images", &notes, bend::turns(), |bytes| {
+            let next = removed(Some(&String::from_utf8_lossy(bytes)), 7);
+            assert!(serde_json::from_str::<Vec<u64>>(&next).unwrap().contains(&7), "{next}");
+            1
+        });
+    }
+
+    #[test]
+    fn sizes_in_headers_that_were_bent_are_those_of_messages() {
+        bend::bend_all("sizes in headers", &bend::texts(["1048576"]), bend::turns(), |bytes| {
+            let headers = vec![("Nats-Msg-Size".to_owned(), String::from_utf8_lossy(bytes).into_owned())];
+            let record = Record { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
+            assert!(record.payload_bytes() <= MAX_MESSAGE_BYTES as u64);
+            1
+        });
+    }
 }

@@ -29,11 +29,7 @@ impl Rights {
     /// to every site. It is what its courier does, and no more: nothing here makes, changes, purges or reads a stream as a
     /// whole, and nothing names another site.
     pub fn of_site_in_cloud(site: &SiteName, domain: &str) -> Self {
-        let mark = format!("$KV.{LEDGER}.{}", mark_key(site));
-        let api = format!("$JS.{domain}.API");
-        let mut rights = Self::of_site_behind(site, &api);
-        rights.publish.push(format!("{api}.{mark}"));
-        rights
+        Self::of_site_behind(site, &format!("$JS.{domain}.API"))
     }
 
     /// The same, where questions to the cloud's JetStream begin with `api`.
@@ -60,6 +56,7 @@ impl Rights {
             api(format!("DIRECT.GET.KV_{FLEET}")),
             // The mark by which it finds another site of its name.
             api(format!("DIRECT.GET.KV_{LEDGER}.{mark}")),
+            api(mark.clone()),
             // Whom it obeys.
             api(format!("DIRECT.GET.KV_{LEDGER}.$KV.{LEDGER}.{ROOT_KEY}")),
         ]);

@@ -12,7 +12,6 @@ mod drift;
 mod faults;
 mod fleet;
 mod ground;
-mod hostile;
 mod image_walk;
 mod interop;
 mod layering;

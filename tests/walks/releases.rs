@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::pictures::LIGHT;
-use harness::program::{fixture, run};
+use harness::program::{binary, fixture, run};
 use harness::{Cut, Oracle, Plan, World, seed, until};
 use nix::sys::signal::Signal;
+use rollout::confinement::Confinement;
+use rollout::trial::Trial;
 use rollout::{log, stage};
 use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
 use sha2::{Digest, Sha256};
 use streams::read::{self, Stretch};
 use streams::{Blobs, topology};
-use vision::Model;
+use vision::{InferSettings, Model};
 
 use crate::common::{PATIENCE, publish};
 
@@ -432,6 +434,28 @@ async fn a_release_that_ends_its_worker_again_and_again_is_given_up_for_the_one_
     }
     refuses(&world, &second, "release_crashed").await;
     all_run(&world, &[0], &first).await;
+}
+
+/// The built program tries a folder whose labels are a link to a file outside: an operator's folder may have such links, a
+/// release that came may not, and the kernel refuses what is not the trial's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_reads_its_model_and_nothing_outside_of_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = again(root.path(), 1);
+    let outside = root.path().join("labels-of-somebody-else.txt");
+    std::fs::rename(folder.join("labels.txt"), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, folder.join("labels.txt")).unwrap();
+    let trial = Trial { program: binary().unwrap().to_owned(), onnxruntime: None };
+    let infer = InferSettings::default();
+    let own = trial.run(&folder, &infer).await.unwrap();
+    let came = trial.run_beside_work(&folder, &infer, Some((1, 1.0)), false).await;
+    if own.confinement == Confinement::None {
+        println!("NOT ENFORCED: this kernel has no Landlock, so the trial could read what it liked");
+        assert_eq!(came.unwrap().confinement, Confinement::None);
+        return;
+    }
+    let refused = came.expect_err("it read a file outside of its folder");
+    assert!(refused.reason.contains("Permission denied"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -447,4 +447,14 @@ pub(crate) mod tests {
         assert_eq!(all, [false, true, true, true, true, true, false]);
         assert!(!releases.is_learning(None).await.unwrap());
     }
+
+    #[test]
+    fn manifests_that_were_bent_are_read_or_refused() {
+        let whole = manifest(1, Some(0), 1, &[("reef", TaskId::derived("a")), ("kelp", TaskId::derived("b"))]);
+        bend::bend_all("manifests of releases", &[serde_json::to_vec(&whole).unwrap()], bend::turns() / 4, |bytes| {
+            let _read = serde_json::from_slice::<Manifest>(bytes).is_ok();
+            let _sealed = serde_json::from_slice::<Sealed>(bytes).is_ok();
+            2
+        });
+    }
 }

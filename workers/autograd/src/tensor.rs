@@ -8,9 +8,12 @@ use crate::proto::tensor_proto::DataType;
 pub(crate) const FLOAT: i32 = DataType::Float as i32;
 pub(crate) const INT64: i32 = DataType::Int64 as i32;
 
-/// Elements of a shape.
+/// Elements of a shape; the most there is of one that no memory holds, whose product must not pass for a small number.
 pub fn count(shape: &[i64]) -> i64 {
-    shape.iter().product()
+    match shape.contains(&0) {
+        true => 0,
+        false => shape.iter().fold(1, |count, size| count.saturating_mul(*size)),
+    }
 }
 
 /// A tensor of floats in the order of its last axis first.
@@ -78,5 +81,19 @@ pub(crate) fn kind_name(kind: i32) -> &'static str {
         Ok(DataType::Int64) => "int64",
         Ok(DataType::Bool) => "bool",
         _ => "another kind of element",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_that_no_memory_holds_has_no_small_count() {
+        assert_eq!((count(&[]), count(&[2, 3]), count(&[7, 0, i64::MAX, 2])), (1, 6, 0));
+        // 2^32 times 2^32 is 0 where numbers run over.
+        assert_eq!(count(&[1 << 32, 1 << 32]), i64::MAX);
+        let tensor = floats("a", &[1 << 32, 1 << 32], &[]);
+        assert!(read_floats(&tensor).is_err() && read_ints(&ints("b", &[1 << 32, 1 << 32], &[])).is_none());
     }
 }

@@ -75,7 +75,7 @@ impl Outbox {
         let lane = if fresh { &mut self.fresh } else { &mut self.backlog };
         lane.insert(rank(sequence, &entry));
         self.deadlines.extend(entry.deadline_at_ms.map(|at_ms| (at_ms, sequence)));
-        self.waiting_bytes += entry.bytes;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(entry.bytes);
         self.entries.insert(sequence, entry);
     }
 

@@ -108,3 +108,19 @@ fn read(text: &str) -> Option<Root> {
     }
     serde_json::from_str(text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_of_the_root_that_was_bent_is_short_or_none() {
+        let root = "{\"number\":1,\"expires_at_ms\":5,\"keys\":[],\"releaser\":[],\"aggregator\":[],\"never\":[],\"signatures\":{}}";
+        assert!(read(root).is_some());
+        assert!(read(&format!("{root}{}", " ".repeat(MOST_BYTES))).is_none(), "it is longer than any root");
+        bend::bend_all("notes of the root", &bend::texts([root]), bend::turns() / 2, |bytes| {
+            let _followed = read(&String::from_utf8_lossy(bytes)).map(|root| trust::check_first_root(&root).is_ok());
+            1
+        });
+    }
+}

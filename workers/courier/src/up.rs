@@ -397,9 +397,9 @@ fn entry(record: &Record) -> Entry {
         Ok(Errand::Verify) | Err(_) => Class::Verdict,
     };
     let priority = number(HEADER_PRIORITY).and_then(|priority| u8::try_from(priority).ok()).unwrap_or(5).min(9);
-    let inline = number("Nats-Msg-Size").unwrap_or(record.payload.len() as u64);
     let blob = record.header(HEADER_BLOB).and_then(|blob| blob.parse::<BlobRef>().ok());
-    let bytes = inline + blob.map_or(0, |blob| blob.size_bytes.min(most_bytes(&record.subject)));
+    let bytes =
+        record.payload_bytes().saturating_add(blob.map_or(0, |blob| blob.size_bytes.min(most_bytes(&record.subject))));
     Entry { class, priority, bytes, deadline_at_ms: number(HEADER_DEADLINE_AT) }
 }
 
@@ -420,4 +420,45 @@ fn misaddressed(subject: &str, to: &str) -> FaultNote {
 fn unaddressed(subject: &str) -> FaultNote {
     let reason = format!("message on {subject} does not say where it is to go (header {HEADER_TO})");
     FaultNote::new("outbox_unaddressed", reason, "only tributary's own workers publish to outbox.>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::outbox::CatchUp;
+
+    /// Whoever writes to the outbox chooses the headers, those of the server too.
+    #[test]
+    fn entries_of_the_outbox_that_were_bent_are_counted() {
+        let blob = BlobRef::new([7; 32], 700).to_string();
+        let values = ["1048576", "9", "1790000000000", &blob, "18446744073709551615"];
+        bend::bend_all("entries of the outbox", &bend::texts(values), bend::turns() / 2, |bytes| {
+            let value = String::from_utf8_lossy(bytes).into_owned();
+            let names = ["Nats-Msg-Size", HEADER_PRIORITY, HEADER_DEADLINE_AT, HEADER_BLOB];
+            let record = |subject: &str, headers: Vec<(String, String)>| Record {
+                subject: subject.into(),
+                sequence: 1,
+                stored_at_ns: 0,
+                headers,
+                payload: Vec::new().into(),
+            };
+            let mut outbox = Outbox::default();
+            let mut add = |headers: Vec<(String, String)>, sequence: u64| {
+                outbox.add(sequence, entry(&record("outbox.reef.update", headers)), true);
+            };
+            // Each header with this value alone, and all of them with it.
+            for (sequence, name) in (1..).zip(names) {
+                add(vec![(name.to_owned(), value.clone())], sequence);
+                add(vec![("Nats-Msg-Size".into(), value.clone()), (HEADER_BLOB.into(), blob.clone())], sequence + 10);
+            }
+            add(names.map(|name| (name.to_owned(), value.clone())).into(), 20);
+            let _waiting = outbox.waiting();
+            while let Some((sequence, _)) = outbox.next(CatchUp::NewestFirst, |_| true) {
+                outbox.done(sequence);
+            }
+            assert_eq!(outbox.waiting().0, 0);
+            9
+        });
+    }
 }

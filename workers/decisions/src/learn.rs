@@ -34,6 +34,20 @@ pub struct Bin {
     pub right: u64,
 }
 
+impl Bin {
+    /// Counts come from a note that anybody at the site may have written: they end at what fits.
+    fn add(&mut self, more: &Self) {
+        self.seen = self.seen.saturating_add(more.seen);
+        self.verified = self.verified.saturating_add(more.verified);
+        self.right = self.right.saturating_add(more.right);
+    }
+}
+
+/// One count of several bins together.
+fn total<'a>(bins: impl IntoIterator<Item = &'a Bin>, count: fn(&Bin) -> u64) -> u64 {
+    bins.into_iter().map(count).fold(0, u64::saturating_add)
+}
+
 /// Counts by confidence.
 pub type Bins = [Bin; BINS];
 
@@ -140,7 +154,8 @@ impl Evidence {
 
     /// An answer was given. `confidence` under the gate's own temperature.
     pub fn seen(&mut self, label: &str, confidence: f32) {
-        self.bins(label)[bin(confidence)].seen += 1;
+        let seen = &mut self.bins(label)[bin(confidence)].seen;
+        *seen = seen.saturating_add(1);
     }
 
     /// The cloud said what is right. `edge` was said under its own temperature, or else under `temperature`,
@@ -150,8 +165,7 @@ impl Evidence {
         let confidence = rescaled(&edge.top, classes, own, temperature);
         let place = bin(confidence);
         let bin = &mut self.bins(&edge.label)[place];
-        bin.verified += 1;
-        bin.right += u64::from(edge.label == right);
+        bin.add(&Bin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
         self.samples.push(Sample::of(&edge.top, classes, own, Some(right), place));
         let surplus = self.samples.len().saturating_sub(SAMPLES);
         self.samples.drain(..surplus);
@@ -161,9 +175,7 @@ impl Evidence {
     pub fn add(&mut self, more: &Evidence) {
         for (label, bins) in &more.labels {
             for (own, other) in self.bins(label).iter_mut().zip(bins) {
-                own.seen += other.seen;
-                own.verified += other.verified;
-                own.right += other.right;
+                own.add(other);
             }
         }
         self.samples.extend(more.samples.iter().cloned());
@@ -179,19 +191,19 @@ impl Evidence {
             add(&mut pool, bins);
         }
         let pooled = lowest(&pool, target_ratio);
-        let (mut thresholds, mut stays, mut seen, mut floor) = (BTreeMap::new(), 0, 0, 0.0);
+        let (mut thresholds, mut stays, mut seen, mut floor) = (BTreeMap::new(), 0_u64, 0_u64, 0.0);
         for (label, bins) in &self.labels {
-            let enough = bins.iter().map(|bin| bin.verified).sum::<u64>() >= ENOUGH;
+            let enough = total(bins, |bin| bin.verified) >= ENOUGH;
             let first = if enough { lowest(bins, target_ratio) } else { pooled };
             if enough && !label.is_empty() {
                 thresholds.insert(label.clone(), edge(first));
             }
-            let all: u64 = bins.iter().map(|bin| bin.seen).sum();
-            stays += bins.iter().skip(first).map(|bin| bin.seen).sum::<u64>();
-            seen += all;
+            let all = total(bins, |bin| bin.seen);
+            stays = stays.saturating_add(total(bins.iter().skip(first), |bin| bin.seen));
+            seen = seen.saturating_add(all);
             floor += at_least(bins, first) * all as f64;
         }
-        let verdicts = pool.iter().map(|bin| bin.verified).sum();
+        let verdicts = total(&pool, |bin| bin.verified);
         let share = |part: f64| if seen == 0 { 0.0 } else { part / seen as f64 };
         Belief {
             thresholds,
@@ -224,11 +236,7 @@ impl Evidence {
 }
 
 fn add(bins: &mut Bins, more: &Bins) {
-    for (own, other) in bins.iter_mut().zip(more) {
-        own.seen += other.seen;
-        own.verified += other.verified;
-        own.right += other.right;
-    }
+    bins.iter_mut().zip(more).for_each(|(own, other)| own.add(other));
 }
 
 /// The lower edge of a bin; above 1 for none.
@@ -238,7 +246,7 @@ fn edge(first: usize) -> f32 {
 
 /// The accuracy that holds with 95 % certainty when everything below a bin is verified and the rest stays.
 fn at_least(bins: &Bins, first: usize) -> f64 {
-    let all: u64 = bins.iter().map(|bin| bin.seen).sum();
+    let all = total(bins, |bin| bin.seen);
     if all == 0 {
         return 0.0;
     }
@@ -249,7 +257,8 @@ fn at_least(bins: &Bins, first: usize) -> f64 {
             accuracy += share;
             continue;
         }
-        let (right, verified) = (bin.right as f64, bin.verified as f64);
+        // No more can be right than were looked at, whatever a note says.
+        let (right, verified) = (bin.right.min(bin.verified) as f64, bin.verified as f64);
         let mean = (right + 1.0) / (verified + 2.0);
         accuracy += share * mean;
         variance += share * share * mean * (1.0 - mean) / (verified + 3.0);
@@ -337,6 +346,19 @@ mod tests {
         both.add(&whole);
         assert_eq!(both.labels["cat"].iter().map(|bin| bin.seen).sum::<u64>(), 600);
         assert!(both.samples.len() <= SAMPLES);
+    }
+
+    #[test]
+    fn counts_that_nobody_can_have_counted_are_believed_no_more_than_others() {
+        let mut evidence = Evidence::default();
+        let absurd = Bin { seen: u64::MAX, verified: 3, right: u64::MAX };
+        evidence.labels.insert("cat".into(), [absurd; BINS]);
+        evidence.labels.insert("dog".into(), [absurd; BINS]);
+        let belief = evidence.belief(0.9);
+        assert!(belief.accuracy_at_least.is_finite() && belief.stays_ratio.is_finite(), "{belief:?}");
+        let again = evidence.clone();
+        evidence.add(&again);
+        assert_eq!(evidence.labels["cat"][0].seen, u64::MAX);
     }
 
     #[test]

@@ -118,4 +118,21 @@ mod tests {
             assert_eq!(read_capture_time(bytes, NOW_MS), None);
         }
     }
+
+    #[test]
+    fn what_cameras_note_is_read_or_passed_over_when_bent() {
+        let noted = picture(&[
+            (Tag::DateTimeOriginal, "2024:07:14 14:34:56"),
+            (Tag::OffsetTimeOriginal, "+02:00"),
+            (Tag::SubSecTimeOriginal, "25"),
+        ]);
+        let mut pictures = bend::corpus("fixtures/images/field", &[".jpg", ".tif", ".png"], 2_000);
+        pictures.extend(std::iter::repeat_n(noted, pictures.len()));
+        bend::bend_all("times in pictures", &pictures, bend::turns(), |bytes| {
+            if let Some(at_ms) = read_capture_time(bytes, NOW_MS) {
+                assert!(at_ms <= NOW_MS + AHEAD_MS);
+            }
+            1
+        });
+    }
 }

@@ -295,6 +295,21 @@ mod tests {
         assert!(load(&path).is_ok());
     }
 
+    #[test]
+    fn lines_of_a_journal_that_were_bent_are_entries_or_none() {
+        bend::bend_all(
+            "lines of journals",
+            &bend::texts([entry("/a/\u{fc} 1.png", 7).line()]),
+            bend::turns(),
+            |bytes| {
+                if let Some(entry) = Entry::read(&String::from_utf8_lossy(bytes)) {
+                    assert_eq!(Entry::read(entry.line().trim_end_matches('\n')), Some(entry));
+                }
+                1
+            },
+        );
+    }
+
     proptest! {
         #[test]
         fn an_entry_survives_its_line(name in proptest::collection::vec(1u8.., 1..40), sequence: u64) {

@@ -39,6 +39,18 @@ pub struct Chosen {
     pub share_ratio: Option<f64>,
 }
 
+/// The policy that a note asks for, with the other numbers of the settings; the settings' own where the choice was taken back.
+///
+/// # Errors
+/// A note that is none, or that asks for what settings may not have either.
+pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
+    let chosen = serde_json::from_str::<Option<Chosen>>(note).map_err(|error| error.to_string())?;
+    let Some(Chosen { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
+    let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
+    let policy = Policy { name, share_ratio, ..settings.clone() };
+    policy.check().map(|()| policy)
+}
+
 /// The gate that belongs to a release.
 #[derive(Debug, Clone)]
 struct Held {
@@ -186,13 +198,8 @@ impl Signals {
     async fn follow_policy(&self, bus: &Bus, settings: &Policy) -> Result<(), CarryError> {
         let mut notes = Ledger::open(bus).await?.follow(POLICY_NOTE).await?;
         while let Some(note) = notes.next().await {
-            let policy = match serde_json::from_str::<Option<Chosen>>(&note) {
-                Ok(Some(Chosen { name, share_ratio })) => {
-                    let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
-                    Policy { name, share_ratio, ..settings.clone() }
-                }
-                // The choice was taken back: the settings hold again.
-                Ok(None) => settings.clone(),
+            let policy = match read_policy(&note, settings) {
+                Ok(policy) => policy,
                 Err(error) => {
                     tracing::warn!(%error, "the policy that was chosen cannot be read and is ignored");
                     continue;

@@ -157,7 +157,7 @@ impl Evidence {
     /// clock that is wrong must not push out what others said, nor one number spoil every sum.
     pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
-        if swap.slot_ms < oldest || swap.slot_ms > now_ms + swap.slot_length_ms || !can_be(&swap) {
+        if !can_be(&swap) || swap.slot_ms < oldest || swap.slot_ms > now_ms.saturating_add(swap.slot_length_ms) {
             return false;
         }
         if self.slots.first_key_value().is_some_and(|(slot, _)| *slot < oldest) {
@@ -285,7 +285,10 @@ impl Evidence {
             last
         };
         let (before, after) = (last(stable), last(release));
-        let mean = |workers: &BTreeMap<&str, u64>| workers.values().sum::<u64>() as f64 / workers.len().max(1) as f64;
+        // As floats: what workers say they hold adds up to more than a whole number takes, where they lie.
+        let mean = |workers: &BTreeMap<&str, u64>| {
+            workers.values().map(|mib| *mib as f64).sum::<f64>() / workers.len().max(1) as f64
+        };
         let both = after.iter().filter_map(|(site, after)| Some((mean(before.get(site)?), mean(after))));
         let sums = both.fold((0.0, 0.0, 0.0), |sums, (before, after)| (sums.0 + before, sums.1 + after, sums.2 + 1.0));
         let (before, after, count) = sums;
@@ -443,6 +446,19 @@ mod tests {
             let trial = seen(swaps).trial(&canary(&["a"], NOW - SLOT_MS), &release(1), NOW);
             assert_eq!(images(&trial.others), [(0, 9)]);
         }
+    }
+
+    #[test]
+    fn numbers_that_run_over_spoil_nothing() {
+        let endless = Swap { slot_length_ms: u64::MAX, ..swap("a", "w", 1, NOW - SLOT_MS, 5) };
+        assert!(!Evidence::of(ModelName::of("m")).see(endless, NOW));
+        let huge = |worker: &str, of: u8, slots: u64| {
+            let said = swap("a", worker, of, NOW - slots * SLOT_MS, 5);
+            Swap { memory_mib: u64::MAX - u64::from(of), since_ms: NOW - 3 * SLOT_MS, ..said }
+        };
+        let evidence = seen(vec![huge("v", 1, 5), huge("w", 1, 5), huge("v", 2, 2), huge("w", 2, 2)]);
+        let memory = evidence.trial(&canary(&["a"], NOW - 3 * SLOT_MS), &release(1), NOW).memory.unwrap();
+        assert!(memory.before_mib > 1e19 && memory.after_mib > 1e19, "{memory:?}");
     }
 
     #[test]

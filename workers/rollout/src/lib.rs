@@ -3,10 +3,11 @@
 //! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it, [`prepare`] makes a
 //! release of a folder. [`stage`] is how a model's releases stand and what may be decided next (pure), [`log`] where
 //! decisions are written. At a worker: [`able`] says whether a machine can run a release at all (pure), [`trial`] tries it
-//! in a process of its own, [`orders`] hears what shall run, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
+//! in a process of its own, kept to its files by [`confinement`], [`orders`] hears what shall run, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
 //! Deliberately absent: which release is better.
 
 pub mod able;
+pub mod confinement;
 pub mod count;
 pub mod home;
 pub mod log;

@@ -320,6 +320,7 @@ fn parent(path: &Path) -> &Path {
 pub(crate) mod tests {
     use super::*;
     use sha2::{Digest, Sha256};
+    use std::path::Component;
     use tar::{EntryType, Header};
 
     pub(crate) fn light() -> Model {
@@ -579,5 +580,72 @@ pub(crate) mod tests {
         File::create(huge.path().join("weights")).unwrap().set_len(MAX_WEIGHTS_BYTES + 1).unwrap();
         (model.folder, model.files) = (huge.path().to_owned(), vec!["weights".into()]);
         assert!(matches!(refusal(&model, &[]), PackageError::TooLarge { .. }));
+    }
+
+    /// Gives every header that stands where one may stand the sum that it needs to be read.
+    fn with_sums(mut bytes: Vec<u8>) -> Vec<u8> {
+        for block in bytes.chunks_exact_mut(512) {
+            if block[257..262] == *b"ustar" {
+                block[148..156].copy_from_slice(b"        ");
+                let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn packages_that_were_bent_are_unpacked_whole_or_refused() {
+        let memory = Path::new("/dev/shm");
+        let root = tempfile::tempdir_in(if memory.is_dir() { memory } else { Path::new("/tmp") }).unwrap();
+        let (file, into) = (root.path().join("a.tar"), root.path().join("made"));
+        // Small files, so that most changes hit headers.
+        let contents = [
+            ("labels.txt".to_owned(), Content::Bytes(b"cat\ndog\n")),
+            ("weights/all.bin".to_owned(), Content::Bytes(&[7; 700])),
+            ("probe.json".to_owned(), Content::Bytes(b"{}")),
+        ];
+        let small = tape::write(&contents, Vec::new(), &file).unwrap();
+        bend::bend_some(
+            "packages' headers",
+            &[small],
+            bend::turns() / 2,
+            |bytes, _| with_sums(bytes),
+            |bytes| {
+                std::fs::write(&file, bytes).unwrap();
+                if let Ok(entries) = tape::entries(&file) {
+                    for Entry { name, at, size_bytes } in entries {
+                        assert!(at + size_bytes <= bytes.len() as u64, "{name} lies outside of the package");
+                        assert!(
+                            Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))),
+                            "{name}"
+                        );
+                    }
+                }
+                1
+            },
+        );
+        let model = light();
+        pack(&model, &[("probe.json", b"{}")], &file).unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        bend::bend_some(
+            "packages, unpacked",
+            &[whole],
+            bend::turns() / 200,
+            |bytes, _| with_sums(bytes),
+            |bytes| {
+                std::fs::write(&file, bytes).unwrap();
+                match unpack(&file, &model.release, &into) {
+                    Ok(made) => {
+                        assert_eq!(made.release, model.release);
+                        std::fs::remove_dir_all(&into).unwrap();
+                    }
+                    Err(_) => assert!(!into.exists(), "something was left behind"),
+                }
+                1
+            },
+        );
+        let names: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["a.tar"], "something was written outside of the folder");
     }
 }

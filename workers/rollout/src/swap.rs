@@ -162,7 +162,7 @@ impl Swapper {
         let model = if root { self.root.clone() } else { self.fetch(order).await? };
         self.step("trying", wanted);
         let known = alike(&self.infer.model(), &model).then(|| (self.infer.batch(), self.infer.cost_ms()));
-        let tried = self.trial.run_beside_work(&model.folder, self.infer.settings(), known).await?;
+        let tried = self.trial.run_beside_work(&model.folder, self.infer.settings(), known, root).await?;
         let probe = if root { None } else { Some(probe(&model).await?) };
         if let Some(probe) = &probe {
             compare(&tried.logits, probe)?;

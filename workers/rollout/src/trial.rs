@@ -16,6 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vision::measure::measure;
 use vision::{InferSettings, Model, Onnx, Replica};
 
+use crate::confinement::{Confinement, confine};
+
 /// What a trial finds in its environment: where programs, libraries and the cache are, and how to log.
 const KEPT: [&str; 9] = [
     "PATH",
@@ -70,6 +72,10 @@ pub struct Asked {
     pub measured: Option<(usize, f64)>,
     /// Whether it shall run on what nobody else wants of the processors.
     pub when_idle: bool,
+    /// Whether it reads what links in the folder lead to: in a folder of an operator's, as the Hub's cache has them. A
+    /// release has no links.
+    #[serde(default)]
+    pub follow_links: bool,
 }
 
 /// What a trial found.
@@ -85,6 +91,9 @@ pub struct Tried {
     pub memory_mib: u32,
     /// Scores of the generated pictures, a row each.
     pub logits: Vec<Vec<f32>>,
+    /// How far the kernel kept it to its files.
+    #[serde(default)]
+    pub confinement: Confinement,
 }
 
 /// What a release saw where it was packaged.
@@ -110,41 +119,55 @@ impl Trial {
         Self { program, onnxruntime }
     }
 
-    /// Tries a model's folder, and measures it; an error says why it will not do.
+    /// Tries a folder of an operator's, and measures it; an error says why it will not do.
     pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
-        self.with(folder, infer, None, false).await
+        self.with(self.asked(folder, infer, None, false, true)).await
     }
 
-    /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
-    /// known. Where 20 s of that are not enough it is begun again and takes its turn among the others.
-    pub async fn run_beside_work(
-        &self,
-        folder: &Path,
-        infer: &InferSettings,
-        measured: Option<(usize, f64)>,
-    ) -> Result<Tried, FaultNote> {
-        // What is dropped here ends its process.
-        match tokio::time::timeout(IDLE_PATIENCE, self.with(folder, infer, measured, true)).await {
-            Ok(tried) => tried,
-            Err(_) => {
-                let waited_s = IDLE_PATIENCE.as_secs();
-                tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
-                self.with(folder, infer, measured, false).await
-            }
-        }
-    }
-
-    async fn with(
+    fn asked(
         &self,
         folder: &Path,
         infer: &InferSettings,
         measured: Option<(usize, f64)>,
         when_idle: bool,
-    ) -> Result<Tried, FaultNote> {
+        follow_links: bool,
+    ) -> Asked {
         let (folder, onnxruntime) = (folder.to_owned(), self.onnxruntime.clone());
-        let asked = Asked { folder, onnxruntime, infer: infer.clone(), measured, when_idle };
+        Asked { folder, onnxruntime, infer: infer.clone(), measured, when_idle, follow_links }
+    }
+
+    /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
+    /// known. Where 20 s of that are not enough it is begun again and takes its turn among the others. `follow_links`: the
+    /// folder is the operator's, and no release that came.
+    pub async fn run_beside_work(
+        &self,
+        folder: &Path,
+        infer: &InferSettings,
+        measured: Option<(usize, f64)>,
+        follow_links: bool,
+    ) -> Result<Tried, FaultNote> {
+        let when_idle = self.asked(folder, infer, measured, true, follow_links);
+        // What is dropped here ends its process.
+        match tokio::time::timeout(IDLE_PATIENCE, self.with(when_idle.clone())).await {
+            Ok(tried) => tried,
+            Err(_) => {
+                let waited_s = IDLE_PATIENCE.as_secs();
+                tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
+                self.with(Asked { when_idle: false, ..when_idle }).await
+            }
+        }
+    }
+
+    async fn with(&self, asked: Asked) -> Result<Tried, FaultNote> {
         match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
-            Ok(answered) => answered,
+            Ok(answered) => {
+                if let Ok(Tried { confinement: Confinement::None | Confinement::Partial, .. }) = &answered {
+                    tracing::info!(
+                        "the kernel did not keep the trial to its files: Landlock needs Linux 6.12, and to be enabled"
+                    );
+                }
+                answered
+            }
             Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
         }
     }
@@ -227,7 +250,8 @@ fn most_memory_bytes(folder: &Path) -> u64 {
     PROGRAM.saturating_add(files.saturating_mul(16))
 }
 
-/// The work of the process: loads, measures, looks.
+/// The work of the process: loads, measures, looks. Asked by the first thread of a process while it is the only one, for the
+/// kernel confines a thread and those it starts.
 pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let remedy = "try the model with `tributary model check`";
     let of_model =
@@ -242,8 +266,10 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }
-    let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
     let onnx = Onnx::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
+    // From here on: the library is loaded, and nothing of the model was read.
+    let confinement = confine(&asked.folder, onnx.library(), asked.follow_links);
+    let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
     let before = process::resident_bytes();
     let failed = |error: vision::InferError| of_model(error.name(), &error);
     let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
@@ -261,6 +287,7 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
         cost_ms,
         memory_mib: u32::try_from(added.div_ceil(1 << 20)).unwrap_or(u32::MAX),
         logits: logits.collect::<Result<_, _>>()?,
+        confinement,
     })
 }
 
@@ -314,7 +341,14 @@ mod tests {
         let pictures = pictures();
         let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
         let logits = replica.see_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
-        Tried { runtime: onnx.version().into(), batch: 1, cost_ms: 1.0, memory_mib: 1, logits }
+        Tried {
+            runtime: onnx.version().into(),
+            batch: 1,
+            cost_ms: 1.0,
+            memory_mib: 1,
+            logits,
+            confinement: Confinement::None,
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Most replicas of a process: each is a thread with a session of its own.
 pub const MOST_REPLICAS: usize = 256;
 
-/// How many replicas somebody asked for.
+/// How many replicas somebody asked for; never more than a process runs, and never none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "Written")]
 pub enum Asked {
     /// So many.
     Fixed(usize),
@@ -49,23 +49,53 @@ pub enum AskedError {
     },
 }
 
+/// As it stands in a note, before anybody looked at the numbers.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Written {
+    Fixed(usize),
+    Between(usize, usize),
+}
+
+impl TryFrom<Written> for Asked {
+    type Error = AskedError;
+
+    fn try_from(written: Written) -> Result<Self, AskedError> {
+        match written {
+            Written::Fixed(replicas) => Self::fixed(replicas),
+            Written::Between(least, most) => Self::between(least, most),
+        }
+    }
+}
+
+impl Asked {
+    fn fixed(replicas: usize) -> Result<Self, AskedError> {
+        match replicas {
+            0 => Err(AskedError::TooFew { replicas }),
+            1..=MOST_REPLICAS => Ok(Self::Fixed(replicas)),
+            _ => Err(AskedError::TooMany { replicas }),
+        }
+    }
+
+    fn between(least: usize, most: usize) -> Result<Self, AskedError> {
+        Self::fixed(least)?;
+        Self::fixed(most)?;
+        match least > most {
+            true => Err(AskedError::Empty { least, most }),
+            false => Ok(Self::Between(least, most)),
+        }
+    }
+}
+
 impl FromStr for Asked {
     type Err = AskedError;
 
     fn from_str(text: &str) -> Result<Self, AskedError> {
         let unreadable = || AskedError::Unreadable { text: text.chars().take(64).collect() };
-        let number = |text: &str| match text.trim().parse::<usize>() {
-            Ok(0) => Err(AskedError::TooFew { replicas: 0 }),
-            Ok(replicas) if replicas > MOST_REPLICAS => Err(AskedError::TooMany { replicas }),
-            Ok(replicas) => Ok(replicas),
-            Err(_) => Err(unreadable()),
-        };
+        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| unreadable());
         match text.split_once('-') {
-            None => Ok(Asked::Fixed(number(text)?)),
-            Some((least, most)) => match (number(least)?, number(most)?) {
-                (least, most) if least > most => Err(AskedError::Empty { least, most }),
-                (least, most) => Ok(Asked::Between(least, most)),
-            },
+            None => Self::fixed(number(text)?),
+            Some((least, most)) => Self::between(number(least)?, number(most)?),
         }
     }
 }
@@ -98,5 +128,15 @@ mod tests {
             let refused = text.parse::<Asked>().unwrap_err().to_string();
             assert!(refused.contains(word), "{text}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_note_is_held_to_the_same_numbers() {
+        let read = |note: &str| serde_json::from_str::<Option<Asked>>(note).map_err(|error| error.to_string());
+        for asked in [None, Some(Asked::Fixed(3)), Some(Asked::Between(1, MOST_REPLICAS))] {
+            assert_eq!(read(&serde_json::to_string(&asked).unwrap()), Ok(asked));
+        }
+        assert!(read("{\"fixed\":18446744073709551615}").unwrap_err().contains("more workers"));
+        assert!(read("{\"fixed\":0}").is_err() && read("{\"between\":[4,1]}").is_err());
     }
 }

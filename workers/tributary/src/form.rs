@@ -148,4 +148,15 @@ mod tests {
     fn a_label_cannot_command_the_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     }
+
+    #[test]
+    fn cells_that_were_bent_tell_the_terminal_nothing() {
+        let cells = bend::texts(["cat", "\u{1b}[2J\u{9b}31m", "a\tb\r\n", "\u{202e}\u{1f41f}"]);
+        bend::bend_all("cells of tables", &cells, bend::turns() / 4, |bytes| {
+            let cell = String::from_utf8_lossy(bytes).into_owned();
+            let shown = table(&["label", "count"], &[vec![cell, "1".into()]]);
+            assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+            1
+        });
+    }
 }

@@ -117,3 +117,22 @@ fn from(file: &PathBuf) -> anyhow::Result<Vec<(TaskId, String)>> {
     }
     Ok(said)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_labels_that_were_bent_are_read_or_refused() {
+        let files = bend::texts([
+            "task,label\n0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6,coat\n",
+            "label,task\n\"a,b\",0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6\n",
+        ]);
+        let place = tempfile::NamedTempFile::new().unwrap();
+        bend::bend_all("labels of persons", &files, bend::turns() / 4, |bytes| {
+            std::fs::write(place.path(), bytes).unwrap();
+            let _read = from(&place.path().to_owned()).is_ok();
+            1
+        });
+    }
+}

@@ -180,6 +180,10 @@ fn main() -> ExitCode {
     if let Err(error) = scheduled {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
     }
+    // Before there are other threads, which the kernel would not keep to the model's files.
+    if let Command::TryRelease = &cli.command {
+        return out::ended(roles::try_release());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     out::ended(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
@@ -191,9 +195,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
     if let Command::Key(args) = &cli.command {
         return key::command(args);
-    }
-    if let Command::TryRelease = &cli.command {
-        return roles::try_release();
     }
     if let Command::Fleet(args) = &cli.command {
         return fleet_cmd::fleet(args).await;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use janitor::purge;
 use runtime::settings::Loaded;
+use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, SetName};
 use serde::Serialize;
@@ -76,7 +77,7 @@ struct WouldGo {
 impl Held {
     fn add(&mut self, bytes: u64, at_ms: u64) {
         self.images += 1;
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
         self.oldest_at_ms = if self.images == 1 { at_ms } else { self.oldest_at_ms.min(at_ms) };
         self.newest_at_ms = self.newest_at_ms.max(at_ms);
     }
@@ -204,7 +205,8 @@ fn reference(record: &Record) -> Option<BlobRef> {
 
 /// Size of an image, wherever it lies.
 fn image_bytes(record: &Record) -> u64 {
-    reference(record).map_or_else(|| record.payload_bytes(), |blob| blob.size_bytes)
+    // No image has more, whatever its header says.
+    reference(record).map_or_else(|| record.payload_bytes(), |blob| blob.size_bytes.min(MAX_IMAGE_BYTES))
 }
 
 fn ms(ns: i128) -> u64 {
@@ -257,4 +259,25 @@ fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
         lines.push(form::table(&["camera", "images", "bytes", "oldest", "newest", "pinned"], &rows(&would_go.cameras)));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_headers_claim_add_up_to_what_images_can_have() {
+        let record = |name: &str, value: String| Record {
+            subject: "image.reef.cam-1".into(),
+            sequence: 1,
+            stored_at_ns: 0,
+            headers: vec![(name.into(), value)],
+            payload: vec![0; 7].into(),
+        };
+        let blob = BlobRef::new([7; 32], u64::MAX).to_string();
+        let claims = [record(HEADER_BLOB, blob), record("Nats-Msg-Size", u64::MAX.to_string())];
+        let mut held = Held::default();
+        claims.iter().for_each(|record| held.add(image_bytes(record), 1));
+        assert_eq!(held.bytes, MAX_IMAGE_BYTES + 7);
+    }
 }

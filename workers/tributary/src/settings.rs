@@ -231,3 +231,21 @@ pub fn load(common: &Common, more: &[(String, serde_json::Value)]) -> anyhow::Re
     flags.extend(more.iter().cloned());
     Ok(runtime::settings::load(common.settings.as_deref(), &flags)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_were_bent_are_checked_or_refused_by_name() {
+        let files = bend::corpus("deploy/settings", &[".toml"], usize::MAX);
+        let place = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        bend::bend_all("settings", &files, bend::turns() / 100, |bytes| {
+            std::fs::write(place.path(), bytes).unwrap();
+            if let Ok(loaded) = runtime::settings::load::<Settings>(Some(place.path()), &[]) {
+                let _checked = loaded.settings.check().is_ok();
+            }
+            1
+        });
+    }
+}

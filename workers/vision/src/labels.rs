@@ -151,4 +151,19 @@ mod tests {
         let labels = distinct(["crane", "heron", "crane"].into_iter());
         assert_eq!(labels, ["crane", "heron", "crane (2)"]);
     }
+
+    #[test]
+    fn labels_that_were_bent_are_read_or_refused() {
+        let files = bend::texts([
+            "cat\ndog\r\nant bear\n",
+            "[\"cat\",\"dog\"]",
+            "{\"0\":\"cat\",\"1\":\"dog\"}",
+            "{\"cat\":0,\"dog\":1}",
+        ]);
+        bend::bend_all("files of labels", &files, bend::turns(), |bytes| {
+            let path = Path::new("labels");
+            let _read = (lines(path, bytes).is_ok(), json(path, bytes).is_ok());
+            2
+        });
+    }
 }

@@ -304,4 +304,18 @@ mod tests {
             let _ = Novelty::parse(&text);
         }
     }
+
+    #[test]
+    fn novelty_files_that_were_bent_are_read_or_refused() {
+        let written = fitted().write("ab89aefb0cd1");
+        bend::bend_all("novelty files", &bend::texts([written]), bend::turns() / 2, |bytes| {
+            if let Ok((novelty, _)) = Novelty::parse(&String::from_utf8_lossy(bytes)) {
+                for numbers in [&[0.0_f32, 1.0, 2.0][..], &[f32::NAN; 3], &[]] {
+                    let score = novelty.score(Some(numbers), numbers);
+                    assert!(score.is_none_or(|score| (0.0..=1.0).contains(&score)), "{score:?}");
+                }
+            }
+            1
+        });
+    }
 }

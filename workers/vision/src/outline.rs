@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
+/// Operators that only change shapes or types, between what makes an output and the output: exporters write a handful.
+const MOST_STEPS: usize = 100;
 const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
 
 /// What a graph says about itself.
@@ -79,8 +81,8 @@ impl Outline {
     /// The operator that makes an output, past those that only change its shape or type.
     pub(crate) fn maker(&self, output: &str) -> Option<&str> {
         let mut name = output;
-        // Every step goes to an earlier node; a broken graph may run in circles.
-        for _ in 0..self.nodes.len() {
+        // Every step goes to an earlier node and looks through all of them; a broken graph may run in circles.
+        for _ in 0..self.nodes.len().min(MOST_STEPS) {
             let node = self.nodes.iter().find(|node| node.outputs.iter().any(|made| made == name))?;
             match node.operator.as_str() {
                 "Identity" | "Cast" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" | "ZipMap" => {
@@ -364,6 +366,21 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_longer_than_any_exporter_writes_is_not_walked_to_its_end() {
+        let node = |number: usize| OnnxNode {
+            inputs: vec![(number + 1).to_string()],
+            outputs: vec![number.to_string()],
+            operator: "Identity".into(),
+            attributes: Vec::new(),
+        };
+        let nodes: Vec<OnnxNode> = (0..100_000).map(node).collect();
+        let outline = Outline::read(&file(OnnxGraph { nodes, ..OnnxGraph::default() })).unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!(outline.maker("0"), None);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+
+    #[test]
     fn a_graph_that_runs_in_circles_makes_nothing() {
         let node = |from: &str, to: &str| OnnxNode {
             inputs: vec![from.into()],
@@ -381,5 +398,20 @@ mod tests {
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Outline::read(&bytes);
         }
+    }
+
+    #[test]
+    fn graphs_that_were_bent_are_looked_at_or_refused() {
+        let mut graphs = bend::corpus("fixtures/forms", &[".onnx"], 10_000);
+        graphs.extend(bend::corpus("fixtures/gradients", &[".onnx"], 10_000));
+        bend::bend_all("outlines of graphs", &graphs, bend::turns(), |bytes| {
+            if let Ok(outline) = Outline::read(bytes) {
+                let _labels = outline.labels();
+                for port in outline.outputs.iter().chain(&outline.inputs) {
+                    let _of_it = (outline.maker(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
+                }
+            }
+            1
+        });
     }
 }

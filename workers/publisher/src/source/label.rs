@@ -143,4 +143,17 @@ mod tests {
         let items = index.take_items();
         assert!(matches!(&items[..], [Item::PassedOver(kind)] if kind.contains("`label`")), "{items:?}");
     }
+
+    #[test]
+    fn an_index_that_was_bent_is_read_or_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        let indexes = bend::texts(["file,label\n1.png,boot\n./a/2.png,\"ankle, boot\"\n", "label,file\nnear,1.png\n"]);
+        bend::bend_all("labels beside pictures", &indexes, bend::turns() / 4, |bytes| {
+            fs::write(root.path().join(INDEX), bytes).unwrap();
+            let mut index = Index::new(Labels::Index);
+            let _label = index.label(root.path(), &root.path().join("1.png"));
+            let _said = index.take_items();
+            1
+        });
+    }
 }

@@ -280,4 +280,18 @@ mod tests {
         assert!(matches!(of(&[WHOLE_BYTES; 100]), Err(PackageError::TooLarge { .. })));
         assert_eq!(of(&[WHOLE_BYTES, 5]).unwrap(), WHOLE_BYTES + 5);
     }
+
+    #[test]
+    fn pieces_that_were_bent_are_no_longer_than_a_package() {
+        let piece = |size: u64| BlobRef::new([7; 32], size);
+        let pieces = serde_json::to_vec(&[piece(WHOLE_BYTES), piece(WHOLE_BYTES), piece(700)]).unwrap();
+        bend::bend_all("lists of pieces", &[pieces], bend::turns() / 2, |bytes| {
+            if let Ok(pieces) = serde_json::from_slice::<Vec<BlobRef>>(bytes)
+                && let Ok(size_bytes) = length(&pieces)
+            {
+                assert!(size_bytes <= MAX_PACKAGE_BYTES, "{size_bytes}");
+            }
+            1
+        });
+    }
 }

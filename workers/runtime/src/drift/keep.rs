@@ -199,4 +199,29 @@ mod tests {
         watch.serve(&third);
         assert!(watch.follows(&one) && !watch.follows(&other));
     }
+
+    #[test]
+    fn a_reference_that_was_bent_is_compared_with_or_passed_over() {
+        let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
+        let (watch, release) = (DriftWatch::new(DriftKind::Answers, settings), ReleaseId::from_sha256([1; 32]));
+        watch.serve(&release);
+        let whole = serde_json::to_vec(&full(&watch, &release)).unwrap();
+        bend::bend_all("notes of drift", &[whole], bend::turns() / 4, |bytes| {
+            if let Some(reference) = parse(&String::from_utf8_lossy(bytes)) {
+                let mut monitor = DriftMonitor::new(release.clone(), settings);
+                monitor.adopt(reference);
+                (0..60).for_each(|number| monitor.add(sample(number as f32 / 60.0)));
+                let report = monitor.report();
+                let all = [&report.confidence, &report.novelty, &report.agreement];
+                for measure in all.into_iter().flatten() {
+                    let numbers = [measure.reference_ratio, measure.recent_ratio, measure.distance_ratio];
+                    assert!(
+                        numbers.iter().all(|ratio| (0.0..=1.0).contains(ratio)),
+                        "{measure:?}: a beat nobody reads"
+                    );
+                }
+            }
+            1
+        });
+    }
 }

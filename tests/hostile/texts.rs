@@ -1,0 +1,121 @@
+//! Texts: subjects, names, topics, headers, expressions, times, settings of any kind.
+
+use bend::{bend_all, corpus, texts, turns};
+use replayer::field::Field;
+use replayer::{Expression, Row, moment};
+use schemas::{BlobRef, CameraName, ReleaseId, Root, SiteName, Task, TaskId};
+use streams::monitor;
+use streams::subject::{self, Errand};
+
+#[test]
+fn texts_that_were_bent_are_read_or_refused() {
+    bend::limit_memory();
+    let corpus = texts([
+        "image.reef.cam-1",
+        "answer.final.reef.cam-1.0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6",
+        "pin.set.reef.cam-1.0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6",
+        "outbox.reef.verify",
+        "frigate/+/+/snapshot",
+        "2026-11-30T12:00:00+02:00",
+        "0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6",
+        "hard and (confidence < 0.5 or not label = \"a b\") and camera in (\"x\", \"y\")",
+        "((((((((((not not labelled))))))))))",
+        "count(label) > 2 and time > 1h",
+        "ab89aefb0cd1ab89aefb0cd1ab89aefb0cd1ab89aefb0cd1ab89aefb0cd1abcd",
+        "\u{fc}\u{df}\u{1f41f} 10 % \u{0}",
+    ]);
+    let site: SiteName = "reef".parse().unwrap();
+    let stored = || schemas::task::Stored {
+        site: "reef".parse().unwrap(),
+        camera: "cam-1".parse().unwrap(),
+        sequence: 1,
+        stored_at_ns: 1,
+    };
+    bend_all("texts", &corpus, 2 * turns(), |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let _read = (
+            subject::read_image(&text).is_ok(),
+            subject::read_finality(&text).is_ok(),
+            subject::read_pin(&text).is_ok(),
+            subject::check_pattern(&text).is_ok(),
+            subject::check_replay(&text).is_ok(),
+            subject::may_come_again("IMAGES", &site, &text),
+            subject::may_go(Errand::Verify, &site, &text),
+            subject::map_topic(&site, &text, "$1").is_ok(),
+            Errand::read(&text).is_ok(),
+        );
+        let _parsed = (
+            text.parse::<SiteName>().is_ok(),
+            text.parse::<CameraName>().is_ok(),
+            text.parse::<TaskId>().is_ok(),
+            text.parse::<ReleaseId>().is_ok(),
+            text.parse::<BlobRef>().is_ok(),
+            Expression::parse(&text).is_ok(),
+            serde_json::from_str::<Root>(&text).is_ok(),
+            moment::read(&text, Some(1_000_000)).is_ok(),
+            text.parse::<autograd::Trainable>().is_ok(),
+            text.parse::<scaling::Asked>().is_ok(),
+        );
+        // Every header of a task at once, each with this value.
+        let _task = Task::read(&stored(), |_| Some(&text), bytes).is_ok();
+        20
+    });
+}
+
+/// An expression that is understood is asked of a row, and so is each of a row's fields.
+#[test]
+fn expressions_and_rows_that_were_bent_go_together() {
+    bend::limit_memory();
+    let mut shared = replayer::row::Texts::default();
+    let rows: Vec<Row> = corpus("fixtures/wire", &[".msgpack"], usize::MAX)
+        .iter()
+        .filter_map(|bytes| schemas::decode(bytes).ok())
+        .map(|answer: schemas::Answer| Row::of(&answer, &mut shared))
+        .collect();
+    let expressions = texts([
+        "hard and (confidence < 0.5 or not label = \"a b\") and camera in (\"x\", \"y\")",
+        "not (route = edge and stage = final) or person",
+        "confidence >= 85 % and novelty < 0.5",
+        "captured > 2026-11-30T12:00:00Z",
+    ]);
+    bend_all("expressions", &expressions, turns(), |bytes| {
+        let Ok(expression) = Expression::parse(&String::from_utf8_lossy(bytes)) else { return 1 };
+        let _held = rows.iter().filter(|row| expression.holds(row)).count();
+        1 + rows.len()
+    });
+    let written: Vec<Vec<u8>> = rows.iter().map(|row| serde_json::to_vec(row).unwrap()).collect();
+    let fields: Vec<Field> =
+        ["confidence", "label", "camera", "hard", "time"].into_iter().filter_map(Field::named).collect();
+    bend_all("rows of pinned sets", &written, turns() / 2, |bytes| {
+        let Ok(row) = serde_json::from_slice::<Row>(bytes) else { return 1 };
+        let _values = fields.iter().filter(|field| row.value(**field).is_some()).count();
+        let _cells = replayer::index::cells("a", &row, 7);
+        let _of_it = (row.hardness(), row.is_wrong(), row.label().is_some());
+        2
+    });
+}
+
+#[test]
+fn what_a_server_says_of_itself_is_read_or_passed_over() {
+    bend::limit_memory();
+    let answers = texts([
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 60\r\n\r\n{\"status\":\"unavailable\",\"errors\":[{\"error\":\"write error\"}]}",
+        "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}",
+    ]);
+    bend_all("pages of a server", &answers, turns(), |bytes| {
+        let _health = monitor::health(&String::from_utf8_lossy(bytes));
+        1
+    });
+}
+
+#[test]
+fn settings_of_any_worker_that_were_bent_are_read_or_refused() {
+    bend::limit_memory();
+    let files = corpus("deploy/settings", &[".toml"], usize::MAX);
+    let place = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    bend_all("tables of settings", &files, turns() / 10, |bytes| {
+        std::fs::write(place.path(), bytes).unwrap();
+        let _table = runtime::settings::table(place.path()).is_ok();
+        1
+    });
+}
