@@ -296,7 +296,7 @@ def check_agreement(deploy):
     """kustomize cannot reach outside its folder, so some files are there twice."""
     cloud, edge = deploy / "k8s/overlays/cloud", deploy / "k8s/overlays/edge"
     same_lines(deploy / "nats/cloud.conf", cloud / "nats.conf", {'http: "0.0.0.0:8222"': 'http: "127.0.0.1:8222"'})
-    name_of_site = {"$SITE": "reef", "$CAMERA_SUBJECT": '"image.reef.cam1"'}
+    name_of_site = {"$SITE": "reef", "$CAMERA_SUBJECT": '"image.reef.cam1"', "$CAMERAS_SUBJECT": '"image.reef.*"'}
     same_versions(deploy)
     same_lines(deploy / "nats/site.conf", edge / "nats.conf", name_of_site)
     same_settings(deploy / "settings/cloud.toml", cloud / "cloud.toml", {"nats.url"})

@@ -6,6 +6,10 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+/// How deep values may lie in a message: more than twice as deep as any of ours do. Each level takes some kilobytes of the
+/// reader's stack, and who runs out of that ends, with everything else in its process.
+const MOST_DEPTH: usize = 64;
+
 /// A message that travels alone.
 pub trait Message: Serialize + DeserializeOwned {
     /// What it is, the word used in its subject.
@@ -89,7 +93,7 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     let unreadable = |source| CodecError::Unreadable { kind: M::KIND, source };
     let head = match front(bytes) {
         Some(head) => head,
-        None => rmp_serde::from_slice(bytes).map_err(unreadable)?,
+        None => read(bytes).map_err(unreadable)?,
     };
     if head.kind != M::KIND {
         return Err(CodecError::OtherKind { kind: M::KIND, found: head.kind.chars().take(32).collect() });
@@ -100,7 +104,14 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     if !is_finite(bytes) {
         return Err(CodecError::NotFinite { kind: M::KIND });
     }
-    rmp_serde::from_slice(bytes).map_err(unreadable)
+    read(bytes).map_err(unreadable)
+}
+
+/// What the bytes say, as far as it does not lie too deep.
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::decode::Error> {
+    let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
+    from.set_max_depth(MOST_DEPTH);
+    T::deserialize(&mut from)
 }
 
 /// Kind and version where they stand first, as this program writes them. Looking for them in the whole message, as other
@@ -188,7 +199,7 @@ fn is_finite(bytes: &[u8]) -> bool {
 /// Any MessagePack as JSON for people to look at; byte strings are shown by their length.
 /// `None` when the bytes are not one MessagePack map.
 pub fn show(bytes: &[u8]) -> Option<serde_json::Value> {
-    let shown: Shown = rmp_serde::from_slice(bytes).ok()?;
+    let shown: Shown = read(bytes).ok()?;
     shown.0.is_object().then_some(shown.0)
 }
 
@@ -290,6 +301,36 @@ mod tests {
             assert!(!is_finite(&rmp_serde::to_vec_named(&vec![number as f32]).unwrap()));
         }
         assert!(is_finite(&rmp_serde::to_vec_named(&json!({"a": [1, -1, 2.5, "nan", null, true]})).unwrap()));
+    }
+
+    #[test]
+    fn what_lies_too_deep_is_refused_and_takes_no_stack() {
+        #[derive(Debug, Serialize, Deserialize)]
+        struct Flat {
+            number: u64,
+        }
+        impl Message for Flat {
+            const KIND: &'static str = "flat";
+            const VERSION: u16 = 1;
+        }
+        let nested = |levels: usize| {
+            let mut bytes = encode(&Flat { number: 7 }).unwrap();
+            // One more field, which nobody knows.
+            bytes[0] += 1;
+            bytes.extend([0xa1, b'x']);
+            bytes.extend([0x81, 0xa1, b'a'].repeat(levels));
+            bytes.push(0xc0);
+            bytes
+        };
+        assert_eq!(decode::<Flat>(&nested(20)).unwrap().number, 7);
+        for levels in [100, 1000, 100_000] {
+            let bytes = [nested(levels), [0x81, 0xa1, b'a'].repeat(levels), [0x91].repeat(levels)];
+            // As small as the smallest stack of a thread that reads messages.
+            let reading = std::thread::Builder::new()
+                .stack_size(512 * 1024)
+                .spawn(move || bytes.iter().all(|bytes| decode::<Flat>(bytes).is_err() && show(bytes).is_none()));
+            assert!(reading.unwrap().join().unwrap(), "{levels} levels");
+        }
     }
 
     proptest! {

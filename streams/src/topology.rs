@@ -271,6 +271,11 @@ pub fn plan(place: &Place, settings: &StreamSettings) -> Plan {
 }
 
 impl Plan {
+    /// Names of its streams, those of its buckets among them.
+    pub fn stream_names(&self) -> impl Iterator<Item = &str> {
+        self.streams.iter().map(|stream| stream.name.as_str())
+    }
+
     /// Bytes all its streams may hold together: what its server's `max_file_store` must allow, with room for what the
     /// server keeps beside them (an eighth), and for the streams of its MQTT sessions.
     pub fn max_store_bytes(&self) -> u64 {

@@ -9,10 +9,10 @@ use harness::program::fixture;
 use harness::{Worker, run, until};
 use runtime::sign::Key;
 use runtime::trust;
-use schemas::{ModelName, Order, Route, SiteName};
+use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
 use serde_json::Value;
 use streams::fleet::Ledger;
-use streams::{Bus, NatsSettings, Publisher, subject};
+use streams::{Bus, NatsSettings, Publication, Publisher, subject};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -66,6 +66,45 @@ async fn joined(folder: &Path, site: &str) -> bool {
     let listed: Value = serde_json::from_str(&says(folder, &["site", "list", "--json"]).await).unwrap();
     let listed = listed.as_array().unwrap();
     listed.iter().any(|known| known["site"] == site && known["joined"] == true)
+}
+
+/// What a site noted to run of a model.
+async fn noted(bus: &Bus, model: &ModelName) -> anyhow::Result<Option<Order>> {
+    Ok(Ledger::open(bus).await?.message::<Order>(&subject::order_note(model)).await?)
+}
+
+/// Publishes something as a site's order, whatever it says of itself.
+async fn order_as_is(publisher: &Publisher, site: &str, order: &Order) {
+    let subject = subject::order(&site.parse().unwrap(), &order.model);
+    let payload = encode(order).unwrap().into();
+    let publication = Publication { subject, payload, headers: Vec::new(), first_only: false };
+    publisher.publish(&publication).await.unwrap();
+}
+
+/// Waits until a site has so many dead letters of a fault.
+async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
+    let what = format!("{times} dead letters {fault}");
+    let found = until(&what, PATIENCE, async || {
+        let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+        let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.name.as_str()).collect();
+        anyhow::ensure!(names.iter().filter(|name| **name == fault).count() >= times, "{names:?}");
+        Ok(Some(()))
+    });
+    found.await.unwrap();
+}
+
+/// The light model once more, as another release.
+fn another_release(folder: &Path) -> (String, ReleaseId) {
+    let into = folder.join("light-again");
+    std::fs::create_dir_all(&into).unwrap();
+    for file in ["model.toml", "graph.onnx", "labels.txt"] {
+        let mut bytes = std::fs::read(fixture(LIGHT).join(file)).unwrap();
+        if file == "model.toml" {
+            bytes.extend(b"\n# once more\n");
+        }
+        std::fs::write(into.join(file), bytes).unwrap();
+    }
+    (into.display().to_string(), vision::Model::load(&into).unwrap().release)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,11 +189,66 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     assert_eq!(refused.await.unwrap(), ["order_by_stranger", "order_changed", "order_unsigned"]);
     let ledger = Ledger::open(&buses[0].1).await.unwrap();
     assert_eq!(ledger.message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
+    // A rollback is a new order that names an old release.
+    let reef = buses[0].1.clone();
+    let (folder_of_second, second) = another_release(at);
+    let first = own.release.release.clone();
+    says(at, &["release", "import", &folder_of_second, "--store", "hub", "--set", &store]).await;
+    let mut pinned = Vec::new();
+    for release in [&second, &first] {
+        let pin = ["release", "pin", "reef", release.as_str(), "--name", "fashion-light", "--store", "hub"];
+        says(at, &[&pin[..], &["--set", &store]].concat()).await;
+        let order = until("reef runs what it is pinned to", 3 * PATIENCE, async || {
+            let order = noted(&reef, &model).await?.filter(|order| order.release.release == *release);
+            let beats = streams::fleet::alive(&reef).await?;
+            let runs = beats.iter().any(|beat| beat.role == "recognizer" && beat.release.as_ref() == Some(release));
+            Ok(order.filter(|_| runs))
+        });
+        pinned.push(order.await.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", sites[0].log(), hub.log())));
+    }
+    let [replayed, last] = &pinned[..] else { unreachable!() };
+    assert!(last.number > replayed.number && replayed.number > own.number, "{pinned:?}");
     // A root that the offline key signed is followed, over the link.
-    let never = "ab".repeat(32);
-    says(at, &["fleet", "root", "--never", &never]).await;
+    says(at, &["fleet", "root", "--never", second.as_str()]).await;
     until("the site follows the new root", PATIENCE, async || {
         Ok(sites[0].log().contains("the fleet has a new root").then_some(()))
+    })
+    .await
+    .unwrap();
+    // Orders that the right key signed, and that are not obeyed all the same.
+    let releaser = Key::read(&at.join("tributary-fleet/hub/releaser.sign")).unwrap();
+    let now_ms = runtime::clock::now_ms();
+    let sign = |order: Order, at_ms: u64| trust::sign(Order { signature: None, ..order }, &releaser, at_ms).unwrap();
+    let next = Order { number: last.number + 1, ..last.clone() };
+    let over_ms = 31 * 24 * 3_600_000;
+    let farms = Order { site: "farm".parse().unwrap(), ..next.clone() };
+    let never = Order { release: replayed.release.clone(), ..next.clone() };
+    for (fault, order) in [
+        ("order_older", own.clone()),
+        ("order_expired", sign(next.clone(), now_ms - over_ms)),
+        ("note_far_ahead", sign(Order { number: last.number + 200_000, ..last.clone() }, now_ms)),
+        ("note_far_ahead", sign(Order { number: u64::MAX, ..last.clone() }, now_ms)),
+        ("note_misdirected", sign(farms, now_ms)),
+        ("release_never", sign(never, now_ms)),
+    ] {
+        let before = janitor::redrive::letters(&reef).await.unwrap();
+        let known = before.iter().filter(|(_, letter)| letter.fault.name == fault).count();
+        order_as_is(&publisher, "reef", &order).await;
+        refuses_by(&reef, fault, known + 1).await;
+        assert_eq!(noted(&reef, &model).await.unwrap().as_ref(), Some(last), "{fault}");
+    }
+    // The highest number holds after the site was killed and started again.
+    std::fs::remove_file(at.join("reef/up.json")).unwrap();
+    sites[0].restart().unwrap();
+    let url = running(at, "reef", &mut sites[0]).await["sites"][0]["url"].as_str().unwrap().to_owned();
+    buses[0].1 = Bus::connect(&NatsSettings { url, ..NatsSettings::default() }, "test").await.unwrap();
+    order_as_is(&publisher, "reef", own).await;
+    refuses_by(&buses[0].1, "order_older", 2).await;
+    assert_eq!(noted(&buses[0].1, &model).await.unwrap().as_ref(), Some(last));
+    let again = sign(next, runtime::clock::now_ms());
+    order_as_is(&publisher, "reef", &again).await;
+    until("the next order is obeyed", PATIENCE, async || {
+        Ok(noted(&buses[0].1, &model).await?.filter(|order| *order == again))
     })
     .await
     .unwrap();
@@ -191,10 +285,11 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     says(at, &["site", "rotate", "farm", "--out", "farm-2.site"]).await;
     assert!(joined(at, "farm").await);
     // Revoked: gone within a second, and it does not come back, while the other does.
-    let began = Instant::now();
+    let ends = |worker: &Worker| worker.log().matches("the cloud does not answer").count();
+    let (began, before) = (Instant::now(), ends(&sites[0]));
     says(at, &["site", "revoke", "reef"]).await;
     until("the link of the revoked site ends", Duration::from_secs(5), async || {
-        Ok(sites[0].log().contains("the cloud does not answer").then_some(()))
+        Ok((ends(&sites[0]) > before).then_some(()))
     })
     .await
     .unwrap();

@@ -1,7 +1,7 @@
 //! What nobody does for another: who may write to a subject is who speaks there, whatever the message says; and what a site
 //! and the cloud reach of each other over the link.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -81,6 +81,12 @@ const OF_CONSUMERS: [&str; 6] = [
     "CONSUMER.PAUSE",
 ];
 
+/// Every stream and bucket of these places.
+fn stream_names(places: &[Place]) -> BTreeSet<String> {
+    let plans = places.iter().map(|place| topology::plan(place, &StreamSettings::default()));
+    plans.flat_map(|plan| plan.stream_names().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
 /// Whether a pattern of the server's takes a subject.
 fn takes(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
@@ -139,31 +145,8 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
     let rights = Rights::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
     let may = |subject: &str| rights.publish.iter().any(|pattern| takes(pattern, subject));
-    let buckets = [
-        format!("OBJ_{}", topology::sent_blobs(&victim.name)),
-        format!("OBJ_{}", topology::sent_blobs(&hostile.name)),
-        format!("OBJ_{}", topology::CLOUD_BLOBS),
-        "KV_fleet".into(),
-        "KV_ledger".into(),
-    ];
-    let streams = [
-        topology::IMAGES,
-        topology::ANSWERS,
-        topology::OUTBOX,
-        topology::LABELS,
-        topology::LEARNED,
-        topology::VERIFY,
-        topology::VERDICTS,
-        topology::UPDATES,
-        topology::ROUNDS,
-        topology::ORDERS,
-        topology::RELEASES,
-        topology::SWAPS,
-        topology::HARDCASES,
-        topology::DEAD,
-        topology::ADVISORIES,
-    ];
-    let streams: Vec<String> = streams.into_iter().map(str::to_owned).chain(buckets).collect();
+    let places = [Place::Site(victim.name.clone()), Place::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
+    let streams = stream_names(&places);
     let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
     let durables =
         |site| [topology::recognizer_durable(site), topology::verdicts_durable(site), topology::orders_durable(site)];
@@ -281,17 +264,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
     world.workers.clear();
     let durable = topology::recognizer_durable(&site);
     let mut asked = Vec::new();
-    let streams = [
-        topology::IMAGES,
-        topology::ANSWERS,
-        topology::OUTBOX,
-        topology::LABELS,
-        topology::LEARNED,
-        topology::PINNED,
-        "KV_ledger",
-        "OBJ_blobs",
-    ];
-    for stream in streams {
+    for stream in stream_names(&[Place::Site(site.clone())]) {
         asked.extend(OF_STREAMS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}")));
         asked.extend(OF_CONSUMERS.map(|verb| format!("$JS.{site}.API.{verb}.{stream}.{durable}")));
     }

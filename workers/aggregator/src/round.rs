@@ -7,6 +7,9 @@ use schemas::{ReleaseId, Round, RoundEvent, SiteName, Terms, Update};
 
 use crate::check::Refused;
 
+/// Updates of one site that wait for a round, at the most: as many as the stream keeps of one subject. The latest wait.
+const MOST_WAITING: usize = 4;
+
 /// What a model's rounds have come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rounds {
@@ -162,7 +165,7 @@ impl Rounds {
         let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) else {
             return match (update.round, behind) {
                 (0, None) | (_, Some(_)) => {
-                    self.waiting.push(Arrived { update, sequence, stored_at_ms, behind: 0 });
+                    self.wait(Arrived { update, sequence, stored_at_ms, behind: 0 });
                     Arrival::Wait
                 }
                 (round, None) => Arrival::Refuse(Refused::Late { round }),
@@ -194,6 +197,17 @@ impl Rounds {
             return Arrival::Refuse(Refused::Second { site, round: current.number });
         }
         Arrival::Count(Box::new(Arrived { update, sequence, stored_at_ms, behind }))
+    }
+
+    /// Keeps an update for the next round. A site that sends without end between rounds takes the place of its own alone.
+    fn wait(&mut self, arrived: Arrived) {
+        let of_site = |waiting: &Arrived| waiting.update.site == arrived.update.site;
+        if self.waiting.iter().filter(|waiting| of_site(waiting)).count() >= MOST_WAITING
+            && let Some(oldest) = self.waiting.iter().position(of_site)
+        {
+            self.waiting.remove(oldest);
+        }
+        self.waiting.push(arrived);
     }
 
     /// An update's weights are in order: it counts.
@@ -363,6 +377,18 @@ mod tests {
             };
             assert_eq!(got, expected);
         }
+    }
+
+    #[test]
+    fn of_what_a_site_sends_between_rounds_the_latest_few_wait_and_take_nobody_elses_place() {
+        let mut rounds = Rounds::new(release(0));
+        assert!(matches!(rounds.arrived(update("b", 0, release(0)), 1, 1), Arrival::Wait));
+        for sequence in 2..100 {
+            assert!(matches!(rounds.arrived(update("a", 0, release(0)), sequence, sequence), Arrival::Wait));
+        }
+        let waited = rounds.happened(&round(1, RoundEvent::Opened(terms())), 1000);
+        let sequences: Vec<u64> = waited.iter().map(|arrived| arrived.sequence).collect();
+        assert_eq!(sequences, [1, 96, 97, 98, 99]);
     }
 
     #[test]

@@ -157,7 +157,9 @@ impl Evidence {
     /// clock that is wrong must not push out what others said, nor one number spoil every sum.
     pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
-        if !can_be(&swap) || swap.slot_ms < oldest || swap.slot_ms > now_ms.saturating_add(swap.slot_length_ms) {
+        let latest = now_ms.saturating_add(swap.slot_length_ms);
+        // One that was said in time to come would be the latest word for ever.
+        if swap.slot_ms < oldest || swap.slot_ms > latest || swap.said_at_ms > latest || !can_be(&swap) {
             return false;
         }
         if self.slots.first_key_value().is_some_and(|(slot, _)| *slot < oldest) {
@@ -364,6 +366,7 @@ fn can_be(swap: &Swap) -> bool {
     let agreed = |agreed: &Agreed| few(agreed.asked) && agreed.agreed <= agreed.asked;
     swap.slot_length_ms > 0
         && swap.slot_length_ms <= KEEP_MS
+        && few(swap.memory_mib)
         && swap.counts.len() <= MOST_COUNTS
         && swap.agreements.len() <= MOST_AGREEMENTS
         && swap.counts.iter().all(counted)
@@ -516,6 +519,9 @@ mod tests {
         let wrong = [
             Swap { slot_ms: NOW + 9 * SLOT_MS, ..right.clone() },
             Swap { slot_ms: NOW - KEEP_MS - 1, ..right.clone() },
+            Swap { slot_length_ms: u64::MAX, ..right.clone() },
+            Swap { said_at_ms: u64::MAX, ..right.clone() },
+            Swap { memory_mib: u64::MAX, ..right.clone() },
             not_finite,
             too_many,
         ];

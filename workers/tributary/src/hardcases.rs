@@ -55,7 +55,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow:
         args.label.as_deref().is_none_or(|label| best == Some(label))
     };
     let look = Stretch { subjects, ..Stretch::default() };
-    let readable = |record: &read::Record| decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case));
+    // A case of another site than its subject's is nobody's: any site may write on its own subject what it likes.
+    let own = |record: &read::Record, case: &HardCase| record.subject == subject::hardcase(&case.site);
+    let readable = |record: &read::Record| {
+        decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
+    };
     let found = read::newest(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {

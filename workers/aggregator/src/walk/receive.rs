@@ -18,8 +18,18 @@ use crate::seal::Held;
 use crate::values::{ValuesError, WeightsFile};
 use crate::verify::{blocking, fetch_update};
 
+/// Largest update that is read, bytes: the weights are not in it, and ten thousand labels are a tenth of this.
+const MOST_UPDATE_BYTES: usize = 1024 * 1024;
+/// Refused updates that a round's manifest names; a site may send any number.
+const MOST_REFUSED: usize = 1000;
+
 impl Aggregator {
     pub(super) async fn update(&mut self, record: &Record) -> Result<(), Fault> {
+        if record.payload.len() > MOST_UPDATE_BYTES {
+            let found = record.payload.len();
+            let why = format!("it has {found} bytes without its weights, and {MOST_UPDATE_BYTES} are accepted");
+            return self.refuse(record, Refused::Unreadable(why)).await;
+        }
         let update = match decode::<Update>(&record.payload) {
             Ok(update) => update,
             Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::chain(&error))).await,
@@ -28,7 +38,7 @@ impl Aggregator {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
             return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
         }
-        self.read_site_keys().await;
+        self.read_site_keys().await?;
         if let Err(refused) = check::signature(&update, &self.settings.check) {
             return self.refuse(record, refused).await;
         }
@@ -36,17 +46,29 @@ impl Aggregator {
         self.consider(update, record, at).await
     }
 
-    /// Sites may have joined, and changed their keys, since it started.
-    async fn read_site_keys(&mut self) {
+    /// Sites may have joined, and changed their keys, since it started. Where no key is known and what is noted cannot be read,
+    /// nothing is taken: without keys every update would count.
+    async fn read_site_keys(&mut self) -> Result<(), Fault> {
         let read = async { Ledger::open(&self.bus).await?.read(check::SITE_KEYS).await };
-        match read.await {
+        let why = match read.await {
+            Ok(None) => return Ok(()),
             Ok(Some(note)) => match serde_json::from_str(&note) {
-                Ok(keys) => self.settings.check.keys = keys,
-                Err(error) => tracing::warn!(role = ROLE, %error, "the note of the sites' keys cannot be read"),
+                Ok(keys) => {
+                    self.settings.check.keys = keys;
+                    return Ok(());
+                }
+                Err(error) => runtime::fault::chain(&error),
             },
-            Ok(None) => {}
-            Err(error) => tracing::warn!(role = ROLE, %error, "the sites' keys are those known before"),
+            Err(error) => runtime::fault::chain(&error),
+        };
+        if self.settings.check.keys.is_empty() {
+            return Err(Fault::retry(
+                "site_keys_unreadable",
+                format!("the note of the sites' keys cannot be read: {why}"),
+            ));
         }
+        tracing::warn!(role = ROLE, why, "the sites' keys are those known before");
+        Ok(())
     }
 
     /// Whether an update counts.
@@ -142,7 +164,9 @@ impl Aggregator {
         while let Err(error) = self.publisher.publish(&letter).await {
             self.later(error.into()).await?;
         }
-        self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
+        if self.refused.len() < MOST_REFUSED {
+            self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
+        }
         self.state.change(|report| report.refused += 1);
         Ok(())
     }
