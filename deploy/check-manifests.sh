@@ -72,7 +72,7 @@ for place in cloud site; do
         cp "$work/secrets/$place-passwords.conf" "$work/nats/$overlay-in-kubernetes/passwords.conf"
 done
 for folder in "$work"/nats/*; do
-    SITE=reef CAMERA_SUBJECT=image.reef.cam1 "$server" -t -c "$folder/server.conf" >"$folder/said" 2>&1 ||
+    SITE=reef CAMERA_SUBJECT=image.reef.cam1 CAMERAS_SUBJECT='image.reef.*' "$server" -t -c "$folder/server.conf" >"$folder/said" 2>&1 ||
         fail "nats-server refuses $folder/server.conf: $(cat "$folder/said")"
     printf 'ok  nats   %s\n' "${folder##*/}"
 done

@@ -25,12 +25,16 @@ pub struct JoinedLeaf {
     pub name: String,
 }
 
-/// The server reads its configuration, accounts and certificates again.
+/// The server reads its configuration, accounts and certificates again: twice, for what an account shares with one that is new
+/// counts after the second time only (nats-server 2.15.1).
 ///
 /// # Errors
 /// That it does not answer, or what is wrong with its files; it goes on with what it had then.
 pub async fn reload(bus: &Bus) -> Result<(), CarryError> {
-    ask::<serde_json::Value>(bus, "RELOAD", Bytes::new()).await.map(|_| ())
+    for _ in 0..2 {
+        ask::<serde_json::Value>(bus, "RELOAD", Bytes::new()).await?;
+    }
+    Ok(())
 }
 
 /// The leaf servers that are joined to it.

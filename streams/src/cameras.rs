@@ -11,7 +11,7 @@ use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
 
 use crate::rights::Rights;
-use crate::server::{USERS, is_in_use, password, write_private};
+use crate::server::{CAMERA_USERS, USERS, is_in_use, password, write_private};
 
 /// Who they are, in the server's store.
 const CAMERAS: &str = "cameras.json";
@@ -103,15 +103,29 @@ impl Cameras {
         }
     }
 
-    /// What the server is told of its users: these and the cameras.
+    /// What the server is told of its users: these, and the cameras. Over NATS a camera is in an account of cameras
+    /// ([`Rights::shared`]); over MQTT, where a publisher names nothing but its topic, it is in the site's own.
     pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
-        let cameras = site.into_iter().flat_map(|site| {
-            self.0.iter().map(move |(camera, login)| {
-                let rights = Rights::of_camera(site, camera).configuration();
-                format!("{{ user: \"{camera}\", password: \"{}\", permissions: {rights} }}{OF_CAMERA}", login.password)
-            })
-        });
-        let lines: Vec<String> = users.iter().cloned().chain(cameras).collect();
-        write_private(&store.join(USERS), &format!("users: [\n  {}\n]\n", lines.join("\n  ")))
+        let (mut by_nats, mut own) = (Vec::new(), users.to_vec());
+        for (site, (camera, login)) in site.iter().flat_map(|site| self.0.iter().map(move |camera| (site, camera))) {
+            let (rights, password) = (Rights::of_camera(site, camera), &login.password);
+            let permissions = rights.configuration();
+            by_nats.push(format!(
+                "{{ user: \"{camera}\", password: \"{password}\", allowed_connection_types: [\"STANDARD\"], permissions: {permissions} }}"
+            ));
+            let publish = &rights.publish[0];
+            own.push(format!(
+                "{{ user: \"{}\", password: \"{password}\", allowed_connection_types: [\"MQTT\"], permissions: {{ publish: [\"{publish}\"], subscribe: {{ deny: \">\" }} }} }}{OF_CAMERA}",
+                mqtt_user(camera)
+            ));
+        }
+        let list = |lines: &[String]| format!("users: [\n  {}\n]\n", lines.join("\n  "));
+        write_private(&store.join(CAMERA_USERS), &list(&by_nats))?;
+        write_private(&store.join(USERS), &list(&own))
     }
+}
+
+/// The user of a camera over MQTT; no camera has a name with an `@`.
+pub fn mqtt_user(camera: &CameraName) -> String {
+    format!("{camera}@mqtt")
 }

@@ -18,6 +18,10 @@ use crate::read::{Record, headers_of};
 const EXPIRES: Duration = Duration::from_secs(30);
 /// A pull request that was lost on the way is noticed after two of these.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Over a link: the server does not see that whoever asked is gone, for the link ends in an account of its own, and what it
+/// sends to nobody meanwhile comes again after the wait for an acknowledgement. So a request does not outlive a cut for long.
+const EXPIRES_AFAR: Duration = Duration::from_secs(5);
+const HEARTBEAT_AFAR: Duration = Duration::from_secs(2);
 const REOPEN_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_REOPEN_DELAY: Duration = Duration::from_secs(5);
 
@@ -50,12 +54,16 @@ impl Puller {
             .get_consumer_from_stream(&self.durable, &self.stream)
             .await
             .map_err(|error| absent(error, format!("consumer {} on stream {}", self.durable, self.stream)))?;
+        let (expires, heartbeat) = match self.bus.is_afar() {
+            true => (EXPIRES_AFAR, HEARTBEAT_AFAR),
+            false => (EXPIRES, HEARTBEAT),
+        };
         consumer
             .stream()
             .max_messages_per_batch(self.batch)
             .max_bytes_per_batch(BATCH_BYTES)
-            .expires(EXPIRES)
-            .heartbeat(HEARTBEAT)
+            .expires(expires)
+            .heartbeat(heartbeat)
             .messages()
             .await
             .map_err(CarryError::broker(format!("pulling from {}", self.stream)))

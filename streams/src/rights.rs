@@ -118,6 +118,11 @@ impl Rights {
         Some(Self { publish, never, subscribe })
     }
 
+    /// What cameras of a site may do together.
+    pub fn of_cameras(site: &SiteName) -> Self {
+        Self { publish: published_by(Role::Camera, Some(site)), never: Vec::new(), subscribe: Vec::new() }
+    }
+
     /// What a camera may do: publish images under its own name, and hear whether they were stored.
     pub fn of_camera(site: &SiteName, camera: &CameraName) -> Self {
         let publish = vec![crate::subject::image(site, camera)];
@@ -182,6 +187,30 @@ impl Rights {
         format!("{{ publish: {publish}, subscribe: [{}] }}", list(&self.subscribe))
     }
 
+    /// What an account shares with another that has these rights in it, as the server's configuration says it: what the one
+    /// exports to `to`, and what `to` imports from `from`. `domain`: by which JetStream is named in the rights.
+    ///
+    /// A user in the account itself would not do: where the server's acknowledgement of a message goes is its publisher's
+    /// choice, which no permission limits, so it would be stored wherever a stream takes it. What comes over such a share is
+    /// answered in the account that asked, and nowhere else.
+    pub fn shared(&self, domain: &str, from: &str, to: &str) -> Share {
+        let api = format!("$JS.{domain}.API.");
+        let services = self.publish.iter().map(|right| match right.strip_prefix(&api) {
+            // As the server maps what names its domain.
+            Some(rest) if rest.starts_with("$KV.") => rest.to_owned(),
+            Some(rest) => format!("$JS.API.{rest}"),
+            None => right.clone(),
+        });
+        let (mut exports, mut imports) = (Vec::new(), Vec::new());
+        for service in services {
+            // One question to JetStream may have many answers.
+            let many = if service.starts_with("$JS.API.") { ", response_type: stream" } else { "" };
+            exports.push(format!("{{ service: \"{service}\"{many}, accounts: [\"{to}\"] }}"));
+            imports.push(format!("{{ service: {{ account: \"{from}\", subject: \"{service}\" }} }}"));
+        }
+        Share { exports, imports }
+    }
+
     /// Whether it may publish on a subject.
     pub fn may_publish(&self, subject: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|pattern| is_of(pattern, subject));
@@ -192,6 +221,45 @@ impl Rights {
     pub fn may_subscribe(&self, subject: &str) -> bool {
         self.subscribe.iter().any(|pattern| is_of(pattern, subject))
     }
+}
+
+/// What one account of a server shares with another, an entry a subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Entries of `exports` in the one.
+    pub exports: Vec<String>,
+    /// Entries of `imports` in the other.
+    pub imports: Vec<String>,
+}
+
+/// The accounts of the cloud's server, as its configuration says them: the cloud's own with these users, and one for each
+/// site with the users of its link.
+pub fn hub_accounts(users: &[String], sites: &[(SiteName, Vec<String>)], domain: &str) -> String {
+    let (mut exports, mut others) = (Vec::new(), String::new());
+    for (site, users) in sites {
+        let account = account_of(site);
+        let share = Rights::of_site_in_cloud(site, domain).shared(domain, CLOUD_ACCOUNT, &account);
+        exports.extend(share.exports);
+        let (users, imports) = (users.join("\n    "), share.imports.join("\n    "));
+        others
+            .push_str(&format!("  \"{account}\": {{ users: [\n    {users}\n  ], imports: [\n    {imports}\n  ] }}\n"));
+    }
+    let (users, exports) = (users.join("\n    "), exports.join("\n    "));
+    format!(
+        "  {CLOUD_ACCOUNT}: {{ jetstream: enabled, users: [\n    {users}\n  ], exports: [\n    {exports}\n  ] }}\n{others}"
+    )
+}
+
+/// The account of the cloud's own at its server.
+pub const CLOUD_ACCOUNT: &str = "CLOUD";
+/// The account of a site at its own server.
+pub const SITE_ACCOUNT: &str = "SITE";
+/// The account of cameras at a site's server.
+pub const CAMERAS_ACCOUNT: &str = "CAMERAS";
+
+/// The account of a site at the cloud's server, in which its link ends there.
+pub fn account_of(site: &SiteName) -> String {
+    format!("site-{site}")
 }
 
 /// Whether a subject, or every subject of a pattern, is one of a pattern's (docs.nats.io, subject-based messaging).

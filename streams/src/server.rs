@@ -23,7 +23,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use crate::cameras::Cameras;
 use crate::connect::{OLDEST_SERVER, Secret, version};
 use crate::monitor::{self, Health};
-use crate::rights::{CLOUD_DOMAIN, Rights};
+use crate::rights::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, Rights, SITE_ACCOUNT};
 use crate::table::Role;
 
 /// The version `make setup` fetches.
@@ -35,6 +35,8 @@ const CONFIGURATION: &str = "nats-server.conf";
 const ENCRYPTED: &str = "encrypted";
 /// Users of the place itself, in its store.
 pub(crate) const USERS: &str = "users.conf";
+/// Cameras that speak NATS, in its store.
+pub(crate) const CAMERA_USERS: &str = "cameras.conf";
 /// Accounts of a fleet's hub, in its store.
 const ACCOUNTS: &str = "accounts.conf";
 /// The log in a server's store; its times are UTC.
@@ -346,6 +348,7 @@ impl Server {
         fs::create_dir_all(&settings.store).map_err(written(&settings.store))?;
         let store = settings.store.canonicalize().map_err(written(&settings.store))?;
         let mut lock = Some(lock(&store)?);
+        name_account(&store).map_err(written(&store))?;
         let log = store.join(LOG);
         if let Leaf::HubOfFleet(hub) = &settings.leaf {
             // The server reads what it includes from its own folder alone; a link is followed anew with each reload.
@@ -721,13 +724,7 @@ fn configuration(
         true => String::new(),
         false => format!("mappings {{ {} }}", mappings.collect::<Vec<_>>().join(", ")),
     };
-    // Users of the place itself stand in a file of their own, for cameras are added while it runs.
-    let account = |name: &str, users: &[String]| match users {
-        [] => format!("  {name}: {{ jetstream: enabled, include {USERS}\n  {mappings} }}"),
-        users => {
-            format!("  {name}: {{ jetstream: enabled, users: [\n    {}\n  ]\n  {mappings} }}", users.join("\n    "))
-        }
-    };
+    let site_accounts = site_accounts(settings.site.as_ref(), &mappings);
     // On loopback who gives no name is the place itself, as with a server without passwords.
     if settings.entry.is_open && !matches!(settings.leaf, Leaf::HubOfFleet(_)) {
         lines.push(format!("no_auth_user: {}", quoted(OWN_USER)));
@@ -738,21 +735,17 @@ fn configuration(
     });
     lines.extend(tls.clone().filter(|_| is_beyond(&settings.entry, settings.entry.certificate.as_ref())));
     match &settings.leaf {
-        Leaf::Alone => {
-            lines.push(format!("authorization {{ include {USERS} }}"));
-            lines.extend((!mappings.is_empty()).then(|| mappings.clone()));
-        }
+        Leaf::Alone => lines.push(format!("accounts {{\n{site_accounts}}}")),
         Leaf::Hub(_) => {
             let domain = settings.domain.as_deref().unwrap_or(CLOUD_DOMAIN);
             let site = |(site, password): &(SiteName, String)| {
-                let rights = Rights::of_site_in_cloud(site, domain).configuration();
                 let (user, password) = (quoted(site.as_str()), quoted(password));
-                format!("{{ user: {user}, password: {password}, {SITE_IS_LEAF}, permissions: {rights} }}")
+                (site.clone(), vec![format!("{{ user: {user}, password: {password}, {SITE_IS_LEAF} }}")])
             };
-            let mut users = users_here(settings, passwords);
-            users.extend(passwords.sites.iter().map(site));
+            let sites: Vec<(SiteName, Vec<String>)> = passwords.sites.iter().map(site).collect();
             lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
-            lines.push(format!("accounts {{\n{}\n}}", account("CLOUD", &users)));
+            let accounts = rights::hub_accounts(&users_here(settings, passwords), &sites, domain);
+            lines.push(format!("accounts {{\n{accounts}}}"));
         }
         Leaf::HubOfFleet(hub) => {
             let tls = format!("cert_file: {}, key_file: {}, timeout: 5", path(&hub.certificate), path(&hub.key));
@@ -763,7 +756,7 @@ fn configuration(
             ));
             lines.push(format!("include {ACCOUNTS}"));
         }
-        Leaf::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &account("SITE", &[]))),
+        Leaf::Of(hub) => lines.extend(leaf_lines(&format!("url: {}", quoted(hub)), passwords, &site_accounts)),
         Leaf::OfFleet(leaf) => {
             let remote = format!(
                 "url: {}, nkey: {}, tls {{ ca_file: {}, handshake_first: true }}",
@@ -771,7 +764,7 @@ fn configuration(
                 quoted(leaf.seed.reveal()),
                 quoted(&leaf.authority.display().to_string())
             );
-            lines.extend(leaf_lines(&remote, passwords, &account("SITE", &[])));
+            lines.extend(leaf_lines(&remote, passwords, &site_accounts));
         }
     }
     if let Some(address) = ports.mqtt {
@@ -781,13 +774,40 @@ fn configuration(
     lines.join("\n") + "\n"
 }
 
+/// The accounts of a site: its own, and one of cameras that speak NATS. Users stand in files of their own, for cameras are
+/// added while the server runs.
+fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
+    let share = site.map(|site| Rights::of_cameras(site).shared("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
+    let exports = share.iter().flat_map(|share| share.exports.clone()).collect::<Vec<_>>().join(" ");
+    let own =
+        format!("  {SITE_ACCOUNT}: {{ jetstream: enabled, include {USERS}\n  exports: [ {exports} ] {mappings} }}\n");
+    let cameras = share.map(|share| {
+        let imports = share.imports.join(" ");
+        format!("  {CAMERAS_ACCOUNT}: {{ include {CAMERA_USERS}\n  imports: [ {imports} ] }}\n")
+    });
+    own + &cameras.unwrap_or_default()
+}
+
 /// What makes a server a site's: the link ends in an account that has no JetStream.
 fn leaf_lines(remote: &str, passwords: &Passwords, site: &str) -> [String; 2] {
     let password = &passwords.link;
     [
         format!("leafnodes {{ reconnect: 1s, remotes: [ {{ {remote}, account: LINK }} ] }}"),
-        format!("accounts {{\n{site}\n  LINK: {{ users: [ {{ user: {LINK_USER}, password: \"{password}\" }} ] }}\n}}"),
+        format!("accounts {{\n{site}  LINK: {{ users: [ {{ user: {LINK_USER}, password: \"{password}\" }} ] }}\n}}"),
     ]
+}
+
+/// A store of before accounts had names has its streams under the server's own.
+fn name_account(store: &Path) -> std::io::Result<()> {
+    let (unnamed, named) = (store.join("jetstream/jetstream/$G"), store.join("jetstream/jetstream").join(SITE_ACCOUNT));
+    match unnamed.exists() && !named.exists() {
+        // The key of an account's streams is made of its name.
+        true if store.join(ENCRYPTED).exists() => {
+            Err(std::io::Error::other("its encrypted streams were written by an earlier version: use another store"))
+        }
+        true => fs::rename(unnamed, named),
+        false => Ok(()),
+    }
 }
 
 /// Users of the place itself: who may do everything, and each worker with what it needs.

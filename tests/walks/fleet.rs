@@ -84,7 +84,8 @@ async fn order_as_is(publisher: &Publisher, site: &str, order: &Order) {
 /// Waits until a site has so many dead letters of a fault.
 async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
     let what = format!("{times} dead letters {fault}");
-    let found = until(&what, PATIENCE, async || {
+    // One that was sent to a site as it was killed comes again after 30 s.
+    let found = until(&what, 2 * PATIENCE, async || {
         let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
         let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.name.as_str()).collect();
         anyhow::ensure!(names.iter().filter(|name| **name == fault).count() >= times, "{names:?}");
@@ -247,7 +248,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     assert_eq!(noted(&buses[0].1, &model).await.unwrap().as_ref(), Some(last));
     let again = sign(next, runtime::clock::now_ms());
     order_as_is(&publisher, "reef", &again).await;
-    until("the next order is obeyed", PATIENCE, async || {
+    until("the next order is obeyed", 2 * PATIENCE, async || {
         Ok(noted(&buses[0].1, &model).await?.filter(|order| *order == again))
     })
     .await

@@ -21,7 +21,7 @@ use runtime::sign::Key;
 use runtime::trust::sign_root;
 use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
-use streams::rights::{CLOUD_DOMAIN, Rights};
+use streams::rights::{CLOUD_DOMAIN, Rights, hub_accounts};
 use streams::server::write_private;
 use streams::table::Role;
 
@@ -409,20 +409,18 @@ impl Fleet {
                 Some(rights) => format!(", permissions: {}", rights.configuration()),
                 None => String::new(),
             };
-            users.push(format!("    {{ nkey: {nkey}{rights} }} # {role}"));
+            users.push(format!("{{ nkey: {nkey}{rights} }} # {role}"));
         }
-        for (site, member) in &self.state.sites {
-            let rights = Rights::of_site_in_cloud(site, CLOUD_DOMAIN).configuration();
-            for nkey in std::iter::once(&member.nkey).chain(&member.previous_nkey) {
-                users.push(format!(
-                    "    {{ nkey: {nkey}, allowed_connection_types: [\"LEAFNODE\"], permissions: {rights} }} # site {site}"
-                ));
-            }
-        }
+        let site = |(site, member): (&SiteName, &Member)| {
+            let keys = std::iter::once(&member.nkey).chain(&member.previous_nkey);
+            let users = keys.map(|nkey| format!("{{ nkey: {nkey}, allowed_connection_types: [\"LEAFNODE\"] }}"));
+            (site.clone(), users.collect())
+        };
+        let sites: Vec<(SiteName, Vec<String>)> = self.state.sites.iter().map(site).collect();
         let system = self.state.roles.get("system").map(String::as_str).unwrap_or_default();
         format!(
-            "# Made by tributary; changes are lost.\naccounts {{\n  CLOUD: {{ jetstream: enabled, users: [\n{}\n  ] }}\n  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
-            users.join("\n")
+            "# Made by tributary; changes are lost.\naccounts {{\n{}  SYS: {{ users: [ {{ nkey: {system} }} ] }}\n}}\nsystem_account: SYS\n",
+            hub_accounts(&users, &sites, CLOUD_DOMAIN)
         )
     }
 }
