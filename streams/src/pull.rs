@@ -18,10 +18,10 @@ use crate::read::{Record, headers_of};
 const EXPIRES: Duration = Duration::from_secs(30);
 /// A pull request that was lost on the way is noticed after two of these.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Over a link: the server does not see that whoever asked is gone, for the link ends in an account of its own, and what it
-/// sends to nobody meanwhile comes again after the wait for an acknowledgement. So a request does not outlive a cut for long.
-const EXPIRES_AFAR: Duration = Duration::from_secs(5);
-const HEARTBEAT_AFAR: Duration = Duration::from_secs(2);
+/// Over a link: when the hub reads its accounts anew, for a site that was added or revoked, it forgets who waits behind the
+/// requests of the others, and what it sends to nobody comes again after the wait for an acknowledgement. So none is old.
+const EXPIRES_AFAR: Duration = Duration::from_secs(10);
+const HEARTBEAT_AFAR: Duration = Duration::from_secs(5);
 const REOPEN_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_REOPEN_DELAY: Duration = Duration::from_secs(5);
 

@@ -769,7 +769,7 @@ fn configuration(
     }
     if let Some(address) = ports.mqtt {
         let tls = tls.filter(|_| !address.ip().is_loopback()).unwrap_or_default();
-        lines.push(format!("mqtt {{ listen: \"{address}\" {tls} }}"));
+        lines.push(format!("mqtt {{ listen: \"{address}\"\n  {tls} }}"));
     }
     lines.join("\n") + "\n"
 }

@@ -12,7 +12,7 @@ use runtime::trust;
 use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
 use serde_json::Value;
 use streams::fleet::Ledger;
-use streams::{Bus, NatsSettings, Publication, Publisher, subject};
+use streams::{Bus, NatsSettings, Publication, Publisher, read, subject};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -84,7 +84,7 @@ async fn order_as_is(publisher: &Publisher, site: &str, order: &Order) {
 /// Waits until a site has so many dead letters of a fault.
 async fn refuses_by(bus: &Bus, fault: &str, times: usize) {
     let what = format!("{times} dead letters {fault}");
-    // One that was sent to a site as it was killed comes again after 30 s.
+    // What the hub sends as it reads its accounts anew comes after the wait for an acknowledgement.
     let found = until(&what, 2 * PATIENCE, async || {
         let letters = janitor::redrive::letters(bus).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
         let names: Vec<&str> = letters.iter().map(|(_, letter)| letter.fault.name.as_str()).collect();
@@ -120,7 +120,19 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     // Before the hub runs, and while it does.
     assert!(says(at, &["site", "add", "farm"]).await.contains("does not answer"));
     let store = format!("aggregator.store={}", at.join("releases").display());
-    let hub_words = ["up", "--fleet", "tributary-fleet", "--cloud-model", &heavy, "--store", "hub", "--set", &store];
+    let hub_words = [
+        "up",
+        "--fleet",
+        "tributary-fleet",
+        "--cloud-model",
+        &heavy,
+        "--store",
+        "hub",
+        "--set",
+        &store,
+        "--set",
+        "streams.ack_wait_s=5",
+    ];
     // Rounds are run for the sites' model, so that the aggregator and the releaser have something to say.
     let merging =
         ["--model", &light, "--merge", "--set", "aggregator.merge.rule=fedavg", "--set", "releaser.judge_s=1"];
@@ -301,7 +313,9 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     assert_eq!(outcome(bus, reef, task).await.unwrap().route, Route::Edge, "the site itself goes on");
     let (farm, bus) = &buses[1];
     let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
-    assert_eq!(outcome(bus, farm, task).await.unwrap().route, Route::Verified);
+    let slot = subject::finality(farm, &"cam-1".parse().unwrap(), task);
+    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(read::outcome(bus, &slot).await?)).await;
+    assert_eq!(verified.unwrap().route, Route::Verified);
     assert!(!says(at, &["site", "list"]).await.contains("reef"));
     // With another site's file a store stays what it is.
     assert!(

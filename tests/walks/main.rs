@@ -10,6 +10,7 @@ mod common;
 mod demo;
 mod deploy;
 mod drift;
+mod entry;
 mod faults;
 mod fleet;
 mod foes;
