@@ -188,11 +188,12 @@ impl Blobs {
         let mut reader = StreamReader::new(received(receiver));
         let writing = async { Ok(store.put(blob.key.as_str(), &mut reader).await) };
         let (read, written): (Result<(), CarryError>, Result<_, CarryError>) = tokio::join!(reading, writing);
-        if read.is_err() {
-            // The hash is known only at the end, and the description may stand already.
-            if let Err(error) = other.remove(&blob.key).await {
-                tracing::debug!(%error, key = blob.key, "what was copied and is something else is left");
-            }
+        // The hash is known only at the end, and the description may stand already; another's is left alone.
+        if let (Err(_), Ok(Ok(stored))) = (&read, &written)
+            && other.described(blob).await.is_ok_and(|found| found.is_some_and(|found| found.nuid == stored.nuid))
+            && let Err(error) = other.remove(&blob.key).await
+        {
+            tracing::debug!(%error, key = blob.key, "what was copied and is something else is left");
         }
         read?;
         match written? {

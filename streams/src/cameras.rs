@@ -25,6 +25,9 @@ const OF_CAMERA: &str = " # camera";
 #[serde(deny_unknown_fields)]
 pub struct CameraLogin {
     password: String,
+    /// Other cameras that it publishes for, as a program with several does.
+    #[serde(default)]
+    pub also: Vec<CameraName>,
     /// When it was added, milliseconds since the epoch.
     pub since_ms: u64,
 }
@@ -61,15 +64,20 @@ impl Cameras {
         &self.0
     }
 
-    /// Adds a camera; `None` if there is one of this name.
+    /// Adds a login under a camera's name, which publishes for others, too; `None` if there is one of this name.
     ///
     /// # Errors
     /// That the system has no random numbers.
-    pub fn add(&mut self, camera: &CameraName, now_ms: u64) -> std::io::Result<Option<&CameraLogin>> {
+    pub fn add(
+        &mut self,
+        camera: &CameraName,
+        also: &[CameraName],
+        now_ms: u64,
+    ) -> std::io::Result<Option<&CameraLogin>> {
         if self.0.contains_key(camera) {
             return Ok(None);
         }
-        let login = CameraLogin { password: password()?, since_ms: now_ms };
+        let login = CameraLogin { password: password()?, also: also.to_vec(), since_ms: now_ms };
         Ok(Some(self.0.entry(camera.clone()).or_insert(login)))
     }
 
@@ -108,12 +116,12 @@ impl Cameras {
     pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
         let (mut by_nats, mut own) = (Vec::new(), users.to_vec());
         for (site, (camera, login)) in site.iter().flat_map(|site| self.0.iter().map(move |camera| (site, camera))) {
-            let (rights, password) = (Rights::of_camera(site, camera), &login.password);
+            let (rights, password) = (Rights::of_camera(site, camera, &login.also), &login.password);
             let permissions = rights.configuration();
             by_nats.push(format!(
                 "{{ user: \"{camera}\", password: \"{password}\", allowed_connection_types: [\"STANDARD\"], permissions: {permissions} }}"
             ));
-            let publish = &rights.publish[0];
+            let publish = rights.publish.join("\", \"");
             own.push(format!(
                 "{{ user: \"{}\", password: \"{password}\", allowed_connection_types: [\"MQTT\"], permissions: {{ publish: [\"{publish}\"], subscribe: {{ deny: \">\" }} }} }}{OF_CAMERA}",
                 mqtt_user(camera)

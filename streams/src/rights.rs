@@ -123,9 +123,10 @@ impl Rights {
         Self { publish: published_by(Role::Camera, Some(site)), never: Vec::new(), subscribe: Vec::new() }
     }
 
-    /// What a camera may do: publish images under its own name, and hear whether they were stored.
-    pub fn of_camera(site: &SiteName, camera: &CameraName) -> Self {
-        let publish = vec![crate::subject::image(site, camera)];
+    /// What a camera may do: publish images under its own name, and those of others that it speaks for, and hear whether they
+    /// were stored.
+    pub fn of_camera(site: &SiteName, camera: &CameraName, also: &[CameraName]) -> Self {
+        let publish = std::iter::once(camera).chain(also).map(|camera| crate::subject::image(site, camera)).collect();
         Self { publish, never: Vec::new(), subscribe: vec![format!("{}.>", role_inbox(camera.as_str()))] }
     }
 

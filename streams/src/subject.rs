@@ -1,4 +1,4 @@
-//! Every subject, built and read. No other file spells one out.
+//! Every subject, built and read; [`crate::table`] says which there are. No other file spells one out.
 //!
 //! Site and cloud subjects never overlap: an overlap would store a message twice, once on each side
 //! of a leaf link.
@@ -6,6 +6,7 @@
 use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
+use crate::table::SUBJECTS;
 use crate::topology;
 
 /// What a site publishes its images on.
@@ -242,16 +243,13 @@ pub fn read_pin(subject: &str) -> Result<(SetName, TaskId), CarryError> {
 /// Says what is wrong with a subject that images are replayed to: it must be one subject, and none on which workers hear
 /// something else than images.
 pub fn check_replay(subject: &str) -> Result<(), CarryError> {
-    const OURS: [&str; 19] = [
-        "audit", "answer", "outcome", "outbox", "verify", "verdict", "label", "learned", "hardcase", "update", "round",
-        "release", "order", "swap", "dead", "pin", "$JS", "$KV", "$O",
-    ];
     check_pattern(subject)?;
     if subject.split('.').any(|token| token == "*" || token == ">") {
         return Err(wrong(subject, "one subject: * and > stand for many"));
     }
     let first = subject.split('.').next().unwrap_or_default();
-    if OURS.contains(&first) || first.starts_with('_') || first.starts_with('$') {
+    let is_ours = first != "image" && SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first));
+    if is_ours || first.starts_with('_') || first.starts_with('$') {
         return Err(wrong(subject, "a subject of images or of your own: workers hear something else there"));
     }
     if first == "image" { read_image(subject).map(|_| ()) } else { Ok(()) }

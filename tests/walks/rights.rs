@@ -263,8 +263,8 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     let camera: CameraName = "gate-1".parse().unwrap();
     let store = world.folder().join(own.as_str());
     let mut cameras = Cameras::read(&store).unwrap();
-    let password = cameras.add(&camera, 1).unwrap().unwrap().reveal_password().to_owned();
-    assert!(cameras.add(&camera, 1).unwrap().is_none(), "one login a camera");
+    let password = cameras.add(&camera, &[], 1).unwrap().unwrap().reveal_password().to_owned();
+    assert!(cameras.add(&camera, &[], 1).unwrap().is_none(), "one login a camera");
     assert!(cameras.save(&store, &own).unwrap(), "the server was told");
     let login = Login { user: camera.to_string(), password };
     let known =
@@ -285,7 +285,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
         let rights = Rights::of_role_in_cloud(role).unwrap();
         asked += ask_everything(hub, &user(hub, role, rights), &own, &camera);
     }
-    let rights = Rights::of_camera(&own, &camera);
+    let rights = Rights::of_camera(&own, &camera, &[]);
     let of_camera = User { name: "camera".into(), login: login.clone(), rights, role: Role::Camera };
     asked += ask_everything(&site.server, &of_camera, &own, &camera);
     println!("{asked} cases");

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use runtime::sign::Key;
 use runtime::{Fault, clock, trust};
-use schemas::task::{HEADER_BLOB, HEADER_TO};
+use schemas::task::HEADER_BLOB;
 use schemas::{
     BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode,
 };
@@ -243,10 +243,6 @@ pub async fn say(
         None => round,
     };
     let mut publication = Publication::first(slot, encode(&round)?);
-    if asks {
-        // For the couriers, who take it to their sites.
-        publication = publication.header(HEADER_TO, subject::note(&subject::round_note(model)));
-    }
     if let Some(blob) = blob {
         publication = publication.header(HEADER_BLOB, blob.to_string());
     }

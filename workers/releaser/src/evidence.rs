@@ -452,19 +452,6 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_run_over_spoil_nothing() {
-        let endless = Swap { slot_length_ms: u64::MAX, ..swap("a", "w", 1, NOW - SLOT_MS, 5) };
-        assert!(!Evidence::of(ModelName::of("m")).see(endless, NOW));
-        let huge = |worker: &str, of: u8, slots: u64| {
-            let said = swap("a", worker, of, NOW - slots * SLOT_MS, 5);
-            Swap { memory_mib: u64::MAX - u64::from(of), since_ms: NOW - 3 * SLOT_MS, ..said }
-        };
-        let evidence = seen(vec![huge("v", 1, 5), huge("w", 1, 5), huge("v", 2, 2), huge("w", 2, 2)]);
-        let memory = evidence.trial(&canary(&["a"], NOW - 3 * SLOT_MS), &release(1), NOW).memory.unwrap();
-        assert!(memory.before_mib > 1e19 && memory.after_mib > 1e19, "{memory:?}");
-    }
-
-    #[test]
     fn before_and_since_are_told_by_release_in_the_ring_and_by_time_elsewhere() {
         let since = NOW - 3 * SLOT_MS;
         let ago = |slots: u64| NOW - slots * SLOT_MS;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use schemas::task::{HEADER_BLOB, HEADER_TO};
+use schemas::task::HEADER_BLOB;
 use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
@@ -142,8 +142,7 @@ pub async fn give(publisher: &Publisher, order: &Order, with_package: bool) -> R
         payload: encode(order)?.into(),
         headers: Vec::new(),
         first_only: false,
-    }
-    .header(HEADER_TO, subject::note(&subject::order_note(&order.model)));
+    };
     if !pieces.is_empty() {
         publication = publication.header(HEADER_BLOB, pieces.join(","));
     }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use runtime::clock;
 use runtime::settings::Loaded;
 use schemas::CameraName;
-use streams::cameras::Cameras;
+use streams::cameras::{CameraLogin, Cameras, mqtt_user};
 use streams::rights;
 
 use crate::settings::Settings;
@@ -21,6 +21,7 @@ needed.
 Examples:
   tributary up --model MODEL_DIR --set up.listen=0.0.0.0 --set up.mqtt_listen=0.0.0.0 --set up.mqtt_port=8883
   tributary camera add gate-1                 prints the login; it is shown again with `camera show`
+  tributary camera add frigate --also yard --also door     one login for a program with several cameras
   tributary camera remove gate-1              its connection ends at once";
 
 /// Give cameras on other machines a login at the site's server, and take it back.
@@ -37,6 +38,9 @@ enum CameraCommand {
     Add {
         /// Name of the camera, the last word of its subject.
         name: CameraName,
+        /// Another camera that the same program publishes for; may be repeated.
+        #[arg(long, value_name = "CAMERA")]
+        also: Vec<CameraName>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -76,8 +80,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Re
     let unread = || format!("the cameras of {} cannot be read", store.display());
     let mut cameras = Cameras::read(&store).with_context(unread)?;
     match &args.command {
-        CameraCommand::Add { name, json } => {
-            let added = cameras.add(name, clock::now_ms())?;
+        CameraCommand::Add { name, also, json } => {
+            let added = cameras.add(name, also, clock::now_ms())?;
             anyhow::ensure!(
                 added.is_some(),
                 "camera {name} has a login already: `tributary camera show {name}` prints it, `tributary camera remove {name}` ends it"
@@ -142,11 +146,11 @@ fn show(
     let authority: Option<PathBuf> = site.authority.clone().or_else(|| up.authority.clone());
     if json {
         return out::json(&serde_json::json!({
-            "camera": name, "user": name, "password": login.reveal_password(), "nats": nats, "subject": subject,
+            "camera": name, "also": login.also, "user": name, "mqtt_user": mqtt_user(name), "password": login.reveal_password(), "nats": nats, "subject": subject,
             "inbox_prefix": inbox, "mqtt": mqtt, "topic": topic, "authority": authority,
         }));
     }
-    out::line(format_args!("user       {name}"))?;
+    out::line(format_args!("user       {name}; over MQTT {}", mqtt_user(name)))?;
     out::line(format_args!("password   {}", login.reveal_password()))?;
     out::line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
     if let Some(mqtt) = mqtt {
@@ -171,7 +175,10 @@ fn list(cameras: &Cameras, json: bool) -> anyhow::Result<()> {
     if cameras.all().is_empty() {
         return out::line("No camera has a login: `tributary camera add NAME` makes one.");
     }
-    let rows: Vec<Vec<String>> =
-        cameras.all().iter().map(|(name, login)| vec![name.to_string(), form::time(login.since_ms)]).collect();
-    out::line(form::table(&["camera", "since"], &rows))
+    let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");
+    let row = |(name, login): (&CameraName, &CameraLogin)| {
+        vec![name.to_string(), also(&login.also), form::time(login.since_ms)]
+    };
+    let rows: Vec<Vec<String>> = cameras.all().iter().map(row).collect();
+    out::line(form::table(&["camera", "also for", "since"], &rows))
 }

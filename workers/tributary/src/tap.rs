@@ -6,6 +6,7 @@ use runtime::clock;
 use runtime::settings::Loaded;
 use serde::Serialize;
 use serde_json::Value;
+use streams::table::SUBJECTS;
 use streams::tap::{Passing, tap};
 
 use crate::settings::Settings;
@@ -13,19 +14,10 @@ use crate::{form, out, site};
 
 /// Longer text that is no message of ours is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
-/// First words of the subjects that exist.
-const KNOWN: [&str; 10] = ["image", "answer", "outbox", "dead", "verify", "verdict", "hardcase", "*", ">", "$JS"];
+/// What is on the server besides messages of ours.
+const WIDER: [&str; 3] = ["*", ">", "$JS"];
 
 const EXAMPLES: &str = "\
-`*` stands for one word of a subject, `>` for all that follow. What exists:
-  image.SITE.CAMERA                     an image as it was published
-  answer.provisional.SITE.CAMERA        what the site thinks of a doubtful image
-  answer.final.SITE.CAMERA.TASK         the outcome of a task
-  outbox.SITE.verify                    what waits at the site for the link
-  verify.REASON.SITE.CAMERA             a task sent up to the cloud, with its image
-  verdict.SITE.CAMERA                   what the cloud says about it
-  hardcase.SITE                         scores and features of a doubtful task
-  dead.STREAM.SITE.ID                   a message given up
 Images and answers never leave the site's server, so --cloud shows none of them. The server's own talk is
 left out unless the subject begins with $ or _.
 
@@ -34,12 +26,20 @@ Examples:
   tributary tap 'image.*.cam-1' --count 1       whether anything comes from a camera
   tributary tap 'verify.>' --cloud --json       what arrives in the cloud, one JSON object a line";
 
+/// Every subject there is, and the examples.
+fn help() -> String {
+    let mut lines = vec!["`*` stands for one word of a subject, `>` for all that follow. What exists:".to_owned()];
+    lines.extend(SUBJECTS.iter().map(|row| format!("  {:<37} {}", row.form, row.carries)));
+    lines.push(EXAMPLES.into());
+    lines.join("\n")
+}
+
 /// Look at messages as they pass, decoded.
 ///
 /// Listens beside the streams: takes nothing, delays nothing, and sees only what passes from now on. For
 /// what is stored already, use `answers` and `dead`.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = help())]
 pub struct TapArgs {
     /// What to listen to, for example 'answer.>'; in quotes, for the shell would take the signs.
     #[arg(value_name = "SUBJECT")]
@@ -69,7 +69,8 @@ struct Shown {
 pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
-    if !KNOWN.contains(&first) && !first.starts_with(['$', '_']) {
+    let is_known = SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDER.contains(&first);
+    if !is_known && !first.starts_with(['$', '_']) {
         tracing::warn!(
             subject = args.subject,
             "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
