@@ -100,6 +100,10 @@ impl Rights {
         }
         publish.extend(duties.deletes.iter().map(|stream| format!("$JS.API.STREAM.MSG.DELETE.{stream}")));
         publish.extend(duties.purges.iter().map(|stream| format!("$JS.API.STREAM.PURGE.{stream}")));
+        if role == Role::Janitor {
+            // It lets the stream take no image while there is no room, by its limit.
+            publish.push(format!("$JS.API.STREAM.UPDATE.{IMAGES}"));
+        }
         if duties.stores_blobs {
             // An upload of the same name takes the place of the one before.
             publish.extend([format!("$O.{BLOBS}.C.*"), format!("$O.{BLOBS}.M.*")]);

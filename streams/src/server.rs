@@ -779,8 +779,9 @@ fn configuration(
 fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
     let share = site.map(|site| Rights::of_cameras(site).shared("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
     let exports = share.iter().flat_map(|share| share.exports.clone()).collect::<Vec<_>>().join(" ");
-    let own =
-        format!("  {SITE_ACCOUNT}: {{ jetstream: enabled, include {USERS}\n  exports: [ {exports} ] {mappings} }}\n");
+    let own = format!(
+        "  {SITE_ACCOUNT}: {{ jetstream: enabled, include {USERS}\n  exports: [ {exports} ]\n  {mappings} }}\n"
+    );
     let cameras = share.map(|share| {
         let imports = share.imports.join(" ");
         format!("  {CAMERAS_ACCOUNT}: {{ include {CAMERA_USERS}\n  imports: [ {imports} ] }}\n")

@@ -146,13 +146,13 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         let (model, infer) = (settings.recognizer.model.clone(), settings.recognizer.infer.clone());
         let work = settings.up.store.join(format!("recognizer-{}", site.site));
         let light = begin(settings.onnxruntime.clone(), model, infer, work).await?;
-        let worker = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
-        start_site(&mut roles, &settings, site, server, &nats, light, worker, &shutdown).await?;
+        let own = OwnServer { site, server, nats: &nats };
+        start_site(&mut roles, &settings, &own, light, &shutdown).await?;
         if settings.up.train {
             let (onnx, model) = roles::load_to_train(&settings).await?;
             let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
             chosen.work = settings.up.store.join(format!("training-{name}"));
-            let bus = worker(Role::Trainer).await?;
+            let bus = own.connect(Role::Trainer).await?;
             roles.spawn(
                 async move { roles::ended("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
             );
@@ -309,36 +309,46 @@ async fn start_cloud(
     Ok(())
 }
 
-/// Starts the roles of a site, each with the rights it needs. `nats`: how the site itself is known; `connect`: the site's
-/// server as a role of this name has it.
-#[allow(clippy::too_many_arguments)]
+/// A site's server, and how the site itself is known to it.
+struct OwnServer<'a> {
+    site: &'a RunningSite,
+    server: &'a Server,
+    nats: &'a NatsSettings,
+}
+
+impl OwnServer<'_> {
+    /// A connection with the rights of a worker.
+    async fn connect(&self, role: Role) -> anyhow::Result<Bus> {
+        Ok(Bus::connect(&as_worker(self.server, role, self.nats)?, role.as_str()).await?)
+    }
+}
+
+/// Starts the roles of a site, each with the rights it needs.
 async fn start_site(
     roles: &mut JoinSet<anyhow::Result<()>>,
     settings: &Settings,
-    site: &RunningSite,
-    server: &Server,
-    nats: &NatsSettings,
+    own: &OwnServer<'_>,
     light: Started,
-    connect: impl AsyncFn(Role) -> anyhow::Result<Bus>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
+    let OwnServer { site, server, nats } = own;
     let wait = ack_wait(settings);
-    let bus = connect(Role::Recognizer).await?;
+    let bus = own.connect(Role::Recognizer).await?;
     let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
     roles
         .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
-    let bus = connect(Role::Courier).await?;
+    let bus = own.connect(Role::Courier).await?;
     let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
     let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
     let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
     roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
-    let bus = connect(Role::Janitor).await?;
+    let bus = own.connect(Role::Janitor).await?;
     let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
     roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
-        let bus = connect(Role::Notifier).await?;
+        let bus = own.connect(Role::Notifier).await?;
         let chosen = notifier_settings(settings, site, server)?;
         let (name, stop) = (site.site.clone(), shutdown.clone());
         roles.spawn(async move { roles::ended("notifier", notifier::run(bus, name, &chosen, stop).await) });
