@@ -124,6 +124,13 @@ def host_of(listen):
     return listen.rpartition(":")[0] or "0.0.0.0"
 
 
+def ports_of(settings):
+    """Ports that are listened on beyond loopback."""
+    blocks = [settings] + [settings[name] for name in BLOCKS & settings.keys()]
+    listens = [block["listen"] for block in blocks if "listen" in block] + [settings.get("http", "127.0.0.1:8222")]
+    return {int(listen.rpartition(":")[2]) for listen in listens if host_of(listen) not in LOOPBACK}
+
+
 def is_on(block, key):
     return str(block.get(key, "false")).lower() in ("true", "yes", "on")
 
@@ -183,6 +190,9 @@ def check_pod(pod, servers, urls):
         for settings in (settings for name, settings in servers.items() if name in maps):
             for path in sorted(files_named(settings) - files):
                 raise Wrong(f"its configuration names {path}, where nothing is mounted")
+            ports = {port["containerPort"] for port in container.get("ports", [])}
+            if ports != ports_of(settings):
+                raise Wrong(f"its configuration listens on {sorted(ports_of(settings))}, its ports are {sorted(ports)}")
         if "tributary" in container["image"]:
             variables = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
             given = [url for name, url in urls.items() if name in maps and url]
@@ -328,6 +338,8 @@ def pod_breakages(document):
         return
     pod = lambda it: it["spec"]["template"]["spec"]
     own = document["spec"]["template"]["spec"]
+    if document["kind"] == "StatefulSet":
+        yield "a port that nobody listens on", lambda it: pod(it)["containers"][0]["ports"].pop()
     for at, volume in enumerate(own.get("volumes", [])):
         for number, (kind, source) in enumerate(sources_of(volume)):
             for place, item in enumerate(source.get("items", [])):
