@@ -306,10 +306,11 @@ fn mqtt_greeting(user: &str, password: &str) -> Vec<u8> {
         [&length.to_be_bytes()[..], text.as_bytes()].concat()
     };
     // User, password and a clean session; no heartbeat for a minute.
-    let rest = [&text("MQTT")[..], &[4_u8, 0xC2, 0, 60], &text("camera"), &text(user), &text(password)].concat();
+    let who = [text("camera"), text(user), text(password)].concat();
+    let rest = [text("MQTT"), vec![4, 0xC2, 0, 60], who].concat();
     // Below 128 its length is one byte.
     assert!(rest.len() < 128, "{} bytes", rest.len());
-    [&[0x10_u8, u8::try_from(rest.len()).unwrap()][..], &rest].concat()
+    [vec![0x10, u8::try_from(rest.len()).unwrap()], rest].concat()
 }
 
 /// What a server answers over TLS, two packets of four bytes, in hexadecimal.
@@ -419,9 +420,8 @@ async fn the_shipped_servers_and_workers_know_each_other_by_passwords_and_certif
     let heard = heard_in_the_clear(mqtt, &greeting).await;
     assert!(heard.is_empty(), "{heard}");
     // Over TLS a camera that speaks MQTT is greeted, and its image taken: a publish with QoS 1, number 1.
-    let topic = [&[0_u8, 15][..], b"image/reef/cam1"].concat();
-    let image = [&topic[..], &[0, 1], b"no picture"].concat();
-    let publish = [&[0x32_u8, u8::try_from(image.len()).unwrap()][..], &image].concat();
+    let image = b"\0\x0fimage/reef/cam1\0\x01no picture".to_vec();
+    let publish = [vec![0x32, u8::try_from(image.len()).unwrap()], image].concat();
     let heard = heard_over_tls(&secrets.join("ca.pem"), mqtt, &[greeting, publish].concat());
     assert_eq!(heard, "2002000040020001");
 
