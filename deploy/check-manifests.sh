@@ -6,7 +6,7 @@
 # edge.yaml as they would be applied. One line a document; exit status 1, and the reason, when one is wrong.
 # --pinned is for the overlays as they are deployed, not as they lie here: images have digests, and Secrets may come from
 # elsewhere.
-# kubectl comes from `deploy/fetch-runtime.sh --tests`, or is named in KUBECTL.
+# kubectl comes from `deploy/fetch-runtime.sh --tests`, or is named in KUBECTL; certificates to try are made with openssl.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -58,7 +58,7 @@ printf 'resources: ["%s/overlays/cloud"]\ncomponents: ["%s/components/object-sto
     fail "components/object-store cannot be rendered; see the lines above"
 "$venv/bin/python" -B "$here/check_manifests.py" "$here" "$rendered" ${pinned[@]+"${pinned[@]}"}
 
-# nats-server reads each of its configurations together with the passwords that lie beside it.
+# nats-server reads each of its configurations together with the passwords and certificates that lie beside it.
 server=${TRIBUTARY_NATS_SERVER:-$("$here/fetch-runtime.sh" --list | awk -F '\t' '$1 == "nats-server" { print $5 }')}
 [ -x "$server" ] || fail "$server is not there: run deploy/fetch-runtime.sh, or name a nats-server in TRIBUTARY_NATS_SERVER"
 "$here/make-secrets.sh" "$work/secrets" >/dev/null
@@ -70,6 +70,13 @@ for place in cloud site; do
     "$venv/bin/python" -B "$here/check_manifests.py" --server-files "$rendered/$overlay.yaml" "$work/nats/$overlay-in-kubernetes"
     [ -f "$work/nats/$overlay-in-kubernetes/passwords.conf" ] ||
         cp "$work/secrets/$place-passwords.conf" "$work/nats/$overlay-in-kubernetes/passwords.conf"
+    for folder in "$work/nats/$place" "$work/nats/$overlay-in-kubernetes"; do
+        for file in "$place-nats.pem server.pem" "$place-nats.key server.key" "ca.pem ca.pem"; do
+            [ -f "$folder/${file#* }" ] || cp "$work/secrets/${file% *}" "$folder/${file#* }"
+        done
+        sed "s|/etc/nats/|$folder/|g" "$folder/server.conf" >"$folder/moved.conf"
+        mv "$folder/moved.conf" "$folder/server.conf"
+    done
 done
 for folder in "$work"/nats/*; do
     SITE=reef CAMERA_SUBJECT=image.reef.cam1 CAMERAS_SUBJECT='image.reef.*' "$server" -t -c "$folder/server.conf" >"$folder/said" 2>&1 ||

@@ -2,8 +2,8 @@
 
 Kinds that come with Kubernetes are validated strictly by kubernetes-validate; KEDA's by the models of cloudcoil, which
 take fields they do not know, so that names are compared here as well. Whatever neither knows is a failure. What no
-schema sees is checked after that: names that one document calls another by, files that must agree with others, and, in
-check_pods.py, what pods may do and whom they may reach.
+schema sees is checked after that: names that one document calls another by, files that must agree with others, in
+check_pods.py what pods may do and whom they may reach, and in check_servers.py that what they say is encrypted.
 """
 
 import base64
@@ -20,6 +20,7 @@ from cloudcoil.models.keda import v1alpha1 as keda
 
 from check_pods import Wrong, check_compose, check_images, check_network, check_passwords, check_rights
 from check_pods import containers, images_of, matches, name_of, prove
+from check_servers import check_compose_encryption, check_encryption, prove_compose, prove_encryption, prove_servers
 
 try:
     import tomllib
@@ -377,20 +378,39 @@ def check(path, is_pinned):
         check_rights(documents)
         check_network(documents, path.stem)
         check_passwords(documents)
+        check_encryption(documents, tomllib.loads)
         check_images(images_of(documents), is_pinned)
-        print(f"ok  {path.stem:5}  {prove(documents, path.stem)} broken promises were noticed")
+        broken = prove(documents, path.stem) + prove_encryption(documents, tomllib.loads)
+        print(f"ok  {path.stem:5}  {broken} broken promises were noticed")
     except Wrong as wrong:
         raise Wrong(f"{path.name}: {wrong}") from wrong
     return checked
 
 
+def check_server_files(deploy):
+    """Every configuration of nats-server, and that what is broken in it would be noticed; how much was broken."""
+    shipped = {f"./nats/{path.name}": path.read_text() for path in sorted((deploy / "nats").glob("*.conf"))}
+    texts = {name: (text, False) for name, text in shipped.items()}
+    for overlay in ("cloud", "edge"):
+        # In the cluster of the cloud its pages are for the namespace.
+        texts[f"k8s/{overlay}"] = ((deploy / f"k8s/overlays/{overlay}/nats.conf").read_text(), overlay == "cloud")
+    compose = yaml.safe_load((deploy / "compose.yaml").read_text())
+    check_compose_encryption(compose, shipped)
+    return prove_servers(texts) + prove_compose(compose, shipped)
+
+
 def write_server_files(path, folder):
-    """What nats-server finds in its folder, as the pod has it."""
+    """What nats-server finds in its folder, as the pod has it; certificates only where they have been put in."""
     for document in yaml.safe_load_all(path.read_text()):
-        if "server.conf" in (document.get("data") or {}):
-            (folder / "server.conf").write_text(document["data"]["server.conf"])
-        if "passwords.conf" in (document.get("data") or {}):
-            (folder / "passwords.conf").write_bytes(base64.b64decode(document["data"]["passwords.conf"]))
+        data = document.get("data") or {}
+        if "server.conf" in data:
+            (folder / "server.conf").write_text(data["server.conf"])
+        if "passwords.conf" in data:
+            (folder / "passwords.conf").write_bytes(base64.b64decode(data["passwords.conf"]))
+            for name in {"server.pem", "server.key", "ca.pem"} & data.keys():
+                value = base64.b64decode(data[name])
+                if value.startswith(b"-----BEGIN"):
+                    (folder / name).write_bytes(value)
 
 
 def main():
@@ -404,6 +424,7 @@ def main():
         total = sum(check(rendered / f"{place}.yaml", is_pinned) for place in places)
         check_agreement(deploy)
         check_compose(compose, (deploy / "Containerfile").read_text())
+        print(f"ok  nats   {check_server_files(deploy)} ways to speak in the clear were noticed")
         # Ours is built by compose itself, and named in the environment.
         check_images((one["image"] for one in compose["services"].values() if "$" not in one["image"]), is_pinned=False)
     except Wrong as wrong:

@@ -2,6 +2,7 @@
 //! binary.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -257,7 +258,8 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
     }
 }
 
-/// A shipped configuration of nats-server in a folder of its own, with its passwords beside it and other ports in it.
+/// A shipped configuration of nats-server in a folder of its own, with its passwords and certificates beside it and other
+/// ports in it.
 fn lay_out(place: &str, folder: &Path, ports: &[(&str, u16)]) -> PathBuf {
     let own = folder.join(place);
     std::fs::create_dir(&own).unwrap();
@@ -267,13 +269,72 @@ fn lay_out(place: &str, folder: &Path, ports: &[(&str, u16)]) -> PathBuf {
         text = text.replace(address, &format!("127.0.0.1:{port}"));
     }
     let text = text.replace("/var/lib/nats", &own.join("store").display().to_string());
-    std::fs::copy(folder.join(format!("secrets/{place}-passwords.conf")), own.join("passwords.conf")).unwrap();
+    let text = text.replace("/etc/nats/", &format!("{}/", own.display()));
+    // As compose.yaml and the overlays mount them; the hub is not given the authority.
+    let of_place = |ending: &str| format!("{place}-{ending}");
+    let mut files = vec![
+        (of_place("passwords.conf"), "passwords.conf"),
+        (of_place("nats.pem"), "server.pem"),
+        (of_place("nats.key"), "server.key"),
+    ];
+    if place == "site" {
+        files.push(("ca.pem".into(), "ca.pem"));
+    }
+    for (made, named) in files {
+        std::fs::copy(folder.join("secrets").join(made), own.join(named)).unwrap();
+    }
     std::fs::write(own.join("server.conf"), text).unwrap();
     own.join("server.conf")
 }
 
+/// What a server says to somebody who encrypts nothing, until it ends the connection.
+async fn heard_in_the_clear(port: u16, words: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(words).await.unwrap();
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard)).await;
+    // That the connection was reset is an end, too.
+    let _reset = ended.unwrap_or_else(|_| panic!("port {port} goes on without encryption: {heard:?}"));
+    String::from_utf8_lossy(&heard).into_owned()
+}
+
+/// A camera's greeting over MQTT 3.1.1.
+fn mqtt_greeting(user: &str, password: &str) -> Vec<u8> {
+    let text = |text: &str| {
+        let length = u16::try_from(text.len()).unwrap();
+        [&length.to_be_bytes()[..], text.as_bytes()].concat()
+    };
+    // User, password and a clean session; no heartbeat for a minute.
+    let who = [text("camera"), text(user), text(password)].concat();
+    let rest = [text("MQTT"), vec![4, 0xC2, 0, 60], who].concat();
+    // Below 128 its length is one byte.
+    assert!(rest.len() < 128, "{} bytes", rest.len());
+    [vec![0x10, u8::try_from(rest.len()).unwrap()], rest].concat()
+}
+
+/// What a server answers over TLS, two packets of four bytes, in hexadecimal.
+fn heard_over_tls(authority: &Path, port: u16, words: &[u8]) -> String {
+    const ASKING: &str = "import socket, ssl, sys\n\
+        trusting = ssl.create_default_context(cafile=sys.argv[1])\n\
+        plain = socket.create_connection(('127.0.0.1', int(sys.argv[2])), timeout=20)\n\
+        stream = trusting.wrap_socket(plain, server_hostname='localhost')\n\
+        stream.sendall(bytes.fromhex(sys.argv[3]))\n\
+        heard = b''\n\
+        while len(heard) < 8:\n\
+        \x20   more = stream.recv(8)\n\
+        \x20   if not more: break\n\
+        \x20   heard += more\n\
+        print(heard.hex())\n";
+    let words: String = words.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut python = Command::new("python3");
+    let output = python.args(["-c", ASKING]).arg(authority).args([&port.to_string(), &words]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files() {
+async fn the_shipped_servers_and_workers_know_each_other_by_passwords_and_certificates_in_files() {
     let folder = tempfile::tempdir().unwrap();
     let [hub_port, hub_pages, leaves, site_port, site_pages, mqtt] = free_ports().unwrap();
     let secrets = folder.path().join("secrets");
@@ -286,17 +347,33 @@ async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files()
     let password = std::fs::read_to_string(secrets.join("worker")).unwrap();
     assert!(!make().status.success(), "passwords that are in use were replaced");
     assert_eq!(std::fs::read_to_string(secrets.join("worker")).unwrap(), password);
+    // Containers run as somebody else; the authority's key is for none of them.
+    for (file, mode) in [("worker", 0o444), ("ca.pem", 0o444), ("site-nats.key", 0o444), ("ca.key", 0o400)] {
+        let found = std::fs::metadata(secrets.join(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{file} has the mode {found:o}");
+    }
+    // A second site, and the next certificates, are of the same authority.
+    let mut again = Command::new(root().join("deploy/make-secrets.sh"));
+    let again = again.arg(folder.path().join("again")).env("AUTHORITY", &secrets).output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let is_same = |file: &str| {
+        let read = |made: &str| std::fs::read(folder.path().join(made).join(file)).unwrap();
+        read("secrets") == read("again")
+    };
+    assert!(is_same("ca.pem") && !is_same("site-nats.pem") && !is_same("worker"));
 
     let hub = [("0.0.0.0:4222", hub_port), ("127.0.0.1:8222", hub_pages), ("0.0.0.0:7422", leaves)];
-    let near = [("0.0.0.0:4222", site_port), ("127.0.0.1:8222", site_pages), ("0.0.0.0:1883", mqtt)];
+    let near = [("0.0.0.0:4222", site_port), ("127.0.0.1:8222", site_pages), ("0.0.0.0:8883", mqtt)];
     let hub = BareServer::run(&lay_out("cloud", folder.path(), &hub), hub_port, hub_pages).await.unwrap();
     let near = BareServer::run(&lay_out("site", folder.path(), &near), site_port, site_pages).await.unwrap();
+    let encrypted = |server: &BareServer| server.url.replace("nats://", "tls://");
+    let (hub_url, near_url) = (encrypted(&hub), encrypted(&near));
     // As compose.yaml calls them, but for where things lie.
     let services = services(&rendered(folder.path())["compose"]);
     let lies = |text: &str| {
         let text = text.replace("/etc/tributary", &root().join("deploy/settings").display().to_string());
         let text = text.replace("/run/secrets", &secrets.display().to_string());
-        text.replace("nats://cloud-nats:4222", &hub.url).replace("nats://site-nats:4222", &near.url)
+        text.replace("tls://cloud-nats:4222", &hub_url).replace("tls://site-nats:4222", &near_url)
     };
     for name in ["cloud-setup", "site-setup"] {
         let service = services.iter().find(|service| service.named == name).expect(name);
@@ -308,7 +385,8 @@ async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files()
     }
 
     let worker = streams::NatsSettings {
-        url: near.url.clone(),
+        url: near_url.clone(),
+        ca: Some(secrets.join("ca.pem")),
         user: Some("worker".into()),
         password_file: Some(secrets.join("worker")),
         cloud_domain: Some("cloud".into()),
@@ -328,6 +406,27 @@ async fn the_shipped_servers_and_workers_know_each_other_by_passwords_in_files()
     });
     joined.await.unwrap();
 
+    // In the clear nobody is let in, whatever password is known, and the link's port does not even say what it is.
+    for (port, user, file) in [(hub_port, "cloud", "cloud"), (site_port, "worker", "worker")] {
+        let password = std::fs::read_to_string(secrets.join(file)).unwrap();
+        let words = format!("CONNECT {{\"user\":\"{user}\",\"pass\":\"{}\"}}\r\nPING\r\n", password.trim());
+        let heard = heard_in_the_clear(port, words.as_bytes()).await;
+        assert!(heard.starts_with("INFO ") && !heard.contains("PONG"), "{heard}");
+    }
+    let heard = heard_in_the_clear(leaves, b"CONNECT {\"user\":\"reef\"}\r\nPING\r\n").await;
+    assert!(heard.is_empty(), "{heard}");
+    let password = std::fs::read_to_string(secrets.join("camera")).unwrap();
+    let greeting = mqtt_greeting("cam1-mqtt", password.trim());
+    let heard = heard_in_the_clear(mqtt, &greeting).await;
+    assert!(heard.is_empty(), "{heard}");
+    // Over TLS a camera that speaks MQTT is greeted, and its image taken: a publish with QoS 1, number 1.
+    let image = b"\0\x0fimage/reef/cam1\0\x01no picture".to_vec();
+    let publish = [vec![0x32, u8::try_from(image.len()).unwrap()], image].concat();
+    let heard = heard_over_tls(&secrets.join("ca.pem"), mqtt, &[greeting, publish].concat());
+    assert_eq!(heard, "2002000040020001");
+
+    let unknown = streams::NatsSettings { ca: None, ..worker.clone() };
+    assert!(streams::Bus::connect(&unknown, "test").await.is_err(), "a server was taken that nobody vouches for");
     let stranger = streams::NatsSettings { password_file: Some(secrets.join("link")), ..worker.clone() };
     assert!(streams::Bus::connect(&stranger, "test").await.is_err(), "a wrong password was taken");
     let both = streams::NatsSettings { link_password: Some("other".to_owned().into()), ..worker };
