@@ -11,7 +11,7 @@ test: ## Build everything and run every test against real servers, an S3 server 
 	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --locked
 
 lint: ## Formatting, clippy and the shell scripts' syntax.
-	cargo fmt --check && cargo clippy --workspace --all-targets --locked -- -D warnings && bash -n deploy/*.sh .ci/run
+	cargo fmt --check && cargo clippy --workspace --all-targets --locked -- -D warnings && for script in deploy/*.sh .ci/run; do bash -n $$script || exit 1; done
 
 bench: setup ## Measure the pipeline, policies, training, merging, replaying and scaling (docs/benchmarks.md).
 	cargo run --release --locked --package tributary -- bench recognize

@@ -53,7 +53,7 @@ impl Checkup<'_> {
             let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
             faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
         }
-        faults.extend(self.store.and_then(dropped));
+        faults.extend(self.store.and_then(dropped).into_iter().chain(self.store.and_then(refused)));
         let (streams, consumers, account) = tokio::join!(self.streams(), self.consumers(), self.account());
         faults.extend(streams.into_iter().chain(consumers).chain(account));
         let links = match self.monitor {
@@ -216,6 +216,17 @@ async fn not_joined(links: &Links) -> FaultNote {
         format!("the leaf link to the cloud is not joined, and the hub at {hubs} does not answer"),
         "start the hub, or see to the network between; the site works without it and catches up",
     )
+}
+
+/// Messages that the server refused without telling everybody.
+fn refused(store: &Path) -> Option<FaultNote> {
+    server::refused_within(store, DROPPED_WITHIN).map(|subject| {
+        FaultNote::new(
+            "publish_refused",
+            format!("within the last hour the server refused what a client published on {subject}, which its login does not allow; over MQTT the client was not told"),
+            "publish under the camera's own name (`tributary camera show NAME` prints its subject and topic), or add a login that may (`tributary camera add NAME --also CAMERA`)",
+        )
+    })
 }
 
 /// Messages that the server dropped without telling everybody.

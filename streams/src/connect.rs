@@ -274,6 +274,11 @@ fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, CarryE
         .reconnect_delay_callback(|attempts| Duration::from_millis((50 * attempts as u64).min(1000)))
         .event_callback(|event| async move { log(event) });
     if let Some(authority) = &settings.ca {
+        // The client's own words would not say which file.
+        std::fs::File::open(authority).map_err(|error| CarryError::Credentials {
+            path: authority.clone(),
+            why: format!("cannot be read: {error}; nats.ca names the certificate of the server's authority"),
+        })?;
         options = options.add_root_certificates(authority.clone()).require_tls(true);
     }
     if let Some(inbox) = &settings.inbox {

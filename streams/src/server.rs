@@ -591,24 +591,46 @@ pub fn free_bytes(store: &Path) -> std::io::Result<u64> {
 /// The stream for which the server of this store dropped messages, if it did within the time: they came faster than its
 /// disk took them, and only publishers who asked for an answer were told. Only the server's log says so.
 pub fn dropped_within(store: &Path, time: Duration) -> Option<String> {
+    last_drop(&log_end(store)?, OffsetDateTime::now_utc() - time)
+}
+
+/// The subject on which the server of this store last refused what somebody published, if it did within the time. A client
+/// that speaks MQTT is not told: version 3.1.1 has no word for it.
+pub fn refused_within(store: &Path, time: Duration) -> Option<String> {
+    last_refusal(&log_end(store)?, OffsetDateTime::now_utc() - time)
+}
+
+/// The end of a server's log.
+fn log_end(store: &Path) -> Option<String> {
     let mut log = fs::File::open(store.join(LOG)).ok()?;
     let length = log.metadata().ok()?.len();
     log.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
     let mut end = Vec::new();
     log.take(LOG_END).read_to_end(&mut end).ok()?;
-    last_drop(&String::from_utf8_lossy(&end), OffsetDateTime::now_utc() - time)
+    Some(String::from_utf8_lossy(&end).into_owned())
+}
+
+/// The subject that the last such line of a log names, unless it is older. Pure.
+fn last_refusal(log: &str, since: OffsetDateTime) -> Option<String> {
+    // [pid] 2026/11/30 07:51:43.201269 [ERR] 127.0.0.1:56641 - mid:119 - "client" - Publish Violation - Subject "image.a.b"
+    let line = log.lines().rev().find(|line| line.contains("Publish Violation"))?;
+    let subject = line.rsplit_once("Subject \"")?.1.split('"').next()?;
+    (time_of(line)? >= since).then(|| subject.to_owned())
+}
+
+/// When a line of a log was written. Pure.
+fn time_of(line: &str) -> Option<OffsetDateTime> {
+    let (_, rest) = line.split_once("] ")?;
+    let format = format_description!("[year]/[month]/[day] [hour]:[minute]:[second]");
+    Some(PrimitiveDateTime::parse(rest.get(..19)?, format).ok()?.assume_utc())
 }
 
 /// The stream that the last such line of a log names, unless it is older. Pure.
 fn last_drop(log: &str, since: OffsetDateTime) -> Option<String> {
     // [pid] 2026/11/29 03:00:22.123456 [WRN] Dropping messages due to excessive stream ingest rate on '$G' > 'IMAGES': …
     let line = log.lines().rev().find(|line| line.contains("Dropping messages due to excessive stream ingest rate"))?;
-    let (_, rest) = line.split_once("] ")?;
-    let stamp = rest.get(..19)?;
-    let format = format_description!("[year]/[month]/[day] [hour]:[minute]:[second]");
-    let at = PrimitiveDateTime::parse(stamp, format).ok()?.assume_utc();
-    let stream = rest.split('\'').nth(3)?;
-    (at >= since).then(|| stream.to_owned())
+    let stream = line.split('\'').nth(3)?;
+    (time_of(line)? >= since).then(|| stream.to_owned())
 }
 
 fn sync_interval(durability: Durability) -> &'static str {
@@ -997,5 +1019,14 @@ mod tests {
         assert_eq!(last_drop(log, datetime!(2026-11-29 03:00 UTC)).as_deref(), Some("IMAGES"));
         assert_eq!(last_drop(log, datetime!(2026-11-29 03:21 UTC)), None);
         assert_eq!(last_drop("cut off in the mid", datetime!(2026-11-29 03:00 UTC)), None);
+    }
+
+    #[test]
+    fn what_a_server_refused_is_read_off_its_log_for_a_while() {
+        let log = "[7] 2026/11/30 07:51:43.201269 [ERR] 127.0.0.1:56641 - mid:119 - \"yUol\" - Publish Violation - Subject \"image.site-1.gate-2\"\n\
+                   [7] 2026/11/30 07:52:00.000000 [INF] another line\n";
+        assert_eq!(last_refusal(log, datetime!(2026-11-30 07:51 UTC)).as_deref(), Some("image.site-1.gate-2"));
+        assert_eq!(last_refusal(log, datetime!(2026-11-30 07:52 UTC)), None);
+        assert_eq!(last_refusal("[7] 2026 Publish Violation - Subject", datetime!(2026-11-30 07:51 UTC)), None);
     }
 }

@@ -1,7 +1,5 @@
 //! `tributary camera`: logins of cameras at a site's server.
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use runtime::clock;
 use runtime::settings::Loaded;
@@ -10,8 +8,8 @@ use streams::cameras::{CameraLogin, Cameras, mqtt_user};
 use streams::rights;
 
 use crate::settings::Settings;
-use crate::site::{self, Running, RunningSite};
-use crate::{audit, form, out, up};
+use crate::site::{self, Entrance, Running, RunningSite};
+use crate::{audit, form, out};
 
 const EXAMPLES: &str = "\
 A camera needs a login where other machines reach the site's server (up.listen, up.mqtt_listen). With it, a camera may
@@ -88,9 +86,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Re
             );
             save(&cameras, &store, site)?;
             note(loaded, site, "camera add", name).await;
-            show(settings, site, &cameras, name, *json)
+            show(site, &cameras, name, *json)
         }
-        CameraCommand::Show { name, json } => show(settings, site, &cameras, name, *json),
+        CameraCommand::Show { name, json } => show(site, &cameras, name, *json),
         CameraCommand::List { json } => list(&cameras, *json),
         CameraCommand::Remove { name } => {
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
@@ -122,28 +120,11 @@ fn known(cameras: &Cameras) -> String {
 }
 
 /// Everything that whoever sets the camera up must know.
-fn show(
-    settings: &Settings,
-    site: &RunningSite,
-    cameras: &Cameras,
-    name: &CameraName,
-    json: bool,
-) -> anyhow::Result<()> {
+fn show(site: &RunningSite, cameras: &Cameras, name: &CameraName, json: bool) -> anyhow::Result<()> {
     let login = cameras.all().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
-    let (up, host) = (&settings.up, up::host_name(&settings.up));
-    let port = site.url.rsplit_once(':').map_or("", |(_, port)| port);
-    let is_encrypted = site.authority.is_some() || up.certificate.is_some();
+    let Entrance { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
-    let reached = |listen: std::net::IpAddr| match listen.is_loopback() {
-        true => listen.to_string(),
-        false => host.clone(),
-    };
-    let scheme = if is_encrypted && !up.listen.is_loopback() { "tls" } else { "nats" };
-    let nats = format!("{scheme}://{}:{port}", reached(up.listen));
-    let mqtt = site.mqtt_port.map(|port| format!("{}:{port}", reached(up.mqtt_listen)));
-    let inbox = rights::role_inbox(name.as_str());
-    let topic = subject.replace('.', "/");
-    let authority: Option<PathBuf> = site.authority.clone().or_else(|| up.authority.clone());
+    let (inbox, topic) = (rights::role_inbox(name.as_str()), subject.replace('.', "/"));
     if json {
         return out::json(&serde_json::json!({
             "camera": name, "also": login.also, "user": name, "mqtt_user": mqtt_user(name), "password": login.reveal_password(), "nats": nats, "subject": subject,
@@ -154,13 +135,13 @@ fn show(
     out::line(format_args!("password   {}", login.reveal_password()))?;
     out::line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
     if let Some(mqtt) = mqtt {
-        let tls = if is_encrypted && !up.mqtt_listen.is_loopback() { ", with TLS" } else { "" };
+        let tls = if *is_mqtt_encrypted { ", with TLS" } else { "" };
         out::line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
     }
     if let Some(authority) = authority {
         out::line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
     }
-    if !up.listens_beyond_loopback() {
+    if !is_open_to_others {
         out::line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
     }
     Ok(())

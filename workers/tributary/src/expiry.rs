@@ -44,6 +44,14 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
             ),
         }
     }
+    if let Some(path) = &settings.nats.ca {
+        add_certificate(
+            &mut add,
+            "certificate authority of the server",
+            path,
+            "make a new one, and give it to every worker",
+        );
+    }
     if let Some(path) = &settings.metrics.certificate {
         add_certificate(
             &mut add,

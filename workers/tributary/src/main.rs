@@ -208,6 +208,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
         runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::people)?;
     }
+    if cli.command.is_worker() {
+        expiry::tell(&expiry::all(settings, None));
+    }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;
     match cli.command {

@@ -108,6 +108,21 @@ fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
     NatsSettings { url: url.into(), user, password, password_file: None, ..more.clone() }
 }
 
+/// How cameras reach a site's server.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Entrance {
+    /// Address over NATS.
+    pub nats: String,
+    /// `HOST:PORT` over MQTT, where it listens for that.
+    pub mqtt: Option<String>,
+    /// Whether MQTT is encrypted.
+    pub is_mqtt_encrypted: bool,
+    /// The certificate authority that cameras trust, where it is not one that the system does.
+    pub authority: Option<PathBuf>,
+    /// Whether other machines reach it.
+    pub is_open_to_others: bool,
+}
+
 /// One site of a running `up`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunningSite {
@@ -123,6 +138,9 @@ pub struct RunningSite {
     /// Password at the near end of its link to the cloud, where it has one.
     #[serde(default)]
     pub link_password: Option<String>,
+    /// How cameras reach its server.
+    #[serde(default)]
+    pub entrance: Entrance,
     /// Password of the site itself, which may do everything on its server.
     #[serde(default)]
     pub password: String,

@@ -23,7 +23,7 @@ use crate::fleet_cmd;
 use crate::out;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site::{ALONE, CloudLogin, Running, RunningSite};
+use crate::site::{ALONE, CloudLogin, Entrance, Running, RunningSite};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -122,7 +122,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     };
     let names = names(&settings.site, sites)?;
     let servers = servers(&settings, &names, sites.is_some(), member.as_ref()).await?;
-    let running = running(&names, &servers, member.as_ref(), &settings.recognizer.model);
+    let running = running(&names, &servers, member.as_ref(), &settings.up, &settings.recognizer.model);
     let mut roles = JoinSet::new();
     if member.is_none() {
         let nats = running.cloud_nats(&NatsSettings::default());
@@ -501,7 +501,7 @@ fn entry(settings: &Settings) -> anyhow::Result<Entry> {
 }
 
 /// The name by which cameras reach this machine.
-pub fn host_name(up: &UpSettings) -> String {
+fn host_name(up: &UpSettings) -> String {
     let own = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     up.host.clone().or_else(own).unwrap_or_else(|| "localhost".into())
 }
@@ -510,13 +510,38 @@ async fn spawn(settings: ServerSettings) -> anyhow::Result<Server> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-fn running(names: &[SiteName], servers: &Servers, member: Option<&Membership>, model: &Path) -> Running {
+/// How cameras reach a site's server.
+fn entrance(up: &UpSettings, server: &Server) -> Entrance {
+    let host = |listen: IpAddr| if listen.is_loopback() { listen.to_string() } else { host_name(up) };
+    let port = server.url().rsplit_once(':').map(|(_, port)| port.to_owned()).unwrap_or_default();
+    let is_secure = up.listens_beyond_loopback() && !up.insecure;
+    let is_encrypted = |listen: IpAddr| is_secure && !listen.is_loopback();
+    let scheme = if is_encrypted(up.listen) { "tls" } else { "nats" };
+    let made = is_secure.then(|| up.store.join("tls/ca.pem"));
+    let authority = if up.certificate.is_some() { up.authority.clone() } else { made };
+    Entrance {
+        nats: format!("{scheme}://{}:{port}", host(up.listen)),
+        mqtt: server.mqtt_port().map(|port| format!("{}:{port}", host(up.mqtt_listen))),
+        is_mqtt_encrypted: is_encrypted(up.mqtt_listen),
+        authority: authority.and_then(|path| std::path::absolute(path).ok()),
+        is_open_to_others: up.listens_beyond_loopback(),
+    }
+}
+
+fn running(
+    names: &[SiteName],
+    servers: &Servers,
+    member: Option<&Membership>,
+    up: &UpSettings,
+    model: &Path,
+) -> Running {
     let site = |(site, server): (&SiteName, &Server)| RunningSite {
         site: site.clone(),
         url: server.url(),
         mqtt_port: server.mqtt_port(),
         monitor: server.monitor_url(),
         link_password: server.link_password().map(str::to_owned),
+        entrance: entrance(up, server),
         password: server.own_login().password,
         authority: server.authority().map(Path::to_owned),
     };
