@@ -17,7 +17,7 @@ publish images under its own name and hear that they were stored, and nothing el
 needed.
 
 Examples:
-  tributary up --model MODEL_DIR --set up.listen=0.0.0.0 --set up.mqtt_listen=0.0.0.0 --set up.mqtt_port=8883
+  tributary up --model MODEL_DIR --set up.listen=0.0.0.0 --set up.port=4222     and for MQTT up.mqtt_listen, up.mqtt_port
   tributary camera add gate-1                 prints the login; it is shown again with `camera show`
   tributary camera add frigate --also yard --also door     one login for a program with several cameras
   tributary camera remove gate-1              its connection ends at once";
