@@ -41,9 +41,9 @@ impl CameraLogin {
 
 /// The cameras of a site, in the folder of its server.
 #[derive(Clone, Default)]
-pub struct Cameras(BTreeMap<CameraName, CameraLogin>);
+pub struct CameraLogins(BTreeMap<CameraName, CameraLogin>);
 
-impl Cameras {
+impl CameraLogins {
     /// Reads them; a site begins with none.
     ///
     /// # Errors

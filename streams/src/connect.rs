@@ -383,7 +383,7 @@ pub fn without_credentials(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{Durability, Entry, Leaf, Server, ServerSettings};
+    use crate::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
 
     #[test]
     fn credentials_are_not_shown() {
@@ -445,7 +445,7 @@ mod tests {
             max_store_bytes: 1 << 30,
             leaf: Leaf::Alone,
             site: None,
-            entry: Entry::default(),
+            entry: ClientListener::default(),
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let settings = NatsSettings { url: server.url(), ..NatsSettings::default() };

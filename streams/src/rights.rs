@@ -73,25 +73,9 @@ impl Rights {
     pub fn of_role_at_site(role: Role, site: &SiteName, is_alone: bool) -> Option<Self> {
         let duties = duties_at_site(role, site)?;
         let mut publish = published_by(role, Some(site));
-        publish.extend(
-            [
-                "INFO",
-                "STREAM.INFO.*",
-                "STREAM.NAMES",
-                "CONSUMER.INFO.*.*",
-                "CONSUMER.LIST.*",
-                "STREAM.MSG.DELETE.ADVISORIES",
-            ]
-            .map(|verb| format!("$JS.API.{verb}")),
-        );
-        // How deliveries of the client's own watches are paced.
-        publish.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
-        publish.extend([format!("$KV.{FLEET}.{}.*", role.as_str()), format!("$KV.{LEDGER}.*")]);
+        publish.extend(of_every_worker(role));
+        publish.push(format!("$KV.{LEDGER}.*"));
         publish.extend(duties.notes.iter().map(|key| format!("$KV.{LEDGER}.{key}")));
-        for stream in [format!("KV_{FLEET}"), format!("KV_{LEDGER}")] {
-            publish.extend(reads(&stream));
-        }
-        publish.extend(looks(ADVISORIES));
         publish.extend(duties.reads.iter().flat_map(|stream| reads(stream)));
         publish.extend(duties.looks.iter().flat_map(|stream| looks(stream)));
         for (stream, durable) in &duties.takes {
@@ -145,23 +129,7 @@ impl Rights {
             _ => return None,
         };
         let mut publish = published_by(role, None);
-        publish.extend(
-            [
-                "INFO",
-                "STREAM.INFO.*",
-                "STREAM.NAMES",
-                "CONSUMER.INFO.*.*",
-                "CONSUMER.LIST.*",
-                "STREAM.MSG.DELETE.ADVISORIES",
-            ]
-            .map(|verb| format!("$JS.API.{verb}")),
-        );
-        publish.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
-        publish.push(format!("$KV.{FLEET}.{}.*", role.as_str()));
-        for stream in [format!("KV_{FLEET}"), format!("KV_{LEDGER}")] {
-            publish.extend(reads(&stream));
-        }
-        publish.extend(looks(ADVISORIES));
+        publish.extend(of_every_worker(role));
         publish.extend(read.iter().flat_map(|stream| reads(stream)));
         for (stream, durable) in taken {
             publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"));
@@ -355,6 +323,19 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
     })
 }
 
+/// What every worker does: look how things stand, say that it lives, read heartbeats, notes and the server's notices.
+fn of_every_worker(role: Role) -> Vec<String> {
+    let verbs = ["INFO", "STREAM.INFO.*", "STREAM.NAMES", "CONSUMER.INFO.*.*", "CONSUMER.LIST.*"];
+    let mut all: Vec<String> = verbs.map(|verb| format!("$JS.API.{verb}")).to_vec();
+    // How deliveries of the client's own watches are paced.
+    all.extend(["$JS.FC.>".to_owned(), "$SYS.REQ.USER.INFO".to_owned()]);
+    all.push(format!("$KV.{FLEET}.{}.*", role.as_str()));
+    all.extend([format!("KV_{FLEET}"), format!("KV_{LEDGER}")].iter().flat_map(|stream| reads(stream)));
+    all.extend(looks(ADVISORIES));
+    all.push(format!("$JS.API.STREAM.MSG.DELETE.{ADVISORIES}"));
+    all
+}
+
 /// Reading messages of a stream one by one.
 fn looks(stream: &str) -> Vec<String> {
     vec![
@@ -395,6 +376,7 @@ pub fn mark_key(site: &SiteName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::{Reach, SUBJECTS};
 
     #[test]
     fn a_sites_rights_name_it_or_what_is_for_every_site_and_nothing_of_another() {
@@ -411,5 +393,18 @@ mod tests {
                 assert!(!right.contains(verb), "{right}");
             }
         }
+    }
+
+    #[test]
+    fn what_stays_at_a_site_is_not_lent_to_its_link() {
+        let reef: SiteName = "reef".parse().unwrap();
+        let lent = Rights::of_site_in_cloud(&reef, CLOUD_DOMAIN);
+        let mut rows = 0;
+        for row in SUBJECTS.iter().filter(|row| row.reach != Reach::Up) {
+            let pattern = row.pattern(Some(&reef));
+            assert!(!lent.publish.iter().any(|right| is_of(right, &pattern)), "{pattern}");
+            rows += 1;
+        }
+        assert!(rows > 20);
     }
 }

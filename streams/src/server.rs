@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use crate::cameras::Cameras;
+use crate::cameras::CameraLogins;
 use crate::connect::{OLDEST_SERVER, Secret, version};
 use crate::monitor::{self, Health};
 use crate::rights::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, Rights, SITE_ACCOUNT};
@@ -194,12 +194,12 @@ pub struct ServerSettings {
     /// The site whose workers and cameras have users here; absent at a hub.
     pub site: Option<SiteName>,
     /// How clients from other machines are let in.
-    pub entry: Entry,
+    pub entry: ClientListener,
 }
 
 /// How clients are let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ClientListener {
     /// Address on which clients are listened for.
     pub listen: IpAddr,
     /// Certificate for clients and MQTT clients; absent: nothing is encrypted.
@@ -208,7 +208,7 @@ pub struct Entry {
     pub is_open: bool,
 }
 
-impl Default for Entry {
+impl Default for ClientListener {
     /// This machine alone, unencrypted, without a password.
     fn default() -> Self {
         Self { listen: IpAddr::V4(Ipv4Addr::LOCALHOST), certificate: None, is_open: true }
@@ -299,8 +299,17 @@ fn role_user(role: Role) -> String {
     format!("@{}", role.as_str())
 }
 
+/// Where this machine's own workers reach what listens on an address, as it stands in a URL.
+pub fn host_of(listen: IpAddr) -> String {
+    match listen {
+        listen if listen.is_unspecified() => "127.0.0.1".into(),
+        IpAddr::V4(listen) => listen.to_string(),
+        IpAddr::V6(listen) => format!("[{listen}]"),
+    }
+}
+
 /// Whether clients are encrypted: those of this machine alone need it not.
-fn is_beyond(entry: &Entry, certificate: Option<&CertificateFiles>) -> bool {
+fn is_beyond(entry: &ClientListener, certificate: Option<&CertificateFiles>) -> bool {
     certificate.is_some() && !entry.listen.is_loopback()
 }
 
@@ -368,7 +377,7 @@ impl Server {
             let path = store.join(CONFIGURATION);
             write_private(&path, &configuration(settings, &store, ports, &passwords, encryption.as_deref()))
                 .map_err(written(&path))?;
-            let cameras = Cameras::read(&store).map_err(written(&store))?;
+            let cameras = CameraLogins::read(&store).map_err(written(&store))?;
             let users = users_here(settings, &passwords);
             cameras.write_users(&store, settings.site.as_ref(), &users).map_err(written(&store))?;
             let running = Arc::new(Running::default());
@@ -379,7 +388,10 @@ impl Server {
             let mut server = Self {
                 ports,
                 scheme: if is_encrypted { "tls" } else { "nats" },
-                host: certificate.filter(|_| is_encrypted).map_or("127.0.0.1".into(), |files| files.host.clone()),
+                host: match certificate.filter(|_| is_encrypted) {
+                    Some(files) => files.host.clone(),
+                    None => host_of(settings.entry.listen),
+                },
                 authority: certificate.filter(|_| is_encrypted).and_then(|files| files.authority.clone()),
                 passwords: passwords.clone(),
                 has_link,

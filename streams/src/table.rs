@@ -102,11 +102,6 @@ impl SubjectRow {
         };
         self.form.split('.').map(token).collect::<Vec<_>>().join(".")
     }
-
-    /// Whether it is one that only its site has.
-    pub fn stays_at_site(&self) -> bool {
-        self.reach == Reach::Site
-    }
 }
 
 const fn row(

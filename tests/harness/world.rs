@@ -11,7 +11,7 @@ use fleet::{Fleet, HubAddress};
 use nix::sys::signal::Signal;
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{Durability, Entry, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
+use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, Leaf, Server, ServerSettings};
 use streams::table::Role;
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
@@ -142,7 +142,7 @@ impl World {
             max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes() * 8,
             leaf,
             site: None,
-            entry: Entry::default(),
+            entry: ClientListener::default(),
         };
         let mut sites = Vec::new();
         let mut fleet = None;

@@ -11,7 +11,7 @@ use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
 use schemas::{Answer, Reason, Route, Stage, decode};
 use streams::fleet;
 use streams::read::Stretch;
-use streams::server::{Durability, Entry, Leaf, ServerSettings};
+use streams::server::{ClientListener, Durability, Leaf, ServerSettings};
 use streams::subject::Errand;
 use streams::{Blobs, read, subject, topology};
 
@@ -200,7 +200,7 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
         max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let server = serve(settings).await.unwrap();
     let states = async |more: &[&str]| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use harness::{Plan, World, until};
 use schemas::{CameraName, SiteName};
-use streams::cameras::Cameras;
+use streams::cameras::CameraLogins;
 use streams::rights::Rights;
 use streams::server::{LINK_USER, Login, Server};
 use streams::table::{Role, SUBJECTS};
@@ -264,7 +264,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     let own = site.name.clone();
     let camera: CameraName = "gate-1".parse().unwrap();
     let store = world.folder().join(own.as_str());
-    let mut cameras = Cameras::read(&store).unwrap();
+    let mut cameras = CameraLogins::read(&store).unwrap();
     let password = cameras.add(&camera, &[], 1).unwrap().unwrap().reveal_password().to_owned();
     assert!(cameras.add(&camera, &[], 1).unwrap().is_none(), "one login a camera");
     assert!(cameras.save(&store, &own).unwrap(), "the server was told");

@@ -12,8 +12,8 @@ use harness::world::{Site, serve, set_up};
 use harness::{Plan, World, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
-use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix};
-use streams::server::{Durability, Entry, LINK_USER, Leaf, ServerSettings};
+use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix, is_of};
+use streams::server::{ClientListener, Durability, LINK_USER, Leaf, ServerSettings};
 use streams::topology::{Place, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
 
@@ -87,18 +87,6 @@ fn stream_names(places: &[Place]) -> BTreeSet<String> {
     plans.flat_map(|plan| plan.stream_names().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// Whether a pattern of the server's takes a subject.
-fn takes(pattern: &str, subject: &str) -> bool {
-    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
-    loop {
-        match (pattern.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(a), Some(b)) if a == b || a == "*" => {}
-            _ => return false,
-        }
-    }
-}
-
 /// Whoever has taken over what a site has: its server's user at the near end of the link.
 async fn link_of(site: &Site) -> async_nats::Client {
     let password = site.server.link_password().unwrap().to_owned();
@@ -144,7 +132,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let hub = async_nats::connect(world.cloud_url()).await.unwrap();
     let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
     let rights = Rights::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
-    let may = |subject: &str| rights.publish.iter().any(|pattern| takes(pattern, subject));
+    let may = |subject: &str| rights.publish.iter().any(|pattern| is_of(pattern, subject));
     let places = [Place::Site(victim.name.clone()), Place::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
     let streams = stream_names(&places);
     let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
@@ -312,7 +300,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
             !subject.starts_with("image.") && !subject.starts_with("answer.") || asked.iter().any(|own| own == subject),
             "{subject}"
         );
-        crossed += usize::from(rights.publish.iter().any(|right| takes(right, subject)));
+        crossed += usize::from(rights.publish.iter().any(|right| is_of(right, subject)));
     }
     assert!(crossed > 0, "nothing crossed the link at all");
 }
@@ -345,7 +333,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
             max_store_bytes: topology::default_store_bytes(),
             leaf: Leaf::Alone,
             site: None,
-            entry: Entry::default(),
+            entry: ClientListener::default(),
         };
         let server = serve(settings.clone()).await.unwrap();
         let plan = Place::Both("site-1".parse().unwrap());
@@ -383,7 +371,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         max_store_bytes: topology::default_store_bytes(),
         leaf: Leaf::Alone,
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let refused = serve(settings).await.map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("unencrypted") && !other.exists(), "{refused}");

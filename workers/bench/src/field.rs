@@ -11,7 +11,7 @@ use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::Shutdown;
 use schemas::{Beat, Opinion, SiteName};
 use streams::fleet::{self, Ledger};
-use streams::server::{Durability, Entry, LINK_USER, Leaf, Server, ServerSettings};
+use streams::server::{ClientListener, Durability, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, read};
 use tokio::sync::watch;
@@ -103,7 +103,7 @@ impl Field {
             max_store_bytes: streams::topology::default_store_bytes(),
             leaf,
             site: None,
-            entry: Entry::default(),
+            entry: ClientListener::default(),
         };
         let open = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
         let hub = serve(settings(CLOUD, Leaf::Hub(vec![name.clone()]))).await?;

@@ -206,23 +206,11 @@ impl Bench {
             }
             Case::Guarded { encrypted, in_flight } => {
                 let Guarded { site, load } = if encrypted { &mut self.tls } else { &mut self.users };
-                let processes = site.processes();
-                let window = tokio::select! {
-                    window = load.closed(Until::Answered, in_flight, &processes, length) => window?,
-                    ended = site.ended() => return Err(ended),
-                };
-                site.clear().await?;
-                Ok(window)
+                measure_closed_loop(site, load, in_flight, length).await
             }
             Case::Pipeline { durability, in_flight } => {
                 let Pair { site, load, .. } = self.pair(durability);
-                let processes = site.processes();
-                let window = tokio::select! {
-                    window = load.closed(Until::Answered, in_flight, &processes, length) => window?,
-                    ended = site.ended() => return Err(ended),
-                };
-                site.clear().await?;
-                Ok(window)
+                measure_closed_loop(site, load, in_flight, length).await
             }
             Case::Open { durability } => {
                 let Pair { site, load, .. } = self.pair(durability);
@@ -236,6 +224,22 @@ impl Bench {
             }
         }
     }
+}
+
+/// Publishes and waits for answers, so many at a time; leaves the streams empty.
+async fn measure_closed_loop(
+    site: &mut Site,
+    load: &Load,
+    in_flight: usize,
+    length: Length,
+) -> Result<Window, BenchError> {
+    let processes = site.processes();
+    let window = tokio::select! {
+        window = load.closed(Until::Answered, in_flight, &processes, length) => window?,
+        ended = site.ended() => return Err(ended),
+    };
+    site.clear().await?;
+    Ok(window)
 }
 
 /// Measures; takes minutes, or less than one if `quick`.

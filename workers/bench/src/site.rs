@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{CertificateFiles, Durability, Entry, Leaf, Server, ServerSettings};
+use streams::server::{CertificateFiles, ClientListener, Durability, Leaf, Server, ServerSettings};
 use streams::table::Role;
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, read};
@@ -186,16 +186,16 @@ fn own_nats(server: &Server) -> NatsSettings {
     }
 }
 
-fn entry(guard: Guard, folder: &Path) -> Result<Entry, BenchError> {
+fn entry(guard: Guard, folder: &Path) -> Result<ClientListener, BenchError> {
     Ok(match guard {
-        Guard::Open => Entry::default(),
-        Guard::Users => Entry { is_open: false, ..Entry::default() },
+        Guard::Open => ClientListener::default(),
+        Guard::Users => ClientListener { is_open: false, ..ClientListener::default() },
         Guard::Tls => {
             let made = fleet::certify_site(folder, &["127.0.0.1".into()])?;
             let fleet::ServerCertificate { authority, certificate, key } = made;
             let certificate =
                 Some(CertificateFiles { certificate, key, authority: Some(authority), host: "127.0.0.1".into() });
-            Entry { listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED), certificate, is_open: false }
+            ClientListener { listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED), certificate, is_open: false }
         }
     })
 }

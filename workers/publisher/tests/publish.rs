@@ -15,7 +15,7 @@ use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::Stored;
 use schemas::{SiteName, Task};
 use streams::read::{self, Record};
-use streams::server::{Durability, Entry, Leaf, Server, ServerSettings};
+use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
 use streams::topology::{self, IMAGES, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, Placed, subject};
 use tokio::sync::mpsc;
@@ -46,7 +46,7 @@ impl World {
             max_store_bytes: streams::topology::default_store_bytes(),
             leaf: Leaf::Alone,
             site: None,
-            entry: Entry::default(),
+            entry: ClientListener::default(),
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };

@@ -7,7 +7,7 @@ use std::path::Path;
 use rollout::package::{PackageError, assemble, fetch, keep, offer, piece, split};
 use schemas::ModelName;
 use schemas::limits::PIECE_BYTES;
-use streams::server::{Durability, Entry, Leaf, Server, ServerSettings};
+use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, Store};
 
@@ -25,7 +25,7 @@ async fn server(store: &Path) -> (Server, Bus) {
         max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();

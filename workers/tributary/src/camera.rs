@@ -4,7 +4,7 @@ use anyhow::Context;
 use runtime::clock;
 use runtime::settings::Loaded;
 use schemas::CameraName;
-use streams::cameras::{CameraLogin, Cameras, mqtt_user};
+use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
 use streams::rights;
 
 use crate::settings::Settings;
@@ -76,7 +76,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Re
     let site = running.site_of(loaded)?;
     let store = running.store_of(site, settings);
     let unread = || format!("the cameras of {} cannot be read", store.display());
-    let mut cameras = Cameras::read(&store).with_context(unread)?;
+    let mut cameras = CameraLogins::read(&store).with_context(unread)?;
     match &args.command {
         CameraCommand::Add { name, also, json } => {
             let added = cameras.add(name, also, clock::now_ms())?;
@@ -99,7 +99,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Re
     }
 }
 
-fn save(cameras: &Cameras, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
+fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
     let told = cameras.save(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
     anyhow::ensure!(told, "the server in {} does not run: it takes the change when it is started", store.display());
     Ok(())
@@ -111,7 +111,7 @@ async fn note(loaded: &Loaded<Settings>, site: &RunningSite, action: &str, camer
     }
 }
 
-fn known(cameras: &Cameras) -> String {
+fn known(cameras: &CameraLogins) -> String {
     let names: Vec<&str> = cameras.all().keys().map(CameraName::as_str).collect();
     match names.is_empty() {
         true => "no camera has".into(),
@@ -120,7 +120,7 @@ fn known(cameras: &Cameras) -> String {
 }
 
 /// Everything that whoever sets the camera up must know.
-fn show(site: &RunningSite, cameras: &Cameras, name: &CameraName, json: bool) -> anyhow::Result<()> {
+fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: bool) -> anyhow::Result<()> {
     let login = cameras.all().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
     let Entrance { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
@@ -147,7 +147,7 @@ fn show(site: &RunningSite, cameras: &Cameras, name: &CameraName, json: bool) ->
     Ok(())
 }
 
-fn list(cameras: &Cameras, json: bool) -> anyhow::Result<()> {
+fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
     if json {
         let rows =
             cameras.all().iter().map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));

@@ -6,6 +6,7 @@ use fleet::{Fleet, Membership, RENEW_WITHIN_DAYS, certificate_end, days_left};
 use runtime::{clock, metrics};
 use schemas::{FaultNote, Root};
 
+use crate::form;
 use crate::settings::Settings;
 
 /// A certificate or a root, and when it ends.
@@ -98,8 +99,16 @@ pub fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
     let soon = all.iter().map(|expiry| (expiry, days_left(expiry.ends_at_ms, now_ms)));
     soon.filter(|(_, left)| *left < RENEW_WITHIN_DAYS)
         .map(|(expiry, left)| match left {
-            ..0 => FaultNote::new("expired", format!("the {} ended {} days ago", expiry.what, -left), &expiry.remedy),
-            left => FaultNote::new("expires_soon", format!("the {} ends in {left} days", expiry.what), &expiry.remedy),
+            ..0 => FaultNote::new(
+                "expired",
+                format!("the {} ended {} ago", expiry.what, form::count(left.unsigned_abs(), "day")),
+                &expiry.remedy,
+            ),
+            left => FaultNote::new(
+                "expires_soon",
+                format!("the {} ends in {}", expiry.what, form::count(left.unsigned_abs(), "day")),
+                &expiry.remedy,
+            ),
         })
         .collect()
 }
@@ -130,7 +139,7 @@ mod tests {
             told,
             [
                 ("expired", "the thing 1 ended 99 days ago"),
-                ("expired", "the thing 99 ended 1 days ago"),
+                ("expired", "the thing 99 ended 1 day ago"),
                 ("expires_soon", "the thing 129 ends in 29 days"),
             ]
         );

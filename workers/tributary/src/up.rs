@@ -12,7 +12,7 @@ use rollout::trial::Trial;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{CertificateFiles, Entry, FleetHub, FleetLeaf, Leaf, Server, ServerSettings};
+use streams::server::{CertificateFiles, ClientListener, FleetHub, FleetLeaf, Leaf, Server, ServerSettings, host_of};
 use streams::table::Role;
 use streams::topology::{self, Finding, Mend, Place, State};
 use streams::{Bus, NatsSettings};
@@ -201,7 +201,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
             accounts: fleet.accounts_file(),
         }),
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let server = spawn(hub).await?;
     let login = |role: &str| NatsSettings { url: server.url(), ..fleet_cmd::role_settings(&fleet, role) };
@@ -420,7 +420,7 @@ async fn servers(
         durability: up.durability,
         leaf,
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let entry = entry(settings)?;
     if let Some(member) = member {
@@ -471,10 +471,10 @@ async fn servers(
 }
 
 /// How clients are let in: encrypted and by login where other machines can reach the server, unless that is not wanted.
-fn entry(settings: &Settings) -> anyhow::Result<Entry> {
+fn entry(settings: &Settings) -> anyhow::Result<ClientListener> {
     let up = &settings.up;
     if up.insecure || !up.listens_beyond_loopback() {
-        return Ok(Entry { listen: up.listen, certificate: None, is_open: true });
+        return Ok(ClientListener { listen: up.listen, certificate: None, is_open: true });
     }
     let certificate = match (&up.certificate, &up.certificate_key, &up.host) {
         (Some(certificate), Some(key), Some(host)) => CertificateFiles {
@@ -493,11 +493,11 @@ fn entry(settings: &Settings) -> anyhow::Result<Entry> {
                 certificate: std::path::absolute(made.certificate)?,
                 key: std::path::absolute(made.key)?,
                 authority: Some(std::path::absolute(made.authority)?),
-                host: "127.0.0.1".into(),
+                host: host_of(up.listen),
             }
         }
     };
-    Ok(Entry { listen: up.listen, certificate: Some(certificate), is_open: false })
+    Ok(ClientListener { listen: up.listen, certificate: Some(certificate), is_open: false })
 }
 
 /// The name by which cameras reach this machine.

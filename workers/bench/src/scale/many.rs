@@ -12,7 +12,7 @@ use schemas::{
     Verify, VerifyReason, encode,
 };
 use serde_json::{Value, json};
-use streams::server::{Durability, Entry, Leaf, Server, ServerSettings};
+use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, Puller, read, subject};
 use tokio::task::JoinSet;
@@ -112,7 +112,7 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
         max_store_bytes: streams::topology::default_store_bytes(),
         leaf: Leaf::Alone,
         site: None,
-        entry: Entry::default(),
+        entry: ClientListener::default(),
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;
     let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
