@@ -132,6 +132,18 @@ struct MemoryServer {
 thread_local! {
     /// What the next pauses of this thread begin with.
     static JITTER: Cell<Option<u64>> = const { Cell::new(None) };
+    /// When the simulation of this thread began.
+    static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// What the clocks of a simulation show, nanoseconds since the epoch; absent outside of one.
+pub fn simulated_now_ns() -> Option<i128> {
+    BEGAN.get().map(|began_at| ns_since(began_at, Instant::now()))
+}
+
+fn ns_since(began_at: Instant, now: Instant) -> i128 {
+    let since = now.saturating_duration_since(began_at).as_nanos();
+    BEGAN_NS.saturating_add(i128::try_from(since).unwrap_or(0))
 }
 
 /// What the pauses of a simulation begin with; absent outside of one.
@@ -152,8 +164,10 @@ impl MemoryCluster {
             rng: StdRng::seed_from_u64(seed),
             events: Vec::new(),
         };
+        let began_at = Instant::now();
         JITTER.set(Some(seed.wrapping_shl(20)));
-        Self(Arc::new(ClusterShared { state: Mutex::new(state), changed: Notify::new(), began_at: Instant::now() }))
+        BEGAN.set(Some(began_at));
+        Self(Arc::new(ClusterShared { state: Mutex::new(state), changed: Notify::new(), began_at }))
     }
 
     /// A server of this name with what the plan wants; the name is its JetStream domain, too.
@@ -183,6 +197,14 @@ impl MemoryCluster {
     /// A connection to a server. With [`Bus::in_domain`] it speaks to another one over the link.
     pub fn connect(&self, server: &str) -> Bus {
         Bus::in_memory(MemoryLink::new(self.clone(), server))
+    }
+
+    /// Kills whoever has this connection, and its clones: nothing they say arrives any more, and what they hold is delivered
+    /// to others when its time is up.
+    pub fn kill_client(&self, bus: &Bus) {
+        if let Some(link) = bus.memory() {
+            link.kill();
+        }
     }
 
     /// Which faults there are from now on.
@@ -243,8 +265,7 @@ impl MemoryCluster {
 
     fn now(&self) -> Moment {
         let at = Instant::now();
-        let since = at.saturating_duration_since(self.0.began_at).as_nanos();
-        Moment { at, ns: BEGAN_NS.saturating_add(i128::try_from(since).unwrap_or(0)) }
+        Moment { at, ns: ns_since(self.0.began_at, at) }
     }
 
     fn state(&self) -> MutexGuard<'_, ClusterState> {

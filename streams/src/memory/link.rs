@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,11 +62,29 @@ pub(crate) struct MemoryLink {
     cluster: MemoryCluster,
     home: String,
     target: String,
+    /// Whether the process that has it lives; shared by all that speak over it.
+    is_alive: Arc<AtomicBool>,
 }
 
 impl MemoryLink {
     pub(super) fn new(cluster: MemoryCluster, server: &str) -> Self {
-        Self { cluster, home: server.into(), target: server.into() }
+        Self { cluster, home: server.into(), target: server.into(), is_alive: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// From now on nothing leaves it and nothing arrives, as after the death of its process.
+    pub(super) fn kill(&self) {
+        self.is_alive.store(false, Ordering::Relaxed);
+    }
+
+    fn is_alive(&self) -> bool {
+        self.is_alive.load(Ordering::Relaxed)
+    }
+
+    /// Whoever was killed gets no further than this.
+    async fn live(&self) {
+        if !self.is_alive() {
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(crate) fn in_domain(&self, domain: Option<&str>) -> Self {
@@ -96,6 +116,7 @@ impl MemoryLink {
         target: &str,
         act: impl FnOnce(&mut ClusterState, Moment) -> T,
     ) -> Result<T, RequestFailure> {
+        self.live().await;
         let asked_at = Instant::now();
         let (delay, is_lost) = self.draw_trip(target, |faults| faults.lost_request_ratio);
         wait(delay).await;
@@ -110,6 +131,7 @@ impl MemoryLink {
             (done, delay, is_lost)
         };
         wait(delay).await;
+        self.live().await;
         if is_lost || !self.cluster.state().is_reachable(&self.home, target) {
             return self.time_out(asked_at).await;
         }
@@ -384,6 +406,9 @@ impl MemoryLink {
 
     /// Tells the server what became of a delivery; nobody hears whether it arrived.
     fn tell(&self, lease: &MemoryDelivery, word: AckWord) {
+        if !self.is_alive() {
+            return;
+        }
         let (delay, is_lost) = self.draw_trip(&self.target, |faults| faults.lost_ack_ratio);
         if is_lost {
             return;
@@ -457,6 +482,7 @@ impl MemoryFollower {
             return None;
         }
         loop {
+            self.link.live().await;
             let changed = self.link.cluster.0.changed.notified();
             if let Some((message, left)) = self.look() {
                 let (delay, is_broken) = self.link.draw_trip(&self.link.target, |faults| faults.broken_follow_ratio);
@@ -509,8 +535,10 @@ impl MemoryPull {
     /// That there is no such consumer.
     pub(crate) async fn next(&mut self) -> Result<MemoryDelivery, CarryError> {
         loop {
+            self.link.live().await;
             if let Some((at, _)) = self.ahead.front() {
                 tokio::time::sleep_until(*at).await;
+                self.link.live().await;
                 if let Some((_, delivery)) = self.ahead.pop_front() {
                     return Ok(delivery);
                 }
