@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use schemas::task::HEADER_MESSAGE_ID;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -24,7 +25,7 @@ use crate::connect::Bus;
 use crate::tap::TapMessage;
 use crate::topology::{ADVISORIES, TopologyPlan};
 
-pub(crate) use self::link::{MemoryDelivery, MemoryLink, MemoryPull};
+pub(crate) use self::link::{MemoryBucket, MemoryDelivery, MemoryLink, MemoryPull};
 use self::stream::{IncomingMessage, MemoryStream, Moment, StoreRefusal, StoredAt, subject_matches};
 
 /// When every simulation begins, nanoseconds since the epoch: 2026-01-01.
@@ -61,6 +62,17 @@ pub enum ClusterEvent {
         /// The sequence it has there.
         sequence: u64,
         /// Its subject.
+        subject: String,
+        /// The id that tells it from its repetitions, where it has one.
+        message_id: Option<String>,
+        /// When, nanoseconds since the epoch.
+        stored_at_ns: i128,
+    },
+    /// A full stream took no message.
+    Refused {
+        /// The server.
+        server: String,
+        /// The message's subject.
         subject: String,
     },
     /// A message was given to whoever pulled.
@@ -312,15 +324,24 @@ impl ClusterState {
     /// Stores what was published at a server, there or where a link leads to a stream that takes it.
     fn publish(&mut self, server: &str, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
         let Some(server) = self.server(server, now) else { return Err(StoreRefusal::NoStream) };
-        let (name, stored) = (server.name.clone(), server.publish(incoming, now)?);
-        let StoredIn { stream, at, subject, copies } = stored;
-        if !at.is_duplicate {
-            self.events.push(ClusterEvent::Stored { server: name.clone(), stream, sequence: at.sequence, subject });
+        let name = server.name.clone();
+        let message_id = incoming.header(HEADER_MESSAGE_ID).map(str::to_owned);
+        let subject = incoming.subject.clone();
+        let stored = match server.publish(incoming, now) {
+            Ok(stored) => stored,
+            Err(refusal) => {
+                if matches!(refusal, StoreRefusal::Full(_)) {
+                    self.events.push(ClusterEvent::Refused { server: name, subject });
+                }
+                return Err(refusal);
+            }
+        };
+        for (stream, sequence, subject) in stored.places {
+            let (server, message_id) = (name.clone(), message_id.clone());
+            let event = ClusterEvent::Stored { server, stream, sequence, subject, message_id, stored_at_ns: now.ns };
+            self.events.push(event);
         }
-        for (stream, sequence, subject) in copies {
-            self.events.push(ClusterEvent::Stored { server: name.clone(), stream, sequence, subject });
-        }
-        Ok(at)
+        Ok(stored.at)
     }
 
     /// The server whose stream takes a subject, as one sees it from another.
@@ -333,11 +354,11 @@ impl ClusterState {
     }
 }
 
+/// What became of a message, and where it is now: in its stream and in those that copy from it.
 struct StoredIn {
-    stream: String,
     at: StoredAt,
-    subject: String,
-    copies: Vec<(String, u64, String)>,
+    /// Stream, sequence and subject.
+    places: Vec<(String, u64, String)>,
 }
 
 impl MemoryServer {
@@ -352,13 +373,13 @@ impl MemoryServer {
         let at = stream.store(incoming, now)?;
         let republish = stream.config.republish.clone();
         let Some(message) = stream.at(at.sequence).cloned().filter(|_| !at.is_duplicate) else {
-            return Ok(StoredIn { stream: name, at, subject: String::new(), copies: Vec::new() });
+            return Ok(StoredIn { at, places: Vec::new() });
         };
         // Ours say a message again under its own subject.
         if republish.is_some_and(|rule| subject_matches(&rule.source, &message.subject)) {
             self.pass_by(&message.subject, &message.headers, &message.payload);
         }
-        let mut copies = Vec::new();
+        let mut places = vec![(name.clone(), at.sequence, message.subject.clone())];
         for (copy, stream) in &mut self.streams {
             let sources = stream.config.sources.iter().flatten();
             let wants = |filter: &Option<String>| filter.as_ref().is_none_or(|f| subject_matches(f, &message.subject));
@@ -370,9 +391,9 @@ impl MemoryServer {
             headers.push(("Nats-Stream-Source".into(), format!("{name} {} > > {}", message.sequence, message.subject)));
             let (subject, payload) = (message.subject.clone(), message.payload.clone());
             let stored = stream.store(IncomingMessage { subject, headers, payload, expected_last: None }, now);
-            copies.extend(stored.ok().map(|at| (copy.clone(), at.sequence, message.subject.clone())));
+            places.extend(stored.ok().map(|at| (copy.clone(), at.sequence, message.subject.clone())));
         }
-        Ok(StoredIn { stream: name, at, subject: message.subject, copies })
+        Ok(StoredIn { at, places })
     }
 
     /// Tells whoever listens at this moment.

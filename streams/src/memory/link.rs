@@ -6,16 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_nats::jetstream::AckKind;
 use bytes::Bytes;
-use futures::Stream;
+use futures::future::ready;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use rand::RngExt;
+use schemas::limits::MAX_MESSAGE_BYTES;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::stream::{IncomingMessage, MemoryStream, Moment, StoreRefusal, StoredAt};
 use super::{ClusterEvent, ClusterState, MemoryCluster};
+use crate::bucket::KeyState;
 use crate::error::CarryError;
+use crate::publish::{Publication, PublishRetry};
 use crate::read::{ConsumerProgress, StoredMessage, StoredMessages, StreamLevel, StreamRange};
 use crate::tap::TapMessage;
 use crate::topology::ADVISORIES;
@@ -55,6 +61,49 @@ pub(crate) enum PublishFailure {
     /// What the way there says.
     Request(RequestFailure),
 }
+
+impl PublishFailure {
+    /// Whether another message stands where this one was to be the next.
+    pub(crate) fn is_taken(self) -> bool {
+        self == Self::Refused(StoreRefusal::WrongLast)
+    }
+
+    /// What it says about trying again.
+    pub(crate) fn outlook(self, publication: &Publication, patience: Duration) -> PublishRetry {
+        let subject = publication.subject.clone();
+        match self {
+            Self::Refused(StoreRefusal::Full(why)) => PublishRetry::Hopeless(CarryError::Full { subject, why: why.into() }),
+            Self::Refused(StoreRefusal::TooLarge) => {
+                PublishRetry::Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
+            }
+            Self::Refused(StoreRefusal::NoStream) | Self::Request(RequestFailure::NoResponders) => {
+                PublishRetry::Passing(CarryError::NoStream { subject })
+            }
+            Self::Refused(StoreRefusal::WrongLast) | Self::Request(RequestFailure::NoAnswer) => {
+                PublishRetry::Passing(CarryError::NoAck { subject, patience })
+            }
+        }
+    }
+
+    /// Why a bucket took nothing.
+    pub(crate) fn unwritten(self, subject: String) -> CarryError {
+        match self {
+            Self::Refused(StoreRefusal::Full(why)) => CarryError::Full { subject, why: why.into() },
+            other => CarryError::broker(format!("storing in {subject}"))(other),
+        }
+    }
+}
+
+impl std::fmt::Display for PublishFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(refusal) => write!(f, "refused: {refusal:?}"),
+            Self::Request(failure) => write!(f, "{failure}"),
+        }
+    }
+}
+
+impl std::error::Error for PublishFailure {}
 
 /// A connection, and the server it speaks to.
 #[derive(Clone)]
@@ -206,6 +255,9 @@ impl MemoryLink {
             None => (self.cluster.state().server_of(&self.home, subject), subject.to_owned()),
         };
         let Some(target) = target else { return Err(PublishFailure::Refused(StoreRefusal::NoStream)) };
+        if payload.len() > MAX_MESSAGE_BYTES {
+            return Err(PublishFailure::Refused(StoreRefusal::TooLarge));
+        }
         let incoming = IncomingMessage { subject, headers, payload, expected_last };
         let asked = self.request(&target, |state, now| {
             let stored = state.publish(&target, incoming, now);
@@ -405,7 +457,7 @@ impl MemoryLink {
     }
 
     /// Tells the server what became of a delivery; nobody hears whether it arrived.
-    fn tell(&self, lease: &MemoryDelivery, word: AckWord) {
+    fn tell(&self, lease: &MemoryDelivery, word: AckKind) {
         if !self.is_alive() {
             return;
         }
@@ -424,13 +476,14 @@ impl MemoryLink {
             let Some(server) = state.server(&link.target, now) else { return };
             let Some(kept) = server.streams.get_mut(&stream) else { return };
             match word {
-                AckWord::Done if kept.acknowledge(&durable, sequence, now) => {
+                AckKind::Ack if kept.acknowledge(&durable, sequence, now) => {
                     let server = link.target.clone();
                     state.events.push(ClusterEvent::Acknowledged { server, stream, durable, sequence });
                 }
-                AckWord::Done => {}
-                AckWord::Progress => kept.put_off(&durable, sequence, None, now),
-                AckWord::Later(delay) => kept.put_off(&durable, sequence, Some(delay), now),
+                AckKind::Progress => kept.put_off(&durable, sequence, None, now),
+                AckKind::Nak(delay) => kept.put_off(&durable, sequence, Some(delay.unwrap_or_default()), now),
+                // Of no use to us.
+                AckKind::Ack | AckKind::Next | AckKind::Term => {}
             }
             drop(state);
             link.cluster.0.changed.notify_waiters();
@@ -459,14 +512,6 @@ fn without_payload(message: &StoredMessage) -> StoredMessage {
     StoredMessage { headers, payload: Bytes::new(), ..message.clone() }
 }
 
-/// What whoever holds a delivery says of it.
-#[derive(Debug, Clone, Copy)]
-enum AckWord {
-    Done,
-    Progress,
-    Later(Duration),
-}
-
 /// Somebody who reads a stream in order.
 struct MemoryFollower {
     link: MemoryLink,
@@ -481,9 +526,10 @@ impl MemoryFollower {
         if self.is_broken {
             return None;
         }
+        let cluster = self.link.cluster.clone();
         loop {
             self.link.live().await;
-            let changed = self.link.cluster.0.changed.notified();
+            let changed = cluster.0.changed.notified();
             if let Some((message, left)) = self.look() {
                 let (delay, is_broken) = self.link.draw_trip(&self.link.target, |faults| faults.broken_follow_ratio);
                 wait(delay).await;
@@ -534,6 +580,7 @@ impl MemoryPull {
     /// # Errors
     /// That there is no such consumer.
     pub(crate) async fn next(&mut self) -> Result<MemoryDelivery, CarryError> {
+        let cluster = self.link.cluster.clone();
         loop {
             self.link.live().await;
             if let Some((at, _)) = self.ahead.front() {
@@ -543,7 +590,7 @@ impl MemoryPull {
                     return Ok(delivery);
                 }
             }
-            let changed = self.link.cluster.0.changed.notified();
+            let changed = cluster.0.changed.notified();
             let due_at = self.fetch()?;
             if self.ahead.is_empty() {
                 let look_at = due_at.unwrap_or_else(|| Instant::now() + PULL_EXPIRES);
@@ -607,15 +654,63 @@ pub(crate) struct MemoryDelivery {
 }
 
 impl MemoryDelivery {
-    pub(crate) fn ack(&self) {
-        self.link.tell(self, AckWord::Done);
+    /// Says what became of it; nobody hears whether that arrives.
+    pub(crate) fn acknowledge(&self, word: AckKind) {
+        self.link.tell(self, word);
+    }
+}
+
+/// A key-value bucket in memory: a stream of the newest value of each key.
+#[derive(Clone)]
+pub(crate) struct MemoryBucket {
+    link: MemoryLink,
+    name: String,
+}
+
+impl MemoryBucket {
+    pub(crate) async fn open(link: &MemoryLink, name: &str) -> Result<Self, CarryError> {
+        let bucket = Self { link: link.clone(), name: name.into() };
+        match link.has_bucket(&bucket.stream()).await? {
+            true => Ok(bucket),
+            false => Err(CarryError::Missing { what: format!("bucket {name}") }),
+        }
     }
 
-    pub(crate) fn progress(&self) {
-        self.link.tell(self, AckWord::Progress);
+    fn stream(&self) -> String {
+        format!("KV_{}", self.name)
     }
 
-    pub(crate) fn retry(&self, delay: Duration) {
-        self.link.tell(self, AckWord::Later(delay));
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.name)
     }
+
+    pub(crate) async fn read_key(&self, key: &str) -> Result<KeyState, CarryError> {
+        let last = self.link.last_message(&self.stream(), &self.subject(key)).await?;
+        let revision = last.as_ref().map_or(0, |message| message.sequence);
+        Ok(KeyState { value: last.filter(is_value).map(|message| message.payload), revision })
+    }
+
+    /// Writes a key; with a revision only if it still stands as it did then.
+    pub(crate) async fn write_key(&self, key: &str, value: Bytes, revision: Option<u64>) -> Result<(), PublishFailure> {
+        let subject = format!("$JS.{}.API.{}", self.link.target, self.subject(key));
+        self.link.publish(&subject, Vec::new(), value, revision).await.map(|_| ())
+    }
+
+    pub(crate) async fn watch(&self, keys: &str) -> Result<BoxStream<'static, (String, Bytes)>, CarryError> {
+        let prefix = self.subject("");
+        let range = StreamRange { subjects: vec![self.subject(keys)], ..StreamRange::default() };
+        let (_, messages) = self.link.ordered(&self.stream(), range).await?;
+        let good = messages.take_while(|message| ready(message.is_ok()));
+        let values = good.filter_map(move |message| {
+            let message = message.ok().map(|(message, _)| message).filter(is_value);
+            let value = message.and_then(|m| Some((m.subject.strip_prefix(&prefix)?.to_owned(), m.payload)));
+            ready(value)
+        });
+        Ok(values.boxed())
+    }
+}
+
+/// Whether a message of a bucket is a value, and not the word that there is none any more.
+fn is_value(message: &StoredMessage) -> bool {
+    message.header("KV-Operation").is_none()
 }

@@ -34,7 +34,7 @@ pub(super) struct IncomingMessage {
 }
 
 impl IncomingMessage {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
@@ -43,6 +43,7 @@ impl IncomingMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreRefusal {
     Full(&'static str),
+    TooLarge,
     WrongLast,
     NoStream,
 }
