@@ -55,7 +55,7 @@ pub struct Answer {
     pub novelty: Option<f32>,
     /// What the edge had said, when somebody else decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub edge: Option<Opinion>,
+    pub edge: Option<Prediction>,
     /// What was wrong with the image (route `dead`) or with its verification (route `expired`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultNote>,
@@ -104,7 +104,7 @@ impl Message for Answer {
 
 impl Answer {
     /// An answer about `task` that says nothing yet; the caller fills in what was found.
-    pub fn about(task: &Task, stage: Stage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
+    pub fn for_task(task: &Task, stage: Stage, route: Route, reason: Reason, answered_at_ms: u64) -> Self {
         Self {
             task: task.id,
             site: task.site.clone(),
@@ -138,7 +138,7 @@ impl Answer {
     }
 
     /// The same opinion with `opinion` as what was decided.
-    pub fn with_opinion(mut self, opinion: Opinion) -> Self {
+    pub fn with_prediction(mut self, opinion: Prediction) -> Self {
         self.label = Some(opinion.label);
         self.confidence = Some(opinion.confidence);
         self.top = opinion.top;
@@ -150,8 +150,8 @@ impl Answer {
     }
 
     /// What this answer says, if it says something.
-    pub fn opinion(&self) -> Option<Opinion> {
-        Some(Opinion {
+    pub fn prediction(&self) -> Option<Prediction> {
+        Some(Prediction {
             label: self.label.clone()?,
             confidence: self.confidence?,
             top: self.top.clone(),
@@ -165,7 +165,7 @@ impl Answer {
 
 /// One model's view of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Opinion {
+pub struct Prediction {
     /// The best class.
     pub label: String,
     /// Its calibrated probability, 0 to 1.

@@ -11,7 +11,7 @@ use crate::update::Measured;
 
 /// A worker's sign of life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Beat {
+pub struct Heartbeat {
     /// Its role, such as `recognizer` or `courier`.
     pub role: String,
     /// The process: name and number.
@@ -79,9 +79,9 @@ pub struct Beat {
     pub drift: Option<DriftReport>,
 }
 
-impl Beat {
+impl Heartbeat {
     /// A sign of life of which only the sender is known.
-    pub fn of(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
+    pub fn for_worker(role: &str, worker: String, site: Option<SiteName>, sent_at_ms: u64) -> Self {
         Self {
             role: role.into(),
             worker,
@@ -118,7 +118,7 @@ const MOST: f64 = 1e15;
 /// More owner threads than a machine has.
 const MOST_REPLICAS: u32 = 10_000;
 
-impl Beat {
+impl Heartbeat {
     /// Whether its numbers and texts are such as a worker says: whoever may write to the bucket of beats can write anything.
     ///
     /// # Errors
@@ -328,7 +328,7 @@ pub struct TrainingReport {
     pub sent: u64,
 }
 
-impl Message for Beat {
+impl Message for Heartbeat {
     const KIND: &'static str = "beat";
     const VERSION: u16 = 1;
 }

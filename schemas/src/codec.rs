@@ -198,7 +198,7 @@ fn is_finite(bytes: &[u8]) -> bool {
 
 /// Any MessagePack as JSON for people to look at; byte strings are shown by their length.
 /// `None` when the bytes are not one MessagePack map.
-pub fn show(bytes: &[u8]) -> Option<serde_json::Value> {
+pub fn to_json(bytes: &[u8]) -> Option<serde_json::Value> {
     let shown: Shown = read(bytes).ok()?;
     shown.0.is_object().then_some(shown.0)
 }
@@ -328,7 +328,7 @@ mod tests {
             // As small as the smallest stack of a thread that reads messages.
             let reading = std::thread::Builder::new()
                 .stack_size(512 * 1024)
-                .spawn(move || bytes.iter().all(|bytes| decode::<Flat>(bytes).is_err() && show(bytes).is_none()));
+                .spawn(move || bytes.iter().all(|bytes| decode::<Flat>(bytes).is_err() && to_json(bytes).is_none()));
             assert!(reading.unwrap().join().unwrap(), "{levels} levels");
         }
     }

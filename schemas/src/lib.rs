@@ -27,9 +27,9 @@ pub mod update;
 pub mod verdict;
 pub mod verify;
 
-pub use answer::{Answer, MAX_HELD_LABELS, NO_LABEL, Opinion, Ranked, Reason, Route, Stage, Timings};
+pub use answer::{Answer, MAX_HELD_LABELS, NO_LABEL, Prediction, Ranked, Reason, Route, Stage, Timings};
 pub use audit::AuditNote;
-pub use beat::{Beat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
+pub use beat::{Heartbeat, CloudReport, DecisionReport, LinkReport, OutcomeReport, RoundReport, TrainingReport};
 pub use blob::BlobRef;
 pub use codec::{CodecError, Message, decode, encode};
 pub use dead::{CutPayload, DeadLetter, FaultNote};

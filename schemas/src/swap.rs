@@ -89,7 +89,7 @@ pub struct Counts {
 
 impl Counts {
     /// Nothing yet.
-    pub fn of(release: ReleaseId) -> Self {
+    pub fn for_release(release: ReleaseId) -> Self {
         let (confidence, ln_cost_ms) = (Moments::default(), Moments::default());
         Self { release, images: 0, doubtful: 0, faults: 0, confidence, ln_cost_ms }
     }
@@ -108,12 +108,12 @@ pub struct Moments {
 
 impl Moments {
     /// One more value.
-    pub fn see(&mut self, value: f64) {
-        self.add(&Self { count: 1, sum: value, squares: value * value });
+    pub fn add_value(&mut self, value: f64) {
+        self.add_moments(&Self { count: 1, sum: value, squares: value * value });
     }
 
     /// As many more as the other has.
-    pub fn add(&mut self, other: &Self) {
+    pub fn add_moments(&mut self, other: &Self) {
         self.count += other.count;
         self.sum += other.sum;
         self.squares += other.squares;

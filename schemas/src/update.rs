@@ -52,13 +52,13 @@ pub struct Update {
 
 impl Update {
     /// What a site signs: the message without its signature.
-    pub fn signed(&self) -> Result<Vec<u8>, CodecError> {
+    pub fn signed_bytes(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&Self { signature: None, ..self.clone() })
     }
 
     /// Under which it is published, however often: the same site, base and weights are the same update.
     pub fn id(&self) -> TaskId {
-        TaskId::derived(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
+        TaskId::from_name(&format!("update/{}/{}/{}/{}", self.site, self.round, self.base, self.weights.sha256))
     }
 }
 

@@ -12,7 +12,7 @@
 /// # Errors
 /// The kernel's refusal, as in a sandbox that forbids the call. Nothing is lost then but speed.
 #[cfg(target_os = "linux")]
-pub fn run_in_batches() -> std::io::Result<()> {
+pub fn set_batch_scheduling() -> std::io::Result<()> {
     schedule(libc::SCHED_BATCH)
 }
 
@@ -22,7 +22,7 @@ pub fn run_in_batches() -> std::io::Result<()> {
 /// # Errors
 /// The kernel's refusal, as in a sandbox that forbids the call.
 #[cfg(target_os = "linux")]
-pub fn run_when_idle() -> std::io::Result<()> {
+pub fn set_idle_scheduling() -> std::io::Result<()> {
     schedule(libc::SCHED_IDLE)
 }
 
@@ -62,8 +62,8 @@ mod tests {
     fn a_thread_that_runs_when_idle_leaves_the_others_as_they_are() {
         let before = policy("/proc/thread-self/stat");
         let idle = std::thread::Builder::new().name("idle".into()).spawn(|| {
-            run_in_batches().unwrap();
-            run_when_idle().unwrap();
+            set_batch_scheduling().unwrap();
+            set_idle_scheduling().unwrap();
             policy("/proc/thread-self/stat")
         });
         assert_eq!(idle.unwrap().join().unwrap(), Some(libc::SCHED_IDLE.to_string()));
@@ -74,7 +74,7 @@ mod tests {
     fn a_thread_becomes_a_batch_process_and_so_do_those_it_starts() {
         let batch = libc::SCHED_BATCH.to_string();
         let inherited = std::thread::Builder::new().name("batch".into()).spawn(|| {
-            run_in_batches().unwrap();
+            set_batch_scheduling().unwrap();
             let own = policy("/proc/thread-self/stat");
             let child = std::thread::Builder::new().name("child".into()).spawn(|| policy("/proc/thread-self/stat"));
             (own, child.unwrap().join().unwrap())

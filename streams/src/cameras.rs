@@ -11,7 +11,7 @@ use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
 
 use crate::rights::Rights;
-use crate::server::{CAMERA_USERS, USERS, is_in_use, password, write_private};
+use crate::server::{CAMERA_USERS, USERS, is_in_use, new_password, write_private};
 
 /// Who they are, in the server's store.
 const CAMERAS: &str = "cameras.json";
@@ -60,7 +60,7 @@ impl CameraLogins {
     }
 
     /// Each by its name.
-    pub fn all(&self) -> &BTreeMap<CameraName, CameraLogin> {
+    pub fn logins(&self) -> &BTreeMap<CameraName, CameraLogin> {
         &self.0
     }
 
@@ -77,7 +77,7 @@ impl CameraLogins {
         if self.0.contains_key(camera) {
             return Ok(None);
         }
-        let login = CameraLogin { password: password()?, also: also.to_vec(), since_ms: now_ms };
+        let login = CameraLogin { password: new_password()?, also: also.to_vec(), since_ms: now_ms };
         Ok(Some(self.0.entry(camera.clone()).or_insert(login)))
     }
 
@@ -91,7 +91,7 @@ impl CameraLogins {
     ///
     /// # Errors
     /// A disk that takes nothing, or a server that cannot be told.
-    pub fn save(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
+    pub fn save_logins(&self, store: &Path, site: &SiteName) -> std::io::Result<bool> {
         let path = store.join(CAMERAS);
         let beside = path.with_extension("new");
         write_private(&beside, &(serde_json::to_string_pretty(&self.0).map_err(Error::other)? + "\n"))?;

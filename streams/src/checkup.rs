@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemas::{FaultNote, SiteName};
 
 use crate::connect::Bus;
-use crate::error::{CarryError, chain};
+use crate::error::{CarryError, error_chain};
 use crate::monitor::{self, Links};
 use crate::server;
 use crate::{read, refusal, topology};
@@ -37,7 +37,7 @@ pub struct Checkup<'a> {
 
 impl Checkup<'_> {
     /// Everything that is wrong; empty when nothing is.
-    pub async fn look(&self) -> Vec<FaultNote> {
+    pub async fn find_faults(&self) -> Vec<FaultNote> {
         let mut faults = Vec::new();
         if let Some(address) = self.monitor
             && let Some(monitor::Health::CannotWrite(words)) = monitor::health_at(address).await
@@ -49,7 +49,7 @@ impl Checkup<'_> {
                 remedy,
             ));
         }
-        if let Ok(Some(reason)) = refusal::reason(self.bus).await {
+        if let Ok(Some(reason)) = refusal::refusal_reason(self.bus).await {
             let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
             faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
         }
@@ -57,7 +57,7 @@ impl Checkup<'_> {
         let (streams, consumers, account) = tokio::join!(self.streams(), self.consumers(), self.account());
         faults.extend(streams.into_iter().chain(consumers).chain(account));
         let links = match self.monitor {
-            Some(address) => monitor::links(address).await.ok(),
+            Some(address) => monitor::fetch_links(address).await.ok(),
             None => None,
         };
         if let Some(links) = &links {
@@ -73,7 +73,7 @@ impl Checkup<'_> {
         let names = [topology::IMAGES, topology::ANSWERS, topology::OUTBOX, topology::DEAD];
         // All at once: each that is silent takes the whole patience.
         let looks = names.into_iter().chain(buckets.iter().map(String::as_str)).map(async |name| {
-            match tokio::time::timeout(PATIENCE, read::forbids(self.bus, name)).await {
+            match tokio::time::timeout(PATIENCE, read::stream_restriction(self.bus, name)).await {
                 // Buckets forbid deleting by design, and the others need both.
                 Ok(Ok(Some(flag))) if !name.starts_with("KV_") => Some(FaultNote::new(
                     "stream_forbids",
@@ -86,8 +86,8 @@ impl Checkup<'_> {
                     format!("stream {name} does not exist"),
                     "create it with `tributary setup`",
                 )),
-                Ok(Err(error)) if !self.bus.connected() => {
-                    Some(FaultNote::new("server_away", chain(&error), "start the site's nats-server"))
+                Ok(Err(error)) if !self.bus.is_connected() => {
+                    Some(FaultNote::new("server_away", error_chain(&error), "start the site's nats-server"))
                 }
                 Ok(Err(_)) | Err(_) => Some(FaultNote::new(
                     "stream_silent",

@@ -151,7 +151,7 @@ impl Bus {
             .await
             .map_err(|source| CarryError::Unreachable { url: url.clone(), source: source.into() })?;
         let found = client.server_info().version;
-        if version(&found).is_none_or(|found| found < OLDEST_SERVER) {
+        if parse_version(&found).is_none_or(|found| found < OLDEST_SERVER) {
             let needed = format!("{}.{}", OLDEST_SERVER.0, OLDEST_SERVER.1);
             return Err(CarryError::OldServer { url, found, needed });
         }
@@ -196,7 +196,7 @@ impl Bus {
     }
 
     /// Whether it speaks to another place's streams, which others tidy up.
-    pub fn is_afar(&self) -> bool {
+    pub fn is_remote(&self) -> bool {
         self.domain.is_some()
     }
 
@@ -235,7 +235,7 @@ impl Bus {
     }
 
     /// Whether the connection stands at this moment.
-    pub fn connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
@@ -247,7 +247,7 @@ impl Bus {
     }
 
     /// Says something to whoever listens at this moment; nobody stores it.
-    pub async fn say(&self, publication: &Publication) -> Result<(), CarryError> {
+    pub async fn publish_unstored(&self, publication: &Publication) -> Result<(), CarryError> {
         let (subject, payload) = (publication.subject.clone(), publication.payload.clone());
         let said = self.client.publish_with_headers(subject, publication.header_map(), payload).await;
         said.map_err(CarryError::broker(format!("publishing on {}", publication.subject)))
@@ -255,7 +255,7 @@ impl Bus {
 
     /// Waits until everything said so far has left, acknowledgements included; not for long, for the
     /// server may be away.
-    pub async fn flush(&self) {
+    pub async fn flush_published(&self) {
         if !matches!(tokio::time::timeout(FLUSH_PATIENCE, self.client.flush()).await, Ok(Ok(()))) {
             tracing::debug!("the connection is gone, and what was said last with it");
         }
@@ -366,7 +366,7 @@ fn context(client: Client, domain: Option<&str>) -> jetstream::Context {
 }
 
 /// Major and minor of a version such as `2.15.1` or `2.12.0-beta`.
-pub(crate) fn version(text: &str) -> Option<(u64, u64)> {
+pub(crate) fn parse_version(text: &str) -> Option<(u64, u64)> {
     let mut numbers = text.trim_start_matches('v').split(['.', '-']);
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
@@ -466,8 +466,8 @@ mod tests {
 
     #[test]
     fn versions_compare_as_numbers() {
-        assert!(version("2.9.10") < Some(OLDEST_SERVER));
-        assert!(version("v2.15.1") >= Some(OLDEST_SERVER));
-        assert_eq!(version("latest"), None);
+        assert!(parse_version("2.9.10") < Some(OLDEST_SERVER));
+        assert!(parse_version("v2.15.1") >= Some(OLDEST_SERVER));
+        assert_eq!(parse_version("latest"), None);
     }
 }

@@ -27,7 +27,7 @@ pub enum Health {
 }
 
 /// Reads the answer of `/healthz`: the head of the response and its body. Pure.
-pub fn health(answer: &str) -> Health {
+pub fn parse_health(answer: &str) -> Health {
     #[derive(Deserialize)]
     struct Page {
         #[serde(default)]
@@ -65,7 +65,7 @@ pub async fn health_at(address: &str) -> Option<Health> {
     let answer = client.get(format!("{}/healthz", address.trim_end_matches('/'))).send().await.ok()?;
     let code = answer.status().as_u16();
     let body = answer.text().await.ok()?;
-    Some(health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
+    Some(parse_health(&format!("HTTP/1.1 {code} \r\n\r\n{body}")))
 }
 
 /// A link of a site's server to another one.
@@ -94,7 +94,7 @@ pub struct Links {
 ///
 /// # Errors
 /// That the pages cannot be read.
-pub async fn links(address: &str) -> Result<Links, CarryError> {
+pub async fn fetch_links(address: &str) -> Result<Links, CarryError> {
     #[derive(Deserialize)]
     struct Varz {
         #[serde(default)]
@@ -162,7 +162,7 @@ fn host_and_port(url: &str) -> String {
 
 /// How many of the connections that the server at a monitoring address closed lately were closed for a message above its
 /// limit; absent where the pages cannot be read.
-pub async fn too_large(address: &str) -> Option<u64> {
+pub async fn fetch_oversized_connections(address: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Connz {
         #[serde(default)]
@@ -213,12 +213,12 @@ mod tests {
 
     #[test]
     fn a_store_that_cannot_be_written_is_told_from_other_ills() {
-        let answer = |code: &str, body: &str| health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
+        let answer = |code: &str, body: &str| parse_health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
         assert_eq!(answer("200 OK", r#"{"status":"ok"}"#), Health::Well);
         let full = r#"{"status":"unavailable","status_code":503,"error":"JetStream stream '$G > IMAGES' write error: write /s/1.blk: no space left on device"}"#;
         assert!(matches!(answer("503 Service Unavailable", full), Health::CannotWrite(_)));
         let starting = r#"{"status":"unavailable","error":"JetStream is not current"}"#;
         assert!(matches!(answer("503 Service Unavailable", starting), Health::Unwell(_)));
-        assert!(matches!(health(""), Health::Unwell(_)));
+        assert!(matches!(parse_health(""), Health::Unwell(_)));
     }
 }

@@ -15,7 +15,7 @@ const ASKED: usize = 16;
 
 /// Hands over the messages under these sequences, which rise, in their order; `None` for each that is gone.
 /// Holds a few messages ahead and no more while `each` takes its time. Stops with the first error of `each`.
-pub async fn pick<E: From<CarryError>>(
+pub async fn fetch_many<E: From<CarryError>>(
     bus: &Bus,
     stream: &str,
     sequences: &[u64],
@@ -25,7 +25,7 @@ pub async fn pick<E: From<CarryError>>(
     for run in runs(sequences) {
         let part = sequences.get(run.clone()).unwrap_or_default();
         if part.len() < WORTH {
-            let asked = part.iter().map(|sequence| read::at(bus, stream, *sequence));
+            let asked = part.iter().map(|sequence| read::message_at(bus, stream, *sequence));
             let mut answered = futures::stream::iter(asked).buffered(ASKED);
             while let Some(record) = answered.next().await {
                 each(done, record?).await?;

@@ -49,7 +49,7 @@ impl Publication {
     }
 
     /// A message that is stored only if its subject has none yet, however long ago.
-    pub fn first(subject: String, payload: impl Into<Bytes>) -> Self {
+    pub fn first_on_subject(subject: String, payload: impl Into<Bytes>) -> Self {
         Self { subject, payload: payload.into(), headers: Vec::new(), first_only: true }
     }
 
@@ -77,7 +77,7 @@ impl Publication {
 ///
 /// # Errors
 /// What else the server says.
-pub async fn append(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
+pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
     let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(after_sequence);
     let sent = async { bus.js.send_publish(subject.to_owned(), message).await?.await };
     match sent.await {
@@ -145,7 +145,7 @@ impl Publisher {
     /// A full stream with the reason, where somebody wrote one down.
     async fn full(&self, subject: String, why: String) -> CarryError {
         let reason = match subject.starts_with("image.") {
-            true => crate::refusal::reason(&self.bus).await.ok().flatten(),
+            true => crate::refusal::refusal_reason(&self.bus).await.ok().flatten(),
             false => None,
         };
         CarryError::Full { subject, why: reason.unwrap_or(why) }

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use schemas::limits::MAX_MESSAGE_BYTES;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, absent};
+use crate::error::{CarryError, missing_or_failed};
 use crate::read::{Record, headers_of};
 
 /// An idle pull request is renewed this often.
@@ -53,8 +53,8 @@ impl Puller {
             .js
             .get_consumer_from_stream(&self.durable, &self.stream)
             .await
-            .map_err(|error| absent(error, format!("consumer {} on stream {}", self.durable, self.stream)))?;
-        let (expires, heartbeat) = match self.bus.is_afar() {
+            .map_err(|error| missing_or_failed(error, format!("consumer {} on stream {}", self.durable, self.stream)))?;
+        let (expires, heartbeat) = match self.bus.is_remote() {
             true => (EXPIRES_AFAR, HEARTBEAT_AFAR),
             false => (EXPIRES, HEARTBEAT),
         };

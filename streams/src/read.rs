@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, absent};
+use crate::error::{CarryError, missing_or_failed};
 use crate::topology::{ADVISORIES, ANSWERS, FLEET, IMAGES, PINNED};
 
 /// The note of images that we deleted ourselves.
@@ -127,9 +127,9 @@ pub struct Stretch {
 }
 
 /// How full a stream is.
-pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
+pub async fn stream_level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
     let found = open(bus, stream).await?;
-    let info = found.get_info().await.map_err(|error| absent(error, format!("stream {stream}")))?;
+    let info = found.get_info().await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
     Ok(Level {
         messages: info.state.messages,
         bytes: info.state.bytes,
@@ -141,8 +141,8 @@ pub async fn level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
 }
 
 /// What a stream was made to forbid by hand: `deny_purge`, `deny_delete` or `sealed`.
-pub async fn forbids(bus: &Bus, stream: &str) -> Result<Option<&'static str>, CarryError> {
-    let info = bus.js.get_stream(stream).await.map_err(|error| absent(error, format!("stream {stream}")))?;
+pub async fn stream_restriction(bus: &Bus, stream: &str) -> Result<Option<&'static str>, CarryError> {
+    let info = bus.js.get_stream(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
     let config = &info.cached_info().config;
     let flags = [("deny_purge", config.deny_purge), ("deny_delete", config.deny_delete), ("sealed", config.sealed)];
     Ok(flags.into_iter().find(|(_, set)| *set).map(|(name, _)| name))
@@ -208,7 +208,7 @@ pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Opti
 }
 
 /// How far a durable consumer is.
-pub async fn progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress, CarryError> {
+pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress, CarryError> {
     let info = open(bus, stream).await?.consumer_info(durable).await;
     let info = info.map_err(|_| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })?;
     Ok(Progress {
@@ -224,7 +224,7 @@ pub async fn progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress
 }
 
 /// The newest message on a subject, which may hold wildcards.
-pub async fn last(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
+pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
     let found = open(bus, stream).await?;
     let message = if subject.contains('*') {
         match found.get_last_raw_message_by_subject(subject).await {
@@ -243,8 +243,8 @@ pub async fn last(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Recor
 }
 
 /// The outcome in the slot of a final answer ([`crate::subject::finality`]), if there is one.
-pub async fn outcome(bus: &Bus, slot: &str) -> Result<Option<Answer>, CarryError> {
-    let record = last(bus, ANSWERS, slot).await?;
+pub async fn read_outcome(bus: &Bus, slot: &str) -> Result<Option<Answer>, CarryError> {
+    let record = last_message(bus, ANSWERS, slot).await?;
     Ok(record.map(|record| decode(&record.payload)).transpose()?)
 }
 
@@ -260,7 +260,7 @@ pub async fn round_trip(bus: &Bus, patience: Duration) -> Result<Duration, Carry
 }
 
 /// The message under a sequence, if it is still there.
-pub async fn at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
+pub async fn message_at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
     match open(bus, stream).await?.direct_get(sequence).await {
         Ok(message) => Ok(Some(record_of(message))),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
@@ -304,11 +304,11 @@ pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Op
 
 /// Deletes a message whose outcome stands elsewhere, and notes that we did: gaps in IMAGES that nobody made on purpose are
 /// told.
-pub async fn remove(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
+pub async fn remove_answered(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
     if stream == IMAGES {
-        crate::fleet::Ledger::open(bus).await?.change(REMOVED, |note| removed(note, sequence)).await?;
+        crate::fleet::Ledger::open(bus).await?.update_note(REMOVED, |note| removed(note, sequence)).await?;
     }
-    delete(bus, stream, sequence).await
+    delete_message(bus, stream, sequence).await
 }
 
 /// The sequences of IMAGES that we deleted ourselves, newest last.
@@ -329,7 +329,7 @@ fn removed(note: Option<&str>, sequence: u64) -> String {
 }
 
 /// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.
-pub async fn delete(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
+pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
     let what = || format!("deleting message {sequence} of {stream}");
     let question = serde_json::json!({ "seq": sequence, "no_erase": true });
     let asked = bus.js.request(format!("STREAM.MSG.DELETE.{stream}"), &question).await;
@@ -355,7 +355,7 @@ pub async fn purge_subject(bus: &Bus, stream: &str, subject: &str) -> Result<(),
 }
 
 /// Reads a stretch in order and goes on with what arrives; broken connections are mended inside.
-pub async fn follow(
+pub async fn follow_range(
     bus: &Bus,
     stream: &str,
     stretch: Stretch,
@@ -365,7 +365,7 @@ pub async fn follow(
 }
 
 /// Reads a stretch up to and including a sequence, then ends.
-pub async fn stretch(
+pub async fn read_range(
     bus: &Bus,
     stream: &str,
     stretch: Stretch,
@@ -416,7 +416,7 @@ impl Reader {
 
 /// The newest messages on these subjects that are `wanted`, `count` of them at the most, oldest first.
 /// Looks back ever further, so that few are found quickly and all are found in the end.
-pub async fn newest(
+pub async fn newest_messages(
     bus: &Bus,
     stream: &str,
     look: Stretch,
@@ -426,13 +426,13 @@ pub async fn newest(
     /// How far the first look goes back, in messages of the stream; and how much further each next one.
     const FIRST_LOOK: u64 = 256;
     const FURTHER: u64 = 8;
-    let level = level(bus, stream).await?;
+    let level = stream_level(bus, stream).await?;
     let mut reach = FIRST_LOOK.max(count as u64);
     loop {
         let from = level.last_sequence.saturating_sub(reach).max(level.first_sequence).max(1);
         let mut found = VecDeque::new();
         let part = Stretch { from_sequence: Some(from), ..look.clone() };
-        self::stretch(bus, stream, part, level.last_sequence, |record| {
+        self::read_range(bus, stream, part, level.last_sequence, |record| {
             if wanted(&record) {
                 found.push_back(record);
             }
@@ -485,7 +485,7 @@ async fn ordered(
 
 /// How many messages may be fetched ahead: as many as take so much memory, going by what the stream holds.
 async fn ahead(bus: &Bus, stream: &str) -> Result<u64, CarryError> {
-    let level = level(bus, stream).await?;
+    let level = stream_level(bus, stream).await?;
     let each_bytes = level.bytes / level.messages.max(1);
     let most = if [IMAGES, PINNED].contains(&stream) { IMAGES_AHEAD } else { *READ_AHEAD.end() };
     Ok((READ_AHEAD_BYTES / each_bytes.max(1)).clamp(*READ_AHEAD.start(), most))
@@ -506,7 +506,7 @@ pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, Carry
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
-    bus.js.get_stream_no_info(stream).await.map_err(|error| absent(error, format!("stream {stream}")))
+    bus.js.get_stream_no_info(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))
 }
 
 fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {

@@ -6,7 +6,7 @@
 use async_nats::jetstream::stream::Config as StreamConfig;
 
 use crate::connect::Bus;
-use crate::error::{CarryError, absent};
+use crate::error::{CarryError, missing_or_failed};
 use crate::topology::IMAGES;
 
 /// The stream's limit while it takes images, bytes.
@@ -15,7 +15,7 @@ const KEY_LIMIT: &str = "tributary-max-bytes";
 const KEY_REASON: &str = "tributary-refuses";
 
 /// Why images are refused at the moment; absent while they are taken.
-pub async fn reason(bus: &Bus) -> Result<Option<String>, CarryError> {
+pub async fn refusal_reason(bus: &Bus) -> Result<Option<String>, CarryError> {
     Ok(reason_in(&config(bus).await?))
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn limit_in(config: &StreamConfig) -> i64 {
 }
 
 /// Refuses images from now on.
-pub async fn refuse(bus: &Bus, reason: &str) -> Result<(), CarryError> {
+pub async fn refuse_images(bus: &Bus, reason: &str) -> Result<(), CarryError> {
     let mut config = config(bus).await?;
     let limit = limit_in(&config);
     config.metadata.insert(KEY_LIMIT.into(), limit.to_string());
@@ -39,7 +39,7 @@ pub async fn refuse(bus: &Bus, reason: &str) -> Result<(), CarryError> {
 }
 
 /// Takes images again.
-pub async fn accept(bus: &Bus) -> Result<(), CarryError> {
+pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
     let mut config = config(bus).await?;
     config.max_bytes = limit_in(&config);
     config.metadata.remove(KEY_LIMIT);
@@ -48,7 +48,7 @@ pub async fn accept(bus: &Bus) -> Result<(), CarryError> {
 }
 
 async fn config(bus: &Bus) -> Result<StreamConfig, CarryError> {
-    let found = bus.js.get_stream(IMAGES).await.map_err(|error| absent(error, format!("stream {IMAGES}")))?;
+    let found = bus.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
     Ok(found.cached_info().config.clone())
 }
 

@@ -166,7 +166,7 @@ impl Rights {
     /// A user in the account itself would not do: where the server's acknowledgement of a message goes is its publisher's
     /// choice, which no permission limits, so it would be stored wherever a stream takes it. What comes over such a share is
     /// answered in the account that asked, and nowhere else.
-    pub fn shared(&self, domain: &str, from: &str, to: &str) -> Share {
+    pub fn account_share(&self, domain: &str, from: &str, to: &str) -> Share {
         let api = format!("$JS.{domain}.API.");
         let services = self.publish.iter().map(|right| match right.strip_prefix(&api) {
             // As the server maps what names its domain.
@@ -186,13 +186,13 @@ impl Rights {
 
     /// Whether it may publish on a subject.
     pub fn may_publish(&self, subject: &str) -> bool {
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| is_of(pattern, subject));
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| belongs_to(pattern, subject));
         any(&self.publish) && !any(&self.never)
     }
 
     /// Whether it may subscribe to a subject or to a pattern that lies within what it may hear.
     pub fn may_subscribe(&self, subject: &str) -> bool {
-        self.subscribe.iter().any(|pattern| is_of(pattern, subject))
+        self.subscribe.iter().any(|pattern| belongs_to(pattern, subject))
     }
 }
 
@@ -211,7 +211,7 @@ pub fn hub_accounts(users: &[String], sites: &[(SiteName, Vec<String>)], domain:
     let (mut exports, mut others) = (Vec::new(), String::new());
     for (site, users) in sites {
         let account = account_of(site);
-        let share = Rights::of_site_in_cloud(site, domain).shared(domain, CLOUD_ACCOUNT, &account);
+        let share = Rights::of_site_in_cloud(site, domain).account_share(domain, CLOUD_ACCOUNT, &account);
         exports.extend(share.exports);
         let (users, imports) = (users.join("\n    "), share.imports.join("\n    "));
         others
@@ -236,7 +236,7 @@ pub fn account_of(site: &SiteName) -> String {
 }
 
 /// Whether a subject, or every subject of a pattern, is one of a pattern's (docs.nats.io, subject-based messaging).
-pub fn is_of(pattern: &str, subject: &str) -> bool {
+pub fn belongs_to(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
     loop {
         match (pattern.next(), subject.next()) {
@@ -402,7 +402,7 @@ mod tests {
         let mut rows = 0;
         for row in SUBJECTS.iter().filter(|row| row.reach != Reach::Up) {
             let pattern = row.pattern(Some(&reef));
-            assert!(!lent.publish.iter().any(|right| is_of(right, &pattern)), "{pattern}");
+            assert!(!lent.publish.iter().any(|right| belongs_to(right, &pattern)), "{pattern}");
             rows += 1;
         }
         assert!(rows > 20);

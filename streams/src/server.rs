@@ -21,7 +21,7 @@ use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::cameras::CameraLogins;
-use crate::connect::{OLDEST_SERVER, Secret, version};
+use crate::connect::{OLDEST_SERVER, Secret, parse_version};
 use crate::monitor::{self, Health};
 use crate::rights::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, Rights, SITE_ACCOUNT};
 use crate::table::Role;
@@ -264,7 +264,7 @@ impl Passwords {
     fn new(leaf: &Leaf) -> std::io::Result<Self> {
         let sites = match leaf {
             Leaf::Hub(sites) => {
-                sites.iter().map(|site| Ok((site.clone(), password()?))).collect::<std::io::Result<_>>()?
+                sites.iter().map(|site| Ok((site.clone(), new_password()?))).collect::<std::io::Result<_>>()?
             }
             Leaf::Alone | Leaf::Of(_) | Leaf::HubOfFleet(_) | Leaf::OfFleet(_) => Vec::new(),
         };
@@ -275,9 +275,9 @@ impl Passwords {
             Leaf::Of(_) | Leaf::OfFleet(_) => &[&Role::AT_SITE],
             Leaf::HubOfFleet(_) => &[],
         };
-        let roles = roles.concat().into_iter().map(|role| Ok((role, password()?)));
+        let roles = roles.concat().into_iter().map(|role| Ok((role, new_password()?)));
         let roles = roles.collect::<std::io::Result<_>>()?;
-        Ok(Self { own: password()?, link: password()?, sites, roles })
+        Ok(Self { own: new_password()?, link: new_password()?, sites, roles })
     }
 }
 
@@ -285,7 +285,7 @@ impl Passwords {
 ///
 /// # Errors
 /// That the system has no random numbers.
-pub fn password() -> std::io::Result<String> {
+pub fn new_password() -> std::io::Result<String> {
     let random = ring::rand::generate::<[u8; 16]>(&ring::rand::SystemRandom::new());
     let random = random.map_err(|_| std::io::Error::other("the system has no random numbers"))?;
     Ok(random.expose().iter().fold("p".to_owned(), |text, byte| format!("{text}{byte:02x}")))
@@ -349,7 +349,7 @@ struct Process {
 impl Server {
     /// Starts a server and waits until it takes work. Blocks; call it off the async threads.
     pub fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
-        let program = find(settings.program.as_deref())?;
+        let program = find_program(settings.program.as_deref())?;
         let written = |path: &Path| {
             let path = path.to_owned();
             move |source| ServerError::Store { path, source }
@@ -459,7 +459,7 @@ impl Server {
 
     /// Writes everything the store holds to the disk. Needed after streams were created: the server
     /// does not wait for the disk there, and a power cut would take the stream with its messages.
-    pub fn settle(&self) -> std::io::Result<()> {
+    pub fn sync_store(&self) -> std::io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(lock) = &self.lock {
             nix::unistd::syncfs(&**lock)?;
@@ -538,7 +538,7 @@ pub fn is_alive(process: u32) -> bool {
 /// The program to run: as set, then TRIBUTARY_NATS_SERVER, then PATH, then the cache of
 /// `make setup`. One that was named and is wrong is refused; one on PATH that is too old is passed
 /// over for the cache's.
-pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
+pub fn find_program(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
     let named = setting.map(Path::to_owned).or_else(|| std::env::var_os("TRIBUTARY_NATS_SERVER").map(PathBuf::from));
     if let Some(path) = named {
         return check(&path).map(|()| path);
@@ -548,7 +548,7 @@ pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
         std::env::var_os("PATH").into_iter().flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
     let candidates = on_path
         .map(|folder| folder.join("nats-server"))
-        .chain([cache().join(format!("nats-server-{PINNED}/nats-server"))]);
+        .chain([program_cache().join(format!("nats-server-{PINNED}/nats-server"))]);
     let mut refused = None;
     for path in candidates {
         if path.is_file() {
@@ -566,18 +566,18 @@ pub fn find(setting: Option<&Path>) -> Result<PathBuf, ServerError> {
 }
 
 fn check(path: &Path) -> Result<(), ServerError> {
-    release(path).map(|_| ())
+    server_version(path).map(|_| ())
 }
 
 /// Version of the program at a path, which must be a nats-server and new enough.
-pub fn release(path: &Path) -> Result<String, ServerError> {
+pub fn server_version(path: &Path) -> Result<String, ServerError> {
     let refused = |found: String| ServerError::Refused { path: path.to_owned(), found };
     let output = Command::new(path).arg("--version").output().map_err(|error| refused(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let Some(found) = text.trim().strip_prefix("nats-server: ") else {
         return Err(refused("not a nats-server".into()));
     };
-    if version(found).is_none_or(|found| found < OLDEST_SERVER) {
+    if parse_version(found).is_none_or(|found| found < OLDEST_SERVER) {
         return Err(refused(format!("nats-server {found}")));
     }
     Ok(found.trim_start_matches('v').to_owned())
@@ -653,7 +653,7 @@ fn sync_interval(durability: Durability) -> &'static str {
 }
 
 /// The folder `make setup` puts programs into.
-pub fn cache() -> PathBuf {
+pub fn program_cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TRIBUTARY_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("tributary")))
@@ -698,7 +698,7 @@ fn encryption(path: &Path, store: &Path) -> Result<String, ServerError> {
         if is_used {
             return Err(ServerError::NotEncrypted { store: store.to_owned(), key: path.to_owned() });
         }
-        write_private(path, &(password().map_err(failed)? + "\n")).map_err(failed)?;
+        write_private(path, &(new_password().map_err(failed)? + "\n")).map_err(failed)?;
     }
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o027 != 0 {
@@ -811,7 +811,7 @@ fn configuration(
 /// The accounts of a site: its own, and one of cameras that speak NATS. Users stand in files of their own, for cameras are
 /// added while the server runs.
 fn site_accounts(site: Option<&SiteName>, mappings: &str) -> String {
-    let share = site.map(|site| Rights::of_cameras(site).shared("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
+    let share = site.map(|site| Rights::of_cameras(site).account_share("", SITE_ACCOUNT, CAMERAS_ACCOUNT));
     let exports = share.iter().flat_map(|share| share.exports.clone()).collect::<Vec<_>>().join(" ");
     let own = format!(
         "  {SITE_ACCOUNT}: {{ jetstream: enabled, include {USERS}\n  exports: [ {exports} ]\n  {mappings} }}\n"
@@ -978,7 +978,7 @@ fn prepare(command: &mut Command) {
             return Err(std::io::Error::other("the parent is gone"));
         }
         // Where it is forbidden, the server is only slower.
-        let _refused = crate::batch::run_in_batches();
+        let _refused = crate::batch::set_batch_scheduling();
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and
@@ -1002,7 +1002,7 @@ fn ask_health(port: u16) -> Option<Health> {
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.take(64 * 1024).read_to_end(&mut answer).ok()?;
-    Some(monitor::health(&String::from_utf8_lossy(&answer)))
+    Some(monitor::parse_health(&String::from_utf8_lossy(&answer)))
 }
 
 fn last_words(log: &Path) -> String {

@@ -70,12 +70,12 @@ impl Store {
     /// AWS_ENDPOINT, AWS_ALLOW_HTTP (for an endpoint without TLS), GOOGLE_SERVICE_ACCOUNT,
     /// AZURE_STORAGE_ACCOUNT_NAME and so on. Sends nothing yet.
     pub fn open(url: &str) -> Result<Self, CarryError> {
-        Self::open_with(url, open::environment())
+        Self::open_with(url, open::store_environment())
     }
 
     /// Opens a store with these options in place of the environment's, under the same names.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, CarryError> {
-        let opened = open::open(url, options.into_iter().collect())?;
+        let opened = open::open_store(url, options.into_iter().collect())?;
         Ok(Self { objects: opened.objects, name: url.into(), folder: opened.folder.map(Into::into) })
     }
 
@@ -260,7 +260,7 @@ impl Store {
 
     fn failed(&self, what: String) -> impl FnOnce(object_store::Error) -> CarryError {
         let (store, is_folder) = (self.name.to_string(), self.folder.is_some());
-        move |error| failure::told_apart(store, is_folder, what, error)
+        move |error| failure::classify_error(store, is_folder, what, error)
     }
 }
 
@@ -471,7 +471,7 @@ mod tests {
         let made = Store::open("/sys/tributary").unwrap_err();
         let put = Store::open("/sys").unwrap().put_new("release", "x".into()).await.unwrap_err();
         for error in [made, put] {
-            assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.passes(), "{error:?}");
+            assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.is_transient(), "{error:?}");
             assert!(error.to_string().contains("make the folder writable"), "{error}");
         }
         let folder = tempfile::tempdir().unwrap();
@@ -497,7 +497,7 @@ mod tests {
         for (url, why) in addresses {
             let error = Store::open_with(url, []).unwrap_err();
             let text = error.to_string();
-            assert!(matches!(error, CarryError::StoreUrl { .. }) && !error.passes(), "{url}: {text}");
+            assert!(matches!(error, CarryError::StoreUrl { .. }) && !error.is_transient(), "{url}: {text}");
             assert!(text.contains(why) && !text.contains("hunter2"), "{url}: {text}");
         }
         let keys = [("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_ACCESS_KEY_ID", "me")];

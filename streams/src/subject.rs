@@ -70,7 +70,7 @@ pub fn answer_json(site: &SiteName, camera: &CameraName) -> String {
 }
 
 /// The ledger's note of how far a site's answers were told in JSON.
-pub fn told_note(site: &SiteName) -> String {
+pub fn notifier_note(site: &SiteName) -> String {
     format!("answer-json-{site}")
 }
 
@@ -106,23 +106,23 @@ pub fn slot_of(subject: &str) -> String {
 }
 
 /// The one slot of a task's final answer.
-pub fn finality(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
+pub fn final_answer(site: &SiteName, camera: &CameraName, task: TaskId) -> String {
     format!("answer.final.{site}.{camera}.{task}")
 }
 
 /// The task in the subject of a final answer.
-pub fn read_finality(subject: &str) -> Result<TaskId, CarryError> {
+pub fn read_final_answer(subject: &str) -> Result<TaskId, CarryError> {
     let task = subject.strip_prefix("answer.final.").and_then(|rest| rest.rsplit('.').next());
     task.and_then(|task| task.parse().ok()).ok_or_else(|| wrong(subject, "answer.final.<site>.<camera>.<task>"))
 }
 
 /// All final answers of a site that may be those of one task: the camera is not known.
-pub fn finality_of_any_camera(site: &SiteName, task: TaskId) -> String {
+pub fn final_answer_of_any_camera(site: &SiteName, task: TaskId) -> String {
     format!("answer.final.{site}.*.{task}")
 }
 
 /// Final answers of a site: of one camera, or of all.
-pub fn finalities(site: &SiteName, camera: Option<&CameraName>) -> String {
+pub fn final_answers(site: &SiteName, camera: Option<&CameraName>) -> String {
     format!("answer.final.{site}.{}.*", camera.map_or("*", CameraName::as_str))
 }
 
@@ -192,7 +192,7 @@ impl Errand {
 }
 
 /// Whether a message of the outbox may go to a subject in the cloud: one of its own kind, and of its own site.
-pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
+pub fn is_uploadable(errand: Errand, site: &SiteName, to: &str) -> bool {
     let token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
     let tokens: Vec<&str> = to.split('.').collect();
     let named = match (errand, &tokens[..]) {
@@ -207,7 +207,7 @@ pub fn may_go(errand: Errand, site: &SiteName, to: &str) -> bool {
 
 /// Whether a dead letter's message may be published again where it came from: whoever redrives it has greater rights than
 /// whoever wrote the letter. `stream` and `site`: as the letter says. What came down to a site does not go again from there.
-pub fn may_come_again(stream: &str, site: &SiteName, subject: &str) -> bool {
+pub fn may_be_redelivered(stream: &str, site: &SiteName, subject: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     let site = site.as_str();
     match (stream, &tokens[..]) {
@@ -332,7 +332,7 @@ pub fn round_note(model: &ModelName) -> String {
 }
 
 /// A site's note under a key. Sites and cloud have a bucket of their own each.
-pub fn note(key: &str) -> String {
+pub fn note_subject(key: &str) -> String {
     format!("$KV.ledger.{key}")
 }
 
@@ -445,13 +445,13 @@ mod tests {
             (Errand::Update, "update.fish.3.reef"),
             (Errand::Swap, "swap.reef.host-1.600000"),
         ] {
-            assert!(may_go(errand, &site, to), "{to}");
-            assert!(!may_go(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
+            assert!(is_uploadable(errand, &site, to), "{to}");
+            assert!(!is_uploadable(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
         }
         for to in
             ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
         {
-            assert!(!may_go(Errand::Verify, &site, to), "{to:?}");
+            assert!(!is_uploadable(Errand::Verify, &site, to), "{to:?}");
         }
     }
 
@@ -467,7 +467,7 @@ mod tests {
             (topology::VERIFY, "verify.doubtful.reef.cam-1"),
             (topology::UPDATES, "update.m.3.reef"),
         ] {
-            assert!(may_come_again(stream, &site, subject), "{stream} {subject}");
+            assert!(may_be_redelivered(stream, &site, subject), "{stream} {subject}");
         }
         for (stream, subject) in [
             (topology::IMAGES, "$KV.ledger.policy"),
@@ -480,15 +480,15 @@ mod tests {
             ("KV_ledger", "$KV.ledger.policy"),
             (topology::ANSWERS, "answer.final.reef.cam-1.x"),
         ] {
-            assert!(!may_come_again(stream, &site, subject), "{stream} {subject}");
+            assert!(!may_be_redelivered(stream, &site, subject), "{stream} {subject}");
         }
     }
 
     #[test]
     fn a_final_subject_names_its_task() {
-        let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::mint());
-        assert_eq!(read_finality(&finality(&site, &camera, task)).unwrap(), task);
-        assert!(read_finality("answer.final.reef.cam-1.x").is_err());
-        assert_eq!(slot_of(&outcome(&site, &camera, task)), finality(&site, &camera, task));
+        let (site, camera, task) = ("reef".parse().unwrap(), "cam-1".parse().unwrap(), TaskId::new_random());
+        assert_eq!(read_final_answer(&final_answer(&site, &camera, task)).unwrap(), task);
+        assert!(read_final_answer("answer.final.reef.cam-1.x").is_err());
+        assert_eq!(slot_of(&outcome(&site, &camera, task)), final_answer(&site, &camera, task));
     }
 }

@@ -12,14 +12,14 @@ use crate::read::{self, Stretch};
 
 /// Removes the pieces in a bucket that no description names and of which the newest is older than `after`. Returns of
 /// how many uploads.
-pub async fn unfinished(bus: &Bus, bucket: &str, after: Duration) -> Result<u64, CarryError> {
+pub async fn remove_unfinished_blobs(bus: &Bus, bucket: &str, after: Duration) -> Result<u64, CarryError> {
     #[derive(Deserialize)]
     struct Description {
         #[serde(default)]
         nuid: String,
     }
     let stream = format!("OBJ_{bucket}");
-    let level = read::level(bus, &stream).await?;
+    let level = read::stream_level(bus, &stream).await?;
     if level.messages == 0 {
         return Ok(0);
     }
@@ -27,7 +27,7 @@ pub async fn unfinished(bus: &Bus, bucket: &str, after: Duration) -> Result<u64,
     let pieces = format!("$O.{bucket}.C.");
     let mut newest: HashMap<String, i128> = HashMap::new();
     let look = Stretch { headers_only: true, subjects: vec![format!("{pieces}>")], ..Stretch::default() };
-    read::stretch(bus, &stream, look, level.last_sequence, |record| {
+    read::read_range(bus, &stream, look, level.last_sequence, |record| {
         if let Some(upload) = record.subject.strip_prefix(&pieces) {
             let at = newest.entry(upload.to_owned()).or_insert(record.stored_at_ns);
             *at = (*at).max(record.stored_at_ns);
@@ -35,10 +35,10 @@ pub async fn unfinished(bus: &Bus, bucket: &str, after: Duration) -> Result<u64,
     })
     .await?;
     // Read after the pieces: an upload that was finished meanwhile has its description.
-    let last = read::level(bus, &stream).await?.last_sequence;
+    let last = read::stream_level(bus, &stream).await?.last_sequence;
     let mut named = HashSet::new();
     let look = Stretch { subjects: vec![format!("$O.{bucket}.M.>")], ..Stretch::default() };
-    read::stretch(bus, &stream, look, last, |record| {
+    read::read_range(bus, &stream, look, last, |record| {
         named.extend(serde_json::from_slice::<Description>(&record.payload).ok().map(|found| found.nuid));
     })
     .await?;

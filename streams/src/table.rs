@@ -200,7 +200,7 @@ pub(crate) fn published_by(role: Role, site: Option<&SiteName>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::{Place, StreamSettings, plan};
+    use crate::topology::{Place, StreamSettings, plan_topology};
 
     /// Whether every subject of a pattern is one of another.
     fn covers(wide: &str, narrow: &str) -> bool {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn what_streams_store_is_what_the_table_says() {
         let reef: SiteName = "reef".parse().unwrap();
-        let plan = plan(&Place::Both(reef.clone()), &StreamSettings::default());
+        let plan = plan_topology(&Place::Both(reef.clone()), &StreamSettings::default());
         for stream in &plan.streams {
             for subject in stream.subjects.iter().filter(|subject| !subject.starts_with(['$', '/'])) {
                 // Images that are a level off become dead letters, and letters about nobody's messages are kept.

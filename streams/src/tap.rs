@@ -24,7 +24,7 @@ pub struct Passing {
 
 /// What passes on a subject, which may hold wildcards, from now on. The server's own talk (`$…`, `_…`) is
 /// left out unless the subject asks for it.
-pub async fn tap(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = Passing> + use<>, CarryError> {
+pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = Passing> + use<>, CarryError> {
     check_pattern(pattern)?;
     let failed = CarryError::broker(format!("listening to {pattern}"));
     let messages = bus.client.subscribe(pattern.to_owned()).await.map_err(failed)?;

@@ -41,7 +41,7 @@ impl BareServer {
     /// Starts a server by a file, with its log beside it; `client` and `monitor` are the ports in that file.
     pub async fn run(file: &Path, client: u16, monitor: u16) -> anyhow::Result<Self> {
         let log = file.with_file_name("nats-server.log");
-        let mut command = Command::new(streams::server::find(None)?);
+        let mut command = Command::new(streams::server::find_program(None)?);
         command.arg("-c").arg(file).arg("-l").arg(&log);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         die_with_us(&mut command);

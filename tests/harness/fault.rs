@@ -145,7 +145,7 @@ pub async fn fill_for(folder: &Path, time: Duration) -> anyhow::Result<()> {
 
 impl World {
     /// Suffers one fault to its end: afterwards everything runs and is connected again, or will be.
-    pub async fn suffer(&mut self, fault: &Fault) -> anyhow::Result<()> {
+    pub async fn inject_fault(&mut self, fault: &Fault) -> anyhow::Result<()> {
         match fault {
             Fault::Kill { worker, away } => {
                 let worker = self.worked(worker)?;

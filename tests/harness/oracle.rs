@@ -120,7 +120,7 @@ impl Oracle {
     /// leaves it unknown.
     async fn publish(&self, number: u64, picture: usize) -> anyhow::Result<()> {
         let camera: CameraName = format!("cam-{}", number % 3).parse()?;
-        let task = TaskId::derived(&format!("{}/{}/{number}", self.seed, self.site));
+        let task = TaskId::from_name(&format!("{}/{}/{number}", self.seed, self.site));
         let bytes = self.pictures.get(picture).context("no such picture")?.bytes.clone();
         let mut publication = Publication::with_id(subject::image(&self.site, &camera), bytes, task.to_string());
         if let Some(deadline_ms) = self.deadline_ms.filter(|_| number.is_multiple_of(3)) {
@@ -197,11 +197,11 @@ impl Oracle {
     /// The acknowledged images without an outcome.
     async fn open(&self) -> anyhow::Result<Vec<TaskId>> {
         let mut done = BTreeSet::new();
-        let last = read::level(&self.bus, topology::ANSWERS).await?;
+        let last = read::stream_level(&self.bus, topology::ANSWERS).await?;
         let finals = Stretch { headers_only: true, ..Stretch::default() };
         if last.messages > 0 {
-            read::stretch(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
-                done.extend(subject::read_finality(&record.subject));
+            read::read_range(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
+                done.extend(subject::read_final_answer(&record.subject));
             })
             .await?;
         }
@@ -210,10 +210,10 @@ impl Oracle {
 
     /// What is still under way, in words; empty when nothing is.
     async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
-        let images = read::progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
-        let outbox = read::level(&self.bus, topology::OUTBOX).await?;
-        let verify = read::level(cloud, topology::VERIFY).await?;
-        let verdicts = read::progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
+        let images = read::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
+        let outbox = read::stream_level(&self.bus, topology::OUTBOX).await?;
+        let verify = read::stream_level(cloud, topology::VERIFY).await?;
+        let verdicts = read::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
         let waiting = [
             ("images", images.pending + images.unacked),
             ("outbox", outbox.messages),
@@ -230,11 +230,11 @@ impl Oracle {
     /// Every final answer in the stream, by task.
     async fn answers(&self) -> anyhow::Result<HashMap<TaskId, Vec<Answer>>> {
         let mut answers: HashMap<TaskId, Vec<Answer>> = HashMap::new();
-        let level = read::level(&self.bus, topology::ANSWERS).await?;
+        let level = read::stream_level(&self.bus, topology::ANSWERS).await?;
         let mut unreadable = None;
         if level.messages > 0 {
-            read::stretch(&self.bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
-                let Ok(task) = subject::read_finality(&record.subject) else { return };
+            read::read_range(&self.bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
+                let Ok(task) = subject::read_final_answer(&record.subject) else { return };
                 // What others publish beside it, on cameras of their own.
                 if record.subject.contains(".odd-") {
                     return;
@@ -253,9 +253,9 @@ impl Oracle {
     /// The tasks of all dead letters.
     async fn letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
         let mut tasks = BTreeSet::new();
-        let level = read::level(&self.bus, topology::DEAD).await?;
+        let level = read::stream_level(&self.bus, topology::DEAD).await?;
         if level.messages > 0 {
-            read::stretch(&self.bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+            read::read_range(&self.bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
                 tasks.extend(decode::<DeadLetter>(&record.payload).ok().and_then(|letter| letter.task));
             })
             .await?;
@@ -308,7 +308,7 @@ async fn left(bus: &Bus, stream: &str, level: Level) -> anyhow::Result<Option<St
     let (first, last) = (level.first_sequence, level.last_sequence);
     let mut found = format!("{stream} from {first} to {last}:");
     for sequence in (first..=last).take(LOOK) {
-        if let Some(record) = read::at(bus, stream, sequence).await? {
+        if let Some(record) = read::message_at(bus, stream, sequence).await? {
             found.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
         }
     }

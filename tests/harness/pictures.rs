@@ -74,7 +74,7 @@ fn load() -> anyhow::Result<Vec<Picture>> {
         let (file, truth) = line.split_once(',').context("index.csv: file,label,split")?;
         let truth = truth.split(',').next().unwrap_or_default().to_owned();
         let bytes = fs::read(fixture("images/fashion").join(file)).with_context(|| file.to_owned())?;
-        let (light, heavy) = (light.says(&bytes)?, heavy.says(&bytes)?);
+        let (light, heavy) = (light.predict(&bytes)?, heavy.predict(&bytes)?);
         let confident = light.confidence >= gate;
         pictures.push(Picture { file: file.into(), bytes: bytes.into(), truth, confident, light, heavy });
     }
@@ -93,10 +93,10 @@ impl Opinionated {
         Ok(Self { model, replica })
     }
 
-    fn says(&mut self, bytes: &[u8]) -> anyhow::Result<Said> {
-        let seen = self.replica.see(bytes)?;
+    fn predict(&mut self, bytes: &[u8]) -> anyhow::Result<Said> {
+        let seen = self.replica.predict(bytes)?;
         let ratios = softmax(&seen.logits, self.model.description.gate.temperature.unwrap_or(1.0));
-        let opinion = opinion(&self.model, &ratios).context("a model without classes")?;
+        let opinion = prediction(&self.model, &ratios).context("a model without classes")?;
         Ok(Said { label: opinion.label, confidence: opinion.confidence })
     }
 }

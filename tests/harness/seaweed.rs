@@ -135,7 +135,7 @@ impl Drop for Seaweed {
 }
 
 fn program() -> anyhow::Result<PathBuf> {
-    let path = streams::server::cache().join(format!("seaweedfs-{VERSION}/weed"));
+    let path = streams::server::program_cache().join(format!("seaweedfs-{VERSION}/weed"));
     ensure!(path.is_file(), "{} is missing: run `deploy/fetch-runtime.sh --tests`", path.display());
     Ok(path)
 }

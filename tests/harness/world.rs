@@ -139,7 +139,7 @@ impl World {
             mappings: Vec::new(),
             durability: plan.durability,
             // Room for more sites, of which tests tell the cloud as they go.
-            max_store_bytes: topology::plan(&Place::Both(SiteName::first()), &plan.streams).max_store_bytes() * 8,
+            max_store_bytes: topology::plan_topology(&Place::Both(SiteName::default_site()), &plan.streams).max_store_bytes() * 8,
             leaf,
             site: None,
             entry: ClientListener::default(),
@@ -147,7 +147,7 @@ impl World {
         let mut sites = Vec::new();
         let mut fleet = None;
         let (hub, cloud) = if plan.leaves == 0 {
-            let name = SiteName::first();
+            let name = SiteName::default_site();
             let alone =
                 ServerSettings { port: plan.port, site: Some(name.clone()), ..settings("site", None, Leaf::Alone) };
             let server = serve(alone).await?;
@@ -341,11 +341,11 @@ impl World {
 
     /// Sets the cloud up for one more site, which has no server; doing it twice is doing it once.
     pub async fn tell_cloud_of(&self, site: &SiteName) -> anyhow::Result<()> {
-        if Blobs::sent_by(&self.cloud, site).is_there().await? {
+        if Blobs::open_sent_by(&self.cloud, site).bucket_exists().await? {
             return Ok(());
         }
-        let wanted = topology::plan(&Place::Cloud(vec![site.clone()]), &self.plan.streams);
-        for finding in topology::setup(&self.cloud, &wanted, Mend::Everything).await? {
+        let wanted = topology::plan_topology(&Place::Cloud(vec![site.clone()]), &self.plan.streams);
+        for finding in topology::apply_plan(&self.cloud, &wanted, Mend::Everything).await? {
             anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
         }
         Ok(())
@@ -511,10 +511,10 @@ async fn set_up_with(
     streams: &StreamSettings,
 ) -> anyhow::Result<Bus> {
     let bus = Bus::connect(&nats, "test").await?;
-    for finding in topology::setup(&bus, &topology::plan(place, streams), Mend::Missing).await? {
+    for finding in topology::apply_plan(&bus, &topology::plan_topology(place, streams), Mend::Missing).await? {
         anyhow::ensure!(!matches!(finding.state, topology::State::Refused(_)), "{finding:?}");
     }
-    server.settle()?;
+    server.sync_store()?;
     Ok(bus)
 }
 

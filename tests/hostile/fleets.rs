@@ -18,11 +18,11 @@ fn a_sites_file_that_was_bent_is_read_or_refused() {
     membership.write_new(&path, None).unwrap();
     let whole = std::fs::read(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
-    let trusted = membership.root.signed().unwrap();
+    let trusted = membership.root.signed_bytes().unwrap();
     bend_all("sites' files", std::slice::from_ref(&whole), turns() / 20, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         if let Ok(bent) = Membership::read(&path) {
-            assert_eq!(bent.root.signed().unwrap(), trusted, "another root than the fleet's");
+            assert_eq!(bent.root.signed_bytes().unwrap(), trusted, "another root than the fleet's");
             assert!(bent.hub.starts_with("tls://"), "{}", bent.hub);
         }
         1

@@ -23,7 +23,7 @@ fn reports_that_were_bent_are_added_up_or_passed_over() {
         let again = Swap { worker: format!("{}-2", bent.worker), ..bent.clone() };
         let cloud = Swap { site: SiteName::cloud(), ..bent.clone() };
         for swap in swaps.iter().cloned().chain([bent.clone(), again, cloud]) {
-            evidence.see(swap, now_ms);
+            evidence.add_report(swap, now_ms);
         }
         let ring = vec![bent.site.clone()];
         let canary = Canary {
@@ -41,7 +41,7 @@ fn reports_that_were_bent_are_added_up_or_passed_over() {
                 stable,
                 now_ms,
             );
-            let ruling = releaser::judge(&trial, &Default::default());
+            let ruling = releaser::judge_canary(&trial, &Default::default());
             drop(ruling);
         }
         let _sites = evidence.sites(now_ms).len();
@@ -59,14 +59,14 @@ fn rounds_and_updates_that_were_bent_are_taken_or_refused() {
         let mut state = Rounds::new(ReleaseId::from_sha256([1; 32]));
         let bent = decode::<Round>(bytes).ok();
         for (at_ms, round) in (1..).zip(rounds.iter().chain(&bent)) {
-            state.happened(round, at_ms);
+            state.apply_event(round, at_ms);
         }
         for (sequence, update) in (1..).zip(updates.iter().cloned().chain(decode::<Update>(bytes).ok())) {
-            if let aggregator::round::Arrival::Count(arrived) = state.arrived(update, sequence, u64::MAX) {
+            if let aggregator::round::Arrival::Count(arrived) = state.add_update(update, sequence, u64::MAX) {
                 state.accept(*arrived);
             }
         }
-        let _due = (state.due(u64::MAX), state.last(), state.waiting());
+        let _due = (state.close_reason(u64::MAX), state.last(), state.waiting_updates());
         2
     });
 }
@@ -79,7 +79,7 @@ fn decisions_that_were_bent_are_followed_by_others() {
     bend_all("decisions about releases", &whole, turns() / 2, |bytes| {
         let Ok(bent) = decode::<Rollout>(bytes) else { return 1 };
         let said = || stage::Said::new("hand", "because", 5);
-        let order = stage::order(&bent, &site);
+        let order = stage::order_for_site(&bent, &site);
         let next = stage::roll_back(&bent, said()).unwrap_or_else(|_| bent.clone());
         assert!(next.number >= bent.number && order.number == bent.number);
         let _others = (

@@ -2,13 +2,13 @@
 
 use bend::{bend_all, corpus, turns};
 use replayer::Row;
-use replayer::backtest::{Candidate, Recorded, play};
+use replayer::backtest::{Candidate, Recorded, replay_decisions};
 use replayer::row::Texts;
 use runtime::sign::Key;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};
 use schemas::{
-    Answer, AuditNote, Beat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
+    Answer, AuditNote, Heartbeat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
     SiteName, Swap, Update, Verdict, Verify, codec, decode, encode,
 };
 use streams::read::Record;
@@ -36,7 +36,7 @@ fn messages_that_were_bent_are_read_or_refused() {
         message::<Answer>,
         message::<AuditNote>,
         |bytes| {
-            if let Ok(beat) = decode::<Beat>(bytes) {
+            if let Ok(beat) = decode::<Heartbeat>(bytes) {
                 let _either_way = beat.check();
             }
         },
@@ -52,7 +52,7 @@ fn messages_that_were_bent_are_read_or_refused() {
         message::<Update>,
         message::<Verdict>,
         message::<Verify>,
-        |bytes| drop(codec::show(bytes)),
+        |bytes| drop(codec::to_json(bytes)),
     ];
     bend_all("messages", &corpus("fixtures/wire", &[".msgpack"], usize::MAX), turns(), |bytes| {
         kinds.iter().for_each(|kind| kind(bytes));
@@ -73,7 +73,7 @@ fn answers_that_were_bent_are_told_and_decided_again() {
         let _told = (row.hardness(), row.is_wrong(), row.label().is_some());
         if let Some(recorded) = Recorded::of(&answer, None, &mut texts) {
             let in_force = [(recorded.settings().to_owned(), Default::default())].into();
-            let _played = play(&[recorded], &in_force, &candidate).is_ok();
+            let _played = replay_decisions(&[recorded], &in_force, &candidate).is_ok();
         }
         3
     });
@@ -112,7 +112,7 @@ fn what_was_signed_and_bent_is_not_obeyed() {
     let older = Root { number: 0, ..root.clone() };
     bend_all("roots", &[text], turns() / 4, |bytes| {
         let Ok(bent) = serde_json::from_slice::<Root>(bytes) else { return 2 };
-        let same = bent.signed().unwrap() == root.signed().unwrap();
+        let same = bent.signed_bytes().unwrap() == root.signed_bytes().unwrap();
         assert!(same || trust::check_first_root(&bent).is_err(), "another root is trusted: {bent:?}");
         assert!(same || trust::check_root(&bent, &older, 20).is_err(), "another root is followed: {bent:?}");
         2

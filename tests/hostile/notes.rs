@@ -9,9 +9,9 @@ use recognizer::signals::read_policy;
 use replayer::backtest::Candidate;
 use rollout::confinement::Confinement;
 use rollout::trial::{Probe, Tried, compare};
-use scaling::decide::{Seen, State, decide};
+use scaling::decide::{Seen, State, decide_replicas};
 use scaling::{Asked, ScaleSettings};
-use schemas::{FaultNote, Opinion, Ranked, ReleaseId, Update, decode};
+use schemas::{FaultNote, Prediction, Ranked, ReleaseId, Update, decode};
 use trainer::collect::Marks;
 
 #[test]
@@ -37,7 +37,7 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
             Ok(Some(Asked::Fixed(replicas))) => assert!((1..=scaling::asked::MOST_REPLICAS).contains(&replicas)),
             Ok(Some(Asked::Between(least, most))) => {
                 let settings = ScaleSettings { least, most, ..ScaleSettings::default() };
-                let (_, wish) = decide(&settings, &State::default(), &seen);
+                let (_, wish) = decide_replicas(&settings, &State::default(), &seen);
                 assert!((1..=scaling::asked::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
             }
             Ok(None) | Err(_) => {}
@@ -50,7 +50,7 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
 fn evidence_that_was_bent_is_believed_or_refused() {
     bend::limit_memory();
     let mut evidence = Evidence::default();
-    let opinion = Opinion {
+    let opinion = Prediction {
         label: "cat".into(),
         confidence: 0.7,
         top: [("cat", 0.7), ("dog", 0.2)].map(|(label, confidence)| Ranked { label: label.into(), confidence }).into(),
@@ -60,16 +60,16 @@ fn evidence_that_was_bent_is_believed_or_refused() {
         novelty: None,
     };
     for number in 0..40 {
-        evidence.seen("cat", 0.7);
-        evidence.verified(&opinion, if number % 3 == 0 { "dog" } else { "cat" }, 4, 1.0);
+        evidence.add_answer("cat", 0.7);
+        evidence.add_verdict(&opinion, if number % 3 == 0 { "dog" } else { "cat" }, 4, 1.0);
     }
     bend_all("notes of evidence", &[serde_json::to_vec(&evidence).unwrap()], turns() / 10, |bytes| {
         if let Ok(mut bent) = serde_json::from_slice::<Evidence>(bytes) {
-            let belief = bent.belief(0.9);
+            let belief = bent.calibration(0.9);
             assert!(!belief.pooled.is_nan() && belief.thresholds.values().all(|ratio| !ratio.is_nan()), "{belief:?}");
             assert!(belief.accuracy_at_least.is_finite() && belief.stays_ratio.is_finite(), "{belief:?}");
             assert!(belief.temperature.is_none_or(|temperature| temperature > 0.0), "{belief:?}");
-            let _faded = bent.faded();
+            let _faded = bent.decayed();
             bent.add(&evidence);
         }
         1
@@ -83,10 +83,10 @@ fn settings_in_force_that_were_bent_are_tried_or_refused() {
     bend_all("notes of settings in force", &[serde_json::to_vec(&InForce::default()).unwrap()], turns() / 4, |bytes| {
         if let Ok(bent) = serde_json::from_slice::<InForce>(bytes) {
             let _gate = bent.gate();
-            let _tried = candidate.over(&bent).is_ok();
+            let _tried = candidate.apply_to(&bent).is_ok();
         }
         let over = serde_json::from_slice(bytes).map(|says| Candidate { name: "bent".into(), says });
-        let _over = over.map(|candidate| candidate.over(&InForce::default()).is_ok());
+        let _over = over.map(|candidate| candidate.apply_to(&InForce::default()).is_ok());
         2
     });
 }

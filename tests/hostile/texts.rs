@@ -35,12 +35,12 @@ fn texts_that_were_bent_are_read_or_refused() {
         let text = String::from_utf8_lossy(bytes);
         let _read = (
             subject::read_image(&text).is_ok(),
-            subject::read_finality(&text).is_ok(),
+            subject::read_final_answer(&text).is_ok(),
             subject::read_pin(&text).is_ok(),
             subject::check_pattern(&text).is_ok(),
             subject::check_replay(&text).is_ok(),
-            subject::may_come_again("IMAGES", &site, &text),
-            subject::may_go(Errand::Verify, &site, &text),
+            subject::may_be_redelivered("IMAGES", &site, &text),
+            subject::is_uploadable(Errand::Verify, &site, &text),
             subject::map_topic(&site, &text, "$1").is_ok(),
             Errand::read(&text).is_ok(),
         );
@@ -52,12 +52,12 @@ fn texts_that_were_bent_are_read_or_refused() {
             text.parse::<BlobRef>().is_ok(),
             Expression::parse(&text).is_ok(),
             serde_json::from_str::<Root>(&text).is_ok(),
-            moment::read(&text, Some(1_000_000)).is_ok(),
+            moment::parse_timestamp(&text, Some(1_000_000)).is_ok(),
             text.parse::<autograd::Trainable>().is_ok(),
             text.parse::<scaling::Asked>().is_ok(),
         );
         // Every header of a task at once, each with this value.
-        let _task = Task::read(&stored(), |_| Some(&text), bytes).is_ok();
+        let _task = Task::from_headers(&stored(), |_| Some(&text), bytes).is_ok();
         20
     });
 }
@@ -80,7 +80,7 @@ fn expressions_and_rows_that_were_bent_go_together() {
     ]);
     bend_all("expressions", &expressions, turns(), |bytes| {
         let Ok(expression) = Expression::parse(&String::from_utf8_lossy(bytes)) else { return 1 };
-        let _held = rows.iter().filter(|row| expression.holds(row)).count();
+        let _held = rows.iter().filter(|row| expression.matches(row)).count();
         1 + rows.len()
     });
     let written: Vec<Vec<u8>> = rows.iter().map(|row| serde_json::to_vec(row).unwrap()).collect();
@@ -103,7 +103,7 @@ fn what_a_server_says_of_itself_is_read_or_passed_over() {
         "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}",
     ]);
     bend_all("pages of a server", &answers, turns(), |bytes| {
-        let _health = monitor::health(&String::from_utf8_lossy(bytes));
+        let _health = monitor::parse_health(&String::from_utf8_lossy(bytes));
         1
     });
 }

@@ -25,10 +25,10 @@ use crate::common::{PATIENCE, answered, outcome, publish, publish_as};
 const WITHOUT_DELAY: Duration = Duration::from_secs(3);
 
 async fn letters(bus: &Bus) -> Vec<DeadLetter> {
-    let level = read::level(bus, topology::DEAD).await.unwrap();
+    let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     let mut letters = Vec::new();
     if level.messages > 0 {
-        let all = read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        let all = read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
             letters.push(decode::<DeadLetter>(&record.payload).unwrap());
         });
         all.await.unwrap();
@@ -67,7 +67,7 @@ async fn serves_on(world: &mut World, after: &str) {
 /// Publishes something bad and checks its tombstone, its dead letter and its worker.
 async fn dies_of(world: &mut World, what: &str, bytes: &[u8], headers: &[(&'static str, &str)], fault: &str) {
     let site = world.site(0).name.clone();
-    let task = TaskId::mint();
+    let task = TaskId::new_random();
     publish_as(world.bus(0), &site, task, bytes, headers).await.unwrap();
     serves_on(world, what).await;
     let answer = answered(world, task).await;
@@ -135,7 +135,7 @@ async fn a_header_that_cannot_be_read_becomes_a_dead_letter_by_name() {
     ] {
         let site = world.site(0).name.clone();
         let bytes = if header == HEADER_BLOB { &b""[..] } else { &one(true).unwrap().bytes[..] };
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         publish_as(world.bus(0), &site, task, bytes, &[(header, text)]).await.unwrap();
         serves_on(&mut world, header).await;
         let letter = letter(world.bus(0), |letter| letter.headers.get("Nats-Msg-Id") == Some(&task.to_string())).await;
@@ -177,7 +177,7 @@ async fn a_reference_that_lies_becomes_a_dead_letter_by_name() {
     let mut world = small_world().await;
     let picture = &one(true).unwrap().bytes;
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
-    let good = blobs.store(picture).await.unwrap();
+    let good = blobs.store_blob(picture).await.unwrap();
     let missing = BlobRef::new([7; 32], 100);
     let lying = |size_bytes: u64| BlobRef { size_bytes, ..good.clone() }.to_string();
     dies_of(&mut world, "a blob that is not there", b"", &[(HEADER_BLOB, &missing.to_string())], "blob_bad").await;
@@ -199,7 +199,7 @@ async fn a_publisher_hears_at_once_of_a_message_that_is_too_large() {
     let mut world = small_world().await;
     let site = world.site(0).name.clone();
     for size_bytes in [100_000_000, MAX_MESSAGE_BYTES + 1] {
-        let refused = publish_as(world.bus(0), &site, TaskId::mint(), &vec![0; size_bytes], &[]).await;
+        let refused = publish_as(world.bus(0), &site, TaskId::new_random(), &vec![0; size_bytes], &[]).await;
         assert!(matches!(refused, Err(CarryError::TooLarge { .. })), "{size_bytes}: {refused:?}");
     }
     // A client that does not look at the limit is shown the door by the server.
@@ -235,7 +235,7 @@ async fn a_subject_that_nobody_takes_is_an_error_at_the_publisher() {
     let publisher = Publisher::new(world.bus(0).clone(), Duration::from_secs(1));
     let picture = one(true).unwrap().bytes.clone();
     for subject in ["images.site-1.cam-1", "Image.site-1.cam-1", "site-1.cam-1"] {
-        let publication = Publication::with_id(subject.into(), picture.clone(), TaskId::mint().to_string());
+        let publication = Publication::with_id(subject.into(), picture.clone(), TaskId::new_random().to_string());
         let refused = publisher.publish(&publication).await;
         assert!(matches!(refused, Err(CarryError::NoStream { .. })), "{subject}: {refused:?}");
     }
@@ -249,7 +249,7 @@ async fn a_camera_whose_name_is_none_becomes_a_dead_letter() {
     let picture = one(true).unwrap().bytes.clone();
     for camera in ["küche", "cam$1", &"c".repeat(65), "*", ">"] {
         let subject = format!("image.site-1.{camera}");
-        let publication = Publication::with_id(subject.clone(), picture.clone(), TaskId::mint().to_string());
+        let publication = Publication::with_id(subject.clone(), picture.clone(), TaskId::new_random().to_string());
         // A wildcard is refused by the client or the server; what is stored nevertheless is given up.
         if publisher.publish(&publication).await.is_ok() {
             let letter = letter(world.bus(0), |letter| letter.subject == subject).await;
@@ -324,7 +324,7 @@ async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
     let mut taken = Vec::new();
     let fill = async |taken: &mut Vec<TaskId>, bus: &Bus| {
         for number in 0..500 {
-            let task = TaskId::mint();
+            let task = TaskId::new_random();
             match publish_as(bus, &site, task, &image(number), &[]).await {
                 Ok(_) => taken.push(task),
                 Err(CarryError::Full { .. }) => return,
@@ -351,7 +351,7 @@ async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
         assert_eq!(answered(&world, *task).await.route, Route::Edge, "task {task} was taken");
     }
     until("room again", PATIENCE, async || {
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         let placed = publish_as(world.bus(0), &site, task, &image(0), &[]).await;
         if placed.is_ok() {
             taken.push(task);

@@ -12,7 +12,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Publishes bytes as the one image of a new task.
 pub async fn publish(bus: &Bus, site: &SiteName, bytes: &[u8], headers: &[(&'static str, &str)]) -> TaskId {
-    let task = TaskId::mint();
+    let task = TaskId::new_random();
     publish_as(bus, site, task, bytes, headers).await.unwrap();
     task
 }
@@ -35,9 +35,9 @@ pub async fn publish_as(
 
 /// The final answer of a task, as soon as there is one.
 pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
-    let slot = streams::subject::finality_of_any_camera(site, task);
+    let slot = streams::subject::final_answer_of_any_camera(site, task);
     until(&format!("a final answer of task {task}"), PATIENCE, async || {
-        let record = read::last(bus, topology::ANSWERS, &slot).await?;
+        let record = read::last_message(bus, topology::ANSWERS, &slot).await?;
         Ok(record.map(|record| decode(&record.payload)).transpose()?)
     })
     .await
@@ -54,9 +54,9 @@ pub async fn answered(world: &World, task: TaskId) -> Answer {
 
 /// Every answer about a task, oldest first.
 pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
-    let last = read::level(bus, topology::ANSWERS).await.unwrap().last_sequence;
+    let last = read::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
     let mut answers: Vec<Answer> = Vec::new();
-    let all = read::stretch(bus, topology::ANSWERS, Stretch::default(), last, |record| {
+    let all = read::read_range(bus, topology::ANSWERS, Stretch::default(), last, |record| {
         answers.push(decode(&record.payload).unwrap());
     });
     all.await.unwrap();

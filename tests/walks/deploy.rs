@@ -452,7 +452,7 @@ fn server_rules(path: &str) -> (String, u64) {
 #[test]
 fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what_the_streams_may() {
     use streams::rights::{CLOUD_ACCOUNT, CLOUD_DOMAIN, Rights, account_of};
-    use streams::topology::{Place, StreamSettings, plan};
+    use streams::topology::{Place, StreamSettings, plan_topology};
     let site: SiteName = "reef".parse().unwrap();
     let settings = StreamSettings::default();
     for path in ["deploy/nats/site.conf", "deploy/k8s/overlays/edge/nats.conf"] {
@@ -462,19 +462,19 @@ fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what
             text.contains("  LINK: { users: [ { user: link, password: $LINK_PASSWORD } ] }"),
             "{path}: LINK has more"
         );
-        let needed = plan(&Place::Site(site.clone()), &settings).max_store_bytes();
+        let needed = plan_topology(&Place::Site(site.clone()), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }
     for path in ["deploy/nats/cloud.conf", "deploy/k8s/overlays/cloud/nats.conf"] {
         let (text, store) = server_rules(path);
         let share =
-            Rights::of_site_in_cloud(&site, CLOUD_DOMAIN).shared(CLOUD_DOMAIN, CLOUD_ACCOUNT, &account_of(&site));
+            Rights::of_site_in_cloud(&site, CLOUD_DOMAIN).account_share(CLOUD_DOMAIN, CLOUD_ACCOUNT, &account_of(&site));
         for entry in share.exports.iter().chain(&share.imports) {
             assert!(text.contains(&format!("    {entry}\n")), "{path}: the site may not {entry}");
         }
         let services = text.matches("{ service: ").count();
         assert_eq!(services, share.exports.len() + share.imports.len(), "{path}: the site may more than it needs");
-        let needed = plan(&Place::Cloud(vec![site.clone()]), &settings).max_store_bytes();
+        let needed = plan_topology(&Place::Cloud(vec![site.clone()]), &settings).max_store_bytes();
         assert!(store >= needed, "{path}: max_file_store is {store}, the streams may hold {needed}");
     }
 }

@@ -65,7 +65,7 @@ async fn a_camera_on_another_machine_needs_a_login_and_is_encrypted() {
     let jetstream = async_nats::jetstream::new(client.clone());
     let picture = one(true).unwrap().bytes.clone();
     let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Nats-Msg-Id", TaskId::mint().to_string().as_str());
+    headers.insert("Nats-Msg-Id", TaskId::new_random().to_string().as_str());
     let stored = jetstream.publish_with_headers(text("subject"), headers, picture.clone()).await.unwrap();
     stored.await.unwrap();
     // Of another camera, and of anything else, nothing is taken.

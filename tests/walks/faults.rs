@@ -20,7 +20,7 @@ const IMAGES_PER_S: u32 = 40;
 const SETTLING: Duration = Duration::from_secs(90);
 
 /// Publishes while the faults happen one after another, then lets the oracle judge.
-async fn suffer(world: World, seed: u64, faults: Vec<Fault>) {
+async fn inject_fault(world: World, seed: u64, faults: Vec<Fault>) {
     let oracle = Oracle::new(seed, &world.site(0).name, world.bus(0)).unwrap();
     suffer_before(oracle, world, seed, faults).await;
 }
@@ -29,12 +29,12 @@ async fn suffer_before(oracle: Oracle, mut world: World, seed: u64, faults: Vec<
     let pouring = oracle.pour(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
         // A fault hits a world at work: something is under way when it comes.
-        let before = read::level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
+        let before = read::stream_level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
         let at_work = until("images flow", PATIENCE, async || {
-            Ok((read::level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
+            Ok((read::stream_level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
         });
         at_work.await.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
     }
     oracle.enough();
@@ -57,14 +57,14 @@ async fn nothing_is_lost_or_doubled_when_workers_and_the_server_of_a_site_die() 
     let seed = seed(20261);
     // `fast` promises as much as `power-safe` while only processes die.
     let world = World::whole(Plan { durability: Durability::Fast, ..Plan::default() }).await.unwrap();
-    suffer(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
+    inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_when_the_link_and_the_cloud_die() {
     let seed = seed(20262);
     let world = World::whole(Plan::leaves(1)).await.unwrap();
-    suffer(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
+    inject_fault(world, seed, fault::plan(seed, 12, &WORKERS, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +76,7 @@ async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links
         .collect();
     let pouring: Vec<_> = oracles.iter().map(|oracle| oracle.pour(20)).collect();
     for (number, fault) in fault::plan(seed, 12, &WORKERS, true).iter().enumerate() {
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -125,7 +125,7 @@ async fn nothing_is_lost_or_doubled_when_the_link_is_away_for_half_a_minute() {
     let seed = seed(20263);
     let world = World::whole(Plan::leaves(1)).await.unwrap();
     let cut = Fault::CutLink { site: 0, cut: Cut::Silent, time: Duration::from_secs(30) };
-    suffer(world, seed, vec![cut]).await;
+    inject_fault(world, seed, vec![cut]).await;
 }
 
 /// A picture that takes the server several messages to store and to read.
@@ -142,7 +142,7 @@ async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetche
     let blobs = Blobs::open(&site.bus).await.unwrap();
     let mut tasks = Vec::new();
     for number in 0..12 {
-        let reference = blobs.store(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
+        let reference = blobs.store_blob(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
         tasks.push(publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &reference)]).await);
         if number % 3 == 2 {
             crash(&site.server, &site.bus).await.unwrap();
@@ -201,20 +201,20 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
     judgement.verdict().unwrap();
     let tasks = oracle.acknowledged();
     let slot = async |task| {
-        let slot = subject::finality_of_any_camera(&site.name, task);
-        read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
+        let slot = subject::final_answer_of_any_camera(&site.name, task);
+        read::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
     };
     let anew = Publisher::new(site.bus.clone(), PATIENCE);
     // Lost: its slot is emptied. Doubled: one more beside it. Mixed up: another picture's answer.
     let (lost, doubled, mixed) = (slot(tasks[0]).await, slot(tasks[1]).await, slot(tasks[2]).await);
-    read::delete(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    read::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     let outcome = |slot: &str| slot.replacen("answer.final.", "outcome.", 1);
     let second = Publication::with_id(outcome(&doubled.subject), doubled.payload, "second");
     anew.publish(&second).await.unwrap();
     let mut other: Answer = decode(&mixed.payload).unwrap();
     other.confidence = Some(0.123);
-    read::delete(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
-    anew.publish(&Publication::first(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
+    read::delete_message(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
+    anew.publish(&Publication::first_on_subject(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
     let violations = oracle.judge(&world.cloud, Duration::from_secs(3)).await.unwrap().violations.join("\n");
     for (task, what) in [(tasks[0], "has no outcome"), (tasks[1], "has 2 final answers"), (tasks[2], "expected")] {
         let noticed = violations.lines().any(|line| line.contains(&task.to_string()) && line.contains(what));
@@ -229,5 +229,5 @@ async fn soak() {
     let count = std::env::var("TRIBUTARY_SOAK_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(50);
     let seed = seed(20264);
     let world = World::whole(Plan::leaves(1)).await.unwrap();
-    suffer(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
+    inject_fault(world, seed, fault::plan(seed, count, &WORKERS, true)).await;
 }

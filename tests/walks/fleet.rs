@@ -70,7 +70,7 @@ async fn joined(folder: &Path, site: &str) -> bool {
 
 /// What a site noted to run of a model.
 async fn noted(bus: &Bus, model: &ModelName) -> anyhow::Result<Option<Order>> {
-    Ok(Ledger::open(bus).await?.message::<Order>(&subject::order_note(model)).await?)
+    Ok(Ledger::open(bus).await?.read_message::<Order>(&subject::order_note(model)).await?)
 }
 
 /// Publishes something as a site's order, whatever it says of itself.
@@ -164,12 +164,12 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         buses.push((name, bus));
     }
     // What the hub orders is signed, and obeyed; what somebody else orders is not.
-    let model = ModelName::of("fashion-light");
+    let model = ModelName::from_name("fashion-light");
     let mut orders = Vec::new();
     for (worker, (name, bus)) in sites.iter().zip(&buses) {
         let ledger = Ledger::open(bus).await.unwrap();
         let order =
-            until("an order", 3 * PATIENCE, async || Ok(ledger.message::<Order>(&subject::order_note(&model)).await?));
+            until("an order", 3 * PATIENCE, async || Ok(ledger.read_message::<Order>(&subject::order_note(&model)).await?));
         let order = order.await.unwrap_or_else(|error| panic!("{error:#}\n{name}: {}\n{}", worker.log(), hub.log()));
         assert!(order.signature.is_some());
         orders.push(order);
@@ -189,7 +189,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
     let publisher = Publisher::new(operator, PATIENCE);
     for order in [unsigned, changed, by_stranger] {
-        rollout::log::give(&publisher, &order, false).await.unwrap();
+        rollout::log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -201,7 +201,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     });
     assert_eq!(refused.await.unwrap(), ["order_by_stranger", "order_changed", "order_unsigned"]);
     let ledger = Ledger::open(&buses[0].1).await.unwrap();
-    assert_eq!(ledger.message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
+    assert_eq!(ledger.read_message::<Order>(&subject::order_note(&model)).await.unwrap().as_ref(), Some(own));
     // A rollback is a new order that names an old release.
     let reef = buses[0].1.clone();
     let (folder_of_second, second) = another_release(at);
@@ -213,7 +213,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
         says(at, &[&pin[..], &["--set", &store]].concat()).await;
         let order = until("reef runs what it is pinned to", 3 * PATIENCE, async || {
             let order = noted(&reef, &model).await?.filter(|order| order.release.release == *release);
-            let beats = streams::fleet::alive(&reef).await?;
+            let beats = streams::fleet::live_workers(&reef).await?;
             let runs = beats.iter().any(|beat| beat.role == "recognizer" && beat.release.as_ref() == Some(release));
             Ok(order.filter(|_| runs))
         });
@@ -313,8 +313,8 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     assert_eq!(outcome(bus, reef, task).await.unwrap().route, Route::Edge, "the site itself goes on");
     let (farm, bus) = &buses[1];
     let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
-    let slot = subject::finality(farm, &"cam-1".parse().unwrap(), task);
-    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(read::outcome(bus, &slot).await?)).await;
+    let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
+    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(read::read_outcome(bus, &slot).await?)).await;
     assert_eq!(verified.unwrap().route, Route::Verified);
     assert!(!says(at, &["site", "list"]).await.contains("reef"));
     // With another site's file a store stays what it is.

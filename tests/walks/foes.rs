@@ -105,7 +105,7 @@ impl Honest {
                 tick.tick().await;
                 // The ids that others know are used once others have.
                 let taken = (now.load(Ordering::Relaxed) > 1).then(|| ids.next()).flatten();
-                let task = taken.unwrap_or_else(TaskId::mint);
+                let task = taken.unwrap_or_else(TaskId::new_random);
                 let picture = some(number % DOUBTFUL_EVERY != 0, number).unwrap();
                 let subject = subject::image(&name, &"honest".parse().unwrap());
                 let publication = Publication::with_id(subject, picture.bytes.clone(), task.to_string());
@@ -154,10 +154,10 @@ fn milliseconds(wait: Duration) -> String {
 
 /// The faults of all dead letters of a place, by stream and sequence of what died.
 async fn faults(bus: &Bus) -> BTreeMap<(String, u64), String> {
-    let level = read::level(bus, topology::DEAD).await.unwrap();
+    let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     let mut faults = BTreeMap::new();
     if level.messages > 0 {
-        read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
             let letter: DeadLetter = decode(&record.payload).unwrap();
             assert!(!letter.fault.reason.is_empty() && !letter.fault.remedy.is_empty(), "{:?}", letter.fault);
             faults.insert((letter.stream, letter.sequence), letter.fault.name);
@@ -170,10 +170,10 @@ async fn faults(bus: &Bus) -> BTreeMap<(String, u64), String> {
 
 /// Routes of final answers at a site by the sequence of their image; each outcome is there once.
 async fn routes(bus: &Bus) -> BTreeMap<u64, Vec<(TaskId, Route)>> {
-    let level = read::level(bus, topology::ANSWERS).await.unwrap();
+    let level = read::stream_level(bus, topology::ANSWERS).await.unwrap();
     let mut routes: BTreeMap<u64, Vec<(TaskId, Route)>> = BTreeMap::new();
     let finals = Stretch { subjects: vec!["answer.final.*.*.*".into()], ..Stretch::default() };
-    read::stretch(bus, topology::ANSWERS, finals, level.last_sequence, |record| {
+    read::read_range(bus, topology::ANSWERS, finals, level.last_sequence, |record| {
         let answer: Answer = decode(&record.payload).unwrap();
         assert_eq!(record.header(HEADER_IMAGE), Some(answer.image_sequence.to_string().as_str()));
         routes.entry(answer.image_sequence).or_default().push((answer.task, answer.route));
@@ -200,10 +200,10 @@ async fn judge_camera(world: &World, actions: &mut [Action], heard: &[Vec<Heard>
     let bus = world.bus(0);
     let durable = topology::recognizer_durable(&world.site(0).name);
     until("every image is done", 2 * PATIENCE, async || {
-        let progress = read::progress(bus, topology::IMAGES, &durable).await?;
+        let progress = read::consumer_progress(bus, topology::IMAGES, &durable).await?;
         let newest = heard.iter().flatten().filter_map(sequence).max().unwrap_or(0);
-        let verify = read::level(&world.cloud, topology::VERIFY).await?.messages;
-        let outbox = read::level(bus, topology::OUTBOX).await?.messages;
+        let verify = read::stream_level(&world.cloud, topology::VERIFY).await?.messages;
+        let outbox = read::stream_level(bus, topology::OUTBOX).await?.messages;
         anyhow::ensure!(progress.floor >= newest, "image {newest} is not done: {progress:?}");
         anyhow::ensure!(verify + outbox < 10, "{verify} and {outbox} wait");
         Ok(Some(()))
@@ -345,11 +345,11 @@ fn tell_if_wrong(action: &Action, heard: &[Heard]) {
 
 /// The tasks of verdicts that wait for the foe.
 async fn verdicts(cloud: &Bus, foe: &Foe) -> BTreeSet<TaskId> {
-    let level = read::level(cloud, topology::VERDICTS).await.unwrap();
+    let level = read::stream_level(cloud, topology::VERDICTS).await.unwrap();
     let mut tasks = BTreeSet::new();
     if level.messages > 0 {
         let own = Stretch { subjects: vec![format!("verdict.{}.*", foe.own)], ..Stretch::default() };
-        read::stretch(cloud, topology::VERDICTS, own, level.last_sequence, |record| {
+        read::read_range(cloud, topology::VERDICTS, own, level.last_sequence, |record| {
             let verdict: Verdict = decode(&record.payload).unwrap();
             assert_eq!(verdict.provisional.site, foe.own);
             tasks.insert(verdict.provisional.task);
@@ -364,7 +364,7 @@ async fn verdicts(cloud: &Bus, foe: &Foe) -> BTreeSet<TaskId> {
 async fn quiet_levels(bus: &Bus, streams: &[&str]) -> BTreeMap<String, (u64, u64)> {
     let mut levels = BTreeMap::new();
     for stream in streams {
-        let level = read::level(bus, stream).await.unwrap();
+        let level = read::stream_level(bus, stream).await.unwrap();
         levels.insert((*stream).to_owned(), (level.messages, level.last_sequence));
     }
     levels
@@ -399,7 +399,7 @@ async fn lies(world: &World) -> Vec<(&'static str, BlobRef)> {
 async fn say_round(world: &World, model: &ModelName, number: u64, event: RoundEvent) {
     let slot = subject::round(model, number, &event.slot());
     let round = Round { model: model.clone(), number, event, said_at_ms: clock::now_ms(), signature: None };
-    let publication = Publication::first(slot, encode(&round).unwrap());
+    let publication = Publication::first_on_subject(slot, encode(&round).unwrap());
     Publisher::new(world.cloud.clone(), PATIENCE).publish(&publication).await.unwrap();
 }
 
@@ -447,7 +447,7 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     world.releaser("releaser").unwrap();
     world.all_started().await.unwrap();
     until("the first release", PATIENCE, async || {
-        Ok((read::level(&world.cloud, topology::RELEASES).await?.messages > 0).then_some(()))
+        Ok((read::stream_level(&world.cloud, topology::RELEASES).await?.messages > 0).then_some(()))
     })
     .await
     .unwrap();
@@ -457,14 +457,14 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
         own: world.site(1).name.clone(),
         other: world.site(0).name.clone(),
         release: light.release,
-        model: ModelName::of(&initial.description.name),
+        model: ModelName::from_name(&initial.description.name),
         base: initial.release,
         key,
         strangers,
         now_ms: clock::now_ms(),
     };
     let lies = lies(&world).await;
-    let ids: Vec<TaskId> = (0..8).map(|_| TaskId::mint()).collect();
+    let ids: Vec<TaskId> = (0..8).map(|_| TaskId::new_random()).collect();
 
     // While nobody attacks.
     let began = Instant::now();
@@ -503,7 +503,7 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     let login = (LINK_USER, server.link_password().unwrap());
     let mut client = RawClient::connect(&server.url(), Some(login), &inbox_prefix(&foe.own)).await;
     let mut alone = RawClient::connect(&server.url(), Some(login), &format!("{}.alone", inbox_prefix(&foe.own))).await;
-    let others = read::last(&world.cloud, topology::HARDCASES, &subject::hardcase(&foe.other)).await.unwrap();
+    let others = read::last_message(&world.cloud, topology::HARDCASES, &subject::hardcase(&foe.other)).await.unwrap();
     let others = others.and_then(|record| record.header("Nats-Msg-Id").map(str::to_owned));
     let mut by_site = Vec::new();
     let (stored, asked) = foe.blobs();
@@ -526,13 +526,13 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     }
     let file = folder.join(format!("releases/models/{}/{}/weights.safetensors", foe.model, foe.base.as_str()));
     let right = std::fs::read(&file).unwrap();
-    let sent = Blobs::sent_by(&world.site(1).over_link().await.unwrap(), &foe.own);
+    let sent = Blobs::open_sent_by(&world.site(1).over_link().await.unwrap(), &foe.own);
     let mut round = 1;
     for heard in foe.heard_updates(&right) {
         round += 1;
         say_round(&world, &foe.model, round, RoundEvent::Opened(terms(&foe.base))).await;
         if let Some(weights) = &heard.weights {
-            sent.store(weights).await.unwrap();
+            sent.store_blob(weights).await.unwrap();
         }
         let shot = foe.heard_shot(&heard, round);
         let again = Action::new(format!("{}, once more", heard.name), shot.clone(), Outcome::dead("update_second"));
@@ -575,8 +575,8 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     let routes = routes(world.bus(0)).await;
     let mut of_honest: BTreeMap<TaskId, Vec<Route>> = BTreeMap::new();
     let finals = Stretch { subjects: vec![format!("answer.final.{}.honest.*", foe.other)], ..Stretch::default() };
-    let last = read::level(world.bus(0), topology::ANSWERS).await.unwrap().last_sequence;
-    read::stretch(world.bus(0), topology::ANSWERS, finals, last, |record| {
+    let last = read::stream_level(world.bus(0), topology::ANSWERS).await.unwrap().last_sequence;
+    read::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
         let answer: Answer = decode(&record.payload).unwrap();
         let sent = sent.get(&answer.task).expect("an answer to something that it never published");
         let right = if answer.route == Route::Edge { &sent.picture.light } else { &sent.picture.heavy };
@@ -666,8 +666,8 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
         ..NatsSettings::default()
     };
     let bus = Bus::connect(&nats, "test").await.unwrap();
-    let plan = topology::plan(&Place::Site("reef".parse().unwrap()), &StreamSettings::default());
-    for finding in topology::setup(&bus, &plan, Mend::Missing).await.unwrap() {
+    let plan = topology::plan_topology(&Place::Site("reef".parse().unwrap()), &StreamSettings::default());
+    for finding in topology::apply_plan(&bus, &plan, Mend::Missing).await.unwrap() {
         assert!(!matches!(finding.state, State::Refused(_)), "{finding:?}");
     }
     let streams: Vec<&str> = plan.stream_names().filter(|name| *name != topology::IMAGES).collect();
@@ -682,7 +682,7 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
     // Its own acknowledgement it hears.
     let heard = camera.publish(&[image(None)]).await;
     assert!(matches!(&heard[0], Heard::Stored { stream, sequence: 1, .. } if stream == topology::IMAGES), "{heard:?}");
-    let task = TaskId::mint();
+    let task = TaskId::new_random();
     let elsewhere = [
         "$KV.ledger.policy".to_owned(),
         "$KV.ledger.fleet-root".into(),
@@ -709,14 +709,14 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
         let heard = camera.publish(&[Shot { subject: subject.into(), payload: "x".into(), ..Shot::default() }]).await;
         assert!(matches!(heard[0], Heard::Refused(_)), "{subject}: {heard:?}");
     }
-    let level = read::level(&bus, topology::IMAGES).await.unwrap();
+    let level = read::stream_level(&bus, topology::IMAGES).await.unwrap();
     assert_eq!(
         level.messages,
         1 + elsewhere.len() as u64,
         "each was stored as the camera's own image, and nothing else"
     );
     assert_eq!(
-        read::last(&bus, topology::IMAGES, "image.reef.cam2").await.unwrap().map(|record| record.sequence),
+        read::last_message(&bus, topology::IMAGES, "image.reef.cam2").await.unwrap().map(|record| record.sequence),
         None
     );
     assert_eq!(quiet_levels(&bus, &streams).await, before);

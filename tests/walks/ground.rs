@@ -25,9 +25,9 @@ const WITHOUT_DELAY: Duration = Duration::from_secs(1);
 
 async fn letters(bus: &Bus) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
-    let level = read::level(bus, topology::DEAD).await.unwrap();
+    let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     if level.messages > 0 {
-        read::stretch(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
             letters.push(decode(&record.payload).unwrap());
         })
         .await
@@ -46,10 +46,10 @@ async fn outcome_of(bus: &Bus, sequence: u64) -> Answer {
     let what = format!("an outcome of image {sequence}");
     let found = until(&what, PATIENCE, async || {
         let mut found = Vec::new();
-        let level = read::level(bus, topology::ANSWERS).await?;
+        let level = read::stream_level(bus, topology::ANSWERS).await?;
         if level.messages > 0 {
-            read::stretch(bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
-                if subject::read_finality(&record.subject).is_ok() {
+            read::read_range(bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
+                if subject::read_final_answer(&record.subject).is_ok() {
                     found.push(decode::<Answer>(&record.payload).unwrap());
                 }
             })
@@ -125,7 +125,7 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
     }
     farms.flush().await.unwrap();
     let progress = async |site: &harness::world::Site| {
-        read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await.unwrap()
+        read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await.unwrap()
     };
     // Something that does cross, so that what was to cross before it has.
     read::round_trip(&farm.over_link().await.unwrap(), PATIENCE).await.unwrap();
@@ -146,7 +146,7 @@ async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed(
         ["recognizer-0", "recognizer-1", "courier-0", "recognizer-0", "courier-1", "recognizer-1"].iter().enumerate()
     {
         let fault = Fault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
-        world.suffer(&fault).await.unwrap();
+        world.inject_fault(&fault).await.unwrap();
     }
     for (oracle, pouring) in oracles.iter().zip(pouring) {
         oracle.enough();
@@ -170,7 +170,7 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
     late.label = Some("something else".into());
     let slot = subject::outcome(&site, &kept.camera, task);
     let placed = Publisher::new(world.bus(0).clone(), PATIENCE)
-        .publish(&Publication::first(slot, encode(&late).unwrap()))
+        .publish(&Publication::first_on_subject(slot, encode(&late).unwrap()))
         .await
         .unwrap();
     assert_eq!(placed, streams::Placed::Taken);
@@ -201,8 +201,8 @@ async fn what_a_subscriber_heard_is_kept_though_the_server_is_killed_at_that_mom
         let task = publish(&site.bus, &name, &one(true).unwrap().bytes, &[]).await;
         let heard = tokio::time::timeout(PATIENCE, finals.next()).await.unwrap().unwrap();
         crash(&site.server, &site.bus).await.unwrap();
-        let slot = subject::finality_of_any_camera(&name, task);
-        let kept = read::last(&site.bus, topology::ANSWERS, &slot).await.unwrap();
+        let slot = subject::final_answer_of_any_camera(&name, task);
+        let kept = read::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap();
         let kept = kept.unwrap_or_else(|| panic!("the answer of task {task} was told and is gone"));
         assert_eq!(kept.payload, heard.payload, "another answer stands where one was told");
     }
@@ -237,10 +237,10 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
         usual = usual.max(began.elapsed());
     }
     for headers in odd {
-        let before = read::level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
+        let before = read::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
         publish_raw(&mut raw, &format!("image.{site}.cam-1"), headers, &picture).await;
         until("stored", PATIENCE, async || {
-            let level = read::level(world.bus(0), topology::IMAGES).await?;
+            let level = read::stream_level(world.bus(0), topology::IMAGES).await?;
             Ok((level.last_sequence > before).then_some(()))
         })
         .await
@@ -282,7 +282,7 @@ async fn a_message_that_reached_nobody_becomes_a_dead_letter_by_its_sequence() {
     assert_eq!(answered(&world, next).await.route, Route::Edge);
 
     let settled = until("the durable waits for nothing", PATIENCE, async || {
-        let progress = read::progress(world.bus(0), topology::IMAGES, &durable).await?;
+        let progress = read::consumer_progress(world.bus(0), topology::IMAGES, &durable).await?;
         Ok((progress.unacked == 0 && progress.floor >= 2).then_some(()))
     });
     settled.await.unwrap_or_else(|error| panic!("{error:#}"));
@@ -313,7 +313,7 @@ async fn what_the_server_accepts_the_stream_takes_whatever_its_size() {
     let _reset = tokio::time::timeout(PATIENCE, raw.read_to_end(&mut said)).await.unwrap();
     let monitor = world.site(0).server.monitor_url();
     let counted = until("the refusal is counted", PATIENCE, async || {
-        Ok(streams::monitor::too_large(&monitor).await.filter(|count| *count >= 1))
+        Ok(streams::monitor::fetch_oversized_connections(&monitor).await.filter(|count| *count >= 1))
     });
     counted.await.unwrap();
     // Many large ones at once are held a few at a time.
@@ -355,11 +355,11 @@ async fn one_message_id_at_two_cameras_and_a_counter_that_begins_again_get_their
     }
     assert_eq!(own.iter().map(|answer| answer.task).collect::<std::collections::BTreeSet<_>>().len(), 3);
     // The repeated one is the first one's task: it has one answer, and the janitor counts it.
-    let level = read::level(&bus, topology::ANSWERS).await.unwrap();
+    let level = read::stream_level(&bus, topology::ANSWERS).await.unwrap();
     assert_eq!(level.messages, 4, "a repeated image was answered twice");
     world.janitor("janitor", 0).unwrap();
     let counted = until("the duplicate is counted", PATIENCE, async || {
-        let beats = streams::fleet::alive(&bus).await?;
+        let beats = streams::fleet::live_workers(&bus).await?;
         let outcomes = beats.into_iter().find_map(|beat| beat.outcomes);
         Ok(outcomes.filter(|outcomes| outcomes.duplicates == 1 && outcomes.open == 0))
     });
@@ -419,15 +419,15 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
     }
     client.flush().await.unwrap();
     // And one outcome is gone.
-    let slot = subject::finality_of_any_camera(&site, tasks[2]);
-    let gone = read::last(&bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
-    read::delete(&bus, topology::ANSWERS, gone.sequence).await.unwrap();
+    let slot = subject::final_answer_of_any_camera(&site, tasks[2]);
+    let gone = read::last_message(&bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
+    read::delete_message(&bus, topology::ANSWERS, gone.sequence).await.unwrap();
     world.worked("janitor").unwrap().restart().unwrap();
     world.worked("recognizer").unwrap().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
     let redone = until("all have an outcome again", Duration::from_secs(60), async || {
         for task in tasks.iter().chain(&lost) {
-            let slot = subject::finality_of_any_camera(&site, *task);
-            if read::last(&bus, topology::ANSWERS, &slot).await?.is_none() {
+            let slot = subject::final_answer_of_any_camera(&site, *task);
+            if read::last_message(&bus, topology::ANSWERS, &slot).await?.is_none() {
                 return Ok(None);
             }
         }
@@ -490,7 +490,7 @@ async fn blobs_that_link_to_themselves_or_lie_about_their_size_become_dead_lette
         bucket.put(blob.key.as_str(), &mut &b"x"[..]).await.unwrap();
         let pattern = format!("$O.{}.M.*", topology::BLOBS);
         let stream = format!("OBJ_{}", topology::BLOBS);
-        let subject = read::last(&bus, &stream, &pattern).await.unwrap().unwrap().subject;
+        let subject = read::last_message(&bus, &stream, &pattern).await.unwrap().unwrap().subject;
         let description = serde_json::json!({
             "name": blob.key, "bucket": topology::BLOBS, "nuid": nuid, "size": size, "chunks": 1, "options": options,
         });
@@ -511,13 +511,13 @@ async fn blobs_that_link_to_themselves_or_lie_about_their_size_become_dead_lette
     let worker = world.worked("recognizer").unwrap();
     assert_eq!(worker.ended().unwrap(), None, "{}", worker.log());
     // What a broken-off upload left goes when it is old, and nothing else does.
-    let good = Blobs::open(&bus).await.unwrap().store(&vec![7; 300_000]).await.unwrap();
+    let good = Blobs::open(&bus).await.unwrap().store_blob(&vec![7; 300_000]).await.unwrap();
     context.publish(format!("$O.{}.C.broken", topology::BLOBS), vec![0; 1000].into()).await.unwrap().await.unwrap();
-    let swept = streams::sweep::unfinished(&bus, topology::BLOBS, Duration::from_secs(3600)).await.unwrap();
+    let swept = streams::sweep::remove_unfinished_blobs(&bus, topology::BLOBS, Duration::from_secs(3600)).await.unwrap();
     assert_eq!(swept, 0, "an upload that may still go on was cut off");
-    let swept = streams::sweep::unfinished(&bus, topology::BLOBS, Duration::ZERO).await.unwrap();
+    let swept = streams::sweep::remove_unfinished_blobs(&bus, topology::BLOBS, Duration::ZERO).await.unwrap();
     assert_eq!(swept, 1);
-    assert_eq!(Blobs::open(&bus).await.unwrap().fetch(&good, 1 << 20).await.unwrap().len(), 300_000);
+    assert_eq!(Blobs::open(&bus).await.unwrap().fetch_blob(&good, 1 << 20).await.unwrap().len(), 300_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -533,7 +533,7 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
     let redrive = [&["dead".to_owned(), "redrive".to_owned(), "--all".to_owned()][..], &at].concat();
     let redriven = run(world.folder(), &redrive).await.unwrap();
     assert!(redriven.success, "{}", redriven.err);
-    let whole = read::at(&bus, topology::IMAGES, 2).await.unwrap().unwrap();
+    let whole = read::message_at(&bus, topology::IMAGES, 2).await.unwrap().unwrap();
     assert_eq!(whole.payload.len(), MAX_INLINE_BYTES);
     assert_eq!(world.worked("recognizer").unwrap().ended().unwrap(), None, "{}", world.last_words());
 }
@@ -544,13 +544,13 @@ async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let picture = one(true).unwrap().bytes.clone();
     let mut taken = vec![publish(&bus, &site, &picture, &[]).await];
-    let limit = read::level(&bus, topology::IMAGES).await.unwrap().max_bytes;
+    let limit = read::stream_level(&bus, topology::IMAGES).await.unwrap().max_bytes;
     // More than any disk has.
     let store = world.folder().join("site").display().to_string();
     let more = [format!("janitor.store={store}"), "janitor.disk_reserve_mib=4000000000".into()];
     world.janitor_with("janitor", 0, &more).unwrap();
     let refused = until("images are refused", PATIENCE, async || {
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         match crate::common::publish_as(&bus, &site, task, &picture, &[]).await {
             Ok(_) => taken.push(task),
             Err(error) => return Ok(Some(error.to_string())),
@@ -562,16 +562,16 @@ async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken
     let status = run(world.folder(), &[&["status".to_owned()][..], &world.at(0)].concat()).await.unwrap();
     assert!(status.out.contains("images are refused"), "{}\n{}", status.out, status.err);
     // Nothing that was there is dropped.
-    assert_eq!(read::level(&bus, topology::IMAGES).await.unwrap().messages, taken.len() as u64);
+    assert_eq!(read::stream_level(&bus, topology::IMAGES).await.unwrap().messages, taken.len() as u64);
     world.worked("janitor").unwrap().kill().unwrap();
     let more = [format!("janitor.store={store}"), "janitor.disk_reserve_mib=1".into()];
     world.janitor_with("janitor-2", 0, &more).unwrap();
     until("images are taken again", PATIENCE, async || {
-        Ok(crate::common::publish_as(&bus, &site, TaskId::mint(), &picture, &[]).await.ok())
+        Ok(crate::common::publish_as(&bus, &site, TaskId::new_random(), &picture, &[]).await.ok())
     })
     .await
     .unwrap();
-    assert_eq!(read::level(&bus, topology::IMAGES).await.unwrap().max_bytes, limit);
+    assert_eq!(read::stream_level(&bus, topology::IMAGES).await.unwrap().max_bytes, limit);
     world.recognizer("recognizer", 0).unwrap();
     for task in taken {
         assert_eq!(answered(&world, task).await.route, Route::Edge);
@@ -590,7 +590,7 @@ async fn verdicts_go_when_they_are_fetched() {
         assert_eq!(answered(&world, task).await.route, Route::Verified);
     }
     until("no verdict is kept", PATIENCE, async || {
-        let level = read::level(&world.cloud, topology::VERDICTS).await?;
+        let level = read::stream_level(&world.cloud, topology::VERDICTS).await?;
         Ok((level.messages == 0 && level.last_sequence >= 5).then_some(()))
     })
     .await
@@ -605,7 +605,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
     world.janitor("janitor", 0).unwrap();
     world.all_started().await.unwrap();
     until("the janitor listens", PATIENCE, async || {
-        let beats = streams::fleet::alive(&bus).await?;
+        let beats = streams::fleet::live_workers(&bus).await?;
         Ok(beats.iter().any(|beat| beat.outcomes.is_some()).then_some(()))
     })
     .await
@@ -619,7 +619,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
     }
     client.flush().await.unwrap();
     let told = until("each that was refused has its letter", PATIENCE, async || {
-        let stored = read::level(&bus, topology::IMAGES).await?.messages as usize;
+        let stored = read::stream_level(&bus, topology::IMAGES).await?.messages as usize;
         let letters = letters(&bus).await;
         let refused = letters.iter().filter(|letter| letter.fault.name == "stream_refused").count();
         Ok((stored + refused == 60).then_some(refused))
@@ -627,7 +627,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
     let told = told.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     assert!((20..50).contains(&told), "{} fitted into 1 MiB", 60 - told);
     let counted = until("the refusals are counted", PATIENCE, async || {
-        let beats = streams::fleet::alive(&bus).await?;
+        let beats = streams::fleet::live_workers(&bus).await?;
         Ok(beats.into_iter().find_map(|beat| beat.outcomes).filter(|outcomes| outcomes.refused == told as u64))
     });
     counted.await.unwrap();
@@ -664,7 +664,7 @@ async fn what_somebody_did_to_streams_and_consumers_is_said_in_words_and_mended_
     context.update_stream(config.clone()).await.unwrap();
     let applied = said(&world, &["setup", "--both", "--apply"]).await;
     assert!(applied.success && !applied.out.contains("changed"), "{}{}", applied.out, applied.err);
-    assert_eq!(read::level(&bus, topology::IMAGES).await.unwrap().max_bytes as i64, config.max_bytes);
+    assert_eq!(read::stream_level(&bus, topology::IMAGES).await.unwrap().max_bytes as i64, config.max_bytes);
     let lowered = said(&world, &["setup", "--both", "--apply", "--lower"]).await;
     assert!(lowered.success && lowered.out.contains("max_bytes"), "{}{}", lowered.out, lowered.err);
     // Forbidden for good: said, and what comes behind it is mended all the same.
@@ -697,7 +697,7 @@ async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
     // Its namesake does the same.
     notes.write(&key, "another".into()).await.unwrap();
     let found = until("the courier says so", PATIENCE, async || {
-        let beats = streams::fleet::alive(&bus).await?;
+        let beats = streams::fleet::live_workers(&bus).await?;
         Ok(beats.into_iter().flat_map(|beat| beat.faults).find(|fault| fault.name == "site_name_taken"))
     });
     assert!(found.await.unwrap().reason.contains("another site is called site-1"));
@@ -723,8 +723,8 @@ async fn a_link_that_lets_through_what_must_stay_is_read_off_the_running_server(
         monitor: Some(&site.server.monitor_url()),
         store: None,
     };
-    assert_eq!(checkup.look().await, []);
-    let links = streams::monitor::links(&site.server.monitor_url()).await.unwrap();
+    assert_eq!(checkup.find_faults().await, []);
+    let links = streams::monitor::fetch_links(&site.server.monitor_url()).await.unwrap();
     assert_eq!(links.remotes[0].account, "LINK", "{links:?}");
     assert!(links.max_store_bytes.is_some_and(|bytes| bytes > 1 << 30), "{links:?}");
 }

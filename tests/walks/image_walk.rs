@@ -61,7 +61,7 @@ async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
     for confident in [true, false] {
         let picture = one(confident).unwrap();
-        let reference = blobs.store(&picture.bytes).await.unwrap().to_string();
+        let reference = blobs.store_blob(&picture.bytes).await.unwrap().to_string();
         let task = publish(world.bus(0), &world.site(0).name, b"", &[(HEADER_BLOB, &reference)]).await;
         let answer = answered(&world, task).await;
         let (route, said) = if confident { (Route::Edge, &picture.light) } else { (Route::Verified, &picture.heavy) };
@@ -88,8 +88,8 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
     // A request for each doubtful one, the hard case inside. What is told of releases now and then waits beside them.
     let kept = [Errand::Verify, Errand::HardCase, Errand::Update].map(|errand| subject::outbox(&site.name, errand));
     let requests = Stretch { subjects: kept.into(), headers_only: true, ..Stretch::default() };
-    let (mut waits, last) = (Vec::new(), read::level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
-    read::stretch(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
+    let (mut waits, last) = (Vec::new(), read::stream_level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
+    read::read_range(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
     assert_eq!(waits, vec![subject::outbox(&site.name, Errand::Verify); 5]);
     link.set(Cut::Open);
     for (task, picture) in waiting {
@@ -127,12 +127,12 @@ async fn an_answer_whose_deadline_passes_stands_as_it_is_and_no_later_verdict_ch
     assert!(answer.answered_at_ms >= answer.deadline_at_ms.unwrap(), "it stood before its deadline");
     site.link.as_ref().unwrap().set(Cut::Open);
     until("the outbox is empty", PATIENCE, async || {
-        Ok((read::level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
+        Ok((read::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
     .await
     .unwrap();
     until("what was found hard is in the cloud all the same", PATIENCE, async || {
-        Ok((read::level(&world.cloud, topology::HARDCASES).await?.messages == 1).then_some(()))
+        Ok((read::stream_level(&world.cloud, topology::HARDCASES).await?.messages == 1).then_some(()))
     })
     .await
     .unwrap();
@@ -149,7 +149,7 @@ async fn two_recognizers_share_the_work() {
     let oracle = Oracle::new(seed(1), &world.site(0).name, world.bus(0)).unwrap();
     oracle.publish_all(300).await.unwrap();
     let finished = until("both beat with all of it done", PATIENCE, async || {
-        let finished: Vec<u64> = fleet::alive(world.bus(0)).await?.iter().map(|beat| beat.finished).collect();
+        let finished: Vec<u64> = fleet::live_workers(world.bus(0)).await?.iter().map(|beat| beat.finished).collect();
         Ok((finished.iter().sum::<u64>() >= 300).then_some(finished))
     });
     let finished = finished.await.unwrap();

@@ -7,10 +7,10 @@ use harness::pictures::{HEAVY, one, some};
 use harness::program::{fixture, run};
 use harness::{Cut, Plan, World, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
-use schemas::{Answer, Beat, HardCase, Reason, Route, Stage, Verify, decode};
+use schemas::{Answer, Heartbeat, HardCase, Reason, Route, Stage, Verify, decode};
 use streams::fleet::{self, Ledger};
 use streams::read::{self, Stretch};
-use streams::tap::tap;
+use streams::tap::watch_subject;
 use streams::topology;
 use vision::Model;
 
@@ -18,9 +18,9 @@ use crate::common::{PATIENCE, answered, answers, promised, publish};
 
 const HEAD: &str = "models/fashion-head";
 
-async fn recognizer(world: &World) -> Beat {
+async fn recognizer(world: &World) -> Heartbeat {
     until("a recognizer's sign of life", PATIENCE, async || {
-        let alive = fleet::alive(world.bus(0)).await?;
+        let alive = fleet::live_workers(world.bus(0)).await?;
         Ok(alive.into_iter().find(|beat| beat.role == "recognizer" && beat.decision.is_some()))
     })
     .await
@@ -64,9 +64,9 @@ async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
     let site = world.site(0);
     let mut kept = Vec::new();
     for subject in ["image.>", "answer.>", "outbox.>"] {
-        kept.push(Box::pin(tap(&world.cloud, subject).await.unwrap()));
+        kept.push(Box::pin(watch_subject(&world.cloud, subject).await.unwrap()));
     }
-    let mut verdicts = Box::pin(tap(&world.cloud, "verdict.>").await.unwrap());
+    let mut verdicts = Box::pin(watch_subject(&world.cloud, "verdict.>").await.unwrap());
     for number in 0..5 {
         let task = publish(&site.bus, &site.name, &some(false, number).unwrap().bytes, &[]).await;
         answered(&world, task).await;
@@ -104,7 +104,7 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     assert_eq!(answer.route, Route::Edge);
     site.link.as_ref().unwrap().set(Cut::Open);
     until("nothing waits any more", PATIENCE, async || {
-        Ok((read::level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
+        Ok((read::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
     .await
     .unwrap();
@@ -116,7 +116,7 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
 async fn the_link_is_known_to_be_gone_within_a_second() {
     let world = World::whole(Plan::leaves(1)).await.unwrap();
     let link = async || {
-        let alive = fleet::alive(world.bus(0)).await?;
+        let alive = fleet::live_workers(world.bus(0)).await?;
         anyhow::Ok(alive.into_iter().find_map(|beat| beat.link))
     };
     let up = async || Ok(link().await?.filter(|link| link.up && link.cloud.is_some()));
@@ -141,7 +141,7 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.site(0).link.as_ref().unwrap().set(Cut::Silent);
         // What is on its way when the link goes would arrive first whatever the order.
         until("the courier knows that the link is gone", PATIENCE, async || {
-            let alive = fleet::alive(&bus).await?;
+            let alive = fleet::live_workers(&bus).await?;
             Ok(alive.iter().any(|beat| beat.link.is_some_and(|link| !link.up)).then_some(()))
         })
         .await
@@ -156,14 +156,14 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.site(0).link.as_ref().unwrap().set(Cut::Open);
         // No verifier takes them: they arrive and stay.
         let level = until("all requests are in the cloud", PATIENCE, async || {
-            let level = read::level(&world.cloud, topology::VERIFY).await?;
+            let level = read::stream_level(&world.cloud, topology::VERIFY).await?;
             Ok((level.messages == 6).then_some(level))
         })
         .await
         .unwrap();
         let mut arrived = Vec::new();
         for sequence in level.first_sequence..=level.last_sequence {
-            let record = read::at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
+            let record = read::message_at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
             arrived.push(decode::<Verify>(&record.payload).unwrap().provisional.task);
         }
         let urgent = sent.remove(3);
@@ -189,13 +189,13 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
         answered(&world, *task).await;
     }
     let level = until("all hard cases are in the cloud", PATIENCE, async || {
-        let level = read::level(&world.cloud, topology::HARDCASES).await?;
+        let level = read::stream_level(&world.cloud, topology::HARDCASES).await?;
         Ok((level.messages >= 4).then_some(level))
     })
     .await
     .unwrap();
     let mut cases: Vec<HardCase> = Vec::new();
-    read::stretch(&world.cloud, topology::HARDCASES, Stretch::default(), level.last_sequence, |record| {
+    read::read_range(&world.cloud, topology::HARDCASES, Stretch::default(), level.last_sequence, |record| {
         cases.push(decode(&record.payload).unwrap());
     })
     .await

@@ -130,7 +130,7 @@ async fn power_cut(durability: Durability, seed: u64) -> Row {
     disk.mount_again().await;
 
     let mut world = World::start(plan).await.unwrap();
-    let left = read::level(world.bus(0), topology::IMAGES).await.unwrap().messages;
+    let left = read::stream_level(world.bus(0), topology::IMAGES).await.unwrap().messages;
     world.crew().await.unwrap();
     // What was not acknowledged yet is published again by its camera, as ever.
     pouring.await.unwrap().unwrap();

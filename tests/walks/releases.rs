@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(120);
 const IMAGES_PER_S: u32 = 40;
 
 fn light() -> ModelName {
-    ModelName::of("fashion-light")
+    ModelName::from_name("fashion-light")
 }
 
 /// The light model again, as another release: it says the same, so that an oracle can judge whichever answers.
@@ -108,7 +108,7 @@ async fn all_run(world: &World, sites: &[usize], release: &ReleaseId) {
 
 /// Waits until so many more images were published at a site.
 async fn images_flow(world: &World, site: usize, more: u64) {
-    let newest = async || anyhow::Ok(read::level(world.bus(site), topology::IMAGES).await?.last_sequence);
+    let newest = async || anyhow::Ok(read::stream_level(world.bus(site), topology::IMAGES).await?.last_sequence);
     let before = newest().await.unwrap();
     until("images flow", PATIENCE, async || Ok((newest().await? >= before + more).then_some(()))).await.unwrap();
 }
@@ -193,8 +193,8 @@ fn at_the_edge(answer: &schemas::Answer) -> Option<ReleaseId> {
 /// Final answers of a site's own, by the release they name.
 async fn answers_by_release(world: &World, site: usize) -> BTreeMap<ReleaseId, u64> {
     let mut counts = BTreeMap::new();
-    let last = read::level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
-    read::stretch(world.bus(site), topology::ANSWERS, Stretch::default(), last, |record| {
+    let last = read::stream_level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
+    read::read_range(world.bus(site), topology::ANSWERS, Stretch::default(), last, |record| {
         let answer: schemas::Answer = decode(&record.payload).unwrap();
         if let Some(edge) = at_the_edge(&answer) {
             *counts.entry(edge).or_insert(0) += 1;
@@ -344,33 +344,33 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     let publisher = streams::Publisher::new(world.cloud.clone(), PATIENCE);
     let site = world.site(0).name.clone();
     let blobs = Blobs::open_in_cloud(&world.cloud).await.unwrap();
-    let altered = blobs.store(&vec![7; 200_000]).await.unwrap();
+    let altered = blobs.store_blob(&vec![7; 200_000]).await.unwrap();
     let gone = schemas::BlobRef::new([1; 32], 1000);
-    let whole = blobs.fetch(&good_release.package[0], 1 << 23).await.unwrap();
-    let cut_off = blobs.store(&whole[..whole.len() / 2]).await.unwrap();
+    let whole = blobs.fetch_blob(&good_release.package[0], 1 << 23).await.unwrap();
+    let cut_off = blobs.store_blob(&whole[..whole.len() / 2]).await.unwrap();
     let mut number = now.number;
     for (package, name) in [
         (vec![altered], "package_damaged"),
         (other_release.package.clone(), "package_of_other_release"),
         (vec![cut_off], "package_damaged"),
     ] {
-        let mut order = stage::order(&now, &site);
+        let mut order = stage::order_for_site(&now, &site);
         number += 1;
         order.number = number;
         order.release = schemas::Release { package, ..good_release.clone() };
-        log::give(&publisher, &order, true).await.unwrap();
+        log::publish_order(&publisher, &order, true).await.unwrap();
         refuses(&world, &good, name).await;
     }
-    let mut order = stage::order(&now, &site);
+    let mut order = stage::order_for_site(&now, &site);
     order.number = number + 1;
     order.release = schemas::Release { package: vec![gone], ..good_release.clone() };
-    log::give(&publisher, &order, false).await.unwrap();
+    log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "package_missing").await;
 
     // One that the machine cannot run: it says so before it fetches anything.
     order.number += 1;
     order.release.needs = schemas::Needs { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
-    log::give(&publisher, &order, false).await.unwrap();
+    log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "runtime_too_old").await;
     let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
@@ -447,7 +447,7 @@ async fn a_trial_reads_its_model_and_nothing_outside_of_its_folder() {
     std::os::unix::fs::symlink(&outside, folder.join("labels.txt")).unwrap();
     let trial = Trial { program: binary().unwrap().to_owned(), onnxruntime: None };
     let infer = InferSettings::default();
-    let own = trial.run(&folder, &infer).await.unwrap();
+    let own = trial.run_trial(&folder, &infer).await.unwrap();
     let came = trial.run_beside_work(&folder, &infer, Some((1, 1.0)), false).await;
     if own.confinement == Confinement::None {
         println!("NOT ENFORCED: this kernel has no Landlock, so the trial could read what it liked");

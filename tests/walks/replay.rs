@@ -195,17 +195,17 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     let all = answers(&world, 60).await;
     assert!(all.values().filter(|(answer, _)| answer.route == Route::Verified).count() > 30);
     // Not what is in the outbox: reports of releases go through it too, when their time comes.
-    let sent_before = read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
+    let sent_before = read::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
     assert!(sent_before > 30);
     let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
     let summary = done_json(&world, &["replay", "--to", &template]).await;
     assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
     let site = world.site(0).name.clone();
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let last = read::level(world.bus(0), topology::ANSWERS).await?.last_sequence;
-        let (mut copies, subjects) = (Vec::new(), vec![subject::finalities(&site, None)]);
+        let last = read::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence;
+        let (mut copies, subjects) = (Vec::new(), vec![subject::final_answers(&site, None)]);
         let finals = read::Stretch { subjects, ..read::Stretch::default() };
-        read::stretch(world.bus(0), topology::ANSWERS, finals, last, |record| {
+        read::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })
@@ -219,7 +219,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
         assert!(copy.camera.as_str().starts_with("again-") && copy.task != first.task);
         assert_eq!((copy.route, &copy.truth), (Route::Edge, &first.truth), "{copy:?}");
     }
-    assert_eq!(read::level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
+    assert_eq!(read::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
     // The copies stand for images that have answers of their own.
     let summary = done_json(&world, &["replay", "--to", "set"]).await;
     assert_eq!(summary["meant"], 60);
@@ -228,7 +228,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     assert_eq!(summary["sources"]["publisher"], 60);
     world.trainer("trainer", 0).unwrap();
     let report = until("what the trainer knows", PATIENCE, async || {
-        let beats = streams::fleet::alive(world.bus(0)).await?;
+        let beats = streams::fleet::live_workers(world.bus(0)).await?;
         Ok(beats.into_iter().find_map(|beat| beat.training).filter(|training| training.labelled > 0))
     });
     assert_eq!(report.await.unwrap().labelled, 60);
@@ -273,7 +273,7 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     assert_eq!(kept["sets"]["first"]["images"], 200);
     let cameras = kept["would_go"]["cameras"].as_object().unwrap();
     assert_eq!(cameras.values().map(|held| held["pinned"].as_u64().unwrap()).sum::<u64>(), 200);
-    let newest = read::level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
+    let newest = read::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
     read::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
     let gone = done_json(&world, &["replay", "--to", "late"]).await;
     assert_eq!((&gone["through"], &gone["gone"]), (&0.into(), &200.into()));
@@ -286,11 +286,11 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     for picture in pictures().unwrap().iter().cycle().take(900) {
         publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     }
-    let finals = vec![subject::finalities(&world.site(0).name, None)];
+    let finals = vec![subject::final_answers(&world.site(0).name, None)];
     until("all answers", PATIENCE, async || {
         let part = read::Stretch { subjects: finals.clone(), headers_only: true, ..read::Stretch::default() };
-        let (last, mut count) = (read::level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
-        read::stretch(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
+        let (last, mut count) = (read::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
+        read::read_range(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
         Ok((count == 1100).then_some(()))
     })
     .await
@@ -312,7 +312,7 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     for picture in pictures().unwrap().iter().take(COUNT) {
         // Decoders end where the image does.
         let bytes = [&picture.bytes[..], &vec![0; 1_200_000]].concat();
-        let blob = blobs.store(&bytes).await.unwrap();
+        let blob = blobs.store_blob(&bytes).await.unwrap();
         let task = publish(bus, &site, b"", &[(HEADER_BLOB, &blob.to_string())]).await;
         assert!(answered(&world, task).await.label.is_some());
         tasks.insert(task);
@@ -329,16 +329,16 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     assert_eq!(held, large.iter().map(|blob| blob.size_bytes).sum::<u64>());
     // The site keeps large images for a shorter time than sets do.
     for blob in &large {
-        blobs.remove(&blob.key).await.unwrap();
+        blobs.remove_blob(&blob.key).await.unwrap();
     }
     let again = format!("subject:image.{site}.again-{{camera}}");
     let words = ["replay", "--pinned", "first", "--to", &again, "--pace", "4"];
     let summary = done_json(&world, &[&words, &little[..]].concat()).await;
     assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let (last, mut copies) = (read::level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
-        let finals = read::Stretch { subjects: vec![subject::finalities(&site, None)], ..read::Stretch::default() };
-        read::stretch(bus, topology::ANSWERS, finals, last, |record| {
+        let (last, mut copies) = (read::stream_level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
+        let finals = read::Stretch { subjects: vec![subject::final_answers(&site, None)], ..read::Stretch::default() };
+        read::read_range(bus, topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })
@@ -357,7 +357,7 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     for (set, left) in [("first", true), ("second", false)] {
         done(&world, &["retention", "--unpin", set]).await;
         for blob in &large {
-            assert_eq!(pins.has(blob).await.unwrap(), left, "after {set}");
+            assert_eq!(pins.has_blob(blob).await.unwrap(), left, "after {set}");
         }
     }
 }

@@ -213,7 +213,7 @@ fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraN
                 let of_camera = user.role != Role::Camera || is_own_camera;
                 // A form may stand in two rows, and one row's subject may be another's, too.
                 let is_publisher = SUBJECTS.iter().any(|other| {
-                    other.publishers.contains(&user.role) && streams::rights::is_of(&other.pattern(None), subject)
+                    other.publishers.contains(&user.role) && streams::rights::belongs_to(&other.pattern(None), subject)
                 });
                 let may = is_publisher && (is_own || of_everybody) && of_camera;
                 assert_eq!(!refused.contains(subject), may, "{} on {subject} ({})", user.name, row.carries);
@@ -267,7 +267,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     let mut cameras = CameraLogins::read(&store).unwrap();
     let password = cameras.add(&camera, &[], 1).unwrap().unwrap().reveal_password().to_owned();
     assert!(cameras.add(&camera, &[], 1).unwrap().is_none(), "one login a camera");
-    assert!(cameras.save(&store, &own).unwrap(), "the server was told");
+    assert!(cameras.save_logins(&store, &own).unwrap(), "the server was told");
     let login = Login { user: camera.to_string(), password };
     let known =
         until("the camera is known", PATIENCE, async || Ok(Asker::connect(&site.server, &login).ok().map(|_| ())));
@@ -295,7 +295,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     // Nobody's name, another's password, and the link's user in the account of the site.
     let link = Login { user: LINK_USER.into(), password: site.server.link_password().unwrap().into() };
     let mut linked = Asker::connect(&site.server, &link).unwrap();
-    let stored = async || streams::read::level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let stored = async || streams::read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let before = stored().await;
     linked.refused("PUB", &["image.site-1.gate-1".to_owned()]);
     assert!(before > 0 && before == stored().await, "what comes over the link is not stored");
@@ -303,7 +303,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     Asker::connect(&site.server, &wrong).map(|_| ()).unwrap_err();
     // A camera that is taken away is cut off.
     let mut asker = Asker::connect(&site.server, &login).unwrap();
-    assert!(cameras.remove(&camera) && cameras.save(&store, &own).unwrap());
+    assert!(cameras.remove(&camera) && cameras.save_logins(&store, &own).unwrap());
     let cut = until("the camera is cut off", PATIENCE, async || {
         let _gone = asker.stream.write_all(b"PING\r\n");
         let line = asker.line();

@@ -10,7 +10,7 @@ use harness::seaweed::{SECRET, Seaweed, URL};
 use harness::{Plan, World, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{
-    Beat, BlobRef, DeadLetter, Measured, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update, WeightForm, decode,
+    Heartbeat, BlobRef, DeadLetter, Measured, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update, WeightForm, decode,
     encode,
 };
 use serde_json::Value;
@@ -50,7 +50,7 @@ fn public(into: &Path, of_class: usize) -> PathBuf {
 }
 
 fn model() -> ModelName {
-    ModelName::of("fashion-initial")
+    ModelName::from_name("fashion-initial")
 }
 
 fn initial() -> ReleaseId {
@@ -77,7 +77,7 @@ async fn open(world: &World, more: &[&str]) -> u64 {
 async fn ended(world: &World, number: u64) -> RoundEvent {
     let slot = subject::round(&model(), number, "ended");
     let ended = until("the end of a round", LONG, async || {
-        let record = read::last(&world.cloud, topology::UPDATES, &slot).await?;
+        let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await?;
         Ok(record.map(|record| decode::<Round>(&record.payload)).transpose()?.map(|round| round.event))
     });
     ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
@@ -91,7 +91,7 @@ async fn sealed(world: &World, number: u64) -> (ReleaseId, BlobRef, u32) {
 }
 
 async fn rounds(world: &World) -> Option<schemas::RoundReport> {
-    let beats: Vec<Beat> = fleet::alive(&world.cloud).await.ok()?;
+    let beats: Vec<Heartbeat> = fleet::live_workers(&world.cloud).await.ok()?;
     beats.into_iter().find_map(|beat| beat.rounds)
 }
 
@@ -109,7 +109,7 @@ fn right(folder: &Path) -> f64 {
     let (mut right, mut all) = (0, 0);
     for (label, pictures) in pictures("test") {
         for picture in pictures.iter().take(40) {
-            let logits = replica.see(&std::fs::read(picture).unwrap()).unwrap().logits;
+            let logits = replica.predict(&std::fs::read(picture).unwrap()).unwrap().logits;
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
             right += usize::from(model.labels[best] == label);
             all += 1;
@@ -128,7 +128,7 @@ async fn send(
     change: impl FnOnce(&mut Update),
 ) {
     world.tell_cloud_of(&site.parse().unwrap()).await.unwrap();
-    let blob = Blobs::sent_by(&world.cloud, &site.parse().unwrap()).store(weights).await.unwrap();
+    let blob = Blobs::open_sent_by(&world.cloud, &site.parse().unwrap()).store_blob(weights).await.unwrap();
     let mut update = Update {
         site: site.parse().unwrap(),
         model: model(),
@@ -153,16 +153,16 @@ async fn send(
 }
 
 async fn put(world: &World, to: String, payload: Vec<u8>) {
-    let id = schemas::TaskId::mint().to_string();
+    let id = schemas::TaskId::new_random().to_string();
     Publisher::new(world.cloud.clone(), PATIENCE).publish(&Publication::with_id(to, payload, id)).await.unwrap();
 }
 
 /// Fault and site of every refused update.
 async fn refused(world: &World) -> Vec<(String, String)> {
-    let last = read::level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
+    let last = read::stream_level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
     let mut letters = Vec::new();
     let stretch = read::Stretch { subjects: vec!["dead.updates.*.*".into()], ..read::Stretch::default() };
-    read::stretch(&world.cloud, topology::DEAD, stretch, last, |record| {
+    read::read_range(&world.cloud, topology::DEAD, stretch, last, |record| {
         let letter: DeadLetter = decode(&record.payload).unwrap();
         letters.push((letter.fault.name, letter.site.to_string()));
     })
@@ -272,7 +272,7 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
 /// A round that asks for it says what its base found hard, though not a pixel of it.
 async fn focuses_on_what_is_hard(world: &World, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     let RoundEvent::Opened(terms) = decode::<Round>(&record.payload).unwrap().event else { panic!("it opens") };
     let focus = terms.focus.expect("every picture was hard for a model that knows nothing");
     assert_eq!(focus.strength, 0.5);
@@ -364,7 +364,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
     // One that is opened beside another ends that one.
     let left = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
-    let asked = read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
+    let asked = read::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
     let asked: Round = decode(&asked.unwrap().payload).unwrap();
     let beside = Round { number: left + 1, ..asked };
     put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
@@ -415,15 +415,15 @@ async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() 
         let again = command(&world, &["release", "verify", release.as_str()]).await;
         assert!(again.success, "{}", again.err);
         bytes = std::fs::read(path(&release, &world)).unwrap();
-        let offered = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+        let offered = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch_blob(&weights, 1 << 20).await.unwrap();
         assert_eq!(offered, bytes, "what sites can fetch is what was sealed");
         seen.push(release.clone());
         base = release;
     }
-    let ends = read::level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
+    let ends = read::stream_level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
     let mut ended = Vec::new();
     let stretch = read::Stretch { subjects: vec![subject::rounds(&model(), "ended")], ..read::Stretch::default() };
-    read::stretch(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
+    read::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
     assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
@@ -479,7 +479,7 @@ async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_
     send(&world, "b", 0, &first, &own(0.25), |_| {}).await;
     let (release, weights, updates) = sealed(&world, 1).await;
     assert_eq!(updates, 2);
-    let merged = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch(&weights, 1 << 20).await.unwrap();
+    let merged = Blobs::open_in_cloud(&world.cloud).await.unwrap().fetch_blob(&weights, 1 << 20).await.unwrap();
     assert_eq!(merged[merged.len() - 4..], 0.375_f32.to_le_bytes());
     // One starts from the new release, the other still from the first.
     send(&world, "a", 0, &release, &merged, |_| {}).await;
@@ -530,21 +530,21 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
     world.worked("aggregator").unwrap().restart().unwrap();
     stops(&world, Some(worker)).await;
     assert!(
-        read::last(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
+        read::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
     );
 }
 
 /// Waits until a round is open.
 async fn opened(world: &World, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let opened = until("a round", LONG, async || Ok(read::last(&world.cloud, topology::UPDATES, &slot).await?));
+    let opened = until("a round", LONG, async || Ok(read::last_message(&world.cloud, topology::UPDATES, &slot).await?));
     opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
 }
 
 /// Waits until an aggregator, another than this one, says that it opens no round any more; its name.
 async fn stops(world: &World, other_than: Option<String>) -> String {
     let stopped = async || {
-        let beats = fleet::alive(&world.cloud).await?;
+        let beats = fleet::live_workers(&world.cloud).await?;
         let others = beats.into_iter().filter(|beat| Some(&beat.worker) != other_than.as_ref());
         Ok(others.filter_map(|beat| Some((beat.worker, beat.rounds?))).find(|(_, rounds)| rounds.state == "stopped"))
     };
@@ -609,7 +609,7 @@ async fn at_site(world: &World, words: &[&str]) -> (Ended, Value) {
 /// How many images a site's update of a round learned from.
 async fn images_of(world: &World, round: u64) -> u64 {
     let slot = subject::update(&model(), round, &world.site(0).name);
-    let record = read::last(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     decode::<Update>(&record.payload).unwrap().sources.values().sum()
 }
 
@@ -633,7 +633,7 @@ async fn take_back(world: &World, labelled: Vec<(schemas::TaskId, String)>, mut 
     let all = labelled.len() as u64;
     assert_eq!(images_of(world, 3).await, all);
 
-    let unknown = schemas::TaskId::mint().to_string();
+    let unknown = schemas::TaskId::new_random().to_string();
     let (refused, _) = at_site(world, &["label", "retract", &unknown, "--why", "mistaken"]).await;
     assert!(!refused.success && refused.err.contains("unknown task"), "{}", refused.err);
     let (refused, _) = at_site(world, &["label", "retract", "--labelled-by", "nobody", "--why", "mistaken"]).await;
@@ -689,7 +689,7 @@ async fn remake(world: &World, release: &ReleaseId, later: &ReleaseId) {
         (&["moon"][..], "has no update of site moon"),
         (&["site-1", "farm"], "nothing would be left"),
         (&["a site"], "is neither a site"),
-        (&[&schemas::TaskId::mint().to_string()], "whose label was taken back"),
+        (&[&schemas::TaskId::new_random().to_string()], "whose label was taken back"),
     ] {
         let refused = remake(without).await;
         assert!(!refused.success && refused.err.contains(says), "{without:?}: {}", refused.err);

@@ -6,7 +6,7 @@ use harness::pictures::pictures;
 use harness::program::run;
 use harness::{Ended, Plan, World, until};
 use nix::sys::signal::Signal;
-use schemas::{Beat, TaskId};
+use schemas::{Heartbeat, TaskId};
 use streams::fleet;
 use streams::{read, topology};
 
@@ -19,8 +19,8 @@ async fn scale(world: &World, words: &[&str]) -> Ended {
     run(world.folder(), &arguments).await.unwrap()
 }
 
-async fn recognizers(world: &World) -> Vec<Beat> {
-    let beats = fleet::alive(world.bus(0)).await.unwrap();
+async fn recognizers(world: &World) -> Vec<Heartbeat> {
+    let beats = fleet::live_workers(world.bus(0)).await.unwrap();
     beats.into_iter().filter(|beat| beat.role == "recognizer").collect()
 }
 
@@ -141,7 +141,7 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
     }
     let left = until("nothing left in hand", PATIENCE, async || {
         let progress =
-            read::progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
+            read::consumer_progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
         Ok((progress.pending + progress.unacked == 0).then_some(()))
     });
     left.await.unwrap();

@@ -187,10 +187,10 @@ fn control(first: u8, body: &[u8]) -> Vec<u8> {
 /// Every image of the odd cameras that is in the stream has its outcome, and the right one.
 async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
-    let (images, answers) = (read::level(bus, topology::IMAGES).await?, read::level(bus, topology::ANSWERS).await?);
+    let (images, answers) = (read::stream_level(bus, topology::IMAGES).await?, read::stream_level(bus, topology::ANSWERS).await?);
     let (mut by_image, mut by_task) = (HashMap::new(), HashSet::new());
-    read::stretch(bus, topology::ANSWERS, Stretch::default(), answers.last_sequence, |record| {
-        if subject::read_finality(&record.subject).is_ok()
+    read::read_range(bus, topology::ANSWERS, Stretch::default(), answers.last_sequence, |record| {
+        if subject::read_final_answer(&record.subject).is_ok()
             && let Ok(answer) = decode::<Answer>(&record.payload)
         {
             by_task.insert(answer.task);
@@ -198,7 +198,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
         }
     })
     .await?;
-    read::stretch(bus, topology::IMAGES, Stretch::default(), images.last_sequence, |record| {
+    read::read_range(bus, topology::IMAGES, Stretch::default(), images.last_sequence, |record| {
         let Ok((name, camera)) = subject::read_image(&record.subject) else { return };
         let Some(number) = camera.as_str().strip_prefix("odd-").and_then(|number| number.parse::<usize>().ok()) else {
             return;
@@ -352,7 +352,7 @@ async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let load = Load::begin(seed, world.sites.iter().map(ground).collect());
     let disks: Vec<&Path> = disks.iter().map(|disk| disk.as_path()).collect();
     for (number, fault) in faults(seed, count, &disks).iter().enumerate() {
-        let suffered = world.suffer(fault).await;
+        let suffered = world.inject_fault(fault).await;
         suffered.unwrap_or_else(|error| panic!("seed {seed}, fault {number} ({fault}): {error:#}"));
         tokio::time::sleep(BETWEEN).await;
     }
@@ -490,7 +490,7 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     for time_s in [1, 4, 2, 8, 3] {
         let before = oracle.acknowledged().len();
         let fault = Fault::FillDisk { folder: disk.clone(), time: Duration::from_secs(time_s) };
-        world.suffer(&fault).await.unwrap();
+        world.inject_fault(&fault).await.unwrap();
         until("images are stored again", Duration::from_secs(30), async || {
             Ok((oracle.acknowledged().len() > before + 40).then_some(()))
         })
@@ -503,8 +503,8 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let bus: Bus = world.bus(0).clone();
     let open = until("every image has an outcome", SETTLING, async || {
         for task in oracle.acknowledged() {
-            let slot = subject::finality_of_any_camera(&site, task);
-            if read::last(&bus, topology::ANSWERS, &slot).await?.is_none() {
+            let slot = subject::final_answer_of_any_camera(&site, task);
+            if read::last_message(&bus, topology::ANSWERS, &slot).await?.is_none() {
                 return Ok(None);
             }
         }

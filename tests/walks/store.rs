@@ -87,7 +87,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
         stranger.fetch("release", &blob_of(b"x"), 1, &server.folder().join("release")).await.unwrap_err(),
     ] {
         let text = format!("{error} {error:?}");
-        assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.passes(), "{text}");
+        assert!(matches!(error, CarryError::StoreDenied { .. }) && !error.is_transient(), "{text}");
         assert!(text.contains("check the keys in the environment (AWS_*"), "{text}");
         assert!(!text.contains("another-secret"), "{text}");
     }
@@ -99,7 +99,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
         let error = patient.get("release", 1).await.unwrap_err();
         let took = since.elapsed();
         println!("a frozen server: {error} after {took:?}");
-        assert!(matches!(error, CarryError::Store { .. }) && error.passes(), "{error:?}");
+        assert!(matches!(error, CarryError::Store { .. }) && error.is_transient(), "{error:?}");
         assert!(took < PATIENCE + Duration::from_secs(5), "a frozen server was waited for {took:?}");
     }
     server.signal(Signal::SIGCONT)?;
@@ -108,7 +108,7 @@ async fn a_server_that_refuses_freezes_or_dies_is_an_error_and_no_hang() -> anyh
     let since = Instant::now();
     let error = store.put_new("another", "x".into()).await.unwrap_err();
     println!("a dead server: {error} after {:?}", since.elapsed());
-    assert!(matches!(error, CarryError::Store { .. }) && error.passes(), "{error:?}");
+    assert!(matches!(error, CarryError::Store { .. }) && error.is_transient(), "{error:?}");
     assert!(since.elapsed() < PATIENCE, "a dead server was waited for {:?}", since.elapsed());
     Ok(())
 }

@@ -12,7 +12,7 @@ use harness::world::{Site, serve, set_up};
 use harness::{Plan, World, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
 use streams::read::{self, Stretch};
-use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix, is_of};
+use streams::rights::{CLOUD_DOMAIN, Rights, inbox_prefix, belongs_to};
 use streams::server::{ClientListener, Durability, LINK_USER, Leaf, ServerSettings};
 use streams::topology::{Place, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
@@ -27,7 +27,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(false).unwrap().bytes, &[]).await;
     let asked = until("a request of the site", PATIENCE, async || {
-        Ok(read::last(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
+        Ok(read::last_message(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
     });
     let asked = asked.await.unwrap();
     // The same again, by a site that may write to its own subjects alone.
@@ -42,9 +42,9 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let mut letters: Vec<DeadLetter> = Vec::new();
     let buried = until("a dead letter", PATIENCE, async || {
-        let level = read::level(&world.cloud, topology::DEAD).await?;
+        let level = read::stream_level(&world.cloud, topology::DEAD).await?;
         letters.clear();
-        let all = read::stretch(&world.cloud, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        let all = read::read_range(&world.cloud, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
             letters.extend(decode::<DeadLetter>(&record.payload));
         });
         all.await?;
@@ -54,7 +54,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let [letter] = &letters[..] else { panic!("{letters:?}") };
     assert_eq!((letter.fault.name.as_str(), &letter.site), ("verify_misdirected", &stranger));
     for (stream, of_it) in [(topology::VERDICTS, "verdict"), (topology::HARDCASES, "hard case")] {
-        let level = read::level(&world.cloud, stream).await.unwrap();
+        let level = read::stream_level(&world.cloud, stream).await.unwrap();
         assert_eq!(level.last_sequence, 1, "one {of_it}: the site's own");
     }
 }
@@ -83,7 +83,7 @@ const OF_CONSUMERS: [&str; 6] = [
 
 /// Every stream and bucket of these places.
 fn stream_names(places: &[Place]) -> BTreeSet<String> {
-    let plans = places.iter().map(|place| topology::plan(place, &StreamSettings::default()));
+    let plans = places.iter().map(|place| topology::plan_topology(place, &StreamSettings::default()));
     plans.flat_map(|plan| plan.stream_names().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
@@ -132,7 +132,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let hub = async_nats::connect(world.cloud_url()).await.unwrap();
     let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
     let rights = Rights::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
-    let may = |subject: &str| rights.publish.iter().any(|pattern| is_of(pattern, subject));
+    let may = |subject: &str| rights.publish.iter().any(|pattern| belongs_to(pattern, subject));
     let places = [Place::Site(victim.name.clone()), Place::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
     let streams = stream_names(&places);
     let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
@@ -207,7 +207,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let after = (levels(&hub).await, levels(&async_nats::connect(victim.server.url()).await.unwrap()).await);
     assert_eq!(before, after);
     assert!(
-        read::outcome(&victim.bus, &subject::finality(&victim.name, &"cam-1".parse().unwrap(), own))
+        read::read_outcome(&victim.bus, &subject::final_answer(&victim.name, &"cam-1".parse().unwrap(), own))
             .await
             .unwrap()
             .is_none()
@@ -300,7 +300,7 @@ async fn the_cloud_reaches_nothing_of_a_site() {
             !subject.starts_with("image.") && !subject.starts_with("answer.") || asked.iter().any(|own| own == subject),
             "{subject}"
         );
-        crossed += usize::from(rights.publish.iter().any(|right| is_of(right, subject)));
+        crossed += usize::from(rights.publish.iter().any(|right| belongs_to(right, subject)));
     }
     assert!(crossed > 0, "nothing crossed the link at all");
 }
@@ -344,7 +344,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         settings_of_last = Some(settings.clone());
         let server = serve(settings).await.unwrap();
         let again = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
-        assert_eq!(read::at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
+        assert_eq!(read::message_at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     }
     // Without its key a store is not begun anew, and not touched.

@@ -16,7 +16,7 @@ use streams::{fleet, read};
 
 use crate::common::{PATIENCE, answered, publish};
 
-async fn tell(folder: &Path, words: &[&str]) -> Ended {
+async fn run_notifier_command(folder: &Path, words: &[&str]) -> Ended {
     run(folder, words).await.unwrap()
 }
 
@@ -24,7 +24,7 @@ async fn tell(folder: &Path, words: &[&str]) -> Ended {
 async fn until_said(folder: &Path, words: &[&str], text: &str) -> String {
     let mut last = String::new();
     let said = until(text, PATIENCE, async || {
-        let said = tell(folder, words).await;
+        let said = run_notifier_command(folder, words).await;
         last = said.out + &said.err;
         Ok(last.contains(text).then_some(()))
     });
@@ -62,7 +62,7 @@ async fn a_site_whose_clock_is_wrong_answers_in_time_and_says_so() {
         until_said(&folder, &status, said).await;
         // Times of workers are the server's as well.
         let status: Vec<&str> = status.into_iter().chain(["--json"]).collect();
-        let status: Value = serde_json::from_str(&tell(&folder, &status).await.out).unwrap();
+        let status: Value = serde_json::from_str(&run_notifier_command(&folder, &status).await.out).unwrap();
         let recognizer = status["workers"].as_array().unwrap().iter().find(|worker| worker["role"] == "recognizer");
         let since_ms = recognizer.unwrap()["release_since_ms"].as_i64().unwrap();
         let for_ms = status["at_ms"].as_i64().unwrap() - since_ms;
@@ -78,15 +78,15 @@ async fn images_gone_from_the_middle_of_the_stream_are_told() {
         publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
     }
     world.janitor("janitor", 0).unwrap();
-    read::delete(&bus, topology::IMAGES, 3).await.unwrap();
+    read::delete_message(&bus, topology::IMAGES, 3).await.unwrap();
     let counted = until("the gap is counted", PATIENCE, async || {
-        let beats = fleet::alive(&bus).await?;
+        let beats = fleet::live_workers(&bus).await?;
         Ok(beats.into_iter().find_map(|beat| beat.outcomes).filter(|outcomes| outcomes.gaps == 1))
     });
     counted.await.unwrap();
     let at = world.at(0);
     let words: Vec<&str> = ["status"].into_iter().chain(at.iter().map(String::as_str)).collect();
-    let status = tell(world.folder(), &words).await;
+    let status = run_notifier_command(world.folder(), &words).await;
     assert!(status.out.contains("1 image is gone from the middle of IMAGES"), "{}{}", status.out, status.err);
 }
 
@@ -99,7 +99,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     let hub = BareServer::start(folder.path(), "hub", Some("cloud"), &hub).await.unwrap();
     let remote = format!("leafnodes {{ remotes: [ {{ url: \"nats-leaf://site:what-it-was@127.0.0.1:{leaf}\" }} ] }}");
     let site = BareServer::start(folder.path(), "site", Some("site-1"), &remote).await.unwrap();
-    let setup = tell(folder.path(), &["setup", "--nats", &site.url]).await;
+    let setup = run_notifier_command(folder.path(), &["setup", "--nats", &site.url]).await;
     assert!(setup.success, "{}{}", setup.out, setup.err);
     let monitor = format!("janitor.monitor={}", site.monitor_url);
     let options = ["--nats", &site.url, "--set", "nats.cloud_domain=cloud", "--set", &monitor];
@@ -107,7 +107,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     let refused = format!("hub at 127.0.0.1:{leaf} answers, and the leaf link to it is not joined");
     let said = until_said(folder.path(), &with(&["status"]), &refused).await;
     assert!(!said.contains("what-it-was"), "{said}");
-    let doctor = tell(folder.path(), &with(&["doctor"])).await;
+    let doctor = run_notifier_command(folder.path(), &with(&["doctor"])).await;
     assert!(!doctor.success && doctor.out.contains("link refused"), "{}", doctor.out);
 
     let [metrics] = free_ports().unwrap();
@@ -126,7 +126,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     told("fault=\"link_refused\"").await;
     drop(hub);
     until_said(folder.path(), &with(&["status"]), &format!("hub at 127.0.0.1:{leaf} does not answer")).await;
-    let doctor = tell(folder.path(), &with(&["doctor"])).await;
+    let doctor = run_notifier_command(folder.path(), &with(&["doctor"])).await;
     assert!(!doctor.success && doctor.out.contains("link down"), "{}", doctor.out);
     told("fault=\"link_down\"").await;
 }
@@ -137,11 +137,11 @@ async fn an_account_without_room_for_consumers_is_told() {
     let account = "accounts { A { users: [ { user: a, password: p } ], jetstream { max_consumers: 20 } } }\n\
                    no_auth_user: a";
     let server = BareServer::start(folder.path(), "site", None, account).await.unwrap();
-    let setup = tell(folder.path(), &["setup", "--both", "--nats", &server.url]).await;
+    let setup = run_notifier_command(folder.path(), &["setup", "--both", "--nats", &server.url]).await;
     assert!(setup.success, "{}{}", setup.out, setup.err);
     let said = until_said(folder.path(), &["status", "--nats", &server.url], "a stream may have 20 consumers").await;
     assert!(said.to_lowercase().contains("raise max_consumers"), "{said}");
-    let doctor = tell(folder.path(), &["doctor", "--nats", &server.url]).await;
+    let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", &server.url]).await;
     assert!(!doctor.success && doctor.out.contains("account limit"), "{}", doctor.out);
 }
 
@@ -160,7 +160,7 @@ async fn a_stream_whose_only_replica_is_away_is_told() {
     }
     let urls: Vec<String> = nodes.iter().flatten().map(|node| node.url.clone()).collect();
     until("the cluster has its streams", PATIENCE, async || {
-        let setup = tell(folder.path(), &["setup", "--both", "--nats", &urls[0]]).await;
+        let setup = run_notifier_command(folder.path(), &["setup", "--both", "--nats", &urls[0]]).await;
         Ok(setup.success.then_some(()))
     })
     .await
@@ -177,6 +177,6 @@ async fn a_stream_whose_only_replica_is_away_is_told() {
     nodes[away] = None;
     let said = until_said(folder.path(), &["status", "--nats", asked], "Stream DEAD does not answer").await;
     assert!(said.contains("its only replica may be on a server that is away"), "{said}");
-    let doctor = tell(folder.path(), &["doctor", "--nats", asked]).await;
+    let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", asked]).await;
     assert!(!doctor.success && doctor.out.contains("stream silent"), "{}{}", doctor.out, doctor.err);
 }

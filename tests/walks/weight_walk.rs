@@ -6,7 +6,7 @@ use harness::pictures::pictures;
 use harness::program::run;
 use harness::{Plan, World, until};
 use schemas::task::HEADER_LABEL;
-use schemas::{Beat, LabelSource, Route, TaskId, Update, WeightForm, decode};
+use schemas::{Heartbeat, LabelSource, Route, TaskId, Update, WeightForm, decode};
 use streams::fleet;
 use streams::{Blobs, read, topology};
 
@@ -36,9 +36,9 @@ async fn publish_pictures(world: &World, count: usize) -> Vec<TaskId> {
 }
 
 async fn updates(world: &World) -> anyhow::Result<Vec<Update>> {
-    let last = read::level(&world.cloud, topology::UPDATES).await?.last_sequence;
+    let last = read::stream_level(&world.cloud, topology::UPDATES).await?.last_sequence;
     let mut updates = Vec::new();
-    read::stretch(&world.cloud, topology::UPDATES, read::Stretch::default(), last, |record| {
+    read::read_range(&world.cloud, topology::UPDATES, read::Stretch::default(), last, |record| {
         updates.push(decode::<Update>(&record.payload));
     })
     .await?;
@@ -51,7 +51,7 @@ async fn first_update(world: &World) -> Update {
 }
 
 async fn training(world: &World) -> anyhow::Result<Option<schemas::TrainingReport>> {
-    let beats: Vec<Beat> = fleet::alive(world.bus(0)).await?;
+    let beats: Vec<Heartbeat> = fleet::live_workers(world.bus(0)).await?;
     Ok(beats.into_iter().find_map(|beat| beat.training))
 }
 
@@ -96,7 +96,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
     assert!(update.sources[&LabelSource::Publisher] >= 19, "{:?}", update.sources);
     assert!(update.sources[&LabelSource::Verdict] >= 100, "{:?}", update.sources);
     // Weights travel by reference, and are there before their message.
-    let weights = Blobs::sent_by(&world.cloud, &update.site).fetch(&update.weights, 1 << 20).await.unwrap();
+    let weights = Blobs::open_sent_by(&world.cloud, &update.site).fetch_blob(&update.weights, 1 << 20).await.unwrap();
     assert!(weights.len() < 26_698 * 2 + 4096, "{} bytes of 16-bit floats", weights.len());
     let said = until("the trainer says that it sent an update", PATIENCE, async || {
         let report = training(&world).await?.filter(|report| report.sent > 0);

@@ -7,10 +7,10 @@ use harness::program::fixture;
 use schemas::answer::Timings;
 use schemas::decided::{CloudLoad, Load, Mode, Network};
 use schemas::{
-    Agreed, Agreement, Answer, Beat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
+    Agreed, Agreement, Answer, Heartbeat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
     DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
     HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs,
-    Opinion, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
+    Prediction, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
     Root, Round, RoundEvent, RoundReport, Route, Says, Signature, Stage, Swap, TaskId, Terms, Tile, TrainingReport,
     Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
 };
@@ -19,10 +19,10 @@ fn task() -> TaskId {
     "0191d3c2-7f6e-7c3a-9c1b-2f60a1b4c5d6".parse().unwrap()
 }
 
-fn opinion(label: &str, confidence: f32, digest: u8) -> Opinion {
+fn opinion(label: &str, confidence: f32, digest: u8) -> Prediction {
     let ranked = |label: &str, confidence: f32| Ranked { label: label.into(), confidence };
     let top = vec![ranked(label, confidence), ranked("coat", 1.0 - confidence)];
-    Opinion {
+    Prediction {
         label: label.into(),
         confidence,
         top,
@@ -81,14 +81,14 @@ fn answer() -> Answer {
             scan_height_px: 768,
         }),
     }
-    .with_opinion(opinion("pullover", 0.75, 2))
+    .with_prediction(opinion("pullover", 0.75, 2))
 }
 
 /// The provisional answer inside requests and verdicts: what need not be there is not.
 fn provisional() -> Answer {
     let (stage, route) = (Stage::Provisional, Route::Edge);
     let sparse = Answer { edge: None, fault: None, captured_at_ms: None, truth: None, tile: None, ..answer() };
-    Answer { stage, route, ..sparse }.with_opinion(opinion("shirt", 0.5, 1))
+    Answer { stage, route, ..sparse }.with_prediction(opinion("shirt", 0.5, 1))
 }
 
 fn verify() -> Verify {
@@ -147,7 +147,7 @@ fn dead_cut() -> DeadLetter {
     DeadLetter { cut: Some(cut), ..dead() }
 }
 
-fn beat_outcomes() -> Beat {
+fn beat_outcomes() -> Heartbeat {
     let outcomes = OutcomeReport {
         open: 3,
         provisional: 1,
@@ -163,11 +163,11 @@ fn beat_outcomes() -> Beat {
         too_large: Some(5),
     };
     let faults = vec![note()];
-    Beat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
+    Heartbeat { role: "janitor".into(), clock_ahead_ms: Some(-7_200_000), outcomes: Some(outcomes), faults, ..beat() }
 }
 
-fn beat() -> Beat {
-    Beat {
+fn beat() -> Heartbeat {
+    Heartbeat {
         role: "recognizer".into(),
         worker: "box-4711".into(),
         site: Some("reef".parse().unwrap()),
@@ -194,8 +194,8 @@ fn beat() -> Beat {
     }
 }
 
-fn beat_releases() -> Beat {
-    Beat {
+fn beat_releases() -> Heartbeat {
+    Heartbeat {
         release_since_ms: Some(1_763_942_000_000),
         swap: Some("trying 010101010101".into()),
         releases: vec!["fashion-light: 010101010101 is stable".into()],
@@ -328,7 +328,7 @@ fn swap() -> Swap {
 }
 
 /// What later programs add to a sign of life.
-fn beat_reports() -> Beat {
+fn beat_reports() -> Heartbeat {
     let cloud = Some(CloudReport { waiting: 3, replicas: 4, cost_ms: 12.5, still_s: 0.0 });
     let link = LinkReport {
         up: true,
@@ -356,7 +356,7 @@ fn beat_reports() -> Beat {
         kept: 4,
         belief: Some("80 % of the answers can stay".into()),
     };
-    Beat { link: Some(link), decision: Some(decision), ..beat() }
+    Heartbeat { link: Some(link), decision: Some(decision), ..beat() }
 }
 
 fn verify_features() -> Verify {
@@ -380,7 +380,7 @@ fn verify_overload() -> Verify {
 }
 
 /// What a trainer adds to a sign of life.
-fn beat_training() -> Beat {
+fn beat_training() -> Heartbeat {
     let training = TrainingReport {
         state: "training".into(),
         why: "on 1800 images".into(),
@@ -393,11 +393,11 @@ fn beat_training() -> Beat {
         last: Some("an update of 106792 bytes was sent".into()),
         sent: 1,
     };
-    Beat { training: Some(training), ..beat() }
+    Heartbeat { training: Some(training), ..beat() }
 }
 
 /// What an aggregator adds to a sign of life.
-fn beat_rounds() -> Beat {
+fn beat_rounds() -> Heartbeat {
     let rounds = RoundReport {
         state: "open".into(),
         why: String::new(),
@@ -407,7 +407,7 @@ fn beat_rounds() -> Beat {
         refused: 2,
         last: Some("round 3: release 010101010101 of 3 updates".into()),
     };
-    Beat { rounds: Some(rounds), ..beat() }
+    Heartbeat { rounds: Some(rounds), ..beat() }
 }
 
 fn round(event: RoundEvent) -> Round {
@@ -514,8 +514,8 @@ fn answer_decided() -> Answer {
     Answer { decided: Some(Box::new(decided)), ..answer() }
 }
 
-fn beat_scaled() -> Beat {
-    Beat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
+fn beat_scaled() -> Heartbeat {
+    Heartbeat { scale: Some("3 run: 1.4 s of work wait, more than 1.0 s".into()), ..beat() }
 }
 
 fn label_replayed() -> Label {
@@ -533,7 +533,7 @@ fn learned() -> LearnedImages {
         round: 3,
         base: ReleaseId::from_sha256([1; 32]),
         trained_at_ms: 1_763_942_400_600,
-        images: ["a", "b"].map(TaskId::derived).to_vec(),
+        images: ["a", "b"].map(TaskId::from_name).to_vec(),
     }
 }
 
@@ -543,7 +543,7 @@ fn round_remade() -> Round {
 }
 
 fn answer_replayed() -> Answer {
-    Answer { replayed: Some(TaskId::derived("before")), ..answer() }
+    Answer { replayed: Some(TaskId::from_name("before")), ..answer() }
 }
 
 fn answer_noted() -> Answer {
@@ -562,12 +562,12 @@ fn answer_of_file() -> Answer {
 }
 
 fn answer_novel() -> Answer {
-    let edge = Opinion { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
+    let edge = Prediction { novelty: Some(0.9975), ..opinion("shirt", 0.5, 1) };
     let reason = Reason::HighNovelty;
     Answer { route: Route::Verified, reason, edge: Some(edge), novelty: Some(0.5), ..answer() }
 }
 
-fn beat_drifting() -> Beat {
+fn beat_drifting() -> Heartbeat {
     let measure =
         |distance_ratio, level| DriftMeasure { reference_ratio: 0.5, recent_ratio: 0.75, distance_ratio, level };
     let drift = DriftReport {
@@ -580,13 +580,13 @@ fn beat_drifting() -> Beat {
         novelty: Some(measure(0.5, DriftLevel::Alarm)),
         agreement: Some(measure(0.0, DriftLevel::Steady)),
     };
-    Beat { drift: Some(drift), ..beat() }
+    Heartbeat { drift: Some(drift), ..beat() }
 }
 
-fn beat_counted() -> Beat {
+fn beat_counted() -> Heartbeat {
     let beat = beat_outcomes();
     let outcomes = beat.outcomes.map(|outcomes| OutcomeReport { seen_at_ms: Some(1_763_942_390_000), ..outcomes });
-    Beat { outcomes, ..beat }
+    Heartbeat { outcomes, ..beat }
 }
 
 fn update() -> Update {
@@ -703,7 +703,7 @@ fn a_field_that_a_newer_program_adds_is_passed_over() {
     assert_eq!(bytes[0] & 0xf0, 0x80, "the beat is a small map");
     bytes[0] += 1;
     bytes.extend(b"\xa5later\x01");
-    assert_eq!(decode::<Beat>(&bytes).unwrap(), beat());
+    assert_eq!(decode::<Heartbeat>(&bytes).unwrap(), beat());
 }
 
 #[test]
@@ -712,7 +712,7 @@ fn a_message_may_name_its_kind_anywhere() {
     let head = b"\xa4kind\xa4beat\xa7version\x01";
     let (map, fields) = (&bytes[..1], bytes[1..].strip_prefix(head).expect("written first"));
     let last = [map, fields, head].concat();
-    assert_eq!(decode::<Beat>(&last).unwrap(), beat());
+    assert_eq!(decode::<Heartbeat>(&last).unwrap(), beat());
     assert!(decode::<Answer>(&last).unwrap_err().to_string().contains("beat"));
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Opened {
 }
 
 /// What the environment says of object stores.
-pub(super) fn environment() -> Vec<(String, String)> {
+pub(super) fn store_environment() -> Vec<(String, String)> {
     let pairs =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let known = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
@@ -51,7 +51,7 @@ pub(super) fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
-pub(super) fn open(url: &str, options: Vec<(String, String)>) -> Result<Opened, CarryError> {
+pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<Opened, CarryError> {
     let (scheme, place) = match url.split_once("://") {
         Some((scheme, place)) => (scheme, place),
         None if url.split('/').next().is_some_and(|first| first.is_empty() || !first.contains(':')) => {

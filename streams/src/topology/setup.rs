@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Plan;
 use crate::connect::Bus;
-use crate::error::{CarryError, chain};
+use crate::error::{CarryError, error_chain};
 
 /// What [`setup`] or [`compare`] found about one stream, bucket or consumer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -76,7 +76,7 @@ const LOOKS_AT_ONCE: usize = 16;
 ///
 /// # Errors
 /// That the server is away.
-pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
+pub async fn apply_plan(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, CarryError> {
     // One after another where something is changed; looks do not wait for each other, for what is silent takes long.
     let at_once = if mend == Mend::Nothing { LOOKS_AT_ONCE } else { 1 };
     let streams = futures::stream::iter(&plan.streams).map(async |wanted| {
@@ -97,14 +97,14 @@ pub async fn setup(bus: &Bus, plan: &Plan, mend: Mend) -> Result<Vec<Finding>, C
 /// What the server refuses is a finding, as long as it is there to refuse the next.
 fn refused(bus: &Bus, state: Result<State, CarryError>) -> Result<State, CarryError> {
     match state {
-        Err(error) if bus.connected() => Ok(State::Refused(chain(&error))),
+        Err(error) if bus.is_connected() => Ok(State::Refused(error_chain(&error))),
         other => other,
     }
 }
 
 /// What the plan wants and the server has otherwise; changes nothing.
-pub async fn compare(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError> {
-    setup(bus, plan, Mend::Nothing).await
+pub async fn compare_plan(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryError> {
+    apply_plan(bus, plan, Mend::Nothing).await
 }
 
 async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {

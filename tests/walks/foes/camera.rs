@@ -205,7 +205,7 @@ fn ids(camera: &mut Camera, others: &[TaskId]) {
     camera.add("an empty message id", headers(&[(HEADER_MESSAGE_ID, "")]), picture.clone(), Outcome::Answered);
     let two = headers(&[(HEADER_MESSAGE_ID, "one"), (HEADER_MESSAGE_ID, "two")]);
     camera.add("two message ids", two, picture.clone(), Outcome::Answered);
-    let urn = format!("urn:uuid:{}", TaskId::mint());
+    let urn = format!("urn:uuid:{}", TaskId::new_random());
     camera.add("a message id as a URN", headers(&[(HEADER_MESSAGE_ID, &urn)]), picture.clone(), Outcome::Answered);
     // One camera that says the same again, and one that says something else under the same id.
     let subject = camera.subject();
@@ -249,7 +249,7 @@ fn references(camera: &mut Camera, lies: &[(&'static str, BlobRef)]) {
     for (name, blob) in lies {
         camera.add(format!("a reference to {name}"), block(&blob.to_string()), Bytes::new(), Outcome::dead("blob_bad"));
     }
-    let scan = TaskId::mint();
+    let scan = TaskId::new_random();
     for text in ["", "a b c", "1 2 3 4 5 6 7", &format!("{scan} -1 0 1 1 1 1"), &format!("{scan} 4294967296 0 1 1 1 1")]
     {
         camera.with(HEADER_TILE, text, Outcome::dead("header_unreadable"));

@@ -11,7 +11,7 @@ use runtime::sign::Key;
 use schemas::swap::{Agreed, Agreement, Counts};
 use schemas::task::Stored;
 use schemas::{
-    Answer, BlobRef, FaultNote, HardCase, Hardness, Measured, Message, ModelName, Opinion, Order, Payload, Ranked,
+    Answer, BlobRef, FaultNote, HardCase, Hardness, Measured, Message, ModelName, Prediction, Order, Payload, Ranked,
     Reason, ReleaseId, Route, SiteName, Stage, Swap, Task, TaskId, Update, Verify, VerifyReason, WeightForm, encode,
 };
 use sha2::{Digest, Sha256};
@@ -88,15 +88,15 @@ impl Foe {
             sequence: 7,
             stored_at_ns: i128::from(self.now_ms) * 1_000_000,
         };
-        Task::bare(&stored, TaskId::mint())
+        Task::from_id(&stored, TaskId::new_random())
     }
 
     /// A request as its own courier would send it.
     fn request(&self, camera: &str, payload: Payload) -> Verify {
         let mut about =
-            Answer::about(&self.task(camera), Stage::Provisional, Route::Edge, Reason::LowConfidence, self.now_ms);
+            Answer::for_task(&self.task(camera), Stage::Provisional, Route::Edge, Reason::LowConfidence, self.now_ms);
         about.deadline_at_ms = Some(self.now_ms + 3_600_000);
-        let opinion = Opinion {
+        let opinion = Prediction {
             label: "bag".into(),
             confidence: 0.4,
             top: vec![Ranked { label: "bag".into(), confidence: 0.4 }],
@@ -105,7 +105,7 @@ impl Foe {
             temperature: None,
             novelty: None,
         };
-        let provisional = about.with_opinion(opinion);
+        let provisional = about.with_prediction(opinion);
         Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness: None, ticket: Some(vec![7; 32]) }
     }
 
@@ -356,7 +356,7 @@ impl Foe {
     /// Hard cases. `others`: the message id of one of another site.
     pub fn hard_cases(&self, others: &str) -> Vec<Action> {
         let case = |site: &SiteName, features: Option<Vec<f32>>| HardCase {
-            task: TaskId::mint(),
+            task: TaskId::new_random(),
             site: site.clone(),
             camera: "foe".parse().unwrap(),
             release: self.base.clone(),
@@ -415,7 +415,7 @@ impl Foe {
     }
 
     fn signed(&self, update: Update) -> Update {
-        let signature = Some(self.key.sign(&update.signed().unwrap()));
+        let signature = Some(self.key.sign(&update.signed_bytes().unwrap()));
         Update { signature, ..update }
     }
 
@@ -431,7 +431,7 @@ impl Foe {
             Action::new(name, shot(self.update_subject(round), payload), Outcome::dead(fault))
         };
         let stranger = |update: Update| {
-            let signature = Some(self.strangers.sign(&update.signed().unwrap()));
+            let signature = Some(self.strangers.sign(&update.signed_bytes().unwrap()));
             Update { signature, ..update }
         };
         let changed = |update: Update, change: fn(&mut Update)| {
@@ -484,7 +484,7 @@ impl Foe {
                 on(
                     "one of another model than its subject's",
                     round,
-                    encoded(&self.signed(Update { model: ModelName::of("other"), ..plain() })),
+                    encoded(&self.signed(Update { model: ModelName::from_name("other"), ..plain() })),
                     "update_misdirected",
                 ),
                 on(
@@ -530,7 +530,7 @@ impl Foe {
         }
         // Of another model nobody reads any.
         for model in ["other", "-", "fashion-light"] {
-            let update = self.signed(Update { model: ModelName::of(model), ..self.update(1, weights()) });
+            let update = self.signed(Update { model: ModelName::from_name(model), ..self.update(1, weights()) });
             let subject = subject::update(&update.model, 1, &self.own);
             let name = format!("an update of model {model}, which has no rounds");
             actions.push(Action::new(name, shot(subject, encoded(&update)), Outcome::KeptAsItsOwn));
@@ -646,7 +646,7 @@ impl Foe {
             slot.set(slot.get() + 1);
             Action::new(name, shot(format!("{own}.{}", slot.get()), encoded(&swap)), Outcome::KeptAsItsOwn)
         };
-        let counts = |images, doubtful| Counts { images, doubtful, ..Counts::of(self.base.clone()) };
+        let counts = |images, doubtful| Counts { images, doubtful, ..Counts::for_release(self.base.clone()) };
         let agreed = Agreed { asked: 1000, agreed: 1000 };
         let agreement = |site: &SiteName| Agreement {
             site: site.clone(),
@@ -683,7 +683,7 @@ impl Foe {
                 (swap.memory_mib, swap.memory_free_mib) = (u64::MAX, Some(u64::MAX));
             }),
             says("a release that is none", &|swap| swap.release = ReleaseId::from_sha256([9; 32])),
-            says("a model of which nothing was decided", &|swap| swap.model = ModelName::of("nobody")),
+            says("a model of which nothing was decided", &|swap| swap.model = ModelName::from_name("nobody")),
             says("100,000 labels of its site", &|swap| swap.site_labels = vec!["reef".into(); 100_000]),
             says("a label of terminal escapes", &|swap| swap.site_labels = vec!["\u{1b}[2J".into()]),
             says("a version of 1 MiB", &|swap| swap.runtime = "9".repeat(1 << 20)),
@@ -701,7 +701,7 @@ impl Foe {
             ));
         }
         let models = (0..1500).map(|number| {
-            let swap = Swap { model: ModelName::of(&format!("model-{number}")), ..self.report() };
+            let swap = Swap { model: ModelName::from_name(&format!("model-{number}")), ..self.report() };
             shot(format!("{own}.m{number}"), encoded(&swap))
         });
         actions.push(Action::many("1,500 models that do not exist", models.collect(), Outcome::KeptAsItsOwn));
@@ -753,8 +753,8 @@ impl Foe {
         }
         for subject in [
             format!("image.{other}.cam-1"),
-            format!("outcome.{other}.cam-1.{}", TaskId::mint()),
-            format!("answer.final.{other}.cam-1.{}", TaskId::mint()),
+            format!("outcome.{other}.cam-1.{}", TaskId::new_random()),
+            format!("answer.final.{other}.cam-1.{}", TaskId::new_random()),
             format!("answer.provisional.{other}.cam-1"),
             format!("answer-json.{other}.cam-1"),
             format!("outbox.{other}.verify"),

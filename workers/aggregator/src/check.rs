@@ -175,7 +175,7 @@ pub enum Refused {
 
 impl Refused {
     /// For a dead letter.
-    pub fn note(&self) -> FaultNote {
+    pub fn fault_note(&self) -> FaultNote {
         let (name, remedy) = match self {
             Self::Unreadable(_) => ("update_unreadable", "run the same release of tributary on both sides"),
             Self::Misdirected { .. } => ("update_misdirected", "give each site a name of its own"),
@@ -223,7 +223,7 @@ impl Refused {
 }
 
 /// Looks at what an update says of itself.
-pub fn said(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
     let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
     if found == 0 {
@@ -275,7 +275,7 @@ pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refuse
     }
     let key = settings.keys.get(&update.site).ok_or(Refused::NotSigned("no key of its site is known"))?;
     let signature = update.signature.as_ref().ok_or(Refused::NotSigned("it is not signed"))?;
-    let signed = update.signed().map_err(|_| Refused::NotSigned("what it signs cannot be written"))?;
+    let signed = update.signed_bytes().map_err(|_| Refused::NotSigned("what it signs cannot be written"))?;
     match is_signed(key, &signed, signature) {
         true => Ok(()),
         false => Err(Refused::NotSigned("its signature is not that of its site")),
@@ -283,7 +283,7 @@ pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refuse
 }
 
 /// Looks at how long a change is. `base`: the length of the base.
-pub fn length(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), Refused> {
     if !finite || !norm.is_finite() {
         return Err(Refused::NotFinite);
     }
@@ -294,7 +294,7 @@ pub fn length(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> R
 }
 
 /// Looks at how long changes are among those of their round.
-pub fn among(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
+pub fn check_round_norms(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
     let most = settings.norm_over_median_max.map(|most| most * crate::filter::median(norms));
     let too_long = |norm: &f64| {
         let most = most.filter(|most| norm > most)?;
@@ -331,13 +331,13 @@ mod tests {
     }
 
     fn refused(update: &Update, settings: &CheckSettings) -> String {
-        said(update, settings).unwrap_err().note().name
+        check_description(update, settings).unwrap_err().fault_note().name
     }
 
     #[test]
     fn what_a_site_says_of_itself_is_bounded() {
         let settings = CheckSettings { samples_max: 100, ..CheckSettings::default() };
-        assert!(said(&update(&[60, 40], 1000), &settings).is_ok());
+        assert!(check_description(&update(&[60, 40], 1000), &settings).is_ok());
         assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[0, 0], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[60, 41], 1000), &settings), "samples_too_many");
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(refused(&update(&[u64::MAX, u64::MAX], 1000), &settings), "samples_too_many");
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
         let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
-        assert!(said(&update(&[150], 1000), &own).is_ok());
+        assert!(check_description(&update(&[150], 1000), &own).is_ok());
     }
 
     #[test]
@@ -355,10 +355,10 @@ mod tests {
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
         assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
         assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
-        assert!(said(&with(None, 0.88), &settings).is_ok(), "chance");
-        assert!(said(&with(Some(Gain::Level), 0.7), &settings).is_ok(), "its trainer compared image by image");
+        assert!(check_description(&with(None, 0.88), &settings).is_ok(), "chance");
+        assert!(check_description(&with(Some(Gain::Level), 0.7), &settings).is_ok(), "its trainer compared image by image");
         let settings = CheckSettings { accept_worse: true, ..settings };
-        assert!(said(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
+        assert!(check_description(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
     }
 
     #[test]
@@ -368,14 +368,14 @@ mod tests {
         let mut settings =
             CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
         let mut update = update(&[5], 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
-        update.signature = Some(key.sign(&update.signed().unwrap()));
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
+        update.signature = Some(key.sign(&update.signed_bytes().unwrap()));
         assert!(signature(&update, &settings).is_ok());
         update.samples.insert("more".into(), 1000);
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
         update.samples.remove("more");
         update.site = "other".parse().unwrap();
-        assert_eq!(signature(&update, &settings).unwrap_err().note().name, "signature_wrong");
+        assert_eq!(signature(&update, &settings).unwrap_err().fault_note().name, "signature_wrong");
         settings.keys.insert("other".parse().unwrap(), "not a key".into());
         assert!(settings.check().is_err());
     }
@@ -383,12 +383,12 @@ mod tests {
     #[test]
     fn a_change_that_is_no_number_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
-        let name = |refused: Result<(), Refused>| refused.unwrap_err().note().name;
-        assert!(length(1.0, true, 1.0, &settings).is_ok());
-        assert_eq!(name(length(1.0, false, 1.0, &settings)), "weights_not_finite");
-        assert_eq!(name(length(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");
-        assert_eq!(name(length(10.1, true, 1.0, &settings)), "change_too_long");
-        let among = among(&[1.0, 1.0, 2.0, 9.0], &settings);
+        let name = |refused: Result<(), Refused>| refused.unwrap_err().fault_note().name;
+        assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());
+        assert_eq!(name(check_update_norm(1.0, false, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(check_update_norm(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");
+        assert_eq!(name(check_update_norm(10.1, true, 1.0, &settings)), "change_too_long");
+        let among = check_round_norms(&[1.0, 1.0, 2.0, 9.0], &settings);
         assert_eq!(among.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, false, true]);
     }
 }

@@ -17,7 +17,7 @@ use crate::layout::Layout;
 use crate::merge::{self, Change, Term};
 use crate::public::Public;
 use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, Then, parted};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, Then, split_rule};
 use crate::score::{HeadLearning, Judge, Tried, Tuning};
 use crate::server::{self, Memory};
 use crate::values::Values;
@@ -103,7 +103,7 @@ pub fn is_learning(clear: &[bool]) -> bool {
 }
 
 /// Makes the next weights.
-pub fn derive(
+pub fn aggregate(
     base: &[f32],
     mut sent: Vec<Sent<'_>>,
     memory: Memory,
@@ -134,7 +134,7 @@ pub fn derive(
     let Made { mut row, rule, shares, instead } = made;
     let mut memory = memory;
     if rule != PREVIOUS {
-        server::step(base, &mut row, &mut memory, &settings.server);
+        server::apply_optimizer(base, &mut row, &mut memory, &settings.server);
     }
     if !row.iter().all(|value| value.is_finite()) {
         return Err(DeriveError::NotFinite);
@@ -322,8 +322,8 @@ impl<'a> Round<'a> {
                     scored: scored.clone(),
                 };
                 let sites: Vec<SiteScores> = counting.iter().zip(&scored).map(scores).collect();
-                let values = command::ask(program, around.round, &sites)?;
-                weigh::weighed(rule, values, &scored, &self.settings.weigh)
+                let values = command::run_rule_command(program, around.round, &sites)?;
+                weigh::normalize_weights(rule, values, &scored, &self.settings.weigh)
             }
             _ => {
                 let by_scores = match rule {
@@ -343,7 +343,7 @@ impl<'a> Round<'a> {
                 return Err(DeriveError::NoPublic(format!("rule {LAW}")));
             };
             let (mut row, changes) = (vec![0.0; around.layout.len()], self.changes());
-            shares = law::learn(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
+            shares = law::learn_shares(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
                 self.merge(&self.spread(shares, &counting), around.layout, &mut row);
                 let (loss, slope) = judge.slope(&row, public, &self.learn, None)?;
                 // How much the loss grows with a site's share.
@@ -406,7 +406,7 @@ impl<'a> Round<'a> {
 
     /// The weights that a rule makes.
     fn make(&self, rule: &str, around: &mut Around<'_>) -> Result<Made, DeriveError> {
-        let (plain, then) = parted(rule);
+        let (plain, then) = split_rule(rule);
         let (shares, instead) = self.weigh(plain, around)?;
         let mut row = vec![0.0; around.layout.len()];
         match self.without_extremes(around.layout) {
@@ -443,7 +443,7 @@ impl<'a> Round<'a> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
             return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
         };
-        let row = judge.tune(&made.row, public, &self.learn, teacher, Tuning::default(), around.round)?;
+        let row = judge.tune_model(&made.row, public, &self.learn, teacher, Tuning::default(), around.round)?;
         Ok(Made { row, ..made })
     }
 

@@ -21,7 +21,7 @@ pub struct TaintedRelease {
 }
 
 /// The releases that learned from some of these updates, those that hold one first, then what descends from them.
-pub fn tainted(manifests: &[Manifest], updates: &BTreeSet<TaskId>) -> Vec<TaintedRelease> {
+pub fn tainted_releases(manifests: &[Manifest], updates: &BTreeSet<TaskId>) -> Vec<TaintedRelease> {
     let mut found: BTreeMap<&ReleaseId, TaintedRelease> = BTreeMap::new();
     for manifest in manifests {
         let merged = manifest.made.iter().flat_map(|made| &made.updates).map(|merged| merged.id);
@@ -58,17 +58,17 @@ mod tests {
 
     #[test]
     fn a_release_that_starts_from_one_that_learned_it_learned_it_too() {
-        let [a, b] = ["a", "b"].map(TaskId::derived);
+        let [a, b] = ["a", "b"].map(TaskId::from_name);
         let manifests = [
             manifest(3, Some(2), 3, &[]),
             manifest(1, Some(0), 1, &[("reef", b)]),
             manifest(2, Some(1), 2, &[("reef", a), ("farm", b)]),
             manifest(4, Some(0), 4, &[("farm", b)]),
         ];
-        let found = tainted(&manifests, &BTreeSet::from([a]));
+        let found = tainted_releases(&manifests, &BTreeSet::from([a]));
         let said: Vec<(u64, usize, bool)> =
             found.iter().map(|found| (found.round, found.updates.len(), found.through.is_some())).collect();
         assert_eq!(said, [(2, 1, false), (3, 0, true)]);
-        assert!(tainted(&manifests, &BTreeSet::from([TaskId::derived("c")])).is_empty());
+        assert!(tainted_releases(&manifests, &BTreeSet::from([TaskId::from_name("c")])).is_empty());
     }
 }

@@ -39,13 +39,13 @@ impl History {
         let mut all: Vec<(u64, u64, Round)> = Vec::new();
         // The copy has what updates pushed out of the stream itself, and that has what was not copied yet.
         for stream in [topology::ROUNDS, topology::UPDATES] {
-            let level = read::level(bus, stream).await?;
+            let level = read::stream_level(bus, stream).await?;
             if level.messages == 0 {
                 continue;
             }
             let stretch = Stretch { subjects: subjects.clone(), ..Stretch::default() };
             let known = all.last().map_or(0, |(sequence, ..)| *sequence);
-            read::stretch(bus, stream, stretch, level.last_sequence, |record| {
+            read::read_range(bus, stream, stretch, level.last_sequence, |record| {
                 let sequence = record.source_sequence().unwrap_or(record.sequence);
                 if sequence > known
                     && let Some(round) = read_round(&record)
@@ -91,7 +91,7 @@ impl History {
     pub fn lineage(&self, first: &ReleaseId, before_sequence: u64) -> Vec<ReleaseId> {
         let mut rounds = Rounds::new(first.clone());
         for (_, _, round) in self.all.iter().filter(|(sequence, _, _)| *sequence < before_sequence) {
-            rounds.happened(round, 0);
+            rounds.apply_event(round, 0);
         }
         rounds.lineage().to_vec()
     }
@@ -151,7 +151,7 @@ pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&
 
 /// The same of a model whose releases stand as the stream says.
 pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
-    let is_releaser_alive = fleet::alive(bus).await?.iter().any(|beat| beat.role == "releaser");
+    let is_releaser_alive = fleet::live_workers(bus).await?.iter().any(|beat| beat.role == "releaser");
     Ok(undecided(rollout, is_releaser_alive).cloned())
 }
 
@@ -162,7 +162,7 @@ pub fn stored_at_ms(record: &read::Record) -> u64 {
 
 /// Which sites are asked in a round. `losses`: of each site, its loss when it was last in a release. Pure.
 pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f64>) -> Vec<SiteName> {
-    let mut sites = settings.asked().to_vec();
+    let mut sites = settings.selectable_sites().to_vec();
     let Some(count) = settings.ask.map(|ask| (ask as usize).min(sites.len())) else { return sites };
     match settings.ask_by {
         AskBy::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
@@ -189,7 +189,7 @@ pub async fn read_focus(
     if settings.hard_focus <= 0.0 {
         return Ok(None);
     }
-    let found = read::newest(bus, topology::HARDCASES, Stretch::default(), HARD_CASES_READ, |_| true).await?;
+    let found = read::newest_messages(bus, topology::HARDCASES, Stretch::default(), HARD_CASES_READ, |_| true).await?;
     let mut summary = HardSummary::default();
     let cases = found.iter().filter_map(|record| decode::<HardCase>(&record.payload).ok());
     // What another release finds hard, and its features, say nothing of this one.
@@ -200,7 +200,7 @@ pub async fn read_focus(
 }
 
 /// What these sites are asked for: to start from this release.
-pub fn terms(
+pub fn round_terms(
     base: ReleaseId,
     weights: Option<BlobRef>,
     sites: Vec<SiteName>,
@@ -224,7 +224,7 @@ pub fn terms(
 
 /// Says that something happened in a round; false if it was said before.
 /// `key`: signs what sites are asked, where they obey nothing else.
-pub async fn say(
+pub async fn publish_round_event(
     publisher: &Publisher,
     key: Option<&Key>,
     model: &ModelName,
@@ -242,7 +242,7 @@ pub async fn say(
         Some(key) => trust::sign(round, key, clock::now_ms())?,
         None => round,
     };
-    let mut publication = Publication::first(slot, encode(&round)?);
+    let mut publication = Publication::first_on_subject(slot, encode(&round)?);
     if let Some(blob) = blob {
         publication = publication.header(HEADER_BLOB, blob.to_string());
     }
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn rounds_that_gained_nothing_are_counted_from_the_last_one_that_did() {
         let round = |number: u64, event: RoundEvent| {
-            (number, 0, Round { model: ModelName::of("light"), number, event, said_at_ms: 0, signature: None })
+            (number, 0, Round { model: ModelName::from_name("light"), number, event, said_at_ms: 0, signature: None })
         };
         let nothing = |number| round(number, RoundEvent::Failed(FaultNote::new(NOTHING_GAINED, "", "")));
         let missed = |number| round(number, RoundEvent::Failed(FaultNote::new("quorum_missed", "", "")));
@@ -277,7 +277,7 @@ mod tests {
     fn the_next_round_starts_from_what_the_last_release_was_remade_as_unless_that_is_withdrawn() {
         let release = |number: u8| ReleaseId::from_sha256([number; 32]);
         let said = |at: u64, number, event| {
-            (at, at, Round { model: ModelName::of("light"), number, event, said_at_ms: at, signature: None })
+            (at, at, Round { model: ModelName::from_name("light"), number, event, said_at_ms: at, signature: None })
         };
         let sealed =
             |of: u8| RoundEvent::Sealed { release: release(of), weights: BlobRef::new([of; 32], 1), updates: 2 };

@@ -223,12 +223,12 @@ impl Releases {
     }
 
     /// Puts what a site sent, or what the server's optimizer remembers, where a release can find it again.
-    pub async fn keep(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
+    pub async fn keep_file(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
         self.store.put_file(&self.blob_path(blob), blob, file).await.map(|_| ())
     }
 
     /// Fetches that again.
-    pub async fn kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
+    pub async fn fetch_kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
         self.store.fetch(&self.blob_path(blob), blob, blob.size_bytes, into).await
     }
 
@@ -241,7 +241,7 @@ impl Releases {
     }
 
     /// Says which release a round came to; of two that say it at once one wins, and both are told which.
-    pub async fn seal(&self, round: u64, release: &ReleaseId) -> Result<Sealed, ReleaseError> {
+    pub async fn publish_release(&self, round: u64, release: &ReleaseId) -> Result<Sealed, ReleaseError> {
         let path = format!("models/{}/rounds/{round}.json", self.model);
         let own = Sealed { round, release: release.clone() };
         match self.store.put_new(&path, json(&own)?).await? {
@@ -414,13 +414,13 @@ pub(crate) mod tests {
             memory: None,
         };
         let first =
-            Manifest::first(ModelName::of("light"), digest(release), Vec::new(), BlobRef::new([release; 32], 7));
+            Manifest::first(ModelName::from_name("light"), digest(release), Vec::new(), BlobRef::new([release; 32], 7));
         Manifest { parent: parent.map(digest), round, made: Some(made), ..first }
     }
 
     #[test]
     fn a_manifest_of_before_releases_were_remade_or_signed_is_read_and_written_as_ever() {
-        let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::derived("a"))])).unwrap();
+        let old = serde_json::to_string(&manifest(1, Some(0), 1, &[("reef", TaskId::from_name("a"))])).unwrap();
         assert!(!old.contains("remade") && !old.contains("signed"), "{old}");
         let read: Manifest = serde_json::from_str(&old).unwrap();
         assert_eq!(
@@ -433,7 +433,7 @@ pub(crate) mod tests {
     async fn a_release_is_followed_back_to_the_last_that_was_clearly_better() {
         let folder = tempfile::tempdir().unwrap();
         let releases =
-            Releases::new(Store::open(&folder.path().display().to_string()).unwrap(), ModelName::of("light"));
+            Releases::new(Store::open(&folder.path().display().to_string()).unwrap(), ModelName::from_name("light"));
         let weights = folder.path().join("weights");
         std::fs::write(&weights, b"weights").unwrap();
         let mut all = Vec::new();
@@ -450,7 +450,7 @@ pub(crate) mod tests {
 
     #[test]
     fn manifests_that_were_bent_are_read_or_refused() {
-        let whole = manifest(1, Some(0), 1, &[("reef", TaskId::derived("a")), ("kelp", TaskId::derived("b"))]);
+        let whole = manifest(1, Some(0), 1, &[("reef", TaskId::from_name("a")), ("kelp", TaskId::from_name("b"))]);
         bend::bend_all("manifests of releases", &[serde_json::to_vec(&whole).unwrap()], bend::turns() / 4, |bytes| {
             let _read = serde_json::from_slice::<Manifest>(bytes).is_ok();
             let _sealed = serde_json::from_slice::<Sealed>(bytes).is_ok();

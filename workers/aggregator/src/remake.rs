@@ -14,7 +14,7 @@ use crate::derive::Derived;
 use crate::public::Public;
 use crate::release::{DERIVATION, LeftOutUpdate, Made, Manifest, Merged, Releases, RemadeFrom, write};
 use crate::seal::{self, Base};
-use crate::verify::{Ingredients, Place, VerifyError, blocking, ingredients, made, public_of};
+use crate::verify::{Ingredients, Place, VerifyError, spawn_blocking, ingredients, release_round, public_of};
 
 /// What is left out of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -81,7 +81,7 @@ pub struct RemadeRelease {
 ///
 /// # Errors
 /// What is to be left out is not in it, or nothing stays.
-pub fn split(
+pub fn split_updates(
     release: &ReleaseId,
     updates: &[Merged],
     without: &Without,
@@ -105,7 +105,7 @@ pub fn split(
 ///
 /// # Errors
 /// [`RemakeError`].
-pub async fn remake(
+pub async fn remake_release(
     place: &Place,
     releases: &Releases,
     manifest: &Manifest,
@@ -113,13 +113,13 @@ pub async fn remake(
     without: &Without,
     (why, at_ms): (&str, u64),
 ) -> Result<RemadeRelease, RemakeError> {
-    let made = made(manifest)?;
-    let (kept, gone) = split(&manifest.release, &made.updates, without)?;
+    let made = release_round(manifest)?;
+    let (kept, gone) = split_updates(&manifest.release, &made.updates, without)?;
     let public = public_of(manifest, made, public)?;
     let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &kept).await?;
     let (settings, here, set) = (made.settings.clone(), place.clone(), public.clone());
     let round = (manifest.round, made.is_learning);
-    let (derived, written) = blocking(move || {
+    let (derived, written) = spawn_blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
         let written = write_files(&here, &base, &derived)?;
         Ok((derived, written))
@@ -184,7 +184,7 @@ mod tests {
     use crate::release::tests::manifest;
 
     fn updates() -> Vec<Merged> {
-        let sent = ["reef", "farm", "lake"].map(|site| (site, TaskId::derived(site)));
+        let sent = ["reef", "farm", "lake"].map(|site| (site, TaskId::from_name(site)));
         manifest(1, Some(0), 1, &sent).made.map(|made| made.updates).unwrap_or_default()
     }
 
@@ -198,11 +198,11 @@ mod tests {
             sites: sites.iter().map(|site| site.parse().unwrap()).collect(),
             ..Without::default()
         };
-        let refused = |without: &Without| split(&release(), &updates(), without).unwrap_err().to_string();
+        let refused = |without: &Without| split_updates(&release(), &updates(), without).unwrap_err().to_string();
         let absent = refused(&of(&["reef", "moon"]));
         assert!(absent.contains("site moon") && absent.contains("reef, farm, lake"), "{absent}");
         assert!(refused(&of(&["reef", "farm", "lake"])).contains("nothing would be left"));
-        let foreign = Without { updates: BTreeSet::from([TaskId::derived("moon")]), ..Without::default() };
+        let foreign = Without { updates: BTreeSet::from([TaskId::from_name("moon")]), ..Without::default() };
         assert!(refused(&foreign).contains("no update of those"));
     }
 
@@ -215,7 +215,7 @@ mod tests {
                 updates: ids.iter().map(|place| all[*place].id).collect(),
             };
             let meant: BTreeSet<usize> = sites.union(&ids).copied().collect();
-            match split(&release(), &all, &without) {
+            match split_updates(&release(), &all, &without) {
                 Ok((kept, gone)) => {
                     prop_assert_eq!(gone.len(), meant.len());
                     prop_assert_eq!(kept.len() + gone.len(), all.len());

@@ -99,12 +99,12 @@ impl Rounds {
     }
 
     /// How many updates wait for the next round.
-    pub fn waiting(&self) -> usize {
+    pub fn waiting_updates(&self) -> usize {
         self.waiting.len()
     }
 
     /// Something happened in a round. Returns the updates that waited for it.
-    pub fn happened(&mut self, round: &Round, stored_at_ms: u64) -> Vec<Arrived> {
+    pub fn apply_event(&mut self, round: &Round, stored_at_ms: u64) -> Vec<Arrived> {
         match &round.event {
             RoundEvent::Opened(terms) if round.number > self.last => {
                 self.last = round.number;
@@ -155,7 +155,7 @@ impl Rounds {
     }
 
     /// An update arrived, or comes again because a round was opened.
-    pub fn arrived(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> Arrival {
+    pub fn add_update(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> Arrival {
         if update.round > self.last {
             return Arrival::Refuse(Refused::UnknownRound { round: update.round, last: self.last });
         }
@@ -223,7 +223,7 @@ impl Rounds {
     }
 
     /// Why the current round should be closed now, if it should.
-    pub fn due(&self, now_ms: u64) -> Option<String> {
+    pub fn close_reason(&self, now_ms: u64) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.closed.is_none())?;
         let (accepted, quorum) = (current.accepted.len(), current.terms.quorum);
         let after = |at_ms: u64, seconds: u32| now_ms >= at_ms.saturating_add(u64::from(seconds) * 1000);
@@ -279,13 +279,13 @@ mod tests {
     }
 
     fn round(number: u64, event: RoundEvent) -> Round {
-        Round { model: ModelName::of("light"), number, event, said_at_ms: 0, signature: None }
+        Round { model: ModelName::from_name("light"), number, event, said_at_ms: 0, signature: None }
     }
 
     fn update(site: &str, round: u64, base: ReleaseId) -> Update {
         Update {
             site: site.parse().unwrap(),
-            model: ModelName::of("light"),
+            model: ModelName::from_name("light"),
             round,
             base,
             weights: BlobRef::new([2; 32], 100),
@@ -305,19 +305,19 @@ mod tests {
 
     fn opened(terms: Terms) -> Rounds {
         let mut rounds = Rounds::new(release(0));
-        rounds.happened(&round(1, RoundEvent::Opened(terms)), 1000);
+        rounds.apply_event(&round(1, RoundEvent::Opened(terms)), 1000);
         rounds
     }
 
     fn send(rounds: &mut Rounds, update: Update, at_ms: u64) -> Result<(), String> {
-        match rounds.arrived(update, at_ms, at_ms) {
+        match rounds.add_update(update, at_ms, at_ms) {
             Arrival::Count(arrived) => {
                 rounds.accept(*arrived);
                 Ok(())
             }
             Arrival::Wait => Err("waits".into()),
             Arrival::Unasked => Err("unasked".into()),
-            Arrival::Refuse(refused) => Err(refused.note().name),
+            Arrival::Refuse(refused) => Err(refused.fault_note().name),
         }
     }
 
@@ -325,13 +325,13 @@ mod tests {
     fn a_round_is_over_a_while_after_there_are_enough_or_at_its_deadline() {
         let mut rounds = opened(terms());
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
-        assert_eq!(rounds.due(50_000), None);
-        assert!(rounds.due(101_000).unwrap().contains("1 of 2"));
+        assert_eq!(rounds.close_reason(50_000), None);
+        assert!(rounds.close_reason(101_000).unwrap().contains("1 of 2"));
         assert!(send(&mut rounds, update("b", 1, release(0)), 60_000).is_ok());
-        assert_eq!(rounds.due(69_999), None);
-        assert!(rounds.due(70_000).is_some());
-        rounds.happened(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
-        assert_eq!(rounds.due(80_000), None, "it is closed already");
+        assert_eq!(rounds.close_reason(69_999), None);
+        assert!(rounds.close_reason(70_000).is_some());
+        rounds.apply_event(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
+        assert_eq!(rounds.close_reason(80_000), None, "it is closed already");
     }
 
     #[test]
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(send(&mut rounds, update("c", 1, release(0)), 2000), Err("site_not_asked".into()));
         assert!(send(&mut rounds, update("a", 1, release(0)), 2000).is_ok());
         assert!(send(&mut rounds, update("b", 1, release(0)), 2000).is_ok());
-        assert!(rounds.due(2001).is_some());
+        assert!(rounds.close_reason(2001).is_some());
     }
 
     #[test]
@@ -357,22 +357,22 @@ mod tests {
     fn what_is_late_is_refused_by_name_or_counts_in_the_next_round() {
         for (behind_max, expected) in [(0, Err("update_late".into())), (1, Ok(()))] {
             let mut rounds = opened(terms());
-            rounds.happened(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
+            rounds.apply_event(&round(1, RoundEvent::Closed { why: "deadline".into() }), 3000);
             assert_eq!(send(&mut rounds, update("a", 1, release(0)), 3001), Err("waits".into()));
             let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
-            rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights, updates }), 4000);
+            rounds.apply_event(&round(1, RoundEvent::Sealed { release: release(1), weights, updates }), 4000);
             assert_eq!(rounds.release(), &release(1));
             let next = Terms { base: release(1), behind_max, ..terms() };
-            let waited = rounds.happened(&round(2, RoundEvent::Opened(next)), 5000);
+            let waited = rounds.apply_event(&round(2, RoundEvent::Opened(next)), 5000);
             assert_eq!(waited.len(), 1);
             let Arrived { update, sequence, stored_at_ms, .. } = waited.into_iter().next().unwrap();
-            let arrival = rounds.arrived(update, sequence, stored_at_ms);
+            let arrival = rounds.add_update(update, sequence, stored_at_ms);
             let got = match arrival {
                 Arrival::Count(arrived) => {
                     assert_eq!(arrived.behind, 1);
                     Ok(())
                 }
-                Arrival::Refuse(refused) => Err(refused.note().name),
+                Arrival::Refuse(refused) => Err(refused.fault_note().name),
                 other => panic!("{other:?}"),
             };
             assert_eq!(got, expected);
@@ -382,11 +382,11 @@ mod tests {
     #[test]
     fn of_what_a_site_sends_between_rounds_the_latest_few_wait_and_take_nobody_elses_place() {
         let mut rounds = Rounds::new(release(0));
-        assert!(matches!(rounds.arrived(update("b", 0, release(0)), 1, 1), Arrival::Wait));
+        assert!(matches!(rounds.add_update(update("b", 0, release(0)), 1, 1), Arrival::Wait));
         for sequence in 2..100 {
-            assert!(matches!(rounds.arrived(update("a", 0, release(0)), sequence, sequence), Arrival::Wait));
+            assert!(matches!(rounds.add_update(update("a", 0, release(0)), sequence, sequence), Arrival::Wait));
         }
-        let waited = rounds.happened(&round(1, RoundEvent::Opened(terms())), 1000);
+        let waited = rounds.apply_event(&round(1, RoundEvent::Opened(terms())), 1000);
         let sequences: Vec<u64> = waited.iter().map(|arrived| arrived.sequence).collect();
         assert_eq!(sequences, [1, 96, 97, 98, 99]);
     }
@@ -395,12 +395,12 @@ mod tests {
     fn a_round_may_start_from_a_release_that_was_remade() {
         let mut rounds = opened(terms());
         let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
-        rounds.happened(&round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }), 2000);
+        rounds.apply_event(&round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }), 2000);
         let remade = RoundEvent::Remade { release: release(9), of: release(1), weights, updates };
-        rounds.happened(&round(1, remade.clone()), 3000);
-        rounds.happened(&round(1, remade), 3000);
+        rounds.apply_event(&round(1, remade.clone()), 3000);
+        rounds.apply_event(&round(1, remade), 3000);
         assert_eq!(rounds.lineage(), [0, 1, 9].map(release));
-        rounds.happened(&round(2, RoundEvent::Opened(Terms { base: release(9), ..terms() })), 5000);
+        rounds.apply_event(&round(2, RoundEvent::Opened(Terms { base: release(9), ..terms() })), 5000);
         assert!(send(&mut rounds, update("a", 2, release(9)), 6000).is_ok());
         assert_eq!(send(&mut rounds, update("b", 2, release(1)), 6001), Err("base_unknown".into()));
     }
@@ -408,10 +408,10 @@ mod tests {
     #[test]
     fn without_a_release_the_last_one_stands() {
         let mut rounds = opened(terms());
-        rounds.happened(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
+        rounds.apply_event(&round(1, RoundEvent::Failed(FaultNote::new("quorum_missed", "", ""))), 3000);
         assert!(rounds.current().is_none());
         assert_eq!(rounds.release(), &release(0));
-        rounds.happened(&round(2, RoundEvent::Opened(terms())), 5000);
+        rounds.apply_event(&round(2, RoundEvent::Opened(terms())), 5000);
         assert_eq!(rounds.current().unwrap().number, 2);
     }
 
@@ -420,7 +420,7 @@ mod tests {
         let mut rounds = opened(Terms { unsolicited: true, ..terms() });
         assert!(send(&mut rounds, update("a", 0, release(0)), 2000).is_ok());
         assert!(send(&mut rounds, update("b", 0, release(0)), 2500).is_ok());
-        assert!(rounds.due(12_500).is_some());
+        assert!(rounds.close_reason(12_500).is_some());
     }
 
     proptest! {
@@ -434,7 +434,7 @@ mod tests {
                 let mut rounds = opened(terms());
                 for (place, (site, number)) in sites.iter().enumerate() {
                     if closes.contains(&place) {
-                        rounds.happened(&round(1, RoundEvent::Closed { why: place.to_string() }), place as u64);
+                        rounds.apply_event(&round(1, RoundEvent::Closed { why: place.to_string() }), place as u64);
                     }
                     let _ = send(&mut rounds, update(&format!("s{site}"), *number, release(0)), place as u64);
                 }

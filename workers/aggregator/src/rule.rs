@@ -77,7 +77,7 @@ impl MergeSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
-            let (plain, _) = parted(rule);
+            let (plain, _) = split_rule(rule);
             BESIDES.contains(&plain) || weigh::names().any(|name| name == plain)
         };
         let names = || weigh::names().chain(BESIDES).chain([PICK]).collect::<Vec<_>>().join(", ");
@@ -88,7 +88,7 @@ impl MergeSettings {
             let names = weigh::names().chain(BESIDES).collect::<Vec<_>>().join(", ");
             return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
         }
-        let asks = |rule: &str| parted(rule).0 == COMMAND;
+        let asks = |rule: &str| split_rule(rule).0 == COMMAND;
         if self.command.is_none()
             && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
         {
@@ -117,7 +117,7 @@ impl MergeSettings {
 
     /// Whether updates are held against each other.
     pub(crate) fn compares(&self) -> bool {
-        let compares = |rule: &str| matches!(parted(rule).0, AGREEMENT | COMMAND);
+        let compares = |rule: &str| matches!(split_rule(rule).0, AGREEMENT | COMMAND);
         compares(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| compares(rule))
     }
 
@@ -137,7 +137,7 @@ pub(crate) enum Then {
 }
 
 /// A rule's name without what follows merging, and that.
-pub(crate) fn parted(rule: &str) -> (&str, Then) {
+pub(crate) fn split_rule(rule: &str) -> (&str, Then) {
     let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
     let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
     found.unwrap_or((rule, Then::Done))

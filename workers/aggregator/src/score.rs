@@ -3,14 +3,14 @@
 
 use autograd::loss::{Smoothing, cross_entropy, distill};
 use autograd::trainable::is_named;
-use autograd::{Onnx, Split, Step, Trainable};
+use autograd::{Onnx, Split, TrainingStep, Trainable};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use training::TrainError;
 use training::judge::HoldoutScores;
 use training::optimizer::Optimizer;
-use training::probe::{Ready, ready};
+use training::probe::{Ready, prepare_model};
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
 use vision::graph::{Given, Numbers};
@@ -34,7 +34,7 @@ pub struct Ground {
     pub base: Vec<f32>,
     /// The model's graph as it is.
     pub graph: Onnx,
-    step: Step,
+    step: TrainingStep,
     head: Option<Head>,
 }
 
@@ -48,18 +48,18 @@ struct Head {
     /// Name of the input of images, and its shape.
     images: String,
     images_shape: Vec<i64>,
-    tail: Step,
+    tail: TrainingStep,
 }
 
 impl Ground {
     /// Of a model's folder. `trainable`: what of it is trained; `local`: patterns of names of what each site keeps.
-    pub fn of(
+    pub fn for_model(
         runtime: &vision::Onnx,
         model: &Model,
         trainable: &Trainable,
         local: &[String],
     ) -> Result<Self, TrainError> {
-        let Ready { onnx, prepared, known } = ready(runtime, model, BATCH)?;
+        let Ready { onnx, prepared, known } = prepare_model(runtime, model, BATCH)?;
         let mut step = prepared.step(&known, trainable)?;
         if !local.is_empty() {
             let shared = |name: &&String| !is_named(name, local);
@@ -84,7 +84,7 @@ impl Ground {
 }
 
 impl Head {
-    fn of(step: &Step, Split { tail, .. }: Split) -> Option<Self> {
+    fn of(step: &TrainingStep, Split { tail, .. }: Split) -> Option<Self> {
         let body = step.graph.cut(&tail.images).ok()?;
         let inputs = body.inputs().ok()?;
         let takes =
@@ -198,7 +198,7 @@ pub struct Judge {
 
 impl Judge {
     /// Loads the graphs. `threads`: of one run.
-    pub fn open(runtime: &vision::Onnx, ground: &Ground, threads: u16) -> Result<Self, TrainError> {
+    pub fn new(runtime: &vision::Onnx, ground: &Ground, threads: u16) -> Result<Self, TrainError> {
         let order = order(&ground.layout, &ground.step);
         let stepper = Stepper::open(runtime, ground.step.clone(), threads)?;
         let head = match &ground.head {
@@ -316,7 +316,7 @@ impl Judge {
 impl Judge {
     /// The same model, trained on these pictures for some passes in an order of chance: every class counts the same.
     /// `teacher`: as in [`Judge::slope`].
-    pub fn tune(
+    pub fn tune_model(
         &mut self,
         row: &[f32],
         public: &Public,
@@ -406,7 +406,7 @@ fn slopes(
     Ok(loss)
 }
 
-fn batch_of(step: &Step) -> usize {
+fn batch_of(step: &TrainingStep) -> usize {
     step.images_shape.first().map_or(1, |size| (*size).max(1) as usize)
 }
 
@@ -437,7 +437,7 @@ fn tempered_loss(probabilities: &[f32], shows: usize, temperature: f64) -> f64 {
 }
 
 /// For each weight of a step, its number in the layout.
-fn order(layout: &Layout, step: &Step) -> Vec<usize> {
+fn order(layout: &Layout, step: &TrainingStep) -> Vec<usize> {
     let place = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap_or_default();
     step.weights.iter().map(|weight| place(&weight.name)).collect()
 }

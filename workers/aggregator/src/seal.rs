@@ -9,7 +9,7 @@ use schemas::{BlobRef, ReleaseId, WeightForm};
 use training::{TrainError, folder, weights};
 use vision::Model;
 
-use crate::derive::{Around, DeriveError, Derived, Sent, derive};
+use crate::derive::{Around, DeriveError, Derived, Sent, aggregate};
 use crate::merge::Change;
 use crate::public::Public;
 use crate::release::{Merged, Weights, write};
@@ -62,7 +62,7 @@ impl Base {
         trainable: &Trainable,
         local: &[String],
     ) -> Result<Self, TrainError> {
-        let ground = Ground::of(runtime, &model, trainable, local)?;
+        let ground = Ground::for_model(runtime, &model, trainable, local)?;
         let nothing = vec![0.0; ground.base.len()];
         let whole = Change { values: Values::Memory(&ground.base), base: &nothing, times: 1.0 };
         let (norm, _) = whole.norm(&ground.layout);
@@ -114,13 +114,13 @@ pub fn merge(
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = if public.is_some() { cores.min(held.len().max(1)) } else { 0 };
-    let mut judges = (0..count).map(|_| Judge::open(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
+    let mut judges = (0..count).map(|_| Judge::new(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
     let mut around = Around { layout: &base.ground.layout, public, judges: &mut judges, round, is_learning };
-    Ok(derive(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
+    Ok(aggregate(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
 }
 
 /// Every weight of a model with these in place of its own, as the bytes of a file.
-pub fn whole(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
+pub fn complete_weights(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
     let mut tensors = weights::Tensors::new();
     for (name, shape) in graph.floats()? {
         let values = match with.get(&name) {
@@ -136,7 +136,7 @@ pub fn whole(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
 pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), VerifyError> {
     let graph = onnx::read(&model.graph).map_err(TrainError::from)?;
     let path = work.join(format!("{}.safetensors", model.release.short()));
-    let blob = write(&path, &whole(&graph, &Weights::new())?).map_err(TrainError::write(&path))?;
+    let blob = write(&path, &complete_weights(&graph, &Weights::new())?).map_err(TrainError::write(&path))?;
     Ok((blob, path))
 }
 
@@ -174,7 +174,7 @@ pub fn folder_with(
 ) -> Result<(Model, BlobRef, PathBuf), SealError> {
     let merged: Weights =
         base.ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
-    let bytes = whole(&base.ground.graph, &merged)?;
+    let bytes = complete_weights(&base.ground.graph, &merged)?;
     let path = into.join("weights.safetensors");
     let blob = write(&path, &bytes).map_err(TrainError::write(&path))?;
     let fresh = into.join("new");
@@ -212,7 +212,7 @@ pub fn memory_bytes(memory: &Memory) -> Result<Option<Vec<u8>>, TrainError> {
 }
 
 /// What such a file says.
-pub fn memory_of(path: &Path) -> Result<Memory, TrainError> {
+pub fn read_optimizer_state(path: &Path) -> Result<Memory, TrainError> {
     let mut rows = read(path)?;
     let mut take = |name: &str| rows.remove(name).unwrap_or_default();
     Ok(Memory { first: take("first"), second: take("second") })

@@ -63,7 +63,7 @@ pub struct Memory {
 }
 
 /// One step from the base towards what was merged, which becomes where it ends.
-pub fn step(base: &[f32], merged: &mut [f32], memory: &mut Memory, settings: &ServerSettings) {
+pub fn apply_optimizer(base: &[f32], merged: &mut [f32], memory: &mut Memory, settings: &ServerSettings) {
     let ServerSettings { kind, rate, momentum_ratio, square_ratio, adaptivity } = *settings;
     if kind == ServerKind::Sgd && rate == 1.0 {
         return;
@@ -106,7 +106,7 @@ mod tests {
         let (mut at, mut memory) = (1.0, Memory::default());
         for change in changes {
             let mut merged = [at + change];
-            step(&[at], &mut merged, &mut memory, &settings);
+            apply_optimizer(&[at], &mut merged, &mut memory, &settings);
             at = merged[0];
         }
         at

@@ -139,7 +139,7 @@ pub enum AskBy {
 
 impl RoundSettings {
     /// The sites that may be asked; all if empty.
-    pub fn asked(&self) -> &[SiteName] {
+    pub fn selectable_sites(&self) -> &[SiteName] {
         let ring = self.ring.as_ref().and_then(|ring| self.rings.get(ring));
         ring.map_or(&self.sites, |sites| sites)
     }
@@ -159,11 +159,11 @@ impl AggregatorSettings {
             ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus: 0 to 8"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (
-                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.asked().len()),
+                round.ask.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
                 "round.ask: at least round.quorum, no more than there are round.sites",
             ),
             (
-                round.asked().is_empty() || round.quorum as usize <= round.asked().len(),
+                round.selectable_sites().is_empty() || round.quorum as usize <= round.selectable_sites().len(),
                 "round.quorum: no more than there are round.sites",
             ),
         ];

@@ -103,14 +103,14 @@ impl Place {
         if !path.is_file() {
             let manifest = releases.manifest(release).await?;
             let manifest = manifest.ok_or_else(|| ReleaseError::Absent {
-                model: schemas::ModelName::of(&self.root.description.name),
+                model: schemas::ModelName::from_name(&self.root.description.name),
                 wanted: release.to_string(),
             })?;
             make_folder(path.parent())?;
             releases.fetch(&manifest, &path).await?;
         }
         let (root, release, into) = (self.root.clone(), release.clone(), self.work.join("releases"));
-        blocking(move || Ok(seal::folder_of(&root, &release, &path, &into)?)).await
+        spawn_blocking(move || Ok(seal::folder_of(&root, &release, &path, &into)?)).await
     }
 
     /// A release's weights as a row.
@@ -122,7 +122,7 @@ impl Place {
     ) -> Result<Vec<f32>, VerifyError> {
         let model = self.folder(releases, release).await?;
         let (layout, release) = (layout.clone(), release.clone());
-        blocking(move || {
+        spawn_blocking(move || {
             let graph = autograd::onnx::read(&model.graph).map_err(TrainError::from)?;
             let mut tensors = Weights::new();
             for place in layout.places() {
@@ -145,8 +145,8 @@ impl Place {
     async fn remembered(&self, releases: &Releases, blob: &schemas::BlobRef) -> Result<Memory, VerifyError> {
         let path = self.work.join("updates").join(format!("{}.safetensors", blob.sha256));
         make_folder(path.parent())?;
-        releases.kept(blob, &path).await?;
-        Ok(seal::memory_of(&path)?)
+        releases.fetch_kept(blob, &path).await?;
+        Ok(seal::read_optimizer_state(&path)?)
     }
 }
 
@@ -160,7 +160,7 @@ pub async fn fetch_update(
     let path = work.join("updates").join(format!("{}.safetensors", weights.sha256));
     let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == weights.size_bytes);
     if !there {
-        let bytes = blobs.fetch(weights, limit_bytes).await?;
+        let bytes = blobs.fetch_blob(weights, limit_bytes).await?;
         let to = path.clone();
         let written = tokio::task::spawn_blocking(move || crate::release::write(&to, &bytes)).await;
         let failed = |source| streams::CarryError::File { path: path.clone(), source };
@@ -170,13 +170,13 @@ pub async fn fetch_update(
 }
 
 /// Makes a release again. `public`: the public set that is here, if any.
-pub async fn verify(
+pub async fn verify_release(
     place: &Place,
     releases: &Releases,
     manifest: &Manifest,
     public: Option<Arc<Public>>,
 ) -> Result<Verified, VerifyError> {
-    let made = made(manifest)?;
+    let made = release_round(manifest)?;
     if made.derivation != DERIVATION {
         return Err(VerifyError::OtherRules(manifest.release.clone()));
     }
@@ -184,7 +184,7 @@ pub async fn verify(
     let Ingredients { base, held, memory } = ingredients(place, releases, manifest, &made.updates).await?;
     let (settings, here) = (made.settings.clone(), place.clone());
     let round = (manifest.round, made.is_learning);
-    let again = blocking(move || {
+    let again = spawn_blocking(move || {
         let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");
         let (model, weights, _) = seal::folder_with(&here.root, &base, &derived.row, &into)?;
@@ -197,7 +197,7 @@ pub async fn verify(
 }
 
 /// The round a release came of.
-pub(crate) fn made(manifest: &Manifest) -> Result<&Made, VerifyError> {
+pub(crate) fn release_round(manifest: &Manifest) -> Result<&Made, VerifyError> {
     manifest.made.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))
 }
 
@@ -235,12 +235,12 @@ pub(crate) async fn ingredients(
     manifest: &Manifest,
     updates: &[Merged],
 ) -> Result<Ingredients, VerifyError> {
-    let made = made(manifest)?;
+    let made = release_round(manifest)?;
     let parent = manifest.parent.as_ref().ok_or_else(|| VerifyError::First(manifest.release.clone()))?;
     let model = place.folder(releases, parent).await?;
     let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
     let base =
-        blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
+        spawn_blocking(move || Ok(Base::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
             .await?;
     let mut held = Vec::with_capacity(updates.len());
     for update in updates {
@@ -256,7 +256,7 @@ pub(crate) async fn ingredients(
 async fn hold(place: &Place, releases: &Releases, base: &Base, update: &Merged) -> Result<Held, VerifyError> {
     let path = place.work.join("updates").join(format!("{}.safetensors", update.weights.sha256));
     make_folder(path.parent())?;
-    releases.kept(&update.weights, &path).await?;
+    releases.fetch_kept(&update.weights, &path).await?;
     let file = WeightsFile::open(&path, update.form, &base.ground.layout)
         .map_err(|why| VerifyError::Update { site: update.site.to_string(), why })?;
     let older = match update.behind {
@@ -271,7 +271,7 @@ pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {
 }
 
 /// Runs what blocks off the async threads.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub(crate) async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, VerifyError> + Send + 'static,
 ) -> Result<T, VerifyError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| VerifyError::Broke(error.to_string()))?
@@ -279,7 +279,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// How far two sets of weights lie apart, tensor by tensor: names, root of the mean square of the first, and of the
 /// difference.
-pub fn apart(a: &weights::Tensors, b: &weights::Tensors) -> Vec<(String, f64, f64)> {
+pub fn weight_differences(a: &weights::Tensors, b: &weights::Tensors) -> Vec<(String, f64, f64)> {
     let root = |values: &mut dyn Iterator<Item = f64>| {
         let (sum, count) = values.fold((0.0, 0.0_f64), |(sum, count), value| (sum + value * value, count + 1.0));
         (sum / count.max(1.0)).sqrt()

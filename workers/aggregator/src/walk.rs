@@ -16,7 +16,7 @@ use rollout::stage::{self, Said};
 use rollout::trial::Trial;
 use runtime::drive::Tally;
 use runtime::sign::Key;
-use runtime::{Fault, Shutdown, beat, clock, look_up};
+use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
 use streams::read::{self, Record, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, subject, topology};
@@ -24,13 +24,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use training::TrainError;
 use vision::{Model, Onnx};
 
-use crate::open::{self, History, say, stored_at_ms};
+use crate::open::{self, History, publish_round_event, stored_at_ms};
 use crate::public::Public;
 use crate::release::{Manifest, RefusedUpdate, ReleaseError, Releases};
 use crate::round::{Arrived, Rounds};
 use crate::seal::{self, Base, Held};
 use crate::settings::{AggregatorSettings, AskBy};
-use crate::verify::{Place, VerifyError, blocking, make_folder};
+use crate::verify::{Place, VerifyError, spawn_blocking, make_folder};
 
 const ROLE: &str = "aggregator";
 /// How long a publication is retried.
@@ -55,9 +55,9 @@ pub async fn run(
     let store = Store::open(&settings.store).map_err(|error| stop("store_unusable", &error))?;
     let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| stop("key_unusable", &error))?;
     let public = public(&root, settings).await?;
-    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
-    let model = ModelName::of(&root.description.name);
-    let Some(history) = look_up(&shutdown, || History::read(&bus, &model)).await else { return Ok(()) };
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
+    let model = ModelName::from_name(&root.description.name);
+    let Some(history) = retry_until_found(&shutdown, || History::read(&bus, &model)).await else { return Ok(()) };
     let state = State::default();
     let (rounds, from_sequence) = before(&history, &root);
     let aggregator = Aggregator {
@@ -87,8 +87,8 @@ pub async fn run(
     let (told, counted) = (state.clone(), tally.clone());
     // Who opens a first round asks for it.
     let first = aggregator.place.root.release.clone();
-    let life = beat::beat(bus, ROLE, None, tally, shutdown.clone(), state.pulse(), move |beat| {
-        let report = told.report();
+    let life = beat::send_heartbeats(bus, ROLE, None, tally, shutdown.clone(), state.pace(), move |beat| {
+        let report = told.current_beat();
         counted.finished.store(report.round, Ordering::Relaxed);
         (beat.model, beat.release) = (Some(model.to_string()), Some(first.clone()));
         beat.rounds = Some(report);
@@ -96,13 +96,13 @@ pub async fn run(
     tracing::info!(role = ROLE, "started");
     let walk = async {
         tokio::select! {
-            ended = aggregator.walk(from_sequence) => ended,
-            () = shutdown.wanted() => Ok(()),
+            ended = aggregator.run_worker(from_sequence) => ended,
+            () = shutdown.wait_for_request() => Ok(()),
         }
     };
     let stopping = async {
         let ended = walk.await;
-        shutdown.want();
+        shutdown.request();
         ended
     };
     let (ended, ()) = tokio::join!(stopping, life);
@@ -125,7 +125,7 @@ async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Ar
     let (root, most, room) =
         (root.clone(), settings.public_of_class as usize, (settings.public_max_mib as usize) << 20);
     let read = move || Ok(Public::read(&folder, &root, most, room)?);
-    let public = blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
+    let public = spawn_blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
     for unreadable in public.unreadable.iter().take(5) {
         tracing::warn!(role = ROLE, unreadable, "a picture of the public set is left out");
     }
@@ -137,7 +137,7 @@ async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Ar
 }
 
 fn stop(name: &str, error: &dyn std::error::Error) -> Fault {
-    Fault::Stop(FaultNote::new(name, runtime::fault::chain(error), "correct the setting, or what it names"))
+    Fault::Stop(FaultNote::new(name, runtime::fault::error_chain(error), "correct the setting, or what it names"))
 }
 
 /// Where reading begins: with the round before the last, for what came after it was closed may count in the last.
@@ -155,8 +155,8 @@ fn before(history: &History, root: &Model) -> (Rounds, u64) {
 /// What it does, for `status`.
 type State = beat::Report<RoundReport>;
 
-fn is(state: &State, what: &str, why: impl Into<String>) {
-    state.change(|report| (report.state, report.why) = (what.into(), why.into()));
+fn set_status(state: &State, what: &str, why: impl Into<String>) {
+    state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
 struct Aggregator {
@@ -189,11 +189,11 @@ struct Aggregator {
 }
 
 impl Aggregator {
-    async fn walk(mut self, from_sequence: u64) -> Result<(), Fault> {
+    async fn run_worker(mut self, from_sequence: u64) -> Result<(), Fault> {
         while let Err(fault) = self.first_release().await {
             self.later(fault).await?;
         }
-        is(&self.state, "waiting", "for a round: `tributary round open`");
+        set_status(&self.state, "waiting", "for a round: `tributary round open`");
         while let Err(fault) = self.pushed_out(from_sequence).await {
             self.later(fault).await?;
         }
@@ -207,7 +207,7 @@ impl Aggregator {
 
     /// Goes through what happened in the last rounds and is not in the stream any more, for updates pushed it out.
     async fn pushed_out(&mut self, from_sequence: u64) -> Result<(), Fault> {
-        let first = read::level(&self.bus, topology::UPDATES).await?.first_sequence;
+        let first = read::stream_level(&self.bus, topology::UPDATES).await?.first_sequence;
         let before = |(sequence, ..): &&(u64, u64, Round)| (from_sequence..first).contains(sequence);
         let gone: Vec<(u64, u64, Round)> = self.history.all.iter().filter(before).cloned().collect();
         for (_, at_ms, round) in gone {
@@ -222,7 +222,7 @@ impl Aggregator {
             Fault::Stop(_) => Err(fault),
             Fault::Reject(note) | Fault::Retry { note, .. } => {
                 tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "tried again later");
-                is(&self.state, "failed", format!("{} ({}): tried again", note.reason, note.name));
+                set_status(&self.state, "failed", format!("{} ({}): tried again", note.reason, note.name));
                 tokio::time::sleep(AGAIN).await;
                 Ok(())
             }
@@ -248,14 +248,14 @@ impl Aggregator {
         }
         let said = Said::new(ROLE, "sites were set up with it", clock::now_ms());
         // Whoever was faster said the same.
-        log::say(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
+        log::publish_decision(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
         Ok(())
     }
 
     async fn seal_first(&self, release: &Release) -> Result<(), Fault> {
         let root = &self.place.root;
         let (model, work) = (root.clone(), self.place.work.clone());
-        let (weights, path) = blocking(move || seal::weights_of(&model, &work)).await.map_err(unverified)?;
+        let (weights, path) = spawn_blocking(move || seal::weights_of(&model, &work)).await.map_err(unverified)?;
         let first = Manifest::first(self.model.clone(), root.release.clone(), root.labels.clone(), weights);
         self.releases.put(&first.packaged(release.package.clone()), &path).await.map_err(unreleased)?;
         Ok(())
@@ -267,7 +267,7 @@ impl Aggregator {
         make_folder(Some(&work)).map_err(|error| unverified(error.into()))?;
         let (release, file) = prepare::prepare(model, origin, &self.trial, &work).await.map_err(Fault::Reject)?;
         let kept = prepare::keep_and_offer(self.releases.store(), &self.blobs, &self.model, &release, &file).await;
-        kept.map_err(|error| Fault::retry(error.name(), runtime::fault::chain(&error)))?;
+        kept.map_err(|error| Fault::retry(error.name(), runtime::fault::error_chain(&error)))?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
             tracing::debug!(%error, "a package is left where it is");
         }
@@ -280,7 +280,7 @@ impl Aggregator {
             from_sequence: Some(*next),
             ..Stretch::default()
         };
-        let mut records = std::pin::pin!(read::follow(&self.bus, topology::UPDATES, stretch).await?);
+        let mut records = std::pin::pin!(read::follow_range(&self.bus, topology::UPDATES, stretch).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut caught_up = false;
@@ -290,14 +290,14 @@ impl Aggregator {
                     let Some(record) = record else { return Ok(()) };
                     let record = record?;
                     let sequence = record.sequence;
-                    self.see(record).await?;
+                    self.apply_message(record).await?;
                     *next = sequence + 1;
                 }
                 // Who has not read what happened would open a round beside one that is open.
                 _ = looks.tick() => {
                     caught_up = caught_up || self.is_read(*next).await?;
                     if caught_up {
-                        self.look().await?;
+                        self.check_round().await?;
                     }
                 }
             }
@@ -307,7 +307,7 @@ impl Aggregator {
     /// Whether nothing that was stored waits to be read.
     async fn is_read(&self, next: u64) -> Result<bool, Fault> {
         for subject in subject::rounds_and_updates(&self.model) {
-            let newest = read::last(&self.bus, topology::UPDATES, &subject).await?;
+            let newest = read::last_message(&self.bus, topology::UPDATES, &subject).await?;
             if newest.is_some_and(|record| record.sequence >= next) {
                 return Ok(false);
             }
@@ -316,7 +316,7 @@ impl Aggregator {
     }
 
     /// Whether a round should be closed, or opened.
-    async fn look(&mut self) -> Result<(), Fault> {
+    async fn check_round(&mut self) -> Result<(), Fault> {
         let Some(current) = self.rounds.current() else {
             let every = self.settings.round.every_s.map(|every| Duration::from_secs(every.into()));
             let due = every.is_some_and(|every| self.ended_at.elapsed() >= every) && !self.is_stopped();
@@ -329,18 +329,18 @@ impl Aggregator {
             return Ok(());
         };
         let number = current.number;
-        let Some(why) = self.rounds.due(clock::now_ms()) else { return Ok(()) };
+        let Some(why) = self.rounds.close_reason(clock::now_ms()) else { return Ok(()) };
         tracing::info!(role = ROLE, round = number, why, "closes a round");
-        say(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why }).await?;
+        publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why }).await?;
         Ok(())
     }
 
     /// Whether no round opens by the clock any more, for the last ones gained nothing and no site learned anything new.
     fn is_stopped(&self) -> bool {
         let stopped = self.settings.round.stop_after.is_some_and(|after| self.without_gain >= after);
-        if stopped && self.state.report().state != "stopped" {
+        if stopped && self.state.current_beat().state != "stopped" {
             let gained_nothing = format!("{} rounds in a row gained nothing", self.without_gain);
-            is(
+            set_status(
                 &self.state,
                 "stopped",
                 format!("{gained_nothing}: until sites learn from new labels, or `tributary round open`"),
@@ -356,11 +356,11 @@ impl Aggregator {
             return Ok(false);
         }
         self.counted_at = Instant::now();
-        let level = read::level(&self.bus, topology::HARDCASES).await?;
+        let level = read::stream_level(&self.bus, topology::HARDCASES).await?;
         let since_ms = self.opened_at_ms;
         let mut of_site: BTreeMap<String, u32> = BTreeMap::new();
         let stretch = Stretch { headers_only: true, ..Stretch::default() };
-        read::stretch(&self.bus, topology::HARDCASES, stretch, level.last_sequence, |record| {
+        read::read_range(&self.bus, topology::HARDCASES, stretch, level.last_sequence, |record| {
             if stored_at_ms(&record) > since_ms {
                 *of_site.entry(record.subject).or_default() += 1;
             }
@@ -395,7 +395,7 @@ impl Aggregator {
         let rollout = log::latest(&self.bus, &self.model).await?;
         if let Some(release) = open::read_undecided(&self.bus, rollout.as_ref()).await? {
             let why = format!("release {} is tried: the next round starts when that is decided", release.short());
-            is(&self.state, "waiting", why);
+            set_status(&self.state, "waiting", why);
             self.undecided_until = Instant::now() + COUNT_EVERY;
             return Ok(());
         }
@@ -408,8 +408,8 @@ impl Aggregator {
         };
         let sites = open::sites(&self.settings.round, history.last().saturating_add(1), &losses);
         let focus = open::read_focus(&self.bus, &base, &self.settings.round).await?;
-        let terms = open::terms(base, weights, sites, focus, &self.settings.round);
-        say(
+        let terms = open::round_terms(base, weights, sites, focus, &self.settings.round);
+        publish_round_event(
             &self.publisher,
             self.key.as_ref(),
             &self.model,
@@ -420,7 +420,7 @@ impl Aggregator {
         Ok(())
     }
 
-    async fn see(&mut self, record: Record) -> Result<(), Fault> {
+    async fn apply_message(&mut self, record: Record) -> Result<(), Fault> {
         if record.subject.starts_with("round.") {
             return match open::read_round(&record) {
                 Some(round) => self.happened(round, stored_at_ms(&record)).await,
@@ -448,13 +448,13 @@ impl Aggregator {
                 self.prepare(&round).await?;
             }
             self.opened_at_ms = stored_at_ms;
-            let waited = self.rounds.happened(&round, stored_at_ms);
+            let waited = self.rounds.apply_event(&round, stored_at_ms);
             for Arrived { update, sequence, stored_at_ms, .. } in waited {
-                if let Some(record) = self.again(sequence).await? {
+                if let Some(record) = self.retry(sequence).await? {
                     self.consider(update, &record, stored_at_ms).await?;
                 }
             }
-            self.tell();
+            self.publish_status();
             return Ok(());
         }
         let closes = matches!(round.event, RoundEvent::Closed { .. });
@@ -477,14 +477,14 @@ impl Aggregator {
             }
         }
         if let Some(said) = said {
-            self.state.change(|report| report.last = Some(said));
+            self.state.update_report(|report| report.last = Some(said));
             if is_over {
                 self.ended();
             }
         }
         let first_close =
             closes && self.rounds.current().is_some_and(|current| current.number == number && current.closed.is_none());
-        self.rounds.happened(&round, stored_at_ms);
+        self.rounds.apply_event(&round, stored_at_ms);
         if is_over && matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)) {
             self.sweep();
         }
@@ -498,9 +498,9 @@ impl Aggregator {
     }
 
     /// An update that waited, read again; it does not wait a second time, so this does not give up.
-    async fn again(&self, sequence: u64) -> Result<Option<Record>, Fault> {
+    async fn retry(&self, sequence: u64) -> Result<Option<Record>, Fault> {
         loop {
-            match read::at(&self.bus, topology::UPDATES, sequence).await {
+            match read::message_at(&self.bus, topology::UPDATES, sequence).await {
                 Ok(record) => return Ok(record),
                 Err(error) => self.later(error.into()).await?,
             }
@@ -529,14 +529,14 @@ impl Aggregator {
         (self.base, self.ended_at) = (None, Instant::now());
         self.held.clear();
         self.refused.clear();
-        self.state.change(|report| {
+        self.state.update_report(|report| {
             (report.state, report.why) = ("waiting".into(), "for a round".into());
         });
     }
 
-    fn tell(&self) {
+    fn publish_status(&self) {
         let Some(current) = self.rounds.current() else { return };
-        self.state.change(|report| {
+        self.state.update_report(|report| {
             (report.state, report.why) = ("open".into(), String::new());
             report.round = current.number;
             report.updates = u32::try_from(current.accepted.len()).unwrap_or(u32::MAX);
@@ -553,7 +553,7 @@ impl Aggregator {
             let model = self.place.folder(&self.releases, &terms.base).await?;
             let (runtime, trainable, local) =
                 (self.place.runtime.clone(), terms.trainable.clone(), terms.local.clone());
-            blocking(move || {
+            spawn_blocking(move || {
                 let trainable = trainable.parse().map_err(TrainError::from)?;
                 Ok(Base::open(&runtime, model, &trainable, &local)?)
             })
@@ -569,11 +569,11 @@ impl Aggregator {
                 tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "a round is open");
                 Ok(())
             }
-            Err(VerifyError::Store(error)) if error.passes() => Err(error.into()),
+            Err(VerifyError::Store(error)) if error.is_transient() => Err(error.into()),
             Err(error) => {
-                let reason = runtime::fault::chain(&error);
+                let reason = runtime::fault::error_chain(&error);
                 let note = FaultNote::new("round_unusable", reason, "open a round with other terms");
-                say(&self.publisher, self.key.as_ref(), &self.model, round.number, RoundEvent::Failed(note)).await?;
+                publish_round_event(&self.publisher, self.key.as_ref(), &self.model, round.number, RoundEvent::Failed(note)).await?;
                 Ok(())
             }
         }
@@ -582,9 +582,9 @@ impl Aggregator {
 
 /// The store may be there again in a moment, whatever it says now; a round waits for it.
 fn unreleased(error: ReleaseError) -> Fault {
-    Fault::retry("store_failed", runtime::fault::chain(&error))
+    Fault::retry("store_failed", runtime::fault::error_chain(&error))
 }
 
 fn unverified(error: VerifyError) -> Fault {
-    Fault::retry("seal_failed", runtime::fault::chain(&error))
+    Fault::retry("seal_failed", runtime::fault::error_chain(&error))
 }

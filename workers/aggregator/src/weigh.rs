@@ -147,11 +147,11 @@ pub fn weigh(rule: &str, sites: &[Scored], settings: &WeighSettings) -> Result<W
     if sites.is_empty() {
         return Err("there is no update to weigh".into());
     }
-    Ok(weighed(rule, values(sites, settings), sites, settings))
+    Ok(normalize_weights(rule, values(sites, settings), sites, settings))
 }
 
 /// Shares of what a rule gives each site. `values`: as many as there are sites, at least one.
-pub fn weighed(rule: &str, values: Vec<f64>, sites: &[Scored], settings: &WeighSettings) -> Weighed {
+pub fn normalize_weights(rule: &str, values: Vec<f64>, sites: &[Scored], settings: &WeighSettings) -> Weighed {
     let hard: Vec<f64> = sites.iter().map(|site| site.hard as f64).collect();
     let covered = paper::ranged(&hard, settings.floor_ratio);
     let values = values.into_iter().zip(covered);

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aggregator::derive::{Around, DeriveError, Derived, Sent, derive};
+use aggregator::derive::{Around, DeriveError, Derived, Sent, aggregate};
 use aggregator::filter::Filter;
 use aggregator::merge::Term;
 use aggregator::public::Public;
@@ -29,7 +29,7 @@ struct Here {
 fn here() -> Here {
     let runtime = Onnx::find_and_load(None).unwrap();
     let model = Model::load(&fixtures().join("models/fashion-light")).unwrap();
-    let ground = Ground::of(&runtime, &model, &Trainable::All, &[]).unwrap();
+    let ground = Ground::for_model(&runtime, &model, &Trainable::All, &[]).unwrap();
     let public = Public::read(&fixtures().join("images/fashion"), &model, 12, 1 << 26).unwrap();
     Here { runtime, model, ground, public }
 }
@@ -59,12 +59,12 @@ fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Sent<'a>> {
 
 fn derived(here: &Here, sent: Vec<Sent<'_>>, settings: &MergeSettings) -> Result<Derived, DeriveError> {
     let mut judges = vec![
-        Judge::open(&here.runtime, &here.ground, 1).unwrap(),
-        Judge::open(&here.runtime, &here.ground, 1).unwrap(),
+        Judge::new(&here.runtime, &here.ground, 1).unwrap(),
+        Judge::new(&here.runtime, &here.ground, 1).unwrap(),
     ];
     let public = Some(&here.public);
     let mut around = Around { layout: &here.ground.layout, public, judges: &mut judges, round: 3, is_learning: false };
-    derive(&here.ground.base, sent, Memory::default(), settings, &mut around)
+    aggregate(&here.ground.base, sent, Memory::default(), settings, &mut around)
 }
 
 fn rule(name: &str) -> MergeSettings {
@@ -109,7 +109,7 @@ fn filters_and_medians_leave_a_bad_site_out() {
     let mut rows = rows(base, 5);
     rows[2] = base.iter().map(|value| -30.0 * value).collect();
     let score = |row: &[f32]| {
-        let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+        let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
         judge.score(row, &here.public, &here.public.all()).unwrap().mean_accuracy()
     };
     let good = score(base);
@@ -129,7 +129,7 @@ fn filters_and_medians_leave_a_bad_site_out() {
 #[test]
 fn a_slope_says_how_the_loss_grows() {
     let here = here();
-    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
     let rows = rows(&here.ground.base, 2);
     let all = here.public.all();
     let at = |share: f64| {
@@ -152,7 +152,7 @@ fn a_slope_says_how_the_loss_grows() {
 #[test]
 fn training_on_public_pictures_lowers_their_loss() {
     let here = here();
-    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
     let (start, all) = (&rows(&here.ground.base, 4)[3], here.public.all());
     let before = judge.score(start, &here.public, &all).unwrap().loss;
     assert!(judge.has_head());
@@ -160,7 +160,7 @@ fn training_on_public_pictures_lowers_their_loss() {
     assert!(judge.score(&head, &here.public, &all).unwrap().loss < before);
     let moved = start.iter().zip(&head).filter(|(a, b)| a != b).count();
     assert!(moved > 0 && moved <= 330, "{moved} weights moved, the last layer has 330");
-    let tuned = judge.tune(start, &here.public, &all, None, Tuning::default(), 1).unwrap();
+    let tuned = judge.tune_model(start, &here.public, &all, None, Tuning::default(), 1).unwrap();
     assert!(judge.score(&tuned, &here.public, &all).unwrap().loss < before);
 }
 
@@ -181,7 +181,7 @@ fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
     let public = Public::read(folder.path(), &here.model, 50, 1 << 20).unwrap();
     assert_eq!((public.len(), public.missing().len(), public.unreadable.len()), (12, 8, 1));
     assert!(public.unreadable[0].contains("broken.png"), "{:?}", public.unreadable);
-    let mut judge = Judge::open(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
     let tried = judge.score(&here.ground.base, &public, &public.all()).unwrap();
     assert_eq!(tried.accuracy.iter().flatten().count(), 2);
     let parts = public.parts();
@@ -262,10 +262,10 @@ fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
     let sent = sent(std::slice::from_ref(&good), &here.ground.base);
     let settings = MergeSettings { candidates: vec!["fedavg".into()], ..rule("pick") };
     let with = |is_learning: bool| {
-        let mut judges = vec![Judge::open(&here.runtime, &here.ground, 1).unwrap()];
+        let mut judges = vec![Judge::new(&here.runtime, &here.ground, 1).unwrap()];
         let (layout, public) = (&here.ground.layout, Some(&here.public));
         let mut around = Around { layout, public, judges: &mut judges, round: 3, is_learning };
-        derive(&here.ground.base, sent.clone(), Memory::default(), &settings, &mut around).unwrap().record
+        aggregate(&here.ground.base, sent.clone(), Memory::default(), &settings, &mut around).unwrap().record
     };
     let (strict, learning) = (with(false), with(true));
     assert_eq!((strict.rule.as_str(), strict.is_clear), ("previous", None), "{:?}", strict.candidates);
@@ -285,6 +285,6 @@ fn what_cannot_be_derived_is_refused_by_name() {
     let mut around =
         Around { layout: &here.ground.layout, public: None, judges: &mut [], round: 1, is_learning: false };
     let sent = sent(&huge, base);
-    let refused = derive(base, sent, Memory::default(), &rule("paper"), &mut around).unwrap_err().to_string();
+    let refused = aggregate(base, sent, Memory::default(), &rule("paper"), &mut around).unwrap_err().to_string();
     assert!(refused.contains("aggregator.public"), "{refused}");
 }

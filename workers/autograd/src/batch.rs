@@ -41,7 +41,7 @@ impl Onnx {
 }
 
 /// Rewrites a graph for one image as one for so many. `known`: everything, of one image.
-pub(crate) fn widen(
+pub(crate) fn widen_batch(
     graph: &mut GraphProto,
     images: &str,
     scores: &str,

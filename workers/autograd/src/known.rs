@@ -40,7 +40,7 @@ pub struct Known {
 
 /// The model with every tensor as an output, for exactly so many images of so many rows and columns. Run it
 /// once, and give [`Known::add`] every output.
-pub fn probe(onnx: &Onnx, image_shape: &[i64]) -> Result<Onnx, AutogradError> {
+pub fn probe_tensors(onnx: &Onnx, image_shape: &[i64]) -> Result<Onnx, AutogradError> {
     let mut probe = onnx.clone();
     let input = onnx.input()?.to_owned();
     let graph = probe.graph_mut()?;
@@ -102,7 +102,7 @@ impl Known {
     }
 
     /// Whether it is one of the model's own tensors.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub(crate) fn is_initializer(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 

@@ -39,5 +39,5 @@ pub use error::AutogradError;
 pub use known::Known;
 pub use onnx::Onnx;
 pub use split::Split;
-pub use step::Step;
+pub use step::TrainingStep;
 pub use trainable::Trainable;

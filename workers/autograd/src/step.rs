@@ -36,7 +36,7 @@ pub struct Weight {
 
 /// A training step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub struct TrainingStep {
     /// The graph. Inputs: the images, [`TARGET`], [`SCALE`] and every weight; outputs: [`LOSS`], the scores and
     /// every gradient.
     pub graph: Onnx,
@@ -52,11 +52,11 @@ pub struct Step {
     pub weights: Vec<Weight>,
 }
 
-impl Step {
+impl TrainingStep {
     /// The least memory a step takes, bytes: what the forward pass computed and a gradient is made from must be there
     /// at the same time. Without weights and gradients.
     pub fn kept_bytes(&self, known: &Known) -> Result<u64, AutogradError> {
-        let gradients = self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.has(name)));
+        let gradients = self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.is_initializer(name)));
         let kept: HashSet<&String> = gradients.flat_map(|node| &node.input).collect();
         let is_weight = |name: &str| self.weights.iter().any(|weight| weight.name == name);
         let bytes = kept.iter().filter(|name| !is_weight(name)).map(|name| known.float_bytes(name));
@@ -114,7 +114,7 @@ impl Prepared {
     pub fn widened(&self, known: &Known, images: i64) -> Result<Self, AutogradError> {
         let mut wide = self.clone();
         let input = self.onnx.input()?.to_owned();
-        batch::widen(wide.onnx.graph_mut()?, &input, &self.scores, known, images)?;
+        batch::widen_batch(wide.onnx.graph_mut()?, &input, &self.scores, known, images)?;
         wide.images_shape.iter_mut().take(1).for_each(|size| *size = images);
         Ok(wide)
     }
@@ -126,7 +126,7 @@ impl Prepared {
 
     /// The model with every tensor as an output: to be run once, on anything.
     pub fn probe(&self) -> Result<Onnx, AutogradError> {
-        known::probe(&self.onnx, &self.images_shape)
+        known::probe_tensors(&self.onnx, &self.images_shape)
     }
 
     /// What is known before the probe was run.
@@ -135,17 +135,17 @@ impl Prepared {
     }
 
     /// The training step. `known`: with everything the probe gave.
-    pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<Step, AutogradError> {
+    pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<TrainingStep, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
         let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
         fold::fold(rewritten.graph_mut()?, &mut known);
-        let by_images = trainable::needed(&rewritten.graph()?.node, &[self.onnx.input()?.to_owned()], &known);
-        let needed = trainable::needed(&rewritten.graph()?.node, &weights, &known);
+        let by_images = trainable::dependent_tensors(&rewritten.graph()?.node, &[self.onnx.input()?.to_owned()], &known);
+        let needed = trainable::dependent_tensors(&rewritten.graph()?.node, &weights, &known);
         let left = composite::write_out(rewritten.graph_mut()?, &needed, &by_images, &mut known)?;
-        let needed = trainable::needed(&rewritten.graph()?.node, &weights, &known);
+        let needed = trainable::dependent_tensors(&rewritten.graph()?.node, &weights, &known);
         unfold::unfold(rewritten.graph_mut()?, &needed, &mut known);
         let (graph, known) = (rewritten.graph()?, &known);
-        let needed = trainable::needed(&graph.node, &weights, known);
+        let needed = trainable::dependent_tensors(&graph.node, &weights, known);
         let shape = known.shape(&self.scores)?;
         let [rows, classes] = shape else {
             let why = format!("the scores have shape {shape:?}, and [images, classes] is needed");
@@ -177,7 +177,7 @@ impl Prepared {
         needed: &HashSet<String>,
         weights: Vec<Weight>,
         classes: i64,
-    ) -> Result<Step, AutogradError> {
+    ) -> Result<TrainingStep, AutogradError> {
         let (images, batch) = (self.onnx.input()?.to_owned(), self.images_shape.first().copied().unwrap_or(1));
         let GraphProto { node, initializer, input, output, value_info, .. } = step.graph_mut()?;
         node.iter_mut().for_each(|node| remember_places(node, needed));
@@ -194,7 +194,7 @@ impl Prepared {
         *output = vec![with_shape(LOSS, &[]), with_shape(&self.scores, &[batch, classes])];
         output.extend(weights.iter().map(|weight| declared(&weight.gradient, None)));
         value_info.clear();
-        Ok(Step {
+        Ok(TrainingStep {
             graph: step,
             images,
             images_shape: self.images_shape.clone(),

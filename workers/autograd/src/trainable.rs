@@ -187,7 +187,7 @@ pub(crate) fn choose(graph: &GraphProto, trainable: &Trainable) -> Result<Vec<St
 }
 
 /// Every tensor that depends on a trained weight, the weights included: what must be differentiated.
-pub(crate) fn needed(nodes: &[NodeProto], weights: &[String], known: &Known) -> HashSet<String> {
+pub(crate) fn dependent_tensors(nodes: &[NodeProto], weights: &[String], known: &Known) -> HashSet<String> {
     let mut needed: HashSet<String> = weights.iter().cloned().collect();
     for node in nodes {
         if depends(node, &needed) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use autograd::known::Values;
 use autograd::reference::Reference;
 use autograd::step::{Prepared, SCALE, TARGET};
-use autograd::{Known, Step, Trainable};
+use autograd::{Known, TrainingStep, Trainable};
 use vision::Onnx as Runtime;
 use vision::graph::{Came, Given, Graph, Numbers};
 
@@ -57,11 +57,11 @@ fn probe(runtime: &Runtime, prepared: &Prepared, images: &[f32], shape: &[i64]) 
 }
 
 /// Runs a step; every output by name.
-fn run(runtime: &Runtime, step: &Step, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+fn run(runtime: &Runtime, step: &TrainingStep, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
     run_on(runtime, step, reference, &reference.floats("images"))
 }
 
-fn run_on(runtime: &Runtime, step: &Step, reference: &Reference, images: &[f32]) -> BTreeMap<String, Vec<f32>> {
+fn run_on(runtime: &Runtime, step: &TrainingStep, reference: &Reference, images: &[f32]) -> BTreeMap<String, Vec<f32>> {
     let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
     let batch = step.images_shape[0];
     let (target, scale) = (reference.floats("target"), reference.floats("scale"));

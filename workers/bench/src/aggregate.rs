@@ -61,7 +61,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
     let work = tokio::task::spawn_blocking(move || measure(&options));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -189,11 +189,11 @@ fn score(options: &Options) -> Result<(f64, f64), BenchError> {
     }
     let model = Model::load(looked_for)?;
     let public = Public::read(Path::new(IMAGES), &model, 20, 1 << 28)?;
-    let ground = Ground::of(&runtime, &model, &Trainable::All, &[])?;
+    let ground = Ground::for_model(&runtime, &model, &Trainable::All, &[])?;
     let all = public.all();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut judges =
-        (0..cores).map(|_| Judge::open(&runtime, &ground, 1)).collect::<Result<Vec<_>, training::TrainError>>()?;
+        (0..cores).map(|_| Judge::new(&runtime, &ground, 1)).collect::<Result<Vec<_>, training::TrainError>>()?;
     let models = 10;
     let mut on = |count: usize| -> Result<f64, BenchError> {
         let begun = Instant::now();

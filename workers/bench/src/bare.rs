@@ -51,7 +51,7 @@ impl Bare {
                 (replica, ended)
             }));
         }
-        let window = window::watch(&tape, &[(LOOP, std::process::id())], length.lead, length.over()).await;
+        let window = window::measure_window(&tape, &[(LOOP, std::process::id())], length.lead, length.wait_for_end()).await;
         drop(guard);
         for thread in running {
             let (replica, ended) = thread.await?;
@@ -74,8 +74,8 @@ fn recognize(
         let number = next.fetch_add(1, Ordering::Relaxed);
         let Some(image) = images.get(number % images.len().max(1)) else { return Ok(()) };
         let begun = Instant::now();
-        replica.see(image)?;
-        tape.note(begun.elapsed());
+        replica.predict(image)?;
+        tape.record_image(begun.elapsed());
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.store(true, Ordering::Relaxed);
             Err(BenchError::Stopped)
         }
@@ -62,12 +62,12 @@ fn play_all(
 ) -> Result<Vec<Played>, BenchError> {
     let games: Vec<(&Candidate, u64)> =
         (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
-    let mut played = games::play_all(
+    let mut played = games::run_experiments(
         &games,
         ("canaries", KINDS.len() * 5),
         || stop.load(Ordering::Relaxed),
         || Ok(()),
-        |(), (candidate, seed)| Ok(fleet::play(releases, candidate, settings, *seed)),
+        |(), (candidate, seed)| Ok(fleet::run_canary(releases, candidate, settings, *seed)),
     )?;
     played.sort_by_key(|played| (played.seed, played.kind));
     Ok(played)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use schemas::{Answer, SiteName, Stage, TaskId, decode};
-use streams::tap::tap;
+use streams::tap::watch_subject;
 use streams::{Bus, CarryError, subject};
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -59,8 +59,8 @@ impl Ear {
         let (count, counts) = watch::channel(Counts::default());
         let count = Arc::new(count);
         let mut listening = Vec::new();
-        for pattern in [subject::finalities(site, None), subject::provisionals(site, None)] {
-            let mut answers = Box::pin(tap(here, &pattern).await?);
+        for pattern in [subject::final_answers(site, None), subject::provisionals(site, None)] {
+            let mut answers = Box::pin(watch_subject(here, &pattern).await?);
             let (notes, count) = (notes.clone(), count.clone());
             listening.push(AbortOnDropHandle::new(tokio::spawn(async move {
                 while let Some(passing) = answers.next().await {
@@ -69,7 +69,7 @@ impl Ear {
                 }
             })));
         }
-        let mut requests = Box::pin(tap(cloud, &subject::verifications(site)).await?);
+        let mut requests = Box::pin(watch_subject(cloud, &subject::verifications(site)).await?);
         let counted = up.clone();
         listening.push(AbortOnDropHandle::new(tokio::spawn(async move {
             while let Some(passing) = requests.next().await {
@@ -82,7 +82,7 @@ impl Ear {
     }
 
     /// Takes note of what is published; its time runs from `begun`. The receiver hears of its first answer.
-    pub fn expect(&self, task: TaskId, begun: Instant) -> oneshot::Receiver<()> {
+    pub fn expect_task(&self, task: TaskId, begun: Instant) -> oneshot::Receiver<()> {
         let (tell, first) = oneshot::channel();
         let heard = Heard { first: None, provisional: None, last: None };
         let note = Note { begun, tell: Some(tell), heard };
@@ -108,12 +108,12 @@ impl Ear {
     }
 
     /// What was heard about a task; forgets it.
-    pub fn take(&self, task: TaskId) -> Option<Heard> {
+    pub fn take_answers(&self, task: TaskId) -> Option<Heard> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).remove(&task).map(|note| note.heard)
     }
 
     /// What reached the cloud so far.
-    pub fn up(&self) -> Up {
+    pub fn cloud_arrivals(&self) -> Up {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -22,7 +22,7 @@ use crate::error::BenchError;
 use crate::games;
 use crate::report::Report;
 use play::{Played, Player};
-pub(crate) use play::{fresh, site};
+pub(crate) use play::{initial_weights, site};
 use pool::Pool;
 use scheme::SCHEMES;
 pub(crate) use scheme::{Scheme, gamma, normal};
@@ -145,7 +145,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.store(true, Ordering::Relaxed);
             Err(BenchError::Stopped)
         }
@@ -184,7 +184,7 @@ fn play_all(
     options: &Options,
     stop: &AtomicBool,
 ) -> Result<Vec<Played>, BenchError> {
-    let ground = Ground::of(runtime, &pool.model, &Trainable::All, &[])?;
+    let ground = Ground::for_model(runtime, &pool.model, &Trainable::All, &[])?;
     let grouped = pool.learn.iter().any(|(_, _, group)| group.is_some());
     let schemes = SCHEMES.iter().filter(|scheme| grouped || !scheme.needs_groups());
     let schemes: Vec<&Scheme> = if options.quick { schemes.step_by(3).collect() } else { schemes.collect() };
@@ -194,11 +194,11 @@ fn play_all(
             games.extend(ways.iter().map(|way| (seed, *scheme, way)));
         }
     }
-    games::play_all(
+    games::run_experiments(
         &games,
         ("experiments", 50),
         || stop.load(Ordering::Relaxed),
         || Player::open(runtime, pool, &ground),
-        |player, (seed, scheme, way)| player.play(scheme, &way.name, way.merge.as_ref(), *seed),
+        |player, (seed, scheme, way)| player.run_experiment(scheme, &way.name, way.merge.as_ref(), *seed),
     )
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use decisions::policy::PolicyName;
 use recognizer::signals::{Chosen, POLICY_NOTE};
 use runtime::Shutdown;
-use schemas::{Beat, Opinion, SiteName};
+use schemas::{Heartbeat, Prediction, SiteName};
 use streams::fleet::{self, Ledger};
 use streams::server::{ClientListener, Durability, LINK_USER, Leaf, Server, ServerSettings};
 use streams::topology::{self, Mend, Place, StreamSettings};
@@ -47,7 +47,7 @@ pub struct Ground {
     /// What that one says.
     pub opinions: Arc<Opinions>,
     /// And about what it does not know.
-    pub unknown: Opinion,
+    pub unknown: Prediction,
     /// More settings of the recognizer, as `key=value`.
     pub set: Vec<String>,
 }
@@ -88,7 +88,7 @@ pub struct Used {
 impl Field {
     /// Starts everything and waits until it takes work.
     pub async fn start(label: &str, ground: Ground) -> Result<Self, BenchError> {
-        let name = SiteName::first();
+        let name = SiteName::default_site();
         let folder = ground.folder.join(label);
         let settings = |server: &str, leaf| ServerSettings {
             encryption_key: None,
@@ -173,17 +173,17 @@ impl Field {
     }
 
     /// Waits until the courier says that the link is so.
-    pub async fn link_is(&self, up: bool) -> Result<(), BenchError> {
+    pub async fn wait_for_link(&self, up: bool) -> Result<(), BenchError> {
         self.ready("the link known to be as it is", |beats| {
             beats.iter().any(|beat| beat.link.is_some_and(|link| link.up == up))
         })
         .await
     }
 
-    async fn ready(&self, what: &'static str, is: impl Fn(&[Beat]) -> bool) -> Result<(), BenchError> {
+    async fn ready(&self, what: &'static str, is: impl Fn(&[Heartbeat]) -> bool) -> Result<(), BenchError> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let beats = fleet::alive(&self.here).await?;
+            let beats = fleet::live_workers(&self.here).await?;
             if is(&beats) {
                 return Ok(());
             }
@@ -195,14 +195,14 @@ impl Field {
     }
 
     /// Stops the recognizer where it is, or lets it go on.
-    pub fn hold(&self, held: bool) {
-        self.recognizer.freeze(held);
+    pub fn pause_link(&self, held: bool) {
+        self.recognizer.stop_process(held);
     }
 
     /// Lets the verifiers take requests and not answer them, or lets them go on.
-    pub fn stall(&self, stalled: bool) {
+    pub fn stall_cloud(&self, stalled: bool) {
         match &self.verifier {
-            Verifier::Real(worker) => worker.freeze(stalled),
+            Verifier::Real(worker) => worker.stop_process(stalled),
             Verifier::Paced { stalled: state, .. } => drop(state.send_replace(stalled)),
         }
     }
@@ -214,7 +214,7 @@ impl Field {
             (&self.cloud, [topology::VERIFY, topology::VERDICTS, topology::HARDCASES]),
         ] {
             for stream in streams {
-                let level = read::level(bus, stream).await?;
+                let level = read::stream_level(bus, stream).await?;
                 if level.messages > 0 {
                     read::purge_before(bus, stream, level.last_sequence + 1).await?;
                 }
@@ -224,8 +224,8 @@ impl Field {
     }
 
     /// Processor time used so far.
-    pub fn used(&self) -> Used {
-        let of = |process: Option<u32>| process.and_then(process::cpu).unwrap_or_default();
+    pub fn cpu_usage(&self) -> Used {
+        let of = |process: Option<u32>| process.and_then(process::cpu_time).unwrap_or_default();
         let courier = self.courier.as_ref().map(Worker::process);
         let verifier = match &self.verifier {
             Verifier::Real(worker) => Some(worker.process()),
@@ -263,6 +263,6 @@ async fn serve(settings: ServerSettings) -> Result<Server, BenchError> {
 
 async fn set_up(server: &Server, place: &Place) -> Result<Bus, BenchError> {
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
-    topology::setup(&bus, &topology::plan(place, &StreamSettings::default()), Mend::Missing).await?;
+    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), Mend::Missing).await?;
     Ok(bus)
 }

@@ -7,7 +7,7 @@ use crate::error::BenchError;
 
 /// Plays every game; what came of them in the order of the games. The first that fails ends all, as does `is_stopped`.
 /// `open`: what a core needs to play. `what`: games as progress names them, told after every so many.
-pub fn play_all<Game: Sync, Player, Played: Send>(
+pub fn run_experiments<Game: Sync, Player, Played: Send>(
     games: &[Game],
     (what, every): (&str, usize),
     is_stopped: impl Fn() -> bool + Sync,
@@ -51,10 +51,10 @@ mod tests {
     fn games_come_back_in_order_and_one_that_fails_ends_all() {
         let games: Vec<usize> = (0..200).collect();
         let double = |_: &mut (), game: &usize| Ok(game * 2);
-        let played = play_all(&games, ("games", 1000), || false, || Ok(()), double).unwrap();
+        let played = run_experiments(&games, ("games", 1000), || false, || Ok(()), double).unwrap();
         assert_eq!(played, (0..200).map(|game| game * 2).collect::<Vec<_>>());
         let third = |_: &mut (), game: &usize| if *game == 3 { Err(BenchError::Stopped) } else { Ok(*game) };
-        assert!(play_all(&games, ("games", 1000), || false, || Ok(()), third).is_err());
-        assert!(play_all(&games, ("games", 1000), || true, || Ok(()), double).is_err());
+        assert!(run_experiments(&games, ("games", 1000), || false, || Ok(()), third).is_err());
+        assert!(run_experiments(&games, ("games", 1000), || true, || Ok(()), double).is_err());
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::{Answer, CameraName, ReleaseId, Route, TaskId, decode};
-use streams::tap::tap;
+use streams::tap::watch_subject;
 use streams::{Publication, Publisher, subject};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::BenchError;
 use crate::site::Site;
 use crate::window::{self, Length, Processes, Tape, Window};
-use crate::worker::pause;
+use crate::worker::pause_process;
 
 /// How long an image may take before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,12 +59,12 @@ impl Load {
     /// Listens to the answers of a site.
     pub async fn open(site: &Site, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
         let camera: CameraName = "bench".parse().map_err(streams_error)?;
-        let mut answers = Box::pin(tap(&site.bus, &subject::finalities(&site.name, None)).await?);
+        let mut answers = Box::pin(watch_subject(&site.bus, &subject::final_answers(&site.name, None)).await?);
         let (waiting, counted) = (Waiting::default(), Counted::default());
         let (who, counting) = (waiting.clone(), counted.clone());
         let ear = tokio::spawn(async move {
             while let Some(passing) = answers.next().await {
-                hear(&who, &counting, &passing.subject, &passing.payload);
+                receive_answer(&who, &counting, &passing.subject, &passing.payload);
             }
         });
         Ok(Self {
@@ -79,10 +79,10 @@ impl Load {
     }
 
     /// One image from beginning to end; how long it took since `begun`.
-    pub async fn one(&self, until: Until, begun: Instant) -> Result<Duration, BenchError> {
+    pub async fn send_image(&self, until: Until, begun: Instant) -> Result<Duration, BenchError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.images.len().max(1);
         let image = self.images.get(number).cloned().unwrap_or_default();
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         let (tell, told) = oneshot::channel();
         if until == Until::Answered {
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(task, tell);
@@ -128,17 +128,17 @@ impl Load {
             let (load, stop, tape) = (self.clone(), stop.clone(), tape.clone());
             walkers.spawn(async move {
                 while !stop.is_cancelled() {
-                    tape.note(load.one(until, Instant::now()).await?);
+                    tape.record_image(load.send_image(until, Instant::now()).await?);
                 }
                 Ok(())
             });
         }
-        watch(walkers, stop, &tape, processes, length.lead, length.over()).await
+        watch(walkers, stop, &tape, processes, length.lead, length.wait_for_end()).await
     }
 
     /// So many a second for a while, equally spaced, whatever becomes of them.
     pub async fn at_rate(&self, rate_per_s: f64, processes: &Processes, length: Length) -> Result<Window, BenchError> {
-        self.at_rate_while(rate_per_s, processes, length.lead, length.over()).await
+        self.at_rate_while(rate_per_s, processes, length.lead, length.wait_for_end()).await
     }
 
     /// The same until `over`; what counts begins after `lead`.
@@ -160,7 +160,7 @@ impl Load {
                     break;
                 }
                 let (load, tape) = (load.clone(), noting.clone());
-                begun.spawn(async move { load.one(Until::Answered, due_at).await.map(|took| tape.note(took)) });
+                begun.spawn(async move { load.send_image(Until::Answered, due_at).await.map(|took| tape.record_image(took)) });
                 while let Some(ended) = begun.try_join_next() {
                     ended??;
                 }
@@ -185,7 +185,7 @@ async fn watch(
 ) -> Result<Window, BenchError> {
     let _stop_if_given_up = stop.clone().drop_guard();
     let window = tokio::select! {
-        window = window::watch(tape, processes, lead, over) => window?,
+        window = window::measure_window(tape, processes, lead, over) => window?,
         Some(ended) = walkers.join_next() => {
             ended??;
             return Err(BenchError::Nothing { length: lead });
@@ -208,15 +208,15 @@ pub(crate) fn schedule(rate_per_s: f64, stop: CancellationToken) -> mpsc::Receiv
         let mut due_at = begun;
         while !stop.is_cancelled() && tell.try_send(due_at).is_ok() {
             due_at += gap;
-            pause(due_at.saturating_duration_since(Instant::now()));
+            pause_process(due_at.saturating_duration_since(Instant::now()));
         }
     });
     due
 }
 
-fn hear(waiting: &Waiting, counted: &Counted, subject: &str, payload: &[u8]) {
+fn receive_answer(waiting: &Waiting, counted: &Counted, subject: &str, payload: &[u8]) {
     let heard_at = Instant::now();
-    let Ok(task) = subject::read_finality(subject) else { return };
+    let Ok(task) = subject::read_final_answer(subject) else { return };
     let Some(tell) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&task) else { return };
     let answer = decode::<Answer>(payload);
     if let Some(release) = answer.as_ref().ok().and_then(|answer| answer.release.as_ref()) {

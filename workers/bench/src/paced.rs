@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive};
 use schemas::answer::Timings;
-use schemas::{FaultNote, Opinion, Payload, SiteName, Verify, decode};
+use schemas::{FaultNote, Prediction, Payload, SiteName, Verify, decode};
 use streams::read::Record;
 use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
-use verifier::judge::judge;
+use verifier::judge::make_verdict;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -30,18 +30,18 @@ pub struct Pace {
 }
 
 /// What the cloud's model says about each image.
-pub type Opinions = HashMap<Bytes, Opinion>;
+pub type Opinions = HashMap<Bytes, Prediction>;
 
 /// See the module.
 pub struct Paced {
     pace: Pace,
     opinions: Arc<Opinions>,
-    unknown: Opinion,
+    unknown: Prediction,
     busy: Semaphore,
     stalled: watch::Receiver<bool>,
 }
 
-impl Step for Paced {
+impl Handler for Paced {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
@@ -56,13 +56,13 @@ impl Step for Paced {
             Payload::Blob(_) | Payload::Features(_) => None,
         };
         let opinion = known.unwrap_or(&self.unknown).clone();
-        let spare = verifier::kept(&request)?.into_iter().collect();
-        let verdict = judge(request, opinion, Timings::default(), clock::now_ms());
+        let spare = verifier::hard_case_publication(&request)?.into_iter().collect();
+        let verdict = make_verdict(request, opinion, Timings::default(), clock::now_ms());
         let publications = vec![verifier::report(&verdict, delivery.sequence)?];
         Ok(Outgoing { publications, spare, ..Outgoing::default() })
     }
 
-    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         Burial { site: SiteName::unknown(), task: None, publications: Vec::new() }
     }
 }
@@ -72,7 +72,7 @@ pub async fn run(
     cloud: Bus,
     pace: Pace,
     opinions: Arc<Opinions>,
-    unknown: Opinion,
+    unknown: Prediction,
     stalled: watch::Receiver<bool>,
     shutdown: Shutdown,
 ) {
@@ -83,9 +83,9 @@ pub async fn run(
     let tally = Arc::new(Tally::default());
     let publisher = Publisher::new(cloud.clone(), PATIENCE);
     let pulse = beat::Pulse { every: Duration::from_secs(1), ..beat::Pulse::default() };
-    let life = beat::beat(cloud.clone(), Paced::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+    let life = beat::send_heartbeats(cloud.clone(), Paced::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
     });
-    let (ended, ()) = tokio::join!(drive(step, &cloud, publisher, from, tally, shutdown), life);
+    let (ended, ()) = tokio::join!(consume(step, &cloud, publisher, from, tally, shutdown), life);
     tracing::debug!(?ended, "the paced verifier ended");
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use decisions::policy::PolicyName;
 use runtime::Shutdown;
 use schemas::task::{HEADER_DEADLINE, HEADER_LABEL};
-use schemas::{CameraName, Opinion, ReleaseId, TaskId};
+use schemas::{CameraName, Prediction, ReleaseId, TaskId};
 use serde_json::json;
 use streams::{Publication, Publisher, subject};
 use tokio::task::JoinSet;
@@ -99,7 +99,7 @@ impl Effort {
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -110,7 +110,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     };
     let machine = Machine::here(folder.path());
     let effort = Effort::new(options.quick);
-    say("preparing images and models");
+    print_step("preparing images and models");
     let preparing = options.clone();
     let count = effort.batch;
     let set = tokio::task::spawn_blocking(move || prepare(&preparing, count)).await??;
@@ -122,7 +122,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     ground.set.push("recognizer.infer.replicas=1".into());
     let mut field = Field::start("verification", ground).await?;
     let capacity_per_s = capacity(&field, &set.images).await?;
-    say(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
+    print_step(&format!("the site alone recognizes {capacity_per_s:.0} images a second"));
     let bench = Bench {
         part: Part::Verification,
         effort: &effort,
@@ -133,7 +133,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
-    say("preparing the offloading of work that is too much");
+    print_step("preparing the offloading of work that is too much");
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
     let images: Vec<Labelled> =
         workload.images.iter().map(|bytes| Labelled { bytes: bytes.clone(), label: String::new() }).collect();
@@ -180,14 +180,14 @@ struct Set {
     images: Vec<Labelled>,
     edge: PathBuf,
     cloud: PathBuf,
-    opinions: Arc<HashMap<Bytes, Opinion>>,
+    opinions: Arc<HashMap<Bytes, Prediction>>,
     /// Share of the images that the site's model is in doubt about.
     doubtful_ratio: f64,
 }
 
 impl Set {
     fn ground(&self, options: &Options, folder: &Path) -> Result<Ground, BenchError> {
-        let unknown = Opinion {
+        let unknown = Prediction {
             label: "unknown".into(),
             confidence: 1.0,
             top: Vec::new(),
@@ -228,8 +228,8 @@ fn prepare(options: &Options, count: usize) -> Result<Set, BenchError> {
     let mut replica = Replica::open(&onnx, &light, &InferSettings::default())?;
     let mut doubtful = 0;
     for image in &images {
-        let ratios = softmax(&replica.see(&image.bytes)?.logits, gate.temperature);
-        let label = vision::opinion(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
+        let ratios = softmax(&replica.predict(&image.bytes)?.logits, gate.temperature);
+        let label = vision::prediction(&light, &ratios).map(|opinion| opinion.label).unwrap_or_default();
         doubtful +=
             usize::from(gate.decide(&decisions::gate::Tested::of(&ratios), &label) != schemas::Reason::Confident);
     }
@@ -239,8 +239,8 @@ fn prepare(options: &Options, count: usize) -> Result<Set, BenchError> {
         let temperature = heavy.description.gate.temperature.unwrap_or(1.0);
         let mut replica = Replica::open(&onnx, &heavy, &InferSettings::default())?;
         for image in &images {
-            let ratios = softmax(&replica.see(&image.bytes)?.logits, temperature);
-            opinions.extend(vision::opinion(&heavy, &ratios).map(|opinion| (image.bytes.clone(), opinion)));
+            let ratios = softmax(&replica.predict(&image.bytes)?.logits, temperature);
+            opinions.extend(vision::prediction(&heavy, &ratios).map(|opinion| (image.bytes.clone(), opinion)));
         }
     }
     let doubtful_ratio = doubtful as f64 / images.len().max(1) as f64;
@@ -287,7 +287,7 @@ impl Bench<'_> {
                     policies.reverse();
                 }
                 for policy in policies {
-                    say(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
+                    print_step(&format!("{} {}, round {}: {policy}", self.part.as_str(), scenario.name, round + 1));
                     let share = (policy == PolicyName::Random).then_some(self.share);
                     field.choose(policy, share).await?;
                     let arriving = self.arriving(scenario);
@@ -321,12 +321,12 @@ impl Bench<'_> {
 async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_s: f64) -> Result<Outcome, BenchError> {
     field.clear().await?;
     field.link.set(scenario.shape);
-    field.stall(scenario.stalled);
-    field.link_is(scenario.shape.state == LinkState::Open).await?;
+    field.stall_cloud(scenario.stalled);
+    field.wait_for_link(scenario.shape.state == LinkState::Open).await?;
     let ear = Ear::open(&field.here, &field.cloud, &field.name).await?;
     let flapping = scenario.flaps_s.map(|(whole_s, cut_s)| flap(field, scenario.shape, whole_s, cut_s));
     let work = async {
-        let used_before = field.used();
+        let used_before = field.cpu_usage();
         let (tasks, begun) = arrive(field, &ear, scenario, images, rate_per_s).await?;
         let all_first = tokio::time::timeout(LONGEST, ear.firsts_reach(tasks.len())).await;
         let edge_s = begun.elapsed().as_secs_f64();
@@ -334,7 +334,7 @@ async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_
         let all_final = tokio::time::timeout(left, ear.finals_reach(tasks.len())).await;
         let completion_s = begun.elapsed().as_secs_f64();
         let complete = all_first.is_ok() && all_final.is_ok();
-        let used = (used_before, field.used());
+        let used = (used_before, field.cpu_usage());
         Ok::<_, BenchError>(Outcome::of(&ear, &tasks, images, scenario, edge_s, completion_s, complete, used))
     };
     let outcome = match flapping {
@@ -344,7 +344,7 @@ async fn once(field: &Field, scenario: &Scenario, images: &[Labelled], rate_per_
         },
         None => work.await,
     };
-    field.stall(false);
+    field.stall_cloud(false);
     field.link.set(Shape { state: LinkState::Open, ..scenario.shape });
     outcome
 }
@@ -382,9 +382,9 @@ async fn arrive(
     let mut tasks = Vec::with_capacity(images.len());
     if scenario.arrivals == Arrivals::Batch {
         // All wait before anybody takes one.
-        field.hold(true);
+        field.pause_link(true);
         for image in images {
-            let (task, publisher) = (TaskId::mint(), publisher.clone());
+            let (task, publisher) = (TaskId::new_random(), publisher.clone());
             tasks.push(task);
             let publication = publication(image, task);
             publishing.spawn(async move { publisher.publish(&publication).await });
@@ -396,8 +396,8 @@ async fn arrive(
             published??;
         }
         let begun = Instant::now();
-        tasks.iter().for_each(|task| drop(ear.expect(*task, begun)));
-        field.hold(false);
+        tasks.iter().for_each(|task| drop(ear.expect_task(*task, begun)));
+        field.pause_link(false);
         return Ok((tasks, begun));
     }
     let stop = CancellationToken::new();
@@ -406,9 +406,9 @@ async fn arrive(
     let begun = Instant::now();
     for image in images {
         let Some(due_at) = due.recv().await else { break };
-        let (task, publisher) = (TaskId::mint(), publisher.clone());
+        let (task, publisher) = (TaskId::new_random(), publisher.clone());
         tasks.push(task);
-        let _first = ear.expect(task, due_at);
+        let _first = ear.expect_task(task, due_at);
         let publication = publication(image, task);
         publishing.spawn(async move { publisher.publish(&publication).await });
         while let Some(published) = publishing.try_join_next() {
@@ -421,6 +421,6 @@ async fn arrive(
     Ok((tasks, begun))
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

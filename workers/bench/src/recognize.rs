@@ -143,7 +143,7 @@ impl Pair {
         let mut site = Site::start(label, durability, ground).await?;
         site.recognize(ground)?;
         let load = Load::open(&site, workload.images.clone()).await?;
-        let first = load.one(Until::Answered, std::time::Instant::now());
+        let first = load.send_image(Until::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
             ended = site.ended() => return Err(ended),
@@ -167,7 +167,7 @@ impl Guarded {
         let mut site = Site::start_guarded(label, Durability::Fast, ground, guard).await?;
         site.recognize(ground)?;
         let load = Load::open(&site, workload.images.clone()).await?;
-        let first = load.one(Until::Answered, std::time::Instant::now());
+        let first = load.send_image(Until::Answered, std::time::Instant::now());
         tokio::select! {
             answered = first => { answered?; }
             ended = site.ended() => return Err(ended),
@@ -246,7 +246,7 @@ async fn measure_closed_loop(
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -256,7 +256,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
     };
     let mut machine = Machine::here(folder.path());
-    say("preparing images, model and servers");
+    print_step("preparing images, model and servers");
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
     let (loading, library, infer) = (workload.clone(), options.onnxruntime.clone(), options.infer.clone());
@@ -277,7 +277,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     let mut bench = Bench { bare, users, tls, fast, safe, rate_per_s: 0.0 };
 
     let effort = Effort::new(options.quick);
-    say("warming up");
+    print_step("warming up");
     let warm = Length { lead: effort.length.lead, counted: effort.length.counted / 2 };
     let bare = bench.measure(Case::Bare, warm).await?;
     bench.rate_per_s = options.rate_per_s.unwrap_or((bare.images_per_s * OPEN_SHARE / 10.0).round().max(1.0) * 10.0);
@@ -295,7 +295,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         }
         for (step, index) in order.into_iter().enumerate() {
             let title = CASES[index].title(replicas, bench.rate_per_s);
-            say(&format!("round {} of {}, {} of {}: {title}", round + 1, effort.rounds, step + 1, CASES.len()));
+            print_step(&format!("round {} of {}, {} of {}: {title}", round + 1, effort.rounds, step + 1, CASES.len()));
             windows[index].push(bench.measure(CASES[index], effort.length).await?);
         }
     }
@@ -335,6 +335,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

@@ -60,7 +60,7 @@ pub struct Options {
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -106,7 +106,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     };
     let mut machine = Machine::here(folder.path());
     let (count, rounds, live_s) = if options.quick { (1500, 3, 4) } else { (6000, 5, 15) };
-    say(&format!("publishing {count} images, which a recognizer answers"));
+    print_step(&format!("publishing {count} images, which a recognizer answers"));
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = tokio::task::spawn_blocking(move || Workload::open(model.as_deref(), images.as_deref())).await??;
     let ground = Ground {
@@ -129,8 +129,8 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     let length = Length { lead: Duration::from_millis(300), counted: Duration::from_secs(2) };
     let mut found = Vec::new();
     for number in 0..rounds {
-        say(&format!("round {} of {rounds}", number + 1));
-        let last = read::level(&site.bus, topology::IMAGES).await?.last_sequence;
+        print_step(&format!("round {} of {rounds}", number + 1));
+        let last = read::stream_level(&site.bus, topology::IMAGES).await?.last_sequence;
         let (mut round, turned) =
             (Round::empty(load.closed(Until::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
         tokio::time::sleep(QUIET).await;
@@ -157,7 +157,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     let live_for = Length { lead: Duration::from_secs(1), counted: Duration::from_secs(live_s) };
     let mut live = Vec::new();
     for number in 0..rounds {
-        say(&format!(
+        print_step(&format!(
             "live images, round {} of {rounds}: {rate_per_s:.0} a second, alone and beside a replay",
             number + 1
         ));
@@ -184,7 +184,7 @@ async fn fill(load: &Load, count: usize) -> Result<(), BenchError> {
     let mut left = count;
     while left > 0 {
         let some = left.min(IN_FLIGHT);
-        let through = (0..some).map(|_| load.one(Until::Answered, Instant::now()));
+        let through = (0..some).map(|_| load.send_image(Until::Answered, Instant::now()));
         futures::future::try_join_all(through).await?;
         left -= some;
     }
@@ -259,7 +259,7 @@ impl Target<'_> {
     async fn bytes(&self, last: u64) -> Result<u64, BenchError> {
         let mut bytes = 0;
         let headers = Stretch { headers_only: true, ..Stretch::default() };
-        read::stretch(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
+        read::read_range(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
             .await?;
         Ok(bytes)
     }
@@ -438,6 +438,6 @@ fn report(
     }
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

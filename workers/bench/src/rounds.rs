@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use vision::Onnx;
 
 use crate::error::BenchError;
-use crate::games::play_all;
+use crate::games::run_experiments;
 use crate::report::Report;
-use play::{Game, play};
+use play::{Game, run_experiment};
 use steering::Steering;
 use world::{CASES, Labels, World};
 
@@ -49,7 +49,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
     let work = tokio::task::spawn_blocking(move || measure(&options, &told));
     tokio::select! {
         report = work => report?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.cancel();
             Err(BenchError::Stopped)
         }
@@ -84,12 +84,12 @@ fn measure(options: &Options, stop: &CancellationToken) -> Result<Report, BenchE
         games.extend(compared(&world));
     }
     let rounds = if options.quick { 1 } else { play::ROUNDS };
-    let played = play_all(
+    let played = run_experiments(
         &games,
         ("games", 10),
         || stop.is_cancelled(),
         || Ok(()),
-        |(), game| play(&runtime, &world, game, rounds, stop),
+        |(), game| run_experiment(&runtime, &world, game, rounds, stop),
     )?;
     Ok(found::report(&world, &played, options))
 }

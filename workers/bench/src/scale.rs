@@ -80,7 +80,7 @@ struct Ran {
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -109,7 +109,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     let mut found: BTreeMap<(As, usize), Vec<Ran>> = BTreeMap::new();
     for round in 0..rounds {
         for (how, count) in &cases {
-            say(&format!("round {} of {rounds}: {count} as {}", round + 1, how.word()));
+            print_step(&format!("round {} of {rounds}: {count} as {}", round + 1, how.word()));
             let (each, processes) = if *how == As::Threads { (*count, 1) } else { (1, *count) };
             for _ in 0..processes {
                 site.recognize(&ground(each))?;
@@ -124,10 +124,10 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         median(&found[&(how, count)].iter().map(|ran| ran.window.images_per_s).collect::<Vec<_>>())
     };
     let base_per_s = BASE_SHARE * rate_of(As::Threads, 1);
-    say("a queue that suddenly grows");
+    print_step("a queue that suddenly grows");
     let stepped = step::measure(&mut site, &ground(1), &workload, base_per_s, options.quick).await?;
     tokio::task::spawn_blocking(move || drop(site)).await?;
-    say(&format!("{} sites of one cloud", options.sites));
+    print_step(&format!("{} sites of one cloud", options.sites));
     let crowd = many::measure(&ground(1), &workload, options.sites, options.quick).await?;
     Ok(report(options, machine, &workload, &found, &stepped, &crowd, base_per_s))
 }
@@ -160,14 +160,14 @@ async fn begun(load: &Load, bus: streams::Bus, processes: Vec<u32>) -> Result<()
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    load.one(Until::Answered, Instant::now()).await?;
+    load.send_image(Until::Answered, Instant::now()).await?;
     Ok(())
 }
 
 /// Signs of life of these processes; others may have been there a moment ago.
-async fn recognizers(bus: &streams::Bus, processes: &[u32]) -> Result<Vec<schemas::Beat>, BenchError> {
-    let beats = fleet::alive(bus).await?;
-    let is_one = |beat: &schemas::Beat| processes.iter().any(|process| beat.worker.ends_with(&format!("-{process}")));
+async fn recognizers(bus: &streams::Bus, processes: &[u32]) -> Result<Vec<schemas::Heartbeat>, BenchError> {
+    let beats = fleet::live_workers(bus).await?;
+    let is_one = |beat: &schemas::Heartbeat| processes.iter().any(|process| beat.worker.ends_with(&format!("-{process}")));
     Ok(beats.into_iter().filter(is_one).collect())
 }
 
@@ -288,6 +288,6 @@ fn report(
     }
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

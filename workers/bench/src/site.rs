@@ -73,7 +73,7 @@ impl Site {
         ground: &Ground,
         guard: Guard,
     ) -> Result<Self, BenchError> {
-        let name = SiteName::first();
+        let name = SiteName::default_site();
         let settings = ServerSettings {
             encryption_key: None,
             program: ground.nats_server.clone(),
@@ -92,9 +92,9 @@ impl Site {
         let store = settings.store.clone();
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;
         let bus = Bus::connect(&own_nats(&server), "bench").await?;
-        let plan = topology::plan(&Place::Both(name.clone()), &StreamSettings::default());
-        topology::setup(&bus, &plan, Mend::Missing).await?;
-        server.settle().map_err(BenchError::file(store))?;
+        let plan = topology::plan_topology(&Place::Both(name.clone()), &StreamSettings::default());
+        topology::apply_plan(&bus, &plan, Mend::Missing).await?;
+        server.sync_store().map_err(BenchError::file(store))?;
         Ok(Self { recognizers: Vec::new(), server, guard, bus, name })
     }
 
@@ -165,7 +165,7 @@ impl Site {
     /// Removes what earlier stretches left in the streams, so that none grows without end.
     pub async fn clear(&self) -> Result<(), BenchError> {
         for stream in [topology::IMAGES, topology::ANSWERS] {
-            let level = read::level(&self.bus, stream).await?;
+            let level = read::stream_level(&self.bus, stream).await?;
             if level.messages > 0 {
                 read::purge_before(&self.bus, stream, level.last_sequence + 1).await?;
             }

@@ -63,7 +63,7 @@ pub struct Options {
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     tokio::select! {
         report = measure(options) => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -79,7 +79,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         None => tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?,
     };
     let mut machine = Machine::here(folder.path());
-    say("preparing images, releases and a server");
+    print_step("preparing images, releases and a server");
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
     let ground = Ground {
@@ -95,7 +95,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     site.recognize(&ground)?;
     let load = Load::open(&site, workload.images.clone()).await?;
     tokio::select! {
-        answered = load.one(Until::Answered, Instant::now()) => { answered?; }
+        answered = load.send_image(Until::Answered, Instant::now()) => { answered?; }
         ended = site.ended() => return Err(ended),
     }
     let effort = Effort::new(options);
@@ -106,21 +106,21 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     // There and back once, and as much work as there can be, so that what a first swap leaves behind is not taken for growth.
     let before_any_mib = resident();
     let first = vec![orders.swap().await?, orders.swap().await?];
-    say("measuring the capacity");
+    print_step("measuring the capacity");
     let capacity = load.closed(Until::Answered, IN_FLIGHT, &processes, effort.capacity).await?;
     let rate_per_s = (capacity.images_per_s * LOAD_SHARE).max(1.0);
     let mut memory_mib = Vec::new();
     let mut stretches = Vec::new();
     for round in 0..effort.rounds {
-        say(&format!("round {} of {}: {rate_per_s:.0} images a second, without swaps", round + 1, effort.rounds));
+        print_step(&format!("round {} of {}: {rate_per_s:.0} images a second, without swaps", round + 1, effort.rounds));
         let plain = load.at_rate(rate_per_s, &processes, effort.stretch).await?;
         // Always after the same work: a process keeps what it took for images that came in heaps.
         memory_mib.push(resident());
-        say(&format!("round {} of {}: {} swaps", round + 1, effort.rounds, effort.swaps));
+        print_step(&format!("round {} of {}: {} swaps", round + 1, effort.rounds, effort.swaps));
         let (swapped, took) = swapping(&mut orders, rate_per_s, &processes, effort.swaps).await?;
         stretches.push(Stretch { plain, swapped, took });
     }
-    say("once more without swaps");
+    print_step("once more without swaps");
     load.at_rate(rate_per_s, &processes, effort.stretch).await?;
     memory_mib.push(resident());
     let lost = lost(&site).await?;
@@ -194,11 +194,11 @@ async fn pair(model: &Path, onnxruntime: Option<PathBuf>, work: &Path, site: &Si
         let (release, file) = prepared.map_err(|fault| BenchError::Dead { why: fault.reason })?;
         let bytes = tokio::fs::read(&file).await.map_err(BenchError::file(&file))?;
         for piece in bytes.chunks(schemas::limits::PIECE_BYTES) {
-            blobs.store(piece).await?;
+            blobs.store_blob(piece).await?;
         }
         releases.push(release);
     }
-    let model = ModelName::of(&models[0].description.name);
+    let model = ModelName::from_name(&models[0].description.name);
     match <[Release; 2]>::try_from(releases) {
         Ok(releases) => Ok(Pair { model, releases }),
         Err(_) => Err(BenchError::Dead { why: "two releases are needed".into() }),
@@ -228,7 +228,7 @@ impl Orders<'_> {
             said_at_ms: runtime::clock::now_ms(),
             signature: None,
         };
-        let subject = subject::note(&subject::order_note(&self.pair.model));
+        let subject = subject::note_subject(&subject::order_note(&self.pair.model));
         let payload = encode(&order).map_err(streams::CarryError::from)?.into();
         let note = Publication { subject, payload, headers: Vec::new(), first_only: false };
         let begun = Instant::now();
@@ -237,7 +237,7 @@ impl Orders<'_> {
             while self.load.latest_release().as_ref() != Some(&wanted) {
                 // Where nothing comes in, something must, to be answered by it.
                 if self.load.is_idle() {
-                    self.load.one(Until::Answered, Instant::now()).await?;
+                    self.load.send_image(Until::Answered, Instant::now()).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -281,8 +281,8 @@ async fn swapping(
 async fn lost(site: &Site) -> Result<u64, BenchError> {
     let mut left = u64::MAX;
     for _ in 0..50 {
-        let images = streams::read::level(&site.bus, streams::topology::IMAGES).await?;
-        let answers = streams::read::level(&site.bus, streams::topology::ANSWERS).await?;
+        let images = streams::read::stream_level(&site.bus, streams::topology::IMAGES).await?;
+        let answers = streams::read::stream_level(&site.bus, streams::topology::ANSWERS).await?;
         left = images.messages.saturating_sub(answers.messages);
         if left == 0 {
             break;
@@ -298,6 +298,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-fn say(what: &str) {
+fn print_step(what: &str) {
     eprintln!("bench: {what}");
 }

@@ -101,13 +101,13 @@ struct Run {
 pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
     let steps = options.clone();
     let measured = async {
-        let beside = beside::beside(options).await?;
+        let beside = beside::measure_interference(options).await?;
         let found = tokio::task::spawn_blocking(move || measure(&steps)).await??;
         Ok(found::report(&Found { beside, ..found }, options.quick))
     };
     tokio::select! {
         report = measured => report,
-        () = shutdown.wanted() => Err(BenchError::Stopped),
+        () = shutdown.wait_for_request() => Err(BenchError::Stopped),
     }
 }
 
@@ -171,7 +171,7 @@ fn ours(runtime: &Onnx, net: &Net, part: Part, round: usize, steps: usize) -> Re
     let given = [Given { name: "images", shape: &shape, values: &images }];
     let forward_ms = spent(steps, || Ok(forward.run(&given, |_| {})?))?;
     drop(forward);
-    process::forget_peak();
+    process::reset_peak();
     let mut stepper = Stepper::open(runtime, step, 1)?;
     let step_ms = spent(steps, || {
         stepper.learn(&images, &targets, &weights, &mut gradients)?;

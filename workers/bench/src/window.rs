@@ -18,7 +18,7 @@ pub struct Tape(Arc<Mutex<Vec<Duration>>>);
 
 impl Tape {
     /// Notes an image that took this long.
-    pub fn note(&self, took: Duration) {
+    pub fn record_image(&self, took: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
     }
 
@@ -39,7 +39,7 @@ pub struct Length {
 
 impl Length {
     /// Its end, from now on.
-    pub fn over(self) -> tokio::time::Sleep {
+    pub fn wait_for_end(self) -> tokio::time::Sleep {
         tokio::time::sleep(self.lead + self.counted)
     }
 }
@@ -65,7 +65,7 @@ pub type Processes = [(&'static str, u32)];
 
 /// Waits for a stretch to pass and says what happened in it. `lead`: passed before anything counts;
 /// `over`: its end, later than that.
-pub async fn watch(
+pub async fn measure_window(
     tape: &Tape,
     processes: &Processes,
     lead: Duration,
@@ -99,7 +99,7 @@ pub async fn watch(
 /// Processor time by name; of several processes of one name together.
 fn used(processes: &Processes) -> BTreeMap<&'static str, Duration> {
     let mut used = BTreeMap::new();
-    for (name, cpu) in processes.iter().filter_map(|(name, process)| Some((*name, process::cpu(*process)?))) {
+    for (name, cpu) in processes.iter().filter_map(|(name, process)| Some((*name, process::cpu_time(*process)?))) {
         *used.entry(name).or_default() += cpu;
     }
     used

@@ -51,7 +51,7 @@ impl Worker {
     }
 
     /// Stops it where it is, or lets it go on.
-    pub fn freeze(&self, frozen: bool) {
+    pub fn stop_process(&self, frozen: bool) {
         self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
     }
 
@@ -64,7 +64,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // A frozen process would not hear it.
-        self.freeze(false);
+        self.stop_process(false);
         self.signal(Signal::SIGTERM);
         let until = Instant::now() + STOP_PATIENCE;
         while matches!(self.child.try_wait(), Ok(None)) {
@@ -73,13 +73,13 @@ impl Drop for Worker {
                 tracing::debug!(?killed, ?waited, role = self.role, "made to stop");
                 return;
             }
-            pause(Duration::from_millis(10));
+            pause_process(Duration::from_millis(10));
         }
     }
 }
 
 /// Waits on a thread that has nothing else to do.
-pub(crate) fn pause(time: Duration) {
+pub(crate) fn pause_process(time: Duration) {
     let (_keep, never) = mpsc::channel::<()>();
     let _timed_out = never.recv_timeout(time);
 }

@@ -3,7 +3,7 @@
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::step::Burial;
 use runtime::ticket::TicketKey;
-use runtime::{Credit, Fault, Outgoing, Step, clock, metrics};
+use runtime::{Credit, Fault, Outgoing, Handler, clock, metrics};
 use schemas::task::HEADER_IMAGE;
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
 use streams::read::Record;
@@ -25,16 +25,16 @@ impl Down {
         if verdict.provisional.reason != Reason::Sampled {
             return;
         }
-        let (Some(edge), Some(opinion)) = (verdict.provisional.opinion(), &verdict.opinion) else { return };
+        let (Some(edge), Some(opinion)) = (verdict.provisional.prediction(), &verdict.opinion) else { return };
         if !self.agreement.follows(&edge.release) {
-            self.agreement.serve(&edge.release);
+            self.agreement.follow_release(&edge.release);
         }
         let agreed = if opinion.label == edge.label { 1.0 } else { 0.0 };
         self.agreement.add(&edge.release, DriftSample { agreement: Some(agreed), ..DriftSample::default() });
     }
 }
 
-impl Step for Down {
+impl Handler for Down {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::VERDICTS;
 
@@ -51,22 +51,22 @@ impl Step for Down {
         }
         self.compare(&verdict);
         // A redirected task that could not be judged is its recognizer's again, which holds the image.
-        if verdict.opinion.is_none() && verdict.provisional.opinion().is_none() {
+        if verdict.opinion.is_none() && verdict.provisional.prediction().is_none() {
             return Ok(Outgoing::default());
         }
-        Ok(Outgoing::one(publication(&answer(verdict, clock::now_ms()))?))
+        Ok(Outgoing::single(publication(&final_answer(verdict, clock::now_ms()))?))
     }
 
-    fn bury(&self, message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &Record, _fault: &FaultNote) -> Burial {
         let task = decode::<Verdict>(&message.payload).ok().map(|verdict| verdict.provisional.task);
         Burial { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
 
 /// The final answer a verdict leads to. Pure.
-pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
+pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
     let provisional = verdict.provisional;
-    let edge = provisional.opinion();
+    let edge = provisional.prediction();
     let mut answer = provisional;
     answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
     answer.stage = Stage::Final;
@@ -75,7 +75,7 @@ pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
         Some(opinion) => {
             answer.route = if edge.is_some() { Route::Verified } else { Route::Redirected };
             answer.edge = edge;
-            answer.with_opinion(opinion)
+            answer.with_prediction(opinion)
         }
         None => {
             answer.route = Route::Expired;
@@ -88,7 +88,7 @@ pub fn answer(verdict: Verdict, now_ms: u64) -> Answer {
 
 /// The publication of a final answer: the first in its slot, or nothing. Counted as one that was made.
 pub fn publication(answer: &Answer) -> Result<Publication, Fault> {
-    metrics::answered(&answer.site, answer.route, answer.reason);
+    metrics::count_answer(&answer.site, answer.route, answer.reason);
     let slot = subject::outcome(&answer.site, &answer.camera, answer.task);
-    Ok(Publication::first(slot, encode(answer)?).header(HEADER_IMAGE, answer.image_sequence.to_string()))
+    Ok(Publication::first_on_subject(slot, encode(answer)?).header(HEADER_IMAGE, answer.image_sequence.to_string()))
 }

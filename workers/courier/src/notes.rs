@@ -4,7 +4,7 @@
 
 use runtime::step::Burial;
 use runtime::trust::Distrust;
-use runtime::{Credit, Fault, Outgoing, Step};
+use runtime::{Credit, Fault, Outgoing, Handler};
 use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
@@ -76,8 +76,8 @@ impl Notes {
             }
         }
         // Written each time it comes: what is written is the same.
-        let (subject, payload) = (subject::note(key), delivery.payload().clone());
-        Ok(Outgoing::one(Publication { subject, payload, headers: Vec::new(), first_only: false }))
+        let (subject, payload) = (subject::note_subject(key), delivery.payload().clone());
+        Ok(Outgoing::single(Publication { subject, payload, headers: Vec::new(), first_only: false }))
     }
 
     /// Whether a number may come after the one that is noted: the first may be any below the bound.
@@ -106,7 +106,7 @@ const ROLE: &str = "courier";
 /// Rounds that are opened.
 pub struct Rounds(pub Notes);
 
-impl Step for Rounds {
+impl Handler for Rounds {
     const ROLE: &'static str = ROLE;
     const STREAM: &'static str = topology::UPDATES;
 
@@ -117,7 +117,7 @@ impl Step for Rounds {
         let wanted = subject::round(&model, number, &event.slot());
         match event {
             RoundEvent::Opened(terms) if wanted == delivery.subject() => {
-                let noted = self.0.ledger.message::<Round>(&subject::round_note(&model)).await;
+                let noted = self.0.ledger.read_message::<Round>(&subject::round_note(&model)).await;
                 Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
                 let blobs: Vec<BlobRef> = terms.weights.into_iter().collect();
                 self.0.carry(delivery, &subject::round_note(&model), &blobs, MAX_WEIGHTS_BYTES).await
@@ -126,7 +126,7 @@ impl Step for Rounds {
         }
     }
 
-    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         self.0.burial()
     }
 }
@@ -134,7 +134,7 @@ impl Step for Rounds {
 /// What the site shall run.
 pub struct Orders(pub Notes);
 
-impl Step for Orders {
+impl Handler for Orders {
     const ROLE: &'static str = ROLE;
     const STREAM: &'static str = topology::ORDERS;
 
@@ -146,7 +146,7 @@ impl Step for Orders {
         if site != self.0.site || wanted != delivery.subject() {
             return Err(Notes::misdirected(delivery, &wanted));
         }
-        let noted = self.0.ledger.message::<Order>(&subject::order_note(&model)).await;
+        let noted = self.0.ledger.read_message::<Order>(&subject::order_note(&model)).await;
         let noted = noted.ok().flatten().map(|noted| noted.number);
         Notes::check_number(noted, number)?;
         // One that comes late, or again: what was ordered since holds.
@@ -161,7 +161,7 @@ impl Step for Orders {
         self.0.carry(delivery, &subject::order_note(&model), &release.package, PIECE_BYTES as u64).await
     }
 
-    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         self.0.burial()
     }
 }

@@ -138,7 +138,7 @@ impl Outbox {
     }
 
     /// A message left the stream.
-    pub fn done(&mut self, sequence: u64) {
+    pub fn remove_message(&mut self, sequence: u64) {
         self.sending.remove(&sequence);
         if let Some(entry) = self.entries.remove(&sequence) {
             self.waiting_bytes = self.waiting_bytes.saturating_sub(entry.bytes);
@@ -152,7 +152,7 @@ impl Outbox {
     }
 
     /// A message could not be sent: it waits again, as backlog.
-    pub fn back(&mut self, sequence: u64) {
+    pub fn requeue_message(&mut self, sequence: u64) {
         if self.sending.remove(&sequence)
             && let Some(entry) = self.entries.get(&sequence)
         {
@@ -162,8 +162,8 @@ impl Outbox {
     }
 
     /// A message could not be sent, and not for want of a link: it waits again, after the others.
-    pub fn failed(&mut self, sequence: u64) {
-        self.back(sequence);
+    pub fn retry_message(&mut self, sequence: u64) {
+        self.requeue_message(sequence);
         self.failed = Some(sequence);
     }
 
@@ -173,12 +173,12 @@ impl Outbox {
     }
 
     /// Whether a message waits or is being sent.
-    pub fn holds(&self, sequence: u64) -> bool {
+    pub fn contains(&self, sequence: u64) -> bool {
         self.entries.contains_key(&sequence)
     }
 
     /// Messages that wait or are being sent, and their bytes.
-    pub fn waiting(&self) -> (u64, u64) {
+    pub fn backlog(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.waiting_bytes)
     }
 }
@@ -247,7 +247,7 @@ mod tests {
             outbox.add(1, entry(Class::Verdict, 9), true);
             outbox.add(2, entry(Class::Verdict, 5), true);
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 1);
-            outbox.failed(1);
+            outbox.retry_message(1);
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 2, "{order:?}");
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 1, "alone it is tried again");
         }
@@ -264,9 +264,9 @@ mod tests {
         assert_eq!(outbox.expired(50), [1]);
         assert!(outbox.expired(51).is_empty());
         assert_eq!(drain(&mut outbox, CatchUp::OldestFirst), [2]);
-        outbox.done(1);
-        outbox.done(2);
-        assert_eq!(outbox.waiting(), (0, 0));
+        outbox.remove_message(1);
+        outbox.remove_message(2);
+        assert_eq!(outbox.backlog(), (0, 0));
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
         outbox.add(1, Entry { deadline_at_ms: Some(50), ..entry(Class::Verdict, 5) }, true);
         assert!(outbox.next(CatchUp::OldestFirst, |_| true).is_some());
         assert!(outbox.expired(60).is_empty());
-        outbox.back(1);
+        outbox.requeue_message(1);
         assert_eq!(outbox.expired(60), [1]);
     }
 
@@ -292,13 +292,13 @@ mod tests {
                 outbox.add(number as u64, entry(class, *priority), *fresh);
             }
             for sequence in drain(&mut outbox, order) {
-                if entries[sequence as usize].3 { outbox.back(sequence) } else { outbox.done(sequence) }
+                if entries[sequence as usize].3 { outbox.requeue_message(sequence) } else { outbox.remove_message(sequence) }
             }
             let again = drain(&mut outbox, order);
             let expected = entries.iter().filter(|entry| entry.3).count();
             prop_assert_eq!(again.len(), expected);
-            again.iter().for_each(|sequence| outbox.done(*sequence));
-            prop_assert_eq!(outbox.waiting(), (0, 0));
+            again.iter().for_each(|sequence| outbox.remove_message(*sequence));
+            prop_assert_eq!(outbox.backlog(), (0, 0));
             prop_assert_eq!(outbox.next_deadline_ms(), None);
         }
     }

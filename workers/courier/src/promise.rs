@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use runtime::step::Burial;
-use runtime::{Credit, Fault, Outgoing, Step, clock};
+use runtime::{Credit, Fault, Outgoing, Handler, clock};
 use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, decode};
 use streams::read::Record;
 use streams::{Bus, Delivery, read, subject, topology};
@@ -23,7 +23,7 @@ pub struct Promise {
     pub here: Bus,
 }
 
-impl Step for Promise {
+impl Handler for Promise {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::ANSWERS;
 
@@ -46,17 +46,17 @@ impl Step for Promise {
         if delivery.attempts == 1 && left_ms > 0 {
             return Err(Fault::Wait { after: next });
         }
-        let slot = subject::finality(&provisional.site, &provisional.camera, provisional.task);
-        if read::outcome(&self.here, &slot).await?.is_some() {
+        let slot = subject::final_answer(&provisional.site, &provisional.camera, provisional.task);
+        if read::read_outcome(&self.here, &slot).await?.is_some() {
             return Ok(Outgoing::default());
         }
         if left_ms > 0 {
             return Err(Fault::Wait { after: next });
         }
-        Ok(Outgoing::one(publication(&expired(provisional, now_ms))?))
+        Ok(Outgoing::single(publication(&expired(provisional, now_ms))?))
     }
 
-    fn bury(&self, message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &Record, _fault: &FaultNote) -> Burial {
         let task = decode::<Answer>(&message.payload).ok().map(|answer| answer.task);
         Burial { site: self.site.clone(), task, publications: Vec::new() }
     }

@@ -60,7 +60,7 @@ impl Trusted {
     }
 
     /// Asks the cloud for newer roots until told to stop.
-    pub async fn follow(&self, cloud: &Bus, ledger: &Ledger, link: &Link, shutdown: &Shutdown) {
+    pub async fn follow_root(&self, cloud: &Bus, ledger: &Ledger, link: &Link, shutdown: &Shutdown) {
         let Some(root) = &self.0 else { return };
         let watching = async {
             loop {
@@ -73,7 +73,7 @@ impl Trusted {
         };
         tokio::select! {
             () = watching => {}
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 

@@ -104,7 +104,7 @@ impl Up {
     /// The link with what waits for it.
     pub fn report(&self) -> LinkReport {
         self.with(|state| {
-            let (waiting, waiting_bytes) = state.outbox.waiting();
+            let (waiting, waiting_bytes) = state.outbox.backlog();
             let budget_left_bytes = state.budget.left_bytes(clock::now_ms());
             LinkReport { waiting, waiting_bytes, budget_left_bytes, ..self.link.report() }
         })
@@ -134,8 +134,8 @@ impl Up {
                 Some(ended) = uploads.join_next(), if !uploads.is_empty() => self.ended(ended),
                 () = link_turns => {}
                 _ = rounds.tick() => self.round(&mut finder, &found).await,
-                () = tokio::time::sleep(self.nap()) => {}
-                () = shutdown.wanted() => break,
+                () = tokio::time::sleep(self.wait_for_retry()) => {}
+                () = shutdown.wait_for_request() => break,
             }
         }
         self.write_down().await;
@@ -152,7 +152,7 @@ impl Up {
         }
         // A cloud that finishes nothing is in no hurry for more: what must go to it goes one by one, and leaves
         // the processor and the link to others.
-        let most = if self.link.cloud_moves() { self.settings.uploads } else { 1 };
+        let most = if self.link.is_cloud_progressing() { self.settings.uploads } else { 1 };
         while self.link.report().up && uploads.len() < most {
             let (in_flight, window) = (self.link.in_flight_bytes(), self.link.window_bytes());
             let next = self.with(|state| {
@@ -195,20 +195,20 @@ impl Up {
         self.with(|state| state.bulk_bytes = state.bulk_bytes.saturating_sub(bulk));
         self.with(|state| match sent {
             Sent::Through => {
-                state.outbox.done(sequence);
+                state.outbox.remove_message(sequence);
                 state.breaker.succeeded();
                 self.tally.finished.fetch_add(1, Ordering::Relaxed);
             }
             Sent::Gone => {
-                state.outbox.done(sequence);
+                state.outbox.remove_message(sequence);
                 state.breaker.unknown();
             }
             Sent::Interrupted => {
-                state.outbox.back(sequence);
+                state.outbox.requeue_message(sequence);
                 state.breaker.unknown();
             }
             Sent::Failed(fault) => {
-                state.outbox.failed(sequence);
+                state.outbox.retry_message(sequence);
                 let open = state.breaker.failed(now_s);
                 tracing::warn!(sequence, open, ?fault, "an upload failed, it is tried again");
             }
@@ -217,38 +217,38 @@ impl Up {
 
     /// Sends one message, and deletes it once the cloud has it.
     async fn send(&self, sequence: u64, upload: crate::probe::Upload) -> Result<Sent, Fault> {
-        let Some(record) = read::at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
+        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
         let Some(to) = record.header(HEADER_TO) else {
             return self.give_up(&record, unaddressed(&record.subject)).await;
         };
         // The courier's rights are greater than those of whoever may write to the outbox.
-        if !Errand::read(&record.subject).is_ok_and(|errand| subject::may_go(errand, &self.site, to)) {
+        if !Errand::read(&record.subject).is_ok_and(|errand| subject::is_uploadable(errand, &self.site, to)) {
             return self.give_up(&record, misaddressed(&record.subject, to)).await;
         }
         let carried = tokio::select! {
-            carried = self.carry(&record, to) => carried,
+            carried = self.upload_message(&record, to) => carried,
             () = self.link.down() => return Ok(Sent::Interrupted),
         };
         match carried {
-            Ok(()) => upload.arrived(),
+            Ok(()) => upload.record_arrival(),
             Err(Fault::Reject(note)) => return self.give_up(&record, note).await,
             Err(other) => return Err(other),
         }
-        read::delete(&self.here, topology::OUTBOX, sequence).await?;
+        read::delete_message(&self.here, topology::OUTBOX, sequence).await?;
         Ok(Sent::Through)
     }
 
-    async fn carry(&self, record: &Record, to: &str) -> Result<(), Fault> {
+    async fn upload_message(&self, record: &Record, to: &str) -> Result<(), Fault> {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
-            let sent = Blobs::sent_by(&self.cloud, &self.site);
+            let sent = Blobs::open_sent_by(&self.cloud, &self.site);
             self.blobs.copy_to(&sent, &blob, most_bytes(&record.subject)).await?;
         }
         // The outbox's own sequence is part of the id: whatever is put there anew is sent anew. So is the
         // site: another's message of the same sequence is another message to the cloud.
         let anew = || {
             let here = format!("up/{}/{}/{}", self.site, record.sequence, record.stored_at_ns);
-            TaskId::derived(&here).to_string()
+            TaskId::from_name(&here).to_string()
         };
         // A hard case has the id under which a verifier may have published it already, an update that of its weights.
         let has_own = matches!(Errand::read(&record.subject), Ok(Errand::HardCase | Errand::Update));
@@ -262,21 +262,21 @@ impl Up {
     /// A message whose time was up: who waits for a verdict gets the edge's answer. A task that was
     /// redirected is its recognizer's, which holds the image.
     async fn expire(&self, sequence: u64) -> Result<Sent, Fault> {
-        let Some(record) = read::at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
+        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
         if let Ok(request) = decode::<Verify>(&record.payload)
-            && request.provisional.opinion().is_some()
+            && request.provisional.prediction().is_some()
         {
-            self.keep(&request).await?;
+            self.keep_hard_case(&request).await?;
             // Its promise says the same, unless it was dropped for room; the slot takes one of the two.
             let answer = promise::expired(request.provisional, clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
-        read::delete(&self.here, topology::OUTBOX, sequence).await?;
+        read::delete_message(&self.here, topology::OUTBOX, sequence).await?;
         Ok(Sent::Gone)
     }
 
     /// What was found hard goes up although nobody waits for a verdict on it any more, if there is room.
-    async fn keep(&self, request: &Verify) -> Result<(), Fault> {
+    async fn keep_hard_case(&self, request: &Verify) -> Result<(), Fault> {
         let Some(case) = request.hard_case() else { return Ok(()) };
         let slot = subject::outbox(&case.site, Errand::HardCase);
         let publication = Publication::with_id(slot, encode(&case)?, case.message_id().to_string())
@@ -292,17 +292,17 @@ impl Up {
         let request: Option<Verify> = decode(&record.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
         if let Some(request) = &request {
-            self.keep(request).await?;
+            self.keep_hard_case(request).await?;
         }
-        if let Some(answer) = request.map(|request| request.provisional).filter(|edge| edge.opinion().is_some()) {
+        if let Some(answer) = request.map(|request| request.provisional).filter(|edge| edge.prediction().is_some()) {
             let answer = promise::refused(answer, note.clone(), clock::now_ms());
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
         tracing::warn!(role = "courier", subject = record.subject, fault = note.name, reason = note.reason, "given up");
-        let letter = letter::of_record("courier", topology::OUTBOX, &self.site, task, record, 1, note);
+        let letter = letter::from_stored_message("courier", topology::OUTBOX, &self.site, task, record, 1, note);
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
-        self.publisher().publish(&Publication::first(slot, encode(&letter)?)).await?;
-        read::delete(&self.here, topology::OUTBOX, record.sequence).await?;
+        self.publisher().publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
+        read::delete_message(&self.here, topology::OUTBOX, record.sequence).await?;
         Ok(Sent::Gone)
     }
 
@@ -311,7 +311,7 @@ impl Up {
     }
 
     /// How long nothing can begin by itself.
-    fn nap(&self) -> Duration {
+    fn wait_for_retry(&self) -> Duration {
         let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
         self.with(|state| {
             let deadline = state.outbox.next_deadline_ms().map(|at_ms| at_ms.saturating_sub(now_ms).max(1));
@@ -326,14 +326,14 @@ impl Up {
     /// crash of the server sequences may come twice.
     async fn round(&self, finder: &mut JoinSet<()>, found: &mpsc::Receiver<(u64, Entry)>) {
         self.write_down().await;
-        let Ok(level) = read::level(&self.here, topology::OUTBOX).await else { return };
+        let Ok(level) = read::stream_level(&self.here, topology::OUTBOX).await else { return };
         let (known, first_known) =
-            self.with(|state| (state.outbox.waiting().0, state.outbox.holds(level.first_sequence)));
+            self.with(|state| (state.outbox.backlog().0, state.outbox.contains(level.first_sequence)));
         // Counts alone agree also when one is unknown and another is known that is gone.
         if (level.messages > known || level.messages > 0 && !first_known) && found.is_empty() {
             let mut missed = Vec::new();
             let all = Stretch { headers_only: true, ..Stretch::default() };
-            let looked = read::stretch(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
+            let looked = read::read_range(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
                 missed.push((record.sequence, entry(&record)));
             });
             if let Err(error) = looked.await {
@@ -370,7 +370,7 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
     let mut next = 1;
     loop {
         let look = Stretch { headers_only: true, from_sequence: Some(next), ..Stretch::default() };
-        match read::follow(&here, topology::OUTBOX, look).await {
+        match read::follow_range(&here, topology::OUTBOX, look).await {
             Ok(records) => {
                 let mut records = std::pin::pin!(records);
                 while let Some(Ok(record)) = records.next().await {
@@ -453,11 +453,11 @@ mod tests {
                 add(vec![("Nats-Msg-Size".into(), value.clone()), (HEADER_BLOB.into(), blob.clone())], sequence + 10);
             }
             add(names.map(|name| (name.to_owned(), value.clone())).into(), 20);
-            let _waiting = outbox.waiting();
+            let _waiting = outbox.backlog();
             while let Some((sequence, _)) = outbox.next(CatchUp::NewestFirst, |_| true) {
-                outbox.done(sequence);
+                outbox.remove_message(sequence);
             }
-            assert_eq!(outbox.waiting().0, 0);
+            assert_eq!(outbox.backlog().0, 0);
             9
         });
     }

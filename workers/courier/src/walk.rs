@@ -6,7 +6,7 @@ use std::time::Duration;
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::drive::Tally;
 use runtime::ticket::TicketKey;
-use runtime::{Drive, Fault, Shutdown, beat, drive, look_up};
+use runtime::{Drive, Fault, Shutdown, beat, drive, retry_until_found};
 use schemas::SiteName;
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
@@ -40,9 +40,9 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let Some(blobs) = look_up(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
-    let Some(ledger) = look_up(&shutdown, || Ledger::open(&here)).await else { return Ok(()) };
-    let Some(tickets) = look_up(&shutdown, || TicketKey::open(&here)).await else { return Ok(()) };
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
+    let Some(ledger) = retry_until_found(&shutdown, || Ledger::open(&here)).await else { return Ok(()) };
+    let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&here)).await else { return Ok(()) };
     let trusted = Trusted::open(settings.root.as_deref(), &ledger).await?;
     let link = Link::new(settings.link.clone());
     let tally = Arc::new(Tally::default());
@@ -50,7 +50,7 @@ pub async fn run(
         let (here, blobs, cloud, link) = (here.clone(), blobs.clone(), cloud.clone(), link.clone());
         Up::open(site.clone(), here, blobs, cloud, link, settings.clone(), tally.clone())
     };
-    let Some(up) = look_up(&shutdown, open).await else { return Ok(()) };
+    let Some(up) = retry_until_found(&shutdown, open).await else { return Ok(()) };
     let up = Arc::new(up);
     let publisher = Publisher::new(here.clone(), PATIENCE);
     let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
@@ -60,35 +60,35 @@ pub async fn run(
         // The cloud may be away when the site starts: its consumer is looked up once it answers.
         tokio::select! {
             () = link.up() => {}
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
         }
         let from = from(topology::verdicts_durable(&site));
         let down = Arc::new(Down { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
-        drive(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
+        consume(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
     let notes = async {
         tokio::select! {
             () = link.up() => {}
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
         }
         let notes = Notes {
             site: site.clone(),
             trusted: trusted.clone(),
             ledger: ledger.clone(),
             here: blobs.clone(),
-            cloud: Blobs::offered(&cloud),
+            cloud: Blobs::open_offered(&cloud),
         };
         // One at a time: of two notes on one model the later one must be written last.
         let one = |durable| Drive { credits: 1, ..from(durable) };
         let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));
         let (asked, ordered) = (topology::rounds_durable(&site), topology::orders_durable(&site));
         let (rounds, orders) = tokio::join!(
-            drive(rounds, &cloud, publisher.clone(), one(asked), tally.clone(), shutdown.clone()),
-            drive(orders, &cloud, publisher.clone(), one(ordered), tally.clone(), shutdown.clone()),
+            consume(rounds, &cloud, publisher.clone(), one(asked), tally.clone(), shutdown.clone()),
+            consume(orders, &cloud, publisher.clone(), one(ordered), tally.clone(), shutdown.clone()),
         );
         rounds.and(orders)
     };
-    let promise = drive(
+    let promise = consume(
         Arc::new(Promise { site: site.clone(), here: here.clone() }),
         &here,
         publisher.clone(),
@@ -102,11 +102,11 @@ pub async fn run(
     let shared = here.in_same_domain(&cloud);
     let marking = async {
         if !shared {
-            identity::watch(&here, &cloud, &site, &link, &namesake, &shutdown).await;
+            identity::watch_site_mark(&here, &cloud, &site, &link, &namesake, &shutdown).await;
         }
     };
     let namesake = &namesake;
-    let life = beat::beat(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
+    let life = beat::send_heartbeats(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
         let (up, agreement) = (up.clone(), agreement.clone());
         move |beat| {
             beat.drift = agreement.report();
@@ -119,7 +119,7 @@ pub async fn run(
     // One errand that must stop stops the others: half a courier would look like a whole one.
     let stop_all = |ended: Result<(), Fault>| {
         if ended.is_err() {
-            shutdown.want();
+            shutdown.request();
         }
         ended
     };
@@ -128,11 +128,11 @@ pub async fn run(
         async { stop_all(down.await) },
         async { stop_all(notes.await) },
         async { stop_all(promise.await) },
-        link.probe(cloud.clone(), &settings.link, shutdown.clone()),
+        link.probe_link(cloud.clone(), &settings.link, shutdown.clone()),
         life,
         marking,
-        trusted.follow(&cloud, &ledger, &link, &shutdown),
-        agreement.keep(&here, shutdown.clone())
+        trusted.follow_root(&cloud, &ledger, &link, &shutdown),
+        agreement.save_reference(&here, shutdown.clone())
     );
     up.and(down).and(notes).and(promise)
 }

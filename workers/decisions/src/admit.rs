@@ -91,7 +91,7 @@ impl Default for State {
 }
 
 /// Decides about one task: the new state, and where the task goes.
-pub fn decide(
+pub fn decide_admission(
     policy: &Policy,
     state: State,
     load: &Load,
@@ -241,7 +241,7 @@ mod tests {
         Candidate { bytes: 40_000, left_s: None, held_s: 0.0, may_leave: true, priority: 5, lot: 0.5 };
 
     fn admit(policy: &Policy, load: &Load, network: &Network, task: &Candidate) -> Admit {
-        decide(policy, State::default(), load, network, task, 100.0).1
+        decide_admission(policy, State::default(), load, network, task, 100.0).1
     }
 
     #[test]
@@ -256,10 +256,10 @@ mod tests {
     #[test]
     fn listening_ends_when_load_is_released_the_network_returns_or_the_deadline_comes() {
         let paper = policy(PolicyName::Paper);
-        let (listening, first) = decide(&paper, State::default(), &BUSY, &GONE, &TASK, 0.0);
+        let (listening, first) = decide_admission(&paper, State::default(), &BUSY, &GONE, &TASK, 0.0);
         assert_eq!((listening.mode, first), (Mode::Listen, Admit::Listen));
         let next =
-            |load: &Load, network: &Network, task: &Candidate| decide(&paper, listening, load, network, task, 5.0).1;
+            |load: &Load, network: &Network, task: &Candidate| decide_admission(&paper, listening, load, network, task, 5.0).1;
         assert_eq!(next(&Load { waiting: 0, ..BUSY }, &GONE, &TASK), Admit::Local, "load released");
         assert_eq!(next(&Load { free: true, ..BUSY }, &GONE, &TASK), Admit::Local, "a replica is free");
         assert_eq!(next(&BUSY, &THERE, &TASK), Admit::Redirect, "the network returned");
@@ -382,7 +382,7 @@ mod tests {
             let (mut state, mut now_s, mut changed_at_s) = (State::default(), 0.0, f64::NEG_INFINITY);
             for (gap_s, load, network) in steps {
                 now_s += gap_s;
-                let (next, _) = decide(&policy, state, &load, &network, &TASK, now_s);
+                let (next, _) = decide_admission(&policy, state, &load, &network, &TASK, now_s);
                 if next.overloaded != state.overloaded {
                     prop_assert!(now_s - changed_at_s >= policy.load.dwell_ms as f64 / 1000.0);
                     changed_at_s = now_s;

@@ -25,7 +25,7 @@ pub enum Fate {
 
 impl Fate {
     /// The word for it.
-    pub fn word(self) -> Fated {
+    pub fn outcome(self) -> Fated {
         match self {
             Fate::Stands(_) => Fated::Stands,
             Fate::Expired => Fated::Expired,
@@ -55,7 +55,7 @@ pub struct Doubt<'a> {
 }
 
 /// Decides.
-pub fn fate(
+pub fn escalate(
     policy: &Policy,
     verify: &VerifySettings,
     sampling: bool,
@@ -119,12 +119,12 @@ impl Default for Share {
 
 impl Share {
     /// What was saved up before the next image, where there is a cap.
-    pub fn saved(&self, max_share_ratio: Option<f64>) -> Option<f64> {
+    pub fn balance(&self, max_share_ratio: Option<f64>) -> Option<f64> {
         max_share_ratio.map(|_| self.earned)
     }
 
     /// One with so much saved up.
-    pub fn with(saved: f64) -> Self {
+    pub fn with_balance(saved: f64) -> Self {
         Self { earned: saved.clamp(0.0, MOST_SAVED), ..Self::default() }
     }
 
@@ -171,7 +171,7 @@ mod tests {
 
     fn of(name: PolicyName, verify: &VerifySettings, network: &Network, doubt: &Doubt<'_>) -> Fate {
         let policy = Policy { name, ..Policy::default() };
-        fate(&policy, verify, false, network, &mut Share::default(), doubt)
+        escalate(&policy, verify, false, network, &mut Share::default(), doubt)
     }
 
     #[test]
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(of(PolicyName::Paper, &verify, &spent, &DOUBT), Fate::Stands(Reason::BudgetSpent));
         let (policy, mut share, mut sent) = (Policy::default(), Share::default(), 0);
         for _ in 0..1000 {
-            let fate = fate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
+            let fate = escalate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
             sent += i32::from(fate == Fate::Goes(VerifyReason::Doubtful));
         }
         assert!((100..=121).contains(&sent), "{sent} of 1000");
@@ -219,7 +219,7 @@ mod tests {
     fn confident_answers_are_sampled_only_to_learn_and_only_while_the_link_is_free() {
         let verify = VerifySettings { sample_ratio: 0.6, ..VerifySettings::default() };
         let drawn = |sampling, network: &Network| {
-            fate(&Policy::default(), &verify, sampling, network, &mut Share::default(), &SURE)
+            escalate(&Policy::default(), &verify, sampling, network, &mut Share::default(), &SURE)
         };
         assert_eq!(drawn(true, &THERE), Fate::Goes(VerifyReason::Sampled));
         assert_eq!(drawn(false, &THERE), Fate::Stands(Reason::Confident));

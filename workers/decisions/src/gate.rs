@@ -95,7 +95,7 @@ impl Gate {
     }
 
     /// The same tests, with what verdicts have taught about confidence.
-    pub fn taught(&self, belief: &Belief) -> Self {
+    pub fn with_calibration(&self, belief: &Belief) -> Self {
         Self {
             min_confidence: belief.pooled,
             labels: belief.thresholds.clone(),
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(gate.decide(&sure(Some(0.99)), "a"), Reason::Confident);
         assert_eq!(gate.decide(&sure(None), "a"), Reason::Confident, "a model without a novelty score");
         assert!(gate.tests_novelty());
-        let taught = gate.taught(&crate::learn::Evidence::default().belief(0.9));
+        let taught = gate.with_calibration(&crate::learn::Evidence::default().calibration(0.9));
         assert_eq!(taught.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         let open = Gate::new(&GateSettings::default(), &GateDefaults::default());
         assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off unless asked for");

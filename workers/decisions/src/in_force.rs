@@ -29,6 +29,6 @@ impl InForce {
 }
 
 /// The note that holds settings, by the end of its name.
-pub fn note(settings: &str) -> String {
+pub fn settings_note(settings: &str) -> String {
     format!("decides-{settings}")
 }

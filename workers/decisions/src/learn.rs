@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Opinion, Ranked};
+use schemas::{Prediction, Ranked};
 use serde::{Deserialize, Serialize};
 
 /// Bins of confidence: 0 to 1 in steps of 0.04.
@@ -139,7 +139,7 @@ impl Sample {
 
 impl Evidence {
     /// What it says of the release that comes after: a quarter of it, so that little of its own outweighs it.
-    pub fn faded(&self) -> Self {
+    pub fn decayed(&self) -> Self {
         const SHARE: u64 = 4;
         let fade = |bin: &Bin| Bin { seen: bin.seen / SHARE, verified: bin.verified / SHARE, right: bin.right / SHARE };
         let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(fade)));
@@ -153,14 +153,14 @@ impl Evidence {
     }
 
     /// An answer was given. `confidence` under the gate's own temperature.
-    pub fn seen(&mut self, label: &str, confidence: f32) {
+    pub fn add_answer(&mut self, label: &str, confidence: f32) {
         let seen = &mut self.bins(label)[bin(confidence)].seen;
         *seen = seen.saturating_add(1);
     }
 
     /// The cloud said what is right. `edge` was said under its own temperature, or else under `temperature`,
     /// by a model of so many classes; the gate's temperature is `temperature`.
-    pub fn verified(&mut self, edge: &Opinion, right: &str, classes: usize, temperature: f32) {
+    pub fn add_verdict(&mut self, edge: &Prediction, right: &str, classes: usize, temperature: f32) {
         let own = edge.temperature.unwrap_or(temperature);
         let confidence = rescaled(&edge.top, classes, own, temperature);
         let place = bin(confidence);
@@ -185,7 +185,7 @@ impl Evidence {
 
     /// What follows for a target: the accuracy, with a verdict counted as right, that the final answers shall
     /// keep for each label with 95 % certainty.
-    pub fn belief(&self, target_ratio: f64) -> Belief {
+    pub fn calibration(&self, target_ratio: f64) -> Belief {
         let mut pool = Bins::default();
         for bins in self.labels.values() {
             add(&mut pool, bins);
@@ -282,9 +282,9 @@ mod tests {
         vec![of("cat", confidence), of("dog", 1.0 - confidence)]
     }
 
-    fn opinion(confidence: f32) -> Opinion {
+    fn opinion(confidence: f32) -> Prediction {
         let release = schemas::ReleaseId::from_sha256([1; 32]);
-        Opinion {
+        Prediction {
             label: "cat".into(),
             confidence,
             top: ranked(confidence),
@@ -300,17 +300,17 @@ mod tests {
         let mut evidence = Evidence::default();
         for number in 0..answers {
             let confidence = 0.5 + 0.5 * (number % 100) as f32 / 100.0;
-            evidence.seen("cat", confidence);
+            evidence.add_answer("cat", confidence);
             let right =
                 ((number / 100 * 7919 + number * 104_729) % 1000) as f64 / 1000.0 < f64::from(confidence).powf(sharp);
-            evidence.verified(&opinion(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
+            evidence.add_verdict(&opinion(confidence), if right { "cat" } else { "dog" }, 2, 1.0);
         }
         evidence
     }
 
     #[test]
     fn without_evidence_everything_goes_up() {
-        let belief = Evidence::default().belief(0.9);
+        let belief = Evidence::default().calibration(0.9);
         assert!(belief.pooled > 1.0 && belief.thresholds.is_empty() && belief.temperature.is_none());
     }
 
@@ -319,7 +319,7 @@ mod tests {
         let evidence = evidence(20_000, 1.0);
         let mut before = 2.0;
         for target in [0.8, 0.9, 0.95, 0.99] {
-            let belief = evidence.belief(target);
+            let belief = evidence.calibration(target);
             assert!(belief.accuracy_at_least >= target, "{target}: {belief:?}");
             assert!(belief.stays_ratio < before, "{target}: {belief:?}");
             before = belief.stays_ratio;
@@ -328,14 +328,14 @@ mod tests {
 
     #[test]
     fn little_evidence_is_trusted_less_than_much() {
-        let (few, many) = (evidence(200, 0.2).belief(0.9), evidence(20_000, 0.2).belief(0.9));
+        let (few, many) = (evidence(200, 0.2).calibration(0.9), evidence(20_000, 0.2).calibration(0.9));
         assert!(few.stays_ratio <= many.stays_ratio, "{few:?} against {many:?}");
     }
 
     #[test]
     fn an_overconfident_model_gets_a_higher_temperature() {
-        let honest = evidence(5000, 1.0).belief(0.9).temperature.unwrap();
-        let boastful = evidence(5000, 3.0).belief(0.9).temperature.unwrap();
+        let honest = evidence(5000, 1.0).calibration(0.9).temperature.unwrap();
+        let boastful = evidence(5000, 3.0).calibration(0.9).temperature.unwrap();
         assert!((0.85..1.2).contains(&honest), "{honest}");
         assert!(boastful > 1.3, "{boastful}");
     }
@@ -354,7 +354,7 @@ mod tests {
         let absurd = Bin { seen: u64::MAX, verified: 3, right: u64::MAX };
         evidence.labels.insert("cat".into(), [absurd; BINS]);
         evidence.labels.insert("dog".into(), [absurd; BINS]);
-        let belief = evidence.belief(0.9);
+        let belief = evidence.calibration(0.9);
         assert!(belief.accuracy_at_least.is_finite() && belief.stays_ratio.is_finite(), "{belief:?}");
         let again = evidence.clone();
         evidence.add(&again);
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn it_fits_a_note_of_the_ledger() {
         let mut evidence = evidence(1000, 1.0);
-        (0..2000).for_each(|number| evidence.seen(&format!("label-{number}"), 0.5));
+        (0..2000).for_each(|number| evidence.add_answer(&format!("label-{number}"), 0.5));
         let size = serde_json::to_vec(&evidence).unwrap().len();
         assert!(size < 1024 * 1024, "{size} bytes");
     }
@@ -389,7 +389,7 @@ mod tests {
             });
             let counted: Vec<Bin> = counted.collect();
             evidence.labels.insert("cat".into(), counted.try_into().unwrap());
-            let belief = evidence.belief(target);
+            let belief = evidence.calibration(target);
             let all_up = belief.stays_ratio == 0.0;
             prop_assert!(all_up || belief.accuracy_at_least >= target - 1e-9, "{belief:?}");
         }

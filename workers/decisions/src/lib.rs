@@ -14,6 +14,6 @@ pub mod policy;
 pub mod verify;
 
 pub use in_force::InForce;
-pub use lot::lot;
+pub use lot::hash_fraction;
 pub use policy::{Policy, PolicyName};
 pub use verify::{PayloadKind, VerifySettings};

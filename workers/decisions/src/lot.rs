@@ -3,7 +3,7 @@
 use schemas::TaskId;
 
 /// A number from 0 to 1 that belongs to a task and a decision.
-pub fn lot(task: TaskId, decision: &str) -> f64 {
+pub fn hash_fraction(task: TaskId, decision: &str) -> f64 {
     let drawn = task.child(decision).to_string();
     let digits = drawn.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
     f64::from(digits) / f64::from(u32::MAX)

@@ -42,7 +42,7 @@ pub const POLICIES: [PolicyName; 7] = [
 impl PolicyName {
     /// Whether it sends up what it sends up whatever the cloud promises: there is nowhere else to go with it,
     /// and no hurry to take it back.
-    pub fn insists(self) -> bool {
+    pub fn ignores_cloud_estimate(self) -> bool {
         matches!(self, PolicyName::CloudOnly | PolicyName::Random)
     }
 

@@ -539,7 +539,7 @@ mod tests {
         }
         std::fs::write(&path, whole).unwrap();
         let store = folder.path().join("store");
-        Membership::read(&path).unwrap().settle(&store).unwrap();
+        Membership::read(&path).unwrap().install(&store).unwrap();
         assert_eq!(Membership::find(&store).unwrap().unwrap().site.as_str(), "reef");
         assert!(Key::read(&Membership::update_key_file(&store)).is_ok());
     }

@@ -40,7 +40,7 @@ pub fn make_code() -> Result<String, ring::error::Unspecified> {
 
 impl Sealed {
     /// Seals a text.
-    pub fn seal(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
+    pub fn encrypt(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
         let mut salt = [0; SALT_BYTES];
         SystemRandom::new().fill(&mut salt)?;
         let mut bytes = text.as_bytes().to_vec();
@@ -49,7 +49,7 @@ impl Sealed {
     }
 
     /// What was sealed; absent with another code, or where it was changed.
-    pub fn open(&self, code: &str) -> Option<String> {
+    pub fn decrypt(&self, code: &str) -> Option<String> {
         let (salt, mut bytes) = (STANDARD.decode(&self.salt).ok()?, STANDARD.decode(&self.sealed).ok()?);
         let opened = key(code, &salt).ok()?.open_in_place(nonce(), Aad::empty(), &mut bytes).ok()?;
         String::from_utf8(opened.to_vec()).ok()
@@ -82,16 +82,16 @@ mod tests {
     fn what_is_sealed_opens_with_its_code_however_it_is_typed() {
         let code = make_code().unwrap();
         assert_eq!(code.len(), CODE_LETTERS + 3);
-        let sealed = Sealed::seal(1, "secret words", &code).unwrap();
+        let sealed = Sealed::encrypt(1, "secret words", &code).unwrap();
         assert!(!serde_json::to_string(&sealed).unwrap().contains("secret"));
         for typed in
             [code.clone(), code.to_lowercase(), code.replace('-', " "), code.replace('1', "l").replace('0', "o")]
         {
-            assert_eq!(sealed.open(&typed).as_deref(), Some("secret words"), "{typed}");
+            assert_eq!(sealed.decrypt(&typed).as_deref(), Some("secret words"), "{typed}");
         }
-        assert_eq!(sealed.open(&make_code().unwrap()), None);
-        assert_eq!(sealed.open(""), None);
+        assert_eq!(sealed.decrypt(&make_code().unwrap()), None);
+        assert_eq!(sealed.decrypt(""), None);
         let changed = Sealed { sealed: sealed.sealed.replacen(|c: char| c.is_ascii_lowercase(), "Z", 1), ..sealed };
-        assert_eq!(changed.open(&code), None);
+        assert_eq!(changed.decrypt(&code), None);
     }
 }

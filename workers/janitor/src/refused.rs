@@ -12,7 +12,7 @@ use futures::StreamExt;
 use runtime::{Fault, clock, letter};
 use schemas::{DeadLetter, FaultNote, OutcomeReport, SiteName, TaskId, encode};
 use streams::read::{self, Level, Record, Stretch};
-use streams::tap::{Passing, tap};
+use streams::tap::{Passing, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
 
@@ -41,7 +41,7 @@ struct Match {
 
 impl Match {
     /// Something was published; `letter` if nobody answers its publisher.
-    fn hear(&mut self, at: Instant, key: Key, letter: Option<DeadLetter>) {
+    fn record_event(&mut self, at: Instant, key: Key, letter: Option<DeadLetter>) {
         if self.heard.len() < MOST_HEARD {
             self.heard.push_back((at, key, letter));
         }
@@ -71,34 +71,34 @@ impl Match {
 /// Whether it listens now.
 pub async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
     let refusing = report.lock().unwrap_or_else(PoisonError::into_inner).refusing.is_some();
-    read::level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
+    read::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
 }
 
 /// Listens until the stream is no longer near its limit, and counts in the report what was refused.
-pub async fn listen(
+pub async fn listen_for_refusals(
     bus: &Bus,
     site: &SiteName,
     publisher: &Publisher,
     report: &Mutex<OutcomeReport>,
 ) -> Result<(), Fault> {
-    let mut passing = Box::pin(tap(bus, subject::all_images()).await?);
-    bus.flush().await;
-    let mut read_to = read::level(bus, topology::IMAGES).await?.last_sequence;
+    let mut passing = Box::pin(watch_subject(bus, subject::all_images()).await?);
+    bus.flush_published().await;
+    let mut read_to = read::stream_level(bus, topology::IMAGES).await?.last_sequence;
     let mut found = Match::default();
     let mut looks = tokio::time::interval(Duration::from_millis(500));
     loop {
         tokio::select! {
             Some(heard) = passing.next() => {
                 let key = (heard.subject.clone(), heard.payload.len() as u64);
-                found.hear(Instant::now(), key, (!heard.has_reply).then(|| of(site, heard)));
+                found.record_event(Instant::now(), key, (!heard.has_reply).then(|| of(site, heard)));
             }
             _ = looks.tick() => {
                 // A look at the stream first: what is looked for was published before it.
                 let until = Instant::now().checked_sub(STORED_AFTER);
-                let level = read::level(bus, topology::IMAGES).await?;
+                let level = read::stream_level(bus, topology::IMAGES).await?;
                 if level.last_sequence > read_to {
                     let new = Stretch { headers_only: true, from_sequence: Some(read_to + 1), ..Stretch::default() };
-                    read::stretch(bus, topology::IMAGES, new, level.last_sequence, |record| {
+                    read::read_range(bus, topology::IMAGES, new, level.last_sequence, |record| {
                         found.store((record.subject.clone(), record.payload_bytes()));
                     })
                     .await?;
@@ -107,7 +107,7 @@ pub async fn listen(
                 let refused = until.map(|until| found.refused(until)).unwrap_or_default();
                 for letter in &refused {
                     let slot = subject::dead(topology::IMAGES, site, letter.id);
-                    publisher.publish(&Publication::first(slot, encode(letter)?)).await?;
+                    publisher.publish(&Publication::first_on_subject(slot, encode(letter)?)).await?;
                 }
                 if !refused.is_empty() {
                     tracing::warn!(count = refused.len(), "images were refused and their publishers were not told");
@@ -129,8 +129,8 @@ fn of(site: &SiteName, heard: Passing) -> DeadLetter {
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
     let record =
         Record { subject: heard.subject, sequence: 0, stored_at_ns, headers: heard.headers, payload: heard.payload };
-    let id = TaskId::mint();
-    DeadLetter { id, ..letter::of_record("janitor", topology::IMAGES, site, None, &record, 0, fault) }
+    let id = TaskId::new_random();
+    DeadLetter { id, ..letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
 }
 
 #[cfg(test)]
@@ -149,11 +149,11 @@ mod tests {
         let now = Instant::now();
         let key = |camera: &str, size| (format!("image.reef.{camera}"), size);
         let mut found = Match::default();
-        found.hear(now, key("a", 10), letter());
-        found.hear(now, key("a", 10), letter());
-        found.hear(now, key("a", 20), letter());
-        found.hear(now, key("b", 10), None);
-        found.hear(now + STORED_AFTER, key("a", 10), letter());
+        found.record_event(now, key("a", 10), letter());
+        found.record_event(now, key("a", 10), letter());
+        found.record_event(now, key("a", 20), letter());
+        found.record_event(now, key("b", 10), None);
+        found.record_event(now + STORED_AFTER, key("a", 10), letter());
         found.store(key("a", 10));
         assert_eq!(found.refused(now).len(), 2, "one of two alike, and the larger one");
         assert_eq!(found.refused(now + STORED_AFTER).len(), 1);

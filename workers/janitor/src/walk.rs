@@ -48,7 +48,7 @@ pub async fn run(
     let report = Mutex::new(OutcomeReport::default());
     let faults = Mutex::new(Vec::new());
     let pulse = beat::Pulse::default();
-    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+    let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
         beat.faults.clone_from(&faults.lock().unwrap_or_else(PoisonError::into_inner));
     });
@@ -74,14 +74,14 @@ pub async fn run(
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(settings.every_s)) => {}
-                () = shutdown.wanted() => return Ok(()),
+                () = shutdown.wait_for_request() => return Ok(()),
             }
         }
     };
     let rounds = async {
         let ended = rounds.await;
         // Whatever ended it, the rest ends with it.
-        shutdown.want();
+        shutdown.request();
         ended
     };
     tracing::info!(role = ROLE, "started");
@@ -127,19 +127,19 @@ impl Janitor<'_> {
         recognized.floor = needed.map_or(recognized.floor, |needed| recognized.floor.min(needed - 1));
         self.audit = Some(audit);
         audited?;
-        let images = read::level(self.bus, topology::IMAGES).await?;
+        let images = read::stream_level(self.bus, topology::IMAGES).await?;
         if let Some(before) = purge_before(&images, &recognized, self.settings) {
             let purged = read::purge_before(self.bus, topology::IMAGES, before).await?;
             tracing::info!(purged, before, "answered images made way");
             self.tally.finished.fetch_add(purged, Ordering::Relaxed);
         }
         if let Some(address) = &self.settings.monitor {
-            let too_large = monitor::too_large(address).await;
-            self.say(|report| report.too_large = too_large);
+            let too_large = monitor::fetch_oversized_connections(address).await;
+            self.log_fault(|report| report.too_large = too_large);
         }
         if self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
             self.swept_at = Some(Instant::now());
-            let swept = sweep::unfinished(self.bus, topology::BLOBS, UNFINISHED_AFTER).await?;
+            let swept = sweep::remove_unfinished_blobs(self.bus, topology::BLOBS, UNFINISHED_AFTER).await?;
             if swept > 0 {
                 tracing::info!(swept, "pieces of blobs that nobody finished are removed");
             }
@@ -148,14 +148,14 @@ impl Janitor<'_> {
     }
 
     async fn recognized(&self) -> Result<Progress, Fault> {
-        Ok(read::progress(self.bus, topology::IMAGES, &topology::recognizer_durable(self.site)).await?)
+        Ok(read::consumer_progress(self.bus, topology::IMAGES, &topology::recognizer_durable(self.site)).await?)
     }
 
     /// Finds images that were acknowledged and have no outcome, and has them recognized again.
     async fn audit(&mut self, audit: &mut Audit) -> Result<(), Fault> {
         // What is acknowledged is asked first: its outcomes were stored before that, and are read after it.
         let recognized = self.recognized().await?;
-        let kept = read::progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
+        let kept = read::consumer_progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
         audit.read_on(self.bus).await?;
         let unnamed: Vec<u64> = audit.index.unnamed(recognized.delivered).collect();
         let outrun = outrun(&unnamed, recognized.floor, recognized.unacked);
@@ -168,7 +168,7 @@ impl Janitor<'_> {
         let due = self.missing_since.iter().filter(|(_, since)| now - **since >= PATIENCE_WITH_ANSWERS);
         let due: Vec<u64> = due.map(|(image, _)| *image).take(MOST_AT_ONCE).collect();
         for image in due {
-            let turned = match audit::redo(self.bus, &self.publisher, self.site, image).await {
+            let turned = match audit::republish_image(self.bus, &self.publisher, self.site, image).await {
                 Ok(turned) => turned,
                 Err(error) => {
                     tracing::warn!(sequence = image, ?error, "an image without an outcome could not be redone");
@@ -182,7 +182,7 @@ impl Janitor<'_> {
             if let Some((_, redone)) = &mut audit.begun {
                 *redone += u64::from(turned == Turned::Redone);
             }
-            self.say(|report| match turned {
+            self.log_fault(|report| match turned {
                 Turned::Redone => report.redone += 1,
                 Turned::Duplicate => report.duplicates += 1,
                 Turned::Gone => {}
@@ -192,16 +192,16 @@ impl Janitor<'_> {
         if let Some((_, redone)) = audit.begun.take_if(|(at, _)| now - *at > 2 * PATIENCE_WITH_ANSWERS) {
             tracing::info!(redone, "audit done");
         }
-        let images = read::level(self.bus, topology::IMAGES).await?;
-        self.tell(audit, &images).await
+        let images = read::stream_level(self.bus, topology::IMAGES).await?;
+        self.publish_refusals(audit, &images).await
     }
 
     /// Says how it stands.
-    async fn tell(&self, audit: &Audit, images: &Level) -> Result<(), Fault> {
+    async fn publish_refusals(&self, audit: &Audit, images: &Level) -> Result<(), Fault> {
         let last = images.last_sequence;
         let oldest_sequence = audit.index.oldest(last);
         let oldest = match oldest_sequence {
-            Some(sequence) => read::at(self.bus, topology::IMAGES, sequence).await?,
+            Some(sequence) => read::message_at(self.bus, topology::IMAGES, sequence).await?,
             None => None,
         };
         let oldest_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
@@ -212,7 +212,7 @@ impl Janitor<'_> {
                 removed.into_iter().filter(|sequence| (images.first_sequence..=last).contains(sequence)).count() as u64
             }
         };
-        self.say(|report| {
+        self.log_fault(|report| {
             report.open = audit.index.open(last);
             report.provisional = audit.index.provisional();
             report.oldest_sequence = oldest_sequence;
@@ -223,7 +223,7 @@ impl Janitor<'_> {
         Ok(())
     }
 
-    fn say(&self, change: impl FnOnce(&mut OutcomeReport)) {
+    fn log_fault(&self, change: impl FnOnce(&mut OutcomeReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -234,7 +234,7 @@ async fn watch_refused(bus: &Bus, site: &SiteName, report: &Mutex<OutcomeReport>
     let watching = async {
         loop {
             if refused::is_near_now(bus, report).await
-                && let Err(error) = refused::listen(bus, site, &publisher, report).await
+                && let Err(error) = refused::listen_for_refusals(bus, site, &publisher, report).await
             {
                 tracing::debug!(?error, "what is refused is listened for again");
             }
@@ -243,7 +243,7 @@ async fn watch_refused(bus: &Bus, site: &SiteName, report: &Mutex<OutcomeReport>
     };
     tokio::select! {
         () = watching => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }
 
@@ -251,7 +251,7 @@ async fn watch_refused(bus: &Bus, site: &SiteName, report: &Mutex<OutcomeReport>
 async fn watch_health(checkup: &Checkup<'_>, faults: &Mutex<Vec<FaultNote>>, shutdown: &Shutdown) {
     let looking = async {
         loop {
-            let now = checkup.look().await;
+            let now = checkup.find_faults().await;
             let before = std::mem::replace(&mut *faults.lock().unwrap_or_else(PoisonError::into_inner), now.clone());
             let known = |notes: &[FaultNote], note: &FaultNote| notes.iter().any(|other| other.name == note.name);
             for note in now.iter().filter(|note| !known(&before, note)) {
@@ -265,7 +265,7 @@ async fn watch_health(checkup: &Checkup<'_>, faults: &Mutex<Vec<FaultNote>>, shu
     };
     tokio::select! {
         () = looking => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }
 
@@ -275,16 +275,16 @@ async fn watch_disk(bus: &Bus, settings: &JanitorSettings, report: &Mutex<Outcom
         change(&mut report.lock().unwrap_or_else(PoisonError::into_inner));
     };
     let look = async || {
-        let refusing = refusal::reason(bus).await?;
+        let refusing = refusal::refusal_reason(bus).await?;
         let free = settings.store.as_deref().and_then(|store| server::free_bytes(store).ok());
         let wanted = free.and_then(|free| disk::decide(free, settings.disk_reserve_mib, refusing.is_some()));
         match &wanted {
             Some(Some(reason)) => {
-                refusal::refuse(bus, reason).await?;
+                refusal::refuse_images(bus, reason).await?;
                 tracing::warn!(reason, "images are refused");
             }
             Some(None) => {
-                refusal::accept(bus).await?;
+                refusal::accept_images(bus).await?;
                 tracing::info!("images are taken again");
             }
             None => {}
@@ -306,6 +306,6 @@ async fn watch_disk(bus: &Bus, settings: &JanitorSettings, report: &Mutex<Outcom
     };
     tokio::select! {
         () = looking => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }

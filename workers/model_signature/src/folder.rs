@@ -65,7 +65,7 @@ impl SignedFolder {
 pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<(), SignatureError> {
     let mut left_out: Vec<String> = OF_GIT.into_iter().map(str::to_owned).chain(list.ignored.iter().cloned()).collect();
     left_out.extend(place_in(folder, signature));
-    let found = walk(folder, &|path| {
+    let found = list_files(folder, &|path| {
         let is_left_out = left_out.iter().any(|left_out| is_at_or_below(path, left_out));
         let is_listed = || list.files.contains_key(path) || has_below(&list.files, path);
         is_left_out && !is_listed()
@@ -87,7 +87,7 @@ pub(crate) fn check(folder: &Path, signature: &Path, list: &FileList) -> Result<
 /// The digest of every file that a signature made here is of.
 pub(crate) fn digest_files(folder: &Path) -> Result<BTreeMap<String, FileDigest>, SignatureError> {
     let left_out: BTreeSet<&str> = OF_GIT.into_iter().chain([SIGNATURE_FILE]).collect();
-    let found = walk(folder, &|path| left_out.contains(path))?;
+    let found = list_files(folder, &|path| left_out.contains(path))?;
     found.into_iter().map(|file| Ok((file.clone(), digest_file(folder, &file, &mut io::sink())?))).collect()
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<File> {
 }
 
 /// Every file of a folder but those left out, as paths in it.
-fn walk(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<String>, SignatureError> {
+fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTreeSet<String>, SignatureError> {
     let (mut files, mut folders, mut seen) = (BTreeSet::new(), vec![String::new()], 0);
     while let Some(inside) = folders.pop() {
         let at = folder.join(&inside);

@@ -51,15 +51,15 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
     let tally = Arc::new(Tally::default());
     let fault = Mutex::new(None);
     let pulse = beat::Pulse::default();
-    let life = beat::beat(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+    let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
     });
     let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
     tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
     let telling = async {
-        while !shutdown.is_wanted() {
+        while !shutdown.is_requested() {
             if bus.is_gone().await {
-                shutdown.want();
+                shutdown.request();
                 return Err(Fault::Stop(runtime::fault::client_gone()));
             }
             if let Err(error) = notifier.tell_answers().await {
@@ -67,7 +67,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY_DELAY) => {}
-                () = shutdown.wanted() => {}
+                () = shutdown.wait_for_request() => {}
             }
         }
         Ok(())
@@ -90,7 +90,7 @@ impl MqttListener {
         };
         let (host, port) = split_address(address).map_err(|why| refuse(format!("notifier.mqtt: {why}")))?;
         // A broker ends the older of two clients of one name: a second notifier of a site has its own.
-        let name = format!("tributary-notifier-{site}-{}", TaskId::mint());
+        let name = format!("tributary-notifier-{site}-{}", TaskId::new_random());
         let mut options = MqttOptions::new(name, host, port);
         options.set_keep_alive(KEEP_ALIVE);
         if let Some(user) = &settings.mqtt_user {
@@ -125,9 +125,9 @@ impl Notifier<'_> {
     }
 
     async fn tell_from(&self, place: &mut Place) -> Result<(), NotifyError> {
-        let subjects = vec![subject::finalities(self.site, None)];
+        let subjects = vec![subject::final_answers(self.site, None)];
         let stretch = Stretch { subjects, from_sequence: Some(place.told + 1), ..Stretch::default() };
-        let mut records = pin!(read::follow(self.bus, topology::ANSWERS, stretch).await?);
+        let mut records = pin!(read::follow_range(self.bus, topology::ANSWERS, stretch).await?);
         let server = self.bus.server_id();
         let mut outlet = Outlet::open(self.bus, &self.listener);
         if let Outlet::Nats(_) = outlet {
@@ -137,13 +137,13 @@ impl Notifier<'_> {
         let mut tick = interval(NOTE_EVERY);
         loop {
             tokio::select! {
-                heard = outlet.hear() => match heard? {
+                heard = outlet.poll_outlet() => match heard? {
                     Heard::Connected => drop(self.set_fault(None)),
                     Heard::Told(sequence) => place.told = sequence,
                 },
                 record = records.next(), if outlet.has_room() => {
                     let record = record.ok_or(NotifyError::Restarted)??;
-                    if let Some(sequence) = outlet.tell(self.site, &record).await? {
+                    if let Some(sequence) = outlet.notify_answer(self.site, &record).await? {
                         place.told = sequence;
                     }
                     self.tally.finished.fetch_add(1, Ordering::Relaxed);
@@ -154,7 +154,7 @@ impl Notifier<'_> {
                     }
                     place.write().await?;
                 }
-                () = self.shutdown.wanted() => break,
+                () = self.shutdown.wait_for_request() => break,
             }
         }
         outlet.close(&mut place.told).await;
@@ -190,9 +190,9 @@ struct Place {
 
 impl Place {
     async fn read(bus: &Bus, site: &SiteName) -> Result<Self, CarryError> {
-        let (ledger, note) = (Ledger::open(bus).await?, subject::told_note(site));
+        let (ledger, note) = (Ledger::open(bus).await?, subject::notifier_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
-        let last = read::level(bus, topology::ANSWERS).await?.last_sequence;
+        let last = read::stream_level(bus, topology::ANSWERS).await?.last_sequence;
         // Nobody asked for what was answered before this was switched on; a stream made anew counts from 1 again.
         let told = noted.unwrap_or(last).min(last);
         Ok(Self { told, noted, ledger, note })
@@ -258,9 +258,9 @@ impl<'a> Outlet<'a> {
     }
 
     /// Tells one answer; the sequence up to which all are told, if that is known at once.
-    async fn tell(&mut self, site: &SiteName, record: &Record) -> Result<Option<u64>, NotifyError> {
+    async fn notify_answer(&mut self, site: &SiteName, record: &Record) -> Result<Option<u64>, NotifyError> {
         let sequence = record.sequence;
-        let answer = decode::<Answer>(&record.payload).ok().zip(codec::show(&record.payload));
+        let answer = decode::<Answer>(&record.payload).ok().zip(codec::to_json(&record.payload));
         let Some((answer, json)) = answer else {
             tracing::warn!(sequence, "an answer that cannot be read is not told");
             return Ok(None);
@@ -268,7 +268,7 @@ impl<'a> Outlet<'a> {
         let (subject, json) = (subject::answer_json(site, &answer.camera), json.to_string());
         match self {
             Self::Nats(bus) => {
-                bus.say(&Publication::with_id(subject, json, answer.task.to_string())).await?;
+                bus.publish_unstored(&Publication::with_id(subject, json, answer.task.to_string())).await?;
                 Ok(Some(sequence))
             }
             Self::Mqtt { client, waiting, .. } => {
@@ -281,7 +281,7 @@ impl<'a> Outlet<'a> {
     }
 
     /// Waits for what comes back; over NATS nothing does.
-    async fn hear(&mut self) -> Result<Heard, NotifyError> {
+    async fn poll_outlet(&mut self) -> Result<Heard, NotifyError> {
         match self {
             Self::Nats(_) => std::future::pending().await,
             Self::Mqtt { packets, waiting, .. } => loop {
@@ -301,14 +301,14 @@ impl<'a> Outlet<'a> {
     async fn close(mut self, told: &mut u64) {
         let until = Instant::now() + RETRY_DELAY;
         while matches!(&self, Self::Mqtt { waiting, .. } if !waiting.is_empty()) {
-            match tokio::time::timeout_at(until, self.hear()).await {
+            match tokio::time::timeout_at(until, self.poll_outlet()).await {
                 Ok(Ok(Heard::Told(sequence))) => *told = sequence,
                 Ok(Ok(Heard::Connected)) => {}
                 _ => return,
             }
         }
         match self {
-            Self::Nats(bus) => bus.flush().await,
+            Self::Nats(bus) => bus.flush_published().await,
             Self::Mqtt { client, .. } => drop(client.try_disconnect()),
         }
     }

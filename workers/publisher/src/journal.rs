@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::load::Stamp;
-use crate::source::{spell, unspell};
+use crate::source::{escape_path, unescape_path};
 
 /// Lines waiting for the disk before publishing waits with them.
 const WAITING: usize = 1024;
@@ -48,7 +48,7 @@ impl JournalPlace {
 
     /// The journal of a source that `identity` tells from others.
     pub(crate) fn path(&self, identity: &str) -> PathBuf {
-        self.folder.join(format!("{}.done", TaskId::derived(&format!("{}\n{identity}", self.server))))
+        self.folder.join(format!("{}.done", TaskId::from_name(&format!("{}\n{identity}", self.server))))
     }
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Entry {
 impl Entry {
     fn line(&self) -> String {
         let Self { id, sequence, stamp: Stamp { size_bytes, modified_at_ns, changed_at_ns }, path } = self;
-        format!("{id}\t{sequence}\t{size_bytes}\t{modified_at_ns}\t{changed_at_ns}\t{}\n", spell(path))
+        format!("{id}\t{sequence}\t{size_bytes}\t{modified_at_ns}\t{changed_at_ns}\t{}\n", escape_path(path))
     }
 
     /// Absent for a line that was cut off when the machine stopped.
@@ -79,7 +79,7 @@ impl Entry {
                 modified_at_ns: words.next()?.parse().ok()?,
                 changed_at_ns: words.next()?.parse().ok()?,
             },
-            path: unspell(words.next()?)?,
+            path: unescape_path(words.next()?)?,
         })
     }
 }
@@ -108,7 +108,7 @@ impl Known {
     }
 
     /// Whether a file was acknowledged with this content.
-    pub fn has(&self, path: &Path, id: TaskId) -> bool {
+    pub fn has_content(&self, path: &Path, id: TaskId) -> bool {
         self.files.get(&hash(path)).is_some_and(|(_, known)| *known == id)
     }
 
@@ -156,7 +156,7 @@ impl Journal {
     }
 
     /// Notes a file that was acknowledged.
-    pub async fn note(&self, entry: &Entry) {
+    pub async fn record_file(&self, entry: &Entry) {
         if let Some(lines) = &self.lines {
             let _writer_gave_up = lines.send(entry.line()).await;
         }
@@ -177,10 +177,10 @@ impl Journal {
 /// A stream that was made anew counts from 1 again and holds other messages.
 async fn is_of_this_stream(known: &Known, bus: &Bus) -> bool {
     let Some((sequence, id)) = known.newest else { return true };
-    match read::at(bus, IMAGES, sequence).await {
+    match read::message_at(bus, IMAGES, sequence).await {
         Ok(Some(record)) => record.header(HEADER_MESSAGE_ID) == Some(id.to_string().as_str()),
         // Answered and purged, if the stream ever came so far.
-        Ok(None) => read::level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
+        Ok(None) => read::stream_level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
         Err(error) => {
             tracing::debug!(%error, "journal cannot be compared with the stream");
             false
@@ -264,7 +264,7 @@ mod tests {
 
     fn entry(name: &str, sequence: u64) -> Entry {
         let stamp = Stamp { size_bytes: 5, modified_at_ns: 7, changed_at_ns: 9 };
-        Entry { id: TaskId::derived(name), sequence, stamp, path: name.into() }
+        Entry { id: TaskId::from_name(name), sequence, stamp, path: name.into() }
     }
 
     #[test]
@@ -277,11 +277,11 @@ mod tests {
         file.write_all(format!("{}{}", one.line(), &two.line()[..50]).as_bytes()).unwrap();
         drop(file);
         let (mut file, known) = load(&path).unwrap();
-        assert!(known.has_unchanged(&one.path, one.stamp) && !known.has(&two.path, two.id));
+        assert!(known.has_unchanged(&one.path, one.stamp) && !known.has_content(&two.path, two.id));
         file.write_all(three.line().as_bytes()).unwrap();
         drop(file);
         let (_file, known) = load(&path).unwrap();
-        assert!(known.has(&one.path, one.id) && known.has(&three.path, three.id));
+        assert!(known.has_content(&one.path, one.id) && known.has_content(&three.path, three.id));
         assert_eq!(known.newest, Some((3, three.id)));
     }
 

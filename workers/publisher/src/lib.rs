@@ -30,7 +30,7 @@ pub use report::{Refused, Summary};
 pub use send::Mark;
 pub use settings::{Labels, Pages, PublisherSettings, TileSettings};
 pub use source::{Cameras, Source, SourceError, list_images};
-pub use walk::{Acknowledged, Options, publish};
+pub use walk::{Acknowledged, Options, publish_images};
 
 /// How publishing twice and going on after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\

@@ -142,7 +142,7 @@ impl Load {
             return Err(LoadError::TooLarge { size_bytes, limit_bytes: MAX_IMAGE_BYTES });
         }
         let (id, captured_at_ms) = match found.due {
-            Some(_) => (TaskId::mint(), found.captured_at_ms),
+            Some(_) => (TaskId::new_random(), found.captured_at_ms),
             None => {
                 let noted = read_capture_time(&bytes, clock::now_ms());
                 (self.id(&found.camera, &found.name, &bytes), noted.or(found.captured_at_ms))
@@ -170,7 +170,7 @@ impl Load {
     fn id(&self, camera: &CameraName, name: &str, bytes: &[u8]) -> TaskId {
         let BlobRef { sha256, .. } = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
         let again = self.again.as_ref().map(|again| format!("\nagain {again}")).unwrap_or_default();
-        TaskId::derived(&format!("publish/{}/{camera}/{name}/{sha256}{again}", self.site))
+        TaskId::from_name(&format!("publish/{}/{camera}/{name}/{sha256}{again}", self.site))
     }
 }
 

@@ -17,13 +17,13 @@ pub struct Progress {
 
 impl Progress {
     /// Shows nothing.
-    pub fn silent() -> Self {
+    pub fn hidden() -> Self {
         Self { shown: false, bar: ProgressBar::hidden(), bytes: 0 }
     }
 
     /// Shows a bar when standard error is a terminal and the work is long or of unknown length.
     pub fn on_terminal() -> Self {
-        Self { shown: std::io::stderr().is_terminal(), ..Self::silent() }
+        Self { shown: std::io::stderr().is_terminal(), ..Self::hidden() }
     }
 
     pub(crate) fn begin(&mut self, total: Option<u64>) {
@@ -55,6 +55,6 @@ impl Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self::silent()
+        Self::hidden()
     }
 }

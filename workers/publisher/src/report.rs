@@ -65,11 +65,11 @@ impl Summary {
     }
 
     /// Whether anything is in the stream because of this run or an earlier one.
-    pub fn anything(&self) -> bool {
+    pub fn has_stored_images(&self) -> bool {
         self.published + self.duplicates + self.skipped > 0
     }
 
-    pub(crate) fn refuse(&mut self, refused: Refused) {
+    pub(crate) fn count_refused(&mut self, refused: Refused) {
         tracing::debug!(file = refused.file, reason = refused.reason, "refused a file");
         self.refused_files += 1;
         if self.refused.len() < LISTED {
@@ -77,18 +77,18 @@ impl Summary {
         }
     }
 
-    pub(crate) fn pass_over(&mut self, kind: String) {
+    pub(crate) fn count_skipped(&mut self, kind: String) {
         let known = self.passed_over.len() < LISTED || self.passed_over.contains_key(&kind);
         *self.passed_over.entry(if known { kind } else { OTHERS.into() }).or_default() += 1;
     }
 
-    pub(crate) fn note(&mut self, note: String) {
+    pub(crate) fn add_note(&mut self, note: String) {
         if self.notes.len() < LISTED {
             self.notes.push(note);
         }
     }
 
-    pub(crate) fn delayed(&mut self, delay: Duration) {
+    pub(crate) fn add_delay(&mut self, delay: Duration) {
         self.late += 1;
         self.longest_delay_ms = self.longest_delay_ms.max(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     }
@@ -142,10 +142,10 @@ mod tests {
     fn what_was_passed_over_is_counted_by_kind_and_kinds_are_bounded() {
         let mut summary = Summary::default();
         for kind in [".heic", "hidden", ".heic"] {
-            summary.pass_over(kind.into());
+            summary.count_skipped(kind.into());
         }
         assert!(summary.to_string().contains("passed over: 2 .heic, 1 hidden"), "{summary}");
-        (0..100).for_each(|number| summary.pass_over(format!(".{number}")));
+        (0..100).for_each(|number| summary.count_skipped(format!(".{number}")));
         assert_eq!((summary.passed_over.len(), summary.passed_over[OTHERS]), (21, 82));
     }
 
@@ -153,7 +153,7 @@ mod tests {
     fn the_first_refused_files_are_listed_and_the_rest_counted() {
         let mut summary = Summary::default();
         for number in 0..25 {
-            summary.refuse(Refused::new(Path::new(&format!("{number}.png")), "it is empty"));
+            summary.count_refused(Refused::new(Path::new(&format!("{number}.png")), "it is empty"));
         }
         let text = summary.to_string();
         assert_eq!((summary.refused.len(), summary.refused_files), (20, 25));

@@ -98,7 +98,7 @@ impl Outlet {
         let blobs = self.blobs.get_or_try_init(|| Blobs::open(&self.bus)).await?;
         let give_up_at = Instant::now() + self.patience;
         loop {
-            match blobs.store(&message.payload).await {
+            match blobs.store_blob(&message.payload).await {
                 Err(error @ CarryError::Broker { .. }) if Instant::now() + BLOB_DELAY < give_up_at => {
                     tracing::debug!(camera = %message.camera, %error, "storing a blob again");
                     tokio::time::sleep(BLOB_DELAY).await;

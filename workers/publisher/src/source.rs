@@ -216,9 +216,9 @@ pub(crate) async fn open(source: Source, cameras: Cameras, settings: &PublisherS
         Source::Watch(path) => watch = Some(watch::open(path, settings, builder, items)?),
         Source::Stdin => {
             total = Some(1);
-            thread(move || stdin::one(std::io::stdin(), builder, &items))?;
+            thread(move || stdin::send_single_image(std::io::stdin(), builder, &items))?;
         }
-        Source::StdinPaths => thread(move || stdin::paths(std::io::stdin().lock(), builder, &filter, &items))?,
+        Source::StdinPaths => thread(move || stdin::send_listed_paths(std::io::stdin().lock(), builder, &filter, &items))?,
         Source::Generator { images, rate_per_s, poisson, seed, count, duration } => {
             let schedule = generator::Schedule::new(rate_per_s, poisson, seed)?;
             let until = generator::Until { count, duration };
@@ -241,7 +241,7 @@ fn thread(work: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
 
 /// A path as text that stands for no other path: as it is, or, where it is no UTF-8 or has a line break, its bytes in
 /// hexadecimal behind a zero, which no path has.
-pub(crate) fn spell(path: &Path) -> String {
+pub(crate) fn escape_path(path: &Path) -> String {
     match path.to_str().filter(|text| !text.contains(['\n', '\r'])) {
         Some(text) => text.to_owned(),
         None => {
@@ -252,7 +252,7 @@ pub(crate) fn spell(path: &Path) -> String {
 }
 
 /// The path that a text stands for.
-pub(crate) fn unspell(text: &str) -> Option<PathBuf> {
+pub(crate) fn unescape_path(text: &str) -> Option<PathBuf> {
     let Some(digits) = text.strip_prefix('\0') else { return Some(text.into()) };
     let bytes = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
     Some(OsString::from_vec(bytes.collect::<Option<Vec<u8>>>()?).into())
@@ -313,7 +313,7 @@ impl ItemBuilder {
             Ok(named) => named,
             Err(reason) => return vec![Item::Refused(Refused::new(&path, reason))],
         };
-        let name = format!("{}/{}", root.name, spell(inside));
+        let name = format!("{}/{}", root.name, escape_path(inside));
         let file = Some(legible(&format!("{}/{}", root.name, inside.to_string_lossy())));
         let label = self.index.label(&root.folder, &path);
         let found = Found { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };

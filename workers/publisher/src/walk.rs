@@ -76,7 +76,7 @@ pub struct Acknowledged {
 ///
 /// # Errors
 /// When nothing could be published, and when the stream or the source takes the run down.
-pub async fn publish(
+pub async fn publish_images(
     bus: &Bus,
     site: &SiteName,
     cameras: Cameras,
@@ -123,7 +123,7 @@ pub async fn publish(
     summary.elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let interrupted = matches!(ended, Ok(Ended::Interrupted));
     summary.interrupted = interrupted && !endless;
-    let anything = summary.anything();
+    let anything = summary.has_stored_images();
     let summary = Box::new(summary);
     match ended {
         Err(Stop::Carry(source @ CarryError::Full { .. })) => Err(PublishFailure::Full { summary, source }),
@@ -163,7 +163,7 @@ impl Run {
         let is_endless = source.is_endless();
         let opened = tokio::select! {
             biased;
-            () = walk.shutdown.wanted() => return Ok(Ended::Interrupted),
+            () = walk.shutdown.wait_for_request() => return Ok(Ended::Interrupted),
             opened = source::open(source, cameras, &walk.settings) => opened,
         };
         let mut feed = opened.map_err(Stop::Source)?;
@@ -171,7 +171,7 @@ impl Run {
         let mut ended = loop {
             tokio::select! {
                 biased;
-                () = walk.shutdown.wanted() => break Ok(Ended::Interrupted),
+                () = walk.shutdown.wait_for_request() => break Ok(Ended::Interrupted),
                 Some(walked) = self.flight.join_next() => {
                     if let Err(stop) = self.tally(walked, progress).await {
                         break Err(stop);
@@ -179,14 +179,14 @@ impl Run {
                 }
                 item = feed.next(), if self.flight.len() < walk.settings.max_in_flight => match item {
                     Some(Item::Found(found)) => self.start(walk, found),
-                    Some(Item::Refused(refused)) => self.summary.refuse(refused),
-                    Some(Item::PassedOver(kind)) => self.summary.pass_over(kind),
+                    Some(Item::Refused(refused)) => self.summary.count_refused(refused),
+                    Some(Item::PassedOver(kind)) => self.summary.count_skipped(kind),
                     Some(Item::Note(note)) => {
                         // A summary comes too late where there is no end.
                         if is_endless {
                             tracing::warn!("{note}");
                         }
-                        self.summary.note(note);
+                        self.summary.add_note(note);
                     }
                     Some(Item::Broken(error)) => break Err(Stop::Source(error)),
                     None => break Ok(Ended::Through),
@@ -204,7 +204,7 @@ impl Run {
         let now = Instant::now();
         let begun = found.due.unwrap_or(now);
         if now > begun + LATE {
-            self.summary.delayed(now - begun);
+            self.summary.add_delay(now - begun);
         }
         let walk = walk.clone();
         self.flight.spawn(async move { walk.image(found, begun).await });
@@ -230,11 +230,11 @@ impl Run {
         match walked.ending {
             Ending::Complete(entry) => {
                 if let Some(entry) = entry {
-                    self.journal.note(&entry).await;
+                    self.journal.record_file(&entry).await;
                 }
             }
             Ending::Known => self.summary.skipped += 1,
-            Ending::Refused(refused) => self.summary.refuse(refused),
+            Ending::Refused(refused) => self.summary.count_refused(refused),
             Ending::Interrupted => {}
             Ending::Stopped(error) => return Err(Stop::Carry(error)),
         }
@@ -298,21 +298,21 @@ struct Walk {
 impl Walk {
     async fn image(&self, found: Found, begun: Instant) -> Walked {
         let mut walked = Walked::default();
-        walked.ending = match self.walk(found, begun, &mut walked).await {
+        walked.ending = match self.process_image(found, begun, &mut walked).await {
             Ok(ending) | Err(ending) => ending,
         };
         walked
     }
 
     /// Both sides are endings; the left one has a question mark.
-    async fn walk(&self, found: Found, begun: Instant, walked: &mut Walked) -> Result<Ending, Ending> {
+    async fn process_image(&self, found: Found, begun: Instant, walked: &mut Walked) -> Result<Ending, Ending> {
         if self.is_known(&found).await {
             return Ok(Ending::Known);
         }
         let refused = |reason: &dyn std::fmt::Display| Ending::Refused(Refused::new(&found.path, reason));
         let image = self.load.load(&found).await.map_err(|error| refused(&error))?;
         let path = std::path::absolute(&found.path).unwrap_or_else(|_| found.path.clone());
-        if self.known.has(&path, image.id) {
+        if self.known.has_content(&path, image.id) {
             return Ok(Ending::Known);
         }
         let Image { id, bytes, is_scan, captured_at_ms, stamp, .. } = &image;
@@ -328,7 +328,7 @@ impl Walk {
         };
         let from = Origin { found: &found, begun };
         let sequence = match is_scan {
-            false => walked.count(self.tell(&message, &from).await?, bytes.len()),
+            false => walked.count(self.send_image(&message, &from).await?, bytes.len()),
             true => self.scan(message, &from, walked).await?,
         };
         Ok(Ending::Complete(stamp.map(|stamp| Box::new(Entry { id: *id, sequence, stamp, path }))))
@@ -345,7 +345,7 @@ impl Walk {
     }
 
     /// Sends one message and says so.
-    async fn tell(&self, message: &Message, from: &Origin<'_>) -> Result<Placed, Ending> {
+    async fn send_image(&self, message: &Message, from: &Origin<'_>) -> Result<Placed, Ending> {
         let placed = match self.send.send(message).await {
             Ok(placed) => placed,
             Err(error @ CarryError::TooLarge { .. }) => {
@@ -372,7 +372,7 @@ impl Walk {
     /// Cuts a scan and sends its pages and tiles. They have sequences, the scan has none.
     async fn scan(&self, whole: Message, from: &Origin<'_>, walked: &mut Walked) -> Result<u64, Ending> {
         let _turn = self.scans.acquire().await.map_err(|_| Ending::Interrupted)?;
-        if self.shutdown.is_wanted() {
+        if self.shutdown.is_requested() {
             return Err(Ending::Interrupted);
         }
         let (tiles, cut) = mpsc::channel(TILES_AHEAD);
@@ -382,7 +382,7 @@ impl Walk {
         let all_cut = cutting.await;
         all_sent?;
         match all_cut {
-            Ok(Ok(())) if self.shutdown.is_wanted() => Err(Ending::Interrupted),
+            Ok(Ok(())) if self.shutdown.is_requested() => Err(Ending::Interrupted),
             Ok(Ok(())) => {
                 walked.is_scan = true;
                 Ok(0)
@@ -407,9 +407,9 @@ impl Walk {
                     walked.count(placed?, size_bytes);
                 }
                 tile = cut.recv(), if more && sending.len() < TILES_IN_FLIGHT => {
-                    match tile.filter(|_| !self.shutdown.is_wanted()) {
+                    match tile.filter(|_| !self.shutdown.is_requested()) {
                         Some(tile) => {
-                            sending.push(async move { (tile.payload.len(), self.tell(&tile, from).await) });
+                            sending.push(async move { (tile.payload.len(), self.send_image(&tile, from).await) });
                         }
                         None => more = false,
                     }

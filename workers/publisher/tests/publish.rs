@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use publisher::{
     Acknowledged, Cameras, JournalPlace, Options, PublishFailure, PublisherSettings, Source, Summary, TileSettings,
-    publish,
+    publish_images,
 };
 use runtime::Shutdown;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
@@ -59,8 +59,8 @@ impl World {
     }
 
     async fn set_up(&self, streams: StreamSettings) {
-        let plan = topology::plan(&Place::Site(self.site.clone()), &streams);
-        topology::setup(&self.bus, &plan, Mend::Everything).await.unwrap();
+        let plan = topology::plan_topology(&Place::Site(self.site.clone()), &streams);
+        topology::apply_plan(&self.bus, &plan, Mend::Everything).await.unwrap();
     }
 
     fn images(&self) -> PathBuf {
@@ -100,15 +100,15 @@ impl World {
         options: Options,
         shutdown: &Shutdown,
     ) -> Result<Summary, PublishFailure> {
-        publish(&self.bus, &self.site, self.cameras.clone(), source, settings, options, shutdown).await
+        publish_images(&self.bus, &self.site, self.cameras.clone(), source, settings, options, shutdown).await
     }
 
     async fn messages(&self) -> u64 {
-        read::level(&self.bus, IMAGES).await.unwrap().messages
+        read::stream_level(&self.bus, IMAGES).await.unwrap().messages
     }
 
     async fn record(&self, sequence: u64) -> Record {
-        read::at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
+        read::message_at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
     }
 
     async fn task(&self, sequence: u64) -> Task {
@@ -116,7 +116,7 @@ impl World {
         let (site, camera) = subject::read_image(&record.subject).unwrap();
         let stored = Stored { site, camera, sequence, stored_at_ns: record.stored_at_ns };
         let headers = record.headers.clone();
-        Task::read(
+        Task::from_headers(
             &stored,
             |name| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()),
             &record.payload,
@@ -195,7 +195,7 @@ async fn an_interrupted_run_goes_on_where_it_stopped() {
         while told.recv().await.is_some() {
             count += 1;
             if count == 20 {
-                shutdown.want();
+                shutdown.request();
             }
         }
         count
@@ -251,7 +251,7 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
         fs::rename(&elsewhere, &moved).unwrap();
         assert_eq!(next(told.recv().await), (moved, 5));
         assert_eq!(world.messages().await, 4);
-        shutdown.want();
+        shutdown.request();
     };
     let source = Source::Watch(world.images());
     let run = world.publish_with(source.clone(), &settings, options, &shutdown);
@@ -296,7 +296,7 @@ async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
         assert_eq!(world.messages().await, 1);
         fs::OpenOptions::new().append(true).open(&resumed).unwrap().write_all(rest).unwrap();
         assert_eq!(told.recv().await.unwrap().size_bytes, whole.len() as u64);
-        shutdown.want();
+        shutdown.request();
     };
     let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, upload) }).await;
@@ -317,7 +317,7 @@ async fn a_folder_that_is_polled_is_seen_without_the_systems_events() {
         assert!(told.recv().await.unwrap().path.ends_with("day/after.jpg"));
         // Two more listings find nothing new.
         tokio::time::sleep(Duration::from_millis(2200)).await;
-        shutdown.want();
+        shutdown.request();
     };
     let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, write) }).await;
@@ -339,7 +339,7 @@ async fn a_linked_folder_of_a_watched_one_is_watched_too() {
         assert!(told.recv().await.unwrap().path.ends_with("nas/there.jpg"));
         fs::write(elsewhere.path().join("later.jpg"), picture()).unwrap();
         assert!(told.recv().await.unwrap().path.ends_with("nas/later.jpg"));
-        shutdown.want();
+        shutdown.request();
     };
     let settings = PublisherSettings::default();
     let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
@@ -412,7 +412,7 @@ async fn a_new_folder_inside_a_watched_one_is_watched_too() {
         assert_eq!(told.recv().await.unwrap().path, deep);
         let later = world.write("a/b/later.png", b"later");
         assert_eq!(told.recv().await.unwrap().path, later);
-        shutdown.want();
+        shutdown.request();
     };
     let run = world.publish_with(Source::Watch(world.images()), &settings, options, &shutdown);
     let (summary, ()) = within(async { tokio::join!(run, watch) }).await;
@@ -535,7 +535,7 @@ async fn an_image_over_the_inline_limit_goes_by_reference_and_can_be_fetched_bac
     assert_eq!(world.record(1).await.payload.len(), MAX_EMBEDDED_BYTES);
     assert_eq!(world.record(2).await.payload.len(), 0);
     let blob = world.task(2).await.blob.unwrap();
-    let fetched = Blobs::open(&world.bus).await.unwrap().fetch(&blob, MAX_IMAGE_BYTES).await.unwrap();
+    let fetched = Blobs::open(&world.bus).await.unwrap().fetch_blob(&blob, MAX_IMAGE_BYTES).await.unwrap();
     assert!(fetched == bytes, "other bytes came back");
 }
 

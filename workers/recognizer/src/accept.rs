@@ -38,7 +38,7 @@ impl From<Refusal> for FaultNote {
 }
 
 /// Whether a task with a payload of this length is taken up.
-pub fn accept(task: &Task, payload_bytes: usize) -> Result<(), Refusal> {
+pub fn accept_task(task: &Task, payload_bytes: usize) -> Result<(), Refusal> {
     let size_bytes = match &task.blob {
         Some(_) if payload_bytes > 0 => return Err(Refusal::Both { size_bytes: payload_bytes }),
         Some(blob) => blob.size_bytes,
@@ -60,21 +60,21 @@ mod tests {
     fn task(blob: Option<BlobRef>) -> Task {
         let stored =
             Stored { site: "reef".parse().unwrap(), camera: "cam1".parse().unwrap(), sequence: 1, stored_at_ns: 0 };
-        Task { blob, ..Task::bare(&stored, TaskId::mint()) }
+        Task { blob, ..Task::from_id(&stored, TaskId::new_random()) }
     }
 
     #[test]
     fn bytes_or_a_reference_are_taken_up() {
-        assert_eq!(accept(&task(None), 1), Ok(()));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
+        assert_eq!(accept_task(&task(None), 1), Ok(()));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 0), Ok(()));
     }
 
     #[test]
     fn nothing_both_and_too_much_are_refused() {
-        assert_eq!(accept(&task(None), 0), Err(Refusal::Empty));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(Refusal::Empty));
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(Refusal::Both { size_bytes: 1 }));
+        assert_eq!(accept_task(&task(None), 0), Err(Refusal::Empty));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(Refusal::Empty));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(Refusal::Both { size_bytes: 1 }));
         let size_bytes = MAX_IMAGE_BYTES + 1;
-        assert_eq!(accept(&task(Some(BlobRef::new([0; 32], size_bytes))), 0), Err(Refusal::TooLarge { size_bytes }));
+        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], size_bytes))), 0), Err(Refusal::TooLarge { size_bytes }));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use decisions::InForce;
-use decisions::admit::{Admit, Candidate, State, decide, finish_s, overload, queue_s};
+use decisions::admit::{Admit, Candidate, State, decide_admission, finish_s, overload, queue_s};
 use schemas::{Decided, DecisionReport, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -83,7 +83,7 @@ impl Admission {
         let digest = digest(&in_force);
         Self {
             signals,
-            worker: runtime::beat::worker(),
+            worker: runtime::beat::worker_name(),
             noted: watch::Sender::new((in_force, digest)),
             begun_at: Instant::now(),
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
@@ -105,7 +105,7 @@ impl Admission {
     }
 
     /// Other settings are in force from now on.
-    pub fn note(&self, change: impl Fn(&mut InForce)) {
+    pub fn set_effective_settings(&self, change: impl Fn(&mut InForce)) {
         self.noted.send_if_modified(|(in_force, digest)| {
             let before = in_force.clone();
             change(in_force);
@@ -143,7 +143,7 @@ impl Admission {
     }
 
     /// A task that is recognized here whatever is decided: it was taken back.
-    pub fn take_back(&self) -> Local {
+    pub fn reclaim_task(&self) -> Local {
         self.local.fetch_add(1, Ordering::Relaxed);
         self.here()
     }
@@ -155,7 +155,7 @@ impl Admission {
     fn once(&self, task: &Candidate, cost_ms: f64, held: bool) -> (Admit, Decided) {
         let policy = self.signals.policy();
         if self.noted.borrow().0.policy != policy {
-            self.note(|in_force| in_force.policy.clone_from(&policy));
+            self.set_effective_settings(|in_force| in_force.policy.clone_from(&policy));
         }
         let settings = self.noted.borrow().1.clone();
         let network = self.network();
@@ -164,7 +164,7 @@ impl Admission {
         let mut load = self.load(cost_ms);
         // Itself, unless it is counted among the held ones already.
         load.waiting += u64::from(!held);
-        let (next, admit) = decide(&policy, *state, &load, &network, task, now_s);
+        let (next, admit) = decide_admission(&policy, *state, &load, &network, task, now_s);
         let decided = Decided {
             worker: self.worker.clone(),
             settings,
@@ -212,7 +212,7 @@ impl Admission {
     /// What the link and the cloud are like.
     pub fn network(&self) -> Network {
         let policy = self.signals.policy();
-        let most = match policy.name.insists() {
+        let most = match policy.name.ignores_cloud_estimate() {
             true => policy.most_away.into(),
             false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
         };
@@ -220,9 +220,9 @@ impl Admission {
     }
 
     /// A redirected task was answered in time, or came back.
-    pub fn came_back(&self, answered: bool) {
+    pub fn record_offload(&self, answered: bool) {
         let most = self.signals.policy().most_away.into();
-        self.with_window(|window, now_s| if answered { window.answered(most) } else { window.unanswered(now_s) });
+        self.with_window(|window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) });
     }
 
     fn with_window<T>(&self, act: impl FnOnce(&mut Window, f64) -> T) -> T {
@@ -231,7 +231,7 @@ impl Admission {
     }
 
     /// Whether nothing waits here and no replica works.
-    pub fn idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.local.load(Ordering::Relaxed) == 0 && self.signals.pending.load(Ordering::Relaxed) == 0
     }
 
@@ -274,7 +274,7 @@ impl Admission {
 /// What tells settings from others: the first half of an id derived from them.
 fn digest(in_force: &InForce) -> String {
     let text = serde_json::to_string(in_force).unwrap_or_default();
-    TaskId::derived(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
+    TaskId::from_name(&text).to_string().chars().filter(char::is_ascii_hexdigit).take(16).collect()
 }
 
 fn why(state: &State, load: &Load, network: &Network) -> String {

@@ -10,7 +10,7 @@ use decisions::admit::finish_s;
 use futures::{Stream, StreamExt};
 use runtime::{Credit, Fault, Shutdown, clock};
 use schemas::Task;
-use streams::tap::{Passing, tap};
+use streams::tap::{Passing, watch_subject};
 use streams::{Bus, CarryError, Publisher, read, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -33,7 +33,7 @@ async fn answered(bus: &Bus, slot: &str, heard: &mut (impl Stream<Item = Passing
         if heard.next().await.is_none() {
             return std::future::pending().await;
         }
-        match read::outcome(bus, slot).await {
+        match read::read_outcome(bus, slot).await {
             Ok(Some(_)) => return,
             Ok(None) => tracing::debug!(slot, "heard on the slot of an answer, and nothing is stored there"),
             Err(error) => tracing::debug!(slot, %error, "an outcome cannot be looked at"),
@@ -64,7 +64,7 @@ pub enum Back {
 
 impl Away {
     /// Sends a task to the cloud and waits. Gives the credit back, for it does not work here meanwhile.
-    pub async fn send(
+    pub async fn offload_task(
         &self,
         admission: &Admission,
         reporter: &Reporter<'_>,
@@ -77,24 +77,24 @@ impl Away {
         let _away = Counted::new(&admission.away);
         let policy = admission.signals.policy();
         let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
-        let insists = policy.name.insists();
+        let insists = policy.name.ignores_cloud_estimate();
         let patience = match (insists, predicted) {
             (true, _) => Duration::from_millis(policy.upload_timeout_ms),
             (_, Some(predicted)) => predicted.mul_f64(PATIENCE_RATIO).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE),
             (_, None) => UNKNOWN_PATIENCE,
         };
         let until_ms = clock::now_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
-        let slot = subject::finality(&task.site, &task.camera, task.id);
-        let mut answers = Box::pin(tap(&self.bus, &slot).await?);
-        match self.publisher.publish(&reporter.redirected(task, bytes, until_ms)?).await {
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.offloaded(task, bytes, until_ms)?).await {
             Ok(_) => {}
             Err(CarryError::Full { .. }) => return Ok(Back::TakenBack),
             Err(error) => return Err(error.into()),
         }
-        credit.give_back();
+        credit.release();
         let late = async {
             tokio::time::sleep(predicted.unwrap_or_default()).await;
-            while !admission.idle() || insists {
+            while !admission.is_idle() || insists {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -110,14 +110,14 @@ impl Away {
             () = late => Back::TakenBack,
             () = tokio::time::sleep(patience) => Back::TakenBack,
             // Nothing was acknowledged: it is delivered again.
-            () = self.shutdown.wanted() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
+            () = self.shutdown.wait_for_request() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
         };
-        admission.came_back(back == Back::Answered);
+        admission.record_offload(back == Back::Answered);
         Ok(back)
     }
 
     /// Gives the baseline's request to the outbox and waits for the verdict; true if it came in time.
-    pub async fn block(
+    pub async fn request_verdict(
         &self,
         reporter: &Reporter<'_>,
         task: &Task,
@@ -126,9 +126,9 @@ impl Away {
         patience: Duration,
     ) -> Result<bool, Fault> {
         let until_ms = clock::now_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
-        let slot = subject::finality(&task.site, &task.camera, task.id);
-        let mut answers = Box::pin(tap(&self.bus, &slot).await?);
-        match self.publisher.publish(&reporter.blocking(task, bytes, found, until_ms)?).await {
+        let slot = subject::final_answer(&task.site, &task.camera, task.id);
+        let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
+        match self.publisher.publish(&reporter.verdict_request(task, bytes, found, until_ms)?).await {
             Ok(_) => {}
             Err(CarryError::Full { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -136,7 +136,7 @@ impl Away {
         tokio::select! {
             () = answered(&self.bus, &slot, &mut answers) => Ok(true),
             () = tokio::time::sleep(patience) => Ok(false),
-            () = self.shutdown.wanted() => Err(Fault::Wait { after: Duration::from_millis(1) }),
+            () = self.shutdown.wait_for_request() => Err(Fault::Wait { after: Duration::from_millis(1) }),
         }
     }
 

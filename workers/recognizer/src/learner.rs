@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::step::Burial;
-use runtime::{Credit, Fault, Outgoing, Shutdown, Step};
+use runtime::{Credit, Fault, Outgoing, Shutdown, Handler};
 use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::read::Record;
@@ -34,7 +34,7 @@ struct Known {
 }
 
 /// The ledger's note of what was learned about a release.
-pub fn note(release: &ReleaseId) -> String {
+pub fn calibration_note(release: &ReleaseId) -> String {
     format!("evidence-{}", release.short())
 }
 
@@ -53,10 +53,10 @@ impl Learner {
     }
 
     /// An answer of ours, with its confidence under the gate's own temperature.
-    pub fn seen(&self, release: &ReleaseId, label: &str, confidence: f32) {
+    pub fn add_answer(&self, release: &ReleaseId, label: &str, confidence: f32) {
         self.with(|all| {
             if let Some(known) = all.get_mut(release) {
-                known.fresh.seen(label, confidence);
+                known.fresh.add_answer(label, confidence);
             }
         });
     }
@@ -70,7 +70,7 @@ impl Learner {
         loop {
             let stop = tokio::select! {
                 () = tokio::time::sleep(WRITE_EVERY) => false,
-                () = shutdown.wanted() => true,
+                () = shutdown.wait_for_request() => true,
             };
             let fresh = self.with(|all| {
                 let taken = all.iter_mut().map(|(release, known)| (release.clone(), std::mem::take(&mut known.fresh)));
@@ -83,7 +83,7 @@ impl Learner {
                     all.add(&fresh);
                     serde_json::to_string(&all).unwrap_or_default()
                 };
-                let written = async { Ledger::open(bus).await?.change(&note(&release), add).await };
+                let written = async { Ledger::open(bus).await?.update_note(&calibration_note(&release), add).await };
                 if let Err(error) = written.await {
                     tracing::debug!(%error, "what was learned is written down later");
                     self.with(|all| {
@@ -101,21 +101,21 @@ impl Learner {
 }
 
 /// A release about which nothing was learned begins with a little of what was learned about the one before it.
-pub async fn inherit(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
+pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Result<(), CarryError> {
     let ledger = Ledger::open(bus).await?;
-    if ledger.read(&note(to)).await?.is_some() {
+    if ledger.read(&calibration_note(to)).await?.is_some() {
         return Ok(());
     }
-    let before = ledger.read(&note(from)).await?.and_then(|text| serde_json::from_str::<Evidence>(&text).ok());
-    let Some(faded) = before.map(|before| before.faded()) else { return Ok(()) };
+    let before = ledger.read(&calibration_note(from)).await?.and_then(|text| serde_json::from_str::<Evidence>(&text).ok());
+    let Some(faded) = before.map(|before| before.decayed()) else { return Ok(()) };
     let begin = |found: Option<&str>| {
         let faded = || serde_json::to_string(&faded).unwrap_or_default();
         found.map_or_else(faded, str::to_owned)
     };
-    ledger.change(&note(to), begin).await
+    ledger.update_note(&calibration_note(to), begin).await
 }
 
-impl Step for Learner {
+impl Handler for Learner {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::ANSWERS;
 
@@ -126,14 +126,14 @@ impl Step for Learner {
         {
             self.with(|all| {
                 if let Some(known) = all.get_mut(&edge.release) {
-                    known.fresh.verified(&edge, &right, known.classes, known.temperature);
+                    known.fresh.add_verdict(&edge, &right, known.classes, known.temperature);
                 }
             });
         }
         Ok(Outgoing::default())
     }
 
-    fn bury(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
         Burial { site: self.site.clone(), task: None, publications: Vec::new() }
     }
 }

@@ -7,7 +7,7 @@ use runtime::{Fault, Outgoing};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, Decided, FaultNote, Hardness, Opinion, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
+    Answer, Decided, FaultNote, Hardness, Prediction, Payload, Reason, Route, Stage, Task, Verify, VerifyReason, encode,
 };
 use streams::Publication;
 use streams::subject::{self, Errand};
@@ -22,7 +22,7 @@ use decisions::verify::{PayloadKind, VerifySettings};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// What the model says.
-    pub opinion: Opinion,
+    pub opinion: Prediction,
     /// What the gate says about it.
     pub reason: Reason,
     /// What the model gives before its last layer, if it does.
@@ -60,14 +60,14 @@ impl Reporter<'_> {
     /// up if it must.
     pub fn outgoing(&self, task: &Task, bytes: &Bytes, found: Found, fate: Fate) -> Result<Outgoing, Fault> {
         match fate {
-            Fate::Stands(reason) => Ok(Outgoing::one(self.finality(task, Route::Edge, reason, found)?)),
-            Fate::Expired => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Fate::Stands(reason) => Ok(Outgoing::single(self.final_answer(task, Route::Edge, reason, found)?)),
+            Fate::Expired => Ok(Outgoing::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?)),
             Fate::Waits => {
                 let promise = self.promise(task, &self.provisional(task, &found, found.reason, 0))?;
-                Ok(Outgoing::one(promise))
+                Ok(Outgoing::single(promise))
             }
             // The baseline gives its request to the outbox by itself, and says nothing before the verdict.
-            Fate::Blocks => Ok(Outgoing::one(self.finality(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Fate::Blocks => Ok(Outgoing::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?)),
             Fate::Goes(why) => self.goes(task, bytes, found, why),
         }
     }
@@ -84,15 +84,15 @@ impl Reporter<'_> {
                 self.request(task, &request, deadline_ms(self.verify, task))?,
                 self.promise(task, &request.provisional)?,
             ],
-            when_full: vec![self.finality(task, Route::Expired, Reason::OutboxFull, found)?],
+            when_full: vec![self.final_answer(task, Route::Expired, Reason::OutboxFull, found)?],
             ..Outgoing::default()
         })
     }
 
     /// The request for a verdict on a task that was not recognized here, or that waits for it.
-    pub fn redirected(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn offloaded(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, None);
-        let mut about = Answer::about(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
+        let mut about = Answer::for_task(task, Stage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
         about.deadline_at_ms = Some(until_ms);
         about.decided = self.decided();
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
@@ -102,7 +102,7 @@ impl Reporter<'_> {
     }
 
     /// The request of the baseline, which publishes no provisional answer.
-    pub fn blocking(&self, task: &Task, bytes: &Bytes, found: &Found, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn verdict_request(&self, task: &Task, bytes: &Bytes, found: &Found, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, found.features.as_deref());
         let mut provisional = self.provisional(task, found, found.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
@@ -123,13 +123,13 @@ impl Reporter<'_> {
     }
 
     fn provisional(&self, task: &Task, found: &Found, reason: Reason, sent_bytes: u64) -> Answer {
-        let mut answer = Answer::about(task, Stage::Provisional, Route::Edge, reason, self.now_ms);
+        let mut answer = Answer::for_task(task, Stage::Provisional, Route::Edge, reason, self.now_ms);
         answer.deadline_at_ms = Some(deadline_ms(self.verify, task));
         answer.decided = self.decided();
         answer.timings = found.timings;
         add_envelope(&mut answer, found.envelope.clone());
         answer.energy_mj = Some(self.energy_mj(&found.timings, sent_bytes));
-        answer.with_opinion(found.opinion.clone())
+        answer.with_prediction(found.opinion.clone())
     }
 
     fn request(&self, task: &Task, request: &Verify, until_ms: u64) -> Result<Publication, Fault> {
@@ -161,13 +161,13 @@ impl Reporter<'_> {
         self.verify.hard_cases.then_some(Hardness { entropy_ratio: found.tested.entropy_ratio, features })
     }
 
-    fn finality(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
-        let mut answer = Answer::about(task, Stage::Final, route, reason, self.now_ms);
+    fn final_answer(&self, task: &Task, route: Route, reason: Reason, found: Found) -> Result<Publication, Fault> {
+        let mut answer = Answer::for_task(task, Stage::Final, route, reason, self.now_ms);
         answer.decided = self.decided();
         answer.timings = found.timings;
         add_envelope(&mut answer, found.envelope);
         answer.energy_mj = Some(self.energy_mj(&found.timings, 0));
-        let answer = answer.with_opinion(found.opinion);
+        let answer = answer.with_prediction(found.opinion);
         outcome(task, &answer)
     }
 
@@ -205,15 +205,15 @@ fn size(payload: &Payload) -> u64 {
 }
 
 /// The outcome of a task that is given up; it takes the slot of the final answer.
-pub fn tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
-    let mut answer = Answer::about(task, Stage::Final, Route::Dead, Reason::GivenUp, now_ms);
+pub fn write_tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Publication, Fault> {
+    let mut answer = Answer::for_task(task, Stage::Final, Route::Dead, Reason::GivenUp, now_ms);
     answer.fault = Some(fault);
     outcome(task, &answer)
 }
 
 /// The publication of a final answer: the first in its slot, or nothing.
 fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
-    let publication = Publication::first(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
+    let publication = Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
     Ok(publication.header(HEADER_IMAGE, task.image_sequence.to_string()))
 }
 
@@ -230,12 +230,12 @@ mod tests {
             sequence: 4,
             stored_at_ns: 1_000_000_000,
         };
-        Task::bare(&stored, TaskId::derived("a"))
+        Task::from_id(&stored, TaskId::from_name("a"))
     }
 
     fn found(reason: Reason) -> Found {
         let release = ReleaseId::from_sha256([1; 32]);
-        let opinion = Opinion {
+        let opinion = Prediction {
             label: "fish".into(),
             confidence: 0.6,
             top: Vec::new(),

@@ -170,17 +170,17 @@ impl Signals {
         shutdown: Shutdown,
     ) {
         tokio::select! {
-            () = again(|| self.follow_courier(bus, site)) => {}
-            () = again(|| self.follow_policy(bus, settings)) => {}
-            () = again(|| self.follow_evidence(bus, target_ratio)) => {}
-            () = again(|| self.count_pending(bus, site)) => {}
-            () = self.feel() => {}
-            () = shutdown.wanted() => {}
+            () = retry(|| self.follow_courier(bus, site)) => {}
+            () = retry(|| self.follow_policy(bus, settings)) => {}
+            () = retry(|| self.follow_evidence(bus, target_ratio)) => {}
+            () = retry(|| self.count_pending(bus, site)) => {}
+            () = self.sample_load() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 
     async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
-        let mut beats = Fleet::open(bus).await?.follow("courier").await?;
+        let mut beats = Fleet::open(bus).await?.follow_heartbeats("courier").await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
             // By our own clock, for the courier's may be another machine's. What was said before we listened is
@@ -196,7 +196,7 @@ impl Signals {
     }
 
     async fn follow_policy(&self, bus: &Bus, settings: &Policy) -> Result<(), CarryError> {
-        let mut notes = Ledger::open(bus).await?.follow(POLICY_NOTE).await?;
+        let mut notes = Ledger::open(bus).await?.follow_note(POLICY_NOTE).await?;
         while let Some(note) = notes.next().await {
             let policy = match read_policy(&note, settings) {
                 Ok(policy) => policy,
@@ -227,16 +227,16 @@ impl Signals {
                 continue;
             };
             // Until there is evidence, everything is in doubt.
-            self.believe(&release, &Evidence::default(), target_ratio);
+            self.update_calibration(&release, &Evidence::default(), target_ratio);
             if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
-                learner::inherit(bus, &before, &release).await?;
+                learner::inherit_evidence(bus, &before, &release).await?;
             }
-            let mut notes = Ledger::open(bus).await?.follow(&learner::note(&release)).await?;
+            let mut notes = Ledger::open(bus).await?.follow_note(&learner::calibration_note(&release)).await?;
             loop {
                 tokio::select! {
                     note = notes.next() => match note {
                         Some(text) => match serde_json::from_str::<Evidence>(&text) {
-                            Ok(evidence) => self.believe(&release, &evidence, target_ratio),
+                            Ok(evidence) => self.update_calibration(&release, &evidence, target_ratio),
                             Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
                         },
                         None => return Ok(()),
@@ -247,11 +247,11 @@ impl Signals {
         }
     }
 
-    fn believe(&self, release: &ReleaseId, evidence: &Evidence, target_ratio: f64) {
-        let belief = evidence.belief(target_ratio);
+    fn update_calibration(&self, release: &ReleaseId, evidence: &Evidence, target_ratio: f64) {
+        let belief = evidence.calibration(target_ratio);
         self.gates.send_modify(|gates| {
             if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
-                held.gate = held.own.taught(&belief);
+                held.gate = held.own.with_calibration(&belief);
                 held.belief = Some(belief);
             }
         });
@@ -259,13 +259,13 @@ impl Signals {
 
     async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         loop {
-            let progress = read::progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
+            let progress = read::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
             tokio::time::sleep(LOOK_EVERY * 2).await;
         }
     }
 
-    async fn feel(&self) {
+    async fn sample_load(&self) {
         let mut meter = Meter::open();
         loop {
             let felt = tokio::task::spawn_blocking(move || {
@@ -284,7 +284,7 @@ impl Signals {
 }
 
 /// What ends, for a broken connection or a bucket that is not there yet, is begun again.
-async fn again<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
+async fn retry<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F) {
     loop {
         if let Err(error) = begin().await {
             tracing::debug!(%error, "listening again");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use decisions::admit::Candidate;
-use decisions::fate::{Doubt, Fate, Share, fate};
+use decisions::fate::{Doubt, Fate, Share, escalate};
 use decisions::gate::{Gate, GateSettings, Tested};
 use decisions::policy::{EnergySettings, PolicyName};
 use decisions::verify::{PayloadKind, VerifySettings};
@@ -21,7 +21,7 @@ use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::drive::Tally;
 use runtime::step::Burial;
 use runtime::ticket::TicketKey;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::decided::{Doubted, Network};
@@ -35,7 +35,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use vision::{Infer, InferError, Model};
 
-use crate::accept::accept;
+use crate::accept::accept_task;
 use crate::admission::{Admission, Way};
 use crate::away::{Away, Back};
 use crate::learner::Learner;
@@ -78,7 +78,7 @@ pub struct Recognizer {
 impl Recognizer {
     async fn answer(&self, task: &Task, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
         let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
-        accept(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
+        accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
         let _turn = match self.admission.signals.policy().name {
             PolicyName::HardExample => self.turns.acquire().await.ok(),
             _ => None,
@@ -86,24 +86,24 @@ impl Recognizer {
         let (way, mut decided) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
         let _local = match way {
             Way::Local(local) => local,
-            Way::Redirect => match self.redirect(task, delivery.payload(), credit, &decided).await? {
+            Way::Redirect => match self.offload(task, delivery.payload(), credit, &decided).await? {
                 Back::Answered => return Ok(Outgoing::default()),
-                Back::TakenBack => self.admission.take_back(),
+                Back::TakenBack => self.admission.reclaim_task(),
             },
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
         let mut found = self.recognize(bytes.clone(), task.replayed.is_some()).await?;
         (found.timings.queue_us, found.timings.fetch_us) = (queue_us, fetch_us);
-        metrics::took(Self::ROLE, &found.timings);
+        metrics::observe_timings(Self::ROLE, &found.timings);
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
-        let (fate, doubt) = self.fate(task, &bytes, &found, &decided.network);
+        let (fate, doubt) = self.escalate(task, &bytes, &found, &decided.network);
         decided.doubt = Some(doubt);
         if fate == Fate::Blocks && self.block(task, &bytes, &found, &decided).await? {
             return Ok(Outgoing::default());
         }
         match fate {
-            Fate::Stands(reason) => metrics::answered(&task.site, Route::Edge, reason),
-            Fate::Expired | Fate::Blocks => metrics::answered(&task.site, Route::Expired, Reason::DeadlinePassed),
+            Fate::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
+            Fate::Expired | Fate::Blocks => metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed),
             Fate::Goes(_) | Fate::Waits => {}
         }
         let task = match fate {
@@ -116,9 +116,9 @@ impl Recognizer {
     /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
     /// counted when it was new.
     async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<Found, Fault> {
-        let seen = self.infer.scores(bytes).await.map_err(|error| {
+        let seen = self.infer.predict(bytes).await.map_err(|error| {
             if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
-                self.counter.failed(&self.infer.model().release, clock::now_ms());
+                self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
             fault(error)
         })?;
@@ -127,23 +127,23 @@ impl Recognizer {
         let gate = self.admission.signals.gate(&model.release);
         let gate = gate.unwrap_or_else(|| Gate::new(&self.gate, &model.description.gate));
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let mut opinion = vision::opinion(model, &ratios).ok_or_else(no_class)?;
+        let mut opinion = vision::prediction(model, &ratios).ok_or_else(no_class)?;
         opinion.novelty = seen.novelty;
         let tested = Tested::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
         let reason = gate.decide(&tested, &opinion.label);
         if !replayed {
             // A strange picture goes up however sure the model is, and says nothing of how sure it must be.
             if let Some(learner) = self.learner.as_ref().filter(|_| reason != Reason::HighNovelty) {
-                learner.seen(&model.release, &opinion.label, opinion.confidence);
+                learner.add_answer(&model.release, &opinion.label, opinion.confidence);
             }
             let (confidence, novelty) = (Some(opinion.confidence), seen.novelty);
             self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });
             let doubtful = reason != Reason::Confident;
-            self.counter.seen(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
+            self.counter.count_image(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         }
         if gate.calibrated != gate.temperature {
             let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
-            opinion = vision::opinion(model, &calibrated).ok_or_else(no_class)?;
+            opinion = vision::prediction(model, &calibrated).ok_or_else(no_class)?;
             opinion.novelty = seen.novelty;
         }
         opinion.temperature = self.learner.as_ref().map(|_| gate.calibrated);
@@ -158,14 +158,14 @@ impl Recognizer {
     }
 
     /// A release is about to serve.
-    fn serve(&self, model: &Model) {
+    fn run_inference(&self, model: &Model) {
         let gate = Gate::new(&self.gate, &model.description.gate);
         if let Some(learner) = &self.learner {
             learner.serve(&model.release, model.labels.len(), gate.temperature);
         }
-        self.drift.serve(&model.release);
+        self.drift.follow_release(&model.release);
         self.admission.signals.serve(&model.release, gate);
-        self.admission.note(|in_force| in_force.model.clone_from(&model.description.gate));
+        self.admission.set_effective_settings(|in_force| in_force.model.clone_from(&model.description.gate));
     }
 
     fn candidate(&self, task: &Task, delivery: &Delivery) -> Candidate {
@@ -176,14 +176,14 @@ impl Recognizer {
             held_s: 0.0,
             may_leave: self.verify.enabled && self.verify.payload == PayloadKind::Image && task.replayed.is_none(),
             priority: task.priority,
-            lot: lot(task.id, "redirect"),
+            lot: hash_fraction(task.id, "redirect"),
         }
     }
 
-    async fn redirect(&self, task: &Task, bytes: &Bytes, credit: &Credit, decided: &Decided) -> Result<Back, Fault> {
+    async fn offload(&self, task: &Task, bytes: &Bytes, credit: &Credit, decided: &Decided) -> Result<Back, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        let back = self.away.send(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
+        let back = self.away.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
         let count = if back == Back::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
@@ -195,11 +195,11 @@ impl Recognizer {
         let patience = Duration::from_millis(self.admission.signals.policy().upload_timeout_ms);
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        self.away.block(&self.reporter(&energy, decided), task, bytes, found, patience).await
+        self.away.request_verdict(&self.reporter(&energy, decided), task, bytes, found, patience).await
     }
 
     /// What becomes of it, and by what. `before`: what the link and the cloud were like at the first decision.
-    fn fate(&self, task: &Task, bytes: &Bytes, found: &Found, before: &Network) -> (Fate, Doubted) {
+    fn escalate(&self, task: &Task, bytes: &Bytes, found: &Found, before: &Network) -> (Fate, Doubted) {
         let (policy, network) = (self.admission.signals.policy(), self.admission.network());
         let deadline_ms = report::deadline_ms(&self.verify, task);
         let doubt = Doubt {
@@ -211,17 +211,17 @@ impl Recognizer {
                 PayloadKind::Features | PayloadKind::Never => 4 * found.features.as_ref().map_or(0, Vec::len) as u64,
             },
             left_s: (deadline_ms as f64 - clock::now_ms() as f64) / 1000.0,
-            lot: lot(task.id, "sample"),
+            lot: hash_fraction(task.id, "sample"),
         };
         let sampling = self.learner.is_some() || self.orders.borrow().is_some();
         let (fate, earned, at_s) = {
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-            let (earned, at_s) = (share.saved(self.verify.max_share_ratio), self.admission.now_s());
+            let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
             let fate = match task.replayed {
                 // Whether it was right to ask the cloud was decided when it was new.
                 Some(_) if found.reason == Reason::Confident => Fate::Stands(found.reason),
                 Some(_) => Fate::Stands(Reason::NotVerified),
-                None => fate(&policy, &self.verify, sampling, &network, &mut share, &doubt),
+                None => escalate(&policy, &self.verify, sampling, &network, &mut share, &doubt),
             };
             (fate, earned, at_s)
         };
@@ -237,7 +237,7 @@ impl Recognizer {
             sampling,
             network: Some(network).filter(|network| network != before),
             earned,
-            fate: fate.word(),
+            fate: fate.outcome(),
         };
         let counts = &self.admission.counts;
         match fate {
@@ -269,7 +269,7 @@ impl Recognizer {
     async fn fetch(&self, task: &Task, delivery: &Delivery) -> Result<(Bytes, u64), Fault> {
         let Some(blob) = &task.blob else { return Ok((delivery.payload().clone(), 0)) };
         let asked_at = Instant::now();
-        let bytes = self.blobs.fetch(blob, MAX_IMAGE_BYTES).await?;
+        let bytes = self.blobs.fetch_blob(blob, MAX_IMAGE_BYTES).await?;
         Ok((bytes, micros(asked_at.elapsed())))
     }
 
@@ -284,36 +284,36 @@ impl Recognizer {
         if task.blob.is_some() || bytes.len() <= MAX_EMBEDDED_BYTES || self.verify.payload != PayloadKind::Image {
             return Ok(Cow::Borrowed(task));
         }
-        let blob = self.blobs.store(bytes).await?;
+        let blob = self.blobs.store_blob(bytes).await?;
         Ok(Cow::Owned(Task { blob: Some(blob), ..task.clone() }))
     }
 }
 
-impl Step for Recognizer {
+impl Handler for Recognizer {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::IMAGES;
 
     async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
         self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
         let stored = self.stored(delivery)?;
-        let task = Task::read(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
-            let reason = runtime::fault::chain(&error);
+        let task = Task::from_headers(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
+            let reason = runtime::fault::error_chain(&error);
             Fault::reject("header_unreadable", reason, "correct the header or omit it: every header is optional")
         })?;
         metrics::count_notes(&self.site, task.notes.len());
         self.answer(&task, delivery, credit).await
     }
 
-    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
         // Whatever the subject says, its outcome is this site's; without a camera it is nobody's.
         let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
         let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
         let stored = Stored { site: self.site.clone(), camera, sequence, stored_at_ns };
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
-        metrics::answered(&self.site, Route::Dead, Reason::GivenUp);
-        let task = Task::bare(&stored, id).with_file(message.header(HEADER_FILE));
-        let tombstone = report::tombstone(&task, fault.clone(), clock::now_ms()).ok();
+        metrics::count_answer(&self.site, Route::Dead, Reason::GivenUp);
+        let task = Task::from_id(&stored, id).with_file(message.header(HEADER_FILE));
+        let tombstone = report::write_tombstone(&task, fault.clone(), clock::now_ms()).ok();
         Burial { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
     }
 }
@@ -330,12 +330,12 @@ pub async fn run(
     let infer = started.infer.clone();
     check(&infer, &settings.verify)?;
     check_novelty(&started.root, &settings.gate)?;
-    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
-    let Some(tickets) = look_up(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
     let target_ratio = settings.gate.target_accuracy_ratio;
     let learner = target_ratio.map(|_| Learner::new(site.clone()));
     let signals = Signals::new(settings.policy.clone());
-    let model = ModelName::of(&started.root.description.name);
+    let model = ModelName::from_name(&started.root.description.name);
     let swapper = Arc::new(Swapper::new(started, blobs.clone()));
     let (ordered, told) = watch::channel(None);
     let in_force = InForce {
@@ -368,7 +368,7 @@ pub async fn run(
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
     });
-    step.serve(&infer.model());
+    step.run_inference(&infer.model());
     let tally = Arc::new(Tally::default());
     let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
     let (room, resized) = watch::channel(0);
@@ -388,11 +388,11 @@ pub async fn run(
     };
     let pulse = beat::Pulse { every: SAY_EVERY, ..beat::Pulse::default() };
     let life =
-        beat::beat(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+        beat::send_heartbeats(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
-            beat.scale = scaler.why();
-            swapper.fill(beat);
+            beat.scale = scaler.reason();
+            swapper.restore_missing(beat);
             beat.decision = Some(admission.report(infer.cost_ms()));
             beat.drift = step.drift.report();
             beat.faults = untested_novelty(&step, &infer.model()).into_iter().collect();
@@ -407,9 +407,9 @@ pub async fn run(
         every: Duration::from_secs(settings.report_s.into()),
     };
     let telling = reporter.run(|| admission.network().up, shutdown.clone());
-    let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.serve(model), &shutdown);
+    let following = orders::of_site(&swapper, &bus, &model, ordered, told, |model| step.run_inference(model), &shutdown);
     let noting = note_settings(&bus, &admission, &shutdown);
-    let comparing = step.drift.keep(&bus, shutdown.clone());
+    let comparing = step.drift.save_reference(&bus, shutdown.clone());
     let learning = async {
         if let Some(learner) = learner {
             let from = Drive {
@@ -420,16 +420,16 @@ pub async fn run(
                 ack_wait,
             };
             let tally = Arc::new(Tally::default());
-            let watching = drive(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
+            let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
             let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
             tracing::debug!(?watched, "learned what there was");
         }
     };
-    let work = drive(step.clone(), &bus, publisher.clone(), from, tally.clone(), shutdown.clone());
+    let work = consume(step.clone(), &bus, publisher.clone(), from, tally.clone(), shutdown.clone());
     let work = async {
         let ended = work.await;
         // Whatever ended it, the rest ends with it.
-        shutdown.want();
+        shutdown.request();
         ended
     };
     let (ended, (), (), (), (), (), (), (), ()) =
@@ -445,7 +445,7 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
         loop {
             let (in_force, digest) = noted.borrow_and_update().clone();
             let text = serde_json::to_string(&in_force).unwrap_or_default();
-            let written = async { Ledger::open(bus).await?.write(&decisions::in_force::note(&digest), text).await };
+            let written = async { Ledger::open(bus).await?.write(&decisions::in_force::settings_note(&digest), text).await };
             if let Err(error) = written.await {
                 tracing::debug!(%error, "the settings in force are noted later");
                 tokio::time::sleep(AGAIN).await;
@@ -458,7 +458,7 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
     };
     tokio::select! {
         () = writing => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }
 
@@ -522,7 +522,7 @@ fn micros(time: Duration) -> u64 {
 }
 
 fn fault(error: InferError) -> Fault {
-    match error.note() {
+    match error.fault_note() {
         note if error.is_the_images_fault() => Fault::Reject(note),
         note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
     }

@@ -30,13 +30,13 @@ impl Window {
     }
 
     /// An answer came in time.
-    pub fn answered(&mut self, most: u64) {
+    pub fn record_answer(&mut self, most: u64) {
         self.tasks = (self.tasks + 1.0).min(most as f64).max(1.0);
         self.falls = 0;
     }
 
     /// A task came back unanswered. Those that were away with it count as one fall.
-    pub fn unanswered(&mut self, now_s: f64) {
+    pub fn record_timeout(&mut self, now_s: f64) {
         self.tasks = FIRST;
         if now_s >= self.shut_until_s {
             let pause_s = FIRST_PAUSE_S * 2f64.powi(self.falls.min(16).cast_signed());
@@ -54,19 +54,19 @@ mod tests {
     fn answers_open_it_up_to_the_most_that_is_allowed() {
         let mut window = Window::default();
         assert_eq!(window.tasks(0.0), 4);
-        (0..1000).for_each(|_| window.answered(256));
+        (0..1000).for_each(|_| window.record_answer(256));
         assert_eq!(window.tasks(0.0), 256);
     }
 
     #[test]
     fn a_cloud_that_never_answers_is_asked_ever_more_rarely() {
         let mut window = Window::default();
-        (0..100).for_each(|_| window.answered(256));
+        (0..100).for_each(|_| window.record_answer(256));
         let mut pauses = Vec::new();
         let mut now_s = 0.0;
         for _ in 0..8 {
             // All that were away come back one after another.
-            (0..4).for_each(|_| window.unanswered(now_s));
+            (0..4).for_each(|_| window.record_timeout(now_s));
             let shut_at_s = now_s;
             while window.tasks(now_s) == 0 {
                 now_s += 0.5;
@@ -75,8 +75,8 @@ mod tests {
             pauses.push(now_s - shut_at_s);
         }
         assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
-        window.answered(256);
-        window.unanswered(now_s);
+        window.record_answer(256);
+        window.record_timeout(now_s);
         assert_eq!(window.tasks(now_s + 1.0), 4, "an answer restores its trust");
     }
 }

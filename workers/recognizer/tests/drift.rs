@@ -56,9 +56,9 @@ struct Camera {
 
 impl Camera {
     fn sample(&mut self, bytes: &[u8]) -> DriftSample {
-        let seen = self.replica.see(bytes).unwrap();
+        let seen = self.replica.predict(bytes).unwrap();
         let ratios = probabilities(&self.model, &seen.logits, 1.0);
-        let confidence = opinion(&self.model, &ratios).map(|opinion| opinion.confidence);
+        let confidence = prediction(&self.model, &ratios).map(|opinion| opinion.confidence);
         DriftSample { confidence, novelty: seen.novelty, agreement: None }
     }
 }
@@ -72,8 +72,8 @@ fn other_light_another_lens_and_other_pictures_are_alarms_and_the_same_clothes_a
     let onnx = Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`");
     let known = clothes("site");
     let model = Model::load(folder.path()).unwrap();
-    let (novelty, _) = vision::novelty::fit::fit(&onnx, &model, &known, &[]).unwrap();
-    let model = vision::novelty::fit::save(&novelty, &model).unwrap();
+    let (novelty, _) = vision::novelty::fit::fit_novelty(&onnx, &model, &known, &[]).unwrap();
+    let model = vision::novelty::fit::save_novelty(&novelty, &model).unwrap();
     let replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
     let mut camera = Camera { model, replica };
 

@@ -133,7 +133,7 @@ pub enum Ruling {
 }
 
 /// What follows from what is known of a canary.
-pub fn judge(trial: &Trial, settings: &CanarySettings) -> Judged {
+pub fn judge_canary(trial: &Trial, settings: &CanarySettings) -> Judged {
     let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.least_images;
     let (mut findings, mut open) = (Vec::new(), Vec::new());
     for measure in Measure::ALL {

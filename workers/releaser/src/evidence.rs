@@ -80,8 +80,8 @@ impl Cell {
         self.images += counts.images;
         self.doubtful += counts.doubtful;
         self.faults += counts.faults;
-        self.confidence.add(&counts.confidence);
-        self.ln_cost_ms.add(&counts.ln_cost_ms);
+        self.confidence.add_moments(&counts.confidence);
+        self.ln_cost_ms.add_moments(&counts.ln_cost_ms);
     }
 
     /// As many more verdicts.
@@ -97,8 +97,8 @@ impl Cell {
         self.images += other.images;
         self.doubtful += other.doubtful;
         self.faults += other.faults;
-        self.confidence.add(&other.confidence);
-        self.ln_cost_ms.add(&other.ln_cost_ms);
+        self.confidence.add_moments(&other.confidence);
+        self.ln_cost_ms.add_moments(&other.ln_cost_ms);
         for (own, more) in [(&mut self.on_doubtful, other.on_doubtful), (&mut self.on_sampled, other.on_sampled)] {
             own.asked += more.asked;
             own.agreed += more.agreed;
@@ -155,7 +155,7 @@ impl Evidence {
     ///
     /// False, and passed over, when its stretch is older than [`KEEP_MS`] or not yet begun, or when its numbers cannot be: a
     /// clock that is wrong must not push out what others said, nor one number spoil every sum.
-    pub fn see(&mut self, swap: Swap, now_ms: u64) -> bool {
+    pub fn add_report(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
         let latest = now_ms.saturating_add(swap.slot_length_ms);
         // One that was said in time to come would be the latest word for ever.
@@ -213,7 +213,7 @@ impl Evidence {
     /// order, runtime, memory, labels; what it counted is left out.
     pub fn sites(&self, now_ms: u64) -> BTreeMap<&SiteName, Vec<&Swap>> {
         let mut sites: BTreeMap<&SiteName, Vec<&Swap>> = BTreeMap::new();
-        for swap in self.workers.values().filter(|swap| heard(swap, now_ms)) {
+        for swap in self.workers.values().filter(|swap| is_current_report(swap, now_ms)) {
             sites.entry(&swap.site).or_default().push(swap);
         }
         sites
@@ -311,8 +311,8 @@ impl Evidence {
         let of = |site: &&SiteName| {
             let vanished = self.vanished(site, release, canary.since_ms, now_ms).saturating_sub(elsewhere);
             // Whoever came after a worker that ended repeats what it said.
-            let alive = self.at(site).any(|swap| heard(swap, now_ms));
-            let refused = self.at(site).filter(|swap| heard(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
+            let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
+            let refused = self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
             let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
             vanished.max(said as u64)
         };
@@ -321,12 +321,12 @@ impl Evidence {
 
     /// Workers of a site that ran a release since then and are silent, though the site is heard of.
     fn vanished(&self, site: &SiteName, release: &ReleaseId, since_ms: u64, now_ms: u64) -> u64 {
-        if !self.at(site).any(|swap| heard(swap, now_ms)) {
+        if !self.at(site).any(|swap| is_current_report(swap, now_ms)) {
             return 0;
         }
         let ran = self.at(site).filter(|swap| swap.release == *release && swap.said_at_ms >= since_ms);
         // One that was told to stop said so.
-        ran.filter(|swap| !swap.left && !heard(swap, now_ms)).count() as u64
+        ran.filter(|swap| !swap.left && !is_current_report(swap, now_ms)).count() as u64
     }
 
     /// Why a site does not run a canary's release, if a worker refused it and none runs it.
@@ -373,7 +373,7 @@ fn can_be(swap: &Swap) -> bool {
         && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
 }
 
-fn heard(swap: &Swap, now_ms: u64) -> bool {
+fn is_current_report(swap: &Swap, now_ms: u64) -> bool {
     now_ms.saturating_sub(swap.said_at_ms) <= SILENT_MS
 }
 
@@ -400,7 +400,7 @@ mod tests {
         Swap {
             site,
             worker: worker.into(),
-            model: ModelName::of("m"),
+            model: ModelName::from_name("m"),
             release: release(of),
             since_ms: slot_ms,
             order: 1,
@@ -412,7 +412,7 @@ mod tests {
             slot_ms,
             slot_length_ms: SLOT_MS,
             said_at_ms: slot_ms + SLOT_MS,
-            counts: vec![Counts { images, ..Counts::of(release(of)) }],
+            counts: vec![Counts { images, ..Counts::for_release(release(of)) }],
             left: false,
             agreements: Vec::new(),
         }
@@ -432,8 +432,8 @@ mod tests {
     }
 
     fn seen(swaps: Vec<Swap>) -> Evidence {
-        let mut evidence = Evidence::of(ModelName::of("m"));
-        swaps.into_iter().for_each(|swap| assert!(evidence.see(swap, NOW)));
+        let mut evidence = Evidence::of(ModelName::from_name("m"));
+        swaps.into_iter().for_each(|swap| assert!(evidence.add_report(swap, NOW)));
         evidence
     }
 
@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_passed_over() {
-        let mut evidence = Evidence::of(ModelName::of("m"));
+        let mut evidence = Evidence::of(ModelName::from_name("m"));
         let right = swap("a", "w", 1, NOW, 1);
         let mut not_finite = right.clone();
         not_finite.counts[0].ln_cost_ms.sum = f64::NAN;
@@ -512,15 +512,15 @@ mod tests {
             not_finite,
             too_many,
         ];
-        assert!(wrong.into_iter().all(|swap| !evidence.see(swap, NOW)));
-        assert!(evidence.see(right, NOW));
+        assert!(wrong.into_iter().all(|swap| !evidence.add_report(swap, NOW)));
+        assert!(evidence.add_report(right, NOW));
     }
 
     #[test]
     fn two_days_are_kept_and_a_silent_worker_is_gone() {
-        let mut evidence = Evidence::of(ModelName::of("m"));
+        let mut evidence = Evidence::of(ModelName::from_name("m"));
         for slot in 0..1000 {
-            assert!(evidence.see(swap("a", &format!("w-{}", slot / 500), 1, slot * SLOT_MS, 1), slot * SLOT_MS));
+            assert!(evidence.add_report(swap("a", &format!("w-{}", slot / 500), 1, slot * SLOT_MS, 1), slot * SLOT_MS));
         }
         assert!(evidence.slots.len() as u64 <= KEEP_MS / SLOT_MS + 1 && evidence.workers.len() == 1);
         let (site, heard): (SiteName, u64) = ("a".parse().unwrap(), NOW + SILENT_MS);

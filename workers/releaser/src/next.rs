@@ -3,7 +3,7 @@
 use rollout::stage::{self, Said};
 use schemas::{Release, Rollout};
 
-use crate::canary::{Ruling, judge};
+use crate::canary::{Ruling, judge_canary};
 use crate::evidence::Evidence;
 use crate::ring::{Sites, ring};
 use crate::settings::ReleaserSettings;
@@ -21,14 +21,14 @@ pub enum Next {
 }
 
 /// What is decided next.
-pub fn next(
+pub fn next_action(
     rollout: &Rollout,
     evidence: &Evidence,
     sites: &Sites<'_>,
     settings: &ReleaserSettings,
     now_ms: u64,
 ) -> Next {
-    let paused = settings.pause.iter().find(|window| window.holds(now_ms));
+    let paused = settings.pause.iter().find(|window| window.contains(now_ms));
     let decided = |next: Result<Rollout, stage::Refused>| match next {
         Ok(next) => Next::Decide(Box::new(next)),
         Err(refused) => Next::Wait(refused.to_string()),
@@ -58,7 +58,7 @@ pub fn next(
     };
     let release = &canary.release;
     let trial = evidence.trial(canary, &rollout.stable.release, now_ms);
-    let judged = judge(&trial, &settings.canary);
+    let judged = judge_canary(&trial, &settings.canary);
     let with = |why: String| Said { findings: judged.findings.clone(), ..said(why) };
     match &judged.ruling {
         Ruling::Withdraw(why) => decided(stage::withdraw(rollout, &release.release, with(why.clone()))),

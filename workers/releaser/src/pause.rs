@@ -17,7 +17,7 @@ pub struct Window {
 
 impl Window {
     /// Whether a moment, milliseconds since the epoch, lies in it.
-    pub fn holds(&self, at_ms: u64) -> bool {
+    pub fn contains(&self, at_ms: u64) -> bool {
         let now_min = u32::try_from(at_ms / 60_000 % u64::from(DAY_MIN)).unwrap_or(0);
         match self.from_min <= self.to_min {
             true => (self.from_min..self.to_min).contains(&now_min),
@@ -79,9 +79,9 @@ mod tests {
             [(0, false, true), (6, false, false), (8, true, false), (17, true, false), (23, false, true)]
         {
             let at_ms = 20_000 * 24 * HOUR_MS + hour * HOUR_MS;
-            assert_eq!((day.holds(at_ms), night.holds(at_ms)), (by_day, by_night), "{hour}");
+            assert_eq!((day.contains(at_ms), night.contains(at_ms)), (by_day, by_night), "{hour}");
         }
-        assert!(!day.holds(17 * HOUR_MS + 30 * 60_000));
+        assert!(!day.contains(17 * HOUR_MS + 30 * 60_000));
         assert_eq!(night.to_string(), "22:00-06:00");
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollout::able::{Machine, unable};
+use rollout::able::{Machine, incompatibility};
 use rollout::stage;
 use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
@@ -21,7 +21,7 @@ const AWAY_MS: u64 = 600_000;
 
 /// Without the verifiers, unless they run a release of this model, or a person chose one for them: a model of the cloud may
 /// have the name of one of the sites'.
-pub fn concerned<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
+pub fn relevant_sites<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
     let cloud = SiteName::cloud();
     let of_model = |swap: &&Swap| {
         let before = rollout.previous.iter().any(|previous| previous.release == swap.release);
@@ -35,14 +35,14 @@ pub fn concerned<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
 }
 
 /// Why a site cannot run a release, if it cannot: the first of its workers that says so.
-pub fn cannot(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
+pub fn incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
         // What a worker runs already it can run.
         if swap.release == release.release {
             return None;
         }
         let machine = Machine { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
-        unable(&release.needs, &machine)
+        incompatibility(&release.needs, &machine)
     })
 }
 
@@ -65,14 +65,14 @@ pub fn ring(
         chosen.extend(free.iter().copied().filter(|site| ring.sites.contains(site) || labelled(site)));
         if let Some(share) = ring.share_ratio {
             let mut drawn = free.clone();
-            drawn.sort_by_key(|site| lot(&rollout.model, &release.release, site));
+            drawn.sort_by_key(|site| site_hash_fraction(&rollout.model, &release.release, site));
             let count = (share * free.len() as f64).ceil() as usize;
             chosen.extend(drawn.into_iter().take(count));
         }
     }
     let (mut able, mut unable) = (Vec::new(), Vec::new());
     for site in chosen {
-        match cannot(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
+        match incompatibility(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
             None => able.push(site.clone()),
             Some(fault) => unable.push((site.clone(), fault)),
         }
@@ -81,15 +81,15 @@ pub fn ring(
 }
 
 /// Another order of sites for each release, so that it is not always the same that try.
-fn lot(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
-    TaskId::derived(&format!("ring/{model}/{release}/{site}"))
+fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
+    TaskId::from_name(&format!("ring/{model}/{release}/{site}"))
 }
 
 /// Sites that cannot run what they should, in words; nothing if all can.
-pub fn held_up(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
+pub fn blocked_sites(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
-        let release = stage::order(rollout, site).release;
-        let fault = cannot(&release, workers)?;
+        let release = stage::order_for_site(rollout, site).release;
+        let fault = incompatibility(&release, workers)?;
         Some(format!("{site} cannot run {}: {}", release.release.short(), fault.reason))
     };
     let all: Vec<String> = sites.iter().filter_map(words).collect();
@@ -109,7 +109,7 @@ pub struct Given {
 
 /// The orders to give now, each with whether its package must come along. No more than `batch` sites at a time are on
 /// their way to what is stable; the canary's ring and what is withdrawn wait for nobody.
-pub fn orders(
+pub fn due_orders(
     rollout: &Rollout,
     sites: &Sites<'_>,
     given: &BTreeMap<SiteName, Given>,
@@ -130,7 +130,7 @@ pub fn orders(
     let mut under_way = sites.keys().filter(|site| on_its_way(site)).count();
     let mut orders = Vec::new();
     for (site, workers) in sites {
-        let order = stage::order(rollout, site);
+        let order = stage::order_for_site(rollout, site);
         let wanted = &order.release.release;
         let there = runs(site, wanted);
         let (told, given_at_ms) = match given.get(*site) {
@@ -149,7 +149,7 @@ pub fn orders(
         } else {
             true
         };
-        if !due || cannot(&order.release, workers).is_some() {
+        if !due || incompatibility(&order.release, workers).is_some() {
             continue;
         }
         let taken_back = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
@@ -252,21 +252,21 @@ mod tests {
         let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
         assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
         let moved = stable(&begun(), release(1), said()).unwrap();
-        assert_eq!(names(&orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
-        let words = held_up(&moved, &sites(&swaps)).unwrap();
+        assert_eq!(names(&due_orders(&moved, &sites(&swaps), &BTreeMap::new(), 10, 0)), ["site-00:01"]);
+        let words = blocked_sites(&moved, &sites(&swaps)).unwrap();
         assert!(words.starts_with("site-01 cannot run 010101010101"), "{words}");
-        assert_eq!(held_up(&begun(), &sites(&swaps)), None);
+        assert_eq!(blocked_sites(&begun(), &sites(&swaps)), None);
     }
 
     #[test]
     fn verifiers_of_another_model_of_the_same_name_are_left_alone() {
         let mut swaps = fleet(2);
         swaps.push(Swap { site: SiteName::cloud(), ..swap("x", 9) });
-        assert_eq!(concerned(sites(&swaps), &begun()).len(), 2);
+        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 2);
         let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), said());
-        assert_eq!(concerned(sites(&swaps), &pinned).len(), 3);
+        assert_eq!(relevant_sites(sites(&swaps), &pinned).len(), 3);
         swaps[2].release = ReleaseId::from_sha256([0; 32]);
-        assert_eq!(concerned(sites(&swaps), &begun()).len(), 3, "they run what is stable");
+        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 3, "they run what is stable");
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
         let moved = stable(&begun(), release(1), said()).unwrap();
         let mut given = BTreeMap::new();
         let give = |given: &mut BTreeMap<SiteName, Given>, swaps: &[Swap], now_ms: u64| {
-            let orders = orders(&moved, &sites(swaps), given, 3, now_ms);
+            let orders = due_orders(&moved, &sites(swaps), given, 3, now_ms);
             for (order, _) in &orders {
                 given.insert(order.site.clone(), Given { release: order.release.release.clone(), at_ms: now_ms });
             }
@@ -303,15 +303,15 @@ mod tests {
         .unwrap();
         let stay = Given { release: release(0).release, at_ms: 0 };
         let mut given: BTreeMap<SiteName, Given> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
-        let first = orders(&tried, &sites(&swaps), &given, 10, 5);
+        let first = due_orders(&tried, &sites(&swaps), &given, 10, 5);
         assert_eq!(names(&first), ["site-01:01"]);
         assert!(first[0].1, "with its package");
         given.insert("site-01".parse().unwrap(), Given { release: release(1).release, at_ms: 5 });
         let fault = FaultNote::new("score_not_finite", "no number", "none");
         swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
-        assert!(orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
+        assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
         let back = withdraw(&tried, &release(1).release, said()).unwrap();
-        let back = orders(&back, &sites(&swaps), &given, 10, 6);
+        let back = due_orders(&back, &sites(&swaps), &given, 10, 6);
         assert_eq!((names(&back), back[0].1), (vec!["site-01:00".to_owned()], false));
     }
 }

@@ -11,15 +11,15 @@ use rollout::{log, package};
 use runtime::drive::Tally;
 use runtime::sign::Key;
 use runtime::trust;
-use runtime::{Fault, Shutdown, beat, clock, look_up};
+use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
 use streams::read::{self, Level, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::evidence::Evidence;
-use crate::next::{Next, next};
-use crate::ring::{Given, concerned, held_up, orders};
+use crate::next::{Next, next_action};
+use crate::ring::{Given, relevant_sites, blocked_sites, due_orders};
 use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
@@ -36,15 +36,15 @@ type State = beat::Report<BTreeMap<ModelName, String>>;
 /// Lets releases out, of every model, until it is told to stop. `store`: where packages are kept.
 pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| {
-        let reason = runtime::fault::chain(&error);
+        let reason = runtime::fault::error_chain(&error);
         Fault::Stop(FaultNote::new("key_unusable", reason, "correct releaser.key, or the file it names"))
     })?;
-    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let state = State::default();
     let tally = Arc::new(Tally::default());
     let told = state.clone();
-    let life = beat::beat(bus.clone(), ROLE, None, tally.clone(), shutdown.clone(), state.pulse(), move |beat| {
-        beat.releases = told.report().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
+    let life = beat::send_heartbeats(bus.clone(), ROLE, None, tally.clone(), shutdown.clone(), state.pace(), move |beat| {
+        beat.releases = told.current_beat().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
     });
     let releaser = Releaser {
         publisher: Publisher::new(bus.clone(), PATIENCE),
@@ -63,8 +63,8 @@ pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: 
     tracing::info!(role = ROLE, "started");
     let walk = async {
         tokio::select! {
-            () = releaser.walk() => {}
-            () = shutdown.wanted() => {}
+            () = releaser.run_worker() => {}
+            () = shutdown.wait_for_request() => {}
         }
     };
     tokio::join!(walk, life);
@@ -92,7 +92,7 @@ struct Releaser {
 }
 
 impl Releaser {
-    async fn walk(mut self) {
+    async fn run_worker(mut self) {
         loop {
             // Whatever broke is begun again; everything is read anew.
             if let Err(fault) = self.follow().await {
@@ -109,11 +109,11 @@ impl Releaser {
             self.given.entry(order.model).or_default().insert(order.site, given);
         }
         // Before any report: it counts for models that decisions were made about.
-        let decided = read::level(&self.bus, topology::RELEASES).await?;
+        let decided = read::stream_level(&self.bus, topology::RELEASES).await?;
         let mut known = Vec::new();
         if decided.messages > 0 {
             let all =
-                read::stretch(&self.bus, topology::RELEASES, Stretch::default(), decided.last_sequence, |record| {
+                read::read_range(&self.bus, topology::RELEASES, Stretch::default(), decided.last_sequence, |record| {
                     known.extend(log::read_decision(&record));
                 });
             all.await?;
@@ -121,9 +121,9 @@ impl Releaser {
         for rollout in known {
             self.stands(rollout);
         }
-        let there = [read::level(&self.bus, topology::SWAPS).await?, read::level(&self.bus, topology::RELEASES).await?];
-        let mut reports = std::pin::pin!(read::follow(&self.bus, topology::SWAPS, Stretch::default()).await?);
-        let mut decisions = std::pin::pin!(read::follow(&self.bus, topology::RELEASES, Stretch::default()).await?);
+        let there = [read::stream_level(&self.bus, topology::SWAPS).await?, read::stream_level(&self.bus, topology::RELEASES).await?];
+        let mut reports = std::pin::pin!(read::follow_range(&self.bus, topology::SWAPS, Stretch::default()).await?);
+        let mut decisions = std::pin::pin!(read::follow_range(&self.bus, topology::RELEASES, Stretch::default()).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut read_to = [0, 0];
@@ -134,7 +134,7 @@ impl Releaser {
                     let record = record?;
                     read_to[0] = record.sequence;
                     if let Some(swap) = log::read_report(&record) {
-                        self.see(&swap);
+                        self.add_report(&swap);
                     }
                 }
                 record = decisions.next() => {
@@ -146,7 +146,7 @@ impl Releaser {
                         self.stands(rollout);
                         if is_first {
                             // What was reported before counts from now on.
-                            log::reports(&self.bus).await?.iter().for_each(|swap| self.see(swap));
+                            log::reports(&self.bus).await?.iter().for_each(|swap| self.add_report(swap));
                         }
                     }
                 }
@@ -154,7 +154,7 @@ impl Releaser {
                 _ = looks.tick() => {
                     let read = |level: &Level, to: u64| level.messages == 0 || to >= level.last_sequence;
                     if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
-                        self.look().await?;
+                        self.decide_next().await?;
                     }
                 }
             }
@@ -170,17 +170,17 @@ impl Releaser {
 
     /// A report counts for its own model, and a verifier's word on verdicts for every other. Of models about which nothing
     /// was ever decided nobody keeps anything.
-    fn see(&mut self, swap: &Swap) {
+    fn add_report(&mut self, swap: &Swap) {
         let now_ms = clock::now_ms();
         if self.latest.contains_key(&swap.model) {
             self.evidence.entry(swap.model.clone()).or_insert_with(|| Evidence::of(swap.model.clone()));
         }
         for evidence in self.evidence.values_mut() {
-            evidence.see(swap.clone(), now_ms);
+            evidence.add_report(swap.clone(), now_ms);
         }
     }
 
-    async fn look(&mut self) -> Result<(), Fault> {
+    async fn decide_next(&mut self) -> Result<(), Fault> {
         let every = Duration::from_secs(self.settings.judge_s.into());
         let judges = self.judged_at.is_none_or(|at| at.elapsed() >= every);
         if judges {
@@ -189,9 +189,9 @@ impl Releaser {
         let now_ms = clock::now_ms();
         for (model, rollout) in self.latest.clone() {
             let evidence = self.evidence.entry(model.clone()).or_insert_with(|| Evidence::of(model.clone()));
-            let sites = concerned(evidence.sites(now_ms), &rollout);
-            let held_up = held_up(&rollout, &sites);
-            let rollout = match next(&rollout, evidence, &sites, &self.settings, now_ms) {
+            let sites = relevant_sites(evidence.sites(now_ms), &rollout);
+            let held_up = blocked_sites(&rollout, &sites);
+            let rollout = match next_action(&rollout, evidence, &sites, &self.settings, now_ms) {
                 Next::Decide(decided) if judges => match self.decide(*decided).await? {
                     Some(decided) => decided,
                     // Somebody else was faster; what was decided comes by the stream.
@@ -199,7 +199,7 @@ impl Releaser {
                 },
                 Next::Decide(_) => rollout,
                 Next::Wait(why) => {
-                    self.is(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
+                    self.set_status(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
                     rollout
                 }
             };
@@ -208,20 +208,20 @@ impl Releaser {
         Ok(())
     }
 
-    fn is(&self, model: &ModelName, words: String) {
-        if self.state.report().get(model) != Some(&words) {
-            self.state.change(|report| drop(report.insert(model.clone(), words)));
+    fn set_status(&self, model: &ModelName, words: String) {
+        if self.state.current_beat().get(model) != Some(&words) {
+            self.state.update_report(|report| drop(report.insert(model.clone(), words)));
         }
     }
 
     /// Says what was decided; `None` if somebody else was faster.
     async fn decide(&mut self, decided: Rollout) -> Result<Option<Rollout>, Fault> {
-        if !log::say(&self.publisher, &decided).await? {
+        if !log::publish_decision(&self.publisher, &decided).await? {
             return Ok(None);
         }
         let (stage, why) = (decided.decision.stage.as_str(), &decided.decision.why);
         tracing::info!(role = ROLE, model = %decided.model, release = decided.decision.release.short(), stage, why, "decided");
-        self.is(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
+        self.set_status(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
         self.tally.finished.fetch_add(1, Ordering::Relaxed);
         self.stands(decided.clone());
         Ok(Some(decided))
@@ -232,18 +232,18 @@ impl Releaser {
         let now_ms = clock::now_ms();
         let Some(evidence) = self.evidence.get(model) else { return Ok(()) };
         let given = self.given.entry(model.clone()).or_default();
-        let sites = concerned(evidence.sites(now_ms), rollout);
-        let due = orders(rollout, &sites, given, self.settings.batch as usize, now_ms);
+        let sites = relevant_sites(evidence.sites(now_ms), rollout);
+        let due = due_orders(rollout, &sites, given, self.settings.batch as usize, now_ms);
         let mut offered: Vec<&ReleaseId> = Vec::new();
         for (order, with_package) in &due {
             let release = &order.release;
             if *with_package && !offered.contains(&&release.release) {
                 let kept = package::offer(&self.store, model, &self.blobs, &release.package).await;
-                kept.map_err(|error| Fault::retry(error.name(), runtime::fault::chain(&error)))?;
+                kept.map_err(|error| Fault::retry(error.name(), runtime::fault::error_chain(&error)))?;
                 offered.push(&release.release);
             }
             let signed = self.key.as_ref().map(|key| trust::sign(order.clone(), key, now_ms)).transpose()?;
-            log::give(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
+            log::publish_order(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
             tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "ordered");
             given.insert(order.site.clone(), Given { release, at_ms: now_ms });

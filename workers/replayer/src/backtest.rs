@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use decisions::admit::{Admit, Candidate as Asking, State, decide, finish_s, queue_s};
-use decisions::fate::{Doubt, Fate, Share, fate};
+use decisions::admit::{Admit, Candidate as Asking, State, decide_admission, finish_s, queue_s};
+use decisions::fate::{Doubt, Fate, Share, escalate};
 use decisions::gate::Tested;
 use decisions::learn::Evidence;
 use decisions::{InForce, PayloadKind, lot};
-use schemas::{Answer, Decided, Fated, Opinion, Ranked, Reason, Route, TaskId};
+use schemas::{Answer, Decided, Fated, Prediction, Ranked, Reason, Route, TaskId};
 use serde_json::Value;
 
 pub use self::sums::Played;
@@ -109,7 +109,7 @@ impl Candidate {
     ///
     /// # Errors
     /// One sentence: a key that no setting has, or a value that it cannot have.
-    pub fn over(&self, in_force: &InForce) -> Result<InForce, String> {
+    pub fn apply_to(&self, in_force: &InForce) -> Result<InForce, String> {
         let mut all = serde_json::to_value(in_force).map_err(|error| error.to_string())?;
         merge(&mut all, &self.says);
         let settings: InForce = serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
@@ -140,7 +140,7 @@ pub fn in_order(all: &mut [Recorded]) {
 }
 
 /// What became of it, as it was.
-pub fn as_it_was(all: &[Recorded]) -> Played {
+pub fn recorded_result(all: &[Recorded]) -> Played {
     let known = Known::of(all);
     let mut sums = Sums::default();
     sums.played.name = "as it was".into();
@@ -157,18 +157,18 @@ pub fn as_it_was(all: &[Recorded]) -> Played {
         };
         sums.add(task, &outcome, &known);
     }
-    sums.done()
+    sums.finish()
 }
 
 /// What would have become of it. `in_force`: the settings that were, by the names that tasks give them.
 ///
 /// # Errors
 /// What is wrong with the candidate, in one sentence.
-pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &Candidate) -> Result<Played, String> {
+pub fn replay_decisions(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &Candidate) -> Result<Played, String> {
     let known = Known::of(all);
     let mut settings = HashMap::new();
     for (name, were) in in_force {
-        let are = candidate.over(were)?;
+        let are = candidate.apply_to(were)?;
         let (were_at, are_at) = (were.gate().temperature, are.gate().temperature);
         if were_at != are_at {
             return Err(format!(
@@ -189,7 +189,7 @@ pub fn play(all: &[Recorded], in_force: &BTreeMap<String, InForce>, candidate: &
         sums.played.otherwise += u64::from(otherwise);
         sums.add(task, &outcome, &known);
     }
-    Ok(sums.done())
+    Ok(sums.finish())
 }
 
 /// What a recognizer would have had in mind.
@@ -211,11 +211,11 @@ impl Mind {
             held_s: decided.held_s,
             may_leave: are.verify.enabled && are.verify.payload == PayloadKind::Image,
             priority: decided.priority,
-            lot: lot(task.task, "redirect"),
+            lot: hash_fraction(task.task, "redirect"),
         };
         // The same policy had in mind what was recorded, also of the times in between that are not.
         let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
-        let (state, admit) = decide(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
+        let (state, admit) = decide_admission(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
         self.state = state;
         let watts = are.policy.energy.watts_per_core;
         let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
@@ -262,7 +262,7 @@ impl Mind {
         };
         let reason = self.gate(task, were, are, &tested, label);
         if are == were {
-            self.share = doubt.earned.map_or_else(Share::default, Share::with);
+            self.share = doubt.earned.map_or_else(Share::default, Share::with_balance);
         }
         let bytes = match are.verify.payload {
             PayloadKind::Image if were.verify.payload != PayloadKind::Image => decided.bytes,
@@ -277,9 +277,9 @@ impl Mind {
             truth: task.truth.as_deref(),
             bytes,
             left_s: if decided.left_s.is_none() { doubt.left_s + longer_s } else { doubt.left_s },
-            lot: lot(task.task, "sample"),
+            lot: hash_fraction(task.task, "sample"),
         };
-        let fate = fate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
+        let fate = escalate(&are.policy, &are.verify, doubt.sampling, network, &mut self.share, &about);
         let goes = matches!(fate, Fate::Goes(_) | Fate::Blocks);
         let there_ms = finish_s(network, about.bytes).unwrap_or(about.left_s) * 1000.0;
         let final_ms = match (goes, task.route) {
@@ -296,7 +296,7 @@ impl Mind {
             final_ms,
             energy_mj: task.busy_s * watts * 1000.0 + if goes { up_mj(about.bytes) } else { 0.0 },
         };
-        (outcome, otherwise || fate.word() != doubt.fate)
+        (outcome, otherwise || fate.outcome() != doubt.fate)
     }
 
     /// What the gate says. One that learns is taught by the verdicts of the stretch; where it is the one that was in force,
@@ -306,12 +306,12 @@ impl Mind {
         if are.gate == were.gate {
             return if task.doubtful() { Reason::LowConfidence } else { Reason::Confident };
         }
-        self.evidence.seen(label, tested.best);
+        self.evidence.add_answer(label, tested.best);
         if let (Some((label, confidence)), Some(verdict)) = (&task.edge, &task.verdict) {
             let ranked = Ranked { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
-            let opinion = Opinion {
+            let opinion = Prediction {
                 label: label.to_string(),
                 confidence: *confidence,
                 top,
@@ -320,11 +320,11 @@ impl Mind {
                 temperature: None,
                 novelty: None,
             };
-            self.evidence.verified(&opinion, verdict, 2, 1.0);
+            self.evidence.add_verdict(&opinion, verdict, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
-            let belief = self.evidence.belief(target);
-            self.taught = Some(are.gate().taught(&belief));
+            let belief = self.evidence.calibration(target);
+            self.taught = Some(are.gate().with_calibration(&belief));
         }
         self.seen += 1;
         self.taught.as_ref().map_or(Reason::Confident, |gate| gate.decide(tested, label))
@@ -352,7 +352,7 @@ mod tests {
     fn recorded(number: u64, best: f32, verdict: Option<&str>) -> Recorded {
         let stored =
             Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
-        let task = Task::bare(&stored, TaskId::derived(&number.to_string()));
+        let task = Task::from_id(&stored, TaskId::from_name(&number.to_string()));
         let network = Network {
             up: true,
             available: true,
@@ -367,7 +367,7 @@ mod tests {
             Some(_) => (Route::Verified, Reason::LowConfidence),
             None => (Route::Edge, Reason::Confident),
         };
-        let mut answer = Answer::about(&task, Stage::Final, route, reason, 100);
+        let mut answer = Answer::for_task(&task, Stage::Final, route, reason, 100);
         let fate = if verdict.is_some() { Fated::Goes } else { Fated::Stands };
         answer.decided = Some(Box::new(Decided {
             worker: "w".into(),
@@ -401,7 +401,7 @@ mod tests {
         if verdict.is_some() {
             let release = schemas::ReleaseId::from_sha256([1; 32]);
             let top = Vec::new();
-            answer.edge = Some(Opinion {
+            answer.edge = Some(Prediction {
                 label: "crab".into(),
                 confidence: best,
                 top,
@@ -423,7 +423,7 @@ mod tests {
     fn play_one(says: Value) -> Played {
         let all = [recorded(1, 0.6, Some("fish")), recorded(2, 0.9, None), recorded(3, 0.95, None)];
         let candidate = Candidate { name: "tried".into(), says };
-        play(&all, &live(), &candidate).unwrap()
+        replay_decisions(&all, &live(), &candidate).unwrap()
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
     fn a_candidate_that_is_none_is_refused_by_name() {
         let refused = |says: Value| {
             let candidate = Candidate { name: "bad.toml".into(), says };
-            play(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()
+            replay_decisions(&[recorded(1, 0.6, None)], &live(), &candidate).unwrap_err()
         };
         assert!(refused(json!({"gate": {"min_confidense_ratio": 0.5}})).contains("min_confidense_ratio"));
         assert!(refused(json!({"gate": {"min_confidence_ratio": 2.0}})).contains("between 0 and 1"));

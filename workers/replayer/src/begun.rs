@@ -34,7 +34,7 @@ impl Begun {
     ///
     /// # Errors
     /// [`ReplayError::Foreign`] if that was something else.
-    pub fn before(path: &Path, asked: &str) -> Result<Option<Self>, ReplayError> {
+    pub fn read_previous(path: &Path, asked: &str) -> Result<Option<Self>, ReplayError> {
         let Ok(text) = std::fs::read(path) else { return Ok(None) };
         let foreign = |what: String| ReplayError::Foreign { path: path.into(), what };
         let begun: Self =
@@ -49,7 +49,7 @@ impl Begun {
     ///
     /// # Errors
     /// The system's words.
-    pub fn note(&self, path: &Path) -> Result<(), ReplayError> {
+    pub fn write_marker(&self, path: &Path) -> Result<(), ReplayError> {
         let beside = path.with_added_extension("part");
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
         std::fs::write(&beside, text).map_err(ReplayError::write(&beside))?;
@@ -61,7 +61,7 @@ impl Begun {
 pub fn of_user(asked: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
-    Some(state.join("tributary/replay").join(format!("{}.json", TaskId::derived(asked))))
+    Some(state.join("tributary/replay").join(format!("{}.json", TaskId::from_name(asked))))
 }
 
 #[cfg(test)]
@@ -72,21 +72,21 @@ mod tests {
     fn what_was_begun_goes_on_and_something_else_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replay.json");
-        assert_eq!(Begun::before(&path, "a").unwrap(), None);
+        assert_eq!(Begun::read_previous(&path, "a").unwrap(), None);
         let begun = Begun {
             asked: "a".into(),
-            run: TaskId::derived("x"),
+            run: TaskId::from_name("x"),
             since_ms: Some(1),
             until_ms: 2,
             answers_to: 3,
             through: 4,
             done: false,
         };
-        begun.note(&path).unwrap();
-        assert_eq!(Begun::before(&path, "a").unwrap(), Some(begun));
-        let refused = Begun::before(&path, "b").unwrap_err().to_string();
+        begun.write_marker(&path).unwrap();
+        assert_eq!(Begun::read_previous(&path, "a").unwrap(), Some(begun));
+        let refused = Begun::read_previous(&path, "b").unwrap_err().to_string();
         assert!(refused.contains("another replay (a)"), "{refused}");
         std::fs::write(&path, "x").unwrap();
-        assert!(Begun::before(&path, "a").is_err());
+        assert!(Begun::read_previous(&path, "a").is_err());
     }
 }

@@ -90,7 +90,7 @@ impl Expression {
     }
 
     /// Whether a task meets it.
-    pub fn holds(&self, row: &Row) -> bool {
+    pub fn matches(&self, row: &Row) -> bool {
         holds(&self.0, row)
     }
 }
@@ -379,7 +379,7 @@ mod tests {
 
     fn holds(text: &str) -> bool {
         let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{error}"));
-        expression.holds(&row())
+        expression.matches(&row())
     }
 
     #[test]
@@ -444,7 +444,7 @@ mod tests {
         #[test]
         fn not_turns_a_condition_round(confidence in 0f32..1.0) {
             let row = Row { confidence: Some(confidence), ..row() };
-            let at = |text: &str| Expression::parse(text).unwrap().holds(&row);
+            let at = |text: &str| Expression::parse(text).unwrap().matches(&row);
             prop_assert_ne!(at("confidence < 0.5"), at("not confidence < 0.5"));
             prop_assert_eq!(at("confidence < 0.5"), at("not confidence >= 0.5"));
         }

@@ -44,7 +44,7 @@ pub async fn fetch<'r>(
         From::Pinned(_) => (topology::PINNED, Blobs::open_pinned(bus).await?),
     };
     let sequences: Vec<u64> = rows.iter().map(|row| row.sequence).collect();
-    streams::pick::pick(bus, stream, &sequences, async |place, record| {
+    streams::pick::fetch_many(bus, stream, &sequences, async |place, record| {
         let Some(row) = rows.get(place) else { return Ok(()) };
         let image = match record {
             Some(record) => whole(&blobs, record.payload, record.headers).await?,
@@ -61,7 +61,7 @@ async fn whole(blobs: &Blobs, payload: Bytes, headers: Vec<(String, String)>) ->
         headers.iter().find(|(name, _)| name == HEADER_BLOB).and_then(|(_, value)| value.parse::<BlobRef>().ok());
     let bytes = match blob {
         None => payload,
-        Some(blob) => match blobs.fetch(&blob, MAX_IMAGE_BYTES).await {
+        Some(blob) => match blobs.fetch_blob(&blob, MAX_IMAGE_BYTES).await {
             Ok(bytes) => bytes,
             // Large images are kept for a shorter time than their messages.
             Err(CarryError::BadBlob { .. }) => return Ok(None),

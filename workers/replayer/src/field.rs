@@ -183,7 +183,7 @@ impl Field {
             return Err(format!("no task has {self} {text:?}: use {}", values.join(", ")));
         }
         match self {
-            Field::Published => match moment::read(text, None) {
+            Field::Published => match moment::parse_timestamp(text, None) {
                 Ok(at_ms) => Ok(Value::Number(at_ms as f64)),
                 Err(why) => Err(why),
             },

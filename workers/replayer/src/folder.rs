@@ -44,7 +44,7 @@ impl Folder {
     ///
     /// # Errors
     /// The system's words.
-    pub fn put(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
+    pub fn write_image(&mut self, row: &Row, image: &Image) -> Result<(), ReplayError> {
         let file = format!("{}/{}.{}", row.camera, row.task, kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
             let folder = self.path.join(row.camera.as_ref());
@@ -74,7 +74,7 @@ impl Folder {
     ///
     /// # Errors
     /// The system's words.
-    pub fn settle(self) -> Result<(), ReplayError> {
-        self.index.settle()
+    pub fn sync(self) -> Result<(), ReplayError> {
+        self.index.sync()
     }
 }

@@ -29,8 +29,8 @@ pub async fn gather(
     mut each: impl FnMut(u64, u64),
 ) -> Result<Vec<Row>, ReplayError> {
     let persons = Persons::read(bus).await?;
-    let last = read::level(bus, topology::ANSWERS).await?;
-    let mut subjects = vec![subject::finalities(site, None)];
+    let last = read::stream_level(bus, topology::ANSWERS).await?;
+    let mut subjects = vec![subject::final_answers(site, None)];
     let provisional = query.at == At::Provisional;
     if provisional {
         subjects.push(subject::provisionals(site, None));
@@ -63,7 +63,7 @@ pub async fn gather(
             continue;
         }
         let mut row = Row::of(&answer, &mut texts);
-        persons.tell(&mut row);
+        persons.label_rows(&mut row);
         if query.takes(&row) {
             if rows.len() >= MOST_TASKS {
                 return Err(ReplayError::TooMany { most: MOST_TASKS });
@@ -87,18 +87,18 @@ pub async fn gather_decided(
 ) -> Result<(Vec<Recorded>, u64), ReplayError> {
     const MOST: usize = MOST_TASKS / 4;
     let persons = Persons::read(bus).await?;
-    let level = read::level(bus, topology::ANSWERS).await?;
+    let level = read::stream_level(bus, topology::ANSWERS).await?;
     let (mut all, mut silent, mut texts) = (Vec::new(), 0, Texts::default());
     if level.messages == 0 {
         return Ok((all, silent));
     }
-    let finals = Stretch { subjects: vec![subject::finalities(site, None)], ..Stretch::default() };
+    let finals = Stretch { subjects: vec![subject::final_answers(site, None)], ..Stretch::default() };
     let mut reader = Reader::open(bus, topology::ANSWERS, finals, level.last_sequence).await?;
     while let Some(record) = reader.next().await? {
         pace.wait(record.payload.len()).await?;
         let Ok(mut answer) = decode::<Answer>(&record.payload) else { continue };
         let mut row = Row::of(&answer, &mut texts);
-        persons.tell(&mut row);
+        persons.label_rows(&mut row);
         answer.truth = answer.truth.filter(|_| !row.retracted);
         if answer.replayed.is_some() || !query.takes(&row) {
             continue;
@@ -122,13 +122,13 @@ pub async fn gather_decided(
 /// More tasks than can be held, and what the broker says.
 pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &Query) -> Result<Vec<Row>, ReplayError> {
     let persons = Persons::read(bus).await?;
-    let last = read::level(bus, topology::PINNED).await?;
+    let last = read::stream_level(bus, topology::PINNED).await?;
     let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
         return Ok(rows);
     }
     let all = Stretch { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..Stretch::default() };
-    read::stretch(bus, topology::PINNED, all, last.last_sequence, |record| {
+    read::read_range(bus, topology::PINNED, all, last.last_sequence, |record| {
         let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<Row>(row).ok());
         let row = row.filter(|row| is_of(row, &record.subject)).map(|row| persons.without_retracted(row));
         match row {
@@ -166,13 +166,13 @@ struct Persons {
 impl Persons {
     async fn read(bus: &Bus) -> Result<Self, ReplayError> {
         let mut persons = Self::default();
-        let last = read::level(bus, topology::LABELS).await?;
+        let last = read::stream_level(bus, topology::LABELS).await?;
         if last.messages == 0 {
             return Ok(persons);
         }
-        read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+        read::read_range(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
-                Ok(label) => persons.hear(&label),
+                Ok(label) => persons.apply_label(&label),
                 Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
             }
         })
@@ -180,7 +180,7 @@ impl Persons {
         Ok(persons)
     }
 
-    fn hear(&mut self, label: &Label) {
+    fn apply_label(&mut self, label: &Label) {
         match (&label.retracted, label.source) {
             (Some(_), _) => drop(self.said.insert(label.task, None)),
             (None, None) => drop(self.said.insert(label.task, Some(self.texts.shared(&label.label)))),
@@ -199,7 +199,7 @@ impl Persons {
     }
 
     /// Writes into a row what is said of its task.
-    fn tell(&self, row: &mut Row) {
+    fn label_rows(&self, row: &mut Row) {
         match self.said.get(&row.task) {
             Some(Some(person)) => row.person = Some(person.clone()),
             Some(None) => row.retract(),
@@ -227,8 +227,8 @@ mod tests {
         };
         let told = |labels: &[Label]| {
             let (mut persons, mut row) = (Persons::default(), row());
-            labels.iter().for_each(|label| persons.hear(label));
-            persons.tell(&mut row);
+            labels.iter().for_each(|label| persons.apply_label(label));
+            persons.label_rows(&mut row);
             row.label().map(|(label, _)| label.to_string())
         };
         let (person, replay) = (label(None), label(Some(LabelSource::Publisher)));
@@ -245,7 +245,7 @@ mod tests {
         for camera in ["../../etc", "a.b", "", "another"] {
             assert!(!is_of(&Row { camera: camera.into(), ..row() }, &slot(&row())), "{camera}");
         }
-        assert!(!is_of(&Row { task: TaskId::derived("another"), ..row() }, &slot(&row())));
+        assert!(!is_of(&Row { task: TaskId::from_name("another"), ..row() }, &slot(&row())));
         assert!(!is_of(&Row { site: "another".into(), ..row() }, &slot(&row())));
     }
 }

@@ -141,7 +141,7 @@ impl Index {
     ///
     /// # Errors
     /// The system's words.
-    pub fn settle(mut self) -> Result<(), ReplayError> {
+    pub fn sync(mut self) -> Result<(), ReplayError> {
         self.flush()?;
         let path = self.path.clone();
         let inner = self.writer.into_inner().map_err(|error| ReplayError::write(&path)(error.into_error()))?;
@@ -185,10 +185,10 @@ mod tests {
         let path = folder.path().join("index.csv");
         let (mut index, known) = open(&path);
         assert!(known.is_empty());
-        let second = Row { task: TaskId::derived("b"), answer: Some("a \"b\", c\nd".into()), ..row() };
+        let second = Row { task: TaskId::from_name("b"), answer: Some("a \"b\", c\nd".into()), ..row() };
         index.add(cells("cam/a.png", &row(), 10)).unwrap();
         index.add(cells("cam/b.png", &second, 10)).unwrap();
-        index.settle().unwrap();
+        index.sync().unwrap();
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
@@ -199,7 +199,7 @@ mod tests {
                     index.add(cells(name, &row, 10)).unwrap();
                 }
             }
-            index.settle().unwrap();
+            index.sync().unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), whole, "cut off after {cut} bytes");
         }
     }

@@ -8,7 +8,7 @@ use time::{Date, OffsetDateTime};
 ///
 /// # Errors
 /// One sentence that says how to write it.
-pub fn read(text: &str, now_ms: Option<u64>) -> Result<u64, String> {
+pub fn parse_timestamp(text: &str, now_ms: Option<u64>) -> Result<u64, String> {
     let wrong = || {
         let ago = if now_ms.is_some() { ", or how long ago, such as 90m, 2h or 7d" } else { "" };
         format!("{text:?} is not a time: write 2026-11-25, 2026-11-25T10:30:00Z{ago}")
@@ -28,7 +28,7 @@ pub fn read(text: &str, now_ms: Option<u64>) -> Result<u64, String> {
 }
 
 /// A moment for people, in UTC.
-pub fn said(at_ms: u64) -> String {
+pub fn format_timestamp(at_ms: u64) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000);
     at.ok().and_then(|at| at.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{at_ms} ms"))
 }
@@ -52,14 +52,14 @@ mod tests {
     #[test]
     fn dates_times_and_spans_are_understood() {
         let now_ms = Some(1_000_000_000_000);
-        assert_eq!(read("2001-09-09", None), Ok(999_993_600_000));
-        assert_eq!(read("2001-09-09T01:46:40Z", None), Ok(1_000_000_000_000));
-        assert_eq!(read("2001-09-09T03:46:40+02:00", None), Ok(1_000_000_000_000));
-        assert_eq!(read("90m", now_ms), Ok(1_000_000_000_000 - 5_400_000));
-        assert_eq!(read("1700000000123", None), Ok(1_700_000_000_123));
+        assert_eq!(parse_timestamp("2001-09-09", None), Ok(999_993_600_000));
+        assert_eq!(parse_timestamp("2001-09-09T01:46:40Z", None), Ok(1_000_000_000_000));
+        assert_eq!(parse_timestamp("2001-09-09T03:46:40+02:00", None), Ok(1_000_000_000_000));
+        assert_eq!(parse_timestamp("90m", now_ms), Ok(1_000_000_000_000 - 5_400_000));
+        assert_eq!(parse_timestamp("1700000000123", None), Ok(1_700_000_000_123));
         for text in ["", "h", "yesterday", "2001-13-01", "99999999999999999999d", "-1h"] {
-            assert!(read(text, now_ms).is_err(), "{text:?}");
+            assert!(parse_timestamp(text, now_ms).is_err(), "{text:?}");
         }
-        assert!(read("2h", None).is_err());
+        assert!(parse_timestamp("2h", None).is_err());
     }
 }

@@ -32,7 +32,7 @@ pub fn check_template(template: &str) -> Result<(), ReplayError> {
 }
 
 /// An image once more: as a task of its own, which says which one it was.
-pub fn again(template: &str, row: &Row, image: &Image, run: TaskId) -> Publication {
+pub fn republication(template: &str, row: &Row, image: &Image, run: TaskId) -> Publication {
     let id = row.task.child(&format!("replayed-{run}"));
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
     let payload = if inline { image.bytes.clone() } else { bytes::Bytes::new() };
@@ -78,7 +78,7 @@ pub fn pin(set: &SetName, row: &Row, image: &Image) -> Result<Publication, Repla
     let (site, camera) = names(row)?;
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
     let payload = if inline { image.bytes.clone() } else { bytes::Bytes::new() };
-    let mut publication = Publication::first(subject::pin(set, &site, &camera, row.task), payload)
+    let mut publication = Publication::first_on_subject(subject::pin(set, &site, &camera, row.task), payload)
         .header(HEADER_ROW, serde_json::to_string(row).unwrap_or_default());
     let own = |name: &str| name.starts_with("Nats-") || name == HEADER_MESSAGE_ID || name == HEADER_ROW;
     let headers = image.headers.iter().filter(|(name, _)| !own(name));
@@ -109,19 +109,19 @@ mod tests {
 
     #[test]
     fn an_image_that_is_replayed_is_another_task_that_says_which_one_it_was() {
-        let run = TaskId::derived("run");
-        let sent = again("image.lab.{camera}", &row(), &image(), run);
+        let run = TaskId::from_name("run");
+        let sent = republication("image.lab.{camera}", &row(), &image(), run);
         assert_eq!(sent.subject, "image.lab.cam-1");
         assert_eq!(value(&sent, HEADER_REPLAYED), Some(row().task.to_string().as_str()));
         assert_eq!(value(&sent, HEADER_LABEL), Some("crab"), "the publisher's word goes with it");
         assert_eq!((value(&sent, HEADER_CAPTURED_AT), value(&sent, "Tributary-Deadline-Ms")), (Some("7"), None));
-        let id = |run| value(&again("x", &row(), &image(), run), HEADER_MESSAGE_ID).map(str::to_owned);
+        let id = |run| value(&republication("x", &row(), &image(), run), HEADER_MESSAGE_ID).map(str::to_owned);
         assert_eq!(id(run), id(run), "going on repeats itself");
-        assert_ne!(id(run), id(TaskId::derived("another")));
+        assert_ne!(id(run), id(TaskId::from_name("another")));
         let verified = Row { truth: None, route: schemas::Route::Verified, ..row() };
-        assert_eq!(value(&again("x", &verified, &image(), run), HEADER_LABEL), None, "a verdict is not the truth");
+        assert_eq!(value(&republication("x", &verified, &image(), run), HEADER_LABEL), None, "a verdict is not the truth");
         let lines = Row { person: Some("crab\r\nTributary-Priority: high".into()), ..row() };
-        assert_eq!(value(&again("x", &lines, &image(), run), HEADER_LABEL), None, "a label is no header of its own");
+        assert_eq!(value(&republication("x", &lines, &image(), run), HEADER_LABEL), None, "a label is no header of its own");
     }
 
     #[test]

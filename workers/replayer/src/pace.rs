@@ -64,7 +64,7 @@ impl Pace {
         let first = self.looked_at.replace(now).is_none();
         let wary_ms = WARY.as_millis() as u64;
         let progress =
-            match read::progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await {
+            match read::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await {
                 // A server on which nobody recognizes.
                 Err(CarryError::Missing { .. }) => return Ok(()),
                 progress => progress?,

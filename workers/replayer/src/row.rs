@@ -208,7 +208,7 @@ pub(crate) mod tests {
     /// A doubtful answer that stood, and is wrong.
     pub(crate) fn row() -> Row {
         Row {
-            task: TaskId::derived("a"),
+            task: TaskId::from_name("a"),
             site: "reef".into(),
             camera: "cam-1".into(),
             sequence: 7,

@@ -63,7 +63,7 @@ impl Query {
             && self.until_ms.is_none_or(|until_ms| at_ms < until_ms)
             && self.from_sequence.is_none_or(|from| row.sequence >= from)
             && self.to_sequence.is_none_or(|to| row.sequence <= to)
-            && self.condition.as_ref().is_none_or(|condition| condition.holds(row))
+            && self.condition.as_ref().is_none_or(|condition| condition.matches(row))
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
 
     fn rows(labels: &[usize]) -> Vec<Row> {
         let of = |(at, label): (usize, &usize)| Row {
-            task: TaskId::derived(&at.to_string()),
+            task: TaskId::from_name(&at.to_string()),
             sequence: at as u64 + 1,
             truth: Some(format!("label-{label}").into()),
             edge_confidence: Some(1.0 / (at + 1) as f32),

@@ -140,7 +140,7 @@ mod tests {
         let path = folder.path().join("set.tar");
         // One that fills its blocks, and needs no padding, among them.
         let sizes = [("a", 1500), ("b", 1024), ("c", 1)];
-        let rows = sizes.map(|(name, _)| Row { task: TaskId::derived(name), ..row() });
+        let rows = sizes.map(|(name, _)| Row { task: TaskId::from_name(name), ..row() });
         let images = sizes.map(|(_, size)| Image { bytes: Bytes::from(vec![7; size]), headers: Vec::new() });
         let fill = |cut: usize| {
             let (mut tarball, known) = Tarball::open(&path).unwrap();

@@ -146,7 +146,7 @@ pub async fn replay(
     let started = Instant::now();
     let note = place_of_note(&destination, &options)?;
     let mut begun = match &note {
-        Some(path) => Begun::before(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
+        Some(path) => Begun::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
         None => None,
     };
     let fresh = begun.is_none();
@@ -155,10 +155,10 @@ pub async fn replay(
         Some(begun) => begun,
         None => Begun {
             asked: options.asked.clone(),
-            run: TaskId::mint(),
+            run: TaskId::new_random(),
             since_ms: query.since_ms,
             until_ms: query.until_ms.unwrap_or(u64::MAX),
-            answers_to: read::level(bus, topology::ANSWERS).await?.last_sequence,
+            answers_to: read::stream_level(bus, topology::ANSWERS).await?.last_sequence,
             through: 0,
             done: false,
         },
@@ -182,7 +182,7 @@ pub async fn replay(
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(ReplayError::write(folder))?;
         }
-        begun.note(path)?;
+        begun.write_marker(path)?;
     }
     let meant = rows.len() as u64;
     let mut run = Run {
@@ -203,7 +203,7 @@ pub async fn replay(
     summary.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match ended {
         Err(ReplayError::Interrupted) => summary.interrupted = true,
-        Err(error) => return Err(error.at(summary.before + summary.through, meant)),
+        Err(error) => return Err(error.with_progress(summary.before + summary.through, meant)),
         Ok(()) => {}
     }
     Ok(summary)
@@ -264,20 +264,20 @@ async fn nothing(bus: &Bus, site: &SiteName, from: &From) -> Result<String, Repl
     if let From::Pinned(set) = from {
         return Ok(format!("set {set} has none like that at site {site}; `tributary retention` lists the sets"));
     }
-    let answers = read::level(bus, topology::ANSWERS).await?;
+    let answers = read::stream_level(bus, topology::ANSWERS).await?;
     if answers.messages == 0 {
         return Ok(format!("site {site} has no answers yet"));
     }
     let at = async |sequence| {
-        let record = read::at(bus, topology::ANSWERS, sequence).await?;
+        let record = read::message_at(bus, topology::ANSWERS, sequence).await?;
         Ok::<_, CarryError>(record.map_or(0, |record| u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0)))
     };
     let (oldest, newest) = (at(answers.first_sequence).await?, at(answers.last_sequence).await?);
     Ok(format!(
         "the {} answers of site {site} are from {} to {}; --where and the other conditions leave none of them",
         answers.messages,
-        crate::moment::said(oldest),
-        crate::moment::said(newest)
+        crate::moment::format_timestamp(oldest),
+        crate::moment::format_timestamp(newest)
     ))
 }
 
@@ -311,11 +311,11 @@ impl Run<'_> {
             Destination::Folder(path) => {
                 std::fs::create_dir_all(&path).map_err(ReplayError::write(&path))?;
                 let (folder, known) = Folder::open(&path)?;
-                self.shelve(rows, known, Shelf::Folder(Box::new(folder))).await
+                self.write_images(rows, known, Shelf::Folder(Box::new(folder))).await
             }
             Destination::Tar(path) => {
                 let (tarball, known) = Tarball::open(&path)?;
-                self.shelve(rows, known, Shelf::Tar(tarball)).await
+                self.write_images(rows, known, Shelf::Tar(tarball)).await
             }
             Destination::Subject { template, spacing } => self.publish(rows, &template, spacing).await,
             Destination::Trainer => self.label(rows).await,
@@ -358,7 +358,7 @@ impl Run<'_> {
         let most = self.room.available_permits().max(1);
         let mut pace = Pace::new(bus, self.site, self.beside_mib_per_s, self.most_mib_per_s);
         fetch(bus, from, rows, &mut pace, async |row, image| {
-            if shutdown.is_wanted() {
+            if shutdown.is_requested() {
                 return Err(ReplayError::Interrupted);
             }
             let Some(image) = image else {
@@ -374,7 +374,7 @@ impl Run<'_> {
     }
 
     fn note_through(&self) -> Result<(), ReplayError> {
-        self.note.as_ref().map_or(Ok(()), |note| self.begun.note(note))
+        self.note.as_ref().map_or(Ok(()), |note| self.begun.write_marker(note))
     }
 
     fn note_end(&mut self) -> Result<(), ReplayError> {

@@ -23,7 +23,7 @@ pub struct Machine {
 }
 
 /// Why a machine cannot run what needs this, if it cannot.
-pub fn unable(needs: &Needs, machine: &Machine) -> Option<FaultNote> {
+pub fn incompatibility(needs: &Needs, machine: &Machine) -> Option<FaultNote> {
     if needs.opset > KNOWN_OPSET && version(&machine.runtime) < version(&needs.runtime) {
         let reason = format!(
             "its graph has operators of version {}, which ONNX Runtime {} is not known to have; it was tried with {}",
@@ -56,7 +56,7 @@ mod tests {
 
     fn why(needs: Needs, runtime: &str, free: Option<u64>) -> Option<String> {
         let machine = Machine { runtime: runtime.into(), memory_free_mib: free, replicas: 4 };
-        unable(&needs, &machine).map(|fault| fault.name)
+        incompatibility(&needs, &machine).map(|fault| fault.name)
     }
 
     #[test]

@@ -50,23 +50,23 @@ impl Counter {
     }
 
     /// An image was recognized: whether the gate was in doubt, the confidence, 0 to 1, and what it cost, milliseconds.
-    pub fn seen(&self, release: &ReleaseId, doubtful: bool, confidence: f32, cost_ms: f64, now_ms: u64) {
+    pub fn count_image(&self, release: &ReleaseId, doubtful: bool, confidence: f32, cost_ms: f64, now_ms: u64) {
         self.count(release, now_ms, |counts| {
             counts.images += 1;
             counts.doubtful += u64::from(doubtful);
-            counts.confidence.see(f64::from(confidence));
+            counts.confidence.add_value(f64::from(confidence));
             // A clock of microseconds may say zero.
-            counts.ln_cost_ms.see(cost_ms.max(1e-3).ln());
+            counts.ln_cost_ms.add_value(cost_ms.max(1e-3).ln());
         });
     }
 
     /// An image with which nothing was wrong was not recognized.
-    pub fn failed(&self, release: &ReleaseId, now_ms: u64) {
+    pub fn count_failure(&self, release: &ReleaseId, now_ms: u64) {
         self.count(release, now_ms, |counts| counts.faults += 1);
     }
 
     /// A verdict on what a release had said at a site, which was in doubt about it, or sure.
-    pub fn judged(&self, site: &SiteName, release: &ReleaseId, sure: bool, agreed: bool, now_ms: u64) {
+    pub fn count_verdict(&self, site: &SiteName, release: &ReleaseId, sure: bool, agreed: bool, now_ms: u64) {
         self.change(now_ms, |slot| {
             let agreement = slot.agreements.entry((site.clone(), release.clone())).or_insert_with(|| Agreement {
                 site: site.clone(),
@@ -85,7 +85,7 @@ impl Counter {
             if let Some(counts) = slot.counts.get_mut(release) {
                 return act(counts);
             }
-            act(slot.counts.entry(release.clone()).or_insert_with(|| Counts::of(release.clone())));
+            act(slot.counts.entry(release.clone()).or_insert_with(|| Counts::for_release(release.clone())));
         });
     }
 
@@ -101,7 +101,7 @@ impl Counter {
 
     /// What was counted since it was told last, the oldest stretch first. Each is to be told again by [`Counter::again`] if
     /// it could not be.
-    pub fn fresh(&self) -> Vec<Told> {
+    pub fn take_counts(&self) -> Vec<Told> {
         let mut slots = self.slots();
         let told = slots.iter_mut().filter_map(|(at_ms, slot)| {
             std::mem::take(&mut slot.fresh).then(|| Told {
@@ -118,7 +118,7 @@ impl Counter {
     }
 
     /// What came of the stretch that is now, whether or not something came of it.
-    pub fn current(&self, now_ms: u64) -> Told {
+    pub fn current_counts(&self, now_ms: u64) -> Told {
         let slot_ms = self.slot_of(now_ms);
         let slot = self.slots().get(&slot_ms).cloned().unwrap_or_default();
         Told {
@@ -129,7 +129,7 @@ impl Counter {
     }
 
     /// A stretch could not be told.
-    pub fn again(&self, told: &Told) {
+    pub fn restore_counts(&self, told: &Told) {
         if let Some(slot) = self.slots().get_mut(&told.slot_ms) {
             slot.fresh = true;
         }
@@ -151,31 +151,31 @@ mod tests {
     #[test]
     fn a_stretch_is_told_whole_whenever_something_was_added() {
         let counter = Counter::new(600);
-        counter.seen(&id(1), true, 0.5, 2.0, 10);
-        counter.failed(&id(2), 10);
-        let told = counter.fresh();
+        counter.count_image(&id(1), true, 0.5, 2.0, 10);
+        counter.count_failure(&id(2), 10);
+        let told = counter.take_counts();
         assert_eq!((told.len(), told[0].slot_ms, told[0].counts.len()), (1, 0, 2));
-        assert_eq!(counter.fresh(), []);
-        counter.seen(&id(1), false, 0.9, 2.0, 20);
-        let told = counter.fresh();
+        assert_eq!(counter.take_counts(), []);
+        counter.count_image(&id(1), false, 0.9, 2.0, 20);
+        let told = counter.take_counts();
         assert_eq!((told[0].counts[0].images, told[0].counts[0].doubtful), (2, 1));
         assert!((told[0].counts[0].confidence.sum - 1.4).abs() < 1e-6);
-        counter.again(&told[0]);
-        assert_eq!(counter.fresh(), told);
+        counter.restore_counts(&told[0]);
+        assert_eq!(counter.take_counts(), told);
     }
 
     #[test]
     fn what_is_over_is_kept_until_it_was_told() {
         let counter = Counter::new(600);
         let site: SiteName = "reef".parse().unwrap();
-        counter.judged(&site, &id(1), false, true, 10);
-        counter.judged(&site, &id(1), true, false, 600_000 + 1);
-        let told = counter.fresh();
+        counter.count_verdict(&site, &id(1), false, true, 10);
+        counter.count_verdict(&site, &id(1), true, false, 600_000 + 1);
+        let told = counter.take_counts();
         assert_eq!(told.iter().map(|told| told.slot_ms).collect::<Vec<_>>(), [0, 600_000]);
         assert_eq!(told[0].agreements[0].doubtful, Agreed { asked: 1, agreed: 1 });
-        counter.again(&told[0]);
-        assert_eq!(counter.fresh().len(), 1);
-        assert_eq!(counter.fresh().len(), 0);
+        counter.restore_counts(&told[0]);
+        assert_eq!(counter.take_counts().len(), 1);
+        assert_eq!(counter.take_counts().len(), 0);
         assert_eq!(counter.slots().len(), 1, "the current one is kept");
     }
 }

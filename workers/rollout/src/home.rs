@@ -105,7 +105,7 @@ impl Home {
     }
 
     /// A release is about to serve; `root`: it is what the worker was set up with.
-    pub fn serves(&self, release: &ReleaseId, root: bool) -> io::Result<()> {
+    pub fn serving_release(&self, release: &ReleaseId, root: bool) -> io::Result<()> {
         let mut state = self.state();
         let serving = (!root).then(|| release.clone());
         if state.serving != serving {
@@ -116,7 +116,7 @@ impl Home {
     }
 
     /// What serves has served long enough to be trusted, or the process ends as it should.
-    pub fn steady(&self) -> io::Result<()> {
+    pub fn mark_stable(&self) -> io::Result<()> {
         let mut state = self.state();
         state.on_trial = false;
         if let Some(serving) = state.serving.clone() {
@@ -126,7 +126,7 @@ impl Home {
     }
 
     /// Removes all releases but the latest.
-    pub fn tidy(&self) -> io::Result<()> {
+    pub fn remove_old(&self) -> io::Result<()> {
         let state = self.state();
         let wanted: Vec<&str> = state.serving.iter().chain(&state.before).map(ReleaseId::as_str).collect();
         let mut others: Vec<_> = fs::read_dir(self.folder.join("releases"))?
@@ -183,13 +183,13 @@ mod tests {
         let (home, first, _) = begun();
         assert_eq!(first, root.release);
         let other = placed(&home);
-        home.serves(&other.release, false).unwrap();
-        home.steady().unwrap();
+        home.serving_release(&other.release, false).unwrap();
+        home.mark_stable().unwrap();
         drop(home);
         for _ in 0..5 {
             let (home, again, refused) = begun();
             assert_eq!((again, refused), (other.release.clone(), 0), "one that ends as it should is begun with again");
-            home.steady().unwrap();
+            home.mark_stable().unwrap();
         }
         // Now the process dies.
         drop(begun());
@@ -208,7 +208,7 @@ mod tests {
         let root = fixture("fashion-light");
         let home = Home::open(work.path()).unwrap();
         let other = placed(&home);
-        home.serves(&other.release, false).unwrap();
+        home.serving_release(&other.release, false).unwrap();
         fs::write(other.folder.join("labels.txt"), "other\n").unwrap();
         assert_eq!(home.start(&root).unwrap().0.release, root.release);
     }
@@ -221,8 +221,8 @@ mod tests {
         for number in 0..6_u8 {
             fs::create_dir_all(one.folder_of(&ReleaseId::from_sha256([number; 32]))).unwrap();
         }
-        one.serves(&ReleaseId::from_sha256([0; 32]), false).unwrap();
-        one.tidy().unwrap();
+        one.serving_release(&ReleaseId::from_sha256([0; 32]), false).unwrap();
+        one.remove_old().unwrap();
         assert!(one.folder_of(&ReleaseId::from_sha256([0; 32])).exists());
         assert_eq!(fs::read_dir(one.folder.join("releases")).unwrap().count(), KEPT);
     }

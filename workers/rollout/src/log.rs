@@ -14,7 +14,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a model's releases stand; `None` before the first decision.
 pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, CarryError> {
-    let Some(record) = read::last(bus, topology::RELEASES, &subject::releases(model)).await? else { return Ok(None) };
+    let Some(record) = read::last_message(bus, topology::RELEASES, &subject::releases(model)).await? else { return Ok(None) };
     match read_decision(&record) {
         Some(rollout) => Ok(Some(rollout)),
         // Somebody wrote something else there: what was decided last before it holds.
@@ -42,10 +42,10 @@ pub fn read_decision(record: &Record) -> Option<Rollout> {
 
 /// Everything that was decided about a model, the oldest first.
 pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, CarryError> {
-    let level = read::level(bus, topology::RELEASES).await?;
+    let level = read::stream_level(bus, topology::RELEASES).await?;
     let mut all = Vec::new();
     let stretch = Stretch { subjects: vec![subject::releases(model)], ..Stretch::default() };
-    read::stretch(bus, topology::RELEASES, stretch, level.last_sequence, |record| all.extend(read_decision(&record)))
+    read::read_range(bus, topology::RELEASES, stretch, level.last_sequence, |record| all.extend(read_decision(&record)))
         .await?;
     Ok(all)
 }
@@ -65,9 +65,9 @@ pub fn releases(history: &[Rollout]) -> Vec<Release> {
 }
 
 /// Writes a decision into its slot; false if somebody else was faster, and then what holds must be read again.
-pub async fn say(publisher: &Publisher, rollout: &Rollout) -> Result<bool, CarryError> {
+pub async fn publish_decision(publisher: &Publisher, rollout: &Rollout) -> Result<bool, CarryError> {
     let slot = subject::release(&rollout.model, rollout.number);
-    let placed = publisher.publish(&Publication::first(slot, encode(rollout)?)).await?;
+    let placed = publisher.publish(&Publication::first_on_subject(slot, encode(rollout)?)).await?;
     Ok(!matches!(placed, Placed::Taken))
 }
 
@@ -85,7 +85,7 @@ pub async fn decide<E: From<CarryError>>(
     for race in 0..RACES {
         let now = latest(bus, model).await?;
         let Some(next) = decide(now.as_ref())? else { return Ok(None) };
-        if say(publisher, &next).await? {
+        if publish_decision(publisher, &next).await? {
             return Ok(Some(next));
         }
         tokio::time::sleep((Duration::from_millis(10) * race).min(LONGEST_PAUSE)).await;
@@ -95,9 +95,9 @@ pub async fn decide<E: From<CarryError>>(
 
 /// What sites were ordered to run last, with when that was stored, milliseconds since the epoch.
 pub async fn orders(bus: &Bus) -> Result<Vec<(Order, u64)>, CarryError> {
-    let level = read::level(bus, topology::ORDERS).await?;
+    let level = read::stream_level(bus, topology::ORDERS).await?;
     let mut all = Vec::new();
-    read::stretch(bus, topology::ORDERS, Stretch::default(), level.last_sequence, |record| {
+    read::read_range(bus, topology::ORDERS, Stretch::default(), level.last_sequence, |record| {
         match decode::<Order>(&record.payload) {
             Ok(order) => all.push((order, u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0))),
             Err(error) => tracing::warn!(subject = record.subject, %error, "no order, passed over"),
@@ -109,10 +109,10 @@ pub async fn orders(bus: &Bus) -> Result<Vec<(Order, u64)>, CarryError> {
 
 /// What each worker reported last of each of its stretches of time, as far as it is kept, the oldest first.
 pub async fn reports(bus: &Bus) -> Result<Vec<Swap>, CarryError> {
-    let level = read::level(bus, topology::SWAPS).await?;
+    let level = read::stream_level(bus, topology::SWAPS).await?;
     let mut all = Vec::new();
     if level.messages > 0 {
-        read::stretch(bus, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
             all.extend(read_report(&record));
         })
         .await?;
@@ -134,7 +134,7 @@ pub fn read_report(record: &Record) -> Option<Swap> {
 }
 
 /// Gives a site its order. `with_package`: its courier brings the package too; where the release runs already, it need not.
-pub async fn give(publisher: &Publisher, order: &Order, with_package: bool) -> Result<(), CarryError> {
+pub async fn publish_order(publisher: &Publisher, order: &Order, with_package: bool) -> Result<(), CarryError> {
     let pieces = order.release.package.iter().filter(|_| with_package);
     let pieces: Vec<String> = pieces.map(ToString::to_string).collect();
     let mut publication = Publication {

@@ -45,7 +45,7 @@ pub async fn of_cloud(swapper: &Swapper, bus: &Bus, model: &ModelName, ready: im
 
 async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
     let stretch = Stretch { subjects: vec![subject::order(&SiteName::cloud(), model)], ..Stretch::default() };
-    let mut records = std::pin::pin!(read::follow(bus, topology::ORDERS, stretch).await?);
+    let mut records = std::pin::pin!(read::follow_range(bus, topology::ORDERS, stretch).await?);
     while let Some(record) = records.next().await {
         match decode::<Order>(&record?.payload) {
             Ok(order) => drop(ordered.send_replace(Some(order))),
@@ -74,7 +74,7 @@ async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
     tokio::select! {
         () = hearing => {}
         () = swapper.follow(orders, ready) => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
-    swapper.note(swapper.home.steady());
+    swapper.log_write_failure(swapper.home.mark_stable());
 }

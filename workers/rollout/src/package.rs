@@ -143,7 +143,7 @@ impl PackageError {
     /// may be offered again.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Carry(error) => error.passes(),
+            Self::Carry(error) => error.is_transient(),
             Self::Missing { .. } | Self::File { .. } => true,
             _ => false,
         }
@@ -163,9 +163,9 @@ impl PackageError {
 pub fn pack(model: &Model, extra: &[(&str, &[u8])], into: &Path) -> Result<BlobRef, PackageError> {
     let contents = contents(model, extra)?;
     make_folder(parent(into))?;
-    let unfinished = beside(into, "unfinished");
+    let unfinished = temporary_path(into, "unfinished");
     let written = write(&contents, &unfinished).and_then(|packed| {
-        settle(&unfinished, into)?;
+        rename_durably(&unfinished, into)?;
         Ok(packed)
     });
     if written.is_err() {
@@ -193,7 +193,7 @@ pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, P
     if !is_ours {
         refuse_taken(into)?;
     }
-    let unfinished = beside(into, "unfinished");
+    let unfinished = temporary_path(into, "unfinished");
     remove_folder(&unfinished)?;
     let made = lay_out(file, &unfinished).and_then(|()| match Model::load(&unfinished)?.release {
         found if found == *expected => Ok(()),
@@ -206,7 +206,7 @@ pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, P
     if is_ours {
         remove_folder(into)?;
     }
-    settle(&unfinished, into)?;
+    rename_durably(&unfinished, into)?;
     // Read again, for an export of Hugging Face's may be named by its folder.
     Ok(Model::load(into)?)
 }
@@ -221,7 +221,7 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
     }
     let plain = |name: &str| {
         let refused = || PackageError::Entry { name: name.to_owned(), why: "has no plain name" };
-        tape::plain(name).ok_or_else(refused)
+        tape::plain_header(name).ok_or_else(refused)
     };
     // By name: two ways to write one file are one file.
     let mut files = BTreeMap::new();
@@ -252,7 +252,7 @@ fn write(contents: &[(String, Content<'_>)], into: &Path) -> Result<BlobRef, Pac
 
 /// Writes a package's files into a new folder, on the disk.
 fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
-    let entries = tape::entries(package)?;
+    let entries = tape::read_entries(package)?;
     let mut from = File::open(package).map_err(PackageError::at(package))?;
     make_folder(folder)?;
     for Entry { name, at, size_bytes } in entries {
@@ -285,7 +285,7 @@ pub(crate) fn refuse_taken(folder: &Path) -> Result<(), PackageError> {
 }
 
 /// The name under which a file or folder is made, until it is whole; whoever makes it again begins by clearing it.
-pub(crate) fn beside(path: &Path, what: &str) -> PathBuf {
+pub(crate) fn temporary_path(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{what}"))
 }
@@ -302,7 +302,7 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<(), PackageError> {
 }
 
 /// Gives what is finished its name, so that it is there after a power cut too. A folder takes the place of an empty one.
-pub(crate) fn settle(finished: &Path, name: &Path) -> Result<(), PackageError> {
+pub(crate) fn rename_durably(finished: &Path, name: &Path) -> Result<(), PackageError> {
     sync(finished)?;
     std::fs::rename(finished, name).map_err(PackageError::at(name))?;
     sync(parent(name))
@@ -431,7 +431,7 @@ pub(crate) mod tests {
     fn what_is_there_already_stays_and_what_was_cut_off_is_made_again() {
         let (place, model) = Place::packed();
         let into = place.root.path().join(model.release.as_str());
-        let unfinished = beside(&into, "unfinished");
+        let unfinished = temporary_path(&into, "unfinished");
         std::fs::create_dir_all(unfinished.join("graph.onnx")).unwrap();
         unpack(&place.file, &model.release, &into).unwrap();
         std::fs::write(into.join("mine"), "").unwrap();
@@ -484,7 +484,7 @@ pub(crate) mod tests {
     fn an_altered_byte_makes_another_release_and_is_refused_with_its_digest() {
         let (place, model) = Place::packed();
         let whole = std::fs::read(&place.file).unwrap();
-        let entries = tape::entries(&place.file).unwrap();
+        let entries = tape::read_entries(&place.file).unwrap();
         let labels = entries.iter().find(|entry| entry.name == "labels.txt").unwrap();
         let alter = |at: u64| {
             let mut bytes = whole.clone();
@@ -613,7 +613,7 @@ pub(crate) mod tests {
             |bytes, _| with_sums(bytes),
             |bytes| {
                 std::fs::write(&file, bytes).unwrap();
-                if let Ok(entries) = tape::entries(&file) {
+                if let Ok(entries) = tape::read_entries(&file) {
                     for Entry { name, at, size_bytes } in entries {
                         assert!(at + size_bytes <= bytes.len() as u64, "{name} lies outside of the package");
                         assert!(

@@ -33,9 +33,9 @@ pub async fn prepare(
     work: &Path,
 ) -> Result<(Release, PathBuf), FaultNote> {
     let infer = InferSettings { replicas: Replicas::Count(1), ..InferSettings::default() };
-    let tried = trial.run(&model.folder, &infer).await?;
+    let tried = trial.run_trial(&model.folder, &infer).await?;
     let needs = needs(model, &tried)
-        .map_err(|error| FaultNote::new(error.name(), runtime::fault::chain(&error), "correct the model's folder"))?;
+        .map_err(|error| FaultNote::new(error.name(), runtime::fault::error_chain(&error), "correct the model's folder"))?;
     let probe = Probe { runtime: tried.runtime.clone(), logits: tried.logits };
     let (model, file) = (model.clone(), work.join(format!("{}.tar", model.release.short())));
     let release = model.release.clone();
@@ -67,5 +67,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::chain(&error), "make room, or use a smaller model")
+    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "make room, or use a smaller model")
 }

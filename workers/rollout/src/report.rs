@@ -42,9 +42,9 @@ impl SwapReporter {
         let mut said_at: Option<Instant> = None;
         let mut changed = true;
         loop {
-            let stopping = shutdown.is_wanted();
+            let stopping = shutdown.is_requested();
             let anyway = changed || stopping || said_at.is_none_or(|at| at.elapsed() >= SILENT_FOR);
-            if there() && self.tell(anyway, stopping).await {
+            if there() && self.publish_report(anyway, stopping).await {
                 said_at = Some(Instant::now());
                 changed = false;
             }
@@ -63,16 +63,16 @@ impl SwapReporter {
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
                 }
-                () = shutdown.wanted() => {}
+                () = shutdown.wait_for_request() => {}
             }
         }
     }
 
     /// Tells what is new, and at least what runs if `anyway`; whether something was told. `left`: for the last time.
-    async fn tell(&self, anyway: bool, left: bool) -> bool {
-        let mut news = self.counter.fresh();
+    async fn publish_report(&self, anyway: bool, left: bool) -> bool {
+        let mut news = self.counter.take_counts();
         if news.is_empty() && anyway {
-            news.push(self.counter.current(clock::now_ms()));
+            news.push(self.counter.current_counts(clock::now_ms()));
         }
         let mut told = false;
         for stretch in news {
@@ -81,7 +81,7 @@ impl SwapReporter {
                 Ok(_) => told = true,
                 Err(error) => {
                     tracing::debug!(%error, "what came of a release is told later");
-                    self.counter.again(&stretch);
+                    self.counter.restore_counts(&stretch);
                 }
             }
         }
@@ -92,8 +92,8 @@ impl SwapReporter {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
-            worker: beat::worker(),
-            model: ModelName::of(&self.swapper.root.description.name),
+            worker: beat::worker_name(),
+            model: ModelName::from_name(&self.swapper.root.description.name),
             release: model.release.clone(),
             since_ms: state.since_ms,
             order: state.order,
@@ -119,6 +119,6 @@ fn publication(swap: &Swap) -> Result<Publication, CarryError> {
     if swap.site == SiteName::cloud() {
         return Ok(Publication { subject: to, payload: payload.into(), headers: Vec::new(), first_only: false });
     }
-    let id = TaskId::derived(&format!("{to}@{}", swap.said_at_ms)).to_string();
+    let id = TaskId::from_name(&format!("{to}@{}", swap.said_at_ms)).to_string();
     Ok(Publication::with_id(subject::outbox(&swap.site, Errand::Swap), payload, id).header(HEADER_TO, to))
 }

@@ -216,7 +216,7 @@ pub fn unpin(now: &Rollout, site: SiteName, said: Said) -> Result<Rollout, Refus
 }
 
 /// What a site shall run.
-pub fn order(now: &Rollout, site: &SiteName) -> Order {
+pub fn order_for_site(now: &Rollout, site: &SiteName) -> Order {
     let (release, stage) = match (&now.pins.get(site), &now.canary) {
         (Some(pinned), _) => (*pinned, Stage::Pinned),
         (None, Some(canary)) if canary.ring.contains(site) => (&canary.release, Stage::Canary),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     fn runs(now: &Rollout, name: &str) -> ReleaseId {
-        order(now, &site(name)).release.release
+        order_for_site(now, &site(name)).release.release
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub enum StartError {
 }
 
 /// Loads and warms; takes a moment and the calling thread. `folder`: the model it was set up with.
-pub fn start(
+pub fn start_model(
     onnx: &Onnx,
     folder: &Path,
     infer: &InferSettings,
@@ -57,7 +57,7 @@ pub fn start(
     let (model, mut refused) = home.start(&root).map_err(unusable)?;
     let running = match Infer::start(onnx, &model, infer) {
         Err(error) if model.release != root.release => {
-            let note = error.note();
+            let note = error.fault_note();
             tracing::warn!(
                 release = model.release.short(),
                 fault = note.name,
@@ -65,7 +65,7 @@ pub fn start(
                 "what served last cannot be loaded: begins with what it was set up with"
             );
             refused.push(RefusedRelease { release: model.release, fault: note });
-            home.serves(&root.release, true).map_err(unusable)?;
+            home.serving_release(&root.release, true).map_err(unusable)?;
             Infer::start(onnx, &root, infer)?
         }
         started => started?,

@@ -13,7 +13,7 @@ use runtime::process;
 use schemas::{FaultNote, Needs};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vision::measure::measure;
+use vision::measure::measure_batches;
 use vision::{InferSettings, Model, Onnx, Replica};
 
 use crate::confinement::{Confinement, confine};
@@ -120,7 +120,7 @@ impl Trial {
     }
 
     /// Tries a folder of an operator's, and measures it; an error says why it will not do.
-    pub async fn run(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
+    pub async fn run_trial(&self, folder: &Path, infer: &InferSettings) -> Result<Tried, FaultNote> {
         self.with(self.asked(folder, infer, None, false, true)).await
     }
 
@@ -252,17 +252,17 @@ fn most_memory_bytes(folder: &Path) -> u64 {
 
 /// The work of the process: loads, measures, looks. Asked by the first thread of a process while it is the only one, for the
 /// kernel confines a thread and those it starts.
-pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
+pub fn answer_trial(asked: &Asked) -> Result<Tried, FaultNote> {
     let remedy = "try the model with `tributary model check`";
     let of_model =
-        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::chain(error), remedy);
+        |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::error_chain(error), remedy);
     let limit = setrlimit(Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
     let most_bytes = most_memory_bytes(&asked.folder);
     // A graph of a few bytes may ask for all memory there is, and the kernel would end the whole container for it.
     let limit = limit.and_then(|()| setrlimit(Resource::RLIMIT_AS, most_bytes, most_bytes));
     #[cfg(target_os = "linux")]
     let limit = limit.and_then(|()| nix::sys::prctl::set_no_new_privs());
-    let idle = || if asked.when_idle { streams::batch::run_when_idle() } else { Ok(()) };
+    let idle = || if asked.when_idle { streams::batch::set_idle_scheduling() } else { Ok(()) };
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }
@@ -275,12 +275,12 @@ pub fn answer(asked: &Asked) -> Result<Tried, FaultNote> {
     let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
     let (batch, cost_ms) = match asked.measured {
         Some(measured) => measured,
-        None => measure(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?,
+        None => measure_batches(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?,
     };
     let added = process::resident_bytes().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
     let pictures = pictures();
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let logits = replica.see_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
+    let logits = replica.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(failed)?.logits));
     Ok(Tried {
         runtime: onnx.version().to_owned(),
         batch,
@@ -340,7 +340,7 @@ mod tests {
         let mut replica = Replica::open(&onnx, &model, &InferSettings::default()).unwrap();
         let pictures = pictures();
         let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-        let logits = replica.see_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
+        let logits = replica.predict_batch(&pictures).into_iter().map(|seen| seen.unwrap().logits).collect();
         Tried {
             runtime: onnx.version().into(),
             batch: 1,
@@ -366,9 +366,9 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_dies_says_how() {
         let trial = |program: &str| Trial { program: program.into(), onnxruntime: None };
-        let fault = trial("/bin/false").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault = trial("/bin/false").run_trial(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
-        let fault = trial("/nowhere").run(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
+        let fault = trial("/nowhere").run_trial(&fixture("fashion-light"), &InferSettings::default()).await.unwrap_err();
         assert!(
             fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
         );
@@ -378,7 +378,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let fault = trial(script.to_str().unwrap())
-            .run(&fixture("fashion-light"), &InferSettings::default())
+            .run_trial(&fixture("fashion-light"), &InferSettings::default())
             .await
             .unwrap_err();
         assert!(fault.reason.contains("SIGSEGV") && fault.reason.contains("last words"), "{}", fault.reason);

@@ -29,8 +29,8 @@ async fn server(store: &Path) -> (Server, Bus) {
     };
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
-    let plan = topology::plan(&Place::Both("reef".parse().unwrap()), &StreamSettings::default());
-    topology::setup(&bus, &plan, Mend::Everything).await.unwrap();
+    let plan = topology::plan_topology(&Place::Both("reef".parse().unwrap()), &StreamSettings::default());
+    topology::apply_plan(&bus, &plan, Mend::Everything).await.unwrap();
     (server, bus)
 }
 
@@ -47,7 +47,7 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
     let pieces = split(&at("package")).unwrap();
 
     // Only the first piece is in the bucket, and none in the store.
-    cloud.store(&piece(&at("package"), 0).unwrap()).await.unwrap();
+    cloud.store_blob(&piece(&at("package"), 0).unwrap()).await.unwrap();
     for (error, expected) in [
         (assemble(&cloud, &pieces, &at("made")).await.unwrap_err(), 2),
         (fetch(&store, &model, &pieces, &at("fetched")).await.unwrap_err(), 3),
@@ -63,7 +63,7 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
 
     // The other two are in another bucket: the first is not asked for again.
     for index in [1, 2] {
-        site.store(&piece(&at("package"), index).unwrap()).await.unwrap();
+        site.store_blob(&piece(&at("package"), index).unwrap()).await.unwrap();
     }
     assemble(&site, &pieces, &at("made")).await.unwrap();
     assert!(fs::read(at("made")).unwrap() == bytes && !at(".made.partial").exists());

@@ -15,10 +15,10 @@ const RACES: u32 = 20;
 ///
 /// # Errors
 /// That the stream does not take it; it was done all the same.
-pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
+pub async fn record_action(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
     let (slot, about) = (subject::audit(place), about.into());
     for _ in 0..RACES {
-        let last = read::last(bus, topology::AUDIT, &slot).await?;
+        let last = read::last_message(bus, topology::AUDIT, &slot).await?;
         let previous = last.as_ref().map_or([0; 32], digest);
         let note = AuditNote {
             place: place.clone(),
@@ -29,7 +29,7 @@ pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<St
             previous: previous.to_vec(),
         };
         let after = last.map_or(0, |last| last.sequence);
-        if publish::append(bus, &slot, encode(&note)?.into(), after).await? {
+        if publish::append_message(bus, &slot, encode(&note)?.into(), after).await? {
             return Ok(());
         }
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use schemas::{Beat, SiteName};
+use schemas::{Heartbeat, SiteName};
 use streams::{Bus, fleet::Fleet};
 use tokio::sync::Notify;
 
@@ -41,50 +41,50 @@ pub struct Report<R> {
 
 impl<R: Clone> Report<R> {
     /// As it stands.
-    pub fn report(&self) -> R {
+    pub fn current_beat(&self) -> R {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes it; the next sign of life is sent at once.
-    pub fn change(&self, change: impl FnOnce(&mut R)) {
+    pub fn update_report(&self, change: impl FnOnce(&mut R)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_one();
     }
 
     /// The pulse that hears of changes.
-    pub fn pulse(&self) -> Pulse {
+    pub fn pace(&self) -> Pulse {
         Pulse { changed: self.changed.clone(), ..Pulse::default() }
     }
 }
 
 /// Says that a worker lives until it is told to stop. `more` fills in what only the role knows.
-pub async fn beat(
+pub async fn send_heartbeats(
     bus: Bus,
     role: &'static str,
     site: Option<SiteName>,
     tally: Arc<Tally>,
     shutdown: Shutdown,
     pulse: Pulse,
-    more: impl Fn(&mut Beat) + Send,
+    more: impl Fn(&mut Heartbeat) + Send,
 ) {
-    let worker = worker();
+    let worker = worker_name();
     let mut align_at = tokio::time::Instant::now();
     let mut ahead_ms = None;
     loop {
-        let mut beat = Beat::of(role, worker.clone(), site.clone(), clock::now_ms());
+        let mut beat = Heartbeat::for_worker(role, worker.clone(), site.clone(), clock::now_ms());
         beat.finished = tally.finished.load(Ordering::Relaxed);
         beat.holding = tally.holding.load(Ordering::Relaxed);
         beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
-        metrics::heard(role, &beat);
-        let sent = async { Fleet::open(&bus).await?.beat(&beat).await };
+        metrics::record_heartbeat(role, &beat);
+        let sent = async { Fleet::open(&bus).await?.publish_heartbeat(&beat).await };
         if let Err(error) = sent.await {
             tracing::debug!(role, %error, "no sign of life could be sent");
         }
         // After the heartbeat: whoever asks whether this worker is there need not wait for it.
         if tokio::time::Instant::now() >= align_at {
             align_at = tokio::time::Instant::now() + ALIGN_EVERY;
-            match clock::align(&bus).await {
+            match clock::align_clock(&bus).await {
                 Ok(ms) => ahead_ms = Some(ms),
                 Err(error) => tracing::debug!(role, %error, "the server does not say what time it is"),
             }
@@ -92,8 +92,8 @@ pub async fn beat(
         tokio::select! {
             () = tokio::time::sleep(pulse.every) => {}
             () = pulse.changed.notified() => {}
-            () = shutdown.wanted() => {
-                metrics::left(role, site.as_ref());
+            () = shutdown.wait_for_request() => {
+                metrics::remove_role(role, site.as_ref());
                 return;
             }
         }
@@ -101,7 +101,7 @@ pub async fn beat(
 }
 
 /// What this process is called: the machine's name and the process's number.
-pub fn worker() -> String {
+pub fn worker_name() -> String {
     format!("{}-{}", host(), std::process::id())
 }
 

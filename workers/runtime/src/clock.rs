@@ -24,7 +24,7 @@ struct Aligned {
 ///
 /// # Errors
 /// What the broker says; then time goes on as before.
-pub async fn align(bus: &Bus) -> Result<i64, CarryError> {
+pub async fn align_clock(bus: &Bus) -> Result<i64, CarryError> {
     let (server_ns, took) = read::server_time(bus).await?;
     // What was asked was answered half way, as far as anybody knows.
     let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
@@ -36,7 +36,7 @@ pub async fn align(bus: &Bus) -> Result<i64, CarryError> {
 /// Asks the server before anything is stamped; without an answer the machine's own clock counts until a heartbeat asks
 /// again.
 pub async fn align_at_start(bus: &Bus) {
-    if let Err(error) = align(bus).await {
+    if let Err(error) = align_clock(bus).await {
         tracing::debug!(%error, "the server does not say what time it is");
     }
 }

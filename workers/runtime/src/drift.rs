@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 mod keep;
 
-pub use keep::{DriftKind, DriftWatch, note};
+pub use keep::{DriftKind, DriftWatch, reference_note};
 
 /// Bins of a histogram: a distance is exact to the share that lies in one of them.
 const BINS: usize = 64;

@@ -21,7 +21,7 @@ use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::letter;
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use crate::step::{Credit, Outgoing, Step};
+use crate::step::{Credit, Outgoing, Handler};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ pub struct Tally {
 ///
 /// # Errors
 /// The stop note of a step that cannot handle anything. A consumer that does not exist is waited for.
-pub async fn drive<S: Step>(
+pub async fn consume<S: Handler>(
     step: Arc<S>,
     from: &Bus,
     publisher: Publisher,
@@ -76,7 +76,7 @@ pub async fn drive<S: Step>(
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
     let hand =
         Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
-    metrics::takes_from(S::ROLE, from, S::STREAM, &drive.durable);
+    metrics::register_queue(S::ROLE, from, S::STREAM, &drive.durable);
     tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
     let watch = tokio::spawn({
         let (hand, durable, stop) = (hand.clone(), drive.durable.clone(), stop.clone());
@@ -86,13 +86,13 @@ pub async fn drive<S: Step>(
         let credit = tokio::select! {
             credit = credits.clone().acquire_owned() => credit,
             () = room.changed() => continue,
-            () = shutdown.wanted() => break Ok(()),
+            () = shutdown.wait_for_request() => break Ok(()),
         };
         let Ok(credit) = credit else { break Ok(()) };
         let delivery = tokio::select! {
             delivery = puller.next() => delivery,
             () = room.changed() => continue,
-            () = shutdown.wanted() => break Ok(()),
+            () = shutdown.wait_for_request() => break Ok(()),
             Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
         };
         // The largest message is far smaller than what may be held, so everything gets its turn.
@@ -100,7 +100,7 @@ pub async fn drive<S: Step>(
         let Ok(kib) = held_kib.clone().acquire_many_owned(kib).await else { break Ok(()) };
         let (hand, stop) = (hand.clone(), stop.clone());
         tracker.spawn(async move {
-            if let Some(note) = hand.take(delivery, Credit::new(credit, kib)).await {
+            if let Some(note) = hand.handle_delivery(delivery, Credit::new(credit, kib)).await {
                 let _already_stopping = stop.try_send(note);
             }
         });
@@ -111,7 +111,7 @@ pub async fn drive<S: Step>(
         tracing::warn!(role = S::ROLE, left = tracker.len(), "messages in hand are left for redelivery");
     }
     // Acknowledgements leave without an answer: the process must not end before they did.
-    from.flush().await;
+    from.flush_published().await;
     tracing::info!(role = S::ROLE, "stopped");
     ended
 }
@@ -158,15 +158,15 @@ struct Hand<S> {
     tally: Arc<Tally>,
 }
 
-impl<S: Step> Hand<S> {
+impl<S: Handler> Hand<S> {
     /// Takes one message to its end; returns a note when the worker must stop.
-    async fn take(&self, delivery: Delivery, credit: Credit) -> Option<FaultNote> {
+    async fn handle_delivery(&self, delivery: Delivery, credit: Credit) -> Option<FaultNote> {
         self.tally.holding.fetch_add(1, Ordering::Relaxed);
         let ended = self.to_the_end(&delivery, &credit).await;
         self.tally.holding.fetch_sub(1, Ordering::Relaxed);
         let fault = match ended {
             Ok(()) => {
-                metrics::ended(S::ROLE, "finished");
+                metrics::count_message(S::ROLE, "finished");
                 self.tally.finished.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
@@ -200,7 +200,7 @@ impl<S: Step> Hand<S> {
             // What `work` could not bury comes again.
             Fault::Reject(_) => RETRY_DELAY,
         };
-        metrics::ended(S::ROLE, "retried");
+        metrics::count_message(S::ROLE, "retried");
         if let Err(error) = delivery.retry(after).await {
             tracing::debug!(%error, "it comes back by itself when its time is up");
         }
@@ -208,7 +208,7 @@ impl<S: Step> Hand<S> {
     }
 
     async fn to_the_end(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
-        let mut work = std::pin::pin!(self.work(delivery, credit));
+        let mut work = std::pin::pin!(self.process_message(delivery, credit));
         loop {
             tokio::select! {
                 ended = &mut work => break ended,
@@ -221,7 +221,7 @@ impl<S: Step> Hand<S> {
         }
     }
 
-    async fn work(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
+    async fn process_message(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
         let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => {
                 self.give_up(&delivery.record(), delivery.attempts, note).await?;
@@ -243,7 +243,7 @@ impl<S: Step> Hand<S> {
                 return;
             }
             // What another place's stream could not deliver is that place's to tidy up.
-            if self.from.is_afar() {
+            if self.from.is_remote() {
                 continue;
             }
             if let Err(fault) = self.bury_unread(durable).await {
@@ -256,7 +256,7 @@ impl<S: Step> Hand<S> {
     async fn bury_unread(&self, durable: &str) -> Result<(), Fault> {
         while let Some(notice) = read::next_exhausted(&self.from, S::STREAM, durable).await? {
             if notice.sequence > 0
-                && let Some(record) = read::at(&self.from, S::STREAM, notice.sequence).await?
+                && let Some(record) = read::message_at(&self.from, S::STREAM, notice.sequence).await?
             {
                 let reason = format!(
                     "delivered {} times and never taken: no worker could read it, or each that did died at once",
@@ -266,9 +266,9 @@ impl<S: Step> Hand<S> {
                 let note = FaultNote::new("client_unreadable", reason, remedy);
                 self.give_up(&record, notice.deliveries, note).await?;
                 // Nobody acknowledges it any more, and the durable would wait for that.
-                read::remove(&self.from, S::STREAM, record.sequence).await?;
+                read::remove_answered(&self.from, S::STREAM, record.sequence).await?;
             }
-            read::delete(&self.from, streams::topology::ADVISORIES, notice.own_sequence).await?;
+            read::delete_message(&self.from, streams::topology::ADVISORIES, notice.own_sequence).await?;
         }
         Ok(())
     }
@@ -313,7 +313,7 @@ impl<S: Step> Hand<S> {
 
     /// Makes a dead letter of a message, unless its task has another outcome already.
     async fn give_up(&self, message: &Record, attempts: u64, note: FaultNote) -> Result<(), Fault> {
-        let burial = self.step.bury(message, &note);
+        let burial = self.step.dead_letter(message, &note);
         for publication in &burial.publications {
             let placed = self.publisher.publish(publication).await?;
             if placed == Placed::Taken && !self.is_dead(&publication.subject).await? {
@@ -321,16 +321,16 @@ impl<S: Step> Hand<S> {
             }
         }
         tracing::warn!(role = S::ROLE, subject = message.subject, fault = note.name, reason = note.reason, "given up");
-        metrics::ended(S::ROLE, "given_up");
-        let letter = letter::of_record(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
+        metrics::count_message(S::ROLE, "given_up");
+        let letter = letter::from_stored_message(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
-        self.publisher.publish(&Publication::first(slot, encode(&letter)?)).await?;
+        self.publisher.publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
         Ok(())
     }
 
     /// Whether the outcome in a slot is the tombstone of the very message in hand.
     async fn is_dead(&self, subject: &str) -> Result<bool, Fault> {
-        let outcome = read::outcome(&self.from, &subject::slot_of(subject)).await?;
+        let outcome = read::read_outcome(&self.from, &subject::slot_of(subject)).await?;
         Ok(outcome.is_some_and(|outcome| outcome.route == Route::Dead))
     }
 }

@@ -8,7 +8,7 @@ use streams::read::Record;
 use crate::clock;
 
 /// A message's payload as a letter keeps it: whole, or its beginning and what tells the rest.
-fn kept(payload: &[u8]) -> (Vec<u8>, Option<CutPayload>) {
+fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<CutPayload>) {
     if payload.len() <= MAX_LETTER_BYTES {
         return (payload.to_vec(), None);
     }
@@ -18,7 +18,7 @@ fn kept(payload: &[u8]) -> (Vec<u8>, Option<CutPayload>) {
 }
 
 /// Of a message that was read from a stream.
-pub fn of_record(
+pub fn from_stored_message(
     role: &str,
     stream: &str,
     site: &SiteName,
@@ -27,7 +27,7 @@ pub fn of_record(
     attempts: u64,
     fault: FaultNote,
 ) -> DeadLetter {
-    let (payload, cut) = kept(&record.payload);
+    let (payload, cut) = keep_payload(&record.payload);
     DeadLetter {
         id: id(stream, site, task, record.sequence),
         task,
@@ -47,7 +47,7 @@ pub fn of_record(
 
 /// The same message yields the same letter, however often it is given up.
 fn id(stream: &str, site: &SiteName, task: Option<TaskId>, sequence: u64) -> TaskId {
-    let origin = || TaskId::derived(&format!("{stream}/{site}/{sequence}"));
+    let origin = || TaskId::from_name(&format!("{stream}/{site}/{sequence}"));
     task.unwrap_or_else(origin).child(&format!("dead-{sequence}"))
 }
 
@@ -57,8 +57,8 @@ mod tests {
 
     #[test]
     fn a_large_message_is_kept_by_its_beginning_its_size_and_its_digest() {
-        assert_eq!(kept(&[7; 100]), (vec![7; 100], None));
-        let (beginning, cut) = kept(&vec![7; MAX_LETTER_BYTES + 1]);
+        assert_eq!(keep_payload(&[7; 100]), (vec![7; 100], None));
+        let (beginning, cut) = keep_payload(&vec![7; MAX_LETTER_BYTES + 1]);
         let cut = cut.unwrap();
         assert_eq!((beginning.len(), cut.size_bytes), (CUT_LETTER_BYTES, MAX_LETTER_BYTES as u64 + 1));
         assert_eq!(cut.sha256.len(), 64);

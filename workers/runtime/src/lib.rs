@@ -22,8 +22,8 @@ pub mod telemetry;
 pub mod ticket;
 pub mod trust;
 
-pub use drive::{Drive, drive};
+pub use drive::{Drive, consume};
 pub use fault::Fault;
-pub use lookup::look_up;
+pub use lookup::retry_until_found;
 pub use shutdown::Shutdown;
-pub use step::{Credit, Outgoing, Step};
+pub use step::{Credit, Outgoing, Handler};

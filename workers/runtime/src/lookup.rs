@@ -10,7 +10,7 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// What `open` finds, as soon as it does; `None` when told to stop before that. The log says what is
 /// missing and what to do about it.
-pub async fn look_up<T, F>(shutdown: &Shutdown, open: impl Fn() -> F) -> Option<T>
+pub async fn retry_until_found<T, F>(shutdown: &Shutdown, open: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = Result<T, CarryError>>,
 {
@@ -21,7 +21,7 @@ where
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = shutdown.wanted() => return None,
+            () = shutdown.wait_for_request() => return None,
         }
     }
 }

@@ -18,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use schemas::{Beat, Reason, Route, SiteName, Timings};
+use schemas::{Heartbeat, Reason, Route, SiteName, Timings};
 use streams::Bus;
 use tokio::time::Instant;
 
@@ -33,7 +33,7 @@ static EXPECTED_ROLES: AtomicUsize = AtomicUsize::new(1);
 
 static KEPT: LazyLock<Kept> = LazyLock::new(Kept::default);
 
-type Beats = BTreeMap<(&'static str, Option<SiteName>), (Beat, Instant)>;
+type Beats = BTreeMap<(&'static str, Option<SiteName>), (Heartbeat, Instant)>;
 
 /// Everything that is kept for whoever asks.
 struct Kept {
@@ -105,12 +105,12 @@ struct Queue {
 }
 
 /// A message of a role came to an end: `finished`, `retried` or `given_up`.
-pub(crate) fn ended(role: &'static str, outcome: &'static str) {
+pub(crate) fn count_message(role: &'static str, outcome: &'static str) {
     KEPT.messages.get_or_create(&Outcome { role, outcome }).inc();
 }
 
 /// A final answer was made. One that is made again after a crash is counted again.
-pub fn answered(site: &SiteName, route: Route, reason: Reason) {
+pub fn count_answer(site: &SiteName, route: Route, reason: Reason) {
     let labels = Answered { site: site.to_string(), route: route.as_str(), reason: reason.as_str() };
     KEPT.answers.get_or_create(&labels).inc();
 }
@@ -128,7 +128,7 @@ pub fn count_notes(site: &SiteName, count: usize) {
 }
 
 /// How long the steps of an image took; what did not happen is left out.
-pub fn took(role: &'static str, timings: &Timings) {
+pub fn observe_timings(role: &'static str, timings: &Timings) {
     let steps = [
         ("queue", timings.queue_us),
         ("fetch", timings.fetch_us),
@@ -148,23 +148,23 @@ pub fn expect_roles(count: usize) {
 }
 
 /// A role lives.
-pub(crate) fn heard(role: &'static str, beat: &Beat) {
+pub(crate) fn record_heartbeat(role: &'static str, beat: &Heartbeat) {
     let mut beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.insert((role, beat.site.clone()), (beat.clone(), Instant::now()));
 }
 
 /// A role ended as it should.
-pub(crate) fn left(role: &'static str, site: Option<&SiteName>) {
+pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
     KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner).remove(&(role, site.cloned()));
 }
 
 /// A role takes from a queue from now on.
-pub(crate) fn takes_from(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
+pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
     let queue = Queue { role, bus: bus.clone(), stream, durable: durable.into() };
     KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
 }
 
-fn beats() -> Vec<(Beat, Duration)> {
+fn beats() -> Vec<(Heartbeat, Duration)> {
     let beats = KEPT.beats.lock().unwrap_or_else(PoisonError::into_inner);
     beats.values().map(|(beat, at)| (beat.clone(), at.elapsed())).collect()
 }
@@ -193,10 +193,10 @@ fn counted() -> Registry {
 }
 
 /// Everything that is known, as text.
-pub async fn text() -> String {
+pub async fn render_metrics() -> String {
     let queues: Vec<Queue> = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let beats: Vec<Beat> = beats().into_iter().map(|(beat, _)| beat).collect();
-    let found = queues::look(queues).await;
+    let beats: Vec<Heartbeat> = beats().into_iter().map(|(beat, _)| beat).collect();
+    let found = queues::read_queues(queues).await;
     let mut text = String::new();
     let expiries = KEPT.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let snapshot = snapshot::of(&beats, &found, &expiries);

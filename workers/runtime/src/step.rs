@@ -12,7 +12,7 @@ use crate::fault::Fault;
 
 /// What a role does with one message. A step publishes nothing itself: it returns what is to be
 /// published, so that the acknowledgement can come last.
-pub trait Step: Send + Sync + 'static {
+pub trait Handler: Send + Sync + 'static {
     /// The role's name.
     const ROLE: &'static str;
     /// The stream it takes its messages from.
@@ -25,7 +25,7 @@ pub trait Step: Send + Sync + 'static {
     /// Whom and what a message that is given up concerned; also what is to be published besides the
     /// dead letter. A publication there that finds its slot taken by another outcome calls the dead
     /// letter off.
-    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial;
+    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial;
 }
 
 /// The room one message takes among those a worker may hold: one of so many, and its bytes.
@@ -38,7 +38,7 @@ impl Credit {
     }
 
     /// Gives the room to the next message, though this one is still in hand.
-    pub fn give_back(&self) {
+    pub fn release(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
@@ -56,7 +56,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// One publication.
-    pub fn one(publication: Publication) -> Self {
+    pub fn single(publication: Publication) -> Self {
         Self { publications: vec![publication], ..Self::default() }
     }
 }

@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Sets up the log once. `TRIBUTARY_LOG` chooses levels, for example `debug` or `info,streams=trace`;
 /// without it `level` does. JSON lines when `json`.
-pub fn init(level: &str, json: bool) {
+pub fn init_logging(level: &str, json: bool) {
     let filter = EnvFilter::try_from_env("TRIBUTARY_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},async_nats=error,ort=warn")));
     let log = tracing_subscriber::fmt()

@@ -56,7 +56,7 @@ impl Distrust {
 
 /// Signs a root; each of its own keys and those of the one before must.
 pub fn sign_root(root: &mut Root, key: &Key) -> Result<(), CodecError> {
-    let signature = sign::hex(&key.sign(&root.signed()?));
+    let signature = sign::hex(&key.sign(&root.signed_bytes()?));
     root.signatures.insert(key.public(), signature);
     Ok(())
 }
@@ -81,7 +81,7 @@ pub fn check_first_root(root: &Root) -> Result<(), Distrust> {
 }
 
 fn is_signed_by(root: &Root, keys: &[String]) -> Result<(), Distrust> {
-    let signed = root.signed().map_err(|_| Distrust::Changed)?;
+    let signed = root.signed_bytes().map_err(|_| Distrust::Changed)?;
     let by = keys.iter().filter_map(|key| Some((key, root.signatures.get(key)?)));
     let mut some = false;
     for (key, signature) in by {
@@ -198,7 +198,7 @@ mod tests {
 
     fn round(number: u64) -> Round {
         let event = RoundEvent::Closed { why: "x".into() };
-        Round { model: ModelName::of("m"), number, event, said_at_ms: 5, signature: None }
+        Round { model: ModelName::from_name("m"), number, event, said_at_ms: 5, signature: None }
     }
 
     #[test]

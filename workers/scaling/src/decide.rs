@@ -65,7 +65,7 @@ pub struct Wish {
 }
 
 /// Decides: the new state, and how many there shall be.
-pub fn decide(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, Wish) {
+pub fn decide_replicas(settings: &ScaleSettings, state: &State, seen: &Seen) -> (State, Wish) {
     let mut state = state.clone();
     let queued_s = seen.queued_s();
     let stay = |why: String| Wish { replicas: seen.replicas, why };
@@ -204,7 +204,7 @@ mod tests {
                 replicas: self.replicas,
                 finished: self.finished as u64,
             };
-            let (state, wish) = decide(&SETTINGS, &self.state, &seen);
+            let (state, wish) = decide_replicas(&SETTINGS, &self.state, &seen);
             (self.state, self.replicas) = (state, wish.replicas);
             self.history.push(wish.replicas);
             self.why.push(wish.why);
@@ -250,7 +250,7 @@ mod tests {
     fn too_many_or_too_few_are_put_right_at_once() {
         for (replicas, wanted) in [(20, 8), (0, 1)] {
             let seen = Seen { now_s: 0.0, waiting: 0.0, cost_s: 0.1, replicas, finished: 0 };
-            assert_eq!(decide(&SETTINGS, &State::default(), &seen).1.replicas, wanted);
+            assert_eq!(decide_replicas(&SETTINGS, &State::default(), &seen).1.replicas, wanted);
         }
     }
 

@@ -11,4 +11,4 @@ pub mod walk;
 
 pub use asked::{Asked, AskedError};
 pub use settings::ScaleSettings;
-pub use walk::{Scaler, note};
+pub use walk::{Scaler, replica_note};

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use vision::{Infer, InferError};
 
 use crate::asked::{Asked, MOST_REPLICAS};
-use crate::decide::{Seen, State, decide};
+use crate::decide::{Seen, State, decide_replicas};
 use crate::settings::ScaleSettings;
 
 /// How often it looks at the queue.
@@ -28,7 +28,7 @@ const SPARE_BYTES: u64 = 64 << 20;
 const TIMES_GRAPH: u64 = 4;
 
 /// The note of a place that says how many replicas each worker of a role runs.
-pub fn note(role: &str) -> String {
+pub fn replica_note(role: &str) -> String {
     format!("scale-{role}")
 }
 
@@ -53,7 +53,7 @@ impl Scaler {
     }
 
     /// Why there are as many as there are, in a sentence; absent while nothing was asked and no queue is followed.
-    pub fn why(&self) -> Option<String> {
+    pub fn reason(&self) -> Option<String> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -71,7 +71,7 @@ impl Scaler {
         tokio::select! {
             () = self.follow(bus, &asked) => {}
             () = self.scale(bus, queue, tally, resized, asked.subscribe()) => {}
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 
@@ -79,7 +79,7 @@ impl Scaler {
     async fn follow(&self, bus: &Bus, asked: &watch::Sender<Option<Asked>>) {
         loop {
             let heard: Result<(), CarryError> = async {
-                let mut notes = Ledger::open(bus).await?.follow(&note(self.role)).await?;
+                let mut notes = Ledger::open(bus).await?.follow_note(&replica_note(self.role)).await?;
                 while let Some(note) = notes.next().await {
                     match serde_json::from_str::<Option<Asked>>(&note) {
                         Ok(said) => drop(asked.send_replace(said)),
@@ -109,7 +109,7 @@ impl Scaler {
             let said = *asked.borrow_and_update();
             let followed = match said {
                 Some(Asked::Fixed(replicas)) => {
-                    self.reach(replicas, format!("{replicas} were asked for"), resized).await;
+                    self.scale_to(replicas, format!("{replicas} were asked for"), resized).await;
                     None
                 }
                 Some(Asked::Between(least, most)) => Some(ScaleSettings { least, most, ..self.settings.clone() }),
@@ -117,22 +117,22 @@ impl Scaler {
                 None => {
                     // Taken back: as many as it began with, and nothing to say about it.
                     if self.infer.replicas() != self.begun_with {
-                        self.reach(self.begun_with, "what was asked for was taken back".into(), resized).await;
+                        self.scale_to(self.begun_with, "what was asked for was taken back".into(), resized).await;
                     }
-                    self.say(None);
+                    self.log_scaling(None);
                     None
                 }
             };
             if let Some(settings) = followed {
-                match self.look(bus, queue, tally, begun.elapsed()).await {
+                match self.read_queue(bus, queue, tally, begun.elapsed()).await {
                     Ok(seen) => {
-                        let (next, wish) = decide(&settings, &state, &seen);
+                        let (next, wish) = decide_replicas(&settings, &state, &seen);
                         state = next;
-                        self.reach(wish.replicas, wish.why, resized).await;
+                        self.scale_to(wish.replicas, wish.why, resized).await;
                     }
                     // A queue that cannot be seen is neither empty nor endless.
                     Err(error) => {
-                        self.say(Some(format!("{} stay, for the queue cannot be seen: {error}", self.infer.replicas())))
+                        self.log_scaling(Some(format!("{} stay, for the queue cannot be seen: {error}", self.infer.replicas())))
                     }
                 }
             }
@@ -141,17 +141,17 @@ impl Scaler {
     }
 
     /// What waits for this worker, which shares it with the others of its role.
-    async fn look(
+    async fn read_queue(
         &self,
         bus: &Bus,
         (stream, durable): (&str, &str),
         tally: &Tally,
         since: Duration,
     ) -> Result<Seen, CarryError> {
-        let progress = read::progress(bus, stream, durable).await?;
+        let progress = read::consumer_progress(bus, stream, durable).await?;
         let own = self.infer.replicas();
-        let beats = fleet::alive(bus).await?;
-        let me = runtime::beat::worker();
+        let beats = fleet::live_workers(bus).await?;
+        let me = runtime::beat::worker_name();
         let others = beats.iter().filter(|beat| beat.role == self.role && beat.worker != me);
         let all = own + others.map(|beat| beat.replicas as usize).sum::<usize>();
         let waiting = (progress.pending + progress.unacked) as f64 * own as f64 / all.max(1) as f64;
@@ -160,12 +160,12 @@ impl Scaler {
     }
 
     /// Starts or drains replicas one by one, until there are so many, or until one cannot be started.
-    async fn reach(&self, replicas: usize, why: String, resized: &(impl Fn(usize) + Sync)) {
+    async fn scale_to(&self, replicas: usize, why: String, resized: &(impl Fn(usize) + Sync)) {
         let wanted = replicas.clamp(1, MOST_REPLICAS);
         let before = self.infer.replicas();
         let mut missing = None;
         while self.infer.replicas() != wanted {
-            match self.step(self.infer.replicas() < wanted).await {
+            match self.start_or_drain(self.infer.replicas() < wanted).await {
                 Ok(()) => resized(self.infer.replicas()),
                 Err(reason) => {
                     missing = Some(reason);
@@ -177,19 +177,19 @@ impl Scaler {
         if now != before {
             tracing::info!(role = self.role, before, replicas = now, why, "scaled");
         }
-        self.say(Some(match missing {
+        self.log_scaling(Some(match missing {
             Some(reason) => format!("{now} run, though {why}: {reason}"),
             None => format!("{now} run: {why}"),
         }));
     }
 
-    async fn step(&self, grow: bool) -> Result<(), String> {
+    async fn start_or_drain(&self, grow: bool) -> Result<(), String> {
         if grow {
             self.allow()?;
         }
         let infer = self.infer.clone();
         let before = process::resident_bytes();
-        let stepped = tokio::task::spawn_blocking(move || if grow { infer.grow() } else { infer.shrink() });
+        let stepped = tokio::task::spawn_blocking(move || if grow { infer.add_replica() } else { infer.remove_replica() });
         let stepped = stepped.await.map_err(|error| error.to_string())?;
         stepped.map_err(|error: InferError| format!("{}: {error}", error.name()))?;
         if let (true, Some(before), Some(after)) = (grow, before, process::resident_bytes()) {
@@ -212,7 +212,7 @@ impl Scaler {
         }
     }
 
-    fn say(&self, why: Option<String>) {
+    fn log_scaling(&self, why: Option<String>) {
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 }

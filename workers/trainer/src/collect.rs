@@ -47,36 +47,36 @@ impl Collector {
     }
 
     /// Reads what is new.
-    pub async fn look(&mut self) -> Result<(), CarryError> {
+    pub async fn read_new(&mut self) -> Result<(), CarryError> {
         let Self { bus, site, collection, at, trained } = self;
-        let last = read::level(bus, topology::ANSWERS).await?.last_sequence;
+        let last = read::stream_level(bus, topology::ANSWERS).await?.last_sequence;
         if last >= at.answers {
-            let finals = vec![subject::finalities(site, None)];
+            let finals = vec![subject::final_answers(site, None)];
             let new = Stretch { subjects: finals, from_sequence: Some(at.answers), ..Stretch::default() };
-            read::stretch(bus, topology::ANSWERS, new, last, |record| {
+            read::read_range(bus, topology::ANSWERS, new, last, |record| {
                 if let Ok(answer) = decode::<Answer>(&record.payload) {
-                    collection.answered(&answer, record.sequence >= trained.answers);
+                    collection.add_answer(&answer, record.sequence >= trained.answers);
                 }
             })
             .await?;
             at.answers = last + 1;
         }
-        let last = read::level(bus, topology::LABELS).await?.last_sequence;
+        let last = read::stream_level(bus, topology::LABELS).await?.last_sequence;
         if last < at.labels {
             return Ok(());
         }
         let mut labels = Vec::new();
         let new = Stretch { from_sequence: Some(at.labels), ..Stretch::default() };
-        read::stretch(bus, topology::LABELS, new, last, |record| match decode::<Label>(&record.payload) {
+        read::read_range(bus, topology::LABELS, new, last, |record| match decode::<Label>(&record.payload) {
             Ok(label) => labels.push((record.sequence, label)),
             Err(error) => tracing::warn!(%error, subject = record.subject, "not a label, passed over"),
         })
         .await?;
         for (sequence, label) in labels {
-            let slot = subject::finality_of_any_camera(site, label.task);
-            let about = read::last(bus, topology::ANSWERS, &slot).await?;
+            let slot = subject::final_answer_of_any_camera(site, label.task);
+            let about = read::last_message(bus, topology::ANSWERS, &slot).await?;
             let about = about.and_then(|record| decode::<Answer>(&record.payload).ok());
-            collection.labelled(&label, about.as_ref(), sequence >= trained.labels);
+            collection.add_label(&label, about.as_ref(), sequence >= trained.labels);
         }
         at.labels = last + 1;
         Ok(())
@@ -84,8 +84,8 @@ impl Collector {
 
     /// Copies the images into a folder, with an `index.csv` that says what they show; what was there and is not wanted
     /// any more goes. Newest first until the room is used up.
-    pub async fn copy(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<Copied, Fault> {
-        let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::chain(&error));
+    pub async fn copy_images(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<Copied, Fault> {
+        let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::error_chain(&error));
         std::fs::create_dir_all(folder).map_err(TrainError::write(folder)).map_err(failed)?;
         let (mut rows, mut room) = (Vec::new(), u64::from(most_mib) * 1024 * 1024);
         for image in self.collection.images().into_iter().rev() {
@@ -119,15 +119,15 @@ impl Collector {
 
     /// Strikes out what was written about an update that is not sent after all.
     pub async fn forget(&self, sequences: &[u64]) -> Result<(), CarryError> {
-        learned::forget(&self.bus, sequences).await
+        learned::forget_images(&self.bus, sequences).await
     }
 
     async fn fetch(&self, blobs: &Blobs, sequence: u64) -> Result<Option<Vec<u8>>, Fault> {
-        let Some(record) = read::at(&self.bus, topology::IMAGES, sequence).await? else { return Ok(None) };
+        let Some(record) = read::message_at(&self.bus, topology::IMAGES, sequence).await? else { return Ok(None) };
         let Some(blob) = record.header(HEADER_BLOB).and_then(|blob| blob.parse::<BlobRef>().ok()) else {
             return Ok(Some(record.payload.to_vec()));
         };
-        match blobs.fetch(&blob, MAX_IMAGE_BYTES).await {
+        match blobs.fetch_blob(&blob, MAX_IMAGE_BYTES).await {
             Ok(bytes) => Ok(Some(bytes.to_vec())),
             // Large images are kept for a shorter time than their messages.
             Err(CarryError::BadBlob { .. }) => Ok(None),

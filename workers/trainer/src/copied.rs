@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn what_was_copied_is_read_again_with_how_far_labels_were_read() {
         let folder = tempfile::tempdir().unwrap();
-        let task = TaskId::derived("a");
+        let task = TaskId::from_name("a");
         let index = format!("file,label,source,hard\n{task},cat,person,false\n");
         std::fs::write(folder.path().join("index.csv"), index).unwrap();
         let copied = Copied::read(folder.path()).unwrap();

@@ -34,7 +34,7 @@ pub type Until = BTreeMap<TaskId, i128>;
 ///
 /// # Errors
 /// What the broker says.
-pub async fn keep(publisher: &Publisher, update: &Update, images: &BTreeSet<TaskId>) -> Result<Vec<u64>, Fault> {
+pub async fn record_images(publisher: &Publisher, update: &Update, images: &BTreeSet<TaskId>) -> Result<Vec<u64>, Fault> {
     let slot = subject::learned(&update.site, &update.model);
     let mut sequences = Vec::new();
     for (number, part) in parts(update, images).into_iter().enumerate() {
@@ -65,9 +65,9 @@ fn parts(update: &Update, images: &BTreeSet<TaskId>) -> Vec<LearnedImages> {
 ///
 /// # Errors
 /// What the broker says.
-pub async fn forget(bus: &Bus, sequences: &[u64]) -> Result<(), CarryError> {
+pub async fn forget_images(bus: &Bus, sequences: &[u64]) -> Result<(), CarryError> {
     for sequence in sequences {
-        read::delete(bus, topology::LEARNED, *sequence).await?;
+        read::delete_message(bus, topology::LEARNED, *sequence).await?;
     }
     Ok(())
 }
@@ -76,14 +76,14 @@ pub async fn forget(bus: &Bus, sequences: &[u64]) -> Result<(), CarryError> {
 ///
 /// # Errors
 /// What the broker says.
-pub async fn trace(bus: &Bus, site: &SiteName, images: &Until) -> Result<Vec<TracedUpdate>, CarryError> {
-    let last = read::level(bus, topology::LEARNED).await?;
+pub async fn trace_updates(bus: &Bus, site: &SiteName, images: &Until) -> Result<Vec<TracedUpdate>, CarryError> {
+    let last = read::stream_level(bus, topology::LEARNED).await?;
     let mut found = Vec::new();
     if last.messages == 0 || images.is_empty() {
         return Ok(found);
     }
     let all = Stretch { subjects: vec![subject::learned_at(site)], ..Stretch::default() };
-    read::stretch(bus, topology::LEARNED, all, last.last_sequence, |record| {
+    read::read_range(bus, topology::LEARNED, all, last.last_sequence, |record| {
         match decode::<LearnedImages>(&record.payload) {
             Ok(learned) => add(&mut found, learned, record.stored_at_ns, images),
             Err(error) => tracing::warn!(sequence = record.sequence, %error, "unreadable list of images passed over"),
@@ -114,9 +114,9 @@ fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128
 /// What the broker says.
 pub async fn retracted(bus: &Bus) -> Result<Until, CarryError> {
     let mut found = Until::new();
-    let last = read::level(bus, topology::LABELS).await?;
+    let last = read::stream_level(bus, topology::LABELS).await?;
     if last.messages > 0 {
-        read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+        read::read_range(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
                 Ok(label) if label.retracted.is_some() => found.extend([(label.task, record.stored_at_ns)]),
                 _ => {}
@@ -132,13 +132,13 @@ pub async fn retracted(bus: &Bus) -> Result<Until, CarryError> {
 /// # Errors
 /// What the broker says.
 pub async fn is_retracted(bus: &Bus, images: &BTreeSet<TaskId>, from_sequence: u64) -> Result<bool, CarryError> {
-    let last = read::level(bus, topology::LABELS).await?;
+    let last = read::stream_level(bus, topology::LABELS).await?;
     if last.messages == 0 || last.last_sequence < from_sequence {
         return Ok(false);
     }
     let mut found = false;
     let new = Stretch { from_sequence: Some(from_sequence), ..Stretch::default() };
-    read::stretch(bus, topology::LABELS, new, last.last_sequence, |record| {
+    read::read_range(bus, topology::LABELS, new, last.last_sequence, |record| {
         let label = decode::<Label>(&record.payload).ok().filter(|label| label.retracted.is_some());
         found |= label.is_some_and(|label| images.contains(&label.task));
     })
@@ -153,13 +153,13 @@ mod tests {
     use super::*;
 
     fn task(number: u32) -> TaskId {
-        TaskId::derived(&number.to_string())
+        TaskId::from_name(&number.to_string())
     }
 
     fn learned(update: u32, images: &[u32]) -> LearnedImages {
         LearnedImages {
             update: task(1000 + update),
-            model: ModelName::of("light"),
+            model: ModelName::from_name("light"),
             round: 3,
             base: ReleaseId::from_sha256([1; 32]),
             trained_at_ms: 7,

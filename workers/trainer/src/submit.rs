@@ -20,7 +20,7 @@ use training::weights;
 /// The weights of an update as bytes: what is sent.
 pub fn file(trained: &Trained, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
     let failed =
-        |error: &dyn std::error::Error| Fault::reject("weights_unwritable", runtime::fault::chain(error), "report it");
+        |error: &dyn std::error::Error| Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it");
     let mut base = BTreeMap::new();
     for name in trained.weights.keys() {
         base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
@@ -52,9 +52,9 @@ pub async fn prepare(
     key: Option<&Key>,
     update: impl FnOnce(schemas::BlobRef) -> Update,
 ) -> Result<Update, Fault> {
-    let mut update = update(blobs.store(file).await?);
+    let mut update = update(blobs.store_blob(file).await?);
     if let Some(key) = key {
-        update.signature = Some(key.sign(&update.signed()?));
+        update.signature = Some(key.sign(&update.signed_bytes()?));
     }
     Ok(update)
 }
@@ -97,7 +97,7 @@ impl About<'_> {
         let (before, after) = trained.held_out();
         Update {
             site: self.site.clone(),
-            model: ModelName::of(&self.model.description.name),
+            model: ModelName::from_name(&self.model.description.name),
             round: self.round,
             base: self.base.clone(),
             weights,

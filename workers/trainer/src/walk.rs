@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::sign::Key;
-use runtime::{Fault, Shutdown, beat, clock, look_up};
+use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
 use streams::fleet::{Fleet, Ledger};
@@ -30,7 +30,7 @@ use training::examples::{Examples, Split};
 use training::focus;
 use training::pace::Pace;
 use training::settings::TrainSettings;
-use training::train::{Around, Trained, train};
+use training::train::{Around, Trained, train_model};
 
 use self::send::TrainingOutcome;
 
@@ -50,19 +50,19 @@ pub async fn run(
 ) -> Result<(), Fault> {
     let key = settings.key.as_deref().map(Key::read).transpose();
     let key = key.map_err(|error| {
-        let reason = runtime::fault::chain(&error);
+        let reason = runtime::fault::error_chain(&error);
         Fault::Stop(FaultNote::new(
             "key_unusable",
             reason,
             "make one with `tributary key FILE`, or leave trainer.key away",
         ))
     })?;
-    let Some(blobs) = look_up(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
-    let Some(ledger) = look_up(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
+    let Some(ledger) = retry_until_found(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
     // Without it nobody could say later what an update learned from.
-    let Some(_) = look_up(&shutdown, || read::level(&bus, topology::LEARNED)).await else { return Ok(()) };
+    let Some(_) = retry_until_found(&shutdown, || read::stream_level(&bus, topology::LEARNED)).await else { return Ok(()) };
     let note = format!("trained-{}", model.release.short());
-    let written = look_up(&shutdown, || ledger.read(&note)).await.flatten();
+    let written = retry_until_found(&shutdown, || ledger.read(&note)).await.flatten();
     let trained: Marks = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let collection = Collection::new(&model.labels, &settings.collect);
     let collector = Collector::new(bus.clone(), site.clone(), collection, trained);
@@ -86,14 +86,14 @@ pub async fn run(
     let name = trainer.model.description.name.clone();
     let told = state.clone();
     let counted = tally.clone();
-    let life = beat::beat(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pulse(), move |beat| {
-        let report = told.report();
+    let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pace(), move |beat| {
+        let report = told.current_beat();
         counted.finished.store(report.sent, Ordering::Relaxed);
         (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
         beat.training = Some(report);
     });
     tracing::info!(role = ROLE, "started");
-    tokio::join!(trainer.walk(collector, &shutdown), trainer.watch(&bus, &shutdown), life);
+    tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_retractions(&bus, &shutdown), life);
     tracing::info!(role = ROLE, "stopped");
     Ok(())
 }
@@ -101,8 +101,8 @@ pub async fn run(
 /// What it does, for `status`.
 type State = beat::Report<TrainingReport>;
 
-fn is(state: &State, what: &str, why: impl Into<String>) {
-    state.change(|report| (report.state, report.why) = (what.into(), why.into()));
+fn set_status(state: &State, what: &str, why: impl Into<String>) {
+    state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
 struct Trainer {
@@ -122,14 +122,14 @@ struct Trainer {
 }
 
 impl Trainer {
-    async fn walk(&self, mut collector: Collector, shutdown: &Shutdown) {
+    async fn run_worker(&self, mut collector: Collector, shutdown: &Shutdown) {
         let walk = async {
             loop {
                 let pause = match self.turn(&mut collector).await {
                     Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
                     Err(fault) => {
                         tracing::warn!(role = ROLE, ?fault, "tried again later");
-                        is(&self.state, "failed", words(&fault));
+                        set_status(&self.state, "failed", words(&fault));
                         AGAIN
                     }
                 };
@@ -138,7 +138,7 @@ impl Trainer {
         };
         tokio::select! {
             () = walk => {}
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
         }
         // Training hears of it after its step; what it wrote down is gone on with.
         self.stop.cancel();
@@ -146,13 +146,13 @@ impl Trainer {
 
     /// The note of the last round that was answered.
     fn answered(&self) -> String {
-        format!("answered-{}", ModelName::of(&self.model.description.name))
+        format!("answered-{}", ModelName::from_name(&self.model.description.name))
     }
 
     /// The round that this site is asked to take part in and has not answered, if there is one.
     async fn asked(&self) -> Result<Option<Asked>, Fault> {
-        let model = ModelName::of(&self.model.description.name);
-        let note: Option<Round> = self.ledger.message(&subject::round_note(&model)).await?;
+        let model = ModelName::from_name(&self.model.description.name);
+        let note: Option<Round> = self.ledger.read_message(&subject::round_note(&model)).await?;
         let Some(Round { number, event: RoundEvent::Opened(terms), said_at_ms, .. }) = note else { return Ok(None) };
         let answered = self.ledger.read(&self.answered()).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         let until_ms = said_at_ms.saturating_add(u64::from(terms.deadline_s) * 1000);
@@ -168,11 +168,11 @@ impl Trainer {
         }
         let missing = "the round names no weights of its base";
         let blob = terms.weights.as_ref().ok_or_else(|| Fault::retry("base_missing", missing))?;
-        let bytes = self.blobs.fetch(blob, MAX_WEIGHTS_BYTES).await?;
+        let bytes = self.blobs.fetch_blob(blob, MAX_WEIGHTS_BYTES).await?;
         let (root, into) = (self.model.clone(), base_folder(&self.settings.work, &terms.base));
         let written = tokio::task::spawn_blocking(move || base::write(&root, &bytes, &into)).await;
         let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
-        let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::chain(&error)))?;
+        let model = model.map_err(|error| Fault::retry("base_unusable", runtime::fault::error_chain(&error)))?;
         if model.release != terms.base {
             let (found, wanted) = (model.release.short(), terms.base.short());
             let reason = format!(
@@ -191,26 +191,26 @@ impl Trainer {
         let (local, work) = (terms.local.clone(), self.settings.work.clone());
         let written = tokio::task::spawn_blocking(move || base::with_own(&base, &local, &work)).await;
         let model = written.map_err(|error| Fault::retry("base_unusable", error))?;
-        model.map(Arc::new).map_err(|error| Fault::retry("base_unusable", runtime::fault::chain(&error)))
+        model.map(Arc::new).map_err(|error| Fault::retry("base_unusable", runtime::fault::error_chain(&error)))
     }
 
     /// Looks, and trains if there is enough to learn, or if a round asks for it.
     async fn turn(&self, collector: &mut Collector) -> Result<(), Fault> {
-        collector.look().await?;
+        collector.read_new().await?;
         let asked = self.asked().await?;
         let collection = &collector.collection;
         let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.least_fresh);
-        self.state.change(|report| (report.labelled, report.fresh) = (labelled, fresh));
+        self.state.update_report(|report| (report.labelled, report.fresh) = (labelled, fresh));
         // Without its images a checkpoint is worth nothing: they are collected anew.
         let unfinished = self.unfinished(collector).await?;
         let is_unfinished = unfinished.is_some();
         if !is_unfinished && asked.is_none() && fresh < u64::from(least) {
-            is(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
+            set_status(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !is_unfinished) {
             let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
-            is(&self.state, "collecting", format!("{round}{missing}"));
+            set_status(&self.state, "collecting", format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
@@ -222,8 +222,8 @@ impl Trainer {
         let copied = match unfinished {
             Some(copied) => copied,
             None => {
-                is(&self.state, "copying", format!("{labelled} images"));
-                collector.copy(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
+                set_status(&self.state, "copying", format!("{labelled} images"));
+                collector.copy_images(&self.blobs, &self.settings.work, self.settings.collect.most_mib).await?
             }
         };
         let ended = self.train(collector, copied, &base, asked.as_ref()).await?;
@@ -231,13 +231,13 @@ impl Trainer {
             if let Some(asked) = &asked {
                 self.ledger.write(&self.answered(), asked.round.to_string()).await?;
             }
-            self.state.change(|report| report.last = Some(said));
+            self.state.update_report(|report| report.last = Some(said));
             let marks = serde_json::to_string(&marks).unwrap_or_default();
             self.ledger.write(&self.note, marks).await?;
             Checkpoints::remove(&self.settings.work);
-            collector.collection.taken();
+            collector.collection.mark_trained();
         }
-        is(&self.state, "collecting", "a training is over");
+        set_status(&self.state, "collecting", "a training is over");
         Ok(())
     }
 
@@ -264,7 +264,7 @@ impl Trainer {
         asked: Option<&Asked>,
     ) -> Result<Option<String>, Fault> {
         let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
-        self.state.change(|report| {
+        self.state.update_report(|report| {
             (report.state, report.why) = ("training".into(), format!("on {} images", copied.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
@@ -282,20 +282,20 @@ impl Trainer {
             Ok(trained) => trained,
             Err(TrainError::Stopped) => return Ok(None),
             Err(error) => {
-                let why = format!("nothing was sent: {}", runtime::fault::chain(&error));
+                let why = format!("nothing was sent: {}", runtime::fault::error_chain(&error));
                 tracing::warn!(role = ROLE, why, "a training failed");
                 return Ok(Some(why));
             }
         };
         // What a round asked for is judged where it is merged, on more than the few images held out here.
-        if let Some(why) = trained.nothing_gained().filter(|_| asked.is_none()) {
+        if let Some(why) = trained.has_no_gain().filter(|_| asked.is_none()) {
             let why = format!("nothing was sent: {why}");
             tracing::info!(role = ROLE, why, "training did not improve the model on the holdout");
             return Ok(Some(why));
         }
         let local = asked.map(|asked| &asked.terms.local[..]).unwrap_or_default();
         base::keep_own(&mut trained.weights, local, &self.settings.work)
-            .map_err(|error| Fault::retry("weights_unkept", runtime::fault::chain(&error)))?;
+            .map_err(|error| Fault::retry("weights_unkept", runtime::fault::error_chain(&error)))?;
         let file = match submit::file(&trained, &settings) {
             Ok(file) => file,
             Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
@@ -311,7 +311,7 @@ impl Trainer {
             update.after.images
         );
         tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "sent");
-        self.state.change(|report| report.sent += 1);
+        self.state.update_report(|report| report.sent += 1);
         Ok(Some(said))
     }
 
@@ -332,37 +332,37 @@ impl Trainer {
             let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
             let around = Around {
                 stop: &stop,
-                pace: Pace::beside(&settings.limits, yields),
+                pace: Pace::background(&settings.limits, yields),
                 checkpoints: Some(Checkpoints::new(&settings.work, every)),
             };
             let see = |epoch: &Epoch| {
-                state.change(|report| {
+                state.update_report(|report| {
                     report.epoch = epoch.number;
                     let place = if epoch.number == 0 { &mut report.before } else { &mut report.after };
                     *place = Some(epoch.held_out);
                 });
             };
-            let trained = train(&onnx, &model, &examples, &settings, around, see)?;
+            let trained = train_model(&onnx, &model, &examples, &settings, around, see)?;
             let hard = examples.of(Split::Train).filter(|example| example.hard).count() as u64;
             Ok((trained, submit::samples(&examples, &model.labels), hard))
         }
     }
 
     /// Listens to how much waits for the site's recognizers.
-    async fn watch(&self, bus: &Bus, shutdown: &Shutdown) {
+    async fn watch_retractions(&self, bus: &Bus, shutdown: &Shutdown) {
         let watch = async {
             loop {
                 if let Ok(fleet) = Fleet::open(bus).await
-                    && let Ok(mut beats) = fleet.follow("recognizer").await
+                    && let Ok(mut beats) = fleet.follow_heartbeats("recognizer").await
                 {
                     while let Some(beat) = beats.next().await {
                         let waits_s = beat.decision.map_or(0.0, |decision| decision.queue_s);
                         let yields = waits_s > self.settings.limits.yield_queue_s;
                         let before = self.yields.swap(yields, Ordering::Relaxed);
-                        let doing = self.state.report().state;
+                        let doing = self.state.current_beat().state;
                         if before != yields && matches!(doing.as_str(), "training" | "yielding") {
                             let state = if yields { "yielding" } else { "training" };
-                            is(&self.state, state, format!("{waits_s:.1} s of work wait for the recognizers"));
+                            set_status(&self.state, state, format!("{waits_s:.1} s of work wait for the recognizers"));
                         }
                     }
                 }
@@ -373,7 +373,7 @@ impl Trainer {
         };
         tokio::select! {
             () = watch => {}
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
         }
     }
 }

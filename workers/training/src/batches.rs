@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use schemas::model::InputDescription;
-use vision::augment::{Change, changed};
+use vision::augment::{Change, augment_picture};
 use vision::{DecodeSettings, Pixels, decode, tensor};
 
 use crate::examples::Example;
@@ -173,7 +173,7 @@ impl Making<'_> {
         let bytes = std::fs::read(&example.path).map_err(|error| error.to_string())?;
         let pixels = decode(&bytes, &DecodeSettings::default()).map_err(|error| error.to_string())?;
         let pixels: Pixels = match change {
-            Some(change) if change != Change::default() => changed(&pixels, &change),
+            Some(change) if change != Change::default() => augment_picture(&pixels, &change),
             _ => pixels,
         };
         tensor::write(&pixels, self.input, scratch, out).map_err(|error| error.to_string())

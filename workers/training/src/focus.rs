@@ -29,7 +29,7 @@ pub fn apply(
 ) -> Result<(), TrainError> {
     let asks_features = focus.classes.iter().any(|class| class.features.is_some());
     let gives_features = base.description.output.features.is_some();
-    let places = crate::train::places(examples, Split::Train);
+    let places = crate::train::example_indices(examples, Split::Train);
     let mut features = vec![None; places.len()];
     if asks_features && gives_features {
         let settings = InferSettings { threads: threads.into(), ..InferSettings::default() };
@@ -38,7 +38,7 @@ pub fn apply(
             if stop.is_cancelled() {
                 return Err(TrainError::Stopped);
             }
-            let seen = std::fs::read(&examples.all[*place].path).ok().and_then(|bytes| replica.see(&bytes).ok());
+            let seen = std::fs::read(&examples.all[*place].path).ok().and_then(|bytes| replica.predict(&bytes).ok());
             *features = seen.and_then(|seen| seen.features);
         }
     }

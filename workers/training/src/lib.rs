@@ -27,4 +27,4 @@ pub use error::TrainError;
 pub use examples::{Examples, Split};
 pub use pace::Pace;
 pub use settings::TrainSettings;
-pub use train::{Around, Trained, train};
+pub use train::{Around, Trained, train_model};

@@ -22,12 +22,12 @@ pub struct Ready {
 /// How much of a model can be trained.
 pub fn report(runtime: &Onnx, model: &Model) -> Result<Report, TrainError> {
     // Two images: shapes that hold for one alone show.
-    let Ready { prepared, known, .. } = ready(runtime, model, 2)?;
+    let Ready { prepared, known, .. } = prepare_model(runtime, model, 2)?;
     Ok(autograd::report::report(&prepared, &known)?)
 }
 
 /// Makes a model ready for batches of so many images.
-pub fn ready(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainError> {
+pub fn prepare_model(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainError> {
     let onnx = onnx::read(&model.graph)?;
     let input = &model.description.input;
     let shape = vision::tensor::shape(input, batch.into()).map(|size| size as i64);

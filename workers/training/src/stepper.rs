@@ -1,7 +1,7 @@
 //! Runs the training step: a batch and the weights in, the loss and the gradients out. And the same graph without
 //! gradients, to measure by.
 
-use autograd::Step;
+use autograd::TrainingStep;
 use autograd::loss::Targets;
 use autograd::step::{LOSS, SCALE, TARGET};
 use vision::graph::{Given, Numbers};
@@ -11,7 +11,7 @@ use crate::error::TrainError;
 
 /// A training step in the runtime.
 pub struct Stepper {
-    step: Step,
+    step: TrainingStep,
     learning: Graph,
     measuring: Graph,
 }
@@ -27,14 +27,14 @@ pub struct Gave {
 
 impl Stepper {
     /// Loads it. `threads`: of one step.
-    pub fn open(runtime: &Onnx, step: Step, threads: u16) -> Result<Self, TrainError> {
+    pub fn open(runtime: &Onnx, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
         let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
         let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
         Ok(Self { step, learning, measuring })
     }
 
     /// The step.
-    pub fn step(&self) -> &Step {
+    pub fn step(&self) -> &TrainingStep {
         &self.step
     }
 
@@ -80,7 +80,7 @@ impl Stepper {
 }
 
 fn run(
-    step: &Step,
+    step: &TrainingStep,
     graph: &mut Graph,
     images: &[f32],
     targets: &Targets,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use autograd::loss::{Smoothing, cross_entropy};
 use autograd::onnx::Onnx as Graph;
 use autograd::trainable::AUTO;
-use autograd::{Known, Split as Cut, Step, Trainable};
+use autograd::{Known, Split as Cut, TrainingStep, Trainable};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -24,7 +24,7 @@ use crate::examples::{Example, Examples, Split};
 use crate::judge::{HoldoutComparison, HoldoutScores};
 use crate::optimizer::Optimizer;
 use crate::pace::Pace;
-use crate::probe::{Ready, ready};
+use crate::probe::{Ready, prepare_model};
 use crate::settings::{AugmentSettings, OptimizerKind, TrainSettings};
 use crate::stepper::Stepper;
 use crate::weights::Tensors;
@@ -87,7 +87,7 @@ impl Trained {
     }
 
     /// Why the new weights are not worth using, in one sentence, if so: they are not better by more than chance.
-    pub fn nothing_gained(&self) -> Option<String> {
+    pub fn has_no_gain(&self) -> Option<String> {
         let (before, after) = self.held_out();
         let right =
             |measured: Measured| format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss);
@@ -124,7 +124,7 @@ pub struct Around<'a> {
 }
 
 /// Trains a model. `see` is told of every epoch when it is over.
-pub fn train(
+pub fn train_model(
     onnx: &Onnx,
     model: &Model,
     examples: &Examples,
@@ -133,7 +133,7 @@ pub fn train(
     mut see: impl FnMut(&Epoch),
 ) -> Result<Trained, TrainError> {
     settings.check().map_err(TrainError::Settings)?;
-    let of = |split| places(examples, split);
+    let of = |split| example_indices(examples, split);
     let (held_out, test) = (of(Split::HeldOut), of(Split::Test));
     let layers = layers(of(Split::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();
@@ -146,7 +146,7 @@ pub fn train(
     }
     if start.knows_more_than_chance(model.labels.len()) {
         let anchor = (ANCHOR_IMAGES / of(Split::Train).len().max(1) as f32).min(ANCHOR_MOST);
-        work.optimizer = work.optimizer.anchored(anchor);
+        work.optimizer = work.optimizer.with_proximal(anchor);
         work.anchor = anchor;
     }
     if work.progress.epochs.is_empty() {
@@ -154,7 +154,7 @@ pub fn train(
             .then(|| work.measure(&test, Snapshot::Start))
             .transpose()?
             .map(|scores| scores.measured());
-        work.find_rate(&places(examples, Split::Train), &start)?;
+        work.find_rate(&example_indices(examples, Split::Train), &start)?;
         work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
     // Taken up again: the same weights say the same.
@@ -193,7 +193,7 @@ pub fn seed_of(settings: &TrainSettings, epoch: u32) -> u64 {
 }
 
 /// Places of the examples of one split.
-pub fn places(examples: &Examples, split: Split) -> Vec<usize> {
+pub fn example_indices(examples: &Examples, split: Split) -> Vec<usize> {
     (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect()
 }
 
@@ -205,13 +205,13 @@ fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) 
         let left = times.fract();
         times as usize + usize::from(left > 0.0 && random.random_bool(left))
     };
-    let once = places(examples, Split::Train);
+    let once = example_indices(examples, Split::Train);
     once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place))).collect()
 }
 
 /// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, where it was
 /// best, and what the optimizer remembers.
-fn needed_bytes(step: &Step, known: &Known, settings: &TrainSettings) -> Result<u64, TrainError> {
+fn needed_bytes(step: &TrainingStep, known: &Known, settings: &TrainSettings) -> Result<u64, TrainError> {
     let copies = if settings.optimizer.kind == OptimizerKind::Adam { 6 } else { 5 };
     let count: i64 = step.weights.iter().map(|weight| autograd::tensor::count(&weight.shape)).sum();
     Ok(step.kept_bytes(known)? + u64::try_from(count).unwrap_or(0) * 4 * copies)
@@ -259,7 +259,7 @@ impl<'a> Work<'a> {
         layers: Option<usize>,
         around: Around<'a>,
     ) -> Result<Self, TrainError> {
-        let Ready { onnx: graph, prepared, known } = ready(onnx, model, settings.batch)?;
+        let Ready { onnx: graph, prepared, known } = prepare_model(onnx, model, settings.batch)?;
         let whole = prepared.step(&known, &settings.trainable.parse()?)?;
         // A model without so many layers apart is trained as a whole.
         let last = layers.and_then(|layers| prepared.step(&known, &Trainable::Last(layers)).ok());
@@ -268,7 +268,7 @@ impl<'a> Work<'a> {
         let step = last.unwrap_or(whole);
         let start: Vec<Vec<f32>> =
             step.weights.iter().map(|weight| graph.weight(&weight.name)).collect::<Result<_, _>>()?;
-        around.pace.allow(needed_bytes(&step, &known, settings)?)?;
+        around.pace.check_memory(needed_bytes(&step, &known, settings)?)?;
         let names: Vec<String> = step.weights.iter().map(|weight| weight.name.clone()).collect();
         let mark = mark(model, examples, settings);
         let found = around.checkpoints.as_ref().and_then(|checkpoints| checkpoints.read(&mark, &names));
@@ -278,7 +278,7 @@ impl<'a> Work<'a> {
             None => (fresh, start.clone(), start.clone(), optimizer),
             Some(Found { progress, weights, best, memory, steps }) => {
                 tracing::info!(epoch = progress.epoch, batches = progress.batches, "goes on where it was left");
-                (progress, weights, best, optimizer.remembering(memory, steps))
+                (progress, weights, best, optimizer.with_memory(memory, steps))
             }
         };
         let (frozen, step) = match cut(&step, &known, examples, settings)? {
@@ -331,7 +331,7 @@ impl<'a> Work<'a> {
         let all: Vec<usize> = (0..self.examples.len()).collect();
         self.progress.unreadable = 0;
         self.making(From::Pictures(None), 0).run(&all, 0, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, all.len())?;
             let given = [Given { name: &images, shape: &shape, values: &batch.images }];
             graph.run(&given, |came| {
@@ -341,7 +341,7 @@ impl<'a> Work<'a> {
                     features.usable.extend(batch.classes[..left].iter().map(Option::is_some));
                 }
             })?;
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         })?;
         Ok(features)
     }
@@ -384,17 +384,17 @@ impl<'a> Work<'a> {
     /// The loss on `seen` after a few steps at a rate over `learned`, from the start.
     fn try_rate(&mut self, rate: f32, learned: &[usize], seen: &[usize]) -> Result<f64, TrainError> {
         self.weights.clone_from(&self.start);
-        let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).anchored(self.anchor);
+        let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).with_proximal(self.anchor);
         let from = self.features.take();
         let making = self.making(from.as_ref().map_or(From::Pictures(None), From::Features), 0);
         let smoothing = Smoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let tried = making.run(learned, 0, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
             optimizer.step(&mut self.weights, &mut self.gradients, &self.start, f64::from(rate));
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         tried?;
@@ -426,7 +426,7 @@ impl<'a> Work<'a> {
         let steps = places.len().div_ceil(making.size).max(1) as f64;
         let done = usize::try_from(self.progress.batches).unwrap_or(usize::MAX).saturating_mul(making.size);
         let learned = making.run(places, done, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, places.len())?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             let loss = self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
@@ -441,7 +441,7 @@ impl<'a> Work<'a> {
             if self.around.checkpoints.as_ref().is_some_and(Checkpoints::are_due) {
                 self.write_down()?;
             }
-            self.around.pace.rest(settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         learned.map(|()| self.progress.losses / (self.progress.batches as f64).max(1.0))
@@ -459,13 +459,13 @@ impl<'a> Work<'a> {
         let classes = self.stepper.step().classes;
         let mut scores = HoldoutScores::default();
         let measured = making.run(places, 0, |batch| {
-            heed(self.around.stop)?;
+            check_stop(self.around.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &Smoothing::default());
             let gave = self.stepper.measure(&batch.images, &targets, weights)?;
             for (class, logits) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
                 class.iter().for_each(|class| scores.add(logits, *class));
             }
-            self.around.pace.rest(self.settings.threads, batch.made_in, self.around.stop)
+            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
         });
         self.features = from;
         measured.map(|()| scores)
@@ -515,7 +515,7 @@ impl<'a> Work<'a> {
 }
 
 /// Weights of a step that a smaller one leaves as they are, with their shapes.
-fn rest(whole: &Step, last: &Step) -> Vec<(String, Vec<usize>)> {
+fn rest(whole: &TrainingStep, last: &TrainingStep) -> Vec<(String, Vec<usize>)> {
     let is_left = |name: &str| last.weights.iter().all(|weight| weight.name != name);
     let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
     let left = whole.weights.iter().filter(|weight| is_left(&weight.name));
@@ -524,7 +524,7 @@ fn rest(whole: &Step, last: &Step) -> Vec<(String, Vec<usize>)> {
 
 /// Where the step is cut, if what is not trained need be computed only once: when pictures stay as they are, and what
 /// is kept of them has room.
-fn cut(step: &Step, known: &Known, examples: &Examples, settings: &TrainSettings) -> Result<Option<Cut>, TrainError> {
+fn cut(step: &TrainingStep, known: &Known, examples: &Examples, settings: &TrainSettings) -> Result<Option<Cut>, TrainError> {
     if settings.augment != AugmentSettings::default() {
         return Ok(None);
     }
@@ -547,7 +547,7 @@ fn mark(model: &Model, examples: &Examples, settings: &TrainSettings) -> String 
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn heed(stop: &CancellationToken) -> Result<(), TrainError> {
+fn check_stop(stop: &CancellationToken) -> Result<(), TrainError> {
     if stop.is_cancelled() { Err(TrainError::Stopped) } else { Ok(()) }
 }
 

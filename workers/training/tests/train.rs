@@ -26,7 +26,7 @@ fn light() -> Model {
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
-    let prepared = training::probe::ready(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let prepared = training::probe::prepare_model(&Onnx::find_and_load(None).unwrap(), &model, 1).unwrap();
     let step = prepared.prepared.step(&prepared.known, &autograd::Trainable::All).unwrap();
     let mut random = StdRng::seed_from_u64(7);
     let mut fresh = |weight: &autograd::step::Weight| {
@@ -47,14 +47,14 @@ fn settings() -> TrainSettings {
 }
 
 fn around(stop: &CancellationToken) -> Around<'_> {
-    Around { stop, pace: Pace::free(&TrainSettings::default().limits), checkpoints: None }
+    Around { stop, pace: Pace::unlimited(&TrainSettings::default().limits), checkpoints: None }
 }
 
 fn trained(model: &Model, settings: &TrainSettings) -> Result<Trained, TrainError> {
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
     examples.all.retain(|example| example.split != Split::Test);
-    train(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, around(&CancellationToken::new()), |_| {})
+    train_model(&Onnx::find_and_load(None).unwrap(), model, &examples, settings, around(&CancellationToken::new()), |_| {})
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_model_that_knows_nothing_learns_and_the_same_again_from_the_same_seed() {
     let (before, after) = first.held_out();
     assert!(before.accuracy_ratio < 0.3, "{before:?}");
     assert!(after.accuracy_ratio > 0.7, "{after:?}");
-    assert_eq!((first.comparison, first.nothing_gained()), (HoldoutComparison::Better, None));
+    assert_eq!((first.comparison, first.has_no_gain()), (HoldoutComparison::Better, None));
     let again = trained(&model, &settings()).unwrap();
     assert_eq!(first.weights, again.weights, "the same seed");
     let other = trained(&model, &TrainSettings { seed: 2, ..settings() }).unwrap();
@@ -84,7 +84,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let input = &model.description.input;
     let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
     let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
-    let ready = training::probe::ready(&runtime, &model, 1).unwrap();
+    let ready = training::probe::prepare_model(&runtime, &model, 1).unwrap();
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All).unwrap();
     let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].1.clone()).collect();
     let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());
@@ -107,7 +107,7 @@ fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
     assert!(after.accuracy_ratio >= before.accuracy_ratio - 0.02, "{before:?} {after:?}");
     let last = result.epochs.last().unwrap().held_out;
     assert!(last.loss > before.loss, "at this rate it forgets: {last:?}");
-    assert!(result.nothing_gained().unwrap().starts_with("nothing to gain"), "{:?}", result.nothing_gained());
+    assert!(result.has_no_gain().unwrap().starts_with("nothing to gain"), "{:?}", result.has_no_gain());
     let kept = folder::write(&light(), &result.onnx, &result.values(), &place.path().join("kept")).unwrap();
     assert!(result.best_epoch != 0 || kept.labels == light().labels);
 
@@ -154,12 +154,12 @@ fn broken_pictures_among_good_ones_are_passed_over_and_told() {
     let runtime = Onnx::find_and_load(None).unwrap();
     let some = Examples::read(place.path(), &model.labels, 0.1).unwrap();
     let one = TrainSettings { epochs: 1, ..settings() };
-    let result = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap();
+    let result = train_model(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap();
     assert!(result.unreadable > 0);
     for example in &some.all {
         std::fs::write(&example.path, b"no picture").unwrap();
     }
-    let error = train(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap_err();
+    let error = train_model(&runtime, &model, &some, &one, around(&CancellationToken::new()), |_| {}).unwrap_err();
     assert!(matches!(error, TrainError::Unreadable { .. }), "{error}");
 }
 
@@ -170,7 +170,7 @@ fn it_stops_when_told_to() {
     let model = light();
     let examples = Examples::read(&fixtures().join("images/fashion"), &model.labels, 0.1).unwrap();
     let runtime = Onnx::find_and_load(None).unwrap();
-    let stopped = train(&runtime, &model, &examples, &settings(), around(&stop), |_| {}).unwrap_err();
+    let stopped = train_model(&runtime, &model, &examples, &settings(), around(&stop), |_| {}).unwrap_err();
     assert!(matches!(stopped, TrainError::Stopped));
 }
 
@@ -200,7 +200,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
                 later.cancel();
             });
         };
-        match train(&onnx, &model, &examples, &settings, Around { checkpoints, ..around(&stop) }, see) {
+        match train_model(&onnx, &model, &examples, &settings, Around { checkpoints, ..around(&stop) }, see) {
             Ok(trained) => break trained,
             Err(TrainError::Stopped) => stops += 1,
             Err(other) => panic!("{other}"),
@@ -235,10 +235,10 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let mut settings = settings();
     (settings.batch, settings.limits.memory_max_mib) = (1024, Some(1));
     let stop = CancellationToken::new();
-    let pace = Pace::free(&settings.limits);
+    let pace = Pace::unlimited(&settings.limits);
     let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
     let onnx = Onnx::find_and_load(None).unwrap();
-    let error = train(&onnx, &light(), &examples, &settings, Around { pace, ..around(&stop) }, |_| {}).unwrap_err();
+    let error = train_model(&onnx, &light(), &examples, &settings, Around { pace, ..around(&stop) }, |_| {}).unwrap_err();
     assert!(error.to_string().contains("memory_max_mib allows 1"), "{error}");
 }
 
@@ -258,7 +258,7 @@ fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_re
     let learn = |model: &Model, of_class: usize| {
         let settings = TrainSettings { epochs: 1, ..settings() };
         let stop = CancellationToken::new();
-        train(&runtime, model, &examples(model, of_class), &settings, around(&stop), |_| {}).unwrap()
+        train_model(&runtime, model, &examples(model, of_class), &settings, around(&stop), |_| {}).unwrap()
     };
     let all = onnx::read(&light().graph).unwrap().floats().unwrap().len();
     for (of_class, layers, numbers) in [(5, Some(1), 330), (15, Some(2), 25_450), (30, None, 26_698)] {

@@ -46,7 +46,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Res
         if let Some(broken) = find_break(&records) {
             anyhow::bail!("note {} of {place} is not as it was written: {}", broken.sequence, broken.why);
         }
-        return out::line(format_args!(
+        return out::print_line(format_args!(
             "{} of {place}, each follows the one before",
             form::count(records.len() as u64, "note")
         ));
@@ -55,33 +55,33 @@ pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Res
     if args.json {
         return notes.into_iter().try_for_each(|note| {
             let AuditNote { place, at_ms, actor, action, about, .. } = note;
-            out::line(
+            out::print_line(
                 serde_json::json!({ "place": place, "at_ms": at_ms, "actor": actor, "action": action, "about": about }),
             )
         });
     }
     let rows: Vec<Vec<String>> =
-        notes.map(|note| vec![form::time(note.at_ms), note.actor, note.action, note.about]).collect();
+        notes.map(|note| vec![form::format_time(note.at_ms), note.actor, note.action, note.about]).collect();
     match rows.is_empty() {
-        true => out::line(format_args!("Nothing was done by hand at {place} yet.")),
-        false => out::line(form::table(&["when", "who", "what", "about"], &rows)),
+        true => out::print_line(format_args!("Nothing was done by hand at {place} yet.")),
+        false => out::print_line(form::table(&["when", "who", "what", "about"], &rows)),
     }
 }
 
 async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<Record>> {
-    let level = read::level(bus, topology::AUDIT).await?;
+    let level = read::stream_level(bus, topology::AUDIT).await?;
     let mut records = Vec::new();
     if level.messages > 0 {
         let subjects = vec![subject::audit(place)];
         let all = Stretch { subjects, ..Stretch::default() };
-        read::stretch(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
+        read::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
     }
     Ok(records)
 }
 
 /// Writes down what a command did. It is done already: where that cannot be written, it is said.
-pub async fn note(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
-    if let Err(error) = runtime::audit::note(bus, place, action, about).await {
-        tracing::warn!(action, error = runtime::fault::chain(&error), "done, and not written into the audit");
+pub async fn record_command(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) {
+    if let Err(error) = runtime::audit::record_action(bus, place, action, about).await {
+        tracing::warn!(action, error = runtime::fault::error_chain(&error), "done, and not written into the audit");
     }
 }

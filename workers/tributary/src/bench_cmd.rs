@@ -347,9 +347,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         report.write(path)?;
     }
     for path in charts.map(|folder| report.draw(folder)).transpose()?.unwrap_or_default() {
-        out::note(format_args!("picture: {}", path.display()));
+        out::print_note(format_args!("picture: {}", path.display()));
     }
-    out::line(report.text())
+    out::print_line(report.text())
 }
 
 fn swap_options(settings: &Settings, args: &SwapArgs) -> swap::Options {

@@ -56,7 +56,7 @@ fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
     }
     let rows: Vec<Vec<String>> =
         list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
-    out::line(form::table(&["setting", "value", "from"], &rows))
+    out::print_line(form::table(&["setting", "value", "from"], &rows))
 }
 
 /// Without credentials, and numbers as they were written: an f32 is kept in JSON as the f64 next to it.

@@ -9,7 +9,7 @@ use schemas::task::HEADER_FILE;
 use schemas::{DeadLetter, SiteName};
 use streams::{Bus, Publisher};
 
-use crate::roles::people;
+use crate::roles::into_anyhow;
 use crate::settings::Settings;
 use crate::{audit, form, out, site};
 
@@ -93,7 +93,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
         false => (site.bus, format!("site {}", site.name)),
     };
-    let letters = janitor::redrive::letters(&bus).await.map_err(people);
+    let letters = janitor::redrive::letters(&bus).await.map_err(into_anyhow);
     let letters = letters.with_context(|| format!("dead letters of {place} cannot be read"))?;
     match args.command {
         DeadCommand::List { fault, file, json } => {
@@ -104,9 +104,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
             list(&chosen, json, &place)
         }
         DeadCommand::Show { id, save, json } => {
-            let (_, letter) = pick(&letters, &id)?;
+            let (_, letter) = select_letters(&letters, &id)?;
             if let Some(path) = save {
-                let payload = janitor::redrive::whole(&bus, letter).await.map_err(people)?;
+                let payload = janitor::redrive::full_payload(&bus, letter).await.map_err(into_anyhow)?;
                 std::fs::write(&path, &payload).with_context(|| format!("{} cannot be written", path.display()))?;
             }
             show(letter, json)
@@ -114,7 +114,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
         DeadCommand::Redrive { ids, all, fault } => {
             let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
             let ended = redrive(&bus, &chosen, &place).await;
-            audit::note(&bus, &at, "dead redrive", form::count(chosen.len() as u64, "letter")).await;
+            audit::record_command(&bus, &at, "dead redrive", form::count(chosen.len() as u64, "letter")).await;
             ended
         }
     }
@@ -134,7 +134,7 @@ fn file_of(letter: &DeadLetter) -> Option<&str> {
 fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
     let mut chosen: Vec<Letter> = Vec::new();
     for id in ids {
-        let letter = pick(letters, id)?;
+        let letter = select_letters(letters, id)?;
         if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
             chosen.push(letter.clone());
         }
@@ -143,7 +143,7 @@ fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
 }
 
 /// The one letter whose id, or whose task's, begins so.
-fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
+fn select_letters<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
     let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
     let fits = |(_, letter): &&Letter| {
         begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
@@ -162,7 +162,7 @@ fn pick<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
 /// As JSON, with the size of the payload in its place.
 fn listed(letter: &DeadLetter) -> anyhow::Result<serde_json::Value> {
     let bytes = schemas::encode(letter)?;
-    schemas::codec::show(&bytes).context("letter has no JSON form")
+    schemas::codec::to_json(&bytes).context("letter has no JSON form")
 }
 
 fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
@@ -170,22 +170,22 @@ fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
         return letters.iter().try_for_each(|(_, letter)| out::json_line(&listed(letter)?));
     }
     if letters.is_empty() {
-        return out::line(format_args!("No dead letters at {place}."));
+        return out::print_line(format_args!("No dead letters at {place}."));
     }
     let row = |(_, letter): &Letter| {
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
-            form::time(letter.died_at_ms),
+            form::format_time(letter.died_at_ms),
             letter.role.clone(),
             letter.stream.clone(),
-            form::plain(&letter.subject),
-            form::plain(&letter.fault.name),
-            file_of(letter).map(form::plain).unwrap_or_default(),
-            form::plain(&letter.fault.reason),
+            form::plain_number(&letter.subject),
+            form::plain_number(&letter.fault.name),
+            file_of(letter).map(form::plain_number).unwrap_or_default(),
+            form::plain_number(&letter.fault.reason),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    out::line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
+    out::print_line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
 }
 
 fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
@@ -198,41 +198,41 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         Err(_) => String::new(),
     };
     let payload = match &letter.cut {
-        None => form::size(letter.payload.len() as u64),
+        None => form::format_size(letter.payload.len() as u64),
         Some(cut) => {
-            let (whole, kept) = (form::size(cut.size_bytes), form::size(letter.payload.len() as u64));
+            let (whole, kept) = (form::format_size(cut.size_bytes), form::format_size(letter.payload.len() as u64));
             format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
         }
     };
     let mut lines = vec![format!("id        {}", letter.id), format!("task      {task}")];
-    lines.extend(file_of(letter).map(|file| format!("file      {}", form::plain(file))));
+    lines.extend(file_of(letter).map(|file| format!("file      {}", form::plain_number(file))));
     lines.extend([
-        format!("given up  {} by the {} of site {}", form::time(letter.died_at_ms), letter.role, letter.site),
-        format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain(&letter.subject)),
+        format!("given up  {} by the {} of site {}", form::format_time(letter.died_at_ms), letter.role, letter.site),
+        format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain_number(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", form::plain(&letter.fault.name)),
-        format!("reason    {}", form::plain(&letter.fault.reason)),
-        format!("remedy    {}", form::plain(&letter.fault.remedy)),
+        format!("fault     {}", form::plain_number(&letter.fault.name)),
+        format!("reason    {}", form::plain_number(&letter.fault.reason)),
+        format!("remedy    {}", form::plain_number(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (--save FILE writes it)"),
     ]);
     lines.extend(
-        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain(name), form::plain(value))),
+        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain_number(name), form::plain_number(value))),
     );
-    out::line(lines.join("\n"))
+    out::print_line(lines.join("\n"))
 }
 
 async fn redrive(bus: &Bus, letters: &[Letter], place: &str) -> anyhow::Result<()> {
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     for (done, (sequence, letter)) in letters.iter().enumerate() {
-        let driven = janitor::redrive::redrive(bus, &publisher, *sequence, letter).await;
-        driven.map_err(people).with_context(|| {
+        let driven = janitor::redrive::redrive_letter(bus, &publisher, *sequence, letter).await;
+        driven.map_err(into_anyhow).with_context(|| {
             format!("dead letter {} could not be redriven; {done} were, and the rest can be tried again", letter.id)
         })?;
-        out::line(format_args!("redriven  {}  {}", letter.id, form::plain(&letter.subject)))?;
+        out::print_line(format_args!("redriven  {}  {}", letter.id, form::plain_number(&letter.subject)))?;
     }
     match letters.len() {
-        0 => out::line(format_args!("Nothing to redrive at {place}.")),
-        count => out::line(format_args!("Redriven: {}.", form::count(count as u64, "message"))),
+        0 => out::print_line(format_args!("Nothing to redrive at {place}.")),
+        count => out::print_line(format_args!("Redriven: {}.", form::count(count as u64, "message"))),
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
     use schemas::{FaultNote, TaskId};
 
     fn letter(name: &str) -> Letter {
-        let id = TaskId::derived(name);
+        let id = TaskId::from_name(name);
         let letter = DeadLetter {
             id,
             task: Some(id.child("task")),
@@ -265,14 +265,14 @@ mod tests {
     fn a_letter_is_picked_by_the_beginning_of_its_id_or_its_tasks() {
         let letters = [letter("a"), letter("b")];
         let begin = |id: TaskId| id.to_string()[..8].to_owned();
-        assert_eq!(pick(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
-        assert_eq!(pick(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
+        assert_eq!(select_letters(&letters, &begin(letters[1].1.id)).unwrap(), &letters[1]);
+        assert_eq!(select_letters(&letters, &begin(letters[0].1.task.unwrap()).to_uppercase()).unwrap(), &letters[0]);
     }
 
     #[test]
     fn an_unknown_an_empty_and_an_ambiguous_beginning_are_refused() {
         let letters = [letter("a"), letter("a")];
-        let why = |id: &str| pick(&letters, id).unwrap_err().to_string();
+        let why = |id: &str| select_letters(&letters, id).unwrap_err().to_string();
         assert!(why("zz").contains("no dead letter's id begins with \"zz\""));
         assert!(why("").contains("no dead letter"));
         assert!(why(&letters[0].1.id.to_string()).contains("write more of it"));

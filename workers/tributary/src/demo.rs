@@ -82,7 +82,7 @@ struct Picture {
 
 /// Runs the demonstration.
 pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    if let Some(name) = args.closed.idle() {
+    if let Some(name) = args.closed.unused_option() {
         anyhow::bail!("{name} is for the loop: write --loop as well");
     }
     if args.closed.looped {
@@ -103,10 +103,10 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     settings.recognizer.verify.enabled = true;
     settings.verifier.model = Some(HEAVY.into());
     settings.up = UpSettings { store, port: 0, mqtt_port: None, ..settings.up };
-    out::line(intro(pictures.len()))?;
+    out::print_line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
-    let walked = walk::through(&settings, pictures.clone(), &shutdown).await?;
+    let walked = walk::run_pictures(&settings, pictures.clone(), &shutdown).await?;
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
@@ -117,8 +117,8 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     if let Some(path) = &args.json {
         write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
-    out::line(found.text())?;
-    out::line(outro(args))
+    out::print_line(found.text())?;
+    out::print_line(outro(args))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -157,8 +157,8 @@ fn cloud_labels(library: Option<&Path>, pictures: &[Picture]) -> anyhow::Result<
     let share = |pictures: &[Picture]| -> anyhow::Result<Vec<String>> {
         let mut replica = Replica::open(&onnx, &model, &InferSettings::default())?;
         let label = |picture: &Picture| {
-            let ratios = softmax(&replica.see(&picture.bytes)?.logits, 1.0);
-            Ok(vision::opinion(&model, &ratios).context("the cloud's model gave no scores")?.label)
+            let ratios = softmax(&replica.predict(&picture.bytes)?.logits, 1.0);
+            Ok(vision::prediction(&model, &ratios).context("the cloud's model gave no scores")?.label)
         };
         pictures.iter().map(label).collect()
     };

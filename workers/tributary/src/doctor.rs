@@ -85,7 +85,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &DoctorArgs) -> anyhow::Re
     if args.json {
         out::json(&checks)?;
     } else {
-        out::line(text(&checks))?;
+        out::print_line(text(&checks))?;
     }
     match checks.iter().filter(|check| check.state == State::Bad).count() {
         0 => Ok(()),
@@ -98,7 +98,7 @@ fn text(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
     let indent = " ".repeat(width + 7);
     for Check { state, what, found, breaks, remedy } in checks {
-        lines.push(format!("{:4}  {what:width$} {}", form::word(state), form::plain(found)));
+        lines.push(format!("{:4}  {what:width$} {}", form::wire_word(state), form::plain_number(found)));
         lines.extend(breaks.iter().map(|promise| format!("{indent}breaks the promise: {promise}")));
         lines.extend(remedy.iter().map(|remedy| format!("{indent}{remedy}")));
     }

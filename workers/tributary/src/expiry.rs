@@ -114,7 +114,7 @@ pub fn faults(all: &[Expiry], now_ms: u64) -> Vec<FaultNote> {
 }
 
 /// Makes it known to whoever asks for metrics, and to the log where something ends soon.
-pub fn tell(all: &[Expiry]) {
+pub fn report_expiries(all: &[Expiry]) {
     for expiry in all {
         metrics::note_expiry(&expiry.what, expiry.ends_at_ms);
     }

@@ -166,41 +166,41 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
             let made = Fleet::init(folder, address)?;
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
             ))?;
             if made.hub().is_loopback() {
-                out::line("The hub is this machine itself: sites on other machines cannot join it.")?;
+                out::print_line("The hub is this machine itself: sites on other machines cannot join it.")?;
             }
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "Start the hub:  tributary up --fleet {} --cloud-model MODEL_DIR",
                 folder.display()
             ))?;
-            out::line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
+            out::print_line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
         }
         FleetCommand::Renew { folder } => {
             let mut fleet = Fleet::open(folder)?;
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "The hub's certificate is good until {}; a running hub takes it now.",
-                form::time(ends)
+                form::format_time(ends)
             ))?;
             tell_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
             let mut fleet = Fleet::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
-            out::line(format_args!("Root {} is good until {}.", root.number, form::time(root.expires_at_ms)))?;
+            out::print_line(format_args!("Root {} is good until {}.", root.number, form::format_time(root.expires_at_ms)))?;
             match reach(&fleet, "operator").await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
                     let about = format!("number {}, {} never run", fleet.root().number, fleet.root().never.len());
-                    audit::note(&operator, &SiteName::cloud(), "fleet root", about).await;
+                    audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
-                None => out::line("The hub does not answer here: it offers the root when it is started."),
+                None => out::print_line("The hub does not answer here: it offers the root when it is started."),
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
@@ -210,16 +210,16 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
             if let Some(operator) = operator {
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "fleet rotate", role.as_str()).await;
             }
             match system {
                 Some(system) => {
                     admin::reload(&system).await?;
-                    out::line(format_args!(
+                    out::print_line(format_args!(
                         "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
                     ))
                 }
-                None => out::line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
+                None => out::print_line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
             }
         }
         FleetCommand::Calendar { folder, json } => {
@@ -237,10 +237,10 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         Some(left) => left.to_string(),
                         None => "no end".into(),
                     };
-                    vec![dated.what, days, dated.ends_at_ms.map(form::time).unwrap_or_default(), dated.renewed_by]
+                    vec![dated.what, days, dated.ends_at_ms.map(form::format_time).unwrap_or_default(), dated.renewed_by]
                 })
                 .collect();
-            out::line(form::table(&["what", "days left", "ends", "renewed by"], &rows))
+            out::print_line(form::table(&["what", "days left", "ends", "renewed by"], &rows))
         }
     }
 }
@@ -260,8 +260,8 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
         }
         SiteCommand::Rotate { name, settle: true, .. } => {
             match fleet.settle_rotation(name)? {
-                true => out::line(format_args!("The old key of site {name} is not good any more."))?,
-                false => out::line(format_args!("Site {name} has one key; nothing was to settle."))?,
+                true => out::print_line(format_args!("The old key of site {name} is not good any more."))?,
+                false => out::print_line(format_args!("Site {name} has one key; nothing was to settle."))?,
             }
             tell_hub(&fleet, true).await
         }
@@ -270,23 +270,23 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.rotate_site(name)?;
             give(&membership, &path, *sealed)?;
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "site rotate", name.as_str()).await;
             }
             tell_hub(&fleet, false).await
         }
         SiteCommand::Revoke { name } => {
             fleet.revoke_site(name)?;
-            out::line(format_args!("Site {name} does not belong to the fleet any more."))?;
+            out::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
             tell_hub(&fleet, true).await?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 admin::forget_site(&operator, name).await?;
                 note_fleet(&fleet, &operator).await?;
-                audit::note(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
+                audit::record_command(&operator, &SiteName::cloud(), "site revoke", name.as_str()).await;
             }
             Ok(())
         }
@@ -299,10 +299,10 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
     membership.write_new(path, code.as_deref())?;
     let (path, site) = (path.display(), &membership.site);
     match code {
-        None => out::line(format_args!(
+        None => out::print_line(format_args!(
             "Wrote {path}: whoever has it is site {site}. Carry it there, and run `tributary join {path}`."
         )),
-        Some(code) => out::line(format_args!(
+        Some(code) => out::print_line(format_args!(
             "Wrote {path}, sealed with the code {code}, which is shown once. Carry the file to site {site}, tell the code by another way, and run `tributary join {path} --code CODE` there."
         )),
     }
@@ -311,14 +311,14 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
 async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
     let Some(system) = reach(fleet, "system").await else {
-        return out::line(
+        return out::print_line(
             "The hub does not answer here: it takes the change when it is started, or at the next change.",
         );
     };
     admin::reload(&system).await?;
     if ends {
         let ended = admin::end_leaves(&system).await?;
-        out::line(format_args!(
+        out::print_line(format_args!(
             "The hub knows, and ended {}; sites that belong to the fleet come back by themselves.",
             form::count(ended as u64, "connection")
         ))?;
@@ -343,13 +343,13 @@ pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
 async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::Result<()> {
     let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
-    let plan = topology::plan(&Place::Cloud(vec![site.clone()]), &settings.streams);
-    for finding in topology::setup(&operator, &plan, Mend::Everything).await? {
+    let plan = topology::plan_topology(&Place::Cloud(vec![site.clone()]), &settings.streams);
+    for finding in topology::apply_plan(&operator, &plan, Mend::Everything).await? {
         if let State::Refused(why) = finding.state {
             anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
         }
     }
-    audit::note(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
+    audit::record_command(&operator, &SiteName::cloud(), "site add", site.as_str()).await;
     Ok(())
 }
 
@@ -395,7 +395,7 @@ async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
         return out::json(&sites);
     }
     if fleet.sites().is_empty() {
-        return out::line("No site belongs to it yet: `tributary site add NAME` adds one.");
+        return out::print_line("No site belongs to it yet: `tributary site add NAME` adds one.");
     }
     let rows: Vec<Vec<String>> = fleet
         .sites()
@@ -407,10 +407,10 @@ async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
                 None => "the hub does not answer",
             };
             let keys = if member.previous_nkey.is_some() { "two, until rotate --settle" } else { "one" };
-            vec![site.to_string(), joined.into(), form::time(member.since_ms), keys.into()]
+            vec![site.to_string(), joined.into(), form::format_time(member.since_ms), keys.into()]
         })
         .collect();
-    out::line(form::table(&["site", "joined", "keys since", "keys"], &rows))
+    out::print_line(form::table(&["site", "joined", "keys since", "keys"], &rows))
 }
 
 const JOIN_EXAMPLES: &str = "\
@@ -440,7 +440,7 @@ pub struct JoinArgs {
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
-            out::line(format_args!("{} is sealed. Code:", args.file.display()))?;
+            out::print_line(format_args!("{} is sealed. Code:", args.file.display()))?;
             let mut code = String::new();
             std::io::stdin().read_line(&mut code).context("the code cannot be read")?;
             Membership::read_with_code(&args.file, Some(&code))?
@@ -452,8 +452,8 @@ pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
         "a site of a fleet has no --sites, --cloud-model, --fleet or --merge: the verifiers and the rounds are its hub's"
     );
     let store = &settings.up.store;
-    membership.settle(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
-    out::line(format_args!(
+    membership.install(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
+    out::print_line(format_args!(
         "This is site {} of the fleet at {}. {} is not needed any more: delete it.",
         membership.site,
         membership.hub,

@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 /// A moment in UTC, to the millisecond.
-pub fn time(at_ms: u64) -> String {
+pub fn format_time(at_ms: u64) -> String {
     let Ok(at) = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000) else {
         return format!("{at_ms} ms");
     };
@@ -14,7 +14,7 @@ pub fn time(at_ms: u64) -> String {
 }
 
 /// How long something took or takes.
-pub fn span(ms: f64) -> String {
+pub fn format_span(ms: f64) -> String {
     match ms {
         ..10.0 => format!("{ms:.1} ms"),
         ..1000.0 => format!("{ms:.0} ms"),
@@ -27,11 +27,11 @@ pub fn span(ms: f64) -> String {
 
 /// How long, from microseconds.
 pub fn span_us(us: u64) -> String {
-    span(us as f64 / 1000.0)
+    format_span(us as f64 / 1000.0)
 }
 
 /// How many bytes.
-pub fn size(bytes: u64) -> String {
+pub fn format_size(bytes: u64) -> String {
     let bytes = bytes as f64;
     match bytes {
         ..1024.0 => format!("{bytes} bytes"),
@@ -52,12 +52,12 @@ pub fn count(count: u64, what: &str) -> String {
 }
 
 /// Text that others wrote, without what a terminal would obey.
-pub fn plain(text: &str) -> String {
+pub fn plain_number(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// A value that is a word on the wire, as that word.
-pub fn word(value: &impl Serialize) -> String {
+pub fn wire_word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         Ok(value) => value.to_string(),
@@ -70,8 +70,8 @@ pub fn setting(name: &str, value: &serde_json::Value) -> String {
     match (name, value.as_u64()) {
         _ if value.is_null() => "none".into(),
         (limit, _) if limit.starts_with("max_") && value.as_i64().is_some_and(|value| value <= 0) => "no limit".into(),
-        ("ack_wait" | "duplicate_window" | "max_age", Some(ns)) => span(ns as f64 / 1e6),
-        ("max_bytes" | "max_msg_size", Some(bytes)) => size(bytes),
+        ("ack_wait" | "duplicate_window" | "max_age", Some(ns)) => format_span(ns as f64 / 1e6),
+        ("max_bytes" | "max_msg_size", Some(bytes)) => format_size(bytes),
         _ => value.to_string(),
     }
 }
@@ -88,8 +88,8 @@ const MOST_CELL: usize = 200;
 /// none is endless.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let shown = |cell: &String| match cell.chars().nth(MOST_CELL) {
-        Some(_) => plain(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),
-        None => plain(cell),
+        Some(_) => plain_number(&cell.chars().take(MOST_CELL - 1).chain(['\u{2026}']).collect::<String>()),
+        None => plain_number(cell),
     };
     let columns = head.len();
     let head = head.iter().map(|&cell| cell.to_owned()).collect();
@@ -112,14 +112,14 @@ mod tests {
 
     #[test]
     fn a_moment_is_read_in_utc() {
-        assert_eq!(time(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
-        assert_eq!(time(u64::MAX), format!("{} ms", u64::MAX), "beyond the calendar");
+        assert_eq!(format_time(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(format_time(u64::MAX), format!("{} ms", u64::MAX), "beyond the calendar");
     }
 
     #[test]
     fn spans_and_sizes_keep_to_a_unit_that_can_be_read() {
-        assert_eq!([0.42, 42.0, 4200.0, 420_000.0].map(span), ["0.4 ms", "42 ms", "4.2 s", "7.0 min"]);
-        assert_eq!([783, 2048, 3 << 20, 4 << 30].map(size), ["783 bytes", "2.0 KiB", "3.0 MiB", "4.0 GiB"]);
+        assert_eq!([0.42, 42.0, 4200.0, 420_000.0].map(format_span), ["0.4 ms", "42 ms", "4.2 s", "7.0 min"]);
+        assert_eq!([783, 2048, 3 << 20, 4 << 30].map(format_size), ["783 bytes", "2.0 KiB", "3.0 MiB", "4.0 GiB"]);
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_label_cannot_command_the_terminal() {
-        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(plain_number("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     }
 
     #[test]

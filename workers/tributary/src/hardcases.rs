@@ -60,31 +60,31 @@ pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow:
     let readable = |record: &read::Record| {
         decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
     };
-    let found = read::newest(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
+    let found = read::newest_messages(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {
         return cases.iter().try_for_each(out::json_line);
     }
     if cases.is_empty() {
-        return out::line("No hard case is known: doubtful tasks appear here once the courier has carried them up.");
+        return out::print_line("No hard case is known: doubtful tasks appear here once the courier has carried them up.");
     }
     let row = |case: &HardCase| {
         let best = |place: usize| {
             let ranked = case.top.get(place);
-            ranked.map(|ranked| format!("{} {}", form::plain(&ranked.label), form::percent(ranked.confidence)))
+            ranked.map(|ranked| format!("{} {}", form::plain_number(&ranked.label), form::percent(ranked.confidence)))
         };
         vec![
-            form::time(case.published_at_ms),
+            form::format_time(case.published_at_ms),
             case.site.to_string(),
             case.camera.to_string(),
             best(0).unwrap_or_default(),
             best(1).unwrap_or_default(),
-            form::word(&case.reason),
+            form::wire_word(&case.reason),
             case.features.as_ref().map_or("none".into(), |features| features.len().to_string()),
             case.task.to_string(),
         ]
     };
     let rows: Vec<_> = cases.iter().map(row).collect();
     let head = ["published", "site", "camera", "best", "second", "in doubt for", "features", "task"];
-    out::line(form::table(&head, &rows))
+    out::print_line(form::table(&head, &rows))
 }

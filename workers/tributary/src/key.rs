@@ -27,5 +27,5 @@ pub struct KeyArgs {
 /// Makes or shows a key.
 pub fn command(args: &KeyArgs) -> anyhow::Result<()> {
     let key = if args.file.exists() { Key::read(&args.file) } else { Key::create(&args.file) }?;
-    out::line(key.public())
+    out::print_line(key.public())
 }

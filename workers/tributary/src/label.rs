@@ -68,8 +68,8 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
     let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
     let (mut labelled, mut unknown) = (0_u64, Vec::new());
     for (task, label) in said {
-        let slot = subject::finality_of_any_camera(&here.name, task);
-        let Some(record) = read::last(&here.bus, topology::ANSWERS, &slot).await? else {
+        let slot = subject::final_answer_of_any_camera(&here.name, task);
+        let Some(record) = read::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
             unknown.push(task);
             continue;
         };
@@ -82,9 +82,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Res
         labelled += 1;
     }
     if labelled > 0 {
-        audit::note(&here.bus, &here.name, "label", form::count(labelled, "task")).await;
+        audit::record_command(&here.bus, &here.name, "label", form::count(labelled, "task")).await;
     }
-    out::line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
+    out::print_line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
     match &unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(

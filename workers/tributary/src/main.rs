@@ -162,8 +162,8 @@ fn main() -> ExitCode {
         (1, _) => "debug",
         _ => "trace",
     };
-    runtime::telemetry::init(level, cli.common.log_json);
-    runtime::process::keep_memory(match &cli.command {
+    runtime::telemetry::init_logging(level, cli.common.log_json);
+    runtime::process::set_malloc_policy(match &cli.command {
         Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
         _ => Kept::All,
     });
@@ -173,19 +173,19 @@ fn main() -> ExitCode {
     }
     // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
-        Command::Replay(args) if args.asks_a_model() => streams::batch::run_when_idle(),
-        Command::Retrain(_) => streams::batch::run_when_idle(),
-        _ => streams::batch::run_in_batches(),
+        Command::Replay(args) if args.compares_model() => streams::batch::set_idle_scheduling(),
+        Command::Retrain(_) => streams::batch::set_idle_scheduling(),
+        _ => streams::batch::set_batch_scheduling(),
     };
     if let Err(error) = scheduled {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
     }
     // Before there are other threads, which the kernel would not keep to the model's files.
     if let Command::TryRelease = &cli.command {
-        return out::ended(roles::try_release());
+        return out::is_closed(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    out::ended(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    out::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -206,10 +206,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     settings.check()?;
     if let Some(listen) = settings.metrics.listen.filter(|_| cli.command.is_worker()) {
-        runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::people)?;
+        runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::into_anyhow)?;
     }
     if cli.command.is_worker() {
-        expiry::tell(&expiry::all(settings, None));
+        expiry::report_expiries(&expiry::all(settings, None));
     }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;

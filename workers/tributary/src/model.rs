@@ -149,16 +149,16 @@ fn init(path: &Path) -> anyhow::Result<()> {
     write(&description, &text)?;
     let rows = draft.notes.iter().map(|DraftNote { key, why, is_guess }| {
         let source = if *is_guess { "guess" } else { "known" };
-        format!("{source:8} {key:16} {}", form::plain(why))
+        format!("{source:8} {key:16} {}", form::plain_number(why))
     });
-    out::line(rows.collect::<Vec<_>>().join("\n"))?;
+    out::print_line(rows.collect::<Vec<_>>().join("\n"))?;
     let labels = if draft.labels.is_some() { " and labels.txt" } else { "" };
     let guesses = draft.notes.iter().filter(|note| note.is_guess).count();
     let advice = match guesses {
         0 => "",
         _ => " Correct the guesses in it where you know better.",
     };
-    out::line(format!(
+    out::print_line(format!(
         "\nWrote {}{labels}.{advice} Then hold it against pictures you know:\n  tributary model check {} --images PICTURES \
          --labels-from-folders",
         description.display(),
@@ -219,15 +219,15 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
         }
         return out::json(&whole);
     }
-    out::line(text(&report))?;
-    out::line(trainable(&training))?;
-    let Some((root, trial)) = trial else { return out::line("This model is fit for use.") };
-    out::line(format!("\n{}", side_by_side(&root, &trial)))?;
+    out::print_line(text(&report))?;
+    out::print_line(trainable(&training))?;
+    let Some((root, trial)) = trial else { return out::print_line("This model is fit for use.") };
+    out::print_line(format!("\n{}", side_by_side(&root, &trial)))?;
     match trial.findings.is_empty() {
-        true => out::line("This model is fit for use, and nothing speaks against its description."),
+        true => out::print_line("This model is fit for use, and nothing speaks against its description."),
         false => {
-            let findings = trial.findings.iter().map(|finding| format!("- {}", form::plain(finding)));
-            out::line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
+            let findings = trial.findings.iter().map(|finding| format!("- {}", form::plain_number(finding)));
+            out::print_line(format!("Its description is doubtful:\n{}", findings.collect::<Vec<_>>().join("\n")))
         }
     }
 }
@@ -243,8 +243,8 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
     let fitting = move || -> anyhow::Result<(Model, FitReport)> {
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
-        let (novelty, report) = vision::novelty::fit::fit(&onnx, &model, &pictures, &others)?;
-        Ok((vision::novelty::fit::save(&novelty, &model)?, report))
+        let (novelty, report) = vision::novelty::fit::fit_novelty(&onnx, &model, &pictures, &others)?;
+        Ok((vision::novelty::fit::save_novelty(&novelty, &model)?, report))
     };
     let (model, report) = tokio::task::spawn_blocking(fitting).await??;
     if json {
@@ -252,7 +252,7 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
         whole["release"] = json!(model.release.to_string());
         return out::json(&whole);
     }
-    out::line(novelty_text(&model, &report))
+    out::print_line(novelty_text(&model, &report))
 }
 
 /// The image files of a folder.
@@ -280,7 +280,7 @@ fn novelty_text(model: &Model, report: &FitReport) -> String {
         lines.push(format!(
             "passed over  {}, the first: {}",
             form::count(unreadable.len() as u64, "picture"),
-            form::plain(first)
+            form::plain_number(first)
         ));
     }
     if let Some(against) = against {
@@ -314,11 +314,11 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
         .map(|row| {
             let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
             let said = match (&row.label, &row.fault) {
-                (Some(label), _) => form::plain(label),
-                (None, fault) => format!("cannot be read: {}", form::plain(fault.as_deref().unwrap_or_default())),
+                (Some(label), _) => form::plain_number(label),
+                (None, fault) => format!("cannot be read: {}", form::plain_number(fault.as_deref().unwrap_or_default())),
             };
-            let expected = row.expected.as_deref().map(form::plain).unwrap_or_default();
-            vec![form::plain(&file), expected, said, row.confidence_ratio.map(form::percent).unwrap_or_default()]
+            let expected = row.expected.as_deref().map(form::plain_number).unwrap_or_default();
+            vec![form::plain_number(&file), expected, said, row.confidence_ratio.map(form::percent).unwrap_or_default()]
         })
         .collect();
     let mut text = form::table(&["image", "expected", "says", "sure"], &rows);
@@ -335,7 +335,7 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
         ));
     }
     for (label, count) in trial.unknown_labels.iter().take(5) {
-        text.push_str(&format!("\n{count} of label {}, which the model does not have", form::plain(label)));
+        text.push_str(&format!("\n{count} of label {}, which the model does not have", form::plain_number(label)));
     }
     text
 }
@@ -362,12 +362,12 @@ fn trainable(training: &Result<Report, TrainError>) -> String {
 
 fn text(report: &ModelReport) -> String {
     let ModelReport { name, release, files, size_bytes, runtime, input, output, labels, .. } = report;
-    let (channels, layout) = (form::word(&input.channels), form::word(&input.layout));
+    let (channels, layout) = (form::wire_word(&input.channels), form::wire_word(&input.layout));
     let features = output.features.map(|count| format!(", and {count} features")).unwrap_or_default();
     let at_most = report.graph_batch.map(|most| format!(", at most {most} at once")).unwrap_or_default();
-    let cost = form::span(report.cost_ms);
+    let cost = form::format_span(report.cost_ms);
     let mut lines = vec![
-        format!("model    {name}, {} in {}", form::size(*size_bytes), files.join(", ")),
+        format!("model    {name}, {} in {}", form::format_size(*size_bytes), files.join(", ")),
         format!("release  {release}"),
         format!("runtime  {runtime}"),
         format!(
@@ -375,14 +375,14 @@ fn text(report: &ModelReport) -> String {
             input.name,
             input.width_px,
             input.height_px,
-            form::word(&input.resize)
+            form::wire_word(&input.resize)
         ),
-        format!("output   {}: {} of {labels} labels{features}", output.name, form::word(&output.kind)),
+        format!("output   {}: {} of {labels} labels{features}", output.name, form::wire_word(&output.kind)),
         format!("cost     {cost} an image on one thread, in batches of {}{at_most}", report.best_batch),
     ];
     lines.extend(report.top.iter().enumerate().map(|(place, best)| {
         let heading = if place == 0 { "sees" } else { "" };
-        format!("{heading:8} {:>7}  {}", form::percent(best.confidence_ratio), form::plain(&best.label))
+        format!("{heading:8} {:>7}  {}", form::percent(best.confidence_ratio), form::plain_number(&best.label))
     }));
     lines.join("\n")
 }

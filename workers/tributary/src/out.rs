@@ -21,7 +21,7 @@ impl fmt::Display for Closed {
 impl std::error::Error for Closed {}
 
 /// Writes text as it is, and sends it on at once.
-pub fn text(text: impl fmt::Display) -> anyhow::Result<()> {
+pub fn print_text(text: impl fmt::Display) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
@@ -30,30 +30,30 @@ pub fn text(text: impl fmt::Display) -> anyhow::Result<()> {
 }
 
 /// Writes one line.
-pub fn line(line: impl fmt::Display) -> anyhow::Result<()> {
-    text(format_args!("{line}\n"))
+pub fn print_line(line: impl fmt::Display) -> anyhow::Result<()> {
+    print_text(format_args!("{line}\n"))
 }
 
 /// Writes one JSON object in one line.
 pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
-    line(serde_json::to_string(value)?)
+    print_line(serde_json::to_string(value)?)
 }
 
 /// Writes JSON for people to look at.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    line(serde_json::to_string_pretty(value)?)
+    print_line(serde_json::to_string_pretty(value)?)
 }
 
 /// Says something besides what was asked for, on standard error.
-pub fn note(note: impl fmt::Display) {
+pub fn print_note(note: impl fmt::Display) {
     eprintln!("{note}");
 }
 
 /// A command's end: that nobody reads any more is a good one. What went wrong is said on standard error.
-pub fn ended(ended: anyhow::Result<()>) -> ExitCode {
+pub fn is_closed(ended: anyhow::Result<()>) -> ExitCode {
     match ended {
         Err(error) if !error.is::<Closed>() => {
-            note(format_args!("error: {}", with_causes(&error, "\n  because: ")));
+            print_note(format_args!("error: {}", with_causes(&error, "\n  because: ")));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_has_gone_is_no_error() {
-        assert_eq!(ended(Err(anyhow::Error::new(Closed).context("list"))), ExitCode::SUCCESS);
-        assert_eq!(ended(Err(anyhow::anyhow!("broken"))), ExitCode::FAILURE);
+        assert_eq!(is_closed(Err(anyhow::Error::new(Closed).context("list"))), ExitCode::SUCCESS);
+        assert_eq!(is_closed(Err(anyhow::anyhow!("broken"))), ExitCode::FAILURE);
     }
 }

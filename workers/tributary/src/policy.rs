@@ -59,17 +59,17 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
         }
         let chosen = Chosen { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
-        audit::note(&site.bus, &site.name, "policy set", format!("{name}")).await;
-        return out::line(format_args!("site {}: {name} decides from now on", site.name));
+        audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
+        return out::print_line(format_args!("site {}: {name} decides from now on", site.name));
     }
     if args.clear {
         ledger.write(POLICY_NOTE, serde_json::to_string(&None::<Chosen>)?).await?;
-        audit::note(&site.bus, &site.name, "policy clear", "").await;
-        return out::line(format_args!("site {}: the settings of each recognizer hold again", site.name));
+        audit::record_command(&site.bus, &site.name, "policy clear", "").await;
+        return out::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
     }
     let note = ledger.read(POLICY_NOTE).await?;
     let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
-    let beats = fleet::alive(&site.bus).await?;
+    let beats = fleet::live_workers(&site.bus).await?;
     let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
     if args.json {
         let decisions: serde_json::Map<String, serde_json::Value> = decisions
@@ -78,16 +78,16 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
             .collect::<anyhow::Result<_>>()?;
         return out::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
     }
-    out::line(match &chosen {
+    out::print_line(match &chosen {
         Some(chosen) => format!("site {}: {} was chosen", site.name, chosen.name),
         None => format!("site {}: none was chosen, so the settings of each recognizer hold", site.name),
     })?;
     for (worker, decision) in &decisions {
-        out::line(format_args!("{}: {}, {}; {}", form::plain(worker), decision.policy, decision.state, decision.why))?;
+        out::print_line(format_args!("{}: {}, {}; {}", form::plain_number(worker), decision.policy, decision.state, decision.why))?;
     }
     if decisions.is_empty() {
-        out::line("No recognizer gives a sign of life.")?;
+        out::print_line("No recognizer gives a sign of life.")?;
     }
     let names: Vec<&str> = POLICIES.iter().map(|policy| policy.as_str()).collect();
-    out::line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
+    out::print_line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
 }

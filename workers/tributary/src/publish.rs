@@ -174,7 +174,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Sh
     let options = Options {
         again: args.again.clone(),
         journal: JournalPlace::of_user(&server(&site, &loaded.settings)),
-        progress: if args.print_ids { Progress::silent() } else { Progress::on_terminal() },
+        progress: if args.print_ids { Progress::hidden() } else { Progress::on_terminal() },
         mark: Mark { label: args.label.clone(), deadline_ms: args.deadline_ms, priority: args.priority },
         acknowledged,
     };
@@ -182,17 +182,17 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PublishArgs, shutdown: Sh
     settings.exclude.extend(args.exclude.iter().cloned());
     let cameras = args.camera.clone().map_or(Cameras::FromFolders, Cameras::One);
     let stop = shutdown.clone();
-    let publishing = publisher::publish(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
+    let publishing = publisher::publish_images(&site.bus, &site.name, cameras, source, &settings, options, &shutdown);
     let printing = async {
         let printed = printing.await;
         if printed.is_err() {
             // Nobody reads the ids any more: whoever asked for them has seen enough.
-            stop.want();
+            stop.request();
         }
         printed
     };
     let (ended, printed) = tokio::join!(publishing, printing);
-    site.bus.flush().await;
+    site.bus.flush_published().await;
     printed?;
     report(ended, args)
 }
@@ -210,7 +210,7 @@ fn printer(
     let (wanted, json) = (args.print_ids, args.json);
     let printing = async move {
         while let Some(acknowledged) = receiver.recv().await {
-            if json { out::json_line(&Told::from(acknowledged)) } else { out::line(told(&acknowledged)) }?;
+            if json { out::json_line(&Told::from(acknowledged)) } else { out::print_line(told(&acknowledged)) }?;
         }
         Ok(())
     };
@@ -218,7 +218,7 @@ fn printer(
 }
 
 fn told(acknowledged: &Acknowledged) -> String {
-    let path = form::plain(&acknowledged.path.display().to_string());
+    let path = form::plain_number(&acknowledged.path.display().to_string());
     let page = acknowledged.page.map(|page| format!("\tpage {page}")).unwrap_or_default();
     let tile = acknowledged.tile.as_ref().map(|tile| format!("\t{},{}", tile.x_px, tile.y_px)).unwrap_or_default();
     format!("{}\t{path}{page}{tile}", acknowledged.task)
@@ -271,9 +271,9 @@ fn print(summary: &Summary, args: &PublishArgs) -> anyhow::Result<()> {
     match (args.json, args.print_ids) {
         (true, _) => out::json_line(summary),
         (false, true) => {
-            out::note(summary);
+            out::print_note(summary);
             Ok(())
         }
-        (false, false) => out::line(summary),
+        (false, false) => out::print_line(summary),
     }
 }

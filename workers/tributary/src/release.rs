@@ -13,7 +13,7 @@ use aggregator::Releases;
 use aggregator::public::Public;
 use aggregator::record::ReportedChange;
 use aggregator::release::{self, Manifest, RemadeFrom};
-use aggregator::verify::{self, Place, verify};
+use aggregator::verify::{self, Place, verify_release};
 use anyhow::{Context, bail};
 use runtime::settings::Loaded;
 use schemas::{ModelName, ReleaseId, Rollout};
@@ -146,24 +146,24 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
     };
     let releases = Releases::new(store, model.clone());
     match &args.what {
-        What::List => list(&releases, &stand::of(loaded, &model).await, args.json).await,
+        What::List => list(&releases, &stand::read_history(loaded, &model).await, args.json).await,
         What::Show { release } => {
-            let (manifest, history) = (releases.find(release).await?, stand::of(loaded, &model).await);
+            let (manifest, history) = (releases.find(release).await?, stand::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                all["stage"] = stand::word(&history, &manifest.release).into();
-                all["decisions"] = serde_json::to_value(stand::about(&history, &manifest.release))?;
+                all["stage"] = stand::standing_of(&history, &manifest.release).into();
+                all["decisions"] = serde_json::to_value(stand::decisions_about(&history, &manifest.release))?;
                 return out::json(&all);
             }
             show(&manifest)?;
-            stand::show(&history, &manifest.release)
+            stand::print_standing(&history, &manifest.release)
         }
         What::Diff { one, other } => diff(&releases, one, other, args.json).await,
         What::Verify { release, model, public } => {
             let model = round::model(loaded, model.as_ref())?;
             let manifest = releases.find(release).await?;
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
-            again(loaded, &releases, &manifest, model, public, args.json).await
+            remake_command(loaded, &releases, &manifest, model, public, args.json).await
         }
         What::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
         What::Import { .. } => Ok(()),
@@ -191,7 +191,7 @@ async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
 
 async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stands = |release: &ReleaseId| stand::word(history, release);
+    let stands = |release: &ReleaseId| stand::standing_of(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;
@@ -213,7 +213,7 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
             stands(&manifest.release).to_owned(),
             if manifest.round == 0 { String::new() } else { manifest.round.to_string() },
             manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
-            made.map_or(String::new(), |made| form::time(made.closed_at_ms)),
+            made.map_or(String::new(), |made| form::format_time(made.closed_at_ms)),
             made.map_or(String::new(), |made| made.updates.len().to_string()),
             made.map_or(String::new(), |made| made.refused.len().to_string()),
             made.map_or(String::new(), |made| made.record.rule.clone()),
@@ -223,33 +223,33 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     let head = ["release", "stands", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
-    out::line(form::table(&head, &rows))
+    out::print_line(form::table(&head, &rows))
 }
 
 fn show(manifest: &Manifest) -> anyhow::Result<()> {
-    out::line(format_args!("release  {}", manifest.release))?;
-    out::line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
-    out::line(format_args!(
+    out::print_line(format_args!("release  {}", manifest.release))?;
+    out::print_line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
+    out::print_line(format_args!(
         "weights  {}, SHA-256 {}",
-        form::size(manifest.weights.size_bytes),
+        form::format_size(manifest.weights.size_bytes),
         manifest.weights.sha256
     ))?;
-    signature::tell_signer(manifest.signed_by.as_ref())?;
+    signature::print_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
-            Some(parent) => out::line(format_args!("from     elsewhere, to take the place of {parent}")),
-            None => out::line("It is what sites were set up with: it came of no round."),
+            Some(parent) => out::print_line(format_args!("from     elsewhere, to take the place of {parent}")),
+            None => out::print_line("It is what sites were set up with: it came of no round."),
         };
     };
-    out::line(format_args!("from     {parent}"))?;
-    out::line(format_args!(
+    out::print_line(format_args!("from     {parent}"))?;
+    out::print_line(format_args!(
         "round    {}, {} to {}: {}",
         manifest.round,
-        form::time(made.opened_at_ms),
-        form::time(made.closed_at_ms),
+        form::format_time(made.opened_at_ms),
+        form::format_time(made.closed_at_ms),
         made.closed_because
     ))?;
-    out::line(format_args!("trained  {}", made.trainable))?;
+    out::print_line(format_args!("trained  {}", made.trainable))?;
     if let Some(remade) = &manifest.remade {
         show_remade(remade)?;
     }
@@ -257,11 +257,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         Some(why) => format!("{} ({why})", made.record.rule),
         None => made.record.rule.clone(),
     };
-    out::line(format_args!("rule     {rule}"))?;
+    out::print_line(format_args!("rule     {rule}"))?;
     if let Some(reported) = made.record.reported {
-        out::line(format_args!("public   {reported}"))?;
+        out::print_line(format_args!("public   {reported}"))?;
         let (before, after) = (reported.before.loss, reported.after.loss);
-        out::line(format_args!(
+        out::print_line(format_args!(
             "         of pictures that nothing was fitted on or chosen by; loss {after:.3}, {before:.3} before"
         ))?;
     }
@@ -285,9 +285,9 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    out::line(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    out::print_line(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
     for candidate in &made.record.candidates {
-        out::line(format_args!(
+        out::print_line(format_args!(
             "tried    {:<18} loss {:.4}, {:.1} % right",
             candidate.rule,
             candidate.loss,
@@ -295,20 +295,20 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         ))?;
     }
     for refused in &made.refused {
-        out::line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
+        out::print_line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
     }
     Ok(())
 }
 
 fn show_remade(remade: &RemadeFrom) -> anyhow::Result<()> {
-    out::line(format_args!(
+    out::print_line(format_args!(
         "remade   {} from the updates of release {}: {}",
-        form::time(remade.at_ms),
+        form::format_time(remade.at_ms),
         remade.of.short(),
-        form::plain(&remade.why)
+        form::plain_number(&remade.why)
     ))?;
     for left_out in &remade.without {
-        out::line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
+        out::print_line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
     }
     Ok(())
 }
@@ -324,7 +324,7 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
         read.push((manifest, training::weights::decode(&bytes)?.0));
     }
     let [(one, first), (other, second)] = &read[..] else { bail!("two releases are compared") };
-    let apart = verify::apart(first, second);
+    let apart = verify::weight_differences(first, second);
     if json {
         let rows: Vec<_> = apart
             .iter()
@@ -332,7 +332,7 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
             .collect();
         return out::json(&rows);
     }
-    out::line(format_args!(
+    out::print_line(format_args!(
         "{} and {}: root of the mean square, tensor by tensor",
         one.release.short(),
         other.release.short()
@@ -345,7 +345,7 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
             vec![name.clone(), format!("{size:.5}"), format!("{moved:.5}"), ratio(*size, *moved)]
         })
         .collect();
-    out::line(form::table(&["tensor", "size", "difference", ""], &rows))
+    out::print_line(form::table(&["tensor", "size", "difference", ""], &rows))
 }
 
 /// What models are tried on, if a folder is named.
@@ -362,7 +362,7 @@ async fn public_set(
     Ok(Some(Arc::new(read.await??)))
 }
 
-async fn again(
+async fn remake_command(
     loaded: &Loaded<Settings>,
     releases: &Releases,
     manifest: &Manifest,
@@ -374,7 +374,7 @@ async fn again(
     let public = public_set(loaded, &model, public).await?;
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let place = Place { runtime, root: Arc::new(model), work: work.path().to_owned() };
-    let verified = verify(&place, releases, manifest, public).await?;
+    let verified = verify_release(&place, releases, manifest, public).await?;
     if json {
         let (made, same, updates) = (&verified.made, verified.same, verified.updates);
         out::json(
@@ -383,7 +383,7 @@ async fn again(
     }
     match verified.same {
         true if json => Ok(()),
-        true => out::line(format_args!(
+        true => out::print_line(format_args!(
             "release {} made again of {}: the same, bit by bit",
             manifest.release.short(),
             form::count(verified.updates as u64, "update")

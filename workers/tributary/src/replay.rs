@@ -92,7 +92,7 @@ fn stage(text: &str) -> Result<At, String> {
 
 impl SelectionArgs {
     /// The flags that say it, in a line that tells it from others.
-    pub fn said(&self) -> String {
+    pub fn command_line(&self) -> String {
         let mut said: Vec<String> = self.camera.iter().map(|camera| format!("--camera {camera}")).collect();
         let mut flag =
             |name: &str, value: Option<String>| said.extend(value.map(|value| format!("--{name} {value:?}")));
@@ -113,7 +113,7 @@ impl SelectionArgs {
     pub fn options(&self, asked: String) -> anyhow::Result<Options> {
         let now_ms = Some(clock::now_ms());
         let moment = |flag: &str, text: &Option<String>| {
-            let read = text.as_deref().map(|text| moment::read(text, now_ms)).transpose();
+            let read = text.as_deref().map(|text| moment::parse_timestamp(text, now_ms)).transpose();
             read.map_err(|why| anyhow::anyhow!("--{flag}: {why}"))
         };
         let (since_ms, until_ms) = (moment("since", &self.since)?, moment("until", &self.until)?);
@@ -190,7 +190,7 @@ fn spacing(text: &str) -> Result<Spacing, String> {
 
 impl ReplayArgs {
     /// Whether images go through a model.
-    pub fn asks_a_model(&self) -> bool {
+    pub fn compares_model(&self) -> bool {
         self.with.is_some()
     }
 
@@ -246,7 +246,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     }
     let to = args.to.as_deref().unwrap_or("-");
     let with = args.with.as_ref().map(|model| format!(" --with {}", model.display())).unwrap_or_default();
-    let asked = |site: &Site| format!("--site {} --to {to}{with} {}", site.name, args.selection.said());
+    let asked = |site: &Site| format!("--site {} --to {to}{with} {}", site.name, args.selection.command_line());
     // Said before anything is waited for.
     args.selection.options(String::new())?;
     let candidates = backtest::candidates(args)?;
@@ -261,7 +261,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     let place = args.to.as_deref().map(PathBuf::from);
     match args.json {
         true => out::json(&summary)?,
-        false => out::line(text::summary(&summary, &site.name, args, place.as_deref()))?,
+        false => out::print_line(text::summary(&summary, &site.name, args, place.as_deref()))?,
     }
     match summary.interrupted {
         true => bail!("interrupted: the same command goes on where it stopped"),
@@ -309,7 +309,7 @@ pub fn images(summary: &Summary) -> String {
     format!(
         "{} ({}) in {}",
         form::count(summary.through, "image"),
-        form::size(summary.bytes),
-        form::span(summary.elapsed_ms as f64)
+        form::format_size(summary.bytes),
+        form::format_span(summary.elapsed_ms as f64)
     )
 }

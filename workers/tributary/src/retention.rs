@@ -100,35 +100,35 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow:
         let large = Blobs::open_pinned(&site.bus).await?;
         for (key, holders) in &pinned.large {
             if holders.iter().all(|holder| holder == set.as_str()) {
-                large.remove(key).await?;
+                large.remove_blob(key).await?;
             }
         }
         read::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
-        audit::note(
+        audit::record_command(
             &site.bus,
             &site.name,
             "retention unpin",
             format!("set {set} of {}", form::count(held.images, "image")),
         )
         .await;
-        return out::line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
+        return out::print_line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
     }
     let kept = look(&site, &loaded.settings, args.dry_run).await?;
-    if args.json { out::json(&kept) } else { out::line(text(&kept, &site, &loaded.settings)) }
+    if args.json { out::json(&kept) } else { out::print_line(text(&kept, &site, &loaded.settings)) }
 }
 
 async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result<Kept> {
-    let images = read::level(&site.bus, topology::IMAGES).await?;
+    let images = read::stream_level(&site.bus, topology::IMAGES).await?;
     let oldest = match images.messages {
         0 => None,
-        _ => read::at(&site.bus, topology::IMAGES, images.first_sequence).await?,
+        _ => read::message_at(&site.bus, topology::IMAGES, images.first_sequence).await?,
     };
     let Pinned { sets, sequences, .. } = pinned(site).await?;
     Ok(Kept {
         images,
         oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
         purged_above_bytes: (images.max_bytes as f64 * settings.janitor.high_ratio) as u64,
-        pinned: read::level(&site.bus, topology::PINNED).await?,
+        pinned: read::stream_level(&site.bus, topology::PINNED).await?,
         sets,
         would_go: if dry_run { would_go(site, settings, &images, &sequences).await? } else { None },
     })
@@ -140,7 +140,7 @@ async fn would_go(
     images: &Level,
     pinned: &HashSet<u64>,
 ) -> Result<Option<WouldGo>, CarryError> {
-    let recognized = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+    let recognized = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
     // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
     let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
@@ -177,13 +177,13 @@ struct Pinned {
 
 async fn pinned(site: &Site) -> Result<Pinned, CarryError> {
     let mut pinned = Pinned::default();
-    let level = read::level(&site.bus, topology::PINNED).await?;
+    let level = read::stream_level(&site.bus, topology::PINNED).await?;
     if level.messages == 0 {
         return Ok(pinned);
     }
     let subjects = vec![subject::pins(None, &site.name)];
     let all = Stretch { headers_only: true, subjects, ..Stretch::default() };
-    read::stretch(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
+    read::read_range(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
         let Ok((set, _)) = subject::read_pin(&record.subject) else { return };
         if let Some(blob) = reference(&record) {
             pinned.large.entry(blob.key).or_default().insert(set.to_string());
@@ -214,8 +214,8 @@ fn ms(ns: i128) -> u64 {
 }
 
 fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
-    let room = |level: &Level| format!("{} of {}", form::size(level.bytes), form::size(level.max_bytes));
-    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", form::time(at_ms)));
+    let room = |level: &Level| format!("{} of {}", form::format_size(level.bytes), form::format_size(level.max_bytes));
+    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", form::format_time(at_ms)));
     let mut lines = vec![
         format!("site {}", site.name),
         format!(
@@ -223,7 +223,7 @@ fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
             kept.images.messages,
             room(&kept.images),
             oldest.unwrap_or_default(),
-            form::size(kept.purged_above_bytes)
+            form::format_size(kept.purged_above_bytes)
         ),
         format!("  pinned  {} ({})", kept.pinned.messages, room(&kept.pinned)),
     ];
@@ -233,9 +233,9 @@ fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
                 let mut row = vec![
                     name.clone(),
                     held.images.to_string(),
-                    form::size(held.bytes),
-                    form::time(held.oldest_at_ms),
-                    form::time(held.newest_at_ms),
+                    form::format_size(held.bytes),
+                    form::format_time(held.oldest_at_ms),
+                    form::format_time(held.newest_at_ms),
                 ];
                 row.extend(held.pinned.map(|pinned| pinned.to_string()));
                 row
@@ -251,7 +251,7 @@ fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
             true => format!("within seconds, until {:.0} % are full", settings.janitor.low_ratio * 100.0),
             false => format!(
                 "first, when {} more of images have come",
-                form::size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
+                form::format_size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
             ),
         };
         lines.push(String::new());

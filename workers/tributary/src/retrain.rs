@@ -69,27 +69,27 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Sh
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
     let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
-    let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.said()))?;
+    let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
     options.only = Some(model.labels.clone());
     let summary = replay::run(&site, settings, options, Destination::Folder(data.clone()), &shutdown).await?;
     if summary.interrupted {
         bail!("interrupted while images were replayed: the same command goes on where it stopped");
     }
     let unknown: u64 = summary.unknown.values().sum();
-    out::note(format_args!(
+    out::print_note(format_args!(
         "{} to {}, {} from before; {} left out without a label, {unknown} with one that the model does not know{}",
         replay::images(&summary),
         data.display(),
         summary.before,
         summary.unlabelled,
-        match &summary.unknown.keys().take(5).map(|label| form::plain(label)).collect::<Vec<_>>()[..] {
+        match &summary.unknown.keys().take(5).map(|label| form::plain_number(label)).collect::<Vec<_>>()[..] {
             [] => String::new(),
             labels => format!(" ({})", labels.join(", ")),
         }
     ));
-    let is_written = train::train(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
+    let is_written = train::train_folder(settings, &folder, &data, &args.out, &args.how, shutdown).await?;
     match args.import && is_written {
-        true => release::import(loaded, ModelName::of(&model.description.name), &args.out, args.how.json).await,
+        true => release::import(loaded, ModelName::from_name(&model.description.name), &args.out, args.how.json).await,
         false => Ok(()),
     }
 }

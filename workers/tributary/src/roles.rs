@@ -62,7 +62,7 @@ pub async fn start(
     let loading = move || -> anyhow::Result<Started> {
         let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
         let trial = Trial::of_this_program(onnxruntime);
-        rollout::start::start(&onnx, &folder, &infer, &work, trial)
+        rollout::start::start_model(&onnx, &folder, &infer, &work, trial)
             .with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
@@ -72,7 +72,7 @@ pub async fn start(
 pub fn try_release() -> anyhow::Result<()> {
     let asked = serde_json::from_reader(std::io::stdin().lock())
         .context("this command is for tributary's own use: it is asked in JSON on standard input")?;
-    out::json_line(&rollout::trial::answer(&asked))
+    out::json_line(&rollout::trial::answer_trial(&asked))
 }
 
 /// Loads a head, if there is one.
@@ -113,15 +113,15 @@ pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(Onnx, Model)>
 }
 
 /// A role's end as an error for people.
-pub fn ended(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
+pub fn role_result(role: &str, ended: Result<(), Fault>) -> anyhow::Result<()> {
     match ended {
         Ok(()) | Err(Fault::Wait { .. }) => Ok(()),
-        Err(fault) => Err(people(fault).context(format!("{role} had to stop"))),
+        Err(fault) => Err(into_anyhow(fault).context(format!("{role} had to stop"))),
     }
 }
 
 /// A failure as an error for people.
-pub fn people(fault: Fault) -> anyhow::Error {
+pub fn into_anyhow(fault: Fault) -> anyhow::Error {
     match fault {
         // A worker tries again by itself; whoever reads this is no worker, or one that ends.
         Fault::Retry { note, .. } => anyhow::anyhow!("{} ({})", note.reason, note.name),
@@ -152,7 +152,7 @@ pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow
     let started = start(settings.onnxruntime.clone(), model, infer, work).await?;
     let (bus, _) = connect(loaded, "recognizer").await?;
     let done = recognizer::run(bus, settings.site.clone(), started, chosen, ack_wait(settings), shutdown).await;
-    ended("recognizer", done)
+    role_result("recognizer", done)
 }
 
 /// Runs a verifier.
@@ -163,7 +163,7 @@ pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
     let started = start(settings.onnxruntime.clone(), model, chosen.infer.clone(), chosen.work.clone()).await?;
     let head = load_head(settings.onnxruntime.clone(), chosen.head.clone()).await?;
     let (bus, _) = connect(loaded, "verifier").await?;
-    ended("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
+    role_result("verifier", verifier::run(bus, started, head, chosen, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's courier.
@@ -172,7 +172,7 @@ pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
     let (here, nats) = connect(loaded, "courier").await?;
     let site = settings.site.clone();
     let cloud = here.connect_cloud(&nats, &site, "courier").await?;
-    ended("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
+    role_result("courier", courier::run(here, cloud, site, &settings.courier, ack_wait(settings), shutdown).await)
 }
 
 /// Runs a site's trainer.
@@ -180,7 +180,7 @@ pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
     let settings = &loaded.settings;
     let (onnx, model) = load_to_train(settings).await?;
     let (bus, _) = connect(loaded, "trainer").await?;
-    ended("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
+    role_result("trainer", trainer::run(bus, settings.site.clone(), onnx, model, &settings.trainer, shutdown).await)
 }
 
 /// Runs a model's rounds, in the cloud.
@@ -189,7 +189,7 @@ pub async fn aggregator(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow
     let (onnx, model) = load_to_merge(settings).await?;
     let bus = site::cloud(loaded, "aggregator").await?;
     let trial = Trial::of_this_program(settings.onnxruntime.clone());
-    ended("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
+    role_result("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
 }
 
 /// The release store.
@@ -203,14 +203,14 @@ pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
     let settings = &loaded.settings;
     let store = release_store(settings)?;
     let bus = site::cloud(loaded, "releaser").await?;
-    ended("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
+    role_result("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 
 /// Tells a site's answers in JSON.
 pub async fn notifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let (bus, _) = connect(loaded, "notifier").await?;
     let settings = &loaded.settings;
-    ended("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
+    role_result("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
 }
 
 /// Runs a site's janitor.
@@ -222,5 +222,5 @@ pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
         Some(domain) => Some((bus.connect_cloud(&nats, &site, "janitor").await?, domain)),
         None => None,
     };
-    ended("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
+    role_result("janitor", janitor::run(bus, site, &settings.janitor, cloud, shutdown).await)
 }

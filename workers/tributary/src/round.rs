@@ -104,7 +104,7 @@ async fn about(
     cloud: &Bus,
 ) -> anyhow::Result<(ModelName, ReleaseId)> {
     if named.is_none() && loaded.settings.aggregator.model.is_none() {
-        let beats = fleet::alive(cloud).await?;
+        let beats = fleet::live_workers(cloud).await?;
         let running = beats.into_iter().filter(|beat| beat.role == "aggregator");
         let mut running: Vec<(ModelName, ReleaseId)> =
             running.filter_map(|beat| Some((beat.model?.parse().ok()?, beat.release?))).collect();
@@ -119,7 +119,7 @@ async fn about(
         }
     }
     let model = model(loaded, named)?;
-    Ok((ModelName::of(&model.description.name), model.release))
+    Ok((ModelName::from_name(&model.description.name), model.release))
 }
 
 /// The model that rounds are about.
@@ -162,7 +162,7 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     }
     let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
     let focus = open::read_focus(&cloud, &base, &chosen).await?;
-    let of_settings = open::terms(base, weights, asked, focus, &chosen);
+    let of_settings = open::round_terms(base, weights, asked, focus, &chosen);
     let terms = Terms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
@@ -177,11 +177,11 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
     let key = site::round_key(loaded).map(|path| Key::read(&path)).transpose()?;
-    let said = open::say(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
-    if !said.map_err(roles::people)? {
+    let said = open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
+    if !said.map_err(roles::into_anyhow)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }
-    audit::note(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
+    audit::record_command(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
     if args.json {
         return out::json(&json!({ "model": name, "round": number, "terms": terms }));
     }
@@ -189,7 +189,7 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
         [] => "every site".to_owned(),
         sites => form::list(sites),
     };
-    out::line(format_args!(
+    out::print_line(format_args!(
         "round {number} of {name} is open: {asked} asked for an update of release {}; {} are enough, {} s at the most",
         terms.base.short(),
         terms.quorum,
@@ -210,7 +210,7 @@ async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> 
         return out::json(&all);
     }
     if history.all.is_empty() {
-        return out::line(format_args!("no round of {name} was opened yet: `tributary round open`"));
+        return out::print_line(format_args!("no round of {name} was opened yet: `tributary round open`"));
     }
     let mut rows = Vec::new();
     for number in 1..=history.last() {
@@ -228,8 +228,8 @@ async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> 
             Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
             _ => "open".into(),
         };
-        let took = ended.map_or(String::new(), |(_, at_ms, _)| form::span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![number.to_string(), form::time(opened_at_ms), took, terms.base.short().into(), came_to]);
+        let took = ended.map_or(String::new(), |(_, at_ms, _)| form::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
+        rows.push(vec![number.to_string(), form::format_time(opened_at_ms), took, terms.base.short().into(), came_to]);
     }
-    out::line(form::table(&["round", "opened", "took", "base", "came to"], &rows))
+    out::print_line(form::table(&["round", "opened", "took", "base", "came to"], &rows))
 }

@@ -66,7 +66,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            site: SiteName::first(),
+            site: SiteName::default_site(),
             onnxruntime: None,
             nats: NatsSettings::default(),
             streams: StreamSettings::default(),

@@ -58,11 +58,11 @@ pub async fn command(loaded: &Loaded<Settings>, args: &SetupArgs) -> anyhow::Res
         (true, false) => Mend::Everything,
         (false, _) => Mend::Missing,
     };
-    let findings = topology::setup(&bus, &topology::plan(&place, &settings.streams), mend).await?;
+    let findings = topology::apply_plan(&bus, &topology::plan_topology(&place, &settings.streams), mend).await?;
     let is_change = |finding: &&Finding| matches!(finding.state, State::Created | State::Updated(_));
     let changed: Vec<&str> = findings.iter().filter(is_change).map(|finding| finding.what.as_str()).collect();
     if !changed.is_empty() {
-        audit::note(&bus, &at, "setup", changed.join(", ")).await;
+        audit::record_command(&bus, &at, "setup", changed.join(", ")).await;
     }
     print(&findings, &flag, args)?;
     match findings.iter().filter(|finding| matches!(finding.state, State::Refused(_))).count() {
@@ -78,27 +78,27 @@ fn print(findings: &[Finding], flag: &str, args: &SetupArgs) -> anyhow::Result<(
     let mut differs = false;
     for Finding { what, state } in findings {
         match state {
-            State::Same => out::line(format_args!("same      {what}"))?,
-            State::Created => out::line(format_args!("created   {what}"))?,
-            State::Missing => out::line(format_args!("missing   {what}"))?,
-            State::Refused(why) => out::line(format_args!("refused   {what}: {}", form::plain(why)))?,
+            State::Same => out::print_line(format_args!("same      {what}"))?,
+            State::Created => out::print_line(format_args!("created   {what}"))?,
+            State::Missing => out::print_line(format_args!("missing   {what}"))?,
+            State::Refused(why) => out::print_line(format_args!("refused   {what}: {}", form::plain_number(why)))?,
             State::Updated(differences) | State::Differs(differences) => {
                 differs |= matches!(state, State::Differs(_));
                 let word = if matches!(state, State::Differs(_)) { "differs" } else { "changed" };
                 for difference in differences {
                     let topology::Difference { setting, wanted, found } = difference;
                     let (found, wanted) = (form::setting(setting, found), form::setting(setting, wanted));
-                    out::line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
+                    out::print_line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
                 }
             }
         }
     }
     if differs && args.apply {
-        out::line(format_args!(
+        out::print_line(format_args!(
             "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
         ))?;
     } else if differs {
-        out::line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
+        out::print_line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ pub struct CloudLogin {
 
 /// The key that the opening of a round is signed with: as set, or that of a running hub.
 pub fn round_key(loaded: &Loaded<Settings>) -> Option<PathBuf> {
-    let up = || Running::find(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
+    let up = || Running::find_running(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
     loaded.settings.aggregator.key.clone().or_else(up)
 }
 
@@ -176,7 +176,7 @@ impl Running {
     }
 
     /// The running `up` of a store, if its process lives.
-    pub fn find(store: &Path) -> Option<Self> {
+    pub fn find_running(store: &Path) -> Option<Self> {
         let running: Self = serde_json::from_slice(&fs::read(path(store)).ok()?).ok()?;
         streams::server::is_alive(running.process).then_some(running)
     }
@@ -231,7 +231,7 @@ impl Site {
     }
 
     /// Everything that is wrong with its server, streams and link.
-    pub async fn look(&self, settings: &Settings) -> Vec<FaultNote> {
+    pub async fn find_faults(&self, settings: &Settings) -> Vec<FaultNote> {
         let running = self.up.iter().flat_map(|up| &up.sites).find(|site| site.site == self.name);
         let monitor = settings.janitor.monitor.as_deref().or(running.map(|site| site.monitor.as_str()));
         let (domain, store) = (self.nats.cloud_domain.as_deref(), self.store(settings));
@@ -249,7 +249,7 @@ impl Site {
             monitor: monitor.filter(|address| !address.is_empty()),
             store: store.as_deref(),
         }
-        .look()
+        .find_faults()
         .await;
         faults.extend(ending);
         faults
@@ -271,7 +271,7 @@ struct Way {
 /// The address that was set, or a running `up`, or the usual port.
 fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
     let settings = &loaded.settings;
-    let Some(up) = Running::find(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
+    let Some(up) = Running::find_running(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
         return Ok(Way { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
     };
     let site = up.site_of(loaded)?;
@@ -303,7 +303,7 @@ pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site>
 /// A connection to the cloud's own server, not through the site's.
 pub async fn cloud(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Bus> {
     let mut nats = loaded.settings.nats.clone();
-    let up = Running::find(&loaded.settings.up.store);
+    let up = Running::find_running(&loaded.settings.up.store);
     if let Some(up) = up.as_ref().filter(|_| !is_set(loaded, "nats.url")) {
         anyhow::ensure!(
             !up.cloud_url.is_empty(),

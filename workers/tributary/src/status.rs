@@ -43,8 +43,8 @@ pub struct StatusArgs {
 pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "status").await?;
     if !args.watch {
-        let status = gather::gather(&site, &loaded.settings).await?;
-        return if args.json { out::json(&status) } else { out::line(screen::text(&status)) };
+        let status = gather::gather_status(&site, &loaded.settings).await?;
+        return if args.json { out::json(&status) } else { out::print_line(screen::text(&status)) };
     }
     let in_place = if std::io::stdout().is_terminal() && !args.json { HOME } else { "" };
     loop {
@@ -55,9 +55,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Re
 
 /// One look; a server that is away for a while is said and waited for.
 async fn look(site: &Site, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
-    match gather::gather(site, settings).await {
+    match gather::gather_status(site, settings).await {
         Ok(status) if json => out::json_line(&status),
-        Ok(status) => out::text(format_args!("{in_place}{}\n", screen::text(&status))),
+        Ok(status) => out::print_text(format_args!("{in_place}{}\n", screen::text(&status))),
         Err(error) => {
             tracing::warn!(%error, "site {} cannot be seen, trying again", site.name);
             Ok(())

@@ -7,7 +7,7 @@ use runtime::settings::Loaded;
 use serde::Serialize;
 use serde_json::Value;
 use streams::table::SUBJECTS;
-use streams::tap::{Passing, tap};
+use streams::tap::{Passing, watch_subject};
 
 use crate::settings::Settings;
 use crate::{form, out, site};
@@ -77,12 +77,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Resul
         );
     }
     let bus = if args.cloud { site::cloud(loaded, "tap").await? } else { site::open(loaded, "tap").await?.bus };
-    let mut passing = std::pin::pin!(tap(&bus, &args.subject).await?);
+    let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let message = passing.next().await.context("server closed the connection")?;
         let shown = shown(&message, clock::now_ms());
-        if args.json { out::json_line(&shown) } else { out::line(text(&shown)) }?;
+        if args.json { out::json_line(&shown) } else { out::print_line(text(&shown)) }?;
         left -= 1;
     }
     Ok(())
@@ -107,7 +107,7 @@ fn body(payload: &[u8]) -> Value {
     if let Ok((format, width_px, height_px)) = vision::dimensions(payload) {
         return format!("<image/{} {width_px}x{height_px}, {} bytes>", format.name(), payload.len()).into();
     }
-    if let Some(message) = schemas::codec::show(payload) {
+    if let Some(message) = schemas::codec::to_json(payload) {
         return message;
     }
     match std::str::from_utf8(payload) {
@@ -122,13 +122,13 @@ fn body(payload: &[u8]) -> Value {
 
 fn text(shown: &Shown) -> String {
     let Shown { at_ms, subject, size_bytes, headers, body } = shown;
-    let mut text = format!("{}  {}  {size_bytes} bytes", form::time(*at_ms), form::plain(subject));
+    let mut text = format!("{}  {}  {size_bytes} bytes", form::format_time(*at_ms), form::plain_number(subject));
     for (name, value) in headers {
-        text.push_str(&format!("\n  {name}: {}", form::plain(value.as_str().unwrap_or_default())));
+        text.push_str(&format!("\n  {name}: {}", form::plain_number(value.as_str().unwrap_or_default())));
     }
     match body {
         Value::Null => text,
-        Value::String(body) => text + "\n  " + &form::plain(body),
+        Value::String(body) => text + "\n  " + &form::plain_number(body),
         body => text + "\n  " + &body.to_string(),
     }
 }

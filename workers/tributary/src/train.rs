@@ -93,12 +93,12 @@ impl HowArgs {
 
 /// Trains.
 pub async fn command(settings: &Settings, args: &TrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    train(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
+    train_folder(settings, &args.model, &args.data, &args.out, &args.how, shutdown).await?;
     Ok(())
 }
 
 /// Trains a model on a folder, and writes a new one if it is better; whether it did.
-pub async fn train(
+pub async fn train_folder(
     settings: &Settings,
     model: &Path,
     data: &Path,
@@ -109,7 +109,7 @@ pub async fn train(
     let stop = CancellationToken::new();
     let told = stop.clone();
     let watching = tokio::spawn(async move {
-        shutdown.wanted().await;
+        shutdown.wait_for_request().await;
         told.cancel();
     });
     let (train, onnxruntime) = (settings.trainer.clone(), settings.onnxruntime.clone());
@@ -122,9 +122,9 @@ pub async fn train(
         let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
-        let around = Around { stop: &stop, pace: Pace::free(&train.limits), checkpoints: None };
-        let trained = training::train(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
-        if !anyway && trained.nothing_gained().is_some() {
+        let around = Around { stop: &stop, pace: Pace::unlimited(&train.limits), checkpoints: None };
+        let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
+        if !anyway && trained.has_no_gain().is_some() {
             return Ok((trained, None));
         }
         let written = training::folder::write(&model, &trained.onnx, &trained.values(), &out)?;
@@ -139,7 +139,7 @@ pub async fn train(
             "epochs": trained.epochs,
             "best_epoch": trained.best_epoch,
             "learning_rate": trained.learning_rate,
-            "nothing_gained": trained.nothing_gained(),
+            "nothing_gained": trained.has_no_gain(),
             "test": test,
             "parameters": trained.parameters,
             "last_layers": trained.layers,
@@ -149,10 +149,10 @@ pub async fn train(
             "release": written.as_ref().map(|model| model.release.to_string()),
         }))?;
     } else {
-        out::line(text(&trained, written.as_ref()))?;
+        out::print_line(text(&trained, written.as_ref()))?;
     }
-    if let Some(why) = trained.nothing_gained().filter(|_| written.is_none()) {
-        out::note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
+    if let Some(why) = trained.has_no_gain().filter(|_| written.is_none()) {
+        out::print_note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
     }
     Ok(written.is_some())
 }
@@ -184,7 +184,7 @@ impl Progress {
             ),
         };
         self.bar.set_position(epoch.number.into());
-        if self.bar.is_hidden() { out::note(line) } else { self.bar.println(line) }
+        if self.bar.is_hidden() { out::print_note(line) } else { self.bar.println(line) }
     }
 }
 

@@ -72,10 +72,10 @@ pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> 
         Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
         None => start(settings, args.sites, shutdown.clone()).await?,
     };
-    if let Err(error) = out::line(welcome(&up.running, settings)) {
+    if let Err(error) = out::print_line(welcome(&up.running, settings)) {
         tracing::warn!(%error, "nobody reads where it is");
     }
-    up.wait().await
+    up.wait_until_stopped().await
 }
 
 /// Everything that runs. Servers stop when it is dropped, after the roles.
@@ -91,11 +91,11 @@ pub struct Up {
 
 impl Up {
     /// Waits until told to stop, or until a role had to; stops everything in order.
-    pub async fn wait(mut self) -> anyhow::Result<()> {
+    pub async fn wait_until_stopped(mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
         while let Some(ended) = self.roles.join_next().await {
             // One role that ends takes the others with it: half a site would look like a whole one.
-            self.shutdown.want();
+            self.shutdown.request();
             let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
             first = first.and(ended);
         }
@@ -154,15 +154,15 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
             chosen.work = settings.up.store.join(format!("training-{name}"));
             let bus = own.connect(Role::Trainer).await?;
             roles.spawn(
-                async move { roles::ended("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
+                async move { roles::role_result("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
             );
         }
     }
     for server in servers.all() {
-        server.settle().context("the store cannot be written to the disk")?;
+        server.sync_store().context("the store cannot be written to the disk")?;
     }
     running.write(&settings.up.store)?;
-    expiry::tell(&expiry::all(&settings, None));
+    expiry::report_expiries(&expiry::all(&settings, None));
     runtime::metrics::expect_roles(roles.len());
     let Servers { cloud, sites } = servers;
     Ok(Up { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
@@ -193,7 +193,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         mappings: Vec::new(),
         durability: settings.up.durability,
         // Sites are added while it runs.
-        max_store_bytes: topology::plan(&most_sites, &settings.streams).max_store_bytes(),
+        max_store_bytes: topology::plan_topology(&most_sites, &settings.streams).max_store_bytes(),
         leaf: Leaf::HubOfFleet(FleetHub {
             leaf_port: fleet.hub().leaf_port,
             certificate: std::path::absolute(fleet.certificate_file())?,
@@ -211,7 +211,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
     let mut roles = JoinSet::new();
     let each = async |role: Role| Ok(Bus::connect(&login(role.as_str()), role.as_str()).await?);
     start_cloud(&mut roles, &settings, heavy, each, &shutdown).await?;
-    server.settle().context("the store cannot be written to the disk")?;
+    server.sync_store().context("the store cannot be written to the disk")?;
     let running = Running {
         process: std::process::id(),
         cloud_url: server.url(),
@@ -239,12 +239,12 @@ async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()
     const EVERY: Duration = Duration::from_secs(3600);
     loop {
         match Fleet::open(&folder) {
-            Ok(fleet) => expiry::tell(&expiry::of_hub(&fleet)),
+            Ok(fleet) => expiry::report_expiries(&expiry::of_hub(&fleet)),
             Err(error) => tracing::warn!(%error, "it is not known what ends"),
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
         }
     }
 }
@@ -290,7 +290,7 @@ async fn start_cloud(
         let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
         let (wait, stop) = (ack_wait(settings), shutdown.clone());
         roles.spawn(
-            async move { roles::ended("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
+            async move { roles::role_result("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
         );
     }
     if settings.up.merge {
@@ -300,12 +300,12 @@ async fn start_cloud(
         chosen.work = settings.up.store.join("aggregator");
         let trial = Trial::of_this_program(onnxruntime.clone());
         roles.spawn(async move {
-            roles::ended("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
+            roles::role_result("aggregator", aggregator::run(cloud, onnx, model, trial, &chosen, stop).await)
         });
     }
     let (chosen, stop) = (settings.releaser.clone(), shutdown.clone());
     let store = roles::release_store(settings)?;
-    roles.spawn(async move { roles::ended("releaser", releaser::run(bus, store, &chosen, stop).await) });
+    roles.spawn(async move { roles::role_result("releaser", releaser::run(bus, store, &chosen, stop).await) });
     Ok(())
 }
 
@@ -336,22 +336,22 @@ async fn start_site(
     let bus = own.connect(Role::Recognizer).await?;
     let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
     roles
-        .spawn(async move { roles::ended("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
+        .spawn(async move { roles::role_result("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
     let bus = own.connect(Role::Courier).await?;
     let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
     let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
     let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
-    roles.spawn(async move { roles::ended("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
+    roles.spawn(async move { roles::role_result("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
     let bus = own.connect(Role::Janitor).await?;
     let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
     chosen.monitor = Some(site.monitor.clone());
-    roles.spawn(async move { roles::ended("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
+    roles.spawn(async move { roles::role_result("janitor", janitor::run(bus, name, &chosen, afar, stop).await) });
     if settings.up.answers_json {
         let bus = own.connect(Role::Notifier).await?;
         let chosen = notifier_settings(settings, site, server)?;
         let (name, stop) = (site.site.clone(), shutdown.clone());
-        roles.spawn(async move { roles::ended("notifier", notifier::run(bus, name, &chosen, stop).await) });
+        roles.spawn(async move { roles::role_result("notifier", notifier::run(bus, name, &chosen, stop).await) });
     }
     Ok(())
 }
@@ -409,7 +409,7 @@ async fn servers(
     let up = &settings.up;
     let base = |name: &str, domain: Option<&str>, leaf: Leaf, place: &Place| ServerSettings {
         encryption_key: up.encryption_key.clone(),
-        max_store_bytes: topology::plan(place, &settings.streams).max_store_bytes(),
+        max_store_bytes: topology::plan_topology(place, &settings.streams).max_store_bytes(),
         program: up.nats_server.clone(),
         store: up.store.join(name),
         name: name.into(),
@@ -568,13 +568,13 @@ fn running(
 }
 
 async fn set_up(bus: &Bus, place: &Place, settings: &Settings) -> anyhow::Result<()> {
-    let plan = topology::plan(place, &settings.streams);
-    let mut findings = topology::setup(bus, &plan, Mend::Everything).await;
+    let plan = topology::plan_topology(place, &settings.streams);
+    let mut findings = topology::apply_plan(bus, &plan, Mend::Everything).await;
     let refused = |findings: &[Finding]| findings.iter().any(|finding| matches!(finding.state, State::Refused(_)));
     if findings.as_deref().map_or(true, refused) {
         tracing::info!("the streams are not set up yet, once more: a server on a slow disk may be busy");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        findings = topology::setup(bus, &plan, Mend::Everything).await;
+        findings = topology::apply_plan(bus, &plan, Mend::Everything).await;
     }
     for finding in findings? {
         if let State::Refused(why) = &finding.state {

@@ -8,4 +8,4 @@ pub mod settings;
 pub mod walk;
 
 pub use settings::VerifierSettings;
-pub use walk::{Verifier, kept, report, run};
+pub use walk::{Verifier, hard_case_publication, report, run};

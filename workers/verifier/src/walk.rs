@@ -11,12 +11,12 @@ use rollout::start::Started;
 use rollout::swap::Swapper;
 use runtime::drive::Tally;
 use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Step, beat, clock, drive, look_up, metrics};
+use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, ModelName, Opinion, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
+    FaultNote, ModelName, Prediction, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
 };
 use streams::read::{self, Record};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vision::{Head, Infer, InferError};
 
-use crate::judge::{judge, refuse};
+use crate::judge::{make_verdict, refuse_request};
 use crate::settings::VerifierSettings;
 
 /// How long a publication is retried before its request is handed back.
@@ -51,34 +51,34 @@ impl Verifier {
         match &request.payload {
             Payload::Image(bytes) => {
                 let bytes = Bytes::copy_from_slice(bytes);
-                self.see(request, bytes, 0).await
+                self.recognize_image(request, bytes, 0).await
             }
             Payload::Blob(blob) => {
                 let asked_at = Instant::now();
-                let sent = Blobs::sent_by(&self.bus, &request.provisional.site);
-                let bytes = sent.fetch(blob, MAX_IMAGE_BYTES).await?;
-                self.see(request, bytes, micros(asked_at)).await
+                let sent = Blobs::open_sent_by(&self.bus, &request.provisional.site);
+                let bytes = sent.fetch_blob(blob, MAX_IMAGE_BYTES).await?;
+                self.recognize_image(request, bytes, micros(asked_at)).await
             }
             Payload::Features(features) => {
                 let verdict = self.read(features).await?;
-                Ok(judge(request, verdict.0, verdict.1, clock::now_ms()))
+                Ok(make_verdict(request, verdict.0, verdict.1, clock::now_ms()))
             }
         }
     }
 
     /// Judges an image by the whole model.
-    async fn see(&self, request: Verify, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
-        let seen = self.infer.scores(bytes).await.map_err(|error| {
+    async fn recognize_image(&self, request: Verify, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
+        let seen = self.infer.predict(bytes).await.map_err(|error| {
             if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
-                self.counter.failed(&self.infer.model().release, clock::now_ms());
+                self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
             fault(error)
         })?;
         let model = &seen.model;
         let temperature = self.temperature.or(model.description.gate.temperature).unwrap_or(1.0);
         let ratios = vision::probabilities(model, &seen.logits, temperature);
-        let opinion = Opinion { novelty: seen.novelty, ..vision::opinion(model, &ratios).ok_or_else(no_scores)? };
-        self.counter.seen(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
+        let opinion = Prediction { novelty: seen.novelty, ..vision::prediction(model, &ratios).ok_or_else(no_scores)? };
+        self.counter.count_image(&model.release, false, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
         let timings = Timings {
             fetch_us,
             wait_us: seen.timings.waited_us,
@@ -87,12 +87,12 @@ impl Verifier {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        metrics::took(Self::ROLE, &timings);
-        Ok(judge(request, opinion, timings, clock::now_ms()))
+        metrics::observe_timings(Self::ROLE, &timings);
+        Ok(make_verdict(request, opinion, timings, clock::now_ms()))
     }
 
     /// Judges features by the head.
-    async fn read(&self, features: &[f32]) -> Result<(Opinion, Timings), Fault> {
+    async fn read(&self, features: &[f32]) -> Result<(Prediction, Timings), Fault> {
         let head = self.head.clone().ok_or_else(|| {
             let remedy = "name the head for the site's model with verifier.head, or let the site send images";
             Fault::reject("head_missing", "the request holds features, and this verifier has no head", remedy)
@@ -101,7 +101,7 @@ impl Verifier {
         let judged = tokio::task::spawn_blocking(move || {
             let logits = head.scores(&features)?;
             let temperature = head.model().description.gate.temperature.unwrap_or(1.0);
-            Ok(vision::opinion(head.model(), &vision::probabilities(head.model(), &logits, temperature)))
+            Ok(vision::prediction(head.model(), &vision::probabilities(head.model(), &logits, temperature)))
         });
         let judged = judged.await.map_err(|error| Fault::retry("head_broke", error))?;
         let opinion = judged.map_err(unfit)?.ok_or_else(no_scores)?;
@@ -142,41 +142,41 @@ fn check_sender(request: &Verify, subject: &str) -> Result<(), Fault> {
 }
 
 /// What is kept of a request as a hard case, once however often it comes.
-pub fn kept(request: &Verify) -> Result<Option<Publication>, Fault> {
+pub fn hard_case_publication(request: &Verify) -> Result<Option<Publication>, Fault> {
     let Some(case) = request.hard_case() else { return Ok(None) };
     let publication =
         Publication::with_id(subject::hardcase(&case.site), encode(&case)?, case.message_id().to_string());
     Ok(Some(publication))
 }
 
-impl Step for Verifier {
+impl Handler for Verifier {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
     async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
         let request: Verify = decode(delivery.payload())?;
         check_sender(&request, delivery.subject())?;
-        let spare = kept(&request)?.into_iter().collect();
+        let spare = hard_case_publication(&request)?.into_iter().collect();
         let sure = match request.reason {
             VerifyReason::Sampled => Some(true),
             VerifyReason::Doubtful => Some(false),
             _ => None,
         };
         let verdict = self.verdict(request).await?;
-        if let (Some(sure), Some(opinion), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.opinion()) {
+        if let (Some(sure), Some(opinion), Some(edge)) = (sure, &verdict.opinion, verdict.provisional.prediction()) {
             let agreed = opinion.label == edge.label;
-            self.counter.judged(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
+            self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
         }
         Ok(Outgoing { publications: vec![report(&verdict, delivery.sequence)?], spare, ..Outgoing::default() })
     }
 
-    fn bury(&self, message: &Record, fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
         // What speaks for another site is heard of nowhere else.
         let request: Option<Verify> =
             decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
-        let kept = request.as_ref().and_then(|request| kept(request).ok().flatten());
-        let refused = request.map(|request| refuse(request, fault.clone(), clock::now_ms()));
+        let kept = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
+        let refused = request.map(|request| refuse_request(request, fault.clone(), clock::now_ms()));
         let verdict = refused.iter().filter_map(|verdict| report(verdict, message.sequence).ok());
         let publications = verdict.chain(kept).collect();
         Burial { site: site_of(&message.subject), task, publications }
@@ -191,7 +191,7 @@ fn site_of(subject: &str) -> SiteName {
 }
 
 fn fault(error: InferError) -> Fault {
-    match error.note() {
+    match error.fault_note() {
         note if error.is_the_images_fault() => Fault::Reject(note),
         note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
     }
@@ -211,8 +211,8 @@ pub async fn run(
     ack_wait: Duration,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let Some(blobs) = look_up(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
-    let (infer, model) = (started.infer.clone(), ModelName::of(&started.root.description.name));
+    let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
+    let (infer, model) = (started.infer.clone(), ModelName::from_name(&started.root.description.name));
     let swapper = Arc::new(Swapper::new(started, blobs));
     let (counter, temperature) = (Counter::new(settings.count_s), settings.temperature);
     let step =
@@ -235,11 +235,11 @@ pub async fn run(
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     // The sites decide by how much waits and how fast it is worked off.
     let pulse = beat::Pulse { every: Duration::from_secs(2), ..beat::Pulse::default() };
-    let life = beat::beat(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+    let life = beat::send_heartbeats(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
         beat.cost_ms = Some(infer.cost_ms());
-        beat.scale = scaler.why();
-        swapper.fill(beat);
+        beat.scale = scaler.reason();
+        swapper.restore_missing(beat);
     });
     let reporter = SwapReporter {
         site: SiteName::cloud(),
@@ -253,9 +253,9 @@ pub async fn run(
     let following = orders::of_cloud(&swapper, &bus, &model, |_| {}, &shutdown);
     let clearing = clear_acknowledged(&bus, &shutdown);
     let work = async {
-        let ended = drive(step, &bus, publisher.clone(), from, tally.clone(), shutdown.clone()).await;
+        let ended = consume(step, &bus, publisher.clone(), from, tally.clone(), shutdown.clone()).await;
         // Whatever ended it, the rest ends with it.
-        shutdown.want();
+        shutdown.request();
         ended
     };
     let (ended, (), (), (), (), ()) = tokio::join!(work, life, telling, following, scaling, clearing);
@@ -266,8 +266,8 @@ pub async fn run(
 /// the consumer is, and no more what that removed. Nobody is given them again, and they would stay for ever.
 async fn clear_acknowledged(bus: &Bus, shutdown: &Shutdown) {
     let clear = async || {
-        let all = read::progress(bus, topology::VERIFY, topology::VERIFIER).await?;
-        let level = read::level(bus, topology::VERIFY).await?;
+        let all = read::consumer_progress(bus, topology::VERIFY, topology::VERIFIER).await?;
+        let level = read::stream_level(bus, topology::VERIFY).await?;
         if level.messages == 0 || level.first_sequence > all.floor {
             return Ok(0);
         }
@@ -285,6 +285,6 @@ async fn clear_acknowledged(bus: &Bus, shutdown: &Shutdown) {
     };
     tokio::select! {
         () = clearing => {}
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
     }
 }

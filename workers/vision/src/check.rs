@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::decode::DecodeSettings;
 use crate::infer::{InferError, InferSettings, Replica};
-use crate::measure::{Measured, measure};
+use crate::measure::{Measured, measure_batches};
 use crate::model::{Model, ModelError};
 use crate::sample;
 use crate::scores::{probabilities, top};
@@ -102,8 +102,8 @@ pub fn check(dir: &Path, onnx: &Onnx, image: Option<&[u8]>) -> Result<ModelRepor
     let settings = InferSettings { decode: DecodeSettings::default(), ..InferSettings::default() };
     let mut replica = Replica::open(onnx, &model, &settings)?;
     let generated = sample::jpeg();
-    let seen = replica.see(image.unwrap_or(&generated))?;
-    let measured = measure(&mut replica)?;
+    let seen = replica.predict(image.unwrap_or(&generated))?;
+    let measured = measure_batches(&mut replica)?;
     let description = &model.description;
     let ratios = probabilities(&model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
     let ranked = |(class, confidence_ratio): (usize, f32)| {

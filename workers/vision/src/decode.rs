@@ -176,14 +176,14 @@ fn catch_panics(
         Ok(outcome) => outcome,
         Err(panic) => {
             *pixels = Pixels::default();
-            Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) })
+            Err(DecodeError::DecoderPanicked { format, why: cut(panic_message(panic.as_ref())) })
         }
     }
 }
 
 /// Whether a picture goes on to the end that its format states; also where no end is stated. One that was cut off, is still
 /// being written, or has room at its end that nobody wrote to does not.
-pub fn reaches_end(bytes: &[u8]) -> bool {
+pub fn is_complete(bytes: &[u8]) -> bool {
     match Format::of(bytes) {
         Some(Format::Jpeg) => jpeg::is_closed(bytes),
         // The last chunk is empty (PNG 11.2.5).
@@ -211,12 +211,12 @@ pub fn dimensions(bytes: &[u8]) -> Result<(Format, u32, u32), DecodeError> {
         _ => Ok(opened(format, &image.bytes, &settings)?.dimensions()),
     };
     let found = catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(last_words(panic.as_ref())) }));
+        .unwrap_or_else(|panic| Err(DecodeError::DecoderPanicked { format, why: cut(panic_message(panic.as_ref())) }));
     found.map(|(width_px, height_px)| (format, width_px, height_px))
 }
 
 /// The text of a panic.
-pub(crate) fn last_words(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
 }
@@ -380,14 +380,14 @@ mod tests {
     fn a_picture_that_was_cut_off_does_not_reach_its_end() {
         for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Bmp] {
             let whole = encoded(&noise(48, 32), format);
-            assert!(reaches_end(&whole), "{format:?}");
-            assert!(reaches_end(&[&whole[..], &[0; 40]].concat()), "{format:?} with zeros behind it");
+            assert!(is_complete(&whole), "{format:?}");
+            assert!(is_complete(&[&whole[..], &[0; 40]].concat()), "{format:?} with zeros behind it");
             for kept in [whole.len() - 16, whole.len() / 2, 40] {
-                assert!(!reaches_end(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
+                assert!(!is_complete(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
             }
         }
-        assert!(!reaches_end(&[0; 5000]), "room that nobody wrote to");
-        assert!(reaches_end(b"an error page"), "what is no picture is not waited for");
+        assert!(!is_complete(&[0; 5000]), "room that nobody wrote to");
+        assert!(is_complete(b"an error page"), "what is no picture is not waited for");
     }
 
     fn assert_close(actual: &Pixels, expected: &RgbImage, tolerance: u8, what: &str) {

@@ -350,7 +350,7 @@ impl Drafter<'_> {
 
     fn describe_output(&mut self, port: Port, classes: Option<usize>) -> OutputDescription {
         self.know("output.name", "the graph");
-        let maker = self.outline.maker(&port.name).map(str::to_owned);
+        let maker = self.outline.producer_of(&port.name).map(str::to_owned);
         let kind = match (maker.as_deref(), &port.holds) {
             (Some("Softmax"), _) => OutputKind::Probabilities,
             (Some("Sigmoid"), _) if classes == Some(1) => OutputKind::Probabilities,

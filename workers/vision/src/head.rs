@@ -59,7 +59,7 @@ mod tests {
         let light = Model::load(&fixture("fashion-light")).unwrap();
         let head = Head::open(&onnx(), &Model::load(&fixture("fashion-head")).unwrap()).unwrap();
         let mut replica = Replica::open(&onnx(), &light, &InferSettings::default()).unwrap();
-        let seen = replica.see(&crate::sample::jpeg()).unwrap();
+        let seen = replica.predict(&crate::sample::jpeg()).unwrap();
         let features = seen.features.unwrap();
         assert_eq!(head.scores(&features).unwrap().len(), light.labels.len());
         assert!(matches!(head.scores(&features[1..]), Err(InferError::Session(SessionError::WrongBatch { .. }))));

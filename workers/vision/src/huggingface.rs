@@ -30,7 +30,7 @@ pub(crate) fn read(dir: &Path, outline: &Outline) -> Result<Parts, ModelError> {
     let preprocessor = Json::read(dir.join(PREPROCESSOR))?;
     let is_multi_label = config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification");
     let output = name_end(&outline.outputs, ENDS.1);
-    let kind = match (is_multi_label, outline.maker(&output)) {
+    let kind = match (is_multi_label, outline.producer_of(&output)) {
         (true, Some("Sigmoid")) => OutputKind::Sigmoid,
         (true, _) => OutputKind::SigmoidLogits,
         (false, Some("Softmax")) => OutputKind::Probabilities,

@@ -27,7 +27,7 @@ pub use self::error::InferError;
 use self::owner::{Cost, Job, Mail, Next, Owner, Told};
 pub use self::seen::{Seen, SeenTimings};
 pub use self::settings::{InferSettings, Replicas};
-use crate::measure::measure;
+use crate::measure::measure_batches;
 use crate::model::Model;
 pub use crate::replica::Replica;
 use crate::session::Onnx;
@@ -74,8 +74,8 @@ pub struct Standby {
 
 impl Standby {
     /// What it sees in pictures; for comparing before it serves.
-    pub fn see(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
-        self.replicas.first_mut().map_or_else(Vec::new, |first| first.see_batch(images))
+    pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+        self.replicas.first_mut().map_or_else(Vec::new, |first| first.predict_batch(images))
     }
 }
 
@@ -101,7 +101,7 @@ impl Infer {
             changing: Mutex::default(),
         }));
         for replica in replicas {
-            infer.own(replica)?;
+            infer.spawn_owner(replica)?;
         }
         tracing::info!(
             model = model.description.name,
@@ -114,12 +114,12 @@ impl Infer {
         Ok(infer)
     }
 
-    fn own(&self, replica: Replica) -> Result<(), InferError> {
+    fn spawn_owner(&self, replica: Replica) -> Result<(), InferError> {
         let (told, hears) = crossbeam_channel::unbounded();
         let waiting = self.0.waiting.clone();
         let owner = Owner { replica, waiting, told: hears, batch: self.batch(), cost: self.0.cost.clone() };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.serve());
+        let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.run_owner());
         let handle = handle.map_err(|source| InferError::NoThread { source })?;
         owners.push(Thread { handle, told });
         self.0.replicas.store(owners.len(), Ordering::Relaxed);
@@ -128,18 +128,18 @@ impl Infer {
 
     /// Starts one more replica of the model in use; takes a moment, the calling thread, and as much memory as the others
     /// have each. What waits is taken by all.
-    pub fn grow(&self) -> Result<(), InferError> {
+    pub fn add_replica(&self) -> Result<(), InferError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut replica = Replica::of(&self.0.onnx, &self.model(), &self.0.settings)?;
-        replica.warm(self.batch())?;
-        self.own(replica)?;
+        let mut replica = Replica::with_session(&self.0.onnx, &self.model(), &self.0.settings)?;
+        replica.warm_up(self.batch())?;
+        self.spawn_owner(replica)?;
         self.0.room.add_permits(self.batch() * WAITING_BATCHES);
         Ok(())
     }
 
     /// Lets one replica go, unless it is the last: it finishes the batch in work, and what waits is left to the others. Blocks
     /// the calling thread until it is gone and its memory given back.
-    pub fn shrink(&self) -> Result<(), InferError> {
+    pub fn remove_replica(&self) -> Result<(), InferError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let leaves = {
             let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,19 +156,19 @@ impl Infer {
     /// Loads another model beside the one that serves, in as many replicas, and warms it; takes a moment, the
     /// calling thread, and as much memory again. `measured`: the best batch and what an image costs in it,
     /// milliseconds, if that is known, for measuring takes time from what serves.
-    pub fn stand_by(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<Standby, InferError> {
+    pub fn preload(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<Standby, InferError> {
         load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, self.replicas(), measured)
     }
 
     /// Lets the model that stands by serve from now on, each owner from its next batch, and waits until all do;
     /// blocks the calling thread for no longer than the batches in work. The old one's memory is given back here.
-    pub fn hand_over(&self, standby: Standby) -> Result<(), InferError> {
+    pub fn swap(&self, standby: Standby) -> Result<(), InferError> {
         let Standby { mut replicas, batch, cost_ms } = standby;
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // There may be more owners than when it was loaded.
         while let (true, Some(first)) = (replicas.len() < self.replicas(), replicas.first()) {
-            let mut more = Replica::of(&self.0.onnx, &first.model().clone(), &self.0.settings)?;
-            more.warm(batch)?;
+            let mut more = Replica::with_session(&self.0.onnx, &first.model().clone(), &self.0.settings)?;
+            more.warm_up(batch)?;
             replicas.push(more);
         }
         let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferError::Stopped)?;
@@ -212,7 +212,7 @@ impl Infer {
 
     /// Recognizes one picture; waits for room first. Dropping the future gives the work up if no
     /// replica has taken it yet.
-    pub async fn scores(&self, bytes: Bytes) -> Result<Seen, InferError> {
+    pub async fn predict(&self, bytes: Bytes) -> Result<Seen, InferError> {
         let asked = Instant::now();
         let room = self.0.room.clone().acquire_owned().await.map_err(|_| InferError::Stopped)?;
         let (reply, answer) = oneshot::channel();
@@ -283,25 +283,25 @@ fn load(
     count: usize,
     measured: Option<(usize, f64)>,
 ) -> Result<Standby, InferError> {
-    let mut first = Replica::of(onnx, model, settings)?;
+    let mut first = Replica::with_session(onnx, model, settings)?;
     let (batch, cost_ms) = match measured {
         Some((batch, cost_ms)) => (batch.clamp(1, first.max_batch()), cost_ms),
         None => {
-            let measured = measure(&mut first)?;
+            let measured = measure_batches(&mut first)?;
             if measured.best_batch < measured.largest_batch {
                 // The runtime keeps the memory of the largest batch it has seen.
                 drop(first);
-                first = Replica::of(onnx, model, settings)?;
+                first = Replica::with_session(onnx, model, settings)?;
             }
             (measured.best_batch, measured.best_ms())
         }
     };
     let mut replicas = vec![first];
     while replicas.len() < count {
-        replicas.push(Replica::of(onnx, model, settings)?);
+        replicas.push(Replica::with_session(onnx, model, settings)?);
     }
     for replica in &mut replicas {
-        replica.warm(batch)?;
+        replica.warm_up(batch)?;
     }
     Ok(Standby { replicas, batch, cost_ms })
 }
@@ -336,11 +336,11 @@ mod tests {
 
     #[tokio::test]
     async fn many_at_once_are_all_answered_with_what_one_alone_gets() {
-        let expected = Replica::open(&onnx(), &light(), &settings(1)).unwrap().see(&sample()).unwrap();
+        let expected = Replica::open(&onnx(), &light(), &settings(1)).unwrap().predict(&sample()).unwrap();
         let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
         let asked = (0..100).map(|_| {
             let infer = infer.clone();
-            tokio::spawn(async move { infer.scores(sample()).await })
+            tokio::spawn(async move { infer.predict(sample()).await })
         });
         for answer in asked.collect::<Vec<_>>() {
             let seen = answer.await.unwrap().unwrap();
@@ -358,13 +358,13 @@ mod tests {
         let asked: Vec<_> = (0..400)
             .map(|_| {
                 let infer = infer.clone();
-                tokio::spawn(async move { infer.scores(sample()).await })
+                tokio::spawn(async move { infer.predict(sample()).await })
             })
             .collect();
         let changed = infer.clone();
         let changing = tokio::task::spawn_blocking(move || {
             for grow in [true, true, false, true, false, false, false] {
-                if grow { changed.grow().unwrap() } else { changed.shrink().unwrap() }
+                if grow { changed.add_replica().unwrap() } else { changed.remove_replica().unwrap() }
             }
             changed.replicas()
         });
@@ -374,14 +374,14 @@ mod tests {
         assert_eq!(changing.await.unwrap(), 1, "the last one stays");
         let more = infer.clone();
         let swapping = tokio::task::spawn_blocking(move || {
-            let standby = more.stand_by(&heavy(), None).unwrap();
+            let standby = more.preload(&heavy(), None).unwrap();
             // One that is started after the other model was loaded gets it as well.
-            more.grow().unwrap();
-            more.hand_over(standby).unwrap();
+            more.add_replica().unwrap();
+            more.swap(standby).unwrap();
         });
         swapping.await.unwrap();
         for _ in 0..40 {
-            assert_eq!(infer.scores(sample()).await.unwrap().model.release, heavy().release);
+            assert_eq!(infer.predict(sample()).await.unwrap().model.release, heavy().release);
         }
         assert_eq!(infer.replicas(), 2);
         infer.stop().await;
@@ -391,8 +391,8 @@ mod tests {
     fn a_bad_image_in_a_batch_fails_alone() {
         let mut replica = Replica::open(&onnx(), &light(), &settings(1)).unwrap();
         let good = sample::jpeg();
-        let expected = replica.see(&good).unwrap();
-        let outcomes = replica.see_batch(&[&good, &good[..good.len() / 2], b"", &good]);
+        let expected = replica.predict(&good).unwrap();
+        let outcomes = replica.predict_batch(&[&good, &good[..good.len() / 2], b"", &good]);
         let names: Vec<_> =
             outcomes.iter().map(|outcome| outcome.as_ref().map_or_else(InferError::name, |_| "seen")).collect();
         assert_eq!(names, ["seen", "image_truncated", "image_empty", "seen"]);
@@ -408,7 +408,7 @@ mod tests {
         let mut replica = Replica::open(&onnx(), &light(), &settings).unwrap();
         let good = sample::jpeg();
         let sizes: Vec<_> =
-            replica.see_batch(&[good.as_slice(); 5]).into_iter().map(|seen| seen.unwrap().timings.batch_size).collect();
+            replica.predict_batch(&[good.as_slice(); 5]).into_iter().map(|seen| seen.unwrap().timings.batch_size).collect();
         assert_eq!(sizes, [2, 2, 2, 2, 1]);
     }
 
@@ -417,14 +417,14 @@ mod tests {
         let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
         let other = infer.clone();
         infer.stop().await;
-        assert!(matches!(other.scores(sample()).await, Err(InferError::Stopped)));
+        assert!(matches!(other.predict(sample()).await, Err(InferError::Stopped)));
         other.stop().await;
     }
 
     #[tokio::test]
     async fn what_waits_is_finished_before_a_stop() {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
-        let mut asked = Box::pin(infer.scores(sample()));
+        let mut asked = Box::pin(infer.predict(sample()));
         // Once: it is in the mailbox now, unless the replica was so quick that it is done.
         let done = futures_poll(&mut asked);
         infer.clone().stop().await;
@@ -458,16 +458,16 @@ mod tests {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
         let room = infer.replicas() * infer.batch() * WAITING_BATCHES;
         for _ in 0..3 * room {
-            let mut asked = Box::pin(infer.scores(sample()));
+            let mut asked = Box::pin(infer.predict(sample()));
             let _ = futures_poll(&mut asked);
         }
-        assert!(infer.scores(sample()).await.is_ok());
+        assert!(infer.predict(sample()).await.is_ok());
         infer.stop().await;
     }
 
     /// The logits of a model in a session that never held another.
     fn rebuilt(model: &Model) -> Vec<f32> {
-        Replica::open(&onnx(), model, &settings(1)).unwrap().see(&sample()).unwrap().logits
+        Replica::open(&onnx(), model, &settings(1)).unwrap().predict(&sample()).unwrap().logits
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -482,8 +482,8 @@ mod tests {
                 for number in 1..=10 {
                     let next = &models[number % 2];
                     // Another batch each time: the room follows it.
-                    let standby = infer.stand_by(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
-                    infer.hand_over(standby).unwrap();
+                    let standby = infer.preload(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
+                    infer.swap(standby).unwrap();
                     assert_eq!(infer.model().release, next.release);
                 }
             }
@@ -493,7 +493,7 @@ mod tests {
         while !swapping.is_finished() || rounds == 0 {
             let asked = (0..40).map(|_| {
                 let infer = infer.clone();
-                tokio::spawn(async move { infer.scores(sample()).await })
+                tokio::spawn(async move { infer.predict(sample()).await })
             });
             for answer in asked.collect::<Vec<_>>() {
                 let seen = answer.await.unwrap().unwrap();
@@ -505,7 +505,7 @@ mod tests {
         }
         swapping.await.unwrap();
         assert_eq!(seen_of.len(), 2, "{seen_of:?}");
-        let last = infer.scores(sample()).await.unwrap();
+        let last = infer.predict(sample()).await.unwrap();
         assert_eq!(last.model.release, infer.model().release);
         assert_eq!(infer.0.room.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
         infer.stop().await;
@@ -516,11 +516,11 @@ mod tests {
         let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut broken = Model::load(&fixture("fashion-initial")).unwrap();
         broken.labels.pop();
-        assert!(matches!(infer.stand_by(&broken, None), Err(InferError::Session(_))));
-        assert_eq!(infer.scores(sample()).await.unwrap().model.release, light().release);
+        assert!(matches!(infer.preload(&broken, None), Err(InferError::Session(_))));
+        assert_eq!(infer.predict(sample()).await.unwrap().model.release, light().release);
         infer.clone().stop().await;
-        let standby = infer.stand_by(&light(), None).unwrap();
-        assert!(matches!(infer.hand_over(standby), Err(InferError::Stopped)));
+        let standby = infer.preload(&light(), None).unwrap();
+        assert!(matches!(infer.swap(standby), Err(InferError::Stopped)));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub mod tensor;
 pub mod tile;
 
 pub use check::{CheckError, InputReport, ModelReport, OutputReport, RankedLabel, check};
-pub use decode::{DecodeError, DecodeSettings, Format, ImageEnvelope, Pixels, decode, dimensions, reaches_end};
+pub use decode::{DecodeError, DecodeSettings, Format, ImageEnvelope, Pixels, decode, dimensions, is_complete};
 pub use draft::{DraftNote, ModelDraft, draft};
 pub use graph::Graph;
 pub use head::Head;
@@ -43,7 +43,7 @@ pub use measure::Measured;
 pub use model::{Model, ModelError};
 pub use novelty::fit::{AgainstReport, FitError, FitReport};
 pub use novelty::{Novelty, NoveltySource};
-pub use opinion::opinion;
+pub use opinion::prediction;
 pub use page::{count_pages, extract_page};
 pub use plausibility::{TrialImage, TrialReport, TrialRow, try_on};
 pub use sample::{enlarged, pictures};

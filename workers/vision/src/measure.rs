@@ -55,7 +55,7 @@ impl Measured {
 
 /// Runs a generated picture alone, then two at once; the largest batch is tried only if these two
 /// promise that it pays, because the runtime keeps the memory of the largest batch it has seen.
-pub fn measure(replica: &mut Replica) -> Result<Measured, InferError> {
+pub fn measure_batches(replica: &mut Replica) -> Result<Measured, InferError> {
     let sample = sample::jpeg();
     let largest = replica.max_batch();
     let single_ms = fastest_ms(replica, &sample, 1)?;

@@ -381,7 +381,7 @@ pub(crate) fn read_outline(graph: &Path) -> Result<Outline, ModelError> {
 
 /// Whether the last operator of the graph fits what the output is said to be; otherwise what is wrong.
 fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), String> {
-    let right = match (outline.maker(&output.name), output.kind) {
+    let right = match (outline.producer_of(&output.name), output.kind) {
         (Some("Softmax"), OutputKind::Probabilities) | (Some("Sigmoid"), OutputKind::Sigmoid) => return Ok(()),
         (Some("Softmax"), _) => "probabilities",
         (Some("LogSoftmax"), OutputKind::Probabilities) => "logits",
@@ -390,7 +390,7 @@ fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), Stri
         (Some("Sigmoid"), OutputKind::Logits) => "probabilities or, for several labels at once, sigmoid",
         _ => return Ok(()),
     };
-    let maker = outline.maker(&output.name).unwrap_or_default();
+    let maker = outline.producer_of(&output.name).unwrap_or_default();
     Err(format!("is {}, and the graph ends in a {maker}; write {right}", output.kind.as_str()))
 }
 

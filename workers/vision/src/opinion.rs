@@ -1,7 +1,7 @@
 //! From a model's logits to what it says about a picture, in words. Pure.
 
 use schemas::limits::MAX_TOP;
-use schemas::{MAX_HELD_LABELS, NO_LABEL, Opinion, Ranked};
+use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, Ranked};
 
 use crate::model::Model;
 use crate::scores::top;
@@ -10,7 +10,7 @@ use crate::scores::top;
 ///
 /// Of a model for several labels at once, the label is the most probable of those that reach their threshold. Where none
 /// does, it is [`NO_LABEL`], as probable as the most probable label is not.
-pub fn opinion(model: &Model, ratios: &[f32]) -> Option<Opinion> {
+pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
     let ranked = |(class, confidence): (usize, f32)| {
         let label = model.labels.get(class).cloned().unwrap_or_else(|| format!("class-{class}"));
         Ranked { label, confidence }
@@ -28,7 +28,7 @@ pub fn opinion(model: &Model, ratios: &[f32]) -> Option<Opinion> {
         Some([first, ..]) => first.clone(),
         Some([]) => Ranked { label: NO_LABEL.to_owned(), confidence: 1.0 - best.confidence },
     };
-    Some(Opinion {
+    Some(Prediction {
         label: said.label,
         confidence: said.confidence,
         top: top_ranked,

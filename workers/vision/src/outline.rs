@@ -79,7 +79,7 @@ impl Outline {
     }
 
     /// The operator that makes an output, past those that only change its shape or type.
-    pub(crate) fn maker(&self, output: &str) -> Option<&str> {
+    pub(crate) fn producer_of(&self, output: &str) -> Option<&str> {
         let mut name = output;
         // Every step goes to an earlier node and looks through all of them; a broken graph may run in circles.
         for _ in 0..self.nodes.len().min(MOST_STEPS) {
@@ -347,7 +347,7 @@ mod tests {
         let outline = Outline::read(&bytes).unwrap();
         assert_eq!((outline.inputs.len(), outline.operators["ai.onnx"]), (1, 17));
         assert!(matches!(&outline.inputs[0].holds, Holds::Tensor { element: 1, shape } if shape.len() == 4));
-        assert_eq!(outline.maker(&outline.outputs[0].name), Some("Softmax"));
+        assert_eq!(outline.producer_of(&outline.outputs[0].name), Some("Softmax"));
         assert_eq!(outline.first_operators(&outline.inputs[0].name, 1), ["Conv"]);
         assert!(Outline::read(&bytes[..bytes.len() - 1]).is_err());
     }
@@ -376,7 +376,7 @@ mod tests {
         let nodes: Vec<OnnxNode> = (0..100_000).map(node).collect();
         let outline = Outline::read(&file(OnnxGraph { nodes, ..OnnxGraph::default() })).unwrap();
         let begun = std::time::Instant::now();
-        assert_eq!(outline.maker("0"), None);
+        assert_eq!(outline.producer_of("0"), None);
         assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
@@ -390,7 +390,7 @@ mod tests {
         };
         let outline =
             Outline::read(&file(OnnxGraph { nodes: vec![node("a", "b"), node("b", "a")], ..OnnxGraph::default() }));
-        assert_eq!(outline.unwrap().maker("a"), None);
+        assert_eq!(outline.unwrap().producer_of("a"), None);
     }
 
     proptest! {
@@ -408,7 +408,7 @@ mod tests {
             if let Ok(outline) = Outline::read(bytes) {
                 let _labels = outline.labels();
                 for port in outline.outputs.iter().chain(&outline.inputs) {
-                    let _of_it = (outline.maker(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
+                    let _of_it = (outline.producer_of(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
                 }
             }
             1

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::infer::{InferError, InferSettings, Replica, Seen};
 use crate::model::Model;
-use crate::opinion::opinion;
+use crate::opinion::prediction;
 use crate::scores::probabilities;
 use crate::session::Onnx;
 
@@ -81,7 +81,7 @@ pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<Trial
                 continue;
             }
         };
-        match replica.see(&bytes) {
+        match replica.predict(&bytes) {
             Ok(seen) => {
                 let (said, entropy) = read(model, &seen);
                 entropies.push(entropy);
@@ -114,7 +114,7 @@ pub fn try_on(onnx: &Onnx, model: &Model, images: &[TrialImage]) -> Result<Trial
 /// What the model says of a picture, and the entropy of it as a share of a uniform guess's.
 fn read(model: &Model, seen: &Seen) -> ((String, f32), f32) {
     let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
-    let said = opinion(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
+    let said = prediction(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
     let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
     (said, entropy / (ratios.len().max(2) as f32).ln())
 }
@@ -152,7 +152,7 @@ fn better_descriptions(onnx: &Onnx, model: &Model, judged: &[(&TrialImage, bool)
         let (mut gained, mut lost) = (0_usize, 0_usize);
         for (image, was_right) in judged {
             let Ok(bytes) = std::fs::read(&image.path) else { continue };
-            let Ok(seen) = replica.see(&bytes) else { continue };
+            let Ok(seen) = replica.predict(&bytes) else { continue };
             let is_right = Some(&read(model, &seen).0.0) == image.label.as_ref();
             gained += usize::from(is_right && !was_right);
             lost += usize::from(!is_right && *was_right);

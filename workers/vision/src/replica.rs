@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, last_words};
+use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
 use crate::infer::{InferError, InferSettings, Seen, SeenTimings};
 use crate::model::Model;
 use crate::sample;
@@ -31,10 +31,10 @@ pub struct Replica {
 impl Replica {
     /// Opens a session of its own.
     pub fn open(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Replica, InferError> {
-        Self::of(onnx, &Arc::new(model.clone()), settings)
+        Self::with_session(onnx, &Arc::new(model.clone()), settings)
     }
 
-    pub(crate) fn of(onnx: &Onnx, model: &Arc<Model>, settings: &InferSettings) -> Result<Replica, InferError> {
+    pub(crate) fn with_session(onnx: &Onnx, model: &Arc<Model>, settings: &InferSettings) -> Result<Replica, InferError> {
         let session = Session::open(onnx, model, settings.threads)?;
         Ok(Replica {
             max_batch: settings.max_batch.max(1).min(session.max_batch().unwrap_or(usize::MAX)),
@@ -64,7 +64,7 @@ impl Replica {
     }
 
     /// Recognizes one picture.
-    pub fn see(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
+    pub fn predict(&mut self, bytes: &[u8]) -> Result<Seen, InferError> {
         let DecodedImage { decode_us, envelope, .. } = self.prepare(0, bytes)?;
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
@@ -80,13 +80,13 @@ impl Replica {
     }
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
-    pub fn see_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+    pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
         images.chunks(self.max_batch).flat_map(|chunk| self.see_chunk(chunk)).collect()
     }
 
     fn see_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
         if let [image] = images {
-            return vec![self.see(image)];
+            return vec![self.predict(image)];
         }
         let mut rows = 0;
         let prepared: Vec<Result<DecodedImage, InferError>> = images
@@ -132,7 +132,7 @@ impl Replica {
     }
 
     /// Makes the runtime allocate what it needs, so that the first picture is as fast as the rest.
-    pub(crate) fn warm(&mut self, images: usize) -> Result<(), InferError> {
+    pub(crate) fn warm_up(&mut self, images: usize) -> Result<(), InferError> {
         self.time_ms(&sample::jpeg(), images).map(|_| ())
     }
 
@@ -151,7 +151,7 @@ impl Replica {
             Ok(outcome) => outcome?,
             Err(panic) => {
                 self.scratch = Scratch::default();
-                return Err(InferError::Panicked { room: "tensor", why: last_words(panic.as_ref()) });
+                return Err(InferError::Panicked { room: "tensor", why: panic_message(panic.as_ref()) });
             }
         }
         Ok(DecodedImage { row, decode_us: micros(started), envelope })
@@ -162,7 +162,7 @@ impl Replica {
         let work = AssertUnwindSafe(|| self.session.run(batch, images));
         match catch_unwind(work) {
             Ok(outcome) => Ok(outcome?),
-            Err(panic) => Err(InferError::Panicked { room: "infer", why: last_words(panic.as_ref()) }),
+            Err(panic) => Err(InferError::Panicked { room: "infer", why: panic_message(panic.as_ref()) }),
         }
     }
 }

@@ -52,9 +52,9 @@ fn scores(folder: &Path) -> BTreeMap<String, BTreeMap<String, f32>> {
     let mut replica = Replica::open(&onnx(), &model, &InferSettings::default())
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let see = |name: &str| {
-        let seen = replica.see(&fs::read(fixtures().join("processors").join(name)).unwrap()).unwrap();
+        let seen = replica.predict(&fs::read(fixtures().join("processors").join(name)).unwrap()).unwrap();
         let ratios = probabilities(&model, &seen.logits, 1.0);
-        assert!(opinion(&model, &ratios).is_some());
+        assert!(prediction(&model, &ratios).is_some());
         (name.to_owned(), model.labels.iter().cloned().zip(ratios).collect())
     };
     PICTURES.map(see).into()
@@ -135,7 +135,7 @@ fn of_several_labels_those_above_their_thresholds_hold() {
     assert_eq!(model.labels, ["crab", "ray", "shark", "turtle"]);
     assert_eq!(model.thresholds, [0.6, 0.2, 0.6, 0.6]);
     let said = |ratios: &[f32]| {
-        let opinion = opinion(&model, ratios).unwrap();
+        let opinion = prediction(&model, ratios).unwrap();
         let labels: Vec<String> = opinion.labels.unwrap().into_iter().map(|ranked| ranked.label).collect();
         (opinion.label, opinion.confidence, labels.join(" "))
     };
@@ -188,7 +188,7 @@ fn a_graph_that_takes_bytes_is_not_given_scaled_numbers_and_one_number_is_no_ten
         let why = match Replica::open(&onnx(), &model, &InferSettings::default()) {
             Err(error) => error.to_string(),
             Ok(mut replica) => replica
-                .see(&fs::read(fixtures().join("processors/landscape.png")).unwrap())
+                .predict(&fs::read(fixtures().join("processors/landscape.png")).unwrap())
                 .map_err(|error| error.to_string())
                 .unwrap_err(),
         };

@@ -11,14 +11,14 @@ use streams::CarryError;
 use training::TrainError;
 use vision::Model;
 
-use super::{Aggregator, ROLE, is, unreleased, unverified};
+use super::{Aggregator, ROLE, set_status, unreleased, unverified};
 use crate::check;
-use crate::open::{NOTHING_GAINED, say};
+use crate::open::{NOTHING_GAINED, publish_round_event};
 use crate::record::Record;
 use crate::release::{DERIVATION, Made, Manifest, Merged, Sealed};
 use crate::rule::PREVIOUS;
 use crate::seal::{self, SealError};
-use crate::verify::{VerifyError, blocking, make_folder};
+use crate::verify::{VerifyError, spawn_blocking, make_folder};
 
 impl Aggregator {
     /// The round is closed: a release, or the reason why there is none.
@@ -26,7 +26,7 @@ impl Aggregator {
         let Some(current) = self.rounds.current().cloned() else { return Ok(()) };
         let Some(base) = self.base.clone() else { return Ok(()) };
         let number = current.number;
-        is(&self.state, "merging", format!("{} updates", self.held.len()));
+        set_status(&self.state, "merging", format!("{} updates", self.held.len()));
         let (count, quorum) = (self.held.len(), current.terms.quorum as usize);
         if count < quorum {
             let refused = self.refused.len();
@@ -61,20 +61,20 @@ impl Aggregator {
                 Ok(Ok((derived.record, model, weights, file, memory)))
             }
         };
-        let (record, model, weights, file, memory) = match blocking(work).await {
+        let (record, model, weights, file, memory) = match spawn_blocking(work).await {
             Ok(Ok(made)) => made,
             Ok(Err(note)) => return self.fail(number, note).await,
             Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
-                let reason = runtime::fault::chain(&error);
+                let reason = runtime::fault::error_chain(&error);
                 return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
             }
             Err(error) => return Err(unverified(error)),
         };
         for held in &self.held {
-            self.releases.keep(&held.merged.weights, &held.path).await?;
+            self.releases.keep_file(&held.merged.weights, &held.path).await?;
         }
         if let Some((blob, path)) = &memory {
-            self.releases.keep(blob, path).await?;
+            self.releases.keep_file(blob, path).await?;
         }
         let (closed_at_ms, closed_because) = current.closed.clone().unwrap_or_default();
         let mut updates: Vec<Merged> = self.held.iter().map(|held| held.merged.clone()).collect();
@@ -100,7 +100,7 @@ impl Aggregator {
         let package = release.as_ref().map(|release| release.package.clone()).unwrap_or_default();
         let manifest = manifest.packaged(package);
         self.releases.put(&manifest, &file).await.map_err(unreleased)?;
-        let sealed = self.releases.seal(number, &model.release).await.map_err(unreleased)?;
+        let sealed = self.releases.publish_release(number, &model.release).await.map_err(unreleased)?;
         if let Some(release) = release.filter(|release| release.release == sealed.release) {
             self.propose(release, self::count(&manifest)).await?;
         }
@@ -160,14 +160,14 @@ impl Aggregator {
         self.offer(&weights, &path).await?;
         tracing::info!(role = ROLE, round, release = release.short(), updates, "sealed");
         let event = RoundEvent::Sealed { release, weights, updates };
-        say(&self.publisher, self.key.as_ref(), &self.model, round, event).await?;
+        publish_round_event(&self.publisher, self.key.as_ref(), &self.model, round, event).await?;
         Ok(())
     }
 
     /// Puts weights where couriers fetch them from.
     pub(super) async fn offer(&self, weights: &BlobRef, path: &Path) -> Result<(), Fault> {
         let bytes = tokio::fs::read(path).await.map_err(|error| Fault::retry("file_unreadable", error))?;
-        let stored = self.blobs.store(&bytes).await?;
+        let stored = self.blobs.store_blob(&bytes).await?;
         match stored == *weights {
             true => Ok(()),
             false => Err(Fault::retry("file_changed", format!("{} is not what it was", path.display()))),
@@ -178,13 +178,13 @@ impl Aggregator {
     pub(super) async fn leave_out_the_longest(&mut self) -> Result<(), Fault> {
         let Some(base) = self.base.clone() else { return Ok(()) };
         let norms: Vec<f64> = self.held.iter().map(|held| held.change(&base).norm(&base.ground.layout).0).collect();
-        let refused = check::among(&norms, &self.settings.check);
+        let refused = check::check_round_norms(&norms, &self.settings.check);
         for (held, refused) in std::mem::take(&mut self.held).into_iter().zip(refused) {
             let Some(refused) = refused else {
                 self.held.push(held);
                 continue;
             };
-            if let Some(record) = self.again(held.sequence).await? {
+            if let Some(record) = self.retry(held.sequence).await? {
                 self.refuse(&record, refused).await?;
             }
         }
@@ -197,7 +197,7 @@ impl Aggregator {
             true => tracing::info!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
             false => tracing::warn!(role = ROLE, round = number, fault, reason, "no release: the last one stands"),
         }
-        say(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Failed(note)).await?;
+        publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Failed(note)).await?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::release::{Merged, RefusedUpdate};
 use crate::round::{Arrival, Arrived};
 use crate::seal::Held;
 use crate::values::{ValuesError, WeightsFile};
-use crate::verify::{blocking, fetch_update};
+use crate::verify::{spawn_blocking, fetch_update};
 
 /// Largest update that is read, bytes: the weights are not in it, and ten thousand labels are a tenth of this.
 const MOST_UPDATE_BYTES: usize = 1024 * 1024;
@@ -32,7 +32,7 @@ impl Aggregator {
         }
         let update = match decode::<Update>(&record.payload) {
             Ok(update) => update,
-            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::chain(&error))).await,
+            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::error_chain(&error))).await,
         };
         if subject::update(&update.model, update.round, &update.site) != record.subject {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
@@ -57,9 +57,9 @@ impl Aggregator {
                     self.settings.check.keys = keys;
                     return Ok(());
                 }
-                Err(error) => runtime::fault::chain(&error),
+                Err(error) => runtime::fault::error_chain(&error),
             },
-            Err(error) => runtime::fault::chain(&error),
+            Err(error) => runtime::fault::error_chain(&error),
         };
         if self.settings.check.keys.is_empty() {
             return Err(Fault::retry(
@@ -77,7 +77,7 @@ impl Aggregator {
             // A site learned from new labels since: there may be something to gain again.
             self.without_gain = 0;
         }
-        match self.rounds.arrived(update, record.sequence, stored_at_ms) {
+        match self.rounds.add_update(update, record.sequence, stored_at_ms) {
             Arrival::Refuse(refused) => self.refuse(record, refused).await?,
             Arrival::Wait | Arrival::Unasked => {}
             Arrival::Count(arrived) => {
@@ -91,7 +91,7 @@ impl Aggregator {
                 }
             }
         }
-        self.tell();
+        self.publish_status();
         Ok(())
     }
 
@@ -109,12 +109,12 @@ impl Aggregator {
     async fn check(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
         let update = &arrived.update;
         let Some(base) = self.base.clone() else { return Ok(Ok(None)) };
-        if let Err(refused) = check::said(update, &self.settings.check) {
+        if let Err(refused) = check::check_description(update, &self.settings.check) {
             return Ok(Err(refused));
         }
         let most = u64::from(self.settings.check.weights_max_mib) << 20;
         // In the bucket of the very site, so that no site's update stands for another's weights.
-        let sent = Blobs::sent_by(&self.bus, &update.site);
+        let sent = Blobs::open_sent_by(&self.bus, &update.site);
         let path = match fetch_update(&sent, &update.weights, &self.place.work, most).await {
             Ok(path) => path,
             Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
@@ -139,7 +139,7 @@ impl Aggregator {
             labels: update.samples.clone(),
         };
         let (settings, sequence) = (self.settings.check.clone(), arrived.sequence);
-        let checked = blocking(move || {
+        let checked = spawn_blocking(move || {
             let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
                 Ok(file) => Arc::new(file),
                 Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
@@ -147,7 +147,7 @@ impl Aggregator {
             };
             let held = Held { merged, sequence, file, path, base: older };
             let (norm, finite) = held.change(&base).norm(&base.ground.layout);
-            Ok(check::length(norm, finite, base.norm, &settings).map(|()| Some(held)))
+            Ok(check::check_update_norm(norm, finite, base.norm, &settings).map(|()| Some(held)))
         });
         checked.await.map_err(unverified)
     }
@@ -156,18 +156,18 @@ impl Aggregator {
     pub(super) async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
         let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
-        let note = refused.note();
+        let note = refused.fault_note();
         tracing::warn!(role = ROLE, %site, fault = note.name, reason = note.reason, "an update is refused");
-        let letter = letter::of_record(ROLE, topology::UPDATES, &site, None, record, 1, note.clone());
+        let letter = letter::from_stored_message(ROLE, topology::UPDATES, &site, None, record, 1, note.clone());
         let slot = subject::dead(topology::UPDATES, &site, letter.id);
-        let letter = Publication::first(slot, encode(&letter)?);
+        let letter = Publication::first_on_subject(slot, encode(&letter)?);
         while let Err(error) = self.publisher.publish(&letter).await {
             self.later(error.into()).await?;
         }
         if self.refused.len() < MOST_REFUSED {
             self.refused.push(RefusedUpdate { site, sequence: record.sequence, fault: note });
         }
-        self.state.change(|report| report.refused += 1);
+        self.state.update_report(|report| report.refused += 1);
         Ok(())
     }
 }

@@ -90,7 +90,7 @@ pub enum CommandError {
 
 /// Asks a program: a weight for each site, in their order. It waits, and is called where waiting is allowed.
 #[allow(clippy::disallowed_methods)]
-pub fn ask(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, CommandError> {
+pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, CommandError> {
     let unusable = |why: String| CommandError::Unusable { program: program.to_owned(), why };
     let not_run = |source| CommandError::NotRun { program: program.to_owned(), source };
     let question = serde_json::to_vec(&Question { round, sites }).map_err(|error| unusable(error.to_string()))?;
@@ -161,7 +161,7 @@ mod tests {
             behind: 0,
             scored: Scored { samples, accuracy: vec![Some(0.5), None], ..Scored::default() },
         };
-        ask(&program, 7, &[site("reef", 500), site("farm", 20)]).map_err(|error| error.to_string())
+        run_rule_command(&program, 7, &[site("reef", 500), site("farm", 20)]).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
         assert!(refused(r#"echo '{"weights": {"farm": 1, "reef": -1}}'"#).contains("0 or more"));
         assert!(refused("echo 'no such table' >&2; exit 3").contains("no such table"));
         assert!(refused("head -c 5000000 /dev/zero").contains("more than 4 MiB"));
-        let absent = ask(Path::new("/no/such/rule"), 1, &[]).unwrap_err();
+        let absent = run_rule_command(Path::new("/no/such/rule"), 1, &[]).unwrap_err();
         assert!(matches!(absent, CommandError::NotRun { .. }));
     }
 }

@@ -22,7 +22,7 @@ const BETA2: f64 = 0.999;
 
 /// Learns shares, from these on; the ones with the lowest loss that was seen. `slope`: at given shares, the loss and what
 /// it grows by with each share.
-pub fn learn<E>(
+pub fn learn_shares<E>(
     start: &[f64],
     learning: Learning,
     mut slope: impl FnMut(&[f64]) -> Result<(f64, Vec<f64>), E>,
@@ -68,14 +68,14 @@ mod tests {
             let off: Vec<f64> = shares.iter().zip(aim).map(|(share, aim)| share - aim).collect();
             Ok((off.iter().map(|off| off * off).sum(), off.iter().map(|off| 2.0 * off).collect()))
         };
-        let found = learn(&[1.0 / 3.0; 3], Learning { steps: 300, rate: 0.1 }, slope).unwrap();
+        let found = learn_shares(&[1.0 / 3.0; 3], Learning { steps: 300, rate: 0.1 }, slope).unwrap();
         assert!(found.iter().zip(aim).all(|(found, aim)| (found - aim).abs() < 0.02), "{found:?}");
         assert!((found.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn a_loss_that_is_no_number_leaves_the_start() {
-        let found = learn(&[0.25, 0.75], Learning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
+        let found = learn_shares(&[0.25, 0.75], Learning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
         assert_eq!(found, [0.25, 0.75]);
     }
 }

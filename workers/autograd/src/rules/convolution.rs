@@ -280,7 +280,7 @@ fn by_picture(tape: &mut Tape<'_>, convolution: &Convolution<'_>, gradient: &str
         Attr::Ints("strides", &window.strides),
         Attr::Ints("dilations", &window.dilations),
         Attr::Ints("pads", &window.pads()),
-        Attr::Ints("output_padding", &window.rest(&from[2..], &to[2..])),
+        Attr::Ints("output_padding", &window.remainder(&from[2..], &to[2..])),
         Attr::Int("group", *group),
     ];
     tape.op("ConvTranspose", &[gradient, kernel], &attributes)

@@ -56,7 +56,7 @@ fn average_pool(tape: &mut Tape<'_>, node: &NodeProto, outputs: &Outputs) -> Res
     };
     let share = tape.mul(&outputs.first, &shares);
     // Windows that stand out beyond the picture, because sizes were rounded up, stand out into padding.
-    let mut rest = window.rest(&from[2..], &to[2..]);
+    let mut rest = window.remainder(&from[2..], &to[2..]);
     for (end, rest) in window.ends.iter_mut().zip(&mut rest).filter(|(_, rest)| **rest < 0) {
         *end -= *rest;
         *rest = 0;

@@ -88,7 +88,7 @@ impl Window {
     }
 
     /// What is left of the picture behind the last place; less than 0 where windows stand out beyond it.
-    pub fn rest(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
+    pub fn remainder(&self, from: &[i64], to: &[i64]) -> Vec<i64> {
         let rest = |axis: usize| {
             let covered = (to[axis] - 1) * self.strides[axis] + self.reach(axis);
             from[axis] + self.begins[axis] + self.ends[axis] - covered
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_no_window_reaches_is_left_over() {
-        assert_eq!(window(2, 2, 0).rest(&[5, 4], &[2, 2]), [1, 0]);
-        assert_eq!(window(2, 2, 0).rest(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
+        assert_eq!(window(2, 2, 0).remainder(&[5, 4], &[2, 2]), [1, 0]);
+        assert_eq!(window(2, 2, 0).remainder(&[5, 5], &[3, 3]), [-1, -1], "rounded up");
     }
 }

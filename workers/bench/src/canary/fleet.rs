@@ -7,7 +7,7 @@ use decisions::VerifySettings;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use releaser::evidence::{CRASHED, SLOT_MS};
-use releaser::{CanarySettings, Evidence, Ruling, judge};
+use releaser::{CanarySettings, Evidence, Ruling, judge_canary};
 use schemas::swap::{Agreement, Counts, RefusedRelease, Swap};
 use schemas::{Canary, FaultNote, ModelName, Needs, Release, ReleaseId, Says, SiteName};
 use serde::Serialize;
@@ -101,7 +101,7 @@ struct Fleet<'a> {
 }
 
 /// Plays one canary.
-pub fn play(releases: &Releases, candidate: &Candidate, settings: &CanarySettings, seed: u64) -> Played {
+pub fn run_canary(releases: &Releases, candidate: &Candidate, settings: &CanarySettings, seed: u64) -> Played {
     let mut fleet = Fleet::new(releases, candidate, seed);
     let truly_better_ratio = fleet.truth();
     let since = BEFORE + fleet.random.random_range(0..SLOT_MINUTES);
@@ -121,7 +121,7 @@ pub fn play(releases: &Releases, candidate: &Candidate, settings: &CanarySetting
         if minute <= since {
             continue;
         }
-        let judged = judge(&fleet.evidence.trial(&canary, &fleet.ids[0], now_ms), settings);
+        let judged = judge_canary(&fleet.evidence.trial(&canary, &fleet.ids[0], now_ms), settings);
         let (minutes, worse) = (minute - since, judged.findings.iter().any(|finding| finding.says == Says::Worse));
         let (ended, why) = match judged.ruling {
             Ruling::Wait(_) => continue,
@@ -153,7 +153,7 @@ impl<'a> Fleet<'a> {
                 slow: SLOW * normal(&mut random),
                 swaps_at: None,
                 restarts: 0,
-                counts: ids.clone().map(Counts::of),
+                counts: ids.clone().map(Counts::for_release),
                 agreements: ids.each_ref().map(agreement),
                 name,
             }
@@ -165,7 +165,7 @@ impl<'a> Fleet<'a> {
             ids,
             sites,
             random,
-            evidence: Evidence::of(ModelName::of("fashion")),
+            evidence: Evidence::of(ModelName::from_name("fashion")),
             images: 0,
             verdicts: 0,
         }
@@ -205,7 +205,7 @@ impl<'a> Fleet<'a> {
         for site in &mut self.sites {
             if minute.is_multiple_of(SLOT_MINUTES) {
                 for (counts, agreement) in site.counts.iter_mut().zip(&mut site.agreements) {
-                    *counts = Counts::of(counts.release.clone());
+                    *counts = Counts::for_release(counts.release.clone());
                     (agreement.doubtful, agreement.sampled) = Default::default();
                 }
             }
@@ -242,8 +242,8 @@ impl<'a> Fleet<'a> {
                 let counts = &mut site.counts[release];
                 counts.images += 1;
                 counts.doubtful += u64::from(said.doubtful);
-                counts.confidence.see(said.confidence);
-                counts.ln_cost_ms.see(ln_cost + OF_IMAGE * normal(&mut self.random));
+                counts.confidence.add_value(said.confidence);
+                counts.ln_cost_ms.add_value(ln_cost + OF_IMAGE * normal(&mut self.random));
                 let agreement = &mut site.agreements[release];
                 let agreed = match said.doubtful {
                     true => Some(&mut agreement.doubtful),
@@ -266,7 +266,7 @@ impl<'a> Fleet<'a> {
             let since = site.swaps_at.filter(|at| minute >= *at);
             let fault = || FaultNote::new(CRASHED, "it ended the worker", "");
             let refused = RefusedRelease { release: self.ids[1].clone(), fault: fault() };
-            self.evidence.see(
+            self.evidence.add_report(
                 Swap {
                     release: self.ids[usize::from(since.is_some())].clone(),
                     since_ms: EPOCH_MS + since.unwrap_or(0) * MINUTE_MS,
@@ -280,7 +280,7 @@ impl<'a> Fleet<'a> {
         let agreements = self.sites.iter().flat_map(|site| &site.agreements);
         let agreements = agreements.filter(|said| said.doubtful.asked + said.sampled.asked > 0).cloned().collect();
         let verifier = swap(SiteName::cloud(), "cloud-1".into(), &self.ids[0], slot_ms, now_ms);
-        self.evidence.see(Swap { agreements, ..verifier }, now_ms);
+        self.evidence.add_report(Swap { agreements, ..verifier }, now_ms);
     }
 }
 
@@ -288,7 +288,7 @@ fn swap(site: SiteName, worker: String, release: &ReleaseId, slot_ms: u64, now_m
     Swap {
         site,
         worker,
-        model: ModelName::of("fashion"),
+        model: ModelName::from_name("fashion"),
         release: release.clone(),
         since_ms: EPOCH_MS,
         order: 1,

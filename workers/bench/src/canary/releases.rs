@@ -135,8 +135,8 @@ impl Bench {
             return Err(BenchError::NoModel { looked_for: folder.into() });
         }
         let model = Model::load(folder)?;
-        let ground = Ground::of(runtime, &model, &Trainable::All, &[])?;
-        let judge = Judge::open(runtime, &ground, 1)?;
+        let ground = Ground::for_model(runtime, &model, &Trainable::All, &[])?;
+        let judge = Judge::new(runtime, &ground, 1)?;
         let public = Public::read(Path::new(PICTURES), &model, usize::MAX, ROOM_BYTES)?;
         if let Some(first) = public.unreadable.first() {
             return Err(BenchError::NoImages {
@@ -191,7 +191,7 @@ impl Releases {
             let said = match kind {
                 Kind::Equal | Kind::Slow | Kind::Crashing => stable.said.clone(),
                 Kind::Good => {
-                    let row = light.judge.tune(&base, &light.public, &everything, Some(&teacher), TUNING, 1)?;
+                    let row = light.judge.tune_model(&base, &light.public, &everything, Some(&teacher), TUNING, 1)?;
                     light.said(&row, &test, &verdicts)?
                 }
                 Kind::Slightly | Kind::Bad => {

@@ -1,6 +1,6 @@
 //! One experiment: sites learn from their share, what they send is merged by a rule, and so on, round after round.
 
-use aggregator::derive::{Around, Sent, derive, is_learning};
+use aggregator::derive::{Around, Sent, aggregate, is_learning};
 use aggregator::public::Public;
 use aggregator::score::{Ground, Judge, Tried, Tuning};
 use aggregator::server::Memory;
@@ -62,16 +62,16 @@ pub struct Player<'a> {
 impl<'a> Player<'a> {
     /// Loads the graphs.
     pub fn open(runtime: &Onnx, pool: &'a Pool, ground: &'a Ground) -> Result<Self, BenchError> {
-        let ready = training::probe::ready(runtime, &pool.model, BATCH)?;
+        let ready = training::probe::prepare_model(runtime, &pool.model, BATCH)?;
         let step = ready.prepared.step(&ready.known, &Trainable::All)?;
         let place = |name: &str| ground.layout.places().iter().position(|place| place.name == name);
         let order = step.weights.iter().map(|weight| place(&weight.name).unwrap_or_default()).collect();
-        let judges = vec![Judge::open(runtime, ground, 1)?];
+        let judges = vec![Judge::new(runtime, ground, 1)?];
         Ok(Self { pool, ground, judges, stepper: Stepper::open(runtime, step, 1)?, order, test: pool.test() })
     }
 
     /// Plays one experiment. `merge`: `None` learns from the public set alone.
-    pub fn play(
+    pub fn run_experiment(
         &mut self,
         scheme: &Scheme,
         rule: &str,
@@ -83,14 +83,14 @@ impl<'a> Player<'a> {
         let pictures: Vec<(usize, usize, Option<&str>)> =
             rest.iter().map(|place| (*place, pool.learn[*place].1, pool.learn[*place].2.as_deref())).collect();
         let shares = scheme.divide(&pictures, pool.classes, SITES, seed);
-        let mut row = fresh(&self.ground.layout, seed);
+        let mut row = initial_weights(&self.ground.layout, seed);
         let mut memory = Memory::default();
         let (mut tried, mut taken, mut clear) = (Vec::new(), Vec::<(String, usize)>::new(), Vec::new());
         for round in 0..ROUNDS {
             row = match merge {
                 None => {
                     let tuning = Tuning { passes: 2, rate: RATE, proximal: 0.0 };
-                    self.judges[0].tune(&row, &public, &public.all(), None, tuning, seed << 32 | round as u64)?
+                    self.judges[0].tune_model(&row, &public, &public.all(), None, tuning, seed << 32 | round as u64)?
                 }
                 Some(settings) => {
                     let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;
@@ -110,7 +110,7 @@ impl<'a> Player<'a> {
                         round: round as u64 + 1,
                         is_learning: is_learning(&clear),
                     };
-                    match derive(&row, sites.collect(), memory.clone(), settings, &mut around) {
+                    match aggregate(&row, sites.collect(), memory.clone(), settings, &mut around) {
                         Ok(derived) => {
                             memory = derived.memory;
                             clear.extend(derived.record.is_clear);
@@ -152,7 +152,7 @@ impl<'a> Player<'a> {
                     Harm::Flipped => {
                         learned.iter_mut().zip(row).for_each(|(sent, base)| *sent = base - 3.0 * (*sent - base));
                     }
-                    Harm::Random => learned = fresh(&self.ground.layout, random.random_range(0..u64::MAX)),
+                    Harm::Random => learned = initial_weights(&self.ground.layout, random.random_range(0..u64::MAX)),
                     Harm::None | Harm::Noisy => {}
                 }
             }
@@ -205,7 +205,7 @@ pub fn site(number: usize) -> schemas::SiteName {
 }
 
 /// Weights that know nothing: spread as He et al. advise (arXiv 1502.01852); biases are 0.
-pub fn fresh(layout: &Layout, seed: u64) -> Vec<f32> {
+pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut row = Vec::with_capacity(layout.len());
     for place in layout.places() {

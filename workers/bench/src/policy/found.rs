@@ -85,7 +85,7 @@ impl Outcome {
         let mut routes: BTreeMap<String, u64> = BTreeMap::new();
         let (mut energy_mj, mut deadline_misses) = (0.0, 0);
         for (task, image) in tasks.iter().zip(images) {
-            let Some(heard) = ear.take(*task) else { continue };
+            let Some(heard) = ear.take_answers(*task) else { continue };
             first.extend(heard.first);
             let Some((took, answer)) = heard.last else {
                 deadline_misses += u64::from(scenario.deadline_ms.is_some());
@@ -102,7 +102,7 @@ impl Outcome {
             said.push((&image.label, answer.label));
         }
         let count = tasks.len().max(1) as f64;
-        let up = ear.up();
+        let up = ear.cloud_arrivals();
         let cpu_ms = |before: std::time::Duration, after: std::time::Duration| {
             after.saturating_sub(before).as_secs_f64() * 1000.0 / count
         };

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use aggregator::derive::{Around, DeriveError, Sent, derive, is_learning};
+use aggregator::derive::{Around, DeriveError, Sent, aggregate, is_learning};
 use aggregator::focus::HardSummary;
 use aggregator::record::{Candidate, ReportedChange};
 use aggregator::rule::PREVIOUS;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use training::examples::{Examples, Split};
 use training::focus;
 use training::pace::Pace;
-use training::train::{Around as Training, train};
+use training::train::{Around as Training, train_model};
 use training::{TrainError, folder};
 use vision::{Model, Onnx};
 
@@ -99,7 +99,7 @@ impl Played {
 }
 
 /// Plays a game.
-pub fn play(
+pub fn run_experiment(
     runtime: &Onnx,
     world: &World,
     game: &Game<'_>,
@@ -125,8 +125,8 @@ pub fn play(
     };
     let (mut memory, mut clear) = (Memory::default(), Vec::new());
     for round in 1..=rounds {
-        let ground = Ground::of(runtime, &model, &Trainable::All, &[])?;
-        let mut judges = vec![Judge::open(runtime, &ground, 1)?];
+        let ground = Ground::for_model(runtime, &model, &Trainable::All, &[])?;
+        let mut judges = vec![Judge::new(runtime, &ground, 1)?];
         let before = judges[0].score(&ground.base, &test, &test.all())?.holdout().measured().accuracy_ratio;
         if round == 1 {
             played.start_ratio = before;
@@ -160,7 +160,7 @@ pub fn play(
             round: round as u64,
             is_learning: is_learning(&clear),
         };
-        let derived = derive(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
+        let derived = aggregate(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
         let derived = match derived {
             Ok(derived) => derived,
             Err(DeriveError::NoUpdates | DeriveError::NotFinite) => continue,
@@ -258,8 +258,8 @@ impl Learner<'_> {
         if let Some(focus) = focus {
             focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let around = Training { stop: self.stop, pace: Pace::free(&settings.limits), checkpoints: None };
-        let trained = train(self.runtime, self.model, &examples, &settings, around, |_| {})?;
+        let around = Training { stop: self.stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+        let trained = train_model(self.runtime, self.model, &examples, &settings, around, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];
         examples.of(Split::Train).for_each(|example| of_class[example.class] += 1);

@@ -78,9 +78,9 @@ pub fn find_doubtful(
     let mut doubtful = Vec::with_capacity(pictures.len());
     for (path, _) in pictures {
         let bytes = std::fs::read(path).map_err(BenchError::file(path))?;
-        let seen = replica.see(&bytes)?;
+        let seen = replica.predict(&bytes)?;
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
-        let Some(opinion) = vision::opinion(model, &ratios) else {
+        let Some(opinion) = vision::prediction(model, &ratios) else {
             doubtful.push(false);
             continue;
         };

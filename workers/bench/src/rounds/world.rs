@@ -15,7 +15,7 @@ use vision::{Model, Onnx, Pixels, tensor};
 use super::Options;
 use crate::camera::{Camera, ppm, read};
 use crate::error::BenchError;
-use crate::federated::{Scheme, fresh, scheme_named};
+use crate::federated::{Scheme, initial_weights, scheme_named};
 
 /// The project's own, in a checkout.
 const OWN: (&str, &str, &str) =
@@ -260,8 +260,8 @@ fn write_pictures(
     place: &Path,
     classes: usize,
 ) -> Result<Vec<Picture>, BenchError> {
-    let ground = Ground::of(runtime, cloud, &Trainable::All, &[])?;
-    let mut judge = Judge::open(runtime, &ground, 1)?;
+    let ground = Ground::for_model(runtime, cloud, &Trainable::All, &[])?;
+    let mut judge = Judge::new(runtime, &ground, 1)?;
     let mut random = StdRng::seed_from_u64(2);
     let mut all: Vec<Picture> = pictures
         .iter()
@@ -303,14 +303,14 @@ fn starts(
     place: &Path,
     only: &[String],
 ) -> Result<Vec<Start>, BenchError> {
-    let ground = Ground::of(runtime, model, &Trainable::All, &[])?;
-    let mut judge = Judge::open(runtime, &ground, 1)?;
+    let ground = Ground::for_model(runtime, model, &Trainable::All, &[])?;
+    let mut judge = Judge::new(runtime, &ground, 1)?;
     let known = tensors(makers.iter().map(|shown| (shown.image.clone(), shown.class)), model)?;
     let write = |row: &[f32], name: &str| {
         let values = ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
         training::folder::write(model, &ground.graph, &values, &place.join(name))
     };
-    let mut row = fresh(&ground.layout, 1);
+    let mut row = initial_weights(&ground.layout, 1);
     let mut starts = vec![("random".to_owned(), write(&row, "random")?)];
     let (learn, held): (Vec<usize>, Vec<usize>) = known.all().into_iter().partition(|place| place % 4 != 3);
     for (name, level) in [("60 %", 0.6), ("80 %", 0.8)] {
@@ -319,7 +319,7 @@ fn starts(
                 break;
             }
             let tuning = Tuning { passes: 1, rate: 0.05, proximal: 0.0 };
-            row = judge.tune(&row, &known, &learn, None, tuning, pass)?;
+            row = judge.tune_model(&row, &known, &learn, None, tuning, pass)?;
         }
         starts.push((name.to_owned(), write(&row, &name[..2])?));
     }
@@ -327,7 +327,7 @@ fn starts(
     starts.push(("cloud".into(), cloud));
     starts.retain(|(name, _)| only.is_empty() || only.contains(name));
     let start = |(name, model): (String, Model)| -> Result<Start, BenchError> {
-        let is_slow = Ground::of(runtime, &model, &Trainable::All, &[])?.layout.len() > SLOW;
+        let is_slow = Ground::for_model(runtime, &model, &Trainable::All, &[])?.layout.len() > SLOW;
         Ok(Start { name, model, is_slow })
     };
     starts.into_iter().map(start).collect()

@@ -8,7 +8,7 @@ use runtime::process;
 use schemas::swap::{Counts, Moments};
 use schemas::task::Stored;
 use schemas::{
-    Answer, CameraName, ModelName, Opinion, Payload, Reason, ReleaseId, Route, SiteName, Stage, Swap, Task, TaskId,
+    Answer, CameraName, ModelName, Prediction, Payload, Reason, ReleaseId, Route, SiteName, Stage, Swap, Task, TaskId,
     Verify, VerifyReason, encode,
 };
 use serde_json::{Value, json};
@@ -118,8 +118,8 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
     let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
     let bus = Bus::connect(&nats, "bench").await?;
     let set_up = async |names: &[SiteName]| {
-        let plan = topology::plan(&Place::Cloud(names.to_vec()), &StreamSettings::default());
-        topology::setup(&bus, &plan, Mend::Missing).await.map(|_| ())
+        let plan = topology::plan_topology(&Place::Cloud(names.to_vec()), &StreamSettings::default());
+        topology::apply_plan(&bus, &plan, Mend::Missing).await.map(|_| ())
     };
     set_up(names.get(..1).unwrap_or_default()).await?;
     let mut arguments = vec!["--nats".to_owned(), server.url(), "--model".into(), ground.model.display().to_string()];
@@ -149,8 +149,8 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
     set_up(&names).await?;
     start(&mut running, names.get(1..).unwrap_or_default()).await?;
     tokio::time::sleep(settle + BETWEEN.min(counted)).await;
-    let cpu = |process: Option<u32>| process.and_then(process::cpu);
-    let verdicts = async || read::level(&bus, topology::VERDICTS).await.map(|level| level.last_sequence);
+    let cpu = |process: Option<u32>| process.and_then(process::cpu_time);
+    let verdicts = async || read::stream_level(&bus, topology::VERDICTS).await.map(|level| level.last_sequence);
     let (begun, before, judged) = (Instant::now(), (cpu(process), cpu(Some(verifier.process()))), verdicts().await?);
     tokio::select! {
         () = tokio::time::sleep(counted) => {}
@@ -221,9 +221,9 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
     let unusable = |error: schemas::IdError| BenchError::Dead { why: error.to_string() };
     let camera: CameraName = format!("cam-{camera}").parse().map_err(unusable)?;
     let stored = Stored { site: site.clone(), camera: camera.clone(), sequence: sequence + 1, stored_at_ns: 0 };
-    let task = Task::bare(&stored, TaskId::mint());
+    let task = Task::from_id(&stored, TaskId::new_random());
     let release = ReleaseId::from_sha256([1; 32]);
-    let opinion = Opinion {
+    let opinion = Prediction {
         label: "a".into(),
         confidence: 0.5,
         top: Vec::new(),
@@ -233,11 +233,11 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
         novelty: None,
     };
     let now_ms = runtime::clock::now_ms();
-    let provisional = Answer::about(&task, Stage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
+    let provisional = Answer::for_task(&task, Stage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
     let request = Verify {
         reason: VerifyReason::Doubtful,
         payload: Payload::Image(picture.to_vec()),
-        provisional: provisional.with_opinion(opinion),
+        provisional: provisional.with_prediction(opinion),
         hardness: None,
         ticket: None,
     };
@@ -249,14 +249,14 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
 /// What a site's recognizer says of its release.
 async fn report(publisher: &Publisher, site: &SiteName, slot: u64) -> Result<(), BenchError> {
     let release = ReleaseId::from_sha256([1; 32]);
-    let mut counts = Counts::of(release.clone());
+    let mut counts = Counts::for_release(release.clone());
     (counts.images, counts.doubtful) = (CAMERAS as u64 * 20, CAMERAS as u64);
     counts.confidence = Moments { count: counts.images, sum: 90.0, squares: 82.0 };
     let now_ms = runtime::clock::now_ms();
     let swap = Swap {
         site: site.clone(),
         worker: "recognizer-1".into(),
-        model: ModelName::of("bench"),
+        model: ModelName::from_name("bench"),
         release,
         since_ms: now_ms,
         order: 0,
@@ -274,7 +274,7 @@ async fn report(publisher: &Publisher, site: &SiteName, slot: u64) -> Result<(),
     };
     let payload = encode(&swap).map_err(streams::CarryError::from)?;
     let publication =
-        Publication::with_id(subject::swap(site, "recognizer-1", slot), payload, TaskId::mint().to_string());
+        Publication::with_id(subject::swap(site, "recognizer-1", slot), payload, TaskId::new_random().to_string());
     publisher.publish(&publication).await?;
     Ok(())
 }

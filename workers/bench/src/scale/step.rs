@@ -95,7 +95,7 @@ async fn look(
     why: &mut Vec<String>,
 ) -> Result<Infallible, BenchError> {
     loop {
-        let progress = read::progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let progress = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         if let Some(beat) = recognizers(&site.bus, &site.recognizer_processes()).await?.first() {
             let waiting = (progress.pending + progress.unacked) as f64;
             let replicas = f64::from(beat.replicas.max(1));

@@ -44,7 +44,7 @@ pub struct Beside {
 }
 
 /// Measures stretches by turns.
-pub async fn beside(options: &Options) -> Result<Vec<Beside>, BenchError> {
+pub async fn measure_interference(options: &Options) -> Result<Vec<Beside>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
     let ground = Ground {
@@ -60,7 +60,7 @@ pub async fn beside(options: &Options) -> Result<Vec<Beside>, BenchError> {
     let (ms, rounds) = if options.quick { (1000, 2) } else { (4000, 5) };
     let length = Length { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
     let measured = async {
-        load.one(Until::Answered, Instant::now()).await?;
+        load.send_image(Until::Answered, Instant::now()).await?;
         let full = load.closed(Until::Answered, 16, &site.processes(), length).await?;
         let rate_per_s = full.images_per_s * SHARE;
         let mut stretches = Vec::new();
@@ -108,7 +108,7 @@ impl Training {
         let stop = CancellationToken::new();
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut pace = Pace::beside(&LimitSettings::default(), Arc::new(AtomicBool::new(false)));
+            let mut pace = Pace::background(&LimitSettings::default(), Arc::new(AtomicBool::new(false)));
             let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
             let net = Net::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());
@@ -128,7 +128,7 @@ impl Training {
             while !told.is_cancelled() {
                 stepper.learn(&images, &targets, &weights, &mut gradients)?;
                 optimizer.step(&mut weights, &mut gradients, &start, 1e-4);
-                pace.rest(1, Duration::ZERO, &told)?;
+                pace.yield_cpu(1, Duration::ZERO, &told)?;
                 steps += 1;
             }
             Ok(steps)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use training::settings::OptimizerSettings;
-use training::train::places;
+use training::train::example_indices;
 use training::{Around, Examples, Pace, Split, TrainSettings};
 use vision::{DecodeSettings, Model, Onnx, decode, tensor};
 
@@ -67,12 +67,12 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
         ..TrainSettings::default()
     };
     let examples = Examples::read(folder, &model.labels, settings.held_out_ratio)?;
-    let [learned, held_out, test] = [Split::Train, Split::HeldOut, Split::Test].map(|split| places(&examples, split));
+    let [learned, held_out, test] = [Split::Train, Split::HeldOut, Split::Test].map(|split| example_indices(&examples, split));
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
-    let around = Around { stop: &stop, pace: Pace::free(&settings.limits), checkpoints: None };
-    let trained = training::train(runtime, &model, &examples, &settings, around, |_| {})?;
+    let around = Around { stop: &stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+    let trained = training::train_model(runtime, &model, &examples, &settings, around, |_| {})?;
     let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
     Ok(Learned {
         data: name,
@@ -133,14 +133,14 @@ fn peer(
         file.write_all(&bytes).map_err(BenchError::file(&images))?;
     }
     file.flush().map_err(BenchError::file(&images))?;
-    let ready = training::probe::ready(runtime, model, 1)?;
+    let ready = training::probe::prepare_model(runtime, model, 1)?;
     let step = ready.prepared.step(&ready.known, &autograd::Trainable::All)?;
     let mut flat = Vec::new();
     for weight in &step.weights {
         flat.extend(ready.onnx.weight(&weight.name)?.iter().flat_map(|value| value.to_le_bytes()));
     }
     std::fs::write(&weights, flat).map_err(BenchError::file(&weights))?;
-    let learned = places(examples, Split::Train);
+    let learned = example_indices(examples, Split::Train);
     let classes: Vec<usize> = learned.iter().map(|place| examples.all[*place].class).collect();
     let orders = (1..=settings.epochs).map(|epoch| {
         let mut random = StdRng::seed_from_u64(training::train::seed_of(settings, epoch));
@@ -152,8 +152,8 @@ fn peer(
         "images": images,
         "weights": weights,
         "labels": examples.all.iter().map(|example| example.class).collect::<Vec<_>>(),
-        "held_out": places(examples, Split::HeldOut),
-        "test": places(examples, Split::Test),
+        "held_out": example_indices(examples, Split::HeldOut),
+        "test": example_indices(examples, Split::Test),
         "orders": orders.collect::<Vec<_>>(),
         "epochs": settings.epochs,
         "batch": settings.batch,

@@ -41,14 +41,14 @@ pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
 /// Hands all image files on, until nobody wants more.
 pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
     for path in paths {
-        if hand_on(path, &mut builder, filter, items).is_break() {
+        if send_images(path, &mut builder, filter, items).is_break() {
             return;
         }
     }
 }
 
 /// Hands on the image files at or below one path.
-pub(crate) fn hand_on(
+pub(crate) fn send_images(
     path: &Path,
     builder: &mut ItemBuilder,
     filter: &FileFilter,

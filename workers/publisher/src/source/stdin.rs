@@ -14,7 +14,7 @@ use crate::source::{Found, Item, ItemBuilder, SourceError, folder};
 const NAME: &str = "standard input";
 
 /// Hands on all that comes as one image.
-pub(crate) fn one(input: impl Read, mut builder: ItemBuilder, items: &Sender<Item>) {
+pub(crate) fn send_single_image(input: impl Read, mut builder: ItemBuilder, items: &Sender<Item>) {
     let mut bytes = Vec::new();
     let path = Path::new(NAME);
     // One byte more tells an image that is too large from one that just fits.
@@ -38,12 +38,12 @@ pub(crate) fn one(input: impl Read, mut builder: ItemBuilder, items: &Sender<Ite
 }
 
 /// Hands on the files, and what is in the folders, that the lines name.
-pub(crate) fn paths(input: impl BufRead, mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
+pub(crate) fn send_listed_paths(input: impl BufRead, mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<Item>) {
     for line in input.lines() {
         match line {
             Ok(line) if line.is_empty() => {}
             Ok(line) => {
-                if folder::hand_on(Path::new(&line), &mut builder, filter, items).is_break() {
+                if folder::send_images(Path::new(&line), &mut builder, filter, items).is_break() {
                     return;
                 }
             }
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn all_of_standard_input_is_one_image() {
         let (items, mut found) = mpsc::channel(1);
-        one(&b"raw bytes"[..], builder(), &items);
+        send_single_image(&b"raw bytes"[..], builder(), &items);
         let Some(Item::Found(found)) = found.blocking_recv() else { panic!("no image") };
         assert_eq!(found.bytes.as_deref(), Some(&b"raw bytes"[..]));
     }
@@ -83,7 +83,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name).display().to_string();
         let lines = format!("{}\n\n{}\n{}\n", at("b.raw"), at("a.png"), at("c.png"));
         let (items, mut found) = mpsc::channel(8);
-        paths(lines.as_bytes(), builder(), &FileFilter::new(&PublisherSettings::default()), &items);
+        send_listed_paths(lines.as_bytes(), builder(), &FileFilter::new(&PublisherSettings::default()), &items);
         drop(items);
         let mut names = Vec::new();
         while let Some(item) = found.blocking_recv() {

@@ -129,7 +129,7 @@ impl Watch {
                 None => seen.recv().map_err(RecvTimeoutError::from),
             };
             go_on = match event {
-                Ok(event) => self.hear(event),
+                Ok(event) => self.handle_event(event),
                 Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -149,7 +149,7 @@ impl Watch {
         }
     }
 
-    fn hear(&mut self, event: notify::Result<Event>) -> ControlFlow<()> {
+    fn handle_event(&mut self, event: notify::Result<Event>) -> ControlFlow<()> {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
             Ok(_) => return self.list(&self.folder.clone()),
@@ -298,7 +298,7 @@ impl Watch {
 /// Whether a file ends before its format says it does.
 fn is_cut_off(path: &Path, stamp: Stamp) -> bool {
     // What is larger is refused or cut into tiles, and is not read twice.
-    stamp.size_bytes <= MAX_IMAGE_BYTES && std::fs::read(path).is_ok_and(|bytes| !vision::reaches_end(&bytes))
+    stamp.size_bytes <= MAX_IMAGE_BYTES && std::fs::read(path).is_ok_and(|bytes| !vision::is_complete(&bytes))
 }
 
 fn sent<E>(sent: Result<(), E>) -> ControlFlow<()> {

@@ -117,7 +117,7 @@ fn play(canary: &Truth, fleet: Fleet, settings: &CanarySettings, seed: u64) -> (
         if look > 12 && look % 3 > 0 {
             continue;
         }
-        match judge(&trial, settings).ruling {
+        match judge_canary(&trial, settings).ruling {
             Ruling::Wait(_) => {}
             ruling => return (ruling, look),
         }
@@ -218,7 +218,7 @@ fn hour(change: impl Fn(&mut Cell)) -> Trial {
 }
 
 fn withdrawn(trial: &Trial, settings: &CanarySettings) -> Option<String> {
-    match judge(trial, settings).ruling {
+    match judge_canary(trial, settings).ruling {
         Ruling::Withdraw(why) => Some(why),
         Ruling::Promote | Ruling::Wait(_) => None,
     }
@@ -226,7 +226,7 @@ fn withdrawn(trial: &Trial, settings: &CanarySettings) -> Option<String> {
 
 #[test]
 fn a_release_as_good_in_everything_is_promoted() {
-    let judged = judge(&hour(|_| {}), &CanarySettings::default());
+    let judged = judge_canary(&hour(|_| {}), &CanarySettings::default());
     assert_eq!(judged.ruling, Ruling::Promote, "{judged:?}");
     assert!(judged.findings.iter().all(|finding| finding.better.abs() < 1e-9 && finding.says == Says::Good));
 }
@@ -235,19 +235,19 @@ fn a_release_as_good_in_everything_is_promoted() {
 fn without_verdicts_on_sampled_images_nothing_is_promoted_unless_somebody_allows_it() {
     let trial = hour(|cell| cell.on_sampled = Agreed::default());
     let settings = CanarySettings::default();
-    let Ruling::Wait(why) = judge(&trial, &settings).ruling else { panic!() };
+    let Ruling::Wait(why) = judge_canary(&trial, &settings).ruling else { panic!() };
     assert!(why.contains("verdict"), "{why}");
     let old = Trial { age_ms: settings.longest_s * 1000, ..trial.clone() };
     assert!(withdrawn(&old, &settings).unwrap().starts_with("not decided in 24 h: agreement is open"));
     let allowed = CanarySettings { without_verdicts: true, ..settings };
-    assert_eq!(judge(&trial, &allowed).ruling, Ruling::Promote);
+    assert_eq!(judge_canary(&trial, &allowed).ruling, Ruling::Promote);
 }
 
 #[test]
 fn crashes_refusals_and_memory_withdraw_at_once() {
     let settings = CanarySettings::default();
     let empty = Trial { sites: 2, ..Trial::default() };
-    assert!(matches!(judge(&empty, &settings).ruling, Ruling::Wait(_)));
+    assert!(matches!(judge_canary(&empty, &settings).ruling, Ruling::Wait(_)));
     assert!(withdrawn(&Trial { crashes: 1, ..empty.clone() }, &settings).is_none());
     assert!(withdrawn(&Trial { crashes: 2, ..empty.clone() }, &settings).unwrap().contains("ended 2 workers"));
     let fault = FaultNote::new("release_too_new", "its opset is 99", "");
@@ -278,7 +278,7 @@ fn a_site_whose_share_of_the_images_changed_is_no_effect() {
     };
     trial.ring[0].before.iter_mut().for_each(|cell| slow(cell, 3600.0));
     slow(&mut trial.ring[0].after, 36_000.0);
-    let finding = judge(&trial, &CanarySettings::default()).findings;
+    let finding = judge_canary(&trial, &CanarySettings::default()).findings;
     let cost = finding.iter().find(|finding| finding.measure == "cost").unwrap();
     assert!(cost.better.abs() < 1e-9 && cost.says == Says::Good, "{cost:?}");
 }
@@ -297,7 +297,7 @@ fn settings_out_of_range_are_refused_by_name() {
 }
 
 fn odds(trial: &Trial, measure: Measure) -> Option<f64> {
-    let findings = judge(trial, &CanarySettings::default()).findings;
+    let findings = judge_canary(trial, &CanarySettings::default()).findings;
     findings.into_iter().find(|finding| finding.measure == measure.as_str()).map(|finding| finding.odds)
 }
 
@@ -340,7 +340,7 @@ proptest! {
         let (ring, others) = (pairs[..2].to_vec(), pairs[2..].to_vec());
         let one = Trial { sites: 2, longer: 1.0, ring, others, ..Trial::default() };
         let other = Trial { ring: one.others.clone(), others: one.ring.clone(), ..one.clone() };
-        let of = |trial: &Trial| judge(trial, &CanarySettings::default()).findings;
+        let of = |trial: &Trial| judge_canary(trial, &CanarySettings::default()).findings;
         for (here, there) in of(&one).iter().zip(of(&other)) {
             prop_assert!((here.better + there.better).abs() < 1e-9, "{here:?} {there:?}");
             prop_assert!(here.error > 0.0 && here.odds.is_finite());

@@ -122,7 +122,7 @@ impl Sums {
         }
     }
 
-    pub(super) fn done(mut self) -> Played {
+    pub(super) fn finish(mut self) -> Played {
         let at = |values: &mut Vec<f64>, ratio: f64| {
             values.sort_by(f64::total_cmp);
             let place = ((values.len() as f64 * ratio) as usize).min(values.len().saturating_sub(1));

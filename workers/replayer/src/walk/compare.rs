@@ -62,7 +62,7 @@ impl Run<'_> {
                 asked.push_back(under_way(async move {
                     let _room = room;
                     let bytes = image.bytes.len() as u64;
-                    let seen = infer.scores(image.bytes).await;
+                    let seen = infer.predict(image.bytes).await;
                     Ok((row, bytes, seen.map(|seen| said(&seen))))
                 }));
                 Ok(())
@@ -72,7 +72,7 @@ impl Run<'_> {
             heard(self, said)?;
         }
         if let Some(index) = index {
-            index.settle()?;
+            index.sync()?;
         }
         self.summary.comparison = Some(comparison);
         fetched?;
@@ -83,7 +83,7 @@ impl Run<'_> {
 fn said(seen: &vision::Seen) -> Said {
     let description = &seen.model.description;
     let ratios = vision::probabilities(&seen.model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
-    let opinion = vision::opinion(&seen.model, &ratios);
+    let opinion = vision::prediction(&seen.model, &ratios);
     let (label, confidence) = opinion.map_or((String::new(), 0.0), |opinion| (opinion.label, opinion.confidence));
     Said { label, confidence, cost_ms: seen.timings.cost_ms() }
 }

@@ -57,7 +57,7 @@ impl Run<'_> {
             .fetch(&rows, async |run_, row, image, room| {
                 tokio::select! {
                     () = tokio::time::sleep_until(due_at(row)) => {}
-                    () = shutdown.wanted() => return Err(ReplayError::Interrupted),
+                    () = shutdown.wait_for_request() => return Err(ReplayError::Interrupted),
                 }
                 while sent.len() >= IN_FLIGHT {
                     if let Some(ended) = sent.next().await {
@@ -68,17 +68,17 @@ impl Run<'_> {
                     noted_at = Instant::now();
                     run_.note_through()?;
                 }
-                let publication = outlet::again(template, row, &image, run);
+                let publication = outlet::republication(template, row, &image, run);
                 let (publisher, blobs, bus, row) = (publisher.clone(), blobs.clone(), bus.clone(), row.clone());
                 sent.push_back(under_way(async move {
                     let _room = room;
                     if publication.payload.is_empty() {
                         // It may come from a pinned set, which keeps what the site has let go.
-                        blobs.store(&image.bytes).await?;
+                        blobs.store_blob(&image.bytes).await?;
                     }
                     match stored {
                         true => publisher.publish(&publication).await.map(|_| ())?,
-                        false => bus.say(&publication).await?,
+                        false => bus.publish_unstored(&publication).await?,
                     }
                     Ok((row, image.bytes.len() as u64))
                 }));
@@ -89,7 +89,7 @@ impl Run<'_> {
             self.arrived(ended)?;
         }
         self.note_through()?;
-        self.bus.flush().await;
+        self.bus.flush_published().await;
         fetched?;
         self.note_end()
     }
@@ -120,7 +120,7 @@ impl Run<'_> {
         });
         let mut said = futures::stream::iter(said).buffered(IN_FLIGHT);
         while let Some(row) = said.next().await {
-            if self.shutdown.is_wanted() {
+            if self.shutdown.is_requested() {
                 return Err(ReplayError::Interrupted);
             }
             self.through(&row?, 0);
@@ -145,7 +145,7 @@ impl Run<'_> {
                 sent.push_back(under_way(async move {
                     let _room = room;
                     if publication.payload.is_empty() {
-                        blobs.store(&image.bytes).await?;
+                        blobs.store_blob(&image.bytes).await?;
                     }
                     let placed = publisher.publish(&publication).await?;
                     Ok((row, image.bytes.len() as u64, placed))

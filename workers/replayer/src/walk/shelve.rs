@@ -43,7 +43,7 @@ impl<'a> Batch<'a> {
 
 impl Run<'_> {
     /// Fills a shelf.
-    pub(super) async fn shelve(
+    pub(super) async fn write_images(
         &mut self,
         rows: Vec<Row>,
         known: HashSet<TaskId>,
@@ -74,7 +74,7 @@ impl Run<'_> {
             }
             images.iter().try_for_each(|(row, image)| {
                 if let Shelf::Folder(folder) = shelf {
-                    folder.put(row, image)?;
+                    folder.write_image(row, image)?;
                 }
                 self.through(row, image.bytes.len() as u64);
                 Ok(())
@@ -92,7 +92,7 @@ pub(super) enum Shelf {
 impl Shelf {
     fn end(self) -> Result<(), ReplayError> {
         match self {
-            Shelf::Folder(folder) => folder.settle(),
+            Shelf::Folder(folder) => folder.sync(),
             Shelf::Tar(tarball) => tarball.end(),
         }
     }

@@ -20,7 +20,7 @@ use streams::{Blobs, CarryError, Store};
 use tempfile::NamedTempFile;
 
 use super::tape::{BLOCK_BYTES, END_BYTES};
-use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, beside, make_folder, parent, settle};
+use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, temporary_path, make_folder, parent, rename_durably};
 
 const WHOLE_BYTES: u64 = PIECE_BYTES as u64;
 /// Largest package, bytes: a file has a block before it and fills its last one.
@@ -73,8 +73,8 @@ pub async fn keep(store: &Store, model: &ModelName, file: &Path, pieces: &[BlobR
 pub async fn offer(store: &Store, model: &ModelName, blobs: &Blobs, pieces: &[BlobRef]) -> Result<(), PackageError> {
     length(pieces)?;
     for piece in pieces {
-        if !blobs.has(piece).await? {
-            blobs.store(&Source::Store(store, model).get(piece).await?).await?;
+        if !blobs.has_blob(piece).await? {
+            blobs.store_blob(&Source::Store(store, model).get(piece).await?).await?;
         }
     }
     Ok(())
@@ -102,7 +102,7 @@ enum Source<'a> {
 impl Source<'_> {
     async fn get(self, piece: &BlobRef) -> Result<Bytes, CarryError> {
         match self {
-            Self::Bucket(blobs) => blobs.fetch(piece, WHOLE_BYTES).await,
+            Self::Bucket(blobs) => blobs.fetch_blob(piece, WHOLE_BYTES).await,
             Self::Store(store, model) => {
                 let at = |source| CarryError::File { path: std::env::temp_dir(), source };
                 let folder = tempfile::tempdir().map_err(at)?;
@@ -119,7 +119,7 @@ async fn gather(source: Source<'_>, pieces: &[BlobRef], into: &Path) -> Result<(
     let (wanted, whole) = (pieces.to_vec(), into.to_owned());
     let Some((file, held)) = off(move || open(&wanted, size_bytes, &whole)).await? else { return Ok(()) };
     let file = Arc::new(file);
-    let partial = beside(into, "partial");
+    let partial = temporary_path(into, "partial");
     let (mut missing, mut first) = (0, None);
     for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| !held[*index]) {
         match source.get(piece).await {
@@ -142,7 +142,7 @@ async fn gather(source: Source<'_>, pieces: &[BlobRef], into: &Path) -> Result<(
     off(move || {
         // It may have been begun for a longer package.
         file.set_len(size_bytes).map_err(PackageError::at(&partial))?;
-        settle(&partial, &into)
+        rename_durably(&partial, &into)
     })
     .await
 }
@@ -156,7 +156,7 @@ fn open(pieces: &[BlobRef], size_bytes: u64, into: &Path) -> Result<Option<(File
     {
         return Ok(None);
     }
-    let partial = beside(into, "partial");
+    let partial = temporary_path(into, "partial");
     let options = File::options().read(true).write(true).create(true).truncate(false).open(&partial);
     let file = options.map_err(PackageError::at(&partial))?;
     let held = held(&file, pieces).map_err(PackageError::at(&partial))?;

@@ -37,7 +37,7 @@ pub(super) struct Entry {
 }
 
 /// A name as a package has it, if it is one: parts joined by `/`, none of which leads up or to a root.
-pub(super) fn plain(name: &str) -> Option<String> {
+pub(super) fn plain_header(name: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in Path::new(name).components() {
         match part {
@@ -87,7 +87,7 @@ fn header(name: &str, size_bytes: u64) -> Result<Header, PackageError> {
 }
 
 /// What is in a package, if it may be unpacked. Reads headers only.
-pub(super) fn entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
+pub(super) fn read_entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
     let damaged = |why: String| PackageError::Damaged { path: package.to_owned(), why };
     let file = File::open(package).map_err(PackageError::at(package))?;
     let found_bytes = file.metadata().map_err(PackageError::at(package))?.len();
@@ -103,7 +103,7 @@ pub(super) fn entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
             return refused("is no regular file");
         }
         // Bytes that are no text were replaced above.
-        if plain(&name).as_deref() != Some(&name) || name.as_bytes() != &*path {
+        if plain_header(&name).as_deref() != Some(&name) || name.as_bytes() != &*path {
             return refused("has no plain name");
         }
         if !names.insert(name.clone()) {

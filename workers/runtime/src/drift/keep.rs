@@ -25,7 +25,7 @@ pub enum DriftKind {
 }
 
 /// The ledger's note of a reference. `null` there asks for a new one.
-pub fn note(kind: DriftKind, release: &ReleaseId) -> String {
+pub fn reference_note(kind: DriftKind, release: &ReleaseId) -> String {
     let kind = match kind {
         DriftKind::Answers => "answers",
         DriftKind::Agreement => "agreement",
@@ -56,7 +56,7 @@ impl DriftWatch {
     }
 
     /// This release serves from now on.
-    pub fn serve(&self, release: &ReleaseId) {
+    pub fn follow_release(&self, release: &ReleaseId) {
         self.with(|followed| {
             if let Some(place) = followed.iter().position(|known| known.monitor.release() == release) {
                 return followed[place..].rotate_left(1);
@@ -88,14 +88,14 @@ impl DriftWatch {
     }
 
     /// Keeps the reference of the latest release in the ledger until told to stop.
-    pub async fn keep(&self, bus: &Bus, shutdown: Shutdown) {
+    pub async fn save_reference(&self, bus: &Bus, shutdown: Shutdown) {
         loop {
             if let Err(error) = self.look(bus).await {
                 tracing::debug!(%error, "reference not kept yet");
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = shutdown.wanted() => return,
+                () = shutdown.wait_for_request() => return,
             }
         }
     }
@@ -105,7 +105,7 @@ impl DriftWatch {
         let Some(release) = self.with(|followed| followed.last().map(|known| known.monitor.release().clone())) else {
             return Ok(());
         };
-        let (ledger, key) = (Ledger::open(bus).await?, note(self.kind, &release));
+        let (ledger, key) = (Ledger::open(bus).await?, reference_note(self.kind, &release));
         let found = ledger.read(&key).await?;
         let Some(own) = self.compare(&release, found.as_deref().and_then(parse)) else { return Ok(()) };
         let text = serde_json::to_string(&own).unwrap_or_default();
@@ -114,7 +114,7 @@ impl DriftWatch {
             Some(found) => found.to_owned(),
             None => text.clone(),
         };
-        ledger.change(&key, keep).await?;
+        ledger.update_note(&key, keep).await?;
         // From now on a note that is gone was taken away, and is not to be written again.
         self.with(|followed| {
             if let Some(known) = followed.iter_mut().rfind(|known| *known.monitor.release() == release) {
@@ -174,7 +174,7 @@ mod tests {
         let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
         let release = ReleaseId::from_sha256([1; 32]);
         let [first, second] = [(); 2].map(|()| DriftWatch::new(DriftKind::Answers, settings));
-        [&first, &second].into_iter().for_each(|watch| watch.serve(&release));
+        [&first, &second].into_iter().for_each(|watch| watch.follow_release(&release));
         let written = full(&first, &release);
         let kept = parse(&serde_json::to_string(&written).unwrap()).unwrap();
         assert_eq!(second.compare(&release, Some(kept.clone())), None);
@@ -190,13 +190,13 @@ mod tests {
     fn answers_of_the_release_before_do_not_count_for_the_one_that_serves() {
         let watch = DriftWatch::new(DriftKind::Answers, DriftSettings::default());
         let [one, other, third] = [1, 2, 3].map(|number| ReleaseId::from_sha256([number; 32]));
-        watch.serve(&one);
-        watch.serve(&other);
+        watch.follow_release(&one);
+        watch.follow_release(&other);
         watch.add(&one, sample(0.5));
         assert_eq!(watch.report().unwrap().reference_answers, 0);
-        watch.serve(&one);
+        watch.follow_release(&one);
         assert_eq!(watch.report().unwrap().reference_answers, 1, "it is back");
-        watch.serve(&third);
+        watch.follow_release(&third);
         assert!(watch.follows(&one) && !watch.follows(&other));
     }
 
@@ -204,7 +204,7 @@ mod tests {
     fn a_reference_that_was_bent_is_compared_with_or_passed_over() {
         let settings = DriftSettings { reference_answers: 100, recent_answers: 50 };
         let (watch, release) = (DriftWatch::new(DriftKind::Answers, settings), ReleaseId::from_sha256([1; 32]));
-        watch.serve(&release);
+        watch.follow_release(&release);
         let whole = serde_json::to_vec(&full(&watch, &release)).unwrap();
         bend::bend_all("notes of drift", &[whole], bend::turns() / 4, |bytes| {
             if let Some(reference) = parse(&String::from_utf8_lossy(bytes)) {

@@ -26,10 +26,10 @@ pub(super) struct Queues {
     pub levels: BTreeMap<&'static str, Level>,
 }
 
-pub(super) async fn look(queues: Vec<Queue>) -> Queues {
+pub(super) async fn read_queues(queues: Vec<Queue>) -> Queues {
     let one = |queue: Queue| async move {
-        let progress = read::progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
-        let level = read::level(&queue.bus, queue.stream).await.ok()?;
+        let progress = read::consumer_progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
+        let level = read::stream_level(&queue.bus, queue.stream).await.ok()?;
         let Queue { role, stream, durable, .. } = queue;
         Some((Found { role, stream, durable, progress }, level))
     };

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::{EXPECTED_ROLES, KEPT, beats, hanging, text};
+use super::{EXPECTED_ROLES, KEPT, beats, hanging, render_metrics};
 use crate::fault::Fault;
 
 /// Connections answered at a time.
@@ -224,7 +224,7 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ro
 }
 
 async fn metrics() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text().await)
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], render_metrics().await)
 }
 
 /// Whether it is worth keeping: a server that is away is no reason to be started again.
@@ -244,7 +244,7 @@ async fn ready() -> (StatusCode, String) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .iter()
-        .any(|queue| !queue.bus.connected());
+        .any(|queue| !queue.bus.is_connected());
     match (&begun[..], away) {
         ([], _) => not("no role has begun: a model is loaded, or the server is waited for"),
         (roles, _) if roles.len() < EXPECTED_ROLES.load(Ordering::Relaxed) => not("not all roles have begun"),

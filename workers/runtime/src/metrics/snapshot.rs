@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{Beat, DriftReport, LinkReport, OutcomeReport};
+use schemas::{Heartbeat, DriftReport, LinkReport, OutcomeReport};
 
 use super::queues::Queues;
 use crate::{clock, process};
@@ -58,7 +58,7 @@ fn owned(labels: &[(&'static str, &str)]) -> Labels {
 }
 
 /// Everything that is looked up when somebody asks.
-pub(super) fn of(beats: &[Beat], queues: &Queues, expiries: &BTreeMap<String, u64>) -> Registry {
+pub(super) fn of(beats: &[Heartbeat], queues: &Queues, expiries: &BTreeMap<String, u64>) -> Registry {
     let mut sheet = Sheet::default();
     for (what, ends_at_ms) in expiries {
         let help = "When a certificate or the like ends, seconds since the epoch";
@@ -75,7 +75,7 @@ pub(super) fn of(beats: &[Beat], queues: &Queues, expiries: &BTreeMap<String, u6
     if let Some(bytes) = process::resident_bytes() {
         sheet.gauge("tributary_memory_bytes", "Memory that this process has", &[], bytes as f64);
     }
-    if let Some(cpu) = process::cpu(std::process::id()) {
+    if let Some(cpu) = process::cpu_time(std::process::id()) {
         sheet.counter("tributary_cpu_seconds", "Processor time that this process used", &[], cpu.as_secs_f64());
     }
     sheet.registry()
@@ -108,7 +108,7 @@ fn outcomes(sheet: &mut Sheet, site: &str, outcomes: &OutcomeReport) {
     sheet.counter("tributary_images_repeated", "Images published twice", &here, outcomes.duplicates as f64);
 }
 
-fn worker(sheet: &mut Sheet, beat: &Beat) {
+fn worker(sheet: &mut Sheet, beat: &Heartbeat) {
     let site = beat.site.as_ref().map_or("", |site| site.as_str());
     let who = [("role", beat.role.as_str()), ("site", site)];
     if beat.replicas > 0 {
@@ -214,7 +214,7 @@ fn link(sheet: &mut Sheet, site: &str, link: &LinkReport) {
     }
 }
 
-fn queues(sheet: &mut Sheet, beats: &[Beat], queues: &Queues) {
+fn queues(sheet: &mut Sheet, beats: &[Heartbeat], queues: &Queues) {
     for queue in &queues.found {
         let name = [("stream", queue.stream), ("consumer", queue.durable.as_str())];
         for (state, count) in [("pending", queue.progress.pending), ("unacked", queue.progress.unacked)] {
@@ -268,12 +268,12 @@ mod tests {
             }))
             .unwrap()
         };
-        let beat = Beat {
+        let beat = Heartbeat {
             cost_ms: Some(20.0),
             replicas: 2,
             decision: Some(decision),
             drift: Some(drifted()),
-            ..Beat::of("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
+            ..Heartbeat::for_worker("recognizer", "host-1".into(), Some("reef".parse().unwrap()), 0)
         };
         let progress = Progress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
         let found = Found { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };

@@ -56,7 +56,7 @@ impl Trainer {
         };
         let prepared = submit::prepare(&self.blobs, &file, self.key.as_ref(), |weights| about.update(trained, weights));
         let update = prepared.await?;
-        let kept = learned::keep(&self.publisher, &update, &copied.images).await?;
+        let kept = learned::record_images(&self.publisher, &update, &copied.images).await?;
         if collector.is_outdated(&copied).await? {
             tracing::info!(role = ROLE, "labels were taken back while it trained: nothing is sent, it trains again");
             collector.forget(&kept).await?;

@@ -6,10 +6,10 @@
 //! one turn of the loop, [`stands`] reads how rounds and releases stand, [`found`] what came of it.
 
 mod flow;
-mod found;
+mod results;
 mod pictures;
-mod quick;
-mod right;
+mod quick_settings;
+mod label_accuracy;
 mod round;
 mod stands;
 mod start;
@@ -31,9 +31,9 @@ use crate::settings::Settings;
 use crate::site::Running;
 use crate::{form, out, up};
 use flow::Flow;
-use found::Found;
+use results::Found;
 use pictures::{Divided, Makers};
-use right::Right;
+use label_accuracy::Right;
 use round::Loop;
 use stands::Stands;
 use start::{Given, START_OF_CLASS, Start};
@@ -78,7 +78,7 @@ pub struct LoopArgs {
 
 impl LoopArgs {
     /// An option that means nothing without --loop, if one was given.
-    pub fn idle(&self) -> Option<&'static str> {
+    pub fn unused_option(&self) -> Option<&'static str> {
         let given = [
             ("--rounds", self.rounds.is_some()),
             ("--data", self.data.is_some()),
@@ -112,13 +112,13 @@ pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutd
     };
     let data = args.data.clone().unwrap_or_else(|| PICTURES.into());
     let made = begin(settings, args, &data, &store, &shutdown).await?;
-    let settings = quick::settings(settings, &made.start, &store);
+    let settings = quick_settings::settings(settings, &made.start, &store);
     settings.check()?;
-    let widened = quick::widened(&settings.releaser.canary);
+    let widened = quick_settings::widened(&settings.releaser.canary);
     let per_turn = made.divided.sites.iter().map(Vec::len).min().unwrap_or(0) / (rounds as usize + 1);
     let of_site = OF_SITE.min(per_turn);
     ensure!(of_site >= LEAST_OF_SITE, "{per_turn} new pictures a site and round are too few: use fewer --rounds");
-    out::line(intro(&made.divided, &widened, &settings, of_site))?;
+    out::print_line(intro(&made.divided, &widened, &settings, of_site))?;
 
     let turned = through(&settings, rounds, of_site, &made, &shutdown).await?;
     drop(temporary);
@@ -135,8 +135,8 @@ pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutd
     if let Some(path) = into.json {
         super::write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
-    out::line(format_args!("\n{}\n", found.table()))?;
-    out::line(outro(&found, into.chart))
+    out::print_line(format_args!("\n{}\n", found.table()))?;
+    out::print_line(outro(&found, into.chart))
 }
 
 /// What it begins with.
@@ -192,12 +192,12 @@ async fn begin(
         let start = start::make(&onnx, &divided, &given, &store, &told)?;
         let right = Right::of(&onnx, &start.model, &divided.test)?;
         let cloud = Right::of(&onnx, &start.cloud, &divided.test)?;
-        out::line(by_class(&divided, &right, &cloud))?;
+        out::print_line(by_class(&divided, &right, &cloud))?;
         Ok(Begun { onnx, divided, start, cloud })
     });
     tokio::select! {
         made = work => made?,
-        () = shutdown.wanted() => {
+        () = shutdown.wait_for_request() => {
             stop.cancel();
             bail!(STOPPED)
         }
@@ -221,19 +221,19 @@ async fn through(
     let stop = Shutdown::default();
     let up = tokio::select! {
         up = up::start(settings, Some(SITES), stop.clone()) => up?,
-        () = shutdown.wanted() => bail!(STOPPED),
+        () = shutdown.wait_for_request() => bail!(STOPPED),
     };
     let running = up.running.clone();
-    let mut roles = tokio::spawn(up.wait());
+    let mut roles = tokio::spawn(up.wait_until_stopped());
     let turned = tokio::select! {
         turned = turns(settings, rounds, of_site, made, &running) => turned,
         ended = &mut roles => {
             ended??;
             bail!("everything stopped by itself");
         }
-        () = shutdown.wanted() => Err(anyhow::anyhow!(STOPPED)),
+        () = shutdown.wait_for_request() => Err(anyhow::anyhow!(STOPPED)),
     };
-    stop.want();
+    stop.request();
     roles.await??;
     turned
 }
@@ -254,7 +254,7 @@ async fn turns(
     }
     let stands = Stands {
         cloud,
-        model: ModelName::of(&model.description.name),
+        model: ModelName::from_name(&model.description.name),
         first: model.release,
         sites: running.sites.iter().map(|site| site.site.clone()).collect(),
     };
@@ -270,7 +270,7 @@ async fn turns(
     closed.stands.all_have_orders().await?;
     let mut turns = Vec::new();
     for number in 1..=rounds + 1 {
-        turns.push(closed.turn(&mut flows, number, number > rounds).await?);
+        turns.push(closed.run_turn(&mut flows, number, number > rounds).await?);
     }
     closed.stands.all_run_stable().await?;
     Ok(Turned { turns, images: flows.iter().map(Flow::acknowledged).sum() })

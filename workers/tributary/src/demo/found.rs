@@ -68,7 +68,7 @@ impl Found {
                 }
             }
             // What the site said, whoever had the last word.
-            let edge = answer.edge.clone().or_else(|| answer.opinion());
+            let edge = answer.edge.clone().or_else(|| answer.prediction());
             judged.push(Judged {
                 confidence: edge.as_ref().map_or(0.0, |edge| edge.confidence),
                 site_right: is_right(edge.as_ref().map(|edge| edge.label.as_str())),

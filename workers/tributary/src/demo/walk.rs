@@ -45,29 +45,29 @@ pub struct Walked {
 }
 
 /// Starts everything, walks all pictures through it, stops everything.
-pub async fn through(settings: &Settings, pictures: Arc<Vec<Picture>>, shutdown: &Shutdown) -> anyhow::Result<Walked> {
+pub async fn run_pictures(settings: &Settings, pictures: Arc<Vec<Picture>>, shutdown: &Shutdown) -> anyhow::Result<Walked> {
     let stop = Shutdown::default();
     let up = tokio::select! {
         up = up::start(settings, Some(1), stop.clone()) => up?,
-        () = shutdown.wanted() => bail!(STOPPED),
+        () = shutdown.wait_for_request() => bail!(STOPPED),
     };
     let running = up.running.clone();
-    let mut roles = tokio::spawn(up.wait());
+    let mut roles = tokio::spawn(up.wait_until_stopped());
     let walked = tokio::select! {
-        walked = walk(&running, pictures) => walked,
+        walked = run_pictures_through(&running, pictures) => walked,
         ended = &mut roles => {
             ended??;
             bail!("everything stopped by itself");
         }
-        () = shutdown.wanted() => Err(anyhow::anyhow!(STOPPED)),
+        () = shutdown.wait_for_request() => Err(anyhow::anyhow!(STOPPED)),
     };
-    stop.want();
+    stop.request();
     roles.await??;
     walked
 }
 
 /// Publishes every picture, waits for every final answer.
-async fn walk(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<Walked> {
+async fn run_pictures_through(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<Walked> {
     let site = running.sites.first().context("no site was started")?;
     let here = Bus::connect(&NatsSettings { url: site.url.clone(), ..NatsSettings::default() }, "demo").await?;
     let cloud = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
@@ -82,8 +82,8 @@ async fn walk(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<
             let image = subject::image(&site.site, &camera);
             let (publisher, ear) = (&publisher, &ear);
             async move {
-                let task = TaskId::mint();
-                let first = ear.expect(task, Instant::now());
+                let task = TaskId::new_random();
+                let first = ear.expect_task(task, Instant::now());
                 let publication = Publication::with_id(image, picture.bytes.clone(), task.to_string())
                     .header(HEADER_LABEL, picture.label.clone());
                 publisher.publish(&publication).await?;
@@ -115,11 +115,11 @@ async fn walk(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<
 /// What became of the pictures, once all is said.
 fn close(ear: &Ear, tasks: &[TaskId], elapsed: Duration) -> anyhow::Result<Walked> {
     let answered = tasks.iter().map(|task| {
-        let heard = ear.take(*task).context("an answer was not heard")?;
+        let heard = ear.take_answers(*task).context("an answer was not heard")?;
         let (final_, answer) = heard.last.context("an answer was not heard")?;
         Ok(Answered { provisional: heard.provisional, final_, answer })
     });
     let answered = answered.collect::<anyhow::Result<_>>()?;
-    let up = ear.up();
+    let up = ear.cloud_arrivals();
     Ok(Walked { answered, elapsed, sent_up: up.requests, bytes_up: up.bytes })
 }

@@ -50,8 +50,8 @@ fn listening(settings: &Settings) -> Check {
 }
 
 fn nats_server(settings: &Settings) -> Check {
-    let found = server::find(settings.up.nats_server.as_deref());
-    let found = found.and_then(|path| Ok((server::release(&path)?, path)));
+    let found = server::find_program(settings.up.nats_server.as_deref());
+    let found = found.and_then(|path| Ok((server::server_version(&path)?, path)));
     match found {
         Ok((release, path)) => Check::ok("nats-server", format!("{release} at {}", path.display())),
         Err(error) => Check::warn(

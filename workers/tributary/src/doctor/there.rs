@@ -31,7 +31,7 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
         wait(&site.bus, settings),
         found_wrong(site, settings),
         clock(site),
-        read::level(&site.bus, topology::VERIFY),
+        read::stream_level(&site.bus, topology::VERIFY),
     );
     checks.push(wait);
     checks.extend(found_wrong);
@@ -57,7 +57,7 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
 
 /// What `status` and the janitor's metric say, too.
 async fn found_wrong(site: &Site, settings: &Settings) -> Vec<Check> {
-    let faults = site.look(settings).await;
+    let faults = site.find_faults(settings).await;
     let known = settings.janitor.monitor.is_some() || site.up.is_some();
     let mut checks: Vec<Check> = faults.into_iter().map(check_of).collect();
     if !known && site.nats.cloud_domain.is_some() {
@@ -84,18 +84,18 @@ fn check_of(fault: FaultNote) -> Check {
 /// Whether this machine's clock is the server's.
 async fn clock(site: &Site) -> Check {
     const MOST_MS: i64 = 2_000;
-    match runtime::clock::align(&site.bus).await {
+    match runtime::clock::align_clock(&site.bus).await {
         Ok(ahead_ms) if ahead_ms.abs() > MOST_MS => Check::warn(
             "clock",
             format!(
                 "{} {} the server's",
-                form::span(ahead_ms.unsigned_abs() as f64),
+                form::format_span(ahead_ms.unsigned_abs() as f64),
                 if ahead_ms > 0 { "ahead of" } else { "behind" }
             ),
             "set one of the two right (NTP); deadlines go by the server's",
         ),
         Ok(_) => Check::ok("clock", "as the server's"),
-        Err(error) => Check::warn("clock", runtime::fault::chain(&error), "run `tributary setup`"),
+        Err(error) => Check::warn("clock", runtime::fault::error_chain(&error), "run `tributary setup`"),
     }
 }
 
@@ -125,10 +125,10 @@ fn reached(site: &Site) -> Check {
 fn max_payload(bus: &Bus) -> Check {
     let (found, needed) = (bus.max_payload_bytes(), MAX_MESSAGE_BYTES);
     match found >= needed {
-        true => Check::ok("max_payload", form::size(found as u64)),
+        true => Check::ok("max_payload", form::format_size(found as u64)),
         false => Check::bad(
             "max_payload",
-            format!("{}, and {} are needed", form::size(found as u64), form::size(needed as u64)),
+            format!("{}, and {} are needed", form::format_size(found as u64), form::format_size(needed as u64)),
             format!("set `max_payload: {needed}` in the server's configuration and reload it"),
         )
         .breaks("every image within the limits is taken, and can be sent up or become a dead letter"),
@@ -164,7 +164,7 @@ fn disk(site: &Site, settings: &Settings) -> Option<Check> {
         .map(|mib| u64::from(mib) * MIB)
         .sum();
     let needed = most.saturating_sub(used(&store));
-    let found = format!("{} free, the streams may still take {}", form::size(free), form::size(needed));
+    let found = format!("{} free, the streams may still take {}", form::format_size(free), form::format_size(needed));
     Some(match free > needed {
         true => Check::ok("disk", found),
         false => Check::warn(
@@ -191,10 +191,10 @@ fn used(folder: &Path) -> u64 {
 /// Whether a message can be handled in the time after which another worker gets it.
 async fn wait(bus: &Bus, settings: &Settings) -> Check {
     const WHAT: &str = "ack_wait";
-    let alive = async { fleet::alive(bus).await };
+    let alive = async { fleet::live_workers(bus).await };
     let slowest = match alive.await {
         Ok(beats) => beats.into_iter().filter_map(|beat| beat.cost_ms).reduce(f64::max),
-        Err(error) => return Check::bad(WHAT, runtime::fault::chain(&error), "run `tributary setup`"),
+        Err(error) => return Check::bad(WHAT, runtime::fault::error_chain(&error), "run `tributary setup`"),
     };
     let ack_wait_s = settings.streams.ack_wait_s;
     match slowest {
@@ -205,17 +205,17 @@ async fn wait(bus: &Bus, settings: &Settings) -> Check {
         ),
         Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => Check::warn(
             WHAT,
-            format!("{ack_wait_s} s, and one image costs {}", form::span(cost_ms)),
+            format!("{ack_wait_s} s, and one image costs {}", form::format_span(cost_ms)),
             "raise streams.ack_wait_s and run `tributary setup --apply`: images are recognized twice when it passes",
         ),
-        Some(cost_ms) => Check::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", form::span(cost_ms))),
+        Some(cost_ms) => Check::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", form::format_span(cost_ms))),
     }
 }
 
 async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
     match read::round_trip(&site.link, PATIENCE).await {
         Ok(round_trip) => {
-            let found = format!("answers through the leaf link in {}", form::span(round_trip.as_secs_f64() * 1000.0));
+            let found = format!("answers through the leaf link in {}", form::format_span(round_trip.as_secs_f64() * 1000.0));
             let mut checks = vec![Check::ok("cloud", found)];
             // Over the link a site sees what is its own.
             if !site.is_cloud_whole {
@@ -228,7 +228,7 @@ async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
         }
         Err(error) => vec![Check::warn(
             "cloud",
-            format!("does not answer: {}", runtime::fault::chain(&error)),
+            format!("does not answer: {}", runtime::fault::error_chain(&error)),
             "the site works without it and catches up; for the link see deploy/nats/site.conf",
         )],
     }
@@ -236,8 +236,8 @@ async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
 
 /// What the streams and consumers of a place should be and are not.
 async fn streams(what: &str, bus: &Bus, place: &Place, settings: &StreamSettings, flag: &str) -> Vec<Check> {
-    let plan = topology::plan(place, settings);
-    let findings = match topology::compare(bus, &plan).await {
+    let plan = topology::plan_topology(place, settings);
+    let findings = match topology::compare_plan(bus, &plan).await {
         Ok(findings) => findings,
         Err(error) => return vec![failed(what, &error)],
     };
@@ -249,7 +249,7 @@ async fn streams(what: &str, bus: &Bus, place: &Place, settings: &StreamSettings
 }
 
 fn failed(what: &str, error: &CarryError) -> Check {
-    Check::bad(format!("{what}'s streams"), runtime::fault::chain(error), "run `tributary setup`")
+    Check::bad(format!("{what}'s streams"), runtime::fault::error_chain(error), "run `tributary setup`")
 }
 
 fn differences(finding: &Finding, flag: &str) -> Vec<Check> {

@@ -101,12 +101,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::R
     if !args.dry_run {
         publish(&here, args.by.as_ref(), why, &known).await?;
         let about = format!("{}: {why}", form::count(known.len() as u64, "task"));
-        audit::note(&here.bus, &here.name, "label retract", about).await;
+        audit::record_command(&here.bus, &here.name, "label retract", about).await;
     }
     let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
     let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();
     // After the retraction was said: a trainer writes first and looks for retractions then.
-    let updates = learned::trace(&here.bus, &here.name, &images).await?;
+    let updates = learned::trace_updates(&here.bus, &here.name, &images).await?;
     let releases = match here.whole_cloud() {
         Ok(cloud) => releases(loaded, args, cloud, &updates).await,
         Err(error) => Err(error),
@@ -120,7 +120,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::R
     if args.json {
         out::json(&all)?;
     } else {
-        tell(args, &all)?;
+        print_consequences(args, &all)?;
     }
     match &all.unknown[..] {
         [] => Ok(()),
@@ -149,11 +149,11 @@ struct Standing(BTreeMap<TaskId, StandingLabel>);
 impl Standing {
     async fn read(bus: &Bus) -> anyhow::Result<Self> {
         let mut standing = Self::default();
-        let last = read::level(bus, topology::LABELS).await?;
+        let last = read::stream_level(bus, topology::LABELS).await?;
         if last.messages > 0 {
-            read::stretch(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+            read::read_range(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
                 match decode::<Label>(&record.payload) {
-                    Ok(label) => standing.hear(&label, camera(&record.subject)),
+                    Ok(label) => standing.apply_label(&label, camera(&record.subject)),
                     Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
                 }
             })
@@ -162,7 +162,7 @@ impl Standing {
         Ok(standing)
     }
 
-    fn hear(&mut self, label: &Label, camera: CameraName) {
+    fn apply_label(&mut self, label: &Label, camera: CameraName) {
         if label.retracted.is_some() {
             self.0.remove(&label.task);
             return;
@@ -196,7 +196,7 @@ fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<Ta
     if !args.tasks.is_empty() {
         return Ok(args.tasks.iter().copied().collect());
     }
-    let since = args.since.as_deref().map(|text| moment::read(text, Some(clock::now_ms()))).transpose();
+    let since = args.since.as_deref().map(|text| moment::parse_timestamp(text, Some(clock::now_ms()))).transpose();
     let since_ms = since.map_err(|why| anyhow::anyhow!("--since: {why}"))?;
     let found = standing.by(args.labelled_by.as_deref(), since_ms.unwrap_or(0));
     if found.is_empty() {
@@ -221,14 +221,14 @@ async fn known(
             known.insert(task, label.camera.clone());
             continue;
         }
-        match read::last(&here.bus, topology::ANSWERS, &subject::finality_of_any_camera(&here.name, task)).await? {
+        match read::last_message(&here.bus, topology::ANSWERS, &subject::final_answer_of_any_camera(&here.name, task)).await? {
             Some(record) => drop(known.insert(task, decode::<Answer>(&record.payload)?.camera)),
             None => silent.extend([task]),
         }
     }
     // Answers go before what was learned from them does.
     let images: Until = silent.iter().map(|task| (*task, i128::MAX)).collect();
-    for update in learned::trace(&here.bus, &here.name, &images).await? {
+    for update in learned::trace_updates(&here.bus, &here.name, &images).await? {
         known.extend(update.images.into_iter().map(|task| (task, CameraName::unknown())));
     }
     silent.retain(|task| !known.contains_key(task));
@@ -277,9 +277,9 @@ async fn releases(
         }
         let manifests = Releases::new(store.clone(), model.clone()).list().await?;
         let history = history(cloud, model).await;
-        found.extend(descent::tainted(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
+        found.extend(descent::tainted_releases(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
             model: model.clone(),
-            stands: stand::word(&history, &tainted.release).into(),
+            stands: stand::standing_of(&history, &tainted.release).into(),
             tainted,
         }));
     }
@@ -289,30 +289,30 @@ async fn releases(
 /// What was decided about a model's releases; nothing where the cloud cannot be reached, which is said.
 async fn history(cloud: &Bus, model: &ModelName) -> Vec<Rollout> {
     rollout::log::history(cloud, model).await.unwrap_or_else(|error| {
-        out::note(format_args!("how releases stand is not known: {error}"));
+        out::print_note(format_args!("how releases stand is not known: {error}"));
         Vec::new()
     })
 }
 
-fn tell(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
+fn print_consequences(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
     let count = form::count(all.retracted.len() as u64, "label");
     match args.dry_run {
-        true => out::line(format_args!("{count} would be taken back at site {}", all.site))?,
-        false => out::line(format_args!("{count} taken back at site {}", all.site))?,
+        true => out::print_line(format_args!("{count} would be taken back at site {}", all.site))?,
+        false => out::print_line(format_args!("{count} taken back at site {}", all.site))?,
     }
     if all.updates.is_empty() {
-        return out::line("No update that this site remembers learned from them.");
+        return out::print_line("No update that this site remembers learned from them.");
     }
     let row = |update: &TracedUpdate| {
         let round = if update.round == 0 { "none".to_owned() } else { update.round.to_string() };
         let images = update.images.len().to_string();
-        let trained = form::time(update.trained_at_ms);
+        let trained = form::format_time(update.trained_at_ms);
         vec![update.update.to_string(), update.model.to_string(), round, trained, images]
     };
     let rows: Vec<Vec<String>> = all.updates.iter().map(row).collect();
-    out::line(form::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
+    out::print_line(form::table(&["update", "model", "round", "trained", "learned from"], &rows))?;
     if let Some(why) = &all.releases_unknown {
-        return out::line(format_args!(
+        return out::print_line(format_args!(
             "Which releases learned from them is not known here: {why}\nAsk again where the release store can be reached (--release-store, --dry-run), or look for these updates in `tributary release show`."
         ));
     }
@@ -321,7 +321,7 @@ fn tell(args: &RetractArgs, all: &Consequences) -> anyhow::Result<()> {
 
 fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
     if releases.is_empty() {
-        return out::line("None of these updates is in a release.");
+        return out::print_line("None of these updates is in a release.");
     }
     let row = |named: &NamedRelease| {
         let tainted = &named.tainted;
@@ -333,12 +333,12 @@ fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
         vec![tainted.release.short().to_owned(), named.model.to_string(), round, named.stands.clone(), how]
     };
     let rows: Vec<Vec<String>> = releases.iter().map(row).collect();
-    out::line(form::table(&["release", "model", "round", "stands", ""], &rows))?;
+    out::print_line(form::table(&["release", "model", "round", "stands", ""], &rows))?;
     let held = releases.iter().rev().find(|named| !named.tainted.updates.is_empty());
     let Some(NamedRelease { tainted, .. }) = held else { return Ok(()) };
     let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --without {update}")).collect();
     let (release, updates) = (tainted.release.short(), updates.concat());
-    out::line(format_args!("Where the release store is: `tributary release remake {release}{updates} --why TEXT`"))
+    out::print_line(format_args!("Where the release store is: `tributary release remake {release}{updates} --why TEXT`"))
 }
 
 #[cfg(test)]
@@ -347,7 +347,7 @@ mod tests {
 
     fn label(task: &str, by: Option<&str>, at_ms: u64) -> Label {
         Label {
-            task: TaskId::derived(task),
+            task: TaskId::from_name(task),
             label: "coat".into(),
             by: by.map(str::to_owned),
             labelled_at_ms: at_ms,
@@ -358,7 +358,7 @@ mod tests {
 
     fn standing(labels: &[Label]) -> Standing {
         let mut standing = Standing::default();
-        labels.iter().for_each(|label| standing.hear(label, CameraName::unknown()));
+        labels.iter().for_each(|label| standing.apply_label(label, CameraName::unknown()));
         standing
     }
 
@@ -372,10 +372,10 @@ mod tests {
             label("b", Some("anna"), 20),
             label("b", Some("bert"), 30),
             label("c", Some("anna"), 40),
-            Label::retraction(TaskId::derived("c"), None, "mistaken", 45),
+            Label::retraction(TaskId::from_name("c"), None, "mistaken", 45),
             label("d", Some("anna"), 50),
         ]);
-        let tasks = |names: &[&str]| names.iter().map(|name| TaskId::derived(name)).collect::<BTreeSet<_>>();
+        let tasks = |names: &[&str]| names.iter().map(|name| TaskId::from_name(name)).collect::<BTreeSet<_>>();
         assert_eq!(all.by(Some("anna"), 0), tasks(&["a", "d"]));
         assert_eq!(all.by(Some("anna"), 11), tasks(&["d"]));
         assert_eq!(all.by(None, 0), tasks(&["a", "b", "d"]));

@@ -37,7 +37,7 @@ pub async fn import(
         Some(signed) => signature::load(signed, folder, &work.path().join("signed")).await?,
         None => Model::load(folder).with_context(|| format!("model {}", folder.display()))?,
     };
-    let name = name.unwrap_or_else(|| ModelName::of(&model.description.name));
+    let name = name.unwrap_or_else(|| ModelName::from_name(&model.description.name));
     let cloud = site::cloud(loaded, "release").await?;
     let blobs = Blobs::open_in_cloud(&cloud).await?;
     let releases = Releases::new(store, name.clone());
@@ -54,7 +54,7 @@ pub async fn import(
             None
         }
     };
-    out::note(format_args!("{} is tried in a process of its own …", folder.display()));
+    out::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
     let parent = now.as_ref().map(|now| now.stable.release.clone());
     let origin = Origin { parent: parent.clone(), words: "imported".into(), ..Origin::default() };
     let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
@@ -72,7 +72,7 @@ pub async fn import(
     if releases.put(&manifest, &weights_file).await? == Put::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
-            out::note("The release was in the store before: `release show` says who signed it then.");
+            out::print_note("The release was in the store before: `release show` says who signed it then.");
         }
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
@@ -85,7 +85,7 @@ pub async fn import(
     });
     let decided = decided.await?.context("somebody else imported it just now")?;
     let by = manifest.signed_by.as_ref().map_or(String::new(), |key| format!(", signed by key {key}"));
-    audit::note(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
+    audit::record_command(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
     let stage = decided.decision.stage.as_str();
     if json {
         return out::json(&json!({
@@ -94,18 +94,18 @@ pub async fn import(
             "signed_by": manifest.signed_by,
         }));
     }
-    out::line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
-    signature::tell_signer(manifest.signed_by.as_ref())?;
+    out::print_line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
+    signature::print_signer(manifest.signed_by.as_ref())?;
     let needs = &release.needs;
-    out::line(format_args!(
+    out::print_line(format_args!(
         "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
-        form::size(release.size_bytes()),
+        form::format_size(release.size_bytes()),
         form::count(release.package.len() as u64, "piece"),
         needs.opset,
         needs.memory_mib,
         needs.runtime
     ))?;
-    relabelled.map_or(Ok(()), |relabelled| out::line(format_args!("labels   {relabelled}")))
+    relabelled.map_or(Ok(()), |relabelled| out::print_line(format_args!("labels   {relabelled}")))
 }
 
 /// Of a first release sites must be able to come back to what they run.
@@ -190,6 +190,6 @@ pub async fn export(
         Ok(key)
     };
     let key = tokio::task::spawn_blocking(written).await??;
-    out::line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
-    key_file.zip(key).map_or(Ok(()), |(file, key)| signature::tell_check(folder, file, &key))
+    out::print_line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
+    key_file.zip(key).map_or(Ok(()), |(file, key)| signature::print_check(folder, file, &key))
 }

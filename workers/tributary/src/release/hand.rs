@@ -66,7 +66,7 @@ pub async fn promote(
     let wanted = releases.find(&args.release).await?.release;
     let decided =
         decide(loaded, model, |now, history| Ok(stage::stable(now, known(history, &wanted)?, said(&args.why))?));
-    tell(&decided.await?, json)
+    print_decision(&decided.await?, json)
 }
 
 /// No site is to run a release that is tried or waits.
@@ -79,12 +79,12 @@ pub async fn withdraw(
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
     let decided = decide(loaded, model, |now, _| Ok(stage::withdraw(now, &wanted, said(&args.why))?));
-    tell(&decided.await?, json)
+    print_decision(&decided.await?, json)
 }
 
 /// All sites are to run what was stable before.
 pub async fn roll_back(loaded: &Loaded<Settings>, model: &ModelName, why: &Why, json: bool) -> anyhow::Result<()> {
-    tell(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
+    print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
 }
 
 /// A site is to run a release, whatever is decided.
@@ -99,13 +99,13 @@ pub async fn pin(
     let decided = decide(loaded, model, |now, history| {
         Ok(stage::pin(now, args.site.clone(), known(history, &wanted)?, said(&args.why)))
     });
-    tell(&decided.await?, json)
+    print_decision(&decided.await?, json)
 }
 
 /// A site follows what is decided again.
 pub async fn unpin(loaded: &Loaded<Settings>, model: &ModelName, args: &UnpinArgs, json: bool) -> anyhow::Result<()> {
     let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), said(&args.why))?));
-    tell(&decided.await?, json)
+    print_decision(&decided.await?, json)
 }
 
 fn said(why: &Why) -> Said {
@@ -151,19 +151,19 @@ async fn decide(
     let Decision { stage, release, site, why, .. } = &decided.decision;
     let at = site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
     let about = format!("{model} {}{at}: {why}", release.as_str());
-    audit::note(&cloud, &SiteName::cloud(), &format!("release {}", stage.as_str()), about).await;
+    audit::record_command(&cloud, &SiteName::cloud(), &format!("release {}", stage.as_str()), about).await;
     Ok(decided)
 }
 
-fn tell(decided: &Rollout, json: bool) -> anyhow::Result<()> {
+fn print_decision(decided: &Rollout, json: bool) -> anyhow::Result<()> {
     if json {
         return out::json(decided);
     }
     let decision = &decided.decision;
     let site = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
-    out::line(format_args!("release {} is {}{site}", decision.release.short(), decision.stage.as_str()))?;
+    out::print_line(format_args!("release {} is {}{site}", decision.release.short(), decision.stage.as_str()))?;
     if decided.stable.release != decision.release {
-        out::line(format_args!("stable is {}", decided.stable.release.short()))?;
+        out::print_line(format_args!("stable is {}", decided.stable.release.short()))?;
     }
-    out::line("A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.")
+    out::print_line("A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.")
 }

@@ -100,10 +100,10 @@ pub async fn command(
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let place = Place { runtime, root: std::sync::Arc::new(model), work: work.path().to_owned() };
     let why = (args.why.as_str(), clock::now_ms());
-    let remade = remake::remake(&place, releases, &manifest, public, &without, why).await?;
+    let remade = remake::remake_release(&place, releases, &manifest, public, &without, why).await?;
     let release = keep(loaded, releases, &cloud, name, &remade, work.path()).await?;
     let offered = offer(&cloud, name, &remade.manifest, &release, &args.why).await?;
-    tell(releases, &manifest, &remade.manifest, &offered, json).await
+    print_remake(releases, &manifest, &remade.manifest, &offered, json).await
 }
 
 /// What is left out, and a connection to the cloud.
@@ -124,7 +124,7 @@ async fn what(loaded: &Loaded<Settings>, manifest: &Manifest, asked: &[LeftOut])
     let here = site::open(loaded, "release").await?;
     let read = async {
         let retracted = meant(&here.name, learned::retracted(&here.bus).await?, &tasks, all)?;
-        anyhow::Ok(learned::trace(&here.bus, &here.name, &retracted).await?)
+        anyhow::Ok(learned::trace_updates(&here.bus, &here.name, &retracted).await?)
     };
     let traced = read.await.with_context(|| {
         format!(
@@ -161,7 +161,7 @@ async fn keep(
     work: &std::path::Path,
 ) -> anyhow::Result<Release> {
     let blobs = Blobs::open_in_cloud(cloud).await?;
-    out::note(format_args!("release {} is tried in a process of its own …", remade.manifest.release.short()));
+    out::print_note(format_args!("release {} is tried in a process of its own …", remade.manifest.release.short()));
     let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&remade.model, remade.origin.clone(), &trial, work).await;
     let (release, file) =
@@ -169,9 +169,9 @@ async fn keep(
     prepare::keep_and_offer(releases.store(), &blobs, name, &release, &file).await?;
     // Couriers come for it when a round starts from it.
     let weights = tokio::fs::read(&remade.weights).await;
-    blobs.store(&weights.with_context(|| format!("{} cannot be read", remade.weights.display()))?).await?;
+    blobs.store_blob(&weights.with_context(|| format!("{} cannot be read", remade.weights.display()))?).await?;
     if let Some((blob, path)) = &remade.memory {
-        releases.keep(blob, path).await?;
+        releases.keep_file(blob, path).await?;
     }
     let manifest = remade.manifest.clone().packaged(release.package.clone());
     releases.put(&manifest, &remade.weights).await?;
@@ -202,8 +202,8 @@ async fn offer(
         Ok::<_, CarryError>(now.and_then(|now| stage::candidate(now, release.clone(), said).ok()))
     });
     let decided = decided.await?;
-    let is_said = say(&publisher, name, manifest).await?;
-    audit::note(cloud, &SiteName::cloud(), "release remake", format!("{name} {}: {why}", manifest.release.as_str()))
+    let is_said = publish_release_offer(&publisher, name, manifest).await?;
+    audit::record_command(cloud, &SiteName::cloud(), "release remake", format!("{name} {}: {why}", manifest.release.as_str()))
         .await;
     let now = log::latest(cloud, name).await?;
     let stage = now.as_ref().and_then(|now| stage::stage_of(now, &manifest.release));
@@ -211,7 +211,7 @@ async fn offer(
 }
 
 /// Says in the stream of rounds what a release was remade as; false if that was said before.
-async fn say(publisher: &Publisher, name: &ModelName, manifest: &Manifest) -> anyhow::Result<bool> {
+async fn publish_release_offer(publisher: &Publisher, name: &ModelName, manifest: &Manifest) -> anyhow::Result<bool> {
     let Some(remade) = &manifest.remade else { return Ok(false) };
     let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
     let event = RoundEvent::Remade {
@@ -220,10 +220,10 @@ async fn say(publisher: &Publisher, name: &ModelName, manifest: &Manifest) -> an
         weights: manifest.weights.clone(),
         updates: u32::try_from(updates).unwrap_or(u32::MAX),
     };
-    open::say(publisher, None, name, manifest.round, event).await.map_err(roles::people)
+    open::publish_round_event(publisher, None, name, manifest.round, event).await.map_err(roles::into_anyhow)
 }
 
-async fn tell(
+async fn print_remake(
     releases: &Releases,
     before: &Manifest,
     manifest: &Manifest,
@@ -233,7 +233,7 @@ async fn tell(
     let left_out = manifest.remade.as_ref().map(|remade| remade.without.clone()).unwrap_or_default();
     let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
     let ids = left_out.iter().map(|left_out| left_out.id).collect();
-    let others = descent::tainted(&releases.list().await?, &ids);
+    let others = descent::tainted_releases(&releases.list().await?, &ids);
     let others: Vec<&str> =
         others.iter().filter(|other| other.release != before.release).map(|other| other.release.short()).collect();
     let Offered { stands, is_new } = offered;
@@ -244,21 +244,21 @@ async fn tell(
         }));
     }
     let (new, old) = (manifest.release.short(), before.release.short());
-    out::line(format_args!(
+    out::print_line(format_args!(
         "release {new} is {stands}: release {old} once more, of {} and without {}",
         form::count(updates as u64, "update"),
         left_out.len()
     ))?;
     if !is_new {
-        out::line("It was remade so before; nothing new was decided.")?;
+        out::print_line("It was remade so before; nothing new was decided.")?;
     }
     if !others.is_empty() {
-        out::line(format_args!(
+        out::print_line(format_args!(
             "These learned from what was left out as well, and stay as they are: {}. Withdraw or roll back those that sites run.",
             form::list(&others)
         ))?;
     }
-    out::line(format_args!(
+    out::print_line(format_args!(
         "Rounds start from it where they would have started from {old}. A running `tributary releaser` lets sites try it; `tributary release promote {new}` lets all sites run it now."
     ))
 }
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn sites_ids_and_labels_are_told_apart() {
-        let id = TaskId::derived("a");
+        let id = TaskId::from_name("a");
         assert_eq!("reef".parse(), Ok(LeftOut::Site("reef".parse().unwrap())));
         assert_eq!(id.to_string().parse(), Ok(LeftOut::Id(id)));
         assert_eq!("labels".parse(), Ok(LeftOut::Labels));
@@ -279,11 +279,11 @@ mod tests {
     #[test]
     fn a_task_whose_label_stands_is_refused_by_name() {
         let site: SiteName = "reef".parse().unwrap();
-        let (a, b) = (TaskId::derived("a"), TaskId::derived("b"));
+        let (a, b) = (TaskId::from_name("a"), TaskId::from_name("b"));
         let retracted = Until::from([(a, 1), (b, 2)]);
         assert_eq!(meant(&site, retracted.clone(), &[a], false).unwrap(), Until::from([(a, 1)]));
         assert_eq!(meant(&site, retracted.clone(), &[a], true).unwrap(), retracted);
-        let other = TaskId::derived("c");
+        let other = TaskId::from_name("c");
         let refused = meant(&site, retracted, &[other], false).unwrap_err().to_string();
         assert!(refused.contains(&format!("label retract {other}")), "{refused}");
         assert!(meant(&site, Until::new(), &[], true).unwrap_err().to_string().contains("no label was taken back"));

@@ -7,49 +7,49 @@ use crate::settings::Settings;
 use crate::{form, out, site};
 
 /// Everything that was decided about a model; nothing where the cloud's server cannot be reached, which is said.
-pub async fn of(loaded: &Loaded<Settings>, model: &ModelName) -> Vec<Rollout> {
+pub async fn read_history(loaded: &Loaded<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site::cloud(loaded, "release").await?;
         anyhow::Ok(rollout::log::history(&cloud, model).await?)
     };
     read.await.unwrap_or_else(|error| {
-        out::note(format_args!("how releases stand is not known: {}", out::with_causes(&error, ": ")));
+        out::print_note(format_args!("how releases stand is not known: {}", out::with_causes(&error, ": ")));
         Vec::new()
     })
 }
 
 /// How a release stands, in a word.
-pub fn word(history: &[Rollout], release: &ReleaseId) -> &'static str {
+pub fn standing_of(history: &[Rollout], release: &ReleaseId) -> &'static str {
     let Some(now) = history.last() else { return "" };
     let before = || history.iter().any(|then| then.stable.release == *release).then_some("was stable");
     rollout::stage::stage_of(now, release).map(ReleaseStage::as_str).or_else(before).unwrap_or("passed over")
 }
 
 /// The decisions about a release, the oldest first.
-pub fn about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
+pub fn decisions_about<'a>(history: &'a [Rollout], release: &ReleaseId) -> Vec<&'a Rollout> {
     history.iter().filter(|then| then.decision.release == *release).collect()
 }
 
 /// Shows them.
-pub fn show(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
+pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Result<()> {
     if history.is_empty() {
         return Ok(());
     }
-    out::line(format_args!("stands   {}", word(history, release)))?;
-    for then in about(history, release) {
+    out::print_line(format_args!("stands   {}", standing_of(history, release)))?;
+    for then in decisions_about(history, release) {
         let decision = &then.decision;
         let of = decision.site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
-        out::line(format_args!(
+        out::print_line(format_args!(
             "{:<8} {}{of} by {}: {}",
             decision.stage.as_str(),
-            form::time(then.said_at_ms),
-            form::plain(&decision.by),
-            form::plain(&decision.why)
+            form::format_time(then.said_at_ms),
+            form::plain_number(&decision.by),
+            form::plain_number(&decision.why)
         ))?;
         if !decision.findings.is_empty() {
             let rows: Vec<Vec<String>> = decision.findings.iter().map(row).collect();
             let head = ["", "measure", "ring", "others", "better by", "error", "too bad", "on", "says"];
-            out::line(form::table(&head, &rows))?;
+            out::print_line(form::table(&head, &rows))?;
         }
     }
     Ok(())

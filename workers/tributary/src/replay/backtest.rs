@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use decisions::{InForce, PolicyName};
 use replayer::ReplayerSettings;
-use replayer::backtest::{Candidate, Played, as_it_was, in_order, play};
+use replayer::backtest::{Candidate, Played, recorded_result, in_order, replay_decisions};
 use replayer::gather::gather_decided;
 use replayer::pace::Pace;
 use serde_json::{Value, json};
@@ -70,14 +70,14 @@ pub async fn command(
     let known = |task: &replayer::backtest::Recorded| in_force.contains_key(task.settings());
     let unknown = all.iter().filter(|task| !known(task)).count() as u64;
     all.retain(known);
-    let mut rows = vec![as_it_was(&all)];
+    let mut rows = vec![recorded_result(&all)];
     for candidate in candidates {
-        rows.push(play(&all, &in_force, candidate).map_err(|why| anyhow::anyhow!(why))?);
+        rows.push(replay_decisions(&all, &in_force, candidate).map_err(|why| anyhow::anyhow!(why))?);
     }
     if args.json {
         return out::json(&json!({ "silent": silent, "settings_unknown": unknown, "played": rows }));
     }
-    out::line(table(&rows))?;
+    out::print_line(table(&rows))?;
     let expected = rows.iter().any(|row| row.expected > 0);
     let mut notes = vec![format!(
         "{} of site {}, each decided again by what it was decided by; the queue is as it was, not as it would have been.",
@@ -94,7 +94,7 @@ pub async fn command(
     if silent + unknown > 0 {
         notes.push(format!("{} left out, for it is not recorded how they were decided.", silent + unknown));
     }
-    out::line(notes.join("\n"))
+    out::print_line(notes.join("\n"))
 }
 
 /// The settings that were in force, by the names that tasks give them.
@@ -103,7 +103,7 @@ async fn in_force<'a>(site: &Site, names: impl Iterator<Item = &'a str>) -> anyh
     let names: std::collections::BTreeSet<&str> = names.collect();
     let mut found = BTreeMap::new();
     for name in names {
-        let note = ledger.read(&decisions::in_force::note(name)).await?;
+        let note = ledger.read(&decisions::in_force::settings_note(name)).await?;
         found.extend(note.and_then(|note| Some((name.to_owned(), serde_json::from_str(&note).ok()?))));
     }
     Ok(found)
@@ -137,14 +137,14 @@ fn table(rows: &[Played]) -> String {
             row.doubtful.to_string(),
             row.verified.to_string(),
             row.kept.to_string(),
-            form::size(row.up_bytes),
+            form::format_size(row.up_bytes),
             ratio(row.right_ratio),
             row.expected.to_string(),
             ratio(row.agrees_ratio),
-            form::span(row.first_p50_ms),
-            form::span(row.first_p99_ms),
-            form::span(row.final_p50_ms),
-            form::span(row.final_p99_ms),
+            form::format_span(row.first_p50_ms),
+            form::format_span(row.first_p99_ms),
+            form::format_span(row.final_p50_ms),
+            form::format_span(row.final_p99_ms),
             format!("{:.1} J", row.energy_j),
             row.otherwise.to_string(),
         ]

@@ -41,7 +41,7 @@ pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Opt
     }
     if !summary.unknown.is_empty() {
         let labels =
-            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", form::plain(label)));
+            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", form::plain_number(label)));
         lines.push(format!("left out  labels that the model does not know: {}", labels.collect::<Vec<_>>().join(", ")));
     }
     if summary.comparison.is_none() && summary.through > 0 {
@@ -91,7 +91,7 @@ fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
         let rows = changes
             .iter()
             .take(LISTED)
-            .map(|(before, now, count)| vec![form::plain(before), form::plain(now), count.to_string()]);
+            .map(|(before, now, count)| vec![form::plain_number(before), form::plain_number(now), count.to_string()]);
         lines.push(String::new());
         lines.push(form::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Beat, FaultNote, LinkReport, OutcomeReport, SiteName};
+use schemas::{Heartbeat, FaultNote, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet;
 use streams::read::{self, Level, Progress};
@@ -55,7 +55,7 @@ pub struct Status {
     /// Whether the workers' heartbeats could be read.
     pub workers_known: bool,
     /// Workers at the site that gave a sign of life.
-    pub workers: Vec<Beat>,
+    pub workers: Vec<Heartbeat>,
     /// The cloud.
     pub cloud: Cloud,
 }
@@ -100,7 +100,7 @@ pub enum Cloud {
         /// Its dead letters; absent where it shares the site's.
         dead_letters: Option<u64>,
         /// Its workers that gave a sign of life.
-        workers: Vec<Beat>,
+        workers: Vec<Heartbeat>,
     },
     /// It does not answer in time.
     Silent,
@@ -109,19 +109,19 @@ pub enum Cloud {
 }
 
 /// Asks everybody.
-pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
+pub async fn gather_status(site: &Site, settings: &Settings) -> Result<Status, CarryError> {
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
     let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms) = tokio::join!(
-        read::level(bus, topology::IMAGES),
-        read::progress(bus, topology::IMAGES, &recognizer),
-        read::level(bus, topology::ANSWERS),
-        read::progress(bus, topology::ANSWERS, &promiser),
-        read::level(bus, topology::OUTBOX),
-        read::level(bus, topology::DEAD),
+        read::stream_level(bus, topology::IMAGES),
+        read::consumer_progress(bus, topology::IMAGES, &recognizer),
+        read::stream_level(bus, topology::ANSWERS),
+        read::consumer_progress(bus, topology::ANSWERS, &promiser),
+        read::stream_level(bus, topology::OUTBOX),
+        read::stream_level(bus, topology::DEAD),
         alive(bus),
         cloud(site),
-        clock::align(bus),
+        clock::align_clock(bus),
     );
     let mut faults = Vec::new();
     // Whatever cannot be read leaves its place empty; the rest of the screen is of use all the same.
@@ -135,7 +135,7 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
     let workers = match workers {
         Ok(workers) => Some(workers),
         Err(error) => {
-            let why = runtime::fault::chain(&error);
+            let why = runtime::fault::error_chain(&error);
             told.faults.push(format!(
                 "Heartbeats cannot be read ({why}), so nothing is known of the workers: `tributary setup` creates what is missing."
             ));
@@ -145,7 +145,7 @@ pub async fn gather(site: &Site, settings: &Settings) -> Result<Status, CarryErr
     let known = workers.is_some();
     let workers = workers.unwrap_or_default();
     let cloud = told.or_nothing(cloud, Cloud::Silent);
-    let seen = site.look(settings).await;
+    let seen = site.find_faults(settings).await;
     faults.extend(seen.iter().map(sentence));
     // What a worker found and can only be found from where it is.
     let others = workers.iter().filter(|beat| beat.role != "janitor").flat_map(|beat| &beat.faults);
@@ -187,7 +187,7 @@ struct Told<'a> {
 impl Told<'_> {
     fn or_nothing<T>(&mut self, read: Result<T, CarryError>, nothing: T) -> T {
         read.unwrap_or_else(|error| {
-            self.faults.push(format!("{}.", runtime::fault::chain(&error)));
+            self.faults.push(format!("{}.", runtime::fault::error_chain(&error)));
             nothing
         })
     }
@@ -209,19 +209,19 @@ async fn oldest_unanswered(bus: &Bus, images: &Level, recognized: &Progress) -> 
     if images.messages == 0 || sequence > images.last_sequence {
         return None;
     }
-    let record = read::at(bus, topology::IMAGES, sequence).await.ok()??;
+    let record = read::message_at(bus, topology::IMAGES, sequence).await.ok()??;
     u64::try_from(record.stored_at_ns / 1_000_000).ok()
 }
 
-async fn alive(bus: &Bus) -> Result<Vec<Beat>, CarryError> {
-    fleet::alive(bus).await
+async fn alive(bus: &Bus) -> Result<Vec<Heartbeat>, CarryError> {
+    fleet::live_workers(bus).await
 }
 
 async fn oldest_ms(bus: &Bus, outbox: &Level, now_ms: u64) -> Result<Option<u64>, CarryError> {
     if outbox.messages == 0 {
         return Ok(None);
     }
-    let oldest = read::at(bus, topology::OUTBOX, outbox.first_sequence).await?;
+    let oldest = read::message_at(bus, topology::OUTBOX, outbox.first_sequence).await?;
     let stored_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
     Ok(stored_at_ms.map(|stored_at_ms| now_ms.saturating_sub(stored_at_ms)))
 }
@@ -231,16 +231,16 @@ async fn cloud(site: &Site) -> Result<Cloud, CarryError> {
     let durable = topology::verdicts_durable(&site.name);
     // Over its link a site sees how much waits, and not what streams hold.
     let whole = async |stream: &str| match site.is_cloud_whole {
-        true => read::level(&site.cloud, stream).await.map(Some),
+        true => read::stream_level(&site.cloud, stream).await.map(Some),
         false => Ok(None),
     };
     let asked = async {
         let (level, judged, dead, workers, verdicts) = tokio::join!(
             whole(topology::VERIFY),
-            read::progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
+            read::consumer_progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
             whole(topology::DEAD),
             alive(&site.cloud),
-            read::progress(&site.cloud, topology::VERDICTS, &durable),
+            read::consumer_progress(&site.cloud, topology::VERDICTS, &durable),
         );
         let (mut workers, verdicts) = (workers?, verdicts?);
         let verdicts_waiting = verdicts.pending + verdicts.unacked;
@@ -269,13 +269,13 @@ fn under_way(outbox: &Level, cloud: &Cloud) -> u64 {
     }
 }
 
-fn queue(level: Level, progress: Progress, workers: &[Beat], role: &str) -> Queue {
+fn queue(level: Level, progress: Progress, workers: &[Heartbeat], role: &str) -> Queue {
     let waiting = progress.pending + progress.unacked;
     Queue { level, waiting, held: progress.unacked, queued_s: queued_s(waiting, workers, role) }
 }
 
 /// Seconds until the workers of a role have done so many images; absent without any. Pure.
-fn queued_s(waiting: u64, workers: &[Beat], role: &str) -> Option<f64> {
+fn queued_s(waiting: u64, workers: &[Heartbeat], role: &str) -> Option<f64> {
     let rates = workers.iter().filter(|beat| beat.role == role).filter_map(|beat| {
         let cost_ms = beat.cost_ms.filter(|cost_ms| *cost_ms > 0.0)?;
         Some(f64::from(beat.replicas) * 1000.0 / cost_ms)
@@ -288,8 +288,8 @@ fn queued_s(waiting: u64, workers: &[Beat], role: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Beat {
-        Beat { replicas, cost_ms, ..Beat::of(role, "host-1".into(), None, 0) }
+    fn beat(role: &str, replicas: u32, cost_ms: Option<f64>) -> Heartbeat {
+        Heartbeat { replicas, cost_ms, ..Heartbeat::for_worker(role, "host-1".into(), None, 0) }
     }
 
     #[test]

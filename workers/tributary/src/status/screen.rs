@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Beat, DecisionReport, Measured, OutcomeReport, TrainingReport};
+use schemas::{Heartbeat, DecisionReport, Measured, OutcomeReport, TrainingReport};
 
 use super::drift;
 use super::gather::{Cloud, Queue, Status};
@@ -29,8 +29,8 @@ pub fn text(status: &Status) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", form::plain(role), form::plain(why))));
-    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain(words)));
+    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", form::plain_number(role), form::plain_number(why))));
+    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain_number(words)));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -45,24 +45,24 @@ pub fn text(status: &Status) -> String {
 fn heading(status: &Status) -> String {
     let server = &status.server;
     let durability = match &server.durability {
-        Some(durability) => format!(", {}", form::word(durability)),
+        Some(durability) => format!(", {}", form::wire_word(durability)),
         None => String::new(),
     };
     let (site, url, version) = (&status.site, &server.url, &server.version);
-    format!("site {site} at {url}, nats-server {version}{durability}, {}", form::time(status.at_ms))
+    format!("site {site} at {url}, nats-server {version}{durability}, {}", form::format_time(status.at_ms))
 }
 
 fn room(queue: &Queue) -> String {
     match queue.level.max_bytes {
-        0 => form::size(queue.level.bytes),
-        max_bytes => format!("{} of {}", form::size(queue.level.bytes), form::size(max_bytes)),
+        0 => form::format_size(queue.level.bytes),
+        max_bytes => format!("{} of {}", form::format_size(queue.level.bytes), form::format_size(max_bytes)),
     }
 }
 
 fn work(queue: &Queue) -> String {
     match queue.queued_s {
         Some(queued_s) if queue.waiting > 0 => {
-            format!("{} wait, {} of work", queue.waiting, form::span(queued_s * 1000.0))
+            format!("{} wait, {} of work", queue.waiting, form::format_span(queued_s * 1000.0))
         }
         _ => format!("{} wait", queue.waiting),
     }
@@ -74,7 +74,7 @@ fn images(images: &Queue) -> String {
 
 /// The oldest image without a final answer, always.
 fn oldest(status: &Status) -> String {
-    let ago = |at_ms: u64| form::span(status.at_ms.saturating_sub(at_ms) as f64);
+    let ago = |at_ms: u64| form::format_span(status.at_ms.saturating_sub(at_ms) as f64);
     let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
     {
         Some(seen_at_ms) => format!(" (counted {} ago)", ago(seen_at_ms)),
@@ -85,7 +85,7 @@ fn oldest(status: &Status) -> String {
             (Some(sequence), at_ms) => format!(
                 "image {sequence} has no final answer{}; {} have none, {} of them a provisional one{}",
                 at_ms
-                    .map(|at_ms| format!(" for {}", form::span(waits_ms(status, outcomes, at_ms))))
+                    .map(|at_ms| format!(" for {}", form::format_span(waits_ms(status, outcomes, at_ms))))
                     .unwrap_or_default(),
                 outcomes.open,
                 outcomes.provisional,
@@ -104,20 +104,20 @@ fn waits_ms(status: &Status, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64
 }
 
 fn outbox(status: &Status) -> String {
-    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::span(ms as f64)));
+    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::format_span(ms as f64)));
     format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
 }
 
 fn link(status: &Status) -> String {
     let up = match (status.link_up, status.link_rtt_ms) {
-        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::span(rtt_ms)),
+        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::format_span(rtt_ms)),
         (Some(_), _) => return "down".into(),
         (None, _) => return "unknown, for no courier measures it".into(),
     };
     let Some(report) = &status.link else { return up };
-    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", form::size(rate as u64)));
+    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", form::format_size(rate as u64)));
     let slow = if report.available { String::new() } else { ", too slow to redirect work".into() };
-    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", form::size(left)));
+    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", form::format_size(left)));
     let slowdown = format!(", {:.1} times its shortest time", report.slowdown_ratio);
     format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
 }
@@ -126,12 +126,12 @@ fn link(status: &Status) -> String {
 fn decisions(status: &Status) -> Vec<String> {
     let row = |report: &DecisionReport| {
         let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
-        let mut text = format!("{policy}: {state}; {}", form::plain(why));
+        let mut text = format!("{policy}: {state}; {}", form::plain_number(why));
         text += &format!(
             "\n            {local} here, {redirected} redirected ({taken_back} taken back), {held} held at first; in doubt: {verified} verified, {kept} kept"
         );
         if let Some(belief) = &report.belief {
-            text += &format!("\n            {}", form::plain(belief));
+            text += &format!("\n            {}", form::plain_number(belief));
         }
         text
     };
@@ -144,8 +144,8 @@ fn trainings(status: &Status) -> Vec<String> {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
             "{}: {}; {} known, {} sent",
-            form::plain(state),
-            form::plain(why),
+            form::plain_number(state),
+            form::plain_number(why),
             form::count(*labelled, "labelled image"),
             form::count(*sent, "update")
         );
@@ -157,7 +157,7 @@ fn trainings(status: &Status) -> Vec<String> {
             text += &format!("\n            epoch {epoch} of {epochs}; {held_out}");
         }
         if let Some(last) = last {
-            text += &format!("\n            last: {}", form::plain(last));
+            text += &format!("\n            last: {}", form::plain_number(last));
         }
         text
     };
@@ -170,25 +170,25 @@ fn rounds(status: &Status) -> Vec<String> {
         Cloud::Here { workers, .. } => &workers[..],
         _ => &[],
     };
-    let row = |beat: &Beat| {
+    let row = |beat: &Heartbeat| {
         let report = beat.rounds.as_ref()?;
         let model = beat.model.as_deref().unwrap_or_default();
         let mut text = match report.state.as_str() {
             "open" => format!(
                 "{}: round {} is open, {} of {} updates",
-                form::plain(model),
+                form::plain_number(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
-            "failed" => format!("{}: failed: {}", form::plain(model), form::plain(&report.why)),
-            state => format!("{}: {} {}", form::plain(model), form::plain(state), form::plain(&report.why)),
+            "failed" => format!("{}: failed: {}", form::plain_number(model), form::plain_number(&report.why)),
+            state => format!("{}: {} {}", form::plain_number(model), form::plain_number(state), form::plain_number(&report.why)),
         };
         if report.refused > 0 {
             text += &format!("; {} refused (`tributary dead list --cloud`)", form::count(report.refused, "update"));
         }
         if let Some(last) = &report.last {
-            text += &format!("\n            last: {}", form::plain(last));
+            text += &format!("\n            last: {}", form::plain_number(last));
         }
         Some(text)
     };
@@ -217,7 +217,7 @@ fn dead(status: &Status) -> String {
     }
 }
 
-fn all_workers(status: &Status) -> impl Iterator<Item = &Beat> {
+fn all_workers(status: &Status) -> impl Iterator<Item = &Heartbeat> {
     let in_cloud = match &status.cloud {
         Cloud::Here { workers, .. } => &workers[..],
         _ => &[],
@@ -228,24 +228,24 @@ fn all_workers(status: &Status) -> impl Iterator<Item = &Beat> {
 /// The workers, and the step of a swap each is at.
 fn workers(status: &Status) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
-    let row = |beat: &Beat| {
+    let row = |beat: &Heartbeat| {
         let release = beat.release.as_ref().map(|release| release.short());
-        let since = beat.release_since_ms.map(|since_ms| form::span(status.at_ms.saturating_sub(since_ms) as f64));
+        let since = beat.release_since_ms.map(|since_ms| form::format_span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
-            form::plain(&beat.worker),
+            form::plain_number(&beat.worker),
             or_blank((beat.replicas > 0).then(|| beat.replicas.to_string())),
             beat.holding.to_string(),
             beat.finished.to_string(),
-            or_blank(beat.cost_ms.map(form::span)),
-            format!("{} {}", beat.model.as_deref().map(form::plain).unwrap_or_default(), release.unwrap_or_default()),
+            or_blank(beat.cost_ms.map(form::format_span)),
+            format!("{} {}", beat.model.as_deref().map(form::plain_number).unwrap_or_default(), release.unwrap_or_default()),
             or_blank(since),
         ]
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
         let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
-        Some(format!("\n  {} {}: {}", form::plain(&beat.role), form::plain(&beat.worker), form::plain(step)))
+        Some(format!("\n  {} {}: {}", form::plain_number(&beat.role), form::plain_number(&beat.worker), form::plain_number(step)))
     });
     let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
     form::table(&head, &rows) + &steps.collect::<String>()
@@ -287,7 +287,7 @@ fn wrong(status: &Status) -> Vec<String> {
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
     wrong.extend(all_workers(status).filter_map(|beat| {
         let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
-        Some(format!("{} {} {}.", form::plain(&beat.role), form::plain(&beat.worker), form::plain(swap)))
+        Some(format!("{} {} {}.", form::plain_number(&beat.role), form::plain_number(&beat.worker), form::plain_number(swap)))
     }));
     let in_cloud = match &status.cloud {
         Cloud::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
@@ -317,7 +317,7 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
         wrong.push(format!(
             "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
             outcomes.oldest_sequence.unwrap_or_default(),
-            form::span(waits_ms)
+            form::format_span(waits_ms)
         ));
     }
     if outcomes.gaps > 0 {
@@ -337,7 +337,7 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
         wrong.push(format!(
             "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
             if too_large == 1 { "1 connection was".into() } else { format!("{too_large} connections were") },
-            form::size(schemas::limits::MAX_MESSAGE_BYTES as u64)
+            form::format_size(schemas::limits::MAX_MESSAGE_BYTES as u64)
         ));
     }
     wrong
@@ -347,14 +347,14 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
 fn wrong_clocks(status: &Status) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
-        format!("{} {way}", form::span(ahead_ms.unsigned_abs() as f64))
+        format!("{} {way}", form::format_span(ahead_ms.unsigned_abs() as f64))
     };
     // A process has one clock, however many roles it has.
     let processes: BTreeMap<&str, i64> = all_workers(status)
         .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
-        format!("The clock of {} is {} its server's: set one of them right (NTP).", form::plain(worker), off(ahead_ms))
+        format!("The clock of {} is {} its server's: set one of them right (NTP).", form::plain_number(worker), off(ahead_ms))
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
     let here = here.map(|ahead_ms| {
@@ -411,8 +411,8 @@ mod tests {
 
     fn status(roles: &[&str]) -> Status {
         let beat = |role: &&str| {
-            let beat = Beat::of(role, "host-1".into(), None, 0);
-            Beat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
+            let beat = Heartbeat::for_worker(role, "host-1".into(), None, 0);
+            Heartbeat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
         Status {
             at_ms: 0,

@@ -165,7 +165,7 @@ impl JpegStructure {
     }
 
     /// Whether components come one after the other, in scans of their own.
-    fn apart(&self) -> bool {
+    fn has_separate_components(&self) -> bool {
         self.sequential() && self.scans.first().is_some_and(|scan| scan.components.len() < self.components.len())
     }
 
@@ -284,7 +284,7 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
         JpegHeader::read(&whole)?;
     let (width_px, height_px) = (u32::from(width_px), u32::from(height_px));
     let count = u64::from(width_px) * u64::from(height_px);
-    let apart = layout.apart();
+    let apart = layout.has_separate_components();
     if apart && (u32::from(layout.width_px), u32::from(layout.height_px)) != (width_px, height_px) {
         return Err(DecodeError::corrupt(Format::Jpeg, "it has two sizes"));
     }

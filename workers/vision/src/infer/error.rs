@@ -52,7 +52,7 @@ impl InferError {
     }
 
     /// What happened, for a dead letter.
-    pub fn note(&self) -> FaultNote {
+    pub fn fault_note(&self) -> FaultNote {
         let remedy = match self {
             InferError::Decode(error) => error.remedy(),
             InferError::Session(_) | InferError::Tensor(_) => "try the model with `tributary model check`",

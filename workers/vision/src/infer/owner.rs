@@ -78,7 +78,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub fn serve(mut self) {
+    pub fn run_owner(mut self) {
         let mut jobs = Vec::with_capacity(self.batch);
         let mut stopping = false;
         while !stopping {
@@ -137,7 +137,7 @@ impl Owner {
             return;
         }
         let slices: Vec<&[u8]> = images.iter().map(AsRef::as_ref).collect();
-        let outcomes = self.replica.see_batch(&slices);
+        let outcomes = self.replica.predict_batch(&slices);
         self.cost.learn(taken.elapsed().as_secs_f64() * 1e3 / images.len() as f64);
         for ((waited, reply), mut outcome) in waiting.into_iter().zip(outcomes) {
             if let Ok(seen) = &mut outcome {

@@ -199,7 +199,7 @@ impl SeenScores {
 }
 
 /// Runs the model over pictures, makes its novelty score of them, and measures it against pictures of another kind.
-pub fn fit(
+pub fn fit_novelty(
     onnx: &Onnx,
     model: &Model,
     pictures: &[PathBuf],
@@ -245,7 +245,7 @@ fn see(replica: &mut Replica, path: &Path, unreadable: &mut Vec<String>) -> Resu
     let note = |why: String| format!("{}: {why}", path.display());
     match std::fs::read(path) {
         Err(error) => unreadable.push(note(error.to_string())),
-        Ok(bytes) => match replica.see(&bytes) {
+        Ok(bytes) => match replica.predict(&bytes) {
             Ok(seen) => return Ok(Some(seen)),
             Err(error) if error.is_the_images_fault() => unreadable.push(note(error.to_string())),
             Err(error) => return Err(error),
@@ -276,7 +276,7 @@ fn compare(novelty: &Novelty, known: &[SeenScores], other: &[SeenScores]) -> Opt
 }
 
 /// Puts a novelty score into its model's folder, whole or not at all, and reads the folder again: it is another release.
-pub fn save(novelty: &Novelty, model: &Model) -> Result<Model, FitError> {
+pub fn save_novelty(novelty: &Novelty, model: &Model) -> Result<Model, FitError> {
     let path = model.folder.join(FILE);
     let beside = model.folder.join(format!(".{FILE}.unfinished"));
     let text = novelty.write(&model.weights_digest()?);
@@ -340,19 +340,19 @@ mod tests {
         let others = others(others_dir.path());
         for (name, better_by) in [("fashion-light", 0.15), ("fashion-heavy", 0.02)] {
             let (_dir, model) = copied(name);
-            let (novelty, report) = fit(&onnx(), &model, &clothes("site"), &others).unwrap();
+            let (novelty, report) = fit_novelty(&onnx(), &model, &clothes("site"), &others).unwrap();
             assert_eq!((report.source, report.pictures, report.held_out), (NoveltySource::Features, 2000, 667));
             let against = report.against.unwrap();
             assert!(against.novelty_auroc > 0.97, "{name}: {against:?}");
             assert!(against.novelty_auroc > against.confidence_auroc + better_by, "{name}: {against:?}");
             assert!(against.above_95_ratio > 0.9, "{name}: {against:?}");
 
-            let with = save(&novelty, &model).unwrap();
+            let with = save_novelty(&novelty, &model).unwrap();
             assert_ne!(with.release, model.release, "it belongs to what the release is");
             assert_eq!(with.novelty.as_deref(), Some(&novelty));
             let mut replica = Replica::open(&onnx(), &with, &InferSettings::default()).unwrap();
             let unseen = clothes("test");
-            let is_odd = |path: &PathBuf| replica.see(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
+            let is_odd = |path: &PathBuf| replica.predict(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
             let odd = unseen.iter().map(is_odd).filter(|odd| *odd).count() as f64 / unseen.len() as f64;
             assert!((0.03..0.07).contains(&odd), "{name}: one in twenty was expected, not {odd}");
         }
@@ -361,8 +361,8 @@ mod tests {
     #[test]
     fn a_score_of_other_weights_is_passed_over_and_a_broken_one_is_refused() {
         let (dir, model) = copied("fashion-light");
-        let (novelty, _) = fit(&onnx(), &model, &clothes("site")[..300], &[]).unwrap();
-        save(&novelty, &model).unwrap();
+        let (novelty, _) = fit_novelty(&onnx(), &model, &clothes("site")[..300], &[]).unwrap();
+        save_novelty(&novelty, &model).unwrap();
         std::fs::copy(fixture("fashion-initial").join("graph.onnx"), dir.path().join("graph.onnx")).unwrap();
         let other = Model::load(dir.path()).unwrap();
         assert!(other.novelty.is_none() && other.has_stale_novelty());
@@ -379,7 +379,7 @@ mod tests {
         std::fs::write(dir.path().join("model.toml"), without.join("\n")).unwrap();
         let others_dir = tempfile::tempdir().unwrap();
         let model = Model::load(dir.path()).unwrap();
-        let (_, report) = fit(&onnx(), &model, &clothes("site"), &others(others_dir.path())).unwrap();
+        let (_, report) = fit_novelty(&onnx(), &model, &clothes("site"), &others(others_dir.path())).unwrap();
         assert_eq!(report.source, NoveltySource::Logits);
         assert!(report.against.as_ref().unwrap().novelty_auroc > 0.95, "{report:?}");
     }
@@ -387,9 +387,9 @@ mod tests {
     #[test]
     fn too_few_pictures_and_pictures_of_one_label_are_refused() {
         let (_dir, model) = copied("fashion-light");
-        let few = fit(&onnx(), &model, &clothes("site")[..50], &[]).unwrap_err();
+        let few = fit_novelty(&onnx(), &model, &clothes("site")[..50], &[]).unwrap_err();
         assert!(few.to_string().starts_with("50 of 50 pictures can be used"), "{few}");
         let one = clothes("site")[0].clone();
-        assert!(matches!(fit(&onnx(), &model, &vec![one; 200], &[]), Err(FitError::OneLabel { pictures: 200 })));
+        assert!(matches!(fit_novelty(&onnx(), &model, &vec![one; 200], &[]), Err(FitError::OneLabel { pictures: 200 })));
     }
 }

@@ -82,7 +82,7 @@ impl Flow {
     }
 
     /// Publishes so many pictures that the site has not seen yet, or what is left of them; what became of them.
-    pub async fn stretch(&mut self, count: usize) -> anyhow::Result<Vec<Answered>> {
+    pub async fn publish_new(&mut self, count: usize) -> anyhow::Result<Vec<Answered>> {
         let mut shots: Vec<Shot> = self.fresh.drain(..count.min(self.fresh.len())).collect();
         shots.shuffle(&mut StdRng::seed_from_u64(self.seen.len() as u64));
         self.seen.extend(shots.iter().cloned());
@@ -91,7 +91,7 @@ impl Flow {
     }
 
     /// Publishes pictures that the site has seen, again and again, until it is enough; what became of them.
-    pub async fn again(&mut self, enough: &Shutdown) -> anyhow::Result<Vec<Answered>> {
+    pub async fn publish_repeatedly(&mut self, enough: &Shutdown) -> anyhow::Result<Vec<Answered>> {
         let mut shots = self.seen.clone();
         shots.shuffle(&mut StdRng::seed_from_u64(self.acknowledged as u64));
         let sent = self.pour(shots.into_iter().cycle(), enough).await?;
@@ -104,7 +104,7 @@ impl Flow {
         let paced = futures::stream::unfold((shots, ticks), |(mut shots, mut ticks)| async {
             tokio::select! {
                 biased;
-                () = enough.wanted() => None,
+                () = enough.wait_for_request() => None,
                 _ = ticks.tick() => Some((shots.next()?, (shots, ticks))),
             }
         });
@@ -114,9 +114,9 @@ impl Flow {
     }
 
     async fn publish(&self, shot: Shot) -> anyhow::Result<Sent> {
-        let task = TaskId::mint();
+        let task = TaskId::new_random();
         // That it is answered is seen by its final answer alone.
-        drop(self.ear.expect(task, Instant::now()));
+        drop(self.ear.expect_task(task, Instant::now()));
         let to = subject::image(&self.name, &self.camera);
         self.publisher.publish(&Publication::with_id(to, shot.bytes, task.to_string())).await?;
         Ok(Sent { task, label: shot.label })
@@ -129,10 +129,10 @@ impl Flow {
         let count = sent.len();
         let (mut answered, mut lost) = (Vec::with_capacity(count), Vec::new());
         for Sent { task, label } in sent {
-            let heard = self.ear.take(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
+            let heard = self.ear.take_answers(task).and_then(|heard| heard.last).map(|(_, answer)| answer);
             let answer = match heard {
                 Some(answer) => Some(answer),
-                None => read::outcome(&self.bus, &subject::finality(&self.name, &self.camera, task)).await?,
+                None => read::read_outcome(&self.bus, &subject::final_answer(&self.name, &self.camera, task)).await?,
             };
             match answer {
                 Some(answer) => answered.push(Answered { label, answer }),

@@ -13,8 +13,8 @@ use vision::Onnx;
 
 use super::flow::{Answered, Flow};
 use super::pictures::Picture;
-use super::right::Right;
-use super::stands::{Ended, Stands, deciding};
+use super::label_accuracy::Right;
+use super::stands::{Ended, Stands, wait_for_decision};
 use crate::settings::Settings;
 use crate::{form, out};
 
@@ -89,16 +89,16 @@ impl Turn {
 
 impl Loop {
     /// One turn. `last`: it only measures.
-    pub async fn turn(&self, flows: &mut [Flow], number: u32, last: bool) -> anyhow::Result<Turn> {
+    pub async fn run_turn(&self, flows: &mut [Flow], number: u32, last: bool) -> anyhow::Result<Turn> {
         let begun = Instant::now();
         let release = self.stands.all_run_stable().await?;
-        out::line(match last {
+        out::print_line(match last {
             true => format!("\nafter the last round: release {} answers", release.short()),
             false => format!("\nround {number}: release {} answers", release.short()),
         })?;
-        let answered = try_join_all(flows.iter_mut().map(|flow| flow.stretch(self.of_site))).await?;
+        let answered = try_join_all(flows.iter_mut().map(|flow| flow.publish_new(self.of_site))).await?;
         let mut turn = measured(number, release, answered.into_iter().flatten());
-        out::line(format_args!(
+        out::print_line(format_args!(
             "  {} new pictures: {} right by the sites alone, {} with the cloud; sent up {} in doubt, {} sampled",
             turn.images,
             form::percent(turn.site.ratio()),
@@ -112,15 +112,15 @@ impl Loop {
         } else {
             // Cameras do not stand still while something is learned and tried.
             let enough = Shutdown::default();
-            let flowing = try_join_all(flows.iter_mut().map(|flow| flow.again(&enough)));
+            let flowing = try_join_all(flows.iter_mut().map(|flow| flow.publish_repeatedly(&enough)));
             let working = async {
                 let made = self.learn(&mut turn).await;
-                enough.want();
+                enough.request();
                 made
             };
             let (flowed, made) = tokio::join!(flowing, working);
             let (flowed, made) = (flowed?, made?);
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "  {} pictures came again meanwhile; every one has its final answer",
                 flowed.iter().map(Vec::len).sum::<usize>()
             ))?;
@@ -136,16 +136,16 @@ impl Loop {
         self.say_tested(&turn.test)?;
         let round = &self.settings.aggregator.round;
         let number = self.stands.open_round(round).await?;
-        out::line("  sites learn from the verdicts ...")?;
+        out::print_line("  sites learn from the verdicts ...")?;
         let (release, updates) = match self.stands.ended(number, round.deadline_s).await? {
             Ended::Sealed(release, updates) => (release, updates),
             Ended::Failed(why) => {
-                out::line(format_args!("  no release: {why}"))?;
+                out::print_line(format_args!("  no release: {why}"))?;
                 return Ok(Made { sealed: None, why_not: Some(why) });
             }
         };
         let test = self.tested(&release).await?;
-        out::line(format_args!(
+        out::print_line(format_args!(
             "  release {} of {}: {} right of the test pictures{}",
             release.short(),
             form::count(updates.into(), "update"),
@@ -155,7 +155,7 @@ impl Loop {
         let mut sealed = Sealed { release, updates, test, decision: None };
         if !self.stands.is_offered(&sealed.release).await? {
             let why = "it does not run when it is tried".to_owned();
-            out::line(format_args!("  not offered to sites: {why}"))?;
+            out::print_line(format_args!("  not offered to sites: {why}"))?;
             return Ok(Made { sealed: Some(sealed), why_not: Some(why) });
         }
         let decision = self.stands.decided(&sealed.release, self.settings.releaser.canary.longest_s).await?;
@@ -167,7 +167,7 @@ impl Loop {
     }
 
     fn say_tested(&self, test: &Right) -> anyhow::Result<()> {
-        out::line(format_args!(
+        out::print_line(format_args!(
             "  {} test pictures: {} right by the sites' model{}",
             self.test.len(),
             form::percent(test.ratio()),
@@ -177,11 +177,11 @@ impl Loop {
 
     fn say_decided(&self, decision: &Decision, tried_by: &[SiteName]) -> anyhow::Result<()> {
         let at = if tried_by.is_empty() { "no site".to_owned() } else { form::list(tried_by) };
-        out::line(format_args!("  tried at {at}: {}, {}", decision.stage.as_str(), decision.why))?;
+        out::print_line(format_args!("  tried at {at}: {}, {}", decision.stage.as_str(), decision.why))?;
         if decision.stage == ReleaseStage::Stable
-            && let Some(finding) = deciding(decision)
+            && let Some(finding) = wait_for_decision(decision)
         {
-            out::line(format_args!(
+            out::print_line(format_args!(
                 "    {} {:+.3} ± {:.3} better than stable in the same time, by {} images; {:.2} worse would be too bad",
                 finding.measure, finding.better, finding.error, finding.count, finding.margin
             ))?;
@@ -227,7 +227,7 @@ fn measured(number: u32, release: ReleaseId, answered: impl Iterator<Item = Answ
         turn.images += 1;
         turn.together.see(&label, answer.label.as_deref());
         // What the site said, whoever had the last word.
-        let own = answer.edge.clone().or_else(|| answer.opinion());
+        let own = answer.edge.clone().or_else(|| answer.prediction());
         turn.site.see(&label, own.as_ref().map(|own| own.label.as_str()));
         if matches!(answer.route, Route::Verified | Route::Redirected) {
             let sampled = answer.reason == Reason::Sampled;

@@ -77,10 +77,10 @@ impl Stands {
         let number = history.last() + 1;
         let asked = open::sites(settings, number, &BTreeMap::new());
         let focus = open::read_focus(&self.cloud, &base, settings).await?;
-        let terms = open::terms(base, weights, asked, focus, settings);
+        let terms = open::round_terms(base, weights, asked, focus, settings);
         let publisher = Publisher::new(self.cloud.clone(), Duration::from_secs(10));
-        let said = open::say(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
-        ensure!(said.map_err(roles::people)?, "round {number} was opened by somebody else");
+        let said = open::publish_round_event(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
+        ensure!(said.map_err(roles::into_anyhow)?, "round {number} was opened by somebody else");
         Ok(number)
     }
 
@@ -146,7 +146,7 @@ impl Stands {
 }
 
 /// The number that decided: what was worse, or how often verdicts agreed.
-pub fn deciding(decision: &Decision) -> Option<&Finding> {
+pub fn wait_for_decision(decision: &Decision) -> Option<&Finding> {
     let worse = decision.findings.iter().find(|finding| finding.says == Says::Worse);
     let open = || decision.findings.iter().find(|finding| finding.says == Says::Open);
     worse.or_else(open).or_else(|| decision.findings.first())

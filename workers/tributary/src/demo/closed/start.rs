@@ -94,7 +94,7 @@ fn start_model(
     });
     let known: Vec<&Picture> = known.collect();
     let classes = divided.labels.len() - divided.unseen.len();
-    out::line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
+    out::print_line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
     train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
@@ -102,7 +102,7 @@ fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &Cancellatio
     let net = Net::judge(3, SIDE_PX, divided.labels.len() as i64);
     let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
     let all: Vec<&Picture> = divided.makers.iter().collect();
-    out::line(format_args!(
+    out::print_line(format_args!(
         "making the cloud's model from {} pictures of all {} classes, {CLOUD_EPOCHS} times each: this takes a while",
         all.len(),
         divided.labels.len()
@@ -130,20 +130,20 @@ fn train(
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut told: Option<anyhow::Error> = None;
-    let around = Around { stop, pace: Pace::free(&settings.limits), checkpoints: None };
-    let trained = training::train(onnx, blank, &examples, &settings, around, |epoch| {
-        told = told.take().or(tell(epoch, epochs).err())
+    let around = Around { stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+    let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
+        told = told.take().or(print_epoch(epoch, epochs).err())
     })?;
     told.map_or(Ok(()), Err)?;
     Ok(training::folder::write(blank, &trained.onnx, &trained.values(), into)?.folder)
 }
 
-fn tell(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
+fn print_epoch(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
     if epoch.number == 0 || !epoch.number.is_multiple_of(TOLD) && epoch.number != epochs {
         return Ok(());
     }
     let right = form::percent(epoch.held_out.accuracy_ratio);
-    out::line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
+    out::print_line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
 }
 
 /// A folder with an index and links: an index names what lies in its folder, and the pictures stay where they are.

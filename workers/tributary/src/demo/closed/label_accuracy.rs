@@ -27,8 +27,8 @@ impl Right {
             for picture in pictures {
                 let bytes = std::fs::read(&picture.path)
                     .with_context(|| format!("{} cannot be read", picture.path.display()))?;
-                let ratios = softmax(&replica.see(&bytes)?.logits, 1.0);
-                let said = vision::opinion(&model, &ratios).map(|said| said.label);
+                let ratios = softmax(&replica.predict(&bytes)?.logits, 1.0);
+                let said = vision::prediction(&model, &ratios).map(|said| said.label);
                 right.see(&picture.label, said.as_deref());
             }
             Ok(right)

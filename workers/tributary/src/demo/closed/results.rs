@@ -8,9 +8,9 @@ use bench::report::Machine;
 use schemas::ReleaseStage;
 use serde_json::json;
 
-use super::right::Right;
+use super::label_accuracy::Right;
 use super::round::{Made, Turn};
-use super::stands::deciding;
+use super::stands::wait_for_decision;
 use crate::form;
 
 /// What came of it.
@@ -152,7 +152,7 @@ fn trial(made: &Made) -> String {
             if decision.why.starts_with("not decided") {
                 return "withdrawn (not decided)".into();
             }
-            let number = deciding(decision)
+            let number = wait_for_decision(decision)
                 .map(|finding| format!(" ({} {:+.3} ± {:.3})", finding.measure, finding.better, finding.error));
             let stage = if decision.stage == ReleaseStage::Stable { "stable" } else { "withdrawn" };
             // Without numbers it was not tried at all.
