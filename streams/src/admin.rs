@@ -64,7 +64,7 @@ pub async fn forget_site(bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         [(VERDICTS, verdicts_durable(site)), (UPDATES, rounds_durable(site)), (ORDERS, orders_durable(site))];
     for (stream, durable) in durables {
         let what = format!("removing consumer {durable} of {stream}");
-        match bus.js.delete_consumer_from_stream(&durable, stream).await {
+        match bus.nats()?.js.delete_consumer_from_stream(&durable, stream).await {
             Ok(_) => {}
             Err(error) if error.to_string().contains("not found") => {}
             Err(error) => return Err(CarryError::broker(what)(error)),
@@ -86,7 +86,7 @@ async fn ask<A: DeserializeOwned>(bus: &Bus, verb: &str, question: Bytes) -> Res
     }
     let what = || format!("asking the hub to {}", verb.to_lowercase());
     let subject = format!("$SYS.REQ.SERVER.{}.{verb}", bus.server_id());
-    let asked = tokio::time::timeout(PATIENCE, bus.client.request(subject, question)).await;
+    let asked = tokio::time::timeout(PATIENCE, bus.nats()?.client.request(subject, question)).await;
     let answer = asked.map_err(|_| CarryError::broker(what())("no answer in time"))?;
     let answer = answer.map_err(CarryError::broker(what()))?;
     let answer: Answer<A> = serde_json::from_slice(&answer.payload).map_err(CarryError::broker(what()))?;

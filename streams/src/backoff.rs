@@ -70,6 +70,11 @@ impl Backoff {
     }
 }
 
+/// Waits for about so long, at least half of it: for what is tried again after one pause, however often it failed.
+pub async fn wait_about(pause: Duration) {
+    Backoff::steady(pause).pause().await;
+}
+
 /// What pauses begin with: random for each process, in a simulation what its seed says.
 fn jitter_seed() -> u64 {
     #[cfg(feature = "memory")]

@@ -86,6 +86,7 @@ impl Blobs {
 
     /// Whether there is such a bucket.
     pub async fn bucket_exists(&self) -> Result<bool, CarryError> {
+        in_memory!(self.bus, link => link.has_bucket(&self.stream()).await);
         match self.store_of_client().await {
             Ok(_) => Ok(true),
             Err(CarryError::Missing { .. }) => Ok(false),
@@ -94,12 +95,14 @@ impl Blobs {
     }
 
     async fn looked_up(self) -> Result<Self, CarryError> {
-        self.store_of_client().await?;
-        Ok(self)
+        match self.bucket_exists().await? {
+            true => Ok(self),
+            false => Err(CarryError::Missing { what: format!("object bucket {}", self.name) }),
+        }
     }
 
     async fn store_of_client(&self) -> Result<ObjectStore, CarryError> {
-        let found = self.bus.js.get_object_store(&self.name).await;
+        let found = self.bus.nats()?.js.get_object_store(&self.name).await;
         found.map_err(|error| missing_or_failed(error, format!("object bucket {}", self.name)))
     }
 
@@ -109,7 +112,7 @@ impl Blobs {
 
     /// What the bucket says of a blob; absent where it was never there or was removed.
     async fn described(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
-        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&blob.key));
+        let subject = format!("$O.{}.M.{}", self.name, encode_key(&blob.key));
         let Some(record) = read::last_message(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
         let described: ObjectDescription = serde_json::from_slice(&record.payload)
             .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
@@ -127,6 +130,10 @@ impl Blobs {
         if self.has_blob(&blob).await.unwrap_or(false) {
             return Ok(blob);
         }
+        in_memory!(self.bus, link => match link.put_object(&self.name, &blob.key, &encode_key(&blob.key), bytes).await {
+            Ok(_) => Ok(blob),
+            Err(failure) => Err(failure.unwritten(format!("bucket {}", self.name))),
+        });
         let mut reader = bytes;
         let stored = self.store_of_client().await?.put(blob.key.as_str(), &mut reader).await;
         match stored {
@@ -137,6 +144,10 @@ impl Blobs {
 
     /// Lets what is stored under a key go; what is not there is gone already.
     pub async fn remove_blob(&self, key: &str) -> Result<(), CarryError> {
+        in_memory!(self.bus, link => {
+            let removed = link.remove_object(&self.name, key, &encode_key(key)).await;
+            removed.map_err(CarryError::broker(format!("removing blob {key}")))
+        });
         match self.store_of_client().await?.delete(key).await {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == DeleteErrorKind::NotFound => Ok(()),
@@ -162,6 +173,10 @@ impl Blobs {
         if other.has_blob(blob).await? {
             return Ok(());
         }
+        in_memory!(other.bus, _link => {
+            let bytes = self.fetch_blob(blob, limit_bytes).await?;
+            other.store(&bytes).await.map(|_| ())
+        });
         let mut pieces = self.pieces(blob, limit_bytes).await?;
         let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
         let reading = async move {
@@ -227,6 +242,11 @@ impl Blobs {
             hash: Sha256::new(),
         })
     }
+}
+
+/// A blob's key as the token of a subject.
+fn encode_key(key: &str) -> String {
+    URL_SAFE.encode(key)
 }
 
 /// Where the pieces of a blob are, if what a bucket says of it can be. Pure.

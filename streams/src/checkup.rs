@@ -138,7 +138,7 @@ impl Checkup<'_> {
 
     /// Limits of the account that leave workers no room.
     async fn account(&self) -> Option<FaultNote> {
-        let account = tokio::time::timeout(PATIENCE, self.bus.js.query_account()).await.ok()?.ok()?;
+        let account = tokio::time::timeout(PATIENCE, self.bus.nats().ok()?.js.query_account()).await.ok()?.ok()?;
         let most = account.limits.max_consumers.filter(|most| (0..PASSING_CONSUMERS).contains(most))?;
         Some(FaultNote::new(
             "account_limit",
@@ -155,7 +155,7 @@ impl Checkup<'_> {
         let own = match links {
             Some(links) => Some(links.domain.clone()),
             None => {
-                let account = tokio::time::timeout(PATIENCE, self.bus.js.query_account()).await;
+                let account = tokio::time::timeout(PATIENCE, self.bus.nats().ok()?.js.query_account()).await;
                 account.ok().and_then(Result::ok).and_then(|account| account.domain)
             }
         };

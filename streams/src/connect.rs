@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use async_nats::client::FlushErrorKind;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, ServerInfo};
 use bytes::Bytes;
 use schemas::SiteName;
+#[cfg(feature = "memory")]
+use schemas::limits::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
 use crate::error::CarryError;
+#[cfg(feature = "memory")]
+use crate::memory::MemoryLink;
 use crate::publish::Publication;
 use crate::rights;
 
@@ -24,6 +29,9 @@ pub const OLDEST_SERVER: (u64, u64) = (2, 12);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what was said last may take to leave.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries to reach a server that is not there yet.
+const FIRST_CONNECT_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_CONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// A dead server is noticed within two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages a subscription may hold before the client drops some; ours hold one batch at the most.
@@ -120,9 +128,23 @@ impl std::fmt::Debug for Secret {
 /// A connection, and the JetStream domain it speaks to. Cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
+    carrier: Carrier,
+    domain: Option<String>,
+}
+
+/// What carries.
+#[derive(Clone)]
+enum Carrier {
+    Nats(NatsLink),
+    #[cfg(feature = "memory")]
+    Memory(MemoryLink),
+}
+
+/// A connection to a nats-server.
+#[derive(Clone)]
+pub(crate) struct NatsLink {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,
-    domain: Option<String>,
 }
 
 impl Bus {
@@ -133,11 +155,12 @@ impl Bus {
 
     /// Connects as soon as a server is there; for workers, which may start before it.
     pub async fn connect_when_ready(settings: &NatsSettings, name: &str) -> Result<Self, CarryError> {
+        let mut backoff = Backoff::new(FIRST_CONNECT_PAUSE, LONGEST_CONNECT_PAUSE);
         loop {
             match Self::connect(settings, name).await {
                 Err(CarryError::Unreachable { url, source }) => {
                     tracing::warn!(url, %source, "no nats-server yet, trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    backoff.pause().await;
                 }
                 other => return other,
             }
@@ -156,7 +179,7 @@ impl Bus {
             return Err(CarryError::OldServer { url, found, needed });
         }
         let js = context(client.clone(), None);
-        Ok(Self { client, js, domain: None })
+        Ok(Self { carrier: Carrier::Nats(NatsLink { client, js }), domain: None })
     }
 
     /// The cloud as a site reaches it over its leaf link: by a connection to the account in which the link ends, where there
@@ -183,8 +206,41 @@ impl Bus {
     /// The same connection, speaking to another JetStream domain, for example the cloud's through
     /// the leaf link. `None` is the server's own.
     pub fn in_domain(&self, domain: Option<&str>) -> Self {
-        let js = context(self.client.clone(), domain);
-        Self { client: self.client.clone(), js, domain: domain.map(str::to_owned) }
+        let carrier = match &self.carrier {
+            Carrier::Nats(NatsLink { client, .. }) => {
+                Carrier::Nats(NatsLink { js: context(client.clone(), domain), client: client.clone() })
+            }
+            #[cfg(feature = "memory")]
+            Carrier::Memory(link) => Carrier::Memory(link.in_domain(domain)),
+        };
+        Self { carrier, domain: domain.map(str::to_owned) }
+    }
+
+    /// A connection to servers in memory.
+    #[cfg(feature = "memory")]
+    pub(crate) fn in_memory(link: MemoryLink) -> Self {
+        Self { carrier: Carrier::Memory(link), domain: None }
+    }
+
+    /// The connection to servers in memory, where it is one.
+    #[cfg(feature = "memory")]
+    pub(crate) fn memory(&self) -> Option<&MemoryLink> {
+        match &self.carrier {
+            Carrier::Nats(_) => None,
+            Carrier::Memory(link) => Some(link),
+        }
+    }
+
+    /// The connection to a nats-server.
+    ///
+    /// # Errors
+    /// That the servers are in memory, which do not know this verb.
+    pub(crate) fn nats(&self) -> Result<&NatsLink, CarryError> {
+        match &self.carrier {
+            Carrier::Nats(link) => Ok(link),
+            #[cfg(feature = "memory")]
+            Carrier::Memory(_) => Err(CarryError::broker("a verb that servers in memory do not know")("not simulated")),
+        }
     }
 
     /// What the subjects of questions to JetStream begin with.
@@ -210,7 +266,7 @@ impl Bus {
         struct User {
             account: String,
         }
-        let answer = self.client.request("$SYS.REQ.USER.INFO", Bytes::new()).await.ok()?;
+        let answer = self.nats().ok()?.client.request("$SYS.REQ.USER.INFO", Bytes::new()).await.ok()?;
         Some(serde_json::from_slice::<Answer>(&answer.payload).ok()?.data.account)
     }
 
@@ -221,42 +277,57 @@ impl Bus {
 
     /// Identity of the server process: another one after every restart.
     pub fn server_id(&self) -> String {
-        self.client.server_info().server_id
+        in_memory!(self, link => link.server_id());
+        self.server_info().server_id
     }
 
     /// Version of the server.
     pub fn server_version(&self) -> String {
-        self.client.server_info().version
+        self.server_info().version
+    }
+
+    fn server_info(&self) -> ServerInfo {
+        self.nats().map(|link| link.client.server_info()).unwrap_or_default()
     }
 
     /// Largest payload the server takes, bytes.
     pub fn max_payload_bytes(&self) -> usize {
-        self.client.server_info().max_payload
+        in_memory!(self, _link => MAX_MESSAGE_BYTES);
+        self.server_info().max_payload
     }
 
     /// Whether the connection stands at this moment.
     pub fn is_connected(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
+        in_memory!(self, link => link.is_connected());
+        let state = self.nats().map(|link| link.client.connection_state());
+        matches!(state, Ok(async_nats::connection::State::Connected))
     }
 
     /// Whether the client itself has ended, which no reconnect mends; being away for a while is not that.
     pub async fn is_gone(&self) -> bool {
+        let Ok(link) = self.nats() else { return false };
         // Answered at once where nobody takes commands any more; while the server is away, not in time.
-        let flushed = tokio::time::timeout(Duration::from_millis(100), self.client.flush()).await;
+        let flushed = tokio::time::timeout(Duration::from_millis(100), link.client.flush()).await;
         matches!(flushed, Ok(Err(error)) if error.kind() == FlushErrorKind::SendError)
     }
 
     /// Says something to whoever listens at this moment; nobody stores it.
     pub async fn publish_unstored(&self, publication: &Publication) -> Result<(), CarryError> {
+        in_memory!(self, link => {
+            link.publish_unstored(&publication.subject, &publication.header_list(), &publication.payload);
+            Ok(())
+        });
         let (subject, payload) = (publication.subject.clone(), publication.payload.clone());
-        let said = self.client.publish_with_headers(subject, publication.header_map(), payload).await;
+        let said = self.nats()?.client.publish_with_headers(subject, publication.header_map(), payload).await;
         said.map_err(CarryError::broker(format!("publishing on {}", publication.subject)))
     }
 
     /// Waits until everything said so far has left, acknowledgements included; not for long, for the
     /// server may be away.
     pub async fn flush_published(&self) {
-        if !matches!(tokio::time::timeout(FLUSH_PATIENCE, self.client.flush()).await, Ok(Ok(()))) {
+        in_memory!(self, link => link.flush().await);
+        let Ok(link) = self.nats() else { return };
+        if !matches!(tokio::time::timeout(FLUSH_PATIENCE, link.client.flush()).await, Ok(Ok(()))) {
             tracing::debug!("the connection is gone, and what was said last with it");
         }
     }
@@ -452,7 +523,7 @@ mod tests {
         let (ended, waiting) =
             (Bus::connect(&settings, "test").await.unwrap(), Bus::connect(&settings, "test").await.unwrap());
         assert!(!ended.is_gone().await);
-        ended.client.drain().await.unwrap();
+        ended.nats().unwrap().client.drain().await.unwrap();
         for _ in 0..100 {
             if ended.is_gone().await {
                 break;

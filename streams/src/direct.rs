@@ -23,12 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// That nobody answers in time, or what the server refuses.
 pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, most: usize) -> Result<Vec<Record>, CarryError> {
+    in_memory!(bus, link => link.request_messages(stream, question, most).await);
     let what = || format!("reading {stream}");
-    let inbox = bus.client.new_inbox();
-    let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(CarryError::broker(what()))?;
+    let client = &bus.nats()?.client;
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(CarryError::broker(what()))?;
     let question = serde_json::to_vec(question).map_err(CarryError::broker(what()))?;
     let subject = format!("{}.DIRECT.GET.{stream}", bus.api_prefix());
-    let asked = bus.client.publish_with_reply(subject, inbox, Bytes::from(question)).await;
+    let asked = client.publish_with_reply(subject, inbox, Bytes::from(question)).await;
     asked.map_err(CarryError::broker(what()))?;
     let mut records = Vec::new();
     while records.len() < most {

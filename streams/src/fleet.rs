@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use schemas::{Heartbeat, Message, decode, encode};
 use serde_json::json;
 
+use crate::bucket::KeyValueBucket;
 use crate::connect::Bus;
 use crate::direct;
-use crate::error::{CarryError, missing_or_failed};
+use crate::error::CarryError;
 use crate::publish::{Publication, Publisher};
 use crate::read;
 use crate::topology::{FLEET, LEDGER};
@@ -24,32 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The workers' signs of life in one domain.
 #[derive(Clone)]
 pub struct Fleet {
-    store: Store,
+    bucket: KeyValueBucket,
 }
 
 impl Fleet {
     /// Looks the bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
-        Ok(Self { store: bucket(bus, FLEET).await? })
+        Ok(Self { bucket: KeyValueBucket::open(bus, FLEET).await? })
     }
 
     /// Says that a worker lives.
     pub async fn publish_heartbeat(&self, beat: &Heartbeat) -> Result<(), CarryError> {
         let key = format!("{}.{}", beat.role, beat.worker);
-        let stored = self.store.put(key, encode(beat)?.into()).await;
-        stored.map(|_| ()).map_err(CarryError::broker("sending a sign of life"))
+        let stored = self.bucket.put(&key, encode(beat)?.into()).await;
+        stored.map_err(CarryError::broker("sending a sign of life"))
     }
 
     /// What the workers of a role say, as they say it, the latest of each first. Ends when the connection
     /// of the watch breaks.
     pub async fn follow_heartbeats(&self, role: &str) -> Result<impl Stream<Item = Heartbeat> + use<>, CarryError> {
-        let watch = self.store.watch_with_history(format!("{role}.*")).await;
-        let entries = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
-        let put = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
-            let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
-            read_beat(&entry.key, &entry.value)
-        });
-        Ok(Box::pin(put))
+        let watch = self.bucket.watch(&format!("{role}.*")).await;
+        let values = watch.map_err(CarryError::broker(format!("listening to the {role}s")))?;
+        Ok(values.filter_map(|(key, value)| futures::future::ready(read_beat(&key, &value))))
     }
 }
 
@@ -108,31 +104,31 @@ impl<'a> NoteAfar<'a> {
 /// A site's notes: small values that survive a restart of whoever wrote them.
 #[derive(Clone)]
 pub struct Ledger {
-    store: Store,
+    bucket: KeyValueBucket,
 }
 
 impl Ledger {
     /// Looks the bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
-        Ok(Self { store: bucket(bus, LEDGER).await? })
+        Ok(Self { bucket: KeyValueBucket::open(bus, LEDGER).await? })
     }
 
     /// The note under a key, if there is one.
     pub async fn read(&self, key: &str) -> Result<Option<String>, CarryError> {
-        let bytes = self.store.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
+        let bytes = self.bucket.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
         Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// The message noted under a key, if there is one that can be read.
     pub async fn read_message<M: Message>(&self, key: &str) -> Result<Option<M>, CarryError> {
-        let bytes = self.store.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
+        let bytes = self.bucket.get(key).await.map_err(CarryError::broker("reading the ledger"))?;
         Ok(bytes.map(|bytes| decode(&bytes)).transpose()?)
     }
 
     /// Writes a note.
     pub async fn write(&self, key: &str, value: String) -> Result<(), CarryError> {
-        let stored = self.store.put(key, value.into()).await;
-        stored.map(|_| ()).map_err(CarryError::broker("writing the ledger"))
+        let stored = self.bucket.put(key, value.into()).await;
+        stored.map_err(CarryError::broker("writing the ledger"))
     }
 
     /// Changes a note: `change` gets what stands there and says what shall; called again when somebody else
@@ -140,14 +136,11 @@ impl Ledger {
     pub async fn update_note(&self, key: &str, change: impl Fn(Option<&str>) -> String) -> Result<(), CarryError> {
         const WHAT: &str = "changing the ledger";
         loop {
-            let entry = self.store.entry(key).await.map_err(CarryError::broker(WHAT))?;
-            let found = entry.as_ref().filter(|entry| entry.operation == Operation::Put);
-            let text = found.map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
-            let revision = entry.as_ref().map_or(0, |entry| entry.revision);
-            match self.store.update(key, change(text.as_deref()).into(), revision).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
-                Err(error) => return Err(CarryError::broker(WHAT)(error)),
+            let found = self.bucket.read_key(key).await.map_err(CarryError::broker(WHAT))?;
+            let text = found.value.map(|value| String::from_utf8_lossy(&value).into_owned());
+            let changed = self.bucket.update(key, change(text.as_deref()).into(), found.revision).await;
+            if changed.map_err(CarryError::broker(WHAT))? {
+                return Ok(());
             }
         }
     }
@@ -165,18 +158,9 @@ impl Ledger {
     }
 
     async fn watch(&self, key: &str) -> Result<impl Stream<Item = Bytes> + Unpin + use<>, CarryError> {
-        let watch = self.store.watch_with_history(key).await;
-        let entries = watch.map_err(CarryError::broker("listening to the ledger"))?;
-        let notes = entries.take_while(|entry| futures::future::ready(entry.is_ok())).filter_map(|entry| async move {
-            let entry = entry.ok().filter(|entry| entry.operation == Operation::Put)?;
-            Some(entry.value)
-        });
-        Ok(Box::pin(notes))
+        let watch = self.bucket.watch(key).await.map_err(CarryError::broker("listening to the ledger"))?;
+        Ok(watch.map(|(_, value)| value))
     }
-}
-
-async fn bucket(bus: &Bus, name: &str) -> Result<Store, CarryError> {
-    bus.js.get_key_value(name).await.map_err(|error| missing_or_failed(error, format!("bucket {name}")))
 }
 
 #[cfg(test)]

@@ -4,15 +4,29 @@
 //! [`pull`] and [`blobs`] move things, [`store`] keeps what must outlive every stream, [`server`] runs a
 //! broker of our own, [`batch`] says how the kernel schedules it. Knows no worker.
 
+/// The same verb on a server in memory, where the connection leads to one.
+macro_rules! in_memory {
+    ($bus:expr, $link:ident => $twin:expr) => {
+        #[cfg(feature = "memory")]
+        if let Some($link) = $bus.memory() {
+            return $twin;
+        }
+    };
+}
+
 pub mod admin;
+pub mod backoff;
 pub mod batch;
 pub mod blobs;
+mod bucket;
 pub mod cameras;
 pub mod checkup;
 pub mod connect;
 mod direct;
 pub mod error;
 pub mod fleet;
+#[cfg(feature = "memory")]
+pub mod memory;
 pub mod monitor;
 pub mod pick;
 pub mod publish;

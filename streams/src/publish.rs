@@ -15,6 +15,7 @@ use schemas::task::HEADER_MESSAGE_ID;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::connect::Bus;
 use crate::error::{CarryError, is_full, is_taken, server_code};
 
@@ -67,6 +68,12 @@ impl Publication {
         headers
     }
 
+    /// Its headers with their names and values.
+    #[cfg(feature = "memory")]
+    pub(crate) fn header_list(&self) -> Vec<(String, String)> {
+        self.headers.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+    }
+
     fn message(&self) -> PublishMessage {
         let message = PublishMessage::build().payload(self.payload.clone()).headers(self.header_map());
         if self.first_only { message.expected_last_subject_sequence(0) } else { message }
@@ -78,8 +85,14 @@ impl Publication {
 /// # Errors
 /// What else the server says.
 pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequence: u64) -> Result<bool, CarryError> {
+    in_memory!(bus, link => match link.publish(subject, Vec::new(), payload, Some(after_sequence)).await {
+        Ok(_) => Ok(true),
+        Err(failure) if failure.is_taken() => Ok(false),
+        Err(failure) => Err(CarryError::broker(format!("publishing on {subject}"))(failure)),
+    });
     let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(after_sequence);
-    let sent = async { bus.js.send_publish(subject.to_owned(), message).await?.await };
+    let js = &bus.nats()?.js;
+    let sent = async { js.send_publish(subject.to_owned(), message).await?.await };
     match sent.await {
         Ok(_) => Ok(true),
         Err(error) if is_taken(&error) => Ok(false),
@@ -125,20 +138,17 @@ impl Publisher {
             .await
             .map_err(CarryError::broker("waiting for room"))?;
         let give_up_at = Instant::now() + self.patience;
-        let mut delay = FIRST_DELAY;
+        let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         loop {
+            let pause = backoff.next_pause();
             match self.once(publication).await {
                 Ok(placed) => return Ok(placed),
-                Err(error) if is_taken(&error) => return Ok(Placed::Taken),
-                Err(error) => match verdict(&error, publication, self.patience) {
-                    Hopeless(CarryError::Full { subject, why }) => return Err(self.full(subject, why).await),
-                    Hopeless(error) => return Err(error),
-                    Passing(error) if Instant::now() + delay > give_up_at => return Err(error),
-                    Passing(error) => tracing::debug!(subject = publication.subject, %error, "publishing again"),
-                },
+                Err(Hopeless(CarryError::Full { subject, why })) => return Err(self.full(subject, why).await),
+                Err(Hopeless(error)) => return Err(error),
+                Err(Passing(error)) if Instant::now() + pause > give_up_at => return Err(error),
+                Err(Passing(error)) => tracing::debug!(subject = publication.subject, %error, "publishing again"),
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(LONGEST_DELAY);
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -151,13 +161,30 @@ impl Publisher {
         CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
-    async fn once(&self, publication: &Publication) -> Result<Placed, PublishError> {
-        let ack = self.bus.js.send_publish(publication.subject.clone(), publication.message()).await?.await?;
-        Ok(if ack.duplicate { Placed::Duplicate(ack.sequence) } else { Placed::Stored(ack.sequence) })
+    async fn once(&self, publication: &Publication) -> Result<Placed, Outlook> {
+        in_memory!(self.bus, link => {
+            let expected = publication.first_only.then_some(0);
+            let (subject, payload) = (publication.subject.as_str(), publication.payload.clone());
+            match link.publish(subject, publication.header_list(), payload, expected).await {
+                Ok(stored) if stored.is_duplicate => Ok(Placed::Duplicate(stored.sequence)),
+                Ok(stored) => Ok(Placed::Stored(stored.sequence)),
+                Err(failure) if failure.is_taken() => Ok(Placed::Taken),
+                Err(failure) => Err(failure.outlook(publication, self.patience)),
+            }
+        });
+        let js = &self.bus.nats().map_err(Hopeless)?.js;
+        let sent = async { js.send_publish(publication.subject.clone(), publication.message()).await?.await };
+        match sent.await {
+            Ok(ack) if ack.duplicate => Ok(Placed::Duplicate(ack.sequence)),
+            Ok(ack) => Ok(Placed::Stored(ack.sequence)),
+            Err(error) if is_taken(&error) => Ok(Placed::Taken),
+            Err(error) => Err(verdict(&error, publication, self.patience)),
+        }
     }
 }
 
-enum Outlook {
+/// What a failure to publish says about trying again.
+pub(crate) enum Outlook {
     Hopeless(CarryError),
     Passing(CarryError),
 }

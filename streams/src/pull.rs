@@ -10,8 +10,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use schemas::limits::MAX_MESSAGE_BYTES;
 
+use crate::backoff::{Backoff, wait_about};
 use crate::connect::Bus;
 use crate::error::{CarryError, missing_or_failed};
+#[cfg(feature = "memory")]
+use crate::memory::{MemoryDelivery, MemoryPull};
 use crate::read::{Record, headers_of};
 
 /// An idle pull request is renewed this often.
@@ -35,21 +38,34 @@ pub struct Puller {
     durable: String,
     batch: usize,
     open: Option<Stream>,
-    /// Opening failed this often in a row.
-    failures: u32,
+    backoff: Backoff,
+    #[cfg(feature = "memory")]
+    memory: Option<MemoryPull>,
 }
 
 impl Puller {
     /// A puller that looks its consumer up when it is first asked; it creates nothing. `batch`:
     /// messages asked for at a time; up to one and a half times as many may wait here unhandled.
     pub fn new(bus: &Bus, stream: &str, durable: &str, batch: usize) -> Self {
-        let (bus, stream, durable) = (bus.clone(), stream.into(), durable.into());
-        Self { bus, stream, durable, batch: batch.max(1), open: None, failures: 0 }
+        let batch = batch.max(1);
+        #[cfg(feature = "memory")]
+        let memory = bus.memory().map(|link| MemoryPull::new(link, stream, durable, batch));
+        Self {
+            bus: bus.clone(),
+            stream: stream.into(),
+            durable: durable.into(),
+            batch,
+            open: None,
+            backoff: Backoff::new(REOPEN_DELAY, LONGEST_REOPEN_DELAY),
+            #[cfg(feature = "memory")]
+            memory,
+        }
     }
 
     async fn reopen(&self) -> Result<Stream, CarryError> {
         let consumer: PullConsumer = self
             .bus
+            .nats()?
             .js
             .get_consumer_from_stream(&self.durable, &self.stream)
             .await
@@ -72,16 +88,23 @@ impl Puller {
     /// The next message; waits as long as it takes. Safe to drop while it waits.
     pub async fn next(&mut self) -> Delivery {
         loop {
+            #[cfg(feature = "memory")]
+            if let Some(memory) = &mut self.memory {
+                match memory.next().await {
+                    Ok(delivery) => return Delivery::from_memory(delivery),
+                    Err(_) => self.backoff.pause().await,
+                }
+                continue;
+            }
             let Some(open) = &mut self.open else {
                 match self.reopen().await {
                     Ok(stream) => {
                         self.open = Some(stream);
-                        self.failures = 0;
+                        self.backoff.reset();
                     }
                     Err(error) => {
                         tracing::warn!(stream = self.stream, durable = self.durable, %error, "cannot pull, trying again");
-                        self.failures = self.failures.saturating_add(1);
-                        tokio::time::sleep((REOPEN_DELAY * self.failures).min(LONGEST_REOPEN_DELAY)).await;
+                        self.backoff.pause().await;
                     }
                 }
                 continue;
@@ -94,7 +117,7 @@ impl Puller {
                 Some(Err(error)) => {
                     tracing::debug!(stream = self.stream, durable = self.durable, %error, "pulling again");
                     self.open = None;
-                    tokio::time::sleep(REOPEN_DELAY).await;
+                    wait_about(REOPEN_DELAY).await;
                 }
                 None => self.open = None,
             }
@@ -104,7 +127,7 @@ impl Puller {
 
 /// A message that waits for an acknowledgement.
 pub struct Delivery {
-    message: Message,
+    message: Held,
     /// Sequence in its stream, from 1.
     pub sequence: u64,
     /// Which delivery this is, from 1.
@@ -115,53 +138,94 @@ pub struct Delivery {
     pub pending: u64,
 }
 
+/// The message of a delivery, and how its acknowledgement leaves.
+enum Held {
+    Nats(Message),
+    #[cfg(feature = "memory")]
+    Memory(MemoryDelivery),
+}
+
 impl Delivery {
+    #[cfg(feature = "memory")]
+    fn from_memory(delivery: MemoryDelivery) -> Self {
+        let Record { sequence, stored_at_ns, .. } = delivery.message;
+        let (attempts, pending) = (delivery.attempts, delivery.pending);
+        Self { message: Held::Memory(delivery), sequence, attempts, stored_at_ns, pending }
+    }
+
     fn read(message: Message) -> Option<Self> {
         let info = message.info().ok()?;
         let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
         let stored_at_ns = info.published.unix_timestamp_nanos();
         let pending = info.pending;
-        Some(Self { sequence, attempts, stored_at_ns, pending, message })
+        Some(Self { sequence, attempts, stored_at_ns, pending, message: Held::Nats(message) })
     }
 
     /// Its subject.
     pub fn subject(&self) -> &str {
-        &self.message.subject
+        match &self.message {
+            Held::Nats(message) => &message.subject,
+            #[cfg(feature = "memory")]
+            Held::Memory(delivery) => &delivery.message.subject,
+        }
     }
 
     /// Its bytes, shared and not copied.
     pub fn payload(&self) -> &Bytes {
-        &self.message.payload
+        match &self.message {
+            Held::Nats(message) => &message.payload,
+            #[cfg(feature = "memory")]
+            Held::Memory(delivery) => &delivery.message.payload,
+        }
     }
 
     /// The last value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.message.headers.as_ref()?.get_last(name).map(|value| value.as_str())
+        match &self.message {
+            Held::Nats(message) => message.headers.as_ref()?.get_last(name).map(|value| value.as_str()),
+            #[cfg(feature = "memory")]
+            Held::Memory(delivery) => delivery.message.header(name),
+        }
     }
 
     /// The message as a reader of the stream has it.
     pub fn record(&self) -> Record {
-        Record {
-            subject: self.message.subject.to_string(),
-            sequence: self.sequence,
-            stored_at_ns: self.stored_at_ns,
-            headers: headers_of(self.message.headers.as_ref()),
-            payload: self.message.payload.clone(),
+        match &self.message {
+            Held::Nats(message) => Record {
+                subject: message.subject.to_string(),
+                sequence: self.sequence,
+                stored_at_ns: self.stored_at_ns,
+                headers: headers_of(message.headers.as_ref()),
+                payload: message.payload.clone(),
+            },
+            #[cfg(feature = "memory")]
+            Held::Memory(delivery) => delivery.message.clone(),
         }
     }
 
     /// Done: never deliver it again. May be lost on the way, which delivers it again.
     pub async fn ack(&self) -> Result<(), CarryError> {
-        self.message.ack().await.map_err(CarryError::broker("acknowledging"))
+        self.tell(AckKind::Ack).await.map_err(CarryError::broker("acknowledging"))
     }
 
     /// Still working: start the wait for the acknowledgement anew.
     pub async fn progress(&self) -> Result<(), CarryError> {
-        self.message.ack_with(AckKind::Progress).await.map_err(CarryError::broker("reporting progress"))
+        self.tell(AckKind::Progress).await.map_err(CarryError::broker("reporting progress"))
     }
 
     /// Not now: deliver it again after the delay, to whoever pulls then.
     pub async fn retry(&self, delay: Duration) -> Result<(), CarryError> {
-        self.message.ack_with(AckKind::Nak(Some(delay))).await.map_err(CarryError::broker("handing back"))
+        self.tell(AckKind::Nak(Some(delay))).await.map_err(CarryError::broker("handing back"))
+    }
+
+    async fn tell(&self, word: AckKind) -> Result<(), async_nats::Error> {
+        match &self.message {
+            Held::Nats(message) => message.ack_with(word).await,
+            #[cfg(feature = "memory")]
+            Held::Memory(delivery) => {
+                delivery.acknowledge(word);
+                Ok(())
+            }
+        }
     }
 }

@@ -128,6 +128,7 @@ pub struct Stretch {
 
 /// How full a stream is.
 pub async fn stream_level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
+    in_memory!(bus, link => link.stream_level(stream).await);
     let found = open(bus, stream).await?;
     let info = found.get_info().await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
     Ok(Level {
@@ -142,7 +143,7 @@ pub async fn stream_level(bus: &Bus, stream: &str) -> Result<Level, CarryError> 
 
 /// What a stream was made to forbid by hand: `deny_purge`, `deny_delete` or `sealed`.
 pub async fn stream_restriction(bus: &Bus, stream: &str) -> Result<Option<&'static str>, CarryError> {
-    let info = bus.js.get_stream(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
+    let info = bus.nats()?.js.get_stream(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
     let config = &info.cached_info().config;
     let flags = [("deny_purge", config.deny_purge), ("deny_delete", config.deny_delete), ("sealed", config.sealed)];
     Ok(flags.into_iter().find(|(_, set)| *set).map(|(name, _)| name))
@@ -159,6 +160,10 @@ pub struct ConsumerState {
 
 /// The consumers of a stream.
 pub async fn consumer_states(bus: &Bus, stream: &str) -> Result<Vec<ConsumerState>, CarryError> {
+    in_memory!(bus, link => {
+        let names = link.consumer_names(stream).await?;
+        Ok(names.into_iter().map(|name| ConsumerState { name, paused: false }).collect())
+    });
     let found = open(bus, stream).await?;
     let mut consumers = found.consumers();
     let mut states = Vec::new();
@@ -175,9 +180,10 @@ pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
     struct Stamped {
         ts: String,
     }
+    in_memory!(bus, link => link.server_time().await);
     const WHAT: &str = "asking for the server's time";
     let asked_at = Instant::now();
-    let asked = bus.js.request(format!("STREAM.INFO.KV_{FLEET}"), &serde_json::json!({})).await;
+    let asked = bus.nats()?.js.request(format!("STREAM.INFO.KV_{FLEET}"), &serde_json::json!({})).await;
     match asked.map_err(CarryError::broker(WHAT))? {
         Response::Ok(Stamped { ts }) => {
             let took = asked_at.elapsed();
@@ -190,6 +196,7 @@ pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
 
 /// The oldest message of a stream that was stored at a time or later, headers only.
 pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Option<Record>, CarryError> {
+    in_memory!(bus, link => link.first_since(stream, since_ns).await);
     let what = || format!("reading {stream}");
     let Ok(start_time) = async_nats::datetime::from_nanos(since_ns) else { return Ok(None) };
     let config = pull::OrderedConfig {
@@ -209,6 +216,7 @@ pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Opti
 
 /// How far a durable consumer is.
 pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress, CarryError> {
+    in_memory!(bus, link => link.consumer_progress(stream, durable).await);
     let info = open(bus, stream).await?.consumer_info(durable).await;
     let info = info.map_err(|_| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })?;
     Ok(Progress {
@@ -225,6 +233,7 @@ pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result
 
 /// The newest message on a subject, which may hold wildcards.
 pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
+    in_memory!(bus, link => link.last_message(stream, subject).await);
     let found = open(bus, stream).await?;
     let message = if subject.contains('*') {
         match found.get_last_raw_message_by_subject(subject).await {
@@ -251,7 +260,8 @@ pub async fn read_outcome(bus: &Bus, slot: &str) -> Result<Option<Answer>, Carry
 /// How long a question to the server of this domain takes; an error if it is not answered in time.
 pub async fn round_trip(bus: &Bus, patience: Duration) -> Result<Duration, CarryError> {
     let asked_at = Instant::now();
-    let answered = tokio::time::timeout(patience, bus.js.query_account()).await;
+    in_memory!(bus, link => link.server_time().await.map(|(_, took)| took));
+    let answered = tokio::time::timeout(patience, bus.nats()?.js.query_account()).await;
     match answered {
         Ok(Ok(_)) => Ok(asked_at.elapsed()),
         Ok(Err(error)) => Err(CarryError::broker("asking the server")(error)),
@@ -261,6 +271,7 @@ pub async fn round_trip(bus: &Bus, patience: Duration) -> Result<Duration, Carry
 
 /// The message under a sequence, if it is still there.
 pub async fn message_at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
+    in_memory!(bus, link => link.message_at(stream, sequence).await);
     match open(bus, stream).await?.direct_get(sequence).await {
         Ok(message) => Ok(Some(record_of(message))),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
@@ -281,25 +292,27 @@ pub struct Exhausted {
 
 /// The oldest notice about a message of a durable that was delivered as often as it may and never finished.
 pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Option<Exhausted>, CarryError> {
-    #[derive(serde::Deserialize)]
+    in_memory!(bus, link => Ok(link.next_exhausted(stream, durable).await?.map(exhausted)));
+    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}");
+    let found = open(bus, ADVISORIES).await?.direct_get_first_for_subject(subject).await;
+    match found {
+        Ok(message) => Ok(Some(exhausted(record_of(message)))),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CarryError::broker(format!("reading {ADVISORIES}"))(error)),
+    }
+}
+
+/// What a notice says.
+fn exhausted(message: Record) -> Exhausted {
+    #[derive(serde::Deserialize, Default)]
     struct Notice {
         stream_seq: u64,
         #[serde(default)]
         deliveries: u64,
     }
-    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}");
-    let found = open(bus, ADVISORIES).await?.direct_get_first_for_subject(subject).await;
-    let message = match found {
-        Ok(message) => message,
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(CarryError::broker(format!("reading {ADVISORIES}"))(error)),
-    };
-    let own_sequence = message.sequence;
-    match serde_json::from_slice::<Notice>(&message.payload) {
-        Ok(notice) => Ok(Some(Exhausted { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence })),
-        // Nobody's words but the server's belong there; what is no notice names no message.
-        Err(_) => Ok(Some(Exhausted { sequence: 0, deliveries: 0, own_sequence })),
-    }
+    // Nobody's words but the server's belong there; what is no notice names no message.
+    let notice: Notice = serde_json::from_slice(&message.payload).unwrap_or_default();
+    Exhausted { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence: message.sequence }
 }
 
 /// Deletes a message whose outcome stands elsewhere, and notes that we did: gaps in IMAGES that nobody made on purpose are
@@ -330,9 +343,10 @@ fn removed(note: Option<&str>, sequence: u64) -> String {
 
 /// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.
 pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
+    in_memory!(bus, link => link.delete_message(stream, sequence).await);
     let what = || format!("deleting message {sequence} of {stream}");
     let question = serde_json::json!({ "seq": sequence, "no_erase": true });
-    let asked = bus.js.request(format!("STREAM.MSG.DELETE.{stream}"), &question).await;
+    let asked = bus.nats()?.js.request(format!("STREAM.MSG.DELETE.{stream}"), &question).await;
     match asked.map_err(CarryError::broker(what()))? {
         Response::Ok(DeleteStatus { .. }) => Ok(()),
         // Somebody else was faster, or it was sent twice.
@@ -344,12 +358,14 @@ pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<()
 
 /// Deletes everything older than a sequence; returns how many messages went.
 pub async fn purge_before(bus: &Bus, stream: &str, sequence: u64) -> Result<u64, CarryError> {
+    in_memory!(bus, link => link.purge(stream, Some(sequence), None).await);
     let purged = open(bus, stream).await?.purge().sequence(sequence).await;
     purged.map(|purged| purged.purged).map_err(CarryError::broker(format!("purging {stream}")))
 }
 
 /// Deletes everything on one subject.
 pub async fn purge_subject(bus: &Bus, stream: &str, subject: &str) -> Result<(), CarryError> {
+    in_memory!(bus, link => link.purge(stream, None, Some(subject)).await.map(|_| ()));
     let purged = open(bus, stream).await?.purge().filter(subject).await;
     purged.map(|_| ()).map_err(CarryError::broker(format!("purging {subject}")))
 }
@@ -380,7 +396,7 @@ pub async fn read_range(
 }
 
 /// Messages, each with how many wait after it.
-type Records = Pin<Box<dyn FuturesStream<Item = Result<(Record, u64), CarryError>> + Send>>;
+pub(crate) type Records = Pin<Box<dyn FuturesStream<Item = Result<(Record, u64), CarryError>> + Send>>;
 
 /// A stretch that is read at the pace of whoever reads; no more than a few messages are fetched ahead.
 pub struct Reader {
@@ -394,7 +410,7 @@ impl Reader {
     /// Up to and including a sequence.
     pub async fn open(bus: &Bus, stream: &str, stretch: Stretch, until_sequence: u64) -> Result<Self, CarryError> {
         let (pending, records) = ordered(bus, stream, stretch).await?;
-        Ok(Self { records: Box::pin(records), stream: stream.into(), pending, until_sequence })
+        Ok(Self { records, stream: stream.into(), pending, until_sequence })
     }
 
     /// The next message; `None` at the end.
@@ -453,7 +469,8 @@ async fn ordered(
     bus: &Bus,
     stream: &str,
     stretch: Stretch,
-) -> Result<(u64, impl FuturesStream<Item = Result<(Record, u64), CarryError>> + use<>), CarryError> {
+) -> Result<(u64, Records), CarryError> {
+    in_memory!(bus, link => link.ordered(stream, stretch).await);
     let deliver_policy = match stretch.from_sequence {
         Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
         None if stretch.only_new => DeliverPolicy::New,
@@ -480,7 +497,7 @@ async fn ordered(
             }
         }
     });
-    Ok((pending, records))
+    Ok((pending, Box::pin(records)))
 }
 
 /// How many messages may be fetched ahead: as many as take so much memory, going by what the stream holds.
@@ -497,8 +514,9 @@ pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, Carry
     struct Names {
         streams: Option<Vec<String>>,
     }
+    in_memory!(bus, link => link.stream_of(subject).await);
     let what = || format!("asking who stores {subject}");
-    let asked = bus.js.request("STREAM.NAMES", &serde_json::json!({ "subject": subject })).await;
+    let asked = bus.nats()?.js.request("STREAM.NAMES", &serde_json::json!({ "subject": subject })).await;
     match asked.map_err(CarryError::broker(what()))? {
         Response::Ok(Names { streams }) => Ok(streams.and_then(|names| names.into_iter().next())),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
@@ -506,7 +524,7 @@ pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, Carry
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
-    bus.js.get_stream_no_info(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))
+    bus.nats()?.js.get_stream_no_info(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))
 }
 
 fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {

@@ -48,11 +48,11 @@ pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
 }
 
 async fn config(bus: &Bus) -> Result<StreamConfig, CarryError> {
-    let found = bus.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
+    let found = bus.nats()?.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
     Ok(found.cached_info().config.clone())
 }
 
 async fn update(bus: &Bus, config: StreamConfig) -> Result<(), CarryError> {
-    let updated = bus.js.update_stream(config).await;
+    let updated = bus.nats()?.js.update_stream(config).await;
     updated.map(|_| ()).map_err(CarryError::broker(format!("changing stream {IMAGES}")))
 }

@@ -2,7 +2,8 @@
 //! passed before or while nobody looked is not seen.
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
@@ -24,20 +25,19 @@ pub struct Passing {
 
 /// What passes on a subject, which may hold wildcards, from now on. The server's own talk (`$…`, `_…`) is
 /// left out unless the subject asks for it.
-pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<impl Stream<Item = Passing> + use<>, CarryError> {
+pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<BoxStream<'static, Passing>, CarryError> {
     check_pattern(pattern)?;
     let failed = CarryError::broker(format!("listening to {pattern}"));
-    let messages = bus.client.subscribe(pattern.to_owned()).await.map_err(failed)?;
     let own = |subject: &str| subject.starts_with(['$', '_']);
     let all = own(pattern);
-    Ok(messages.filter_map(move |message| {
-        let passing = Passing {
-            headers: headers_of(message.headers.as_ref()),
-            subject: message.subject.to_string(),
-            has_reply: message.reply.is_some(),
-            payload: message.payload,
-        };
-        let shown = all || !own(&passing.subject);
-        async move { shown.then_some(passing) }
-    }))
+    let shown = move |passing: &Passing| futures::future::ready(all || !own(&passing.subject));
+    in_memory!(bus, link => Ok(link.tap(pattern).filter(shown).boxed()));
+    let messages = bus.nats()?.client.subscribe(pattern.to_owned()).await.map_err(failed)?;
+    let passing = messages.map(|message| Passing {
+        headers: headers_of(message.headers.as_ref()),
+        subject: message.subject.to_string(),
+        has_reply: message.reply.is_some(),
+        payload: message.payload,
+    });
+    Ok(passing.filter(shown).boxed())
 }

@@ -248,7 +248,7 @@ pub enum Place {
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     pub(crate) streams: Vec<StreamConfig>,
-    consumers: Vec<(&'static str, pull::Config)>,
+    pub(crate) consumers: Vec<(&'static str, pull::Config)>,
 }
 
 /// Bytes that the streams of a site and of the cloud may hold together where nothing is set.

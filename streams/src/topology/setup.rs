@@ -109,7 +109,7 @@ pub async fn compare_plan(bus: &Bus, plan: &Plan) -> Result<Vec<Finding>, CarryE
 
 async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, CarryError> {
     let what = format!("stream {}", wanted.name);
-    let found = match bus.js.get_stream(&wanted.name).await {
+    let found = match bus.nats()?.js.get_stream(&wanted.name).await {
         Ok(found) => {
             let mut config = found.cached_info().config.clone();
             // One that refuses everything for want of disk has its limit all the same.
@@ -120,7 +120,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
             if mend == Mend::Nothing {
                 return Ok(State::Missing);
             }
-            let created = bus.js.create_stream(wanted.clone()).await;
+            let created = bus.nats()?.js.create_stream(wanted.clone()).await;
             created.map_err(|error| match error.kind() {
                 CreateStreamErrorKind::JetStream(refused)
                     if refused.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED =>
@@ -149,7 +149,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: Mend) -> Result<State, C
         // Higher than wanted, and kept so.
         return Ok(State::of(differing));
     }
-    bus.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
+    bus.nats()?.js.update_stream(target).await.map_err(CarryError::broker(format!("changing {what}")))?;
     Ok(State::Updated(changing))
 }
 
@@ -204,7 +204,7 @@ fn overlap(one: &str, other: &str) -> bool {
 async fn consumer(bus: &Bus, stream: &str, wanted: &pull::Config, mend: Mend) -> Result<State, CarryError> {
     let name = wanted.durable_name.clone().unwrap_or_default();
     let what = format!("consumer {name} on {stream}");
-    let on = match bus.js.get_stream_no_info(stream).await {
+    let on = match bus.nats()?.js.get_stream_no_info(stream).await {
         Ok(on) => on,
         Err(error) => return Err(CarryError::broker(format!("looking up stream {stream}"))(error)),
     };

@@ -18,6 +18,7 @@ use runtime::drive::Tally;
 use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
+use streams::backoff::wait_about;
 use streams::read::{self, Record, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, subject, topology};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -223,7 +224,7 @@ impl Aggregator {
             Fault::Reject(note) | Fault::Retry { note, .. } => {
                 tracing::warn!(role = ROLE, fault = note.name, reason = note.reason, "tried again later");
                 set_status(&self.state, "failed", format!("{} ({}): tried again", note.reason, note.name));
-                tokio::time::sleep(AGAIN).await;
+                wait_about(AGAIN).await;
                 Ok(())
             }
             Fault::Wait { after } => {

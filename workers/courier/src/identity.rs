@@ -36,8 +36,9 @@ pub async fn watch_site_mark(
         }
     };
     tokio::select! {
+        biased;
+        () = shutdown.wanted() => {}
         () = watching => {}
-        () = shutdown.wait_for_request() => {}
     }
 }
 

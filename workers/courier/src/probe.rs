@@ -126,9 +126,10 @@ impl Link {
             }
         };
         tokio::select! {
+            biased;
+            () = shutdown.wanted() => {}
             () = questions => {}
             () = fleet => {}
-            () = shutdown.wait_for_request() => {}
         }
     }
 

@@ -72,8 +72,9 @@ impl Trusted {
             }
         };
         tokio::select! {
+            biased;
+            () = shutdown.wanted() => {}
             () = watching => {}
-            () = shutdown.wait_for_request() => {}
         }
     }
 

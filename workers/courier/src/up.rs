@@ -17,6 +17,7 @@ use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
 use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
+use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
 use streams::subject::Errand;
@@ -128,14 +129,15 @@ impl Up {
             self.begin(&mut uploads);
             let link_turns = async { if up { self.link.down().await } else { self.link.up().await } };
             tokio::select! {
+                biased;
+                () = shutdown.wanted() => break,
+                _ = rounds.tick() => self.round(&mut finder, &found).await,
+                () = link_turns => {}
+                Some(ended) = uploads.join_next(), if !uploads.is_empty() => self.ended(ended),
                 Some((sequence, entry)) = found.recv() => {
                     self.with(|state| state.outbox.add(sequence, entry, up));
                 }
-                Some(ended) = uploads.join_next(), if !uploads.is_empty() => self.ended(ended),
-                () = link_turns => {}
-                _ = rounds.tick() => self.round(&mut finder, &found).await,
                 () = tokio::time::sleep(self.wait_for_retry()) => {}
-                () = shutdown.wait_for_request() => break,
             }
         }
         self.write_down().await;
@@ -226,6 +228,7 @@ impl Up {
             return self.give_up(&record, misaddressed(&record.subject, to)).await;
         }
         let carried = tokio::select! {
+            biased;
             carried = self.upload_message(&record, to) => carried,
             () = self.link.down() => return Ok(Sent::Interrupted),
         };
@@ -384,7 +387,7 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
                 tracing::warn!(%error, "the outbox cannot be read, trying again; `tributary setup` says whether its stream is as it should be")
             }
         }
-        tokio::time::sleep(AGAIN).await;
+        wait_about(AGAIN).await;
     }
 }
 

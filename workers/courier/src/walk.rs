@@ -59,8 +59,9 @@ pub async fn run(
     let down = async {
         // The cloud may be away when the site starts: its consumer is looked up once it answers.
         tokio::select! {
+            biased;
+            () = shutdown.wanted() => return Ok(()),
             () = link.up() => {}
-            () = shutdown.wait_for_request() => return Ok(()),
         }
         let from = from(topology::verdicts_durable(&site));
         let down = Arc::new(Down { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
@@ -68,8 +69,9 @@ pub async fn run(
     };
     let notes = async {
         tokio::select! {
+            biased;
+            () = shutdown.wanted() => return Ok(()),
             () = link.up() => {}
-            () = shutdown.wait_for_request() => return Ok(()),
         }
         let notes = Notes {
             site: site.clone(),

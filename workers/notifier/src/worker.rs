@@ -11,6 +11,7 @@ use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
 use runtime::drive::Tally;
 use runtime::{Fault, Shutdown, beat};
 use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
+use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, CarryError, Publication, subject, topology};
@@ -66,7 +67,7 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
                 notifier.interrupted(&error);
             }
             tokio::select! {
-                () = tokio::time::sleep(RETRY_DELAY) => {}
+                () = wait_about(RETRY_DELAY) => {}
                 () = shutdown.wait_for_request() => {}
             }
         }

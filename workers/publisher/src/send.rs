@@ -9,12 +9,14 @@ use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_FILE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE,
 };
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
+use streams::backoff::Backoff;
 use streams::{Blobs, Bus, CarryError, Placed, Publication, Publisher, subject};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 /// Before a blob that failed is tried again; a guess.
-const BLOB_DELAY: Duration = Duration::from_millis(500);
+const FIRST_BLOB_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_BLOB_PAUSE: Duration = Duration::from_secs(5);
 
 /// An image on its way.
 #[derive(Debug, Clone)]
@@ -97,11 +99,13 @@ impl Outlet {
     async fn store(&self, message: &Message) -> Result<BlobRef, CarryError> {
         let blobs = self.blobs.get_or_try_init(|| Blobs::open(&self.bus)).await?;
         let give_up_at = Instant::now() + self.patience;
+        let mut backoff = Backoff::new(FIRST_BLOB_PAUSE, LONGEST_BLOB_PAUSE);
         loop {
+            let pause = backoff.next_pause();
             match blobs.store_blob(&message.payload).await {
-                Err(error @ CarryError::Broker { .. }) if Instant::now() + BLOB_DELAY < give_up_at => {
+                Err(error @ CarryError::Broker { .. }) if Instant::now() + pause < give_up_at => {
                     tracing::debug!(camera = %message.camera, %error, "storing a blob again");
-                    tokio::time::sleep(BLOB_DELAY).await;
+                    tokio::time::sleep(pause).await;
                 }
                 ended => return ended,
             }

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::{LinkReport, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
+use streams::backoff::wait_about;
 use streams::fleet::{Fleet, Ledger};
 use streams::{Bus, CarryError, read, topology};
 use tokio::sync::{Notify, watch};
@@ -289,6 +290,6 @@ async fn retry<F: Future<Output = Result<(), CarryError>>>(begin: impl Fn() -> F
         if let Err(error) = begin().await {
             tracing::debug!(%error, "listening again");
         }
-        tokio::time::sleep(AGAIN).await;
+        wait_about(AGAIN).await;
     }
 }

@@ -28,6 +28,7 @@ use schemas::decided::{Doubted, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::{HEADER_FILE, Stored};
 use schemas::{CameraName, Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::read::Record;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
@@ -448,7 +449,7 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
             let written = async { Ledger::open(bus).await?.write(&decisions::in_force::settings_note(&digest), text).await };
             if let Err(error) = written.await {
                 tracing::debug!(%error, "the settings in force are noted later");
-                tokio::time::sleep(AGAIN).await;
+                wait_about(AGAIN).await;
                 continue;
             }
             if noted.changed().await.is_err() {

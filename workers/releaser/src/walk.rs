@@ -13,6 +13,7 @@ use runtime::sign::Key;
 use runtime::trust;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
+use streams::backoff::wait_about;
 use streams::read::{self, Level, Stretch};
 use streams::{Blobs, Bus, Publisher, Store, topology};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -63,8 +64,9 @@ pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: 
     tracing::info!(role = ROLE, "started");
     let walk = async {
         tokio::select! {
+            biased;
+            () = shutdown.wanted() => {}
             () = releaser.run_worker() => {}
-            () = shutdown.wait_for_request() => {}
         }
     };
     tokio::join!(walk, life);
@@ -98,7 +100,7 @@ impl Releaser {
             if let Err(fault) = self.follow().await {
                 tracing::warn!(role = ROLE, ?fault, "tried again later");
             }
-            tokio::time::sleep(AGAIN).await;
+            wait_about(AGAIN).await;
         }
     }
 
@@ -129,12 +131,12 @@ impl Releaser {
         let mut read_to = [0, 0];
         loop {
             tokio::select! {
-                record = reports.next() => {
-                    let Some(record) = record else { return Ok(()) };
-                    let record = record?;
-                    read_to[0] = record.sequence;
-                    if let Some(swap) = log::read_report(&record) {
-                        self.add_report(&swap);
+                biased;
+                // Who has not read what was reported and decided would decide on half of it.
+                _ = looks.tick() => {
+                    let read = |level: &Level, to: u64| level.messages == 0 || to >= level.last_sequence;
+                    if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
+                        self.look().await?;
                     }
                 }
                 record = decisions.next() => {
@@ -150,11 +152,12 @@ impl Releaser {
                         }
                     }
                 }
-                // Who has not read what was reported and decided would decide on half of it.
-                _ = looks.tick() => {
-                    let read = |level: &Level, to: u64| level.messages == 0 || to >= level.last_sequence;
-                    if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
-                        self.decide_next().await?;
+                record = reports.next() => {
+                    let Some(record) = record else { return Ok(()) };
+                    let record = record?;
+                    read_to[0] = record.sequence;
+                    if let Some(swap) = log::read_report(&record) {
+                        self.see(&swap);
                     }
                 }
             }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use schemas::task::HEADER_BLOB;
 use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
+use streams::backoff::Backoff;
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
 
-/// How often a decision is made anew because somebody else was faster, and the longest pause before it is.
+/// How often a decision is made anew because somebody else was faster, and the pauses before it is.
 const RACES: u32 = 20;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a model's releases stand; `None` before the first decision.
@@ -82,13 +84,14 @@ pub async fn decide<E: From<CarryError>>(
     model: &ModelName,
     decide: impl Fn(Option<&Rollout>) -> Result<Option<Rollout>, E>,
 ) -> Result<Option<Rollout>, E> {
-    for race in 0..RACES {
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    for _ in 0..RACES {
         let now = latest(bus, model).await?;
         let Some(next) = decide(now.as_ref())? else { return Ok(None) };
         if publish_decision(publisher, &next).await? {
             return Ok(Some(next));
         }
-        tokio::time::sleep((Duration::from_millis(10) * race).min(LONGEST_PAUSE)).await;
+        backoff.pause().await;
     }
     Err(CarryError::Outrun { what: format!("releases of {model}") }.into())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::{ModelName, Order, SiteName, decode};
+use streams::backoff::wait_about;
 use streams::fleet::Ledger;
 use streams::read::{self, Stretch};
 use streams::{Bus, CarryError, subject, topology};
@@ -68,7 +69,7 @@ async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
             if let Err(error) = hear().await {
                 tracing::debug!(%error, "listens for orders again");
             }
-            tokio::time::sleep(HEAR_AGAIN).await;
+            wait_about(HEAR_AGAIN).await;
         }
     };
     tokio::select! {

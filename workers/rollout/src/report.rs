@@ -6,6 +6,7 @@ use std::time::Duration;
 use runtime::{Shutdown, beat, clock, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
+use streams::backoff::Backoff;
 use streams::subject::{self, Errand};
 use streams::{CarryError, Publication, Publisher};
 use tokio::time::Instant;
@@ -52,7 +53,7 @@ impl SwapReporter {
                 return;
             }
             // Nobody knows it before it has said something once.
-            let pause = if said_at.is_none() { self.every.min(FIRST_AGAIN) } else { self.every };
+            let pause = if said_at.is_none() { Backoff::steady(self.every.min(FIRST_AGAIN)).next_pause() } else { self.every };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 more = changes.changed() => {

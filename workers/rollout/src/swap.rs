@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use runtime::{clock, process};
 use schemas::{Heartbeat, FaultNote, Order, RefusedRelease, ReleaseId};
+use streams::backoff::Backoff;
 use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -95,7 +96,7 @@ impl Swapper {
                     Err(fault) => {
                         let release = order.release.release.short();
                         tracing::warn!(release, fault = fault.name, reason = fault.reason, "a release is not run");
-                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + AGAIN);
+                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + Backoff::steady(AGAIN).next_pause());
                         self.refuse(order, fault);
                     }
                 }

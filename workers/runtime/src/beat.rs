@@ -90,12 +90,13 @@ pub async fn send_heartbeats(
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(pulse.every) => {}
-            () = pulse.changed.notified() => {}
+            biased;
             () = shutdown.wait_for_request() => {
                 metrics::remove_role(role, site.as_ref());
                 return;
             }
+            () = pulse.changed.notified() => {}
+            () = tokio::time::sleep(pulse.every) => {}
         }
     }
 }

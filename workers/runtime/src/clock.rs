@@ -6,9 +6,10 @@
 //! clock counts.
 
 use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use streams::{Bus, CarryError, read};
+use tokio::time::Instant;
 
 /// The server's time at a moment of the steady clock.
 static ALIGNED: RwLock<Option<Aligned>> = RwLock::new(None);
@@ -69,6 +70,10 @@ pub fn since_ns(then_ns: i128) -> Duration {
 }
 
 fn now_ns() -> i128 {
+    #[cfg(feature = "simulation")]
+    if let Some(now_ns) = streams::memory::simulated_now_ns() {
+        return now_ns;
+    }
     match *ALIGNED.read().unwrap_or_else(PoisonError::into_inner) {
         Some(aligned) => aligned.now_ns(Instant::now()),
         None => i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX),

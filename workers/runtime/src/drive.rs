@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use schemas::{FaultNote, Route, encode};
+use streams::backoff::Backoff;
 use streams::read::Record;
 use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, read, subject};
 use tokio::sync::{Semaphore, watch};
@@ -84,16 +85,18 @@ pub async fn consume<S: Handler>(
     });
     let ended = loop {
         let credit = tokio::select! {
-            credit = credits.clone().acquire_owned() => credit,
+            biased;
+            () = shutdown.wanted() => break Ok(()),
             () = room.changed() => continue,
-            () = shutdown.wait_for_request() => break Ok(()),
+            credit = credits.clone().acquire_owned() => credit,
         };
         let Ok(credit) = credit else { break Ok(()) };
         let delivery = tokio::select! {
-            delivery = puller.next() => delivery,
-            () = room.changed() => continue,
+            biased;
             () = shutdown.wait_for_request() => break Ok(()),
             Some(note) = stopped.recv() => break Err(Fault::Stop(note)),
+            () = room.changed() => continue,
+            delivery = puller.next() => delivery,
         };
         // The largest message is far smaller than what may be held, so everything gets its turn.
         let kib = u32::try_from(delivery.payload().len() / 1024 + 1).unwrap_or(MOST_HELD_KIB).min(MOST_HELD_KIB);
@@ -194,11 +197,12 @@ impl<S: Handler> Hand<S> {
                     reason = note.reason,
                     "tried again later"
                 );
-                after
+                // What failed together does not come again together.
+                Backoff::steady(after).next_pause()
             }
             Fault::Wait { after } => after,
             // What `work` could not bury comes again.
-            Fault::Reject(_) => RETRY_DELAY,
+            Fault::Reject(_) => Backoff::steady(RETRY_DELAY).next_pause(),
         };
         metrics::count_message(S::ROLE, "retried");
         if let Err(error) = delivery.retry(after).await {
@@ -211,6 +215,7 @@ impl<S: Handler> Hand<S> {
         let mut work = std::pin::pin!(self.process_message(delivery, credit));
         loop {
             tokio::select! {
+                biased;
                 ended = &mut work => break ended,
                 () = tokio::time::sleep(self.ack_wait / 3) => {
                     if let Err(error) = delivery.progress().await {

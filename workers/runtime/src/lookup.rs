@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use streams::CarryError;
+use streams::backoff::Backoff;
 
 use crate::shutdown::Shutdown;
 
-const EVERY: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What `open` finds, as soon as it does; `None` when told to stop before that. The log says what is
 /// missing and what to do about it.
@@ -14,14 +16,16 @@ pub async fn retry_until_found<T, F>(shutdown: &Shutdown, open: impl Fn() -> F) 
 where
     F: Future<Output = Result<T, CarryError>>,
 {
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         match open().await {
             Ok(found) => return Some(found),
             Err(error) => tracing::warn!(%error, "waiting for it"),
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            biased;
             () = shutdown.wait_for_request() => return None,
+            () = backoff.pause() => {}
         }
     }
 }

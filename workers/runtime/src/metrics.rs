@@ -161,7 +161,10 @@ pub(crate) fn remove_role(role: &'static str, site: Option<&SiteName>) {
 /// A role takes from a queue from now on.
 pub(crate) fn register_queue(role: &'static str, bus: &Bus, stream: &'static str, durable: &str) {
     let queue = Queue { role, bus: bus.clone(), stream, durable: durable.into() };
-    KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
+    let mut queues = KEPT.queues.lock().unwrap_or_else(PoisonError::into_inner);
+    // A role that begins anew takes the place of what it was.
+    queues.retain(|known| (known.role, known.stream, &known.durable) != (queue.role, queue.stream, &queue.durable));
+    queues.push(queue);
 }
 
 fn beats() -> Vec<(Heartbeat, Duration)> {

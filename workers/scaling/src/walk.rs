@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::drive::Tally;
 use runtime::{Shutdown, process};
+use streams::backoff::wait_about;
 use streams::fleet::{self, Ledger};
 use streams::{Bus, CarryError, read};
 use tokio::sync::watch;
@@ -92,7 +93,7 @@ impl Scaler {
             if let Err(error) = heard {
                 tracing::debug!(%error, "listening again");
             }
-            tokio::time::sleep(AGAIN).await;
+            wait_about(AGAIN).await;
         }
     }
 

@@ -14,6 +14,7 @@ use runtime::sign::Key;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
+use streams::backoff::{Backoff, wait_about};
 use streams::fleet::{Fleet, Ledger};
 use streams::{Blobs, Bus, Publisher, read, subject, topology};
 use tokio_util::sync::CancellationToken;
@@ -130,7 +131,7 @@ impl Trainer {
                     Err(fault) => {
                         tracing::warn!(role = ROLE, ?fault, "tried again later");
                         set_status(&self.state, "failed", words(&fault));
-                        AGAIN
+                        Backoff::steady(AGAIN).next_pause()
                     }
                 };
                 tokio::time::sleep(pause).await;
@@ -368,7 +369,7 @@ impl Trainer {
                 }
                 // Nobody tells any more: what waits is not known, and training need not stand still for it.
                 self.yields.store(false, Ordering::Relaxed);
-                tokio::time::sleep(AGAIN).await;
+                wait_about(AGAIN).await;
             }
         };
         tokio::select! {

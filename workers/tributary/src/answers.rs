@@ -8,6 +8,7 @@ use runtime::clock;
 use runtime::settings::Loaded;
 use schemas::task::HEADER_TASK;
 use schemas::{Answer, CameraName, Stage, TaskId, decode};
+use streams::backoff::wait_about;
 use streams::read::{self, Record, Stretch};
 use streams::{Bus, subject, topology};
 use tokio::time::Instant;
@@ -128,7 +129,7 @@ async fn follow(bus: &Bus, look: Stretch, mut after: u64, args: &AnswersArgs) ->
             }
             Err(error) => tracing::warn!(%error, "answers cannot be read, trying again"),
         }
-        tokio::time::sleep(AGAIN).await;
+        wait_about(AGAIN).await;
     }
 }
 

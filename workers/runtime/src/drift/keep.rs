@@ -94,8 +94,9 @@ impl DriftWatch {
                 tracing::debug!(%error, "reference not kept yet");
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                biased;
                 () = shutdown.wait_for_request() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
     }

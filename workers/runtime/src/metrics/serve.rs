@@ -22,6 +22,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use schemas::FaultNote;
 use serde::{Deserialize, Serialize};
+use streams::backoff::wait_about;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -190,7 +191,7 @@ async fn answer_all(listener: TcpListener, router: Router, mut tls: Option<Tls>)
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a connection to the metrics could not be taken");
-                tokio::time::sleep(AFTER_FAILURE).await;
+                wait_about(AFTER_FAILURE).await;
                 continue;
             }
         };
