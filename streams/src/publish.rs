@@ -89,7 +89,7 @@ pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequ
 
 /// Where a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+pub enum PublishOutcome {
     /// Stored now, under this sequence.
     Stored(u64),
     /// Stored before, under this sequence.
@@ -117,7 +117,7 @@ impl Publisher {
     ///
     /// # Errors
     /// `Full` and `TooLarge` at once; `NoStream` and `NoAck` when the patience is used up.
-    pub async fn publish(&self, publication: &Publication) -> Result<Placed, CarryError> {
+    pub async fn publish(&self, publication: &Publication) -> Result<PublishOutcome, CarryError> {
         let kib = (publication.payload.len() / 1024 + 1).min(MAX_IN_FLIGHT_KIB);
         let _room = self
             .room
@@ -129,7 +129,7 @@ impl Publisher {
         loop {
             match self.once(publication).await {
                 Ok(placed) => return Ok(placed),
-                Err(error) if is_taken(&error) => return Ok(Placed::Taken),
+                Err(error) if is_taken(&error) => return Ok(PublishOutcome::Taken),
                 Err(error) => match verdict(&error, publication, self.patience) {
                     Hopeless(CarryError::Full { subject, why }) => return Err(self.full(subject, why).await),
                     Hopeless(error) => return Err(error),
@@ -151,19 +151,19 @@ impl Publisher {
         CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
-    async fn once(&self, publication: &Publication) -> Result<Placed, PublishError> {
+    async fn once(&self, publication: &Publication) -> Result<PublishOutcome, PublishError> {
         let ack = self.bus.js.send_publish(publication.subject.clone(), publication.message()).await?.await?;
-        Ok(if ack.duplicate { Placed::Duplicate(ack.sequence) } else { Placed::Stored(ack.sequence) })
+        Ok(if ack.duplicate { PublishOutcome::Duplicate(ack.sequence) } else { PublishOutcome::Stored(ack.sequence) })
     }
 }
 
-enum Outlook {
+enum PublishRetry {
     Hopeless(CarryError),
     Passing(CarryError),
 }
-use Outlook::{Hopeless, Passing};
+use PublishRetry::{Hopeless, Passing};
 
-fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> Outlook {
+fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
     if let Some((code, why)) = server_code(error) {
         if is_full(code, &why) {

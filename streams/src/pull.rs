@@ -12,7 +12,7 @@ use schemas::limits::MAX_MESSAGE_BYTES;
 
 use crate::connect::Bus;
 use crate::error::{CarryError, missing_or_failed};
-use crate::read::{Record, headers_of};
+use crate::read::{StoredMessage, headers_of};
 
 /// An idle pull request is renewed this often.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -140,8 +140,8 @@ impl Delivery {
     }
 
     /// The message as a reader of the stream has it.
-    pub fn record(&self) -> Record {
-        Record {
+    pub fn record(&self) -> StoredMessage {
+        StoredMessage {
             subject: self.message.subject.to_string(),
             sequence: self.sequence,
             stored_at_ns: self.stored_at_ns,
