@@ -7,7 +7,7 @@ use crate::codec::Message;
 use crate::dead::FaultNote;
 use crate::drift::DriftReport;
 use crate::id::{ReleaseId, SiteName};
-use crate::update::Measured;
+use crate::update::ModelAccuracy;
 
 /// A worker's sign of life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -317,10 +317,10 @@ pub struct TrainingReport {
     pub epochs: u32,
     /// The base on the images held out; absent before it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<Measured>,
+    pub before: Option<ModelAccuracy>,
     /// The weights of the last epoch on the same images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<Measured>,
+    pub after: Option<ModelAccuracy>,
     /// What became of the last training, in words for people; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,

@@ -36,17 +36,17 @@ impl BlobRef {
 /// As it comes: a digest becomes the name of a file and of an object, and is nothing else.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Unchecked {
+struct RawBlobRef {
     key: String,
     sha256: String,
     size_bytes: u64,
 }
 
-impl TryFrom<Unchecked> for BlobRef {
+impl TryFrom<RawBlobRef> for BlobRef {
     type Error = BlobRefError;
 
-    fn try_from(said: Unchecked) -> Result<Self, BlobRefError> {
-        let Unchecked { key, sha256, size_bytes } = said;
+    fn try_from(said: RawBlobRef) -> Result<Self, BlobRefError> {
+        let RawBlobRef { key, sha256, size_bytes } = said;
         match is_digest(&sha256) && key == sha256 {
             true => Ok(Self { key, sha256, size_bytes }),
             false => Err(BlobRefError { text: format!("{key} {sha256}:{size_bytes}").chars().take(200).collect() }),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What was decided about a task, and by what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Decided {
+pub struct DecisionTrace {
     /// The recognizer: its state belongs to it.
     pub worker: String,
     /// The settings in force: the end of the name of the site's note that holds them.
@@ -23,7 +23,7 @@ pub struct Decided {
     /// When it was decided where it goes, seconds.
     pub at_s: f64,
     /// Where tasks went before.
-    pub mode: Mode,
+    pub mode: RoutingMode,
     /// Whether the site counted as overloaded before.
     #[serde(default, skip_serializing_if = "is_false")]
     pub overloaded: bool,
@@ -31,7 +31,7 @@ pub struct Decided {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at_s: Option<f64>,
     /// What the machine and the queue were like.
-    pub load: Load,
+    pub load: SiteLoad,
     /// What the link and the cloud were like.
     pub network: Network,
     /// Whether it went to the cloud without having been recognized.
@@ -39,12 +39,12 @@ pub struct Decided {
     pub redirected: bool,
     /// The second decision, after it was recognized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub doubt: Option<Doubted>,
+    pub doubt: Option<EscalationTrace>,
 }
 
 /// What was decided after a task was recognized, and by what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Doubted {
+pub struct EscalationTrace {
     /// When, seconds.
     pub at_s: f64,
     /// Probability of the best class as it was tested, 0 to 1.
@@ -70,13 +70,13 @@ pub struct Doubted {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earned: Option<f64>,
     /// What became of it.
-    pub fate: Fated,
+    pub fate: EscalationOutcome,
 }
 
 /// What became of what the site's model said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fated {
+pub enum EscalationOutcome {
     /// It was final.
     Stands,
     /// It was final because its time was up.
@@ -94,7 +94,7 @@ pub enum Fated {
 /// Where tasks go at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mode {
+pub enum RoutingMode {
     /// They are recognized at the site.
     #[default]
     Local,
@@ -104,20 +104,20 @@ pub enum Mode {
     Listen,
 }
 
-impl Mode {
+impl RoutingMode {
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Mode::Local => "local",
-            Mode::Redirect => "redirect",
-            Mode::Listen => "listen",
+            RoutingMode::Local => "local",
+            RoutingMode::Redirect => "redirect",
+            RoutingMode::Listen => "listen",
         }
     }
 }
 
 /// What the machine and the queue are like at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Load {
+pub struct SiteLoad {
     /// Share of the processors in use, 0 to 1; absent where the system does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_ratio: Option<f64>,

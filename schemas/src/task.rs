@@ -90,7 +90,7 @@ pub struct Tile {
 
 /// Where and when an image was stored: what the broker, not the publisher, says about it.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StorageStamp {
     /// The site in the subject.
     pub site: SiteName,
     /// The camera in the subject.
@@ -138,7 +138,7 @@ pub enum TaskError {
 impl Task {
     /// The task of a stored image. `header` looks one header up by name; `payload` is the message's.
     pub fn from_headers<'h>(
-        stored: &Stored,
+        stored: &StorageStamp,
         header: impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<Self, TaskError> {
@@ -185,7 +185,7 @@ impl Task {
     }
 
     /// A task of which only the id is known, because its headers cannot be read.
-    pub fn from_id(stored: &Stored, id: TaskId) -> Self {
+    pub fn from_id(stored: &StorageStamp, id: TaskId) -> Self {
         Self {
             id,
             site: stored.site.clone(),
@@ -212,7 +212,7 @@ impl Task {
 
     /// The id a stored image's task has, whatever else its headers say.
     pub fn id_of<'h>(
-        stored: &Stored,
+        stored: &StorageStamp,
         header: &impl Fn(&'static str) -> Option<&'h str>,
         payload: &[u8],
     ) -> Result<TaskId, TaskError> {
@@ -325,8 +325,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn stored(sequence: u64) -> Stored {
-        Stored {
+    fn stored(sequence: u64) -> StorageStamp {
+        StorageStamp {
             site: "reef".parse().unwrap(),
             camera: "cam1".parse().unwrap(),
             sequence,

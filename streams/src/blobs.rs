@@ -225,14 +225,14 @@ impl Blobs {
     }
 
     /// Where the pieces of a blob are, if what the bucket says of it can be.
-    async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<Pieces, CarryError> {
+    async fn pieces(&self, blob: &BlobRef, limit_bytes: u64) -> Result<BlobChunks, CarryError> {
         let bad = |what: String| CarryError::BadBlob { key: blob.key.clone(), what };
         if blob.size_bytes > limit_bytes {
             return Err(bad(format!("has {} bytes, at most {limit_bytes} are accepted", blob.size_bytes)));
         }
         let described = self.described(blob).await?.ok_or_else(|| bad(NOT_THERE.into()))?;
         let nuid = place_of(described, blob)?;
-        Ok(Pieces {
+        Ok(BlobChunks {
             bus: self.bus.clone(),
             stream: self.stream(),
             subject: format!("$O.{}.C.{nuid}", self.name),
@@ -273,7 +273,7 @@ fn received(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> impl Stream<Ite
 }
 
 /// A blob on its way, piece by piece.
-struct Pieces {
+struct BlobChunks {
     bus: Bus,
     stream: String,
     subject: String,
@@ -285,7 +285,7 @@ struct Pieces {
     hash: Sha256,
 }
 
-impl Pieces {
+impl BlobChunks {
     /// The next pieces; `None` when all came, and are what the reference says.
     async fn next(&mut self) -> Result<Option<Vec<Bytes>>, CarryError> {
         let size = self.blob.size_bytes;

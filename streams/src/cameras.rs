@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
 
-use crate::rights::Rights;
+use crate::rights::SubjectPermissions;
 use crate::server::{CAMERA_USERS, USERS, is_in_use, new_password, write_private};
 
 /// Who they are, in the server's store.
@@ -116,7 +116,7 @@ impl CameraLogins {
     pub(crate) fn write_users(&self, store: &Path, site: Option<&SiteName>, users: &[String]) -> std::io::Result<()> {
         let (mut by_nats, mut own) = (Vec::new(), users.to_vec());
         for (site, (camera, login)) in site.iter().flat_map(|site| self.0.iter().map(move |camera| (site, camera))) {
-            let (rights, password) = (Rights::of_camera(site, camera, &login.also), &login.password);
+            let (rights, password) = (SubjectPermissions::of_camera(site, camera, &login.also), &login.password);
             let permissions = rights.configuration();
             by_nats.push(format!(
                 "{{ user: \"{camera}\", password: \"{password}\", allowed_connection_types: [\"STANDARD\"], permissions: {permissions} }}"

@@ -8,7 +8,7 @@ use schemas::{FaultNote, SiteName};
 
 use crate::connect::Bus;
 use crate::error::{CarryError, error_chain};
-use crate::monitor::{self, Links};
+use crate::monitor::{self, ServerLinks};
 use crate::server;
 use crate::{read, refusal, topology};
 
@@ -150,7 +150,7 @@ impl Checkup<'_> {
     }
 
     /// The link to the cloud.
-    async fn link(&self, links: Option<&Links>) -> Option<FaultNote> {
+    async fn link(&self, links: Option<&ServerLinks>) -> Option<FaultNote> {
         let (cloud, named) = (self.cloud?, self.cloud_domain?);
         let own = match links {
             Some(links) => Some(links.domain.clone()),
@@ -196,7 +196,7 @@ impl Checkup<'_> {
 }
 
 /// Why the link to the hub is not there, as far as it can be seen from here.
-async fn not_joined(links: &Links) -> FaultNote {
+async fn not_joined(links: &ServerLinks) -> FaultNote {
     let addresses: Vec<&str> = links.remotes.iter().flat_map(|remote| &remote.addresses).map(String::as_str).collect();
     let hubs = addresses.join(", ");
     let reached = futures::future::join_all(addresses.iter().map(async |address| {
@@ -241,7 +241,7 @@ fn dropped(store: &Path) -> Option<FaultNote> {
 }
 
 /// A link that ends in the account in which the site's own streams are. Pure.
-fn link_rules(links: &Links, own_account: &str) -> Option<FaultNote> {
+fn link_rules(links: &ServerLinks, own_account: &str) -> Option<FaultNote> {
     let shared = links.remotes.iter().any(|link| link.account == own_account);
     shared.then(|| {
         FaultNote::new(
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_link_that_ends_where_the_images_are_is_told() {
         let link = |account: &str| RemoteLink { addresses: Vec::new(), account: account.into() };
-        let ending = |account: &str| Links { remotes: vec![link(account)], ..Links::default() };
+        let ending = |account: &str| ServerLinks { remotes: vec![link(account)], ..ServerLinks::default() };
         assert_eq!(link_rules(&ending("LINK"), "SITE"), None);
         assert!(link_rules(&ending("SITE"), "SITE").is_some());
     }

@@ -259,15 +259,15 @@ impl Bus {
     /// The account that the server holds this connection to be of; absent where it does not say.
     pub async fn account(&self) -> Option<String> {
         #[derive(Deserialize)]
-        struct Answer {
-            data: User,
+        struct UserInfoReply {
+            data: UserInfo,
         }
         #[derive(Deserialize)]
-        struct User {
+        struct UserInfo {
             account: String,
         }
         let answer = self.nats().ok()?.client.request("$SYS.REQ.USER.INFO", Bytes::new()).await.ok()?;
-        Some(serde_json::from_slice::<Answer>(&answer.payload).ok()?.data.account)
+        Some(serde_json::from_slice::<UserInfoReply>(&answer.payload).ok()?.data.account)
     }
 
     /// Whether both speak to one JetStream domain.
@@ -454,7 +454,7 @@ pub fn without_credentials(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
+    use crate::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
 
     #[test]
     fn credentials_are_not_shown() {
@@ -514,7 +514,7 @@ mod tests {
             mappings: Vec::new(),
             durability: Durability::Fast,
             max_store_bytes: 1 << 30,
-            leaf: Leaf::Alone,
+            leaf: LeafMode::Alone,
             site: None,
             entry: ClientListener::default(),
         };

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::{Record, headers_of};
+use crate::read::{StoredMessage, headers_of};
 
 /// What the server says behind the last message of a batch.
 const END_OF_BATCH: u16 = 204;
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// That nobody answers in time, or what the server refuses.
-pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, most: usize) -> Result<Vec<Record>, CarryError> {
+pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, most: usize) -> Result<Vec<StoredMessage>, CarryError> {
     in_memory!(bus, link => link.request_messages(stream, question, most).await);
     let what = || format!("reading {stream}");
     let client = &bus.nats()?.client;
@@ -57,7 +57,7 @@ pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, 
             return Err(CarryError::broker(what())("an answer that does not say what it is"));
         };
         let (subject, stored_at_ns) = (subject.to_owned(), time.unix_timestamp_nanos());
-        records.push(Record { subject, sequence, stored_at_ns, headers, payload: answer.payload });
+        records.push(StoredMessage { subject, sequence, stored_at_ns, headers, payload: answer.payload });
     }
     Ok(records)
 }

@@ -23,11 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The workers' signs of life in one domain.
 #[derive(Clone)]
-pub struct Fleet {
+pub struct HeartbeatBucket {
     bucket: KeyValueBucket,
 }
 
-impl Fleet {
+impl HeartbeatBucket {
     /// Looks the bucket up; creates nothing.
     pub async fn open(bus: &Bus) -> Result<Self, CarryError> {
         Ok(Self { bucket: KeyValueBucket::open(bus, FLEET).await? })
@@ -71,12 +71,12 @@ fn read_beat(key: &str, payload: &[u8]) -> Option<Heartbeat> {
 }
 
 /// A cloud's note about a site, read and written from there: no more is asked for than that one note.
-pub struct NoteAfar<'a> {
+pub struct RemoteNote<'a> {
     bus: &'a Bus,
     key: String,
 }
 
-impl<'a> NoteAfar<'a> {
+impl<'a> RemoteNote<'a> {
     /// The note of this key.
     pub fn new(bus: &'a Bus, key: String) -> Self {
         Self { bus, key }

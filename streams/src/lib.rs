@@ -45,6 +45,6 @@ pub mod topology;
 pub use blobs::Blobs;
 pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
-pub use publish::{Placed, Publication, Publisher};
+pub use publish::{PublishOutcome, Publication, Publisher};
 pub use pull::{Delivery, Puller};
-pub use store::{Put, Store};
+pub use store::{PutOutcome, ReleaseStore};

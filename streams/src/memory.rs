@@ -22,8 +22,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::connect::Bus;
-use crate::tap::Passing;
-use crate::topology::{ADVISORIES, Plan};
+use crate::tap::TapMessage;
+use crate::topology::{ADVISORIES, TopologyPlan};
 
 pub(crate) use self::link::{MemoryBucket, MemoryDelivery, MemoryLink, MemoryPull};
 use self::stream::{IncomingMessage, MemoryStream, Moment, StoreRefusal, StoredAt, subject_matches};
@@ -138,7 +138,7 @@ struct MemoryServer {
     incarnation: u64,
     /// Streams that take nothing at the moment.
     full: BTreeSet<String>,
-    taps: Vec<(String, mpsc::UnboundedSender<Passing>)>,
+    taps: Vec<(String, mpsc::UnboundedSender<TapMessage>)>,
 }
 
 thread_local! {
@@ -183,7 +183,7 @@ impl MemoryCluster {
     }
 
     /// A server of this name with what the plan wants; the name is its JetStream domain, too.
-    pub fn add_server(&self, name: &str, plan: &Plan) {
+    pub fn add_server(&self, name: &str, plan: &TopologyPlan) {
         let mut streams: BTreeMap<String, MemoryStream> = plan
             .streams
             .iter()
@@ -400,7 +400,7 @@ impl MemoryServer {
     fn pass_by(&mut self, subject: &str, headers: &[(String, String)], payload: &Bytes) {
         self.taps.retain(|(_, listener)| !listener.is_closed());
         for (_, listener) in self.taps.iter().filter(|(pattern, _)| subject_matches(pattern, subject)) {
-            let message = Passing {
+            let message = TapMessage {
                 subject: subject.into(),
                 headers: headers.to_vec(),
                 payload: payload.clone(),

@@ -29,14 +29,14 @@ pub enum Health {
 /// Reads the answer of `/healthz`: the head of the response and its body. Pure.
 pub fn parse_health(answer: &str) -> Health {
     #[derive(Deserialize)]
-    struct Page {
+    struct HealthzReply {
         #[serde(default)]
         error: String,
         #[serde(default)]
-        errors: Vec<Fault>,
+        errors: Vec<HealthzFault>,
     }
     #[derive(Deserialize)]
-    struct Fault {
+    struct HealthzFault {
         #[serde(default)]
         error: String,
     }
@@ -44,7 +44,7 @@ pub fn parse_health(answer: &str) -> Health {
     if head.split(' ').nth(1) == Some("200") {
         return Health::Well;
     }
-    let words = match serde_json::from_str::<Page>(body) {
+    let words = match serde_json::from_str::<HealthzReply>(body) {
         Ok(page) => {
             let all = std::iter::once(page.error).chain(page.errors.into_iter().map(|fault| fault.error));
             all.filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
@@ -79,7 +79,7 @@ pub struct RemoteLink {
 
 /// How a server is joined to others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Links {
+pub struct ServerLinks {
     /// The links it is to have, by its configuration.
     pub remotes: Vec<RemoteLink>,
     /// Names of the servers it is joined to at this moment.
@@ -94,33 +94,33 @@ pub struct Links {
 ///
 /// # Errors
 /// That the pages cannot be read.
-pub async fn fetch_links(address: &str) -> Result<Links, CarryError> {
+pub async fn fetch_links(address: &str) -> Result<ServerLinks, CarryError> {
     #[derive(Deserialize)]
     struct Varz {
         #[serde(default)]
-        leaf: Leaf,
+        leaf: VarzLeaf,
         #[serde(default)]
-        jetstream: JetStream,
+        jetstream: VarzJetStream,
     }
     #[derive(Deserialize, Default)]
-    struct Leaf {
+    struct VarzLeaf {
         #[serde(default)]
-        remotes: Vec<Remote>,
+        remotes: Vec<VarzRemote>,
     }
     #[derive(Deserialize)]
-    struct Remote {
+    struct VarzRemote {
         #[serde(default)]
         urls: Vec<String>,
         #[serde(default)]
         local_account: String,
     }
     #[derive(Deserialize, Default)]
-    struct JetStream {
+    struct VarzJetStream {
         #[serde(default)]
-        config: Config,
+        config: VarzJetStreamConfig,
     }
     #[derive(Deserialize, Default)]
-    struct Config {
+    struct VarzJetStreamConfig {
         #[serde(default)]
         domain: String,
         #[serde(default)]
@@ -129,18 +129,18 @@ pub async fn fetch_links(address: &str) -> Result<Links, CarryError> {
     #[derive(Deserialize)]
     struct Leafz {
         #[serde(default)]
-        leafs: Vec<Joined>,
+        leafs: Vec<LeafzConnection>,
     }
     #[derive(Deserialize)]
-    struct Joined {
+    struct LeafzConnection {
         #[serde(default)]
         name: String,
     }
     let (varz, leafz): (Varz, Leafz) = (page(address, "varz").await?, page(address, "leafz").await?);
     let remotes = varz.leaf.remotes.into_iter();
-    Ok(Links {
+    Ok(ServerLinks {
         remotes: remotes
-            .map(|Remote { urls, local_account }| RemoteLink {
+            .map(|VarzRemote { urls, local_account }| RemoteLink {
                 addresses: urls.iter().map(|url| host_and_port(url)).collect(),
                 account: local_account,
             })
@@ -166,10 +166,10 @@ pub async fn fetch_oversized_connections(address: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Connz {
         #[serde(default)]
-        connections: Vec<Closed>,
+        connections: Vec<ConnzConnection>,
     }
     #[derive(Deserialize)]
-    struct Closed {
+    struct ConnzConnection {
         #[serde(default)]
         reason: String,
     }

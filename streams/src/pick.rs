@@ -4,7 +4,7 @@ use futures::StreamExt;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::{self, Reader, Record, Stretch};
+use crate::read::{self, MessageReader, StoredMessage, StreamRange};
 
 /// Sequences no further apart than this are neighbours: what lies between them is read too, and dropped.
 const NEAR: u64 = 2;
@@ -19,7 +19,7 @@ pub async fn fetch_many<E: From<CarryError>>(
     bus: &Bus,
     stream: &str,
     sequences: &[u64],
-    mut each: impl AsyncFnMut(usize, Option<Record>) -> Result<(), E>,
+    mut each: impl AsyncFnMut(usize, Option<StoredMessage>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut done = 0;
     for run in runs(sequences) {
@@ -44,12 +44,12 @@ async fn neighbours<E: From<CarryError>>(
     stream: &str,
     wanted: &[u64],
     first: usize,
-    each: &mut impl AsyncFnMut(usize, Option<Record>) -> Result<(), E>,
+    each: &mut impl AsyncFnMut(usize, Option<StoredMessage>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut left = wanted.iter().copied().zip(first..).peekable();
     let (Some(from), Some(until)) = (wanted.first(), wanted.last()) else { return Ok(()) };
-    let part = Stretch { from_sequence: Some(*from), ..Stretch::default() };
-    let mut reader = Reader::open(bus, stream, part, *until).await?;
+    let part = StreamRange { from_sequence: Some(*from), ..StreamRange::default() };
+    let mut reader = MessageReader::open(bus, stream, part, *until).await?;
     while let Some(record) = reader.next().await? {
         // What lies before it was purged meanwhile.
         while let Some((_, place)) = left.next_if(|(sequence, _)| *sequence < record.sequence) {

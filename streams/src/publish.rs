@@ -102,7 +102,7 @@ pub async fn append_message(bus: &Bus, subject: &str, payload: Bytes, after_sequ
 
 /// Where a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+pub enum PublishOutcome {
     /// Stored now, under this sequence.
     Stored(u64),
     /// Stored before, under this sequence.
@@ -130,7 +130,7 @@ impl Publisher {
     ///
     /// # Errors
     /// `Full` and `TooLarge` at once; `NoStream` and `NoAck` when the patience is used up.
-    pub async fn publish(&self, publication: &Publication) -> Result<Placed, CarryError> {
+    pub async fn publish(&self, publication: &Publication) -> Result<PublishOutcome, CarryError> {
         let kib = (publication.payload.len() / 1024 + 1).min(MAX_IN_FLIGHT_KIB);
         let _room = self
             .room
@@ -161,36 +161,36 @@ impl Publisher {
         CarryError::Full { subject, why: reason.unwrap_or(why) }
     }
 
-    async fn once(&self, publication: &Publication) -> Result<Placed, Outlook> {
+    async fn once(&self, publication: &Publication) -> Result<PublishOutcome, PublishRetry> {
         in_memory!(self.bus, link => {
             let expected = publication.first_only.then_some(0);
             let (subject, payload) = (publication.subject.as_str(), publication.payload.clone());
             match link.publish(subject, publication.header_list(), payload, expected).await {
-                Ok(stored) if stored.is_duplicate => Ok(Placed::Duplicate(stored.sequence)),
-                Ok(stored) => Ok(Placed::Stored(stored.sequence)),
-                Err(failure) if failure.is_taken() => Ok(Placed::Taken),
+                Ok(stored) if stored.is_duplicate => Ok(PublishOutcome::Duplicate(stored.sequence)),
+                Ok(stored) => Ok(PublishOutcome::Stored(stored.sequence)),
+                Err(failure) if failure.is_taken() => Ok(PublishOutcome::Taken),
                 Err(failure) => Err(failure.outlook(publication, self.patience)),
             }
         });
         let js = &self.bus.nats().map_err(Hopeless)?.js;
         let sent = async { js.send_publish(publication.subject.clone(), publication.message()).await?.await };
         match sent.await {
-            Ok(ack) if ack.duplicate => Ok(Placed::Duplicate(ack.sequence)),
-            Ok(ack) => Ok(Placed::Stored(ack.sequence)),
-            Err(error) if is_taken(&error) => Ok(Placed::Taken),
+            Ok(ack) if ack.duplicate => Ok(PublishOutcome::Duplicate(ack.sequence)),
+            Ok(ack) => Ok(PublishOutcome::Stored(ack.sequence)),
+            Err(error) if is_taken(&error) => Ok(PublishOutcome::Taken),
             Err(error) => Err(verdict(&error, publication, self.patience)),
         }
     }
 }
 
 /// What a failure to publish says about trying again.
-pub(crate) enum Outlook {
+pub(crate) enum PublishRetry {
     Hopeless(CarryError),
     Passing(CarryError),
 }
-use Outlook::{Hopeless, Passing};
+use PublishRetry::{Hopeless, Passing};
 
-fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> Outlook {
+fn verdict(error: &PublishError, publication: &Publication, patience: Duration) -> PublishRetry {
     let subject = publication.subject.clone();
     if let Some((code, why)) = server_code(error) {
         if is_full(code, &why) {

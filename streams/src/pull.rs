@@ -15,7 +15,7 @@ use crate::connect::Bus;
 use crate::error::{CarryError, missing_or_failed};
 #[cfg(feature = "memory")]
 use crate::memory::{MemoryDelivery, MemoryPull};
-use crate::read::{Record, headers_of};
+use crate::read::{StoredMessage, headers_of};
 
 /// An idle pull request is renewed this often.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -127,7 +127,7 @@ impl Puller {
 
 /// A message that waits for an acknowledgement.
 pub struct Delivery {
-    message: Held,
+    message: DeliveredMessage,
     /// Sequence in its stream, from 1.
     pub sequence: u64,
     /// Which delivery this is, from 1.
@@ -139,7 +139,7 @@ pub struct Delivery {
 }
 
 /// The message of a delivery, and how its acknowledgement leaves.
-enum Held {
+enum DeliveredMessage {
     Nats(Message),
     #[cfg(feature = "memory")]
     Memory(MemoryDelivery),
@@ -148,9 +148,9 @@ enum Held {
 impl Delivery {
     #[cfg(feature = "memory")]
     fn from_memory(delivery: MemoryDelivery) -> Self {
-        let Record { sequence, stored_at_ns, .. } = delivery.message;
+        let StoredMessage { sequence, stored_at_ns, .. } = delivery.message;
         let (attempts, pending) = (delivery.attempts, delivery.pending);
-        Self { message: Held::Memory(delivery), sequence, attempts, stored_at_ns, pending }
+        Self { message: DeliveredMessage::Memory(delivery), sequence, attempts, stored_at_ns, pending }
     }
 
     fn read(message: Message) -> Option<Self> {
@@ -158,40 +158,40 @@ impl Delivery {
         let (sequence, attempts) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1));
         let stored_at_ns = info.published.unix_timestamp_nanos();
         let pending = info.pending;
-        Some(Self { sequence, attempts, stored_at_ns, pending, message: Held::Nats(message) })
+        Some(Self { sequence, attempts, stored_at_ns, pending, message: DeliveredMessage::Nats(message) })
     }
 
     /// Its subject.
     pub fn subject(&self) -> &str {
         match &self.message {
-            Held::Nats(message) => &message.subject,
+            DeliveredMessage::Nats(message) => &message.subject,
             #[cfg(feature = "memory")]
-            Held::Memory(delivery) => &delivery.message.subject,
+            DeliveredMessage::Memory(delivery) => &delivery.message.subject,
         }
     }
 
     /// Its bytes, shared and not copied.
     pub fn payload(&self) -> &Bytes {
         match &self.message {
-            Held::Nats(message) => &message.payload,
+            DeliveredMessage::Nats(message) => &message.payload,
             #[cfg(feature = "memory")]
-            Held::Memory(delivery) => &delivery.message.payload,
+            DeliveredMessage::Memory(delivery) => &delivery.message.payload,
         }
     }
 
     /// The last value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         match &self.message {
-            Held::Nats(message) => message.headers.as_ref()?.get_last(name).map(|value| value.as_str()),
+            DeliveredMessage::Nats(message) => message.headers.as_ref()?.get_last(name).map(|value| value.as_str()),
             #[cfg(feature = "memory")]
-            Held::Memory(delivery) => delivery.message.header(name),
+            DeliveredMessage::Memory(delivery) => delivery.message.header(name),
         }
     }
 
     /// The message as a reader of the stream has it.
-    pub fn record(&self) -> Record {
+    pub fn record(&self) -> StoredMessage {
         match &self.message {
-            Held::Nats(message) => Record {
+            DeliveredMessage::Nats(message) => StoredMessage {
                 subject: message.subject.to_string(),
                 sequence: self.sequence,
                 stored_at_ns: self.stored_at_ns,
@@ -199,7 +199,7 @@ impl Delivery {
                 payload: message.payload.clone(),
             },
             #[cfg(feature = "memory")]
-            Held::Memory(delivery) => delivery.message.clone(),
+            DeliveredMessage::Memory(delivery) => delivery.message.clone(),
         }
     }
 
@@ -220,9 +220,9 @@ impl Delivery {
 
     async fn tell(&self, word: AckKind) -> Result<(), async_nats::Error> {
         match &self.message {
-            Held::Nats(message) => message.ack_with(word).await,
+            DeliveredMessage::Nats(message) => message.ack_with(word).await,
             #[cfg(feature = "memory")]
-            Held::Memory(delivery) => {
+            DeliveredMessage::Memory(delivery) => {
                 delivery.acknowledge(word);
                 Ok(())
             }

@@ -32,7 +32,7 @@ const IMAGES_AHEAD: u64 = 128;
 
 /// A stored message, read and not taken.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct StoredMessage {
     /// Its subject.
     pub subject: String,
     /// Sequence in its stream, from 1.
@@ -45,7 +45,7 @@ pub struct Record {
     pub payload: Bytes,
 }
 
-impl Record {
+impl StoredMessage {
     /// Size of its payload, bytes, also where only headers were asked for.
     pub fn payload_bytes(&self) -> u64 {
         // What the server says of a payload it leaves out. A publisher may have written the header, too: one that claims
@@ -75,7 +75,7 @@ impl Record {
 
 /// How full a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Level {
+pub struct StreamLevel {
     /// Messages in it.
     pub messages: u64,
     /// Bytes in it.
@@ -93,7 +93,7 @@ pub struct Level {
 
 /// How far a durable consumer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Progress {
+pub struct ConsumerProgress {
     /// Messages not yet delivered.
     pub pending: u64,
     /// Messages delivered and not yet acknowledged.
@@ -106,7 +106,7 @@ pub struct Progress {
     pub active_at_ms: Option<u64>,
 }
 
-impl Progress {
+impl ConsumerProgress {
     /// Grows with every message that is acknowledged, in whatever order, and with nothing else.
     pub fn finished(&self) -> u64 {
         self.delivered.saturating_sub(self.unacked)
@@ -115,7 +115,7 @@ impl Progress {
 
 /// Which part of a stream to read.
 #[derive(Debug, Clone, Default)]
-pub struct Stretch {
+pub struct StreamRange {
     /// Only these subjects; all if empty.
     pub subjects: Vec<String>,
     /// From this sequence; from the oldest if absent.
@@ -127,11 +127,11 @@ pub struct Stretch {
 }
 
 /// How full a stream is.
-pub async fn stream_level(bus: &Bus, stream: &str) -> Result<Level, CarryError> {
+pub async fn stream_level(bus: &Bus, stream: &str) -> Result<StreamLevel, CarryError> {
     in_memory!(bus, link => link.stream_level(stream).await);
     let found = open(bus, stream).await?;
     let info = found.get_info().await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
-    Ok(Level {
+    Ok(StreamLevel {
         messages: info.state.messages,
         bytes: info.state.bytes,
         max_bytes: u64::try_from(crate::refusal::limit_in(&info.config)).unwrap_or(0),
@@ -177,7 +177,7 @@ pub async fn consumer_states(bus: &Bus, stream: &str) -> Result<Vec<ConsumerStat
 /// What the server's clock says, nanoseconds since the epoch, in the middle of a question that took so long.
 pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
     #[derive(serde::Deserialize)]
-    struct Stamped {
+    struct TimestampedReply {
         ts: String,
     }
     in_memory!(bus, link => link.server_time().await);
@@ -185,7 +185,7 @@ pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
     let asked_at = Instant::now();
     let asked = bus.nats()?.js.request(format!("STREAM.INFO.KV_{FLEET}"), &serde_json::json!({})).await;
     match asked.map_err(CarryError::broker(WHAT))? {
-        Response::Ok(Stamped { ts }) => {
+        Response::Ok(TimestampedReply { ts }) => {
             let took = asked_at.elapsed();
             let ts = async_nats::datetime::parse_rfc3339(&ts).map_err(CarryError::broker(WHAT))?;
             Ok((ts.unix_timestamp_nanos(), took))
@@ -195,7 +195,7 @@ pub async fn server_time(bus: &Bus) -> Result<(i128, Duration), CarryError> {
 }
 
 /// The oldest message of a stream that was stored at a time or later, headers only.
-pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Option<Record>, CarryError> {
+pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Option<StoredMessage>, CarryError> {
     in_memory!(bus, link => link.first_since(stream, since_ns).await);
     let what = || format!("reading {stream}");
     let Ok(start_time) = async_nats::datetime::from_nanos(since_ns) else { return Ok(None) };
@@ -215,11 +215,11 @@ pub async fn first_since(bus: &Bus, stream: &str, since_ns: i128) -> Result<Opti
 }
 
 /// How far a durable consumer is.
-pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result<Progress, CarryError> {
+pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result<ConsumerProgress, CarryError> {
     in_memory!(bus, link => link.consumer_progress(stream, durable).await);
     let info = open(bus, stream).await?.consumer_info(durable).await;
     let info = info.map_err(|_| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })?;
-    Ok(Progress {
+    Ok(ConsumerProgress {
         pending: info.num_pending,
         unacked: info.num_ack_pending as u64,
         floor: info.ack_floor.stream_sequence,
@@ -232,7 +232,7 @@ pub async fn consumer_progress(bus: &Bus, stream: &str, durable: &str) -> Result
 }
 
 /// The newest message on a subject, which may hold wildcards.
-pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
+pub async fn last_message(bus: &Bus, stream: &str, subject: &str) -> Result<Option<StoredMessage>, CarryError> {
     in_memory!(bus, link => link.last_message(stream, subject).await);
     let found = open(bus, stream).await?;
     let message = if subject.contains('*') {
@@ -270,7 +270,7 @@ pub async fn round_trip(bus: &Bus, patience: Duration) -> Result<Duration, Carry
 }
 
 /// The message under a sequence, if it is still there.
-pub async fn message_at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
+pub async fn message_at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option<StoredMessage>, CarryError> {
     in_memory!(bus, link => link.message_at(stream, sequence).await);
     match open(bus, stream).await?.direct_get(sequence).await {
         Ok(message) => Ok(Some(record_of(message))),
@@ -281,7 +281,7 @@ pub async fn message_at(bus: &Bus, stream: &str, sequence: u64) -> Result<Option
 
 /// A message that its durable delivered as often as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exhausted {
+pub struct ExhaustedDelivery {
     /// Its sequence in its stream.
     pub sequence: u64,
     /// How often it was delivered.
@@ -291,7 +291,7 @@ pub struct Exhausted {
 }
 
 /// The oldest notice about a message of a durable that was delivered as often as it may and never finished.
-pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Option<Exhausted>, CarryError> {
+pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Option<ExhaustedDelivery>, CarryError> {
     in_memory!(bus, link => Ok(link.next_exhausted(stream, durable).await?.map(exhausted)));
     let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}");
     let found = open(bus, ADVISORIES).await?.direct_get_first_for_subject(subject).await;
@@ -303,16 +303,16 @@ pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Op
 }
 
 /// What a notice says.
-fn exhausted(message: Record) -> Exhausted {
+fn exhausted(message: StoredMessage) -> ExhaustedDelivery {
     #[derive(serde::Deserialize, Default)]
-    struct Notice {
+    struct MaxDeliveriesAdvisory {
         stream_seq: u64,
         #[serde(default)]
         deliveries: u64,
     }
     // Nobody's words but the server's belong there; what is no notice names no message.
-    let notice: Notice = serde_json::from_slice(&message.payload).unwrap_or_default();
-    Exhausted { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence: message.sequence }
+    let notice: MaxDeliveriesAdvisory = serde_json::from_slice(&message.payload).unwrap_or_default();
+    ExhaustedDelivery { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence: message.sequence }
 }
 
 /// Deletes a message whose outcome stands elsewhere, and notes that we did: gaps in IMAGES that nobody made on purpose are
@@ -374,8 +374,8 @@ pub async fn purge_subject(bus: &Bus, stream: &str, subject: &str) -> Result<(),
 pub async fn follow_range(
     bus: &Bus,
     stream: &str,
-    stretch: Stretch,
-) -> Result<impl FuturesStream<Item = Result<Record, CarryError>> + use<>, CarryError> {
+    stretch: StreamRange,
+) -> Result<impl FuturesStream<Item = Result<StoredMessage, CarryError>> + use<>, CarryError> {
     let (_, records) = ordered(bus, stream, stretch).await?;
     Ok(records.map(|record| record.map(|(record, _)| record)))
 }
@@ -384,11 +384,11 @@ pub async fn follow_range(
 pub async fn read_range(
     bus: &Bus,
     stream: &str,
-    stretch: Stretch,
+    stretch: StreamRange,
     until_sequence: u64,
-    mut each: impl FnMut(Record),
+    mut each: impl FnMut(StoredMessage),
 ) -> Result<(), CarryError> {
-    let mut reader = Reader::open(bus, stream, stretch, until_sequence).await?;
+    let mut reader = MessageReader::open(bus, stream, stretch, until_sequence).await?;
     while let Some(record) = reader.next().await? {
         each(record);
     }
@@ -396,19 +396,19 @@ pub async fn read_range(
 }
 
 /// Messages, each with how many wait after it.
-pub(crate) type Records = Pin<Box<dyn FuturesStream<Item = Result<(Record, u64), CarryError>> + Send>>;
+pub(crate) type StoredMessages = Pin<Box<dyn FuturesStream<Item = Result<(StoredMessage, u64), CarryError>> + Send>>;
 
 /// A stretch that is read at the pace of whoever reads; no more than a few messages are fetched ahead.
-pub struct Reader {
-    records: Records,
+pub struct MessageReader {
+    records: StoredMessages,
     stream: String,
     pending: u64,
     until_sequence: u64,
 }
 
-impl Reader {
+impl MessageReader {
     /// Up to and including a sequence.
-    pub async fn open(bus: &Bus, stream: &str, stretch: Stretch, until_sequence: u64) -> Result<Self, CarryError> {
+    pub async fn open(bus: &Bus, stream: &str, stretch: StreamRange, until_sequence: u64) -> Result<Self, CarryError> {
         let (pending, records) = ordered(bus, stream, stretch).await?;
         Ok(Self { records, stream: stream.into(), pending, until_sequence })
     }
@@ -417,7 +417,7 @@ impl Reader {
     ///
     /// # Errors
     /// What the broker says; and when nothing comes although more waits, for half of a stretch must not pass for the whole.
-    pub async fn next(&mut self) -> Result<Option<Record>, CarryError> {
+    pub async fn next(&mut self) -> Result<Option<StoredMessage>, CarryError> {
         const PATIENCE: Duration = Duration::from_secs(20);
         if self.pending == 0 {
             return Ok(None);
@@ -435,10 +435,10 @@ impl Reader {
 pub async fn newest_messages(
     bus: &Bus,
     stream: &str,
-    look: Stretch,
+    look: StreamRange,
     count: usize,
-    wanted: impl Fn(&Record) -> bool,
-) -> Result<Vec<Record>, CarryError> {
+    wanted: impl Fn(&StoredMessage) -> bool,
+) -> Result<Vec<StoredMessage>, CarryError> {
     /// How far the first look goes back, in messages of the stream; and how much further each next one.
     const FIRST_LOOK: u64 = 256;
     const FURTHER: u64 = 8;
@@ -447,7 +447,7 @@ pub async fn newest_messages(
     loop {
         let from = level.last_sequence.saturating_sub(reach).max(level.first_sequence).max(1);
         let mut found = VecDeque::new();
-        let part = Stretch { from_sequence: Some(from), ..look.clone() };
+        let part = StreamRange { from_sequence: Some(from), ..look.clone() };
         self::read_range(bus, stream, part, level.last_sequence, |record| {
             if wanted(&record) {
                 found.push_back(record);
@@ -468,8 +468,8 @@ pub async fn newest_messages(
 async fn ordered(
     bus: &Bus,
     stream: &str,
-    stretch: Stretch,
-) -> Result<(u64, Records), CarryError> {
+    stretch: StreamRange,
+) -> Result<(u64, StoredMessages), CarryError> {
     in_memory!(bus, link => link.ordered(stream, stretch).await);
     let deliver_policy = match stretch.from_sequence {
         Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
@@ -511,14 +511,14 @@ async fn ahead(bus: &Bus, stream: &str) -> Result<u64, CarryError> {
 /// The stream that stores what is published on a subject, if there is one.
 pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, CarryError> {
     #[derive(serde::Deserialize)]
-    struct Names {
+    struct StreamNamesReply {
         streams: Option<Vec<String>>,
     }
     in_memory!(bus, link => link.stream_of(subject).await);
     let what = || format!("asking who stores {subject}");
     let asked = bus.nats()?.js.request("STREAM.NAMES", &serde_json::json!({ "subject": subject })).await;
     match asked.map_err(CarryError::broker(what()))? {
-        Response::Ok(Names { streams }) => Ok(streams.and_then(|names| names.into_iter().next())),
+        Response::Ok(StreamNamesReply { streams }) => Ok(streams.and_then(|names| names.into_iter().next())),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
     }
 }
@@ -527,8 +527,8 @@ async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
     bus.nats()?.js.get_stream_no_info(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))
 }
 
-fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {
-    Record {
+fn record_of(message: async_nats::jetstream::message::StreamMessage) -> StoredMessage {
+    StoredMessage {
         subject: message.subject.to_string(),
         sequence: message.sequence,
         stored_at_ns: message.time.unix_timestamp_nanos(),
@@ -537,9 +537,9 @@ fn record_of(message: async_nats::jetstream::message::StreamMessage) -> Record {
     }
 }
 
-fn delivered(message: &async_nats::jetstream::Message) -> Option<(Record, u64)> {
+fn delivered(message: &async_nats::jetstream::Message) -> Option<(StoredMessage, u64)> {
     let info = message.info().ok()?;
-    let record = Record {
+    let record = StoredMessage {
         subject: message.subject.to_string(),
         sequence: info.stream_sequence,
         stored_at_ns: info.published.unix_timestamp_nanos(),
@@ -572,7 +572,7 @@ mod tests {
     fn sizes_in_headers_that_were_bent_are_those_of_messages() {
         bend::bend_all("sizes in headers", &bend::texts(["1048576"]), bend::turns(), |bytes| {
             let headers = vec![("Nats-Msg-Size".to_owned(), String::from_utf8_lossy(bytes).into_owned())];
-            let record = Record { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
+            let record = StoredMessage { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
             assert!(record.payload_bytes() <= MAX_MESSAGE_BYTES as u64);
             1
         });

@@ -15,7 +15,7 @@ pub const CLOUD_DOMAIN: &str = "cloud";
 
 /// What a user may publish and hear, with wildcards. Everything else is refused by the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rights {
+pub struct SubjectPermissions {
     /// Subjects it may publish on.
     pub publish: Vec<String>,
     /// Subjects among these on which it may not publish all the same.
@@ -24,7 +24,7 @@ pub struct Rights {
     pub subscribe: Vec<String>,
 }
 
-impl Rights {
+impl SubjectPermissions {
     /// What a site may do in the cloud: send up what is its own, fetch what is addressed to it, read what the cloud offers
     /// to every site. It is what its courier does, and no more: nothing here makes, changes, purges or reads a stream as a
     /// whole, and nothing names another site.
@@ -166,7 +166,7 @@ impl Rights {
     /// A user in the account itself would not do: where the server's acknowledgement of a message goes is its publisher's
     /// choice, which no permission limits, so it would be stored wherever a stream takes it. What comes over such a share is
     /// answered in the account that asked, and nowhere else.
-    pub fn account_share(&self, domain: &str, from: &str, to: &str) -> Share {
+    pub fn account_share(&self, domain: &str, from: &str, to: &str) -> AccountShare {
         let api = format!("$JS.{domain}.API.");
         let services = self.publish.iter().map(|right| match right.strip_prefix(&api) {
             // As the server maps what names its domain.
@@ -181,7 +181,7 @@ impl Rights {
             exports.push(format!("{{ service: \"{service}\"{many}, accounts: [\"{to}\"] }}"));
             imports.push(format!("{{ service: {{ account: \"{from}\", subject: \"{service}\" }} }}"));
         }
-        Share { exports, imports }
+        AccountShare { exports, imports }
     }
 
     /// Whether it may publish on a subject.
@@ -198,7 +198,7 @@ impl Rights {
 
 /// What one account of a server shares with another, an entry a subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Share {
+pub struct AccountShare {
     /// Entries of `exports` in the one.
     pub exports: Vec<String>,
     /// Entries of `imports` in the other.
@@ -211,7 +211,7 @@ pub fn hub_accounts(users: &[String], sites: &[(SiteName, Vec<String>)], domain:
     let (mut exports, mut others) = (Vec::new(), String::new());
     for (site, users) in sites {
         let account = account_of(site);
-        let share = Rights::of_site_in_cloud(site, domain).account_share(domain, CLOUD_ACCOUNT, &account);
+        let share = SubjectPermissions::of_site_in_cloud(site, domain).account_share(domain, CLOUD_ACCOUNT, &account);
         exports.extend(share.exports);
         let (users, imports) = (users.join("\n    "), share.imports.join("\n    "));
         others
@@ -254,7 +254,7 @@ const OPERATORS_NOTES: [&str; 3] = ["policy", "scale-recognizer", "scale-verifie
 const COURIERS_NOTES: [&str; 3] = [ROOT_KEY, "uplink-used", "site-mark"];
 
 /// What a worker of a site does there, beside publishing what the table of subjects says and reading notes and heartbeats.
-struct Duties {
+struct WorkerDuties {
     /// Durables that it takes from.
     takes: Vec<(&'static str, String)>,
     /// Streams that it reads with consumers of its own.
@@ -272,10 +272,10 @@ struct Duties {
     stores_blobs: bool,
 }
 
-fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
+fn duties_at_site(role: Role, site: &SiteName) -> Option<WorkerDuties> {
     let names = |streams: &[&str]| streams.iter().map(|stream| (*stream).to_owned()).collect::<Vec<_>>();
     let blobs = format!("OBJ_{BLOBS}");
-    let nothing = Duties {
+    let nothing = WorkerDuties {
         takes: Vec::new(),
         reads: Vec::new(),
         looks: Vec::new(),
@@ -286,7 +286,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
         stores_blobs: false,
     };
     Some(match role {
-        Role::Recognizer => Duties {
+        Role::Recognizer => WorkerDuties {
             takes: vec![(IMAGES, recognizer_durable(site)), (ANSWERS, learner_durable(site))],
             looks: vec![IMAGES.into(), ANSWERS.into(), blobs],
             deletes: &[IMAGES],
@@ -294,7 +294,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
             stores_blobs: true,
             ..nothing
         },
-        Role::Courier => Duties {
+        Role::Courier => WorkerDuties {
             takes: vec![(ANSWERS, promises_durable(site))],
             reads: names(&[OUTBOX]),
             looks: vec![ANSWERS.into(), blobs],
@@ -303,14 +303,14 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
             stores_blobs: true,
             ..nothing
         },
-        Role::Trainer => Duties {
+        Role::Trainer => WorkerDuties {
             reads: names(&[ANSWERS, LABELS, LEARNED]),
             looks: vec![IMAGES.into(), blobs],
             deletes: &[LEARNED],
             stores_blobs: true,
             ..nothing
         },
-        Role::Janitor => Duties {
+        Role::Janitor => WorkerDuties {
             reads: vec![IMAGES.into(), ANSWERS.into(), blobs],
             deletes: &[IMAGES],
             purges: &[IMAGES],
@@ -318,7 +318,7 @@ fn duties_at_site(role: Role, site: &SiteName) -> Option<Duties> {
             stores_blobs: true,
             ..nothing
         },
-        Role::Notifier => Duties { reads: names(&[ANSWERS]), ..nothing },
+        Role::Notifier => WorkerDuties { reads: names(&[ANSWERS]), ..nothing },
         _ => return None,
     })
 }
@@ -376,12 +376,12 @@ pub fn mark_key(site: &SiteName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{Reach, SUBJECTS};
+    use crate::table::{SubjectScope, SUBJECTS};
 
     #[test]
     fn a_sites_rights_name_it_or_what_is_for_every_site_and_nothing_of_another() {
         let (reef, farm): (SiteName, SiteName) = ("reef".parse().unwrap(), "farm".parse().unwrap());
-        let of = |site: &SiteName| Rights::of_site_in_cloud(site, CLOUD_DOMAIN);
+        let of = |site: &SiteName| SubjectPermissions::of_site_in_cloud(site, CLOUD_DOMAIN);
         let (a, b) = (of(&reef), of(&farm));
         for right in a.publish.iter().chain(&a.subscribe) {
             assert!(right.contains("reef") || b.publish.contains(right), "{right}");
@@ -398,9 +398,9 @@ mod tests {
     #[test]
     fn what_stays_at_a_site_is_not_lent_to_its_link() {
         let reef: SiteName = "reef".parse().unwrap();
-        let lent = Rights::of_site_in_cloud(&reef, CLOUD_DOMAIN);
+        let lent = SubjectPermissions::of_site_in_cloud(&reef, CLOUD_DOMAIN);
         let mut rows = 0;
-        for row in SUBJECTS.iter().filter(|row| row.reach != Reach::Up) {
+        for row in SUBJECTS.iter().filter(|row| row.reach != SubjectScope::Up) {
             let pattern = row.pattern(Some(&reef));
             assert!(!lent.publish.iter().any(|right| belongs_to(right, &pattern)), "{pattern}");
             rows += 1;

@@ -151,13 +151,13 @@ pub fn check_pattern(pattern: &str) -> Result<(), CarryError> {
 }
 
 /// What waits for the link.
-pub fn outbox(site: &SiteName, errand: Errand) -> String {
+pub fn outbox(site: &SiteName, errand: OutboxKind) -> String {
     format!("outbox.{site}.{}", errand.as_str())
 }
 
 /// What kind of message waits for the link; a token of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub enum OutboxKind {
     /// A task that is to be verified.
     Verify,
     /// What was found hard.
@@ -168,38 +168,38 @@ pub enum Errand {
     Swap,
 }
 
-impl Errand {
+impl OutboxKind {
     /// The token in the subject.
     pub fn as_str(self) -> &'static str {
         match self {
-            Errand::Verify => "verify",
-            Errand::HardCase => "hardcase",
-            Errand::Update => "update",
-            Errand::Swap => "swap",
+            OutboxKind::Verify => "verify",
+            OutboxKind::HardCase => "hardcase",
+            OutboxKind::Update => "update",
+            OutboxKind::Swap => "swap",
         }
     }
 
     /// The errand in a subject of the outbox.
     pub fn read(subject: &str) -> Result<Self, CarryError> {
         match subject.strip_prefix("outbox.").and_then(|rest| rest.rsplit('.').next()) {
-            Some("verify") => Ok(Errand::Verify),
-            Some("hardcase") => Ok(Errand::HardCase),
-            Some("update") => Ok(Errand::Update),
-            Some("swap") => Ok(Errand::Swap),
+            Some("verify") => Ok(OutboxKind::Verify),
+            Some("hardcase") => Ok(OutboxKind::HardCase),
+            Some("update") => Ok(OutboxKind::Update),
+            Some("swap") => Ok(OutboxKind::Swap),
             _ => Err(wrong(subject, "outbox.<site>. with verify, hardcase, update or swap behind it")),
         }
     }
 }
 
 /// Whether a message of the outbox may go to a subject in the cloud: one of its own kind, and of its own site.
-pub fn is_uploadable(errand: Errand, site: &SiteName, to: &str) -> bool {
+pub fn is_uploadable(errand: OutboxKind, site: &SiteName, to: &str) -> bool {
     let token = |text: &str| !text.is_empty() && !text.contains(['*', '>', ' ', '\t', '\r', '\n']);
     let tokens: Vec<&str> = to.split('.').collect();
     let named = match (errand, &tokens[..]) {
-        (Errand::Verify, ["verify", _, named, _])
-        | (Errand::HardCase, ["hardcase", named])
-        | (Errand::Update, ["update", _, _, named])
-        | (Errand::Swap, ["swap", named, _, _]) => *named,
+        (OutboxKind::Verify, ["verify", _, named, _])
+        | (OutboxKind::HardCase, ["hardcase", named])
+        | (OutboxKind::Update, ["update", _, _, named])
+        | (OutboxKind::Swap, ["swap", named, _, _]) => *named,
         _ => return false,
     };
     named == site.as_str() && tokens.iter().all(|part| token(part))
@@ -214,7 +214,7 @@ pub fn may_be_redelivered(stream: &str, site: &SiteName, subject: &str) -> bool 
         // Whatever an image's subject should have been, it is stored with the others.
         (topology::IMAGES, ["image", ..] | ["/", "image", ..]) => true,
         (topology::ANSWERS, ["answer", "provisional", named, _]) => *named == site,
-        (topology::OUTBOX, ["outbox", named, _]) => *named == site && Errand::read(subject).is_ok(),
+        (topology::OUTBOX, ["outbox", named, _]) => *named == site && OutboxKind::read(subject).is_ok(),
         (topology::VERIFY, ["verify", _, named, _]) => *named == site,
         (topology::UPDATES, ["update", _, _, named]) => *named == site,
         _ => false,
@@ -440,10 +440,10 @@ mod tests {
     fn what_waits_for_the_link_goes_where_its_kind_goes_and_nowhere_else() {
         let site: SiteName = "reef".parse().unwrap();
         for (errand, to) in [
-            (Errand::Verify, "verify.doubtful.reef.cam-1"),
-            (Errand::HardCase, "hardcase.reef"),
-            (Errand::Update, "update.fish.3.reef"),
-            (Errand::Swap, "swap.reef.host-1.600000"),
+            (OutboxKind::Verify, "verify.doubtful.reef.cam-1"),
+            (OutboxKind::HardCase, "hardcase.reef"),
+            (OutboxKind::Update, "update.fish.3.reef"),
+            (OutboxKind::Swap, "swap.reef.host-1.600000"),
         ] {
             assert!(is_uploadable(errand, &site, to), "{to}");
             assert!(!is_uploadable(errand, &"farm".parse().unwrap(), to), "{to} is another site's");
@@ -451,7 +451,7 @@ mod tests {
         for to in
             ["", "*", "a b", "nowhere.at.all", "$KV.ledger.x", "verify.*.reef.cam", "order.reef.m", "hardcase.reef"]
         {
-            assert!(!is_uploadable(Errand::Verify, &site, to), "{to:?}");
+            assert!(!is_uploadable(OutboxKind::Verify, &site, to), "{to:?}");
         }
     }
 

@@ -8,13 +8,13 @@ use serde::Deserialize;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::{self, Stretch};
+use crate::read::{self, StreamRange};
 
 /// Removes the pieces in a bucket that no description names and of which the newest is older than `after`. Returns of
 /// how many uploads.
 pub async fn remove_unfinished_blobs(bus: &Bus, bucket: &str, after: Duration) -> Result<u64, CarryError> {
     #[derive(Deserialize)]
-    struct Description {
+    struct BlobDescription {
         #[serde(default)]
         nuid: String,
     }
@@ -26,7 +26,7 @@ pub async fn remove_unfinished_blobs(bus: &Bus, bucket: &str, after: Duration) -
     let (now_ns, _) = read::server_time(bus).await?;
     let pieces = format!("$O.{bucket}.C.");
     let mut newest: HashMap<String, i128> = HashMap::new();
-    let look = Stretch { headers_only: true, subjects: vec![format!("{pieces}>")], ..Stretch::default() };
+    let look = StreamRange { headers_only: true, subjects: vec![format!("{pieces}>")], ..StreamRange::default() };
     read::read_range(bus, &stream, look, level.last_sequence, |record| {
         if let Some(upload) = record.subject.strip_prefix(&pieces) {
             let at = newest.entry(upload.to_owned()).or_insert(record.stored_at_ns);
@@ -37,9 +37,9 @@ pub async fn remove_unfinished_blobs(bus: &Bus, bucket: &str, after: Duration) -
     // Read after the pieces: an upload that was finished meanwhile has its description.
     let last = read::stream_level(bus, &stream).await?.last_sequence;
     let mut named = HashSet::new();
-    let look = Stretch { subjects: vec![format!("$O.{bucket}.M.>")], ..Stretch::default() };
+    let look = StreamRange { subjects: vec![format!("$O.{bucket}.M.>")], ..StreamRange::default() };
     read::read_range(bus, &stream, look, last, |record| {
-        named.extend(serde_json::from_slice::<Description>(&record.payload).ok().map(|found| found.nuid));
+        named.extend(serde_json::from_slice::<BlobDescription>(&record.payload).ok().map(|found| found.nuid));
     })
     .await?;
     let old_ns = now_ns.saturating_sub(i128::try_from(after.as_nanos()).unwrap_or(i128::MAX));

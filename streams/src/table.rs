@@ -66,7 +66,7 @@ impl Role {
 
 /// Where a subject is at home, and whether it crosses the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum SubjectScope {
     /// Never leaves the site.
     Site,
     /// Never leaves the cloud.
@@ -87,7 +87,7 @@ pub struct SubjectRow {
     /// The stream that stores it; absent for what only passes.
     pub stream: Option<&'static str>,
     /// Where it is at home.
-    pub reach: Reach,
+    pub reach: SubjectScope,
     /// Who publishes it; the operator of the place may, too.
     pub publishers: &'static [Role],
 }
@@ -108,7 +108,7 @@ const fn row(
     form: &'static str,
     carries: &'static str,
     stream: Option<&'static str>,
-    reach: Reach,
+    reach: SubjectScope,
     publishers: &'static [Role],
 ) -> SubjectRow {
     SubjectRow { form, carries, stream, reach, publishers }
@@ -116,80 +116,80 @@ const fn row(
 
 /// Every kind of subject there is, in the order of an image's and an update's path.
 pub const SUBJECTS: &[SubjectRow] = &[
-    row("image.SITE.CAMERA", "an image as it was published", Some(IMAGES), Reach::Site, &[Role::Camera, Role::Janitor]),
+    row("image.SITE.CAMERA", "an image as it was published", Some(IMAGES), SubjectScope::Site, &[Role::Camera, Role::Janitor]),
     row(
         "answer.provisional.SITE.CAMERA",
         "what the site thinks of a doubtful image",
         Some(ANSWERS),
-        Reach::Site,
+        SubjectScope::Site,
         &[Role::Recognizer],
     ),
     row(
         "outcome.SITE.CAMERA.TASK",
         "the outcome of a task on its way to the stream",
         Some(ANSWERS),
-        Reach::Site,
+        SubjectScope::Site,
         &[Role::Recognizer, Role::Courier],
     ),
     // Stored and told by the server itself, out of `outcome`.
-    row("answer.final.SITE.CAMERA.TASK", "the outcome of a task", Some(ANSWERS), Reach::Site, &[]),
-    row("answer-json.SITE.CAMERA", "the outcome of a task in JSON", None, Reach::Site, &[Role::Notifier]),
+    row("answer.final.SITE.CAMERA.TASK", "the outcome of a task", Some(ANSWERS), SubjectScope::Site, &[]),
+    row("answer-json.SITE.CAMERA", "the outcome of a task in JSON", None, SubjectScope::Site, &[Role::Notifier]),
     row(
         "outbox.SITE.verify",
         "a request that waits at the site for the link",
         Some(OUTBOX),
-        Reach::Site,
+        SubjectScope::Site,
         &[Role::Recognizer],
     ),
     row(
         "outbox.SITE.hardcase",
         "a hard case that waits for the link",
         Some(OUTBOX),
-        Reach::Site,
+        SubjectScope::Site,
         &[Role::Recognizer, Role::Courier],
     ),
-    row("outbox.SITE.update", "an update that waits for the link", Some(OUTBOX), Reach::Site, &[Role::Trainer]),
-    row("outbox.SITE.swap", "a report that waits for the link", Some(OUTBOX), Reach::Site, &[Role::Recognizer]),
+    row("outbox.SITE.update", "an update that waits for the link", Some(OUTBOX), SubjectScope::Site, &[Role::Trainer]),
+    row("outbox.SITE.swap", "a report that waits for the link", Some(OUTBOX), SubjectScope::Site, &[Role::Recognizer]),
     row(
         "verify.REASON.SITE.CAMERA",
         "a task sent up to the cloud, with its image",
         Some(VERIFY),
-        Reach::Up,
+        SubjectScope::Up,
         &[Role::Site],
     ),
-    row("verdict.SITE.CAMERA", "what the cloud says about it", Some(VERDICTS), Reach::Down, &[Role::Verifier]),
+    row("verdict.SITE.CAMERA", "what the cloud says about it", Some(VERDICTS), SubjectScope::Down, &[Role::Verifier]),
     row(
         "hardcase.SITE",
         "scores and features of a doubtful task",
         Some(HARDCASES),
-        Reach::Up,
+        SubjectScope::Up,
         &[Role::Site, Role::Verifier],
     ),
-    row("label.SITE.CAMERA", "what a person says a task shows", Some(LABELS), Reach::Site, &[]),
-    row("learned.SITE.MODEL", "which images an update learned from", Some(LEARNED), Reach::Site, &[Role::Trainer]),
-    row("pin.SET.SITE.CAMERA.TASK", "an image that is kept, with its answer", Some(PINNED), Reach::Site, &[]),
-    row("round.MODEL.NUMBER.EVENT", "what happens in a round", Some(UPDATES), Reach::Down, &[Role::Aggregator]),
-    row("update.MODEL.ROUND.SITE", "what a site learned in a round", Some(UPDATES), Reach::Up, &[Role::Site]),
+    row("label.SITE.CAMERA", "what a person says a task shows", Some(LABELS), SubjectScope::Site, &[]),
+    row("learned.SITE.MODEL", "which images an update learned from", Some(LEARNED), SubjectScope::Site, &[Role::Trainer]),
+    row("pin.SET.SITE.CAMERA.TASK", "an image that is kept, with its answer", Some(PINNED), SubjectScope::Site, &[]),
+    row("round.MODEL.NUMBER.EVENT", "what happens in a round", Some(UPDATES), SubjectScope::Down, &[Role::Aggregator]),
+    row("update.MODEL.ROUND.SITE", "what a site learned in a round", Some(UPDATES), SubjectScope::Up, &[Role::Site]),
     row(
         "release.MODEL.NUMBER",
         "what was decided about releases",
         Some(RELEASES),
-        Reach::Cloud,
+        SubjectScope::Cloud,
         &[Role::Aggregator, Role::Releaser],
     ),
-    row("order.SITE.MODEL", "the release a site shall run", Some(ORDERS), Reach::Down, &[Role::Releaser]),
-    row("swap.SITE.WORKER.SLOT", "what a worker runs, and what came of it", Some(SWAPS), Reach::Up, &[Role::Site]),
-    row("swap.cloud.WORKER.SLOT", "the same of a verifier", Some(SWAPS), Reach::Cloud, &[Role::Verifier]),
-    row("dead.images.SITE.ID", "an image given up", Some(DEAD), Reach::Site, &[Role::Recognizer, Role::Janitor]),
-    row("dead.answers.SITE.ID", "an answer given up", Some(DEAD), Reach::Site, &[Role::Recognizer, Role::Courier]),
-    row("dead.outbox.SITE.ID", "a message that could not go up", Some(DEAD), Reach::Site, &[Role::Courier]),
-    row("dead.verdicts.SITE.ID", "a verdict the site refused", Some(DEAD), Reach::Site, &[Role::Courier]),
-    row("dead.orders.SITE.ID", "an order the site refused", Some(DEAD), Reach::Site, &[Role::Courier]),
-    row("dead.updates.SITE.ID", "a round the site refused", Some(DEAD), Reach::Site, &[Role::Courier]),
-    row("dead.verify.SITE.ID", "a request the cloud gave up", Some(DEAD), Reach::Cloud, &[Role::Verifier]),
-    row("dead.updates.SITE.ID", "an update the cloud refused", Some(DEAD), Reach::Cloud, &[Role::Aggregator]),
-    row("audit.SITE", "what was done by hand", Some(AUDIT), Reach::Site, &[]),
-    row("audit.cloud", "what was done by hand in the cloud", Some(AUDIT), Reach::Cloud, &[]),
+    row("order.SITE.MODEL", "the release a site shall run", Some(ORDERS), SubjectScope::Down, &[Role::Releaser]),
+    row("swap.SITE.WORKER.SLOT", "what a worker runs, and what came of it", Some(SWAPS), SubjectScope::Up, &[Role::Site]),
+    row("swap.cloud.WORKER.SLOT", "the same of a verifier", Some(SWAPS), SubjectScope::Cloud, &[Role::Verifier]),
+    row("dead.images.SITE.ID", "an image given up", Some(DEAD), SubjectScope::Site, &[Role::Recognizer, Role::Janitor]),
+    row("dead.answers.SITE.ID", "an answer given up", Some(DEAD), SubjectScope::Site, &[Role::Recognizer, Role::Courier]),
+    row("dead.outbox.SITE.ID", "a message that could not go up", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
+    row("dead.verdicts.SITE.ID", "a verdict the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
+    row("dead.orders.SITE.ID", "an order the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
+    row("dead.updates.SITE.ID", "a round the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
+    row("dead.verify.SITE.ID", "a request the cloud gave up", Some(DEAD), SubjectScope::Cloud, &[Role::Verifier]),
+    row("dead.updates.SITE.ID", "an update the cloud refused", Some(DEAD), SubjectScope::Cloud, &[Role::Aggregator]),
+    row("audit.SITE", "what was done by hand", Some(AUDIT), SubjectScope::Site, &[]),
+    row("audit.cloud", "what was done by hand in the cloud", Some(AUDIT), SubjectScope::Cloud, &[]),
 ];
 
 /// The subjects a role publishes, of one site or, where none is named, of all.
@@ -200,7 +200,7 @@ pub(crate) fn published_by(role: Role, site: Option<&SiteName>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::{Place, StreamSettings, plan_topology};
+    use crate::topology::{PlanScope, StreamSettings, plan_topology};
 
     /// Whether every subject of a pattern is one of another.
     fn covers(wide: &str, narrow: &str) -> bool {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn what_streams_store_is_what_the_table_says() {
         let reef: SiteName = "reef".parse().unwrap();
-        let plan = plan_topology(&Place::Both(reef.clone()), &StreamSettings::default());
+        let plan = plan_topology(&PlanScope::Both(reef.clone()), &StreamSettings::default());
         for stream in &plan.streams {
             for subject in stream.subjects.iter().filter(|subject| !subject.starts_with(['$', '/'])) {
                 // Images that are a level off become dead letters, and letters about nobody's messages are kept.

@@ -12,7 +12,7 @@ use crate::subject::check_pattern;
 
 /// A message that passed.
 #[derive(Debug, Clone)]
-pub struct Passing {
+pub struct TapMessage {
     /// Its subject.
     pub subject: String,
     /// Names and first values of its headers.
@@ -25,15 +25,15 @@ pub struct Passing {
 
 /// What passes on a subject, which may hold wildcards, from now on. The server's own talk (`$…`, `_…`) is
 /// left out unless the subject asks for it.
-pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<BoxStream<'static, Passing>, CarryError> {
+pub async fn watch_subject(bus: &Bus, pattern: &str) -> Result<BoxStream<'static, TapMessage>, CarryError> {
     check_pattern(pattern)?;
     let failed = CarryError::broker(format!("listening to {pattern}"));
     let own = |subject: &str| subject.starts_with(['$', '_']);
     let all = own(pattern);
-    let shown = move |passing: &Passing| futures::future::ready(all || !own(&passing.subject));
+    let shown = move |passing: &TapMessage| futures::future::ready(all || !own(&passing.subject));
     in_memory!(bus, link => Ok(link.tap(pattern).filter(shown).boxed()));
     let messages = bus.nats()?.client.subscribe(pattern.to_owned()).await.map_err(failed)?;
-    let passing = messages.map(|message| Passing {
+    let passing = messages.map(|message| TapMessage {
         headers: headers_of(message.headers.as_ref()),
         subject: message.subject.to_string(),
         has_reply: message.reply.is_some(),

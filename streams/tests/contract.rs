@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use schemas::{BlobRef, CameraName, Heartbeat, SiteName, TaskId};
-use streams::fleet::{Fleet, Ledger, NoteAfar, live_workers};
+use streams::fleet::{HeartbeatBucket, Ledger, RemoteNote, live_workers};
 use streams::memory::MemoryCluster;
-use streams::read::{self, Record, Stretch};
-use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
-use streams::topology::{self, Place, Mend, StreamSettings};
+use streams::read::{self, StoredMessage, StreamRange};
+use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{
-    Blobs, Bus, CarryError, Delivery, NatsSettings, Publication, Placed, Publisher, Puller, publish, subject, tap,
+    Blobs, Bus, CarryError, Delivery, NatsSettings, Publication, PublishOutcome, Publisher, Puller, publish, subject, tap,
 };
 
 /// A message that is taken and not acknowledged comes again after this.
@@ -48,14 +48,14 @@ impl ContractWorld {
     }
 
     fn in_memory() -> Self {
-        let plan = topology::plan_topology(&Place::Both(Self::site()), &Self::settings());
+        let plan = topology::plan_topology(&PlanScope::Both(Self::site()), &Self::settings());
         let cluster = MemoryCluster::new(1);
         cluster.add_server("one", &plan);
         Self { bus: cluster.connect("one"), site: Self::site(), camera: "cam-1".parse().unwrap(), _server: None }
     }
 
     async fn on_a_server() -> Self {
-        let plan = topology::plan_topology(&Place::Both(Self::site()), &Self::settings());
+        let plan = topology::plan_topology(&PlanScope::Both(Self::site()), &Self::settings());
         let folder = tempfile::tempdir().unwrap();
         let settings = ServerSettings {
             encryption_key: None,
@@ -68,14 +68,14 @@ impl ContractWorld {
             mappings: Vec::new(),
             durability: Durability::Fast,
             max_store_bytes: plan.max_store_bytes(),
-            leaf: Leaf::Alone,
+            leaf: LeafMode::Alone,
             site: None,
             entry: ClientListener::default(),
         };
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap().unwrap();
         let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
         let bus = Bus::connect(&nats, "contract").await.unwrap();
-        topology::apply_plan(&bus, &plan, Mend::Missing).await.unwrap();
+        topology::apply_plan(&bus, &plan, RepairMode::Missing).await.unwrap();
         let camera = "cam-1".parse().unwrap();
         Self { bus, site: Self::site(), camera, _server: Some((server, folder)) }
     }
@@ -84,14 +84,14 @@ impl ContractWorld {
         Publisher::new(self.bus.clone(), Duration::from_secs(5))
     }
 
-    async fn publish(&self, publication: &Publication) -> Placed {
+    async fn publish(&self, publication: &Publication) -> PublishOutcome {
         self.publisher().publish(publication).await.unwrap()
     }
 
     /// Publishes plain bytes; returns their sequence.
     async fn store(&self, subject: impl Into<String>, payload: &[u8]) -> u64 {
         match self.publish(&plain(subject, payload)).await {
-            Placed::Stored(sequence) => sequence,
+            PublishOutcome::Stored(sequence) => sequence,
             other => panic!("{other:?}"),
         }
     }
@@ -120,7 +120,7 @@ impl ContractWorld {
         Puller::new(&self.bus, topology::VERIFY, topology::VERIFIER, batch)
     }
 
-    async fn read_all(&self, stream: &str, range: Stretch) -> Vec<Record> {
+    async fn read_all(&self, stream: &str, range: StreamRange) -> Vec<StoredMessage> {
         let last = read::stream_level(&self.bus, stream).await.unwrap().last_sequence;
         let mut all = Vec::new();
         read::read_range(&self.bus, stream, range, last, |message| all.push(message)).await.unwrap();
@@ -149,7 +149,7 @@ async fn next_of<T>(stream: &mut (impl Stream<Item = T> + Unpin)) -> T {
     tokio::time::timeout(Duration::from_secs(5), stream.next()).await.expect("nothing came").expect("it ended")
 }
 
-fn payloads(messages: &[Record]) -> Vec<&[u8]> {
+fn payloads(messages: &[StoredMessage]) -> Vec<&[u8]> {
     messages.iter().map(|message| &message.payload[..]).collect()
 }
 
@@ -223,35 +223,35 @@ clauses! {
 
 async fn an_id_is_stored_once_within_its_window(world: ContractWorld) {
     let publication = |payload: &'static str| Publication::with_id(world.label(), payload, "same");
-    let Placed::Stored(first) = world.publish(&publication("a")).await else { panic!("it was there before") };
-    assert_eq!(world.publish(&publication("b")).await, Placed::Duplicate(first));
-    assert_eq!(payloads(&world.read_all(topology::LABELS, Stretch::default()).await), [b"a"]);
+    let PublishOutcome::Stored(first) = world.publish(&publication("a")).await else { panic!("it was there before") };
+    assert_eq!(world.publish(&publication("b")).await, PublishOutcome::Duplicate(first));
+    assert_eq!(payloads(&world.read_all(topology::LABELS, StreamRange::default()).await), [b"a"]);
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert_eq!(world.publish(&publication("c")).await, Placed::Stored(first + 1));
+    assert_eq!(world.publish(&publication("c")).await, PublishOutcome::Stored(first + 1));
 }
 
 async fn a_stream_with_a_source_knows_no_duplicates(world: ContractWorld) {
     let publication = Publication::with_id(world.image(), "a", "same");
-    assert_eq!(world.publish(&publication).await, Placed::Stored(1));
-    assert_eq!(world.publish(&publication).await, Placed::Stored(2));
+    assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
+    assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(2));
 }
 
 async fn an_id_is_remembered_though_its_message_was_deleted(world: ContractWorld) {
     let publication = Publication::with_id(world.label(), "a", "same");
-    assert_eq!(world.publish(&publication).await, Placed::Stored(1));
+    assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
     read::delete_message(&world.bus, topology::LABELS, 1).await.unwrap();
-    assert_eq!(world.publish(&publication).await, Placed::Duplicate(1));
+    assert_eq!(world.publish(&publication).await, PublishOutcome::Duplicate(1));
     assert_eq!(read::message_at(&world.bus, topology::LABELS, 1).await.unwrap().map(|message| message.sequence), None);
 }
 
 async fn a_slot_keeps_its_first_message(world: ContractWorld) {
     let first = Publication::first_on_subject(world.outcome(1), "first");
     let second = Publication::first_on_subject(world.outcome(1), "second");
-    assert_eq!(world.publish(&first).await, Placed::Stored(1));
-    assert_eq!(world.publish(&second).await, Placed::Taken);
-    assert_eq!(world.publish(&first).await, Placed::Taken, "its own retry finds it taken, too");
+    assert_eq!(world.publish(&first).await, PublishOutcome::Stored(1));
+    assert_eq!(world.publish(&second).await, PublishOutcome::Taken);
+    assert_eq!(world.publish(&first).await, PublishOutcome::Taken, "its own retry finds it taken, too");
     let other = Publication::first_on_subject(world.outcome(2), "other");
-    assert_eq!(world.publish(&other).await, Placed::Stored(2));
+    assert_eq!(world.publish(&other).await, PublishOutcome::Stored(2));
     let last = read::last_message(&world.bus, topology::ANSWERS, &world.final_answer(1)).await.unwrap().unwrap();
     assert_eq!(&last.payload[..], b"first");
 }
@@ -263,7 +263,7 @@ async fn a_message_is_appended_only_behind_the_one_that_is_named(world: Contract
     assert!(!append("b", 0).await.unwrap());
     assert!(append("c", 1).await.unwrap());
     assert!(!append("d", 1).await.unwrap());
-    assert_eq!(payloads(&world.read_all(topology::AUDIT, Stretch::default()).await), [b"a", b"c"]);
+    assert_eq!(payloads(&world.read_all(topology::AUDIT, StreamRange::default()).await), [b"a", b"c"]);
 }
 
 async fn a_full_stream_that_drops_nothing_refuses(world: ContractWorld) {
@@ -295,12 +295,12 @@ async fn of_one_subject_the_latest_are_kept(world: ContractWorld) {
     for number in 0..6u8 {
         world.store(&subject, &[number]).await;
     }
-    let kept = world.read_all(topology::UPDATES, Stretch::default()).await;
+    let kept = world.read_all(topology::UPDATES, StreamRange::default()).await;
     assert_eq!(payloads(&kept), [[2], [3], [4], [5]]);
     let order = subject::order(&world.site, &model);
     world.store(&order, b"a").await;
     world.store(&order, b"b").await;
-    assert_eq!(payloads(&world.read_all(topology::ORDERS, Stretch::default()).await), [b"b"]);
+    assert_eq!(payloads(&world.read_all(topology::ORDERS, StreamRange::default()).await), [b"b"]);
 }
 
 async fn what_is_larger_than_a_message_is_refused(world: ContractWorld) {
@@ -353,21 +353,21 @@ async fn a_range_is_read_in_order_from_where_it_begins(world: ContractWorld) {
         let all = world.read_all(topology::LABELS, range).await;
         all.iter().map(|message| message.payload[0]).collect::<Vec<_>>()
     };
-    assert_eq!(numbers(Stretch::default()).await, (0..10).collect::<Vec<_>>());
-    assert_eq!(numbers(Stretch { from_sequence: Some(8), ..Stretch::default() }).await, [7, 8, 9]);
-    let of_other = Stretch { subjects: vec![other.clone()], from_sequence: Some(5), ..Stretch::default() };
+    assert_eq!(numbers(StreamRange::default()).await, (0..10).collect::<Vec<_>>());
+    assert_eq!(numbers(StreamRange { from_sequence: Some(8), ..StreamRange::default() }).await, [7, 8, 9]);
+    let of_other = StreamRange { subjects: vec![other.clone()], from_sequence: Some(5), ..StreamRange::default() };
     assert_eq!(numbers(of_other).await, [5, 7, 9]);
-    let of_nobody = Stretch { subjects: vec!["label.nobody.*".into()], ..Stretch::default() };
+    let of_nobody = StreamRange { subjects: vec!["label.nobody.*".into()], ..StreamRange::default() };
     assert!(numbers(of_nobody).await.is_empty());
     let mut until = Vec::new();
-    let range = Stretch::default();
+    let range = StreamRange::default();
     read::read_range(&world.bus, topology::LABELS, range, 4, |message| until.push(message.sequence)).await.unwrap();
     assert_eq!(until, [1, 2, 3, 4]);
 }
 
 async fn headers_alone_say_how_large_a_message_is(world: ContractWorld) {
     world.publish(&plain(world.label(), &[7; 1000]).header("Tributary-Label", "kelp")).await;
-    let range = Stretch { headers_only: true, ..Stretch::default() };
+    let range = StreamRange { headers_only: true, ..StreamRange::default() };
     let messages = world.read_all(topology::LABELS, range).await;
     assert!(messages[0].payload.is_empty());
     assert_eq!((messages[0].payload_bytes(), messages[0].header("Tributary-Label")), (1000, Some("kelp")));
@@ -376,8 +376,8 @@ async fn headers_alone_say_how_large_a_message_is(world: ContractWorld) {
 async fn whoever_follows_hears_what_was_stored_and_what_comes(world: ContractWorld) {
     world.store(world.label(), b"a").await;
     let follow = async |range| Box::pin(read::follow_range(&world.bus, topology::LABELS, range).await.unwrap());
-    let mut all = follow(Stretch::default()).await;
-    let mut new = follow(Stretch { only_new: true, ..Stretch::default() }).await;
+    let mut all = follow(StreamRange::default()).await;
+    let mut new = follow(StreamRange { only_new: true, ..StreamRange::default() }).await;
     assert_eq!(&next_of(&mut all).await.unwrap().payload[..], b"a");
     world.store(world.label(), b"b").await;
     for follower in [&mut all, &mut new] {
@@ -390,8 +390,8 @@ async fn the_newest_messages_are_found_from_behind(world: ContractWorld) {
     for number in 0..20u8 {
         world.store(world.label(), &[number]).await;
     }
-    let is_even = |message: &Record| message.payload[0] % 2 == 0;
-    let range = Stretch::default;
+    let is_even = |message: &StoredMessage| message.payload[0] % 2 == 0;
+    let range = StreamRange::default;
     let newest = read::newest_messages(&world.bus, topology::LABELS, range(), 3, is_even).await.unwrap();
     assert_eq!(payloads(&newest), [[14], [16], [18]]);
     let all = read::newest_messages(&world.bus, topology::LABELS, range(), 100, is_even).await.unwrap();
@@ -422,7 +422,7 @@ async fn messages_are_purged_below_a_sequence_and_on_a_subject(world: ContractWo
     }
     assert_eq!(read::purge_before(&world.bus, topology::LABELS, 4).await.unwrap(), 3);
     read::purge_subject(&world.bus, topology::LABELS, &other).await.unwrap();
-    let left = world.read_all(topology::LABELS, Stretch::default()).await;
+    let left = world.read_all(topology::LABELS, StreamRange::default()).await;
     assert_eq!(left.iter().map(|message| message.sequence).collect::<Vec<_>>(), [5, 7]);
 }
 
@@ -613,7 +613,7 @@ async fn rounds_are_copied_out_of_the_updates(world: ContractWorld) {
     let opened = subject::round(&model, 1, "opened");
     let sequence = world.store(&opened, b"opened").await;
     tokio::time::sleep(SOON).await;
-    let copies = world.read_all(topology::ROUNDS, Stretch::default()).await;
+    let copies = world.read_all(topology::ROUNDS, StreamRange::default()).await;
     assert_eq!(payloads(&copies), [b"opened"]);
     assert_eq!((copies[0].subject.as_str(), copies[0].source_sequence()), (opened.as_str(), Some(sequence)));
 }
@@ -649,7 +649,7 @@ async fn a_note_is_written_by_its_subject(world: ContractWorld) {
     world.publish(&plain(subject::note_subject("note"), b"a")).await;
     let ledger = Ledger::open(&world.bus).await.unwrap();
     assert_eq!(ledger.read("note").await.unwrap().as_deref(), Some("a"));
-    let remote = NoteAfar::new(&world.bus, "other".into());
+    let remote = RemoteNote::new(&world.bus, "other".into());
     assert_eq!(remote.read().await.unwrap(), None);
     remote.write("b".into()).await.unwrap();
     assert_eq!(remote.read().await.unwrap().as_deref(), Some("b"));
@@ -657,7 +657,7 @@ async fn a_note_is_written_by_its_subject(world: ContractWorld) {
 }
 
 async fn heartbeats_are_heard_and_counted(world: ContractWorld) {
-    let bucket = Fleet::open(&world.bus).await.unwrap();
+    let bucket = HeartbeatBucket::open(&world.bus).await.unwrap();
     let heartbeat = |role: &str, worker: &str, finished| {
         let mut heartbeat = Heartbeat::of(role, worker.into(), Some(world.site.clone()), 1);
         heartbeat.finished = finished;

@@ -42,7 +42,7 @@ fn chunk(bytes: &mut Vec<u8>, kind: &[u8; 4], content: &[u8]) {
 
 /// A zlib stream of so many zeros: one literal, then copies of 258 bytes at 13 bits each.
 fn zlib_zeros(count: usize) -> Vec<u8> {
-    let mut bits = Bits::default();
+    let mut bits = BitWriter::default();
     bits.push(0b011, 3);
     bits.code(0b0011_0000, 8);
     let (copies, rest) = ((count - 1) / 258, (count - 1) % 258);
@@ -63,13 +63,13 @@ fn zlib_zeros(count: usize) -> Vec<u8> {
 }
 
 #[derive(Default)]
-struct Bits {
+struct BitWriter {
     bytes: Vec<u8>,
     last: u64,
     held: u32,
 }
 
-impl Bits {
+impl BitWriter {
     /// Lowest bit first, as deflate packs everything but codes.
     fn push(&mut self, value: u64, bits: u32) {
         self.last |= value << self.held;

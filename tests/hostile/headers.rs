@@ -60,7 +60,7 @@ async fn headers_that_were_bent_cost_their_message_and_not_the_connection() {
         .unwrap();
     let mut messages = client.subscribe("image.reef.cam-1").await.unwrap();
     client.flush().await.unwrap();
-    let stored = schemas::task::Stored {
+    let stored = schemas::task::StorageStamp {
         site: "reef".parse().unwrap(),
         camera: "cam-1".parse().unwrap(),
         sequence: 1,

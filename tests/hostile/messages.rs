@@ -1,17 +1,17 @@
 //! Messages, and what is signed of them.
 
 use bend::{bend_all, corpus, turns};
-use replayer::Row;
-use replayer::backtest::{Candidate, Recorded, replay_decisions};
-use replayer::row::Texts;
-use runtime::sign::Key;
+use replayer::TaskRow;
+use replayer::backtest::{BacktestCandidate, RecordedTask, replay_decisions};
+use replayer::row::TextPool;
+use runtime::sign::SiteKey;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};
 use schemas::{
     Answer, AuditNote, Heartbeat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
-    SiteName, Swap, Update, Verdict, Verify, codec, decode, encode,
+    SiteName, Swap, Update, Verdict, VerifyRequest, codec, decode, encode,
 };
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::subject;
 
 fn wire(beginning: &str) -> Vec<Vec<u8>> {
@@ -51,7 +51,7 @@ fn messages_that_were_bent_are_read_or_refused() {
         message::<Swap>,
         message::<Update>,
         message::<Verdict>,
-        message::<Verify>,
+        message::<VerifyRequest>,
         |bytes| drop(codec::to_json(bytes)),
     ];
     bend_all("messages", &corpus("fixtures/wire", &[".msgpack"], usize::MAX), turns(), |bytes| {
@@ -65,13 +65,13 @@ fn answers_that_were_bent_are_told_and_decided_again() {
     bend::limit_memory();
     let answers: Vec<Vec<u8>> = wire("answer").into_iter().filter(|bytes| decode::<Answer>(bytes).is_ok()).collect();
     let candidate =
-        Candidate { name: "bent".into(), says: serde_json::json!({ "gate": { "min_confidence_ratio": 0.7 } }) };
-    let mut texts = Texts::default();
+        BacktestCandidate { name: "bent".into(), says: serde_json::json!({ "gate": { "min_confidence_ratio": 0.7 } }) };
+    let mut texts = TextPool::default();
     bend_all("answers in a back-test", &answers, turns() / 4, |bytes| {
         let Ok(answer) = decode::<Answer>(bytes) else { return 1 };
-        let row = Row::of(&answer, &mut texts);
+        let row = TaskRow::of(&answer, &mut texts);
         let _told = (row.hardness(), row.is_wrong(), row.label().is_some());
-        if let Some(recorded) = Recorded::of(&answer, None, &mut texts) {
+        if let Some(recorded) = RecordedTask::of(&answer, None, &mut texts) {
             let in_force = [(recorded.settings().to_owned(), Default::default())].into();
             let _played = replay_decisions(&[recorded], &in_force, &candidate).is_ok();
         }
@@ -83,7 +83,7 @@ fn answers_that_were_bent_are_told_and_decided_again() {
 #[test]
 fn what_was_signed_and_bent_is_not_obeyed() {
     bend::limit_memory();
-    let key = Key::of_secret(&Key::make_secret().unwrap()).unwrap();
+    let key = SiteKey::of_secret(&SiteKey::make_secret().unwrap()).unwrap();
     let mut root = Root {
         number: 1,
         expires_at_ms: u64::MAX,
@@ -142,16 +142,16 @@ fn a_ticket_that_was_bent_is_no_ticket() {
 fn a_note_of_the_audit_that_was_bent_breaks_its_chain() {
     bend::limit_memory();
     let place: SiteName = "reef".parse().unwrap();
-    let record = |sequence: u64, payload: Vec<u8>| Record {
+    let record = |sequence: u64, payload: Vec<u8>| StoredMessage {
         subject: subject::audit(&place),
         sequence,
         stored_at_ns: 0,
         headers: Vec::new(),
         payload: payload.into(),
     };
-    let mut records: Vec<Record> = Vec::new();
+    let mut records: Vec<StoredMessage> = Vec::new();
     for sequence in 1..=3 {
-        let previous = records.last().map_or(vec![0; 32], |before: &Record| {
+        let previous = records.last().map_or(vec![0; 32], |before: &StoredMessage| {
             use sha2::Digest;
             sha2::Sha256::digest(&before.payload).to_vec()
         });

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use harness::pictures::{LIGHT, one, some};
 use harness::program::{fixture, root};
-use harness::{Plan, World, odd, run, until};
+use harness::{WorldPlan, TestWorld, odd, run, until};
 use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TASK, HEADER_TILE,
 };
 use schemas::{BlobRef, DeadLetter, Reason, Route, TaskId, decode};
-use streams::read::{self, Stretch};
+use streams::read::{self, StreamRange};
 use streams::topology::StreamSettings;
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,7 @@ async fn letters(bus: &Bus) -> Vec<DeadLetter> {
     let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     let mut letters = Vec::new();
     if level.messages > 0 {
-        let all = read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        let all = read::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             letters.push(decode::<DeadLetter>(&record.payload).unwrap());
         });
         all.await.unwrap();
@@ -47,15 +47,15 @@ fn vision_testdata(name: &str) -> Vec<u8> {
 }
 
 /// A site without a cloud, and a recognizer.
-async fn small_world() -> World {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+async fn small_world() -> TestWorld {
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     world
 }
 
 /// A good image is answered at once, by the very process that was there at first.
-async fn serves_on(world: &mut World, after: &str) {
+async fn serves_on(world: &mut TestWorld, after: &str) {
     let asked_at = Instant::now();
     let task = publish(world.bus(0), &world.site(0).name, &one(true).unwrap().bytes, &[]).await;
     assert_eq!(answered(world, task).await.route, Route::Edge, "after {after}");
@@ -65,7 +65,7 @@ async fn serves_on(world: &mut World, after: &str) {
 }
 
 /// Publishes something bad and checks its tombstone, its dead letter and its worker.
-async fn dies_of(world: &mut World, what: &str, bytes: &[u8], headers: &[(&'static str, &str)], fault: &str) {
+async fn dies_of(world: &mut TestWorld, what: &str, bytes: &[u8], headers: &[(&'static str, &str)], fault: &str) {
     let site = world.site(0).name.clone();
     let task = TaskId::new_random();
     publish_as(world.bus(0), &site, task, bytes, headers).await.unwrap();
@@ -312,8 +312,8 @@ async fn a_model_that_does_not_fit_is_refused_by_name_before_anything_is_taken()
 #[tokio::test]
 async fn a_full_stream_refuses_at_the_publisher_and_loses_nothing_it_took() {
     let streams = StreamSettings { images_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
-    let plan = Plan { streams, ..Plan::default() }.set("recognizer.verify.enabled=false");
-    let mut world = World::start(plan).await.unwrap();
+    let plan = WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.verify.enabled=false");
+    let mut world = TestWorld::start(plan).await.unwrap();
     let site = world.site(0).name.clone();
     // Pads a picture so that fifty of them fill the stream.
     let image = |number: usize| {

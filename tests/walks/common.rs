@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use harness::{World, until};
-use schemas::{Answer, SiteName, Stage, TaskId, decode};
-use streams::read::{self, Stretch};
-use streams::{Bus, CarryError, Placed, Publication, Publisher, topology};
+use harness::{TestWorld, until};
+use schemas::{Answer, SiteName, AnswerStage, TaskId, decode};
+use streams::read::{self, StreamRange};
+use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, topology};
 
 /// Long enough for anything that is going to happen on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ pub async fn publish_as(
     task: TaskId,
     bytes: &[u8],
     headers: &[(&'static str, &str)],
-) -> Result<Placed, CarryError> {
+) -> Result<PublishOutcome, CarryError> {
     let subject = streams::subject::image(site, &"cam-1".parse().unwrap());
     let mut publication = Publication::with_id(subject, bytes.to_vec(), task.to_string());
     for (name, value) in headers {
@@ -44,7 +44,7 @@ pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result
 }
 
 /// The final answer of a task of a world's first site; what its workers said last if there is none.
-pub async fn answered(world: &World, task: TaskId) -> Answer {
+pub async fn answered(world: &TestWorld, task: TaskId) -> Answer {
     let site = world.site(0);
     match outcome(&site.bus, &site.name, task).await {
         Ok(answer) => answer,
@@ -56,7 +56,7 @@ pub async fn answered(world: &World, task: TaskId) -> Answer {
 pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
     let last = read::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
     let mut answers: Vec<Answer> = Vec::new();
-    let all = read::read_range(bus, topology::ANSWERS, Stretch::default(), last, |record| {
+    let all = read::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
         answers.push(decode(&record.payload).unwrap());
     });
     all.await.unwrap();
@@ -65,11 +65,11 @@ pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
 }
 
 /// The provisional answer of a task, as soon as there is one.
-pub async fn promised(world: &World, task: TaskId) -> Answer {
+pub async fn promised(world: &TestWorld, task: TaskId) -> Answer {
     let what = format!("a provisional answer of task {task}");
     let found = until(&what, PATIENCE, async || {
         let answers = answers(world.bus(0), task).await;
-        Ok(answers.into_iter().find(|answer| answer.stage == Stage::Provisional))
+        Ok(answers.into_iter().find(|answer| answer.stage == AnswerStage::Provisional))
     });
     found.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use harness::bare::free_ports;
 use harness::pictures::{HEAVY, LIGHT, one};
 use harness::program::fixture;
-use harness::{Worker, run, until};
-use runtime::sign::Key;
+use harness::{WorkerProcess, run, until};
+use runtime::sign::SiteKey;
 use runtime::trust;
 use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
 use serde_json::Value;
@@ -29,7 +29,7 @@ async fn refuses(folder: &Path, words: &[&str]) -> String {
 }
 
 /// What a running `up` says of itself in a store.
-async fn running(folder: &Path, store: &str, worker: &mut Worker) -> Value {
+async fn running(folder: &Path, store: &str, worker: &mut WorkerProcess) -> Value {
     let found = until("it is up", PATIENCE, async || {
         let text = std::fs::read(folder.join(store).join("up.json")).ok();
         Ok(text.and_then(|text| serde_json::from_slice::<Value>(&text).ok()))
@@ -137,7 +137,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let merging =
         ["--model", &light, "--merge", "--set", "aggregator.merge.rule=fedavg", "--set", "releaser.judge_s=1"];
     let words = [&hub_words[..], &merging].concat();
-    let mut hub = Worker::start("hub", at, &words, &[]).unwrap();
+    let mut hub = WorkerProcess::start("hub", at, &words, &[]).unwrap();
     running(at, "hub", &mut hub).await;
     says(at, &["site", "add", "reef"]).await;
     assert!(refuses(at, &["site", "add", "reef"]).await.contains("reef.site is there already"));
@@ -150,7 +150,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     for site in ["reef", "farm"] {
         let file = format!("{site}.site");
         let words = ["join", &file, "--model", &light, "--store", site, "--set", "recognizer.infer.replicas=1"];
-        sites.push(Worker::start(site, at, &words, &[]).unwrap());
+        sites.push(WorkerProcess::start(site, at, &words, &[]).unwrap());
     }
     let mut buses = Vec::new();
     for (site, worker) in ["reef", "farm"].into_iter().zip(&mut sites) {
@@ -185,7 +185,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let own = &orders[0];
     let unsigned = Order { number: own.number + 1, signature: None, ..own.clone() };
     let changed = Order { number: own.number + 1, ..own.clone() };
-    let forged = Key::create(&at.join("forged.key")).unwrap();
+    let forged = SiteKey::create(&at.join("forged.key")).unwrap();
     let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
     let publisher = Publisher::new(operator, PATIENCE);
     for order in [unsigned, changed, by_stranger] {
@@ -229,7 +229,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     .await
     .unwrap();
     // Orders that the right key signed, and that are not obeyed all the same.
-    let releaser = Key::read(&at.join("tributary-fleet/hub/releaser.sign")).unwrap();
+    let releaser = SiteKey::read(&at.join("tributary-fleet/hub/releaser.sign")).unwrap();
     let now_ms = runtime::clock::now_ms();
     let sign = |order: Order, at_ms: u64| trust::sign(Order { signature: None, ..order }, &releaser, at_ms).unwrap();
     let next = Order { number: last.number + 1, ..last.clone() };
@@ -298,7 +298,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     says(at, &["site", "rotate", "farm", "--out", "farm-2.site"]).await;
     assert!(joined(at, "farm").await);
     // Revoked: gone within a second, and it does not come back, while the other does.
-    let ends = |worker: &Worker| worker.log().matches("the cloud does not answer").count();
+    let ends = |worker: &WorkerProcess| worker.log().matches("the cloud does not answer").count();
     let (began, before) = (Instant::now(), ends(&sites[0]));
     says(at, &["site", "revoke", "reef"]).await;
     until("the link of the revoked site ends", Duration::from_secs(5), async || {

@@ -17,27 +17,27 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use futures::StreamExt;
 use harness::bare::BareServer;
-use harness::pictures::{INITIAL, LIGHT, Picture, some};
+use harness::pictures::{INITIAL, LIGHT, TestPicture, some};
 use harness::program::{fixture, root};
-use harness::{Plan, Worker, World, until};
+use harness::{WorldPlan, WorkerProcess, TestWorld, until};
 use runtime::clock;
-use runtime::sign::Key;
+use runtime::sign::SiteKey;
 use schemas::task::HEADER_IMAGE;
 use schemas::{
-    Answer, BlobRef, DeadLetter, ModelName, ReleaseId, Round, RoundEvent, Route, TaskId, Terms, Verdict, Verify,
+    Answer, BlobRef, DeadLetter, ModelName, ReleaseId, Round, RoundEvent, Route, TaskId, RoundTerms, Verdict, VerifyRequest,
     decode, encode,
 };
-use streams::read::{self, Stretch};
+use streams::read::{self, StreamRange};
 use streams::rights::{CLOUD_DOMAIN, inbox_prefix};
 use streams::server::LINK_USER;
-use streams::topology::{Mend, Place, State, StreamSettings};
+use streams::topology::{RepairMode, PlanScope, SetupStatus, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, Publication, Publisher, subject, topology};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::raw::{Heard, RawClient, Shot};
+use self::raw::{RawReply, RawClient, RawPublication};
 use self::site::Foe;
-use self::table::{Action, Outcome, markdown};
+use self::table::{Action, ActionOutcome, markdown};
 use crate::common::PATIENCE;
 
 /// An honest image waits no longer than this beyond what it waits while nobody attacks.
@@ -60,27 +60,27 @@ const WORST_DELAY: Duration = Duration::from_secs(4);
 
 /// What an honest image waited for.
 #[derive(Debug, Clone)]
-struct Sent {
+struct HonestImage {
     phase: usize,
     at: Instant,
-    picture: &'static Picture,
+    picture: &'static TestPicture,
     heard: Option<Duration>,
 }
 
 /// An honest camera: publishes all the while, and hears its final answers.
-struct Honest {
-    sent: Arc<Mutex<BTreeMap<TaskId, Sent>>>,
+struct HonestCamera {
+    sent: Arc<Mutex<BTreeMap<TaskId, HonestImage>>>,
     phase: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     publishing: JoinHandle<()>,
     hearing: JoinHandle<()>,
 }
 
-impl Honest {
+impl HonestCamera {
     /// Begins. `ids`: the ids of some of its images, which others know.
-    async fn begin(world: &World, ids: Vec<TaskId>) -> Self {
+    async fn begin(world: &TestWorld, ids: Vec<TaskId>) -> Self {
         let site = world.site(0);
-        let (sent, phase, stop) = (Arc::<Mutex<BTreeMap<TaskId, Sent>>>::default(), Arc::default(), Arc::default());
+        let (sent, phase, stop) = (Arc::<Mutex<BTreeMap<TaskId, HonestImage>>>::default(), Arc::default(), Arc::default());
         let client = async_nats::connect(site.server.url()).await.unwrap();
         let mut finals = client.subscribe(format!("answer.final.{}.honest.*", site.name)).await.unwrap();
         client.flush().await.unwrap();
@@ -110,7 +110,7 @@ impl Honest {
                 let subject = subject::image(&name, &"honest".parse().unwrap());
                 let publication = Publication::with_id(subject, picture.bytes.clone(), task.to_string());
                 let phase = now.load(Ordering::Relaxed);
-                known.lock().unwrap().insert(task, Sent { phase, at: Instant::now(), picture, heard: None });
+                known.lock().unwrap().insert(task, HonestImage { phase, at: Instant::now(), picture, heard: None });
                 publisher.publish(&publication).await.unwrap();
                 number += 1;
             }
@@ -123,7 +123,7 @@ impl Honest {
     }
 
     /// Publishes no more, and waits for the last answer.
-    async fn end(self) -> BTreeMap<TaskId, Sent> {
+    async fn end(self) -> BTreeMap<TaskId, HonestImage> {
         self.stop.store(true, Ordering::Relaxed);
         self.publishing.await.unwrap();
         until("every honest image is answered", PATIENCE, async || {
@@ -140,7 +140,7 @@ impl Honest {
 }
 
 /// Median and worst of some waits.
-fn waits(sent: &BTreeMap<TaskId, Sent>, phase: usize, confident: bool) -> (Duration, Duration, usize) {
+fn waits(sent: &BTreeMap<TaskId, HonestImage>, phase: usize, confident: bool) -> (Duration, Duration, usize) {
     let of = sent.values().filter(|sent| sent.phase == phase && sent.picture.confident == confident);
     let mut waits: Vec<Duration> = of.filter_map(|sent| sent.heard).collect();
     waits.sort();
@@ -157,7 +157,7 @@ async fn faults(bus: &Bus) -> BTreeMap<(String, u64), String> {
     let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     let mut faults = BTreeMap::new();
     if level.messages > 0 {
-        read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             let letter: DeadLetter = decode(&record.payload).unwrap();
             assert!(!letter.fault.reason.is_empty() && !letter.fault.remedy.is_empty(), "{:?}", letter.fault);
             faults.insert((letter.stream, letter.sequence), letter.fault.name);
@@ -172,7 +172,7 @@ async fn faults(bus: &Bus) -> BTreeMap<(String, u64), String> {
 async fn routes(bus: &Bus) -> BTreeMap<u64, Vec<(TaskId, Route)>> {
     let level = read::stream_level(bus, topology::ANSWERS).await.unwrap();
     let mut routes: BTreeMap<u64, Vec<(TaskId, Route)>> = BTreeMap::new();
-    let finals = Stretch { subjects: vec!["answer.final.*.*.*".into()], ..Stretch::default() };
+    let finals = StreamRange { subjects: vec!["answer.final.*.*.*".into()], ..StreamRange::default() };
     read::read_range(bus, topology::ANSWERS, finals, level.last_sequence, |record| {
         let answer: Answer = decode(&record.payload).unwrap();
         assert_eq!(record.header(HEADER_IMAGE), Some(answer.image_sequence.to_string().as_str()));
@@ -184,19 +184,19 @@ async fn routes(bus: &Bus) -> BTreeMap<u64, Vec<(TaskId, Route)>> {
 }
 
 /// What the server said at once, if that is the outcome.
-fn at_once(heard: &Heard) -> Option<Outcome> {
+fn at_once(heard: &RawReply) -> Option<ActionOutcome> {
     match heard {
-        Heard::Stored { duplicate: false, .. } => None,
-        Heard::Stored { duplicate: true, .. } | Heard::Refused(_) | Heard::Nobody | Heard::Silence => {
-            Some(Outcome::Refused)
+        RawReply::Stored { duplicate: false, .. } => None,
+        RawReply::Stored { duplicate: true, .. } | RawReply::Refused(_) | RawReply::Nobody | RawReply::Silence => {
+            Some(ActionOutcome::Refused)
         }
-        Heard::Said(_) => Some(Outcome::SaysWhatIsItsOwn),
-        Heard::Closed(_) => Some(Outcome::Disconnected),
+        RawReply::Said(_) => Some(ActionOutcome::SaysWhatIsItsOwn),
+        RawReply::Closed(_) => Some(ActionOutcome::Disconnected),
     }
 }
 
 /// What came of every message of a camera.
-async fn judge_camera(world: &World, actions: &mut [Action], heard: &[Vec<Heard>]) {
+async fn judge_camera(world: &TestWorld, actions: &mut [Action], heard: &[Vec<RawReply>]) {
     let bus = world.bus(0);
     let durable = topology::recognizer_durable(&world.site(0).name);
     until("every image is done", 2 * PATIENCE, async || {
@@ -227,11 +227,11 @@ async fn judge_camera(world: &World, actions: &mut [Action], heard: &[Vec<Heard>
                 match routes.get(&sequence).map(Vec::as_slice) {
                     Some([(_, Route::Dead)]) => {
                         let fault = faults.get(&(topology::IMAGES.into(), sequence));
-                        fault.map_or(Outcome::Lost, |fault| Outcome::DeadLetter(fault.clone()))
+                        fault.map_or(ActionOutcome::Lost, |fault| ActionOutcome::DeadLetter(fault.clone()))
                     }
-                    Some([_]) => Outcome::Answered,
-                    None if action.expected.contains(&Outcome::AnsweredBefore) => Outcome::AnsweredBefore,
-                    Some(_) | None => Outcome::Lost,
+                    Some([_]) => ActionOutcome::Answered,
+                    None if action.expected.contains(&ActionOutcome::AnsweredBefore) => ActionOutcome::AnsweredBefore,
+                    Some(_) | None => ActionOutcome::Lost,
                 }
             });
             *action.actual.entry(outcome).or_default() += 1;
@@ -240,9 +240,9 @@ async fn judge_camera(world: &World, actions: &mut [Action], heard: &[Vec<Heard>
     }
 }
 
-fn sequence(heard: &Heard) -> Option<u64> {
+fn sequence(heard: &RawReply) -> Option<u64> {
     match heard {
-        Heard::Stored { sequence, duplicate: false, .. } => Some(*sequence),
+        RawReply::Stored { sequence, duplicate: false, .. } => Some(*sequence),
         _ => None,
     }
 }
@@ -253,9 +253,9 @@ async fn perform(
     alone: &mut RawClient,
     actions: &[Action],
     at_a_time: usize,
-) -> Vec<Vec<Heard>> {
-    let ends = |action: &Action| action.expected.contains(&Outcome::Disconnected);
-    let shots: Vec<Shot> =
+) -> Vec<Vec<RawReply>> {
+    let ends = |action: &Action| action.expected.contains(&ActionOutcome::Disconnected);
+    let shots: Vec<RawPublication> =
         actions.iter().filter(|action| !ends(action)).flat_map(|action| action.shots.clone()).collect();
     let mut heard = Vec::with_capacity(shots.len());
     for some in shots.chunks(at_a_time) {
@@ -276,7 +276,7 @@ async fn perform(
 }
 
 /// What came of every message of a site, in the cloud.
-async fn judge_site(world: &World, foe: &Foe, actions: &mut [Action], heard: &[Vec<Heard>]) {
+async fn judge_site(world: &TestWorld, foe: &Foe, actions: &mut [Action], heard: &[Vec<RawReply>]) {
     let cloud = &world.cloud;
     let mut outcomes = Vec::new();
     let mut last = (usize::MAX, Instant::now());
@@ -287,20 +287,20 @@ async fn judge_site(world: &World, foe: &Foe, actions: &mut [Action], heard: &[V
         for (action, heard) in actions.iter().zip(heard) {
             for (shot, heard) in action.shots.iter().zip(heard) {
                 outcomes.push(at_once(heard).unwrap_or_else(|| {
-                    let Heard::Stored { stream, sequence, .. } = heard else { return Outcome::Lost };
+                    let RawReply::Stored { stream, sequence, .. } = heard else { return ActionOutcome::Lost };
                     if let Some(fault) = faults.get(&(stream.clone(), *sequence)) {
-                        return Outcome::DeadLetter(fault.clone());
+                        return ActionOutcome::DeadLetter(fault.clone());
                     }
                     if stream != topology::VERIFY {
-                        return Outcome::KeptAsItsOwn;
+                        return ActionOutcome::KeptAsItsOwn;
                     }
-                    if !action.expected.contains(&Outcome::Verdict) {
-                        return Outcome::Lost;
+                    if !action.expected.contains(&ActionOutcome::Verdict) {
+                        return ActionOutcome::Lost;
                     }
-                    let task = decode::<Verify>(&shot.payload).ok().map(|request| request.provisional.task);
+                    let task = decode::<VerifyRequest>(&shot.payload).ok().map(|request| request.provisional.task);
                     match task.is_some_and(|task| verdicts.contains(&task)) {
-                        true => Outcome::Verdict,
-                        false => Outcome::Lost,
+                        true => ActionOutcome::Verdict,
+                        false => ActionOutcome::Lost,
                     }
                 }));
             }
@@ -330,7 +330,7 @@ async fn judge_site(world: &World, foe: &Foe, actions: &mut [Action], heard: &[V
     }
 }
 
-fn tell_if_wrong(action: &Action, heard: &[Heard]) {
+fn tell_if_wrong(action: &Action, heard: &[RawReply]) {
     if !action.holds() {
         println!(
             "WRONG {} ({}): {}, expected {:?}; heard {:?}",
@@ -348,7 +348,7 @@ async fn verdicts(cloud: &Bus, foe: &Foe) -> BTreeSet<TaskId> {
     let level = read::stream_level(cloud, topology::VERDICTS).await.unwrap();
     let mut tasks = BTreeSet::new();
     if level.messages > 0 {
-        let own = Stretch { subjects: vec![format!("verdict.{}.*", foe.own)], ..Stretch::default() };
+        let own = StreamRange { subjects: vec![format!("verdict.{}.*", foe.own)], ..StreamRange::default() };
         read::read_range(cloud, topology::VERDICTS, own, level.last_sequence, |record| {
             let verdict: Verdict = decode(&record.payload).unwrap();
             assert_eq!(verdict.provisional.site, foe.own);
@@ -371,7 +371,7 @@ async fn quiet_levels(bus: &Bus, streams: &[&str]) -> BTreeMap<String, (u64, u64
 }
 
 /// Objects at a site that are not what they say.
-async fn lies(world: &World) -> Vec<(&'static str, BlobRef)> {
+async fn lies(world: &TestWorld) -> Vec<(&'static str, BlobRef)> {
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let context = async_nats::jetstream::new(client);
     let mut lies = Vec::new();
@@ -396,15 +396,15 @@ async fn lies(world: &World) -> Vec<(&'static str, BlobRef)> {
 }
 
 /// Says that something happened in a round, as the operator of the cloud may.
-async fn say_round(world: &World, model: &ModelName, number: u64, event: RoundEvent) {
+async fn say_round(world: &TestWorld, model: &ModelName, number: u64, event: RoundEvent) {
     let slot = subject::round(model, number, &event.slot());
     let round = Round { model: model.clone(), number, event, said_at_ms: clock::now_ms(), signature: None };
     let publication = Publication::first_on_subject(slot, encode(&round).unwrap());
     Publisher::new(world.cloud.clone(), PATIENCE).publish(&publication).await.unwrap();
 }
 
-fn terms(base: &ReleaseId) -> Terms {
-    Terms {
+fn terms(base: &ReleaseId) -> RoundTerms {
+    RoundTerms {
         base: base.clone(),
         weights: None,
         sites: Vec::new(),
@@ -419,24 +419,24 @@ fn terms(base: &ReleaseId) -> Terms {
     }
 }
 
-fn all_alive(world: &mut World) {
+fn all_alive(world: &mut TestWorld) {
     for (name, worker) in &mut world.workers {
         assert_eq!(worker.ended().unwrap(), None, "{name} died: {}", worker.log());
     }
 }
 
 /// From now on the peak of a process's memory is that of what comes.
-fn forget_peak(worker: &Worker) {
+fn forget_peak(worker: &WorkerProcess) {
     std::fs::write(format!("/proc/{}/clear_refs", worker.id()), "5").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_its_answers_in_time() {
-    let mut world = World::start(Plan::leaves(2)).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::leaves(2)).await.unwrap();
     let folder = world.folder().to_owned();
     let (key, strangers) =
-        (Key::create(&folder.join("foe.key")).unwrap(), Key::create(&folder.join("stranger.key")).unwrap());
-    let honest_key = Key::create(&folder.join("honest.key")).unwrap();
+        (SiteKey::create(&folder.join("foe.key")).unwrap(), SiteKey::create(&folder.join("stranger.key")).unwrap());
+    let honest_key = SiteKey::create(&folder.join("honest.key")).unwrap();
     let keys = serde_json::json!({"site-1": honest_key.public(), "site-2": key.public()});
     world.verifier("verifier-0").unwrap();
     world.recognizer("recognizer-0", 0).unwrap();
@@ -468,7 +468,7 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
 
     // While nobody attacks.
     let began = Instant::now();
-    let honest = Honest::begin(&world, ids.clone()).await;
+    let honest = HonestCamera::begin(&world, ids.clone()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     honest.enter(1);
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -535,8 +535,8 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
             sent.store_blob(weights).await.unwrap();
         }
         let shot = foe.heard_shot(&heard, round);
-        let again = Action::new(format!("{}, once more", heard.name), shot.clone(), Outcome::dead("update_second"));
-        let action = Action::new(heard.name, shot, Outcome::DeadLetter(heard.fault));
+        let again = Action::new(format!("{}, once more", heard.name), shot.clone(), ActionOutcome::dead("update_second"));
+        let action = Action::new(heard.name, shot, ActionOutcome::DeadLetter(heard.fault));
         let mut actions = vec![action, again];
         let heard = perform(&mut client, &mut alone, &actions, usize::MAX).await;
         judge_site(&world, &foe, &mut actions, &heard).await;
@@ -574,7 +574,7 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     let sent = honest.end().await;
     let routes = routes(world.bus(0)).await;
     let mut of_honest: BTreeMap<TaskId, Vec<Route>> = BTreeMap::new();
-    let finals = Stretch { subjects: vec![format!("answer.final.{}.honest.*", foe.other)], ..Stretch::default() };
+    let finals = StreamRange { subjects: vec![format!("answer.final.{}.honest.*", foe.other)], ..StreamRange::default() };
     let last = read::stream_level(world.bus(0), topology::ANSWERS).await.unwrap().last_sequence;
     read::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
         let answer: Answer = decode(&record.payload).unwrap();
@@ -666,22 +666,22 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
         ..NatsSettings::default()
     };
     let bus = Bus::connect(&nats, "test").await.unwrap();
-    let plan = topology::plan_topology(&Place::Site("reef".parse().unwrap()), &StreamSettings::default());
-    for finding in topology::apply_plan(&bus, &plan, Mend::Missing).await.unwrap() {
-        assert!(!matches!(finding.state, State::Refused(_)), "{finding:?}");
+    let plan = topology::plan_topology(&PlanScope::Site("reef".parse().unwrap()), &StreamSettings::default());
+    for finding in topology::apply_plan(&bus, &plan, RepairMode::Missing).await.unwrap() {
+        assert!(!matches!(finding.state, SetupStatus::Refused(_)), "{finding:?}");
     }
     let streams: Vec<&str> = plan.stream_names().filter(|name| *name != topology::IMAGES).collect();
     let before = quiet_levels(&bus, &streams).await;
     let mut camera = RawClient::connect(&server.url, Some(("cam1", "pass-CAMERA")), "_INBOX_cam1").await;
-    let image = |reply: Option<&str>| Shot {
+    let image = |reply: Option<&str>| RawPublication {
         subject: "image.reef.cam1".into(),
         payload: "an image".into(),
         reply: reply.map(str::to_owned),
-        ..Shot::default()
+        ..RawPublication::default()
     };
     // Its own acknowledgement it hears.
     let heard = camera.publish(&[image(None)]).await;
-    assert!(matches!(&heard[0], Heard::Stored { stream, sequence: 1, .. } if stream == topology::IMAGES), "{heard:?}");
+    assert!(matches!(&heard[0], RawReply::Stored { stream, sequence: 1, .. } if stream == topology::IMAGES), "{heard:?}");
     let task = TaskId::new_random();
     let elsewhere = [
         "$KV.ledger.policy".to_owned(),
@@ -700,14 +700,14 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
         "$JS.API.STREAM.PURGE.IMAGES".into(),
         "$JS.reef.API.STREAM.PURGE.IMAGES".into(),
     ];
-    let shots: Vec<Shot> = elsewhere.iter().map(|reply| image(Some(reply))).collect();
+    let shots: Vec<RawPublication> = elsewhere.iter().map(|reply| image(Some(reply))).collect();
     camera.publish(&shots).await;
     // And what it may not publish it does not, whatever account it is in.
     let forbidden =
         ["image.reef.cam2", "$KV.ledger.policy", "$JS.API.INFO", "$JS.API.STREAM.PURGE.IMAGES", "outcome.reef.cam2.x"];
     for subject in forbidden {
-        let heard = camera.publish(&[Shot { subject: subject.into(), payload: "x".into(), ..Shot::default() }]).await;
-        assert!(matches!(heard[0], Heard::Refused(_)), "{subject}: {heard:?}");
+        let heard = camera.publish(&[RawPublication { subject: subject.into(), payload: "x".into(), ..RawPublication::default() }]).await;
+        assert!(matches!(heard[0], RawReply::Refused(_)), "{subject}: {heard:?}");
     }
     let level = read::stream_level(&bus, topology::IMAGES).await.unwrap();
     assert_eq!(

@@ -7,12 +7,12 @@ use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::program::run;
 use harness::world::crash;
-use harness::{Fault, Oracle, Plan, World, seed, until};
+use harness::{InjectedFault, Oracle, WorldPlan, TestWorld, seed, until};
 use schemas::limits::{MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{Answer, BlobRef, DeadLetter, Route, TaskId, decode, encode};
-use streams::read::{self, Stretch};
-use streams::subject::{self, Errand};
+use streams::read::{self, StreamRange};
+use streams::subject::{self, OutboxKind};
 use streams::topology::StreamSettings;
 use streams::{Blobs, Bus, Publication, Publisher, topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +27,7 @@ async fn letters(bus: &Bus) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
     let level = read::stream_level(bus, topology::DEAD).await.unwrap();
     if level.messages > 0 {
-        read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             letters.push(decode(&record.payload).unwrap());
         })
         .await
@@ -48,7 +48,7 @@ async fn outcome_of(bus: &Bus, sequence: u64) -> Answer {
         let mut found = Vec::new();
         let level = read::stream_level(bus, topology::ANSWERS).await?;
         if level.messages > 0 {
-            read::read_range(bus, topology::ANSWERS, Stretch::default(), level.last_sequence, |record| {
+            read::read_range(bus, topology::ANSWERS, StreamRange::default(), level.last_sequence, |record| {
                 if subject::read_final_answer(&record.subject).is_ok() {
                     found.push(decode::<Answer>(&record.payload).unwrap());
                 }
@@ -60,14 +60,14 @@ async fn outcome_of(bus: &Bus, sequence: u64) -> Answer {
     found.await.unwrap()
 }
 
-async fn small_world() -> World {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+async fn small_world() -> TestWorld {
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
     world
 }
 
-async fn raw(world: &World) -> TcpStream {
+async fn raw(world: &TestWorld) -> TcpStream {
     let address = world.site(0).server.url();
     let mut raw = TcpStream::connect(address.trim_start_matches("nats://")).await.unwrap();
     raw.write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n").await.unwrap();
@@ -85,7 +85,7 @@ async fn publish_raw(raw: &mut TcpStream, subject: &str, headers: &[u8], payload
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
-    let world = World::start(Plan::leaves(2)).await.unwrap();
+    let world = TestWorld::start(WorldPlan::leaves(2)).await.unwrap();
     let (reef, farm) = (world.site(0), world.site(1));
     for site in [reef, farm] {
         for number in 0..10 {
@@ -93,7 +93,7 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
         }
     }
     // One takes ten and does nothing; the other acknowledges its ten, as any client does it.
-    let take = async |site: &harness::world::Site, ack: bool| {
+    let take = async |site: &harness::world::TestSite, ack: bool| {
         let client = async_nats::connect(site.server.url()).await.unwrap();
         let images = async_nats::jetstream::new(client.clone()).get_stream_no_info(topology::IMAGES).await.unwrap();
         let durable = topology::recognizer_durable(&site.name);
@@ -124,7 +124,7 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
         farms.publish(foreign, "+ACK".into()).await.unwrap();
     }
     farms.flush().await.unwrap();
-    let progress = async |site: &harness::world::Site| {
+    let progress = async |site: &harness::world::TestSite| {
         read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await.unwrap()
     };
     // Something that does cross, so that what was to cross before it has.
@@ -137,7 +137,7 @@ async fn an_acknowledgement_at_one_site_acknowledges_nothing_at_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed() {
     let seed = seed(20271);
-    let mut world = World::whole(Plan::leaves(2)).await.unwrap();
+    let mut world = TestWorld::whole(WorldPlan::leaves(2)).await.unwrap();
     let oracles: Vec<Oracle> = (0..2)
         .map(|site| Oracle::new(seed + site, &world.site(site as usize).name, world.bus(site as usize)).unwrap())
         .collect();
@@ -145,7 +145,7 @@ async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed(
     for (number, worker) in
         ["recognizer-0", "recognizer-1", "courier-0", "recognizer-0", "courier-1", "recognizer-1"].iter().enumerate()
     {
-        let fault = Fault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
+        let fault = InjectedFault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
         world.inject_fault(&fault).await.unwrap();
     }
     for (oracle, pouring) in oracles.iter().zip(pouring) {
@@ -173,7 +173,7 @@ async fn a_subscriber_hears_what_the_stream_kept_and_nothing_that_came_second() 
         .publish(&Publication::first_on_subject(slot, encode(&late).unwrap()))
         .await
         .unwrap();
-    assert_eq!(placed, streams::Placed::Taken);
+    assert_eq!(placed, streams::PublishOutcome::Taken);
     // The next task's answer comes after anything that was said about this one.
     let next = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
     let mut heard = Vec::new();
@@ -259,7 +259,7 @@ async fn headers_that_no_client_can_parse_cost_themselves_and_neither_the_image_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_reached_nobody_becomes_a_dead_letter_by_its_sequence() {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
     // A client that cannot read it takes it as often as it may, and drops it each time.
@@ -438,10 +438,10 @@ async fn an_acknowledged_image_without_an_outcome_is_redone_within_a_minute_with
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
-    let mut world = World::whole(Plan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let slot = subject::outbox(&site, Errand::Verify);
+    let slot = subject::outbox(&site, OutboxKind::Verify);
     let addresses = [
         "$KV.ledger.policy",
         "$JS.API.STREAM.PURGE.LABELS",
@@ -469,7 +469,7 @@ async fn one_message_that_can_never_go_up_does_not_stop_the_others() {
     .unwrap();
     // A promise of another site is nobody's here.
     let mut foreign: Answer = outcome(&bus, &site, task).await.unwrap();
-    (foreign.site, foreign.stage) = ("farm".parse().unwrap(), schemas::Stage::Provisional);
+    (foreign.site, foreign.stage) = ("farm".parse().unwrap(), schemas::AnswerStage::Provisional);
     let promise =
         Publication::with_id(subject::provisional(&site, &foreign.camera), encode(&foreign).unwrap(), "foreign");
     publisher.publish(&promise).await.unwrap();
@@ -540,7 +540,7 @@ async fn what_is_too_large_for_a_letter_is_given_up_by_its_beginning_and_can_be_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken_again_after() {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let picture = one(true).unwrap().bytes.clone();
     let mut taken = vec![publish(&bus, &site, &picture, &[]).await];
@@ -580,7 +580,7 @@ async fn images_are_refused_with_the_reason_while_the_disk_has_no_room_and_taken
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verdicts_go_when_they_are_fetched() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let mut tasks = Vec::new();
     for number in 0..5 {
@@ -600,7 +600,7 @@ async fn verdicts_go_when_they_are_fetched() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() {
     let streams = StreamSettings { images_max_mib: 1, ack_wait_s: 2, ..StreamSettings::default() };
-    let mut world = World::start(Plan { streams, ..Plan::default() }).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan { streams, ..WorldPlan::default() }).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     world.janitor("janitor", 0).unwrap();
     world.all_started().await.unwrap();
@@ -634,7 +634,7 @@ async fn an_image_that_a_full_stream_refuses_without_a_word_is_found_and_told() 
 }
 
 /// One screen of `status`, and what `setup --apply` said.
-async fn said(world: &World, words: &[&str]) -> harness::Ended {
+async fn said(world: &TestWorld, words: &[&str]) -> harness::CommandOutput {
     let more = ["--set", "streams.ack_wait_s=2"];
     let words: Vec<String> = words.iter().chain(&more).map(|word| (*word).to_owned()).collect();
     run(world.folder(), &[&words[..], &world.at(0)].concat()).await.unwrap()
@@ -642,7 +642,7 @@ async fn said(world: &World, words: &[&str]) -> harness::Ended {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_somebody_did_to_streams_and_consumers_is_said_in_words_and_mended_as_far_as_it_can_be() {
-    let world = World::start(Plan::default()).await.unwrap();
+    let world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let bus = world.bus(0).clone();
     let durable = topology::recognizer_durable(&world.site(0).name);
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
@@ -688,7 +688,7 @@ async fn what_somebody_did_to_streams_and_consumers_is_said_in_words_and_mended_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
-    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     world.courier("courier-0", 0).unwrap();
     let (bus, cloud) = (world.bus(0).clone(), world.cloud.clone());
     let key = format!("site-mark-{}", world.site(0).name);
@@ -713,7 +713,7 @@ async fn two_sites_of_one_name_and_a_domain_that_is_the_clouds_are_said() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_lets_through_what_must_stay_is_read_off_the_running_server() {
-    let world = World::start(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let checkup = streams::checkup::Checkup {
         bus: &site.bus,

@@ -6,24 +6,24 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use harness::pictures::{one, some};
 use harness::world::serve;
-use harness::{Cut, Oracle, Plan, World, run, seed, until};
+use harness::{LinkCut, Oracle, WorldPlan, TestWorld, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
-use schemas::{Answer, Reason, Route, Stage, decode};
+use schemas::{Answer, Reason, Route, AnswerStage, decode};
 use streams::fleet;
-use streams::read::Stretch;
-use streams::server::{ClientListener, Durability, Leaf, ServerSettings};
-use streams::subject::Errand;
+use streams::read::StreamRange;
+use streams::server::{ClientListener, Durability, LeafMode, ServerSettings};
+use streams::subject::OutboxKind;
 use streams::{Blobs, read, subject, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish};
 
 #[tokio::test]
 async fn a_confident_image_has_one_final_answer_of_the_edge() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let picture = one(true).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[(HEADER_LABEL, &picture.truth)]).await;
     let answer = answered(&world, task).await;
-    assert_eq!((answer.route, answer.stage, answer.reason), (Route::Edge, Stage::Final, Reason::Confident));
+    assert_eq!((answer.route, answer.stage, answer.reason), (Route::Edge, AnswerStage::Final, Reason::Confident));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     assert_eq!(answer.truth.as_deref(), Some(picture.truth.as_str()));
     assert_eq!(answers(world.bus(0), task).await.len(), 1);
@@ -31,20 +31,20 @@ async fn a_confident_image_has_one_final_answer_of_the_edge() {
 
 #[tokio::test]
 async fn a_doubtful_image_has_a_provisional_answer_and_then_a_verified_one() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let picture = one(false).unwrap();
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     let answer = answered(&world, task).await;
-    assert_eq!((answer.route, answer.stage), (Route::Verified, Stage::Final));
+    assert_eq!((answer.route, answer.stage), (Route::Verified, AnswerStage::Final));
     assert_eq!(answer.label.as_deref(), Some(picture.heavy.label.as_str()));
     assert_eq!(answer.edge.map(|edge| edge.label).as_deref(), Some(picture.light.label.as_str()));
-    let stages: Vec<Stage> = answers(world.bus(0), task).await.iter().map(|answer| answer.stage).collect();
-    assert_eq!(stages, [Stage::Provisional, Stage::Final]);
+    let stages: Vec<AnswerStage> = answers(world.bus(0), task).await.iter().map(|answer| answer.stage).collect();
+    assert_eq!(stages, [AnswerStage::Provisional, AnswerStage::Final]);
 }
 
 #[tokio::test]
 async fn a_client_that_knows_nothing_but_nats_is_answered() {
-    let world = World::whole(Plan::default()).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let client = async_nats::connect(world.site(0).server.url()).await.unwrap();
     let mut finals = client.subscribe("answer.final.*.bare.>").await.unwrap();
     let picture = one(true).unwrap();
@@ -57,7 +57,7 @@ async fn a_client_that_knows_nothing_but_nats_is_answered() {
 
 #[tokio::test]
 async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let blobs = Blobs::open(world.bus(0)).await.unwrap();
     for confident in [true, false] {
         let picture = one(confident).unwrap();
@@ -71,9 +71,9 @@ async fn an_image_sent_by_reference_is_fetched_and_verified_too() {
 
 #[tokio::test]
 async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered_afterwards() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let (site, link) = (world.site(0), world.site(0).link.as_ref().unwrap());
-    link.set(Cut::Silent);
+    link.set(LinkCut::Silent);
     let mut waiting = Vec::new();
     for number in 0..5 {
         let (sure, doubtful) = (some(true, number).unwrap(), some(false, number).unwrap());
@@ -86,12 +86,12 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
         waiting.push((task, doubtful));
     }
     // A request for each doubtful one, the hard case inside. What is told of releases now and then waits beside them.
-    let kept = [Errand::Verify, Errand::HardCase, Errand::Update].map(|errand| subject::outbox(&site.name, errand));
-    let requests = Stretch { subjects: kept.into(), headers_only: true, ..Stretch::default() };
+    let kept = [OutboxKind::Verify, OutboxKind::HardCase, OutboxKind::Update].map(|errand| subject::outbox(&site.name, errand));
+    let requests = StreamRange { subjects: kept.into(), headers_only: true, ..StreamRange::default() };
     let (mut waits, last) = (Vec::new(), read::stream_level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
     read::read_range(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
-    assert_eq!(waits, vec![subject::outbox(&site.name, Errand::Verify); 5]);
-    link.set(Cut::Open);
+    assert_eq!(waits, vec![subject::outbox(&site.name, OutboxKind::Verify); 5]);
+    link.set(LinkCut::Open);
     for (task, picture) in waiting {
         let answer = answered(&world, task).await;
         assert_eq!((answer.route, answer.label.as_deref()), (Route::Verified, Some(picture.heavy.label.as_str())));
@@ -100,8 +100,8 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
 
 #[tokio::test]
 async fn a_courier_that_starts_while_the_cloud_is_away_waits_for_it() {
-    let mut world = World::start(Plan::leaves(1)).await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(Cut::Reset);
+    let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
+    world.site(0).link.as_ref().unwrap().set(LinkCut::Reset);
     world.recognizer("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
     world.verifier("verifier").unwrap();
@@ -109,23 +109,23 @@ async fn a_courier_that_starts_while_the_cloud_is_away_waits_for_it() {
     let task = publish(world.bus(0), &world.site(0).name, &picture.bytes, &[]).await;
     promised(&world, task).await;
     world.all_started().await.unwrap();
-    world.site(0).link.as_ref().unwrap().set(Cut::Open);
+    world.site(0).link.as_ref().unwrap().set(LinkCut::Open);
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     assert_eq!(world.worked("courier").unwrap().ended().unwrap(), None, "the courier ended");
 }
 
 #[tokio::test]
 async fn an_answer_whose_deadline_passes_stands_as_it_is_and_no_later_verdict_changes_it() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
-    site.link.as_ref().unwrap().set(Cut::Silent);
+    site.link.as_ref().unwrap().set(LinkCut::Silent);
     let picture = one(false).unwrap();
     let task = publish(&site.bus, &site.name, &picture.bytes, &[(HEADER_DEADLINE, "3000")]).await;
     let answer = answered(&world, task).await;
     assert_eq!((answer.route, answer.reason), (Route::Expired, Reason::DeadlinePassed));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     assert!(answer.answered_at_ms >= answer.deadline_at_ms.unwrap(), "it stood before its deadline");
-    site.link.as_ref().unwrap().set(Cut::Open);
+    site.link.as_ref().unwrap().set(LinkCut::Open);
     until("the outbox is empty", PATIENCE, async || {
         Ok((read::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
@@ -136,13 +136,13 @@ async fn an_answer_whose_deadline_passes_stands_as_it_is_and_no_later_verdict_ch
     })
     .await
     .unwrap();
-    let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == Stage::Final);
+    let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == AnswerStage::Final);
     assert_eq!(finals.count(), 1);
 }
 
 #[tokio::test]
 async fn two_recognizers_share_the_work() {
-    let mut world = World::start(Plan::default().set("recognizer.verify.enabled=false")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer-a", 0).unwrap();
     world.recognizer("recognizer-b", 0).unwrap();
     world.all_started().await.unwrap();
@@ -159,7 +159,7 @@ async fn two_recognizers_share_the_work() {
 
 #[tokio::test]
 async fn no_image_and_no_answer_ever_leaves_the_site_by_itself() {
-    let world = World::whole(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0);
     let cloud = async_nats::connect(world.hub.as_ref().unwrap().url()).await.unwrap();
     let mut kept = Vec::new();
@@ -198,7 +198,7 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
         mappings: Vec::new(),
         durability: Durability::Fast,
         max_store_bytes: streams::topology::default_store_bytes(),
-        leaf: Leaf::Alone,
+        leaf: LeafMode::Alone,
         site: None,
         entry: ClientListener::default(),
     };
@@ -233,7 +233,7 @@ async fn setup_twice_changes_nothing_and_what_differs_is_reported_until_it_is_ap
 
 #[tokio::test]
 async fn workers_told_to_stop_end_in_order_and_what_they_leave_is_done_by_the_next() {
-    let mut world = World::whole(Plan::default()).await.unwrap();
+    let mut world = TestWorld::whole(WorldPlan::default()).await.unwrap();
     let oracle = Oracle::new(seed(2), &world.site(0).name, world.bus(0)).unwrap();
     oracle.publish_all(200).await.unwrap();
     let names = ["recognizer-0", "verifier-0", "courier-0", "janitor-0"];

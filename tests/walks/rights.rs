@@ -6,10 +6,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{Plan, World, until};
+use harness::{WorldPlan, TestWorld, until};
 use schemas::{CameraName, SiteName};
 use streams::cameras::CameraLogins;
-use streams::rights::Rights;
+use streams::rights::SubjectPermissions;
 use streams::server::{LINK_USER, Login, Server};
 use streams::table::{Role, SUBJECTS};
 use streams::topology;
@@ -17,12 +17,12 @@ use streams::topology;
 use crate::common::PATIENCE;
 
 /// A client of the server that sees every refusal.
-struct Asker {
+struct PermissionProbe {
     stream: TcpStream,
     answers: BufReader<TcpStream>,
 }
 
-impl Asker {
+impl PermissionProbe {
     fn connect(server: &Server, login: &Login) -> anyhow::Result<Self> {
         let url = server.url();
         let stream = TcpStream::connect(url.rsplit_once('/').unwrap().1)?;
@@ -191,17 +191,17 @@ const HEARD: [&str; 12] = [
 ];
 
 /// A user of a server, and what the table says it may publish.
-struct User {
+struct PermissionUser {
     name: String,
     login: Login,
-    rights: Rights,
+    rights: SubjectPermissions,
     role: Role,
 }
 
 /// Asks everything, and returns how much that was.
-fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraName) -> usize {
+fn ask_everything(server: &Server, user: &PermissionUser, own: &SiteName, camera: &CameraName) -> usize {
     let (other, other_camera): (SiteName, CameraName) = ("elsewhere".parse().unwrap(), "other-cam".parse().unwrap());
-    let mut asker = Asker::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
+    let mut asker = PermissionProbe::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
     let mut asked = 0;
     // What the table says of each kind of subject, of the own site and of another.
     for (site, is_own) in [(own, true), (&other, false)] {
@@ -259,7 +259,7 @@ fn ask_everything(server: &Server, user: &User, own: &SiteName, camera: &CameraN
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
-    let world = World::start(Plan::leaves(1)).await.unwrap();
+    let world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     let (site, hub) = (world.site(0), world.hub.as_ref().unwrap());
     let own = site.name.clone();
     let camera: CameraName = "gate-1".parse().unwrap();
@@ -270,9 +270,9 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     assert!(cameras.save_logins(&store, &own).unwrap(), "the server was told");
     let login = Login { user: camera.to_string(), password };
     let known =
-        until("the camera is known", PATIENCE, async || Ok(Asker::connect(&site.server, &login).ok().map(|_| ())));
+        until("the camera is known", PATIENCE, async || Ok(PermissionProbe::connect(&site.server, &login).ok().map(|_| ())));
     known.await.unwrap();
-    let user = |server: &Server, role: Role, rights: Rights| User {
+    let user = |server: &Server, role: Role, rights: SubjectPermissions| PermissionUser {
         name: format!("{} ({})", role.as_str(), server.url()),
         login: server.login(role).unwrap(),
         rights,
@@ -280,29 +280,29 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     };
     let mut asked = 0;
     for role in Role::AT_SITE {
-        let rights = Rights::of_role_at_site(role, &own, false).unwrap();
+        let rights = SubjectPermissions::of_role_at_site(role, &own, false).unwrap();
         asked += ask_everything(&site.server, &user(&site.server, role, rights), &own, &camera);
     }
     for role in Role::IN_CLOUD {
-        let rights = Rights::of_role_in_cloud(role).unwrap();
+        let rights = SubjectPermissions::of_role_in_cloud(role).unwrap();
         asked += ask_everything(hub, &user(hub, role, rights), &own, &camera);
     }
-    let rights = Rights::of_camera(&own, &camera, &[]);
-    let of_camera = User { name: "camera".into(), login: login.clone(), rights, role: Role::Camera };
+    let rights = SubjectPermissions::of_camera(&own, &camera, &[]);
+    let of_camera = PermissionUser { name: "camera".into(), login: login.clone(), rights, role: Role::Camera };
     asked += ask_everything(&site.server, &of_camera, &own, &camera);
     println!("{asked} cases");
     assert!(asked > 5000, "{asked}");
     // Nobody's name, another's password, and the link's user in the account of the site.
     let link = Login { user: LINK_USER.into(), password: site.server.link_password().unwrap().into() };
-    let mut linked = Asker::connect(&site.server, &link).unwrap();
+    let mut linked = PermissionProbe::connect(&site.server, &link).unwrap();
     let stored = async || streams::read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let before = stored().await;
     linked.refused("PUB", &["image.site-1.gate-1".to_owned()]);
     assert!(before > 0 && before == stored().await, "what comes over the link is not stored");
     let wrong = Login { user: camera.to_string(), password: link.password };
-    Asker::connect(&site.server, &wrong).map(|_| ()).unwrap_err();
+    PermissionProbe::connect(&site.server, &wrong).map(|_| ()).unwrap_err();
     // A camera that is taken away is cut off.
-    let mut asker = Asker::connect(&site.server, &login).unwrap();
+    let mut asker = PermissionProbe::connect(&site.server, &login).unwrap();
     assert!(cameras.remove(&camera) && cameras.save_logins(&store, &own).unwrap());
     let cut = until("the camera is cut off", PATIENCE, async || {
         let _gone = asker.stream.write_all(b"PING\r\n");
@@ -310,7 +310,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
         Ok(line.map_or(true, |line| !line.starts_with("PONG")).then_some(()))
     });
     cut.await.unwrap();
-    Asker::connect(&site.server, &login).map(|_| ()).unwrap_err();
+    PermissionProbe::connect(&site.server, &login).map(|_| ()).unwrap_err();
     // These were refused on purpose.
     world.forgive_refusals();
 }

@@ -7,7 +7,7 @@ use harness::bare::{BareServer, free_ports};
 use harness::pictures::{one, some};
 use harness::program::run;
 use harness::shifted::shifted_clock;
-use harness::{Ended, Plan, Worker, World, until};
+use harness::{CommandOutput, WorldPlan, WorkerProcess, TestWorld, until};
 use schemas::Route;
 use schemas::task::HEADER_DEADLINE;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use streams::{fleet, read};
 
 use crate::common::{PATIENCE, answered, publish};
 
-async fn run_notifier_command(folder: &Path, words: &[&str]) -> Ended {
+async fn run_notifier_command(folder: &Path, words: &[&str]) -> CommandOutput {
     run(folder, words).await.unwrap()
 }
 
@@ -34,7 +34,7 @@ async fn until_said(folder: &Path, words: &[&str], text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_whose_clock_is_wrong_answers_in_time_and_says_so() {
-    let mut world = World::start(Plan::leaves(1)).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::leaves(1)).await.unwrap();
     let site = world.site(0).name.clone();
     for (shift_s, said) in
         [(25 * 3600, "is 1.0 days ahead of its server's"), (-2 * 3600, "is 2.0 h behind its server's")]
@@ -72,7 +72,7 @@ async fn a_site_whose_clock_is_wrong_answers_in_time_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_gone_from_the_middle_of_the_stream_are_told() {
-    let mut world = World::start(Plan::default()).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
     let (site, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     for number in 0..5 {
         publish(&bus, &site, &some(true, number).unwrap().bytes, &[]).await;
@@ -113,7 +113,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     let [metrics] = free_ports().unwrap();
     let listen = format!("metrics.listen=127.0.0.1:{metrics}");
     let arguments: Vec<&str> = with(&["janitor"]).into_iter().chain(["--set", &listen]).collect();
-    let _janitor = Worker::start("janitor", folder.path(), &arguments, &[]).unwrap();
+    let _janitor = WorkerProcess::start("janitor", folder.path(), &arguments, &[]).unwrap();
     let told = async |fault: &str| {
         until(fault, PATIENCE, async || {
             let (_, page) = crate::deploy::get(&format!("127.0.0.1:{metrics}"), "/metrics").await?;

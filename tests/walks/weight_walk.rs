@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use harness::pictures::pictures;
 use harness::program::run;
-use harness::{Plan, World, until};
+use harness::{WorldPlan, TestWorld, until};
 use schemas::task::HEADER_LABEL;
-use schemas::{Heartbeat, LabelSource, Route, TaskId, Update, WeightForm, decode};
+use schemas::{Heartbeat, LabelSource, Route, TaskId, Update, WeightFormat, decode};
 use streams::fleet;
 use streams::{Blobs, read, topology};
 
@@ -16,8 +16,8 @@ use crate::common::{PATIENCE, answered, publish};
 const LONG: Duration = Duration::from_secs(120);
 
 /// A site whose recognizer knows nothing yet, so that nearly every image is judged in the cloud.
-async fn beginners(plan: Plan) -> World {
-    let mut world = World::start(plan).await.unwrap();
+async fn beginners(plan: WorldPlan) -> TestWorld {
+    let mut world = TestWorld::start(plan).await.unwrap();
     world.verifier("verifier").unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
@@ -26,7 +26,7 @@ async fn beginners(plan: Plan) -> World {
 }
 
 /// Publishes so many pictures; every tenth with its true label.
-async fn publish_pictures(world: &World, count: usize) -> Vec<TaskId> {
+async fn publish_pictures(world: &TestWorld, count: usize) -> Vec<TaskId> {
     let mut tasks = Vec::new();
     for (number, picture) in pictures().unwrap().iter().take(count).enumerate() {
         let label: &[(&'static str, &str)] = if number % 10 == 0 { &[(HEADER_LABEL, &picture.truth)] } else { &[] };
@@ -35,29 +35,29 @@ async fn publish_pictures(world: &World, count: usize) -> Vec<TaskId> {
     tasks
 }
 
-async fn updates(world: &World) -> anyhow::Result<Vec<Update>> {
+async fn updates(world: &TestWorld) -> anyhow::Result<Vec<Update>> {
     let last = read::stream_level(&world.cloud, topology::UPDATES).await?.last_sequence;
     let mut updates = Vec::new();
-    read::read_range(&world.cloud, topology::UPDATES, read::Stretch::default(), last, |record| {
+    read::read_range(&world.cloud, topology::UPDATES, read::StreamRange::default(), last, |record| {
         updates.push(decode::<Update>(&record.payload));
     })
     .await?;
     Ok(updates.into_iter().collect::<Result<_, _>>()?)
 }
 
-async fn first_update(world: &World) -> Update {
+async fn first_update(world: &TestWorld) -> Update {
     let arrived = until("an update in the cloud", LONG, async || Ok(updates(world).await?.into_iter().next())).await;
     arrived.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
 }
 
-async fn training(world: &World) -> anyhow::Result<Option<schemas::TrainingReport>> {
+async fn training(world: &TestWorld) -> anyhow::Result<Option<schemas::TrainingReport>> {
     let beats: Vec<Heartbeat> = fleet::live_workers(world.bus(0)).await?;
     Ok(beats.into_iter().find_map(|beat| beat.training))
 }
 
 #[tokio::test]
 async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_answered() {
-    let plan = Plan::leaves(1)
+    let plan = WorldPlan::leaves(1)
         .set("trainer.collect.least_fresh=180")
         .set("trainer.epochs=6")
         .set("trainer.held_out_ratio=0.3")
@@ -89,7 +89,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
         assert!(meanwhile < 20_000, "no update\n{}", world.last_words());
     };
     assert_eq!((update.site.as_str(), update.model.as_str(), update.round), ("site-1", "fashion-initial", 0));
-    assert_eq!((update.form, update.epochs), (WeightForm::DeltaF16, 6));
+    assert_eq!((update.form, update.epochs), (WeightFormat::DeltaF16, 6));
     assert!(update.after.loss < update.before.loss, "{update:?}");
     assert!(update.after.accuracy_ratio > update.before.accuracy_ratio + 0.2, "{update:?}");
     assert_eq!(update.sources[&LabelSource::Person], 1);
@@ -108,7 +108,7 @@ async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_a
 }
 
 /// Takes the label of an image back while the site trains on it; whether no update had learned from it by then.
-async fn take_back(world: &World, task: TaskId) -> bool {
+async fn take_back(world: &TestWorld, task: TaskId) -> bool {
     let mut words = ["label", "retract", &task.to_string(), "--why", "mistaken"].map(str::to_owned).to_vec();
     words.extend(world.at(0));
     let said = run(world.folder(), &words).await.unwrap();
@@ -118,7 +118,7 @@ async fn take_back(world: &World, task: TaskId) -> bool {
 
 #[tokio::test]
 async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
-    let plan = Plan::default()
+    let plan = WorldPlan::default()
         .set("trainer.collect.least_fresh=100")
         .set("trainer.epochs=20")
         .set("trainer.optimizer.learning_rate=0.01")
@@ -180,7 +180,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
 
 #[tokio::test]
 async fn what_cannot_be_learned_from_or_did_not_pay_is_said_and_nothing_is_sent() {
-    let plan = Plan::default().set("trainer.collect.least_fresh=20").set("trainer.optimizer.learning_rate=1e30");
+    let plan = WorldPlan::default().set("trainer.collect.least_fresh=20").set("trainer.optimizer.learning_rate=1e30");
     let mut world = beginners(plan).await;
     world.trainer("trainer", 0).unwrap();
     // Labels the model does not know, and one label for all.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
-use schemas::decided::{CloudLoad, Load, Mode, Network};
+use schemas::decided::{CloudLoad, SiteLoad, RoutingMode, Network};
 use schemas::{
-    Agreed, Agreement, Answer, Heartbeat, BlobRef, Canary, CloudReport, Counts, CutPayload, DeadLetter, Decided, Decision,
-    DecisionReport, Doubted, DriftLevel, DriftMeasure, DriftReport, Fated, FaultNote, Finding, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, Measured, Message, Moments, Needs,
-    Prediction, Order, OutcomeReport, Payload, Ranked, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
-    Root, Round, RoundEvent, RoundReport, Route, Says, Signature, Stage, Swap, TaskId, Terms, Tile, TrainingReport,
-    Update, Verdict, Verify, VerifyReason, WeightForm, decode, encode,
+    AgreementCount, Agreement, Answer, Heartbeat, BlobRef, Canary, CloudReport, ReleaseCounts, TruncatedPayload, DeadLetter, DecisionTrace, ReleaseDecision,
+    DecisionReport, EscalationTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, FaultNote, CanaryFinding, Gain, HardCase,
+    HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, ModelAccuracy, Message, MomentSums, MachineRequirements,
+    Prediction, Order, OutcomeReport, Payload, RankedClass, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
+    Root, Round, RoundEvent, RoundReport, Route, FindingOutcome, Signature, AnswerStage, Swap, TaskId, RoundTerms, Tile, TrainingReport,
+    Update, Verdict, VerifyRequest, VerifyReason, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -20,7 +20,7 @@ fn task() -> TaskId {
 }
 
 fn opinion(label: &str, confidence: f32, digest: u8) -> Prediction {
-    let ranked = |label: &str, confidence: f32| Ranked { label: label.into(), confidence };
+    let ranked = |label: &str, confidence: f32| RankedClass { label: label.into(), confidence };
     let top = vec![ranked(label, confidence), ranked("coat", 1.0 - confidence)];
     Prediction {
         label: label.into(),
@@ -47,7 +47,7 @@ fn answer() -> Answer {
         task: task(),
         site: "reef".parse().unwrap(),
         camera: "cam-1".parse().unwrap(),
-        stage: Stage::Final,
+        stage: AnswerStage::Final,
         label: None,
         confidence: None,
         top: Vec::new(),
@@ -86,18 +86,18 @@ fn answer() -> Answer {
 
 /// The provisional answer inside requests and verdicts: what need not be there is not.
 fn provisional() -> Answer {
-    let (stage, route) = (Stage::Provisional, Route::Edge);
+    let (stage, route) = (AnswerStage::Provisional, Route::Edge);
     let sparse = Answer { edge: None, fault: None, captured_at_ms: None, truth: None, tile: None, ..answer() };
     Answer { stage, route, ..sparse }.with_prediction(opinion("shirt", 0.5, 1))
 }
 
-fn verify() -> Verify {
+fn verify() -> VerifyRequest {
     let payload = Payload::Image(vec![0xff, 0xd8, 0x00, 0xd9]);
-    Verify { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
+    VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional: provisional(), hardness: None, ticket: None }
 }
 
-fn verify_blob() -> Verify {
-    Verify { payload: Payload::Blob(BlobRef::new([9; 32], 5_000_000)), ..verify() }
+fn verify_blob() -> VerifyRequest {
+    VerifyRequest { payload: Payload::Blob(BlobRef::new([9; 32], 5_000_000)), ..verify() }
 }
 
 fn verdict() -> Verdict {
@@ -112,8 +112,8 @@ fn verdict() -> Verdict {
     }
 }
 
-fn verify_ticket() -> Verify {
-    Verify { ticket: Some((0..32).collect()), ..verify() }
+fn verify_ticket() -> VerifyRequest {
+    VerifyRequest { ticket: Some((0..32).collect()), ..verify() }
 }
 
 fn verdict_ticket() -> Verdict {
@@ -143,7 +143,7 @@ fn dead() -> DeadLetter {
 }
 
 fn dead_cut() -> DeadLetter {
-    let cut = CutPayload { size_bytes: 3_000_000, sha256: "ab".repeat(32) };
+    let cut = TruncatedPayload { size_bytes: 3_000_000, sha256: "ab".repeat(32) };
     DeadLetter { cut: Some(cut), ..dead() }
 }
 
@@ -209,17 +209,17 @@ fn release(number: u8) -> Release {
         parent: Some(ReleaseId::from_sha256([1; 32])),
         origin: "round 3".into(),
         package: vec![BlobRef::new([number; 32], 114_688)],
-        needs: Needs { opset: 17, domains: vec!["com.microsoft".into()], runtime: "1.31.1".into(), memory_mib: 13 },
+        needs: MachineRequirements { opset: 17, domains: vec!["com.microsoft".into()], runtime: "1.31.1".into(), memory_mib: 13 },
         public: Some((
-            Measured { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
-            Measured { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
+            ModelAccuracy { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
+            ModelAccuracy { images: 500, accuracy_ratio: 0.875, loss: 0.25 },
         )),
         public_change_interval: None,
     }
 }
 
 fn rollout() -> Rollout {
-    let finding = Finding {
+    let finding = CanaryFinding {
         measure: "agreement".into(),
         canary: 0.75,
         stable: Some(0.875),
@@ -228,13 +228,13 @@ fn rollout() -> Rollout {
         margin: 0.0625,
         odds: 6.0,
         count: 1234,
-        says: Says::Worse,
+        says: FindingOutcome::Worse,
     };
     Rollout {
         model: "fashion-light".parse().unwrap(),
         number: 9,
         said_at_ms: 1_763_942_400_500,
-        decision: Decision {
+        decision: ReleaseDecision {
             stage: ReleaseStage::Withdrawn,
             release: ReleaseId::from_sha256([4; 32]),
             by: "releaser".into(),
@@ -293,7 +293,7 @@ fn order() -> Order {
 }
 
 fn swap() -> Swap {
-    let moments = |sum: f64| Moments { count: 4, sum, squares: sum * sum };
+    let moments = |sum: f64| MomentSums { count: 4, sum, squares: sum * sum };
     Swap {
         site: "reef".parse().unwrap(),
         worker: "box-4711".into(),
@@ -309,7 +309,7 @@ fn swap() -> Swap {
         slot_ms: 1_763_942_400_000,
         slot_length_ms: 600_000,
         said_at_ms: 1_763_942_400_600,
-        counts: vec![Counts {
+        counts: vec![ReleaseCounts {
             release: ReleaseId::from_sha256([3; 32]),
             images: 4,
             doubtful: 1,
@@ -321,8 +321,8 @@ fn swap() -> Swap {
         agreements: vec![Agreement {
             site: "reef".parse().unwrap(),
             release: ReleaseId::from_sha256([3; 32]),
-            doubtful: Agreed { asked: 20, agreed: 15 },
-            sampled: Agreed { asked: 5, agreed: 5 },
+            doubtful: AgreementCount { asked: 20, agreed: 15 },
+            sampled: AgreementCount { asked: 5, agreed: 5 },
         }],
     }
 }
@@ -359,24 +359,24 @@ fn beat_reports() -> Heartbeat {
     Heartbeat { link: Some(link), decision: Some(decision), ..beat() }
 }
 
-fn verify_features() -> Verify {
+fn verify_features() -> VerifyRequest {
     let mut provisional = provisional();
     (provisional.temperature, provisional.energy_mj) = (Some(1.25), Some(24.5));
     let payload = Payload::Features(vec![0.5, -1.0]);
-    Verify { reason: VerifyReason::Sampled, payload, provisional, hardness: None, ticket: None }
+    VerifyRequest { reason: VerifyReason::Sampled, payload, provisional, hardness: None, ticket: None }
 }
 
 /// A request of which the cloud keeps a hard case.
-fn verify_hard() -> Verify {
+fn verify_hard() -> VerifyRequest {
     let hardness = Some(Hardness { entropy_ratio: 0.25, features: Some(vec![0.0, 1.5]) });
-    Verify { hardness, ..verify() }
+    VerifyRequest { hardness, ..verify() }
 }
 
 /// A task that was redirected before anything was known of it.
-fn verify_overload() -> Verify {
+fn verify_overload() -> VerifyRequest {
     let about = Answer { label: None, confidence: None, top: Vec::new(), release: None, ..provisional() };
     let about = Answer { route: Route::Redirected, reason: Reason::Overload, ..about };
-    Verify { reason: VerifyReason::Overload, provisional: about, ..verify() }
+    VerifyRequest { reason: VerifyReason::Overload, provisional: about, ..verify() }
 }
 
 /// What a trainer adds to a sign of life.
@@ -388,8 +388,8 @@ fn beat_training() -> Heartbeat {
         fresh: 500,
         epoch: 3,
         epochs: 10,
-        before: Some(Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 }),
-        after: Some(Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
+        before: Some(ModelAccuracy { images: 200, accuracy_ratio: 0.5, loss: 1.5 }),
+        after: Some(ModelAccuracy { images: 200, accuracy_ratio: 0.75, loss: 0.5 }),
         last: Some("an update of 106792 bytes was sent".into()),
         sent: 1,
     };
@@ -415,7 +415,7 @@ fn round(event: RoundEvent) -> Round {
 }
 
 fn round_opened() -> Round {
-    round(RoundEvent::Opened(Terms {
+    round(RoundEvent::Opened(RoundTerms {
         base: ReleaseId::from_sha256([1; 32]),
         weights: Some(BlobRef::new([9; 32], 107_000)),
         sites: vec!["reef".parse().unwrap()],
@@ -434,7 +434,7 @@ fn round_focused() -> Round {
     let Round { event: RoundEvent::Opened(terms), .. } = round_opened() else { panic!("it opens") };
     let class = |label: &str, ratio, features| HardClass { label: label.into(), ratio, features };
     let classes = vec![class("shirt", 0.75, Some(vec![0.6, 0.8])), class("coat", 0.25, None)];
-    round(RoundEvent::Opened(Terms { focus: Some(HardFocus { strength: 0.5, classes }), ..terms }))
+    round(RoundEvent::Opened(RoundTerms { focus: Some(HardFocus { strength: 0.5, classes }), ..terms }))
 }
 
 fn round_closed() -> Round {
@@ -474,7 +474,7 @@ fn answer_decided() -> Answer {
         away: 2,
         most_away: 256,
     };
-    let doubt = Doubted {
+    let doubt = EscalationTrace {
         at_s: 12.75,
         best: 0.5,
         second: 0.25,
@@ -485,9 +485,9 @@ fn answer_decided() -> Answer {
         sampling: true,
         network: Some(Network { away: 3, ..network }),
         earned: Some(12.5),
-        fate: Fated::Goes,
+        fate: EscalationOutcome::Goes,
     };
-    let decided = Decided {
+    let decided = DecisionTrace {
         worker: "host-7".into(),
         settings: "0123456789abcdef".into(),
         bytes: 40_000,
@@ -495,10 +495,10 @@ fn answer_decided() -> Answer {
         held_s: 0.25,
         priority: 5,
         at_s: 12.5,
-        mode: Mode::Redirect,
+        mode: RoutingMode::Redirect,
         overloaded: true,
         changed_at_s: Some(12.0),
-        load: Load {
+        load: SiteLoad {
             cpu_ratio: Some(0.5),
             memory_ratio: Some(0.25),
             stall_ratio: Some(0.125),
@@ -552,7 +552,7 @@ fn answer_noted() -> Answer {
 }
 
 fn answer_several_labels() -> Answer {
-    let ranked = |label: &str, confidence| Ranked { label: label.into(), confidence };
+    let ranked = |label: &str, confidence| RankedClass { label: label.into(), confidence };
     let labels = Some(vec![ranked("scratch", 0.875), ranked("dent", 0.625)]);
     Answer { label: Some("scratch".into()), confidence: Some(0.875), labels, ..answer() }
 }
@@ -597,11 +597,11 @@ fn update() -> Update {
         hard: 0,
         base: ReleaseId::from_sha256([1; 32]),
         weights: BlobRef::new([9; 32], 106_792),
-        form: WeightForm::DeltaF16,
+        form: WeightFormat::DeltaF16,
         samples: [("coat".to_owned(), 900), ("pullover".to_owned(), 900)].into(),
         sources: [(LabelSource::Person, 100), (LabelSource::Verdict, 1900)].into(),
-        before: Measured { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
-        after: Measured { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
+        before: ModelAccuracy { images: 200, accuracy_ratio: 0.5, loss: 1.5 },
+        after: ModelAccuracy { images: 200, accuracy_ratio: 0.75, loss: 0.5 },
         gain: None,
         epochs: 10,
         trainable: "all".into(),

@@ -21,9 +21,9 @@ use super::stream::{IncomingMessage, MemoryStream, Moment, StoreRefusal, StoredA
 use super::{ClusterEvent, ClusterState, MemoryCluster};
 use crate::bucket::KeyState;
 use crate::error::CarryError;
-use crate::publish::{Publication, Outlook};
-use crate::read::{Progress, Record, Records, Level, Stretch};
-use crate::tap::Passing;
+use crate::publish::{Publication, PublishRetry};
+use crate::read::{ConsumerProgress, StoredMessage, StoredMessages, StreamLevel, StreamRange};
+use crate::tap::TapMessage;
 use crate::topology::ADVISORIES;
 
 /// How long one request may take before it counts as unanswered, as with a real server.
@@ -69,18 +69,18 @@ impl PublishFailure {
     }
 
     /// What it says about trying again.
-    pub(crate) fn outlook(self, publication: &Publication, patience: Duration) -> Outlook {
+    pub(crate) fn outlook(self, publication: &Publication, patience: Duration) -> PublishRetry {
         let subject = publication.subject.clone();
         match self {
-            Self::Refused(StoreRefusal::Full(why)) => Outlook::Hopeless(CarryError::Full { subject, why: why.into() }),
+            Self::Refused(StoreRefusal::Full(why)) => PublishRetry::Hopeless(CarryError::Full { subject, why: why.into() }),
             Self::Refused(StoreRefusal::TooLarge) => {
-                Outlook::Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
+                PublishRetry::Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
             }
             Self::Refused(StoreRefusal::NoStream) | Self::Request(RequestFailure::NoResponders) => {
-                Outlook::Passing(CarryError::NoStream { subject })
+                PublishRetry::Passing(CarryError::NoStream { subject })
             }
             Self::Refused(StoreRefusal::WrongLast) | Self::Request(RequestFailure::NoAnswer) => {
-                Outlook::Passing(CarryError::NoAck { subject, patience })
+                PublishRetry::Passing(CarryError::NoAck { subject, patience })
             }
         }
     }
@@ -275,7 +275,7 @@ impl MemoryLink {
         }
     }
 
-    pub(crate) fn tap(&self, pattern: &str) -> Pin<Box<dyn Stream<Item = Passing> + Send>> {
+    pub(crate) fn tap(&self, pattern: &str) -> Pin<Box<dyn Stream<Item = TapMessage> + Send>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         if let Some(server) = self.cluster.state().servers.get_mut(&self.home) {
             server.taps.push((pattern.into(), sender));
@@ -286,11 +286,11 @@ impl MemoryLink {
         }))
     }
 
-    pub(crate) async fn stream_level(&self, stream: &str) -> Result<Level, CarryError> {
+    pub(crate) async fn stream_level(&self, stream: &str) -> Result<StreamLevel, CarryError> {
         self.ask(stream, || format!("looking up stream {stream}"), |stream, _| stream.level()).await
     }
 
-    pub(crate) async fn consumer_progress(&self, stream: &str, durable: &str) -> Result<Progress, CarryError> {
+    pub(crate) async fn consumer_progress(&self, stream: &str, durable: &str) -> Result<ConsumerProgress, CarryError> {
         let what = || format!("looking up consumer {durable} on stream {stream}");
         let progress = self.ask(stream, what, |stream, _| stream.progress(durable)).await?;
         progress.ok_or_else(|| CarryError::Missing { what: format!("consumer {durable} on stream {stream}") })
@@ -301,16 +301,16 @@ impl MemoryLink {
         self.ask(stream, what, |stream, _| stream.consumer_names().cloned().collect()).await
     }
 
-    pub(crate) async fn last_message(&self, stream: &str, subject: &str) -> Result<Option<Record>, CarryError> {
+    pub(crate) async fn last_message(&self, stream: &str, subject: &str) -> Result<Option<StoredMessage>, CarryError> {
         self.ask(stream, || format!("reading {subject}"), |stream, _| stream.last_on(subject).cloned()).await
     }
 
-    pub(crate) async fn message_at(&self, stream: &str, sequence: u64) -> Result<Option<Record>, CarryError> {
+    pub(crate) async fn message_at(&self, stream: &str, sequence: u64) -> Result<Option<StoredMessage>, CarryError> {
         let what = || format!("reading message {sequence} of {stream}");
         self.ask(stream, what, |stream, _| stream.at(sequence).cloned()).await
     }
 
-    pub(crate) async fn first_since(&self, stream: &str, since_ns: i128) -> Result<Option<Record>, CarryError> {
+    pub(crate) async fn first_since(&self, stream: &str, since_ns: i128) -> Result<Option<StoredMessage>, CarryError> {
         let found = self.ask(stream, || format!("reading {stream}"), |stream, _| {
             stream.from(0, &[]).find(|message| message.stored_at_ns >= since_ns).map(without_payload)
         });
@@ -321,7 +321,7 @@ impl MemoryLink {
         &self,
         stream: &str,
         durable: &str,
-    ) -> Result<Option<Record>, CarryError> {
+    ) -> Result<Option<StoredMessage>, CarryError> {
         let patterns = [format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}")];
         let what = || format!("reading {ADVISORIES}");
         self.ask(ADVISORIES, what, |stream, _| stream.from(0, &patterns).next().cloned()).await
@@ -370,7 +370,7 @@ impl MemoryLink {
         stream: &str,
         question: &Value,
         most: usize,
-    ) -> Result<Vec<Record>, CarryError> {
+    ) -> Result<Vec<StoredMessage>, CarryError> {
         let text = |name: &str| question.get(name).and_then(Value::as_str).map(str::to_owned);
         let number = |name: &str| question.get(name).and_then(Value::as_u64);
         let batch = usize::try_from(number("batch").unwrap_or(1)).unwrap_or(usize::MAX).min(most);
@@ -403,7 +403,7 @@ impl MemoryLink {
     }
 
     /// How many messages of a range wait, and those messages, each with how many wait after it; goes on with what arrives.
-    pub(crate) async fn ordered(&self, stream: &str, range: Stretch) -> Result<(u64, Records), CarryError> {
+    pub(crate) async fn ordered(&self, stream: &str, range: StreamRange) -> Result<(u64, StoredMessages), CarryError> {
         let subjects = range.subjects.clone();
         let (next, pending) = self
             .ask(stream, || format!("reading {stream}"), |stream, _| {
@@ -506,23 +506,23 @@ async fn wait(delay: Duration) {
     }
 }
 
-fn without_payload(message: &Record) -> Record {
+fn without_payload(message: &StoredMessage) -> StoredMessage {
     let mut headers = message.headers.clone();
     headers.push(("Nats-Msg-Size".into(), message.payload.len().to_string()));
-    Record { headers, payload: Bytes::new(), ..message.clone() }
+    StoredMessage { headers, payload: Bytes::new(), ..message.clone() }
 }
 
 /// Somebody who reads a stream in order.
 struct MemoryFollower {
     link: MemoryLink,
     stream: String,
-    range: Stretch,
+    range: StreamRange,
     next: u64,
     is_broken: bool,
 }
 
 impl MemoryFollower {
-    async fn follow(mut self) -> Option<(Result<(Record, u64), CarryError>, Self)> {
+    async fn follow(mut self) -> Option<(Result<(StoredMessage, u64), CarryError>, Self)> {
         if self.is_broken {
             return None;
         }
@@ -546,7 +546,7 @@ impl MemoryFollower {
         }
     }
 
-    fn look(&self) -> Option<(Record, u64)> {
+    fn look(&self) -> Option<(StoredMessage, u64)> {
         let now = self.link.cluster.now();
         let mut state = self.link.cluster.state();
         if !state.is_reachable(&self.link.home, &self.link.target) {
@@ -648,7 +648,7 @@ pub(crate) struct MemoryDelivery {
     link: MemoryLink,
     stream: String,
     durable: String,
-    pub(crate) message: Record,
+    pub(crate) message: StoredMessage,
     pub(crate) attempts: u64,
     pub(crate) pending: u64,
 }
@@ -698,7 +698,7 @@ impl MemoryBucket {
 
     pub(crate) async fn watch(&self, keys: &str) -> Result<BoxStream<'static, (String, Bytes)>, CarryError> {
         let prefix = self.subject("");
-        let range = Stretch { subjects: vec![self.subject(keys)], ..Stretch::default() };
+        let range = StreamRange { subjects: vec![self.subject(keys)], ..StreamRange::default() };
         let (_, messages) = self.link.ordered(&self.stream(), range).await?;
         let good = messages.take_while(|message| ready(message.is_ok()));
         let values = good.filter_map(move |message| {
@@ -711,6 +711,6 @@ impl MemoryBucket {
 }
 
 /// Whether a message of a bucket is a value, and not the word that there is none any more.
-fn is_value(message: &Record) -> bool {
+fn is_value(message: &StoredMessage) -> bool {
     message.header("KV-Operation").is_none()
 }

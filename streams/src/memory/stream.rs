@@ -9,7 +9,7 @@ use bytes::Bytes;
 use schemas::task::HEADER_MESSAGE_ID;
 use tokio::time::Instant;
 
-use crate::read::{Progress, Record, Level};
+use crate::read::{ConsumerProgress, StoredMessage, StreamLevel};
 
 /// What a server uses where a stream names no window.
 const DEFAULT_WINDOW: Duration = Duration::from_secs(120);
@@ -65,7 +65,7 @@ pub(super) struct ExhaustedNotice {
 
 #[derive(Debug)]
 struct KeptMessage {
-    message: Record,
+    message: StoredMessage,
     stored_at: Instant,
     bytes: u64,
 }
@@ -210,7 +210,7 @@ impl MemoryStream {
             self.sequence_of_id.insert(id, sequence);
         }
         let IncomingMessage { headers, payload, .. } = incoming;
-        let message = Record { subject: subject.clone(), sequence, stored_at_ns: now.ns, headers, payload };
+        let message = StoredMessage { subject: subject.clone(), sequence, stored_at_ns: now.ns, headers, payload };
         // Where nobody is interested, an interest stream acknowledges and keeps nothing.
         let is_wanted = self.config.retention != RetentionPolicy::Interest
             || self.consumers.values().any(|consumer| consumer.wants(&subject));
@@ -269,7 +269,7 @@ impl MemoryStream {
     }
 
     pub fn remove_matching(&mut self, below: Option<u64>, pattern: Option<&str>) -> u64 {
-        let goes = |message: &Record| {
+        let goes = |message: &StoredMessage| {
             below.is_none_or(|below| message.sequence < below)
                 && pattern.is_none_or(|pattern| subject_matches(pattern, &message.subject))
         };
@@ -279,12 +279,12 @@ impl MemoryStream {
         gone.len() as u64
     }
 
-    pub fn at(&self, sequence: u64) -> Option<&Record> {
+    pub fn at(&self, sequence: u64) -> Option<&StoredMessage> {
         self.messages.get(&sequence).map(|kept| &kept.message)
     }
 
     /// The newest message on a subject, which may hold wildcards.
-    pub fn last_on(&self, pattern: &str) -> Option<&Record> {
+    pub fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
         match self.by_subject.get(pattern).and_then(|all| all.last()) {
             Some(sequence) => self.at(*sequence),
             None => self.messages.values().rev().map(|kept| &kept.message).find(|m| subject_matches(pattern, &m.subject)),
@@ -292,14 +292,14 @@ impl MemoryStream {
     }
 
     /// The newest message of each subject that matches, oldest first.
-    pub fn last_of_each(&self, patterns: &[String]) -> Vec<Record> {
+    pub fn last_of_each(&self, patterns: &[String]) -> Vec<StoredMessage> {
         let matching = self.by_subject.iter().filter(|(subject, _)| matches_any(patterns, subject));
         let newest: BTreeSet<u64> = matching.filter_map(|(_, all)| all.last().copied()).collect();
         newest.into_iter().filter_map(|sequence| self.at(sequence).cloned()).collect()
     }
 
     /// Messages from a sequence on that match; no patterns match everything.
-    pub fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a Record> {
+    pub fn from<'a>(&'a self, sequence: u64, patterns: &'a [String]) -> impl Iterator<Item = &'a StoredMessage> {
         let messages = self.messages.range(sequence..).map(|(_, kept)| &kept.message);
         messages.filter(|message| patterns.is_empty() || matches_any(patterns, &message.subject))
     }
@@ -308,11 +308,11 @@ impl MemoryStream {
         self.last
     }
 
-    pub fn level(&self) -> Level {
+    pub fn level(&self) -> StreamLevel {
         let messages = self.messages.len() as u64;
         let first_sequence = self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
         let spanned = if messages > 0 { self.last + 1 - first_sequence } else { 0 };
-        Level {
+        StreamLevel {
             messages,
             bytes: self.bytes,
             max_bytes: u64::try_from(crate::refusal::limit_in(&self.config)).unwrap_or(0),
@@ -322,10 +322,10 @@ impl MemoryStream {
         }
     }
 
-    pub fn progress(&self, durable: &str) -> Option<Progress> {
+    pub fn progress(&self, durable: &str) -> Option<ConsumerProgress> {
         let consumer = self.consumers.get(durable)?;
         let floor = consumer.pending.keys().next().map_or(consumer.delivered, |first| first - 1);
-        Some(Progress {
+        Some(ConsumerProgress {
             pending: self.waiting_for(consumer),
             unacked: consumer.pending.len() as u64,
             floor,
@@ -347,7 +347,7 @@ impl MemoryStream {
     }
 
     /// The next message for whoever pulls from a consumer, with how often it was delivered and how many wait after it.
-    pub fn deliver(&mut self, durable: &str, now: Moment) -> Option<(Record, u64, u64)> {
+    pub fn deliver(&mut self, durable: &str, now: Moment) -> Option<(StoredMessage, u64, u64)> {
         let consumer = self.consumers.get_mut(durable)?;
         let due = consumer.pending.iter().filter(|(_, delivery)| delivery.due_at <= now.at);
         let again = due.min_by_key(|(sequence, delivery)| (delivery.due_at, **sequence)).map(|(sequence, _)| *sequence);

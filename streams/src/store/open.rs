@@ -33,7 +33,7 @@ const WRITE: &str =
     "write scheme://bucket/prefix and nothing more; keys belong in the environment (AWS_*, GOOGLE_* or AZURE_*)";
 
 /// A client, and the folder it keeps its objects in, where it is one.
-pub(super) struct Opened {
+pub(super) struct StoreClient {
     pub objects: Arc<dyn ObjectStore>,
     pub folder: Option<PathBuf>,
 }
@@ -51,7 +51,7 @@ pub(super) fn store_environment() -> Vec<(String, String)> {
         .collect()
 }
 
-pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<Opened, CarryError> {
+pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<StoreClient, CarryError> {
     let (scheme, place) = match url.split_once("://") {
         Some((scheme, place)) => (scheme, place),
         None if url.split('/').next().is_some_and(|first| first.is_empty() || !first.contains(':')) => {
@@ -76,7 +76,7 @@ pub(super) fn open_store(url: &str, options: Vec<(String, String)>) -> Result<Op
         prefix => Some(super::key(prefix).map_err(|_| refused(&format!("{scheme}://{bucket}/…"), WRITE))?),
     };
     let objects = client(scheme, url, &format!("{scheme}://{bucket}"), options)?;
-    Ok(Opened {
+    Ok(StoreClient {
         objects: match prefix {
             Some(prefix) => Arc::new(PrefixStore::new(objects, prefix)),
             None => objects,
@@ -129,7 +129,7 @@ fn retry() -> RetryConfig {
     }
 }
 
-fn folder(path: &Path) -> Result<Opened, CarryError> {
+fn folder(path: &Path) -> Result<StoreClient, CarryError> {
     let name = path.display().to_string();
     if name.is_empty() || path.components().any(|part| part == Component::ParentDir) {
         return Err(refused(&name, "name a folder without .. in its path"));
@@ -143,7 +143,7 @@ fn folder(path: &Path) -> Result<Opened, CarryError> {
     })?;
     let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|error| refused(&name, &error.to_string()))?;
     // Without it a sealed release can be gone after a power cut.
-    Ok(Opened { objects: Arc::new(objects.with_fsync(true)), folder: Some(folder) })
+    Ok(StoreClient { objects: Arc::new(objects.with_fsync(true)), folder: Some(folder) })
 }
 
 /// Makes a folder that is still there after a power cut.

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use runtime::consumer::{Drive, Tally};
-use runtime::handler::Burial;
-use runtime::{Fault, Handler, Credit, Outgoing, Shutdown, consume};
+use runtime::consumer::{ConsumerConfig, WorkerStats};
+use runtime::handler::DeadLetterContext;
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::HEADER_MESSAGE_ID;
-use schemas::{Stage, FaultNote, Reason, Route};
+use schemas::{AnswerStage, FaultNote, Reason, Route};
 use streams::memory::{MemoryCluster, NetworkFaults};
-use streams::read::{self, Record};
+use streams::read::{self, StoredMessage};
 use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
 use tokio::sync::watch;
 
@@ -56,7 +56,7 @@ fn task_of_message(header: Option<&str>, sequence: u64) -> schemas::TaskId {
 }
 
 impl ToyRecognizer {
-    async fn recognize(&self, delivery: &Delivery) -> Result<Outgoing, Fault> {
+    async fn recognize(&self, delivery: &Delivery) -> Result<OutgoingMessages, Fault> {
         let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
         let _held = HeldMessage(&self.held);
         if held > self.most {
@@ -76,11 +76,11 @@ impl ToyRecognizer {
             task,
             delivery.sequence,
             delivery.stored_at_ns,
-            Stage::Final,
+            AnswerStage::Final,
             Route::Edge,
             Reason::Confident,
         );
-        Ok(Outgoing::single(outcome_of(&answer)))
+        Ok(OutgoingMessages::single(outcome_of(&answer)))
     }
 }
 
@@ -88,22 +88,22 @@ impl Handler for ToyRecognizer {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::IMAGES;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         self.recognize(delivery).await
     }
 
-    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         let task = task_of_message(message.header(HEADER_MESSAGE_ID), message.sequence);
         let mut answer = answer_about(
             task,
             message.sequence,
             message.stored_at_ns,
-            Stage::Final,
+            AnswerStage::Final,
             Route::Dead,
             Reason::GivenUp,
         );
         (answer.label, answer.confidence, answer.fault) = (None, None, Some(fault.clone()));
-        Burial { site: site(), task: Some(task), publications: vec![outcome_of(&answer)] }
+        DeadLetterContext { site: site(), task: Some(task), publications: vec![outcome_of(&answer)] }
     }
 }
 
@@ -137,8 +137,8 @@ impl WorkerPool {
         tokio::spawn(async move {
             match kind {
                 WorkerLoop::Ours => {
-                    let config = Drive { durable, credits, tries: Some(6), resized, ack_wait: ACK_WAIT };
-                    let stats = Arc::new(Tally::default());
+                    let config = ConsumerConfig { durable, credits, tries: Some(6), resized, ack_wait: ACK_WAIT };
+                    let stats = Arc::new(WorkerStats::default());
                     let _ended = consume(recognizer, &from, publisher, config, stats, stop).await;
                 }
                 WorkerLoop::AcknowledgesFirst | WorkerLoop::IgnoresCredits => {

@@ -7,22 +7,22 @@ use std::time::Duration;
 use courier::CourierSettings;
 use futures::StreamExt;
 use rand::RngExt;
-use runtime::consumer::{Drive, Tally};
-use runtime::handler::Burial;
+use runtime::consumer::{ConsumerConfig, WorkerStats};
+use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, Credit, Outgoing, Shutdown, consume};
-use schemas::release::Needs;
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
+use schemas::release::MachineRequirements;
 use schemas::task::{HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
 use schemas::verify::{Payload, VerifyReason};
 use schemas::{
-    Answer, Stage, FaultNote, Order, Reason, Release, ReleaseStage, Route, TaskId, Timings, Verdict, Verify,
+    Answer, AnswerStage, FaultNote, Order, Reason, Release, ReleaseStage, Route, TaskId, Timings, Verdict, VerifyRequest,
     decode, encode,
 };
 use streams::fleet::Ledger;
 use streams::memory::{ClusterEvent, MemoryCluster, NetworkFaults};
-use streams::read::{self, Record};
-use streams::subject::Errand;
-use streams::{Bus, Delivery, Publication, Placed, Publisher, subject, topology};
+use streams::read::{self, StoredMessage};
+use streams::subject::OutboxKind;
+use streams::{Bus, Delivery, Publication, PublishOutcome, Publisher, subject, topology};
 
 use crate::chaos::{ChaosPlan, rng_of, run_chaos};
 use crate::oracle;
@@ -50,7 +50,7 @@ impl ToyVerifier {
         Publication::with_id(subject::verdict(&about.site, &about.camera), encode(verdict).unwrap(), id)
     }
 
-    fn verdict_on(request: Verify, fault: Option<FaultNote>) -> Verdict {
+    fn verdict_on(request: VerifyRequest, fault: Option<FaultNote>) -> Verdict {
         let prediction = request.provisional.prediction().filter(|_| fault.is_none());
         Verdict {
             prediction,
@@ -67,7 +67,7 @@ impl Handler for ToyVerifier {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let mut rng = rng_of(self.seed ^ delivery.sequence << 16, delivery.attempts);
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..1500))).await;
         match rng.random_range(0..20) {
@@ -75,15 +75,15 @@ impl Handler for ToyVerifier {
             1 => return Err(Fault::retry("carry_failed", "the moment's fault")),
             _ => {}
         }
-        let request: Verify = decode(delivery.payload())?;
-        Ok(Outgoing::single(Self::report(&Self::verdict_on(request, None), delivery.sequence)))
+        let request: VerifyRequest = decode(delivery.payload())?;
+        Ok(OutgoingMessages::single(Self::report(&Self::verdict_on(request, None), delivery.sequence)))
     }
 
-    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
-        let request: Option<Verify> = decode(&message.payload).ok();
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
+        let request: Option<VerifyRequest> = decode(&message.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
         let refused = request.map(|request| Self::report(&Self::verdict_on(request, Some(fault.clone())), message.sequence));
-        Burial { site: site(), task, publications: refused.into_iter().collect() }
+        DeadLetterContext { site: site(), task, publications: refused.into_iter().collect() }
     }
 }
 
@@ -92,14 +92,14 @@ fn start_verifier(cluster: &MemoryCluster, seed: u64) -> (Bus, Shutdown) {
     let (from, stop) = (bus.clone(), shutdown.clone());
     tokio::spawn(async move {
         let publisher = Publisher::new(from.clone(), Duration::from_secs(10));
-        let config = Drive {
+        let config = ConsumerConfig {
             durable: topology::VERIFIER.into(),
             credits: 4,
             tries: Some(6),
             resized: None,
             ack_wait: ACK_WAIT,
         };
-        let stats = Arc::new(Tally::default());
+        let stats = Arc::new(WorkerStats::default());
         let _ended = consume(Arc::new(ToyVerifier { seed }), &from, publisher, config, stats, stop).await;
     });
     (bus, shutdown)
@@ -139,7 +139,7 @@ fn provisional_answer(cluster: &MemoryCluster, number: u64, deadline_ms: u64) ->
     let task = task_of(&format!("image-{number}"));
     let stored_at_ns = i128::from(now_ms) * 1_000_000;
     let mut answer =
-        answer_about(task, number + 1, stored_at_ns, Stage::Provisional, Route::Edge, Reason::LowConfidence);
+        answer_about(task, number + 1, stored_at_ns, AnswerStage::Provisional, Route::Edge, Reason::LowConfidence);
     answer.deadline_at_ms = Some(now_ms + deadline_ms);
     answer
 }
@@ -147,7 +147,7 @@ fn provisional_answer(cluster: &MemoryCluster, number: u64, deadline_ms: u64) ->
 /// A provisional answer and its request, on their way until both are stored.
 async fn doubt(bus: &Bus, tickets: &TicketKey, answer: &Answer, priority: u8) {
     let publisher = Publisher::new(bus.clone(), Duration::from_secs(3600));
-    let request = Verify {
+    let request = VerifyRequest {
         reason: VerifyReason::Doubtful,
         payload: Payload::Image(vec![7; 500]),
         provisional: answer.clone(),
@@ -161,7 +161,7 @@ async fn doubt(bus: &Bus, tickets: &TicketKey, answer: &Answer, priority: u8) {
         id("provisional"),
     );
     let asked =
-        Publication::with_id(subject::outbox(&answer.site, Errand::Verify), encode(&request).unwrap(), id("verify"))
+        Publication::with_id(subject::outbox(&answer.site, OutboxKind::Verify), encode(&request).unwrap(), id("verify"))
             .header(HEADER_TO, subject::verify(request.reason, &answer.site, &answer.camera))
             .header(HEADER_PRIORITY, priority.to_string())
             .header(HEADER_DEADLINE_AT, answer.deadline_at_ms.unwrap_or(0).to_string());
@@ -323,7 +323,7 @@ fn order(number: u64) -> Order {
         parent: None,
         origin: "imported".into(),
         package: Vec::new(),
-        needs: Needs::default(),
+        needs: MachineRequirements::default(),
         public: None,
         public_change_interval: None,
     };
@@ -378,15 +378,15 @@ async fn go_by_priority(seed: u64) -> SeedResult {
     for number in 0..rng.random_range(2..20u64) {
         let (is_bulk, priority) = (rng.random_bool(0.4), rng.random_range(0..10u8));
         let (kind, to) = match is_bulk {
-            true => (Errand::HardCase, subject::hardcase(&site())),
-            false => (Errand::Verify, subject::verify(VerifyReason::Doubtful, &site(), &camera())),
+            true => (OutboxKind::HardCase, subject::hardcase(&site())),
+            false => (OutboxKind::Verify, subject::verify(VerifyReason::Doubtful, &site(), &camera())),
         };
         let id = format!("message-{number}");
         let publication = Publication::with_id(subject::outbox(&site(), kind), format!("{number}"), &id)
             .header(HEADER_TO, to)
             .header(HEADER_PRIORITY, priority.to_string());
         let placed = publisher.publish(&publication).await.map_err(|error| error.to_string())?;
-        let Placed::Stored(sequence) = placed else { return Err(format!("{placed:?}")) };
+        let PublishOutcome::Stored(sequence) = placed else { return Err(format!("{placed:?}")) };
         wanted.push((is_bulk, 9 - priority, sequence, id));
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -436,7 +436,7 @@ async fn pause_for_a_full_cloud(seed: u64) -> SeedResult {
     let count = rng.random_range(20..60);
     for number in 0..count {
         let publication =
-            Publication::with_id(subject::outbox(&site(), Errand::Verify), "x", format!("message-{number}"))
+            Publication::with_id(subject::outbox(&site(), OutboxKind::Verify), "x", format!("message-{number}"))
                 .header(HEADER_TO, subject::verify(VerifyReason::Doubtful, &site(), &camera()));
         publisher.publish(&publication).await.map_err(|error| error.to_string())?;
     }

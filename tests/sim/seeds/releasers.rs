@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rand::RngExt;
-use releaser::settings::{ReleaserSettings, Ring};
+use releaser::settings::{ReleaserSettings, RingSettings};
 use rollout::decision_log;
-use rollout::stage::{self, Said};
+use rollout::stage::{self, DecisionContext};
 use runtime::Shutdown;
-use schemas::release::Needs;
-use schemas::swap::{Agreed, Moments, Counts, SiteAgreement};
+use schemas::release::MachineRequirements;
+use schemas::swap::{AgreementCount, MomentSums, ReleaseCounts, SiteAgreement};
 use schemas::{Order, Release, ReleaseId, ReleaseStage, Rollout, SiteName, Swap, decode, encode};
 use streams::memory::MemoryCluster;
-use streams::read::{self, Stretch};
-use streams::{Bus, Publication, Publisher, Store, subject, topology};
+use streams::read::{self, StreamRange};
+use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
 
 use crate::chaos::{ChaosPlan, rng_of, run_chaos};
 use crate::oracle;
@@ -36,7 +36,7 @@ fn release(number: u8) -> Release {
         parent: None,
         origin: "imported".into(),
         package: Vec::new(),
-        needs: Needs::default(),
+        needs: MachineRequirements::default(),
         public: None,
         public_change_interval: None,
     }
@@ -60,7 +60,7 @@ impl ToySite {
         let publisher = Publisher::new(self.bus.clone(), Duration::from_secs(30));
         let wanted = subject::order(&self.name, &model());
         loop {
-            let range = Stretch { subjects: vec![wanted.clone()], ..Stretch::default() };
+            let range = StreamRange { subjects: vec![wanted.clone()], ..StreamRange::default() };
             if let Ok(orders) = read::follow_range(&self.bus, topology::ORDERS, range).await {
                 let mut orders = std::pin::pin!(orders);
                 let mut reports = tokio::time::interval(Duration::from_secs(20));
@@ -98,17 +98,17 @@ impl ToySite {
     }
 }
 
-fn counts_of(release: &ReleaseId, images: u64) -> Counts {
+fn counts_of(release: &ReleaseId, images: u64) -> ReleaseCounts {
     let sums = |mean: f64, deviation: f64| {
         let count = images as f64;
-        Moments { count: images, sum: mean * count, squares: count * (mean * mean + deviation * deviation) }
+        MomentSums { count: images, sum: mean * count, squares: count * (mean * mean + deviation * deviation) }
     };
-    Counts {
+    ReleaseCounts {
         images,
         doubtful: images / 5,
         confidence: sums(0.9, 0.05),
         ln_cost_ms: sums(2.0, 0.1),
-        ..Counts::for_release(release.clone())
+        ..ReleaseCounts::for_release(release.clone())
     }
 }
 
@@ -118,7 +118,7 @@ fn swap_of(
     since_ms: u64,
     order: u64,
     now_ms: u64,
-    counts: Vec<Counts>,
+    counts: Vec<ReleaseCounts>,
     agreements: Vec<SiteAgreement>,
 ) -> Swap {
     Swap {
@@ -147,7 +147,7 @@ fn report_of(swap: &Swap) -> Publication {
     Publication { subject, payload: encode(swap).unwrap().into(), headers: Vec::new(), first_only: false }
 }
 
-fn start_releaser(cluster: &MemoryCluster, store: &Store, settings: &ReleaserSettings) -> (Bus, Shutdown) {
+fn start_releaser(cluster: &MemoryCluster, store: &ReleaseStore, settings: &ReleaserSettings) -> (Bus, Shutdown) {
     let (bus, shutdown) = (cluster.connect(CLOUD), Shutdown::default());
     let (from, stop, store, settings) = (bus.clone(), shutdown.clone(), store.clone(), settings.clone());
     tokio::spawn(async move { drop(releaser::run(from, store, &settings, stop).await) });
@@ -161,18 +161,18 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
     let bus = cluster.connect(CLOUD);
     let publisher = Publisher::new(bus.clone(), Duration::from_secs(60));
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let store = Store::open(&folder.path().display().to_string()).map_err(|error| error.to_string())?;
+    let store = ReleaseStore::open(&folder.path().display().to_string()).map_err(|error| error.to_string())?;
     let mut settings = ReleaserSettings {
         rings: vec![
-            Ring { sites: sites()[..1].to_vec(), ..Ring::default() },
-            Ring { sites: sites()[..2].to_vec(), ..Ring::default() },
+            RingSettings { sites: sites()[..1].to_vec(), ..RingSettings::default() },
+            RingSettings { sites: sites()[..2].to_vec(), ..RingSettings::default() },
         ],
         judge_s: 5,
         batch: rng.random_range(1..4),
         ..ReleaserSettings::default()
     };
     (settings.canary.without_verdicts, settings.canary.longest_s) = (true, 1800);
-    let said = |why: &str| Said::new("hand", why, cluster.now_ms());
+    let said = |why: &str| DecisionContext::new("hand", why, cluster.now_ms());
     decision_log::publish_decision(&publisher, &stage::first(model(), release(1), said("first")))
         .await
         .map_err(|error| error.to_string())?;
@@ -268,7 +268,7 @@ fn a_seed_has_one_history() {
 
 #[test]
 fn a_decision_that_is_made_twice_is_caught() {
-    let said = || Said::new("releaser", "because", 5);
+    let said = || DecisionContext::new("releaser", "because", 5);
     let first = stage::first(model(), release(1), said());
     let waits = stage::candidate(&first, release(2), said()).unwrap();
     let tried = stage::canary(&waits, &release_id(2), 0, sites(), said()).unwrap();

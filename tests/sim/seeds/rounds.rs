@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aggregator::round::{Arrival, Rounds, Arrived};
+use aggregator::round::{ArrivalAction, RoundTracker, UpdateArrival};
 use futures::StreamExt;
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use schemas::round::{RoundEvent, Terms};
-use schemas::update::{Measured, WeightForm};
+use schemas::round::{RoundEvent, RoundTerms};
+use schemas::update::{ModelAccuracy, WeightFormat};
 use schemas::{BlobRef, FaultNote, Round, SiteName, Update, decode, encode};
 use streams::memory::{MemoryCluster, NetworkFaults};
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
 
 use crate::chaos::{draw_faults, rng_of};
@@ -38,12 +38,12 @@ fn update_of(site: SiteName, round: u64, base: u8, id: u64) -> Publication {
         round,
         base: release_id(base),
         weights: BlobRef::new([u8::try_from(id % 251).unwrap(); 32], 100),
-        format: WeightForm::F32,
+        format: WeightFormat::F32,
         samples: [("kelp".to_owned(), 5)].into(),
         hard: 0,
         sources: BTreeMap::new(),
-        before: Measured::default(),
-        after: Measured::default(),
+        before: ModelAccuracy::default(),
+        after: ModelAccuracy::default(),
         gain: None,
         epochs: 1,
         trainable: "all".into(),
@@ -60,7 +60,7 @@ fn draw_messages(seed: u64) -> Vec<Publication> {
     for number in 1..=3u64 {
         let base = rng.random_range(0..u8::try_from(number).unwrap());
         let asked = rng.random_range(0..=SITES.len());
-        let terms = Terms {
+        let terms = RoundTerms {
             base: release_id(base),
             weights: None,
             sites: (0..asked).map(site).collect(),
@@ -103,22 +103,22 @@ fn draw_messages(seed: u64) -> Vec<Publication> {
 /// What somebody has made of the stream so far.
 #[derive(Debug, Clone, PartialEq)]
 struct RoundFold {
-    rounds: Rounds,
+    rounds: RoundTracker,
     /// Updates that counted, by round: sequence, site and whether the round was open.
     counted: Vec<(u64, u64, SiteName, bool)>,
 }
 
 impl RoundFold {
     fn new() -> Self {
-        Self { rounds: Rounds::new(release_id(0)), counted: Vec::new() }
+        Self { rounds: RoundTracker::new(release_id(0)), counted: Vec::new() }
     }
 
-    fn add_message(&mut self, message: &Record) {
+    fn add_message(&mut self, message: &StoredMessage) {
         let at_ms = u64::try_from(message.stored_at_ns / 1_000_000).unwrap();
         if message.subject.starts_with("round.") {
             let Ok(round) = decode::<Round>(&message.payload) else { return };
             for waited in self.rounds.happened(&round, at_ms) {
-                let Arrived { update, sequence, stored_at_ms, .. } = waited;
+                let UpdateArrival { update, sequence, stored_at_ms, .. } = waited;
                 self.add_update(update, sequence, stored_at_ms);
             }
         } else if let Ok(update) = decode::<Update>(&message.payload) {
@@ -128,7 +128,7 @@ impl RoundFold {
 
     fn add_update(&mut self, update: Update, sequence: u64, stored_at_ms: u64) {
         let site = update.site.clone();
-        let Arrival::Count(arrival) = self.rounds.arrived(update, sequence, stored_at_ms) else { return };
+        let ArrivalAction::Count(arrival) = self.rounds.arrived(update, sequence, stored_at_ms) else { return };
         let Some(open) = self.rounds.current() else { return };
         self.counted.push((open.number, sequence, site, open.closed.is_none()));
         self.rounds.accept(*arrival);
@@ -162,10 +162,10 @@ enum FoldReader {
 async fn fold_stream(bus: &Bus, until: u64, reader: FoldReader) -> RoundFold {
     let (mut fold, mut next) = (RoundFold::new(), 1);
     while next <= until {
-        let range = Stretch {
+        let range = StreamRange {
             subjects: subject::rounds_and_updates(&model()),
             from_sequence: Some(next),
-            ..Stretch::default()
+            ..StreamRange::default()
         };
         if let Ok(messages) = read::follow_range(bus, topology::UPDATES, range).await {
             let mut messages = std::pin::pin!(messages);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use schemas::answer::Prediction;
-use schemas::task::Stored;
-use schemas::{Answer, Stage, CameraName, ModelName, Reason, ReleaseId, Route, SiteName, Task, TaskId, encode};
+use schemas::task::StorageStamp;
+use schemas::{Answer, AnswerStage, CameraName, ModelName, Reason, ReleaseId, Route, SiteName, Task, TaskId, encode};
 use streams::memory::MemoryCluster;
-use streams::topology::{Place, StreamSettings, plan_topology};
+use streams::topology::{PlanScope, StreamSettings, plan_topology};
 use streams::{Publication, subject};
 
 /// The site's server.
@@ -45,21 +45,21 @@ pub fn settings() -> StreamSettings {
 /// A site alone.
 pub fn one_site(seed: u64) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
-    cluster.add_server(SITE, &plan_topology(&Place::Site(site()), &settings()));
+    cluster.add_server(SITE, &plan_topology(&PlanScope::Site(site()), &settings()));
     cluster
 }
 
 /// A site and the cloud, with a link between them.
 pub fn site_and_cloud(seed: u64) -> MemoryCluster {
     let cluster = one_site(seed);
-    cluster.add_server(CLOUD, &plan_topology(&Place::Cloud(vec![site()]), &settings()));
+    cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(vec![site()]), &settings()));
     cluster
 }
 
 /// The cloud alone.
 pub fn cloud_of(seed: u64, sites: Vec<SiteName>) -> MemoryCluster {
     let cluster = MemoryCluster::new(seed);
-    cluster.add_server(CLOUD, &plan_topology(&Place::Cloud(sites), &settings()));
+    cluster.add_server(CLOUD, &plan_topology(&PlanScope::Cloud(sites), &settings()));
     cluster
 }
 
@@ -69,8 +69,8 @@ pub fn task_of(message_id: &str) -> TaskId {
 }
 
 /// What is said about an image.
-pub fn answer_about(task: TaskId, image_sequence: u64, stored_at_ns: i128, stage: Stage, route: Route, reason: Reason) -> Answer {
-    let stamp = Stored { site: site(), camera: camera(), sequence: image_sequence, stored_at_ns };
+pub fn answer_about(task: TaskId, image_sequence: u64, stored_at_ns: i128, stage: AnswerStage, route: Route, reason: Reason) -> Answer {
+    let stamp = StorageStamp { site: site(), camera: camera(), sequence: image_sequence, stored_at_ns };
     let at_ms = u64::try_from(stored_at_ns / 1_000_000).unwrap_or(0);
     let prediction = Prediction {
         label: "kelp".into(),

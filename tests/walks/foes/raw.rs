@@ -15,7 +15,7 @@ const AT_ONCE: usize = 256;
 
 /// What is published, to the byte.
 #[derive(Debug, Clone, Default)]
-pub struct Shot {
+pub struct RawPublication {
     /// Where.
     pub subject: String,
     /// The header block as it is written; empty: none.
@@ -28,7 +28,7 @@ pub struct Shot {
 
 /// What the server said to it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
+pub enum RawReply {
     /// A stream stored it.
     Stored {
         /// Which.
@@ -72,7 +72,7 @@ impl RawClient {
     }
 
     /// Publishes all, and returns what was said to each.
-    pub async fn publish(&mut self, shots: &[Shot]) -> Vec<Heard> {
+    pub async fn publish(&mut self, shots: &[RawPublication]) -> Vec<RawReply> {
         let mut heard = Vec::with_capacity(shots.len());
         for some in shots.chunks(AT_ONCE) {
             heard.extend(self.publish_some(some).await);
@@ -80,10 +80,10 @@ impl RawClient {
         heard
     }
 
-    async fn publish_some(&mut self, shots: &[Shot]) -> Vec<Heard> {
+    async fn publish_some(&mut self, shots: &[RawPublication]) -> Vec<RawReply> {
         let first = self.asked;
         self.asked += shots.len();
-        let mut heard = vec![Heard::Silence; shots.len()];
+        let mut heard = vec![RawReply::Silence; shots.len()];
         for (number, shot) in shots.iter().enumerate() {
             let reply = shot.reply.clone().unwrap_or_else(|| format!("{}.{}", self.inbox, first + number));
             let size = shot.headers.len() + shot.payload.len();
@@ -106,10 +106,10 @@ impl RawClient {
                 Err(_) => break,
                 Ok(Ok(read)) if read > 0 => String::from_utf8_lossy(&std::mem::take(&mut self.line)).trim().to_owned(),
                 Ok(_) => {
-                    let closed = Heard::Closed(words.join(" "));
+                    let closed = RawReply::Closed(words.join(" "));
                     heard
                         .iter_mut()
-                        .filter(|heard| **heard == Heard::Silence)
+                        .filter(|heard| **heard == RawReply::Silence)
                         .for_each(|heard| *heard = closed.clone());
                     (self.from, self.to) = self::open(&self.address, &self.login, &self.inbox).await;
                     self.line.clear();
@@ -127,7 +127,7 @@ impl RawClient {
                     let number = fields[1].rsplit('.').next().and_then(|number| number.parse::<usize>().ok());
                     let place = number.and_then(|number| heard.get_mut(number.checked_sub(first)?));
                     if let Some(place) = place {
-                        open -= usize::from(*place == Heard::Silence);
+                        open -= usize::from(*place == RawReply::Silence);
                         *place = understand(&body[..size]);
                     }
                 }
@@ -135,8 +135,8 @@ impl RawClient {
             }
         }
         if !words.is_empty() {
-            let refused = Heard::Refused(words.join(" "));
-            heard.iter_mut().filter(|heard| **heard == Heard::Silence).for_each(|heard| *heard = refused.clone());
+            let refused = RawReply::Refused(words.join(" "));
+            heard.iter_mut().filter(|heard| **heard == RawReply::Silence).for_each(|heard| *heard = refused.clone());
         }
         heard
     }
@@ -157,23 +157,23 @@ async fn open(address: &str, login: &str, inbox: &str) -> (BufReader<OwnedReadHa
     (from, to)
 }
 
-fn understand(body: &[u8]) -> Heard {
+fn understand(body: &[u8]) -> RawReply {
     if body.starts_with(b"NATS/1.0 503") {
-        return Heard::Nobody;
+        return RawReply::Nobody;
     }
     if let Some(status) = body.strip_prefix(b"NATS/1.0 ") {
-        return Heard::Refused(String::from_utf8_lossy(status).trim().to_owned());
+        return RawReply::Refused(String::from_utf8_lossy(status).trim().to_owned());
     }
     let Ok(said) = serde_json::from_slice::<Value>(body) else {
-        return Heard::Said(String::from_utf8_lossy(body).into_owned());
+        return RawReply::Said(String::from_utf8_lossy(body).into_owned());
     };
     if let Some(error) = said.get("error") {
-        return Heard::Refused(error["description"].as_str().unwrap_or_default().to_owned());
+        return RawReply::Refused(error["description"].as_str().unwrap_or_default().to_owned());
     }
     match (said["stream"].as_str(), said["seq"].as_u64()) {
         (Some(stream), Some(sequence)) if said.get("type").is_none() => {
-            Heard::Stored { stream: stream.into(), sequence, duplicate: said["duplicate"] == true }
+            RawReply::Stored { stream: stream.into(), sequence, duplicate: said["duplicate"] == true }
         }
-        _ => Heard::Said(said.to_string()),
+        _ => RawReply::Said(said.to_string()),
     }
 }

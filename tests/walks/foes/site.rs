@@ -7,19 +7,19 @@ use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use harness::odd;
 use harness::pictures::{one, some};
-use runtime::sign::Key;
-use schemas::swap::{Agreed, Agreement, Counts};
-use schemas::task::Stored;
+use runtime::sign::SiteKey;
+use schemas::swap::{AgreementCount, Agreement, ReleaseCounts};
+use schemas::task::StorageStamp;
 use schemas::{
-    Answer, BlobRef, FaultNote, HardCase, Hardness, Measured, Message, ModelName, Prediction, Order, Payload, Ranked,
-    Reason, ReleaseId, Route, SiteName, Stage, Swap, Task, TaskId, Update, Verify, VerifyReason, WeightForm, encode,
+    Answer, BlobRef, FaultNote, HardCase, Hardness, ModelAccuracy, Message, ModelName, Prediction, Order, Payload, RankedClass,
+    Reason, ReleaseId, Route, SiteName, AnswerStage, Swap, Task, TaskId, Update, VerifyRequest, VerifyReason, WeightFormat, encode,
 };
 use sha2::{Digest, Sha256};
 use streams::{subject, topology};
 
 use super::camera::headers;
-use super::raw::Shot;
-use super::table::{Action, Outcome};
+use super::raw::RawPublication;
+use super::table::{Action, ActionOutcome};
 
 /// Everything that is known of the foe's site and of whom it attacks.
 pub struct Foe {
@@ -34,15 +34,15 @@ pub struct Foe {
     /// Its first release.
     pub base: ReleaseId,
     /// With what it signs.
-    pub key: Key,
+    pub key: SiteKey,
     /// With what it should not.
-    pub strangers: Key,
+    pub strangers: SiteKey,
     /// Milliseconds since the epoch.
     pub now_ms: u64,
 }
 
-fn shot(subject: impl Into<String>, payload: impl Into<Bytes>) -> Shot {
-    Shot { subject: subject.into(), payload: payload.into(), ..Shot::default() }
+fn shot(subject: impl Into<String>, payload: impl Into<Bytes>) -> RawPublication {
+    RawPublication { subject: subject.into(), payload: payload.into(), ..RawPublication::default() }
 }
 
 fn encoded<M: Message>(message: &M) -> Vec<u8> {
@@ -82,7 +82,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 
 impl Foe {
     fn task(&self, camera: &str) -> Task {
-        let stored = Stored {
+        let stored = StorageStamp {
             site: self.own.clone(),
             camera: camera.parse().unwrap(),
             sequence: 7,
@@ -92,24 +92,24 @@ impl Foe {
     }
 
     /// A request as its own courier would send it.
-    fn request(&self, camera: &str, payload: Payload) -> Verify {
+    fn request(&self, camera: &str, payload: Payload) -> VerifyRequest {
         let mut about =
-            Answer::for_task(&self.task(camera), Stage::Provisional, Route::Edge, Reason::LowConfidence, self.now_ms);
+            Answer::for_task(&self.task(camera), AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, self.now_ms);
         about.deadline_at_ms = Some(self.now_ms + 3_600_000);
         let opinion = Prediction {
             label: "bag".into(),
             confidence: 0.4,
-            top: vec![Ranked { label: "bag".into(), confidence: 0.4 }],
+            top: vec![RankedClass { label: "bag".into(), confidence: 0.4 }],
             labels: None,
             release: self.release.clone(),
             temperature: None,
             novelty: None,
         };
         let provisional = about.with_prediction(opinion);
-        Verify { reason: VerifyReason::Doubtful, payload, provisional, hardness: None, ticket: Some(vec![7; 32]) }
+        VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness: None, ticket: Some(vec![7; 32]) }
     }
 
-    fn picture(&self, camera: &str) -> Verify {
+    fn picture(&self, camera: &str) -> VerifyRequest {
         self.request(camera, Payload::Image(some(false, 1).unwrap().bytes.to_vec()))
     }
 
@@ -117,7 +117,7 @@ impl Foe {
         format!("verify.doubtful.{}.foe", self.own)
     }
 
-    fn asks(&self, name: &str, expected: Outcome, change: impl FnOnce(&mut Verify)) -> Action {
+    fn asks(&self, name: &str, expected: ActionOutcome, change: impl FnOnce(&mut VerifyRequest)) -> Action {
         let mut request = self.picture("foe");
         change(&mut request);
         Action::new(name, shot(self.verify_subject(), encoded(&request)), expected)
@@ -125,11 +125,11 @@ impl Foe {
 
     /// Requests for verdicts.
     pub fn requests(&self) -> Vec<Action> {
-        let misdirected = || Outcome::dead("verify_misdirected");
-        let unreadable = || Outcome::dead("message_unreadable");
+        let misdirected = || ActionOutcome::dead("verify_misdirected");
+        let unreadable = || ActionOutcome::dead("message_unreadable");
         let sent = topology::sent_blobs(&self.other);
         let mut actions = vec![
-            self.asks("a request of its own", Outcome::Verdict, |_| {}),
+            self.asks("a request of its own", ActionOutcome::Verdict, |_| {}),
             self.asks("a request that names another site", misdirected(), |request| {
                 request.provisional.site = self.other.clone();
             }),
@@ -145,10 +145,10 @@ impl Foe {
             self.asks("one for another reason than its subject's", misdirected(), |request| {
                 request.reason = VerifyReason::Sampled;
             }),
-            self.asks("with another release than any", Outcome::Verdict, |request| {
+            self.asks("with another release than any", ActionOutcome::Verdict, |request| {
                 request.provisional.release = Some(ReleaseId::from_sha256([9; 32]));
             }),
-            self.asks("without any opinion", Outcome::Verdict, |request| {
+            self.asks("without any opinion", ActionOutcome::Verdict, |request| {
                 (request.provisional.label, request.provisional.confidence) = (None, None);
             }),
             self.asks("with a confidence that is none", unreadable(), |request| {
@@ -157,7 +157,7 @@ impl Foe {
             self.asks("with a confidence of infinity", unreadable(), |request| {
                 request.provisional.confidence = Some(f32::INFINITY);
             }),
-            self.asks("with a confidence of 10^38", Outcome::Verdict, |request| {
+            self.asks("with a confidence of 10^38", ActionOutcome::Verdict, |request| {
                 request.provisional.confidence = Some(1e38);
             }),
             self.asks("with a hardness that is none", unreadable(), |request| {
@@ -166,91 +166,91 @@ impl Foe {
             self.asks("with features one of which is none", unreadable(), |request| {
                 request.hardness = Some(Hardness { entropy_ratio: 0.5, features: Some(vec![1.0, f32::NEG_INFINITY]) });
             }),
-            self.asks("with 100,000 features for a hard case", Outcome::Verdict, |request| {
+            self.asks("with 100,000 features for a hard case", ActionOutcome::Verdict, |request| {
                 request.hardness = Some(Hardness { entropy_ratio: 0.5, features: Some(vec![1.0; 100_000]) });
             }),
-            self.asks("with 20,000 best classes", Outcome::Verdict, |request| {
-                request.provisional.top = vec![Ranked { label: "x".into(), confidence: 2.0 }; 20_000];
+            self.asks("with 20,000 best classes", ActionOutcome::Verdict, |request| {
+                request.provisional.top = vec![RankedClass { label: "x".into(), confidence: 2.0 }; 20_000];
             }),
-            self.asks("with a label of 1 MiB", Outcome::Verdict, |request| {
+            self.asks("with a label of 1 MiB", ActionOutcome::Verdict, |request| {
                 request.provisional.label = Some("l".repeat(1 << 20));
             }),
-            self.asks("with a true label of terminal escapes", Outcome::Verdict, |request| {
+            self.asks("with a true label of terminal escapes", ActionOutcome::Verdict, |request| {
                 request.provisional.truth = Some("\u{1b}[2J\u{202e}".into());
             }),
-            self.asks("with a file like a path", Outcome::Verdict, |request| {
+            self.asks("with a file like a path", ActionOutcome::Verdict, |request| {
                 request.provisional.file = Some("../../../../etc/passwd".into());
             }),
-            self.asks("with 10,000 notes", Outcome::Verdict, |request| {
+            self.asks("with 10,000 notes", ActionOutcome::Verdict, |request| {
                 request.provisional.notes = vec!["note".into(); 10_000];
             }),
-            self.asks("with a fault of 1 MiB", Outcome::Verdict, |request| {
+            self.asks("with a fault of 1 MiB", ActionOutcome::Verdict, |request| {
                 let reason = "r".repeat(1 << 20);
                 request.provisional.fault = Some(FaultNote { name: "x".into(), reason, remedy: String::new() });
             }),
-            self.asks("whose deadline is over", Outcome::Verdict, |request| {
+            self.asks("whose deadline is over", ActionOutcome::Verdict, |request| {
                 request.provisional.deadline_at_ms = Some(0)
             }),
-            self.asks("whose deadline never comes", Outcome::Verdict, |request| {
+            self.asks("whose deadline never comes", ActionOutcome::Verdict, |request| {
                 request.provisional.deadline_at_ms = Some(u64::MAX);
             }),
-            self.asks("of image 2^64 - 1", Outcome::Verdict, |request| request.provisional.image_sequence = u64::MAX),
-            self.asks("that took 2^64 - 1 microseconds", Outcome::Verdict, |request| {
+            self.asks("of image 2^64 - 1", ActionOutcome::Verdict, |request| request.provisional.image_sequence = u64::MAX),
+            self.asks("that took 2^64 - 1 microseconds", ActionOutcome::Verdict, |request| {
                 request.provisional.timings.queue_us = u64::MAX;
                 request.provisional.timings.infer_us = u64::MAX;
                 request.provisional.timings.batch_size = u32::MAX;
             }),
-            self.asks("answered in the year 584,556,019", Outcome::Verdict, |request| {
+            self.asks("answered in the year 584,556,019", ActionOutcome::Verdict, |request| {
                 request.provisional.answered_at_ms = u64::MAX;
                 request.provisional.published_at_ms = u64::MAX;
             }),
-            self.asks("that is a final answer already", Outcome::Verdict, |request| {
-                request.provisional.stage = Stage::Final;
+            self.asks("that is a final answer already", ActionOutcome::Verdict, |request| {
+                request.provisional.stage = AnswerStage::Final;
             }),
-            self.asks("that was answered dead", Outcome::Verdict, |request| request.provisional.route = Route::Dead),
-            self.asks("without a ticket", Outcome::Verdict, |request| request.ticket = None),
-            self.asks("with an empty ticket", Outcome::Verdict, |request| request.ticket = Some(Vec::new())),
-            self.asks("with a ticket of 1 MiB", Outcome::Verdict, |request| request.ticket = Some(vec![1; 1 << 20])),
-            self.asks("of task zero", Outcome::Verdict, |request| {
+            self.asks("that was answered dead", ActionOutcome::Verdict, |request| request.provisional.route = Route::Dead),
+            self.asks("without a ticket", ActionOutcome::Verdict, |request| request.ticket = None),
+            self.asks("with an empty ticket", ActionOutcome::Verdict, |request| request.ticket = Some(Vec::new())),
+            self.asks("with a ticket of 1 MiB", ActionOutcome::Verdict, |request| request.ticket = Some(vec![1; 1 << 20])),
+            self.asks("of task zero", ActionOutcome::Verdict, |request| {
                 request.provisional.task = "00000000-0000-0000-0000-000000000000".parse().unwrap();
             }),
-            self.asks("with no picture", Outcome::dead("image_empty"), |request| {
+            self.asks("with no picture", ActionOutcome::dead("image_empty"), |request| {
                 request.payload = Payload::Image(Vec::new());
             }),
-            self.asks("with a text for a picture", Outcome::dead("image_unknown_format"), |request| {
+            self.asks("with a text for a picture", ActionOutcome::dead("image_unknown_format"), |request| {
                 request.payload = Payload::Image(b"I am a picture".to_vec());
             }),
-            self.asks("with half a picture", Outcome::dead("image_*"), |request| {
+            self.asks("with half a picture", ActionOutcome::dead("image_*"), |request| {
                 let whole = one(false).unwrap().bytes.clone();
                 request.payload = Payload::Image(whole[..whole.len() / 2].to_vec());
             }),
-            self.asks("with a PNG of 20,000 x 20,000", Outcome::dead("image_side_too_long"), |request| {
+            self.asks("with a PNG of 20,000 x 20,000", ActionOutcome::dead("image_side_too_long"), |request| {
                 request.payload = Payload::Image(odd::png_bomb(20_000));
             }),
-            self.asks("with 2 MiB behind a picture", Outcome::Verdict, |request| {
+            self.asks("with 2 MiB behind a picture", ActionOutcome::Verdict, |request| {
                 let mut bytes = one(false).unwrap().bytes.to_vec();
                 bytes.resize(2 << 20, 0);
                 request.payload = Payload::Image(bytes);
             }),
-            self.asks("with 8 MiB of zeros for a picture", Outcome::dead("image_unknown_format"), |request| {
+            self.asks("with 8 MiB of zeros for a picture", ActionOutcome::dead("image_unknown_format"), |request| {
                 request.payload = Payload::Image(vec![0; 8_000_000]);
             }),
-            self.asks("with features for a verifier without a head", Outcome::dead("head_missing"), |request| {
+            self.asks("with features for a verifier without a head", ActionOutcome::dead("head_missing"), |request| {
                 request.payload = Payload::Features(vec![0.5; 64]);
             }),
-            self.asks("with a million features", Outcome::dead("head_missing"), |request| {
+            self.asks("with a million features", ActionOutcome::dead("head_missing"), |request| {
                 request.payload = Payload::Features(vec![0.5; 1_000_000]);
             }),
             self.asks("with features that are none", unreadable(), |request| {
                 request.payload = Payload::Features(vec![f32::NAN; 8]);
             }),
-            self.asks("with a reference to nothing", Outcome::dead("blob_bad"), |request| {
+            self.asks("with a reference to nothing", ActionOutcome::dead("blob_bad"), |request| {
                 request.payload = Payload::Blob(BlobRef::new([3; 32], 100));
             }),
-            self.asks("with a reference of 2^64 - 1 bytes", Outcome::dead("blob_bad"), |request| {
+            self.asks("with a reference of 2^64 - 1 bytes", ActionOutcome::dead("blob_bad"), |request| {
                 request.payload = Payload::Blob(BlobRef::new([3; 32], u64::MAX));
             }),
-            self.asks("with a reference of no bytes", Outcome::dead("blob_bad"), |request| {
+            self.asks("with a reference of no bytes", ActionOutcome::dead("blob_bad"), |request| {
                 request.payload = Payload::Blob(BlobRef::new([3; 32], 0));
             }),
         ];
@@ -260,12 +260,12 @@ impl Foe {
         actions.push(Action::new("with a path for a digest", shot(self.verify_subject(), pathlike), unreadable()));
         let other_reason = shot(format!("verify.whatever.{}.foe", self.own), encoded(&self.picture("foe")));
         actions.push(Action::new("on a subject of a reason that is none", other_reason, misdirected()));
-        let sampled = Verify { reason: VerifyReason::Sampled, ..self.picture("foe") };
+        let sampled = VerifyRequest { reason: VerifyReason::Sampled, ..self.picture("foe") };
         let sampled = shot(format!("verify.sampled.{}.foe", self.own), encoded(&sampled));
-        actions.push(Action::new("one that says it is sure", sampled, Outcome::Verdict));
-        let overload = Verify { reason: VerifyReason::Overload, ..self.picture("foe") };
+        actions.push(Action::new("one that says it is sure", sampled, ActionOutcome::Verdict));
+        let overload = VerifyRequest { reason: VerifyReason::Overload, ..self.picture("foe") };
         let overload = shot(format!("verify.overload.{}.foe", self.own), encoded(&overload));
-        actions.push(Action::new("one for want of time", overload, Outcome::Verdict));
+        actions.push(Action::new("one for want of time", overload, ActionOutcome::Verdict));
         for camera in ["k\u{fc}che", "*", &"c".repeat(300)] {
             let subject = format!("verify.doubtful.{}.{camera}", self.own);
             let name = format!("of a camera whose name is none ({} bytes)", camera.len());
@@ -298,8 +298,8 @@ impl Foe {
         let large = vec![0xc4; schemas::limits::MAX_MESSAGE_BYTES - 200];
         actions.push(Action::new("the largest message there is", shot(self.verify_subject(), large), unreadable()));
         let block = b"NATS/1.0\r\nX-Note: a\rb\r\nno colon\r\nX-\xe9: 1\r\n\r\n".to_vec();
-        let odd_headers = Shot { headers: block, ..shot(self.verify_subject(), whole) };
-        actions.push(Action::new("with headers that no client can parse", odd_headers, Outcome::Verdict));
+        let odd_headers = RawPublication { headers: block, ..shot(self.verify_subject(), whole) };
+        actions.push(Action::new("with headers that no client can parse", odd_headers, ActionOutcome::Verdict));
         actions
     }
 
@@ -310,11 +310,11 @@ impl Foe {
         let mut lie = |name: &str, number: u8, size: u64, described: String| {
             let blob = BlobRef::new([number; 32], size);
             let subject = format!("$O.{bucket}.M.{}", URL_SAFE.encode(&blob.key));
-            let kept = Action::new(format!("an object {name}"), shot(subject, described), Outcome::KeptAsItsOwn);
+            let kept = Action::new(format!("an object {name}"), shot(subject, described), ActionOutcome::KeptAsItsOwn);
             stored.push(kept);
             let request = self.request("foe", Payload::Blob(blob));
             let asks = shot(self.verify_subject(), encoded(&request));
-            asked.push(Action::new(format!("a request with an object {name}"), asks, Outcome::dead("blob_bad")));
+            asked.push(Action::new(format!("a request with an object {name}"), asks, ActionOutcome::dead("blob_bad")));
         };
         let describe = |size: u64, chunks: u64, nuid: &str, options: serde_json::Value| {
             serde_json::json!({
@@ -342,12 +342,12 @@ impl Foe {
             ("a piece of 8 MB", format!("$O.{bucket}.C.nobody3")),
         ] {
             let bytes = if name.contains("8 MB") { vec![1; 8_000_000] } else { vec![1; 1000] };
-            stored.push(Action::new(name, shot(subject, bytes), Outcome::KeptAsItsOwn));
+            stored.push(Action::new(name, shot(subject, bytes), ActionOutcome::KeptAsItsOwn));
         }
         for bucket in [other.as_str(), topology::CLOUD_BLOBS, topology::BLOBS] {
             for part in ["C.x", "M.x"] {
                 let name = format!("a {} in bucket {bucket}", if part == "C.x" { "piece" } else { "description" });
-                stored.push(Action::new(name, shot(format!("$O.{bucket}.{part}"), "x"), Outcome::Refused));
+                stored.push(Action::new(name, shot(format!("$O.{bucket}.{part}"), "x"), ActionOutcome::Refused));
             }
         }
         (stored, asked)
@@ -361,7 +361,7 @@ impl Foe {
             camera: "foe".parse().unwrap(),
             release: self.base.clone(),
             reason: Reason::LowConfidence,
-            top: vec![Ranked { label: "bag".into(), confidence: 0.3 }],
+            top: vec![RankedClass { label: "bag".into(), confidence: 0.3 }],
             entropy_ratio: 0.9,
             features,
             image_sequence: u64::MAX,
@@ -369,7 +369,7 @@ impl Foe {
             truth: Some("\u{1b}[2J".into()),
         };
         let own = format!("hardcase.{}", self.own);
-        let kept = |name: &str, payload: Vec<u8>| Action::new(name, shot(own.clone(), payload), Outcome::KeptAsItsOwn);
+        let kept = |name: &str, payload: Vec<u8>| Action::new(name, shot(own.clone(), payload), ActionOutcome::KeptAsItsOwn);
         let mut actions = vec![
             kept("a hard case of its own", encoded(&case(&self.own, None))),
             kept("a hard case under another's name", encoded(&case(&self.other, None))),
@@ -379,17 +379,17 @@ impl Foe {
             Action::many(
                 "500 hard cases",
                 (0..500).map(|_| shot(own.clone(), encoded(&case(&self.own, None)))).collect(),
-                Outcome::KeptAsItsOwn,
+                ActionOutcome::KeptAsItsOwn,
             ),
         ];
         for (what, bytes) in garbage() {
             actions.push(kept(&format!("{what} for a hard case"), bytes));
         }
         let taken =
-            Shot { headers: headers(&[("Nats-Msg-Id", others)]), ..shot(own.clone(), encoded(&case(&self.own, None))) };
-        actions.push(Action::new("a hard case under the message id of another site's", taken, Outcome::Refused));
+            RawPublication { headers: headers(&[("Nats-Msg-Id", others)]), ..shot(own.clone(), encoded(&case(&self.own, None))) };
+        actions.push(Action::new("a hard case under the message id of another site's", taken, ActionOutcome::Refused));
         let to_other = shot(format!("hardcase.{}", self.other), encoded(&case(&self.own, None)));
-        actions.push(Action::new("a hard case on another's subject", to_other, Outcome::Refused));
+        actions.push(Action::new("a hard case on another's subject", to_other, ActionOutcome::Refused));
         actions
     }
 
@@ -400,12 +400,12 @@ impl Foe {
             round,
             base: self.base.clone(),
             weights,
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
             samples: [("bag".to_owned(), 50), ("coat".to_owned(), 50)].into(),
             hard: 0,
             sources: BTreeMap::new(),
-            before: Measured::default(),
-            after: Measured::default(),
+            before: ModelAccuracy::default(),
+            after: ModelAccuracy::default(),
             gain: None,
             epochs: 1,
             trainable: "all".into(),
@@ -428,7 +428,7 @@ impl Foe {
         let weights = || BlobRef::new([0xcd; 32], 1000);
         let plain = || self.update(round, weights());
         let on = |name: &str, round: u64, payload: Vec<u8>, fault: &str| {
-            Action::new(name, shot(self.update_subject(round), payload), Outcome::dead(fault))
+            Action::new(name, shot(self.update_subject(round), payload), ActionOutcome::dead(fault))
         };
         let stranger = |update: Update| {
             let signature = Some(self.strangers.sign(&update.signed_bytes().unwrap()));
@@ -510,7 +510,7 @@ impl Foe {
                     "one with a loss that is none",
                     round,
                     encoded(&self.signed(Update {
-                        before: Measured { images: 1, accuracy_ratio: 0.5, loss: f64::NAN },
+                        before: ModelAccuracy { images: 1, accuracy_ratio: 0.5, loss: f64::NAN },
                         ..plain()
                     })),
                     "update_unreadable",
@@ -519,7 +519,7 @@ impl Foe {
                     "one with an accuracy of infinity",
                     round,
                     encoded(&self.signed(Update {
-                        after: Measured { images: 1, accuracy_ratio: f64::INFINITY, loss: 0.0 },
+                        after: ModelAccuracy { images: 1, accuracy_ratio: f64::INFINITY, loss: 0.0 },
                         ..plain()
                     })),
                     "update_unreadable",
@@ -533,27 +533,27 @@ impl Foe {
             let update = self.signed(Update { model: ModelName::from_name(model), ..self.update(1, weights()) });
             let subject = subject::update(&update.model, 1, &self.own);
             let name = format!("an update of model {model}, which has no rounds");
-            actions.push(Action::new(name, shot(subject, encoded(&update)), Outcome::KeptAsItsOwn));
+            actions.push(Action::new(name, shot(subject, encoded(&update)), ActionOutcome::KeptAsItsOwn));
         }
         let letters = shot(format!("update.{}.one.{}", self.model, self.own), encoded(&self.signed(plain())));
-        actions.push(Action::new("an update for round “one”", letters, Outcome::dead("update_misdirected")));
+        actions.push(Action::new("an update for round “one”", letters, ActionOutcome::dead("update_misdirected")));
         let unasked = shot(self.update_subject(0), encoded(&self.signed(self.update(0, weights()))));
-        actions.push(Action::new("an update that no round asked for", unasked, Outcome::KeptAsItsOwn));
+        actions.push(Action::new("an update that no round asked for", unasked, ActionOutcome::KeptAsItsOwn));
         let forged = shot(subject::update(&self.model, round, &self.other), encoded(&self.signed(plain())));
-        actions.push(Action::new("an update on another's subject", forged, Outcome::Refused));
+        actions.push(Action::new("an update on another's subject", forged, ActionOutcome::Refused));
         let flood = (0..300).map(|number| {
             let update = self.update(round, BlobRef::new([number as u8; 32], number));
             shot(self.update_subject(round), encoded(&update))
         });
-        let mut unsigned = Action::many("300 unsigned updates", flood.collect(), Outcome::dead("signature_wrong"));
+        let mut unsigned = Action::many("300 unsigned updates", flood.collect(), ActionOutcome::dead("signature_wrong"));
         // The stream keeps four of one subject: some are pushed out before anybody reads them.
-        unsigned.expected.push(Outcome::KeptAsItsOwn);
+        unsigned.expected.push(ActionOutcome::KeptAsItsOwn);
         actions.push(unsigned);
         actions
     }
 
     /// Updates of which the site is heard: each for a round of its own, that the test opens. `right`: weights that fit.
-    pub fn heard_updates(&self, right: &[u8]) -> Vec<HeardUpdate> {
+    pub fn heard_updates(&self, right: &[u8]) -> Vec<ObservedUpdate> {
         let blob = |bytes: &[u8]| BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
         let mut not_finite = right.to_vec();
         let end = not_finite.len();
@@ -568,7 +568,7 @@ impl Foe {
         let text = b"I am weights".to_vec();
         let with = |name: &str, weights: Option<Vec<u8>>, fault: &str, change: fn(&mut Update)| {
             let named = weights.as_deref().map_or(BlobRef::new([0xcd; 32], 1000), blob);
-            HeardUpdate { name: name.into(), weights, fault: fault.into(), named, change }
+            ObservedUpdate { name: name.into(), weights, fault: fault.into(), named, change }
         };
         vec![
             with("weights that are not there", None, "weights_missing", |_| {}),
@@ -581,21 +581,21 @@ impl Foe {
             with("weights one of which is none", Some(not_finite), "weights_not_finite", |_| {}),
             with("weights far from the base", Some(far), "change_too_long", |_| {}),
             with("weights said to be 16 bits wide", Some(right.to_vec()), "tensor_of_other_type", |update| {
-                update.form = WeightForm::F16;
+                update.form = WeightFormat::F16;
             }),
             with("learned from no image", Some(right.to_vec()), "samples_none", |update| update.samples.clear()),
             with("learned from 2^64 - 1 images, twice", Some(right.to_vec()), "samples_too_many", |update| {
                 update.samples = [("bag".to_owned(), u64::MAX), ("coat".to_owned(), u64::MAX)].into();
             }),
             with("worse than what it started from", Some(right.to_vec()), "update_worse", |update| {
-                update.before = Measured { images: 1000, accuracy_ratio: 0.9, loss: 0.1 };
-                update.after = Measured { images: 1000, accuracy_ratio: 0.1, loss: 9.0 };
+                update.before = ModelAccuracy { images: 1000, accuracy_ratio: 0.9, loss: 0.1 };
+                update.after = ModelAccuracy { images: 1000, accuracy_ratio: 0.1, loss: 9.0 };
             }),
         ]
     }
 
     /// The message of one of those.
-    pub fn heard_shot(&self, heard: &HeardUpdate, round: u64) -> Shot {
+    pub fn heard_shot(&self, heard: &ObservedUpdate, round: u64) -> RawPublication {
         let mut update = self.update(round, heard.named.clone());
         (heard.change)(&mut update);
         shot(self.update_subject(round), encoded(&self.signed(update)))
@@ -609,8 +609,8 @@ impl Foe {
             shot(self.update_subject(0), encoded(&self.signed(update)))
         });
         let mut action =
-            Action::many("64 updates with 40,000 labels each, between rounds", shots.collect(), Outcome::KeptAsItsOwn);
-        action.expected.push(Outcome::dead("update_unreadable"));
+            Action::many("64 updates with 40,000 labels each, between rounds", shots.collect(), ActionOutcome::KeptAsItsOwn);
+        action.expected.push(ActionOutcome::dead("update_unreadable"));
         action
     }
 
@@ -644,10 +644,10 @@ impl Foe {
             let mut swap = self.report();
             change(&mut swap);
             slot.set(slot.get() + 1);
-            Action::new(name, shot(format!("{own}.{}", slot.get()), encoded(&swap)), Outcome::KeptAsItsOwn)
+            Action::new(name, shot(format!("{own}.{}", slot.get()), encoded(&swap)), ActionOutcome::KeptAsItsOwn)
         };
-        let counts = |images, doubtful| Counts { images, doubtful, ..Counts::for_release(self.base.clone()) };
-        let agreed = Agreed { asked: 1000, agreed: 1000 };
+        let counts = |images, doubtful| ReleaseCounts { images, doubtful, ..ReleaseCounts::for_release(self.base.clone()) };
+        let agreed = AgreementCount { asked: 1000, agreed: 1000 };
         let agreement = |site: &SiteName| Agreement {
             site: site.clone(),
             release: self.base.clone(),
@@ -697,24 +697,24 @@ impl Foe {
             actions.push(Action::new(
                 format!("{what} for a report"),
                 shot(format!("{own}.{what}").replace(' ', "-"), bytes),
-                Outcome::KeptAsItsOwn,
+                ActionOutcome::KeptAsItsOwn,
             ));
         }
         let models = (0..1500).map(|number| {
             let swap = Swap { model: ModelName::from_name(&format!("model-{number}")), ..self.report() };
             shot(format!("{own}.m{number}"), encoded(&swap))
         });
-        actions.push(Action::many("1,500 models that do not exist", models.collect(), Outcome::KeptAsItsOwn));
+        actions.push(Action::many("1,500 models that do not exist", models.collect(), ActionOutcome::KeptAsItsOwn));
         let ghosts = (0..500).map(|number| {
             let swap = Swap { worker: format!("ghost-{number}"), ..self.report() };
             shot(format!("swap.{}.ghost-{number}.1", self.own), encoded(&swap))
         });
-        actions.push(Action::many("500 workers that do not exist", ghosts.collect(), Outcome::KeptAsItsOwn));
+        actions.push(Action::many("500 workers that do not exist", ghosts.collect(), ActionOutcome::KeptAsItsOwn));
         for (name, subject) in [
             ("a report on another's subject", format!("swap.{}.foe.1", self.other)),
             ("a report on the cloud's subject", "swap.cloud.foe.1".into()),
         ] {
-            actions.push(Action::new(name, shot(subject, encoded(&self.report())), Outcome::Refused));
+            actions.push(Action::new(name, shot(subject, encoded(&self.report())), ActionOutcome::Refused));
         }
         actions
     }
@@ -727,7 +727,7 @@ impl Foe {
             actions.push(Action::new(
                 format!("publishes on {}", super::table::first_tokens(&subject)),
                 shot(subject, payload),
-                Outcome::Refused,
+                ActionOutcome::Refused,
             ));
         };
         let order = Order {
@@ -740,7 +740,7 @@ impl Foe {
                 parent: None,
                 origin: "foe".into(),
                 package: Vec::new(),
-                needs: schemas::Needs::default(),
+                needs: schemas::MachineRequirements::default(),
                 public: None,
                 public_change_interval: None,
             },
@@ -836,55 +836,55 @@ impl Foe {
                 "pulls its verdicts without end",
                 api(format!("CONSUMER.MSG.NEXT.VERDICTS.courier-{own}")),
                 "{\"batch\":18446744073709551615,\"no_wait\":true}",
-                Outcome::Refused,
+                ActionOutcome::Refused,
             ),
             (
                 "pulls 2^31 orders at once",
                 api(format!("CONSUMER.MSG.NEXT.ORDERS.orders-{own}")),
                 "{\"batch\":2147483647,\"no_wait\":true}",
-                Outcome::Refused,
+                ActionOutcome::Refused,
             ),
             (
                 "pulls with nonsense",
                 api(format!("CONSUMER.MSG.NEXT.ORDERS.orders-{own}")),
                 "{\"batch\":\"x\"",
-                Outcome::Refused,
+                ActionOutcome::Refused,
             ),
             (
                 "asks about its own durable",
                 api(format!("CONSUMER.INFO.VERDICTS.courier-{own}")),
                 "",
-                Outcome::SaysWhatIsItsOwn,
+                ActionOutcome::SaysWhatIsItsOwn,
             ),
-            ("asks how busy verifiers are", api("CONSUMER.INFO.VERIFY.verifier".into()), "", Outcome::SaysWhatIsItsOwn),
+            ("asks how busy verifiers are", api("CONSUMER.INFO.VERIFY.verifier".into()), "", ActionOutcome::SaysWhatIsItsOwn),
             (
                 "asks its own server who is connected",
                 "$SYS.REQ.ACCOUNT.PING.CONNZ".into(),
                 "",
-                Outcome::SaysWhatIsItsOwn,
+                ActionOutcome::SaysWhatIsItsOwn,
             ),
-            ("asks for its account", api("INFO".into()), "", Outcome::SaysWhatIsItsOwn),
+            ("asks for its account", api("INFO".into()), "", ActionOutcome::SaysWhatIsItsOwn),
             (
                 "leaves 1 kB of garbage as its mark",
                 api(format!("$KV.ledger.site-mark-{own}")),
                 "\u{0}garbage",
-                Outcome::KeptAsItsOwn,
+                ActionOutcome::KeptAsItsOwn,
             ),
             (
                 "empties its own bucket",
                 api(format!("STREAM.PURGE.OBJ_{}", topology::sent_blobs(own))),
                 "{\"filter\":\"$O.nobody\"}",
-                Outcome::SaysWhatIsItsOwn,
+                ActionOutcome::SaysWhatIsItsOwn,
             ),
         ] {
             actions.push(Action::new(name, shot(subject, payload), expected));
         }
         for (name, word, expected) in [
-            ("acknowledges verdicts it never had", "+ACK", Outcome::Refused),
-            ("takes a verdict for good that it never had", "+TERM", Outcome::Refused),
-            ("asks for the next million verdicts", "+NXT {\"batch\":1000000,\"no_wait\":true}", Outcome::Refused),
-            ("gives a verdict back for minus one second", "-NAK {\"delay\":-1000000000}", Outcome::SaysWhatIsItsOwn),
-            ("says it works on a verdict it never had", "+WPI", Outcome::SaysWhatIsItsOwn),
+            ("acknowledges verdicts it never had", "+ACK", ActionOutcome::Refused),
+            ("takes a verdict for good that it never had", "+TERM", ActionOutcome::Refused),
+            ("asks for the next million verdicts", "+NXT {\"batch\":1000000,\"no_wait\":true}", ActionOutcome::Refused),
+            ("gives a verdict back for minus one second", "-NAK {\"delay\":-1000000000}", ActionOutcome::SaysWhatIsItsOwn),
+            ("says it works on a verdict it never had", "+WPI", ActionOutcome::SaysWhatIsItsOwn),
         ] {
             let most = u64::MAX;
             let subject = format!("$JS.ACK.VERDICTS.courier-{own}.1.{most}.{most}.{most}.0");
@@ -896,9 +896,9 @@ impl Foe {
     /// Requests in great numbers.
     pub fn floods(&self) -> Vec<Action> {
         let garbage = vec![shot(self.verify_subject(), vec![0xc1; 200]); 500];
-        let pictures: Vec<Shot> =
+        let pictures: Vec<RawPublication> =
             (0..100).map(|_| shot(self.verify_subject(), encoded(&self.picture("foe")))).collect();
-        let misdirected: Vec<Shot> = (0..300)
+        let misdirected: Vec<RawPublication> = (0..300)
             .map(|_| {
                 let mut request = self.picture("foe");
                 request.provisional.site = self.other.clone();
@@ -906,15 +906,15 @@ impl Foe {
             })
             .collect();
         vec![
-            Action::many("500 requests of garbage", garbage, Outcome::dead("message_unreadable")),
-            Action::many("300 requests in another's name", misdirected, Outcome::dead("verify_misdirected")),
-            Action::many("100 requests at once", pictures, Outcome::Verdict),
+            Action::many("500 requests of garbage", garbage, ActionOutcome::dead("message_unreadable")),
+            Action::many("300 requests in another's name", misdirected, ActionOutcome::dead("verify_misdirected")),
+            Action::many("100 requests at once", pictures, ActionOutcome::Verdict),
         ]
     }
 }
 
 /// An update that is looked at, and what is wrong with it.
-pub struct HeardUpdate {
+pub struct ObservedUpdate {
     /// In words.
     pub name: String,
     /// The bytes that it stores first.

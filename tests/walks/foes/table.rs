@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::raw::Shot;
+use super::raw::RawPublication;
 
 /// What came of an action.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
+pub enum ActionOutcome {
     /// An image like any other: it has one answer, of the site or of the cloud.
     Answered,
     /// The same image again: it has the answer that it has.
@@ -28,7 +28,7 @@ pub enum Outcome {
     Lost,
 }
 
-impl Outcome {
+impl ActionOutcome {
     /// A dead letter of this fault.
     pub fn dead(fault: &str) -> Self {
         Self::DeadLetter(fault.into())
@@ -46,7 +46,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ActionOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answered => write!(f, "answered as an image"),
@@ -68,28 +68,28 @@ pub struct Action {
     /// What is tried, in words.
     pub name: String,
     /// What is published; all of it with the same outcome.
-    pub shots: Vec<Shot>,
+    pub shots: Vec<RawPublication>,
     /// What shall come of it; any of these where chance decides which.
-    pub expected: Vec<Outcome>,
+    pub expected: Vec<ActionOutcome>,
     /// What came of it, and how often.
-    pub actual: BTreeMap<Outcome, usize>,
+    pub actual: BTreeMap<ActionOutcome, usize>,
 }
 
 impl Action {
     /// One message.
-    pub fn new(name: impl Into<String>, shot: Shot, expected: Outcome) -> Self {
+    pub fn new(name: impl Into<String>, shot: RawPublication, expected: ActionOutcome) -> Self {
         Self::many(name, vec![shot], expected)
     }
 
     /// Many messages.
-    pub fn many(name: impl Into<String>, shots: Vec<Shot>, expected: Outcome) -> Self {
+    pub fn many(name: impl Into<String>, shots: Vec<RawPublication>, expected: ActionOutcome) -> Self {
         Self { name: name.into(), shots, expected: vec![expected], actual: BTreeMap::new() }
     }
 
     /// Whether what came of it is what was expected.
     pub fn holds(&self) -> bool {
         let sum: usize = self.actual.values().sum();
-        let fits = |outcome: &Outcome| self.expected.iter().any(|expected| expected.allows(outcome));
+        let fits = |outcome: &ActionOutcome| self.expected.iter().any(|expected| expected.allows(outcome));
         sum == self.shots.len() && self.actual.keys().all(fits)
     }
 
@@ -120,7 +120,7 @@ impl Action {
     /// What came of it, in words.
     pub fn said(&self) -> String {
         let one = self.actual.len() == 1;
-        let words = |(outcome, count): (&Outcome, &usize)| match one {
+        let words = |(outcome, count): (&ActionOutcome, &usize)| match one {
             true => outcome.to_string(),
             false => format!("{count} × {outcome}"),
         };

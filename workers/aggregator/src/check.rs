@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use runtime::sign::{is_public_key, is_signed};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, Gain, Measured, ReleaseId, SiteName, Update};
+use schemas::{FaultNote, Gain, ModelAccuracy, ReleaseId, SiteName, Update};
 use serde::{Deserialize, Serialize};
 
-use crate::values::ValuesError;
+use crate::values::WeightsFileError;
 
 /// What updates are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ impl CheckSettings {
 
 /// Why an update does not count.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum UpdateRefusal {
     /// The message is not an update.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -145,7 +145,7 @@ pub enum Refused {
     NoWeights(String),
     /// Its weights do not fit the model.
     #[error(transparent)]
-    Values(#[from] ValuesError),
+    Values(#[from] WeightsFileError),
     /// Its own site finds it worse.
     #[error(
         "on the {images} images its site held out it is worse than what it started from: {after:.1} % right instead of {before:.1} %"
@@ -173,7 +173,7 @@ pub enum Refused {
     },
 }
 
-impl Refused {
+impl UpdateRefusal {
     /// For a dead letter.
     pub fn fault_note(&self) -> FaultNote {
         let (name, remedy) = match self {
@@ -223,18 +223,18 @@ impl Refused {
 }
 
 /// Looks at what an update says of itself.
-pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
     let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
     if found == 0 {
-        return Err(Refused::NoSamples);
+        return Err(UpdateRefusal::NoSamples);
     }
     if found > u128::from(most) {
-        return Err(Refused::TooManySamples { site: update.site.clone(), found, most });
+        return Err(UpdateRefusal::TooManySamples { site: update.site.clone(), found, most });
     }
     if !settings.accept_worse && is_worse(update) {
-        let percent = |measured: Measured| measured.accuracy_ratio * 100.0;
-        return Err(Refused::Worse {
+        let percent = |measured: ModelAccuracy| measured.accuracy_ratio * 100.0;
+        return Err(UpdateRefusal::Worse {
             images: update.after.images,
             before: percent(update.before),
             after: percent(update.after),
@@ -242,7 +242,7 @@ pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<()
     }
     let most = u64::from(settings.weights_max_mib) << 20;
     if update.weights.size_bytes > most {
-        return Err(Refused::TooLarge { found: update.weights.size_bytes, most });
+        return Err(UpdateRefusal::TooLarge { found: update.weights.size_bytes, most });
     }
     Ok(())
 }
@@ -269,43 +269,43 @@ pub const SITE_KEYS: &str = "site-update-keys";
 
 /// Whether its site says this, where keys are known. Asked before a site counts as heard: what somebody else wrote must not
 /// take its place.
-pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if settings.keys.is_empty() {
         return Ok(());
     }
-    let key = settings.keys.get(&update.site).ok_or(Refused::NotSigned("no key of its site is known"))?;
-    let signature = update.signature.as_ref().ok_or(Refused::NotSigned("it is not signed"))?;
-    let signed = update.signed_bytes().map_err(|_| Refused::NotSigned("what it signs cannot be written"))?;
+    let key = settings.keys.get(&update.site).ok_or(UpdateRefusal::NotSigned("no key of its site is known"))?;
+    let signature = update.signature.as_ref().ok_or(UpdateRefusal::NotSigned("it is not signed"))?;
+    let signed = update.signed_bytes().map_err(|_| UpdateRefusal::NotSigned("what it signs cannot be written"))?;
     match is_signed(key, &signed, signature) {
         true => Ok(()),
-        false => Err(Refused::NotSigned("its signature is not that of its site")),
+        false => Err(UpdateRefusal::NotSigned("its signature is not that of its site")),
     }
 }
 
 /// Looks at how long a change is. `base`: the length of the base.
-pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), Refused> {
+pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if !finite || !norm.is_finite() {
-        return Err(Refused::NotFinite);
+        return Err(UpdateRefusal::NotFinite);
     }
     match settings.norm_over_base_max.map(|most| most * base) {
-        Some(most) if norm > most => Err(Refused::TooLong { found: norm, most, by: "check.norm_over_base_max" }),
+        Some(most) if norm > most => Err(UpdateRefusal::TooLong { found: norm, most, by: "check.norm_over_base_max" }),
         _ => Ok(()),
     }
 }
 
 /// Looks at how long changes are among those of their round.
-pub fn check_round_norms(norms: &[f64], settings: &CheckSettings) -> Vec<Option<Refused>> {
+pub fn check_round_norms(norms: &[f64], settings: &CheckSettings) -> Vec<Option<UpdateRefusal>> {
     let most = settings.norm_over_median_max.map(|most| most * crate::filter::median(norms));
     let too_long = |norm: &f64| {
         let most = most.filter(|most| norm > most)?;
-        Some(Refused::TooLong { found: *norm, most, by: "check.norm_over_median_max" })
+        Some(UpdateRefusal::TooLong { found: *norm, most, by: "check.norm_over_median_max" })
     };
     norms.iter().map(too_long).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use schemas::{BlobRef, WeightForm};
+    use schemas::{BlobRef, WeightFormat};
 
     use super::*;
 
@@ -316,12 +316,12 @@ mod tests {
             round: 1,
             base: ReleaseId::from_sha256([1; 32]),
             weights: BlobRef::new([2; 32], size_bytes),
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
             samples: samples.iter().enumerate().map(|(label, count)| (label.to_string(), *count)).collect(),
             hard: 0,
             sources: BTreeMap::new(),
-            before: Measured::default(),
-            after: Measured::default(),
+            before: ModelAccuracy::default(),
+            after: ModelAccuracy::default(),
             gain: None,
             epochs: 1,
             trainable: "all".into(),
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn what_is_worse_at_its_own_site_does_not_count() {
         let settings = CheckSettings::default();
-        let measured = |accuracy_ratio: f64| Measured { images: 100, accuracy_ratio, loss: 1.0 };
+        let measured = |accuracy_ratio: f64| ModelAccuracy { images: 100, accuracy_ratio, loss: 1.0 };
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
         assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
         assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn with_keys_only_what_a_site_signed_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let key = runtime::sign::Key::create(&folder.path().join("key")).unwrap();
+        let key = runtime::sign::SiteKey::create(&folder.path().join("key")).unwrap();
         let mut settings =
             CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
         let mut update = update(&[5], 1000);
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_change_that_is_no_number_or_too_long_is_refused() {
         let settings = CheckSettings { norm_over_median_max: Some(3.0), ..CheckSettings::default() };
-        let name = |refused: Result<(), Refused>| refused.unwrap_err().fault_note().name;
+        let name = |refused: Result<(), UpdateRefusal>| refused.unwrap_err().fault_note().name;
         assert!(check_update_norm(1.0, true, 1.0, &settings).is_ok());
         assert_eq!(name(check_update_norm(1.0, false, 1.0, &settings)), "weights_not_finite");
         assert_eq!(name(check_update_norm(f64::INFINITY, true, 1.0, &settings)), "weights_not_finite");

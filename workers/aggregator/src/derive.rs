@@ -12,26 +12,26 @@ use schemas::SiteName;
 use training::TrainError;
 use training::judge::HoldoutComparison;
 
-use crate::filter::{self, Filter, FilterSettings};
-use crate::layout::Layout;
-use crate::merge::{self, Change, Term};
-use crate::public::Public;
-use crate::record::{Candidate, Part, Record, ReportedChange};
-use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, Then, split_rule};
-use crate::score::{HeadLearning, Judge, Tried, Tuning};
-use crate::server::{self, Memory};
-use crate::values::Values;
-use crate::weigh::command::{self, CommandError, SiteScores};
-use crate::weigh::law::{self, Learning};
-use crate::weigh::{self, Scored, agreement};
+use crate::filter::{self, UpdateFilter, FilterSettings};
+use crate::layout::ParameterLayout;
+use crate::merge::{self, SiteDelta, WeightedRow};
+use crate::public::PublicSet;
+use crate::record::{RuleTrial, SiteAudit, AggregateAudit, AccuracyChange};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, PostMergeStep, split_rule};
+use crate::score::{HeadLearning, ModelScorer, ModelScore, Tuning};
+use crate::server::{self, ServerOptimizerState};
+use crate::values::WeightRow;
+use crate::weigh::command::{self, RuleCommandError, SiteScores};
+use crate::weigh::law::{self, ShareLearning};
+use crate::weigh::{self, SiteMeasures, agreement};
 
 /// What one site sent.
 #[derive(Debug, Clone)]
-pub struct Sent<'a> {
+pub struct SiteContribution<'a> {
     /// The site.
     pub site: SiteName,
     /// Its weights.
-    pub values: Values<'a>,
+    pub values: WeightRow<'a>,
     /// Where it started: the base, or an older one.
     pub base: &'a [f32],
     /// Releases between where it started and the base.
@@ -46,18 +46,18 @@ pub struct Sent<'a> {
 
 /// New weights and how they were come by.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Derived {
+pub struct AggregateResult {
     /// The weights.
     pub row: Vec<f32>,
     /// What the server's optimizer remembers.
-    pub memory: Memory,
+    pub memory: ServerOptimizerState,
     /// How they were come by.
-    pub record: Record,
+    pub record: AggregateAudit,
 }
 
 /// Why no weights were made.
 #[derive(Debug, thiserror::Error)]
-pub enum DeriveError {
+pub enum AggregateError {
     /// No update counts.
     #[error("there is no update to merge")]
     NoUpdates,
@@ -72,20 +72,20 @@ pub enum DeriveError {
     NotFinite,
     /// The program that weighs gave no weights.
     #[error(transparent)]
-    Command(#[from] CommandError),
+    Command(#[from] RuleCommandError),
     /// A model could not be tried.
     #[error(transparent)]
     Train(#[from] TrainError),
 }
 
 /// What a derivation is made in: where numbers are, what models are tried on, and who tries them, one for each core.
-pub struct Around<'a> {
+pub struct AggregateContext<'a> {
     /// Where numbers are.
-    pub layout: &'a Layout,
+    pub layout: &'a ParameterLayout,
     /// Pictures with true labels, if there are any.
-    pub public: Option<&'a Public>,
+    pub public: Option<&'a PublicSet>,
     /// At least one where there are pictures.
-    pub judges: &'a mut [Judge],
+    pub judges: &'a mut [ModelScorer],
     /// The round: of all chance.
     pub round: u64,
     /// Whether one of the last [`LEARNING_RELEASES`], the base among them, was clearly better than the one before it.
@@ -105,68 +105,68 @@ pub fn is_learning(clear: &[bool]) -> bool {
 /// Makes the next weights.
 pub fn aggregate(
     base: &[f32],
-    mut sent: Vec<Sent<'_>>,
-    memory: Memory,
+    mut sent: Vec<SiteContribution<'_>>,
+    memory: ServerOptimizerState,
     settings: &MergeSettings,
-    around: &mut Around<'_>,
-) -> Result<Derived, DeriveError> {
-    settings.check().map_err(DeriveError::Settings)?;
+    around: &mut AggregateContext<'_>,
+) -> Result<AggregateResult, AggregateError> {
+    settings.check().map_err(AggregateError::Settings)?;
     if sent.is_empty() {
-        return Err(DeriveError::NoUpdates);
+        return Err(AggregateError::NoUpdates);
     }
     if around.public.is_none() && settings.needs_public() {
-        return Err(DeriveError::NoPublic(format!("rule {}", settings.rule)));
+        return Err(AggregateError::NoPublic(format!("rule {}", settings.rule)));
     }
     // Sums of floats depend on their order: it is the sites', not that of arrival.
     sent.sort_by(|a, b| a.site.cmp(&b.site));
-    let parts = around.public.map(Public::parts).unwrap_or_default();
+    let parts = around.public.map(PublicSet::parts).unwrap_or_default();
     let learn = if settings.rule == PICK { parts.fit.clone() } else { parts.fit_and_choose() };
     let (scored, said) = scored(&sent, settings, &learn, around)?;
     let mut round =
-        Round { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+        AggregateRound { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
     round.compare(around.layout);
     round.filter(around.layout);
     let (made, tried) = match settings.rule.as_str() {
         PICK => round.pick(around, &parts.choose)?,
-        rule => (round.make(rule, around)?, Tries::default()),
+        rule => (round.make(rule, around)?, PickTrials::default()),
     };
-    let Tries { candidates, weakest, is_clear } = tried;
-    let Made { mut row, rule, shares, instead } = made;
+    let PickTrials { candidates, weakest, is_clear } = tried;
+    let MergedModel { mut row, rule, shares, instead } = made;
     let mut memory = memory;
     if rule != PREVIOUS {
         server::apply_optimizer(base, &mut row, &mut memory, &settings.server);
     }
     if !row.iter().all(|value| value.is_finite()) {
-        return Err(DeriveError::NotFinite);
+        return Err(AggregateError::NotFinite);
     }
     let reported = match (around.public, around.judges.first_mut()) {
         (Some(public), Some(judge)) => {
             let before = judge.score(base, public, &parts.report)?.holdout();
             let after = judge.score(&row, public, &parts.report)?.holdout();
-            ReportedChange::of(&before, &after)
+            AccuracyChange::of(&before, &after)
         }
         _ => None,
     };
     let record =
-        Record { parts: round.parts(&shares, around.layout), rule, candidates, weakest, is_clear, instead, reported };
-    Ok(Derived { row, memory, record })
+        AggregateAudit { parts: round.parts(&shares, around.layout), rule, candidates, weakest, is_clear, instead, reported };
+    Ok(AggregateResult { row, memory, record })
 }
 
 /// Every site's model on these pictures of the public set, as many at a time as there are judges; and what it says of them,
 /// in the order of the whole set.
 fn scored(
-    sent: &[Sent<'_>],
+    sent: &[SiteContribution<'_>],
     settings: &MergeSettings,
     of: &[usize],
-    around: &mut Around<'_>,
-) -> Result<(Vec<Scored>, Vec<Vec<f32>>), DeriveError> {
-    let unscored = |sent: &Sent<'_>| Scored { samples: sent.samples, hard: sent.hard, ..Scored::default() };
+    around: &mut AggregateContext<'_>,
+) -> Result<(Vec<SiteMeasures>, Vec<Vec<f32>>), AggregateError> {
+    let unscored = |sent: &SiteContribution<'_>| SiteMeasures { samples: sent.samples, hard: sent.hard, ..SiteMeasures::default() };
     let Some(public) = around.public.filter(|_| settings.uses_public()) else {
         return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
     let layout = around.layout;
     let next = std::sync::atomic::AtomicUsize::new(0);
-    let work = |judge: &mut Judge| -> Result<Vec<(usize, Tried)>, TrainError> {
+    let work = |judge: &mut ModelScorer| -> Result<Vec<(usize, ModelScore)>, TrainError> {
         let mut tried = Vec::new();
         loop {
             let place = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -178,11 +178,11 @@ fn scored(
         let threads: Vec<_> = around.judges.iter_mut().map(|judge| scope.spawn(|| work(judge))).collect();
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
-    let mut scored: Vec<Scored> = sent.iter().map(unscored).collect();
+    let mut scored: Vec<SiteMeasures> = sent.iter().map(unscored).collect();
     let mut said = vec![Vec::new(); sent.len()];
     for tried in tried {
-        let tried = tried.map_err(|_| DeriveError::Settings("a judge ended by itself".into()))??;
-        for (place, Tried { loss, accuracy, probabilities, .. }) in tried {
+        let tried = tried.map_err(|_| AggregateError::Settings("a judge ended by itself".into()))??;
+        for (place, ModelScore { loss, accuracy, probabilities, .. }) in tried {
             (scored[place].loss, scored[place].accuracy) = (Some(loss), accuracy);
             said[place] = vec![0.0; public.len() * public.count];
             for (picture, own) in of.iter().zip(probabilities.chunks_exact(public.count)) {
@@ -194,7 +194,7 @@ fn scored(
 }
 
 /// A site's own model, whole.
-fn model(sent: &Sent<'_>, layout: &Layout) -> Vec<f32> {
+fn model(sent: &SiteContribution<'_>, layout: &ParameterLayout) -> Vec<f32> {
     let mut row = sent.values.row(layout);
     if sent.values.are_added() {
         row.iter_mut().zip(sent.base).for_each(|(row, base)| *row += base);
@@ -202,10 +202,10 @@ fn model(sent: &Sent<'_>, layout: &Layout) -> Vec<f32> {
     row
 }
 
-struct Round<'a> {
+struct AggregateRound<'a> {
     base: &'a [f32],
-    sent: Vec<Sent<'a>>,
-    scored: Vec<Scored>,
+    sent: Vec<SiteContribution<'a>>,
+    scored: Vec<SiteMeasures>,
     /// Of each site, what its model says of the public pictures.
     said: Vec<Vec<f32>>,
     settings: &'a MergeSettings,
@@ -220,7 +220,7 @@ struct Round<'a> {
 
 /// Which candidate is taken: the first, unless the one with the lowest loss is better by more than the standard error of
 /// the difference, picture by picture. `None` if no loss is a number.
-fn choice(tried: &[&Tried]) -> Option<usize> {
+fn choice(tried: &[&ModelScore]) -> Option<usize> {
     let finite = |place: &usize| tried[*place].loss.is_finite();
     let best = (0..tried.len()).filter(finite).min_by(|a, b| tried[*a].loss.total_cmp(&tried[*b].loss))?;
     if best == 0 || !finite(&0) {
@@ -234,7 +234,7 @@ fn choice(tried: &[&Tried]) -> Option<usize> {
     Some(if mean > (variance / count).sqrt() { best } else { 0 })
 }
 
-struct Made {
+struct MergedModel {
     row: Vec<f32>,
     rule: String,
     shares: Vec<f64>,
@@ -243,22 +243,22 @@ struct Made {
 
 /// What `pick` found on the way.
 #[derive(Default)]
-struct Tries {
-    candidates: Vec<Candidate>,
+struct PickTrials {
+    candidates: Vec<RuleTrial>,
     /// The class that the base is least right about, and in what share of its pictures.
     weakest: Option<(usize, f64)>,
     /// Whether what is taken is better than the base by more than chance.
     is_clear: Option<bool>,
 }
 
-impl<'a> Round<'a> {
-    fn changes(&self) -> Vec<Change<'a>> {
-        let change = |sent: &Sent<'a>| Change { values: sent.values, base: sent.base, times: 1.0 };
+impl<'a> AggregateRound<'a> {
+    fn changes(&self) -> Vec<SiteDelta<'a>> {
+        let change = |sent: &SiteContribution<'a>| SiteDelta { values: sent.values, base: sent.base, times: 1.0 };
         self.sent.iter().map(change).collect()
     }
 
     /// Holds updates against each other, where a rule asks for it.
-    fn compare(&mut self, layout: &Layout) {
+    fn compare(&mut self, layout: &ParameterLayout) {
         if !self.settings.compares() {
             return;
         }
@@ -272,27 +272,27 @@ impl<'a> Round<'a> {
     }
 
     /// What counts at all, and how far it may reach.
-    fn filter(&mut self, layout: &Layout) {
+    fn filter(&mut self, layout: &ParameterLayout) {
         let count = self.sent.len();
         (self.times, self.counts, self.notes) = (vec![1.0; count], vec![true; count], vec![None; count]);
         let FilterSettings { clip_over_median, loss_over_median, suspects_ratio, .. } = self.settings.filter;
         for name in &self.settings.filter.names {
             match name {
-                Filter::NormClip => {
+                UpdateFilter::NormClip => {
                     let norms: Vec<f64> = self.changes().iter().map(|change| change.norm(layout).0).collect();
                     self.times = filter::clip(&norms, clip_over_median);
                 }
-                Filter::LossGate => {
+                UpdateFilter::LossGate => {
                     let losses: Vec<f64> =
                         self.scored.iter().map(|scored| scored.loss.unwrap_or(f64::INFINITY)).collect();
                     let why = "its loss on the public set is far above the others'";
                     self.keep(&filter::gate(&losses, loss_over_median), why);
                 }
-                Filter::Krum => {
+                UpdateFilter::Krum => {
                     let squares = merge::distances(&self.changes(), layout);
                     self.keep(&filter::krum(&squares, suspects_ratio), "it lies apart from the others");
                 }
-                Filter::Trimmed | Filter::Median => {}
+                UpdateFilter::Trimmed | UpdateFilter::Median => {}
             }
         }
         for (times, note) in self.times.iter().zip(&mut self.notes) {
@@ -311,12 +311,12 @@ impl<'a> Round<'a> {
     }
 
     /// Shares by a rule, for all sites; 0 for those that do not count.
-    fn weigh(&self, rule: &str, around: &mut Around<'_>) -> Result<(Vec<f64>, Option<String>), DeriveError> {
+    fn weigh(&self, rule: &str, around: &mut AggregateContext<'_>) -> Result<(Vec<f64>, Option<String>), AggregateError> {
         let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
-        let scored: Vec<Scored> = counting.iter().map(|place| self.scored[*place].clone()).collect();
+        let scored: Vec<SiteMeasures> = counting.iter().map(|place| self.scored[*place].clone()).collect();
         let weighed = match (rule, &self.settings.command) {
             (COMMAND, Some(program)) => {
-                let scores = |(place, scored): (&usize, &Scored)| SiteScores {
+                let scores = |(place, scored): (&usize, &SiteMeasures)| SiteScores {
                     site: self.sent[*place].site.clone(),
                     behind: self.sent[*place].behind,
                     scored: scored.clone(),
@@ -331,7 +331,7 @@ impl<'a> Round<'a> {
                     QUALITY_CLASSES => "quality",
                     rule => rule,
                 };
-                weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(DeriveError::Settings)?
+                weigh::weigh(by_scores, &scored, &self.settings.weigh).map_err(AggregateError::Settings)?
             }
         };
         let mut shares = weighed.shares;
@@ -340,10 +340,10 @@ impl<'a> Round<'a> {
         shares = weigh::shares(&discounted);
         if rule == LAW {
             let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
-                return Err(DeriveError::NoPublic(format!("rule {LAW}")));
+                return Err(AggregateError::NoPublic(format!("rule {LAW}")));
             };
             let (mut row, changes) = (vec![0.0; around.layout.len()], self.changes());
-            shares = law::learn_shares(&shares, Learning::default(), |shares| -> Result<_, TrainError> {
+            shares = law::learn_shares(&shares, ShareLearning::default(), |shares| -> Result<_, TrainError> {
                 self.merge(&self.spread(shares, &counting), around.layout, &mut row);
                 let (loss, slope) = judge.slope(&row, public, &self.learn, None)?;
                 // How much the loss grows with a site's share.
@@ -363,30 +363,30 @@ impl<'a> Round<'a> {
 
     /// The base and each site's change times its share. A change is what a site sent less where it started, so that the
     /// whole is one sum of rows: sites, the base, and older bases.
-    fn merge(&self, shares: &[f64], layout: &Layout, row: &mut [f32]) {
+    fn merge(&self, shares: &[f64], layout: &ParameterLayout, row: &mut [f32]) {
         let mut terms = Vec::with_capacity(self.sent.len() + 1);
         let mut of_base = 1.0;
         for (place, sent) in self.sent.iter().enumerate() {
             let times = shares[place] * self.times[place];
-            terms.push(Term { values: sent.values, times });
+            terms.push(WeightedRow { values: sent.values, times });
             if sent.values.are_added() {
                 continue;
             }
             match sent.behind {
                 0 => of_base -= times,
-                _ => terms.push(Term { values: Values::Memory(sent.base), times: -times }),
+                _ => terms.push(WeightedRow { values: WeightRow::Memory(sent.base), times: -times }),
             }
         }
-        terms.push(Term { values: Values::Memory(self.base), times: of_base });
+        terms.push(WeightedRow { values: WeightRow::Memory(self.base), times: of_base });
         merge::sum_into(&terms, layout, row);
     }
 
     /// Merges the last layer class by class, by the samples of each that a site learned from, times what a sample of that site
     /// counts by these shares.
-    fn merge_classes(&self, shares: &[f64], layout: &Layout, row: &mut [f32]) {
+    fn merge_classes(&self, shares: &[f64], layout: &ParameterLayout, row: &mut [f32]) {
         let classes = self.sent.iter().map(|sent| sent.of_class.len()).max().unwrap_or(0);
         let count = |place: usize, class: usize| {
-            let Sent { of_class, samples, .. } = &self.sent[place];
+            let SiteContribution { of_class, samples, .. } = &self.sent[place];
             let of_class = of_class.get(class).copied().unwrap_or(0);
             if self.counts[place] { of_class as f64 * shares[place] / (*samples).max(1) as f64 } else { 0.0 }
         };
@@ -395,17 +395,17 @@ impl<'a> Round<'a> {
             if values.iter().sum::<f64>() > 0.0 { weigh::shares(&values) } else { values }
         };
         let shares: Vec<Vec<f64>> = (0..classes).map(of_class).collect();
-        let changes: Vec<Change<'_>> = self
+        let changes: Vec<SiteDelta<'_>> = self
             .changes()
             .into_iter()
             .zip(&self.times)
-            .map(|(change, times)| Change { times: *times, ..change })
+            .map(|(change, times)| SiteDelta { times: *times, ..change })
             .collect();
         merge::by_class(row, self.base, &changes, &shares, layout);
     }
 
     /// The weights that a rule makes.
-    fn make(&self, rule: &str, around: &mut Around<'_>) -> Result<Made, DeriveError> {
+    fn make(&self, rule: &str, around: &mut AggregateContext<'_>) -> Result<MergedModel, AggregateError> {
         let (plain, then) = split_rule(rule);
         let (shares, instead) = self.weigh(plain, around)?;
         let mut row = vec![0.0; around.layout.len()];
@@ -417,12 +417,12 @@ impl<'a> Round<'a> {
             self.merge_classes(&shares, around.layout, &mut row);
         }
         let rule = rule.to_owned();
-        let made = Made { row, rule, shares, instead };
+        let made = MergedModel { row, rule, shares, instead };
         match then {
-            Then::Done => Ok(made),
-            Then::Head => self.with_head(made, around),
-            Then::Tune => self.tuned(made, around, None),
-            Then::Distill => {
+            PostMergeStep::Done => Ok(made),
+            PostMergeStep::Head => self.with_head(made, around),
+            PostMergeStep::Tune => self.tuned(made, around, None),
+            PostMergeStep::Distill => {
                 let teacher = self.together(&made.shares);
                 self.tuned(made, around, Some(&teacher))
             }
@@ -439,70 +439,70 @@ impl<'a> Round<'a> {
         said
     }
 
-    fn tuned(&self, made: Made, around: &mut Around<'_>, teacher: Option<&[f32]>) -> Result<Made, DeriveError> {
+    fn tuned(&self, made: MergedModel, around: &mut AggregateContext<'_>, teacher: Option<&[f32]>) -> Result<MergedModel, AggregateError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
-            return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
+            return Err(AggregateError::NoPublic(format!("rule {}", made.rule)));
         };
         let row = judge.tune_model(&made.row, public, &self.learn, teacher, Tuning::default(), around.round)?;
-        Ok(Made { row, ..made })
+        Ok(MergedModel { row, ..made })
     }
 
-    fn with_head(&self, made: Made, around: &mut Around<'_>) -> Result<Made, DeriveError> {
+    fn with_head(&self, made: MergedModel, around: &mut AggregateContext<'_>) -> Result<MergedModel, AggregateError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
-            return Err(DeriveError::NoPublic(format!("rule {}", made.rule)));
+            return Err(AggregateError::NoPublic(format!("rule {}", made.rule)));
         };
         let instead = match judge.has_head() {
             true => made.instead,
             false => Some("the model has no last layer that can be trained alone".into()),
         };
         let row = judge.train_head(&made.row, public, &self.learn, HeadLearning::default())?;
-        Ok(Made { row, instead, ..made })
+        Ok(MergedModel { row, instead, ..made })
     }
 
     /// The median or trimmed mean of what counts, if that is asked for.
-    fn without_extremes(&self, layout: &Layout) -> Option<Vec<f32>> {
+    fn without_extremes(&self, layout: &ParameterLayout) -> Option<Vec<f32>> {
         let names = &self.settings.filter.names;
         let count = self.counts.iter().filter(|counts| **counts).count();
-        let left_out = match (names.contains(&Filter::Median), names.contains(&Filter::Trimmed)) {
+        let left_out = match (names.contains(&UpdateFilter::Median), names.contains(&UpdateFilter::Trimmed)) {
             (true, _) => count.saturating_sub(1) / 2,
             (_, true) => merge::trimmed_of(count, self.settings.filter.trim_ratio),
             _ => return None,
         };
         let all = self.changes().into_iter().zip(&self.times).zip(&self.counts);
         let counting = all.filter(|(_, counts)| **counts);
-        let changes: Vec<Change<'_>> =
-            counting.map(|((change, times), _)| Change { times: *times, ..change }).collect();
+        let changes: Vec<SiteDelta<'_>> =
+            counting.map(|((change, times), _)| SiteDelta { times: *times, ..change }).collect();
         Some(merge::without_extremes(self.base, &changes, layout, left_out))
     }
 
     /// Tries the candidates, and the base against the one that is taken. `choose`: public pictures that none learns from.
-    fn pick(&self, around: &mut Around<'_>, choose: &[usize]) -> Result<(Made, Tries), DeriveError> {
-        let Some(public) = around.public else { return Err(DeriveError::NoPublic(format!("rule {PICK}"))) };
-        let try_one = |row: &[f32], around: &mut Around<'_>| match around.judges.first_mut() {
+    fn pick(&self, around: &mut AggregateContext<'_>, choose: &[usize]) -> Result<(MergedModel, PickTrials), AggregateError> {
+        let Some(public) = around.public else { return Err(AggregateError::NoPublic(format!("rule {PICK}"))) };
+        let try_one = |row: &[f32], around: &mut AggregateContext<'_>| match around.judges.first_mut() {
             Some(judge) => Ok(judge.score(row, public, choose)?),
-            None => Err(DeriveError::NoPublic(format!("rule {PICK}"))),
+            None => Err(AggregateError::NoPublic(format!("rule {PICK}"))),
         };
         let previous = try_one(self.base, around)?;
         let weakest = previous.accuracy.iter().enumerate().filter_map(|(class, right)| Some((class, (*right)?)));
         let weakest = weakest.min_by(|a, b| a.1.total_cmp(&b.1));
-        let mut candidates = vec![Candidate::of(PREVIOUS, &previous)];
+        let mut candidates = vec![RuleTrial::of(PREVIOUS, &previous)];
         let (mut made, mut tried) = (Vec::new(), Vec::new());
         for rule in &self.settings.candidates {
             let one = self.make(rule, around)?;
             let said = try_one(&one.row, around)?;
-            candidates.push(Candidate::of(rule, &said));
+            candidates.push(RuleTrial::of(rule, &said));
             made.push(one);
             tried.push(said);
         }
-        let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(DeriveError::NotFinite)?;
+        let taken = choice(&tried.iter().collect::<Vec<_>>()).ok_or(AggregateError::NotFinite)?;
         let (best, base) = (tried[taken].tempered_holdout(), previous.tempered_holdout());
         let is_clear = best.judge(&base) == HoldoutComparison::Better;
         let (new, old) = (best.measured(), base.measured());
         let is_as_good = new.accuracy_ratio >= old.accuracy_ratio && new.loss < old.loss;
         if is_clear || around.is_learning && is_as_good {
-            return Ok((made.swap_remove(taken), Tries { candidates, weakest, is_clear: Some(is_clear) }));
+            return Ok((made.swap_remove(taken), PickTrials { candidates, weakest, is_clear: Some(is_clear) }));
         }
-        let right = |tried: &Tried| tried.holdout().measured().accuracy_ratio * 100.0;
+        let right = |tried: &ModelScore| tried.holdout().measured().accuracy_ratio * 100.0;
         let instead = format!(
             "nothing gained: of {} public pictures that nothing was fitted on the best candidate ({}) has {:.1} % right with \
              loss {:.3}, the base {:.1} % with {:.3}: it is not better by more than chance",
@@ -515,14 +515,14 @@ impl<'a> Round<'a> {
         );
         let (row, shares) = (self.base.to_vec(), vec![0.0; self.sent.len()]);
         Ok((
-            Made { row, rule: PREVIOUS.into(), shares, instead: Some(instead) },
-            Tries { candidates, weakest, is_clear: None },
+            MergedModel { row, rule: PREVIOUS.into(), shares, instead: Some(instead) },
+            PickTrials { candidates, weakest, is_clear: None },
         ))
     }
 
-    fn parts(&self, shares: &[f64], layout: &Layout) -> Vec<Part> {
+    fn parts(&self, shares: &[f64], layout: &ParameterLayout) -> Vec<SiteAudit> {
         let norms: Vec<f64> = self.changes().iter().map(|change| change.norm(layout).0).collect();
-        let part = |place: usize| Part {
+        let part = |place: usize| SiteAudit {
             site: self.sent[place].site.clone(),
             samples: self.sent[place].samples,
             norm: norms[place],
@@ -538,12 +538,12 @@ impl<'a> Round<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::score::Said;
+    use crate::score::PictureScores;
 
-    fn tried(losses: &[f64]) -> Tried {
-        let said = losses.iter().map(|loss| Said { class: 0, shows: 0, loss: *loss }).collect();
+    fn tried(losses: &[f64]) -> ModelScore {
+        let said = losses.iter().map(|loss| PictureScores { class: 0, shows: 0, loss: *loss }).collect();
         let loss = losses.iter().sum::<f64>() / losses.len() as f64;
-        Tried { loss, said, ..Tried::default() }
+        ModelScore { loss, said, ..ModelScore::default() }
     }
 
     #[test]

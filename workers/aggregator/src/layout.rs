@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use training::weights::Tensors;
+use training::weights::NamedTensors;
 
 /// One tensor's place in the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct TensorSlot {
     /// The tensor's name in the model.
     pub name: String,
     /// Its shape.
@@ -19,20 +19,20 @@ pub struct Place {
 
 /// The places of all trained tensors, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Layout {
-    places: Vec<Place>,
+pub struct ParameterLayout {
+    places: Vec<TensorSlot>,
     len: usize,
     /// Of the tensors of the last layer, by their numbers: along which axis the classes lie.
     class_axes: BTreeMap<usize, usize>,
 }
 
-impl Layout {
+impl ParameterLayout {
     /// Of these tensors, each with its shape.
     pub fn new(shapes: BTreeMap<String, Vec<usize>>) -> Self {
         let mut layout = Self::default();
         for (name, shape) in shapes {
             let (start, len) = (layout.len, shape.iter().product());
-            layout.places.push(Place { name, shape, start, len });
+            layout.places.push(TensorSlot { name, shape, start, len });
             layout.len += len;
         }
         layout
@@ -40,7 +40,7 @@ impl Layout {
 
     /// With the names of the last layer's tensors, whose axis of this length tells the classes apart.
     pub fn with_last_layer(mut self, names: &[String], classes: usize) -> Self {
-        let axis = |place: &Place| place.shape.iter().position(|size| *size == classes);
+        let axis = |place: &TensorSlot| place.shape.iter().position(|size| *size == classes);
         let of_layer = self.places.iter().enumerate().filter(|(_, place)| names.contains(&place.name));
         self.class_axes = of_layer.filter_map(|(number, place)| Some((number, axis(place)?))).collect();
         self
@@ -59,7 +59,7 @@ impl Layout {
     }
 
     /// In the order of their names.
-    pub fn places(&self) -> &[Place] {
+    pub fn places(&self) -> &[TensorSlot] {
         &self.places
     }
 
@@ -74,8 +74,8 @@ impl Layout {
     }
 
     /// The tensors of a row.
-    pub fn tensors(&self, row: &[f32]) -> Tensors {
-        let of = |place: &Place| (place.shape.clone(), row[place.start..place.start + place.len].to_vec());
+    pub fn tensors(&self, row: &[f32]) -> NamedTensors {
+        let of = |place: &TensorSlot| (place.shape.clone(), row[place.start..place.start + place.len].to_vec());
         self.places.iter().map(|place| (place.name.clone(), of(place))).collect()
     }
 
@@ -99,7 +99,7 @@ mod tests {
         let shapes = [("a", vec![4, 3]), ("b", vec![3, 2]), ("c", vec![3]), ("body", vec![3, 3])];
         let shapes = shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
         let names = ["a", "b", "c"].map(str::to_owned);
-        let layout = Layout::new(shapes).with_last_layer(&names, 3);
+        let layout = ParameterLayout::new(shapes).with_last_layer(&names, 3);
         let number = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap();
         let classes =
             |name: &str, count: usize| (0..count).map(|at| layout.class_of(number(name), at)).collect::<Vec<_>>();
@@ -107,6 +107,6 @@ mod tests {
         assert_eq!(classes("b", 6), [0, 0, 1, 1, 2, 2].map(Some));
         assert_eq!(classes("c", 3), [0, 1, 2].map(Some));
         assert_eq!(classes("body", 2), [None, None]);
-        assert!(layout.knows_classes() && !Layout::default().knows_classes());
+        assert!(layout.knows_classes() && !ParameterLayout::default().knows_classes());
     }
 }

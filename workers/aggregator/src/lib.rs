@@ -31,9 +31,9 @@ pub mod verify;
 pub mod walk;
 pub mod weigh;
 
-pub use derive::Derived;
-pub use layout::Layout;
-pub use release::Releases;
+pub use derive::AggregateResult;
+pub use layout::ParameterLayout;
+pub use release::ModelReleases;
 pub use rule::MergeSettings;
 pub use settings::AggregatorSettings;
 pub use walk::run;

@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use runtime::sign::Key;
+use runtime::sign::SiteKey;
 use runtime::{Fault, clock, trust};
 use schemas::task::HEADER_BLOB;
 use schemas::{
-    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, Terms, decode, encode,
+    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, RoundTerms, decode, encode,
 };
 use streams::fleet;
-use streams::read::{self, Stretch};
-use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
+use streams::read::{self, StreamRange};
+use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
 
 use crate::focus::HardSummary;
-use crate::round::Rounds;
-use crate::settings::{AskBy, RoundSettings};
+use crate::round::RoundTracker;
+use crate::settings::{ClientSelection, RoundSettings};
 
 /// Name of the end of a round whose updates come to nothing better than the release it started from.
 pub const NOTHING_GAINED: &str = "nothing_gained";
@@ -27,12 +27,12 @@ const HARD_CASES_READ: usize = 5000;
 
 /// What is known of a model's rounds from the stream alone.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct History {
+pub struct RoundHistory {
     /// Everything that happened, with the sequence of its message and when it was stored, milliseconds since the epoch.
     pub all: Vec<(u64, u64, Round)>,
 }
 
-impl History {
+impl RoundHistory {
     /// Reads it.
     pub async fn read(bus: &Bus, model: &ModelName) -> Result<Self, CarryError> {
         let subjects = vec![subject::rounds(model, "*")];
@@ -43,7 +43,7 @@ impl History {
             if level.messages == 0 {
                 continue;
             }
-            let stretch = Stretch { subjects: subjects.clone(), ..Stretch::default() };
+            let stretch = StreamRange { subjects: subjects.clone(), ..StreamRange::default() };
             let known = all.last().map_or(0, |(sequence, ..)| *sequence);
             read::read_range(bus, stream, stretch, level.last_sequence, |record| {
                 let sequence = record.source_sequence().unwrap_or(record.sequence);
@@ -89,7 +89,7 @@ impl History {
 
     /// The releases before a message of this sequence, each the parent of the next or what that was remade as.
     pub fn lineage(&self, first: &ReleaseId, before_sequence: u64) -> Vec<ReleaseId> {
-        let mut rounds = Rounds::new(first.clone());
+        let mut rounds = RoundTracker::new(first.clone());
         for (_, _, round) in self.all.iter().filter(|(sequence, _, _)| *sequence < before_sequence) {
             rounds.apply_event(round, 0);
         }
@@ -124,7 +124,7 @@ impl History {
 }
 
 /// What a message says of a round, if it does and in its own slot.
-pub fn read_round(record: &read::Record) -> Option<Round> {
+pub fn read_round(record: &read::StoredMessage) -> Option<Round> {
     let round = decode::<Round>(&record.payload);
     let round =
         round.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no word of a round, passed over"));
@@ -156,7 +156,7 @@ pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Opti
 }
 
 /// When a message was stored, milliseconds since the epoch.
-pub fn stored_at_ms(record: &read::Record) -> u64 {
+pub fn stored_at_ms(record: &read::StoredMessage) -> u64 {
     u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0)
 }
 
@@ -165,13 +165,13 @@ pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f
     let mut sites = settings.selectable_sites().to_vec();
     let Some(count) = settings.ask.map(|ask| (ask as usize).min(sites.len())) else { return sites };
     match settings.ask_by {
-        AskBy::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
-        AskBy::Turn => {
+        ClientSelection::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
+        ClientSelection::Turn => {
             let first = usize::try_from(round.saturating_sub(1)).unwrap_or(0).wrapping_mul(count);
             let by = first % sites.len().max(1);
             sites.rotate_left(by);
         }
-        AskBy::Usefulness => {
+        ClientSelection::Usefulness => {
             let loss = |site: &SiteName| losses.get(site).copied().unwrap_or(f64::NEG_INFINITY);
             sites.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         }
@@ -189,7 +189,7 @@ pub async fn read_focus(
     if settings.hard_focus <= 0.0 {
         return Ok(None);
     }
-    let found = read::newest_messages(bus, topology::HARDCASES, Stretch::default(), HARD_CASES_READ, |_| true).await?;
+    let found = read::newest_messages(bus, topology::HARDCASES, StreamRange::default(), HARD_CASES_READ, |_| true).await?;
     let mut summary = HardSummary::default();
     let cases = found.iter().filter_map(|record| decode::<HardCase>(&record.payload).ok());
     // What another release finds hard, and its features, say nothing of this one.
@@ -206,8 +206,8 @@ pub fn round_terms(
     sites: Vec<SiteName>,
     focus: Option<HardFocus>,
     settings: &RoundSettings,
-) -> Terms {
-    Terms {
+) -> RoundTerms {
+    RoundTerms {
         base,
         weights,
         sites,
@@ -226,7 +226,7 @@ pub fn round_terms(
 /// `key`: signs what sites are asked, where they obey nothing else.
 pub async fn publish_round_event(
     publisher: &Publisher,
-    key: Option<&Key>,
+    key: Option<&SiteKey>,
     model: &ModelName,
     number: u64,
     event: RoundEvent,
@@ -246,7 +246,7 @@ pub async fn publish_round_event(
     if let Some(blob) = blob {
         publication = publication.header(HEADER_BLOB, blob.to_string());
     }
-    Ok(!matches!(publisher.publish(&publication).await?, Placed::Taken))
+    Ok(!matches!(publisher.publish(&publication).await?, PublishOutcome::Taken))
 }
 
 #[cfg(test)]
@@ -266,7 +266,7 @@ mod tests {
             let (release, weights) = (release.clone(), weights.clone());
             round(number, RoundEvent::Sealed { release, weights, updates: 1 })
         };
-        let count = |all: Vec<_>| History { all }.rounds_without_gain();
+        let count = |all: Vec<_>| RoundHistory { all }.rounds_without_gain();
         assert_eq!(count(vec![]), 0);
         assert_eq!(count(vec![nothing(1), nothing(2)]), 2);
         assert_eq!(count(vec![nothing(1), sealed(2), nothing(3), missed(4), nothing(5)]), 2);
@@ -289,7 +289,7 @@ mod tests {
         };
         let all =
             vec![said(1, 1, sealed(1)), said(2, 2, sealed(2)), said(3, 2, remade(3, 2)), said(4, 1, remade(4, 1))];
-        let history = History { all };
+        let history = RoundHistory { all };
         let base = |withdrawn: &[u8]| {
             let withdrawn: Vec<ReleaseId> = withdrawn.iter().map(|number| release(*number)).collect();
             let (base, weights) = history.base(&withdrawn, &release(0));
@@ -318,12 +318,12 @@ mod tests {
             ..all.clone()
         };
         assert_eq!(sites(&ring, 1, &BTreeMap::new()), names[2..]);
-        assert_eq!(asked(AskBy::Turn, 1, &[]), ["a", "b"]);
-        assert_eq!(asked(AskBy::Turn, 2, &[]), ["c", "d"]);
-        assert_eq!(asked(AskBy::Turn, 3, &[]), ["a", "b"]);
-        assert_eq!(asked(AskBy::Usefulness, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
-        assert_eq!(asked(AskBy::Lot, 5, &[]), asked(AskBy::Lot, 5, &[]), "the same round, the same sites");
-        let drawn: Vec<_> = (1..9).map(|round| asked(AskBy::Lot, round, &[])).collect();
+        assert_eq!(asked(ClientSelection::Turn, 1, &[]), ["a", "b"]);
+        assert_eq!(asked(ClientSelection::Turn, 2, &[]), ["c", "d"]);
+        assert_eq!(asked(ClientSelection::Turn, 3, &[]), ["a", "b"]);
+        assert_eq!(asked(ClientSelection::Usefulness, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
+        assert_eq!(asked(ClientSelection::Lot, 5, &[]), asked(ClientSelection::Lot, 5, &[]), "the same round, the same sites");
+        let drawn: Vec<_> = (1..9).map(|round| asked(ClientSelection::Lot, round, &[])).collect();
         assert!(drawn.iter().any(|sites| *sites != drawn[0]), "{drawn:?}");
     }
 }

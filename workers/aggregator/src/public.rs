@@ -10,7 +10,7 @@ use vision::{DecodeSettings, Model, decode, tensor};
 
 /// Pictures with true labels, made ready for a model.
 #[derive(Debug, Clone, Default)]
-pub struct Public {
+pub struct PublicSet {
     /// Numbers of one picture.
     pub(crate) length: usize,
     pub(crate) images: Vec<f32>,
@@ -26,7 +26,7 @@ pub struct Public {
 
 /// What the pictures of a public set are for; in the order of the set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PublicParts {
+pub struct PublicSplit {
     /// Rules learn from them.
     pub fit: Vec<usize>,
     /// The next release is chosen by them: no rule learns from them.
@@ -35,7 +35,7 @@ pub struct PublicParts {
     pub report: Vec<usize>,
 }
 
-impl PublicParts {
+impl PublicSplit {
     /// What a rule may learn from where there is nothing to choose.
     pub fn fit_and_choose(&self) -> Vec<usize> {
         let mut both = [&self.fit[..], &self.choose].concat();
@@ -44,7 +44,7 @@ impl PublicParts {
     }
 }
 
-impl Public {
+impl PublicSet {
     /// Reads a folder of labelled pictures, at most so many of each class, fewer where they would not fit: the first in the
     /// order of the index. A picture that cannot be used is left out and named. `room_bytes`: what they may take in memory.
     pub fn read(folder: &Path, model: &Model, most_of_class: usize, room_bytes: usize) -> Result<Self, TrainError> {
@@ -120,8 +120,8 @@ impl Public {
     /// Its three parts, of each class every third picture: the same in every round, so that what a release was fitted on in
     /// one round is not what another is chosen or scored by in the next. A class with a single picture is fitted on, one
     /// with two is not scored.
-    pub fn parts(&self) -> PublicParts {
-        let (mut parts, mut seen) = (PublicParts::default(), vec![0_usize; self.count]);
+    pub fn parts(&self) -> PublicSplit {
+        let (mut parts, mut seen) = (PublicSplit::default(), vec![0_usize; self.count]);
         for (picture, class) in self.classes.iter().enumerate() {
             match seen[*class] % 3 {
                 0 => parts.fit.push(picture),

@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use rollout::prepare::Origin;
-use schemas::{Measured, ReleaseId, SiteName};
+use rollout::prepare::ReleaseOrigin;
+use schemas::{ModelAccuracy, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
 use training::judge::HoldoutScores;
 
-use crate::score::Tried;
+use crate::score::ModelScore;
 
 /// What is known of one site's part in a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Part {
+pub struct SiteAudit {
     /// The site.
     pub site: SiteName,
     /// Pictures it learned from.
@@ -33,7 +33,7 @@ pub struct Part {
 
 /// A rule that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Candidate {
+pub struct RuleTrial {
     /// Its name.
     pub rule: String,
     /// Loss on the pictures of the public set that are chosen by.
@@ -44,14 +44,14 @@ pub struct Candidate {
 
 /// How weights were come by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct AggregateAudit {
     /// Every site's part, by its name.
-    pub parts: Vec<Part>,
+    pub parts: Vec<SiteAudit>,
     /// The rule that made the release.
     pub rule: String,
     /// What was tried, where there was a choice.
     #[serde(default)]
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<RuleTrial>,
     /// The class that the base is least right about on the pictures that are chosen by, and in what share of them; absent
     /// where there was no choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,24 +64,24 @@ pub struct Record {
     pub instead: Option<String>,
     /// How right the base and the new weights are; absent without a public set, or where it is too small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reported: Option<ReportedChange>,
+    pub reported: Option<AccuracyChange>,
 }
 
 /// How right the base and the new weights are on the pictures of the public set that no weights are fitted on and nothing
 /// is chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ReportedChange {
+pub struct AccuracyChange {
     /// The base.
-    pub before: Measured,
+    pub before: ModelAccuracy,
     /// The new weights.
-    pub after: Measured,
+    pub after: ModelAccuracy,
     /// Where the accuracy of the new weights lies, 95 times of 100; 0 to 1.
     pub after_interval: (f64, f64),
     /// Where the change of accuracy lies, 95 times of 100; -1 to 1.
     pub change_interval: (f64, f64),
 }
 
-impl ReportedChange {
+impl AccuracyChange {
     /// Of what both say about the same pictures; `None` of no picture.
     pub fn of(before: &HoldoutScores, after: &HoldoutScores) -> Option<Self> {
         (!after.is_empty()).then(|| Self {
@@ -99,7 +99,7 @@ impl ReportedChange {
 }
 
 /// `91.2 % right of 167 pictures (85.9 to 94.6), 89.8 % before: no change measured`.
-impl fmt::Display for ReportedChange {
+impl fmt::Display for AccuracyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { before, after, after_interval: (low, high), change_interval } = self;
         let percent = |ratio: f64| ratio * 100.0;
@@ -119,10 +119,10 @@ impl fmt::Display for ReportedChange {
     }
 }
 
-impl Record {
+impl AggregateAudit {
     /// Where a release that was come by so is said to come from. `words`: such as `round 3`.
-    pub fn origin(&self, parent: Option<ReleaseId>, words: String) -> Origin {
-        Origin {
+    pub fn origin(&self, parent: Option<ReleaseId>, words: String) -> ReleaseOrigin {
+        ReleaseOrigin {
             parent,
             words,
             public: self.reported.map(|reported| (reported.before, reported.after)),
@@ -131,8 +131,8 @@ impl Record {
     }
 }
 
-impl Candidate {
-    pub(crate) fn of(rule: &str, tried: &Tried) -> Self {
+impl RuleTrial {
+    pub(crate) fn of(rule: &str, tried: &ModelScore) -> Self {
         Self { rule: rule.into(), loss: tried.loss, accuracy_ratio: tried.mean_accuracy() }
     }
 }
@@ -149,16 +149,16 @@ mod tests {
 
     #[test]
     fn a_change_within_chance_is_said_to_be_none() {
-        let little = ReportedChange::of(&scores(89), &scores(90)).unwrap();
+        let little = AccuracyChange::of(&scores(89), &scores(90)).unwrap();
         assert_eq!(
             little.to_string(),
             "90.0 % right of 100 pictures (82.6 to 94.5), 89.0 % before: no change measured"
         );
-        let much = ReportedChange::of(&scores(70), &scores(90)).unwrap();
+        let much = AccuracyChange::of(&scores(70), &scores(90)).unwrap();
         assert_eq!(
             much.to_string(),
             "90.0 % right of 100 pictures (82.6 to 94.5), 70.0 % before: +11.7 to +27.5 points"
         );
-        assert_eq!(ReportedChange::of(&HoldoutScores::default(), &HoldoutScores::default()), None);
+        assert_eq!(AccuracyChange::of(&HoldoutScores::default(), &HoldoutScores::default()), None);
     }
 }

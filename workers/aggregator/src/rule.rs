@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::filter::{Filter, FilterSettings};
-use crate::server::ServerSettings;
+use crate::filter::{UpdateFilter, FilterSettings};
+use crate::server::ServerOptimizerSettings;
 use crate::weigh::{self, WeighSettings};
 
 /// Rules besides those that go by scores.
@@ -52,7 +52,7 @@ pub struct MergeSettings {
     /// What is done about updates that stand out.
     pub filter: FilterSettings,
     /// How far the release follows.
-    pub server: ServerSettings,
+    pub server: ServerOptimizerSettings,
     /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
     /// (FedBuff, arXiv 2106.06639, takes 0.5).
     pub staleness: f64,
@@ -67,7 +67,7 @@ impl Default for MergeSettings {
             command: None,
             weigh: WeighSettings::default(),
             filter: FilterSettings::default(),
-            server: ServerSettings::default(),
+            server: ServerOptimizerSettings::default(),
             staleness: 0.5,
         }
     }
@@ -124,12 +124,12 @@ impl MergeSettings {
     /// Whether a public set is needed.
     pub fn needs_public(&self) -> bool {
         let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | CLASSES | COMMAND);
-        !plain(&self.rule) || self.filter.names.contains(&Filter::LossGate)
+        !plain(&self.rule) || self.filter.names.contains(&UpdateFilter::LossGate)
     }
 }
 
 /// What is done with a model after its sites were merged.
-pub(crate) enum Then {
+pub(crate) enum PostMergeStep {
     Done,
     Head,
     Tune,
@@ -137,8 +137,8 @@ pub(crate) enum Then {
 }
 
 /// A rule's name without what follows merging, and that.
-pub(crate) fn split_rule(rule: &str) -> (&str, Then) {
-    let known = [(AND_HEAD, Then::Head), (AND_TUNE, Then::Tune), (AND_DISTILL, Then::Distill)];
+pub(crate) fn split_rule(rule: &str) -> (&str, PostMergeStep) {
+    let known = [(AND_HEAD, PostMergeStep::Head), (AND_TUNE, PostMergeStep::Tune), (AND_DISTILL, PostMergeStep::Distill)];
     let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
-    found.unwrap_or((rule, Then::Done))
+    found.unwrap_or((rule, PostMergeStep::Done))
 }

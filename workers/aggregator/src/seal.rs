@@ -4,27 +4,27 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use autograd::{Onnx, Trainable, onnx};
-use schemas::{BlobRef, ReleaseId, WeightForm};
+use autograd::{OnnxDocument, TrainableSelection, onnx};
+use schemas::{BlobRef, ReleaseId, WeightFormat};
 use training::{TrainError, folder, weights};
 use vision::Model;
 
-use crate::derive::{Around, DeriveError, Derived, Sent, aggregate};
-use crate::merge::Change;
-use crate::public::Public;
-use crate::release::{Merged, Weights, write};
+use crate::derive::{AggregateContext, AggregateError, AggregateResult, SiteContribution, aggregate};
+use crate::merge::SiteDelta;
+use crate::public::PublicSet;
+use crate::release::{MergedUpdate, WeightTensors, write};
 use crate::rule::MergeSettings;
-use crate::score::{Ground, Judge};
-use crate::server::Memory;
-use crate::values::{Values, WeightsFile};
-use crate::verify::VerifyError;
+use crate::score::{ScoringModel, ModelScorer};
+use crate::server::ServerOptimizerState;
+use crate::values::{WeightRow, WeightsFile};
+use crate::verify::ReleaseVerifyError;
 
 /// Why no release was made.
 #[derive(Debug, thiserror::Error)]
-pub enum SealError {
+pub enum ReleaseBuildError {
     /// No weights came of it.
     #[error(transparent)]
-    Derive(#[from] DeriveError),
+    Derive(#[from] AggregateError),
     /// A model cannot be read, written or tried.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -45,26 +45,26 @@ pub enum SealError {
 
 /// Where a round starts.
 #[derive(Debug)]
-pub struct Base {
+pub struct RoundBase {
     /// The release's own folder.
     pub model: Model,
     /// Its weights, and the graphs that try them.
-    pub ground: Ground,
+    pub ground: ScoringModel,
     /// Length of its weights.
     pub norm: f64,
 }
 
-impl Base {
+impl RoundBase {
     /// Of a release's folder. `trainable`, `local`: as in a round's terms.
     pub fn open(
-        runtime: &vision::Onnx,
+        runtime: &vision::OnnxRuntime,
         model: Model,
-        trainable: &Trainable,
+        trainable: &TrainableSelection,
         local: &[String],
     ) -> Result<Self, TrainError> {
-        let ground = Ground::for_model(runtime, &model, trainable, local)?;
+        let ground = ScoringModel::for_model(runtime, &model, trainable, local)?;
         let nothing = vec![0.0; ground.base.len()];
-        let whole = Change { values: Values::Memory(&ground.base), base: &nothing, times: 1.0 };
+        let whole = SiteDelta { values: WeightRow::Memory(&ground.base), base: &nothing, times: 1.0 };
         let (norm, _) = whole.norm(&ground.layout);
         Ok(Self { model, ground, norm })
     }
@@ -72,9 +72,9 @@ impl Base {
 
 /// An update whose weights are here.
 #[derive(Debug, Clone)]
-pub struct Held {
+pub struct FetchedUpdate {
     /// What is said of it.
-    pub merged: Merged,
+    pub merged: MergedUpdate,
     /// Its sequence in the stream of updates; 0 where it comes from the store.
     pub sequence: u64,
     /// Its weights.
@@ -85,27 +85,27 @@ pub struct Held {
     pub base: Option<Arc<Vec<f32>>>,
 }
 
-impl Held {
+impl FetchedUpdate {
     /// Its change, and what it is against.
-    pub fn change<'a>(&'a self, base: &'a Base) -> Change<'a> {
+    pub fn change<'a>(&'a self, base: &'a RoundBase) -> SiteDelta<'a> {
         let from = self.base.as_ref().map_or(&base.ground.base, |own| own);
-        Change { values: Values::File(&self.file), base: from, times: 1.0 }
+        SiteDelta { values: WeightRow::File(&self.file), base: from, times: 1.0 }
     }
 }
 
 /// Makes the next weights from what is held. `round`, `is_learning`: as in [`Around`].
 pub fn merge(
-    runtime: &vision::Onnx,
-    base: &Base,
-    held: &[Held],
-    public: Option<&Public>,
-    memory: Memory,
+    runtime: &vision::OnnxRuntime,
+    base: &RoundBase,
+    held: &[FetchedUpdate],
+    public: Option<&PublicSet>,
+    memory: ServerOptimizerState,
     settings: &MergeSettings,
     (round, is_learning): (u64, bool),
-) -> Result<Derived, SealError> {
-    let sent = held.iter().map(|held| Sent {
+) -> Result<AggregateResult, ReleaseBuildError> {
+    let sent = held.iter().map(|held| SiteContribution {
         site: held.merged.site.clone(),
-        values: Values::File(&held.file),
+        values: WeightRow::File(&held.file),
         base: held.base.as_ref().map_or(&base.ground.base, |own| own),
         behind: held.merged.behind,
         samples: held.merged.samples,
@@ -114,14 +114,14 @@ pub fn merge(
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = if public.is_some() { cores.min(held.len().max(1)) } else { 0 };
-    let mut judges = (0..count).map(|_| Judge::new(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
-    let mut around = Around { layout: &base.ground.layout, public, judges: &mut judges, round, is_learning };
+    let mut judges = (0..count).map(|_| ModelScorer::new(runtime, &base.ground, 1)).collect::<Result<Vec<_>, _>>()?;
+    let mut around = AggregateContext { layout: &base.ground.layout, public, judges: &mut judges, round, is_learning };
     Ok(aggregate(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
 }
 
 /// Every weight of a model with these in place of its own, as the bytes of a file.
-pub fn complete_weights(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainError> {
-    let mut tensors = weights::Tensors::new();
+pub fn complete_weights(graph: &OnnxDocument, with: &WeightTensors) -> Result<Vec<u8>, TrainError> {
+    let mut tensors = weights::NamedTensors::new();
     for (name, shape) in graph.floats()? {
         let values = match with.get(&name) {
             Some(values) => values.clone(),
@@ -129,26 +129,26 @@ pub fn complete_weights(graph: &Onnx, with: &Weights) -> Result<Vec<u8>, TrainEr
         };
         tensors.insert(name, (shape, values));
     }
-    weights::encode(&tensors, &Weights::new(), WeightForm::F32, None)
+    weights::encode(&tensors, &WeightTensors::new(), WeightFormat::F32, None)
 }
 
 /// Every weight of a model's folder, as a file in `work`.
-pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), VerifyError> {
+pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), ReleaseVerifyError> {
     let graph = onnx::read(&model.graph).map_err(TrainError::from)?;
     let path = work.join(format!("{}.safetensors", model.release.short()));
-    let blob = write(&path, &complete_weights(&graph, &Weights::new())?).map_err(TrainError::write(&path))?;
+    let blob = write(&path, &complete_weights(&graph, &WeightTensors::new())?).map_err(TrainError::write(&path))?;
     Ok((blob, path))
 }
 
 /// The weights in a file.
-pub fn read(path: &Path) -> Result<Weights, TrainError> {
+pub fn read(path: &Path) -> Result<WeightTensors, TrainError> {
     let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
     let (tensors, _) = weights::decode(&bytes)?;
     Ok(tensors.into_iter().map(|(name, (_, values))| (name, values)).collect())
 }
 
 /// The folder of a release: the model that sites were set up with, with the release's weights. Made once.
-pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path) -> Result<Model, SealError> {
+pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path) -> Result<Model, ReleaseBuildError> {
     let target = into.join(release.as_str());
     if let Ok(model) = Model::load(&target)
         && model.release == *release
@@ -160,7 +160,7 @@ pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path)
     if model.release != *release {
         let (wanted, found) = (release.clone(), model.release);
         remove(&target)?;
-        return Err(SealError::OtherModel { wanted, found, folder: root.folder.clone() });
+        return Err(ReleaseBuildError::OtherModel { wanted, found, folder: root.folder.clone() });
     }
     Ok(model)
 }
@@ -168,11 +168,11 @@ pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path)
 /// A new model: its folder, named by its digest, and its weights as a file beside it.
 pub fn folder_with(
     root: &Model,
-    base: &Base,
+    base: &RoundBase,
     row: &[f32],
     into: &Path,
-) -> Result<(Model, BlobRef, PathBuf), SealError> {
-    let merged: Weights =
+) -> Result<(Model, BlobRef, PathBuf), ReleaseBuildError> {
+    let merged: WeightTensors =
         base.ground.layout.tensors(row).into_iter().map(|(name, (_, values))| (name, values)).collect();
     let bytes = complete_weights(&base.ground.graph, &merged)?;
     let path = into.join("weights.safetensors");
@@ -198,9 +198,9 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
 }
 
 /// What the server's optimizer remembers, as the bytes of a file; `None` if nothing.
-pub fn memory_bytes(memory: &Memory) -> Result<Option<Vec<u8>>, TrainError> {
+pub fn memory_bytes(memory: &ServerOptimizerState) -> Result<Option<Vec<u8>>, TrainError> {
     let rows = [("first", &memory.first), ("second", &memory.second)];
-    let tensors: weights::Tensors = rows
+    let tensors: weights::NamedTensors = rows
         .into_iter()
         .filter(|(_, row)| !row.is_empty())
         .map(|(name, row)| (name.to_owned(), (vec![row.len()], row.clone())))
@@ -208,12 +208,12 @@ pub fn memory_bytes(memory: &Memory) -> Result<Option<Vec<u8>>, TrainError> {
     if tensors.is_empty() {
         return Ok(None);
     }
-    weights::encode(&tensors, &Weights::new(), WeightForm::F32, None).map(Some)
+    weights::encode(&tensors, &WeightTensors::new(), WeightFormat::F32, None).map(Some)
 }
 
 /// What such a file says.
-pub fn read_optimizer_state(path: &Path) -> Result<Memory, TrainError> {
+pub fn read_optimizer_state(path: &Path) -> Result<ServerOptimizerState, TrainError> {
     let mut rows = read(path)?;
     let mut take = |name: &str| rows.remove(name).unwrap_or_default();
-    Ok(Memory { first: take("first"), second: take("second") })
+    Ok(ServerOptimizerState { first: take("first"), second: take("second") })
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ServerKind {
+pub enum ServerOptimizerKind {
     /// All the way at a rate of 1, which is plain merging.
     #[default]
     Sgd,
@@ -21,9 +21,9 @@ pub enum ServerKind {
 /// The server's optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ServerSettings {
+pub struct ServerOptimizerSettings {
     /// Which: `sgd`, `momentum`, `adam` or `yogi`.
-    pub kind: ServerKind,
+    pub kind: ServerOptimizerKind,
     /// Length of a step, above 0; 1 with `sgd` goes all the way, `adam` and `yogi` want less.
     pub rate: f64,
     /// Of `momentum`, `adam` and `yogi`: what is kept of earlier movements, 0 to below 1.
@@ -34,13 +34,13 @@ pub struct ServerSettings {
     pub adaptivity: f64,
 }
 
-impl Default for ServerSettings {
+impl Default for ServerOptimizerSettings {
     fn default() -> Self {
-        Self { kind: ServerKind::Sgd, rate: 1.0, momentum_ratio: 0.9, square_ratio: 0.99, adaptivity: 1e-3 }
+        Self { kind: ServerOptimizerKind::Sgd, rate: 1.0, momentum_ratio: 0.9, square_ratio: 0.99, adaptivity: 1e-3 }
     }
 }
 
-impl ServerSettings {
+impl ServerOptimizerSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
@@ -55,7 +55,7 @@ impl ServerSettings {
 
 /// What the server remembers between rounds: rows as long as the model's, empty before the first.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Memory {
+pub struct ServerOptimizerState {
     /// Movements.
     pub first: Vec<f32>,
     /// Their sizes, squared.
@@ -63,31 +63,31 @@ pub struct Memory {
 }
 
 /// One step from the base towards what was merged, which becomes where it ends.
-pub fn apply_optimizer(base: &[f32], merged: &mut [f32], memory: &mut Memory, settings: &ServerSettings) {
-    let ServerSettings { kind, rate, momentum_ratio, square_ratio, adaptivity } = *settings;
-    if kind == ServerKind::Sgd && rate == 1.0 {
+pub fn apply_optimizer(base: &[f32], merged: &mut [f32], memory: &mut ServerOptimizerState, settings: &ServerOptimizerSettings) {
+    let ServerOptimizerSettings { kind, rate, momentum_ratio, square_ratio, adaptivity } = *settings;
+    if kind == ServerOptimizerKind::Sgd && rate == 1.0 {
         return;
     }
     let (rate, keep, keep_square, least) = (rate as f32, momentum_ratio as f32, square_ratio as f32, adaptivity as f32);
-    if kind != ServerKind::Sgd && memory.first.len() != base.len() {
+    if kind != ServerOptimizerKind::Sgd && memory.first.len() != base.len() {
         memory.first = vec![0.0; base.len()];
     }
-    if matches!(kind, ServerKind::Adam | ServerKind::Yogi) && memory.second.len() != base.len() {
+    if matches!(kind, ServerOptimizerKind::Adam | ServerOptimizerKind::Yogi) && memory.second.len() != base.len() {
         memory.second = vec![least * least; base.len()];
     }
     for (place, (merged, base)) in merged.iter_mut().zip(base).enumerate() {
         let change = *merged - base;
         let moved = match kind {
-            ServerKind::Sgd => change,
-            ServerKind::Momentum => {
+            ServerOptimizerKind::Sgd => change,
+            ServerOptimizerKind::Momentum => {
                 memory.first[place] = keep * memory.first[place] + change;
                 memory.first[place]
             }
-            ServerKind::Adam | ServerKind::Yogi => {
+            ServerOptimizerKind::Adam | ServerOptimizerKind::Yogi => {
                 memory.first[place] = keep * memory.first[place] + (1.0 - keep) * change;
                 let (size, square) = (&mut memory.second[place], change * change);
                 *size = match kind {
-                    ServerKind::Adam => keep_square * *size + (1.0 - keep_square) * square,
+                    ServerOptimizerKind::Adam => keep_square * *size + (1.0 - keep_square) * square,
                     _ => *size - (1.0 - keep_square) * square * (*size - square).signum(),
                 };
                 memory.first[place] / (size.sqrt() + least)
@@ -101,9 +101,9 @@ pub fn apply_optimizer(base: &[f32], merged: &mut [f32], memory: &mut Memory, se
 mod tests {
     use super::*;
 
-    fn after(kind: ServerKind, rate: f64, changes: &[f32]) -> f32 {
-        let settings = ServerSettings { kind, rate, ..ServerSettings::default() };
-        let (mut at, mut memory) = (1.0, Memory::default());
+    fn after(kind: ServerOptimizerKind, rate: f64, changes: &[f32]) -> f32 {
+        let settings = ServerOptimizerSettings { kind, rate, ..ServerOptimizerSettings::default() };
+        let (mut at, mut memory) = (1.0, ServerOptimizerState::default());
         for change in changes {
             let mut merged = [at + change];
             apply_optimizer(&[at], &mut merged, &mut memory, &settings);
@@ -114,15 +114,15 @@ mod tests {
 
     #[test]
     fn at_a_rate_of_one_sgd_goes_all_the_way() {
-        assert_eq!(after(ServerKind::Sgd, 1.0, &[0.5, 0.25]), 1.75);
-        assert_eq!(after(ServerKind::Sgd, 0.5, &[0.5]), 1.25);
+        assert_eq!(after(ServerOptimizerKind::Sgd, 1.0, &[0.5, 0.25]), 1.75);
+        assert_eq!(after(ServerOptimizerKind::Sgd, 0.5, &[0.5]), 1.25);
     }
 
     #[test]
     fn momentum_goes_on_and_adaptive_steps_do_not_grow_with_the_change() {
         // 0.5, then 0.9 * 0.5 + 0.25.
-        assert!((after(ServerKind::Momentum, 1.0, &[0.5, 0.25]) - 2.2).abs() < 1e-6);
-        for kind in [ServerKind::Adam, ServerKind::Yogi] {
+        assert!((after(ServerOptimizerKind::Momentum, 1.0, &[0.5, 0.25]) - 2.2).abs() < 1e-6);
+        for kind in [ServerOptimizerKind::Adam, ServerOptimizerKind::Yogi] {
             // A tenth of the change over the root of a hundredth of its square.
             let (short, long) = (after(kind, 0.1, &[1.0]) - 1.0, after(kind, 0.1, &[100.0]) - 1.0);
             assert!((short - 0.1).abs() < 2e-3 && (long - 0.1).abs() < 2e-3, "{kind:?}: {short}, {long}");

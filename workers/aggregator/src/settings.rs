@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use autograd::Trainable;
+use autograd::TrainableSelection;
 use autograd::trainable::AUTO;
 use schemas::SiteName;
 use serde::{Deserialize, Serialize};
@@ -69,7 +69,7 @@ pub struct RoundSettings {
     /// So many of `sites`, or of the ring, are asked in each round; absent: all of them.
     pub ask: Option<u32>,
     /// Which ones then.
-    pub ask_by: AskBy,
+    pub ask_by: ClientSelection,
     /// So many updates are enough, at least 1.
     pub quorum: u32,
     /// How long others are waited for when there are enough, seconds.
@@ -107,7 +107,7 @@ impl Default for RoundSettings {
             rings: BTreeMap::new(),
             ring: None,
             ask: None,
-            ask_by: AskBy::Lot,
+            ask_by: ClientSelection::Lot,
             quorum: 2,
             grace_s: 60,
             deadline_s: 24 * 3600,
@@ -126,7 +126,7 @@ impl Default for RoundSettings {
 /// Which sites are asked, where not all are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AskBy {
+pub enum ClientSelection {
     /// By lot, others each round.
     #[default]
     Lot,
@@ -173,7 +173,7 @@ impl AggregatorSettings {
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("aggregator.{wanted}"));
         }
-        if let Err(error) = round.trainable.parse::<Trainable>() {
+        if let Err(error) = round.trainable.parse::<TrainableSelection>() {
             return Err(format!("aggregator.round.trainable: {error}"));
         }
         self.check.check().and_then(|()| self.merge.check()).map_err(|wrong| format!("aggregator.{wrong}"))

@@ -8,13 +8,13 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
-use schemas::WeightForm;
+use schemas::WeightFormat;
 
-use crate::layout::Layout;
+use crate::layout::ParameterLayout;
 
 /// Why a file is not a set of weights for a model. Each is the sender's fault.
 #[derive(Debug, thiserror::Error)]
-pub enum ValuesError {
+pub enum WeightsFileError {
     /// It cannot be opened.
     #[error("{path} cannot be read")]
     File {
@@ -51,11 +51,11 @@ pub enum ValuesError {
         /// Its type.
         found: Dtype,
         /// What the update says.
-        form: WeightForm,
+        form: WeightFormat,
     },
 }
 
-impl ValuesError {
+impl WeightsFileError {
     /// Its stable name.
     pub fn name(&self) -> &'static str {
         match self {
@@ -73,15 +73,15 @@ impl ValuesError {
 #[derive(Debug)]
 pub struct WeightsFile {
     map: Mmap,
-    form: WeightForm,
+    form: WeightFormat,
     /// Where each place's bytes begin.
     starts: Vec<usize>,
 }
 
 impl WeightsFile {
     /// Opens a file of weights for this layout; its values are not looked at.
-    pub fn open(path: &Path, form: WeightForm, layout: &Layout) -> Result<Self, ValuesError> {
-        let failed = |source| ValuesError::File { path: path.display().to_string(), source };
+    pub fn open(path: &Path, form: WeightFormat, layout: &ParameterLayout) -> Result<Self, WeightsFileError> {
+        let failed = |source| WeightsFileError::File { path: path.display().to_string(), source };
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the file is the aggregator's own copy, in a folder that nobody else writes to, and is written whole
         // before it gets its name; what is read of it are numbers, of which any bits will do.
@@ -97,22 +97,22 @@ impl WeightsFile {
     }
 }
 
-fn starts(bytes: &[u8], form: WeightForm, layout: &Layout) -> Result<Vec<usize>, ValuesError> {
+fn starts(bytes: &[u8], form: WeightFormat, layout: &ParameterLayout) -> Result<Vec<usize>, WeightsFileError> {
     let file = SafeTensors::deserialize(bytes)?;
     let known = |name: &&str| layout.places().binary_search_by(|place| place.name.as_str().cmp(name)).is_ok();
     if let Some(extra) = file.names().into_iter().find(|name| !known(name)) {
-        return Err(ValuesError::Extra(extra.chars().take(200).collect()));
+        return Err(WeightsFileError::Extra(extra.chars().take(200).collect()));
     }
-    let wanted = if form == WeightForm::F32 { Dtype::F32 } else { Dtype::F16 };
+    let wanted = if form == WeightFormat::F32 { Dtype::F32 } else { Dtype::F16 };
     let mut starts = Vec::with_capacity(layout.places().len());
     for place in layout.places() {
-        let view = file.tensor(&place.name).map_err(|_| ValuesError::Missing(place.name.clone()))?;
+        let view = file.tensor(&place.name).map_err(|_| WeightsFileError::Missing(place.name.clone()))?;
         if view.shape() != place.shape {
             let (name, found) = (place.name.clone(), view.shape().to_vec());
-            return Err(ValuesError::Misshaped { name, found, wanted: place.shape.clone() });
+            return Err(WeightsFileError::Misshaped { name, found, wanted: place.shape.clone() });
         }
         if view.dtype() != wanted {
-            return Err(ValuesError::OtherType { name: place.name.clone(), found: view.dtype(), form });
+            return Err(WeightsFileError::OtherType { name: place.name.clone(), found: view.dtype(), form });
         }
         // Both point into the same bytes.
         starts.push(view.data().as_ptr() as usize - bytes.as_ptr() as usize);
@@ -122,23 +122,23 @@ fn starts(bytes: &[u8], form: WeightForm, layout: &Layout) -> Result<Vec<usize>,
 
 /// A row of numbers, wherever it is.
 #[derive(Debug, Clone, Copy)]
-pub enum Values<'a> {
+pub enum WeightRow<'a> {
     /// In memory, end to end.
     Memory(&'a [f32]),
     /// In a file.
     File(&'a WeightsFile),
 }
 
-impl Values<'_> {
+impl WeightRow<'_> {
     /// Whether they are to be added to a base, and are not the weights themselves.
     pub fn are_added(&self) -> bool {
-        matches!(self, Values::File(file) if file.form == WeightForm::DeltaF16)
+        matches!(self, WeightRow::File(file) if file.form == WeightFormat::DeltaF16)
     }
 
     /// A block's bytes, where they are 32-bit floats in a file: what can be added without a copy.
     pub(crate) fn raw(&self, (place, from, len): (usize, usize, usize)) -> Option<&[u8]> {
         match self {
-            Values::File(file) if file.form == WeightForm::F32 => {
+            WeightRow::File(file) if file.form == WeightFormat::F32 => {
                 let start = file.starts[place] + from * 4;
                 Some(&file.map[start..start + len * 4])
             }
@@ -150,21 +150,21 @@ impl Values<'_> {
     /// `room`: for as many halves.
     pub(crate) fn block<'b>(
         &'b self,
-        layout: &Layout,
+        layout: &ParameterLayout,
         (place, from, len): (usize, usize, usize),
-        room: &'b mut Room,
+        room: &'b mut ReadBuffer,
     ) -> &'b [f32] {
         match self {
-            Values::Memory(row) => {
+            WeightRow::Memory(row) => {
                 let start = layout.places()[place].start + from;
                 &row[start..start + len]
             }
-            Values::File(file) => {
+            WeightRow::File(file) => {
                 let floats = &mut room.floats[..len];
-                let size = if file.form == WeightForm::F32 { 4 } else { 2 };
+                let size = if file.form == WeightFormat::F32 { 4 } else { 2 };
                 let start = file.starts[place] + from * size;
                 let bytes = &file.map[start..start + len * size];
-                if file.form == WeightForm::F32 {
+                if file.form == WeightFormat::F32 {
                     // The machine's own way to load four bytes, wherever they lie.
                     for (float, four) in floats.iter_mut().zip(bytes.chunks_exact(4)) {
                         *float = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
@@ -182,9 +182,9 @@ impl Values<'_> {
     }
 
     /// The whole row.
-    pub fn row(&self, layout: &Layout) -> Vec<f32> {
+    pub fn row(&self, layout: &ParameterLayout) -> Vec<f32> {
         let mut row = vec![0.0; layout.len()];
-        let mut room = Room::default();
+        let mut room = ReadBuffer::default();
         each_block(layout, |place, from, at, len| {
             row[at..at + len].copy_from_slice(self.block(layout, (place, from, len), &mut room));
         });
@@ -196,19 +196,19 @@ impl Values<'_> {
 pub const BLOCK: usize = 2048;
 
 /// Room for a block of a file.
-pub struct Room {
+pub struct ReadBuffer {
     floats: Vec<f32>,
     halves: Vec<f16>,
 }
 
-impl Default for Room {
+impl Default for ReadBuffer {
     fn default() -> Self {
         Self { floats: vec![0.0; BLOCK], halves: vec![f16::ZERO; BLOCK] }
     }
 }
 
 /// Block by block: number of the place, first number in it, first number in the row, length.
-pub fn each_block(layout: &Layout, mut see: impl FnMut(usize, usize, usize, usize)) {
+pub fn each_block(layout: &ParameterLayout, mut see: impl FnMut(usize, usize, usize, usize)) {
     for (number, place) in layout.places().iter().enumerate() {
         for from in (0..place.len).step_by(BLOCK) {
             see(number, from, place.start + from, BLOCK.min(place.len - from));
@@ -224,15 +224,15 @@ mod tests {
 
     use super::*;
 
-    fn layout() -> Layout {
-        Layout::new([("a".to_owned(), vec![2, 3]), ("b".to_owned(), vec![5000])].into())
+    fn layout() -> ParameterLayout {
+        ParameterLayout::new([("a".to_owned(), vec![2, 3]), ("b".to_owned(), vec![5000])].into())
     }
 
     fn row(scale: f32) -> Vec<f32> {
         (0..layout().len()).map(|at| at as f32 * scale).collect()
     }
 
-    fn written(row: &[f32], layout: &Layout, base: &[f32], form: WeightForm) -> tempfile::NamedTempFile {
+    fn written(row: &[f32], layout: &ParameterLayout, base: &[f32], form: WeightFormat) -> tempfile::NamedTempFile {
         let base = layout.tensors(base).into_iter().map(|(name, (_, values))| (name, values)).collect();
         let bytes = encode(&layout.tensors(row), &base, form, None).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -246,12 +246,12 @@ mod tests {
         let open = |form| {
             let file = written(&row, &layout, &base, form);
             let file = WeightsFile::open(file.path(), form, &layout).unwrap();
-            (Values::File(&file).row(&layout), Values::File(&file).are_added())
+            (WeightRow::File(&file).row(&layout), WeightRow::File(&file).are_added())
         };
-        assert_eq!(open(WeightForm::F32), (row.clone(), false));
-        let (halves, added) = open(WeightForm::F16);
+        assert_eq!(open(WeightFormat::F32), (row.clone(), false));
+        let (halves, added) = open(WeightFormat::F16);
         assert!(!added && halves.iter().zip(&row).all(|(a, b)| (a - b).abs() <= b.abs() * 1e-3));
-        let (moved, added) = open(WeightForm::DeltaF16);
+        let (moved, added) = open(WeightFormat::DeltaF16);
         assert!(added && moved.iter().zip(&row).all(|(moved, row)| (moved - row / 3.0).abs() <= row * 1e-3));
     }
 
@@ -260,20 +260,20 @@ mod tests {
         let wrong = |shapes: &[(&str, Vec<usize>)], form| {
             let shapes: BTreeMap<String, Vec<usize>> =
                 shapes.iter().map(|(name, shape)| ((*name).to_owned(), shape.clone())).collect();
-            let other = Layout::new(shapes);
-            let file = written(&vec![0.0; other.len()], &other, &vec![0.0; other.len()], WeightForm::F32);
+            let other = ParameterLayout::new(shapes);
+            let file = written(&vec![0.0; other.len()], &other, &vec![0.0; other.len()], WeightFormat::F32);
             WeightsFile::open(file.path(), form, &layout()).unwrap_err().name()
         };
         let (a, b) = (("a", vec![2, 3]), ("b", vec![5000]));
-        assert_eq!(wrong(std::slice::from_ref(&a), WeightForm::F32), "tensor_missing");
-        assert_eq!(wrong(&[a.clone(), b.clone(), ("c", vec![1])], WeightForm::F32), "tensor_extra");
-        assert_eq!(wrong(&[("a", vec![3, 2]), b.clone()], WeightForm::F32), "tensor_misshaped");
-        assert_eq!(wrong(&[("a", vec![1]), b.clone()], WeightForm::F32), "tensor_misshaped");
-        assert_eq!(wrong(&[a, b], WeightForm::F16), "tensor_of_other_type");
+        assert_eq!(wrong(std::slice::from_ref(&a), WeightFormat::F32), "tensor_missing");
+        assert_eq!(wrong(&[a.clone(), b.clone(), ("c", vec![1])], WeightFormat::F32), "tensor_extra");
+        assert_eq!(wrong(&[("a", vec![3, 2]), b.clone()], WeightFormat::F32), "tensor_misshaped");
+        assert_eq!(wrong(&[("a", vec![1]), b.clone()], WeightFormat::F32), "tensor_misshaped");
+        assert_eq!(wrong(&[a, b], WeightFormat::F16), "tensor_of_other_type");
         let file = tempfile::NamedTempFile::new().unwrap();
         for bytes in [&b""[..], b"no tensors", &[0xff; 64]] {
             std::fs::write(file.path(), bytes).unwrap();
-            let refused = WeightsFile::open(file.path(), WeightForm::F32, &layout()).unwrap_err();
+            let refused = WeightsFile::open(file.path(), WeightFormat::F32, &layout()).unwrap_err();
             assert!(matches!(refused.name(), "weights_unreadable" | "weights_unavailable"), "{refused}");
         }
     }

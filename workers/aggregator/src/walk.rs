@@ -11,27 +11,27 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rollout::log;
-use rollout::prepare::{self, Origin};
-use rollout::stage::{self, Said};
-use rollout::trial::Trial;
-use runtime::drive::Tally;
-use runtime::sign::Key;
+use rollout::prepare::{self, ReleaseOrigin};
+use rollout::stage::{self, DecisionContext};
+use rollout::trial::TrialRunner;
+use runtime::drive::WorkerStats;
+use runtime::sign::SiteKey;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
 use streams::backoff::wait_about;
-use streams::read::{self, Record, Stretch};
-use streams::{Blobs, Bus, Publisher, Store, subject, topology};
+use streams::read::{self, StoredMessage, StreamRange};
+use streams::{Blobs, Bus, Publisher, ReleaseStore, subject, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 use training::TrainError;
-use vision::{Model, Onnx};
+use vision::{Model, OnnxRuntime};
 
-use crate::open::{self, History, publish_round_event, stored_at_ms};
-use crate::public::Public;
-use crate::release::{Manifest, RefusedUpdate, ReleaseError, Releases};
-use crate::round::{Arrived, Rounds};
-use crate::seal::{self, Base, Held};
-use crate::settings::{AggregatorSettings, AskBy};
-use crate::verify::{Place, VerifyError, spawn_blocking, make_folder};
+use crate::open::{self, RoundHistory, publish_round_event, stored_at_ms};
+use crate::public::PublicSet;
+use crate::release::{Manifest, RefusedUpdate, ReleaseError, ModelReleases};
+use crate::round::{UpdateArrival, RoundTracker};
+use crate::seal::{self, RoundBase, FetchedUpdate};
+use crate::settings::{AggregatorSettings, ClientSelection};
+use crate::verify::{ReleaseWorkspace, ReleaseVerifyError, spawn_blocking, make_folder};
 
 const ROLE: &str = "aggregator";
 /// How long a publication is retried.
@@ -47,19 +47,19 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// a round is tried before it is offered.
 pub async fn run(
     bus: Bus,
-    runtime: Onnx,
+    runtime: OnnxRuntime,
     root: Model,
-    trial: Trial,
+    trial: TrialRunner,
     settings: &AggregatorSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let store = Store::open(&settings.store).map_err(|error| stop("store_unusable", &error))?;
-    let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| stop("key_unusable", &error))?;
+    let store = ReleaseStore::open(&settings.store).map_err(|error| stop("store_unusable", &error))?;
+    let key = settings.key.as_deref().map(SiteKey::read).transpose().map_err(|error| stop("key_unusable", &error))?;
     let public = public(&root, settings).await?;
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let model = ModelName::from_name(&root.description.name);
-    let Some(history) = retry_until_found(&shutdown, || History::read(&bus, &model)).await else { return Ok(()) };
-    let state = State::default();
+    let Some(history) = retry_until_found(&shutdown, || RoundHistory::read(&bus, &model)).await else { return Ok(()) };
+    let state = AggregatorStatus::default();
     let (rounds, from_sequence) = before(&history, &root);
     let aggregator = Aggregator {
         bus: bus.clone(),
@@ -67,8 +67,8 @@ pub async fn run(
         publisher: Publisher::new(bus.clone(), PATIENCE),
         trial,
         key,
-        releases: Releases::new(store, model.clone()),
-        place: Place { runtime, root: Arc::new(root), work: settings.work.clone() },
+        releases: ModelReleases::new(store, model.clone()),
+        place: ReleaseWorkspace { runtime, root: Arc::new(root), work: settings.work.clone() },
         public,
         settings: settings.clone(),
         state: state.clone(),
@@ -84,7 +84,7 @@ pub async fn run(
         opened_at_ms: 0,
         model: model.clone(),
     };
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let (told, counted) = (state.clone(), tally.clone());
     // Who opens a first round asks for it.
     let first = aggregator.place.root.release.clone();
@@ -113,7 +113,7 @@ pub async fn run(
 
 /// What models are tried on, if anything. A public set that cannot be used at all stops the role: rules would not be
 /// those that were asked for.
-async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Arc<Public>>, Fault> {
+async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Arc<PublicSet>>, Fault> {
     let Some(folder) = settings.public.clone() else {
         if settings.merge.needs_public() {
             let reason = format!("rule {} tries models on a public set, and none is named", settings.merge.rule);
@@ -125,7 +125,7 @@ async fn public(root: &Model, settings: &AggregatorSettings) -> Result<Option<Ar
     };
     let (root, most, room) =
         (root.clone(), settings.public_of_class as usize, (settings.public_max_mib as usize) << 20);
-    let read = move || Ok(Public::read(&folder, &root, most, room)?);
+    let read = move || Ok(PublicSet::read(&folder, &root, most, room)?);
     let public = spawn_blocking(read).await.map_err(|error| stop("public_set_unusable", &error))?;
     for unreadable in public.unreadable.iter().take(5) {
         tracing::warn!(role = ROLE, unreadable, "a picture of the public set is left out");
@@ -142,21 +142,21 @@ fn stop(name: &str, error: &dyn std::error::Error) -> Fault {
 }
 
 /// Where reading begins: with the round before the last, for what came after it was closed may count in the last.
-fn before(history: &History, root: &Model) -> (Rounds, u64) {
+fn before(history: &RoundHistory, root: &Model) -> (RoundTracker, u64) {
     let first = history.last().saturating_sub(1);
     let opened = history
         .all
         .iter()
         .find(|(_, _, round)| round.number >= first.max(1) && matches!(round.event, RoundEvent::Opened(_)));
-    let Some((sequence, _, from)) = opened else { return (Rounds::new(root.release.clone()), 1) };
+    let Some((sequence, _, from)) = opened else { return (RoundTracker::new(root.release.clone()), 1) };
     let lineage = history.lineage(&root.release, *sequence);
-    (Rounds::since(lineage, from.number - 1), *sequence)
+    (RoundTracker::since(lineage, from.number - 1), *sequence)
 }
 
 /// What it does, for `status`.
-type State = beat::Report<RoundReport>;
+type AggregatorStatus = beat::WorkerReport<RoundReport>;
 
-fn set_status(state: &State, what: &str, why: impl Into<String>) {
+fn set_status(state: &AggregatorStatus, what: &str, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
@@ -164,19 +164,19 @@ struct Aggregator {
     bus: Bus,
     blobs: Blobs,
     publisher: Publisher,
-    trial: Trial,
+    trial: TrialRunner,
     /// Signs what sites are asked.
-    key: Option<Key>,
-    releases: Releases,
-    place: Place,
-    public: Option<Arc<Public>>,
+    key: Option<SiteKey>,
+    releases: ModelReleases,
+    place: ReleaseWorkspace,
+    public: Option<Arc<PublicSet>>,
     settings: AggregatorSettings,
-    state: State,
+    state: AggregatorStatus,
     /// What had happened when it started: rounds that ended then are not gone through again.
-    history: History,
-    rounds: Rounds,
-    base: Option<Arc<Base>>,
-    held: Vec<Held>,
+    history: RoundHistory,
+    rounds: RoundTracker,
+    base: Option<Arc<RoundBase>>,
+    held: Vec<FetchedUpdate>,
     refused: Vec<RefusedUpdate>,
     ended_at: Instant,
     counted_at: Instant,
@@ -242,12 +242,12 @@ impl Aggregator {
         if sealed.is_some() && said.is_some() {
             return Ok(());
         }
-        let origin = Origin { words: "set up with".into(), ..Origin::default() };
+        let origin = ReleaseOrigin { words: "set up with".into(), ..ReleaseOrigin::default() };
         let release = self.package(root, origin).await?;
         if sealed.is_none() {
             self.seal_first(&release).await?;
         }
-        let said = Said::new(ROLE, "sites were set up with it", clock::now_ms());
+        let said = DecisionContext::new(ROLE, "sites were set up with it", clock::now_ms());
         // Whoever was faster said the same.
         log::publish_decision(&self.publisher, &stage::first(self.model.clone(), release, said)).await?;
         Ok(())
@@ -263,7 +263,7 @@ impl Aggregator {
     }
 
     /// A release's package, where sites can have it.
-    async fn package(&self, model: &Model, origin: Origin) -> Result<Release, Fault> {
+    async fn package(&self, model: &Model, origin: ReleaseOrigin) -> Result<Release, Fault> {
         let work = self.place.work.join("packages");
         make_folder(Some(&work)).map_err(|error| unverified(error.into()))?;
         let (release, file) = prepare::prepare(model, origin, &self.trial, &work).await.map_err(Fault::Reject)?;
@@ -276,10 +276,10 @@ impl Aggregator {
     }
 
     async fn follow(&mut self, next: &mut u64) -> Result<(), Fault> {
-        let stretch = Stretch {
+        let stretch = StreamRange {
             subjects: subject::rounds_and_updates(&self.model),
             from_sequence: Some(*next),
-            ..Stretch::default()
+            ..StreamRange::default()
         };
         let mut records = std::pin::pin!(read::follow_range(&self.bus, topology::UPDATES, stretch).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -360,7 +360,7 @@ impl Aggregator {
         let level = read::stream_level(&self.bus, topology::HARDCASES).await?;
         let since_ms = self.opened_at_ms;
         let mut of_site: BTreeMap<String, u32> = BTreeMap::new();
-        let stretch = Stretch { headers_only: true, ..Stretch::default() };
+        let stretch = StreamRange { headers_only: true, ..StreamRange::default() };
         read::read_range(&self.bus, topology::HARDCASES, stretch, level.last_sequence, |record| {
             if stored_at_ms(&record) > since_ms {
                 *of_site.entry(record.subject).or_default() += 1;
@@ -388,7 +388,7 @@ impl Aggregator {
     }
 
     async fn open(&mut self) -> Result<(), Fault> {
-        let history = History::read(&self.bus, &self.model).await?;
+        let history = RoundHistory::read(&self.bus, &self.model).await?;
         // One that was opened just now is not read yet.
         if history.last() > 0 && history.ended(history.last()).is_none() {
             return Ok(());
@@ -404,8 +404,8 @@ impl Aggregator {
         let withdrawn = rollout.map(|rollout| rollout.withdrawn).unwrap_or_default();
         let (base, weights) = history.base(&withdrawn, &self.place.root.release);
         let losses = match self.settings.round.ask_by {
-            AskBy::Usefulness => self.losses(&base).await?,
-            AskBy::Lot | AskBy::Turn => BTreeMap::new(),
+            ClientSelection::Usefulness => self.losses(&base).await?,
+            ClientSelection::Lot | ClientSelection::Turn => BTreeMap::new(),
         };
         let sites = open::sites(&self.settings.round, history.last().saturating_add(1), &losses);
         let focus = open::read_focus(&self.bus, &base, &self.settings.round).await?;
@@ -421,7 +421,7 @@ impl Aggregator {
         Ok(())
     }
 
-    async fn apply_message(&mut self, record: Record) -> Result<(), Fault> {
+    async fn apply_message(&mut self, record: StoredMessage) -> Result<(), Fault> {
         if record.subject.starts_with("round.") {
             return match open::read_round(&record) {
                 Some(round) => self.happened(round, stored_at_ms(&record)).await,
@@ -450,7 +450,7 @@ impl Aggregator {
             }
             self.opened_at_ms = stored_at_ms;
             let waited = self.rounds.apply_event(&round, stored_at_ms);
-            for Arrived { update, sequence, stored_at_ms, .. } in waited {
+            for UpdateArrival { update, sequence, stored_at_ms, .. } in waited {
                 if let Some(record) = self.retry(sequence).await? {
                     self.consider(update, &record, stored_at_ms).await?;
                 }
@@ -499,7 +499,7 @@ impl Aggregator {
     }
 
     /// An update that waited, read again; it does not wait a second time, so this does not give up.
-    async fn retry(&self, sequence: u64) -> Result<Option<Record>, Fault> {
+    async fn retry(&self, sequence: u64) -> Result<Option<StoredMessage>, Fault> {
         loop {
             match read::message_at(&self.bus, topology::UPDATES, sequence).await {
                 Ok(record) => return Ok(record),
@@ -556,7 +556,7 @@ impl Aggregator {
                 (self.place.runtime.clone(), terms.trainable.clone(), terms.local.clone());
             spawn_blocking(move || {
                 let trainable = trainable.parse().map_err(TrainError::from)?;
-                Ok(Base::open(&runtime, model, &trainable, &local)?)
+                Ok(RoundBase::open(&runtime, model, &trainable, &local)?)
             })
             .await
         };
@@ -570,7 +570,7 @@ impl Aggregator {
                 tracing::info!(role = ROLE, round = round.number, base = terms.base.short(), "a round is open");
                 Ok(())
             }
-            Err(VerifyError::Store(error)) if error.is_transient() => Err(error.into()),
+            Err(ReleaseVerifyError::Store(error)) if error.is_transient() => Err(error.into()),
             Err(error) => {
                 let reason = runtime::fault::error_chain(&error);
                 let note = FaultNote::new("round_unusable", reason, "open a round with other terms");
@@ -586,6 +586,6 @@ fn unreleased(error: ReleaseError) -> Fault {
     Fault::retry("store_failed", runtime::fault::error_chain(&error))
 }
 
-fn unverified(error: VerifyError) -> Fault {
+fn unverified(error: ReleaseVerifyError) -> Fault {
     Fault::retry("seal_failed", runtime::fault::error_chain(&error))
 }

@@ -4,34 +4,34 @@
 
 use std::path::{Path, PathBuf};
 
-use aggregator::derive::{Around, DeriveError, Derived, Sent, aggregate};
-use aggregator::filter::Filter;
-use aggregator::merge::Term;
-use aggregator::public::Public;
-use aggregator::score::{Ground, HeadLearning, Judge, Tuning};
-use aggregator::server::Memory;
-use aggregator::values::Values;
+use aggregator::derive::{AggregateContext, AggregateError, AggregateResult, SiteContribution, aggregate};
+use aggregator::filter::UpdateFilter;
+use aggregator::merge::WeightedRow;
+use aggregator::public::PublicSet;
+use aggregator::score::{ScoringModel, HeadLearning, ModelScorer, Tuning};
+use aggregator::server::ServerOptimizerState;
+use aggregator::values::WeightRow;
 use aggregator::{MergeSettings, merge};
-use autograd::Trainable;
-use vision::{Model, Onnx};
+use autograd::TrainableSelection;
+use vision::{Model, OnnxRuntime};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-struct Here {
-    runtime: Onnx,
+struct AggregateFixture {
+    runtime: OnnxRuntime,
     model: Model,
-    ground: Ground,
-    public: Public,
+    ground: ScoringModel,
+    public: PublicSet,
 }
 
-fn here() -> Here {
-    let runtime = Onnx::find_and_load(None).unwrap();
+fn here() -> AggregateFixture {
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let model = Model::load(&fixtures().join("models/fashion-light")).unwrap();
-    let ground = Ground::for_model(&runtime, &model, &Trainable::All, &[]).unwrap();
-    let public = Public::read(&fixtures().join("images/fashion"), &model, 12, 1 << 26).unwrap();
-    Here { runtime, model, ground, public }
+    let ground = ScoringModel::for_model(&runtime, &model, &TrainableSelection::All, &[]).unwrap();
+    let public = PublicSet::read(&fixtures().join("images/fashion"), &model, 12, 1 << 26).unwrap();
+    AggregateFixture { runtime, model, ground, public }
 }
 
 /// Rows around the base: what sites might have sent.
@@ -44,10 +44,10 @@ fn rows(base: &[f32], count: usize) -> Vec<Vec<f32>> {
         .collect()
 }
 
-fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Sent<'a>> {
-    let one = |(number, row): (usize, &'a Vec<f32>)| Sent {
+fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<SiteContribution<'a>> {
+    let one = |(number, row): (usize, &'a Vec<f32>)| SiteContribution {
         site: format!("site-{number}").parse().unwrap(),
-        values: Values::Memory(row),
+        values: WeightRow::Memory(row),
         base,
         behind: 0,
         samples: 10 + number as u64 * 7,
@@ -57,14 +57,14 @@ fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<Sent<'a>> {
     rows.iter().enumerate().map(one).collect()
 }
 
-fn derived(here: &Here, sent: Vec<Sent<'_>>, settings: &MergeSettings) -> Result<Derived, DeriveError> {
+fn derived(here: &AggregateFixture, sent: Vec<SiteContribution<'_>>, settings: &MergeSettings) -> Result<AggregateResult, AggregateError> {
     let mut judges = vec![
-        Judge::new(&here.runtime, &here.ground, 1).unwrap(),
-        Judge::new(&here.runtime, &here.ground, 1).unwrap(),
+        ModelScorer::new(&here.runtime, &here.ground, 1).unwrap(),
+        ModelScorer::new(&here.runtime, &here.ground, 1).unwrap(),
     ];
     let public = Some(&here.public);
-    let mut around = Around { layout: &here.ground.layout, public, judges: &mut judges, round: 3, is_learning: false };
-    aggregate(&here.ground.base, sent, Memory::default(), settings, &mut around)
+    let mut around = AggregateContext { layout: &here.ground.layout, public, judges: &mut judges, round: 3, is_learning: false };
+    aggregate(&here.ground.base, sent, ServerOptimizerState::default(), settings, &mut around)
 }
 
 fn rule(name: &str) -> MergeSettings {
@@ -109,33 +109,33 @@ fn filters_and_medians_leave_a_bad_site_out() {
     let mut rows = rows(base, 5);
     rows[2] = base.iter().map(|value| -30.0 * value).collect();
     let score = |row: &[f32]| {
-        let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
+        let mut judge = ModelScorer::new(&here.runtime, &here.ground, 1).unwrap();
         judge.score(row, &here.public, &here.public.all()).unwrap().mean_accuracy()
     };
     let good = score(base);
     assert!(good > 0.8, "{good}");
     assert!(score(&derived(&here, sent(&rows, base), &rule("fedavg")).unwrap().row) < good - 0.2);
-    for filter in [Filter::NormClip, Filter::LossGate, Filter::Krum, Filter::Trimmed, Filter::Median] {
+    for filter in [UpdateFilter::NormClip, UpdateFilter::LossGate, UpdateFilter::Krum, UpdateFilter::Trimmed, UpdateFilter::Median] {
         let mut settings = rule("fedavg");
         settings.filter.names = vec![filter];
         let derived = derived(&here, sent(&rows, base), &settings).unwrap();
         let right = score(&derived.row);
         assert!(right > good - 0.1, "{filter:?}: {right} instead of {good}");
         let note = derived.record.parts[2].note.is_some();
-        assert_eq!(note, !matches!(filter, Filter::Trimmed | Filter::Median), "{filter:?}");
+        assert_eq!(note, !matches!(filter, UpdateFilter::Trimmed | UpdateFilter::Median), "{filter:?}");
     }
 }
 
 #[test]
 fn a_slope_says_how_the_loss_grows() {
     let here = here();
-    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = ModelScorer::new(&here.runtime, &here.ground, 1).unwrap();
     let rows = rows(&here.ground.base, 2);
     let all = here.public.all();
     let at = |share: f64| {
         let terms = [
-            Term { values: Values::Memory(&rows[0]), times: 1.0 - share },
-            Term { values: Values::Memory(&rows[1]), times: share },
+            WeightedRow { values: WeightRow::Memory(&rows[0]), times: 1.0 - share },
+            WeightedRow { values: WeightRow::Memory(&rows[1]), times: share },
         ];
         merge::sum(&terms, &here.ground.layout)
     };
@@ -152,7 +152,7 @@ fn a_slope_says_how_the_loss_grows() {
 #[test]
 fn training_on_public_pictures_lowers_their_loss() {
     let here = here();
-    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = ModelScorer::new(&here.runtime, &here.ground, 1).unwrap();
     let (start, all) = (&rows(&here.ground.base, 4)[3], here.public.all());
     let before = judge.score(start, &here.public, &all).unwrap().loss;
     assert!(judge.has_head());
@@ -178,19 +178,19 @@ fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
         }
     }
     std::fs::write(folder.path().join("bag/broken.png"), b"no picture").unwrap();
-    let public = Public::read(folder.path(), &here.model, 50, 1 << 20).unwrap();
+    let public = PublicSet::read(folder.path(), &here.model, 50, 1 << 20).unwrap();
     assert_eq!((public.len(), public.missing().len(), public.unreadable.len()), (12, 8, 1));
     assert!(public.unreadable[0].contains("broken.png"), "{:?}", public.unreadable);
-    let mut judge = Judge::new(&here.runtime, &here.ground, 1).unwrap();
+    let mut judge = ModelScorer::new(&here.runtime, &here.ground, 1).unwrap();
     let tried = judge.score(&here.ground.base, &public, &public.all()).unwrap();
     assert_eq!(tried.accuracy.iter().flatten().count(), 2);
     let parts = public.parts();
     assert_eq!((parts.fit.len(), parts.choose.len(), parts.report.len()), (4, 4, 4));
-    assert!(Public::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("public_max_mib"));
+    assert!(PublicSet::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("public_max_mib"));
 }
 
 /// A public set in a folder, nine pictures of each class; every third one of a class, which is reported by, shows `instead`.
-fn public_with(folder: &Path, here: &Here, instead: Option<&str>) -> Public {
+fn public_with(folder: &Path, here: &AggregateFixture, instead: Option<&str>) -> PublicSet {
     for label in &here.model.labels {
         let (from, to) = (fixtures().join("images/fashion").join(label), folder.join(label));
         std::fs::create_dir_all(&to).unwrap();
@@ -204,7 +204,7 @@ fn public_with(folder: &Path, here: &Here, instead: Option<&str>) -> Public {
             std::fs::copy(other.unwrap_or_else(|| from.join(name)), to.join(name)).unwrap();
         }
     }
-    Public::read(folder, &here.model, 9, 1 << 26).unwrap()
+    PublicSet::read(folder, &here.model, 9, 1 << 26).unwrap()
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn nothing_is_fitted_on_or_chosen_by_what_a_release_is_scored_by() {
     let [own, other] = [(&folders[0], None), (&folders[1], Some("bag"))]
         .map(|(folder, instead)| public_with(folder.path(), &here, instead));
     for name in ["pick", "law+head", "quality+distill", "fedavg+tune"] {
-        let mut derive_with = |public: &Public| {
+        let mut derive_with = |public: &PublicSet| {
             here.public = public.clone();
             derived(&here, sent(&rows, &here.ground.base), &rule(name)).unwrap()
         };
@@ -239,10 +239,10 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
     assert!(stands.record.parts.iter().all(|part| part.share == 0.0));
     let momentum = {
         let mut settings = rule("pick");
-        settings.server.kind = aggregator::server::ServerKind::Momentum;
+        settings.server.kind = aggregator::server::ServerOptimizerKind::Momentum;
         derived(&here, sent(&worse, base), &settings).unwrap()
     };
-    assert_eq!((&momentum.row, momentum.memory), (base, Memory::default()), "nothing moves where nothing is gained");
+    assert_eq!((&momentum.row, momentum.memory), (base, ServerOptimizerState::default()), "nothing moves where nothing is gained");
     // A base that knows nothing, and sites that know a lot.
     here.ground.base = vec![0.0; base.len()];
     let better = vec![base.clone(), base.clone()];
@@ -262,10 +262,10 @@ fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
     let sent = sent(std::slice::from_ref(&good), &here.ground.base);
     let settings = MergeSettings { candidates: vec!["fedavg".into()], ..rule("pick") };
     let with = |is_learning: bool| {
-        let mut judges = vec![Judge::new(&here.runtime, &here.ground, 1).unwrap()];
+        let mut judges = vec![ModelScorer::new(&here.runtime, &here.ground, 1).unwrap()];
         let (layout, public) = (&here.ground.layout, Some(&here.public));
-        let mut around = Around { layout, public, judges: &mut judges, round: 3, is_learning };
-        aggregate(&here.ground.base, sent.clone(), Memory::default(), &settings, &mut around).unwrap().record
+        let mut around = AggregateContext { layout, public, judges: &mut judges, round: 3, is_learning };
+        aggregate(&here.ground.base, sent.clone(), ServerOptimizerState::default(), &settings, &mut around).unwrap().record
     };
     let (strict, learning) = (with(false), with(true));
     assert_eq!((strict.rule.as_str(), strict.is_clear), ("previous", None), "{:?}", strict.candidates);
@@ -276,15 +276,15 @@ fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
 fn what_cannot_be_derived_is_refused_by_name() {
     let here = here();
     let base = &here.ground.base;
-    assert!(matches!(derived(&here, Vec::new(), &rule("fedavg")), Err(DeriveError::NoUpdates)));
-    assert!(matches!(derived(&here, sent(&rows(base, 2), base), &rule("best")), Err(DeriveError::Settings(_))));
+    assert!(matches!(derived(&here, Vec::new(), &rule("fedavg")), Err(AggregateError::NoUpdates)));
+    assert!(matches!(derived(&here, sent(&rows(base, 2), base), &rule("best")), Err(AggregateError::Settings(_))));
     let huge = vec![vec![f32::MAX; base.len()], vec![f32::MAX; base.len()]];
     let mut settings = rule("uniform");
     settings.server.rate = 4.0;
-    assert!(matches!(derived(&here, sent(&huge, base), &settings), Err(DeriveError::NotFinite)));
+    assert!(matches!(derived(&here, sent(&huge, base), &settings), Err(AggregateError::NotFinite)));
     let mut around =
-        Around { layout: &here.ground.layout, public: None, judges: &mut [], round: 1, is_learning: false };
+        AggregateContext { layout: &here.ground.layout, public: None, judges: &mut [], round: 1, is_learning: false };
     let sent = sent(&huge, base);
-    let refused = aggregate(base, sent, Memory::default(), &rule("paper"), &mut around).unwrap_err().to_string();
+    let refused = aggregate(base, sent, ServerOptimizerState::default(), &rule("paper"), &mut around).unwrap_err().to_string();
     assert!(refused.contains("aggregator.public"), "{refused}");
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use crate::error::AutogradError;
-use crate::onnx::{Onnx, declared};
+use crate::onnx::{OnnxDocument, declared};
 use crate::proto::ValueInfoProto;
 use crate::tensor;
 
@@ -14,16 +14,16 @@ const MOST_VALUES: usize = 4096;
 
 /// A tensor as it was seen.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
+pub struct TensorFact {
     /// Its shape.
     pub shape: Vec<i64>,
     /// Its values.
-    pub values: Values,
+    pub values: TensorConstants,
 }
 
 /// Values of a tensor, as far as they matter.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Values {
+pub enum TensorConstants {
     /// 32-bit floats.
     Floats(Vec<f32>),
     /// 64-bit whole numbers.
@@ -34,13 +34,13 @@ pub enum Values {
 
 /// What is known of every tensor.
 #[derive(Debug, Clone, Default)]
-pub struct Known {
-    tensors: HashMap<String, Seen>,
+pub struct TensorFacts {
+    tensors: HashMap<String, TensorFact>,
 }
 
 /// The model with every tensor as an output, for exactly so many images of so many rows and columns. Run it
 /// once, and give [`Known::add`] every output.
-pub fn probe_tensors(onnx: &Onnx, image_shape: &[i64]) -> Result<Onnx, AutogradError> {
+pub fn probe_tensors(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<OnnxDocument, AutogradError> {
     let mut probe = onnx.clone();
     let input = onnx.input()?.to_owned();
     let graph = probe.graph_mut()?;
@@ -59,33 +59,33 @@ pub fn probe_tensors(onnx: &Onnx, image_shape: &[i64]) -> Result<Onnx, AutogradE
     Ok(probe)
 }
 
-impl Known {
+impl TensorFacts {
     /// What is known before anything is run: the weights and the input.
-    pub fn new(onnx: &Onnx, image_shape: &[i64]) -> Result<Self, AutogradError> {
-        let mut known = Known::default();
+    pub fn new(onnx: &OnnxDocument, image_shape: &[i64]) -> Result<Self, AutogradError> {
+        let mut known = TensorFacts::default();
         for found in &onnx.graph()?.initializer {
             let values = match (tensor::read_ints(found), found.data_type() == tensor::FLOAT) {
-                (Some(ints), _) => Values::Ints(ints),
-                (None, true) => Values::Floats(tensor::read_floats(found)?),
-                (None, false) => Values::Other,
+                (Some(ints), _) => TensorConstants::Ints(ints),
+                (None, true) => TensorConstants::Floats(tensor::read_floats(found)?),
+                (None, false) => TensorConstants::Other,
             };
             known.add(found.name(), found.dims.clone(), values);
         }
-        known.add(onnx.input()?, image_shape.to_vec(), Values::Floats(Vec::new()));
+        known.add(onnx.input()?, image_shape.to_vec(), TensorConstants::Floats(Vec::new()));
         Ok(known)
     }
 
     /// A tensor was seen.
-    pub fn add(&mut self, name: &str, shape: Vec<i64>, values: Values) {
+    pub fn add(&mut self, name: &str, shape: Vec<i64>, values: TensorConstants) {
         let values = match values {
-            Values::Floats(values) if values.len() > MOST_VALUES => Values::Floats(Vec::new()),
-            Values::Ints(values) if values.len() > MOST_VALUES => Values::Ints(Vec::new()),
+            TensorConstants::Floats(values) if values.len() > MOST_VALUES => TensorConstants::Floats(Vec::new()),
+            TensorConstants::Ints(values) if values.len() > MOST_VALUES => TensorConstants::Ints(Vec::new()),
             values => values,
         };
-        self.tensors.insert(name.into(), Seen { shape, values });
+        self.tensors.insert(name.into(), TensorFact { shape, values });
     }
 
-    fn get(&self, name: &str) -> Result<&Seen, AutogradError> {
+    fn get(&self, name: &str) -> Result<&TensorFact, AutogradError> {
         self.tensors.get(name).ok_or_else(|| AutogradError::Unknown { tensor: name.into() })
     }
 
@@ -96,7 +96,7 @@ impl Known {
 
     /// Bytes of a tensor of floats; 0 of anything else.
     pub(crate) fn float_bytes(&self, name: &str) -> u64 {
-        let floats = self.tensors.get(name).filter(|seen| matches!(seen.values, Values::Floats(_)));
+        let floats = self.tensors.get(name).filter(|seen| matches!(seen.values, TensorConstants::Floats(_)));
         let count = floats.and_then(|seen| u64::try_from(crate::tensor::count(&seen.shape)).ok());
         count.unwrap_or(0).saturating_mul(4)
     }
@@ -108,22 +108,22 @@ impl Known {
 
     /// Whether a gradient can flow through it.
     pub fn is_float(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|seen| matches!(seen.values, Values::Floats(_)))
+        self.tensors.get(name).is_some_and(|seen| matches!(seen.values, TensorConstants::Floats(_)))
     }
 
     /// The values of a small tensor of whole numbers.
     pub fn ints(&self, name: &str) -> Option<&[i64]> {
         match &self.tensors.get(name)?.values {
-            Values::Ints(values) => Some(values),
-            Values::Floats(_) | Values::Other => None,
+            TensorConstants::Ints(values) => Some(values),
+            TensorConstants::Floats(_) | TensorConstants::Other => None,
         }
     }
 
     /// The values of a small tensor of floats.
     pub fn floats(&self, name: &str) -> Option<&[f32]> {
         match &self.tensors.get(name)?.values {
-            Values::Floats(values) if !values.is_empty() => Some(values),
-            Values::Floats(_) | Values::Ints(_) | Values::Other => None,
+            TensorConstants::Floats(values) if !values.is_empty() => Some(values),
+            TensorConstants::Floats(_) | TensorConstants::Ints(_) | TensorConstants::Other => None,
         }
     }
 }

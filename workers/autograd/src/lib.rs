@@ -36,8 +36,8 @@ mod writer;
 mod error;
 
 pub use error::AutogradError;
-pub use known::Known;
-pub use onnx::Onnx;
-pub use split::Split;
+pub use known::TensorFacts;
+pub use onnx::OnnxDocument;
+pub use split::StepSplit;
 pub use step::TrainingStep;
-pub use trainable::Trainable;
+pub use trainable::TrainableSelection;

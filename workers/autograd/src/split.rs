@@ -4,16 +4,16 @@
 use std::collections::HashSet;
 
 use crate::error::AutogradError;
-use crate::known::Known;
-use crate::onnx::{Onnx, declared, reads};
+use crate::known::TensorFacts;
+use crate::onnx::{OnnxDocument, declared, reads};
 use crate::proto::NodeProto;
 use crate::step::{SCALE, TrainingStep, TARGET};
 
 /// A step in two.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Split {
+pub struct StepSplit {
     /// From images to features, without any trained weight.
-    pub frozen: Onnx,
+    pub frozen: OnnxDocument,
     /// From features to loss and gradients: a step whose images are those features.
     pub tail: TrainingStep,
 }
@@ -21,7 +21,7 @@ pub struct Split {
 impl TrainingStep {
     /// The step in two, if one tensor with a row for each image is all that passes from the part that is not
     /// trained to the part that is; `None` where training begins at the images, or several tensors pass.
-    pub fn split(&self, known: &Known) -> Result<Option<Split>, AutogradError> {
+    pub fn split(&self, known: &TensorFacts) -> Result<Option<StepSplit>, AutogradError> {
         let graph = self.graph.graph()?;
         let starts = self.weights.iter().map(|weight| weight.name.as_str()).chain([TARGET, SCALE]);
         let trained = after(&graph.node, starts);
@@ -66,7 +66,7 @@ impl TrainingStep {
         for input in graph.input.iter_mut().filter(|input| input.name() == self.images) {
             *input = declared(&features, Some(&shape));
         }
-        Ok(Some(Split { frozen, tail }))
+        Ok(Some(StepSplit { frozen, tail }))
     }
 }
 

@@ -6,13 +6,13 @@ use crate::batch;
 use crate::composite;
 use crate::error::AutogradError;
 use crate::fold;
-use crate::known::{self, Known};
+use crate::known::{self, TensorFacts};
 use crate::loss;
-use crate::onnx::{Onnx, declared, named};
+use crate::onnx::{OnnxDocument, declared, named};
 use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
-use crate::rules::{self, Outputs};
-use crate::tape::{Attr, Refusal, Tape};
-use crate::trainable::{self, Trainable};
+use crate::rules::{self, OutputGradients};
+use crate::tape::{AttributeValue, GradientRefusal, GradientTape};
+use crate::trainable::{self, TrainableSelection};
 use crate::unfold;
 use crate::upgrade::{self, STEP_OPSET};
 
@@ -39,7 +39,7 @@ pub struct Weight {
 pub struct TrainingStep {
     /// The graph. Inputs: the images, [`TARGET`], [`SCALE`] and every weight; outputs: [`LOSS`], the scores and
     /// every gradient.
-    pub graph: Onnx,
+    pub graph: OnnxDocument,
     /// Name of the input of images.
     pub images: String,
     /// Shape of it, with the size of the batch.
@@ -55,7 +55,7 @@ pub struct TrainingStep {
 impl TrainingStep {
     /// The least memory a step takes, bytes: what the forward pass computed and a gradient is made from must be there
     /// at the same time. Without weights and gradients.
-    pub fn kept_bytes(&self, known: &Known) -> Result<u64, AutogradError> {
+    pub fn kept_bytes(&self, known: &TensorFacts) -> Result<u64, AutogradError> {
         let gradients = self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.is_initializer(name)));
         let kept: HashSet<&String> = gradients.flat_map(|node| &node.input).collect();
         let is_weight = |name: &str| self.weights.iter().any(|weight| weight.name == name);
@@ -64,7 +64,7 @@ impl TrainingStep {
     }
 
     /// The same graph without gradients: loss and scores, for measuring.
-    pub fn measuring(&self) -> Result<Onnx, AutogradError> {
+    pub fn measuring(&self) -> Result<OnnxDocument, AutogradError> {
         let mut measuring = self.graph.cut(LOSS)?;
         let shape = [self.images_shape.first().copied().unwrap_or(1), self.classes as i64];
         let graph = measuring.graph_mut()?;
@@ -75,17 +75,17 @@ impl TrainingStep {
 
 /// A model made ready: of a version that steps can be written in, its softmax cut off.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Prepared {
-    pub(crate) onnx: Onnx,
+pub struct PreparedModel {
+    pub(crate) onnx: OnnxDocument,
     /// The graph before it was rewritten, without the values of its weights: what people choose from.
     pub(crate) plain: GraphProto,
     pub(crate) scores: String,
     images_shape: Vec<i64>,
 }
 
-impl Prepared {
+impl PreparedModel {
     /// Of a model, its output of scores, and the shape of a batch of images. Refuses what cannot be trained.
-    pub fn new(onnx: &Onnx, output: &str, images_shape: &[i64]) -> Result<Self, AutogradError> {
+    pub fn new(onnx: &OnnxDocument, output: &str, images_shape: &[i64]) -> Result<Self, AutogradError> {
         onnx.check()?;
         let before_softmax = onnx
             .graph()?
@@ -111,7 +111,7 @@ impl Prepared {
 
     /// The model for so many images, from one that was made ready for a single image. `known`: with everything the probe of
     /// that gave. Refuses where it does not provably work image by image.
-    pub fn widened(&self, known: &Known, images: i64) -> Result<Self, AutogradError> {
+    pub fn widened(&self, known: &TensorFacts, images: i64) -> Result<Self, AutogradError> {
         let mut wide = self.clone();
         let input = self.onnx.input()?.to_owned();
         batch::widen_batch(wide.onnx.graph_mut()?, &input, &self.scores, known, images)?;
@@ -125,17 +125,17 @@ impl Prepared {
     }
 
     /// The model with every tensor as an output: to be run once, on anything.
-    pub fn probe(&self) -> Result<Onnx, AutogradError> {
+    pub fn probe(&self) -> Result<OnnxDocument, AutogradError> {
         known::probe_tensors(&self.onnx, &self.images_shape)
     }
 
     /// What is known before the probe was run.
-    pub fn known(&self) -> Result<Known, AutogradError> {
-        Known::new(&self.onnx, &self.images_shape)
+    pub fn known(&self) -> Result<TensorFacts, AutogradError> {
+        TensorFacts::new(&self.onnx, &self.images_shape)
     }
 
     /// The training step. `known`: with everything the probe gave.
-    pub fn step(&self, known: &Known, trainable: &Trainable) -> Result<TrainingStep, AutogradError> {
+    pub fn step(&self, known: &TensorFacts, trainable: &TrainableSelection) -> Result<TrainingStep, AutogradError> {
         let weights = trainable::choose(&self.plain, trainable)?;
         let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
         fold::fold(rewritten.graph_mut()?, &mut known);
@@ -156,7 +156,7 @@ impl Prepared {
             let why = format!("its scores have shape {shape:?} for {images}");
             return Err(AutogradError::FixedBatch { found: *rows, why });
         }
-        let mut tape = Tape::new(known, &needed);
+        let mut tape = GradientTape::new(known, &needed);
         let by_scores = loss::write(&mut tape, &self.scores, TARGET, SCALE, LOSS);
         tape.add_gradient(&self.scores, by_scores);
         let refused = differentiate(&mut tape, &graph.node, &left)?;
@@ -172,8 +172,8 @@ impl Prepared {
 
     fn assemble(
         &self,
-        mut step: Onnx,
-        tape: Tape<'_>,
+        mut step: OnnxDocument,
+        tape: GradientTape<'_>,
         needed: &HashSet<String>,
         weights: Vec<Weight>,
         classes: i64,
@@ -219,7 +219,7 @@ fn without_values(graph: &GraphProto) -> GraphProto {
 /// Goes through the operators from the last to the first; those that have no rule, in words. `left`: why some could not
 /// be written out as others.
 fn differentiate(
-    tape: &mut Tape<'_>,
+    tape: &mut GradientTape<'_>,
     nodes: &[NodeProto],
     left: &HashMap<String, String>,
 ) -> Result<Vec<String>, AutogradError> {
@@ -236,16 +236,16 @@ fn differentiate(
         };
         let rule = rules::rule(node.op_type()).filter(|_| upgrade::is_standard(node));
         let given = match rule {
-            Some(rule) => rule(tape, node, &Outputs { first, others }),
-            None => Err(Refusal::Unsupported(match node.op_type() {
+            Some(rule) => rule(tape, node, &OutputGradients { first, others }),
+            None => Err(GradientRefusal::Unsupported(match node.op_type() {
                 "If" | "Loop" | "Scan" => "export the model without branches and loops: traced, not scripted".into(),
                 _ => left.get(&node.output[0]).cloned().unwrap_or_else(|| "no rule".into()),
             })),
         };
         match given {
             Ok(()) => {}
-            Err(Refusal::Unsupported(why)) => refused.push(format!("{} ({why})", named(node))),
-            Err(Refusal::Broken(error)) => return Err(error),
+            Err(GradientRefusal::Unsupported(why)) => refused.push(format!("{} ({why})", named(node))),
+            Err(GradientRefusal::Broken(error)) => return Err(error),
         }
     }
     refused.reverse();
@@ -254,7 +254,7 @@ fn differentiate(
 
 /// Gives every gradient the name its output has. Its values are what counts: a last change of shape, which would copy
 /// them, is left out.
-fn outputs(tape: &mut Tape<'_>, weights: &[String]) -> Result<Vec<Weight>, AutogradError> {
+fn outputs(tape: &mut GradientTape<'_>, weights: &[String]) -> Result<Vec<Weight>, AutogradError> {
     let mut outputs = Vec::new();
     for name in weights {
         let Some(gradient) = tape.gradient(name).map(str::to_owned) else {
@@ -264,7 +264,7 @@ fn outputs(tape: &mut Tape<'_>, weights: &[String]) -> Result<Vec<Weight>, Autog
         let (shape, output) = (tape.shape(name)?.to_vec(), format!("gradient of {name}"));
         if !tape.rename(&gradient, &output) {
             // Somebody else reads it too, or it is one of the model's own tensors.
-            tape.op_into("Identity", &[&gradient], &[] as &[Attr<'_>], &output);
+            tape.op_into("Identity", &[&gradient], &[] as &[AttributeValue<'_>], &output);
         }
         outputs.push(Weight { name: name.clone(), shape, gradient: output });
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
-use crate::known::Known;
+use crate::known::TensorFacts;
 use crate::onnx;
 use crate::proto::attribute_proto::AttributeType;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
@@ -12,27 +12,27 @@ use crate::tensor;
 
 /// Why an operator's gradient cannot be given.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum GradientRefusal {
     /// No rule, or not for how it is used here.
     Unsupported(String),
     /// The model contradicts itself.
     Broken(AutogradError),
 }
 
-impl From<AutogradError> for Refusal {
+impl From<AutogradError> for GradientRefusal {
     fn from(error: AutogradError) -> Self {
-        Refusal::Broken(error)
+        GradientRefusal::Broken(error)
     }
 }
 
 /// A refusal in words.
-pub(crate) fn unsupported<T>(why: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal::Unsupported(why.into()))
+pub(crate) fn unsupported<T>(why: impl Into<String>) -> Result<T, GradientRefusal> {
+    Err(GradientRefusal::Unsupported(why.into()))
 }
 
 /// New operators, constants and gradients.
-pub struct Tape<'a> {
-    known: &'a Known,
+pub struct GradientTape<'a> {
+    known: &'a TensorFacts,
     needed: &'a HashSet<String>,
     pub(crate) nodes: Vec<NodeProto>,
     pub(crate) constants: Vec<TensorProto>,
@@ -41,7 +41,7 @@ pub struct Tape<'a> {
 }
 
 /// An attribute to write.
-pub enum Attr<'a> {
+pub enum AttributeValue<'a> {
     /// A whole number.
     Int(&'a str, i64),
     /// A float.
@@ -52,33 +52,33 @@ pub enum Attr<'a> {
     Text(&'a str, &'a str),
 }
 
-impl From<&Attr<'_>> for AttributeProto {
-    fn from(attr: &Attr<'_>) -> Self {
+impl From<&AttributeValue<'_>> for AttributeProto {
+    fn from(attr: &AttributeValue<'_>) -> Self {
         let kind = |name: &str, kind: AttributeType| AttributeProto {
             name: Some(name.into()),
             r#type: Some(kind as i32),
             ..AttributeProto::default()
         };
         match attr {
-            Attr::Int(name, value) => AttributeProto { i: Some(*value), ..kind(name, AttributeType::Int) },
-            Attr::Float(name, value) => AttributeProto { f: Some(*value), ..kind(name, AttributeType::Float) },
-            Attr::Ints(name, values) => AttributeProto { ints: values.to_vec(), ..kind(name, AttributeType::Ints) },
-            Attr::Text(name, text) => {
+            AttributeValue::Int(name, value) => AttributeProto { i: Some(*value), ..kind(name, AttributeType::Int) },
+            AttributeValue::Float(name, value) => AttributeProto { f: Some(*value), ..kind(name, AttributeType::Float) },
+            AttributeValue::Ints(name, values) => AttributeProto { ints: values.to_vec(), ..kind(name, AttributeType::Ints) },
+            AttributeValue::Text(name, text) => {
                 AttributeProto { s: Some(text.as_bytes().to_vec()), ..kind(name, AttributeType::String) }
             }
         }
     }
 }
 
-impl<'a> Tape<'a> {
+impl<'a> GradientTape<'a> {
     /// An empty one.
-    pub fn new(known: &'a Known, needed: &'a HashSet<String>) -> Self {
+    pub fn new(known: &'a TensorFacts, needed: &'a HashSet<String>) -> Self {
         let (nodes, constants, gradients) = (Vec::new(), Vec::new(), HashMap::new());
         Self { known, needed, nodes, constants, gradients, written: 0 }
     }
 
     /// What is known of the model's own tensors.
-    pub fn known(&self) -> &'a Known {
+    pub fn known(&self) -> &'a TensorFacts {
         self.known
     }
 
@@ -103,25 +103,25 @@ impl<'a> Tape<'a> {
     }
 
     /// Writes an operator with one output; its name.
-    pub fn op(&mut self, op: &str, inputs: &[&str], attributes: &[Attr<'_>]) -> String {
+    pub fn op(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>]) -> String {
         let output = self.fresh(op);
         self.op_into(op, inputs, attributes, &output);
         output
     }
 
     /// Writes an operator with several outputs; their names.
-    pub fn ops(&mut self, op: &str, inputs: &[&str], attributes: &[Attr<'_>], outputs: usize) -> Vec<String> {
+    pub fn ops(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], outputs: usize) -> Vec<String> {
         let outputs: Vec<String> = (0..outputs).map(|_| self.fresh(op)).collect();
         self.node(op, inputs, attributes, outputs.clone());
         outputs
     }
 
     /// Writes an operator whose output has this name.
-    pub fn op_into(&mut self, op: &str, inputs: &[&str], attributes: &[Attr<'_>], output: &str) {
+    pub fn op_into(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], output: &str) {
         self.node(op, inputs, attributes, vec![output.to_owned()]);
     }
 
-    fn node(&mut self, op: &str, inputs: &[&str], attributes: &[Attr<'_>], outputs: Vec<String>) {
+    fn node(&mut self, op: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], outputs: Vec<String>) {
         self.nodes.push(NodeProto {
             op_type: Some(op.into()),
             name: outputs.first().cloned(),
@@ -210,7 +210,7 @@ impl<'a> Tape<'a> {
 
     /// The axes in another order.
     pub fn transpose(&mut self, tensor: &str, order: &[i64]) -> String {
-        self.op("Transpose", &[tensor], &[Attr::Ints("perm", order)])
+        self.op("Transpose", &[tensor], &[AttributeValue::Ints("perm", order)])
     }
 
     /// Zeros of the shape of one of the model's own tensors.
@@ -222,7 +222,7 @@ impl<'a> Tape<'a> {
     /// The sum over axes.
     pub fn sum(&mut self, tensor: &str, axes: &[i64], keep: bool) -> String {
         let axes = self.ints(axes);
-        self.op("ReduceSum", &[tensor, &axes], &[Attr::Int("keepdims", keep.into())])
+        self.op("ReduceSum", &[tensor, &axes], &[AttributeValue::Int("keepdims", keep.into())])
     }
 
     /// The product of two.

@@ -7,24 +7,24 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use vision::{InferError, InferSettings, Model, Onnx, Replica};
+use vision::{InferenceError, InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::BenchError;
-use crate::window::{self, Length, Tape, Window};
+use crate::window::{self, WindowLength, CompletionLog, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Name of its process in a report.
 pub const LOOP: &str = "loop";
 
 /// Replicas that are warm, and what they are given.
-pub struct Bare {
+pub struct WarmReplicas {
     replicas: Vec<Replica>,
     images: Arc<[Bytes]>,
 }
 
-impl Bare {
+impl WarmReplicas {
     /// Loads as many replicas as a recognizer with these settings would. Blocks.
-    pub fn open(workload: &Workload, onnx: &Onnx, settings: &InferSettings) -> Result<Self, BenchError> {
+    pub fn open(workload: &Workload, onnx: &OnnxRuntime, settings: &InferenceSettings) -> Result<Self, BenchError> {
         let model = Model::load(&workload.model)?;
         let count = settings.replicas.count(settings.threads);
         let replicas = (0..count).map(|_| Replica::open(onnx, &model, settings)).collect::<Result<_, _>>()?;
@@ -37,8 +37,8 @@ impl Bare {
     }
 
     /// Runs so many of them at once for a while.
-    pub async fn run(&mut self, threads: usize, length: Length) -> Result<Window, BenchError> {
-        let (stop, tape, next) = (CancellationToken::new(), Tape::default(), Arc::new(AtomicUsize::new(0)));
+    pub async fn run(&mut self, threads: usize, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
+        let (stop, tape, next) = (CancellationToken::new(), CompletionLog::default(), Arc::new(AtomicUsize::new(0)));
         // Threads end when this is given up as well.
         let guard = stop.clone().drop_guard();
         let idle = self.replicas.split_off(threads.min(self.replicas.len()));
@@ -67,9 +67,9 @@ fn recognize(
     replica: &mut Replica,
     images: &[Bytes],
     next: &AtomicUsize,
-    tape: &Tape,
+    tape: &CompletionLog,
     stop: &CancellationToken,
-) -> Result<(), InferError> {
+) -> Result<(), InferenceError> {
     while !stop.is_cancelled() {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let Some(image) = images.get(number % images.len().max(1)) else { return Ok(()) };

@@ -23,25 +23,25 @@ const LEGEND_ROW_RATIO: f64 = 0.065;
 
 /// Bars in groups, all groups with the same kinds of bars.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Bars {
+pub struct BarChart {
     /// Above it.
     pub title: String,
     /// Beside the vertical axis.
     pub y_label: String,
     /// From left to right.
-    pub groups: Vec<Group>,
+    pub groups: Vec<BarGroup>,
 }
 
 /// One group.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Group {
+pub struct BarGroup {
     /// Below it.
     pub name: String,
     /// Kind and height.
     pub bars: Vec<(String, f64)>,
 }
 
-impl Bars {
+impl BarChart {
     /// The picture.
     pub fn svg(&self) -> Result<String, ChartError> {
         let mut svg = String::new();
@@ -140,12 +140,12 @@ mod tests {
     #[test]
     fn every_bar_and_every_group_is_in_the_picture() {
         let group =
-            |name: &str| Group { name: name.into(), bars: vec![("edge-only".into(), 1.0), ("paper".into(), 2.5)] };
-        let bars = Bars { title: "T".into(), y_label: "s".into(), groups: vec![group("batch"), group("burst")] };
+            |name: &str| BarGroup { name: name.into(), bars: vec![("edge-only".into(), 1.0), ("paper".into(), 2.5)] };
+        let bars = BarChart { title: "T".into(), y_label: "s".into(), groups: vec![group("batch"), group("burst")] };
         let svg = bars.svg().unwrap();
         for text in ["batch", "burst", "edge-only", "paper", "2.5"] {
             assert!(svg.contains(text), "{text} is missing");
         }
-        assert!(Bars { groups: Vec::new(), ..bars }.svg().is_err());
+        assert!(BarChart { groups: Vec::new(), ..bars }.svg().is_err());
     }
 }

@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use releaser::CanarySettings;
 use runtime::Shutdown;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
 use crate::error::BenchError;
 use crate::games;
-use crate::report::Report;
-use fleet::Played;
-use releases::{Candidate, KINDS, Releases};
+use crate::report::BenchReport;
+use fleet::CanaryRun;
+use releases::{CanaryCandidate, KINDS, CanaryCandidates};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct CanaryBenchOptions {
     /// One seed, in less than a minute.
     pub quick: bool,
     /// Canaries of each kind, at least 1.
@@ -32,7 +32,7 @@ pub struct Options {
 }
 
 /// Measures; a hundred seeds take about two minutes.
-pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchError> {
+pub async fn run(options: &CanaryBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let (options, stop) = (options.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let work = tokio::task::spawn_blocking(move || measure(&options, &stopped));
@@ -45,9 +45,9 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<Report, BenchE
     }
 }
 
-fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
-    let runtime = Onnx::find_and_load(options.onnxruntime.as_deref())?;
-    let releases = Releases::make(&runtime)?;
+fn measure(options: &CanaryBenchOptions, stop: &AtomicBool) -> Result<BenchReport, BenchError> {
+    let runtime = OnnxRuntime::find_and_load(options.onnxruntime.as_deref())?;
+    let releases = CanaryCandidates::make(&runtime)?;
     let settings = CanarySettings::default();
     let played = play_all(&releases, &settings, options, stop)?;
     Ok(found::report(&releases, &played, &settings, options))
@@ -55,12 +55,12 @@ fn measure(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
 
 /// Every kind with every seed, on all cores.
 fn play_all(
-    releases: &Releases,
+    releases: &CanaryCandidates,
     settings: &CanarySettings,
-    options: &Options,
+    options: &CanaryBenchOptions,
     stop: &AtomicBool,
-) -> Result<Vec<Played>, BenchError> {
-    let games: Vec<(&Candidate, u64)> =
+) -> Result<Vec<CanaryRun>, BenchError> {
+    let games: Vec<(&CanaryCandidate, u64)> =
         (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
     let mut played = games::run_experiments(
         &games,

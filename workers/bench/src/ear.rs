@@ -5,23 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use schemas::{Answer, SiteName, Stage, TaskId, decode};
+use schemas::{Answer, SiteName, AnswerStage, TaskId, decode};
 use streams::tap::watch_subject;
 use streams::{Bus, CarryError, subject};
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Listens until dropped.
-pub struct Ear {
-    notes: Arc<Mutex<HashMap<TaskId, Note>>>,
-    up: Arc<Mutex<Up>>,
-    counts: watch::Receiver<Counts>,
+pub struct AnswerListener {
+    notes: Arc<Mutex<HashMap<TaskId, ListenerEvent>>>,
+    up: Arc<Mutex<CloudArrivals>>,
+    counts: watch::Receiver<ListenerCounts>,
     _listening: Vec<AbortOnDropHandle<()>>,
 }
 
 /// What reached the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Up {
+pub struct CloudArrivals {
     /// Requests.
     pub requests: u64,
     /// Bytes of their payloads.
@@ -30,7 +30,7 @@ pub struct Up {
 
 /// What was heard about one task.
 #[derive(Debug, Clone)]
-pub struct Heard {
+pub struct TaskAnswers {
     /// Until its first answer, provisional or final.
     pub first: Option<Duration>,
     /// Until its provisional answer.
@@ -40,23 +40,23 @@ pub struct Heard {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Counts {
+struct ListenerCounts {
     firsts: usize,
     finals: usize,
 }
 
-struct Note {
+struct ListenerEvent {
     begun: Instant,
     tell: Option<oneshot::Sender<()>>,
-    heard: Heard,
+    heard: TaskAnswers,
 }
 
-impl Ear {
+impl AnswerListener {
     /// Listens to a site and to what it sends to the cloud.
     pub async fn open(here: &Bus, cloud: &Bus, site: &SiteName) -> Result<Self, CarryError> {
-        let notes = Arc::<Mutex<HashMap<TaskId, Note>>>::default();
-        let up = Arc::<Mutex<Up>>::default();
-        let (count, counts) = watch::channel(Counts::default());
+        let notes = Arc::<Mutex<HashMap<TaskId, ListenerEvent>>>::default();
+        let up = Arc::<Mutex<CloudArrivals>>::default();
+        let (count, counts) = watch::channel(ListenerCounts::default());
         let count = Arc::new(count);
         let mut listening = Vec::new();
         for pattern in [subject::final_answers(site, None), subject::provisionals(site, None)] {
@@ -84,8 +84,8 @@ impl Ear {
     /// Takes note of what is published; its time runs from `begun`. The receiver hears of its first answer.
     pub fn expect_task(&self, task: TaskId, begun: Instant) -> oneshot::Receiver<()> {
         let (tell, first) = oneshot::channel();
-        let heard = Heard { first: None, provisional: None, last: None };
-        let note = Note { begun, tell: Some(tell), heard };
+        let heard = TaskAnswers { first: None, provisional: None, last: None };
+        let note = ListenerEvent { begun, tell: Some(tell), heard };
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(task, note);
         first
     }
@@ -108,19 +108,19 @@ impl Ear {
     }
 
     /// What was heard about a task; forgets it.
-    pub fn take_answers(&self, task: TaskId) -> Option<Heard> {
+    pub fn take_answers(&self, task: TaskId) -> Option<TaskAnswers> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).remove(&task).map(|note| note.heard)
     }
 
     /// What reached the cloud so far.
-    pub fn cloud_arrivals(&self) -> Up {
+    pub fn cloud_arrivals(&self) -> CloudArrivals {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn note(notes: &Mutex<HashMap<TaskId, Note>>, answer: Answer, count: &watch::Sender<Counts>) {
+fn note(notes: &Mutex<HashMap<TaskId, ListenerEvent>>, answer: Answer, count: &watch::Sender<ListenerCounts>) {
     let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(Note { begun, tell, heard }) = notes.get_mut(&answer.task) else { return };
+    let Some(ListenerEvent { begun, tell, heard }) = notes.get_mut(&answer.task) else { return };
     let took = begun.elapsed();
     if let Some(tell) = tell.take() {
         // Fails only if nobody waits any more.
@@ -129,11 +129,11 @@ fn note(notes: &Mutex<HashMap<TaskId, Note>>, answer: Answer, count: &watch::Sen
         count.send_modify(|count| count.firsts += 1);
     }
     match answer.stage {
-        Stage::Provisional => heard.provisional = Some(took),
-        Stage::Final if heard.last.is_none() => {
+        AnswerStage::Provisional => heard.provisional = Some(took),
+        AnswerStage::Final if heard.last.is_none() => {
             heard.last = Some((took, answer));
             count.send_modify(|count| count.finals += 1);
         }
-        Stage::Final => {}
+        AnswerStage::Final => {}
     }
 }

@@ -7,20 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use decisions::policy::PolicyName;
-use recognizer::signals::{Chosen, POLICY_NOTE};
+use recognizer::signals::{PolicyOverride, POLICY_NOTE};
 use runtime::Shutdown;
 use schemas::{Heartbeat, Prediction, SiteName};
 use streams::fleet::{self, Ledger};
-use streams::server::{ClientListener, Durability, LINK_USER, Leaf, Server, ServerSettings};
-use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, Server, ServerSettings};
+use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, read};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
-use crate::paced::{self, Opinions, Pace};
-use crate::shape::{LinkState, Shape, Shaper};
-use crate::worker::Worker;
+use crate::paced::{self, CloudPredictions, FakeCloudPace};
+use crate::shape::{LinkState, LinkShape, LinkShaper};
+use crate::worker::BenchWorker;
 use runtime::process;
 
 /// JetStream domain of the cloud.
@@ -31,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a field consists of.
 #[derive(Debug, Clone)]
-pub struct Ground {
+pub struct TestbedConfig {
     /// Folder of the stores; removed by whoever made it.
     pub folder: PathBuf,
     /// The nats-server program; looked for if absent.
@@ -43,51 +43,51 @@ pub struct Ground {
     /// Folder of the cloud's model, absolute.
     pub cloud: PathBuf,
     /// A cloud with a pace of its own instead of the real verifier.
-    pub pace: Option<Pace>,
+    pub pace: Option<FakeCloudPace>,
     /// What that one says.
-    pub opinions: Arc<Opinions>,
+    pub opinions: Arc<CloudPredictions>,
     /// And about what it does not know.
     pub unknown: Prediction,
     /// More settings of the recognizer, as `key=value`.
     pub set: Vec<String>,
 }
 
-enum Verifier {
-    Real(Worker),
+enum TestbedVerifier {
+    Real(BenchWorker),
     Paced { stalled: watch::Sender<bool>, _running: AbortOnDropHandle<()> },
 }
 
 /// A site and a cloud that run. Dropping it stops everything.
-pub struct Field {
+pub struct Testbed {
     // Workers end before their servers.
-    recognizer: Worker,
-    courier: Option<Worker>,
-    verifier: Verifier,
+    recognizer: BenchWorker,
+    courier: Option<BenchWorker>,
+    verifier: TestbedVerifier,
     /// The site's own domain.
     pub here: Bus,
     /// The cloud's server.
     pub cloud: Bus,
     /// What lies between them.
-    pub link: Shaper,
+    pub link: LinkShaper,
     /// Name of the site.
     pub name: SiteName,
     leaf: Server,
     hub: Server,
-    ground: Ground,
+    ground: TestbedConfig,
 }
 
 /// Processor time used on each side.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Used {
+pub struct CpuUsage {
     /// Site: its server, recognizer and courier.
     pub site: Duration,
     /// Cloud: its server and verifier.
     pub cloud: Duration,
 }
 
-impl Field {
+impl Testbed {
     /// Starts everything and waits until it takes work.
-    pub async fn start(label: &str, ground: Ground) -> Result<Self, BenchError> {
+    pub async fn start(label: &str, ground: TestbedConfig) -> Result<Self, BenchError> {
         let name = SiteName::default_site();
         let folder = ground.folder.join(label);
         let settings = |server: &str, leaf| ServerSettings {
@@ -105,33 +105,33 @@ impl Field {
             site: None,
             entry: ClientListener::default(),
         };
-        let open = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
-        let hub = serve(settings(CLOUD, Leaf::Hub(vec![name.clone()]))).await?;
-        let cloud = set_up(&hub, &Place::Cloud(vec![name.clone()])).await?;
-        let link = Shaper::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port())), open).await?;
+        let open = LinkShape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
+        let hub = serve(settings(CLOUD, LeafMode::Hub(vec![name.clone()]))).await?;
+        let cloud = set_up(&hub, &PlanScope::Cloud(vec![name.clone()])).await?;
+        let link = LinkShaper::start(SocketAddr::from(([127, 0, 0, 1], hub.leaf_port())), open).await?;
         let address = hub.leaf_url(&name, link.port()).unwrap_or_default();
-        let leaf = serve(settings(name.as_str(), Leaf::Of(address))).await?;
-        let here = set_up(&leaf, &Place::Site(name.clone())).await?;
+        let leaf = serve(settings(name.as_str(), LeafMode::Of(address))).await?;
+        let here = set_up(&leaf, &PlanScope::Site(name.clone())).await?;
         let verifier = match ground.pace {
             None => {
                 let mut arguments = vec!["--nats".into(), hub.url()];
                 arguments.extend(["--model".into(), ground.cloud.display().to_string()]);
                 arguments.extend(library(&ground));
-                Verifier::Real(Worker::start("verifier", &folder, &arguments)?)
+                TestbedVerifier::Real(BenchWorker::start("verifier", &folder, &arguments)?)
             }
             Some(pace) => {
                 let (stalled, seen) = watch::channel(false);
                 let (opinions, unknown) = (ground.opinions.clone(), ground.unknown.clone());
                 let running =
                     tokio::spawn(paced::run(cloud.clone(), pace, opinions, unknown, seen, Shutdown::default()));
-                Verifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
+                TestbedVerifier::Paced { stalled, _running: AbortOnDropHandle::new(running) }
             }
         };
         let mut arguments = at(&leaf, &name);
         arguments.extend(["--model".into(), ground.edge.display().to_string()]);
         arguments.extend(library(&ground));
         arguments.extend(ground.set.iter().flat_map(|setting| ["--set".into(), setting.clone()]));
-        let recognizer = Worker::start("recognizer", &folder, &arguments)?;
+        let recognizer = BenchWorker::start("recognizer", &folder, &arguments)?;
         let mut field = Self { recognizer, courier: None, verifier, here, cloud, link, name, leaf, hub, ground };
         field.renew_courier(&folder)?;
         field
@@ -145,13 +145,13 @@ impl Field {
 
     fn renew_courier(&mut self, folder: &Path) -> Result<(), BenchError> {
         self.courier = None;
-        self.courier = Some(Worker::start("courier", folder, &at(&self.leaf, &self.name))?);
+        self.courier = Some(BenchWorker::start("courier", folder, &at(&self.leaf, &self.name))?);
         Ok(())
     }
 
     /// A link of another kind: the courier begins anew, so that it knows nothing of the one before.
-    pub async fn relink(&mut self, shape: Shape) -> Result<(), BenchError> {
-        self.link.set(Shape { state: LinkState::Open, ..shape });
+    pub async fn relink(&mut self, shape: LinkShape) -> Result<(), BenchError> {
+        self.link.set(LinkShape { state: LinkState::Open, ..shape });
         let folder = self.ground.folder.clone();
         self.renew_courier(&folder)?;
         let started_ms = runtime::clock::now_ms();
@@ -164,7 +164,7 @@ impl Field {
 
     /// Chooses a policy and waits until the recognizer goes by it.
     pub async fn choose(&self, name: PolicyName, share_ratio: Option<f64>) -> Result<(), BenchError> {
-        let chosen = Chosen { name, share_ratio };
+        let chosen = PolicyOverride { name, share_ratio };
         Ledger::open(&self.here).await?.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         self.ready("the policy in force", |beats| {
             beats.iter().any(|beat| beat.decision.as_ref().is_some_and(|decision| decision.policy == name.as_str()))
@@ -202,8 +202,8 @@ impl Field {
     /// Lets the verifiers take requests and not answer them, or lets them go on.
     pub fn stall_cloud(&self, stalled: bool) {
         match &self.verifier {
-            Verifier::Real(worker) => worker.stop_process(stalled),
-            Verifier::Paced { stalled: state, .. } => drop(state.send_replace(stalled)),
+            TestbedVerifier::Real(worker) => worker.stop_process(stalled),
+            TestbedVerifier::Paced { stalled: state, .. } => drop(state.send_replace(stalled)),
         }
     }
 
@@ -224,14 +224,14 @@ impl Field {
     }
 
     /// Processor time used so far.
-    pub fn cpu_usage(&self) -> Used {
+    pub fn cpu_usage(&self) -> CpuUsage {
         let of = |process: Option<u32>| process.and_then(process::cpu_time).unwrap_or_default();
-        let courier = self.courier.as_ref().map(Worker::process);
+        let courier = self.courier.as_ref().map(BenchWorker::process);
         let verifier = match &self.verifier {
-            Verifier::Real(worker) => Some(worker.process()),
-            Verifier::Paced { .. } => None,
+            TestbedVerifier::Real(worker) => Some(worker.process()),
+            TestbedVerifier::Paced { .. } => None,
         };
-        Used {
+        CpuUsage {
             site: of(self.leaf.process()) + of(Some(self.recognizer.process())) + of(courier),
             cloud: of(self.hub.process()) + of(verifier),
         }
@@ -252,7 +252,7 @@ fn at(leaf: &Server, name: &SiteName) -> Vec<String> {
     words
 }
 
-fn library(ground: &Ground) -> Vec<String> {
+fn library(ground: &TestbedConfig) -> Vec<String> {
     let setting = ground.onnxruntime.iter().map(|path| format!("onnxruntime={}", path.display()));
     setting.flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
@@ -261,8 +261,8 @@ async fn serve(settings: ServerSettings) -> Result<Server, BenchError> {
     Ok(tokio::task::spawn_blocking(move || Server::start(&settings)).await??)
 }
 
-async fn set_up(server: &Server, place: &Place) -> Result<Bus, BenchError> {
+async fn set_up(server: &Server, place: &PlanScope) -> Result<Bus, BenchError> {
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
-    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), Mend::Missing).await?;
+    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), RepairMode::Missing).await?;
     Ok(bus)
 }

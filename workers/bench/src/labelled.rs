@@ -13,7 +13,7 @@ const SPLIT: &str = "test";
 
 /// An image with its true label.
 #[derive(Debug, Clone)]
-pub struct Labelled {
+pub struct LabelledImage {
     /// Encoded.
     pub bytes: Bytes,
     /// The true one.
@@ -56,7 +56,7 @@ pub(crate) fn rows(folder: &Path) -> Result<Vec<(PathBuf, String, bool)>, BenchE
 }
 
 /// Up to so many images of the split `test`, or of all where none is named so; spread over the whole index.
-pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchError> {
+pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<LabelledImage>, BenchError> {
     let own = folder.is_none();
     let folder = folder.unwrap_or(Path::new(OWN));
     let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
@@ -72,9 +72,9 @@ pub fn read(folder: Option<&Path>, most: usize) -> Result<Vec<Labelled>, BenchEr
             bytes = vision::enlarged(&bytes, SIDE_PX)
                 .ok_or_else(|| unusable(format!("{} is no picture", path.display())))?;
         }
-        Ok(Labelled { bytes: bytes.into(), label: label.clone() })
+        Ok(LabelledImage { bytes: bytes.into(), label: label.clone() })
     });
-    let images: Vec<Labelled> = images.collect::<Result<_, BenchError>>()?;
+    let images: Vec<LabelledImage> = images.collect::<Result<_, BenchError>>()?;
     if images.is_empty() {
         return Err(unusable("names no images in its index.csv".into()));
     }

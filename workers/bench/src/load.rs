@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
-use crate::site::Site;
-use crate::window::{self, Length, Processes, Tape, Window};
+use crate::site::BenchSite;
+use crate::window::{self, WindowLength, NamedProcesses, CompletionLog, MeasurementWindow};
 use crate::worker::pause_process;
 
 /// How long an image may take before the measurement is given up.
@@ -30,7 +30,7 @@ const DUE_AHEAD: usize = 4096;
 
 /// What an image is through with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
+pub enum AnswerMilestone {
     /// The stream has it.
     Stored,
     /// Its final answer was heard.
@@ -39,28 +39,28 @@ pub enum Until {
 
 /// Publishes to one site and hears its answers; clones share the connection.
 #[derive(Clone)]
-pub struct Load {
+pub struct LoadGenerator {
     publisher: Publisher,
     subject: String,
     images: Arc<[Bytes]>,
     next: Arc<AtomicUsize>,
-    waiting: Waiting,
-    counted: Counted,
+    waiting: AnswerWaiters,
+    counted: AnswerCounts,
     _ear: Arc<AbortOnDropHandle<()>>,
 }
 
 /// Who waits for which task's answer: when it was heard, or why it is none.
-type Waiting = Arc<Mutex<HashMap<TaskId, oneshot::Sender<Result<Instant, String>>>>>;
+type AnswerWaiters = Arc<Mutex<HashMap<TaskId, oneshot::Sender<Result<Instant, String>>>>>;
 
 /// Answers by the release they name, and the release of the latest.
-type Counted = Arc<Mutex<(BTreeMap<ReleaseId, u64>, Option<ReleaseId>)>>;
+type AnswerCounts = Arc<Mutex<(BTreeMap<ReleaseId, u64>, Option<ReleaseId>)>>;
 
-impl Load {
+impl LoadGenerator {
     /// Listens to the answers of a site.
-    pub async fn open(site: &Site, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
+    pub async fn open(site: &BenchSite, images: Arc<[Bytes]>) -> Result<Self, BenchError> {
         let camera: CameraName = "bench".parse().map_err(streams_error)?;
         let mut answers = Box::pin(watch_subject(&site.bus, &subject::final_answers(&site.name, None)).await?);
-        let (waiting, counted) = (Waiting::default(), Counted::default());
+        let (waiting, counted) = (AnswerWaiters::default(), AnswerCounts::default());
         let (who, counting) = (waiting.clone(), counted.clone());
         let ear = tokio::spawn(async move {
             while let Some(passing) = answers.next().await {
@@ -79,17 +79,17 @@ impl Load {
     }
 
     /// One image from beginning to end; how long it took since `begun`.
-    pub async fn send_image(&self, until: Until, begun: Instant) -> Result<Duration, BenchError> {
+    pub async fn send_image(&self, until: AnswerMilestone, begun: Instant) -> Result<Duration, BenchError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.images.len().max(1);
         let image = self.images.get(number).cloned().unwrap_or_default();
         let task = TaskId::new_random();
         let (tell, told) = oneshot::channel();
-        if until == Until::Answered {
+        if until == AnswerMilestone::Answered {
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(task, tell);
         }
         let publication = Publication::with_id(self.subject.clone(), image, task.to_string());
         self.publisher.publish(&publication).await?;
-        if until == Until::Stored {
+        if until == AnswerMilestone::Stored {
             return Ok(begun.elapsed());
         }
         match tokio::time::timeout(PATIENCE, told).await {
@@ -117,12 +117,12 @@ impl Load {
     /// So many in flight for a while.
     pub async fn closed(
         &self,
-        until: Until,
+        until: AnswerMilestone,
         in_flight: usize,
-        processes: &Processes,
-        length: Length,
-    ) -> Result<Window, BenchError> {
-        let (stop, tape) = (CancellationToken::new(), Tape::default());
+        processes: &NamedProcesses,
+        length: WindowLength,
+    ) -> Result<MeasurementWindow, BenchError> {
+        let (stop, tape) = (CancellationToken::new(), CompletionLog::default());
         let mut walkers = JoinSet::new();
         for _ in 0..in_flight {
             let (load, stop, tape) = (self.clone(), stop.clone(), tape.clone());
@@ -137,7 +137,7 @@ impl Load {
     }
 
     /// So many a second for a while, equally spaced, whatever becomes of them.
-    pub async fn at_rate(&self, rate_per_s: f64, processes: &Processes, length: Length) -> Result<Window, BenchError> {
+    pub async fn at_rate(&self, rate_per_s: f64, processes: &NamedProcesses, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
         self.at_rate_while(rate_per_s, processes, length.lead, length.wait_for_end()).await
     }
 
@@ -145,11 +145,11 @@ impl Load {
     pub async fn at_rate_while(
         &self,
         rate_per_s: f64,
-        processes: &Processes,
+        processes: &NamedProcesses,
         lead: Duration,
         over: impl Future<Output = ()>,
-    ) -> Result<Window, BenchError> {
-        let (stop, tape) = (CancellationToken::new(), Tape::default());
+    ) -> Result<MeasurementWindow, BenchError> {
+        let (stop, tape) = (CancellationToken::new(), CompletionLog::default());
         let mut walkers = JoinSet::new();
         let mut due = schedule(rate_per_s, stop.clone());
         let (load, ending, noting) = (self.clone(), stop.clone(), tape.clone());
@@ -160,7 +160,7 @@ impl Load {
                     break;
                 }
                 let (load, tape) = (load.clone(), noting.clone());
-                begun.spawn(async move { load.send_image(Until::Answered, due_at).await.map(|took| tape.record_image(took)) });
+                begun.spawn(async move { load.send_image(AnswerMilestone::Answered, due_at).await.map(|took| tape.record_image(took)) });
                 while let Some(ended) = begun.try_join_next() {
                     ended??;
                 }
@@ -178,11 +178,11 @@ impl Load {
 async fn watch(
     mut walkers: JoinSet<Result<(), BenchError>>,
     stop: CancellationToken,
-    tape: &Tape,
-    processes: &Processes,
+    tape: &CompletionLog,
+    processes: &NamedProcesses,
     lead: Duration,
     over: impl Future<Output = ()>,
-) -> Result<Window, BenchError> {
+) -> Result<MeasurementWindow, BenchError> {
     let _stop_if_given_up = stop.clone().drop_guard();
     let window = tokio::select! {
         window = window::measure_window(tape, processes, lead, over) => window?,
@@ -214,7 +214,7 @@ pub(crate) fn schedule(rate_per_s: f64, stop: CancellationToken) -> mpsc::Receiv
     due
 }
 
-fn receive_answer(waiting: &Waiting, counted: &Counted, subject: &str, payload: &[u8]) {
+fn receive_answer(waiting: &AnswerWaiters, counted: &AnswerCounts, subject: &str, payload: &[u8]) {
     let heard_at = Instant::now();
     let Ok(task) = subject::read_final_answer(subject) else { return };
     let Some(tell) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&task) else { return };

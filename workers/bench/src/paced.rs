@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use runtime::drive::Tally;
-use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive};
+use runtime::drive::WorkerStats;
+use runtime::step::DeadLetterContext;
+use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, beat, clock, drive};
 use schemas::answer::Timings;
-use schemas::{FaultNote, Prediction, Payload, SiteName, Verify, decode};
-use streams::read::Record;
+use schemas::{FaultNote, Prediction, Payload, SiteName, VerifyRequest, decode};
+use streams::read::StoredMessage;
 use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
 use verifier::judge::make_verdict;
@@ -22,7 +22,7 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// How fast it is.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Pace {
+pub struct FakeCloudPace {
     /// One image on one replica, milliseconds.
     pub service_ms: f64,
     /// Images at a time.
@@ -30,23 +30,23 @@ pub struct Pace {
 }
 
 /// What the cloud's model says about each image.
-pub type Opinions = HashMap<Bytes, Prediction>;
+pub type CloudPredictions = HashMap<Bytes, Prediction>;
 
 /// See the module.
-pub struct Paced {
-    pace: Pace,
-    opinions: Arc<Opinions>,
+pub struct FakeCloud {
+    pace: FakeCloudPace,
+    opinions: Arc<CloudPredictions>,
     unknown: Prediction,
     busy: Semaphore,
     stalled: watch::Receiver<bool>,
 }
 
-impl Handler for Paced {
+impl Handler for FakeCloud {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        let request: Verify = decode(delivery.payload())?;
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+        let request: VerifyRequest = decode(delivery.payload())?;
         // Fails only when the measurement is over.
         let _ = self.stalled.clone().wait_for(|stalled| !stalled).await;
         let _turn = self.busy.acquire().await;
@@ -59,31 +59,31 @@ impl Handler for Paced {
         let spare = verifier::hard_case_publication(&request)?.into_iter().collect();
         let verdict = make_verdict(request, opinion, Timings::default(), clock::now_ms());
         let publications = vec![verifier::report(&verdict, delivery.sequence)?];
-        Ok(Outgoing { publications, spare, ..Outgoing::default() })
+        Ok(OutgoingMessages { publications, spare, ..OutgoingMessages::default() })
     }
 
-    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
-        Burial { site: SiteName::unknown(), task: None, publications: Vec::new() }
+    fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        DeadLetterContext { site: SiteName::unknown(), task: None, publications: Vec::new() }
     }
 }
 
 /// Runs one until told to stop. `unknown`: what it says about an image it knows nothing of.
 pub async fn run(
     cloud: Bus,
-    pace: Pace,
-    opinions: Arc<Opinions>,
+    pace: FakeCloudPace,
+    opinions: Arc<CloudPredictions>,
     unknown: Prediction,
     stalled: watch::Receiver<bool>,
     shutdown: Shutdown,
 ) {
     let replicas = pace.replicas.max(1) as usize;
-    let step = Arc::new(Paced { pace, opinions, unknown, busy: Semaphore::new(replicas), stalled });
+    let step = Arc::new(FakeCloud { pace, opinions, unknown, busy: Semaphore::new(replicas), stalled });
     let durable = topology::VERIFIER.into();
-    let from = Drive { durable, credits: 2 * replicas, resized: None, tries: None, ack_wait: ACK_WAIT };
-    let tally = Arc::new(Tally::default());
+    let from = ConsumerConfig { durable, credits: 2 * replicas, resized: None, tries: None, ack_wait: ACK_WAIT };
+    let tally = Arc::new(WorkerStats::default());
     let publisher = Publisher::new(cloud.clone(), PATIENCE);
-    let pulse = beat::Pulse { every: Duration::from_secs(1), ..beat::Pulse::default() };
-    let life = beat::send_heartbeats(cloud.clone(), Paced::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+    let pulse = beat::HeartbeatPace { every: Duration::from_secs(1), ..beat::HeartbeatPace::default() };
+    let life = beat::send_heartbeats(cloud.clone(), FakeCloud::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
     });
     let (ended, ()) = tokio::join!(consume(step, &cloud, publisher, from, tally, shutdown), life);

@@ -24,7 +24,7 @@ const AHEAD: Duration = Duration::from_millis(4);
 
 /// What a link is like.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Shape {
+pub struct LinkShape {
     /// Bytes a second, each way; absent: as fast as loopback.
     pub rate_bytes_per_s: Option<f64>,
     /// One way, milliseconds.
@@ -48,15 +48,15 @@ pub enum LinkState {
 }
 
 /// The proxy; it ends when dropped.
-pub struct Shaper {
+pub struct LinkShaper {
     port: u16,
-    shape: watch::Sender<Shape>,
+    shape: watch::Sender<LinkShape>,
     _carrying: AbortOnDropHandle<()>,
 }
 
-impl Shaper {
+impl LinkShaper {
     /// Starts one on a free port of loopback.
-    pub async fn start(to: SocketAddr, shape: Shape) -> Result<Self, BenchError> {
+    pub async fn start(to: SocketAddr, shape: LinkShape) -> Result<Self, BenchError> {
         let failed = |source| BenchError::Link { source };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -77,17 +77,17 @@ impl Shaper {
     }
 
     /// Makes it like this from now on.
-    pub fn set(&self, shape: Shape) {
+    pub fn set(&self, shape: LinkShape) {
         self.shape.send_replace(shape);
     }
 
     /// What it is like.
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self) -> LinkShape {
         *self.shape.borrow()
     }
 }
 
-async fn carry(near: TcpStream, to: SocketAddr, mut shape: watch::Receiver<Shape>) {
+async fn carry(near: TcpStream, to: SocketAddr, mut shape: watch::Receiver<LinkShape>) {
     if shape.borrow().state == LinkState::Broken {
         return;
     }
@@ -110,7 +110,7 @@ async fn carry(near: TcpStream, to: SocketAddr, mut shape: watch::Receiver<Shape
 }
 
 /// One direction: what is read at a moment leaves after the delay, in order, no faster than the rate.
-async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Receiver<Shape>) {
+async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Receiver<LinkShape>) {
     let (tell, mut told) = mpsc::channel::<(Vec<u8>, Instant)>(UNDER_WAY);
     let seen = shape.clone();
     let reading = async move {
@@ -119,7 +119,7 @@ async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Rec
         let mut free_at = Instant::now();
         let mut buffer = vec![0; CHUNK_BYTES];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
-            let Shape { rate_bytes_per_s, delay_ms, jitter_ms, .. } = *seen.borrow();
+            let LinkShape { rate_bytes_per_s, delay_ms, jitter_ms, .. } = *seen.borrow();
             // A number from 0 to 1 that looks drawn: the logistic map.
             lot = 3.99 * lot * (1.0 - lot);
             let now = Instant::now();
@@ -160,10 +160,10 @@ async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shape: watch::Rec
 mod tests {
     use super::*;
 
-    const OPEN: Shape = Shape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
+    const OPEN: LinkShape = LinkShape { rate_bytes_per_s: None, delay_ms: 0.0, jitter_ms: 0.0, state: LinkState::Open };
 
     /// A server that sends back what it gets, and a connection to it through the link.
-    async fn echo(shape: Shape) -> (Shaper, TcpStream) {
+    async fn echo(shape: LinkShape) -> (LinkShaper, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -174,7 +174,7 @@ mod tests {
                 });
             }
         });
-        let shaper = Shaper::start(to, shape).await.unwrap();
+        let shaper = LinkShaper::start(to, shape).await.unwrap();
         let stream = TcpStream::connect(("127.0.0.1", shaper.port())).await.unwrap();
         (shaper, stream)
     }
@@ -193,12 +193,12 @@ mod tests {
 
     #[tokio::test]
     async fn delay_and_rate_are_at_least_what_was_asked_for() {
-        let (_shaper, mut stream) = echo(Shape { delay_ms: 20.0, ..OPEN }).await;
+        let (_shaper, mut stream) = echo(LinkShape { delay_ms: 20.0, ..OPEN }).await;
         assert!(round_trip(&mut stream, 10).await >= Duration::from_millis(40));
-        let (_shaper, mut stream) = echo(Shape { rate_bytes_per_s: Some(100_000.0), ..OPEN }).await;
+        let (_shaper, mut stream) = echo(LinkShape { rate_bytes_per_s: Some(100_000.0), ..OPEN }).await;
         assert!(round_trip(&mut stream, 20_000).await >= Duration::from_millis(200));
         // Nor is a fast link much slower than asked for: half a megabyte at ten megabytes a second.
-        let (_shaper, mut stream) = echo(Shape { rate_bytes_per_s: Some(10e6), ..OPEN }).await;
+        let (_shaper, mut stream) = echo(LinkShape { rate_bytes_per_s: Some(10e6), ..OPEN }).await;
         let took = round_trip(&mut stream, 500_000).await;
         assert!((Duration::from_millis(50)..Duration::from_millis(250)).contains(&took), "{took:?}");
     }
@@ -207,10 +207,10 @@ mod tests {
     async fn a_silent_link_holds_bytes_back_and_a_broken_one_ends_the_connection() {
         let (shaper, mut stream) = echo(OPEN).await;
         round_trip(&mut stream, 10).await;
-        shaper.set(Shape { state: LinkState::Silent, ..OPEN });
+        shaper.set(LinkShape { state: LinkState::Silent, ..OPEN });
         let held = tokio::time::timeout(Duration::from_millis(100), round_trip(&mut stream, 10)).await;
         assert!(held.is_err());
-        shaper.set(Shape { state: LinkState::Broken, ..OPEN });
+        shaper.set(LinkShape { state: LinkState::Broken, ..OPEN });
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "the connection goes on");

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use schemas::SiteName;
 use streams::rights;
-use streams::server::{CertificateFiles, ClientListener, Durability, Leaf, Server, ServerSettings};
+use streams::server::{CertificateFiles, ClientListener, Durability, LeafMode, Server, ServerSettings};
 use streams::table::Role;
-use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, read};
-use vision::InferSettings;
+use vision::InferenceSettings;
 
 use crate::error::BenchError;
-use crate::worker::Worker;
+use crate::worker::BenchWorker;
 
 /// Names of a site's processes in a report: our own, the nats-server, the recognizer.
 pub const LOAD: &str = "load";
@@ -24,7 +24,7 @@ pub const RECOGNIZER: &str = "recognizer";
 
 /// What all sites of a measurement have in common.
 #[derive(Debug, Clone)]
-pub struct Ground {
+pub struct TestbedPaths {
     /// Folder of the stores; removed by whoever made it.
     pub folder: PathBuf,
     /// The nats-server program; looked for if absent.
@@ -34,12 +34,12 @@ pub struct Ground {
     /// Folder of the model, absolute.
     pub model: PathBuf,
     /// Replicas and batches.
-    pub infer: InferSettings,
+    pub infer: InferenceSettings,
 }
 
 /// How clients of a site's server are held apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
+pub enum ClientIsolation {
     /// Not at all: everybody may do everything.
     Open,
     /// Each has a user with the rights it needs, unencrypted, as on loopback in production.
@@ -49,29 +49,29 @@ pub enum Guard {
 }
 
 /// A site that runs. Dropping it stops everything.
-pub struct Site {
+pub struct BenchSite {
     // Dropped in this order: whoever still spoke to a server that stops would wait for it to come back.
-    recognizers: Vec<Worker>,
+    recognizers: Vec<BenchWorker>,
     /// A connection of ours.
     pub bus: Bus,
     server: Server,
-    guard: Guard,
+    guard: ClientIsolation,
     /// Its name.
     pub name: SiteName,
 }
 
-impl Site {
+impl BenchSite {
     /// Starts a server with everything a site and a cloud need, without a worker.
-    pub async fn start(label: &str, durability: Durability, ground: &Ground) -> Result<Self, BenchError> {
-        Self::start_guarded(label, durability, ground, Guard::Open).await
+    pub async fn start(label: &str, durability: Durability, ground: &TestbedPaths) -> Result<Self, BenchError> {
+        Self::start_guarded(label, durability, ground, ClientIsolation::Open).await
     }
 
     /// The same, with clients held apart.
     pub async fn start_guarded(
         label: &str,
         durability: Durability,
-        ground: &Ground,
-        guard: Guard,
+        ground: &TestbedPaths,
+        guard: ClientIsolation,
     ) -> Result<Self, BenchError> {
         let name = SiteName::default_site();
         let settings = ServerSettings {
@@ -85,29 +85,29 @@ impl Site {
             mappings: Vec::new(),
             durability,
             max_store_bytes: streams::topology::default_store_bytes(),
-            leaf: Leaf::Alone,
-            site: (guard != Guard::Open).then(|| name.clone()),
+            leaf: LeafMode::Alone,
+            site: (guard != ClientIsolation::Open).then(|| name.clone()),
             entry: entry(guard, &ground.folder.join(format!("{label}-tls")))?,
         };
         let store = settings.store.clone();
         let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await??;
         let bus = Bus::connect(&own_nats(&server), "bench").await?;
-        let plan = topology::plan_topology(&Place::Both(name.clone()), &StreamSettings::default());
-        topology::apply_plan(&bus, &plan, Mend::Missing).await?;
+        let plan = topology::plan_topology(&PlanScope::Both(name.clone()), &StreamSettings::default());
+        topology::apply_plan(&bus, &plan, RepairMode::Missing).await?;
         server.sync_store().map_err(BenchError::file(store))?;
         Ok(Self { recognizers: Vec::new(), server, guard, bus, name })
     }
 
     /// Starts a recognizer, or one more: this very program, as an operator would.
-    pub fn recognize(&mut self, ground: &Ground) -> Result<(), BenchError> {
+    pub fn recognize(&mut self, ground: &TestbedPaths) -> Result<(), BenchError> {
         self.recognize_with(ground, &[])
     }
 
     /// The same, with more settings.
-    pub fn recognize_with(&mut self, ground: &Ground, more: &[String]) -> Result<(), BenchError> {
+    pub fn recognize_with(&mut self, ground: &TestbedPaths, more: &[String]) -> Result<(), BenchError> {
         let mut arguments = vec!["--nats".into(), self.server.url(), "--site".into(), self.name.to_string()];
         arguments.extend(["--model".into(), ground.model.display().to_string()]);
-        let login = self.server.login(Role::Recognizer).filter(|_| self.guard != Guard::Open);
+        let login = self.server.login(Role::Recognizer).filter(|_| self.guard != ClientIsolation::Open);
         let login = login.into_iter().flat_map(|login| {
             let inbox = rights::role_inbox(Role::Recognizer.as_str());
             [("user", login.user), ("password", login.password), ("inbox", inbox)]
@@ -117,7 +117,7 @@ impl Site {
         for setting in settings(ground).into_iter().chain(known).chain(more.iter().cloned()) {
             arguments.extend(["--set".into(), setting]);
         }
-        self.recognizers.push(Worker::start(RECOGNIZER, &ground.folder, &arguments)?);
+        self.recognizers.push(BenchWorker::start(RECOGNIZER, &ground.folder, &arguments)?);
         Ok(())
     }
 
@@ -145,12 +145,12 @@ impl Site {
 
     /// The process of the first recognizer.
     pub fn recognizer_process(&self) -> Option<u32> {
-        self.recognizers.first().map(Worker::process)
+        self.recognizers.first().map(BenchWorker::process)
     }
 
     /// The processes of all recognizers.
     pub fn recognizer_processes(&self) -> Vec<u32> {
-        self.recognizers.iter().map(Worker::process).collect()
+        self.recognizers.iter().map(BenchWorker::process).collect()
     }
 
     /// Waits until a recognizer ends by itself, which it should not.
@@ -186,11 +186,11 @@ fn own_nats(server: &Server) -> NatsSettings {
     }
 }
 
-fn entry(guard: Guard, folder: &Path) -> Result<ClientListener, BenchError> {
+fn entry(guard: ClientIsolation, folder: &Path) -> Result<ClientListener, BenchError> {
     Ok(match guard {
-        Guard::Open => ClientListener::default(),
-        Guard::Users => ClientListener { is_open: false, ..ClientListener::default() },
-        Guard::Tls => {
+        ClientIsolation::Open => ClientListener::default(),
+        ClientIsolation::Users => ClientListener { is_open: false, ..ClientListener::default() },
+        ClientIsolation::Tls => {
             let made = fleet::certify_site(folder, &["127.0.0.1".into()])?;
             let fleet::ServerCertificate { authority, certificate, key } = made;
             let certificate =
@@ -200,8 +200,8 @@ fn entry(guard: Guard, folder: &Path) -> Result<ClientListener, BenchError> {
     })
 }
 
-fn settings(ground: &Ground) -> Vec<String> {
-    let InferSettings { replicas, threads, max_batch, .. } = &ground.infer;
+fn settings(ground: &TestbedPaths) -> Vec<String> {
+    let InferenceSettings { replicas, threads, max_batch, .. } = &ground.infer;
     let mut settings = vec![
         "recognizer.verify.enabled=false".into(),
         "recognizer.gate.min_confidence_ratio=0".into(),

@@ -14,9 +14,9 @@ use runtime::process;
 
 /// Where finished images are noted; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Tape(Arc<Mutex<Vec<Duration>>>);
+pub struct CompletionLog(Arc<Mutex<Vec<Duration>>>);
 
-impl Tape {
+impl CompletionLog {
     /// Notes an image that took this long.
     pub fn record_image(&self, took: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
@@ -30,14 +30,14 @@ impl Tape {
 
 /// How long a stretch is.
 #[derive(Debug, Clone, Copy)]
-pub struct Length {
+pub struct WindowLength {
     /// Passed before anything counts.
     pub lead: Duration,
     /// What counts.
     pub counted: Duration,
 }
 
-impl Length {
+impl WindowLength {
     /// Its end, from now on.
     pub fn wait_for_end(self) -> tokio::time::Sleep {
         tokio::time::sleep(self.lead + self.counted)
@@ -46,7 +46,7 @@ impl Length {
 
 /// What happened in it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Window {
+pub struct MeasurementWindow {
     /// Images finished.
     pub images: u64,
     /// Images finished a second.
@@ -61,16 +61,16 @@ pub struct Window {
 }
 
 /// Processes that work on the images, with a name for each.
-pub type Processes = [(&'static str, u32)];
+pub type NamedProcesses = [(&'static str, u32)];
 
 /// Waits for a stretch to pass and says what happened in it. `lead`: passed before anything counts;
 /// `over`: its end, later than that.
 pub async fn measure_window(
-    tape: &Tape,
-    processes: &Processes,
+    tape: &CompletionLog,
+    processes: &NamedProcesses,
     lead: Duration,
     over: impl Future<Output = ()>,
-) -> Result<Window, BenchError> {
+) -> Result<MeasurementWindow, BenchError> {
     tokio::time::sleep(lead).await;
     let _before = tape.take();
     let (begun, before) = (Instant::now(), used(processes));
@@ -87,7 +87,7 @@ pub async fn measure_window(
     let cpu_ms_by_process: BTreeMap<&'static str, f64> = each.collect();
     let names: std::collections::BTreeSet<&str> = processes.iter().map(|(name, _)| *name).collect();
     let all_known = cpu_ms_by_process.len() == names.len();
-    Ok(Window {
+    Ok(MeasurementWindow {
         images: times.len() as u64,
         images_per_s: images / elapsed.as_secs_f64(),
         cpu_ms_per_image: all_known.then(|| cpu_ms_by_process.values().sum()),
@@ -97,7 +97,7 @@ pub async fn measure_window(
 }
 
 /// Processor time by name; of several processes of one name together.
-fn used(processes: &Processes) -> BTreeMap<&'static str, Duration> {
+fn used(processes: &NamedProcesses) -> BTreeMap<&'static str, Duration> {
     let mut used = BTreeMap::new();
     for (name, cpu) in processes.iter().filter_map(|(name, process)| Some((*name, process::cpu_time(*process)?))) {
         *used.entry(name).or_default() += cpu;

@@ -16,13 +16,13 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A process; told to stop, and made to if need be, when dropped.
-pub struct Worker {
+pub struct BenchWorker {
     child: Child,
     /// Its role.
     pub role: &'static str,
 }
 
-impl Worker {
+impl BenchWorker {
     /// Starts a role with these arguments. Its working folder holds no tributary.toml; it says only what went
     /// wrong, and to standard error.
     pub fn start(role: &'static str, folder: &Path, arguments: &[String]) -> Result<Self, BenchError> {
@@ -61,7 +61,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for BenchWorker {
     fn drop(&mut self) {
         // A frozen process would not hear it.
         self.stop_process(false);

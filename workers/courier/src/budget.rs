@@ -40,7 +40,7 @@ pub struct Budget {
 
 /// What is written down, to be known after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Used {
+pub struct BudgetUsage {
     /// The day, counted from the epoch.
     pub day: u64,
     /// Bytes that went up on it.
@@ -49,8 +49,8 @@ pub struct Used {
 
 impl Budget {
     /// A budget of which so much was used before.
-    pub fn new(settings: BudgetSettings, used: Option<Used>) -> Self {
-        let Used { day, bytes } = used.unwrap_or(Used { day: 0, bytes: 0 });
+    pub fn new(settings: BudgetSettings, used: Option<BudgetUsage>) -> Self {
+        let BudgetUsage { day, bytes } = used.unwrap_or(BudgetUsage { day: 0, bytes: 0 });
         let room_bytes = settings.bytes_a_second.map_or(0.0, |rate| rate as f64 * BURST_S);
         Self { settings, day, used_bytes: bytes, room_bytes, refilled_at_s: 0.0 }
     }
@@ -87,8 +87,8 @@ impl Budget {
     }
 
     /// What to write down.
-    pub fn used(&self) -> Used {
-        Used { day: self.day, bytes: self.used_bytes }
+    pub fn used(&self) -> BudgetUsage {
+        BudgetUsage { day: self.day, bytes: self.used_bytes }
     }
 
     fn turn_page(&mut self, now_ms: u64) {

@@ -1,16 +1,16 @@
 //! From the cloud's verdicts to the task's final answer at the site.
 
 use runtime::drift::{DriftSample, DriftWatch};
-use runtime::step::Burial;
+use runtime::step::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Credit, Fault, Outgoing, Handler, clock, metrics};
+use runtime::{MessageCredit, Fault, OutgoingMessages, Handler, clock, metrics};
 use schemas::task::HEADER_IMAGE;
-use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, Verdict, decode, encode};
-use streams::read::Record;
+use schemas::{Answer, FaultNote, Reason, Route, SiteName, AnswerStage, Verdict, decode, encode};
+use streams::read::StoredMessage;
 use streams::{Delivery, Publication, subject, topology};
 
 /// Carries verdicts.
-pub struct Down {
+pub struct VerdictCarrier {
     /// The site.
     pub site: SiteName,
     /// What the site knows its own requests by.
@@ -19,7 +19,7 @@ pub struct Down {
     pub agreement: DriftWatch,
 }
 
-impl Down {
+impl VerdictCarrier {
     /// Counts a verdict on a sure answer. Those on doubtful ones say more about the doubt than about the world.
     fn compare(&self, verdict: &Verdict) {
         if verdict.provisional.reason != Reason::Sampled {
@@ -34,11 +34,11 @@ impl Down {
     }
 }
 
-impl Handler for Down {
+impl Handler for VerdictCarrier {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::VERDICTS;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let verdict: Verdict = decode(delivery.payload())?;
         if verdict.provisional.site != self.site {
             let reason = format!("verdict for site {} came to site {}", verdict.provisional.site, self.site);
@@ -52,14 +52,14 @@ impl Handler for Down {
         self.compare(&verdict);
         // A redirected task that could not be judged is its recognizer's again, which holds the image.
         if verdict.opinion.is_none() && verdict.provisional.prediction().is_none() {
-            return Ok(Outgoing::default());
+            return Ok(OutgoingMessages::default());
         }
-        Ok(Outgoing::single(publication(&final_answer(verdict, clock::now_ms()))?))
+        Ok(OutgoingMessages::single(publication(&final_answer(verdict, clock::now_ms()))?))
     }
 
-    fn dead_letter(&self, message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
         let task = decode::<Verdict>(&message.payload).ok().map(|verdict| verdict.provisional.task);
-        Burial { site: self.site.clone(), task, publications: Vec::new() }
+        DeadLetterContext { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
 
@@ -69,7 +69,7 @@ pub fn final_answer(verdict: Verdict, now_ms: u64) -> Answer {
     let edge = provisional.prediction();
     let mut answer = provisional;
     answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
-    answer.stage = Stage::Final;
+    answer.stage = AnswerStage::Final;
     answer.answered_at_ms = now_ms;
     match verdict.opinion {
         Some(opinion) => {

@@ -66,7 +66,7 @@ impl LinkSettings {
 
 /// An upload that is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sending {
+pub struct ActiveUpload {
     bytes: u64,
     sent_at_s: f64,
     /// Bytes of ours that were under way before it.
@@ -75,40 +75,40 @@ pub struct Sending {
 
 /// What is known of the link.
 #[derive(Debug, Clone)]
-pub struct Meter {
+pub struct LinkMeter {
     settings: LinkSettings,
-    round_trips: Extremes,
-    rates: Extremes,
+    round_trips: WindowExtremes,
+    rates: WindowExtremes,
     slowdown_ratio: f64,
     up: bool,
     available: bool,
     changed_at_s: f64,
     heard_at_s: f64,
     in_flight_bytes: u64,
-    stretch: Stretch,
+    stretch: ThroughputSpan,
 }
 
 /// Bytes that arrived since a moment, while something was always under way.
 #[derive(Debug, Clone, Copy)]
-struct Stretch {
+struct ThroughputSpan {
     begun_at_s: f64,
     bytes: u64,
 }
 
-impl Meter {
+impl LinkMeter {
     /// Of a link that was not heard of yet.
     pub fn new(settings: LinkSettings) -> Self {
         Self {
             settings,
-            round_trips: Extremes::new(|new, old| new <= old),
-            rates: Extremes::new(|new, old| new >= old),
+            round_trips: WindowExtremes::new(|new, old| new <= old),
+            rates: WindowExtremes::new(|new, old| new >= old),
             slowdown_ratio: 1.0,
             up: false,
             available: false,
             changed_at_s: f64::NEG_INFINITY,
             heard_at_s: f64::NEG_INFINITY,
             in_flight_bytes: 0,
-            stretch: Stretch { begun_at_s: 0.0, bytes: 0 },
+            stretch: ThroughputSpan { begun_at_s: 0.0, bytes: 0 },
         }
     }
 
@@ -130,25 +130,25 @@ impl Meter {
     }
 
     /// An upload begins.
-    pub fn record_upload(&mut self, bytes: u64, now_s: f64) -> Sending {
+    pub fn record_upload(&mut self, bytes: u64, now_s: f64) -> ActiveUpload {
         if self.in_flight_bytes == 0 {
             let rtt_min_s = self.round_trips.best().unwrap_or(0.0);
-            self.stretch = Stretch { begun_at_s: now_s + rtt_min_s, bytes: 0 };
+            self.stretch = ThroughputSpan { begun_at_s: now_s + rtt_min_s, bytes: 0 };
         }
-        let sending = Sending { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
+        let sending = ActiveUpload { bytes, sent_at_s: now_s, ahead_bytes: self.in_flight_bytes };
         self.in_flight_bytes += bytes;
         sending
     }
 
     /// An upload was acknowledged by the cloud.
-    pub fn record_arrival(&mut self, sending: Sending, now_s: f64) {
+    pub fn record_arrival(&mut self, sending: ActiveUpload, now_s: f64) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
         self.stretch.bytes += sending.bytes;
         let length_s = now_s - self.stretch.begun_at_s;
         let ends = self.in_flight_bytes == 0 && self.stretch.bytes >= SAMPLE_BYTES && length_s > NOISE_S / 10.0;
         if ends || length_s >= SAMPLE_S {
             self.rates.note(self.stretch.bytes as f64 / length_s, now_s);
-            self.stretch = Stretch { begun_at_s: now_s, bytes: 0 };
+            self.stretch = ThroughputSpan { begun_at_s: now_s, bytes: 0 };
         }
         if let Some(shortest_s) = self.minimum_transfer_s(sending.ahead_bytes + sending.bytes) {
             self.smooth(now_s - sending.sent_at_s, shortest_s);
@@ -157,7 +157,7 @@ impl Meter {
     }
 
     /// An upload was given up.
-    pub fn record_loss(&mut self, sending: Sending) {
+    pub fn record_loss(&mut self, sending: ActiveUpload) {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sending.bytes);
     }
 
@@ -230,7 +230,7 @@ impl Meter {
 
 /// The best value of a window: those that a newer one beats are forgotten at once, so that few are kept.
 #[derive(Debug, Clone)]
-struct Extremes {
+struct WindowExtremes {
     beats: fn(f64, f64) -> bool,
     kept: VecDeque<(f64, f64)>,
 }
@@ -238,7 +238,7 @@ struct Extremes {
 /// Most values kept; the window would hold more only for a value that gets worse with every sample.
 const MOST_KEPT: usize = 256;
 
-impl Extremes {
+impl WindowExtremes {
     fn new(beats: fn(f64, f64) -> bool) -> Self {
         Self { beats, kept: VecDeque::new() }
     }
@@ -267,12 +267,12 @@ mod tests {
 
     use super::*;
 
-    fn meter() -> Meter {
-        Meter::new(LinkSettings::default())
+    fn meter() -> LinkMeter {
+        LinkMeter::new(LinkSettings::default())
     }
 
     /// Uploads one after another over an ideal link, from `from_s` on; returns when the last arrived.
-    fn upload(meter: &mut Meter, count: usize, bytes: u64, rate: f64, rtt_s: f64, from_s: f64) -> f64 {
+    fn upload(meter: &mut LinkMeter, count: usize, bytes: u64, rate: f64, rtt_s: f64, from_s: f64) -> f64 {
         let mut now_s = from_s;
         for _ in 0..count {
             let sending = meter.record_upload(bytes, now_s);
@@ -300,7 +300,7 @@ mod tests {
         meter.record_answer(0.02, 0.0);
         let end_s = upload(&mut meter, 5, 100_000, 1e6, 0.02, 0.1);
         // Sixteen at once share the link: the last takes sixteen times as long as one.
-        let sending: Vec<Sending> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
+        let sending: Vec<ActiveUpload> = (0..16).map(|_| meter.record_upload(100_000, end_s)).collect();
         for (number, sending) in sending.into_iter().enumerate() {
             meter.record_arrival(sending, end_s + 0.02 + 0.1 * (number + 1) as f64);
         }

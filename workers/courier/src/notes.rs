@@ -2,17 +2,17 @@
 //! ([`Orders`]), each with the blobs it names, so that the site has them when the link is away. A blob that is here already
 //! is not brought again: a package that was cut off goes on with the piece it stopped at.
 
-use runtime::step::Burial;
-use runtime::trust::Distrust;
-use runtime::{Credit, Fault, Outgoing, Handler};
+use runtime::step::DeadLetterContext;
+use runtime::trust::TrustError;
+use runtime::{MessageCredit, Fault, OutgoingMessages, Handler};
 use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};
 use streams::fleet::Ledger;
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::{Blobs, Delivery, Publication, subject, topology};
 
-use crate::trusted::Trusted;
+use crate::trusted::TrustAnchor;
 
 /// Orders and rounds are numbered one after another; a site that was away for long finds one that is so much higher at
 /// the most.
@@ -22,11 +22,11 @@ const TRIES: u64 = 15;
 
 /// Carries notes.
 #[derive(Clone)]
-pub struct Notes {
+pub struct NoteCarrier {
     /// The site.
     pub site: SiteName,
     /// Whom it obeys.
-    pub trusted: Trusted,
+    pub trusted: TrustAnchor,
     /// The site's own notes.
     pub ledger: Ledger,
     /// The site's own bucket.
@@ -35,7 +35,7 @@ pub struct Notes {
     pub cloud: Blobs,
 }
 
-impl Notes {
+impl NoteCarrier {
     /// Brings blobs, each of so many bytes at the most; one that is here is not brought again.
     async fn bring_all(&self, blobs: &[BlobRef], most_bytes: u64) -> Result<(), Fault> {
         for blob in blobs {
@@ -52,7 +52,7 @@ impl Notes {
         key: &str,
         blobs: &[BlobRef],
         most_bytes: u64,
-    ) -> Result<Outgoing, Fault> {
+    ) -> Result<OutgoingMessages, Fault> {
         // The cloud says whether it offers them; what runs here already need not come again.
         if delivery.header(HEADER_BLOB).is_some() {
             match self.bring_all(blobs, most_bytes).await {
@@ -70,14 +70,14 @@ impl Notes {
                         reason,
                         "a note without its blobs"
                     );
-                    return Ok(Outgoing::default());
+                    return Ok(OutgoingMessages::default());
                 }
                 Err(fault) => return Err(fault),
             }
         }
         // Written each time it comes: what is written is the same.
         let (subject, payload) = (subject::note_subject(key), delivery.payload().clone());
-        Ok(Outgoing::single(Publication { subject, payload, headers: Vec::new(), first_only: false }))
+        Ok(OutgoingMessages::single(Publication { subject, payload, headers: Vec::new(), first_only: false }))
     }
 
     /// Whether a number may come after the one that is noted: the first may be any below the bound.
@@ -96,21 +96,21 @@ impl Notes {
         Fault::reject("note_misdirected", reason, "look for who published it in the cloud")
     }
 
-    fn burial(&self) -> Burial {
-        Burial { site: self.site.clone(), task: None, publications: Vec::new() }
+    fn burial(&self) -> DeadLetterContext {
+        DeadLetterContext { site: self.site.clone(), task: None, publications: Vec::new() }
     }
 }
 
 const ROLE: &str = "courier";
 
 /// Rounds that are opened.
-pub struct Rounds(pub Notes);
+pub struct RoundNotes(pub NoteCarrier);
 
-impl Handler for Rounds {
+impl Handler for RoundNotes {
     const ROLE: &'static str = ROLE;
     const STREAM: &'static str = topology::UPDATES;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let round: Round = decode(delivery.payload())?;
         self.0.trusted.check(&round)?;
         let Round { model, number, event, .. } = round;
@@ -118,40 +118,40 @@ impl Handler for Rounds {
         match event {
             RoundEvent::Opened(terms) if wanted == delivery.subject() => {
                 let noted = self.0.ledger.read_message::<Round>(&subject::round_note(&model)).await;
-                Notes::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
+                NoteCarrier::check_number(noted.ok().flatten().map(|noted| noted.number), number)?;
                 let blobs: Vec<BlobRef> = terms.weights.into_iter().collect();
                 self.0.carry(delivery, &subject::round_note(&model), &blobs, MAX_WEIGHTS_BYTES).await
             }
-            _ => Err(Notes::misdirected(delivery, &wanted)),
+            _ => Err(NoteCarrier::misdirected(delivery, &wanted)),
         }
     }
 
-    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
         self.0.burial()
     }
 }
 
 /// What the site shall run.
-pub struct Orders(pub Notes);
+pub struct OrderNotes(pub NoteCarrier);
 
-impl Handler for Orders {
+impl Handler for OrderNotes {
     const ROLE: &'static str = ROLE;
     const STREAM: &'static str = topology::ORDERS;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let order: Order = decode(delivery.payload())?;
         self.0.trusted.check(&order)?;
         let Order { site, model, release, number, .. } = order;
         let wanted = subject::order(&site, &model);
         if site != self.0.site || wanted != delivery.subject() {
-            return Err(Notes::misdirected(delivery, &wanted));
+            return Err(NoteCarrier::misdirected(delivery, &wanted));
         }
         let noted = self.0.ledger.read_message::<Order>(&subject::order_note(&model)).await;
         let noted = noted.ok().flatten().map(|noted| noted.number);
-        Notes::check_number(noted, number)?;
+        NoteCarrier::check_number(noted, number)?;
         // One that comes late, or again: what was ordered since holds.
         if noted.is_some_and(|noted| number < noted) {
-            let older = Distrust::Older { found: number, known: noted.unwrap_or(0) };
+            let older = TrustError::Older { found: number, known: noted.unwrap_or(0) };
             return Err(Fault::reject(
                 older.name(),
                 older,
@@ -161,7 +161,7 @@ impl Handler for Orders {
         self.0.carry(delivery, &subject::order_note(&model), &release.package, PIECE_BYTES as u64).await
     }
 
-    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
         self.0.burial()
     }
 }

@@ -15,7 +15,7 @@ const BACKLOG_TURN: u64 = 4;
 /// In which order a backlog is caught up with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CatchUp {
+pub enum BacklogOrder {
     /// What waits longest first.
     #[default]
     OldestFirst,
@@ -25,7 +25,7 @@ pub enum CatchUp {
 
 /// How urgent a kind of message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
+pub enum UrgencyClass {
     /// Somebody waits for the answer.
     Verdict,
     /// Nobody does.
@@ -34,9 +34,9 @@ pub enum Class {
 
 /// A message that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct OutboxEntry {
     /// How urgent its kind is.
-    pub class: Class,
+    pub class: UrgencyClass,
     /// 0 (bulk) to 9 (first).
     pub priority: u8,
     /// Its length, bytes.
@@ -46,14 +46,14 @@ pub struct Entry {
 }
 
 /// In the order of going: class, then the highest priority, then the stream's order.
-type Rank = (Class, u8, u64);
+type SendRank = (UrgencyClass, u8, u64);
 
 /// The index. Bounded by what the stream holds.
 #[derive(Debug, Default)]
-pub struct Outbox {
-    entries: BTreeMap<u64, Entry>,
-    fresh: BTreeSet<Rank>,
-    backlog: BTreeSet<Rank>,
+pub struct OutboxIndex {
+    entries: BTreeMap<u64, OutboxEntry>,
+    fresh: BTreeSet<SendRank>,
+    backlog: BTreeSet<SendRank>,
     sending: BTreeSet<u64>,
     deadlines: BTreeSet<(u64, u64)>,
     waiting_bytes: u64,
@@ -62,13 +62,13 @@ pub struct Outbox {
     failed: Option<u64>,
 }
 
-fn rank(sequence: u64, entry: &Entry) -> Rank {
+fn rank(sequence: u64, entry: &OutboxEntry) -> SendRank {
     (entry.class, 9 - entry.priority.min(9), sequence)
 }
 
-impl Outbox {
+impl OutboxIndex {
     /// A message was found in the stream. `fresh`: whether the link is there. Known ones stay as they are.
-    pub fn add(&mut self, sequence: u64, entry: Entry, fresh: bool) {
+    pub fn add(&mut self, sequence: u64, entry: OutboxEntry, fresh: bool) {
         if self.entries.contains_key(&sequence) {
             return;
         }
@@ -87,7 +87,7 @@ impl Outbox {
     /// The next message to go, if there is one of at most so many bytes that `may` go. It counts as being
     /// sent until [`Outbox::done`] or [`Outbox::back`]. Never passes over a message for being too large:
     /// it would starve.
-    pub fn next(&mut self, order: CatchUp, mut may: impl FnMut(&Entry) -> bool) -> Option<(u64, Entry)> {
+    pub fn next(&mut self, order: BacklogOrder, mut may: impl FnMut(&OutboxEntry) -> bool) -> Option<(u64, OutboxEntry)> {
         let fresh = self.fresh.iter().find(|rank| Some(rank.2) != self.failed).copied();
         let backlog = head(&self.backlog, order, self.failed);
         let (fresh, backlog) = match (fresh, backlog) {
@@ -184,12 +184,12 @@ impl Outbox {
 }
 
 /// The first of a lane in the order asked for, but for one: the best class and priority, and in it the oldest or newest.
-fn head(lane: &BTreeSet<Rank>, order: CatchUp, but_for: Option<u64>) -> Option<Rank> {
+fn head(lane: &BTreeSet<SendRank>, order: BacklogOrder, but_for: Option<u64>) -> Option<SendRank> {
     let mut others = lane.iter().filter(|rank| Some(rank.2) != but_for);
     let &(class, priority, oldest) = others.next()?;
     let sequence = match order {
-        CatchUp::OldestFirst => oldest,
-        CatchUp::NewestFirst => {
+        BacklogOrder::OldestFirst => oldest,
+        BacklogOrder::NewestFirst => {
             let newest = lane.range(..=(class, priority, u64::MAX)).rev();
             newest.filter(|rank| Some(rank.2) != but_for).map(|rank| rank.2).next()?
         }
@@ -203,29 +203,29 @@ mod tests {
 
     use super::*;
 
-    fn entry(class: Class, priority: u8) -> Entry {
-        Entry { class, priority, bytes: 100, deadline_at_ms: None }
+    fn entry(class: UrgencyClass, priority: u8) -> OutboxEntry {
+        OutboxEntry { class, priority, bytes: 100, deadline_at_ms: None }
     }
 
-    fn drain(outbox: &mut Outbox, order: CatchUp) -> Vec<u64> {
+    fn drain(outbox: &mut OutboxIndex, order: BacklogOrder) -> Vec<u64> {
         std::iter::from_fn(|| outbox.next(order, |_| true).map(|(sequence, _)| sequence)).collect()
     }
 
     #[test]
     fn who_waits_for_a_verdict_goes_before_bulk_and_the_urgent_first() {
-        let mut outbox = Outbox::default();
-        outbox.add(1, entry(Class::Bulk, 9), true);
-        outbox.add(2, entry(Class::Verdict, 5), true);
-        outbox.add(3, entry(Class::Verdict, 7), true);
-        outbox.add(4, entry(Class::Verdict, 5), true);
-        assert_eq!(drain(&mut outbox, CatchUp::OldestFirst), [3, 2, 4, 1]);
+        let mut outbox = OutboxIndex::default();
+        outbox.add(1, entry(UrgencyClass::Bulk, 9), true);
+        outbox.add(2, entry(UrgencyClass::Verdict, 5), true);
+        outbox.add(3, entry(UrgencyClass::Verdict, 7), true);
+        outbox.add(4, entry(UrgencyClass::Verdict, 5), true);
+        assert_eq!(drain(&mut outbox, BacklogOrder::OldestFirst), [3, 2, 4, 1]);
     }
 
     #[test]
     fn a_backlog_is_caught_up_with_in_the_order_asked_for() {
-        for (order, expected) in [(CatchUp::OldestFirst, [1, 2, 3]), (CatchUp::NewestFirst, [3, 2, 1])] {
-            let mut outbox = Outbox::default();
-            (1..=3).for_each(|sequence| outbox.add(sequence, entry(Class::Verdict, 5), true));
+        for (order, expected) in [(BacklogOrder::OldestFirst, [1, 2, 3]), (BacklogOrder::NewestFirst, [3, 2, 1])] {
+            let mut outbox = OutboxIndex::default();
+            (1..=3).for_each(|sequence| outbox.add(sequence, entry(UrgencyClass::Verdict, 5), true));
             outbox.link_lost();
             assert_eq!(drain(&mut outbox, order), expected);
         }
@@ -233,19 +233,19 @@ mod tests {
 
     #[test]
     fn neither_backlog_nor_fresh_work_starves() {
-        let mut outbox = Outbox::default();
-        (1..=40).for_each(|sequence| outbox.add(sequence, entry(Class::Verdict, 5), false));
-        (41..=80).for_each(|sequence| outbox.add(sequence, entry(Class::Verdict, 5), true));
-        let first: Vec<u64> = drain(&mut outbox, CatchUp::OldestFirst).into_iter().take(40).collect();
+        let mut outbox = OutboxIndex::default();
+        (1..=40).for_each(|sequence| outbox.add(sequence, entry(UrgencyClass::Verdict, 5), false));
+        (41..=80).for_each(|sequence| outbox.add(sequence, entry(UrgencyClass::Verdict, 5), true));
+        let first: Vec<u64> = drain(&mut outbox, BacklogOrder::OldestFirst).into_iter().take(40).collect();
         assert_eq!(first.iter().filter(|sequence| **sequence <= 40).count(), 10, "{first:?}");
     }
 
     #[test]
     fn what_failed_last_does_not_go_first_again_while_others_wait() {
-        for order in [CatchUp::OldestFirst, CatchUp::NewestFirst] {
-            let mut outbox = Outbox::default();
-            outbox.add(1, entry(Class::Verdict, 9), true);
-            outbox.add(2, entry(Class::Verdict, 5), true);
+        for order in [BacklogOrder::OldestFirst, BacklogOrder::NewestFirst] {
+            let mut outbox = OutboxIndex::default();
+            outbox.add(1, entry(UrgencyClass::Verdict, 9), true);
+            outbox.add(2, entry(UrgencyClass::Verdict, 5), true);
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 1);
             outbox.retry_message(1);
             assert_eq!(outbox.next(order, |_| true).unwrap().0, 2, "{order:?}");
@@ -255,15 +255,15 @@ mod tests {
 
     #[test]
     fn what_expires_is_told_once_and_not_sent() {
-        let mut outbox = Outbox::default();
-        let short = Entry { deadline_at_ms: Some(50), ..entry(Class::Verdict, 5) };
+        let mut outbox = OutboxIndex::default();
+        let short = OutboxEntry { deadline_at_ms: Some(50), ..entry(UrgencyClass::Verdict, 5) };
         outbox.add(1, short, true);
-        outbox.add(2, entry(Class::Verdict, 5), true);
+        outbox.add(2, entry(UrgencyClass::Verdict, 5), true);
         assert_eq!(outbox.next_deadline_ms(), Some(50));
         assert!(outbox.expired(49).is_empty());
         assert_eq!(outbox.expired(50), [1]);
         assert!(outbox.expired(51).is_empty());
-        assert_eq!(drain(&mut outbox, CatchUp::OldestFirst), [2]);
+        assert_eq!(drain(&mut outbox, BacklogOrder::OldestFirst), [2]);
         outbox.remove_message(1);
         outbox.remove_message(2);
         assert_eq!(outbox.backlog(), (0, 0));
@@ -271,9 +271,9 @@ mod tests {
 
     #[test]
     fn what_was_being_sent_when_its_time_came_expires_when_it_comes_back() {
-        let mut outbox = Outbox::default();
-        outbox.add(1, Entry { deadline_at_ms: Some(50), ..entry(Class::Verdict, 5) }, true);
-        assert!(outbox.next(CatchUp::OldestFirst, |_| true).is_some());
+        let mut outbox = OutboxIndex::default();
+        outbox.add(1, OutboxEntry { deadline_at_ms: Some(50), ..entry(UrgencyClass::Verdict, 5) }, true);
+        assert!(outbox.next(BacklogOrder::OldestFirst, |_| true).is_some());
         assert!(outbox.expired(60).is_empty());
         outbox.requeue_message(1);
         assert_eq!(outbox.expired(60), [1]);
@@ -285,10 +285,10 @@ mod tests {
             entries in prop::collection::vec((0_u8..10, prop::bool::ANY, prop::bool::ANY, prop::bool::ANY), 0..60),
             newest in prop::bool::ANY,
         ) {
-            let order = if newest { CatchUp::NewestFirst } else { CatchUp::OldestFirst };
-            let mut outbox = Outbox::default();
+            let order = if newest { BacklogOrder::NewestFirst } else { BacklogOrder::OldestFirst };
+            let mut outbox = OutboxIndex::default();
             for (number, (priority, bulk, fresh, _)) in entries.iter().enumerate() {
-                let class = if *bulk { Class::Bulk } else { Class::Verdict };
+                let class = if *bulk { UrgencyClass::Bulk } else { UrgencyClass::Verdict };
                 outbox.add(number as u64, entry(class, *priority), *fresh);
             }
             for sequence in drain(&mut outbox, order) {

@@ -10,27 +10,27 @@ use streams::{Bus, read, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::link::{LinkSettings, Meter, Sending};
-use crate::stillness::Stillness;
+use crate::link::{LinkSettings, LinkMeter, ActiveUpload};
+use crate::stillness::VerifierProgress;
 
 /// How often the verifiers' signs of life are read.
 const FLEET_EVERY: Duration = Duration::from_secs(2);
 
 /// The link as every errand of the courier sees it; cheap to clone.
 #[derive(Clone)]
-pub struct Link {
-    meter: Arc<Mutex<Meter>>,
+pub struct LinkHandle {
+    meter: Arc<Mutex<LinkMeter>>,
     begun_at: Instant,
-    stillness: Arc<Mutex<Stillness>>,
+    stillness: Arc<Mutex<VerifierProgress>>,
     state: watch::Sender<LinkReport>,
     /// Told whenever the link comes, goes, or changes its availability.
     pub changed: Arc<Notify>,
 }
 
-impl Link {
+impl LinkHandle {
     /// A link that was not heard of yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let meter = Meter::new(settings);
+        let meter = LinkMeter::new(settings);
         let (state, _) = watch::channel(meter.report());
         let meter = Arc::new(Mutex::new(meter));
         Self { state, meter, stillness: Arc::default(), begun_at: Instant::now(), changed: Arc::default() }
@@ -62,9 +62,9 @@ impl Link {
     }
 
     /// An upload begins; it is lost unless [`Upload::arrived`] is called.
-    pub fn sent(&self, bytes: u64) -> Upload {
+    pub fn sent(&self, bytes: u64) -> UploadGuard {
         let now_s = self.now_s();
-        Upload { sending: Some(self.with(|meter| meter.record_upload(bytes, now_s))), link: self.clone() }
+        UploadGuard { sending: Some(self.with(|meter| meter.record_upload(bytes, now_s))), link: self.clone() }
     }
 
     /// Bytes that may be under way at a time: as many as the link takes in a quarter of a second, so that
@@ -82,7 +82,7 @@ impl Link {
         self.stillness().is_progressing()
     }
 
-    fn stillness(&self) -> std::sync::MutexGuard<'_, Stillness> {
+    fn stillness(&self) -> std::sync::MutexGuard<'_, VerifierProgress> {
         self.stillness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,7 +91,7 @@ impl Link {
         self.with(|meter| meter.in_flight_bytes())
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Meter) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut LinkMeter) -> T) -> T {
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         let done = act(&mut meter);
         let cloud = self.state.borrow().cloud;
@@ -180,12 +180,12 @@ async fn alive(cloud: &Bus) -> (u32, f64) {
 }
 
 /// An upload that is under way; given up when dropped.
-pub struct Upload {
-    sending: Option<Sending>,
-    link: Link,
+pub struct UploadGuard {
+    sending: Option<ActiveUpload>,
+    link: LinkHandle,
 }
 
-impl Upload {
+impl UploadGuard {
     /// The cloud has it.
     pub fn record_arrival(mut self) {
         let now_s = self.link.now_s();
@@ -195,7 +195,7 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for UploadGuard {
     fn drop(&mut self) {
         if let Some(sending) = self.sending.take() {
             self.link.with(|meter| meter.record_loss(sending));

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use runtime::step::Burial;
-use runtime::{Credit, Fault, Outgoing, Handler, clock};
-use schemas::{Answer, FaultNote, Reason, Route, SiteName, Stage, decode};
-use streams::read::Record;
+use runtime::step::DeadLetterContext;
+use runtime::{MessageCredit, Fault, OutgoingMessages, Handler, clock};
+use schemas::{Answer, FaultNote, Reason, Route, SiteName, AnswerStage, decode};
+use streams::read::StoredMessage;
 use streams::{Bus, Delivery, read, subject, topology};
 
 use crate::down::publication;
@@ -16,18 +16,18 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
 
 /// Keeps promises.
-pub struct Promise {
+pub struct DeadlineKeeper {
     /// The site.
     pub site: SiteName,
     /// Where its answers are.
     pub here: Bus,
 }
 
-impl Handler for Promise {
+impl Handler for DeadlineKeeper {
     const ROLE: &'static str = "courier";
     const STREAM: &'static str = topology::ANSWERS;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let provisional: Answer = decode(delivery.payload())?;
         // Nobody takes an outcome of another site here: it would be tried until its deadline and for ever after.
         if delivery.subject() != subject::provisional(&self.site, &provisional.camera) || provisional.site != self.site
@@ -48,17 +48,17 @@ impl Handler for Promise {
         }
         let slot = subject::final_answer(&provisional.site, &provisional.camera, provisional.task);
         if read::read_outcome(&self.here, &slot).await?.is_some() {
-            return Ok(Outgoing::default());
+            return Ok(OutgoingMessages::default());
         }
         if left_ms > 0 {
             return Err(Fault::Wait { after: next });
         }
-        Ok(Outgoing::single(publication(&expired(provisional, now_ms))?))
+        Ok(OutgoingMessages::single(publication(&expired(provisional, now_ms))?))
     }
 
-    fn dead_letter(&self, message: &Record, _fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
         let task = decode::<Answer>(&message.payload).ok().map(|answer| answer.task);
-        Burial { site: self.site.clone(), task, publications: Vec::new() }
+        DeadLetterContext { site: self.site.clone(), task, publications: Vec::new() }
     }
 }
 
@@ -72,7 +72,7 @@ fn next_look(attempts: u64, left: Duration) -> Duration {
 pub(crate) fn expired(provisional: Answer, now_ms: u64) -> Answer {
     let mut answer = provisional;
     answer.timings.verify_us = now_ms.saturating_sub(answer.answered_at_ms).saturating_mul(1000);
-    answer.stage = Stage::Final;
+    answer.stage = AnswerStage::Final;
     answer.route = Route::Expired;
     answer.reason = Reason::DeadlinePassed;
     answer.answered_at_ms = now_ms;

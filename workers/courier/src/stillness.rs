@@ -5,13 +5,13 @@ const STILL_S: f64 = 1.0;
 
 /// What was heard of the verifiers' progress.
 #[derive(Debug, Default)]
-pub struct Stillness {
+pub struct VerifierProgress {
     finished: u64,
     moved_at_s: Option<f64>,
     still_s: f64,
 }
 
-impl Stillness {
+impl VerifierProgress {
     /// For how long nothing was finished, seconds. `finished`: a count that grows with every finished request, so
     /// that one which fails again and again does not make the others look unfinished; `waiting`: requests that wait
     /// or are worked on.
@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn a_cloud_stands_still_while_something_waits_and_nothing_is_finished() {
-        let mut stillness = Stillness::default();
+        let mut stillness = VerifierProgress::default();
         assert_eq!(stillness.record_progress(0, 0, 5.0), 0.0);
         assert_eq!(stillness.record_progress(0, 0, 9.0), 0.0, "nothing waits");
         assert_eq!(stillness.record_progress(0, 3, 10.0), 1.0, "nobody knows when it came within that second");

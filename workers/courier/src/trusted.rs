@@ -8,10 +8,10 @@ use std::time::Duration;
 use runtime::trust::{self, Instruction};
 use runtime::{Fault, Shutdown, clock, metrics};
 use schemas::{FaultNote, Root};
-use streams::fleet::{Ledger, NoteAfar};
+use streams::fleet::{Ledger, RemoteNote};
 use streams::{Bus, CarryError, rights};
 
-use crate::probe::Link;
+use crate::probe::LinkHandle;
 
 /// The site's note of the root it follows, JSON.
 pub const NOTE: &str = "fleet-root";
@@ -24,9 +24,9 @@ const MOST_BYTES: usize = 64 * 1024;
 
 /// Whom the site obeys, shared by whoever asks; nobody in particular where it was given no root.
 #[derive(Clone, Default)]
-pub struct Trusted(Option<Arc<RwLock<Root>>>);
+pub struct TrustAnchor(Option<Arc<RwLock<Root>>>);
 
-impl Trusted {
+impl TrustAnchor {
     /// The root in a file, or a later one that the site has accepted since.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Trusted {
     }
 
     /// Asks the cloud for newer roots until told to stop.
-    pub async fn follow_root(&self, cloud: &Bus, ledger: &Ledger, link: &Link, shutdown: &Shutdown) {
+    pub async fn follow_root(&self, cloud: &Bus, ledger: &Ledger, link: &LinkHandle, shutdown: &Shutdown) {
         let Some(root) = &self.0 else { return };
         let watching = async {
             loop {
@@ -79,7 +79,7 @@ impl Trusted {
     }
 
     async fn look(&self, root: &RwLock<Root>, cloud: &Bus, ledger: &Ledger) -> Result<(), CarryError> {
-        let Some(text) = NoteAfar::new(cloud, rights::ROOT_KEY.into()).read().await? else { return Ok(()) };
+        let Some(text) = RemoteNote::new(cloud, rights::ROOT_KEY.into()).read().await? else { return Ok(()) };
         let Some(next) = read(&text) else {
             tracing::warn!("what the cloud offers as the fleet's root is none");
             return Ok(());

@@ -12,23 +12,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::drive::Tally;
+use runtime::drive::WorkerStats;
 use runtime::{Fault, Shutdown, clock, letter};
 use schemas::limits::{MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_MESSAGE_ID, HEADER_PRIORITY, HEADER_TO};
-use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, Verify, decode, encode};
+use schemas::{BlobRef, FaultNote, LinkReport, SiteName, TaskId, VerifyRequest, decode, encode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
-use streams::read::{self, Record, Stretch};
-use streams::subject::Errand;
+use streams::read::{self, StoredMessage, StreamRange};
+use streams::subject::OutboxKind;
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::breaker::Breaker;
-use crate::budget::{Budget, Used};
-use crate::outbox::{Class, Entry, Outbox};
-use crate::probe::Link;
+use crate::budget::{Budget, BudgetUsage};
+use crate::outbox::{UrgencyClass, OutboxEntry, OutboxIndex};
+use crate::probe::LinkHandle;
 use crate::promise;
 use crate::settings::CourierSettings;
 
@@ -46,7 +46,7 @@ const LONGEST_NAP: Duration = Duration::from_secs(1);
 const USED: &str = "uplink-used";
 
 /// Carries what waits in the outbox.
-pub struct Up {
+pub struct OutboxCarrier {
     /// The site.
     pub site: SiteName,
     /// Its own domain.
@@ -56,16 +56,16 @@ pub struct Up {
     /// The cloud, where they must be before their message.
     pub cloud: Bus,
     /// The way there.
-    pub link: Link,
+    pub link: LinkHandle,
     /// What an operator chose.
     pub settings: CourierSettings,
     /// What was done.
-    pub tally: Arc<Tally>,
-    state: Mutex<State>,
+    pub tally: Arc<WorkerStats>,
+    state: Mutex<CarrierState>,
 }
 
-struct State {
-    outbox: Outbox,
+struct CarrierState {
+    outbox: OutboxIndex,
     budget: Budget,
     breaker: Breaker,
     /// Bytes under way that nobody waits for.
@@ -73,7 +73,7 @@ struct State {
 }
 
 /// How an upload ended.
-enum Sent {
+enum UploadOutcome {
     /// The cloud has it, and the site's stream has it no more.
     Through,
     /// It was not in the stream any more, or its time was up, or it could never be sent.
@@ -84,21 +84,21 @@ enum Sent {
     Failed(Fault),
 }
 
-impl Up {
+impl OutboxCarrier {
     /// Looks up what was used of the budget.
     pub async fn open(
         site: SiteName,
         here: Bus,
         blobs: Blobs,
         cloud: Bus,
-        link: Link,
+        link: LinkHandle,
         settings: CourierSettings,
-        tally: Arc<Tally>,
+        tally: Arc<WorkerStats>,
     ) -> Result<Self, CarryError> {
         let note = Ledger::open(&here).await?.read(USED).await?;
-        let used = note.and_then(|note| serde_json::from_str::<Used>(&note).ok());
+        let used = note.and_then(|note| serde_json::from_str::<BudgetUsage>(&note).ok());
         let budget = Budget::new(settings.budget.clone(), used);
-        let state = State { outbox: Outbox::default(), budget, breaker: Breaker::default(), bulk_bytes: 0 };
+        let state = CarrierState { outbox: OutboxIndex::default(), budget, breaker: Breaker::default(), bulk_bytes: 0 };
         Ok(Self { site, here, blobs, cloud, link, settings, tally, state: Mutex::new(state) })
     }
 
@@ -146,11 +146,11 @@ impl Up {
     }
 
     /// Begins whatever may begin now.
-    fn begin(self: &Arc<Self>, uploads: &mut JoinSet<(u64, Option<Entry>, Sent)>) {
+    fn begin(self: &Arc<Self>, uploads: &mut JoinSet<(u64, Option<OutboxEntry>, UploadOutcome)>) {
         let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
         for sequence in self.with(|state| state.outbox.expired(now_ms)) {
             let up = self.clone();
-            uploads.spawn(async move { (sequence, None, up.expire(sequence).await.unwrap_or_else(Sent::Failed)) });
+            uploads.spawn(async move { (sequence, None, up.expire(sequence).await.unwrap_or_else(UploadOutcome::Failed)) });
         }
         // A cloud that finishes nothing is in no hurry for more: what must go to it goes one by one, and leaves
         // the processor and the link to others.
@@ -158,23 +158,23 @@ impl Up {
         while self.link.report().up && uploads.len() < most {
             let (in_flight, window) = (self.link.in_flight_bytes(), self.link.window_bytes());
             let next = self.with(|state| {
-                let State { outbox, budget, breaker, bulk_bytes } = state;
+                let CarrierState { outbox, budget, breaker, bulk_bytes } = state;
                 if !breaker.allows(now_s) {
                     return None;
                 }
                 let others = in_flight.saturating_sub(*bulk_bytes);
-                let room = |before: u64, entry: &Entry| before == 0 || before.saturating_add(entry.bytes) <= window;
+                let room = |before: u64, entry: &OutboxEntry| before == 0 || before.saturating_add(entry.bytes) <= window;
                 // Weights may be a hundred windows long: they go in pieces, and whoever waits for a verdict
                 // passes between those.
-                let fits = |entry: &Entry| match entry.class {
-                    Class::Verdict => room(others, entry),
-                    Class::Bulk => *bulk_bytes == 0 || room(in_flight, entry),
+                let fits = |entry: &OutboxEntry| match entry.class {
+                    UrgencyClass::Verdict => room(others, entry),
+                    UrgencyClass::Bulk => *bulk_bytes == 0 || room(in_flight, entry),
                 };
-                let may = |entry: &Entry| fits(entry) && budget.allows(entry.bytes, now_ms, now_s);
+                let may = |entry: &OutboxEntry| fits(entry) && budget.allows(entry.bytes, now_ms, now_s);
                 let next = outbox.next(self.settings.catch_up, may)?;
                 budget.spend(next.1.bytes, now_ms);
                 breaker.begin();
-                if next.1.class == Class::Bulk {
+                if next.1.class == UrgencyClass::Bulk {
                     *bulk_bytes += next.1.bytes;
                 }
                 Some(next)
@@ -184,32 +184,32 @@ impl Up {
             let upload = self.link.sent(entry.bytes);
             let up = self.clone();
             uploads.spawn(async move {
-                let sent = up.send(sequence, upload).await.unwrap_or_else(Sent::Failed);
+                let sent = up.send(sequence, upload).await.unwrap_or_else(UploadOutcome::Failed);
                 (sequence, Some(entry), sent)
             });
         }
     }
 
-    fn ended(&self, ended: Result<(u64, Option<Entry>, Sent), tokio::task::JoinError>) {
+    fn ended(&self, ended: Result<(u64, Option<OutboxEntry>, UploadOutcome), tokio::task::JoinError>) {
         let Ok((sequence, entry, sent)) = ended else { return };
         let now_s = self.link.now_s();
-        let bulk = entry.filter(|entry| entry.class == Class::Bulk).map_or(0, |entry| entry.bytes);
+        let bulk = entry.filter(|entry| entry.class == UrgencyClass::Bulk).map_or(0, |entry| entry.bytes);
         self.with(|state| state.bulk_bytes = state.bulk_bytes.saturating_sub(bulk));
         self.with(|state| match sent {
-            Sent::Through => {
+            UploadOutcome::Through => {
                 state.outbox.remove_message(sequence);
                 state.breaker.succeeded();
                 self.tally.finished.fetch_add(1, Ordering::Relaxed);
             }
-            Sent::Gone => {
+            UploadOutcome::Gone => {
                 state.outbox.remove_message(sequence);
                 state.breaker.unknown();
             }
-            Sent::Interrupted => {
+            UploadOutcome::Interrupted => {
                 state.outbox.requeue_message(sequence);
                 state.breaker.unknown();
             }
-            Sent::Failed(fault) => {
+            UploadOutcome::Failed(fault) => {
                 state.outbox.retry_message(sequence);
                 let open = state.breaker.failed(now_s);
                 tracing::warn!(sequence, open, ?fault, "an upload failed, it is tried again");
@@ -218,19 +218,19 @@ impl Up {
     }
 
     /// Sends one message, and deletes it once the cloud has it.
-    async fn send(&self, sequence: u64, upload: crate::probe::Upload) -> Result<Sent, Fault> {
-        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
+    async fn send(&self, sequence: u64, upload: crate::probe::UploadGuard) -> Result<UploadOutcome, Fault> {
+        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(UploadOutcome::Gone) };
         let Some(to) = record.header(HEADER_TO) else {
             return self.give_up(&record, unaddressed(&record.subject)).await;
         };
         // The courier's rights are greater than those of whoever may write to the outbox.
-        if !Errand::read(&record.subject).is_ok_and(|errand| subject::is_uploadable(errand, &self.site, to)) {
+        if !OutboxKind::read(&record.subject).is_ok_and(|errand| subject::is_uploadable(errand, &self.site, to)) {
             return self.give_up(&record, misaddressed(&record.subject, to)).await;
         }
         let carried = tokio::select! {
             biased;
             carried = self.upload_message(&record, to) => carried,
-            () = self.link.down() => return Ok(Sent::Interrupted),
+            () = self.link.down() => return Ok(UploadOutcome::Interrupted),
         };
         match carried {
             Ok(()) => upload.record_arrival(),
@@ -238,10 +238,10 @@ impl Up {
             Err(other) => return Err(other),
         }
         read::delete_message(&self.here, topology::OUTBOX, sequence).await?;
-        Ok(Sent::Through)
+        Ok(UploadOutcome::Through)
     }
 
-    async fn upload_message(&self, record: &Record, to: &str) -> Result<(), Fault> {
+    async fn upload_message(&self, record: &StoredMessage, to: &str) -> Result<(), Fault> {
         if let Some(blob) = record.header(HEADER_BLOB) {
             let blob: BlobRef = blob.parse().map_err(|error| Fault::reject("header_unreadable", error, "report it"))?;
             let sent = Blobs::open_sent_by(&self.cloud, &self.site);
@@ -254,7 +254,7 @@ impl Up {
             TaskId::from_name(&here).to_string()
         };
         // A hard case has the id under which a verifier may have published it already, an update that of its weights.
-        let has_own = matches!(Errand::read(&record.subject), Ok(Errand::HardCase | Errand::Update));
+        let has_own = matches!(OutboxKind::read(&record.subject), Ok(OutboxKind::HardCase | OutboxKind::Update));
         let own = record.header(HEADER_MESSAGE_ID).filter(|_| has_own);
         let id = own.map_or_else(anew, str::to_owned);
         let publication = Publication::with_id(to.to_owned(), record.payload.clone(), id);
@@ -264,9 +264,9 @@ impl Up {
 
     /// A message whose time was up: who waits for a verdict gets the edge's answer. A task that was
     /// redirected is its recognizer's, which holds the image.
-    async fn expire(&self, sequence: u64) -> Result<Sent, Fault> {
-        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(Sent::Gone) };
-        if let Ok(request) = decode::<Verify>(&record.payload)
+    async fn expire(&self, sequence: u64) -> Result<UploadOutcome, Fault> {
+        let Some(record) = read::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(UploadOutcome::Gone) };
+        if let Ok(request) = decode::<VerifyRequest>(&record.payload)
             && request.provisional.prediction().is_some()
         {
             self.keep_hard_case(&request).await?;
@@ -275,13 +275,13 @@ impl Up {
             self.publisher().publish(&crate::down::publication(&answer)?).await?;
         }
         read::delete_message(&self.here, topology::OUTBOX, sequence).await?;
-        Ok(Sent::Gone)
+        Ok(UploadOutcome::Gone)
     }
 
     /// What was found hard goes up although nobody waits for a verdict on it any more, if there is room.
-    async fn keep_hard_case(&self, request: &Verify) -> Result<(), Fault> {
+    async fn keep_hard_case(&self, request: &VerifyRequest) -> Result<(), Fault> {
         let Some(case) = request.hard_case() else { return Ok(()) };
-        let slot = subject::outbox(&case.site, Errand::HardCase);
+        let slot = subject::outbox(&case.site, OutboxKind::HardCase);
         let publication = Publication::with_id(slot, encode(&case)?, case.message_id().to_string())
             .header(HEADER_TO, subject::hardcase(&case.site));
         match self.publisher().publish(&publication).await {
@@ -291,8 +291,8 @@ impl Up {
     }
 
     /// A message that can never be sent: a dead letter, and the edge's answer for whoever waits.
-    async fn give_up(&self, record: &Record, note: FaultNote) -> Result<Sent, Fault> {
-        let request: Option<Verify> = decode(&record.payload).ok();
+    async fn give_up(&self, record: &StoredMessage, note: FaultNote) -> Result<UploadOutcome, Fault> {
+        let request: Option<VerifyRequest> = decode(&record.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
         if let Some(request) = &request {
             self.keep_hard_case(request).await?;
@@ -306,7 +306,7 @@ impl Up {
         let slot = subject::dead(topology::OUTBOX, &self.site, letter.id);
         self.publisher().publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
         read::delete_message(&self.here, topology::OUTBOX, record.sequence).await?;
-        Ok(Sent::Gone)
+        Ok(UploadOutcome::Gone)
     }
 
     fn publisher(&self) -> Publisher {
@@ -327,7 +327,7 @@ impl Up {
 
     /// Writes down what was used, and looks whether the stream holds what the index does not know: after a
     /// crash of the server sequences may come twice.
-    async fn round(&self, finder: &mut JoinSet<()>, found: &mpsc::Receiver<(u64, Entry)>) {
+    async fn round(&self, finder: &mut JoinSet<()>, found: &mpsc::Receiver<(u64, OutboxEntry)>) {
         self.write_down().await;
         let Ok(level) = read::stream_level(&self.here, topology::OUTBOX).await else { return };
         let (known, first_known) =
@@ -335,7 +335,7 @@ impl Up {
         // Counts alone agree also when one is unknown and another is known that is gone.
         if (level.messages > known || level.messages > 0 && !first_known) && found.is_empty() {
             let mut missed = Vec::new();
-            let all = Stretch { headers_only: true, ..Stretch::default() };
+            let all = StreamRange { headers_only: true, ..StreamRange::default() };
             let looked = read::read_range(&self.here, topology::OUTBOX, all, level.last_sequence, |record| {
                 missed.push((record.sequence, entry(&record)));
             });
@@ -362,17 +362,17 @@ impl Up {
         }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut CarrierState) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Follows the stream and tells what is in it, without payloads.
-async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
+async fn find(here: Bus, tell: mpsc::Sender<(u64, OutboxEntry)>) {
     const AGAIN: Duration = Duration::from_secs(1);
     let mut next = 1;
     loop {
-        let look = Stretch { headers_only: true, from_sequence: Some(next), ..Stretch::default() };
+        let look = StreamRange { headers_only: true, from_sequence: Some(next), ..StreamRange::default() };
         match read::follow_range(&here, topology::OUTBOX, look).await {
             Ok(records) => {
                 let mut records = std::pin::pin!(records);
@@ -392,25 +392,25 @@ async fn find(here: Bus, tell: mpsc::Sender<(u64, Entry)>) {
 }
 
 /// What the index keeps of a message. Pure.
-fn entry(record: &Record) -> Entry {
+fn entry(record: &StoredMessage) -> OutboxEntry {
     let number = |name: &str| record.header(name).and_then(|text| text.parse::<u64>().ok());
-    let class = match Errand::read(&record.subject) {
-        Ok(Errand::HardCase | Errand::Update | Errand::Swap) => Class::Bulk,
+    let class = match OutboxKind::read(&record.subject) {
+        Ok(OutboxKind::HardCase | OutboxKind::Update | OutboxKind::Swap) => UrgencyClass::Bulk,
         // What cannot be read is given up soon.
-        Ok(Errand::Verify) | Err(_) => Class::Verdict,
+        Ok(OutboxKind::Verify) | Err(_) => UrgencyClass::Verdict,
     };
     let priority = number(HEADER_PRIORITY).and_then(|priority| u8::try_from(priority).ok()).unwrap_or(5).min(9);
     let blob = record.header(HEADER_BLOB).and_then(|blob| blob.parse::<BlobRef>().ok());
     let bytes =
         record.payload_bytes().saturating_add(blob.map_or(0, |blob| blob.size_bytes.min(most_bytes(&record.subject))));
-    Entry { class, priority, bytes, deadline_at_ms: number(HEADER_DEADLINE_AT) }
+    OutboxEntry { class, priority, bytes, deadline_at_ms: number(HEADER_DEADLINE_AT) }
 }
 
 /// The largest blob that goes with a message: weights are larger than images. Pure.
 fn most_bytes(subject: &str) -> u64 {
-    match Errand::read(subject) {
-        Ok(Errand::Update) => MAX_WEIGHTS_BYTES,
-        Ok(Errand::Verify | Errand::HardCase | Errand::Swap) | Err(_) => MAX_IMAGE_BYTES,
+    match OutboxKind::read(subject) {
+        Ok(OutboxKind::Update) => MAX_WEIGHTS_BYTES,
+        Ok(OutboxKind::Verify | OutboxKind::HardCase | OutboxKind::Swap) | Err(_) => MAX_IMAGE_BYTES,
     }
 }
 
@@ -429,7 +429,7 @@ fn unaddressed(subject: &str) -> FaultNote {
 mod tests {
     use super::*;
 
-    use crate::outbox::CatchUp;
+    use crate::outbox::BacklogOrder;
 
     /// Whoever writes to the outbox chooses the headers, those of the server too.
     #[test]
@@ -439,14 +439,14 @@ mod tests {
         bend::bend_all("entries of the outbox", &bend::texts(values), bend::turns() / 2, |bytes| {
             let value = String::from_utf8_lossy(bytes).into_owned();
             let names = ["Nats-Msg-Size", HEADER_PRIORITY, HEADER_DEADLINE_AT, HEADER_BLOB];
-            let record = |subject: &str, headers: Vec<(String, String)>| Record {
+            let record = |subject: &str, headers: Vec<(String, String)>| StoredMessage {
                 subject: subject.into(),
                 sequence: 1,
                 stored_at_ns: 0,
                 headers,
                 payload: Vec::new().into(),
             };
-            let mut outbox = Outbox::default();
+            let mut outbox = OutboxIndex::default();
             let mut add = |headers: Vec<(String, String)>, sequence: u64| {
                 outbox.add(sequence, entry(&record("outbox.reef.update", headers)), true);
             };
@@ -457,7 +457,7 @@ mod tests {
             }
             add(names.map(|name| (name.to_owned(), value.clone())).into(), 20);
             let _waiting = outbox.backlog();
-            while let Some((sequence, _)) = outbox.next(CatchUp::NewestFirst, |_| true) {
+            while let Some((sequence, _)) = outbox.next(BacklogOrder::NewestFirst, |_| true) {
                 outbox.remove_message(sequence);
             }
             assert_eq!(outbox.backlog().0, 0);

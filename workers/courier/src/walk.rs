@@ -4,21 +4,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
-use runtime::drive::Tally;
+use runtime::drive::WorkerStats;
 use runtime::ticket::TicketKey;
-use runtime::{Drive, Fault, Shutdown, beat, drive, retry_until_found};
+use runtime::{ConsumerConfig, Fault, Shutdown, beat, drive, retry_until_found};
 use schemas::SiteName;
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
 
-use crate::down::Down;
+use crate::down::VerdictCarrier;
 use crate::identity;
-use crate::notes::{Notes, Orders, Rounds};
-use crate::probe::Link;
-use crate::promise::Promise;
+use crate::notes::{NoteCarrier, OrderNotes, RoundNotes};
+use crate::probe::LinkHandle;
+use crate::promise::DeadlineKeeper;
 use crate::settings::CourierSettings;
-use crate::trusted::Trusted;
-use crate::up::Up;
+use crate::trusted::TrustAnchor;
+use crate::up::OutboxCarrier;
 
 const ROLE: &str = "courier";
 /// How long a publication is retried before its message is handed back.
@@ -43,17 +43,17 @@ pub async fn run(
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&here)).await else { return Ok(()) };
     let Some(ledger) = retry_until_found(&shutdown, || Ledger::open(&here)).await else { return Ok(()) };
     let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&here)).await else { return Ok(()) };
-    let trusted = Trusted::open(settings.root.as_deref(), &ledger).await?;
-    let link = Link::new(settings.link.clone());
-    let tally = Arc::new(Tally::default());
+    let trusted = TrustAnchor::open(settings.root.as_deref(), &ledger).await?;
+    let link = LinkHandle::new(settings.link.clone());
+    let tally = Arc::new(WorkerStats::default());
     let open = || {
         let (here, blobs, cloud, link) = (here.clone(), blobs.clone(), cloud.clone(), link.clone());
-        Up::open(site.clone(), here, blobs, cloud, link, settings.clone(), tally.clone())
+        OutboxCarrier::open(site.clone(), here, blobs, cloud, link, settings.clone(), tally.clone())
     };
     let Some(up) = retry_until_found(&shutdown, open).await else { return Ok(()) };
     let up = Arc::new(up);
     let publisher = Publisher::new(here.clone(), PATIENCE);
-    let from = |durable: String| Drive { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
+    let from = |durable: String| ConsumerConfig { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
 
     let agreement = DriftWatch::new(DriftKind::Agreement, AGREEMENT_WINDOWS);
     let down = async {
@@ -64,7 +64,7 @@ pub async fn run(
             () = link.up() => {}
         }
         let from = from(topology::verdicts_durable(&site));
-        let down = Arc::new(Down { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
+        let down = Arc::new(VerdictCarrier { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
         consume(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
     let notes = async {
@@ -73,7 +73,7 @@ pub async fn run(
             () = shutdown.wanted() => return Ok(()),
             () = link.up() => {}
         }
-        let notes = Notes {
+        let notes = NoteCarrier {
             site: site.clone(),
             trusted: trusted.clone(),
             ledger: ledger.clone(),
@@ -81,8 +81,8 @@ pub async fn run(
             cloud: Blobs::open_offered(&cloud),
         };
         // One at a time: of two notes on one model the later one must be written last.
-        let one = |durable| Drive { credits: 1, ..from(durable) };
-        let (rounds, orders) = (Arc::new(Rounds(notes.clone())), Arc::new(Orders(notes)));
+        let one = |durable| ConsumerConfig { credits: 1, ..from(durable) };
+        let (rounds, orders) = (Arc::new(RoundNotes(notes.clone())), Arc::new(OrderNotes(notes)));
         let (asked, ordered) = (topology::rounds_durable(&site), topology::orders_durable(&site));
         let (rounds, orders) = tokio::join!(
             consume(rounds, &cloud, publisher.clone(), one(asked), tally.clone(), shutdown.clone()),
@@ -91,14 +91,14 @@ pub async fn run(
         rounds.and(orders)
     };
     let promise = consume(
-        Arc::new(Promise { site: site.clone(), here: here.clone() }),
+        Arc::new(DeadlineKeeper { site: site.clone(), here: here.clone() }),
         &here,
         publisher.clone(),
         from(topology::promises_durable(&site)),
         tally.clone(),
         shutdown.clone(),
     );
-    let pulse = beat::Pulse { every: SAY_EVERY, changed: link.changed.clone() };
+    let pulse = beat::HeartbeatPace { every: SAY_EVERY, changed: link.changed.clone() };
     let namesake = Mutex::new(None);
     // With site and cloud on one server there is one ledger, and nobody else.
     let shared = here.in_same_domain(&cloud);

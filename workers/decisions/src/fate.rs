@@ -2,7 +2,7 @@
 //! after the gate. Pure.
 
 use schemas::decided::Network;
-use schemas::{Fated, Reason, VerifyReason};
+use schemas::{EscalationOutcome, Reason, VerifyReason};
 
 use crate::admit::finish_s;
 use crate::policy::{Policy, PolicyName};
@@ -10,7 +10,7 @@ use crate::verify::{PayloadKind, VerifySettings};
 
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Escalation {
     /// It is final, for this reason.
     Stands(Reason),
     /// It is final because its time is up.
@@ -23,23 +23,23 @@ pub enum Fate {
     Blocks,
 }
 
-impl Fate {
+impl Escalation {
     /// The word for it.
-    pub fn outcome(self) -> Fated {
+    pub fn outcome(self) -> EscalationOutcome {
         match self {
-            Fate::Stands(_) => Fated::Stands,
-            Fate::Expired => Fated::Expired,
-            Fate::Goes(VerifyReason::Sampled) => Fated::Sampled,
-            Fate::Goes(_) => Fated::Goes,
-            Fate::Waits => Fated::Waits,
-            Fate::Blocks => Fated::Blocks,
+            Escalation::Stands(_) => EscalationOutcome::Stands,
+            Escalation::Expired => EscalationOutcome::Expired,
+            Escalation::Goes(VerifyReason::Sampled) => EscalationOutcome::Sampled,
+            Escalation::Goes(_) => EscalationOutcome::Goes,
+            Escalation::Waits => EscalationOutcome::Waits,
+            Escalation::Blocks => EscalationOutcome::Blocks,
         }
     }
 }
 
 /// What the decision is about.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Doubt<'a> {
+pub struct EscalationInput<'a> {
     /// What the gate says.
     pub reason: Reason,
     /// The label the edge would give.
@@ -60,9 +60,9 @@ pub fn escalate(
     verify: &VerifySettings,
     sampling: bool,
     network: &Network,
-    share: &mut Share,
-    doubt: &Doubt<'_>,
-) -> Fate {
+    share: &mut EscalationCap,
+    doubt: &EscalationInput<'_>,
+) -> Escalation {
     share.earn(verify.max_share_ratio);
     let confident = doubt.reason == Reason::Confident;
     let doubtful = match policy.name {
@@ -70,40 +70,40 @@ pub fn escalate(
         _ => !confident,
     };
     if !verify.enabled || matches!(policy.name, PolicyName::EdgeOnly | PolicyName::Random) {
-        return Fate::Stands(if doubtful { Reason::NotVerified } else { doubt.reason });
+        return Escalation::Stands(if doubtful { Reason::NotVerified } else { doubt.reason });
     }
     if !doubtful {
         let drawn = sampling && network.available && doubt.lot < verify.sample_ratio && doubt.left_s > 0.0;
         let goes = drawn && verify.payload != PayloadKind::Never && affordable(network, doubt) && share.spend();
-        return if goes { Fate::Goes(VerifyReason::Sampled) } else { Fate::Stands(Reason::Confident) };
+        return if goes { Escalation::Goes(VerifyReason::Sampled) } else { Escalation::Stands(Reason::Confident) };
     }
     if doubt.left_s <= 0.0 {
-        return Fate::Expired;
+        return Escalation::Expired;
     }
     if verify.payload == PayloadKind::Never {
-        return Fate::Waits;
+        return Escalation::Waits;
     }
     if policy.name == PolicyName::HardExample {
-        return Fate::Blocks;
+        return Escalation::Blocks;
     }
     // While nobody judges, it waits for the link: store and forward.
     let predicted_s = finish_s(network, doubt.bytes).filter(|_| policy.name == PolicyName::EarliestFinish);
     if predicted_s.is_some_and(|predicted_s| predicted_s > doubt.left_s) {
-        return Fate::Stands(Reason::VerdictTooLate);
+        return Escalation::Stands(Reason::VerdictTooLate);
     }
     match affordable(network, doubt) && share.spend() {
-        true => Fate::Goes(VerifyReason::Doubtful),
-        false => Fate::Stands(Reason::BudgetSpent),
+        true => Escalation::Goes(VerifyReason::Doubtful),
+        false => Escalation::Stands(Reason::BudgetSpent),
     }
 }
 
-fn affordable(network: &Network, doubt: &Doubt<'_>) -> bool {
+fn affordable(network: &Network, doubt: &EscalationInput<'_>) -> bool {
     network.budget_left_bytes.is_none_or(|left| left >= doubt.bytes)
 }
 
 /// The cap on the share of images that go up: a bucket that fills with every image.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Share {
+pub struct EscalationCap {
     earned: f64,
     capped: bool,
 }
@@ -111,13 +111,13 @@ pub struct Share {
 /// So many images' worth may be saved up, so that doubts that come together are not cut off.
 const MOST_SAVED: f64 = 20.0;
 
-impl Default for Share {
+impl Default for EscalationCap {
     fn default() -> Self {
         Self { earned: MOST_SAVED, capped: false }
     }
 }
 
-impl Share {
+impl EscalationCap {
     /// What was saved up before the next image, where there is a cap.
     pub fn balance(&self, max_share_ratio: Option<f64>) -> Option<f64> {
         max_share_ratio.map(|_| self.earned)
@@ -159,7 +159,7 @@ mod tests {
         away: 0,
         most_away: 256,
     };
-    const DOUBT: Doubt<'_> = Doubt {
+    const DOUBT: EscalationInput<'_> = EscalationInput {
         reason: Reason::LowConfidence,
         label: "cat",
         truth: Some("dog"),
@@ -167,11 +167,11 @@ mod tests {
         left_s: 3600.0,
         lot: 0.5,
     };
-    const SURE: Doubt<'_> = Doubt { reason: Reason::Confident, ..DOUBT };
+    const SURE: EscalationInput<'_> = EscalationInput { reason: Reason::Confident, ..DOUBT };
 
-    fn of(name: PolicyName, verify: &VerifySettings, network: &Network, doubt: &Doubt<'_>) -> Fate {
+    fn of(name: PolicyName, verify: &VerifySettings, network: &Network, doubt: &EscalationInput<'_>) -> Escalation {
         let policy = Policy { name, ..Policy::default() };
-        escalate(&policy, verify, false, network, &mut Share::default(), doubt)
+        escalate(&policy, verify, false, network, &mut EscalationCap::default(), doubt)
     }
 
     #[test]
@@ -179,38 +179,38 @@ mod tests {
         let verify = VerifySettings::default();
         let doubtful = |name| of(name, &verify, &THERE, &DOUBT);
         for name in [PolicyName::Paper, PolicyName::EarliestFinish, PolicyName::CloudOnly, PolicyName::Oracle] {
-            assert_eq!(doubtful(name), Fate::Goes(VerifyReason::Doubtful), "{name}");
+            assert_eq!(doubtful(name), Escalation::Goes(VerifyReason::Doubtful), "{name}");
         }
         for name in [PolicyName::EdgeOnly, PolicyName::Random] {
-            assert_eq!(doubtful(name), Fate::Stands(Reason::NotVerified), "{name}");
+            assert_eq!(doubtful(name), Escalation::Stands(Reason::NotVerified), "{name}");
         }
-        assert_eq!(doubtful(PolicyName::HardExample), Fate::Blocks);
-        assert_eq!(of(PolicyName::Oracle, &verify, &THERE, &SURE), Fate::Goes(VerifyReason::Doubtful));
-        assert_eq!(of(PolicyName::Paper, &verify, &THERE, &SURE), Fate::Stands(Reason::Confident));
+        assert_eq!(doubtful(PolicyName::HardExample), Escalation::Blocks);
+        assert_eq!(of(PolicyName::Oracle, &verify, &THERE, &SURE), Escalation::Goes(VerifyReason::Doubtful));
+        assert_eq!(of(PolicyName::Paper, &verify, &THERE, &SURE), Escalation::Stands(Reason::Confident));
     }
 
     #[test]
     fn what_must_stay_waits_and_what_would_come_too_late_stands() {
         let never = VerifySettings { payload: PayloadKind::Never, ..VerifySettings::default() };
-        assert_eq!(of(PolicyName::EarliestFinish, &never, &THERE, &DOUBT), Fate::Waits);
+        assert_eq!(of(PolicyName::EarliestFinish, &never, &THERE, &DOUBT), Escalation::Waits);
         let verify = VerifySettings::default();
-        let soon = Doubt { left_s: 0.03, ..DOUBT };
-        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &soon), Fate::Stands(Reason::VerdictTooLate));
-        let past = Doubt { left_s: -1.0, ..DOUBT };
-        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &past), Fate::Expired);
+        let soon = EscalationInput { left_s: 0.03, ..DOUBT };
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &soon), Escalation::Stands(Reason::VerdictTooLate));
+        let past = EscalationInput { left_s: -1.0, ..DOUBT };
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &THERE, &past), Escalation::Expired);
         let gone = Network { up: false, available: false, cloud: None, ..THERE };
-        assert_eq!(of(PolicyName::EarliestFinish, &verify, &gone, &DOUBT), Fate::Goes(VerifyReason::Doubtful));
+        assert_eq!(of(PolicyName::EarliestFinish, &verify, &gone, &DOUBT), Escalation::Goes(VerifyReason::Doubtful));
     }
 
     #[test]
     fn caps_of_bytes_and_share_are_kept() {
         let verify = VerifySettings { max_share_ratio: Some(0.1), ..VerifySettings::default() };
         let spent = Network { budget_left_bytes: Some(100), ..THERE };
-        assert_eq!(of(PolicyName::Paper, &verify, &spent, &DOUBT), Fate::Stands(Reason::BudgetSpent));
-        let (policy, mut share, mut sent) = (Policy::default(), Share::default(), 0);
+        assert_eq!(of(PolicyName::Paper, &verify, &spent, &DOUBT), Escalation::Stands(Reason::BudgetSpent));
+        let (policy, mut share, mut sent) = (Policy::default(), EscalationCap::default(), 0);
         for _ in 0..1000 {
             let fate = escalate(&policy, &verify, false, &THERE, &mut share, &DOUBT);
-            sent += i32::from(fate == Fate::Goes(VerifyReason::Doubtful));
+            sent += i32::from(fate == Escalation::Goes(VerifyReason::Doubtful));
         }
         assert!((100..=121).contains(&sent), "{sent} of 1000");
     }
@@ -219,10 +219,10 @@ mod tests {
     fn confident_answers_are_sampled_only_to_learn_and_only_while_the_link_is_free() {
         let verify = VerifySettings { sample_ratio: 0.6, ..VerifySettings::default() };
         let drawn = |sampling, network: &Network| {
-            escalate(&Policy::default(), &verify, sampling, network, &mut Share::default(), &SURE)
+            escalate(&Policy::default(), &verify, sampling, network, &mut EscalationCap::default(), &SURE)
         };
-        assert_eq!(drawn(true, &THERE), Fate::Goes(VerifyReason::Sampled));
-        assert_eq!(drawn(false, &THERE), Fate::Stands(Reason::Confident));
-        assert_eq!(drawn(true, &Network { available: false, ..THERE }), Fate::Stands(Reason::Confident));
+        assert_eq!(drawn(true, &THERE), Escalation::Goes(VerifyReason::Sampled));
+        assert_eq!(drawn(false, &THERE), Escalation::Stands(Reason::Confident));
+        assert_eq!(drawn(true, &Network { available: false, ..THERE }), Escalation::Stands(Reason::Confident));
     }
 }

@@ -10,7 +10,7 @@ use crate::verify::VerifySettings;
 /// All settings that decide.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct InForce {
+pub struct EffectiveSettings {
     /// Where a task is recognized.
     pub policy: Policy,
     /// What makes an answer doubtful.
@@ -21,7 +21,7 @@ pub struct InForce {
     pub verify: VerifySettings,
 }
 
-impl InForce {
+impl EffectiveSettings {
     /// The gate that follows.
     pub fn gate(&self) -> Gate {
         Gate::new(&self.gate, &self.model)

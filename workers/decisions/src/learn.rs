@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Prediction, Ranked};
+use schemas::{Prediction, RankedClass};
 use serde::{Deserialize, Serialize};
 
 /// Bins of confidence: 0 to 1 in steps of 0.04.
@@ -25,7 +25,7 @@ const MOST_LABELS: usize = 500;
 
 /// Counts of one bin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Bin {
+pub struct ConfidenceBin {
     /// Answers.
     pub seen: u64,
     /// Of those, verified.
@@ -34,7 +34,7 @@ pub struct Bin {
     pub right: u64,
 }
 
-impl Bin {
+impl ConfidenceBin {
     /// Counts come from a note that anybody at the site may have written: they end at what fits.
     fn add(&mut self, more: &Self) {
         self.seen = self.seen.saturating_add(more.seen);
@@ -44,16 +44,16 @@ impl Bin {
 }
 
 /// One count of several bins together.
-fn total<'a>(bins: impl IntoIterator<Item = &'a Bin>, count: fn(&Bin) -> u64) -> u64 {
+fn total<'a>(bins: impl IntoIterator<Item = &'a ConfidenceBin>, count: fn(&ConfidenceBin) -> u64) -> u64 {
     bins.into_iter().map(count).fold(0, u64::saturating_add)
 }
 
 /// Counts by confidence.
-pub type Bins = [Bin; BINS];
+pub type ConfidenceBins = [ConfidenceBin; BINS];
 
 /// What the scores were where the cloud said which label is right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct CalibrationSample {
     /// Logits of the best classes, best first, up to a constant.
     logits: Vec<f32>,
     /// Logit of each other class, if they are all alike; absent if there is none.
@@ -69,16 +69,16 @@ pub struct Sample {
 /// What was learned about one release. Written down, so that it survives a restart.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Evidence {
+pub struct CalibrationEvidence {
     /// By label.
-    pub labels: BTreeMap<String, Bins>,
+    pub labels: BTreeMap<String, ConfidenceBins>,
     /// For the temperature, oldest first.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<CalibrationSample>,
 }
 
 /// What follows from it.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Belief {
+pub struct Calibration {
     /// The lowest confidence that stays, by label; above 1 everything goes up.
     pub thresholds: BTreeMap<String, f32>,
     /// The same for labels without enough evidence of their own.
@@ -100,13 +100,13 @@ pub fn bin(confidence: f32) -> usize {
 
 /// The same scores under another temperature: the confidence of the best class. `ranked` are the best
 /// classes under `from`, of `classes` in all; the others share the rest alike.
-pub fn rescaled(ranked: &[Ranked], classes: usize, from: f32, to: f32) -> f32 {
-    let sample = Sample::of(ranked, classes, from, None, 0);
+pub fn rescaled(ranked: &[RankedClass], classes: usize, from: f32, to: f32) -> f32 {
+    let sample = CalibrationSample::of(ranked, classes, from, None, 0);
     sample.ratios(to).first().copied().unwrap_or(0.0)
 }
 
-impl Sample {
-    fn of(ranked: &[Ranked], classes: usize, temperature: f32, right: Option<&str>, bin: usize) -> Self {
+impl CalibrationSample {
+    fn of(ranked: &[RankedClass], classes: usize, temperature: f32, right: Option<&str>, bin: usize) -> Self {
         const SMALLEST: f32 = 1e-7;
         let logit = |ratio: f32| ratio.max(SMALLEST).ln() * temperature;
         let others = classes.saturating_sub(ranked.len());
@@ -137,17 +137,17 @@ impl Sample {
     }
 }
 
-impl Evidence {
+impl CalibrationEvidence {
     /// What it says of the release that comes after: a quarter of it, so that little of its own outweighs it.
     pub fn decayed(&self) -> Self {
         const SHARE: u64 = 4;
-        let fade = |bin: &Bin| Bin { seen: bin.seen / SHARE, verified: bin.verified / SHARE, right: bin.right / SHARE };
+        let fade = |bin: &ConfidenceBin| ConfidenceBin { seen: bin.seen / SHARE, verified: bin.verified / SHARE, right: bin.right / SHARE };
         let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(fade)));
         let samples = self.samples.iter().skip(self.samples.len() - self.samples.len() / SHARE as usize);
         Self { labels: labels.collect(), samples: samples.cloned().collect() }
     }
 
-    fn bins(&mut self, label: &str) -> &mut Bins {
+    fn bins(&mut self, label: &str) -> &mut ConfidenceBins {
         let known = self.labels.contains_key(label) || self.labels.len() < MOST_LABELS;
         self.labels.entry(if known { label.to_owned() } else { String::new() }).or_default()
     }
@@ -165,14 +165,14 @@ impl Evidence {
         let confidence = rescaled(&edge.top, classes, own, temperature);
         let place = bin(confidence);
         let bin = &mut self.bins(&edge.label)[place];
-        bin.add(&Bin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
-        self.samples.push(Sample::of(&edge.top, classes, own, Some(right), place));
+        bin.add(&ConfidenceBin { seen: 0, verified: 1, right: u64::from(edge.label == right) });
+        self.samples.push(CalibrationSample::of(&edge.top, classes, own, Some(right), place));
         let surplus = self.samples.len().saturating_sub(SAMPLES);
         self.samples.drain(..surplus);
     }
 
     /// Adds what was counted elsewhere.
-    pub fn add(&mut self, more: &Evidence) {
+    pub fn add(&mut self, more: &CalibrationEvidence) {
         for (label, bins) in &more.labels {
             for (own, other) in self.bins(label).iter_mut().zip(bins) {
                 own.add(other);
@@ -185,8 +185,8 @@ impl Evidence {
 
     /// What follows for a target: the accuracy, with a verdict counted as right, that the final answers shall
     /// keep for each label with 95 % certainty.
-    pub fn calibration(&self, target_ratio: f64) -> Belief {
-        let mut pool = Bins::default();
+    pub fn calibration(&self, target_ratio: f64) -> Calibration {
+        let mut pool = ConfidenceBins::default();
         for bins in self.labels.values() {
             add(&mut pool, bins);
         }
@@ -205,7 +205,7 @@ impl Evidence {
         }
         let verdicts = total(&pool, |bin| bin.verified);
         let share = |part: f64| if seen == 0 { 0.0 } else { part / seen as f64 };
-        Belief {
+        Calibration {
             thresholds,
             pooled: edge(pooled),
             temperature: (self.samples.len() as u64 >= ENOUGH).then(|| self.temperature(&pool)),
@@ -216,8 +216,8 @@ impl Evidence {
     }
 
     /// The temperature of the smallest log loss, each sample weighed by how many answers it stands for.
-    fn temperature(&self, pool: &Bins) -> f32 {
-        let weight = |sample: &Sample| {
+    fn temperature(&self, pool: &ConfidenceBins) -> f32 {
+        let weight = |sample: &CalibrationSample| {
             let bin = pool.get(usize::from(sample.bin)).copied().unwrap_or_default();
             bin.seen.max(1) as f64 / bin.verified.max(1) as f64
         };
@@ -235,7 +235,7 @@ impl Evidence {
     }
 }
 
-fn add(bins: &mut Bins, more: &Bins) {
+fn add(bins: &mut ConfidenceBins, more: &ConfidenceBins) {
     bins.iter_mut().zip(more).for_each(|(own, other)| own.add(other));
 }
 
@@ -245,7 +245,7 @@ fn edge(first: usize) -> f32 {
 }
 
 /// The accuracy that holds with 95 % certainty when everything below a bin is verified and the rest stays.
-fn at_least(bins: &Bins, first: usize) -> f64 {
+fn at_least(bins: &ConfidenceBins, first: usize) -> f64 {
     let all = total(bins, |bin| bin.seen);
     if all == 0 {
         return 0.0;
@@ -267,7 +267,7 @@ fn at_least(bins: &Bins, first: usize) -> f64 {
 }
 
 /// The lowest bin from which on answers may stay; `BINS` for none.
-fn lowest(bins: &Bins, target_ratio: f64) -> usize {
+fn lowest(bins: &ConfidenceBins, target_ratio: f64) -> usize {
     (0..=BINS).rev().take_while(|first| at_least(bins, *first) >= target_ratio).last().unwrap_or(BINS)
 }
 
@@ -277,8 +277,8 @@ mod tests {
 
     use super::*;
 
-    fn ranked(confidence: f32) -> Vec<Ranked> {
-        let of = |label: &str, confidence| Ranked { label: label.into(), confidence };
+    fn ranked(confidence: f32) -> Vec<RankedClass> {
+        let of = |label: &str, confidence| RankedClass { label: label.into(), confidence };
         vec![of("cat", confidence), of("dog", 1.0 - confidence)]
     }
 
@@ -296,8 +296,8 @@ mod tests {
     }
 
     /// Answers of a model that is right as often as its confidence to the power of `sharp` says, all verified.
-    fn evidence(answers: u64, sharp: f64) -> Evidence {
-        let mut evidence = Evidence::default();
+    fn evidence(answers: u64, sharp: f64) -> CalibrationEvidence {
+        let mut evidence = CalibrationEvidence::default();
         for number in 0..answers {
             let confidence = 0.5 + 0.5 * (number % 100) as f32 / 100.0;
             evidence.add_answer("cat", confidence);
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn without_evidence_everything_goes_up() {
-        let belief = Evidence::default().calibration(0.9);
+        let belief = CalibrationEvidence::default().calibration(0.9);
         assert!(belief.pooled > 1.0 && belief.thresholds.is_empty() && belief.temperature.is_none());
     }
 
@@ -350,8 +350,8 @@ mod tests {
 
     #[test]
     fn counts_that_nobody_can_have_counted_are_believed_no_more_than_others() {
-        let mut evidence = Evidence::default();
-        let absurd = Bin { seen: u64::MAX, verified: 3, right: u64::MAX };
+        let mut evidence = CalibrationEvidence::default();
+        let absurd = ConfidenceBin { seen: u64::MAX, verified: 3, right: u64::MAX };
         evidence.labels.insert("cat".into(), [absurd; BINS]);
         evidence.labels.insert("dog".into(), [absurd; BINS]);
         let belief = evidence.calibration(0.9);
@@ -382,12 +382,12 @@ mod tests {
         fn the_target_is_kept_or_everything_goes_up(
             bins in prop::collection::vec((0_u64..2000, 0_u64..200, 0_u64..200), BINS), target in 0.5_f64..0.999,
         ) {
-            let mut evidence = Evidence::default();
+            let mut evidence = CalibrationEvidence::default();
             let counted = bins.iter().map(|(seen, verified, right)| {
                 let verified = (*verified).min(*seen);
-                Bin { seen: *seen, verified, right: (*right).min(verified) }
+                ConfidenceBin { seen: *seen, verified, right: (*right).min(verified) }
             });
-            let counted: Vec<Bin> = counted.collect();
+            let counted: Vec<ConfidenceBin> = counted.collect();
             evidence.labels.insert("cat".into(), counted.try_into().unwrap());
             let belief = evidence.calibration(target);
             let all_up = belief.stays_ratio == 0.0;

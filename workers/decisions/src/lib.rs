@@ -13,7 +13,7 @@ pub mod lot;
 pub mod policy;
 pub mod verify;
 
-pub use in_force::InForce;
+pub use in_force::EffectiveSettings;
 pub use lot::hash_fraction;
 pub use policy::{Policy, PolicyName};
 pub use verify::{PayloadKind, VerifySettings};

@@ -167,13 +167,13 @@ pub enum Objective {
     #[default]
     Hierarchical,
     /// A sum of latency, energy, bytes and accuracy.
-    Weighted(Weights),
+    Weighted(ObjectiveWeights),
 }
 
 /// What each part of a weighted objective costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Weights {
+pub struct ObjectiveWeights {
     /// A second until the answer.
     pub per_s: f64,
     /// A joule.
@@ -184,7 +184,7 @@ pub struct Weights {
     pub per_point: f64,
 }
 
-impl Default for Weights {
+impl Default for ObjectiveWeights {
     fn default() -> Self {
         Self { per_s: 1.0, per_j: 0.0, per_mb: 0.0, per_point: 0.0 }
     }

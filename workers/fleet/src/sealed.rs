@@ -20,7 +20,7 @@ const CODE_LETTERS: usize = 16;
 /// A text under a code.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Sealed {
+pub(crate) struct SealedText {
     pub version: u16,
     salt: String,
     /// What is sealed, with the tag behind it.
@@ -38,7 +38,7 @@ pub fn make_code() -> Result<String, ring::error::Unspecified> {
     Ok(letters.chunks(4).map(|group| group.iter().collect::<String>()).collect::<Vec<_>>().join("-"))
 }
 
-impl Sealed {
+impl SealedText {
     /// Seals a text.
     pub fn encrypt(version: u16, text: &str, code: &str) -> Result<Self, ring::error::Unspecified> {
         let mut salt = [0; SALT_BYTES];
@@ -82,7 +82,7 @@ mod tests {
     fn what_is_sealed_opens_with_its_code_however_it_is_typed() {
         let code = make_code().unwrap();
         assert_eq!(code.len(), CODE_LETTERS + 3);
-        let sealed = Sealed::encrypt(1, "secret words", &code).unwrap();
+        let sealed = SealedText::encrypt(1, "secret words", &code).unwrap();
         assert!(!serde_json::to_string(&sealed).unwrap().contains("secret"));
         for typed in
             [code.clone(), code.to_lowercase(), code.replace('-', " "), code.replace('1', "l").replace('0', "o")]
@@ -91,7 +91,7 @@ mod tests {
         }
         assert_eq!(sealed.decrypt(&make_code().unwrap()), None);
         assert_eq!(sealed.decrypt(""), None);
-        let changed = Sealed { sealed: sealed.sealed.replacen(|c: char| c.is_ascii_lowercase(), "Z", 1), ..sealed };
+        let changed = SealedText { sealed: sealed.sealed.replacen(|c: char| c.is_ascii_lowercase(), "Z", 1), ..sealed };
         assert_eq!(changed.decrypt(&code), None);
     }
 }

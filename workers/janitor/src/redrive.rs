@@ -3,7 +3,7 @@
 
 use runtime::Fault;
 use schemas::{BlobRef, DeadLetter, Route, TaskId, decode};
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, Publisher, subject, topology};
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ pub async fn letters(bus: &Bus) -> Result<Vec<(u64, DeadLetter)>, Fault> {
     if level.messages == 0 {
         return Ok(letters);
     }
-    read::read_range(bus, topology::DEAD, Stretch::default(), level.last_sequence, |record: Record| {
+    read::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record: StoredMessage| {
         match decode::<DeadLetter>(&record.payload) {
             Ok(letter) => letters.push((record.sequence, letter)),
             Err(error) => tracing::warn!(sequence = record.sequence, %error, "dead letter cannot be read"),

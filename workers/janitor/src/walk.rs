@@ -5,15 +5,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::drive::Tally;
+use runtime::drive::WorkerStats;
 use runtime::{Fault, Shutdown, beat, clock};
 use schemas::{FaultNote, OutcomeReport, SiteName};
 use streams::checkup::Checkup;
-use streams::read::{self, Level, Progress};
+use streams::read::{self, StreamLevel, ConsumerProgress};
 use streams::{Bus, Publisher, monitor, refusal, server, sweep, topology};
 use tokio::time::Instant;
 
-use crate::audit::{self, Audit, Turned};
+use crate::audit::{self, OutcomeAudit, AuditOutcome};
 use crate::disk;
 use crate::outcomes::outrun;
 use crate::purge::purge_before;
@@ -44,10 +44,10 @@ pub async fn run(
     cloud: Option<(Bus, String)>,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let report = Mutex::new(OutcomeReport::default());
     let faults = Mutex::new(Vec::new());
-    let pulse = beat::Pulse::default();
+    let pulse = beat::HeartbeatPace::default();
     let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
         beat.faults.clone_from(&faults.lock().unwrap_or_else(PoisonError::into_inner));
@@ -105,10 +105,10 @@ struct Janitor<'a> {
     site: &'a SiteName,
     settings: &'a JanitorSettings,
     publisher: Publisher,
-    audit: Option<Audit>,
+    audit: Option<OutcomeAudit>,
     /// Images that were acknowledged and seem to be without an outcome, and since when.
     missing_since: BTreeMap<u64, Instant>,
-    tally: &'a Tally,
+    tally: &'a WorkerStats,
     report: &'a Mutex<OutcomeReport>,
     swept_at: Option<Instant>,
 }
@@ -117,7 +117,7 @@ impl Janitor<'_> {
     async fn round(&mut self) -> Result<(), Fault> {
         let mut audit = match self.audit.take().filter(|audit| audit.server == self.bus.server_id()) {
             Some(audit) => audit,
-            None => Audit::begin(self.bus).await?,
+            None => OutcomeAudit::begin(self.bus).await?,
         };
         // Asked before the answers are read, which were stored before that.
         let mut recognized = self.recognized().await?;
@@ -147,12 +147,12 @@ impl Janitor<'_> {
         Ok(())
     }
 
-    async fn recognized(&self) -> Result<Progress, Fault> {
+    async fn recognized(&self) -> Result<ConsumerProgress, Fault> {
         Ok(read::consumer_progress(self.bus, topology::IMAGES, &topology::recognizer_durable(self.site)).await?)
     }
 
     /// Finds images that were acknowledged and have no outcome, and has them recognized again.
-    async fn audit(&mut self, audit: &mut Audit) -> Result<(), Fault> {
+    async fn audit(&mut self, audit: &mut OutcomeAudit) -> Result<(), Fault> {
         // What is acknowledged is asked first: its outcomes were stored before that, and are read after it.
         let recognized = self.recognized().await?;
         let kept = read::consumer_progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
@@ -178,14 +178,14 @@ impl Janitor<'_> {
                 }
             };
             audit.index.forget(image);
-            self.tally.finished.fetch_add(u64::from(turned == Turned::Redone), Ordering::Relaxed);
+            self.tally.finished.fetch_add(u64::from(turned == AuditOutcome::Redone), Ordering::Relaxed);
             if let Some((_, redone)) = &mut audit.begun {
-                *redone += u64::from(turned == Turned::Redone);
+                *redone += u64::from(turned == AuditOutcome::Redone);
             }
             self.log_fault(|report| match turned {
-                Turned::Redone => report.redone += 1,
-                Turned::Duplicate => report.duplicates += 1,
-                Turned::Gone => {}
+                AuditOutcome::Redone => report.redone += 1,
+                AuditOutcome::Duplicate => report.duplicates += 1,
+                AuditOutcome::Gone => {}
             });
         }
         // Everything that was missing at the start has been looked at by now.
@@ -197,7 +197,7 @@ impl Janitor<'_> {
     }
 
     /// Says how it stands.
-    async fn publish_refusals(&self, audit: &Audit, images: &Level) -> Result<(), Fault> {
+    async fn publish_refusals(&self, audit: &OutcomeAudit, images: &StreamLevel) -> Result<(), Fault> {
         let last = images.last_sequence;
         let oldest_sequence = audit.index.oldest(last);
         let oldest = match oldest_sequence {

@@ -104,14 +104,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Whether a link may lead to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Links {
+pub(crate) enum LinkPolicy {
     Followed,
     Refused,
 }
 
 /// Opens what is a regular file; a pipe is not waited for.
-pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<File> {
-    let flags = if links == Links::Refused { libc::O_NOFOLLOW } else { 0 };
+pub(crate) fn open_regular(path: &Path, links: LinkPolicy) -> io::Result<File> {
+    let flags = if links == LinkPolicy::Refused { libc::O_NOFOLLOW } else { 0 };
     let file = OpenOptions::new().read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -154,7 +154,7 @@ fn list_files(folder: &Path, is_left_out: &dyn Fn(&str) -> bool) -> Result<BTree
 fn digest_file(folder: &Path, file: &str, to: &mut dyn Write) -> Result<FileDigest, SignatureError> {
     let path = folder.join(file);
     let unreadable = |source| SignatureError::Unreadable { path: path.clone(), source };
-    let mut from = open_regular(&path, Links::Refused).map_err(unreadable)?;
+    let mut from = open_regular(&path, LinkPolicy::Refused).map_err(unreadable)?;
     let (mut digest, mut buffer) = (digest::Context::new(&digest::SHA256), vec![0; BUFFER_BYTES]);
     loop {
         let count = match from.read(&mut buffer) {

@@ -69,7 +69,7 @@ pub fn sign_folder(folder: &Path, key: &EcPrivateKey) -> Result<Vec<u8>, Signatu
 
 fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, SignatureError> {
     let unreadable = |source| SignatureError::Unreadable { path: path.to_owned(), source };
-    let file = folder::open_regular(path, folder::Links::Followed).map_err(unreadable)?;
+    let file = folder::open_regular(path, folder::LinkPolicy::Followed).map_err(unreadable)?;
     let mut bytes = Vec::new();
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     match bytes.len() as u64 {

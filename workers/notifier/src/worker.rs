@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
-use runtime::drive::Tally;
+use runtime::drive::WorkerStats;
 use runtime::{Fault, Shutdown, beat};
 use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, CarryError, Publication, subject, topology};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
@@ -49,9 +49,9 @@ enum NotifyError {
 /// When the settings cannot work, or the password's file cannot be read.
 pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let listener = MqttListener::new(&site, settings)?;
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let fault = Mutex::new(None);
-    let pulse = beat::Pulse::default();
+    let pulse = beat::HeartbeatPace::default();
     let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
     });
@@ -110,7 +110,7 @@ struct Notifier<'a> {
     bus: &'a Bus,
     site: &'a SiteName,
     listener: MqttListener,
-    tally: &'a Tally,
+    tally: &'a WorkerStats,
     /// Why answers are not told at the moment.
     fault: &'a Mutex<Option<FaultNote>>,
     shutdown: &'a Shutdown,
@@ -119,19 +119,19 @@ struct Notifier<'a> {
 impl Notifier<'_> {
     /// Tells answers from where it stopped, until something breaks or a stop is wanted.
     async fn tell_answers(&self) -> Result<(), NotifyError> {
-        let mut place = Place::read(self.bus, self.site).await?;
+        let mut place = NotifyPosition::read(self.bus, self.site).await?;
         let ended = self.tell_from(&mut place).await;
         place.write().await?;
         ended
     }
 
-    async fn tell_from(&self, place: &mut Place) -> Result<(), NotifyError> {
+    async fn tell_from(&self, place: &mut NotifyPosition) -> Result<(), NotifyError> {
         let subjects = vec![subject::final_answers(self.site, None)];
-        let stretch = Stretch { subjects, from_sequence: Some(place.told + 1), ..Stretch::default() };
+        let stretch = StreamRange { subjects, from_sequence: Some(place.told + 1), ..StreamRange::default() };
         let mut records = pin!(read::follow_range(self.bus, topology::ANSWERS, stretch).await?);
         let server = self.bus.server_id();
-        let mut outlet = Outlet::open(self.bus, &self.listener);
-        if let Outlet::Nats(_) = outlet {
+        let mut outlet = NotifyOutlet::open(self.bus, &self.listener);
+        if let NotifyOutlet::Nats(_) = outlet {
             // Over MQTT a connection has to stand first.
             self.set_fault(None);
         }
@@ -139,8 +139,8 @@ impl Notifier<'_> {
         loop {
             tokio::select! {
                 heard = outlet.poll_outlet() => match heard? {
-                    Heard::Connected => drop(self.set_fault(None)),
-                    Heard::Told(sequence) => place.told = sequence,
+                    OutletEvent::Connected => drop(self.set_fault(None)),
+                    OutletEvent::Told(sequence) => place.told = sequence,
                 },
                 record = records.next(), if outlet.has_room() => {
                     let record = record.ok_or(NotifyError::Restarted)??;
@@ -181,7 +181,7 @@ impl Notifier<'_> {
 }
 
 /// How far a site's answers were told.
-struct Place {
+struct NotifyPosition {
     /// Sequence of the last answer told.
     told: u64,
     noted: Option<u64>,
@@ -189,7 +189,7 @@ struct Place {
     note: String,
 }
 
-impl Place {
+impl NotifyPosition {
     async fn read(bus: &Bus, site: &SiteName) -> Result<Self, CarryError> {
         let (ledger, note) = (Ledger::open(bus).await?, subject::notifier_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
@@ -209,14 +209,14 @@ impl Place {
 }
 
 /// What comes back from where answers are told.
-enum Heard {
+enum OutletEvent {
     Connected,
     /// All answers up to this sequence are told.
     Told(u64),
 }
 
 /// Where answers are told.
-enum Outlet<'a> {
+enum NotifyOutlet<'a> {
     Nats(&'a Bus),
     Mqtt {
         client: AsyncClient,
@@ -227,7 +227,7 @@ enum Outlet<'a> {
     },
 }
 
-impl<'a> Outlet<'a> {
+impl<'a> NotifyOutlet<'a> {
     fn open(bus: &'a Bus, listener: &MqttListener) -> Self {
         let Some(options) = &listener.0 else { return Self::Nats(bus) };
         let (client, mut events) = AsyncClient::new(options.clone(), 2 * WINDOW);
@@ -259,7 +259,7 @@ impl<'a> Outlet<'a> {
     }
 
     /// Tells one answer; the sequence up to which all are told, if that is known at once.
-    async fn notify_answer(&mut self, site: &SiteName, record: &Record) -> Result<Option<u64>, NotifyError> {
+    async fn notify_answer(&mut self, site: &SiteName, record: &StoredMessage) -> Result<Option<u64>, NotifyError> {
         let sequence = record.sequence;
         let answer = decode::<Answer>(&record.payload).ok().zip(codec::to_json(&record.payload));
         let Some((answer, json)) = answer else {
@@ -282,17 +282,17 @@ impl<'a> Outlet<'a> {
     }
 
     /// Waits for what comes back; over NATS nothing does.
-    async fn poll_outlet(&mut self) -> Result<Heard, NotifyError> {
+    async fn poll_outlet(&mut self) -> Result<OutletEvent, NotifyError> {
         match self {
             Self::Nats(_) => std::future::pending().await,
             Self::Mqtt { packets, waiting, .. } => loop {
                 match packets.recv().await.ok_or(NotifyError::Client)?? {
                     Packet::PubAck(_) => {
                         if let Some(sequence) = waiting.pop_front() {
-                            return Ok(Heard::Told(sequence));
+                            return Ok(OutletEvent::Told(sequence));
                         }
                     }
-                    _ => return Ok(Heard::Connected),
+                    _ => return Ok(OutletEvent::Connected),
                 }
             },
         }
@@ -303,8 +303,8 @@ impl<'a> Outlet<'a> {
         let until = Instant::now() + RETRY_DELAY;
         while matches!(&self, Self::Mqtt { waiting, .. } if !waiting.is_empty()) {
             match tokio::time::timeout_at(until, self.poll_outlet()).await {
-                Ok(Ok(Heard::Told(sequence))) => *told = sequence,
-                Ok(Ok(Heard::Connected)) => {}
+                Ok(Ok(OutletEvent::Told(sequence))) => *told = sequence,
+                Ok(Ok(OutletEvent::Connected)) => {}
                 _ => return,
             }
         }

@@ -24,13 +24,13 @@ mod tile;
 pub mod walk;
 
 pub use failure::PublishFailure;
-pub use journal::JournalPlace;
-pub use progress::Progress;
-pub use report::{Refused, Summary};
-pub use send::Mark;
-pub use settings::{Labels, Pages, PublisherSettings, TileSettings};
-pub use source::{Cameras, Source, SourceError, list_images};
-pub use walk::{Acknowledged, Options, publish_images};
+pub use journal::JournalLocation;
+pub use progress::PublishProgress;
+pub use report::{RefusedFile, PublishSummary};
+pub use send::RunHeaders;
+pub use settings::{LabelOrigin, PageSelection, PublisherSettings, TileSettings};
+pub use source::{CameraNaming, ImageSource, SourceError, list_images};
+pub use walk::{AcknowledgedTask, PublishOptions, publish_images};
 
 /// How publishing twice and going on after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\

@@ -17,20 +17,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::capture::read_capture_time;
 use crate::send::{LabelError, check_label};
-use crate::settings::{Pages, PublisherSettings};
-use crate::source::Found;
+use crate::settings::{PageSelection, PublisherSettings};
+use crate::source::SourceItem;
 use crate::tile;
 
 /// Size and times of a file: when all are as they were, so is its content. The modification time alone can be set by
 /// whoever writes the file, as a camera that restores its clock or `cp -p` does; the change time cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub(crate) struct FileStamp {
     pub size_bytes: u64,
     pub modified_at_ns: u64,
     pub changed_at_ns: i64,
 }
 
-impl Stamp {
+impl FileStamp {
     /// Of a plain file; absent for anything else.
     pub fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| Self::read(&metadata))
@@ -62,7 +62,7 @@ pub(crate) enum LoadError {
 }
 
 /// An image in memory.
-pub(crate) struct Image {
+pub(crate) struct LoadedImage {
     pub id: TaskId,
     pub bytes: Bytes,
     /// Whether it is a scan to be cut.
@@ -70,14 +70,14 @@ pub(crate) struct Image {
     /// When it was taken, milliseconds since the epoch, by its own word or else by what is known from outside.
     pub captured_at_ms: Option<u64>,
     /// Of the file it came from, if it came from one.
-    pub stamp: Option<Stamp>,
+    pub stamp: Option<FileStamp>,
     /// Its share of the memory allowed.
     _room: OwnedSemaphorePermit,
 }
 
 /// Reads images; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Load {
+pub(crate) struct ImageLoader {
     site: SiteName,
     again: Option<Arc<str>>,
     settings: Arc<PublisherSettings>,
@@ -85,7 +85,7 @@ pub(crate) struct Load {
     room_kib: u32,
 }
 
-impl Load {
+impl ImageLoader {
     pub fn new(site: &SiteName, again: Option<&str>, settings: &Arc<PublisherSettings>) -> Self {
         let room_kib = settings.max_in_flight_mib.saturating_mul(1024);
         Self {
@@ -98,7 +98,7 @@ impl Load {
     }
 
     /// The bytes of an image and its id. Waits for room.
-    pub async fn load(&self, found: &Found) -> Result<Image, LoadError> {
+    pub async fn load(&self, found: &SourceItem) -> Result<LoadedImage, LoadError> {
         if let Some(label) = &found.label {
             check_label(label)?;
         }
@@ -126,12 +126,12 @@ impl Load {
 
     fn limit_bytes(&self) -> u64 {
         match self.settings.tile.limit_px() {
-            None if self.settings.pages == Pages::First => MAX_IMAGE_BYTES,
+            None if self.settings.pages == PageSelection::First => MAX_IMAGE_BYTES,
             _ => MAX_IMAGE_BYTES.max(self.settings.tile.scan.max_bytes as u64),
         }
     }
 
-    fn read(&self, found: Found, room: OwnedSemaphorePermit) -> Result<Image, LoadError> {
+    fn read(&self, found: SourceItem, room: OwnedSemaphorePermit) -> Result<LoadedImage, LoadError> {
         let (bytes, stamp) = match found.bytes {
             Some(bytes) => (bytes, None),
             None => self.read_file(&found.path)?,
@@ -148,13 +148,13 @@ impl Load {
                 (self.id(&found.camera, &found.name, &bytes), noted.or(found.captured_at_ms))
             }
         };
-        Ok(Image { id, bytes, is_scan, captured_at_ms, stamp, _room: room })
+        Ok(LoadedImage { id, bytes, is_scan, captured_at_ms, stamp, _room: room })
     }
 
-    fn read_file(&self, path: &PathBuf) -> Result<(Bytes, Option<Stamp>), LoadError> {
+    fn read_file(&self, path: &PathBuf) -> Result<(Bytes, Option<FileStamp>), LoadError> {
         let file = fs::File::open(path)?;
         // Taken before the content, so that a change in between is one the next run sees.
-        let stamp = Stamp::read(&file.metadata()?);
+        let stamp = FileStamp::read(&file.metadata()?);
         let mut bytes = Vec::with_capacity(usize::try_from(stamp.size_bytes.min(self.limit_bytes())).unwrap_or(0));
         // It may have grown since its size was looked at.
         file.take(self.limit_bytes() + 1).read_to_end(&mut bytes)?;
@@ -178,9 +178,9 @@ impl Load {
 mod tests {
     use super::*;
 
-    fn load(again: Option<&str>) -> Load {
+    fn load(again: Option<&str>) -> ImageLoader {
         let settings = Arc::new(PublisherSettings::default());
-        Load::new(&"reef".parse().unwrap(), again, &settings)
+        ImageLoader::new(&"reef".parse().unwrap(), again, &settings)
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         // Sparse: reading it would take its whole size in memory.
         file.as_file().set_len(1 << 40).unwrap();
-        let found = Found {
+        let found = SourceItem {
             path: file.path().into(),
             name: "a".into(),
             file: None,
@@ -213,7 +213,7 @@ mod tests {
         };
         let refused = load(None).load(&found).await.err().unwrap();
         assert!(matches!(refused, LoadError::TooLarge { size_bytes, .. } if size_bytes == 1 << 40), "{refused}");
-        let folder = Found { path: std::env::temp_dir(), ..found };
+        let folder = SourceItem { path: std::env::temp_dir(), ..found };
         assert!(matches!(load(None).load(&folder).await.err().unwrap(), LoadError::NotAFile));
     }
 }

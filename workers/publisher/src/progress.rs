@@ -9,13 +9,13 @@ const LONG: u64 = 50;
 
 /// Shows how far publishing is, or nothing.
 #[derive(Debug)]
-pub struct Progress {
+pub struct PublishProgress {
     shown: bool,
     bar: ProgressBar,
     bytes: u64,
 }
 
-impl Progress {
+impl PublishProgress {
     /// Shows nothing.
     pub fn hidden() -> Self {
         Self { shown: false, bar: ProgressBar::hidden(), bytes: 0 }
@@ -53,7 +53,7 @@ impl Progress {
     }
 }
 
-impl Default for Progress {
+impl Default for PublishProgress {
     fn default() -> Self {
         Self::hidden()
     }

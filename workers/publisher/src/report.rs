@@ -14,14 +14,14 @@ const OTHERS: &str = "of other kinds";
 
 /// A file that was not published, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Refused {
+pub struct RefusedFile {
     /// Its path as given or found.
     pub file: String,
     /// One sentence.
     pub reason: String,
 }
 
-impl Refused {
+impl RefusedFile {
     pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
         Self { file: path.display().to_string(), reason: reason.to_string() }
     }
@@ -29,7 +29,7 @@ impl Refused {
 
 /// What became of everything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Summary {
+pub struct PublishSummary {
     /// Tasks stored now; every tile of a scan is one.
     pub published: u64,
     /// Tasks the stream had already.
@@ -43,7 +43,7 @@ pub struct Summary {
     /// What whoever publishes should know, 20 sentences at the most.
     pub notes: Vec<String>,
     /// The first files refused, 20 at the most.
-    pub refused: Vec<Refused>,
+    pub refused: Vec<RefusedFile>,
     /// All files refused.
     pub refused_files: u64,
     /// Bytes of the images stored now.
@@ -58,7 +58,7 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
-impl Summary {
+impl PublishSummary {
     /// Tasks stored each second.
     pub fn rate_per_s(&self) -> f64 {
         self.published as f64 * 1000.0 / self.elapsed_ms.max(1) as f64
@@ -69,7 +69,7 @@ impl Summary {
         self.published + self.duplicates + self.skipped > 0
     }
 
-    pub(crate) fn count_refused(&mut self, refused: Refused) {
+    pub(crate) fn count_refused(&mut self, refused: RefusedFile) {
         tracing::debug!(file = refused.file, reason = refused.reason, "refused a file");
         self.refused_files += 1;
         if self.refused.len() < LISTED {
@@ -94,7 +94,7 @@ impl Summary {
     }
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for PublishSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed_ms as f64 / 1000.0;
         let size = indicatif::HumanBytes(self.bytes);
@@ -120,7 +120,7 @@ impl fmt::Display for Summary {
         for note in &self.notes {
             write!(f, "\n  note: {note}")?;
         }
-        for Refused { file, reason } in &self.refused {
+        for RefusedFile { file, reason } in &self.refused {
             write!(f, "\n  refused {file}: {reason}")?;
         }
         let unlisted = self.refused_files.saturating_sub(self.refused.len() as u64);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_was_passed_over_is_counted_by_kind_and_kinds_are_bounded() {
-        let mut summary = Summary::default();
+        let mut summary = PublishSummary::default();
         for kind in [".heic", "hidden", ".heic"] {
             summary.count_skipped(kind.into());
         }
@@ -151,9 +151,9 @@ mod tests {
 
     #[test]
     fn the_first_refused_files_are_listed_and_the_rest_counted() {
-        let mut summary = Summary::default();
+        let mut summary = PublishSummary::default();
         for number in 0..25 {
-            summary.count_refused(Refused::new(Path::new(&format!("{number}.png")), "it is empty"));
+            summary.count_refused(RefusedFile::new(Path::new(&format!("{number}.png")), "it is empty"));
         }
         let text = summary.to_string();
         assert_eq!((summary.refused.len(), summary.refused_files), (20, 25));

@@ -10,7 +10,7 @@ use schemas::task::{
 };
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
 use streams::backoff::Backoff;
-use streams::{Blobs, Bus, CarryError, Placed, Publication, Publisher, subject};
+use streams::{Blobs, Bus, CarryError, PublishOutcome, Publication, Publisher, subject};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ const LONGEST_BLOB_PAUSE: Duration = Duration::from_secs(5);
 
 /// An image on its way.
 #[derive(Debug, Clone)]
-pub(crate) struct Message {
+pub(crate) struct ImageMessage {
     pub id: TaskId,
     pub camera: CameraName,
     pub payload: Bytes,
@@ -35,7 +35,7 @@ pub(crate) struct Message {
 
 /// What every image of a run is sent with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct RunHeaders {
     /// The true label of images for which nothing else names one.
     pub label: Option<String>,
     /// How long after it was stored a final answer is of use, milliseconds.
@@ -65,17 +65,17 @@ pub(crate) fn check_label(label: &str) -> Result<(), LabelError> {
 }
 
 /// Sends to the subjects of a site's cameras.
-pub(crate) struct Outlet {
+pub(crate) struct ImageSender {
     bus: Bus,
     publisher: Publisher,
     blobs: OnceCell<Blobs>,
     site: SiteName,
-    pub mark: Mark,
+    pub mark: RunHeaders,
     patience: Duration,
 }
 
-impl Outlet {
-    pub fn new(bus: &Bus, site: &SiteName, mark: Mark, patience: Duration) -> Self {
+impl ImageSender {
+    pub fn new(bus: &Bus, site: &SiteName, mark: RunHeaders, patience: Duration) -> Self {
         Self {
             bus: bus.clone(),
             publisher: Publisher::new(bus.clone(), patience),
@@ -87,7 +87,7 @@ impl Outlet {
     }
 
     /// Returns when the stream has it.
-    pub async fn send(&self, message: &Message) -> Result<Placed, CarryError> {
+    pub async fn send(&self, message: &ImageMessage) -> Result<PublishOutcome, CarryError> {
         let blob = match message.payload.len() > MAX_EMBEDDED_BYTES {
             true => Some(self.store(message).await?),
             false => None,
@@ -96,7 +96,7 @@ impl Outlet {
     }
 
     /// Storing twice is storing once, so it can be repeated.
-    async fn store(&self, message: &Message) -> Result<BlobRef, CarryError> {
+    async fn store(&self, message: &ImageMessage) -> Result<BlobRef, CarryError> {
         let blobs = self.blobs.get_or_try_init(|| Blobs::open(&self.bus)).await?;
         let give_up_at = Instant::now() + self.patience;
         let mut backoff = Backoff::new(FIRST_BLOB_PAUSE, LONGEST_BLOB_PAUSE);
@@ -113,7 +113,7 @@ impl Outlet {
     }
 }
 
-fn publication(site: &SiteName, mark: &Mark, message: &Message, blob: Option<&BlobRef>) -> Publication {
+fn publication(site: &SiteName, mark: &RunHeaders, message: &ImageMessage, blob: Option<&BlobRef>) -> Publication {
     let payload = if blob.is_some() { Bytes::new() } else { message.payload.clone() };
     let headers = [
         (HEADER_BLOB, blob.map(BlobRef::to_string)),

@@ -30,9 +30,9 @@ pub struct PublisherSettings {
     /// Files and folders in folders that are passed over; patterns as above. Hidden ones always are.
     pub exclude: Vec<String>,
     /// Which pages of a TIFF are published.
-    pub pages: Pages,
+    pub pages: PageSelection,
     /// Where the true label of an image comes from when no `index.csv` beside it names one.
-    pub labels: Labels,
+    pub labels: LabelOrigin,
     /// Scans too large to be one task.
     pub tile: TileSettings,
 }
@@ -40,7 +40,7 @@ pub struct PublisherSettings {
 /// Where true labels come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Labels {
+pub enum LabelOrigin {
     /// From `index.csv` beside the images, with the columns `file` and `label`, and from nowhere else.
     #[default]
     Index,
@@ -51,7 +51,7 @@ pub enum Labels {
 /// Which pages of a TIFF are published. Thumbnails are no pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pages {
+pub enum PageSelection {
     /// The file goes as it is, and its first page is recognized.
     #[default]
     First,
@@ -104,8 +104,8 @@ impl Default for PublisherSettings {
             poll_s: 0,
             include: Vec::new(),
             exclude: EXCLUDED.map(str::to_owned).into(),
-            pages: Pages::First,
-            labels: Labels::Index,
+            pages: PageSelection::First,
+            labels: LabelOrigin::Index,
             tile: TileSettings::default(),
         }
     }

@@ -12,19 +12,19 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use runtime::Shutdown;
 use schemas::{SiteName, TaskId, Tile};
-use streams::{Bus, CarryError, Placed};
+use streams::{Bus, CarryError, PublishOutcome};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::failure::PublishFailure;
-use crate::journal::{Entry, Journal, JournalPlace, Known};
-use crate::load::{Image, Load, Stamp};
-use crate::progress::Progress;
-use crate::report::{Refused, Summary};
-use crate::send::{Mark, Message, Outlet, check_label};
-use crate::settings::{Pages, PublisherSettings};
-use crate::source::{self, Cameras, Found, Item, Source, SourceError};
+use crate::journal::{JournalEntry, Journal, JournalLocation, PublishedFiles};
+use crate::load::{LoadedImage, ImageLoader, FileStamp};
+use crate::progress::PublishProgress;
+use crate::report::{RefusedFile, PublishSummary};
+use crate::send::{RunHeaders, ImageMessage, ImageSender, check_label};
+use crate::settings::{PageSelection, PublisherSettings};
+use crate::source::{self, CameraNaming, SourceItem, SourceEvent, ImageSource, SourceError};
 use crate::tile;
 
 /// Tiles of one scan cut and not yet sent: one is cut while another waits.
@@ -37,27 +37,27 @@ const LATE: Duration = Duration::from_millis(5);
 
 /// What one run is asked for, beyond settings.
 #[derive(Debug, Default)]
-pub struct Options {
+pub struct PublishOptions {
     /// Publishes everything as new tasks, told from those of other names. Absent: what was published
     /// before is not published again.
     pub again: Option<String>,
     /// Where acknowledged files are noted; absent notes nothing.
-    pub journal: Option<JournalPlace>,
+    pub journal: Option<JournalLocation>,
     /// Where progress is shown.
-    pub progress: Progress,
+    pub progress: PublishProgress,
     /// What every image is sent with.
-    pub mark: Mark,
+    pub mark: RunHeaders,
     /// Hears of every task that is in the stream. Publishing waits for it, so it must be read.
-    pub acknowledged: Option<mpsc::Sender<Acknowledged>>,
+    pub acknowledged: Option<mpsc::Sender<AcknowledgedTask>>,
 }
 
 /// A task that is in the stream.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Acknowledged {
+pub struct AcknowledgedTask {
     /// Its id.
     pub task: TaskId,
     /// Where it is, and whether it was there before.
-    pub placed: Placed,
+    pub placed: PublishOutcome,
     /// The file it came from.
     pub path: PathBuf,
     /// Which page of the file it is, from 1, if pages are published one by one.
@@ -79,34 +79,34 @@ pub struct Acknowledged {
 pub async fn publish_images(
     bus: &Bus,
     site: &SiteName,
-    cameras: Cameras,
-    source: Source,
+    cameras: CameraNaming,
+    source: ImageSource,
     settings: &PublisherSettings,
-    options: Options,
+    options: PublishOptions,
     shutdown: &Shutdown,
-) -> Result<Summary, PublishFailure> {
+) -> Result<PublishSummary, PublishFailure> {
     settings.check().map_err(|why| PublishFailure::Settings { why })?;
-    let Options { again, journal, mut progress, mark, acknowledged } = options;
+    let PublishOptions { again, journal, mut progress, mark, acknowledged } = options;
     if let Some(Err(error)) = mark.label.as_deref().map(check_label) {
         return Err(PublishFailure::Settings { why: format!("label: {error}") });
     }
     let identity = source.identity().map(|source| {
         let tile = (settings.tile.tile_px, settings.tile.overlap_px, settings.tile.limit_px());
         let camera = match &cameras {
-            Cameras::One(camera) => camera.to_string(),
-            Cameras::FromFolders => "from folders".into(),
+            CameraNaming::One(camera) => camera.to_string(),
+            CameraNaming::FromFolders => "from folders".into(),
         };
-        let pages = if settings.pages == Pages::All { "\npages" } else { "" };
+        let pages = if settings.pages == PageSelection::All { "\npages" } else { "" };
         format!("{site}\n{camera}\n{again:?}\n{tile:?}{pages}\n{source}")
     });
     let (known, journal) = match (journal, identity) {
         (Some(place), Some(identity)) => Journal::open(place.path(&identity), bus).await,
-        _ => (Known::default(), Journal::default()),
+        _ => (PublishedFiles::default(), Journal::default()),
     };
     let settings = Arc::new(settings.clone());
-    let walk = Arc::new(Walk {
-        load: Load::new(site, again.as_deref(), &settings),
-        send: Outlet::new(bus, site, mark, Duration::from_secs(settings.patience_s)),
+    let walk = Arc::new(ImageWorker {
+        load: ImageLoader::new(site, again.as_deref(), &settings),
+        send: ImageSender::new(bus, site, mark, Duration::from_secs(settings.patience_s)),
         scans: Semaphore::new(1),
         settings,
         known,
@@ -114,82 +114,82 @@ pub async fn publish_images(
         shutdown: shutdown.clone(),
     });
     let endless = source.is_endless();
-    let mut run = Run { flight: JoinSet::new(), summary: Summary::default(), journal };
+    let mut run = PublishRun { flight: JoinSet::new(), summary: PublishSummary::default(), journal };
     let start = Instant::now();
     let ended = run.all(&walk, source, cameras, &mut progress).await;
     progress.end();
-    let Run { mut summary, journal, .. } = run;
+    let PublishRun { mut summary, journal, .. } = run;
     journal.close().await;
     summary.elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let interrupted = matches!(ended, Ok(Ended::Interrupted));
+    let interrupted = matches!(ended, Ok(RunEnd::Interrupted));
     summary.interrupted = interrupted && !endless;
     let anything = summary.has_stored_images();
     let summary = Box::new(summary);
     match ended {
-        Err(Stop::Carry(source @ CarryError::Full { .. })) => Err(PublishFailure::Full { summary, source }),
-        Err(Stop::Carry(source)) => Err(PublishFailure::Stopped { summary, source }),
-        Err(Stop::Source(source)) if anything => Err(PublishFailure::Broken { summary, source }),
-        Err(Stop::Source(source)) => Err(PublishFailure::Source(source)),
+        Err(StopReason::Carry(source @ CarryError::Full { .. })) => Err(PublishFailure::Full { summary, source }),
+        Err(StopReason::Carry(source)) => Err(PublishFailure::Stopped { summary, source }),
+        Err(StopReason::Source(source)) if anything => Err(PublishFailure::Broken { summary, source }),
+        Err(StopReason::Source(source)) => Err(PublishFailure::Source(source)),
         Ok(_) if !anything && !interrupted => Err(PublishFailure::Nothing { summary }),
         Ok(_) => Ok(*summary),
     }
 }
 
-enum Ended {
+enum RunEnd {
     Through,
     Interrupted,
 }
 
-enum Stop {
+enum StopReason {
     Carry(CarryError),
     Source(SourceError),
 }
 
 /// The run: what is in flight and what became of the rest.
-struct Run {
-    flight: JoinSet<Walked>,
-    summary: Summary,
+struct PublishRun {
+    flight: JoinSet<ImageOutcome>,
+    summary: PublishSummary,
     journal: Journal,
 }
 
-impl Run {
+impl PublishRun {
     async fn all(
         &mut self,
-        walk: &Arc<Walk>,
-        source: Source,
-        cameras: Cameras,
-        progress: &mut Progress,
-    ) -> Result<Ended, Stop> {
+        walk: &Arc<ImageWorker>,
+        source: ImageSource,
+        cameras: CameraNaming,
+        progress: &mut PublishProgress,
+    ) -> Result<RunEnd, StopReason> {
         let is_endless = source.is_endless();
         let opened = tokio::select! {
             biased;
-            () = walk.shutdown.wait_for_request() => return Ok(Ended::Interrupted),
+            () = walk.shutdown.wait_for_request() => return Ok(RunEnd::Interrupted),
             opened = source::open(source, cameras, &walk.settings) => opened,
         };
-        let mut feed = opened.map_err(Stop::Source)?;
+        let mut feed = opened.map_err(StopReason::Source)?;
         progress.begin(feed.total);
         let mut ended = loop {
             tokio::select! {
                 biased;
-                () = walk.shutdown.wait_for_request() => break Ok(Ended::Interrupted),
+                () = walk.shutdown.wait_for_request() => break Ok(RunEnd::Interrupted),
                 Some(walked) = self.flight.join_next() => {
                     if let Err(stop) = self.tally(walked, progress).await {
                         break Err(stop);
                     }
                 }
                 item = feed.next(), if self.flight.len() < walk.settings.max_in_flight => match item {
-                    Some(Item::Found(found)) => self.start(walk, found),
-                    Some(Item::Refused(refused)) => self.summary.count_refused(refused),
-                    Some(Item::PassedOver(kind)) => self.summary.count_skipped(kind),
-                    Some(Item::Note(note)) => {
+                    Some(SourceEvent::Found(found)) => self.start(walk, found),
+                    Some(SourceEvent::Refused(refused)) => self.summary.count_refused(refused),
+                    Some(SourceEvent::PassedOver(kind)) => self.summary.count_skipped(kind),
+                    Some(SourceEvent::Note(note)) => {
                         // A summary comes too late where there is no end.
                         if is_endless {
                             tracing::warn!("{note}");
                         }
                         self.summary.add_note(note);
                     }
-                    Some(Item::Broken(error)) => break Err(Stop::Source(error)),
-                    None => break Ok(Ended::Through),
+                    Some(SourceEvent::Broken(error)) => break Err(StopReason::Source(error)),
+                    None => break Ok(RunEnd::Through),
                 },
             }
         };
@@ -200,7 +200,7 @@ impl Run {
         ended
     }
 
-    fn start(&mut self, walk: &Arc<Walk>, found: Found) {
+    fn start(&mut self, walk: &Arc<ImageWorker>, found: SourceItem) {
         let now = Instant::now();
         let begun = found.due.unwrap_or(now);
         if now > begun + LATE {
@@ -212,15 +212,15 @@ impl Run {
 
     async fn tally(
         &mut self,
-        walked: Result<Walked, tokio::task::JoinError>,
-        progress: &mut Progress,
-    ) -> Result<(), Stop> {
-        let walked = walked.unwrap_or_else(|error| Walked {
-            ending: Ending::Refused(Refused {
+        walked: Result<ImageOutcome, tokio::task::JoinError>,
+        progress: &mut PublishProgress,
+    ) -> Result<(), StopReason> {
+        let walked = walked.unwrap_or_else(|error| ImageOutcome {
+            ending: ImageEnd::Refused(RefusedFile {
                 file: "an image".into(),
                 reason: format!("publishing it broke: {error}"),
             }),
-            ..Walked::default()
+            ..ImageOutcome::default()
         });
         self.summary.published += walked.published;
         self.summary.duplicates += walked.duplicates;
@@ -228,15 +228,15 @@ impl Run {
         self.summary.scans += u64::from(walked.is_scan);
         progress.step(walked.bytes);
         match walked.ending {
-            Ending::Complete(entry) => {
+            ImageEnd::Complete(entry) => {
                 if let Some(entry) = entry {
                     self.journal.record_file(&entry).await;
                 }
             }
-            Ending::Known => self.summary.skipped += 1,
-            Ending::Refused(refused) => self.summary.count_refused(refused),
-            Ending::Interrupted => {}
-            Ending::Stopped(error) => return Err(Stop::Carry(error)),
+            ImageEnd::Known => self.summary.skipped += 1,
+            ImageEnd::Refused(refused) => self.summary.count_refused(refused),
+            ImageEnd::Interrupted => {}
+            ImageEnd::Stopped(error) => return Err(StopReason::Carry(error)),
         }
         Ok(())
     }
@@ -244,39 +244,39 @@ impl Run {
 
 /// What became of one image.
 #[derive(Default)]
-struct Walked {
+struct ImageOutcome {
     published: u64,
     duplicates: u64,
     bytes: u64,
     is_scan: bool,
-    ending: Ending,
+    ending: ImageEnd,
 }
 
-impl Walked {
+impl ImageOutcome {
     /// Counts a message; its sequence in the stream.
-    fn count(&mut self, placed: Placed, size_bytes: usize) -> u64 {
+    fn count(&mut self, placed: PublishOutcome, size_bytes: usize) -> u64 {
         match placed {
-            Placed::Stored(sequence) => {
+            PublishOutcome::Stored(sequence) => {
                 self.published += 1;
                 self.bytes += size_bytes as u64;
                 sequence
             }
-            Placed::Duplicate(sequence) => {
+            PublishOutcome::Duplicate(sequence) => {
                 self.duplicates += 1;
                 sequence
             }
-            Placed::Taken => 0,
+            PublishOutcome::Taken => 0,
         }
     }
 }
 
 #[derive(Default)]
-enum Ending {
+enum ImageEnd {
     /// All of it is in the stream; with what the journal notes.
-    Complete(Option<Box<Entry>>),
+    Complete(Option<Box<JournalEntry>>),
     /// It was published by an earlier run.
     Known,
-    Refused(Refused),
+    Refused(RefusedFile),
     /// A scan of which some tiles were not sent because a stop was wanted.
     #[default]
     Interrupted,
@@ -284,20 +284,20 @@ enum Ending {
 }
 
 /// Everything an image needs on its way.
-struct Walk {
-    load: Load,
-    send: Outlet,
+struct ImageWorker {
+    load: ImageLoader,
+    send: ImageSender,
     /// Scans decoded at once: they are what takes memory.
     scans: Semaphore,
     settings: Arc<PublisherSettings>,
-    known: Known,
-    acknowledged: Option<mpsc::Sender<Acknowledged>>,
+    known: PublishedFiles,
+    acknowledged: Option<mpsc::Sender<AcknowledgedTask>>,
     shutdown: Shutdown,
 }
 
-impl Walk {
-    async fn image(&self, found: Found, begun: Instant) -> Walked {
-        let mut walked = Walked::default();
+impl ImageWorker {
+    async fn image(&self, found: SourceItem, begun: Instant) -> ImageOutcome {
+        let mut walked = ImageOutcome::default();
         walked.ending = match self.process_image(found, begun, &mut walked).await {
             Ok(ending) | Err(ending) => ending,
         };
@@ -305,18 +305,18 @@ impl Walk {
     }
 
     /// Both sides are endings; the left one has a question mark.
-    async fn process_image(&self, found: Found, begun: Instant, walked: &mut Walked) -> Result<Ending, Ending> {
+    async fn process_image(&self, found: SourceItem, begun: Instant, walked: &mut ImageOutcome) -> Result<ImageEnd, ImageEnd> {
         if self.is_known(&found).await {
-            return Ok(Ending::Known);
+            return Ok(ImageEnd::Known);
         }
-        let refused = |reason: &dyn std::fmt::Display| Ending::Refused(Refused::new(&found.path, reason));
+        let refused = |reason: &dyn std::fmt::Display| ImageEnd::Refused(RefusedFile::new(&found.path, reason));
         let image = self.load.load(&found).await.map_err(|error| refused(&error))?;
         let path = std::path::absolute(&found.path).unwrap_or_else(|_| found.path.clone());
         if self.known.has_content(&path, image.id) {
-            return Ok(Ending::Known);
+            return Ok(ImageEnd::Known);
         }
-        let Image { id, bytes, is_scan, captured_at_ms, stamp, .. } = &image;
-        let message = Message {
+        let LoadedImage { id, bytes, is_scan, captured_at_ms, stamp, .. } = &image;
+        let message = ImageMessage {
             id: *id,
             camera: found.camera.clone(),
             payload: bytes.clone(),
@@ -326,35 +326,35 @@ impl Walk {
             captured_at_ms: *captured_at_ms,
             tile: None,
         };
-        let from = Origin { found: &found, begun };
+        let from = MessageOrigin { found: &found, begun };
         let sequence = match is_scan {
             false => walked.count(self.send_image(&message, &from).await?, bytes.len()),
             true => self.scan(message, &from, walked).await?,
         };
-        Ok(Ending::Complete(stamp.map(|stamp| Box::new(Entry { id: *id, sequence, stamp, path }))))
+        Ok(ImageEnd::Complete(stamp.map(|stamp| Box::new(JournalEntry { id: *id, sequence, stamp, path }))))
     }
 
     /// By the looks of it, without reading it.
-    async fn is_known(&self, found: &Found) -> bool {
+    async fn is_known(&self, found: &SourceItem) -> bool {
         if self.known.is_empty() || found.bytes.is_some() || found.due.is_some() {
             return false;
         }
         let Ok(path) = std::path::absolute(&found.path) else { return false };
-        let (looked_at, stamp) = (path.clone(), tokio::task::spawn_blocking(move || Stamp::of(&path)).await);
+        let (looked_at, stamp) = (path.clone(), tokio::task::spawn_blocking(move || FileStamp::of(&path)).await);
         stamp.ok().flatten().is_some_and(|stamp| self.known.has_unchanged(&looked_at, stamp))
     }
 
     /// Sends one message and says so.
-    async fn send_image(&self, message: &Message, from: &Origin<'_>) -> Result<Placed, Ending> {
+    async fn send_image(&self, message: &ImageMessage, from: &MessageOrigin<'_>) -> Result<PublishOutcome, ImageEnd> {
         let placed = match self.send.send(message).await {
             Ok(placed) => placed,
             Err(error @ CarryError::TooLarge { .. }) => {
-                return Err(Ending::Refused(Refused::new(&from.found.path, error)));
+                return Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, error)));
             }
-            Err(error) => return Err(Ending::Stopped(error)),
+            Err(error) => return Err(ImageEnd::Stopped(error)),
         };
         if let Some(acknowledged) = &self.acknowledged {
-            let told = Acknowledged {
+            let told = AcknowledgedTask {
                 task: message.id,
                 placed,
                 path: from.found.path.clone(),
@@ -370,10 +370,10 @@ impl Walk {
     }
 
     /// Cuts a scan and sends its pages and tiles. They have sequences, the scan has none.
-    async fn scan(&self, whole: Message, from: &Origin<'_>, walked: &mut Walked) -> Result<u64, Ending> {
-        let _turn = self.scans.acquire().await.map_err(|_| Ending::Interrupted)?;
+    async fn scan(&self, whole: ImageMessage, from: &MessageOrigin<'_>, walked: &mut ImageOutcome) -> Result<u64, ImageEnd> {
+        let _turn = self.scans.acquire().await.map_err(|_| ImageEnd::Interrupted)?;
         if self.shutdown.is_requested() {
-            return Err(Ending::Interrupted);
+            return Err(ImageEnd::Interrupted);
         }
         let (tiles, cut) = mpsc::channel(TILES_AHEAD);
         let settings = self.settings.clone();
@@ -382,23 +382,23 @@ impl Walk {
         let all_cut = cutting.await;
         all_sent?;
         match all_cut {
-            Ok(Ok(())) if self.shutdown.is_requested() => Err(Ending::Interrupted),
+            Ok(Ok(())) if self.shutdown.is_requested() => Err(ImageEnd::Interrupted),
             Ok(Ok(())) => {
                 walked.is_scan = true;
                 Ok(0)
             }
-            Ok(Err(error)) => Err(Ending::Refused(Refused::new(&from.found.path, error))),
-            Err(error) => Err(Ending::Refused(Refused::new(&from.found.path, format!("cutting it broke: {error}")))),
+            Ok(Err(error)) => Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, error))),
+            Err(error) => Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, format!("cutting it broke: {error}")))),
         }
     }
 
     /// Sends tiles as they are cut, until there are no more or a stop is wanted.
     async fn tiles(
         &self,
-        mut cut: mpsc::Receiver<Message>,
-        from: &Origin<'_>,
-        walked: &mut Walked,
-    ) -> Result<(), Ending> {
+        mut cut: mpsc::Receiver<ImageMessage>,
+        from: &MessageOrigin<'_>,
+        walked: &mut ImageOutcome,
+    ) -> Result<(), ImageEnd> {
         let mut sending = FuturesUnordered::new();
         let mut more = true;
         while more || !sending.is_empty() {
@@ -421,7 +421,7 @@ impl Walk {
 }
 
 /// What a message came from.
-struct Origin<'a> {
-    found: &'a Found,
+struct MessageOrigin<'a> {
+    found: &'a SourceItem,
     begun: Instant,
 }

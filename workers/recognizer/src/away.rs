@@ -8,14 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use decisions::admit::finish_s;
 use futures::{Stream, StreamExt};
-use runtime::{Credit, Fault, Shutdown, clock};
+use runtime::{MessageCredit, Fault, Shutdown, clock};
 use schemas::Task;
-use streams::tap::{Passing, watch_subject};
+use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, CarryError, Publisher, read, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::admission::{Admission, Counted};
-use crate::report::Reporter;
+use crate::admission::{Admission, CountGuard};
+use crate::report::AnswerReporter;
 
 /// An answer may take so many times what was predicted before the task is taken back; a guess.
 const PATIENCE_RATIO: f64 = 3.0;
@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Waits until the stream holds an outcome. What is heard on the slot is a hint to look, never the outcome itself: anybody
 /// may say something there.
-async fn answered(bus: &Bus, slot: &str, heard: &mut (impl Stream<Item = Passing> + Unpin)) {
+async fn answered(bus: &Bus, slot: &str, heard: &mut (impl Stream<Item = TapMessage> + Unpin)) {
     loop {
         if heard.next().await.is_none() {
             return std::future::pending().await;
@@ -42,7 +42,7 @@ async fn answered(bus: &Bus, slot: &str, heard: &mut (impl Stream<Item = Passing
 }
 
 /// Sends tasks away and waits for their answers.
-pub struct Away {
+pub struct Offloader {
     /// The site's own domain.
     pub bus: Bus,
     /// Publishes requests.
@@ -55,26 +55,26 @@ pub struct Away {
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Back {
+pub enum OffloadOutcome {
     /// Its answer is there.
     Answered,
     /// It is to be recognized here.
     TakenBack,
 }
 
-impl Away {
+impl Offloader {
     /// Sends a task to the cloud and waits. Gives the credit back, for it does not work here meanwhile.
     pub async fn offload_task(
         &self,
         admission: &Admission,
-        reporter: &Reporter<'_>,
+        reporter: &AnswerReporter<'_>,
         task: &Task,
         bytes: &Bytes,
-        credit: &Credit,
-    ) -> Result<Back, Fault> {
+        credit: &MessageCredit,
+    ) -> Result<OffloadOutcome, Fault> {
         let size = task.blob.as_ref().map_or(bytes.len() as u64, |blob| blob.size_bytes);
-        let Some(_room) = self.room_for(bytes.len()) else { return Ok(Back::TakenBack) };
-        let _away = Counted::new(&admission.away);
+        let Some(_room) = self.room_for(bytes.len()) else { return Ok(OffloadOutcome::TakenBack) };
+        let _away = CountGuard::new(&admission.away);
         let policy = admission.signals.policy();
         let predicted = finish_s(&admission.network(), size).map(|s| Duration::from_secs_f64(s.clamp(0.0, 3600.0)));
         let insists = policy.name.ignores_cloud_estimate();
@@ -88,7 +88,7 @@ impl Away {
         let mut answers = Box::pin(watch_subject(&self.bus, &slot).await?);
         match self.publisher.publish(&reporter.offloaded(task, bytes, until_ms)?).await {
             Ok(_) => {}
-            Err(CarryError::Full { .. }) => return Ok(Back::TakenBack),
+            Err(CarryError::Full { .. }) => return Ok(OffloadOutcome::TakenBack),
             Err(error) => return Err(error.into()),
         }
         credit.release();
@@ -105,24 +105,24 @@ impl Away {
             }
         };
         let back = tokio::select! {
-            () = answered(&self.bus, &slot, &mut answers) => Back::Answered,
-            () = link_gone => Back::TakenBack,
-            () = late => Back::TakenBack,
-            () = tokio::time::sleep(patience) => Back::TakenBack,
+            () = answered(&self.bus, &slot, &mut answers) => OffloadOutcome::Answered,
+            () = link_gone => OffloadOutcome::TakenBack,
+            () = late => OffloadOutcome::TakenBack,
+            () = tokio::time::sleep(patience) => OffloadOutcome::TakenBack,
             // Nothing was acknowledged: it is delivered again.
             () = self.shutdown.wait_for_request() => return Err(Fault::Wait { after: Duration::from_millis(1) }),
         };
-        admission.record_offload(back == Back::Answered);
+        admission.record_offload(back == OffloadOutcome::Answered);
         Ok(back)
     }
 
     /// Gives the baseline's request to the outbox and waits for the verdict; true if it came in time.
     pub async fn request_verdict(
         &self,
-        reporter: &Reporter<'_>,
+        reporter: &AnswerReporter<'_>,
         task: &Task,
         bytes: &Bytes,
-        found: &crate::report::Found,
+        found: &crate::report::EdgeResult,
         patience: Duration,
     ) -> Result<bool, Fault> {
         let until_ms = clock::now_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));

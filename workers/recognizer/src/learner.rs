@@ -8,29 +8,29 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::step::Burial;
-use runtime::{Credit, Fault, Outgoing, Shutdown, Handler};
+use runtime::step::DeadLetterContext;
+use runtime::{MessageCredit, Fault, OutgoingMessages, Shutdown, Handler};
 use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::{Bus, CarryError, Delivery, topology};
 
-use decisions::learn::Evidence;
+use decisions::learn::CalibrationEvidence;
 
 const WRITE_EVERY: Duration = Duration::from_secs(3);
 
 /// What was counted since the last time; clones share it.
 #[derive(Clone)]
-pub struct Learner {
+pub struct VerdictLearner {
     site: SiteName,
-    known: Arc<Mutex<BTreeMap<ReleaseId, Known>>>,
+    known: Arc<Mutex<BTreeMap<ReleaseId, VerdictCounts>>>,
 }
 
 /// A release, and what was counted about it.
-struct Known {
+struct VerdictCounts {
     classes: usize,
     temperature: f32,
-    fresh: Evidence,
+    fresh: CalibrationEvidence,
 }
 
 /// The ledger's note of what was learned about a release.
@@ -38,7 +38,7 @@ pub fn calibration_note(release: &ReleaseId) -> String {
     format!("evidence-{}", release.short())
 }
 
-impl Learner {
+impl VerdictLearner {
     /// About no release yet.
     pub fn new(site: SiteName) -> Self {
         Self { site, known: Arc::default() }
@@ -46,7 +46,7 @@ impl Learner {
 
     /// About this release too from now on: of so many classes, whose gate divides its logits by `temperature`.
     pub fn serve(&self, release: &ReleaseId, classes: usize, temperature: f32) {
-        let known = Known { classes, temperature, fresh: Evidence::default() };
+        let known = VerdictCounts { classes, temperature, fresh: CalibrationEvidence::default() };
         self.with(|all| {
             all.entry(release.clone()).or_insert(known);
         });
@@ -61,7 +61,7 @@ impl Learner {
         });
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<ReleaseId, Known>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<ReleaseId, VerdictCounts>) -> T) -> T {
         act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -74,11 +74,11 @@ impl Learner {
             };
             let fresh = self.with(|all| {
                 let taken = all.iter_mut().map(|(release, known)| (release.clone(), std::mem::take(&mut known.fresh)));
-                taken.filter(|(_, fresh)| *fresh != Evidence::default()).collect::<Vec<_>>()
+                taken.filter(|(_, fresh)| *fresh != CalibrationEvidence::default()).collect::<Vec<_>>()
             });
             for (release, fresh) in fresh {
                 let add = |text: Option<&str>| {
-                    let known = text.and_then(|text| serde_json::from_str::<Evidence>(text).ok());
+                    let known = text.and_then(|text| serde_json::from_str::<CalibrationEvidence>(text).ok());
                     let mut all = known.unwrap_or_default();
                     all.add(&fresh);
                     serde_json::to_string(&all).unwrap_or_default()
@@ -106,7 +106,7 @@ pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Re
     if ledger.read(&calibration_note(to)).await?.is_some() {
         return Ok(());
     }
-    let before = ledger.read(&calibration_note(from)).await?.and_then(|text| serde_json::from_str::<Evidence>(&text).ok());
+    let before = ledger.read(&calibration_note(from)).await?.and_then(|text| serde_json::from_str::<CalibrationEvidence>(&text).ok());
     let Some(faded) = before.map(|before| before.decayed()) else { return Ok(()) };
     let begin = |found: Option<&str>| {
         let faded = || serde_json::to_string(&faded).unwrap_or_default();
@@ -115,11 +115,11 @@ pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Re
     ledger.update_note(&calibration_note(to), begin).await
 }
 
-impl Handler for Learner {
+impl Handler for VerdictLearner {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::ANSWERS;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let answer: Answer = decode(delivery.payload())?;
         let is_strange = answer.reason == Reason::HighNovelty;
         if let (Route::Verified, Some(edge), Some(right), false) = (answer.route, answer.edge, answer.label, is_strange)
@@ -130,10 +130,10 @@ impl Handler for Learner {
                 }
             });
         }
-        Ok(Outgoing::default())
+        Ok(OutgoingMessages::default())
     }
 
-    fn dead_letter(&self, _message: &Record, _fault: &FaultNote) -> Burial {
-        Burial { site: self.site.clone(), task: None, publications: Vec::new() }
+    fn dead_letter(&self, _message: &StoredMessage, _fault: &FaultNote) -> DeadLetterContext {
+        DeadLetterContext { site: self.site.clone(), task: None, publications: Vec::new() }
     }
 }

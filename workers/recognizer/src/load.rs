@@ -12,7 +12,7 @@ const SHARE: f64 = 0.5;
 
 /// What the machine is like.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Vitals {
+pub struct MachineVitals {
     /// Share of the processors in use, 0 to 1.
     pub cpu_ratio: Option<f64>,
     /// Share of the memory in use, 0 to 1; of the control group's limit where one is set.
@@ -24,23 +24,23 @@ pub struct Vitals {
 }
 
 /// Reads them, again and again.
-pub struct Meter {
+pub struct VitalsMeter {
     system: System,
     cpu_ratio: Option<f64>,
-    quota: Option<Quota>,
+    quota: Option<CpuQuota>,
     counters: Vec<PathBuf>,
     energy: Option<(u64, Instant)>,
     watts_per_core: Option<f64>,
 }
 
 /// A control group's share of the processors.
-struct Quota {
+struct CpuQuota {
     folder: PathBuf,
     cores: f64,
     used: Option<(u64, Instant)>,
 }
 
-impl Meter {
+impl VitalsMeter {
     /// Looks up what this machine offers.
     pub fn open() -> Self {
         let kinds = RefreshKind::nothing()
@@ -57,15 +57,15 @@ impl Meter {
     }
 
     /// How it is now, over the time since the last look.
-    pub fn read(&mut self) -> Vitals {
+    pub fn read(&mut self) -> MachineVitals {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
         let whole = f64::from(self.system.global_cpu_usage()) / 100.0;
-        let used = self.quota.as_mut().and_then(Quota::used_ratio).unwrap_or(whole).clamp(0.0, 1.0);
+        let used = self.quota.as_mut().and_then(CpuQuota::used_ratio).unwrap_or(whole).clamp(0.0, 1.0);
         let smoothed = self.cpu_ratio.map_or(used, |before| before + (used - before) * SHARE);
         self.cpu_ratio = Some(smoothed);
         self.count_energy(whole * self.system.cpus().len() as f64);
-        Vitals {
+        MachineVitals {
             cpu_ratio: self.cpu_ratio,
             memory_ratio: self.memory_ratio(),
             stall_ratio: fs::read_to_string("/proc/pressure/memory").ok().and_then(|text| stall_ratio(&text)),
@@ -97,7 +97,7 @@ impl Meter {
     }
 }
 
-impl Quota {
+impl CpuQuota {
     fn used_ratio(&mut self) -> Option<f64> {
         let text = fs::read_to_string(self.folder.join("cpu.stat")).ok()?;
         let used_us: u64 = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())?;
@@ -110,12 +110,12 @@ impl Quota {
 }
 
 /// The limit of our own control group (version 2), if it has one.
-fn quota() -> Option<Quota> {
+fn quota() -> Option<CpuQuota> {
     let group = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = group.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let folder = Path::new("/sys/fs/cgroup").join(path);
     let cores = cores(&fs::read_to_string(folder.join("cpu.max")).ok()?)?;
-    Some(Quota { folder, cores, used: None })
+    Some(CpuQuota { folder, cores, used: None })
 }
 
 /// `cpu.max` holds the time allowed and the period, or `max`.
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn this_machine_says_something() {
-        let mut meter = Meter::open();
+        let mut meter = VitalsMeter::open();
         meter.read();
         let vitals = meter.read();
         assert!(vitals.cpu_ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio)), "{vitals:?}");

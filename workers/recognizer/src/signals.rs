@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use decisions::gate::Gate;
-use decisions::learn::{Belief, Evidence};
+use decisions::learn::{Calibration, CalibrationEvidence};
 use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::{LinkReport, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::backoff::wait_about;
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Bus, CarryError, read, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::learner;
-use crate::load::{Meter, Vitals};
+use crate::load::{VitalsMeter, MachineVitals};
 use schemas::decided::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.
@@ -32,7 +32,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// A policy chosen while the site runs; the other numbers stay as the settings have them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Chosen {
+pub struct PolicyOverride {
     /// Its name.
     pub name: PolicyName,
     /// Share of the images that `random` sends up, 0 to 1.
@@ -45,8 +45,8 @@ pub struct Chosen {
 /// # Errors
 /// A note that is none, or that asks for what settings may not have either.
 pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
-    let chosen = serde_json::from_str::<Option<Chosen>>(note).map_err(|error| error.to_string())?;
-    let Some(Chosen { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
+    let chosen = serde_json::from_str::<Option<PolicyOverride>>(note).map_err(|error| error.to_string())?;
+    let Some(PolicyOverride { name, share_ratio }) = chosen else { return Ok(settings.clone()) };
     let share_ratio = share_ratio.unwrap_or(settings.share_ratio);
     let policy = Policy { name, share_ratio, ..settings.clone() };
     policy.check().map(|()| policy)
@@ -54,13 +54,13 @@ pub fn read_policy(note: &str, settings: &Policy) -> Result<Policy, String> {
 
 /// The gate that belongs to a release.
 #[derive(Debug, Clone)]
-struct Held {
+struct ReleaseGate {
     release: ReleaseId,
     /// As the settings and the model say.
     own: Gate,
     /// With what verdicts have taught it.
     gate: Gate,
-    belief: Option<Belief>,
+    belief: Option<Calibration>,
 }
 
 /// The latest of every signal; clones share them.
@@ -68,9 +68,9 @@ struct Held {
 pub struct Signals {
     link: watch::Sender<Option<(LinkReport, Instant)>>,
     up: watch::Sender<bool>,
-    vitals: watch::Sender<Vitals>,
+    vitals: watch::Sender<MachineVitals>,
     policy: watch::Sender<Policy>,
-    gates: watch::Sender<Vec<Held>>,
+    gates: watch::Sender<Vec<ReleaseGate>>,
     /// Images in the stream that nobody has taken.
     pub pending: Arc<AtomicU64>,
     /// Told whenever something changed that a held task may wait for.
@@ -83,7 +83,7 @@ impl Signals {
         Self {
             link: watch::Sender::new(None),
             up: watch::Sender::new(false),
-            vitals: watch::Sender::new(Vitals::default()),
+            vitals: watch::Sender::new(MachineVitals::default()),
             policy: watch::Sender::new(policy),
             gates: watch::Sender::default(),
             pending: Arc::default(),
@@ -103,7 +103,7 @@ impl Signals {
             let surplus = gates.len().saturating_sub(1);
             gates.drain(..surplus);
             let belief = None;
-            gates.push(Held { release: release.clone(), gate: own.clone(), own, belief });
+            gates.push(ReleaseGate { release: release.clone(), gate: own.clone(), own, belief });
         });
     }
 
@@ -114,12 +114,12 @@ impl Signals {
     }
 
     /// What verdicts have taught about what serves, if there is a target.
-    pub fn belief(&self) -> Option<Belief> {
+    pub fn belief(&self) -> Option<Calibration> {
         self.gates.borrow().last().and_then(|held| held.belief.clone())
     }
 
     /// What the machine is like.
-    pub fn vitals(&self) -> Vitals {
+    pub fn vitals(&self) -> MachineVitals {
         *self.vitals.borrow()
     }
 
@@ -181,7 +181,7 @@ impl Signals {
     }
 
     async fn follow_courier(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
-        let mut beats = Fleet::open(bus).await?.follow_heartbeats("courier").await?;
+        let mut beats = HeartbeatBucket::open(bus).await?.follow_heartbeats("courier").await?;
         while let Some(beat) = beats.next().await {
             let Some(report) = beat.link.filter(|_| beat.site.as_ref() == Some(site)) else { continue };
             // By our own clock, for the courier's may be another machine's. What was said before we listened is
@@ -219,7 +219,7 @@ impl Signals {
     async fn follow_evidence(&self, bus: &Bus, target_ratio: Option<f64>) -> Result<(), CarryError> {
         let Some(target_ratio) = target_ratio else { return std::future::pending().await };
         let mut gates = self.gates.subscribe();
-        let serving = |gates: &[Held]| gates.last().map(|held| held.release.clone());
+        let serving = |gates: &[ReleaseGate]| gates.last().map(|held| held.release.clone());
         let mut before: Option<ReleaseId> = None;
         loop {
             let Some(release) = serving(&gates.borrow_and_update()) else {
@@ -228,7 +228,7 @@ impl Signals {
                 continue;
             };
             // Until there is evidence, everything is in doubt.
-            self.update_calibration(&release, &Evidence::default(), target_ratio);
+            self.update_calibration(&release, &CalibrationEvidence::default(), target_ratio);
             if let Some(before) = before.replace(release.clone()).filter(|before| *before != release) {
                 learner::inherit_evidence(bus, &before, &release).await?;
             }
@@ -236,7 +236,7 @@ impl Signals {
             loop {
                 tokio::select! {
                     note = notes.next() => match note {
-                        Some(text) => match serde_json::from_str::<Evidence>(&text) {
+                        Some(text) => match serde_json::from_str::<CalibrationEvidence>(&text) {
                             Ok(evidence) => self.update_calibration(&release, &evidence, target_ratio),
                             Err(error) => tracing::warn!(%error, "what was learned cannot be read; it is learned anew"),
                         },
@@ -248,7 +248,7 @@ impl Signals {
         }
     }
 
-    fn update_calibration(&self, release: &ReleaseId, evidence: &Evidence, target_ratio: f64) {
+    fn update_calibration(&self, release: &ReleaseId, evidence: &CalibrationEvidence, target_ratio: f64) {
         let belief = evidence.calibration(target_ratio);
         self.gates.send_modify(|gates| {
             if let Some(held) = gates.iter_mut().find(|held| held.release == *release) {
@@ -267,7 +267,7 @@ impl Signals {
     }
 
     async fn sample_load(&self) {
-        let mut meter = Meter::open();
+        let mut meter = VitalsMeter::open();
         loop {
             let felt = tokio::task::spawn_blocking(move || {
                 let vitals = meter.read();

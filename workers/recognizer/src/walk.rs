@@ -6,41 +6,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use decisions::admit::Candidate;
-use decisions::fate::{Doubt, Fate, Share, escalate};
-use decisions::gate::{Gate, GateSettings, Tested};
+use decisions::admit::AdmitInput;
+use decisions::fate::{EscalationInput, Escalation, EscalationCap, escalate};
+use decisions::gate::{Gate, GateSettings, TestedScores};
 use decisions::policy::{EnergySettings, PolicyName};
 use decisions::verify::{PayloadKind, VerifySettings};
-use decisions::{InForce, lot};
-use rollout::count::Counter;
+use decisions::{EffectiveSettings, lot};
+use rollout::count::ReleaseCounter;
 use rollout::orders;
 use rollout::report::SwapReporter;
-use rollout::start::Started;
-use rollout::swap::Swapper;
+use rollout::start::ServingModel;
+use rollout::swap::ModelSwapper;
 use runtime::drift::{DriftKind, DriftSample, DriftWatch};
-use runtime::drive::Tally;
-use runtime::step::Burial;
+use runtime::drive::WorkerStats;
+use runtime::step::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
+use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
-use schemas::decided::{Doubted, Network};
+use schemas::decided::{EscalationTrace, Network};
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
-use schemas::task::{HEADER_FILE, Stored};
-use schemas::{CameraName, Decided, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
+use schemas::task::{HEADER_FILE, StorageStamp};
+use schemas::{CameraName, DecisionTrace, FaultNote, ModelName, Order, Reason, Route, SiteName, Task, TaskId};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use vision::{Infer, InferError, Model};
+use vision::{InferencePool, InferenceError, Model};
 
 use crate::accept::accept_task;
-use crate::admission::{Admission, Way};
-use crate::away::{Away, Back};
-use crate::learner::Learner;
-use crate::report::{self, Found, Reporter};
+use crate::admission::{Admission, Placement};
+use crate::away::{Offloader, OffloadOutcome};
+use crate::learner::VerdictLearner;
+use crate::report::{self, EdgeResult, AnswerReporter};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
 
@@ -59,25 +59,25 @@ pub struct Recognizer {
     site: SiteName,
     blobs: Blobs,
     tickets: TicketKey,
-    infer: Infer,
+    infer: InferencePool,
     gate: GateSettings,
     verify: VerifySettings,
     admission: Arc<Admission>,
-    away: Away,
-    learner: Option<Learner>,
+    away: Offloader,
+    learner: Option<VerdictLearner>,
     /// What came of each release.
-    counter: Counter,
+    counter: ReleaseCounter,
     /// What answers are like, compared with the first ones of the release.
     drift: DriftWatch,
     /// What the site shall run; with an order there is somebody who holds releases against each other.
     orders: watch::Receiver<Option<Order>>,
-    share: Mutex<Share>,
+    share: Mutex<EscalationCap>,
     /// Turns of the baseline, which does nothing else while it waits: one for each replica.
     turns: Semaphore,
 }
 
 impl Recognizer {
-    async fn answer(&self, task: &Task, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn answer(&self, task: &Task, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
         accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
         let _turn = match self.admission.signals.policy().name {
@@ -86,10 +86,10 @@ impl Recognizer {
         };
         let (way, mut decided) = self.admission.decide(self.candidate(task, delivery), self.infer.cost_ms()).await;
         let _local = match way {
-            Way::Local(local) => local,
-            Way::Redirect => match self.offload(task, delivery.payload(), credit, &decided).await? {
-                Back::Answered => return Ok(Outgoing::default()),
-                Back::TakenBack => self.admission.reclaim_task(),
+            Placement::Local(local) => local,
+            Placement::Redirect => match self.offload(task, delivery.payload(), credit, &decided).await? {
+                OffloadOutcome::Answered => return Ok(OutgoingMessages::default()),
+                OffloadOutcome::TakenBack => self.admission.reclaim_task(),
             },
         };
         let (bytes, fetch_us) = self.fetch(task, delivery).await?;
@@ -99,16 +99,16 @@ impl Recognizer {
         self.admission.counts.local.fetch_add(1, Ordering::Relaxed);
         let (fate, doubt) = self.escalate(task, &bytes, &found, &decided.network);
         decided.doubt = Some(doubt);
-        if fate == Fate::Blocks && self.block(task, &bytes, &found, &decided).await? {
-            return Ok(Outgoing::default());
+        if fate == Escalation::Blocks && self.block(task, &bytes, &found, &decided).await? {
+            return Ok(OutgoingMessages::default());
         }
         match fate {
-            Fate::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
-            Fate::Expired | Fate::Blocks => metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed),
-            Fate::Goes(_) | Fate::Waits => {}
+            Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
+            Escalation::Expired | Escalation::Blocks => metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed),
+            Escalation::Goes(_) | Escalation::Waits => {}
         }
         let task = match fate {
-            Fate::Goes(_) => self.by_reference(task, &bytes).await?,
+            Escalation::Goes(_) => self.by_reference(task, &bytes).await?,
             _ => Cow::Borrowed(task),
         };
         self.reporter(&self.energy(), &decided).outgoing(&task, &bytes, found, fate)
@@ -116,9 +116,9 @@ impl Recognizer {
 
     /// Decodes, infers and asks the gate that belongs to the release that saw it. What was `replayed` is not counted: it was
     /// counted when it was new.
-    async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<Found, Fault> {
+    async fn recognize(&self, bytes: Bytes, replayed: bool) -> Result<EdgeResult, Fault> {
         let seen = self.infer.predict(bytes).await.map_err(|error| {
-            if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
+            if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
                 self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
             fault(error)
@@ -130,7 +130,7 @@ impl Recognizer {
         let ratios = vision::probabilities(model, &seen.logits, gate.temperature);
         let mut opinion = vision::prediction(model, &ratios).ok_or_else(no_class)?;
         opinion.novelty = seen.novelty;
-        let tested = Tested::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
+        let tested = TestedScores::of_model(&ratios, &model.thresholds).with_novelty(seen.novelty);
         let reason = gate.decide(&tested, &opinion.label);
         if !replayed {
             // A strange picture goes up however sure the model is, and says nothing of how sure it must be.
@@ -155,7 +155,7 @@ impl Recognizer {
             batch_size: u32::try_from(seen.timings.batch_size).unwrap_or(u32::MAX),
             ..Timings::default()
         };
-        Ok(Found { opinion, reason, features: seen.features, tested, timings, envelope: seen.envelope })
+        Ok(EdgeResult { opinion, reason, features: seen.features, tested, timings, envelope: seen.envelope })
     }
 
     /// A release is about to serve.
@@ -169,9 +169,9 @@ impl Recognizer {
         self.admission.set_effective_settings(|in_force| in_force.model.clone_from(&model.description.gate));
     }
 
-    fn candidate(&self, task: &Task, delivery: &Delivery) -> Candidate {
+    fn candidate(&self, task: &Task, delivery: &Delivery) -> AdmitInput {
         let bytes = task.blob.as_ref().map_or(delivery.payload().len() as u64, |blob| blob.size_bytes);
-        Candidate {
+        AdmitInput {
             bytes,
             left_s: task.deadline_at_ms.map(|at_ms| (at_ms as f64 - clock::now_ms() as f64) / 1000.0),
             held_s: 0.0,
@@ -181,18 +181,18 @@ impl Recognizer {
         }
     }
 
-    async fn offload(&self, task: &Task, bytes: &Bytes, credit: &Credit, decided: &Decided) -> Result<Back, Fault> {
+    async fn offload(&self, task: &Task, bytes: &Bytes, credit: &MessageCredit, decided: &DecisionTrace) -> Result<OffloadOutcome, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
         let back = self.away.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
-        let count = if back == Back::Answered { &counts.redirected } else { &counts.taken_back };
+        let count = if back == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
         Ok(back)
     }
 
     /// The baseline's synchronous upload; true if the verdict came in time.
-    async fn block(&self, task: &Task, bytes: &Bytes, found: &Found, decided: &Decided) -> Result<bool, Fault> {
+    async fn block(&self, task: &Task, bytes: &Bytes, found: &EdgeResult, decided: &DecisionTrace) -> Result<bool, Fault> {
         let patience = Duration::from_millis(self.admission.signals.policy().upload_timeout_ms);
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
@@ -200,10 +200,10 @@ impl Recognizer {
     }
 
     /// What becomes of it, and by what. `before`: what the link and the cloud were like at the first decision.
-    fn escalate(&self, task: &Task, bytes: &Bytes, found: &Found, before: &Network) -> (Fate, Doubted) {
+    fn escalate(&self, task: &Task, bytes: &Bytes, found: &EdgeResult, before: &Network) -> (Escalation, EscalationTrace) {
         let (policy, network) = (self.admission.signals.policy(), self.admission.network());
         let deadline_ms = report::deadline_ms(&self.verify, task);
-        let doubt = Doubt {
+        let doubt = EscalationInput {
             reason: found.reason,
             label: &found.opinion.label,
             truth: task.truth.as_deref(),
@@ -220,14 +220,14 @@ impl Recognizer {
             let (earned, at_s) = (share.balance(self.verify.max_share_ratio), self.admission.now_s());
             let fate = match task.replayed {
                 // Whether it was right to ask the cloud was decided when it was new.
-                Some(_) if found.reason == Reason::Confident => Fate::Stands(found.reason),
-                Some(_) => Fate::Stands(Reason::NotVerified),
+                Some(_) if found.reason == Reason::Confident => Escalation::Stands(found.reason),
+                Some(_) => Escalation::Stands(Reason::NotVerified),
                 None => escalate(&policy, &self.verify, sampling, &network, &mut share, &doubt),
             };
             (fate, earned, at_s)
         };
-        let Tested { best, second, entropy_ratio, novelty } = found.tested;
-        let doubted = Doubted {
+        let TestedScores { best, second, entropy_ratio, novelty } = found.tested;
+        let doubted = EscalationTrace {
             at_s,
             best,
             second,
@@ -242,15 +242,15 @@ impl Recognizer {
         };
         let counts = &self.admission.counts;
         match fate {
-            Fate::Stands(Reason::Confident) => {}
-            Fate::Stands(_) | Fate::Expired | Fate::Waits => drop(counts.kept.fetch_add(1, Ordering::Relaxed)),
-            Fate::Goes(_) | Fate::Blocks => drop(counts.verified.fetch_add(1, Ordering::Relaxed)),
+            Escalation::Stands(Reason::Confident) => {}
+            Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => drop(counts.kept.fetch_add(1, Ordering::Relaxed)),
+            Escalation::Goes(_) | Escalation::Blocks => drop(counts.verified.fetch_add(1, Ordering::Relaxed)),
         }
         (fate, doubted)
     }
 
-    fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a Decided) -> Reporter<'a> {
-        Reporter {
+    fn reporter<'a>(&'a self, energy: &'a EnergySettings, decided: &'a DecisionTrace) -> AnswerReporter<'a> {
+        AnswerReporter {
             verify: &self.verify,
             energy,
             decided: Some(decided),
@@ -274,10 +274,10 @@ impl Recognizer {
         Ok((bytes, micros(asked_at.elapsed())))
     }
 
-    fn stored(&self, delivery: &Delivery) -> Result<Stored, Fault> {
+    fn stored(&self, delivery: &Delivery) -> Result<StorageStamp, Fault> {
         let read = subject::read_image(delivery.subject()).ok().filter(|(site, _)| *site == self.site);
         let (site, camera) = read.ok_or_else(|| misdirected(&self.site, delivery.subject()))?;
-        Ok(Stored { site, camera, sequence: delivery.sequence, stored_at_ns: delivery.stored_at_ns })
+        Ok(StorageStamp { site, camera, sequence: delivery.sequence, stored_at_ns: delivery.stored_at_ns })
     }
 
     /// A task whose image is larger than what we put into messages goes up by reference: its bytes are stored first.
@@ -294,7 +294,7 @@ impl Handler for Recognizer {
     const ROLE: &'static str = "recognizer";
     const STREAM: &'static str = topology::IMAGES;
 
-    async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         self.admission.signals.pending.store(delivery.pending, Ordering::Relaxed);
         let stored = self.stored(delivery)?;
         let task = Task::from_headers(&stored, |name| delivery.header(name), delivery.payload()).map_err(|error| {
@@ -305,17 +305,17 @@ impl Handler for Recognizer {
         self.answer(&task, delivery, credit).await
     }
 
-    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         // Whatever the subject says, its outcome is this site's; without a camera it is nobody's.
         let camera = subject::read_image(&message.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
         let (sequence, stored_at_ns) = (message.sequence, message.stored_at_ns);
-        let stored = Stored { site: self.site.clone(), camera, sequence, stored_at_ns };
+        let stored = StorageStamp { site: self.site.clone(), camera, sequence, stored_at_ns };
         let id = Task::id_of(&stored, &|name| message.header(name), &message.payload)
             .unwrap_or_else(|_| TaskId::from_sequence(&stored.site, &stored.camera, sequence, stored_at_ns));
         metrics::count_answer(&self.site, Route::Dead, Reason::GivenUp);
         let task = Task::from_id(&stored, id).with_file(message.header(HEADER_FILE));
         let tombstone = report::write_tombstone(&task, fault.clone(), clock::now_ms()).ok();
-        Burial { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
+        DeadLetterContext { site: self.site.clone(), task: Some(id), publications: tombstone.into_iter().collect() }
     }
 }
 
@@ -323,7 +323,7 @@ impl Handler for Recognizer {
 pub async fn run(
     bus: Bus,
     site: SiteName,
-    started: Started,
+    started: ServingModel,
     settings: &RecognizerSettings,
     ack_wait: Duration,
     shutdown: Shutdown,
@@ -334,12 +334,12 @@ pub async fn run(
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(tickets) = retry_until_found(&shutdown, || TicketKey::open(&bus)).await else { return Ok(()) };
     let target_ratio = settings.gate.target_accuracy_ratio;
-    let learner = target_ratio.map(|_| Learner::new(site.clone()));
+    let learner = target_ratio.map(|_| VerdictLearner::new(site.clone()));
     let signals = Signals::new(settings.policy.clone());
     let model = ModelName::from_name(&started.root.description.name);
-    let swapper = Arc::new(Swapper::new(started, blobs.clone()));
+    let swapper = Arc::new(ModelSwapper::new(started, blobs.clone()));
     let (ordered, told) = watch::channel(None);
-    let in_force = InForce {
+    let in_force = EffectiveSettings {
         policy: settings.policy.clone(),
         gate: settings.gate.clone(),
         model: infer.model().description.gate.clone(),
@@ -347,7 +347,7 @@ pub async fn run(
     };
     let admission = Arc::new(Admission::new(signals.clone(), infer.replicas(), infer.batch(), in_force));
     let publisher = Publisher::new(bus.clone(), PATIENCE);
-    let away = Away {
+    let away = Offloader {
         bus: bus.clone(),
         publisher: publisher.clone(),
         room: Arc::new(Semaphore::new(settings.policy.most_away_mib as usize * 1024)),
@@ -363,14 +363,14 @@ pub async fn run(
         admission: admission.clone(),
         away,
         learner: learner.clone(),
-        counter: Counter::new(settings.count_s),
+        counter: ReleaseCounter::new(settings.count_s),
         drift: DriftWatch::new(DriftKind::Answers, settings.drift),
         orders: told.clone(),
         share: Mutex::default(),
         turns: Semaphore::new(infer.replicas()),
     });
     step.run_inference(&infer.model());
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let scaler = Scaler::new(Recognizer::ROLE, infer.clone(), settings.scale.clone());
     let (room, resized) = watch::channel(0);
     let resize = |replicas| {
@@ -380,14 +380,14 @@ pub async fn run(
     let durable = topology::recognizer_durable(&site);
     let queue = (topology::IMAGES, durable.as_str());
     let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
-    let from = Drive {
+    let from = ConsumerConfig {
         durable: durable.clone(),
         credits: credits(&infer, infer.replicas()),
         resized: Some(resized),
         tries: Some(settings.tries),
         ack_wait,
     };
-    let pulse = beat::Pulse { every: SAY_EVERY, ..beat::Pulse::default() };
+    let pulse = beat::HeartbeatPace { every: SAY_EVERY, ..beat::HeartbeatPace::default() };
     let life =
         beat::send_heartbeats(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
@@ -413,14 +413,14 @@ pub async fn run(
     let comparing = step.drift.save_reference(&bus, shutdown.clone());
     let learning = async {
         if let Some(learner) = learner {
-            let from = Drive {
+            let from = ConsumerConfig {
                 durable: topology::learner_durable(&site),
                 credits: LEARN_AT_ONCE,
                 resized: None,
                 tries: None,
                 ack_wait,
             };
-            let tally = Arc::new(Tally::default());
+            let tally = Arc::new(WorkerStats::default());
             let watching = consume(Arc::new(learner.clone()), &bus, publisher.clone(), from, tally, shutdown.clone());
             let (watched, ()) = tokio::join!(watching, learner.write(&bus, shutdown.clone()));
             tracing::debug!(?watched, "learned what there was");
@@ -464,12 +464,12 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
 }
 
 /// How many images so many replicas hold.
-fn credits(infer: &Infer, replicas: usize) -> usize {
+fn credits(infer: &InferencePool, replicas: usize) -> usize {
     replicas * infer.batch() * CREDITS_PER_SLOT
 }
 
 /// Whether the model can give what is to go up.
-fn check(infer: &Infer, verify: &VerifySettings) -> Result<(), Fault> {
+fn check(infer: &InferencePool, verify: &VerifySettings) -> Result<(), Fault> {
     let model = infer.model();
     if verify.payload == PayloadKind::Features && model.description.output.features.is_none() {
         let reason =
@@ -522,7 +522,7 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn fault(error: InferError) -> Fault {
+fn fault(error: InferenceError) -> Fault {
     match error.fault_note() {
         note if error.is_the_images_fault() => Fault::Reject(note),
         note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },

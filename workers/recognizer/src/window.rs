@@ -11,19 +11,19 @@ const LONGEST_PAUSE_S: f64 = 30.0;
 
 /// The window.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Window {
+pub struct OffloadWindow {
     tasks: f64,
     falls: u32,
     shut_until_s: f64,
 }
 
-impl Default for Window {
+impl Default for OffloadWindow {
     fn default() -> Self {
         Self { tasks: FIRST, falls: 0, shut_until_s: f64::NEG_INFINITY }
     }
 }
 
-impl Window {
+impl OffloadWindow {
     /// How many tasks may be away now.
     pub fn tasks(&self, now_s: f64) -> u64 {
         if now_s < self.shut_until_s { 0 } else { self.tasks as u64 }
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn answers_open_it_up_to_the_most_that_is_allowed() {
-        let mut window = Window::default();
+        let mut window = OffloadWindow::default();
         assert_eq!(window.tasks(0.0), 4);
         (0..1000).for_each(|_| window.record_answer(256));
         assert_eq!(window.tasks(0.0), 256);
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_cloud_that_never_answers_is_asked_ever_more_rarely() {
-        let mut window = Window::default();
+        let mut window = OffloadWindow::default();
         (0..100).for_each(|_| window.record_answer(256));
         let mut pauses = Vec::new();
         let mut now_s = 0.0;

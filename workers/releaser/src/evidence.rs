@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollout::swap::PASSING;
-use schemas::swap::{Agreed, Agreement, Counts, Moments, Swap};
+use schemas::swap::{AgreementCount, Agreement, ReleaseCounts, MomentSums, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
 
 /// Length of the stretches that workers report about if nobody chose another, milliseconds.
@@ -34,10 +34,10 @@ pub const CRASHED: &str = "release_crashed";
 
 /// Everything sites and verifiers reported about a model in the last two days.
 #[derive(Debug, Clone)]
-pub struct Evidence {
+pub struct ReleaseEvidence {
     model: ModelName,
     /// By the beginning of the stretch, then by site and worker.
-    slots: BTreeMap<u64, BTreeMap<(SiteName, String), Slot>>,
+    slots: BTreeMap<u64, BTreeMap<(SiteName, String), ReportSlot>>,
     /// The latest report of each worker, without what it counted.
     workers: BTreeMap<(SiteName, String), Swap>,
     /// How many reports of each site are kept.
@@ -46,18 +46,18 @@ pub struct Evidence {
 
 /// A report, as far as it is about its stretch.
 #[derive(Debug, Clone)]
-struct Slot {
+struct ReportSlot {
     length_ms: u64,
     said_at_ms: u64,
     release: ReleaseId,
     memory_mib: u64,
-    counts: Vec<Counts>,
+    counts: Vec<ReleaseCounts>,
     agreements: Vec<Agreement>,
 }
 
 /// What came of a release at one site in some time.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Cell {
+pub struct EvidenceCell {
     /// Images it recognized.
     pub images: u64,
     /// Of those, images that the gate was in doubt about.
@@ -65,18 +65,18 @@ pub struct Cell {
     /// Images it failed on, though nothing was wrong with them.
     pub faults: u64,
     /// Confidence of its answers, 0 to 1.
-    pub confidence: Moments,
+    pub confidence: MomentSums,
     /// Natural logarithm of what an image cost, milliseconds.
-    pub ln_cost_ms: Moments,
+    pub ln_cost_ms: MomentSums,
     /// Verdicts on images it was in doubt about.
-    pub on_doubtful: Agreed,
+    pub on_doubtful: AgreementCount,
     /// Verdicts on images it was sure of, drawn by lot.
-    pub on_sampled: Agreed,
+    pub on_sampled: AgreementCount,
 }
 
-impl Cell {
+impl EvidenceCell {
     /// As much more as a worker counted.
-    pub fn count(&mut self, counts: &Counts) {
+    pub fn count(&mut self, counts: &ReleaseCounts) {
         self.images += counts.images;
         self.doubtful += counts.doubtful;
         self.faults += counts.faults;
@@ -108,16 +108,16 @@ impl Cell {
 
 /// A site before a canary and since.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Pair {
+pub struct BeforeAfter {
     /// Under the stable release before, one cell a stretch: how much they differ says how much hours do.
-    pub before: Vec<Cell>,
+    pub before: Vec<EvidenceCell>,
     /// Since: under the canary's release in the ring, under the stable one elsewhere.
-    pub after: Cell,
+    pub after: EvidenceCell,
 }
 
 /// Memory of the ring's workers, MiB each.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Memory {
+pub struct RingMemory {
     /// Under the stable release.
     pub before_mib: f64,
     /// Under the canary's.
@@ -126,26 +126,26 @@ pub struct Memory {
 
 /// What is known of a canary.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Trial {
+pub struct CanaryTrial {
     /// Sites that the ring has.
     pub sites: usize,
     /// Those of them that were seen.
-    pub ring: Vec<Pair>,
+    pub ring: Vec<BeforeAfter>,
     /// Sites outside the ring that run the stable release.
-    pub others: Vec<Pair>,
+    pub others: Vec<BeforeAfter>,
     /// How long the canary has gone on, milliseconds.
     pub age_ms: u64,
     /// How many times longer the others' time since is than the ring's, at least 1: it begins with a stretch.
     pub longer: f64,
     /// Memory; absent until workers of the ring have reported it under both releases.
-    pub memory: Option<Memory>,
+    pub memory: Option<RingMemory>,
     /// How often the release ended a worker of the ring.
     pub crashes: u64,
     /// Why sites of the ring do not run it, one fault a site that refused.
     pub refused: Vec<FaultNote>,
 }
 
-impl Evidence {
+impl ReleaseEvidence {
     /// About a model; nothing yet.
     pub fn of(model: ModelName) -> Self {
         Self { model, slots: BTreeMap::new(), workers: BTreeMap::new(), reports: BTreeMap::new() }
@@ -181,7 +181,7 @@ impl Evidence {
         if is_new && !self.has_room(&swap) {
             return false;
         }
-        let slot = Slot {
+        let slot = ReportSlot {
             length_ms: swap.slot_length_ms,
             said_at_ms: swap.said_at_ms,
             release: swap.release.clone(),
@@ -220,13 +220,13 @@ impl Evidence {
     }
 
     /// What is known of a canary.
-    pub fn trial(&self, canary: &Canary, stable: &ReleaseId, now_ms: u64) -> Trial {
+    pub fn trial(&self, canary: &Canary, stable: &ReleaseId, now_ms: u64) -> CanaryTrial {
         let ring: BTreeSet<&SiteName> = canary.ring.iter().collect();
         let release = &canary.release.release;
         let start = self.start(&ring, release, canary.since_ms);
-        let mut sites: BTreeMap<&SiteName, (BTreeMap<u64, Cell>, Cell)> = BTreeMap::new();
+        let mut sites: BTreeMap<&SiteName, (BTreeMap<u64, EvidenceCell>, EvidenceCell)> = BTreeMap::new();
         for (slot_ms, reports) in self.slots.range(start.saturating_sub(BEFORE_MS)..) {
-            let mut cell = |site, of: &ReleaseId, length_ms: u64, add: &dyn Fn(&mut Cell)| {
+            let mut cell = |site, of: &ReleaseId, length_ms: u64, add: &dyn Fn(&mut EvidenceCell)| {
                 let since = slot_ms + length_ms > start;
                 let (before, after) = match ring.contains(site) {
                     true => (of == stable && of != release, of == release && since),
@@ -245,17 +245,17 @@ impl Evidence {
                 slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
             }
         }
-        let mut trial = Trial {
+        let mut trial = CanaryTrial {
             sites: ring.len(),
             age_ms: now_ms.saturating_sub(canary.since_ms),
             longer: longer(start, now_ms, self.length_ms()),
             memory: self.memory(&ring, stable, release, start),
             crashes: self.crashes(&ring, stable, canary, now_ms),
             refused: ring.iter().filter_map(|site| self.refused(site, canary)).collect(),
-            ..Trial::default()
+            ..CanaryTrial::default()
         };
         for (site, (before, after)) in sites {
-            let pair = Pair { before: before.into_values().collect(), after };
+            let pair = BeforeAfter { before: before.into_values().collect(), after };
             if ring.contains(site) { trial.ring.push(pair) } else { trial.others.push(pair) }
         }
         trial
@@ -274,7 +274,7 @@ impl Evidence {
         stable: &ReleaseId,
         release: &ReleaseId,
         start: u64,
-    ) -> Option<Memory> {
+    ) -> Option<RingMemory> {
         let last = |of: &ReleaseId| {
             let mut last: BTreeMap<&SiteName, BTreeMap<&str, u64>> = BTreeMap::new();
             for reports in self.slots.range(start.saturating_sub(BEFORE_MS)..).map(|(_, reports)| reports) {
@@ -294,7 +294,7 @@ impl Evidence {
         let both = after.iter().filter_map(|(site, after)| Some((mean(before.get(site)?), mean(after))));
         let sums = both.fold((0.0, 0.0, 0.0), |sums, (before, after)| (sums.0 + before, sums.1 + after, sums.2 + 1.0));
         let (before, after, count) = sums;
-        (count > 0.0).then(|| Memory { before_mib: before / count, after_mib: after / count })
+        (count > 0.0).then(|| RingMemory { before_mib: before / count, after_mib: after / count })
     }
 
     /// How often the release ended a worker of the ring: as often as workers say so, or as workers vanished from sites
@@ -355,15 +355,15 @@ impl Evidence {
 /// Whether a report's numbers are some that a worker can have counted.
 fn can_be(swap: &Swap) -> bool {
     let few = |count: u64| count <= MOST;
-    let sums = |moments: &Moments| few(moments.count) && moments.sum.is_finite() && moments.squares.is_finite();
-    let counted = |counts: &Counts| {
+    let sums = |moments: &MomentSums| few(moments.count) && moments.sum.is_finite() && moments.squares.is_finite();
+    let counted = |counts: &ReleaseCounts| {
         few(counts.images)
             && few(counts.faults)
             && counts.doubtful <= counts.images
             && sums(&counts.confidence)
             && sums(&counts.ln_cost_ms)
     };
-    let agreed = |agreed: &Agreed| few(agreed.asked) && agreed.agreed <= agreed.asked;
+    let agreed = |agreed: &AgreementCount| few(agreed.asked) && agreed.agreed <= agreed.asked;
     swap.slot_length_ms > 0
         && swap.slot_length_ms <= KEEP_MS
         && few(swap.memory_mib)
@@ -412,7 +412,7 @@ mod tests {
             slot_ms,
             slot_length_ms: SLOT_MS,
             said_at_ms: slot_ms + SLOT_MS,
-            counts: vec![Counts { images, ..Counts::for_release(release(of)) }],
+            counts: vec![ReleaseCounts { images, ..ReleaseCounts::for_release(release(of)) }],
             left: false,
             agreements: Vec::new(),
         }
@@ -424,20 +424,20 @@ mod tests {
             parent: None,
             origin: "round 1".into(),
             package: Vec::new(),
-            needs: schemas::Needs::default(),
+            needs: schemas::MachineRequirements::default(),
             public: None,
             public_change_interval: None,
         };
         Canary { release, step: 0, ring: ring.iter().map(|site| site.parse().unwrap()).collect(), since_ms }
     }
 
-    fn seen(swaps: Vec<Swap>) -> Evidence {
-        let mut evidence = Evidence::of(ModelName::from_name("m"));
+    fn seen(swaps: Vec<Swap>) -> ReleaseEvidence {
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         swaps.into_iter().for_each(|swap| assert!(evidence.add_report(swap, NOW)));
         evidence
     }
 
-    fn images(pairs: &[Pair]) -> Vec<(u64, u64)> {
+    fn images(pairs: &[BeforeAfter]) -> Vec<(u64, u64)> {
         pairs.iter().map(|pair| (pair.before.iter().map(|cell| cell.images).sum(), pair.after.images)).collect()
     }
 
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     fn only_verifiers_say_how_right_a_site_is() {
-        let agreed = Agreed { asked: 10, agreed: 9 };
+        let agreed = AgreementCount { asked: 10, agreed: 9 };
         let said = Agreement { site: "a".parse().unwrap(), release: release(2), doubtful: agreed, sampled: agreed };
         for (site, asked) in [("cloud", 10), ("a", 0)] {
             let mut report = swap(site, "w", 2, NOW - SLOT_MS, 7);
@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_passed_over() {
-        let mut evidence = Evidence::of(ModelName::from_name("m"));
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         let right = swap("a", "w", 1, NOW, 1);
         let mut not_finite = right.clone();
         not_finite.counts[0].ln_cost_ms.sum = f64::NAN;
@@ -518,7 +518,7 @@ mod tests {
 
     #[test]
     fn two_days_are_kept_and_a_silent_worker_is_gone() {
-        let mut evidence = Evidence::of(ModelName::from_name("m"));
+        let mut evidence = ReleaseEvidence::of(ModelName::from_name("m"));
         for slot in 0..1000 {
             assert!(evidence.add_report(swap("a", &format!("w-{}", slot / 500), 1, slot * SLOT_MS, 1), slot * SLOT_MS));
         }

@@ -12,7 +12,7 @@ pub mod ring;
 pub mod settings;
 pub mod walk;
 
-pub use canary::{CanarySettings, Ruling, judge_canary};
-pub use evidence::Evidence;
+pub use canary::{CanarySettings, CanaryRuling, judge_canary};
+pub use evidence::ReleaseEvidence;
 pub use settings::ReleaserSettings;
 pub use walk::run;

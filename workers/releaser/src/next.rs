@@ -1,11 +1,11 @@
 //! What is decided next about a model's releases, if anything. Pure.
 
-use rollout::stage::{self, Said};
+use rollout::stage::{self, DecisionContext};
 use schemas::{Release, Rollout};
 
-use crate::canary::{Ruling, judge_canary};
-use crate::evidence::Evidence;
-use crate::ring::{Sites, ring};
+use crate::canary::{CanaryRuling, judge_canary};
+use crate::evidence::ReleaseEvidence;
+use crate::ring::{SiteWorkers, ring};
 use crate::settings::ReleaserSettings;
 
 /// Who decides.
@@ -13,7 +13,7 @@ pub const BY: &str = "releaser";
 
 /// What follows from what is known.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Next {
+pub enum ReleaserAction {
     /// This is decided.
     Decide(Box<Rollout>),
     /// Nothing; why, in words.
@@ -23,27 +23,27 @@ pub enum Next {
 /// What is decided next.
 pub fn next_action(
     rollout: &Rollout,
-    evidence: &Evidence,
-    sites: &Sites<'_>,
+    evidence: &ReleaseEvidence,
+    sites: &SiteWorkers<'_>,
     settings: &ReleaserSettings,
     now_ms: u64,
-) -> Next {
+) -> ReleaserAction {
     let paused = settings.pause.iter().find(|window| window.contains(now_ms));
-    let decided = |next: Result<Rollout, stage::Refused>| match next {
-        Ok(next) => Next::Decide(Box::new(next)),
-        Err(refused) => Next::Wait(refused.to_string()),
+    let decided = |next: Result<Rollout, stage::StageRefusal>| match next {
+        Ok(next) => ReleaserAction::Decide(Box::new(next)),
+        Err(refused) => ReleaserAction::Wait(refused.to_string()),
     };
-    let said = |why: String| Said::new(BY, why, now_ms);
+    let said = |why: String| DecisionContext::new(BY, why, now_ms);
     let Some(canary) = &rollout.canary else {
         let Some(candidate) = rollout.candidates.last() else {
-            return Next::Wait(format!("{} is stable", rollout.stable.release.short()));
+            return ReleaserAction::Wait(format!("{} is stable", rollout.stable.release.short()));
         };
         if let Some(why) = worse_on_public(candidate, settings) {
             return decided(stage::withdraw(rollout, &candidate.release, said(why)));
         }
         let short = candidate.release.short();
         if let Some(window) = paused {
-            return Next::Wait(format!("{short} waits until {window} UTC is over"));
+            return ReleaserAction::Wait(format!("{short} waits until {window} UTC is over"));
         }
         let (able, unable) = ring(&settings.rings, 0, rollout, candidate, sites);
         let cannot: Vec<String> =
@@ -51,7 +51,7 @@ pub fn next_action(
         if able.is_empty() {
             let why =
                 if cannot.is_empty() { "no site of the first ring was heard of".to_owned() } else { cannot.join("; ") };
-            return Next::Wait(format!("{short} waits: {why}"));
+            return ReleaserAction::Wait(format!("{short} waits: {why}"));
         }
         let why = [format!("tried by {}", listed(&able))].into_iter().chain(cannot).collect::<Vec<_>>().join("; ");
         return decided(stage::canary(rollout, &candidate.release, 0, able, said(why)));
@@ -59,16 +59,16 @@ pub fn next_action(
     let release = &canary.release;
     let trial = evidence.trial(canary, &rollout.stable.release, now_ms);
     let judged = judge_canary(&trial, &settings.canary);
-    let with = |why: String| Said { findings: judged.findings.clone(), ..said(why) };
+    let with = |why: String| DecisionContext { findings: judged.findings.clone(), ..said(why) };
     match &judged.ruling {
-        Ruling::Withdraw(why) => decided(stage::withdraw(rollout, &release.release, with(why.clone()))),
-        Ruling::Wait(why) => {
-            Next::Wait(format!("{} is tried by {}: {why}", release.release.short(), listed(&canary.ring)))
+        CanaryRuling::Withdraw(why) => decided(stage::withdraw(rollout, &release.release, with(why.clone()))),
+        CanaryRuling::Wait(why) => {
+            ReleaserAction::Wait(format!("{} is tried by {}: {why}", release.release.short(), listed(&canary.ring)))
         }
-        Ruling::Promote if paused.is_some() => {
-            Next::Wait(format!("{} is good, and waits for the pause to end", release.release.short()))
+        CanaryRuling::Promote if paused.is_some() => {
+            ReleaserAction::Wait(format!("{} is good, and waits for the pause to end", release.release.short()))
         }
-        Ruling::Promote => {
+        CanaryRuling::Promote => {
             // A wider ring that has nobody new proves nothing more.
             let wider = (canary.step + 1..settings.rings.len() as u32)
                 .map(|step| (step, ring(&settings.rings, step, rollout, release, sites).0))

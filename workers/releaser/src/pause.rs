@@ -10,12 +10,12 @@ const DAY_MIN: u32 = 24 * 60;
 /// A stretch of every day, UTC; one that ends before it begins goes over midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Window {
+pub struct PauseWindow {
     from_min: u32,
     to_min: u32,
 }
 
-impl Window {
+impl PauseWindow {
     /// Whether a moment, milliseconds since the epoch, lies in it.
     pub fn contains(&self, at_ms: u64) -> bool {
         let now_min = u32::try_from(at_ms / 60_000 % u64::from(DAY_MIN)).unwrap_or(0);
@@ -26,7 +26,7 @@ impl Window {
     }
 }
 
-impl FromStr for Window {
+impl FromStr for PauseWindow {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -44,7 +44,7 @@ impl FromStr for Window {
     }
 }
 
-impl TryFrom<String> for Window {
+impl TryFrom<String> for PauseWindow {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -52,13 +52,13 @@ impl TryFrom<String> for Window {
     }
 }
 
-impl From<Window> for String {
-    fn from(window: Window) -> String {
+impl From<PauseWindow> for String {
+    fn from(window: PauseWindow) -> String {
         window.to_string()
     }
 }
 
-impl fmt::Display for Window {
+impl fmt::Display for PauseWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from_min, to_min } = self;
         write!(f, "{:02}:{:02}-{:02}:{:02}", from_min / 60, from_min % 60, to_min / 60, to_min % 60)
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn a_window_may_go_over_midnight() {
-        let day: Window = "08:00-17:30".parse().unwrap();
-        let night: Window = "22:00-06:00".parse().unwrap();
+        let day: PauseWindow = "08:00-17:30".parse().unwrap();
+        let night: PauseWindow = "22:00-06:00".parse().unwrap();
         for (hour, by_day, by_night) in
             [(0, false, true), (6, false, false), (8, true, false), (17, true, false), (23, false, true)]
         {
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_is_no_time_of_the_day_is_refused() {
         for text in ["", "8", "8:00", "25:00-06:00", "08:60-09:00", "08:00-08:00", "a-b"] {
-            assert!(text.parse::<Window>().is_err(), "{text:?}");
+            assert!(text.parse::<PauseWindow>().is_err(), "{text:?}");
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollout::able::{Machine, incompatibility};
+use rollout::able::{MachineProfile, incompatibility};
 use rollout::stage;
 use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
 
-use crate::settings::Ring;
+use crate::settings::RingSettings;
 
 /// Workers by the site they work at, each as it last said.
-pub type Sites<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
+pub type SiteWorkers<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
 
 /// An order is given again after this, milliseconds: half the time that it is obeyed.
 const RENEW_MS: u64 = 15 * 24 * 3_600_000;
@@ -21,7 +21,7 @@ const AWAY_MS: u64 = 600_000;
 
 /// Without the verifiers, unless they run a release of this model, or a person chose one for them: a model of the cloud may
 /// have the name of one of the sites'.
-pub fn relevant_sites<'a>(mut sites: Sites<'a>, rollout: &Rollout) -> Sites<'a> {
+pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> SiteWorkers<'a> {
     let cloud = SiteName::cloud();
     let of_model = |swap: &&Swap| {
         let before = rollout.previous.iter().any(|previous| previous.release == swap.release);
@@ -41,7 +41,7 @@ pub fn incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote
         if swap.release == release.release {
             return None;
         }
-        let machine = Machine { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
+        let machine = MachineProfile { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
         incompatibility(&release.needs, &machine)
     })
 }
@@ -49,11 +49,11 @@ pub fn incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote
 /// The sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
 /// the reason.
 pub fn ring(
-    rings: &[Ring],
+    rings: &[RingSettings],
     step: u32,
     rollout: &Rollout,
     release: &Release,
-    sites: &Sites<'_>,
+    sites: &SiteWorkers<'_>,
 ) -> (Vec<SiteName>, Vec<(SiteName, FaultNote)>) {
     let free: Vec<&SiteName> = sites.keys().copied().filter(|site| !rollout.pins.contains_key(*site)).collect();
     let mut chosen = BTreeSet::new();
@@ -86,7 +86,7 @@ fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -
 }
 
 /// Sites that cannot run what they should, in words; nothing if all can.
-pub fn blocked_sites(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
+pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
         let release = stage::order_for_site(rollout, site).release;
         let fault = incompatibility(&release, workers)?;
@@ -100,7 +100,7 @@ pub fn blocked_sites(rollout: &Rollout, sites: &Sites<'_>) -> Option<String> {
 
 /// What a site was last ordered to run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Given {
+pub struct StandingOrder {
     /// The release.
     pub release: ReleaseId,
     /// When, milliseconds since the epoch.
@@ -111,8 +111,8 @@ pub struct Given {
 /// their way to what is stable; the canary's ring and what is withdrawn wait for nobody.
 pub fn due_orders(
     rollout: &Rollout,
-    sites: &Sites<'_>,
-    given: &BTreeMap<SiteName, Given>,
+    sites: &SiteWorkers<'_>,
+    given: &BTreeMap<SiteName, StandingOrder>,
     batch: usize,
     now_ms: u64,
 ) -> Vec<(Order, bool)> {
@@ -166,8 +166,8 @@ pub fn due_orders(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rollout::stage::{Said, canary, candidate, first, stable, withdraw};
-    use schemas::{Needs, RefusedRelease};
+    use rollout::stage::{DecisionContext, canary, candidate, first, stable, withdraw};
+    use schemas::{MachineRequirements, RefusedRelease};
 
     fn release(number: u8) -> Release {
         Release {
@@ -175,14 +175,14 @@ mod tests {
             parent: None,
             origin: "imported".into(),
             package: Vec::new(),
-            needs: Needs { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
+            needs: MachineRequirements { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 10 },
             public: None,
             public_change_interval: None,
         }
     }
 
-    fn said() -> Said {
-        Said::new("hand", "because", 5)
+    fn said() -> DecisionContext {
+        DecisionContext::new("hand", "because", 5)
     }
 
     fn swap(site: &str, runs: u8) -> Swap {
@@ -207,8 +207,8 @@ mod tests {
         }
     }
 
-    fn sites(swaps: &[Swap]) -> Sites<'_> {
-        let mut sites = Sites::new();
+    fn sites(swaps: &[Swap]) -> SiteWorkers<'_> {
+        let mut sites = SiteWorkers::new();
         for swap in swaps {
             sites.entry(&swap.site).or_default().push(swap);
         }
@@ -232,9 +232,9 @@ mod tests {
         let mut swaps = fleet(20);
         swaps[3].site_labels = vec!["harbour".into()];
         let rings = [
-            Ring { sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()], ..Ring::default() },
-            Ring { labels: vec!["harbour".into()], ..Ring::default() },
-            Ring { share_ratio: Some(0.3), ..Ring::default() },
+            RingSettings { sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()], ..RingSettings::default() },
+            RingSettings { labels: vec!["harbour".into()], ..RingSettings::default() },
+            RingSettings { share_ratio: Some(0.3), ..RingSettings::default() },
         ];
         let at = |step| ring(&rings, step, &begun(), &release(1), &sites(&swaps)).0;
         assert_eq!(at(0), ["site-07".parse().unwrap()]);
@@ -248,7 +248,7 @@ mod tests {
     fn a_site_that_cannot_run_it_says_so_and_is_not_asked() {
         let mut swaps = fleet(2);
         swaps[1].memory_free_mib = Some(3);
-        let all = [Ring { share_ratio: Some(1.0), ..Ring::default() }];
+        let all = [RingSettings { share_ratio: Some(1.0), ..RingSettings::default() }];
         let (able, unable) = ring(&all, 0, &begun(), &release(1), &sites(&swaps));
         assert_eq!((able.len(), unable.len(), unable[0].1.name.as_str()), (1, 1, "memory_short"));
         let moved = stable(&begun(), release(1), said()).unwrap();
@@ -274,10 +274,10 @@ mod tests {
         let swaps = fleet(7);
         let moved = stable(&begun(), release(1), said()).unwrap();
         let mut given = BTreeMap::new();
-        let give = |given: &mut BTreeMap<SiteName, Given>, swaps: &[Swap], now_ms: u64| {
+        let give = |given: &mut BTreeMap<SiteName, StandingOrder>, swaps: &[Swap], now_ms: u64| {
             let orders = due_orders(&moved, &sites(swaps), given, 3, now_ms);
             for (order, _) in &orders {
-                given.insert(order.site.clone(), Given { release: order.release.release.clone(), at_ms: now_ms });
+                given.insert(order.site.clone(), StandingOrder { release: order.release.release.clone(), at_ms: now_ms });
             }
             orders.len()
         };
@@ -301,12 +301,12 @@ mod tests {
             said(),
         )
         .unwrap();
-        let stay = Given { release: release(0).release, at_ms: 0 };
-        let mut given: BTreeMap<SiteName, Given> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
+        let stay = StandingOrder { release: release(0).release, at_ms: 0 };
+        let mut given: BTreeMap<SiteName, StandingOrder> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
         let first = due_orders(&tried, &sites(&swaps), &given, 10, 5);
         assert_eq!(names(&first), ["site-01:01"]);
         assert!(first[0].1, "with its package");
-        given.insert("site-01".parse().unwrap(), Given { release: release(1).release, at_ms: 5 });
+        given.insert("site-01".parse().unwrap(), StandingOrder { release: release(1).release, at_ms: 5 });
         let fault = FaultNote::new("score_not_finite", "no number", "none");
         swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
         assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");

@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rollout::{log, package};
-use runtime::drive::Tally;
-use runtime::sign::Key;
+use runtime::drive::WorkerStats;
+use runtime::sign::SiteKey;
 use runtime::trust;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
 use streams::backoff::wait_about;
-use streams::read::{self, Level, Stretch};
-use streams::{Blobs, Bus, Publisher, Store, topology};
+use streams::read::{self, StreamLevel, StreamRange};
+use streams::{Blobs, Bus, Publisher, ReleaseStore, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::evidence::Evidence;
-use crate::next::{Next, next_action};
-use crate::ring::{Given, relevant_sites, blocked_sites, due_orders};
+use crate::evidence::ReleaseEvidence;
+use crate::next::{ReleaserAction, next_action};
+use crate::ring::{StandingOrder, relevant_sites, blocked_sites, due_orders};
 use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
@@ -32,17 +32,17 @@ const AGAIN: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What it does, for `status`: of each model, in words.
-type State = beat::Report<BTreeMap<ModelName, String>>;
+type ReleaserStatus = beat::WorkerReport<BTreeMap<ModelName, String>>;
 
 /// Lets releases out, of every model, until it is told to stop. `store`: where packages are kept.
-pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
-    let key = settings.key.as_deref().map(Key::read).transpose().map_err(|error| {
+pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
+    let key = settings.key.as_deref().map(SiteKey::read).transpose().map_err(|error| {
         let reason = runtime::fault::error_chain(&error);
         Fault::Stop(FaultNote::new("key_unusable", reason, "correct releaser.key, or the file it names"))
     })?;
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
-    let state = State::default();
-    let tally = Arc::new(Tally::default());
+    let state = ReleaserStatus::default();
+    let tally = Arc::new(WorkerStats::default());
     let told = state.clone();
     let life = beat::send_heartbeats(bus.clone(), ROLE, None, tally.clone(), shutdown.clone(), state.pace(), move |beat| {
         beat.releases = told.current_beat().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
@@ -77,19 +77,19 @@ pub async fn run(bus: Bus, store: Store, settings: &ReleaserSettings, shutdown: 
 struct Releaser {
     bus: Bus,
     publisher: Publisher,
-    store: Store,
+    store: ReleaseStore,
     blobs: Blobs,
     /// Signs orders.
-    key: Option<Key>,
+    key: Option<SiteKey>,
     settings: ReleaserSettings,
-    state: State,
-    tally: Arc<Tally>,
+    state: ReleaserStatus,
+    tally: Arc<WorkerStats>,
     /// How each model's releases stand.
     latest: BTreeMap<ModelName, Rollout>,
     /// What is known of each model.
-    evidence: BTreeMap<ModelName, Evidence>,
+    evidence: BTreeMap<ModelName, ReleaseEvidence>,
     /// What sites were last ordered to run.
-    given: BTreeMap<ModelName, BTreeMap<SiteName, Given>>,
+    given: BTreeMap<ModelName, BTreeMap<SiteName, StandingOrder>>,
     judged_at: Option<Instant>,
 }
 
@@ -107,7 +107,7 @@ impl Releaser {
     async fn follow(&mut self) -> Result<(), Fault> {
         (self.evidence, self.given) = (BTreeMap::new(), BTreeMap::new());
         for (order, at_ms) in log::orders(&self.bus).await? {
-            let given = Given { release: order.release.release, at_ms };
+            let given = StandingOrder { release: order.release.release, at_ms };
             self.given.entry(order.model).or_default().insert(order.site, given);
         }
         // Before any report: it counts for models that decisions were made about.
@@ -115,7 +115,7 @@ impl Releaser {
         let mut known = Vec::new();
         if decided.messages > 0 {
             let all =
-                read::read_range(&self.bus, topology::RELEASES, Stretch::default(), decided.last_sequence, |record| {
+                read::read_range(&self.bus, topology::RELEASES, StreamRange::default(), decided.last_sequence, |record| {
                     known.extend(log::read_decision(&record));
                 });
             all.await?;
@@ -124,8 +124,8 @@ impl Releaser {
             self.stands(rollout);
         }
         let there = [read::stream_level(&self.bus, topology::SWAPS).await?, read::stream_level(&self.bus, topology::RELEASES).await?];
-        let mut reports = std::pin::pin!(read::follow_range(&self.bus, topology::SWAPS, Stretch::default()).await?);
-        let mut decisions = std::pin::pin!(read::follow_range(&self.bus, topology::RELEASES, Stretch::default()).await?);
+        let mut reports = std::pin::pin!(read::follow_range(&self.bus, topology::SWAPS, StreamRange::default()).await?);
+        let mut decisions = std::pin::pin!(read::follow_range(&self.bus, topology::RELEASES, StreamRange::default()).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut read_to = [0, 0];
@@ -134,7 +134,7 @@ impl Releaser {
                 biased;
                 // Who has not read what was reported and decided would decide on half of it.
                 _ = looks.tick() => {
-                    let read = |level: &Level, to: u64| level.messages == 0 || to >= level.last_sequence;
+                    let read = |level: &StreamLevel, to: u64| level.messages == 0 || to >= level.last_sequence;
                     if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
                         self.look().await?;
                     }
@@ -176,7 +176,7 @@ impl Releaser {
     fn add_report(&mut self, swap: &Swap) {
         let now_ms = clock::now_ms();
         if self.latest.contains_key(&swap.model) {
-            self.evidence.entry(swap.model.clone()).or_insert_with(|| Evidence::of(swap.model.clone()));
+            self.evidence.entry(swap.model.clone()).or_insert_with(|| ReleaseEvidence::of(swap.model.clone()));
         }
         for evidence in self.evidence.values_mut() {
             evidence.add_report(swap.clone(), now_ms);
@@ -191,17 +191,17 @@ impl Releaser {
         }
         let now_ms = clock::now_ms();
         for (model, rollout) in self.latest.clone() {
-            let evidence = self.evidence.entry(model.clone()).or_insert_with(|| Evidence::of(model.clone()));
+            let evidence = self.evidence.entry(model.clone()).or_insert_with(|| ReleaseEvidence::of(model.clone()));
             let sites = relevant_sites(evidence.sites(now_ms), &rollout);
             let held_up = blocked_sites(&rollout, &sites);
             let rollout = match next_action(&rollout, evidence, &sites, &self.settings, now_ms) {
-                Next::Decide(decided) if judges => match self.decide(*decided).await? {
+                ReleaserAction::Decide(decided) if judges => match self.decide(*decided).await? {
                     Some(decided) => decided,
                     // Somebody else was faster; what was decided comes by the stream.
                     None => continue,
                 },
-                Next::Decide(_) => rollout,
-                Next::Wait(why) => {
+                ReleaserAction::Decide(_) => rollout,
+                ReleaserAction::Wait(why) => {
                     self.set_status(&model, [why].into_iter().chain(held_up).collect::<Vec<_>>().join("; "));
                     rollout
                 }
@@ -249,7 +249,7 @@ impl Releaser {
             log::publish_order(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
             tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "ordered");
-            given.insert(order.site.clone(), Given { release, at_ms: now_ms });
+            given.insert(order.site.clone(), StandingOrder { release, at_ms: now_ms });
         }
         Ok(())
     }

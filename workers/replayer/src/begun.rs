@@ -10,7 +10,7 @@ use crate::error::ReplayError;
 
 /// What a replay was begun with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Begun {
+pub struct ReplayMarker {
     /// What was asked for, as it was written.
     pub asked: String,
     /// A name of its own.
@@ -29,7 +29,7 @@ pub struct Begun {
     pub done: bool,
 }
 
-impl Begun {
+impl ReplayMarker {
     /// What was begun before, if something was.
     ///
     /// # Errors
@@ -72,8 +72,8 @@ mod tests {
     fn what_was_begun_goes_on_and_something_else_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replay.json");
-        assert_eq!(Begun::read_previous(&path, "a").unwrap(), None);
-        let begun = Begun {
+        assert_eq!(ReplayMarker::read_previous(&path, "a").unwrap(), None);
+        let begun = ReplayMarker {
             asked: "a".into(),
             run: TaskId::from_name("x"),
             since_ms: Some(1),
@@ -83,10 +83,10 @@ mod tests {
             done: false,
         };
         begun.write_marker(&path).unwrap();
-        assert_eq!(Begun::read_previous(&path, "a").unwrap(), Some(begun));
-        let refused = Begun::read_previous(&path, "b").unwrap_err().to_string();
+        assert_eq!(ReplayMarker::read_previous(&path, "a").unwrap(), Some(begun));
+        let refused = ReplayMarker::read_previous(&path, "b").unwrap_err().to_string();
         assert!(refused.contains("another replay (a)"), "{refused}");
         std::fs::write(&path, "x").unwrap();
-        assert!(Begun::read_previous(&path, "a").is_err());
+        assert!(ReplayMarker::read_previous(&path, "a").is_err());
     }
 }

@@ -84,7 +84,7 @@ pub enum ReplayError {
     Model {
         /// Its own words.
         #[source]
-        source: vision::InferError,
+        source: vision::InferenceError,
     },
 }
 

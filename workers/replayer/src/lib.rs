@@ -29,7 +29,7 @@ pub mod walk;
 
 pub use error::ReplayError;
 pub use expression::{Expression, ExpressionError};
-pub use row::Row;
-pub use select::{Query, Sample};
+pub use row::TaskRow;
+pub use select::{TaskQuery, TaskSampling};
 pub use settings::ReplayerSettings;
-pub use walk::{Destination, Options, Progress, Spacing, Summary, replay};
+pub use walk::{ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, replay};

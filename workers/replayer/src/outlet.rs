@@ -7,14 +7,14 @@ use schemas::{CameraName, Label, LabelSource, SetName, SiteName, TaskId, encode}
 use streams::{CarryError, Publication, subject};
 
 use crate::error::ReplayError;
-use crate::fetch::Image;
-use crate::row::Row;
+use crate::fetch::ArchivedImage;
+use crate::row::TaskRow;
 
 /// What is known of a pinned image, as JSON.
 pub const HEADER_ROW: &str = "Tributary-Row";
 
 /// Where an image is published again: `{site}` and `{camera}` stand for where it came from.
-pub fn subject_of(template: &str, row: &Row) -> String {
+pub fn subject_of(template: &str, row: &TaskRow) -> String {
     template.replace("{site}", &row.site).replace("{camera}", &row.camera)
 }
 
@@ -32,7 +32,7 @@ pub fn check_template(template: &str) -> Result<(), ReplayError> {
 }
 
 /// An image once more: as a task of its own, which says which one it was.
-pub fn republication(template: &str, row: &Row, image: &Image, run: TaskId) -> Publication {
+pub fn republication(template: &str, row: &TaskRow, image: &ArchivedImage, run: TaskId) -> Publication {
     let id = row.task.child(&format!("replayed-{run}"));
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
     let payload = if inline { image.bytes.clone() } else { bytes::Bytes::new() };
@@ -55,7 +55,7 @@ pub fn republication(template: &str, row: &Row, image: &Image, run: TaskId) -> P
 ///
 /// # Errors
 /// What the encoding says; a name that is none.
-pub fn label(row: &Row, run: TaskId, now_ms: u64) -> Result<Option<Publication>, ReplayError> {
+pub fn label(row: &TaskRow, run: TaskId, now_ms: u64) -> Result<Option<Publication>, ReplayError> {
     let Some((label, source)) = row.label() else { return Ok(None) };
     let (site, camera) = names(row)?;
     let label = Label {
@@ -74,7 +74,7 @@ pub fn label(row: &Row, run: TaskId, now_ms: u64) -> Result<Option<Publication>,
 ///
 /// # Errors
 /// A name that is none.
-pub fn pin(set: &SetName, row: &Row, image: &Image) -> Result<Publication, ReplayError> {
+pub fn pin(set: &SetName, row: &TaskRow, image: &ArchivedImage) -> Result<Publication, ReplayError> {
     let (site, camera) = names(row)?;
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
     let payload = if inline { image.bytes.clone() } else { bytes::Bytes::new() };
@@ -86,7 +86,7 @@ pub fn pin(set: &SetName, row: &Row, image: &Image) -> Result<Publication, Repla
     Ok(publication)
 }
 
-fn names(row: &Row) -> Result<(SiteName, CameraName), ReplayError> {
+fn names(row: &TaskRow) -> Result<(SiteName, CameraName), ReplayError> {
     let name = |error: schemas::IdError| ReplayError::Subject { why: error.to_string() };
     Ok((row.site.parse().map_err(name)?, row.camera.parse().map_err(name)?))
 }
@@ -96,11 +96,11 @@ mod tests {
     use super::*;
     use crate::row::tests::row;
 
-    fn image() -> Image {
+    fn image() -> ArchivedImage {
         let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let headers =
             vec![header(HEADER_MESSAGE_ID, "x"), header("Tributary-Deadline-Ms", "5"), header(HEADER_CAPTURED_AT, "7")];
-        Image { bytes: "jpeg".into(), headers }
+        ArchivedImage { bytes: "jpeg".into(), headers }
     }
 
     fn value<'a>(publication: &'a Publication, name: &str) -> Option<&'a str> {
@@ -118,9 +118,9 @@ mod tests {
         let id = |run| value(&republication("x", &row(), &image(), run), HEADER_MESSAGE_ID).map(str::to_owned);
         assert_eq!(id(run), id(run), "going on repeats itself");
         assert_ne!(id(run), id(TaskId::from_name("another")));
-        let verified = Row { truth: None, route: schemas::Route::Verified, ..row() };
+        let verified = TaskRow { truth: None, route: schemas::Route::Verified, ..row() };
         assert_eq!(value(&republication("x", &verified, &image(), run), HEADER_LABEL), None, "a verdict is not the truth");
-        let lines = Row { person: Some("crab\r\nTributary-Priority: high".into()), ..row() };
+        let lines = TaskRow { person: Some("crab\r\nTributary-Priority: high".into()), ..row() };
         assert_eq!(value(&republication("x", &lines, &image(), run), HEADER_LABEL), None, "a label is no header of its own");
     }
 
@@ -138,7 +138,7 @@ mod tests {
     fn a_pinned_image_says_what_was_known_of_it() {
         let pinned = pin(&"set".parse().unwrap(), &row(), &image()).unwrap();
         assert!(pinned.first_only && pinned.subject == format!("pin.set.reef.cam-1.{}", row().task));
-        let known: Row = serde_json::from_str(value(&pinned, HEADER_ROW).unwrap()).unwrap();
+        let known: TaskRow = serde_json::from_str(value(&pinned, HEADER_ROW).unwrap()).unwrap();
         assert_eq!(known, row());
     }
 }

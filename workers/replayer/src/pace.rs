@@ -13,7 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const WARY: Duration = Duration::from_secs(2);
 
 /// How fast a replay may read.
-pub struct Pace {
+pub struct ReadLimiter {
     bus: Bus,
     site: SiteName,
     beside_bytes_per_s: f64,
@@ -24,7 +24,7 @@ pub struct Pace {
     free_at: Instant,
 }
 
-impl Pace {
+impl ReadLimiter {
     /// `beside_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
     pub fn new(bus: &Bus, site: &SiteName, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
         let bytes = |mib: f64| mib * 1024.0 * 1024.0;

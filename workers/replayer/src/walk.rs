@@ -15,27 +15,27 @@ use streams::{Bus, CarryError, read, topology};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use vision::Infer;
+use vision::InferencePool;
 
-use self::shelve::Shelf;
-use crate::begun::{self, Begun};
+use self::shelve::DiskWriter;
+use crate::begun::{self, ReplayMarker};
 use crate::compare::Comparison;
 use crate::error::ReplayError;
-use crate::fetch::{From, Image, fetch};
-use crate::folder::Folder;
+use crate::fetch::{ImageOrigin, ArchivedImage, fetch};
+use crate::folder::FolderWriter;
 use crate::gather::{gather, gather_pinned};
 use crate::outlet;
-use crate::pace::Pace;
-use crate::row::Row;
-use crate::select::{Query, Sample, sample};
+use crate::pace::ReadLimiter;
+use crate::row::TaskRow;
+use crate::select::{TaskQuery, TaskSampling, sample};
 use crate::settings::ReplayerSettings;
-use crate::tarball::Tarball;
+use crate::tarball::TarballWriter;
 
 /// Images between two words about how far it is.
 const TELL_EVERY: u64 = 32;
 
 /// Where images go.
-pub enum Destination {
+pub enum ReplayDestination {
     /// Into a folder, with an index.
     Folder(PathBuf),
     /// Into a tar archive as WebDataset has it.
@@ -45,7 +45,7 @@ pub enum Destination {
         /// The subject.
         template: String,
         /// How fast.
-        spacing: Spacing,
+        spacing: ReplaySpacing,
     },
     /// Their labels, to the site's trainer, which learns from them again.
     Trainer,
@@ -54,7 +54,7 @@ pub enum Destination {
     /// Shown to another model, whose answers are held against theirs.
     Model {
         /// The model, loaded and warm.
-        infer: Infer,
+        infer: InferencePool,
         /// Where each answer is written beside the other.
         table: Option<PathBuf>,
     },
@@ -62,7 +62,7 @@ pub enum Destination {
 
 /// How images that are published again follow one another.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Spacing {
+pub enum ReplaySpacing {
     /// As fast as it can.
     Fast,
     /// So many a second.
@@ -72,15 +72,15 @@ pub enum Spacing {
 }
 
 /// What is replayed and how.
-pub struct Options {
+pub struct ReplayOptions {
     /// What is meant.
-    pub query: Query,
+    pub query: TaskQuery,
     /// Where it is kept.
-    pub from: From,
+    pub from: ImageOrigin,
     /// Only images of which somebody said one of these labels; absent: whatever was said.
     pub only: Option<Vec<String>>,
     /// Which of it, if not all.
-    pub sample: Sample,
+    pub sample: TaskSampling,
     /// How many at the most.
     pub limit: Option<usize>,
     /// Chance of a sample.
@@ -93,7 +93,7 @@ pub struct Options {
 
 /// How far a replay is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum ReplayProgress {
     /// So many answers of so many were read.
     Gathering(u64, u64),
     /// So many images of so many are through, and so many bytes.
@@ -102,7 +102,7 @@ pub enum Progress {
 
 /// What came of a replay.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Summary {
+pub struct ReplaySummary {
     /// Images that were meant.
     pub meant: u64,
     /// Images that went through.
@@ -138,22 +138,22 @@ pub async fn replay(
     bus: &Bus,
     site: &SiteName,
     settings: &ReplayerSettings,
-    options: Options,
-    destination: Destination,
-    mut on: impl FnMut(Progress),
+    options: ReplayOptions,
+    destination: ReplayDestination,
+    mut on: impl FnMut(ReplayProgress),
     shutdown: &Shutdown,
-) -> Result<Summary, ReplayError> {
+) -> Result<ReplaySummary, ReplayError> {
     let started = Instant::now();
     let note = place_of_note(&destination, &options)?;
     let mut begun = match &note {
-        Some(path) => Begun::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
+        Some(path) => ReplayMarker::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
         None => None,
     };
     let fresh = begun.is_none();
     let mut query = options.query.clone();
     let begun = match begun.take() {
         Some(begun) => begun,
-        None => Begun {
+        None => ReplayMarker {
             asked: options.asked.clone(),
             run: TaskId::new_random(),
             since_ms: query.since_ms,
@@ -165,14 +165,14 @@ pub async fn replay(
     };
     (query.since_ms, query.until_ms) = (begun.since_ms, Some(begun.until_ms));
     let rows = match &options.from {
-        From::Images => {
-            let mut pace = Pace::new(bus, site, settings.beside_mib_per_s, None);
-            let each = |read, all| on(Progress::Gathering(read, all));
+        ImageOrigin::Images => {
+            let mut pace = ReadLimiter::new(bus, site, settings.beside_mib_per_s, None);
+            let each = |read, all| on(ReplayProgress::Gathering(read, all));
             gather(bus, site, &query, begun.answers_to, &mut pace, each).await?
         }
-        From::Pinned(set) => gather_pinned(bus, site, set, &query).await?,
+        ImageOrigin::Pinned(set) => gather_pinned(bus, site, set, &query).await?,
     };
-    let mut summary = Summary::default();
+    let mut summary = ReplaySummary::default();
     let rows = known_only(rows, options.only.as_deref(), &mut summary);
     let rows = sample(rows, options.sample, options.limit, options.seed);
     if rows.is_empty() {
@@ -185,21 +185,21 @@ pub async fn replay(
         begun.write_marker(path)?;
     }
     let meant = rows.len() as u64;
-    let mut run = Run {
+    let mut run = ReplayRun {
         bus,
         site,
         from: &options.from,
         beside_mib_per_s: settings.beside_mib_per_s,
         most_mib_per_s: options.most_mib_per_s,
         room: Arc::new(Semaphore::new(settings.in_flight_mib as usize * 1024)),
-        summary: Summary { meant, ..summary },
+        summary: ReplaySummary { meant, ..summary },
         on: &mut on,
         shutdown,
         begun,
         note,
     };
     let ended = run.deliver(rows, destination).await;
-    let Run { mut summary, .. } = run;
+    let ReplayRun { mut summary, .. } = run;
     summary.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match ended {
         Err(ReplayError::Interrupted) => summary.interrupted = true,
@@ -210,7 +210,7 @@ pub async fn replay(
 }
 
 /// Leaves out what nobody labelled, or labelled otherwise than asked for.
-fn known_only(mut rows: Vec<Row>, only: Option<&[String]>, summary: &mut Summary) -> Vec<Row> {
+fn known_only(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut ReplaySummary) -> Vec<TaskRow> {
     let Some(only) = only else { return rows };
     let only: HashSet<&str> = only.iter().map(String::as_str).collect();
     rows.retain(|row| match row.label() {
@@ -228,9 +228,9 @@ fn known_only(mut rows: Vec<Row>, only: Option<&[String]>, summary: &mut Summary
 }
 
 /// Where it is noted what was begun; a folder or file of something else is refused.
-fn place_of_note(destination: &Destination, options: &Options) -> Result<Option<PathBuf>, ReplayError> {
+fn place_of_note(destination: &ReplayDestination, options: &ReplayOptions) -> Result<Option<PathBuf>, ReplayError> {
     match destination {
-        Destination::Folder(path) => {
+        ReplayDestination::Folder(path) => {
             let note = path.join("replay.json");
             let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
             if occupied && !note.is_file() {
@@ -238,30 +238,30 @@ fn place_of_note(destination: &Destination, options: &Options) -> Result<Option<
             }
             Ok(Some(note))
         }
-        Destination::Tar(path) | Destination::Model { table: Some(path), .. } => {
+        ReplayDestination::Tar(path) | ReplayDestination::Model { table: Some(path), .. } => {
             let note = path.with_added_extension("replay.json");
             if path.exists() && !note.is_file() {
                 return Err(ReplayError::Foreign { path: path.clone(), what: "something that no replay wrote".into() });
             }
             Ok(Some(note))
         }
-        Destination::Subject { template, .. } => {
+        ReplayDestination::Subject { template, .. } => {
             outlet::check_template(template)?;
             Ok(begun::of_user(&options.asked))
         }
         // A set has a slot an image, a label can be said twice, and what is only printed is not kept.
-        Destination::Pin(_) | Destination::Trainer | Destination::Model { .. } => Ok(None),
+        ReplayDestination::Pin(_) | ReplayDestination::Trainer | ReplayDestination::Model { .. } => Ok(None),
     }
 }
 
 /// Whether what was written tells that all is through: asked once more, it adds nothing.
-fn keeps(destination: &Destination) -> bool {
-    !matches!(destination, Destination::Subject { .. })
+fn keeps(destination: &ReplayDestination) -> bool {
+    !matches!(destination, ReplayDestination::Subject { .. })
 }
 
 /// Why nothing is meant: what there is.
-async fn nothing(bus: &Bus, site: &SiteName, from: &From) -> Result<String, ReplayError> {
-    if let From::Pinned(set) = from {
+async fn nothing(bus: &Bus, site: &SiteName, from: &ImageOrigin) -> Result<String, ReplayError> {
+    if let ImageOrigin::Pinned(set) = from {
         return Ok(format!("set {set} has none like that at site {site}; `tributary retention` lists the sets"));
     }
     let answers = read::stream_level(bus, topology::ANSWERS).await?;
@@ -281,18 +281,18 @@ async fn nothing(bus: &Bus, site: &SiteName, from: &From) -> Result<String, Repl
     ))
 }
 
-struct Run<'a> {
+struct ReplayRun<'a> {
     bus: &'a Bus,
     site: &'a SiteName,
-    from: &'a From,
+    from: &'a ImageOrigin,
     beside_mib_per_s: f64,
     most_mib_per_s: Option<f64>,
     /// KiB of images that were read and are not through.
     room: Arc<Semaphore>,
-    summary: Summary,
-    on: &'a mut dyn FnMut(Progress),
+    summary: ReplaySummary,
+    on: &'a mut dyn FnMut(ReplayProgress),
     shutdown: &'a Shutdown,
-    begun: Begun,
+    begun: ReplayMarker,
     note: Option<PathBuf>,
 }
 
@@ -305,34 +305,34 @@ fn under_way<T: Send + 'static>(
     async move { task.await.map_err(|error| ReplayError::Broken { why: error.to_string() })? }
 }
 
-impl Run<'_> {
-    async fn deliver(&mut self, rows: Vec<Row>, destination: Destination) -> Result<(), ReplayError> {
+impl ReplayRun<'_> {
+    async fn deliver(&mut self, rows: Vec<TaskRow>, destination: ReplayDestination) -> Result<(), ReplayError> {
         match destination {
-            Destination::Folder(path) => {
+            ReplayDestination::Folder(path) => {
                 std::fs::create_dir_all(&path).map_err(ReplayError::write(&path))?;
-                let (folder, known) = Folder::open(&path)?;
-                self.write_images(rows, known, Shelf::Folder(Box::new(folder))).await
+                let (folder, known) = FolderWriter::open(&path)?;
+                self.write_images(rows, known, DiskWriter::Folder(Box::new(folder))).await
             }
-            Destination::Tar(path) => {
-                let (tarball, known) = Tarball::open(&path)?;
-                self.write_images(rows, known, Shelf::Tar(tarball)).await
+            ReplayDestination::Tar(path) => {
+                let (tarball, known) = TarballWriter::open(&path)?;
+                self.write_images(rows, known, DiskWriter::Tar(tarball)).await
             }
-            Destination::Subject { template, spacing } => self.publish(rows, &template, spacing).await,
-            Destination::Trainer => self.label(rows).await,
-            Destination::Pin(set) => self.pin(rows, &set).await,
-            Destination::Model { infer, table } => self.compare(rows, &infer, table.as_deref()).await,
+            ReplayDestination::Subject { template, spacing } => self.publish(rows, &template, spacing).await,
+            ReplayDestination::Trainer => self.label(rows).await,
+            ReplayDestination::Pin(set) => self.pin(rows, &set).await,
+            ReplayDestination::Model { infer, table } => self.compare(rows, &infer, table.as_deref()).await,
         }
     }
 
     /// Leaves out what went through before.
-    fn rest(&mut self, rows: Vec<Row>, known: &HashSet<TaskId>) -> Vec<Row> {
-        let rest: Vec<Row> = rows.into_iter().filter(|row| !known.contains(&row.task)).collect();
+    fn rest(&mut self, rows: Vec<TaskRow>, known: &HashSet<TaskId>) -> Vec<TaskRow> {
+        let rest: Vec<TaskRow> = rows.into_iter().filter(|row| !known.contains(&row.task)).collect();
         self.summary.before = self.summary.meant - rest.len() as u64;
         rest
     }
 
     /// An image went through.
-    fn through(&mut self, row: &Row, bytes: u64) {
+    fn through(&mut self, row: &TaskRow, bytes: u64) {
         self.summary.through += 1;
         self.summary.bytes += bytes;
         let source = row.label().map_or("nobody", |(_, source)| source.as_str());
@@ -344,19 +344,19 @@ impl Run<'_> {
     }
 
     fn told(&mut self) {
-        let Summary { through, before, gone, bytes, meant, .. } = &self.summary;
-        (self.on)(Progress::Replaying(through + before + gone, *meant, *bytes));
+        let ReplaySummary { through, before, gone, bytes, meant, .. } = &self.summary;
+        (self.on)(ReplayProgress::Replaying(through + before + gone, *meant, *bytes));
     }
 
     /// Fetches, and leaves out what is gone; `each` gets the rest with its room among what is in flight.
     async fn fetch<'r>(
         &mut self,
-        rows: &'r [Row],
-        mut each: impl AsyncFnMut(&mut Self, &'r Row, Image, OwnedSemaphorePermit) -> Result<(), ReplayError>,
+        rows: &'r [TaskRow],
+        mut each: impl AsyncFnMut(&mut Self, &'r TaskRow, ArchivedImage, OwnedSemaphorePermit) -> Result<(), ReplayError>,
     ) -> Result<(), ReplayError> {
         let (bus, from, room, shutdown) = (self.bus, self.from, self.room.clone(), self.shutdown);
         let most = self.room.available_permits().max(1);
-        let mut pace = Pace::new(bus, self.site, self.beside_mib_per_s, self.most_mib_per_s);
+        let mut pace = ReadLimiter::new(bus, self.site, self.beside_mib_per_s, self.most_mib_per_s);
         fetch(bus, from, rows, &mut pace, async |row, image| {
             if shutdown.is_requested() {
                 return Err(ReplayError::Interrupted);

@@ -1,7 +1,7 @@
 //! Whether a machine can run a release at all: runtime, operators, memory. Pure; asked by whoever chooses sites, and by the
 //! site itself before it fetches anything.
 
-use schemas::{FaultNote, Needs};
+use schemas::{FaultNote, MachineRequirements};
 
 /// The newest standard operators that every ONNX Runtime knows which this program runs with (1.22, with ONNX 1.18:
 /// onnxruntime's docs/Versioning.md). A graph with newer ones needs the runtime that it was tried with, or a later one.
@@ -13,7 +13,7 @@ const SPARE_RATIO: f64 = 1.25;
 
 /// What a machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineProfile {
     /// Version of its ONNX Runtime.
     pub runtime: String,
     /// Memory that is free, MiB; absent where the system does not say.
@@ -23,7 +23,7 @@ pub struct Machine {
 }
 
 /// Why a machine cannot run what needs this, if it cannot.
-pub fn incompatibility(needs: &Needs, machine: &Machine) -> Option<FaultNote> {
+pub fn incompatibility(needs: &MachineRequirements, machine: &MachineProfile) -> Option<FaultNote> {
     if needs.opset > KNOWN_OPSET && version(&machine.runtime) < version(&needs.runtime) {
         let reason = format!(
             "its graph has operators of version {}, which ONNX Runtime {} is not known to have; it was tried with {}",
@@ -54,22 +54,22 @@ fn version(text: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn why(needs: Needs, runtime: &str, free: Option<u64>) -> Option<String> {
-        let machine = Machine { runtime: runtime.into(), memory_free_mib: free, replicas: 4 };
+    fn why(needs: MachineRequirements, runtime: &str, free: Option<u64>) -> Option<String> {
+        let machine = MachineProfile { runtime: runtime.into(), memory_free_mib: free, replicas: 4 };
         incompatibility(&needs, &machine).map(|fault| fault.name)
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let needs = Needs { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 100 };
+        let needs = MachineRequirements { opset: 17, domains: Vec::new(), runtime: "1.31.1".into(), memory_mib: 100 };
         assert_eq!(why(needs.clone(), "1.22.0", Some(501)), None);
         assert_eq!(why(needs.clone(), "1.22.0", None), None);
         assert_eq!(why(needs.clone(), "1.22.0", Some(499)).as_deref(), Some("memory_short"));
-        let newer = Needs { opset: 24, ..needs.clone() };
+        let newer = MachineRequirements { opset: 24, ..needs.clone() };
         assert_eq!(why(newer.clone(), "1.22.0", None).as_deref(), Some("runtime_too_old"));
         assert_eq!(why(newer.clone(), "1.9.0", None).as_deref(), Some("runtime_too_old"), "9 is less than 31");
         assert_eq!(why(newer, "1.31.1", None), None);
-        let foreign = Needs { domains: vec!["com.microsoft".into(), "org.example".into()], ..needs };
+        let foreign = MachineRequirements { domains: vec!["com.microsoft".into(), "org.example".into()], ..needs };
         assert_eq!(why(foreign, "1.31.1", None).as_deref(), Some("operator_missing"));
     }
 }

@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use schemas::{Agreed, Agreement, Counts, ReleaseId, SiteName};
+use schemas::{AgreementCount, Agreement, ReleaseCounts, ReleaseId, SiteName};
 
 /// Stretches that are kept while they cannot be told: two days, if they are of ten minutes.
 const MOST_SLOTS: usize = 288;
 
 /// Counts of one worker; clones share them.
 #[derive(Debug, Clone)]
-pub struct Counter {
-    slots: Arc<Mutex<BTreeMap<u64, Slot>>>,
+pub struct ReleaseCounter {
+    slots: Arc<Mutex<BTreeMap<u64, CounterSlot>>>,
     slot_length_ms: u64,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Slot {
-    counts: BTreeMap<ReleaseId, Counts>,
+struct CounterSlot {
+    counts: BTreeMap<ReleaseId, ReleaseCounts>,
     agreements: BTreeMap<(SiteName, ReleaseId), Agreement>,
     /// Whether something was counted since it was told.
     fresh: bool,
@@ -25,16 +25,16 @@ struct Slot {
 
 /// What came of a stretch so far.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Told {
+pub struct SlotCounts {
     /// Its beginning, milliseconds since the epoch.
     pub slot_ms: u64,
     /// Of each release.
-    pub counts: Vec<Counts>,
+    pub counts: Vec<ReleaseCounts>,
     /// Of each site and release.
     pub agreements: Vec<Agreement>,
 }
 
-impl Counter {
+impl ReleaseCounter {
     /// In stretches of so many seconds, at least 1.
     pub fn new(slot_s: u32) -> Self {
         Self { slots: Arc::default(), slot_length_ms: u64::from(slot_s.max(1)) * 1000 }
@@ -71,8 +71,8 @@ impl Counter {
             let agreement = slot.agreements.entry((site.clone(), release.clone())).or_insert_with(|| Agreement {
                 site: site.clone(),
                 release: release.clone(),
-                doubtful: Agreed::default(),
-                sampled: Agreed::default(),
+                doubtful: AgreementCount::default(),
+                sampled: AgreementCount::default(),
             });
             let of = if sure { &mut agreement.sampled } else { &mut agreement.doubtful };
             of.asked += 1;
@@ -80,16 +80,16 @@ impl Counter {
         });
     }
 
-    fn count(&self, release: &ReleaseId, now_ms: u64, act: impl FnOnce(&mut Counts)) {
+    fn count(&self, release: &ReleaseId, now_ms: u64, act: impl FnOnce(&mut ReleaseCounts)) {
         self.change(now_ms, |slot| {
             if let Some(counts) = slot.counts.get_mut(release) {
                 return act(counts);
             }
-            act(slot.counts.entry(release.clone()).or_insert_with(|| Counts::for_release(release.clone())));
+            act(slot.counts.entry(release.clone()).or_insert_with(|| ReleaseCounts::for_release(release.clone())));
         });
     }
 
-    fn change(&self, now_ms: u64, act: impl FnOnce(&mut Slot)) {
+    fn change(&self, now_ms: u64, act: impl FnOnce(&mut CounterSlot)) {
         let mut slots = self.slots();
         let slot = slots.entry(self.slot_of(now_ms)).or_default();
         act(slot);
@@ -101,16 +101,16 @@ impl Counter {
 
     /// What was counted since it was told last, the oldest stretch first. Each is to be told again by [`Counter::again`] if
     /// it could not be.
-    pub fn take_counts(&self) -> Vec<Told> {
+    pub fn take_counts(&self) -> Vec<SlotCounts> {
         let mut slots = self.slots();
         let told = slots.iter_mut().filter_map(|(at_ms, slot)| {
-            std::mem::take(&mut slot.fresh).then(|| Told {
+            std::mem::take(&mut slot.fresh).then(|| SlotCounts {
                 slot_ms: *at_ms,
                 counts: slot.counts.values().cloned().collect(),
                 agreements: slot.agreements.values().cloned().collect(),
             })
         });
-        let told: Vec<Told> = told.collect();
+        let told: Vec<SlotCounts> = told.collect();
         // What is over and told is of no more use here.
         let current = slots.keys().next_back().copied().unwrap_or(0);
         slots.retain(|at_ms, _| *at_ms == current || told.iter().any(|told| told.slot_ms == *at_ms));
@@ -118,10 +118,10 @@ impl Counter {
     }
 
     /// What came of the stretch that is now, whether or not something came of it.
-    pub fn current_counts(&self, now_ms: u64) -> Told {
+    pub fn current_counts(&self, now_ms: u64) -> SlotCounts {
         let slot_ms = self.slot_of(now_ms);
         let slot = self.slots().get(&slot_ms).cloned().unwrap_or_default();
-        Told {
+        SlotCounts {
             slot_ms,
             counts: slot.counts.into_values().collect(),
             agreements: slot.agreements.into_values().collect(),
@@ -129,13 +129,13 @@ impl Counter {
     }
 
     /// A stretch could not be told.
-    pub fn restore_counts(&self, told: &Told) {
+    pub fn restore_counts(&self, told: &SlotCounts) {
         if let Some(slot) = self.slots().get_mut(&told.slot_ms) {
             slot.fresh = true;
         }
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Slot>> {
+    fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, CounterSlot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_stretch_is_told_whole_whenever_something_was_added() {
-        let counter = Counter::new(600);
+        let counter = ReleaseCounter::new(600);
         counter.count_image(&id(1), true, 0.5, 2.0, 10);
         counter.count_failure(&id(2), 10);
         let told = counter.take_counts();
@@ -166,13 +166,13 @@ mod tests {
 
     #[test]
     fn what_is_over_is_kept_until_it_was_told() {
-        let counter = Counter::new(600);
+        let counter = ReleaseCounter::new(600);
         let site: SiteName = "reef".parse().unwrap();
         counter.count_verdict(&site, &id(1), false, true, 10);
         counter.count_verdict(&site, &id(1), true, false, 600_000 + 1);
         let told = counter.take_counts();
         assert_eq!(told.iter().map(|told| told.slot_ms).collect::<Vec<_>>(), [0, 600_000]);
-        assert_eq!(told[0].agreements[0].doubtful, Agreed { asked: 1, agreed: 1 });
+        assert_eq!(told[0].agreements[0].doubtful, AgreementCount { asked: 1, agreed: 1 });
         counter.restore_counts(&told[0]);
         assert_eq!(counter.take_counts().len(), 1);
         assert_eq!(counter.take_counts().len(), 0);

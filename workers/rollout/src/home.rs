@@ -19,7 +19,7 @@ const MOST_WORKERS: usize = 64;
 
 /// What is written down.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-struct State {
+struct CacheState {
     /// Name of the model that the worker was set up with: a folder may be given to a worker of another one.
     model: String,
     /// What serves; absent: what the worker was set up with.
@@ -34,13 +34,13 @@ struct State {
 
 /// A worker's folder. Only one process has it.
 #[derive(Debug)]
-pub struct Home {
+pub struct ReleaseCache {
     folder: PathBuf,
-    state: std::sync::Mutex<State>,
+    state: std::sync::Mutex<CacheState>,
     _lock: File,
 }
 
-impl Home {
+impl ReleaseCache {
     /// Takes a folder that no other process has: the one named, or the next beside it.
     pub fn open(work: &Path) -> io::Result<Self> {
         for number in 1..=MOST_WORKERS {
@@ -67,7 +67,7 @@ impl Home {
         let mut refused = Vec::new();
         let mut state = self.state();
         if state.model != root.description.name {
-            state = State { model: root.description.name.clone(), ..State::default() };
+            state = CacheState { model: root.description.name.clone(), ..CacheState::default() };
         }
         if let Some(serving) = state.serving.clone().filter(|_| state.on_trial) {
             let deaths = state.deaths.entry(serving.clone()).or_default();
@@ -139,11 +139,11 @@ impl Home {
         others.into_iter().take(surplus).try_for_each(|(_, path)| fs::remove_dir_all(path))
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> CacheState {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    fn write(&self, state: State) -> io::Result<()> {
+    fn write(&self, state: CacheState) -> io::Result<()> {
         let (path, beside) = (self.folder.join("state.json"), self.folder.join("state.part"));
         fs::write(&beside, serde_json::to_vec_pretty(&state)?)?;
         fs::rename(&beside, &path)?;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     /// Another release, in its place.
-    fn placed(home: &Home) -> Model {
+    fn placed(home: &ReleaseCache) -> Model {
         let from = fixture("fashion-initial");
         let to = home.folder_of(&from.release);
         fs::create_dir_all(&to).unwrap();
@@ -176,7 +176,7 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
         let begun = || {
-            let home = Home::open(work.path()).unwrap();
+            let home = ReleaseCache::open(work.path()).unwrap();
             let (model, refused) = home.start(&root).unwrap();
             (home, model.release, refused.len())
         };
@@ -206,7 +206,7 @@ mod tests {
     fn a_release_that_was_damaged_is_not_begun_with() {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
-        let home = Home::open(work.path()).unwrap();
+        let home = ReleaseCache::open(work.path()).unwrap();
         let other = placed(&home);
         home.serving_release(&other.release, false).unwrap();
         fs::write(other.folder.join("labels.txt"), "other\n").unwrap();
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn two_workers_do_not_share_a_folder_and_old_releases_are_removed() {
         let work = tempfile::tempdir().unwrap();
-        let (one, two) = (Home::open(work.path()).unwrap(), Home::open(work.path()).unwrap());
+        let (one, two) = (ReleaseCache::open(work.path()).unwrap(), ReleaseCache::open(work.path()).unwrap());
         assert_ne!(one.folder, two.folder);
         for number in 0..6_u8 {
             fs::create_dir_all(one.folder_of(&ReleaseId::from_sha256([number; 32]))).unwrap();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use schemas::task::HEADER_BLOB;
 use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
 use streams::backoff::Backoff;
-use streams::read::{self, Record, Stretch};
-use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
+use streams::read::{self, StoredMessage, StreamRange};
+use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
 
 /// How often a decision is made anew because somebody else was faster, and the pauses before it is.
 const RACES: u32 = 20;
@@ -25,7 +25,7 @@ pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, Car
 }
 
 /// The decision in a message, if it is one and in its own slot.
-pub fn read_decision(record: &Record) -> Option<Rollout> {
+pub fn read_decision(record: &StoredMessage) -> Option<Rollout> {
     let rollout = decode::<Rollout>(&record.payload);
     let rollout =
         rollout.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no decision, passed over"));
@@ -46,7 +46,7 @@ pub fn read_decision(record: &Record) -> Option<Rollout> {
 pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, CarryError> {
     let level = read::stream_level(bus, topology::RELEASES).await?;
     let mut all = Vec::new();
-    let stretch = Stretch { subjects: vec![subject::releases(model)], ..Stretch::default() };
+    let stretch = StreamRange { subjects: vec![subject::releases(model)], ..StreamRange::default() };
     read::read_range(bus, topology::RELEASES, stretch, level.last_sequence, |record| all.extend(read_decision(&record)))
         .await?;
     Ok(all)
@@ -70,7 +70,7 @@ pub fn releases(history: &[Rollout]) -> Vec<Release> {
 pub async fn publish_decision(publisher: &Publisher, rollout: &Rollout) -> Result<bool, CarryError> {
     let slot = subject::release(&rollout.model, rollout.number);
     let placed = publisher.publish(&Publication::first_on_subject(slot, encode(rollout)?)).await?;
-    Ok(!matches!(placed, Placed::Taken))
+    Ok(!matches!(placed, PublishOutcome::Taken))
 }
 
 /// Decides until the decision has its slot: `decide` gets what holds, and is called again when somebody else was faster.
@@ -100,7 +100,7 @@ pub async fn decide<E: From<CarryError>>(
 pub async fn orders(bus: &Bus) -> Result<Vec<(Order, u64)>, CarryError> {
     let level = read::stream_level(bus, topology::ORDERS).await?;
     let mut all = Vec::new();
-    read::read_range(bus, topology::ORDERS, Stretch::default(), level.last_sequence, |record| {
+    read::read_range(bus, topology::ORDERS, StreamRange::default(), level.last_sequence, |record| {
         match decode::<Order>(&record.payload) {
             Ok(order) => all.push((order, u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0))),
             Err(error) => tracing::warn!(subject = record.subject, %error, "no order, passed over"),
@@ -115,7 +115,7 @@ pub async fn reports(bus: &Bus) -> Result<Vec<Swap>, CarryError> {
     let level = read::stream_level(bus, topology::SWAPS).await?;
     let mut all = Vec::new();
     if level.messages > 0 {
-        read::read_range(bus, topology::SWAPS, Stretch::default(), level.last_sequence, |record| {
+        read::read_range(bus, topology::SWAPS, StreamRange::default(), level.last_sequence, |record| {
             all.extend(read_report(&record));
         })
         .await?;
@@ -124,7 +124,7 @@ pub async fn reports(bus: &Bus) -> Result<Vec<Swap>, CarryError> {
 }
 
 /// The report in a message, if it is one and of the site and worker in its subject.
-pub fn read_report(record: &Record) -> Option<Swap> {
+pub fn read_report(record: &StoredMessage) -> Option<Swap> {
     let swap = decode::<Swap>(&record.payload);
     let swap = swap.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no report, passed over"));
     let swap = swap.ok()?;

@@ -7,19 +7,19 @@ use runtime::Shutdown;
 use schemas::{ModelName, Order, SiteName, decode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
-use streams::read::{self, Stretch};
+use streams::read::{self, StreamRange};
 use streams::{Bus, CarryError, subject, topology};
 use tokio::sync::watch;
 use vision::Model;
 
-use crate::swap::Swapper;
+use crate::swap::ModelSwapper;
 
 const HEAR_AGAIN: Duration = Duration::from_millis(500);
 
 /// A site's worker follows the orders that its courier brings, until told to stop. `ordered`: where each order is put;
 /// `orders`: the other end of it.
 pub async fn of_site(
-    swapper: &Swapper,
+    swapper: &ModelSwapper,
     bus: &Bus,
     model: &ModelName,
     ordered: watch::Sender<Option<Order>>,
@@ -39,13 +39,13 @@ async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Opti
 }
 
 /// A verifier follows the orders of the cloud, until told to stop.
-pub async fn of_cloud(swapper: &Swapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
+pub async fn of_cloud(swapper: &ModelSwapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
     let (ordered, orders) = watch::channel(None);
     until_stopped(swapper, || hear_cloud(bus, model, &ordered), orders, ready, shutdown).await;
 }
 
 async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
-    let stretch = Stretch { subjects: vec![subject::order(&SiteName::cloud(), model)], ..Stretch::default() };
+    let stretch = StreamRange { subjects: vec![subject::order(&SiteName::cloud(), model)], ..StreamRange::default() };
     let mut records = std::pin::pin!(read::follow_range(bus, topology::ORDERS, stretch).await?);
     while let Some(record) = records.next().await {
         match decode::<Order>(&record?.payload) {
@@ -57,7 +57,7 @@ async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option
 }
 
 async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
-    swapper: &Swapper,
+    swapper: &ModelSwapper,
     hear: impl Fn() -> F,
     orders: watch::Receiver<Option<Order>>,
     ready: impl Fn(&Model),

@@ -7,12 +7,12 @@ use runtime::{Shutdown, beat, clock, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
 use streams::backoff::Backoff;
-use streams::subject::{self, Errand};
+use streams::subject::{self, OutboxKind};
 use streams::{CarryError, Publication, Publisher};
 use tokio::time::Instant;
 
-use crate::count::{Counter, Told};
-use crate::swap::Swapper;
+use crate::count::{ReleaseCounter, SlotCounts};
+use crate::swap::ModelSwapper;
 
 /// A worker that has nothing to tell says so this often, so that it is known to live.
 const SILENT_FOR: Duration = Duration::from_secs(120);
@@ -27,9 +27,9 @@ pub struct SwapReporter {
     /// What its operator calls the site.
     pub site_labels: Vec<String>,
     /// What runs.
-    pub swapper: Arc<Swapper>,
+    pub swapper: Arc<ModelSwapper>,
     /// What came of it.
-    pub counter: Counter,
+    pub counter: ReleaseCounter,
     /// How it is told.
     pub publisher: Publisher,
     /// How often.
@@ -89,7 +89,7 @@ impl SwapReporter {
         told
     }
 
-    fn swap(&self, told: &Told, left: bool) -> Swap {
+    fn swap(&self, told: &SlotCounts, left: bool) -> Swap {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
@@ -121,5 +121,5 @@ fn publication(swap: &Swap) -> Result<Publication, CarryError> {
         return Ok(Publication { subject: to, payload: payload.into(), headers: Vec::new(), first_only: false });
     }
     let id = TaskId::from_name(&format!("{to}@{}", swap.said_at_ms)).to_string();
-    Ok(Publication::with_id(subject::outbox(&swap.site, Errand::Swap), payload, id).header(HEADER_TO, to))
+    Ok(Publication::with_id(subject::outbox(&swap.site, OutboxKind::Swap), payload, id).header(HEADER_TO, to))
 }

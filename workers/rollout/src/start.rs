@@ -3,22 +3,22 @@
 use std::path::Path;
 
 use schemas::RefusedRelease;
-use vision::{Infer, InferError, InferSettings, Model, ModelError, Onnx};
+use vision::{InferencePool, InferenceError, InferenceSettings, Model, ModelError, OnnxRuntime};
 
-use crate::home::Home;
-use crate::trial::Trial;
+use crate::home::ReleaseCache;
+use crate::trial::TrialRunner;
 
 /// A worker's model, loaded and warm.
 #[derive(Debug)]
-pub struct Started {
+pub struct ServingModel {
     /// What it was set up with.
     pub root: Model,
     /// What runs.
-    pub infer: Infer,
+    pub infer: InferencePool,
     /// Where releases lie.
-    pub home: Home,
+    pub home: ReleaseCache,
     /// How a release is tried.
-    pub trial: Trial,
+    pub trial: TrialRunner,
     /// What it does not begin with.
     pub refused: Vec<RefusedRelease>,
 }
@@ -40,22 +40,22 @@ pub enum StartError {
     Model(#[from] ModelError),
     /// What it was set up with does not run.
     #[error(transparent)]
-    Infer(#[from] InferError),
+    Infer(#[from] InferenceError),
 }
 
 /// Loads and warms; takes a moment and the calling thread. `folder`: the model it was set up with.
 pub fn start_model(
-    onnx: &Onnx,
+    onnx: &OnnxRuntime,
     folder: &Path,
-    infer: &InferSettings,
+    infer: &InferenceSettings,
     work: &Path,
-    trial: Trial,
-) -> Result<Started, StartError> {
+    trial: TrialRunner,
+) -> Result<ServingModel, StartError> {
     let root = Model::load(folder)?;
     let unusable = |source| StartError::Home { folder: work.display().to_string(), source };
-    let home = Home::open(work).map_err(unusable)?;
+    let home = ReleaseCache::open(work).map_err(unusable)?;
     let (model, mut refused) = home.start(&root).map_err(unusable)?;
-    let running = match Infer::start(onnx, &model, infer) {
+    let running = match InferencePool::start(onnx, &model, infer) {
         Err(error) if model.release != root.release => {
             let note = error.fault_note();
             tracing::warn!(
@@ -66,9 +66,9 @@ pub fn start_model(
             );
             refused.push(RefusedRelease { release: model.release, fault: note });
             home.serving_release(&root.release, true).map_err(unusable)?;
-            Infer::start(onnx, &root, infer)?
+            InferencePool::start(onnx, &root, infer)?
         }
         started => started?,
     };
-    Ok(Started { root, infer: running, home, trial, refused })
+    Ok(ServingModel { root, infer: running, home, trial, refused })
 }

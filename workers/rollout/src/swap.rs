@@ -10,13 +10,13 @@ use streams::backoff::Backoff;
 use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Infer, InferError, Model};
+use vision::{InferencePool, InferenceError, Model};
 
-use crate::able::{Machine, incompatibility};
-use crate::home::Home;
+use crate::able::{MachineProfile, incompatibility};
+use crate::home::ReleaseCache;
 use crate::package::{self, PackageError};
-use crate::start::Started;
-use crate::trial::{PROBE, Probe, Trial, compare, pictures};
+use crate::start::ServingModel;
+use crate::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -31,17 +31,17 @@ pub const PASSING: [&str; 5] =
     ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
 /// A worker whose model follows orders.
-pub struct Swapper {
+pub struct ModelSwapper {
     /// The model it was set up with.
     pub root: Arc<Model>,
     /// What runs the model.
-    pub infer: Infer,
+    pub infer: InferencePool,
     /// Where packages come from.
     pub blobs: Blobs,
     /// How a release is tried.
-    pub trial: Trial,
+    pub trial: TrialRunner,
     /// Where releases lie.
-    pub home: Home,
+    pub home: ReleaseCache,
     state: watch::Sender<SwapState>,
 }
 
@@ -58,10 +58,10 @@ pub struct SwapState {
     pub refused: Vec<RefusedRelease>,
 }
 
-impl Swapper {
+impl ModelSwapper {
     /// Of a worker that serves already.
-    pub fn new(started: Started, blobs: Blobs) -> Self {
-        let Started { root, infer, home, trial, refused } = started;
+    pub fn new(started: ServingModel, blobs: Blobs) -> Self {
+        let ServingModel { root, infer, home, trial, refused } = started;
         let state = SwapState { since_ms: clock::now_ms(), order: 0, step: None, refused };
         Self { root: Arc::new(root), infer, blobs, trial, home, state: watch::Sender::new(state) }
     }
@@ -261,8 +261,8 @@ impl Swapper {
     }
 
     /// What this machine has for a release.
-    pub fn machine(&self) -> Machine {
-        Machine {
+    pub fn machine(&self) -> MachineProfile {
+        MachineProfile {
             runtime: self.infer.onnx().version().to_owned(),
             memory_free_mib: process::available_bytes().map(|bytes| bytes >> 20),
             replicas: self.infer.replicas() as u64,
@@ -286,7 +286,7 @@ async fn at(wake: Option<Instant>) {
     }
 }
 
-fn note(error: InferError) -> FaultNote {
+fn note(error: InferenceError) -> FaultNote {
     error.fault_note()
 }
 
@@ -299,7 +299,7 @@ fn unfetched(error: PackageError) -> FaultNote {
 }
 
 /// What a release saw where it was packaged.
-async fn probe(model: &Model) -> Result<Probe, FaultNote> {
+async fn probe(model: &Model) -> Result<ReleaseProbe, FaultNote> {
     let path = model.folder.join(PROBE);
     let missing = |why: String| {
         let reason = format!("{} says nothing of what the release should see: {why}", path.display());

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use schemas::{Heartbeat, SiteName};
-use streams::{Bus, fleet::Fleet};
+use streams::{Bus, fleet::HeartbeatBucket};
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::drive::Tally;
+use crate::drive::WorkerStats;
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
@@ -18,14 +18,14 @@ const ALIGN_EVERY: Duration = Duration::from_secs(5);
 
 /// How often a sign of life is sent.
 #[derive(Debug, Clone)]
-pub struct Pulse {
+pub struct HeartbeatPace {
     /// At least so often.
     pub every: Duration,
     /// And whenever this says that something changed.
     pub changed: Arc<Notify>,
 }
 
-impl Default for Pulse {
+impl Default for HeartbeatPace {
     /// A third of what the fleet remembers.
     fn default() -> Self {
         Self { every: Duration::from_secs(4), changed: Arc::default() }
@@ -34,12 +34,12 @@ impl Default for Pulse {
 
 /// What a worker does and did, for its signs of life; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Report<R> {
+pub struct WorkerReport<R> {
     report: Arc<Mutex<R>>,
     changed: Arc<Notify>,
 }
 
-impl<R: Clone> Report<R> {
+impl<R: Clone> WorkerReport<R> {
     /// As it stands.
     pub fn current_beat(&self) -> R {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -52,8 +52,8 @@ impl<R: Clone> Report<R> {
     }
 
     /// The pulse that hears of changes.
-    pub fn pace(&self) -> Pulse {
-        Pulse { changed: self.changed.clone(), ..Pulse::default() }
+    pub fn pace(&self) -> HeartbeatPace {
+        HeartbeatPace { changed: self.changed.clone(), ..HeartbeatPace::default() }
     }
 }
 
@@ -62,9 +62,9 @@ pub async fn send_heartbeats(
     bus: Bus,
     role: &'static str,
     site: Option<SiteName>,
-    tally: Arc<Tally>,
+    tally: Arc<WorkerStats>,
     shutdown: Shutdown,
-    pulse: Pulse,
+    pulse: HeartbeatPace,
     more: impl Fn(&mut Heartbeat) + Send,
 ) {
     let worker = worker_name();
@@ -77,7 +77,7 @@ pub async fn send_heartbeats(
         beat.clock_ahead_ms = ahead_ms;
         more(&mut beat);
         metrics::record_heartbeat(role, &beat);
-        let sent = async { Fleet::open(&bus).await?.publish_heartbeat(&beat).await };
+        let sent = async { HeartbeatBucket::open(&bus).await?.publish_heartbeat(&beat).await };
         if let Err(error) = sent.await {
             tracing::debug!(role, %error, "no sign of life could be sent");
         }

@@ -12,10 +12,10 @@ use streams::{Bus, CarryError, read};
 use tokio::time::Instant;
 
 /// The server's time at a moment of the steady clock.
-static ALIGNED: RwLock<Option<Aligned>> = RwLock::new(None);
+static ALIGNED: RwLock<Option<ClockAlignment>> = RwLock::new(None);
 
 #[derive(Debug, Clone, Copy)]
-struct Aligned {
+struct ClockAlignment {
     at: Instant,
     server_ns: i128,
 }
@@ -30,7 +30,7 @@ pub async fn align_clock(bus: &Bus) -> Result<i64, CarryError> {
     // What was asked was answered half way, as far as anybody knows.
     let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
     let own_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
-    set(Aligned { at: Instant::now(), server_ns }, took);
+    set(ClockAlignment { at: Instant::now(), server_ns }, took);
     Ok(i64::try_from((own_ns - server_ns) / 1_000_000).unwrap_or(i64::MAX))
 }
 
@@ -43,7 +43,7 @@ pub async fn align_at_start(bus: &Bus) {
 }
 
 /// Time never jumps by less than the question took, for so much is not known.
-fn set(new: Aligned, uncertain: Duration) {
+fn set(new: ClockAlignment, uncertain: Duration) {
     let mut aligned = ALIGNED.write().unwrap_or_else(PoisonError::into_inner);
     let off = aligned.map(|old| old.now_ns(new.at).abs_diff(new.server_ns));
     if off.is_none_or(|off_ns| off_ns > uncertain.as_nanos()) {
@@ -51,7 +51,7 @@ fn set(new: Aligned, uncertain: Duration) {
     }
 }
 
-impl Aligned {
+impl ClockAlignment {
     fn now_ns(&self, now: Instant) -> i128 {
         let since = i128::try_from(now.saturating_duration_since(self.at).as_nanos()).unwrap_or(0);
         self.server_ns.saturating_add(since)
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn time_goes_on_from_what_the_server_said_by_the_steady_clock() {
         let at = Instant::now();
-        let aligned = Aligned { at, server_ns: 5_000_000_000 };
+        let aligned = ClockAlignment { at, server_ns: 5_000_000_000 };
         assert_eq!(aligned.now_ns(at + Duration::from_secs(2)), 7_000_000_000);
         assert_eq!(aligned.now_ns(at), 5_000_000_000);
     }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use schemas::{FaultNote, Route, encode};
 use streams::backoff::Backoff;
-use streams::read::Record;
-use streams::{Bus, CarryError, Delivery, Placed, Publication, Publisher, Puller, read, subject};
+use streams::read::StoredMessage;
+use streams::{Bus, CarryError, Delivery, PublishOutcome, Publication, Publisher, Puller, read, subject};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +22,7 @@ use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::letter;
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use crate::step::{Credit, Outgoing, Handler};
+use crate::step::{MessageCredit, OutgoingMessages, Handler};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where a role's messages come from and how many it holds.
 #[derive(Debug, Clone)]
-pub struct Drive {
+pub struct ConsumerConfig {
     /// The durable consumer on it, shared by all replicas.
     pub durable: String,
     /// Messages held at a time, at least 1.
@@ -49,7 +49,7 @@ pub struct Drive {
 
 /// What a worker did so far; read by its sign of life.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct WorkerStats {
     /// Messages acknowledged.
     pub finished: AtomicU64,
     /// Messages in hand.
@@ -64,19 +64,19 @@ pub async fn consume<S: Handler>(
     step: Arc<S>,
     from: &Bus,
     publisher: Publisher,
-    drive: Drive,
-    tally: Arc<Tally>,
+    drive: ConsumerConfig,
+    tally: Arc<WorkerStats>,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
     // Half the credits at a time: with what is in hand, no more than twice the credits is ever held.
     let mut puller = Puller::new(from, S::STREAM, &drive.durable, drive.credits.div_ceil(2));
     let credits = Arc::new(Semaphore::new(drive.credits.max(1)));
     let held_kib = Arc::new(Semaphore::new(MOST_HELD_KIB as usize));
-    let mut room = Room { credits: credits.clone(), given: drive.credits.max(1), resized: drive.resized };
+    let mut room = CreditPool { credits: credits.clone(), given: drive.credits.max(1), resized: drive.resized };
     let tracker = TaskTracker::new();
     let (stop, mut stopped) = tokio::sync::mpsc::channel::<FaultNote>(1);
     let hand =
-        Arc::new(Hand { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
+        Arc::new(InFlight { step, publisher, from: from.clone(), ack_wait: drive.ack_wait, tries: drive.tries, tally });
     metrics::register_queue(S::ROLE, from, S::STREAM, &drive.durable);
     tracing::info!(role = S::ROLE, stream = S::STREAM, credits = drive.credits, "started");
     let watch = tokio::spawn({
@@ -103,7 +103,7 @@ pub async fn consume<S: Handler>(
         let Ok(kib) = held_kib.clone().acquire_many_owned(kib).await else { break Ok(()) };
         let (hand, stop) = (hand.clone(), stop.clone());
         tracker.spawn(async move {
-            if let Some(note) = hand.handle_delivery(delivery, Credit::new(credit, kib)).await {
+            if let Some(note) = hand.handle_delivery(delivery, MessageCredit::new(credit, kib)).await {
                 let _already_stopping = stop.try_send(note);
             }
         });
@@ -120,13 +120,13 @@ pub async fn consume<S: Handler>(
 }
 
 /// How many messages may be held, which may change.
-struct Room {
+struct CreditPool {
     credits: Arc<Semaphore>,
     given: usize,
     resized: Option<watch::Receiver<usize>>,
 }
 
-impl Room {
+impl CreditPool {
     /// Waits for another number, and keeps to it: credits in use are taken back as they come.
     async fn changed(&mut self) {
         let Some(resized) = &mut self.resized else { return std::future::pending().await };
@@ -152,18 +152,18 @@ impl Room {
     }
 }
 
-struct Hand<S> {
+struct InFlight<S> {
     step: Arc<S>,
     publisher: Publisher,
     from: Bus,
     ack_wait: Duration,
     tries: Option<u64>,
-    tally: Arc<Tally>,
+    tally: Arc<WorkerStats>,
 }
 
-impl<S: Handler> Hand<S> {
+impl<S: Handler> InFlight<S> {
     /// Takes one message to its end; returns a note when the worker must stop.
-    async fn handle_delivery(&self, delivery: Delivery, credit: Credit) -> Option<FaultNote> {
+    async fn handle_delivery(&self, delivery: Delivery, credit: MessageCredit) -> Option<FaultNote> {
         self.tally.holding.fetch_add(1, Ordering::Relaxed);
         let ended = self.to_the_end(&delivery, &credit).await;
         self.tally.holding.fetch_sub(1, Ordering::Relaxed);
@@ -211,7 +211,7 @@ impl<S: Handler> Hand<S> {
         None
     }
 
-    async fn to_the_end(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
+    async fn to_the_end(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
         let mut work = std::pin::pin!(self.process_message(delivery, credit));
         loop {
             tokio::select! {
@@ -226,7 +226,7 @@ impl<S: Handler> Hand<S> {
         }
     }
 
-    async fn process_message(&self, delivery: &Delivery, credit: &Credit) -> Result<(), Fault> {
+    async fn process_message(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<(), Fault> {
         let outgoing = match self.handle(delivery, credit).await {
             Err(Fault::Reject(note)) => {
                 self.give_up(&delivery.record(), delivery.attempts, note).await?;
@@ -278,7 +278,7 @@ impl<S: Handler> Hand<S> {
         Ok(())
     }
 
-    async fn handle(&self, delivery: &Delivery, credit: &Credit) -> Result<Outgoing, Fault> {
+    async fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
         if let Some(tries) = self.tries
             && delivery.attempts > tries
         {
@@ -292,7 +292,7 @@ impl<S: Handler> Hand<S> {
         self.step.handle(delivery, credit).await
     }
 
-    async fn publish(&self, outgoing: Outgoing) -> Result<(), Fault> {
+    async fn publish(&self, outgoing: OutgoingMessages) -> Result<(), Fault> {
         for publication in &outgoing.publications {
             match self.publisher.publish(publication).await {
                 Ok(_) => {}
@@ -317,11 +317,11 @@ impl<S: Handler> Hand<S> {
     }
 
     /// Makes a dead letter of a message, unless its task has another outcome already.
-    async fn give_up(&self, message: &Record, attempts: u64, note: FaultNote) -> Result<(), Fault> {
+    async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
         let burial = self.step.dead_letter(message, &note);
         for publication in &burial.publications {
             let placed = self.publisher.publish(publication).await?;
-            if placed == Placed::Taken && !self.is_dead(&publication.subject).await? {
+            if placed == PublishOutcome::Taken && !self.is_dead(&publication.subject).await? {
                 return Ok(());
             }
         }

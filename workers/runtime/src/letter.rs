@@ -1,20 +1,20 @@
 //! A dead letter: what was given up, whole unless it is large, with where it came from and why.
 
 use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
-use schemas::{BlobRef, CutPayload, DeadLetter, FaultNote, SiteName, TaskId};
+use schemas::{BlobRef, TruncatedPayload, DeadLetter, FaultNote, SiteName, TaskId};
 use sha2::{Digest, Sha256};
-use streams::read::Record;
+use streams::read::StoredMessage;
 
 use crate::clock;
 
 /// A message's payload as a letter keeps it: whole, or its beginning and what tells the rest.
-fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<CutPayload>) {
+fn keep_payload(payload: &[u8]) -> (Vec<u8>, Option<TruncatedPayload>) {
     if payload.len() <= MAX_LETTER_BYTES {
         return (payload.to_vec(), None);
     }
     let sha256 = BlobRef::new(Sha256::digest(payload).into(), payload.len() as u64).sha256;
     let beginning = payload.get(..CUT_LETTER_BYTES).unwrap_or(payload);
-    (beginning.to_vec(), Some(CutPayload { size_bytes: payload.len() as u64, sha256 }))
+    (beginning.to_vec(), Some(TruncatedPayload { size_bytes: payload.len() as u64, sha256 }))
 }
 
 /// Of a message that was read from a stream.
@@ -23,7 +23,7 @@ pub fn from_stored_message(
     stream: &str,
     site: &SiteName,
     task: Option<TaskId>,
-    record: &Record,
+    record: &StoredMessage,
     attempts: u64,
     fault: FaultNote,
 ) -> DeadLetter {

@@ -22,8 +22,8 @@ pub mod telemetry;
 pub mod ticket;
 pub mod trust;
 
-pub use drive::{Drive, consume};
+pub use drive::{ConsumerConfig, consume};
 pub use fault::Fault;
 pub use lookup::retry_until_found;
 pub use shutdown::Shutdown;
-pub use step::{Credit, Outgoing, Handler};
+pub use step::{MessageCredit, OutgoingMessages, Handler};

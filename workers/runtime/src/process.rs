@@ -62,7 +62,7 @@ pub fn trim_memory() {
 
 /// Which freed memory a process keeps for what comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum MallocPolicy {
     /// Pieces of any size up to 32 MiB, and 64 MiB of them: what the C library comes to by itself once it freed such a piece.
     All,
     /// Pieces of up to 128 KiB, and as much of them: what the C library begins with. Where models come and go, it would keep
@@ -74,10 +74,10 @@ pub enum Kept {
 /// kept is taken anew, page by page, for the next images: measured, reading a stream of them is a tenth slower for it. Call
 /// it before there are threads. Does nothing where the C library is not GNU's.
 #[allow(unsafe_code)]
-pub fn set_malloc_policy(kept: Kept) {
+pub fn set_malloc_policy(kept: MallocPolicy) {
     let (large_bytes, most_bytes) = match kept {
-        Kept::All => (32 << 20, 64 << 20),
-        Kept::NothingLarge => (128 << 10, 128 << 10),
+        MallocPolicy::All => (32 << 20, 64 << 20),
+        MallocPolicy::NothingLarge => (128 << 10, 128 << 10),
     };
     // SAFETY: mallopt(3) takes two numbers; nothing else allocates at the same time before there are threads.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -118,12 +118,12 @@ mod tests {
     #[test]
     fn memory_that_was_freed_is_kept_or_given_back_large_pieces_at_once_and_small_ones_when_asked() {
         let resident = || resident_bytes().unwrap() >> 20;
-        set_malloc_policy(Kept::All);
+        set_malloc_policy(MallocPolicy::All);
         let images: Vec<Vec<u8>> = (0..240).map(|_| vec![1; 35 << 10]).collect();
         let full = resident();
         drop(images);
         assert!(resident() + 2 > full, "of images {full} MiB, then {} MiB", resident());
-        set_malloc_policy(Kept::NothingLarge);
+        set_malloc_policy(MallocPolicy::NothingLarge);
         for _ in 0..3 {
             // Of a size that is kept by itself once the like was freed.
             let models: Vec<Vec<u8>> = (0..60).map(|_| vec![1; 2 << 20]).collect();

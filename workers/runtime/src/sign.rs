@@ -43,9 +43,9 @@ pub enum KeyError {
 }
 
 /// A site's secret key.
-pub struct Key(Ed25519KeyPair);
+pub struct SiteKey(Ed25519KeyPair);
 
-impl Key {
+impl SiteKey {
     /// From a file of 64 hexadecimal digits.
     ///
     /// # Errors
@@ -140,15 +140,15 @@ mod tests {
     fn what_was_signed_is_told_from_what_was_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let key = Key::create(&path).unwrap();
-        let again = Key::read(&path).unwrap();
+        let key = SiteKey::create(&path).unwrap();
+        let again = SiteKey::read(&path).unwrap();
         assert_eq!(key.public(), again.public());
         let signature = again.sign(b"weights");
         assert!(is_signed(&key.public(), b"weights", &signature));
         assert!(!is_signed(&key.public(), b"weight", &signature));
         assert!(!is_signed(&key.public(), b"weights", &signature[1..]));
         assert!(!is_signed("no key", b"weights", &signature));
-        let other = Key::create(&folder.path().join("other")).unwrap();
+        let other = SiteKey::create(&folder.path().join("other")).unwrap();
         assert!(!is_signed(&other.public(), b"weights", &signature));
     }
 
@@ -157,10 +157,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        Key::create(&path).unwrap();
+        SiteKey::create(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(Key::create(&path), Err(KeyError::File { .. })));
+        assert!(matches!(SiteKey::create(&path), Err(KeyError::File { .. })));
         std::fs::write(&path, "not a key").unwrap();
-        assert!(matches!(Key::read(&path), Err(KeyError::NoKey { .. })));
+        assert!(matches!(SiteKey::read(&path), Err(KeyError::NoKey { .. })));
     }
 }

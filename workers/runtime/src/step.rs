@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
 use schemas::{FaultNote, SiteName, TaskId};
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::{Delivery, Publication};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -20,19 +20,19 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Handles one message. A step that waits for somebody else with it, bounded by itself, may give the
     /// credit back early, so that others are taken meanwhile.
-    fn handle(&self, delivery: &Delivery, credit: &Credit) -> impl Future<Output = Result<Outgoing, Fault>> + Send;
+    fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
 
     /// Whom and what a message that is given up concerned; also what is to be published besides the
     /// dead letter. A publication there that finds its slot taken by another outcome calls the dead
     /// letter off.
-    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial;
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext;
 }
 
 /// The room one message takes among those a worker may hold: one of so many, and its bytes.
 #[derive(Debug)]
-pub struct Credit(Mutex<Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>>);
+pub struct MessageCredit(Mutex<Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>>);
 
-impl Credit {
+impl MessageCredit {
     pub(crate) fn new(message: OwnedSemaphorePermit, kib: OwnedSemaphorePermit) -> Self {
         Self(Mutex::new(Some((message, kib))))
     }
@@ -45,7 +45,7 @@ impl Credit {
 
 /// What is to be published before a message is acknowledged, in order.
 #[derive(Debug, Default)]
-pub struct Outgoing {
+pub struct OutgoingMessages {
     /// In order.
     pub publications: Vec<Publication>,
     /// Instead of all of them, when one finds its stream full.
@@ -54,7 +54,7 @@ pub struct Outgoing {
     pub spare: Vec<Publication>,
 }
 
-impl Outgoing {
+impl OutgoingMessages {
     /// One publication.
     pub fn single(publication: Publication) -> Self {
         Self { publications: vec![publication], ..Self::default() }
@@ -63,7 +63,7 @@ impl Outgoing {
 
 /// What becomes of a message that is given up.
 #[derive(Debug)]
-pub struct Burial {
+pub struct DeadLetterContext {
     /// The site it concerned.
     pub site: SiteName,
     /// The task it was about, if that could be read.

@@ -49,7 +49,7 @@ fn meant(about: &Answer) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Reason, Route, Stage, Task, TaskId};
+    use schemas::{Reason, Route, AnswerStage, Task, TaskId};
 
     use super::*;
 
@@ -57,13 +57,13 @@ mod tests {
     fn a_ticket_is_good_for_its_own_task_and_from_its_own_site() {
         let key = TicketKey::of("secret");
         let about = |task| {
-            let stored = schemas::task::Stored {
+            let stored = schemas::task::StorageStamp {
                 site: "reef".parse().unwrap(),
                 camera: "cam-1".parse().unwrap(),
                 sequence: 7,
                 stored_at_ns: 0,
             };
-            Answer::for_task(&Task::from_id(&stored, task), Stage::Provisional, Route::Edge, Reason::LowConfidence, 0)
+            Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, 0)
         };
         let (asked, other) = (about(TaskId::new_random()), about(TaskId::new_random()));
         let ticket = key.sign(&asked);

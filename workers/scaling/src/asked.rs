@@ -11,7 +11,7 @@ pub const MOST_REPLICAS: usize = 256;
 /// How many replicas somebody asked for; never more than a process runs, and never none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "Written")]
-pub enum Asked {
+pub enum ReplicaRequest {
     /// So many.
     Fixed(usize),
     /// As many as the queue needs, from the first to the second.
@@ -20,7 +20,7 @@ pub enum Asked {
 
 /// What is no number of replicas.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskedError {
+pub enum ReplicaRequestError {
     /// Not a number and no range.
     #[error("{text:?} is no number of replicas: write 3, or 1-4 to follow the queue")]
     Unreadable {
@@ -52,46 +52,46 @@ pub enum AskedError {
 /// As it stands in a note, before anybody looked at the numbers.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Written {
+enum ReplicaRequestNote {
     Fixed(usize),
     Between(usize, usize),
 }
 
-impl TryFrom<Written> for Asked {
-    type Error = AskedError;
+impl TryFrom<ReplicaRequestNote> for ReplicaRequest {
+    type Error = ReplicaRequestError;
 
-    fn try_from(written: Written) -> Result<Self, AskedError> {
+    fn try_from(written: ReplicaRequestNote) -> Result<Self, ReplicaRequestError> {
         match written {
-            Written::Fixed(replicas) => Self::fixed(replicas),
-            Written::Between(least, most) => Self::between(least, most),
+            ReplicaRequestNote::Fixed(replicas) => Self::fixed(replicas),
+            ReplicaRequestNote::Between(least, most) => Self::between(least, most),
         }
     }
 }
 
-impl Asked {
-    fn fixed(replicas: usize) -> Result<Self, AskedError> {
+impl ReplicaRequest {
+    fn fixed(replicas: usize) -> Result<Self, ReplicaRequestError> {
         match replicas {
-            0 => Err(AskedError::TooFew { replicas }),
+            0 => Err(ReplicaRequestError::TooFew { replicas }),
             1..=MOST_REPLICAS => Ok(Self::Fixed(replicas)),
-            _ => Err(AskedError::TooMany { replicas }),
+            _ => Err(ReplicaRequestError::TooMany { replicas }),
         }
     }
 
-    fn between(least: usize, most: usize) -> Result<Self, AskedError> {
+    fn between(least: usize, most: usize) -> Result<Self, ReplicaRequestError> {
         Self::fixed(least)?;
         Self::fixed(most)?;
         match least > most {
-            true => Err(AskedError::Empty { least, most }),
+            true => Err(ReplicaRequestError::Empty { least, most }),
             false => Ok(Self::Between(least, most)),
         }
     }
 }
 
-impl FromStr for Asked {
-    type Err = AskedError;
+impl FromStr for ReplicaRequest {
+    type Err = ReplicaRequestError;
 
-    fn from_str(text: &str) -> Result<Self, AskedError> {
-        let unreadable = || AskedError::Unreadable { text: text.chars().take(64).collect() };
+    fn from_str(text: &str) -> Result<Self, ReplicaRequestError> {
+        let unreadable = || ReplicaRequestError::Unreadable { text: text.chars().take(64).collect() };
         let number = |text: &str| text.trim().parse::<usize>().map_err(|_| unreadable());
         match text.split_once('-') {
             None => Self::fixed(number(text)?),
@@ -100,11 +100,11 @@ impl FromStr for Asked {
     }
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for ReplicaRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Asked::Fixed(replicas) => write!(f, "{replicas}"),
-            Asked::Between(least, most) => write!(f, "{least}-{most}"),
+            ReplicaRequest::Fixed(replicas) => write!(f, "{replicas}"),
+            ReplicaRequest::Between(least, most) => write!(f, "{least}-{most}"),
         }
     }
 }
@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn numbers_and_ranges_are_read_and_others_refused_with_what_to_write() {
-        assert_eq!("3".parse(), Ok(Asked::Fixed(3)));
-        assert_eq!("1-4".parse(), Ok(Asked::Between(1, 4)));
+        assert_eq!("3".parse(), Ok(ReplicaRequest::Fixed(3)));
+        assert_eq!("1-4".parse(), Ok(ReplicaRequest::Between(1, 4)));
         for (text, word) in [
             ("0", "at least 1"),
             ("0-2", "at least 1"),
@@ -125,15 +125,15 @@ mod tests {
             ("4-1", "smaller"),
             ("9999", "more workers"),
         ] {
-            let refused = text.parse::<Asked>().unwrap_err().to_string();
+            let refused = text.parse::<ReplicaRequest>().unwrap_err().to_string();
             assert!(refused.contains(word), "{text}: {refused}");
         }
     }
 
     #[test]
     fn a_note_is_held_to_the_same_numbers() {
-        let read = |note: &str| serde_json::from_str::<Option<Asked>>(note).map_err(|error| error.to_string());
-        for asked in [None, Some(Asked::Fixed(3)), Some(Asked::Between(1, MOST_REPLICAS))] {
+        let read = |note: &str| serde_json::from_str::<Option<ReplicaRequest>>(note).map_err(|error| error.to_string());
+        for asked in [None, Some(ReplicaRequest::Fixed(3)), Some(ReplicaRequest::Between(1, MOST_REPLICAS))] {
             assert_eq!(read(&serde_json::to_string(&asked).unwrap()), Ok(asked));
         }
         assert!(read("{\"fixed\":18446744073709551615}").unwrap_err().contains("more workers"));

@@ -9,6 +9,6 @@ pub mod decide;
 pub mod settings;
 pub mod walk;
 
-pub use asked::{Asked, AskedError};
+pub use asked::{ReplicaRequest, ReplicaRequestError};
 pub use settings::ScaleSettings;
 pub use walk::{Scaler, replica_note};

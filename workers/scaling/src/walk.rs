@@ -6,17 +6,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::drive::Tally;
+use runtime::drive::WorkerStats;
 use runtime::{Shutdown, process};
 use streams::backoff::wait_about;
 use streams::fleet::{self, Ledger};
 use streams::{Bus, CarryError, read};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Infer, InferError};
+use vision::{InferencePool, InferenceError};
 
-use crate::asked::{Asked, MOST_REPLICAS};
-use crate::decide::{Seen, State, decide_replicas};
+use crate::asked::{ReplicaRequest, MOST_REPLICAS};
+use crate::decide::{QueueObservation, ScaleState, decide_replicas};
 use crate::settings::ScaleSettings;
 
 /// How often it looks at the queue.
@@ -36,7 +36,7 @@ pub fn replica_note(role: &str) -> String {
 /// Scales the replicas of one worker.
 pub struct Scaler {
     role: &'static str,
-    infer: Infer,
+    infer: InferencePool,
     settings: ScaleSettings,
     /// As many as it began with, which is what it comes back to.
     begun_with: usize,
@@ -48,7 +48,7 @@ pub struct Scaler {
 
 impl Scaler {
     /// Of a worker whose model is loaded.
-    pub fn new(role: &'static str, infer: Infer, settings: ScaleSettings) -> Self {
+    pub fn new(role: &'static str, infer: InferencePool, settings: ScaleSettings) -> Self {
         let begun_with = infer.replicas();
         Self { role, infer, settings, begun_with, each_bytes: Mutex::default(), why: Mutex::default() }
     }
@@ -64,7 +64,7 @@ impl Scaler {
         &self,
         bus: &Bus,
         queue: (&str, &str),
-        tally: &Tally,
+        tally: &WorkerStats,
         resized: &(impl Fn(usize) + Sync),
         shutdown: &Shutdown,
     ) {
@@ -77,12 +77,12 @@ impl Scaler {
     }
 
     /// Hears what is asked for.
-    async fn follow(&self, bus: &Bus, asked: &watch::Sender<Option<Asked>>) {
+    async fn follow(&self, bus: &Bus, asked: &watch::Sender<Option<ReplicaRequest>>) {
         loop {
             let heard: Result<(), CarryError> = async {
                 let mut notes = Ledger::open(bus).await?.follow_note(&replica_note(self.role)).await?;
                 while let Some(note) = notes.next().await {
-                    match serde_json::from_str::<Option<Asked>>(&note) {
+                    match serde_json::from_str::<Option<ReplicaRequest>>(&note) {
                         Ok(said) => drop(asked.send_replace(said)),
                         Err(error) => tracing::warn!(%error, "how many replicas were asked for cannot be read"),
                     }
@@ -101,19 +101,19 @@ impl Scaler {
         &self,
         bus: &Bus,
         queue: (&str, &str),
-        tally: &Tally,
+        tally: &WorkerStats,
         resized: &(impl Fn(usize) + Sync),
-        mut asked: watch::Receiver<Option<Asked>>,
+        mut asked: watch::Receiver<Option<ReplicaRequest>>,
     ) {
-        let (begun, mut state) = (Instant::now(), State::default());
+        let (begun, mut state) = (Instant::now(), ScaleState::default());
         loop {
             let said = *asked.borrow_and_update();
             let followed = match said {
-                Some(Asked::Fixed(replicas)) => {
+                Some(ReplicaRequest::Fixed(replicas)) => {
                     self.scale_to(replicas, format!("{replicas} were asked for"), resized).await;
                     None
                 }
-                Some(Asked::Between(least, most)) => Some(ScaleSettings { least, most, ..self.settings.clone() }),
+                Some(ReplicaRequest::Between(least, most)) => Some(ScaleSettings { least, most, ..self.settings.clone() }),
                 None if self.settings.most > 0 => Some(self.settings.clone()),
                 None => {
                     // Taken back: as many as it began with, and nothing to say about it.
@@ -146,9 +146,9 @@ impl Scaler {
         &self,
         bus: &Bus,
         (stream, durable): (&str, &str),
-        tally: &Tally,
+        tally: &WorkerStats,
         since: Duration,
-    ) -> Result<Seen, CarryError> {
+    ) -> Result<QueueObservation, CarryError> {
         let progress = read::consumer_progress(bus, stream, durable).await?;
         let own = self.infer.replicas();
         let beats = fleet::live_workers(bus).await?;
@@ -157,7 +157,7 @@ impl Scaler {
         let all = own + others.map(|beat| beat.replicas as usize).sum::<usize>();
         let waiting = (progress.pending + progress.unacked) as f64 * own as f64 / all.max(1) as f64;
         let finished = tally.finished.load(Ordering::Relaxed);
-        Ok(Seen { now_s: since.as_secs_f64(), waiting, cost_s: self.infer.cost_ms() / 1000.0, replicas: own, finished })
+        Ok(QueueObservation { now_s: since.as_secs_f64(), waiting, cost_s: self.infer.cost_ms() / 1000.0, replicas: own, finished })
     }
 
     /// Starts or drains replicas one by one, until there are so many, or until one cannot be started.
@@ -192,7 +192,7 @@ impl Scaler {
         let before = process::resident_bytes();
         let stepped = tokio::task::spawn_blocking(move || if grow { infer.add_replica() } else { infer.remove_replica() });
         let stepped = stepped.await.map_err(|error| error.to_string())?;
-        stepped.map_err(|error: InferError| format!("{}: {error}", error.name()))?;
+        stepped.map_err(|error: InferenceError| format!("{}: {error}", error.name()))?;
         if let (true, Some(before), Some(after)) = (grow, before, process::resident_bytes()) {
             let grown = after.saturating_sub(before);
             *self.each_bytes.lock().unwrap_or_else(PoisonError::into_inner) = Some(grown).filter(|grown| *grown > 0);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use autograd::trainable::is_named;
-use schemas::WeightForm;
-use training::weights::Tensors;
+use schemas::WeightFormat;
+use training::weights::NamedTensors;
 use training::{TrainError, folder, weights};
 use vision::Model;
 
@@ -23,7 +23,7 @@ pub fn write(root: &Model, weights: &[u8], into: &Path) -> Result<Model, TrainEr
     patched(root, weights::decode(weights)?.0, into)
 }
 
-fn patched(root: &Model, tensors: Tensors, into: &Path) -> Result<Model, TrainError> {
+fn patched(root: &Model, tensors: NamedTensors, into: &Path) -> Result<Model, TrainError> {
     let values: BTreeMap<String, Vec<f32>> = tensors.into_iter().map(|(name, (_, values))| (name, values)).collect();
     folder::write(root, &autograd::onnx::read(&root.graph)?, &values, into)
 }
@@ -45,14 +45,14 @@ pub fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, Tr
 }
 
 /// Takes the weights that stay at the site out of what was trained, and keeps them for the next round.
-pub fn keep_own(trained: &mut Tensors, local: &[String], work: &Path) -> Result<(), TrainError> {
+pub fn keep_own(trained: &mut NamedTensors, local: &[String], work: &Path) -> Result<(), TrainError> {
     if local.is_empty() {
         return Ok(());
     }
-    let own: Tensors =
+    let own: NamedTensors =
         trained.iter().filter(|(name, _)| is_named(name, local)).map(|(a, b)| (a.clone(), b.clone())).collect();
     trained.retain(|name, _| !is_named(name, local));
-    let bytes = weights::encode(&own, &BTreeMap::new(), WeightForm::F32, None)?;
+    let bytes = weights::encode(&own, &BTreeMap::new(), WeightFormat::F32, None)?;
     let (path, beside) = (kept(work), kept(work).with_extension("part"));
     std::fs::write(&beside, bytes).map_err(TrainError::write(&beside))?;
     std::fs::rename(&beside, &path).map_err(TrainError::write(path))
@@ -68,7 +68,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/fashion-initial");
         let root = Model::load(&root).unwrap();
         let graph = autograd::onnx::read(&root.graph).unwrap();
-        let mut trained = Tensors::new();
+        let mut trained = NamedTensors::new();
         for (name, shape) in graph.floats().unwrap() {
             let count = shape.iter().product();
             trained.insert(name, (shape, vec![0.5; count]));

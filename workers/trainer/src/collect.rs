@@ -8,11 +8,11 @@ use runtime::Fault;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{Answer, BlobRef, Label, SiteName, TaskId, decode};
-use streams::read::{self, Stretch};
+use streams::read::{self, StreamRange};
 use streams::{Blobs, Bus, CarryError, subject, topology};
 
-use crate::collection::{Collection, Labelled};
-use crate::copied::{self, Copied};
+use crate::collection::{Collection, TrainingImage};
+use crate::copied::{self, TrainingCopy};
 use crate::learned;
 use training::error::TrainError;
 
@@ -22,13 +22,13 @@ pub struct Collector {
     site: SiteName,
     /// What was read.
     pub collection: Collection,
-    at: Marks,
-    trained: Marks,
+    at: ReadPositions,
+    trained: ReadPositions,
 }
 
 /// How far the streams were read: sequences of the next answer and the next label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Marks {
+pub struct ReadPositions {
     /// In ANSWERS.
     pub answers: u64,
     /// In LABELS.
@@ -37,12 +37,12 @@ pub struct Marks {
 
 impl Collector {
     /// Of a site's model. `trained`: how far the streams were read when it was trained last.
-    pub fn new(bus: Bus, site: SiteName, collection: Collection, trained: Marks) -> Self {
-        Self { bus, site, collection, at: Marks { answers: 1, labels: 1 }, trained }
+    pub fn new(bus: Bus, site: SiteName, collection: Collection, trained: ReadPositions) -> Self {
+        Self { bus, site, collection, at: ReadPositions { answers: 1, labels: 1 }, trained }
     }
 
     /// How far it read.
-    pub fn marks(&self) -> Marks {
+    pub fn marks(&self) -> ReadPositions {
         self.at
     }
 
@@ -52,7 +52,7 @@ impl Collector {
         let last = read::stream_level(bus, topology::ANSWERS).await?.last_sequence;
         if last >= at.answers {
             let finals = vec![subject::final_answers(site, None)];
-            let new = Stretch { subjects: finals, from_sequence: Some(at.answers), ..Stretch::default() };
+            let new = StreamRange { subjects: finals, from_sequence: Some(at.answers), ..StreamRange::default() };
             read::read_range(bus, topology::ANSWERS, new, last, |record| {
                 if let Ok(answer) = decode::<Answer>(&record.payload) {
                     collection.add_answer(&answer, record.sequence >= trained.answers);
@@ -66,7 +66,7 @@ impl Collector {
             return Ok(());
         }
         let mut labels = Vec::new();
-        let new = Stretch { from_sequence: Some(at.labels), ..Stretch::default() };
+        let new = StreamRange { from_sequence: Some(at.labels), ..StreamRange::default() };
         read::read_range(bus, topology::LABELS, new, last, |record| match decode::<Label>(&record.payload) {
             Ok(label) => labels.push((record.sequence, label)),
             Err(error) => tracing::warn!(%error, subject = record.subject, "not a label, passed over"),
@@ -84,7 +84,7 @@ impl Collector {
 
     /// Copies the images into a folder, with an `index.csv` that says what they show; what was there and is not wanted
     /// any more goes. Newest first until the room is used up.
-    pub async fn copy_images(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<Copied, Fault> {
+    pub async fn copy_images(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<TrainingCopy, Fault> {
         let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::error_chain(&error));
         std::fs::create_dir_all(folder).map_err(TrainError::write(folder)).map_err(failed)?;
         let (mut rows, mut room) = (Vec::new(), u64::from(most_mib) * 1024 * 1024);
@@ -109,11 +109,11 @@ impl Collector {
         sweep(folder, &rows).map_err(failed)?;
         write_index(folder, &rows).await.map_err(failed)?;
         copied::write_begun(folder, self.at).map_err(failed)?;
-        Copied::read(folder)
+        TrainingCopy::read(folder)
     }
 
     /// Whether the label of an image that was copied was taken back since.
-    pub async fn is_outdated(&self, copied: &Copied) -> Result<bool, CarryError> {
+    pub async fn is_outdated(&self, copied: &TrainingCopy) -> Result<bool, CarryError> {
         learned::is_retracted(&self.bus, &copied.images, copied.begun.labels).await
     }
 
@@ -144,7 +144,7 @@ async fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 }
 
 /// Removes images that are not among those wanted.
-fn sweep(folder: &Path, wanted: &[Labelled]) -> Result<(), TrainError> {
+fn sweep(folder: &Path, wanted: &[TrainingImage]) -> Result<(), TrainError> {
     let wanted: BTreeSet<String> = wanted.iter().map(|image| image.task.to_string()).collect();
     for entry in std::fs::read_dir(folder).map_err(TrainError::read(folder))? {
         let entry = entry.map_err(TrainError::read(folder))?;
@@ -157,7 +157,7 @@ fn sweep(folder: &Path, wanted: &[Labelled]) -> Result<(), TrainError> {
     Ok(())
 }
 
-async fn write_index(folder: &Path, images: &[Labelled]) -> Result<(), TrainError> {
+async fn write_index(folder: &Path, images: &[TrainingImage]) -> Result<(), TrainError> {
     let path: PathBuf = folder.join("index.csv");
     let failed = |error: csv::Error| TrainError::write(&path)(error.into());
     let mut index = csv::Writer::from_writer(Vec::new());

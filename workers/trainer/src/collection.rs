@@ -14,7 +14,7 @@ const MOST_NAMED: usize = 20;
 
 /// What somebody said an image shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
+enum LabelStatement {
     /// A class of the model.
     Class(u16),
     /// Something that the model has no class for.
@@ -23,47 +23,47 @@ enum Said {
     Retracted,
 }
 
-impl Said {
+impl LabelStatement {
     /// Whether it can be learned from.
     fn is_class(self) -> bool {
-        matches!(self, Said::Class(_))
+        matches!(self, LabelStatement::Class(_))
     }
 }
 
 /// A labelled image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Known {
+struct CollectedImage {
     sequence: u64,
     hard: bool,
     /// By person, publisher and verdict.
-    said: [Option<Said>; 3],
+    said: [Option<LabelStatement>; 3],
 }
 
 const SOURCES: [LabelSource; 3] = [LabelSource::Person, LabelSource::Publisher, LabelSource::Verdict];
 
-impl Known {
+impl CollectedImage {
     fn about(&mut self, answer: &Answer) {
         self.sequence = answer.image_sequence;
         self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
     }
 
     /// Somebody says what it shows, or takes back everything said so far; either ends a retraction before it.
-    fn set_label(&mut self, place: usize, said: Said) {
-        if said == Said::Retracted || self.said[0] == Some(Said::Retracted) {
+    fn set_label(&mut self, place: usize, said: LabelStatement) {
+        if said == LabelStatement::Retracted || self.said[0] == Some(LabelStatement::Retracted) {
             self.said = [None; 3];
         }
         self.said[place] = Some(said);
     }
 
     /// What it shows, and who said so: the most trusted that said anything.
-    fn label(&self) -> Option<(Said, LabelSource)> {
+    fn label(&self) -> Option<(LabelStatement, LabelSource)> {
         self.said.iter().zip(SOURCES).find_map(|(said, source)| Some(((*said)?, source)))
     }
 }
 
 /// A labelled image, as it is learned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Labelled {
+pub struct TrainingImage {
     /// Its task.
     pub task: TaskId,
     /// Sequence in the stream IMAGES.
@@ -82,10 +82,10 @@ pub struct Collection {
     labels: Vec<String>,
     classes: HashMap<String, u16>,
     settings: CollectSettings,
-    images: HashMap<TaskId, Known>,
+    images: HashMap<TaskId, CollectedImage>,
     /// Of each class, by age.
     of_class: Vec<BTreeSet<(u64, TaskId)>>,
-    early: HashMap<TaskId, Said>,
+    early: HashMap<TaskId, LabelStatement>,
     fresh: u64,
     unknown: BTreeMap<String, u64>,
 }
@@ -98,14 +98,14 @@ impl Collection {
         Self { labels: labels.to_vec(), classes, settings: settings.clone(), of_class, ..Self::default() }
     }
 
-    fn said(&mut self, label: &str) -> Said {
+    fn said(&mut self, label: &str) -> LabelStatement {
         match self.classes.get(label) {
-            Some(class) => Said::Class(*class),
+            Some(class) => LabelStatement::Class(*class),
             None => {
                 if self.unknown.len() < MOST_NAMED || self.unknown.contains_key(label) {
                     *self.unknown.entry(label.to_owned()).or_default() += 1;
                 }
-                Said::Unknown
+                LabelStatement::Unknown
             }
         }
     }
@@ -135,12 +135,12 @@ impl Collection {
     /// A person said what a task shows, or takes back what was said of it; or what somebody said is replayed, which counts
     /// as fresh though it be known. `about`: its final answer, if there is one.
     pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
-        let said = if label.retracted.is_some() { Said::Retracted } else { self.said(&label.label) };
+        let said = if label.retracted.is_some() { LabelStatement::Retracted } else { self.said(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
-        let known = self.images.get(&label.task).and_then(Known::label);
-        let again = label.source.is_some() && known.is_some_and(|(known, _)| known != Said::Retracted);
+        let known = self.images.get(&label.task).and_then(CollectedImage::label);
+        let again = label.source.is_some() && known.is_some_and(|(known, _)| known != LabelStatement::Retracted);
         if let Some(answer) = about {
-            self.add_answer(answer, fresh && said != Said::Retracted);
+            self.add_answer(answer, fresh && said != LabelStatement::Retracted);
         }
         if self.images.contains_key(&label.task) || about.is_some_and(|answer| answer.route != Route::Dead) {
             self.change(label.task, fresh, |known| {
@@ -155,9 +155,9 @@ impl Collection {
         }
     }
 
-    fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut Known)) {
+    fn change(&mut self, task: TaskId, fresh: bool, change: impl FnOnce(&mut CollectedImage)) {
         let before = self.images.remove(&task).unwrap_or_default();
-        if let Some((Said::Class(class), _)) = before.label() {
+        if let Some((LabelStatement::Class(class), _)) = before.label() {
             self.of_class[usize::from(class)].remove(&(before.sequence, task));
         }
         let mut known = before.clone();
@@ -166,7 +166,7 @@ impl Collection {
         if before.label() != known.label() && fresh && said.is_class() {
             self.fresh += 1;
         }
-        if let Said::Class(class) = said {
+        if let LabelStatement::Class(class) = said {
             self.of_class[usize::from(class)].insert((known.sequence, task));
         }
         self.images.insert(task, known);
@@ -193,14 +193,14 @@ impl Collection {
     }
 
     /// The images that can be learned from, oldest first.
-    pub fn images(&self) -> Vec<Labelled> {
-        let mut images: Vec<Labelled> = self
+    pub fn images(&self) -> Vec<TrainingImage> {
+        let mut images: Vec<TrainingImage> = self
             .images
             .iter()
             .filter_map(|(task, known)| {
-                let (Said::Class(class), source) = known.label()? else { return None };
+                let (LabelStatement::Class(class), source) = known.label()? else { return None };
                 let label = self.labels.get(usize::from(class))?.clone();
-                Some(Labelled { task: *task, sequence: known.sequence, label, source, hard: known.hard })
+                Some(TrainingImage { task: *task, sequence: known.sequence, label, source, hard: known.hard })
             })
             .collect();
         images.sort_by_key(|image| image.sequence);
@@ -247,8 +247,8 @@ impl Collection {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use schemas::task::Stored;
-    use schemas::{Stage, Task};
+    use schemas::task::StorageStamp;
+    use schemas::{AnswerStage, Task};
 
     use super::*;
 
@@ -263,9 +263,9 @@ mod tests {
     fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {
         let task = TaskId::from_name(&number.to_string());
         let stored =
-            Stored { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+            StorageStamp { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
         let reason = if route == Route::Verified { Reason::LowConfidence } else { Reason::Confident };
-        let mut answer = Answer::for_task(&Task::from_id(&stored, task), Stage::Final, route, reason, 0);
+        let mut answer = Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Final, route, reason, 0);
         (answer.label, answer.confidence) = (Some(said.into()), Some(0.9));
         answer.truth = truth.map(str::to_owned);
         answer

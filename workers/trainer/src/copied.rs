@@ -8,22 +8,22 @@ use runtime::Fault;
 use schemas::{LabelSource, TaskId};
 use training::error::TrainError;
 
-use crate::collect::Marks;
+use crate::collect::ReadPositions;
 
 const BEGUN: &str = "begun.json";
 
 /// The images of one training.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Copied {
+pub struct TrainingCopy {
     /// How many images there are, by who said what they show.
     pub sources: BTreeMap<LabelSource, u64>,
     /// Their tasks, those held out included.
     pub images: BTreeSet<TaskId>,
     /// How far the streams were read when they were chosen.
-    pub begun: Marks,
+    pub begun: ReadPositions,
 }
 
-impl Copied {
+impl TrainingCopy {
     /// Reads a trainer's folder.
     ///
     /// # Errors
@@ -48,15 +48,15 @@ impl Copied {
 }
 
 /// Writes down how far the streams were read when the images were chosen.
-pub(crate) fn write_begun(work: &Path, marks: Marks) -> Result<(), TrainError> {
+pub(crate) fn write_begun(work: &Path, marks: ReadPositions) -> Result<(), TrainError> {
     let path = work.join(BEGUN);
     std::fs::write(&path, serde_json::to_vec(&marks).unwrap_or_default()).map_err(TrainError::write(&path))
 }
 
 /// From the beginning where nobody wrote it down: too much is asked about, not too little.
-fn begun(work: &Path) -> Marks {
+fn begun(work: &Path) -> ReadPositions {
     let written = std::fs::read(work.join(BEGUN)).ok();
-    written.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Marks { answers: 1, labels: 1 })
+    written.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(ReadPositions { answers: 1, labels: 1 })
 }
 
 #[cfg(test)]
@@ -69,9 +69,9 @@ mod tests {
         let task = TaskId::from_name("a");
         let index = format!("file,label,source,hard\n{task},cat,person,false\n");
         std::fs::write(folder.path().join("index.csv"), index).unwrap();
-        let copied = Copied::read(folder.path()).unwrap();
+        let copied = TrainingCopy::read(folder.path()).unwrap();
         assert_eq!((copied.begun.labels, copied.images.contains(&task)), (1, true));
-        write_begun(folder.path(), Marks { answers: 9, labels: 7 }).unwrap();
-        assert_eq!(Copied::read(folder.path()).unwrap().begun, Marks { answers: 9, labels: 7 });
+        write_begun(folder.path(), ReadPositions { answers: 9, labels: 7 }).unwrap();
+        assert_eq!(TrainingCopy::read(folder.path()).unwrap().begun, ReadPositions { answers: 9, labels: 7 });
     }
 }

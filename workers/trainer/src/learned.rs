@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use runtime::Fault;
 use schemas::limits::MAX_LEARNED_IMAGES;
 use schemas::{Label, LearnedImages, ModelName, ReleaseId, SiteName, TaskId, Update, decode, encode};
-use streams::read::{self, Stretch};
-use streams::{Bus, CarryError, Placed, Publication, Publisher, subject, topology};
+use streams::read::{self, StreamRange};
+use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
 
 /// An update that learned from some of the images that are asked about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -28,7 +28,7 @@ pub struct TracedUpdate {
 
 /// Until when an update counts as having learned from an image: when it was taken back, nanoseconds since the epoch by the
 /// server's clock; `i128::MAX` for always.
-pub type Until = BTreeMap<TaskId, i128>;
+pub type RetractionTimes = BTreeMap<TaskId, i128>;
 
 /// Writes down what an update learned from. Returns the sequences of what was written.
 ///
@@ -40,8 +40,8 @@ pub async fn record_images(publisher: &Publisher, update: &Update, images: &BTre
     for (number, part) in parts(update, images).into_iter().enumerate() {
         let id = update.id().child(&format!("learned-{number}")).to_string();
         match publisher.publish(&Publication::with_id(slot.clone(), encode(&part)?, id)).await? {
-            Placed::Stored(sequence) | Placed::Duplicate(sequence) => sequences.push(sequence),
-            Placed::Taken => {}
+            PublishOutcome::Stored(sequence) | PublishOutcome::Duplicate(sequence) => sequences.push(sequence),
+            PublishOutcome::Taken => {}
         }
     }
     Ok(sequences)
@@ -76,13 +76,13 @@ pub async fn forget_images(bus: &Bus, sequences: &[u64]) -> Result<(), CarryErro
 ///
 /// # Errors
 /// What the broker says.
-pub async fn trace_updates(bus: &Bus, site: &SiteName, images: &Until) -> Result<Vec<TracedUpdate>, CarryError> {
+pub async fn trace_updates(bus: &Bus, site: &SiteName, images: &RetractionTimes) -> Result<Vec<TracedUpdate>, CarryError> {
     let last = read::stream_level(bus, topology::LEARNED).await?;
     let mut found = Vec::new();
     if last.messages == 0 || images.is_empty() {
         return Ok(found);
     }
-    let all = Stretch { subjects: vec![subject::learned_at(site)], ..Stretch::default() };
+    let all = StreamRange { subjects: vec![subject::learned_at(site)], ..StreamRange::default() };
     read::read_range(bus, topology::LEARNED, all, last.last_sequence, |record| {
         match decode::<LearnedImages>(&record.payload) {
             Ok(learned) => add(&mut found, learned, record.stored_at_ns, images),
@@ -94,7 +94,7 @@ pub async fn trace_updates(bus: &Bus, site: &SiteName, images: &Until) -> Result
 }
 
 /// One more list of images. Lists of one update are put together, and one that was written twice counts once.
-fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128, images: &Until) {
+fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128, images: &RetractionTimes) {
     let before = |image: &TaskId| images.get(image).is_some_and(|until| stored_at_ns <= *until);
     let meant: BTreeSet<TaskId> = learned.images.iter().filter(|image| before(image)).copied().collect();
     if meant.is_empty() {
@@ -112,11 +112,11 @@ fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128
 ///
 /// # Errors
 /// What the broker says.
-pub async fn retracted(bus: &Bus) -> Result<Until, CarryError> {
-    let mut found = Until::new();
+pub async fn retracted(bus: &Bus) -> Result<RetractionTimes, CarryError> {
+    let mut found = RetractionTimes::new();
     let last = read::stream_level(bus, topology::LABELS).await?;
     if last.messages > 0 {
-        read::read_range(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+        read::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
                 Ok(label) if label.retracted.is_some() => found.extend([(label.task, record.stored_at_ns)]),
                 _ => {}
@@ -137,7 +137,7 @@ pub async fn is_retracted(bus: &Bus, images: &BTreeSet<TaskId>, from_sequence: u
         return Ok(false);
     }
     let mut found = false;
-    let new = Stretch { from_sequence: Some(from_sequence), ..Stretch::default() };
+    let new = StreamRange { from_sequence: Some(from_sequence), ..StreamRange::default() };
     read::read_range(bus, topology::LABELS, new, last.last_sequence, |record| {
         let label = decode::<Label>(&record.payload).ok().filter(|label| label.retracted.is_some());
         found |= label.is_some_and(|label| images.contains(&label.task));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn an_update_that_learned_after_the_label_was_taken_back_is_not_named() {
-        let images = Until::from([(task(1), 100)]);
+        let images = RetractionTimes::from([(task(1), 100)]);
         let mut found = Vec::new();
         add(&mut found, learned(1, &[1, 2]), 99, &images);
         add(&mut found, learned(2, &[1, 2]), 101, &images);
@@ -183,7 +183,7 @@ mod tests {
             lists in prop::collection::vec((0_u32..4, prop::collection::vec(0_u32..30, 0..20)), 0..30),
             meant in prop::collection::btree_set(0_u32..30, 0..10),
         ) {
-            let images: Until = meant.iter().map(|number| (task(*number), i128::MAX)).collect();
+            let images: RetractionTimes = meant.iter().map(|number| (task(*number), i128::MAX)).collect();
             let (mut found, mut expected) = (Vec::new(), BTreeMap::<TaskId, BTreeSet<TaskId>>::new());
             for (update, list) in &lists {
                 add(&mut found, learned(*update, list), 1, &images);

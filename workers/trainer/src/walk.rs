@@ -9,29 +9,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::drive::Tally;
-use runtime::sign::Key;
+use runtime::drive::WorkerStats;
+use runtime::sign::SiteKey;
 use runtime::{Fault, Shutdown, beat, clock, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, Terms, TrainingReport};
+use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, RoundTerms, TrainingReport};
 use streams::backoff::{Backoff, wait_about};
-use streams::fleet::{Fleet, Ledger};
+use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Blobs, Bus, Publisher, read, subject, topology};
 use tokio_util::sync::CancellationToken;
-use vision::{Model, Onnx};
+use vision::{Model, OnnxRuntime};
 
 use crate::base;
-use crate::collect::{Collector, Marks};
+use crate::collect::{Collector, ReadPositions};
 use crate::collection::Collection;
-use crate::copied::Copied;
+use crate::copied::TrainingCopy;
 use crate::submit;
-use training::checkpoint::{Checkpoints, Epoch};
+use training::checkpoint::{CheckpointFolder, Epoch};
 use training::error::TrainError;
-use training::examples::{Examples, Split};
+use training::examples::{Examples, ExampleSplit};
 use training::focus;
-use training::pace::Pace;
+use training::pace::TrainingPace;
 use training::settings::TrainSettings;
-use training::train::{Around, Trained, train_model};
+use training::train::{TrainContext, TrainedModel, train_model};
 
 use self::send::TrainingOutcome;
 
@@ -44,12 +44,12 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub async fn run(
     bus: Bus,
     site: SiteName,
-    onnx: Onnx,
+    onnx: OnnxRuntime,
     model: Model,
     settings: &TrainSettings,
     shutdown: Shutdown,
 ) -> Result<(), Fault> {
-    let key = settings.key.as_deref().map(Key::read).transpose();
+    let key = settings.key.as_deref().map(SiteKey::read).transpose();
     let key = key.map_err(|error| {
         let reason = runtime::fault::error_chain(&error);
         Fault::Stop(FaultNote::new(
@@ -64,10 +64,10 @@ pub async fn run(
     let Some(_) = retry_until_found(&shutdown, || read::stream_level(&bus, topology::LEARNED)).await else { return Ok(()) };
     let note = format!("trained-{}", model.release.short());
     let written = retry_until_found(&shutdown, || ledger.read(&note)).await.flatten();
-    let trained: Marks = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let trained: ReadPositions = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let collection = Collection::new(&model.labels, &settings.collect);
     let collector = Collector::new(bus.clone(), site.clone(), collection, trained);
-    let state = State::default();
+    let state = TrainerStatus::default();
     let trainer = Trainer {
         site: site.clone(),
         onnx,
@@ -82,7 +82,7 @@ pub async fn run(
         yields: Arc::default(),
         stop: CancellationToken::new(),
     };
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let release = trainer.model.release.clone();
     let name = trainer.model.description.name.clone();
     let told = state.clone();
@@ -100,15 +100,15 @@ pub async fn run(
 }
 
 /// What it does, for `status`.
-type State = beat::Report<TrainingReport>;
+type TrainerStatus = beat::WorkerReport<TrainingReport>;
 
-fn set_status(state: &State, what: &str, why: impl Into<String>) {
+fn set_status(state: &TrainerStatus, what: &str, why: impl Into<String>) {
     state.update_report(|report| (report.state, report.why) = (what.into(), why.into()));
 }
 
 struct Trainer {
     site: SiteName,
-    onnx: Onnx,
+    onnx: OnnxRuntime,
     model: Arc<Model>,
     settings: TrainSettings,
     blobs: Blobs,
@@ -116,8 +116,8 @@ struct Trainer {
     /// Of the ledger: how far the streams were read at the last training.
     note: String,
     publisher: Publisher,
-    state: State,
-    key: Option<Key>,
+    state: TrainerStatus,
+    key: Option<SiteKey>,
     yields: Arc<AtomicBool>,
     stop: CancellationToken,
 }
@@ -151,7 +151,7 @@ impl Trainer {
     }
 
     /// The round that this site is asked to take part in and has not answered, if there is one.
-    async fn asked(&self) -> Result<Option<Asked>, Fault> {
+    async fn asked(&self) -> Result<Option<RoundRequest>, Fault> {
         let model = ModelName::from_name(&self.model.description.name);
         let note: Option<Round> = self.ledger.read_message(&subject::round_note(&model)).await?;
         let Some(Round { number, event: RoundEvent::Opened(terms), said_at_ms, .. }) = note else { return Ok(None) };
@@ -159,11 +159,11 @@ impl Trainer {
         let until_ms = said_at_ms.saturating_add(u64::from(terms.deadline_s) * 1000);
         let wanted = terms.sites.is_empty() || terms.sites.contains(&self.site);
         let open = number > answered && clock::now_ms() < until_ms;
-        Ok((wanted && open).then_some(Asked { round: number, terms }))
+        Ok((wanted && open).then_some(RoundRequest { round: number, terms }))
     }
 
     /// The model that a round starts from: the site's own, or what came with the round, put beside what is trained on.
-    async fn base(&self, terms: &Terms) -> Result<Arc<Model>, Fault> {
+    async fn base(&self, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
         if terms.base == self.model.release {
             return Ok(self.model.clone());
         }
@@ -185,7 +185,7 @@ impl Trainer {
     }
 
     /// The base with the weights that stay here.
-    async fn with_own(&self, base: Arc<Model>, terms: &Terms) -> Result<Arc<Model>, Fault> {
+    async fn with_own(&self, base: Arc<Model>, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
         if terms.local.is_empty() {
             return Ok(base);
         }
@@ -235,7 +235,7 @@ impl Trainer {
             self.state.update_report(|report| report.last = Some(said));
             let marks = serde_json::to_string(&marks).unwrap_or_default();
             self.ledger.write(&self.note, marks).await?;
-            Checkpoints::remove(&self.settings.work);
+            CheckpointFolder::remove(&self.settings.work);
             collector.collection.mark_trained();
         }
         set_status(&self.state, "collecting", "a training is over");
@@ -243,14 +243,14 @@ impl Trainer {
     }
 
     /// The images of a training that was left unfinished. One whose labels were taken back since is begun anew.
-    async fn unfinished(&self, collector: &Collector) -> Result<Option<Copied>, Fault> {
-        if !Checkpoints::are_in(&self.settings.work) || !self.settings.work.join("index.csv").is_file() {
+    async fn unfinished(&self, collector: &Collector) -> Result<Option<TrainingCopy>, Fault> {
+        if !CheckpointFolder::are_in(&self.settings.work) || !self.settings.work.join("index.csv").is_file() {
             return Ok(None);
         }
-        let copied = Copied::read(&self.settings.work)?;
+        let copied = TrainingCopy::read(&self.settings.work)?;
         if collector.is_outdated(&copied).await? {
             tracing::info!(role = ROLE, "labels were taken back: the unfinished training begins anew");
-            Checkpoints::remove(&self.settings.work);
+            CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }
         Ok(Some(copied))
@@ -260,9 +260,9 @@ impl Trainer {
     async fn train(
         &self,
         collector: &Collector,
-        copied: Copied,
+        copied: TrainingCopy,
         base: &Arc<Model>,
-        asked: Option<&Asked>,
+        asked: Option<&RoundRequest>,
     ) -> Result<Option<String>, Fault> {
         let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
         self.state.update_report(|report| {
@@ -303,7 +303,7 @@ impl Trainer {
         };
         let outcome = TrainingOutcome { copied, settings, samples, hard, file };
         let Some(update) = self.send(collector, outcome, &trained, base, asked).await? else { return Ok(None) };
-        let right = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
+        let right = |measured: schemas::ModelAccuracy| format!("{:.1} %", measured.accuracy_ratio * 100.0);
         let said = format!(
             "an update of {} bytes was sent: {} instead of {} right of {} images held out",
             update.weights.size_bytes,
@@ -322,7 +322,7 @@ impl Trainer {
         model: Arc<Model>,
         settings: TrainSettings,
         focus: Option<HardFocus>,
-    ) -> impl FnOnce() -> Result<(Trained, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
+    ) -> impl FnOnce() -> Result<(TrainedModel, BTreeMap<String, u64>, u64), TrainError> + Send + use<> {
         let onnx = self.onnx.clone();
         let (state, yields, stop) = (self.state.clone(), self.yields.clone(), self.stop.clone());
         move || {
@@ -331,10 +331,10 @@ impl Trainer {
                 focus::apply(focus, &onnx, &model, &mut examples, settings.threads, &stop)?;
             }
             let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
-            let around = Around {
+            let around = TrainContext {
                 stop: &stop,
-                pace: Pace::background(&settings.limits, yields),
-                checkpoints: Some(Checkpoints::new(&settings.work, every)),
+                pace: TrainingPace::background(&settings.limits, yields),
+                checkpoints: Some(CheckpointFolder::new(&settings.work, every)),
             };
             let see = |epoch: &Epoch| {
                 state.update_report(|report| {
@@ -344,7 +344,7 @@ impl Trainer {
                 });
             };
             let trained = train_model(&onnx, &model, &examples, &settings, around, see)?;
-            let hard = examples.of(Split::Train).filter(|example| example.hard).count() as u64;
+            let hard = examples.of(ExampleSplit::Train).filter(|example| example.hard).count() as u64;
             Ok((trained, submit::samples(&examples, &model.labels), hard))
         }
     }
@@ -353,7 +353,7 @@ impl Trainer {
     async fn watch_retractions(&self, bus: &Bus, shutdown: &Shutdown) {
         let watch = async {
             loop {
-                if let Ok(fleet) = Fleet::open(bus).await
+                if let Ok(fleet) = HeartbeatBucket::open(bus).await
                     && let Ok(mut beats) = fleet.follow_heartbeats("recognizer").await
                 {
                     while let Some(beat) = beats.next().await {
@@ -380,12 +380,12 @@ impl Trainer {
 }
 
 /// A round that this site is asked to take part in.
-struct Asked {
+struct RoundRequest {
     round: u64,
-    terms: Terms,
+    terms: RoundTerms,
 }
 
-impl Asked {
+impl RoundRequest {
     /// The site's own settings, as far as the round says nothing.
     fn settings(&self, own: &TrainSettings) -> TrainSettings {
         TrainSettings { trainable: self.terms.trainable.clone(), ..own.clone() }

@@ -7,10 +7,10 @@
 use schemas::round::HARD_CLASSES_MAX;
 use schemas::{HardClass, HardFocus};
 use tokio_util::sync::CancellationToken;
-use vision::{InferSettings, Model, Onnx, Replica};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::TrainError;
-use crate::examples::{Examples, Split};
+use crate::examples::{Examples, ExampleSplit};
 
 /// A class counts as so many times harder than the average, at the most; of few hard cases one class could take all.
 const HARDEST: f64 = 4.0;
@@ -21,7 +21,7 @@ pub const STRENGTH_MAX: f32 = 8.0;
 /// be read counts as its class does.
 pub fn apply(
     focus: &HardFocus,
-    onnx: &Onnx,
+    onnx: &OnnxRuntime,
     base: &Model,
     examples: &mut Examples,
     threads: u16,
@@ -29,10 +29,10 @@ pub fn apply(
 ) -> Result<(), TrainError> {
     let asks_features = focus.classes.iter().any(|class| class.features.is_some());
     let gives_features = base.description.output.features.is_some();
-    let places = crate::train::example_indices(examples, Split::Train);
+    let places = crate::train::example_indices(examples, ExampleSplit::Train);
     let mut features = vec![None; places.len()];
     if asks_features && gives_features {
-        let settings = InferSettings { threads: threads.into(), ..InferSettings::default() };
+        let settings = InferenceSettings { threads: threads.into(), ..InferenceSettings::default() };
         let mut replica = Replica::open(onnx, base, &settings)?;
         for (place, features) in places.iter().zip(&mut features) {
             if stop.is_cancelled() {

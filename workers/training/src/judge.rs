@@ -3,7 +3,7 @@
 //! Both are asked about the same images, so only those count on which they differ: McNemar's test for what is right, a
 //! paired difference for the loss. What one image more or less would turn is no difference.
 
-use schemas::Measured;
+use schemas::ModelAccuracy;
 
 /// Standard errors from which a difference is more than chance: one-sided, 95 of 100.
 const CLEAR: f64 = 1.645;
@@ -86,10 +86,10 @@ impl HoldoutScores {
     }
 
     /// In two numbers.
-    pub fn measured(&self) -> Measured {
+    pub fn measured(&self) -> ModelAccuracy {
         let count = self.right.len().max(1) as f64;
         let right = self.right.iter().filter(|right| **right).count() as f64;
-        Measured {
+        ModelAccuracy {
             images: self.right.len() as u64,
             accuracy_ratio: right / count,
             loss: self.losses.iter().sum::<f64>() / count,

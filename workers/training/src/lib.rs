@@ -22,9 +22,9 @@ pub mod stepper;
 pub mod train;
 pub mod weights;
 
-pub use checkpoint::{Checkpoints, Epoch};
+pub use checkpoint::{CheckpointFolder, Epoch};
 pub use error::TrainError;
-pub use examples::{Examples, Split};
-pub use pace::Pace;
+pub use examples::{Examples, ExampleSplit};
+pub use pace::TrainingPace;
 pub use settings::TrainSettings;
-pub use train::{Around, Trained, train_model};
+pub use train::{TrainContext, TrainedModel, train_model};

@@ -19,7 +19,7 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 /// How fast training may go, and how much memory it may take; for the thread it is made in, which is not one of the
 /// async ones.
 #[derive(Debug)]
-pub struct Pace {
+pub struct TrainingPace {
     cpu_ratio: f64,
     memory_max_bytes: Option<u64>,
     yields: Option<Arc<AtomicBool>>,
@@ -27,7 +27,7 @@ pub struct Pace {
     spent: Duration,
 }
 
-impl Pace {
+impl TrainingPace {
     /// As fast as it can.
     pub fn unlimited(limits: &LimitSettings) -> Self {
         let memory_max_bytes = limits.memory_max_mib.map(|mib| u64::from(mib) * 1024 * 1024);
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn more_memory_than_allowed_is_refused_with_what_would_help() {
         let limits = LimitSettings { memory_max_mib: Some(10), ..LimitSettings::default() };
-        let pace = Pace::unlimited(&limits);
+        let pace = TrainingPace::unlimited(&limits);
         assert!(pace.check_memory(10 << 20).is_ok());
         let refused = pace.check_memory(11 << 20).unwrap_err().to_string();
         assert!(refused.contains("takes 11 MiB") && refused.contains("smaller batches"), "{refused}");
@@ -98,7 +98,7 @@ mod tests {
     fn a_share_of_a_quarter_rests_three_times_as_long_as_it_works() {
         let limits = LimitSettings { cpu_ratio: 0.25, ..LimitSettings::default() };
         let work = std::thread::spawn(move || {
-            let mut pace = Pace { cpu_ratio: limits.cpu_ratio, ..Pace::unlimited(&limits) };
+            let mut pace = TrainingPace { cpu_ratio: limits.cpu_ratio, ..TrainingPace::unlimited(&limits) };
             let begun = std::time::Instant::now();
             pace.yield_cpu(1, Duration::from_millis(100), &CancellationToken::new()).unwrap();
             begun.elapsed()
@@ -113,7 +113,7 @@ mod tests {
         let stop = CancellationToken::new();
         let (later, told) = (yields.clone(), stop.clone());
         let work = std::thread::spawn(move || {
-            let mut pace = Pace { yields: Some(yields), ..Pace::unlimited(&LimitSettings::default()) };
+            let mut pace = TrainingPace { yields: Some(yields), ..TrainingPace::unlimited(&LimitSettings::default()) };
             pace.yield_cpu(1, Duration::ZERO, &stop).unwrap();
             pace.yields.is_some_and(|yields| yields.load(Ordering::Relaxed))
         });
@@ -123,7 +123,7 @@ mod tests {
         assert!(!work.join().unwrap());
         later.store(true, Ordering::Relaxed);
         told.cancel();
-        let mut pace = Pace { yields: Some(later), ..Pace::unlimited(&LimitSettings::default()) };
+        let mut pace = TrainingPace { yields: Some(later), ..TrainingPace::unlimited(&LimitSettings::default()) };
         pace.yield_cpu(1, Duration::ZERO, &told).unwrap();
     }
 }

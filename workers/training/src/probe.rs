@@ -1,33 +1,33 @@
 //! Runs a prepared model once, so that a training step knows every tensor's shape.
 
-use autograd::known::Values;
-use autograd::report::Report;
-use autograd::step::Prepared;
-use autograd::{AutogradError, Known, onnx};
-use vision::graph::{Came, Given, Numbers};
-use vision::{Graph, Model, Onnx};
+use autograd::known::TensorConstants;
+use autograd::report::TrainabilityReport;
+use autograd::step::PreparedModel;
+use autograd::{AutogradError, TensorFacts, onnx};
+use vision::graph::{GraphOutput, GraphInput, TensorNumbers};
+use vision::{Graph, Model, OnnxRuntime};
 
 use crate::error::TrainError;
 
 /// A model made ready to be trained, and what is known of its tensors.
-pub struct Ready {
+pub struct TrainableModel {
     /// The model with its weights.
-    pub onnx: onnx::Onnx,
+    pub onnx: onnx::OnnxDocument,
     /// Made ready.
-    pub prepared: Prepared,
+    pub prepared: PreparedModel,
     /// For batches of the size asked for.
-    pub known: Known,
+    pub known: TensorFacts,
 }
 
 /// How much of a model can be trained.
-pub fn report(runtime: &Onnx, model: &Model) -> Result<Report, TrainError> {
+pub fn report(runtime: &OnnxRuntime, model: &Model) -> Result<TrainabilityReport, TrainError> {
     // Two images: shapes that hold for one alone show.
-    let Ready { prepared, known, .. } = prepare_model(runtime, model, 2)?;
+    let TrainableModel { prepared, known, .. } = prepare_model(runtime, model, 2)?;
     Ok(autograd::report::report(&prepared, &known)?)
 }
 
 /// Makes a model ready for batches of so many images.
-pub fn prepare_model(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready, TrainError> {
+pub fn prepare_model(runtime: &OnnxRuntime, model: &Model, batch: u16) -> Result<TrainableModel, TrainError> {
     let onnx = onnx::read(&model.graph)?;
     let input = &model.description.input;
     let shape = vision::tensor::shape(input, batch.into()).map(|size| size as i64);
@@ -42,18 +42,18 @@ pub fn prepare_model(runtime: &Onnx, model: &Model, batch: u16) -> Result<Ready,
         let output_name = output.name.clone();
         return Err(TrainError::OtherTask { output: output_name, kind: output.kind.as_str(), scores, labels });
     }
-    Ok(Ready { onnx, prepared, known })
+    Ok(TrainableModel { onnx, prepared, known })
 }
 
 /// Makes a graph ready for batches of this shape, and tells what a probe shows; one exported for a single image is made to
 /// take several.
 pub fn prepare(
-    runtime: &Onnx,
-    onnx: &onnx::Onnx,
+    runtime: &OnnxRuntime,
+    onnx: &onnx::OnnxDocument,
     output: &str,
     shape: &[i64],
-) -> Result<(Prepared, Known), TrainError> {
-    let prepared = Prepared::new(onnx, output, shape)?;
+) -> Result<(PreparedModel, TensorFacts), TrainError> {
+    let prepared = PreparedModel::new(onnx, output, shape)?;
     let batch = shape.first().copied().unwrap_or(1);
     match onnx.declared_batch() {
         Some(1) if batch > 1 => widened(runtime, onnx, prepared, shape),
@@ -72,13 +72,13 @@ pub fn prepare(
 /// A model exported for a single image, made ready for several. What does not provably work image by image must at least
 /// run as it is, and give a row for each.
 fn widened(
-    runtime: &Onnx,
-    onnx: &onnx::Onnx,
-    prepared: Prepared,
+    runtime: &OnnxRuntime,
+    onnx: &onnx::OnnxDocument,
+    prepared: PreparedModel,
     shape: &[i64],
-) -> Result<(Prepared, Known), TrainError> {
+) -> Result<(PreparedModel, TensorFacts), TrainError> {
     let one: Vec<i64> = [1].into_iter().chain(shape.iter().skip(1).copied()).collect();
-    let single = Prepared::new(onnx, prepared.scores(), &one)?;
+    let single = PreparedModel::new(onnx, prepared.scores(), &one)?;
     let images = shape.first().copied().unwrap_or(1);
     match single.widened(&known(runtime, &single, &one)?, images) {
         Ok(wide) => {
@@ -94,18 +94,18 @@ fn widened(
 }
 
 /// Runs the probe of a model made ready for batches of this shape.
-pub fn known(runtime: &Onnx, prepared: &Prepared, shape: &[i64]) -> Result<Known, TrainError> {
+pub fn known(runtime: &OnnxRuntime, prepared: &PreparedModel, shape: &[i64]) -> Result<TensorFacts, TrainError> {
     let mut known = prepared.known()?;
     let probe = prepared.probe()?;
     let mut graph = Graph::open(runtime, "probe", &probe.encode(), 1)?;
     let count: i64 = shape.iter().product();
     let nothing = vec![0.0; usize::try_from(count).unwrap_or_default()];
-    let given = [Given { name: probe.input()?, shape, values: &nothing }];
-    graph.run(&given, |came: Came<'_>| {
+    let given = [GraphInput { name: probe.input()?, shape, values: &nothing }];
+    graph.run(&given, |came: GraphOutput<'_>| {
         let values = match came.numbers {
-            Numbers::Floats(values) => Values::Floats(values.to_vec()),
-            Numbers::Ints(values) => Values::Ints(values.to_vec()),
-            Numbers::Other => Values::Other,
+            TensorNumbers::Floats(values) => TensorConstants::Floats(values.to_vec()),
+            TensorNumbers::Ints(values) => TensorConstants::Ints(values.to_vec()),
+            TensorNumbers::Other => TensorConstants::Other,
         };
         known.add(came.name, came.shape.to_vec(), values);
     })?;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use autograd::Trainable;
+use autograd::TrainableSelection;
 use autograd::trainable::AUTO;
-use schemas::WeightForm;
+use schemas::WeightFormat;
 use serde::{Deserialize, Serialize};
 
 /// How is trained. The defaults are guesses that learn from a few thousand small pictures.
@@ -21,7 +21,7 @@ pub struct TrainSettings {
     /// How weights follow gradients.
     pub optimizer: OptimizerSettings,
     /// How the learning rate changes.
-    pub schedule: Schedule,
+    pub schedule: LearningRateSchedule,
     /// What is taken from the label and given to all classes equally, 0 to below 1.
     pub label_smoothing_ratio: f32,
     /// Whether every class is seen equally often, however many examples it has.
@@ -47,7 +47,7 @@ pub struct TrainSettings {
     pub key: Option<PathBuf>,
     /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
     /// `delta_f16` (half the bytes, against the base).
-    pub form: WeightForm,
+    pub form: WeightFormat,
 }
 
 impl Default for TrainSettings {
@@ -57,7 +57,7 @@ impl Default for TrainSettings {
             epochs: 10,
             batch: 32,
             optimizer: OptimizerSettings::default(),
-            schedule: Schedule::Cosine,
+            schedule: LearningRateSchedule::Cosine,
             label_smoothing_ratio: 0.0,
             balanced: true,
             held_out_ratio: 0.1,
@@ -69,7 +69,7 @@ impl Default for TrainSettings {
             work: PathBuf::from("tributary-training"),
             collect: CollectSettings::default(),
             key: None,
-            form: WeightForm::F32,
+            form: WeightFormat::F32,
         }
     }
 }
@@ -172,21 +172,21 @@ pub enum OptimizerKind {
 /// How the learning rate changes from the first to the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
+pub enum LearningRateSchedule {
     /// Not at all.
     Constant,
     /// It rises for the first twentieth and falls along half a cosine to zero (arXiv 1608.03983).
     Cosine,
 }
 
-impl Schedule {
+impl LearningRateSchedule {
     /// The rate at a step as a share of the highest. `done_ratio`: 0 before the first step, 1 after the last.
     pub fn rate_ratio(self, done_ratio: f64) -> f64 {
         const RISE: f64 = 0.05;
         match self {
-            Schedule::Constant => 1.0,
-            Schedule::Cosine if done_ratio < RISE => (done_ratio / RISE).max(0.01),
-            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos()),
+            LearningRateSchedule::Constant => 1.0,
+            LearningRateSchedule::Cosine if done_ratio < RISE => (done_ratio / RISE).max(0.01),
+            LearningRateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos()),
         }
     }
 }
@@ -242,7 +242,7 @@ impl TrainSettings {
         ];
         match wants.iter().find(|(is, _)| !is) {
             Some((_, wanted)) => Err(format!("trainer.{wanted}")),
-            None => match self.trainable.parse::<Trainable>() {
+            None => match self.trainable.parse::<TrainableSelection>() {
                 Ok(_) => Ok(()),
                 Err(error) => Err(format!("trainer.trainable: {error}")),
             },
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls_to_nothing() {
-        let rates: Vec<f64> = (0..=100).map(|step| Schedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
+        let rates: Vec<f64> = (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
         assert!(rates[..6].windows(2).all(|pair| pair[0] < pair[1]), "{rates:?}");
         assert!(rates[5..].windows(2).all(|pair| pair[0] > pair[1]), "{rates:?}");
         assert!((rates[5] - 1.0).abs() < 1e-9 && rates[100] < 1e-9);

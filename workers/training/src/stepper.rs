@@ -4,8 +4,8 @@
 use autograd::TrainingStep;
 use autograd::loss::Targets;
 use autograd::step::{LOSS, SCALE, TARGET};
-use vision::graph::{Given, Numbers};
-use vision::{Graph, Onnx};
+use vision::graph::{GraphInput, TensorNumbers};
+use vision::{Graph, OnnxRuntime};
 
 use crate::error::TrainError;
 
@@ -18,7 +18,7 @@ pub struct Stepper {
 
 /// What a run gave.
 #[derive(Debug, Clone, Default)]
-pub struct Gave {
+pub struct StepOutput {
     /// The loss.
     pub loss: f32,
     /// Images times classes.
@@ -27,7 +27,7 @@ pub struct Gave {
 
 impl Stepper {
     /// Loads it. `threads`: of one step.
-    pub fn open(runtime: &Onnx, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
+    pub fn open(runtime: &OnnxRuntime, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
         let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
         let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
         Ok(Self { step, learning, measuring })
@@ -65,8 +65,8 @@ impl Stepper {
         images: &[f32],
         targets: &Targets,
         weights: &[impl AsRef<[f32]>],
-    ) -> Result<Gave, TrainError> {
-        let mut gave = Gave::default();
+    ) -> Result<StepOutput, TrainError> {
+        let mut gave = StepOutput::default();
         let Self { step, measuring, .. } = self;
         run(step, measuring, images, targets, weights, |name, values| {
             if name == LOSS {
@@ -90,16 +90,16 @@ fn run(
     let (scale, classes) = ([targets.scale], step.classes as i64);
     let shape = [step.images_shape.first().copied().unwrap_or(1), classes];
     let mut given = Vec::with_capacity(3 + weights.len());
-    given.push(Given { name: &step.images, shape: &step.images_shape, values: images });
-    given.push(Given { name: TARGET, shape: &shape, values: &targets.values });
-    given.push(Given { name: SCALE, shape: &[], values: &scale });
+    given.push(GraphInput { name: &step.images, shape: &step.images_shape, values: images });
+    given.push(GraphInput { name: TARGET, shape: &shape, values: &targets.values });
+    given.push(GraphInput { name: SCALE, shape: &[], values: &scale });
     let own = step.weights.iter().zip(weights);
     given.extend(own.map(|(weight, values)| {
         let values = values.as_ref();
-        Given { name: &weight.name, shape: &weight.shape, values }
+        GraphInput { name: &weight.name, shape: &weight.shape, values }
     }));
     graph.run(&given, |came| {
-        if let Numbers::Floats(values) = came.numbers {
+        if let TensorNumbers::Floats(values) = came.numbers {
             see(came.name, values);
         }
     })?;

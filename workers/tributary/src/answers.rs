@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_TASK;
-use schemas::{Answer, CameraName, Stage, TaskId, decode};
+use schemas::{Answer, CameraName, AnswerStage, TaskId, decode};
 use streams::backoff::wait_about;
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site::{self, SiteTarget};
 use crate::{form, out};
 
 /// A connection that broke is tried again after this.
@@ -68,7 +68,7 @@ pub struct AnswersArgs {
 }
 
 /// Reads answers.
-pub async fn command(loaded: &Loaded<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "answers").await?;
     match args.task {
         Some(task) => one(&site, task, args).await,
@@ -76,18 +76,18 @@ pub async fn command(loaded: &Loaded<Settings>, args: &AnswersArgs) -> anyhow::R
     }
 }
 
-async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn many(site: &SiteTarget, args: &AnswersArgs) -> anyhow::Result<()> {
     let camera = args.camera.as_ref();
     let mut subjects = vec![subject::final_answers(&site.name, camera)];
     if args.provisional {
         subjects.push(subject::provisionals(&site.name, camera));
     }
-    let look = Stretch { subjects, ..Stretch::default() };
+    let look = StreamRange { subjects, ..StreamRange::default() };
     let after = read::stream_level(&site.bus, topology::ANSWERS).await?.last_sequence;
     let stored = match args.last {
         0 => Vec::new(),
         last => {
-            let wanted = |record: &Record| is_of_file(record, args.file.as_deref());
+            let wanted = |record: &StoredMessage| is_of_file(record, args.file.as_deref());
             read::newest_messages(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
         }
     };
@@ -107,15 +107,15 @@ async fn many(site: &Site, args: &AnswersArgs) -> anyhow::Result<()> {
 }
 
 /// Whether an answer is of an image whose file name contains a text; all are where none is asked for.
-fn is_of_file(record: &Record, text: Option<&str>) -> bool {
+fn is_of_file(record: &StoredMessage, text: Option<&str>) -> bool {
     let Some(text) = text else { return true };
     let file = decode::<Answer>(&record.payload).ok().and_then(|answer| answer.file);
     file.is_some_and(|file| file.to_lowercase().contains(&text.to_lowercase()))
 }
 
-async fn follow(bus: &Bus, look: Stretch, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn follow(bus: &Bus, look: StreamRange, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
     loop {
-        let part = Stretch { from_sequence: Some(after + 1), ..look.clone() };
+        let part = StreamRange { from_sequence: Some(after + 1), ..look.clone() };
         match read::follow_range(bus, topology::ANSWERS, part).await {
             Ok(records) => {
                 let mut records = std::pin::pin!(records.take_until(Box::pin(restarted(bus))));
@@ -141,7 +141,7 @@ async fn restarted(bus: &Bus) {
     }
 }
 
-fn show(record: &Record, json: bool) -> anyhow::Result<()> {
+fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
     if json {
         return match schemas::codec::to_json(&record.payload) {
             Some(value) => out::json_line(&value),
@@ -165,8 +165,8 @@ fn line(answer: &Answer) -> String {
     let label = format!("{}{}", what(answer), wrong(answer));
     let confidence = answer.confidence.map(form::percent).unwrap_or_default();
     let way = match answer.stage {
-        Stage::Provisional => "provisional".to_owned(),
-        Stage::Final => answer.route.to_string(),
+        AnswerStage::Provisional => "provisional".to_owned(),
+        AnswerStage::Final => answer.route.to_string(),
     };
     let took = form::format_span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
     let (time, reason) = (form::format_time(answer.answered_at_ms), form::wire_word(&answer.reason));
@@ -188,7 +188,7 @@ fn wrong(answer: &Answer) -> String {
     truth.map(|truth| format!(", truly {}", form::plain_number(truth))).unwrap_or_default()
 }
 
-async fn one(site: &Site, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
+async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
     let slot = match &args.camera {
         Some(camera) => subject::final_answer(&site.name, camera, task),
         None => subject::final_answer_of_any_camera(&site.name, task),
@@ -216,11 +216,11 @@ async fn one(site: &Site, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()
 }
 
 /// The provisional answer of a task, which only its headers tell from others.
-async fn provisional(site: &Site, task: TaskId, camera: Option<&CameraName>) -> anyhow::Result<Option<Record>> {
+async fn provisional(site: &SiteTarget, task: TaskId, camera: Option<&CameraName>) -> anyhow::Result<Option<StoredMessage>> {
     let subjects = vec![subject::provisionals(&site.name, camera)];
-    let look = Stretch { subjects, headers_only: true, ..Stretch::default() };
+    let look = StreamRange { subjects, headers_only: true, ..StreamRange::default() };
     let task = task.to_string();
-    let wanted = |record: &Record| record.header(HEADER_TASK) == Some(task.as_str());
+    let wanted = |record: &StoredMessage| record.header(HEADER_TASK) == Some(task.as_str());
     let Some(found) = read::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
     Ok(read::message_at(&site.bus, topology::ANSWERS, found.sequence).await?)
 }
@@ -283,8 +283,8 @@ fn verdict(answer: &Answer) -> String {
 fn stage(answer: &Answer, now_ms: u64) -> String {
     let reason = form::wire_word(&answer.reason);
     match answer.stage {
-        Stage::Final => format!("final, by route {}: {reason}", answer.route),
-        Stage::Provisional => {
+        AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
+        AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
             format!("provisional so far ({reason}): a verdict is awaited for another {}", form::format_span(left_ms as f64))
         }
@@ -310,12 +310,12 @@ fn steps(answer: &Answer) -> String {
 mod tests {
     use super::*;
     use schemas::answer::Prediction;
-    use schemas::task::Stored;
+    use schemas::task::StorageStamp;
     use schemas::{Reason, ReleaseId, Route, Task};
 
-    fn answer(stage: Stage) -> Answer {
+    fn answer(stage: AnswerStage) -> Answer {
         let (site, camera) = ("reef".parse().unwrap(), "cam-1".parse().unwrap());
-        let stored = Stored { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
+        let stored = StorageStamp { site, camera, sequence: 4, stored_at_ns: 1_000_000_000_000 };
         let task = Task::from_id(&stored, TaskId::from_name("a"));
         let release = ReleaseId::from_sha256([1; 32]);
         let opinion = Prediction {
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_how_sure_why_and_how_long() {
-        let line = line(&answer(Stage::Final));
+        let line = line(&answer(AnswerStage::Final));
         for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::from_name("a").to_string()] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
@@ -340,14 +340,14 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_shows_the_truth_and_a_right_one_does_not() {
-        let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(Stage::Final) });
+        let with = |truth: &str| line(&Answer { truth: Some(truth.into()), ..answer(AnswerStage::Final) });
         assert!(with("shirt").contains("coat, truly shirt"));
         assert!(!with("coat").contains("truly"));
     }
 
     #[test]
     fn a_provisional_answer_says_how_long_a_verdict_is_awaited() {
-        let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(Stage::Provisional) };
+        let answer = Answer { deadline_at_ms: Some(1_060_000), ..answer(AnswerStage::Provisional) };
         let report = report(&answer, 1_000_000);
         assert!(report.contains("provisional so far (low_confidence)") && report.contains("1.0 min"), "{report}");
     }
@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn a_task_without_an_answer_says_its_fault() {
         let fault = schemas::FaultNote::new("image_truncated", "it ends early", "send all of it");
-        let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(Stage::Final) };
+        let dead = Answer { label: None, confidence: None, fault: Some(fault), ..answer(AnswerStage::Final) };
         assert!(line(&dead).contains("(image_truncated)"));
         assert!(report(&dead, 0).contains("send all of it"));
     }

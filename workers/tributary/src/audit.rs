@@ -1,9 +1,9 @@
 //! `tributary audit`: who did what by hand.
 
 use runtime::audit::find_break;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{AuditNote, SiteName, decode};
-use streams::read::{self, Record, Stretch};
+use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::settings::Settings;
@@ -33,7 +33,7 @@ pub struct AuditArgs {
 }
 
 /// Shows or verifies.
-pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
     let (bus, place) = match args.cloud {
         true => (site::cloud(loaded, "audit").await?, SiteName::cloud()),
         false => {
@@ -68,12 +68,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &AuditArgs) -> anyhow::Res
     }
 }
 
-async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<Record>> {
+async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<StoredMessage>> {
     let level = read::stream_level(bus, topology::AUDIT).await?;
     let mut records = Vec::new();
     if level.messages > 0 {
         let subjects = vec![subject::audit(place)];
-        let all = Stretch { subjects, ..Stretch::default() };
+        let all = StreamRange { subjects, ..StreamRange::default() };
         read::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
     }
     Ok(records)

@@ -2,13 +2,13 @@
 
 use anyhow::Context;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::CameraName;
 use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
 use streams::rights;
 
 use crate::settings::Settings;
-use crate::site::{self, Entrance, Running, RunningSite};
+use crate::site::{self, CameraEntry, RunningUp, RunningSite};
 use crate::{audit, form, out};
 
 const EXAMPLES: &str = "\
@@ -65,9 +65,9 @@ enum CameraCommand {
 }
 
 /// Adds, shows and removes logins.
-pub async fn command(loaded: &Loaded<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let running = Running::find_running(&settings.up.store).with_context(|| {
+    let running = RunningUp::find_running(&settings.up.store).with_context(|| {
         format!(
             "no `tributary up` runs with the store {} (--store names another one): logins are its server's; on a server of your own, add a user as deploy/nats/site.conf shows",
             settings.up.store.display()
@@ -105,7 +105,7 @@ fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> 
     Ok(())
 }
 
-async fn note(loaded: &Loaded<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
+async fn note(loaded: &LoadedSettings<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
     if let Ok(found) = site::open(loaded, "camera").await {
         audit::record_command(&found.bus, &site.site, action, camera.as_str()).await;
     }
@@ -122,7 +122,7 @@ fn known(cameras: &CameraLogins) -> String {
 /// Everything that whoever sets the camera up must know.
 fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: bool) -> anyhow::Result<()> {
     let login = cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
-    let Entrance { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
+    let CameraEntry { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
     let (inbox, topic) = (rights::role_inbox(name.as_str()), subject.replace('.', "/"));
     if json {

@@ -1,11 +1,11 @@
 //! `tributary config`: every setting, its value and where it came from.
 
-use runtime::settings::{self, Setting};
+use runtime::settings::{self, ResolvedSetting};
 use serde_json::Value;
 use streams::connect::without_credentials;
 
 use crate::settings::{Settings, load};
-use crate::{Common, form, out};
+use crate::{CommonArgs, form, out};
 
 const EXAMPLES: &str = "\
 The last one wins: default, settings file (tributary.toml), environment, flag. A setting such as
@@ -33,7 +33,7 @@ pub struct ConfigArgs {
 }
 
 /// Shows the settings; those that cannot be used are shown as far as they are known.
-pub fn command(common: &Common, args: &ConfigArgs) -> anyhow::Result<()> {
+pub fn command(common: &CommonArgs, args: &ConfigArgs) -> anyhow::Result<()> {
     let _shown_in_any_case = args.show;
     match load(common, &[]) {
         Ok(loaded) => {
@@ -47,7 +47,7 @@ pub fn command(common: &Common, args: &ConfigArgs) -> anyhow::Result<()> {
     }
 }
 
-fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
+fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
     for setting in &mut list {
         setting.value = presentable(&setting.value);
     }
@@ -55,7 +55,7 @@ fn print(mut list: Vec<Setting>, json: bool) -> anyhow::Result<()> {
         return out::json(&list);
     }
     let rows: Vec<Vec<String>> =
-        list.into_iter().map(|Setting { key, value, origin }| vec![key, shown(&value), origin]).collect();
+        list.into_iter().map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin]).collect();
     out::print_line(form::table(&["setting", "value", "from"], &rows))
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_FILE;
 use schemas::{DeadLetter, SiteName};
 use streams::{Bus, Publisher};
@@ -86,7 +86,7 @@ enum DeadCommand {
 }
 
 /// Lists, shows or redrives.
-pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "dead").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
@@ -120,9 +120,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: DeadArgs) -> anyhow::Resul
     }
 }
 
-type Letter = (u64, DeadLetter);
+type DeadLetterRow = (u64, DeadLetter);
 
-fn of_fault(letters: Vec<Letter>, fault: Option<&str>) -> Vec<Letter> {
+fn of_fault(letters: Vec<DeadLetterRow>, fault: Option<&str>) -> Vec<DeadLetterRow> {
     letters.into_iter().filter(|(_, letter)| fault.is_none_or(|fault| letter.fault.name == fault)).collect()
 }
 
@@ -131,8 +131,8 @@ fn file_of(letter: &DeadLetter) -> Option<&str> {
     letter.headers.get(HEADER_FILE).map(String::as_str)
 }
 
-fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
-    let mut chosen: Vec<Letter> = Vec::new();
+fn pick_all(letters: &[DeadLetterRow], ids: &[String]) -> anyhow::Result<Vec<DeadLetterRow>> {
+    let mut chosen: Vec<DeadLetterRow> = Vec::new();
     for id in ids {
         let letter = select_letters(letters, id)?;
         if chosen.iter().all(|(sequence, _)| *sequence != letter.0) {
@@ -143,9 +143,9 @@ fn pick_all(letters: &[Letter], ids: &[String]) -> anyhow::Result<Vec<Letter>> {
 }
 
 /// The one letter whose id, or whose task's, begins so.
-fn select_letters<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
+fn select_letters<'a>(letters: &'a [DeadLetterRow], id: &str) -> anyhow::Result<&'a DeadLetterRow> {
     let begins = |whole: &str| !id.is_empty() && whole.starts_with(&id.to_ascii_lowercase());
-    let fits = |(_, letter): &&Letter| {
+    let fits = |(_, letter): &&DeadLetterRow| {
         begins(&letter.id.to_string()) || letter.task.is_some_and(|task| begins(&task.to_string()))
     };
     match letters.iter().filter(fits).collect::<Vec<_>>()[..] {
@@ -165,14 +165,14 @@ fn listed(letter: &DeadLetter) -> anyhow::Result<serde_json::Value> {
     schemas::codec::to_json(&bytes).context("letter has no JSON form")
 }
 
-fn list(letters: &[Letter], json: bool, place: &str) -> anyhow::Result<()> {
+fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()> {
     if json {
         return letters.iter().try_for_each(|(_, letter)| out::json_line(&listed(letter)?));
     }
     if letters.is_empty() {
         return out::print_line(format_args!("No dead letters at {place}."));
     }
-    let row = |(_, letter): &Letter| {
+    let row = |(_, letter): &DeadLetterRow| {
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
             form::format_time(letter.died_at_ms),
@@ -221,7 +221,7 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
     out::print_line(lines.join("\n"))
 }
 
-async fn redrive(bus: &Bus, letters: &[Letter], place: &str) -> anyhow::Result<()> {
+async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     for (done, (sequence, letter)) in letters.iter().enumerate() {
         let driven = janitor::redrive::redrive_letter(bus, &publisher, *sequence, letter).await;
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
     use schemas::{FaultNote, TaskId};
 
-    fn letter(name: &str) -> Letter {
+    fn letter(name: &str) -> DeadLetterRow {
         let id = TaskId::from_name(name);
         let letter = DeadLetter {
             id,

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use runtime::Shutdown;
-use vision::{InferSettings, Model, Onnx, Replica, softmax};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
 use crate::out;
 use crate::settings::{Settings, UpSettings};
-use found::Found;
+use found::DemoResult;
 
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
@@ -75,7 +75,7 @@ impl DemoArgs {
 }
 
 /// A picture with its true label.
-struct Picture {
+struct DemoPicture {
     bytes: Vec<u8>,
     label: String,
 }
@@ -86,7 +86,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
         anyhow::bail!("{name} is for the loop: write --loop as well");
     }
     if args.closed.looped {
-        let into = closed::Into { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
+        let into = closed::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
         return closed::command(settings, &args.closed, into, shutdown).await;
     }
     let pictures = pictures(args.images as usize)?;
@@ -110,7 +110,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;
-    let found = Found::of(&pictures, walked, &cloud, settings.up.durability)?;
+    let found = DemoResult::of(&pictures, walked, &cloud, settings.up.durability)?;
 
     let drawn = found.chart().svg()?;
     write(args.out(), &drawn)?;
@@ -129,7 +129,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// So many of the labelled test pictures, of all labels alike.
-fn pictures(count: usize) -> anyhow::Result<Vec<Picture>> {
+fn pictures(count: usize) -> anyhow::Result<Vec<DemoPicture>> {
     let index = Path::new(PICTURES).join("index.csv");
     let text = std::fs::read_to_string(&index)
         .with_context(|| format!("{} is not here: run this in a checkout of the project", index.display()))?;
@@ -144,19 +144,19 @@ fn pictures(count: usize) -> anyhow::Result<Vec<Picture>> {
     let read = |(file, label): &(&str, &str)| {
         let path = Path::new(PICTURES).join(file);
         let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        Ok(Picture { bytes, label: (*label).to_owned() })
+        Ok(DemoPicture { bytes, label: (*label).to_owned() })
     };
     chosen.map(read).collect()
 }
 
 /// The cloud model's label for every picture, as if all had been sent up.
-fn cloud_labels(library: Option<&Path>, pictures: &[Picture]) -> anyhow::Result<Vec<String>> {
-    let onnx = Onnx::find_and_load(library)?;
+fn cloud_labels(library: Option<&Path>, pictures: &[DemoPicture]) -> anyhow::Result<Vec<String>> {
+    let onnx = OnnxRuntime::find_and_load(library)?;
     let model = Model::load(Path::new(HEAVY))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = |pictures: &[Picture]| -> anyhow::Result<Vec<String>> {
-        let mut replica = Replica::open(&onnx, &model, &InferSettings::default())?;
-        let label = |picture: &Picture| {
+    let share = |pictures: &[DemoPicture]| -> anyhow::Result<Vec<String>> {
+        let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default())?;
+        let label = |picture: &DemoPicture| {
             let ratios = softmax(&replica.predict(&picture.bytes)?.logits, 1.0);
             Ok(vision::prediction(&model, &ratios).context("the cloud's model gave no scores")?.label)
         };

@@ -1,7 +1,7 @@
 //! `tributary drift`: what a site's answers are like, compared with what they used to be; or take what comes as usual.
 
 use runtime::drift::{DriftKind, reference_note};
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{Heartbeat, DriftReport};
 use streams::fleet::{self, Ledger};
 
@@ -32,7 +32,7 @@ pub struct DriftArgs {
 }
 
 /// Shows drift, or begins a new reference.
-pub async fn command(loaded: &Loaded<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "drift").await?;
     let beats = fleet::live_workers(&site.bus).await?;
     let reports: Vec<(Heartbeat, DriftReport)> =

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fleet::{Fleet, Membership, RENEW_WITHIN_DAYS, certificate_end, days_left};
+use fleet::{FleetFolder, Membership, RENEW_WITHIN_DAYS, certificate_end, days_left};
 use runtime::{clock, metrics};
 use schemas::{FaultNote, Root};
 
@@ -79,7 +79,7 @@ pub fn all(settings: &Settings, root: Option<&Root>) -> Vec<Expiry> {
 }
 
 /// Everything of a fleet's hub that ends.
-pub fn of_hub(fleet: &Fleet) -> Vec<Expiry> {
+pub fn of_hub(fleet: &FleetFolder) -> Vec<Expiry> {
     let dated = fleet.calendar().into_iter().filter_map(|entry| {
         let remedy = format!("run `{}`", entry.renewed_by);
         Some(Expiry { what: entry.what, ends_at_ms: entry.ends_at_ms?, remedy })

@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use fleet::{Fleet, FleetError, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
+use fleet::{FleetFolder, FleetError, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
 use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
-use streams::topology::{self, Mend, Place, State};
+use streams::topology::{self, RepairMode, PlanScope, SetupStatus};
 use streams::{Bus, NatsSettings, admin, rights};
 
 use crate::settings::Settings;
@@ -165,7 +165,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
     match &args.command {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
-            let made = Fleet::init(folder, address)?;
+            let made = FleetFolder::init(folder, address)?;
             out::print_line(format_args!(
                 "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
@@ -180,7 +180,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             out::print_line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
         }
         FleetCommand::Renew { folder } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
             out::print_line(format_args!(
@@ -190,7 +190,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             tell_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
             out::print_line(format_args!("Root {} is good until {}.", root.number, form::format_time(root.expires_at_ms)))?;
             match reach(&fleet, "operator").await {
@@ -204,7 +204,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
-            let mut fleet = Fleet::open(folder)?;
+            let mut fleet = FleetFolder::open(folder)?;
             // With the keys that the hub still knows.
             let (system, operator) = (reach(&fleet, "system").await, reach(&fleet, "operator").await);
             fleet.rotate_role(role, key.as_deref(), *stolen)?;
@@ -223,7 +223,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             }
         }
         FleetCommand::Calendar { folder, json } => {
-            let all = Fleet::open(folder)?.calendar();
+            let all = FleetFolder::open(folder)?.calendar();
             if *json {
                 return out::json(&all);
             }
@@ -247,7 +247,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
 
 /// Adds, lists, re-keys or revokes.
 pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
-    let mut fleet = Fleet::open(&args.fleet)?;
+    let mut fleet = FleetFolder::open(&args.fleet)?;
     let file = |out: &Option<PathBuf>, name: &SiteName| out.clone().unwrap_or_else(|| format!("{name}.site").into());
     match &args.command {
         SiteCommand::Add { name, out, sealed } => {
@@ -309,7 +309,7 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
 }
 
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
-async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
+async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
     let Some(system) = reach(fleet, "system").await else {
         return out::print_line(
             "The hub does not answer here: it takes the change when it is started, or at the next change.",
@@ -328,7 +328,7 @@ async fn tell_hub(fleet: &Fleet, ends: bool) -> anyhow::Result<()> {
 
 /// The cloud knows whom sites obey, and the aggregator the keys with which sites sign. A note without any key would take every
 /// update, so there is none before the first site.
-pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
+pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
     ledger.write(rights::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
@@ -340,12 +340,12 @@ pub async fn note_fleet(fleet: &Fleet, operator: &Bus) -> anyhow::Result<()> {
 }
 
 /// The hub's streams and consumers of a site.
-async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::Result<()> {
+async fn set_up(settings: &Settings, fleet: &FleetFolder, site: &SiteName) -> anyhow::Result<()> {
     let Some(operator) = reach(fleet, "operator").await else { return Ok(()) };
     note_fleet(fleet, &operator).await?;
-    let plan = topology::plan_topology(&Place::Cloud(vec![site.clone()]), &settings.streams);
-    for finding in topology::apply_plan(&operator, &plan, Mend::Everything).await? {
-        if let State::Refused(why) = finding.state {
+    let plan = topology::plan_topology(&PlanScope::Cloud(vec![site.clone()]), &settings.streams);
+    for finding in topology::apply_plan(&operator, &plan, RepairMode::Everything).await? {
+        if let SetupStatus::Refused(why) = finding.state {
             anyhow::bail!("{} cannot be set up at the hub: {why}", finding.what);
         }
     }
@@ -354,7 +354,7 @@ async fn set_up(settings: &Settings, fleet: &Fleet, site: &SiteName) -> anyhow::
 }
 
 /// The hub as one of its roles; absent where it does not answer. What is wrong with our own files is logged.
-async fn reach(fleet: &Fleet, role: &str) -> Option<Bus> {
+async fn reach(fleet: &FleetFolder, role: &str) -> Option<Bus> {
     Bus::connect(&role_settings(fleet, role), role)
         .await
         .inspect_err(|error| tracing::debug!(%error, role, "the hub is not reached"))
@@ -362,7 +362,7 @@ async fn reach(fleet: &Fleet, role: &str) -> Option<Bus> {
 }
 
 /// How a role reaches the hub.
-pub fn role_settings(fleet: &Fleet, role: &str) -> NatsSettings {
+pub fn role_settings(fleet: &FleetFolder, role: &str) -> NatsSettings {
     let hub = fleet.hub();
     NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
@@ -373,7 +373,7 @@ pub fn role_settings(fleet: &Fleet, role: &str) -> NatsSettings {
     }
 }
 
-async fn list(fleet: &Fleet, json: bool) -> anyhow::Result<()> {
+async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
     let joined = match reach(fleet, "system").await {
         Some(system) => Some(admin::joined_leaves(&system).await?),
         None => None,

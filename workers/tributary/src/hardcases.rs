@@ -1,8 +1,8 @@
 //! `tributary hardcases`: what sites found hard, as collected in the cloud.
 
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{HardCase, SiteName, decode};
-use streams::read::{self, Stretch};
+use streams::read::{self, StreamRange};
 use streams::{subject, topology};
 
 use crate::settings::Settings;
@@ -43,7 +43,7 @@ pub struct HardCasesArgs {
 }
 
 /// Lists them.
-pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) -> anyhow::Result<()> {
     let here = site::open(loaded, "hardcases").await?;
     let subjects = match (&args.of, args.all) {
         (_, true) => Vec::new(),
@@ -54,10 +54,10 @@ pub async fn command(loaded: &Loaded<Settings>, args: &HardCasesArgs) -> anyhow:
         let best = case.top.first().map(|ranked| ranked.label.as_str());
         args.label.as_deref().is_none_or(|label| best == Some(label))
     };
-    let look = Stretch { subjects, ..Stretch::default() };
+    let look = StreamRange { subjects, ..StreamRange::default() };
     // A case of another site than its subject's is nobody's: any site may write on its own subject what it likes.
-    let own = |record: &read::Record, case: &HardCase| record.subject == subject::hardcase(&case.site);
-    let readable = |record: &read::Record| {
+    let own = |record: &read::StoredMessage, case: &HardCase| record.subject == subject::hardcase(&case.site);
+    let readable = |record: &read::StoredMessage| {
         decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
     };
     let found = read::newest_messages(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;

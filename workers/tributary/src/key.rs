@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use runtime::sign::Key;
+use runtime::sign::SiteKey;
 
 use crate::out;
 
@@ -26,6 +26,6 @@ pub struct KeyArgs {
 
 /// Makes or shows a key.
 pub fn command(args: &KeyArgs) -> anyhow::Result<()> {
-    let key = if args.file.exists() { Key::read(&args.file) } else { Key::create(&args.file) }?;
+    let key = if args.file.exists() { SiteKey::read(&args.file) } else { SiteKey::create(&args.file) }?;
     out::print_line(key.public())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_LABEL_BYTES;
 use schemas::{Answer, Label, TaskId, decode, encode};
 use streams::{Publication, Publisher, read, subject, topology};
@@ -31,7 +31,7 @@ Examples:
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct LabelArgs {
     #[command(subcommand)]
-    what: Option<What>,
+    what: Option<LabelCommand>,
     /// The task.
     #[arg(value_name = "TASK", required_unless_present = "from", requires = "label")]
     task: Option<TaskId>,
@@ -47,13 +47,13 @@ pub struct LabelArgs {
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum LabelCommand {
     Retract(retract::RetractArgs),
 }
 
 /// Publishes labels, or takes them back.
-pub async fn command(loaded: &Loaded<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
-    if let Some(What::Retract(args)) = &args.what {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> anyhow::Result<()> {
+    if let Some(LabelCommand::Retract(args)) = &args.what {
         return retract::command(loaded, args).await;
     }
     let said = match (&args.from, args.task, &args.label) {

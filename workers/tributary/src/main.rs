@@ -39,7 +39,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use runtime::Shutdown;
-use runtime::process::Kept;
+use runtime::process::MallocPolicy;
 
 /// Recognize images at the edge, verify the doubtful ones in the cloud.
 ///
@@ -49,14 +49,14 @@ use runtime::process::Kept;
 #[command(name = "tributary", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 /// Options every command takes.
 #[derive(Args)]
-pub(crate) struct Common {
+pub(crate) struct CommonArgs {
     /// Settings file; `tributary.toml` in this folder if there is one.
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -164,8 +164,8 @@ fn main() -> ExitCode {
     };
     runtime::telemetry::init_logging(level, cli.common.log_json);
     runtime::process::set_malloc_policy(match &cli.command {
-        Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => Kept::NothingLarge,
-        _ => Kept::All,
+        Command::Up(_) | Command::Join(_) | Command::Recognizer(_) | Command::Verifier(_) => MallocPolicy::NothingLarge,
+        _ => MallocPolicy::All,
     });
     if cli.command.is_worker() {
         // What a worker keeps, pictures among it, and what its server keeps, is nobody else's on this machine.

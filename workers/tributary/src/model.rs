@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, bail};
-use autograd::report::Report;
+use autograd::report::TrainabilityReport;
 use serde_json::json;
 use training::TrainError;
 use vision::{
-    CheckError, DraftNote, FitReport, Model, ModelReport, NoveltySource, Onnx, TrialImage, TrialReport, TrialRow,
+    CheckError, DraftNote, FitReport, Model, ModelReport, NoveltySource, OnnxRuntime, TrialImage, TrialReport, TrialRow,
 };
 
 use crate::settings::Settings;
@@ -174,7 +174,7 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
         Some(images) => {
             let mut publisher = settings.publisher.clone();
             if labels_from_folders {
-                publisher.labels = publisher::Labels::Folder;
+                publisher.labels = publisher::LabelOrigin::Folder;
             }
             let (found, others) = publisher::list_images(vec![images.clone()], &publisher).await?;
             others.iter().for_each(|other| tracing::warn!("{other}"));
@@ -185,12 +185,12 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
             Some((images, found.collect::<Vec<_>>()))
         }
     };
-    type Checked = (ModelReport, Option<(PathBuf, TrialReport)>, Result<Report, TrainError>);
-    let checking = move || -> anyhow::Result<Checked> {
+    type ModelCheckResult = (ModelReport, Option<(PathBuf, TrialReport)>, Result<TrainabilityReport, TrainError>);
+    let checking = move || -> anyhow::Result<ModelCheckResult> {
         let unreadable = |path: &PathBuf| format!("image {} cannot be read", path.display());
         let name = image.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let bytes = image.as_ref().map(|path| std::fs::read(path).with_context(|| unreadable(path))).transpose()?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let report = vision::check(&folder, &onnx, bytes.as_deref()).map_err(|error| match error {
             CheckError::Infer(error) if error.is_the_images_fault() => {
                 Error::new(error).context(format!("image {name}"))
@@ -205,7 +205,7 @@ async fn check(settings: &Settings, args: CheckArgs) -> anyhow::Result<()> {
     if json {
         let mut whole = serde_json::to_value(&report)?;
         whole["training"] = match &training {
-            Ok(Report { layers, trainable_layers, weights, parameters, unsupported }) => json!({
+            Ok(TrainabilityReport { layers, trainable_layers, weights, parameters, unsupported }) => json!({
                 "layers": layers,
                 "trainable_layers": trainable_layers,
                 "weights": weights,
@@ -241,7 +241,7 @@ async fn novelty(settings: &Settings, args: NoveltyArgs) -> anyhow::Result<()> {
     };
     let onnxruntime = settings.onnxruntime.clone();
     let fitting = move || -> anyhow::Result<(Model, FitReport)> {
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let (novelty, report) = vision::novelty::fit::fit_novelty(&onnx, &model, &pictures, &others)?;
         Ok((vision::novelty::fit::save_novelty(&novelty, &model)?, report))
@@ -341,7 +341,7 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
 }
 
 /// How much of it can be trained.
-fn trainable(training: &Result<Report, TrainError>) -> String {
+fn trainable(training: &Result<TrainabilityReport, TrainError>) -> String {
     match training {
         Err(error) => format!("training cannot be done: {error}"),
         Ok(report) => {

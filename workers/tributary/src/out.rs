@@ -10,21 +10,21 @@ use serde::Serialize;
 
 /// Nobody reads any more.
 #[derive(Debug)]
-struct Closed;
+struct StdoutClosed;
 
-impl fmt::Display for Closed {
+impl fmt::Display for StdoutClosed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("standard output was closed")
     }
 }
 
-impl std::error::Error for Closed {}
+impl std::error::Error for StdoutClosed {}
 
 /// Writes text as it is, and sends it on at once.
 pub fn print_text(text: impl fmt::Display) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
         written => written.context("standard output cannot be written"),
     }
 }
@@ -52,7 +52,7 @@ pub fn print_note(note: impl fmt::Display) {
 /// A command's end: that nobody reads any more is a good one. What went wrong is said on standard error.
 pub fn is_closed(ended: anyhow::Result<()>) -> ExitCode {
     match ended {
-        Err(error) if !error.is::<Closed>() => {
+        Err(error) if !error.is::<StdoutClosed>() => {
             print_note(format_args!("error: {}", with_causes(&error, "\n  because: ")));
             ExitCode::FAILURE
         }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_has_gone_is_no_error() {
-        assert_eq!(is_closed(Err(anyhow::Error::new(Closed).context("list"))), ExitCode::SUCCESS);
+        assert_eq!(is_closed(Err(anyhow::Error::new(StdoutClosed).context("list"))), ExitCode::SUCCESS);
         assert_eq!(is_closed(Err(anyhow::anyhow!("broken"))), ExitCode::FAILURE);
     }
 }

@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use anyhow::ensure;
 use decisions::policy::{POLICIES, PolicyName};
-use recognizer::signals::{Chosen, POLICY_NOTE};
-use runtime::settings::Loaded;
+use recognizer::signals::{PolicyOverride, POLICY_NOTE};
+use runtime::settings::LoadedSettings;
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
@@ -49,7 +49,7 @@ pub struct PolicyArgs {
 }
 
 /// Shows or chooses.
-pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "policy").await?;
     let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
@@ -57,18 +57,18 @@ pub async fn command(loaded: &Loaded<Settings>, args: &PolicyArgs) -> anyhow::Re
             ensure!((0.0..=1.0).contains(&share), "--share {share}: it must lie between 0 and 1");
             ensure!(name == PolicyName::Random, "--share says how much `random` sends up; {name} has no such number");
         }
-        let chosen = Chosen { name, share_ratio: args.share };
+        let chosen = PolicyOverride { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
         return out::print_line(format_args!("site {}: {name} decides from now on", site.name));
     }
     if args.clear {
-        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<Chosen>)?).await?;
+        ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
         audit::record_command(&site.bus, &site.name, "policy clear", "").await;
         return out::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
     }
     let note = ledger.read(POLICY_NOTE).await?;
-    let chosen: Option<Chosen> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
+    let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
     let beats = fleet::live_workers(&site.bus).await?;
     let decisions: Vec<_> = beats.into_iter().filter_map(|beat| Some((beat.worker, beat.decision?))).collect();
     if args.json {

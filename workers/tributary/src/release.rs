@@ -9,16 +9,16 @@ pub mod stand;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aggregator::Releases;
-use aggregator::public::Public;
-use aggregator::record::ReportedChange;
-use aggregator::release::{self, Manifest, RemadeFrom};
-use aggregator::verify::{self, Place, verify_release};
+use aggregator::ModelReleases;
+use aggregator::public::PublicSet;
+use aggregator::record::AccuracyChange;
+use aggregator::release::{self, Manifest, RemakeOrigin};
+use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout};
-use streams::Store;
-use vision::{Model, Onnx};
+use streams::ReleaseStore;
+use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
 use crate::{form, out, roles, round};
@@ -59,11 +59,11 @@ pub struct ReleaseArgs {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    what: What,
+    what: ReleaseCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum ReleaseCommand {
     /// Every release, each with the one it came from, and how it stands.
     List,
     /// How a release was come by, and what was decided about it: every number that decided.
@@ -115,11 +115,11 @@ enum What {
         sign: Option<PathBuf>,
     },
     /// Let all sites run a release.
-    Promote(hand::OneArgs),
+    Promote(hand::ReleaseDecisionArgs),
     /// Take a release back that is tried or waits.
-    Withdraw(hand::OneArgs),
+    Withdraw(hand::ReleaseDecisionArgs),
     /// Let all sites run what was stable before, and take back what is stable.
-    Rollback(hand::Why),
+    Rollback(hand::ReasonArgs),
     /// Let one site run a release, whatever is decided.
     Pin(hand::PinArgs),
     /// Let a pinned site follow what is decided again.
@@ -127,16 +127,16 @@ enum What {
 }
 
 /// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
-pub async fn import(loaded: &Loaded<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
+pub async fn import(loaded: &LoadedSettings<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
     let store = roles::release_store(&loaded.settings)?;
     folder::import(loaded, store, Some(name), (folder, None), json).await
 }
 
 /// Shows releases, and decides about them.
-pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> anyhow::Result<()> {
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
-    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
-    if let What::Import { folder, signature } = &args.what {
+    let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
+    if let ReleaseCommand::Import { folder, signature } = &args.what {
         let signed = signature::verify(signature, &loaded.settings.releaser.trusted_keys, folder).await?;
         return folder::import(loaded, store, args.name.clone(), (folder, signed), args.json).await;
     }
@@ -144,10 +144,10 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
         Some(name) => name.clone(),
         None => only(&store, &url).await?,
     };
-    let releases = Releases::new(store, model.clone());
+    let releases = ModelReleases::new(store, model.clone());
     match &args.what {
-        What::List => list(&releases, &stand::read_history(loaded, &model).await, args.json).await,
-        What::Show { release } => {
+        ReleaseCommand::List => list(&releases, &stand::read_history(loaded, &model).await, args.json).await,
+        ReleaseCommand::Show { release } => {
             let (manifest, history) = (releases.find(release).await?, stand::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
@@ -158,27 +158,27 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReleaseArgs) -> anyhow::R
             show(&manifest)?;
             stand::print_standing(&history, &manifest.release)
         }
-        What::Diff { one, other } => diff(&releases, one, other, args.json).await,
-        What::Verify { release, model, public } => {
+        ReleaseCommand::Diff { one, other } => diff(&releases, one, other, args.json).await,
+        ReleaseCommand::Verify { release, model, public } => {
             let model = round::model(loaded, model.as_ref())?;
             let manifest = releases.find(release).await?;
             let public = public.clone().or_else(|| loaded.settings.aggregator.public.clone());
             remake_command(loaded, &releases, &manifest, model, public, args.json).await
         }
-        What::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
-        What::Import { .. } => Ok(()),
-        What::Export { release, folder, oci, sign } => {
+        ReleaseCommand::Remake(remake) => remake::command(loaded, &releases, &model, remake, args.json).await,
+        ReleaseCommand::Import { .. } => Ok(()),
+        ReleaseCommand::Export { release, folder, oci, sign } => {
             folder::export(&releases, &model, release, folder, (oci.as_deref(), sign.as_deref())).await
         }
-        What::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
-        What::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
-        What::Rollback(why) => hand::roll_back(loaded, &model, why, args.json).await,
-        What::Pin(pin) => hand::pin(loaded, &releases, &model, pin, args.json).await,
-        What::Unpin(unpin) => hand::unpin(loaded, &model, unpin, args.json).await,
+        ReleaseCommand::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Rollback(why) => hand::roll_back(loaded, &model, why, args.json).await,
+        ReleaseCommand::Pin(pin) => hand::pin(loaded, &releases, &model, pin, args.json).await,
+        ReleaseCommand::Unpin(unpin) => hand::unpin(loaded, &model, unpin, args.json).await,
     }
 }
 
-async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
+async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
     let models = release::models(store).await?;
     match &models[..] {
         [only] => Ok(only.clone()),
@@ -189,7 +189,7 @@ async fn only(store: &Store, url: &str) -> anyhow::Result<ModelName> {
     }
 }
 
-async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
+async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
     let stands = |release: &ReleaseId| stand::standing_of(history, release);
     if json {
@@ -203,8 +203,8 @@ async fn list(releases: &Releases, history: &[Rollout], json: bool) -> anyhow::R
     let row = |manifest: &Manifest| {
         let made = manifest.made.as_ref();
         let reported = made.and_then(|made| made.record.reported);
-        let percent = |measured: schemas::Measured| format!("{:.1} %", measured.accuracy_ratio * 100.0);
-        let after = |reported: ReportedChange| match reported.is_measured() {
+        let percent = |measured: schemas::ModelAccuracy| format!("{:.1} %", measured.accuracy_ratio * 100.0);
+        let after = |reported: AccuracyChange| match reported.is_measured() {
             true => percent(reported.after),
             false => format!("{}, no change measured", percent(reported.after)),
         };
@@ -300,7 +300,7 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_remade(remade: &RemadeFrom) -> anyhow::Result<()> {
+fn show_remade(remade: &RemakeOrigin) -> anyhow::Result<()> {
     out::print_line(format_args!(
         "remade   {} from the updates of release {}: {}",
         form::format_time(remade.at_ms),
@@ -313,7 +313,7 @@ fn show_remade(remade: &RemadeFrom) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
+async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("a folder for temporary files")?;
     let mut read = Vec::new();
     for beginning in [one, other] {
@@ -350,30 +350,30 @@ async fn diff(releases: &Releases, one: &str, other: &str, json: bool) -> anyhow
 
 /// What models are tried on, if a folder is named.
 async fn public_set(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     model: &Model,
     folder: Option<PathBuf>,
-) -> anyhow::Result<Option<Arc<Public>>> {
+) -> anyhow::Result<Option<Arc<PublicSet>>> {
     let aggregator = &loaded.settings.aggregator;
     let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
     let Some(folder) = folder else { return Ok(None) };
     let root = model.clone();
-    let read = tokio::task::spawn_blocking(move || Public::read(&folder, &root, most, room));
+    let read = tokio::task::spawn_blocking(move || PublicSet::read(&folder, &root, most, room));
     Ok(Some(Arc::new(read.await??)))
 }
 
 async fn remake_command(
-    loaded: &Loaded<Settings>,
-    releases: &Releases,
+    loaded: &LoadedSettings<Settings>,
+    releases: &ModelReleases,
     manifest: &Manifest,
     model: Model,
     public: Option<PathBuf>,
     json: bool,
 ) -> anyhow::Result<()> {
-    let runtime = Onnx::find_and_load(loaded.settings.onnxruntime.as_deref())?;
+    let runtime = OnnxRuntime::find_and_load(loaded.settings.onnxruntime.as_deref())?;
     let public = public_set(loaded, &model, public).await?;
     let work = tempfile::tempdir().context("a folder for temporary files")?;
-    let place = Place { runtime, root: Arc::new(model), work: work.path().to_owned() };
+    let place = ReleaseWorkspace { runtime, root: Arc::new(model), work: work.path().to_owned() };
     let verified = verify_release(&place, releases, manifest, public).await?;
     if json {
         let (made, same, updates) = (&verified.made, verified.same, verified.updates);

@@ -5,16 +5,16 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use replayer::fetch::From;
-use replayer::select::At;
-use replayer::{Destination, Expression, Options, Progress, Query, Sample, Spacing, Summary, moment, replay};
-use runtime::settings::Loaded;
+use replayer::fetch::ImageOrigin;
+use replayer::select::TaskStage;
+use replayer::{ReplayDestination, Expression, ReplayOptions, ReplayProgress, TaskQuery, TaskSampling, ReplaySpacing, ReplaySummary, moment, replay};
+use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{CameraName, SetName};
-use vision::{Infer, Model, Onnx};
+use vision::{InferencePool, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site::{self, SiteTarget};
 use crate::{form, out};
 
 mod backtest;
@@ -61,7 +61,7 @@ pub struct SelectionArgs {
     to_sequence: Option<u64>,
     /// Those with a final answer, those with a provisional one and no final (provisional), or those given up (dead).
     #[arg(long, value_name = "STAGE", help_heading = "Which images", default_value = "final", value_parser = stage)]
-    stage: At,
+    stage: TaskStage,
     /// What must hold of them, as said below.
     #[arg(long = "where", value_name = "CONDITION", help_heading = "Which images")]
     condition: Option<String>,
@@ -75,17 +75,17 @@ pub struct SelectionArgs {
     /// least sure of).
     #[arg(long, value_name = "HOW", help_heading = "Which images", default_value = "first", requires = "limit",
           value_parser = <Sample as FromStr>::from_str)]
-    sample: Sample,
+    sample: TaskSampling,
     /// Another sample of the same kind.
     #[arg(long, value_name = "N", help_heading = "Which images", default_value_t = 1)]
     seed: u64,
 }
 
-fn stage(text: &str) -> Result<At, String> {
+fn stage(text: &str) -> Result<TaskStage, String> {
     match text {
-        "final" => Ok(At::Final),
-        "provisional" => Ok(At::Provisional),
-        "dead" => Ok(At::Dead),
+        "final" => Ok(TaskStage::Final),
+        "provisional" => Ok(TaskStage::Provisional),
+        "dead" => Ok(TaskStage::Dead),
         _ => Err("use final, provisional or dead".into()),
     }
 }
@@ -100,17 +100,17 @@ impl SelectionArgs {
         flag("until", self.until.clone());
         flag("from-sequence", self.from_sequence.map(|sequence| sequence.to_string()));
         flag("to-sequence", self.to_sequence.map(|sequence| sequence.to_string()));
-        flag("stage", (self.stage != At::Final).then(|| format!("{:?}", self.stage)));
+        flag("stage", (self.stage != TaskStage::Final).then(|| format!("{:?}", self.stage)));
         flag("where", self.condition.clone());
         flag("pinned", self.pinned.as_ref().map(SetName::to_string));
         flag("limit", self.limit.map(|limit| limit.to_string()));
-        flag("sample", (self.sample != Sample::First).then(|| format!("{:?}", self.sample)));
+        flag("sample", (self.sample != TaskSampling::First).then(|| format!("{:?}", self.sample)));
         flag("seed", (self.seed != 1).then(|| self.seed.to_string()));
         if said.is_empty() { "all".into() } else { said.join(" ") }
     }
 
     /// What is meant. `asked` tells it from others, in a line.
-    pub fn options(&self, asked: String) -> anyhow::Result<Options> {
+    pub fn options(&self, asked: String) -> anyhow::Result<ReplayOptions> {
         let now_ms = Some(clock::now_ms());
         let moment = |flag: &str, text: &Option<String>| {
             let read = text.as_deref().map(|text| moment::parse_timestamp(text, now_ms)).transpose();
@@ -121,8 +121,8 @@ impl SelectionArgs {
             ensure!(since_ms < until_ms, "--since is not before --until, so nothing lies between them");
         }
         let condition = self.condition.as_deref().map(Expression::parse).transpose();
-        Ok(Options {
-            query: Query {
+        Ok(ReplayOptions {
+            query: TaskQuery {
                 cameras: self.camera.clone(),
                 since_ms,
                 until_ms,
@@ -131,7 +131,7 @@ impl SelectionArgs {
                 at: self.stage,
                 condition: condition.map_err(|error| anyhow::anyhow!("--where: {error}"))?,
             },
-            from: self.pinned.clone().map_or(From::Images, From::Pinned),
+            from: self.pinned.clone().map_or(ImageOrigin::Images, ImageOrigin::Pinned),
             only: None,
             sample: self.sample,
             limit: self.limit,
@@ -168,7 +168,7 @@ pub struct ReplayArgs {
     gate: Vec<String>,
     /// How images follow one another on a subject: max, original (as they did at first), or so many a second.
     #[arg(long, value_name = "PACE", default_value = "max", value_parser = spacing)]
-    pace: Spacing,
+    pace: ReplaySpacing,
     /// Read no more than this, MiB a second, also when nothing else is to do.
     #[arg(long, value_name = "MIB")]
     mib_per_s: Option<f64>,
@@ -177,12 +177,12 @@ pub struct ReplayArgs {
     json: bool,
 }
 
-fn spacing(text: &str) -> Result<Spacing, String> {
+fn spacing(text: &str) -> Result<ReplaySpacing, String> {
     match text {
-        "max" => Ok(Spacing::Fast),
-        "original" => Ok(Spacing::Original),
+        "max" => Ok(ReplaySpacing::Fast),
+        "original" => Ok(ReplaySpacing::Original),
         rate => match rate.parse::<f64>() {
-            Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Spacing::Rate(rate)),
+            Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(ReplaySpacing::Rate(rate)),
             _ => Err("use max, original, or images a second".into()),
         },
     }
@@ -194,9 +194,9 @@ impl ReplayArgs {
         self.with.is_some()
     }
 
-    async fn destination(&self, settings: &Settings) -> anyhow::Result<Destination> {
+    async fn destination(&self, settings: &Settings) -> anyhow::Result<ReplayDestination> {
         if let Some(set) = &self.pin {
-            return Ok(Destination::Pin(set.clone()));
+            return Ok(ReplayDestination::Pin(set.clone()));
         }
         if let Some(folder) = &self.with {
             let table = self.to.as_ref().map(PathBuf::from);
@@ -204,15 +204,15 @@ impl ReplayArgs {
                 let csv = path.extension().is_some_and(|extension| extension == "csv");
                 ensure!(csv, "--with writes a table: name it --to FILE.csv, not {}", path.display());
             }
-            return Ok(Destination::Model { infer: load(settings, folder).await?, table });
+            return Ok(ReplayDestination::Model { infer: load(settings, folder).await?, table });
         }
         match self.to.as_deref() {
-            Some("trainer") => Ok(Destination::Trainer),
+            Some("trainer") => Ok(ReplayDestination::Trainer),
             Some(to) => match to.strip_prefix("subject:") {
-                Some(template) => Ok(Destination::Subject { template: template.into(), spacing: self.pace }),
-                None if to.ends_with(".tar") => Ok(Destination::Tar(to.into())),
+                Some(template) => Ok(ReplayDestination::Subject { template: template.into(), spacing: self.pace }),
+                None if to.ends_with(".tar") => Ok(ReplayDestination::Tar(to.into())),
                 None if to.ends_with(".csv") => bail!("--to {to}: a table is written by --with MODEL_DIR"),
-                None => Ok(Destination::Folder(to.into())),
+                None => Ok(ReplayDestination::Folder(to.into())),
             },
             None => bail!(
                 "where to? name a folder, FILE.tar, subject:SUBJECT or trainer with --to, a model with --with, or a set with --pin"
@@ -221,21 +221,21 @@ impl ReplayArgs {
     }
 }
 
-async fn load(settings: &Settings, folder: &std::path::Path) -> anyhow::Result<Infer> {
+async fn load(settings: &Settings, folder: &std::path::Path) -> anyhow::Result<InferencePool> {
     let (onnxruntime, infer, folder) =
         (settings.onnxruntime.clone(), settings.recognizer.infer.clone(), folder.to_owned());
-    let loading = move || -> anyhow::Result<Infer> {
+    let loading = move || -> anyhow::Result<InferencePool> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        Infer::start(&onnx, &model, &infer).with_context(|| format!("model {}", folder.display()))
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
+        InferencePool::start(&onnx, &model, &infer).with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
 }
 
 /// Replays.
-pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReplayArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let spaced = args.pace != Spacing::Fast;
+    let spaced = args.pace != ReplaySpacing::Fast;
     let to_subject = args.to.as_deref().is_some_and(|to| to.starts_with("subject:"));
     ensure!(
         !spaced || to_subject,
@@ -246,7 +246,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
     }
     let to = args.to.as_deref().unwrap_or("-");
     let with = args.with.as_ref().map(|model| format!(" --with {}", model.display())).unwrap_or_default();
-    let asked = |site: &Site| format!("--site {} --to {to}{with} {}", site.name, args.selection.command_line());
+    let asked = |site: &SiteTarget| format!("--site {} --to {to}{with} {}", site.name, args.selection.command_line());
     // Said before anything is waited for.
     args.selection.options(String::new())?;
     let candidates = backtest::candidates(args)?;
@@ -271,12 +271,12 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ReplayArgs, shutdown: Shu
 
 /// Replays, with its progress on standard error.
 pub async fn run(
-    site: &Site,
+    site: &SiteTarget,
     settings: &Settings,
-    options: Options,
-    destination: Destination,
+    options: ReplayOptions,
+    destination: ReplayDestination,
     shutdown: &Shutdown,
-) -> anyhow::Result<Summary> {
+) -> anyhow::Result<ReplaySummary> {
     let bar = ProgressBar::new(0);
     let style =
         |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -284,12 +284,12 @@ pub async fn run(
     let replaying = style("{bar:30} {pos}/{len} images, {msg}, {per_sec}, {eta} left");
     bar.set_style(gathering);
     let mut begun = false;
-    let on = |progress: Progress| match progress {
-        Progress::Gathering(read, all) => {
+    let on = |progress: ReplayProgress| match progress {
+        ReplayProgress::Gathering(read, all) => {
             bar.set_length(all);
             bar.set_position(read);
         }
-        Progress::Replaying(through, all, bytes) => {
+        ReplayProgress::Replaying(through, all, bytes) => {
             if !std::mem::replace(&mut begun, true) {
                 bar.reset();
                 bar.set_style(replaying.clone());
@@ -305,7 +305,7 @@ pub async fn run(
 }
 
 /// How many images a summary is about, for people.
-pub fn images(summary: &Summary) -> String {
+pub fn images(summary: &ReplaySummary) -> String {
     format!(
         "{} ({}) in {}",
         form::count(summary.through, "image"),

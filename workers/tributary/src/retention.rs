@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use janitor::purge;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, SetName};
 use serde::Serialize;
-use streams::read::{self, Level, Reader, Record, Stretch};
+use streams::read::{self, StreamLevel, MessageReader, StoredMessage, StreamRange};
 use streams::{Blobs, CarryError, subject, topology};
 
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site::{self, SiteTarget};
 use crate::{audit, form, out};
 
 const EXAMPLES: &str = "\
@@ -44,19 +44,19 @@ pub struct RetentionArgs {
 
 /// What is kept.
 #[derive(Serialize)]
-struct Kept {
-    images: Level,
+struct RetentionReport {
+    images: StreamLevel,
     oldest_at_ms: Option<u64>,
     purged_above_bytes: u64,
-    pinned: Level,
-    sets: BTreeMap<String, Held>,
+    pinned: StreamLevel,
+    sets: BTreeMap<String, RetainedImages>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    would_go: Option<WouldGo>,
+    would_go: Option<PurgePreview>,
 }
 
 /// Images of one set or camera.
 #[derive(Default, Serialize)]
-struct Held {
+struct RetainedImages {
     images: u64,
     bytes: u64,
     oldest_at_ms: u64,
@@ -67,14 +67,14 @@ struct Held {
 }
 
 #[derive(Serialize)]
-struct WouldGo {
+struct PurgePreview {
     /// Whether it goes at the janitor's next round, or when as much again as there is room has come.
     now: bool,
     before_sequence: u64,
-    cameras: BTreeMap<String, Held>,
+    cameras: BTreeMap<String, RetainedImages>,
 }
 
-impl Held {
+impl RetainedImages {
     fn add(&mut self, bytes: u64, at_ms: u64) {
         self.images += 1;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -84,7 +84,7 @@ impl Held {
 }
 
 /// Shows what is kept, or lets a set go.
-pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "retention").await?;
     if let Some(set) = &args.unpin {
         let pinned = pinned(&site).await?;
@@ -117,14 +117,14 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetentionArgs) -> anyhow:
     if args.json { out::json(&kept) } else { out::print_line(text(&kept, &site, &loaded.settings)) }
 }
 
-async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result<Kept> {
+async fn look(site: &SiteTarget, settings: &Settings, dry_run: bool) -> anyhow::Result<RetentionReport> {
     let images = read::stream_level(&site.bus, topology::IMAGES).await?;
     let oldest = match images.messages {
         0 => None,
         _ => read::message_at(&site.bus, topology::IMAGES, images.first_sequence).await?,
     };
-    let Pinned { sets, sequences, .. } = pinned(site).await?;
-    Ok(Kept {
+    let PinnedSets { sets, sequences, .. } = pinned(site).await?;
+    Ok(RetentionReport {
         images,
         oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
         purged_above_bytes: (images.max_bytes as f64 * settings.janitor.high_ratio) as u64,
@@ -135,11 +135,11 @@ async fn look(site: &Site, settings: &Settings, dry_run: bool) -> anyhow::Result
 }
 
 async fn would_go(
-    site: &Site,
+    site: &SiteTarget,
     settings: &Settings,
-    images: &Level,
+    images: &StreamLevel,
     pinned: &HashSet<u64>,
-) -> Result<Option<WouldGo>, CarryError> {
+) -> Result<Option<PurgePreview>, CarryError> {
     let recognized = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
     // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
@@ -148,9 +148,9 @@ async fn would_go(
     if images.messages == 0 || until < images.first_sequence {
         return Ok(None);
     }
-    let part = Stretch { headers_only: true, from_sequence: Some(images.first_sequence), ..Stretch::default() };
-    let mut reader = Reader::open(&site.bus, topology::IMAGES, part, until).await?;
-    let (mut cameras, mut bytes, mut before) = (BTreeMap::<String, Held>::new(), 0, images.first_sequence);
+    let part = StreamRange { headers_only: true, from_sequence: Some(images.first_sequence), ..StreamRange::default() };
+    let mut reader = MessageReader::open(&site.bus, topology::IMAGES, part, until).await?;
+    let (mut cameras, mut bytes, mut before) = (BTreeMap::<String, RetainedImages>::new(), 0, images.first_sequence);
     while let Some(record) = reader.next().await? {
         bytes += record.payload_bytes();
         if now.is_none() && bytes as f64 > at_a_time {
@@ -162,34 +162,34 @@ async fn would_go(
         held.add(image_bytes(&record), ms(record.stored_at_ns));
         *held.pinned.get_or_insert(0) += u64::from(pinned.contains(&record.sequence));
     }
-    Ok(Some(WouldGo { now: now.is_some(), before_sequence: before, cameras }))
+    Ok(Some(PurgePreview { now: now.is_some(), before_sequence: before, cameras }))
 }
 
 /// The pinned sets of a site.
 #[derive(Default)]
-struct Pinned {
-    sets: BTreeMap<String, Held>,
+struct PinnedSets {
+    sets: BTreeMap<String, RetainedImages>,
     /// Sequences of pinned images in IMAGES.
     sequences: HashSet<u64>,
     /// Keys of images too large for a message, and the sets that hold them.
     large: HashMap<String, BTreeSet<String>>,
 }
 
-async fn pinned(site: &Site) -> Result<Pinned, CarryError> {
-    let mut pinned = Pinned::default();
+async fn pinned(site: &SiteTarget) -> Result<PinnedSets, CarryError> {
+    let mut pinned = PinnedSets::default();
     let level = read::stream_level(&site.bus, topology::PINNED).await?;
     if level.messages == 0 {
         return Ok(pinned);
     }
     let subjects = vec![subject::pins(None, &site.name)];
-    let all = Stretch { headers_only: true, subjects, ..Stretch::default() };
+    let all = StreamRange { headers_only: true, subjects, ..StreamRange::default() };
     read::read_range(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
         let Ok((set, _)) = subject::read_pin(&record.subject) else { return };
         if let Some(blob) = reference(&record) {
             pinned.large.entry(blob.key).or_default().insert(set.to_string());
         }
         let row = record.header(replayer::outlet::HEADER_ROW);
-        let row = row.and_then(|row| serde_json::from_str::<replayer::Row>(row).ok());
+        let row = row.and_then(|row| serde_json::from_str::<replayer::TaskRow>(row).ok());
         pinned.sequences.extend(row.as_ref().map(|row| row.sequence));
         let at_ms = row.map_or_else(|| ms(record.stored_at_ns), |row| row.published_at_ms);
         pinned.sets.entry(set.to_string()).or_default().add(image_bytes(&record), at_ms);
@@ -199,12 +199,12 @@ async fn pinned(site: &Site) -> Result<Pinned, CarryError> {
 }
 
 /// Where an image lies that was too large for its message.
-fn reference(record: &Record) -> Option<BlobRef> {
+fn reference(record: &StoredMessage) -> Option<BlobRef> {
     record.header(HEADER_BLOB)?.parse().ok()
 }
 
 /// Size of an image, wherever it lies.
-fn image_bytes(record: &Record) -> u64 {
+fn image_bytes(record: &StoredMessage) -> u64 {
     // No image has more, whatever its header says.
     reference(record).map_or_else(|| record.payload_bytes(), |blob| blob.size_bytes.min(MAX_IMAGE_BYTES))
 }
@@ -213,8 +213,8 @@ fn ms(ns: i128) -> u64 {
     u64::try_from(ns / 1_000_000).unwrap_or(0)
 }
 
-fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
-    let room = |level: &Level| format!("{} of {}", form::format_size(level.bytes), form::format_size(level.max_bytes));
+fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> String {
+    let room = |level: &StreamLevel| format!("{} of {}", form::format_size(level.bytes), form::format_size(level.max_bytes));
     let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", form::format_time(at_ms)));
     let mut lines = vec![
         format!("site {}", site.name),
@@ -227,7 +227,7 @@ fn text(kept: &Kept, site: &Site, settings: &Settings) -> String {
         ),
         format!("  pinned  {} ({})", kept.pinned.messages, room(&kept.pinned)),
     ];
-    let rows = |all: &BTreeMap<String, Held>| -> Vec<Vec<String>> {
+    let rows = |all: &BTreeMap<String, RetainedImages>| -> Vec<Vec<String>> {
         all.iter()
             .map(|(name, held)| {
                 let mut row = vec![
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn sizes_that_headers_claim_add_up_to_what_images_can_have() {
-        let record = |name: &str, value: String| Record {
+        let record = |name: &str, value: String| StoredMessage {
             subject: "image.reef.cam-1".into(),
             sequence: 1,
             stored_at_ns: 0,
@@ -276,7 +276,7 @@ mod tests {
         };
         let blob = BlobRef::new([7; 32], u64::MAX).to_string();
         let claims = [record(HEADER_BLOB, blob), record("Nats-Msg-Size", u64::MAX.to_string())];
-        let mut held = Held::default();
+        let mut held = RetainedImages::default();
         claims.iter().for_each(|record| held.add(image_bytes(record), 1));
         assert_eq!(held.bytes, MAX_IMAGE_BYTES + 7);
     }

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use replayer::Destination;
+use replayer::ReplayDestination;
 use runtime::Shutdown;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::ModelName;
 use vision::Model;
 
 use crate::replay::{self, SelectionArgs};
 use crate::settings::Settings;
-use crate::train::{self, HowArgs};
+use crate::train::{self, TrainingArgs};
 use crate::{form, out, release, site};
 
 const EXAMPLES: &str = "\
@@ -48,7 +48,7 @@ pub struct RetrainArgs {
     #[arg(long)]
     import: bool,
     #[command(flatten)]
-    how: HowArgs,
+    how: TrainingArgs,
 }
 
 impl RetrainArgs {
@@ -59,7 +59,7 @@ impl RetrainArgs {
 }
 
 /// Replays, trains, imports.
-pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
     let site = site::open(loaded, "retrain").await?;
@@ -71,7 +71,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetrainArgs, shutdown: Sh
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
     let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
     options.only = Some(model.labels.clone());
-    let summary = replay::run(&site, settings, options, Destination::Folder(data.clone()), &shutdown).await?;
+    let summary = replay::run(&site, settings, options, ReplayDestination::Folder(data.clone()), &shutdown).await?;
     if summary.interrupted {
         bail!("interrupted while images were replayed: the same command goes on where it stopped");
     }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use rollout::start::Started;
-use rollout::trial::Trial;
-use runtime::settings::Loaded;
+use rollout::start::ServingModel;
+use rollout::trial::TrialRunner;
+use runtime::settings::LoadedSettings;
 use runtime::{Fault, Shutdown, clock};
-use streams::{Bus, NatsSettings, Store};
-use vision::{Head, InferSettings, Model, Onnx};
+use streams::{Bus, NatsSettings, ReleaseStore};
+use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 
 use crate::settings::Settings;
 use crate::{out, site};
@@ -56,12 +56,12 @@ impl AggregatorArgs {
 pub async fn start(
     onnxruntime: Option<PathBuf>,
     folder: PathBuf,
-    infer: InferSettings,
+    infer: InferenceSettings,
     work: PathBuf,
-) -> anyhow::Result<Started> {
-    let loading = move || -> anyhow::Result<Started> {
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
-        let trial = Trial::of_this_program(onnxruntime);
+) -> anyhow::Result<ServingModel> {
+    let loading = move || -> anyhow::Result<ServingModel> {
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
+        let trial = TrialRunner::of_this_program(onnxruntime);
         rollout::start::start_model(&onnx, &folder, &infer, &work, trial)
             .with_context(|| format!("model {}", folder.display()))
     };
@@ -80,19 +80,19 @@ pub async fn load_head(onnxruntime: Option<PathBuf>, folder: Option<PathBuf>) ->
     let Some(folder) = folder else { return Ok(None) };
     let loading = move || -> anyhow::Result<Option<Head>> {
         let model = Model::load(&folder).with_context(|| format!("head {}", folder.display()))?;
-        let onnx = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         Ok(Some(Head::open(&onnx, &model).with_context(|| format!("head {}", folder.display()))?))
     };
     tokio::task::spawn_blocking(loading).await?
 }
 
 /// Loads what a trainer starts from: the runtime and the model as it is on the disk.
-pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+pub async fn load_to_train(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let folder = settings.trainer.model.clone().unwrap_or_else(|| settings.recognizer.model.clone());
     let onnxruntime = settings.onnxruntime.clone();
-    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+    let loading = move || -> anyhow::Result<(OnnxRuntime, Model)> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+        Ok((OnnxRuntime::find_and_load(onnxruntime.as_deref())?, model))
     };
     tokio::task::spawn_blocking(loading).await?
 }
@@ -103,11 +103,11 @@ pub fn model_to_merge(settings: &Settings) -> PathBuf {
 }
 
 /// Loads what an aggregator starts from: the runtime and the model that sites were set up with.
-pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(Onnx, Model)> {
+pub async fn load_to_merge(settings: &Settings) -> anyhow::Result<(OnnxRuntime, Model)> {
     let (folder, onnxruntime) = (model_to_merge(settings), settings.onnxruntime.clone());
-    let loading = move || -> anyhow::Result<(Onnx, Model)> {
+    let loading = move || -> anyhow::Result<(OnnxRuntime, Model)> {
         let model = Model::load(&folder).with_context(|| format!("model {}", folder.display()))?;
-        Ok((Onnx::find_and_load(onnxruntime.as_deref())?, model))
+        Ok((OnnxRuntime::find_and_load(onnxruntime.as_deref())?, model))
     };
     tokio::task::spawn_blocking(loading).await?
 }
@@ -137,7 +137,7 @@ pub fn ack_wait(settings: &Settings) -> Duration {
     Duration::from_secs(settings.streams.ack_wait_s.into())
 }
 
-async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
+async fn connect(loaded: &LoadedSettings<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
     let nats = site::nats(loaded)?;
     let bus = Bus::connect_when_ready(&nats, role).await?;
     clock::align_at_start(&bus).await;
@@ -145,7 +145,7 @@ async fn connect(loaded: &Loaded<Settings>, role: &str) -> anyhow::Result<(Bus, 
 }
 
 /// Runs a site's recognizer.
-pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn recognizer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.recognizer;
     let (model, infer, work) = (chosen.model.clone(), chosen.infer.clone(), chosen.work.clone());
@@ -156,7 +156,7 @@ pub async fn recognizer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow
 }
 
 /// Runs a verifier.
-pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn verifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let chosen = &settings.verifier;
     let model = chosen.model.clone().context("which model? name its folder with --model or verifier.model")?;
@@ -167,7 +167,7 @@ pub async fn verifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
 }
 
 /// Runs a site's courier.
-pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn courier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (here, nats) = connect(loaded, "courier").await?;
     let site = settings.site.clone();
@@ -176,7 +176,7 @@ pub async fn courier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
 }
 
 /// Runs a site's trainer.
-pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn trainer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_train(settings).await?;
     let (bus, _) = connect(loaded, "trainer").await?;
@@ -184,22 +184,22 @@ pub async fn trainer(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::R
 }
 
 /// Runs a model's rounds, in the cloud.
-pub async fn aggregator(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn aggregator(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_merge(settings).await?;
     let bus = site::cloud(loaded, "aggregator").await?;
-    let trial = Trial::of_this_program(settings.onnxruntime.clone());
+    let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
     role_result("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
 }
 
 /// The release store.
-pub fn release_store(settings: &Settings) -> anyhow::Result<Store> {
+pub fn release_store(settings: &Settings) -> anyhow::Result<ReleaseStore> {
     let url = &settings.aggregator.store;
-    Store::open(url).with_context(|| format!("release store {url}"))
+    ReleaseStore::open(url).with_context(|| format!("release store {url}"))
 }
 
 /// Lets releases out, in the cloud.
-pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let store = release_store(settings)?;
     let bus = site::cloud(loaded, "releaser").await?;
@@ -207,14 +207,14 @@ pub async fn releaser(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::
 }
 
 /// Tells a site's answers in JSON.
-pub async fn notifier(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn notifier(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let (bus, _) = connect(loaded, "notifier").await?;
     let settings = &loaded.settings;
     role_result("notifier", notifier::run(bus, settings.site.clone(), &settings.notifier, shutdown).await)
 }
 
 /// Runs a site's janitor.
-pub async fn janitor(loaded: &Loaded<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn janitor(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (bus, nats) = connect(loaded, "janitor").await?;
     let site = settings.site.clone();

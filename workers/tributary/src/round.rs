@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aggregator::open::{self, History};
-use aggregator::settings::AskBy;
+use aggregator::open::{self, RoundHistory};
+use aggregator::settings::ClientSelection;
 use anyhow::{Context, bail};
-use runtime::settings::Loaded;
-use runtime::sign::Key;
-use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, Terms};
+use runtime::settings::LoadedSettings;
+use runtime::sign::SiteKey;
+use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, RoundTerms};
 use serde_json::json;
 use streams::fleet;
 use streams::{Bus, Publisher};
@@ -34,19 +34,19 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct RoundArgs {
     #[command(subcommand)]
-    what: What,
+    what: RoundCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum RoundCommand {
     /// Ask sites for updates of a model.
-    Open(OpenArgs),
+    Open(RoundOpenArgs),
     /// Every round of a model, and what came of it.
-    List(ListArgs),
+    List(RoundListArgs),
 }
 
 #[derive(clap::Args)]
-struct OpenArgs {
+struct RoundOpenArgs {
     /// Folder of the model that sites were set up with; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -75,7 +75,7 @@ struct OpenArgs {
 }
 
 #[derive(clap::Args)]
-struct ListArgs {
+struct RoundListArgs {
     /// Folder of the model; that of the settings if absent, or that of the aggregator that runs.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -85,21 +85,21 @@ struct ListArgs {
 }
 
 fn trainable(text: &str) -> Result<String, String> {
-    text.parse::<autograd::Trainable>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+    text.parse::<autograd::TrainableSelection>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Opens a round, or lists them.
-pub async fn command(loaded: &Loaded<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RoundArgs) -> anyhow::Result<()> {
     match &args.what {
-        What::Open(args) => open_round(loaded, args).await,
-        What::List(args) => list(loaded, args).await,
+        RoundCommand::Open(args) => open_round(loaded, args).await,
+        RoundCommand::List(args) => list(loaded, args).await,
     }
 }
 
 /// The model that rounds are about, and the release it had when sites were set up: of the folder that is named, or as the
 /// aggregator that runs says.
 async fn about(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     named: Option<&PathBuf>,
     cloud: &Bus,
 ) -> anyhow::Result<(ModelName, ReleaseId)> {
@@ -123,17 +123,17 @@ async fn about(
 }
 
 /// The model that rounds are about.
-pub fn model(loaded: &Loaded<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
+pub fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyhow::Result<Model> {
     let folder = named.cloned().unwrap_or_else(|| roles::model_to_merge(&loaded.settings));
     Model::load(&folder).with_context(|| {
         format!("which model? {} is none: name its folder with --model, or with aggregator.model", folder.display())
     })
 }
 
-async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Result<()> {
+async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> anyhow::Result<()> {
     let cloud = site::cloud(loaded, "round").await?;
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
-    let history = History::read(&cloud, &name).await?;
+    let history = RoundHistory::read(&cloud, &name).await?;
     let rollout = rollout::log::latest(&cloud, &name).await?;
     if let Some(release) = open::read_undecided(&cloud, rollout.as_ref()).await? {
         bail!(
@@ -155,7 +155,7 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
         }
         chosen.ring = Some(ring.clone());
     }
-    if chosen.ask_by == AskBy::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
+    if chosen.ask_by == ClientSelection::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
         bail!(
             "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
         );
@@ -163,7 +163,7 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
     let focus = open::read_focus(&cloud, &base, &chosen).await?;
     let of_settings = open::round_terms(base, weights, asked, focus, &chosen);
-    let terms = Terms {
+    let terms = RoundTerms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
         deadline_s: args.deadline_s.unwrap_or(of_settings.deadline_s),
@@ -176,7 +176,7 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
-    let key = site::round_key(loaded).map(|path| Key::read(&path)).transpose()?;
+    let key = site::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
     let said = open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
     if !said.map_err(roles::into_anyhow)? {
         bail!("round {number} of {name} was opened by somebody else just now");
@@ -197,10 +197,10 @@ async fn open_round(loaded: &Loaded<Settings>, args: &OpenArgs) -> anyhow::Resul
     ))
 }
 
-async fn list(loaded: &Loaded<Settings>, args: &ListArgs) -> anyhow::Result<()> {
+async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow::Result<()> {
     let cloud = site::cloud(loaded, "round").await?;
     let (name, _) = about(loaded, args.model.as_ref(), &cloud).await?;
-    let history = History::read(&cloud, &name).await?;
+    let history = RoundHistory::read(&cloud, &name).await?;
     if args.json {
         let all: Vec<_> = history
             .all

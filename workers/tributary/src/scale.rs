@@ -4,8 +4,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
-use runtime::settings::Loaded;
-use scaling::{Asked, replica_note};
+use runtime::settings::LoadedSettings;
+use scaling::{ReplicaRequest, replica_note};
 use schemas::{Heartbeat, SiteName};
 use streams::Bus;
 use streams::fleet::{self, Ledger};
@@ -44,7 +44,7 @@ pub struct ScaleArgs {
     role: String,
     /// So many, or a range such as 1-4.
     #[arg(value_name = "N", value_parser = <Asked as FromStr>::from_str, allow_hyphen_values = true)]
-    replicas: Option<Asked>,
+    replicas: Option<ReplicaRequest>,
     /// As many as the settings say again.
     #[arg(long, conflicts_with = "replicas")]
     clear: bool,
@@ -54,7 +54,7 @@ pub struct ScaleArgs {
 }
 
 /// Shows or changes it.
-pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
     let here = site::open(loaded, "scale").await?;
     let (bus, place) = match args.role.as_str() {
         "verifier" => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
@@ -64,7 +64,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
     if let Some(asked) = args.replicas {
         ledger.write(&replica_note(&args.role), serde_json::to_string(&Some(asked))?).await?;
     } else if args.clear {
-        ledger.write(&replica_note(&args.role), serde_json::to_string(&None::<Asked>)?).await?;
+        ledger.write(&replica_note(&args.role), serde_json::to_string(&None::<ReplicaRequest>)?).await?;
     }
     if args.replicas.is_some() || args.clear {
         let at = if args.role == "verifier" { SiteName::cloud() } else { here.name.clone() };
@@ -72,7 +72,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &ScaleArgs) -> anyhow::Res
         audit::record_command(&bus, &at, "scale", format!("{}: {wanted}", args.role)).await;
     }
     let asked = ledger.read(&replica_note(&args.role)).await?;
-    let asked: Option<Asked> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();
+    let asked: Option<ReplicaRequest> = asked.and_then(|text| serde_json::from_str(&text).ok()).flatten();
     let workers = match args.replicas {
         Some(asked) => followed(&bus, &args.role, asked).await?,
         None => workers(&bus, &args.role).await?,
@@ -111,16 +111,16 @@ async fn workers(bus: &Bus, role: &str) -> anyhow::Result<Vec<Heartbeat>> {
     Ok(beats.into_iter().filter(|beat| beat.role == role).collect())
 }
 
-fn follows(beat: &Heartbeat, asked: Asked) -> bool {
+fn follows(beat: &Heartbeat, asked: ReplicaRequest) -> bool {
     let replicas = beat.replicas as usize;
     match asked {
-        Asked::Fixed(wanted) => replicas == wanted,
-        Asked::Between(least, most) => (least..=most).contains(&replicas),
+        ReplicaRequest::Fixed(wanted) => replicas == wanted,
+        ReplicaRequest::Between(least, most) => (least..=most).contains(&replicas),
     }
 }
 
 /// Waits until all workers run as many as were asked for, or say why not.
-async fn followed(bus: &Bus, role: &str, asked: Asked) -> anyhow::Result<Vec<Heartbeat>> {
+async fn followed(bus: &Bus, role: &str, asked: ReplicaRequest) -> anyhow::Result<Vec<Heartbeat>> {
     let until = Instant::now() + PATIENCE;
     loop {
         let workers = workers(bus, role).await?;

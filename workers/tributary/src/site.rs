@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{FaultNote, Root, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::checkup::Checkup;
@@ -22,7 +22,7 @@ pub const ALONE: &str = "site";
 
 /// What a running `up` writes into its store for other commands to find.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Running {
+pub struct RunningUp {
     /// Its process.
     pub process: u32,
     /// The cloud's server.
@@ -59,14 +59,14 @@ pub struct CloudLogin {
 }
 
 /// The key that the opening of a round is signed with: as set, or that of a running hub.
-pub fn round_key(loaded: &Loaded<Settings>) -> Option<PathBuf> {
-    let up = || Running::find_running(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
+pub fn round_key(loaded: &LoadedSettings<Settings>) -> Option<PathBuf> {
+    let up = || RunningUp::find_running(&loaded.settings.up.store)?.operator.map(|operator| operator.round_key);
     loaded.settings.aggregator.key.clone().or_else(up)
 }
 
-impl Running {
+impl RunningUp {
     /// The site that a command speaks to: the one that was chosen, or the only one.
-    pub fn site_of(&self, loaded: &Loaded<Settings>) -> anyhow::Result<&RunningSite> {
+    pub fn site_of(&self, loaded: &LoadedSettings<Settings>) -> anyhow::Result<&RunningSite> {
         anyhow::ensure!(
             !self.sites.is_empty(),
             "the running `tributary up` is a fleet's hub and has no site: run this at a site, or use a command of the cloud"
@@ -110,7 +110,7 @@ fn own(url: &str, password: &str, more: &NatsSettings) -> NatsSettings {
 
 /// How cameras reach a site's server.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Entrance {
+pub struct CameraEntry {
     /// Address over NATS.
     pub nats: String,
     /// `HOST:PORT` over MQTT, where it listens for that.
@@ -140,7 +140,7 @@ pub struct RunningSite {
     pub link_password: Option<String>,
     /// How cameras reach its server.
     #[serde(default)]
-    pub entrance: Entrance,
+    pub entrance: CameraEntry,
     /// Password of the site itself, which may do everything on its server.
     #[serde(default)]
     pub password: String,
@@ -167,7 +167,7 @@ fn path(store: &Path) -> PathBuf {
     store.join("up.json")
 }
 
-impl Running {
+impl RunningUp {
     /// Makes it known.
     pub fn write(&self, store: &Path) -> anyhow::Result<()> {
         let path = path(store);
@@ -190,7 +190,7 @@ impl Running {
 }
 
 /// A site that a command speaks to.
-pub struct Site {
+pub struct SiteTarget {
     /// Its name.
     pub name: SiteName,
     /// Its server.
@@ -204,10 +204,10 @@ pub struct Site {
     /// How its server was reached.
     pub nats: NatsSettings,
     /// The `up` it belongs to, if that is how its server was found.
-    pub up: Option<Running>,
+    pub up: Option<RunningUp>,
 }
 
-impl Site {
+impl SiteTarget {
     /// Folder of the store of its server, if that belongs to the `up` found.
     pub fn store(&self, settings: &Settings) -> Option<PathBuf> {
         let up = self.up.as_ref()?;
@@ -216,7 +216,7 @@ impl Site {
     }
 }
 
-impl Site {
+impl SiteTarget {
     /// The cloud, where everything there can be seen and done.
     ///
     /// # Errors
@@ -257,37 +257,37 @@ impl Site {
 }
 
 /// Whether somebody chose a setting.
-pub fn is_set(loaded: &Loaded<Settings>, key: &str) -> bool {
+pub fn is_set(loaded: &LoadedSettings<Settings>, key: &str) -> bool {
     loaded.list().iter().any(|setting| setting.key == key && setting.origin != "default")
 }
 
 /// Where a command goes.
-struct Way {
+struct CommandRoute {
     site: SiteName,
     nats: NatsSettings,
-    up: Option<Running>,
+    up: Option<RunningUp>,
 }
 
 /// The address that was set, or a running `up`, or the usual port.
-fn way(loaded: &Loaded<Settings>) -> anyhow::Result<Way> {
+fn way(loaded: &LoadedSettings<Settings>) -> anyhow::Result<CommandRoute> {
     let settings = &loaded.settings;
-    let Some(up) = Running::find_running(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
-        return Ok(Way { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
+    let Some(up) = RunningUp::find_running(&settings.up.store).filter(|_| !is_set(loaded, "nats.url")) else {
+        return Ok(CommandRoute { site: settings.site.clone(), nats: settings.nats.clone(), up: None });
     };
     let site = up.site_of(loaded)?;
     let nats = site.nats(up.cloud_domain.as_deref(), &settings.nats);
-    Ok(Way { site: site.site.clone(), nats, up: Some(up) })
+    Ok(CommandRoute { site: site.site.clone(), nats, up: Some(up) })
 }
 
 /// Where a command goes: the address that was set, or a running `up`, or the usual port.
-pub fn nats(loaded: &Loaded<Settings>) -> anyhow::Result<NatsSettings> {
+pub fn nats(loaded: &LoadedSettings<Settings>) -> anyhow::Result<NatsSettings> {
     Ok(way(loaded)?.nats)
 }
 
 /// A connection to the site's server, and which site that is.
-pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site> {
+pub async fn open(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Result<SiteTarget> {
     let settings = &loaded.settings;
-    let Way { site, nats, up } = way(loaded)?;
+    let CommandRoute { site, nats, up } = way(loaded)?;
     let bus = reach(loaded, &nats, up.is_some(), name).await?;
     let link = bus.connect_cloud(&nats, &site, name).await?;
     // A hub that is away is away over the link, too, and the site is there all the same.
@@ -297,13 +297,13 @@ pub async fn open(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Site>
     };
     let is_cloud_whole = own.is_some() || nats.cloud_domain.is_none();
     let cloud = own.unwrap_or_else(|| link.clone());
-    Ok(Site { name: site, bus, cloud, link, is_cloud_whole, nats, up })
+    Ok(SiteTarget { name: site, bus, cloud, link, is_cloud_whole, nats, up })
 }
 
 /// A connection to the cloud's own server, not through the site's.
-pub async fn cloud(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Bus> {
+pub async fn cloud(loaded: &LoadedSettings<Settings>, name: &str) -> anyhow::Result<Bus> {
     let mut nats = loaded.settings.nats.clone();
-    let up = Running::find_running(&loaded.settings.up.store);
+    let up = RunningUp::find_running(&loaded.settings.up.store);
     if let Some(up) = up.as_ref().filter(|_| !is_set(loaded, "nats.url")) {
         anyhow::ensure!(
             !up.cloud_url.is_empty(),
@@ -314,7 +314,7 @@ pub async fn cloud(loaded: &Loaded<Settings>, name: &str) -> anyhow::Result<Bus>
     reach(loaded, &nats, up.is_some(), name).await
 }
 
-async fn reach(loaded: &Loaded<Settings>, nats: &NatsSettings, up: bool, name: &str) -> anyhow::Result<Bus> {
+async fn reach(loaded: &LoadedSettings<Settings>, nats: &NatsSettings, up: bool, name: &str) -> anyhow::Result<Bus> {
     let reached = Bus::connect(nats, name).await;
     if up || is_set(loaded, "nats.url") {
         return Ok(reached?);

@@ -7,11 +7,11 @@ mod screen;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 
 use crate::out;
 use crate::settings::Settings;
-use crate::site::{self, Site};
+use crate::site::{self, SiteTarget};
 
 /// How often the screen is drawn anew.
 const EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub struct StatusArgs {
 }
 
 /// Shows how a site does.
-pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &StatusArgs) -> anyhow::Result<()> {
     let site = site::open(loaded, "status").await?;
     if !args.watch {
         let status = gather::gather_status(&site, &loaded.settings).await?;
@@ -54,7 +54,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &StatusArgs) -> anyhow::Re
 }
 
 /// One look; a server that is away for a while is said and waited for.
-async fn look(site: &Site, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
+async fn look(site: &SiteTarget, settings: &Settings, json: bool, in_place: &str) -> anyhow::Result<()> {
     match gather::gather_status(site, settings).await {
         Ok(status) if json => out::json_line(&status),
         Ok(status) => out::print_text(format_args!("{in_place}{}\n", screen::text(&status))),

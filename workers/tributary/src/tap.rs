@@ -3,11 +3,11 @@
 use anyhow::Context;
 use futures::StreamExt;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use serde::Serialize;
 use serde_json::Value;
 use streams::table::SUBJECTS;
-use streams::tap::{Passing, watch_subject};
+use streams::tap::{TapMessage, watch_subject};
 
 use crate::settings::Settings;
 use crate::{form, out, site};
@@ -57,7 +57,7 @@ pub struct TapArgs {
 
 /// A message for people and programs to look at.
 #[derive(Serialize)]
-struct Shown {
+struct TapLine {
     at_ms: u64,
     subject: String,
     size_bytes: usize,
@@ -66,7 +66,7 @@ struct Shown {
 }
 
 /// Shows messages until there were enough.
-pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyhow::Result<()> {
     streams::subject::check_pattern(&args.subject)?;
     let first = args.subject.split('.').next().unwrap_or_default();
     let is_known = SUBJECTS.iter().any(|row| row.form.split('.').next() == Some(first)) || WIDER.contains(&first);
@@ -88,9 +88,9 @@ pub async fn command(loaded: &Loaded<Settings>, args: &TapArgs) -> anyhow::Resul
     Ok(())
 }
 
-fn shown(message: &Passing, at_ms: u64) -> Shown {
+fn shown(message: &TapMessage, at_ms: u64) -> TapLine {
     let headers = message.headers.iter().map(|(name, value)| (name.clone(), value.as_str().into()));
-    Shown {
+    TapLine {
         at_ms,
         subject: message.subject.clone(),
         size_bytes: message.payload.len(),
@@ -120,8 +120,8 @@ fn body(payload: &[u8]) -> Value {
     }
 }
 
-fn text(shown: &Shown) -> String {
-    let Shown { at_ms, subject, size_bytes, headers, body } = shown;
+fn text(shown: &TapLine) -> String {
+    let TapLine { at_ms, subject, size_bytes, headers, body } = shown;
     let mut text = format!("{}  {}  {size_bytes} bytes", form::format_time(*at_ms), form::plain_number(subject));
     for (name, value) in headers {
         text.push_str(&format!("\n  {name}: {}", form::plain_number(value.as_str().unwrap_or_default())));

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::Shutdown;
-use schemas::Measured;
+use schemas::ModelAccuracy;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use training::{Around, Epoch, Examples, Pace, Trained};
-use vision::{Model, Onnx};
+use training::{TrainContext, Epoch, Examples, TrainingPace, TrainedModel};
+use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
 use crate::{form, out};
@@ -40,12 +40,12 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
-    how: HowArgs,
+    how: TrainingArgs,
 }
 
 /// How a model is trained; shared by the commands that train.
 #[derive(clap::Args)]
-pub struct HowArgs {
+pub struct TrainingArgs {
     /// Which weights: auto (all, or of a good model the last layers alone where images are few), all, head, `last N` (layers),
     /// or patterns of names with commas between them.
     #[arg(long, value_name = "WHICH")]
@@ -77,7 +77,7 @@ impl TrainArgs {
     }
 }
 
-impl HowArgs {
+impl TrainingArgs {
     /// Settings that its flags stand for.
     pub fn flags(&self) -> Vec<(String, serde_json::Value)> {
         let given = [
@@ -103,7 +103,7 @@ pub async fn train_folder(
     model: &Path,
     data: &Path,
     new: &Path,
-    how: &HowArgs,
+    how: &TrainingArgs,
     shutdown: Shutdown,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
@@ -117,12 +117,12 @@ pub async fn train_folder(
     let bar = progress(train.epochs);
     let shown = bar.clone();
     let anyway = how.anyway;
-    let work = move || -> anyhow::Result<(Trained, Option<Model>)> {
+    let work = move || -> anyhow::Result<(TrainedModel, Option<Model>)> {
         training::folder::check(&out)?;
-        let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
+        let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
         let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
-        let around = Around { stop: &stop, pace: Pace::unlimited(&train.limits), checkpoints: None };
+        let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&train.limits), checkpoints: None };
         let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
         if !anyway && trained.has_no_gain().is_some() {
             return Ok((trained, None));
@@ -159,19 +159,19 @@ pub async fn train_folder(
 
 /// Says what happens on standard error: a line an epoch.
 #[derive(Clone)]
-struct Progress {
+struct EpochPrinter {
     bar: ProgressBar,
     epochs: u32,
 }
 
-fn progress(epochs: u32) -> Progress {
+fn progress(epochs: u32) -> EpochPrinter {
     let bar = ProgressBar::new(epochs.into());
     let style = ProgressStyle::with_template("{bar:30} epoch {pos}/{len}, {eta} left").ok();
     style.into_iter().for_each(|style| bar.set_style(style));
-    Progress { bar, epochs }
+    EpochPrinter { bar, epochs }
 }
 
-impl Progress {
+impl EpochPrinter {
     fn over(&self, epoch: &Epoch) {
         let line = match epoch.learned_loss {
             None => format!("before: {}", measured(&epoch.held_out)),
@@ -188,19 +188,19 @@ impl Progress {
     }
 }
 
-fn measured(measured: &Measured) -> String {
+fn measured(measured: &ModelAccuracy) -> String {
     let right = form::percent(measured.accuracy_ratio);
     format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
 }
 
-fn text(trained: &Trained, written: Option<&Model>) -> String {
+fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
     let mut lines = vec![format!("trained  {} numbers", trained.parameters)];
     if let Some(layers) = trained.layers {
         let layers = if layers == 1 { "layer".into() } else { format!("{layers} layers") };
         lines
             .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
     }
-    let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
+    let right = |measured: &ModelAccuracy| form::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();
     lines.push(format!(
         "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",

@@ -4,25 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rollout::count::Counter;
+use rollout::count::ReleaseCounter;
 use rollout::orders;
 use rollout::report::SwapReporter;
-use rollout::start::Started;
-use rollout::swap::Swapper;
-use runtime::drive::Tally;
-use runtime::step::Burial;
-use runtime::{Credit, Drive, Fault, Outgoing, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
+use rollout::start::ServingModel;
+use rollout::swap::ModelSwapper;
+use runtime::drive::WorkerStats;
+use runtime::step::DeadLetterContext;
+use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, beat, clock, drive, retry_until_found, metrics};
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, ModelName, Prediction, Payload, SiteName, TaskId, Verdict, Verify, VerifyReason, decode, encode,
+    FaultNote, ModelName, Prediction, Payload, SiteName, TaskId, Verdict, VerifyRequest, VerifyReason, decode, encode,
 };
-use streams::read::{self, Record};
+use streams::read::{self, StoredMessage};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Head, Infer, InferError};
+use vision::{Head, InferencePool, InferenceError};
 
 use crate::judge::{make_verdict, refuse_request};
 use crate::settings::VerifierSettings;
@@ -38,16 +38,16 @@ const CREDITS_PER_SLOT: usize = 2;
 pub struct Verifier {
     /// Where sites' large images are, in a bucket of each.
     bus: Bus,
-    infer: Infer,
+    infer: InferencePool,
     head: Option<Head>,
     /// What the settings say; a release's own if absent.
     temperature: Option<f32>,
     /// How often verdicts agree with what sites said, and what came of each release of ours.
-    counter: Counter,
+    counter: ReleaseCounter,
 }
 
 impl Verifier {
-    async fn verdict(&self, request: Verify) -> Result<Verdict, Fault> {
+    async fn verdict(&self, request: VerifyRequest) -> Result<Verdict, Fault> {
         match &request.payload {
             Payload::Image(bytes) => {
                 let bytes = Bytes::copy_from_slice(bytes);
@@ -67,9 +67,9 @@ impl Verifier {
     }
 
     /// Judges an image by the whole model.
-    async fn recognize_image(&self, request: Verify, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
+    async fn recognize_image(&self, request: VerifyRequest, bytes: Bytes, fetch_us: u64) -> Result<Verdict, Fault> {
         let seen = self.infer.predict(bytes).await.map_err(|error| {
-            if !error.is_the_images_fault() && !matches!(error, InferError::Stopped) {
+            if !error.is_the_images_fault() && !matches!(error, InferenceError::Stopped) {
                 self.counter.count_failure(&self.infer.model().release, clock::now_ms());
             }
             fault(error)
@@ -118,7 +118,7 @@ fn no_scores() -> Fault {
 }
 
 /// Features that the head does not take come from another model than it was made for.
-fn unfit(error: InferError) -> Fault {
+fn unfit(error: InferenceError) -> Fault {
     Fault::reject("features_unfit", error, "use the head that was made for the site's model (verifier.head)")
 }
 
@@ -131,7 +131,7 @@ pub fn report(verdict: &Verdict, sequence: u64) -> Result<Publication, Fault> {
 
 /// Refuses a request that says it is of another site, camera or reason than the subject it came on: who may write there is
 /// who speaks.
-fn check_sender(request: &Verify, subject: &str) -> Result<(), Fault> {
+fn check_sender(request: &VerifyRequest, subject: &str) -> Result<(), Fault> {
     let about = &request.provisional;
     let wanted = subject::verify(request.reason, &about.site, &about.camera);
     if subject == wanted {
@@ -142,7 +142,7 @@ fn check_sender(request: &Verify, subject: &str) -> Result<(), Fault> {
 }
 
 /// What is kept of a request as a hard case, once however often it comes.
-pub fn hard_case_publication(request: &Verify) -> Result<Option<Publication>, Fault> {
+pub fn hard_case_publication(request: &VerifyRequest) -> Result<Option<Publication>, Fault> {
     let Some(case) = request.hard_case() else { return Ok(None) };
     let publication =
         Publication::with_id(subject::hardcase(&case.site), encode(&case)?, case.message_id().to_string());
@@ -153,8 +153,8 @@ impl Handler for Verifier {
     const ROLE: &'static str = "verifier";
     const STREAM: &'static str = topology::VERIFY;
 
-    async fn handle(&self, delivery: &Delivery, _credit: &Credit) -> Result<Outgoing, Fault> {
-        let request: Verify = decode(delivery.payload())?;
+    async fn handle(&self, delivery: &Delivery, _credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+        let request: VerifyRequest = decode(delivery.payload())?;
         check_sender(&request, delivery.subject())?;
         let spare = hard_case_publication(&request)?.into_iter().collect();
         let sure = match request.reason {
@@ -167,19 +167,19 @@ impl Handler for Verifier {
             let agreed = opinion.label == edge.label;
             self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
         }
-        Ok(Outgoing { publications: vec![report(&verdict, delivery.sequence)?], spare, ..Outgoing::default() })
+        Ok(OutgoingMessages { publications: vec![report(&verdict, delivery.sequence)?], spare, ..OutgoingMessages::default() })
     }
 
-    fn dead_letter(&self, message: &Record, fault: &FaultNote) -> Burial {
+    fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         // What speaks for another site is heard of nowhere else.
-        let request: Option<Verify> =
+        let request: Option<VerifyRequest> =
             decode(&message.payload).ok().filter(|request| check_sender(request, &message.subject).is_ok());
         let task: Option<TaskId> = request.as_ref().map(|request| request.provisional.task);
         let kept = request.as_ref().and_then(|request| hard_case_publication(request).ok().flatten());
         let refused = request.map(|request| refuse_request(request, fault.clone(), clock::now_ms()));
         let verdict = refused.iter().filter_map(|verdict| report(verdict, message.sequence).ok());
         let publications = verdict.chain(kept).collect();
-        Burial { site: site_of(&message.subject), task, publications }
+        DeadLetterContext { site: site_of(&message.subject), task, publications }
     }
 }
 
@@ -190,7 +190,7 @@ fn site_of(subject: &str) -> SiteName {
     site.unwrap_or_else(SiteName::unknown)
 }
 
-fn fault(error: InferError) -> Fault {
+fn fault(error: InferenceError) -> Fault {
     match error.fault_note() {
         note if error.is_the_images_fault() => Fault::Reject(note),
         note => Fault::Retry { after: runtime::fault::RETRY_DELAY, note },
@@ -198,14 +198,14 @@ fn fault(error: InferError) -> Fault {
 }
 
 /// How many requests so many replicas hold.
-fn credits(infer: &Infer, replicas: usize) -> usize {
+fn credits(infer: &InferencePool, replicas: usize) -> usize {
     replicas * infer.batch() * CREDITS_PER_SLOT
 }
 
 /// Runs a verifier until it is told to stop. The model is loaded and warm already.
 pub async fn run(
     bus: Bus,
-    started: Started,
+    started: ServingModel,
     head: Option<Head>,
     settings: &VerifierSettings,
     ack_wait: Duration,
@@ -213,11 +213,11 @@ pub async fn run(
 ) -> Result<(), Fault> {
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let (infer, model) = (started.infer.clone(), ModelName::from_name(&started.root.description.name));
-    let swapper = Arc::new(Swapper::new(started, blobs));
-    let (counter, temperature) = (Counter::new(settings.count_s), settings.temperature);
+    let swapper = Arc::new(ModelSwapper::new(started, blobs));
+    let (counter, temperature) = (ReleaseCounter::new(settings.count_s), settings.temperature);
     let step =
         Arc::new(Verifier { bus: bus.clone(), infer: infer.clone(), head, temperature, counter: counter.clone() });
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(WorkerStats::default());
     let scaler = Scaler::new(Verifier::ROLE, infer.clone(), settings.scale.clone());
     let (room, resized) = watch::channel(0);
     let resize = |replicas| {
@@ -225,7 +225,7 @@ pub async fn run(
     };
     let queue = (topology::VERIFY, topology::VERIFIER);
     let scaling = scaler.run(&bus, queue, &tally, &resize, &shutdown);
-    let from = Drive {
+    let from = ConsumerConfig {
         durable: topology::VERIFIER.into(),
         credits: credits(&infer, infer.replicas()),
         resized: Some(resized),
@@ -234,7 +234,7 @@ pub async fn run(
     };
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     // The sites decide by how much waits and how fast it is worked off.
-    let pulse = beat::Pulse { every: Duration::from_secs(2), ..beat::Pulse::default() };
+    let pulse = beat::HeartbeatPace { every: Duration::from_secs(2), ..beat::HeartbeatPace::default() };
     let life = beat::send_heartbeats(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
         beat.cost_ms = Some(infer.cost_ms());

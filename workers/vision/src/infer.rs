@@ -23,14 +23,14 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
-pub use self::error::InferError;
-use self::owner::{Cost, Job, Mail, Next, Owner, Told};
-pub use self::seen::{Seen, SeenTimings};
-pub use self::settings::{InferSettings, Replicas};
+pub use self::error::InferenceError;
+use self::owner::{ImageCost, InferenceJob, OwnerMail, ReplicaHandover, ReplicaOwner, OwnerOrder};
+pub use self::seen::{InferenceResult, InferenceTimings};
+pub use self::settings::{InferenceSettings, Replicas};
 use crate::measure::measure_batches;
 use crate::model::Model;
 pub use crate::replica::Replica;
-use crate::session::Onnx;
+use crate::session::OnnxRuntime;
 
 /// Batches that may wait for each replica: one to start with at once, one more against jitter. A
 /// guess; what waits longer belongs into the stream.
@@ -38,62 +38,62 @@ const WAITING_BATCHES: usize = 2;
 
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
 #[derive(Debug, Clone)]
-pub struct Infer(Arc<Shared>);
+pub struct InferencePool(Arc<InferenceShared>);
 
 #[derive(Debug)]
-struct Shared {
-    mail: Sender<Mail>,
+struct InferenceShared {
+    mail: Sender<OwnerMail>,
     room: Arc<Semaphore>,
-    owners: Mutex<Vec<Thread>>,
-    onnx: Onnx,
-    settings: InferSettings,
+    owners: Mutex<Vec<OwnerThread>>,
+    onnx: OnnxRuntime,
+    settings: InferenceSettings,
     model: RwLock<Arc<Model>>,
-    cost: Arc<Cost>,
+    cost: Arc<ImageCost>,
     /// How many owners there are.
     replicas: AtomicUsize,
     batch: AtomicUsize,
     /// For owners that are still to come.
-    waiting: Receiver<Mail>,
+    waiting: Receiver<OwnerMail>,
     /// Held by whoever changes owners or their model: one change after the other.
     changing: Mutex<()>,
 }
 /// An owner thread, and the way to hand it another replica.
 #[derive(Debug)]
-struct Thread {
+struct OwnerThread {
     handle: JoinHandle<()>,
-    told: Sender<Told>,
+    told: Sender<OwnerOrder>,
 }
 
 /// A model that is loaded and warm beside the one that serves, in as many replicas.
 #[derive(Debug)]
-pub struct Standby {
+pub struct StandbyModel {
     replicas: Vec<Replica>,
     batch: usize,
     cost_ms: f64,
 }
 
-impl Standby {
+impl StandbyModel {
     /// What it sees in pictures; for comparing before it serves.
-    pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<Seen, InferError>> {
+    pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
         self.replicas.first_mut().map_or_else(Vec::new, |first| first.predict_batch(images))
     }
 }
 
-impl Infer {
+impl InferencePool {
     /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
     /// async threads if others must go on meanwhile.
-    pub fn start(onnx: &Onnx, model: &Model, settings: &InferSettings) -> Result<Infer, InferError> {
+    pub fn start(onnx: &OnnxRuntime, model: &Model, settings: &InferenceSettings) -> Result<InferencePool, InferenceError> {
         let model = Arc::new(model.clone());
         let count = settings.replicas.count(settings.threads);
-        let Standby { replicas, batch, cost_ms } = load(onnx, &model, settings, count, None)?;
+        let StandbyModel { replicas, batch, cost_ms } = load(onnx, &model, settings, count, None)?;
         let (mail, waiting) = crossbeam_channel::unbounded();
-        let infer = Infer(Arc::new(Shared {
+        let infer = InferencePool(Arc::new(InferenceShared {
             mail,
             room: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
             owners: Mutex::default(),
             onnx: onnx.clone(),
             settings: settings.clone(),
-            cost: Arc::new(Cost::new(cost_ms)),
+            cost: Arc::new(ImageCost::new(cost_ms)),
             replicas: AtomicUsize::new(0),
             batch: AtomicUsize::new(batch),
             model: RwLock::new(model.clone()),
@@ -114,21 +114,21 @@ impl Infer {
         Ok(infer)
     }
 
-    fn spawn_owner(&self, replica: Replica) -> Result<(), InferError> {
+    fn spawn_owner(&self, replica: Replica) -> Result<(), InferenceError> {
         let (told, hears) = crossbeam_channel::unbounded();
         let waiting = self.0.waiting.clone();
-        let owner = Owner { replica, waiting, told: hears, batch: self.batch(), cost: self.0.cost.clone() };
+        let owner = ReplicaOwner { replica, waiting, told: hears, batch: self.batch(), cost: self.0.cost.clone() };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.run_owner());
-        let handle = handle.map_err(|source| InferError::NoThread { source })?;
-        owners.push(Thread { handle, told });
+        let handle = handle.map_err(|source| InferenceError::NoThread { source })?;
+        owners.push(OwnerThread { handle, told });
         self.0.replicas.store(owners.len(), Ordering::Relaxed);
         Ok(())
     }
 
     /// Starts one more replica of the model in use; takes a moment, the calling thread, and as much memory as the others
     /// have each. What waits is taken by all.
-    pub fn add_replica(&self) -> Result<(), InferError> {
+    pub fn add_replica(&self) -> Result<(), InferenceError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Replica::with_session(&self.0.onnx, &self.model(), &self.0.settings)?;
         replica.warm_up(self.batch())?;
@@ -139,7 +139,7 @@ impl Infer {
 
     /// Lets one replica go, unless it is the last: it finishes the batch in work, and what waits is left to the others. Blocks
     /// the calling thread until it is gone and its memory given back.
-    pub fn remove_replica(&self) -> Result<(), InferError> {
+    pub fn remove_replica(&self) -> Result<(), InferenceError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let leaves = {
             let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,23 +147,23 @@ impl Infer {
             self.0.replicas.store(owners.len(), Ordering::Relaxed);
             leaves
         };
-        let Some(Thread { handle, told }) = leaves else { return Ok(()) };
+        let Some(OwnerThread { handle, told }) = leaves else { return Ok(()) };
         self.0.room.forget_permits(self.batch() * WAITING_BATCHES);
-        told.send(Told::Leave).map_err(|_| InferError::Stopped)?;
-        handle.join().map_err(|_| InferError::Stopped)
+        told.send(OwnerOrder::Leave).map_err(|_| InferenceError::Stopped)?;
+        handle.join().map_err(|_| InferenceError::Stopped)
     }
 
     /// Loads another model beside the one that serves, in as many replicas, and warms it; takes a moment, the
     /// calling thread, and as much memory again. `measured`: the best batch and what an image costs in it,
     /// milliseconds, if that is known, for measuring takes time from what serves.
-    pub fn preload(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<Standby, InferError> {
+    pub fn preload(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<StandbyModel, InferenceError> {
         load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, self.replicas(), measured)
     }
 
     /// Lets the model that stands by serve from now on, each owner from its next batch, and waits until all do;
     /// blocks the calling thread for no longer than the batches in work. The old one's memory is given back here.
-    pub fn swap(&self, standby: Standby) -> Result<(), InferError> {
-        let Standby { mut replicas, batch, cost_ms } = standby;
+    pub fn swap(&self, standby: StandbyModel) -> Result<(), InferenceError> {
+        let StandbyModel { mut replicas, batch, cost_ms } = standby;
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // There may be more owners than when it was loaded.
         while let (true, Some(first)) = (replicas.len() < self.replicas(), replicas.first()) {
@@ -171,17 +171,17 @@ impl Infer {
             more.warm_up(batch)?;
             replicas.push(more);
         }
-        let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferError::Stopped)?;
+        let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferenceError::Stopped)?;
         let (old, returned) = crossbeam_channel::unbounded();
         let before = {
             // Held until all are given theirs: of two who hand over, one is after the other everywhere.
             let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
             if owners.is_empty() {
-                return Err(InferError::Stopped);
+                return Err(InferenceError::Stopped);
             }
             for (thread, replica) in owners.iter().zip(replicas) {
-                let next = Next { replica, batch, old: old.clone() };
-                thread.told.send(Told::Take(Box::new(next))).map_err(|_| InferError::Stopped)?;
+                let next = ReplicaHandover { replica, batch, old: old.clone() };
+                thread.told.send(OwnerOrder::Take(Box::new(next))).map_err(|_| InferenceError::Stopped)?;
             }
             self.0.batch.swap(batch, Ordering::Relaxed)
         };
@@ -212,13 +212,13 @@ impl Infer {
 
     /// Recognizes one picture; waits for room first. Dropping the future gives the work up if no
     /// replica has taken it yet.
-    pub async fn predict(&self, bytes: Bytes) -> Result<Seen, InferError> {
+    pub async fn predict(&self, bytes: Bytes) -> Result<InferenceResult, InferenceError> {
         let asked = Instant::now();
-        let room = self.0.room.clone().acquire_owned().await.map_err(|_| InferError::Stopped)?;
+        let room = self.0.room.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { bytes, asked, reply, room };
-        self.0.mail.send(Mail::See(job)).map_err(|_| InferError::Stopped)?;
-        answer.await.map_err(|_| InferError::Stopped)?
+        let job = InferenceJob { bytes, asked, reply, room };
+        self.0.mail.send(OwnerMail::See(job)).map_err(|_| InferenceError::Stopped)?;
+        answer.await.map_err(|_| InferenceError::Stopped)?
     }
 
     /// Pictures that wait in the mailbox; those in work and those that wait for room not counted.
@@ -248,12 +248,12 @@ impl Infer {
     }
 
     /// The ONNX Runtime it runs in.
-    pub fn onnx(&self) -> &Onnx {
+    pub fn onnx(&self) -> &OnnxRuntime {
         &self.0.onnx
     }
 
     /// How it was started.
-    pub fn settings(&self) -> &InferSettings {
+    pub fn settings(&self) -> &InferenceSettings {
         &self.0.settings
     }
 
@@ -263,7 +263,7 @@ impl Infer {
         self.0.room.close();
         for _ in 0..self.replicas() {
             // Fails only if the threads are gone already.
-            let _ = self.0.mail.send(Mail::Stop);
+            let _ = self.0.mail.send(OwnerMail::Stop);
         }
         let owners = std::mem::take(&mut *self.0.owners.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
@@ -277,12 +277,12 @@ impl Infer {
 
 /// Opens and warms so many replicas. Measures first, unless that was done.
 fn load(
-    onnx: &Onnx,
+    onnx: &OnnxRuntime,
     model: &Arc<Model>,
-    settings: &InferSettings,
+    settings: &InferenceSettings,
     count: usize,
     measured: Option<(usize, f64)>,
-) -> Result<Standby, InferError> {
+) -> Result<StandbyModel, InferenceError> {
     let mut first = Replica::with_session(onnx, model, settings)?;
     let (batch, cost_ms) = match measured {
         Some((batch, cost_ms)) => (batch.clamp(1, first.max_batch()), cost_ms),
@@ -303,7 +303,7 @@ fn load(
     for replica in &mut replicas {
         replica.warm_up(batch)?;
     }
-    Ok(Standby { replicas, batch, cost_ms })
+    Ok(StandbyModel { replicas, batch, cost_ms })
 }
 
 #[cfg(test)]
@@ -314,8 +314,8 @@ mod tests {
     use crate::sample;
     use crate::session::tests::{fixture, onnx};
 
-    fn settings(replicas: usize) -> InferSettings {
-        InferSettings { replicas: Replicas::Count(replicas), ..InferSettings::default() }
+    fn settings(replicas: usize) -> InferenceSettings {
+        InferenceSettings { replicas: Replicas::Count(replicas), ..InferenceSettings::default() }
     }
 
     fn light() -> Model {
@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn many_at_once_are_all_answered_with_what_one_alone_gets() {
         let expected = Replica::open(&onnx(), &light(), &settings(1)).unwrap().predict(&sample()).unwrap();
-        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let asked = (0..100).map(|_| {
             let infer = infer.clone();
             tokio::spawn(async move { infer.predict(sample()).await })
@@ -354,7 +354,7 @@ mod tests {
 
     #[tokio::test]
     async fn replicas_come_and_go_under_load_and_every_picture_is_answered() {
-        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let asked: Vec<_> = (0..400)
             .map(|_| {
                 let infer = infer.clone();
@@ -394,7 +394,7 @@ mod tests {
         let expected = replica.predict(&good).unwrap();
         let outcomes = replica.predict_batch(&[&good, &good[..good.len() / 2], b"", &good]);
         let names: Vec<_> =
-            outcomes.iter().map(|outcome| outcome.as_ref().map_or_else(InferError::name, |_| "seen")).collect();
+            outcomes.iter().map(|outcome| outcome.as_ref().map_or_else(InferenceError::name, |_| "seen")).collect();
         assert_eq!(names, ["seen", "image_truncated", "image_empty", "seen"]);
         for seen in outcomes.into_iter().flatten() {
             assert!(close(&seen.logits, &expected.logits));
@@ -404,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_batch_larger_than_allowed_is_split() {
-        let settings = InferSettings { max_batch: 2, ..settings(1) };
+        let settings = InferenceSettings { max_batch: 2, ..settings(1) };
         let mut replica = Replica::open(&onnx(), &light(), &settings).unwrap();
         let good = sample::jpeg();
         let sizes: Vec<_> =
@@ -414,16 +414,16 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_stop_every_handle_is_refused() {
-        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let other = infer.clone();
         infer.stop().await;
-        assert!(matches!(other.predict(sample()).await, Err(InferError::Stopped)));
+        assert!(matches!(other.predict(sample()).await, Err(InferenceError::Stopped)));
         other.stop().await;
     }
 
     #[tokio::test]
     async fn what_waits_is_finished_before_a_stop() {
-        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut asked = Box::pin(infer.predict(sample()));
         // Once: it is in the mailbox now, unless the replica was so quick that it is done.
         let done = futures_poll(&mut asked);
@@ -444,7 +444,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_threads_end_with_the_last_handle() {
-        let infer = Infer::start(&onnx(), &light(), &settings(2)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
         assert_eq!(owners.len(), 2);
         let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.told)).unzip();
@@ -455,7 +455,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_leaves_gives_its_room_back() {
-        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let room = infer.replicas() * infer.batch() * WAITING_BATCHES;
         for _ in 0..3 * room {
             let mut asked = Box::pin(infer.predict(sample()));
@@ -475,7 +475,7 @@ mod tests {
         let models = [light(), Model::load(&fixture("fashion-initial")).unwrap()];
         let expected = models.each_ref().map(|model| (model.release.clone(), rebuilt(model)));
         assert!(!close(&expected[0].1, &expected[1].1));
-        let infer = Infer::start(&onnx(), &models[0], &settings(2)).unwrap();
+        let infer = InferencePool::start(&onnx(), &models[0], &settings(2)).unwrap();
         let swapping = tokio::task::spawn_blocking({
             let infer = infer.clone();
             move || {
@@ -513,19 +513,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_model_that_cannot_be_loaded_leaves_the_old_one_serving() {
-        let infer = Infer::start(&onnx(), &light(), &settings(1)).unwrap();
+        let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut broken = Model::load(&fixture("fashion-initial")).unwrap();
         broken.labels.pop();
-        assert!(matches!(infer.preload(&broken, None), Err(InferError::Session(_))));
+        assert!(matches!(infer.preload(&broken, None), Err(InferenceError::Session(_))));
         assert_eq!(infer.predict(sample()).await.unwrap().model.release, light().release);
         infer.clone().stop().await;
         let standby = infer.preload(&light(), None).unwrap();
-        assert!(matches!(infer.swap(standby), Err(InferError::Stopped)));
+        assert!(matches!(infer.swap(standby), Err(InferenceError::Stopped)));
     }
 
     #[test]
     fn replicas_are_auto_or_a_number_from_one() {
-        let read = |text: &str| toml::from_str::<InferSettings>(text).map(|settings| settings.replicas);
+        let read = |text: &str| toml::from_str::<InferenceSettings>(text).map(|settings| settings.replicas);
         assert_eq!(read(""), Ok(Replicas::Auto));
         assert_eq!(read("replicas = \"auto\""), Ok(Replicas::Auto));
         assert_eq!(read("replicas = 3"), Ok(Replicas::Count(3)));
@@ -533,7 +533,7 @@ mod tests {
         for wrong in ["replicas = 0", "replicas = \"many\"", "replicas = -1", "replica = 1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        let written = toml::to_string(&InferSettings::default()).unwrap();
-        assert_eq!(toml::from_str::<InferSettings>(&written), Ok(InferSettings::default()));
+        let written = toml::to_string(&InferenceSettings::default()).unwrap();
+        assert_eq!(toml::from_str::<InferenceSettings>(&written), Ok(InferenceSettings::default()));
     }
 }

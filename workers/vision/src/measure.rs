@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::infer::InferError;
+use crate::infer::InferenceError;
 use crate::replica::Replica;
 use crate::sample;
 
@@ -16,7 +16,7 @@ const MEASURE_FOR: Duration = Duration::from_millis(150);
 
 /// What batches cost one replica: `a * n + b` milliseconds for `n` images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Measured {
+pub struct BatchCost {
     /// One image alone, in milliseconds.
     pub single_ms: f64,
     /// The largest batch tried.
@@ -27,7 +27,7 @@ pub struct Measured {
     pub best_batch: usize,
 }
 
-impl Measured {
+impl BatchCost {
     fn of(single_ms: f64, largest_batch: usize, largest_ms: f64) -> Self {
         let worth = largest_ms / largest_batch as f64 <= single_ms * WORTH_RATIO;
         let best_batch = if worth { largest_batch } else { 1 };
@@ -55,24 +55,24 @@ impl Measured {
 
 /// Runs a generated picture alone, then two at once; the largest batch is tried only if these two
 /// promise that it pays, because the runtime keeps the memory of the largest batch it has seen.
-pub fn measure_batches(replica: &mut Replica) -> Result<Measured, InferError> {
+pub fn measure_batches(replica: &mut Replica) -> Result<BatchCost, InferenceError> {
     let sample = sample::jpeg();
     let largest = replica.max_batch();
     let single_ms = fastest_ms(replica, &sample, 1)?;
     if largest == 1 {
-        return Ok(Measured::of(single_ms, 1, single_ms));
+        return Ok(BatchCost::of(single_ms, 1, single_ms));
     }
-    let pair = Measured::of(single_ms, 2, fastest_ms(replica, &sample, 2)?);
+    let pair = BatchCost::of(single_ms, 2, fastest_ms(replica, &sample, 2)?);
     let promised_ms = pair.fixed_ms() + pair.each_ms() * largest as f64;
     if largest == 2 || promised_ms / largest as f64 > single_ms * WORTH_RATIO {
         return Ok(pair);
     }
-    Ok(Measured::of(single_ms, largest, fastest_ms(replica, &sample, largest)?))
+    Ok(BatchCost::of(single_ms, largest, fastest_ms(replica, &sample, largest)?))
 }
 
 /// The fastest after one run that is not counted: what else the machine does at this moment makes runs
 /// slower, never faster, and one slow measurement of a single image would make every batch look cheap.
-fn fastest_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64, InferError> {
+fn fastest_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64, InferenceError> {
     replica.time_ms(sample, images)?;
     let started = Instant::now();
     let (mut fastest, mut runs) = (f64::INFINITY, 0);
@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn a_larger_batch_is_taken_only_if_it_pays() {
-        assert_eq!(Measured::of(1.0, 8, 7.9).best_batch, 1);
-        let worth = Measured::of(1.0, 8, 4.5);
+        assert_eq!(BatchCost::of(1.0, 8, 7.9).best_batch, 1);
+        let worth = BatchCost::of(1.0, 8, 4.5);
         assert_eq!(worth.best_batch, 8);
         assert_eq!((worth.each_ms(), worth.fixed_ms()), (0.5, 0.5));
     }

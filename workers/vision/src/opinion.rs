@@ -1,7 +1,7 @@
 //! From a model's logits to what it says about a picture, in words. Pure.
 
 use schemas::limits::MAX_TOP;
-use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, Ranked};
+use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass};
 
 use crate::model::Model;
 use crate::scores::top;
@@ -13,9 +13,9 @@ use crate::scores::top;
 pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
     let ranked = |(class, confidence): (usize, f32)| {
         let label = model.labels.get(class).cloned().unwrap_or_else(|| format!("class-{class}"));
-        Ranked { label, confidence }
+        RankedClass { label, confidence }
     };
-    let top_ranked: Vec<Ranked> = top(ratios, MAX_TOP).into_iter().map(ranked).collect();
+    let top_ranked: Vec<RankedClass> = top(ratios, MAX_TOP).into_iter().map(ranked).collect();
     let best = top_ranked.first()?.clone();
     let labels = model.description.output.kind.is_multi_label().then(|| {
         let mut held = top(ratios, ratios.len());
@@ -26,7 +26,7 @@ pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
     let said = match labels.as_deref() {
         None => best,
         Some([first, ..]) => first.clone(),
-        Some([]) => Ranked { label: NO_LABEL.to_owned(), confidence: 1.0 - best.confidence },
+        Some([]) => RankedClass { label: NO_LABEL.to_owned(), confidence: 1.0 - best.confidence },
     };
     Some(Prediction {
         label: said.label,

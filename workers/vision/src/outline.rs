@@ -16,9 +16,9 @@ const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Outline {
     /// Inputs that no weight fills.
-    pub(crate) inputs: Vec<Port>,
+    pub(crate) inputs: Vec<GraphPort>,
     /// Outputs, in the graph's order.
-    pub(crate) outputs: Vec<Port>,
+    pub(crate) outputs: Vec<GraphPort>,
     /// The sets of operators, each with its version; the standard one is called `ai.onnx`.
     pub(crate) operators: BTreeMap<String, u64>,
     /// Other files of weights, relative to the graph's folder.
@@ -30,16 +30,16 @@ pub(crate) struct Outline {
 
 /// One input or output.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Port {
+pub(crate) struct GraphPort {
     /// Its name.
     pub(crate) name: String,
     /// What it holds.
-    pub(crate) holds: Holds,
+    pub(crate) holds: PortContent,
 }
 
 /// What an input or output holds.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Holds {
+pub(crate) enum PortContent {
     /// Numbers or texts; `None` for a size that is known in a run only. Kind of element as onnx.proto numbers it.
     Tensor {
         /// 1 is float32, 2 uint8, 10 float16.
@@ -272,18 +272,18 @@ struct OnnxValue {
 }
 
 impl OnnxValue {
-    fn port(&self) -> Port {
+    fn port(&self) -> GraphPort {
         let kind = self.kind.clone().unwrap_or_default();
         let holds = match (kind.tensor, kind.sequence.and_then(|sequence| sequence.of)) {
             (Some(tensor), _) => {
                 let dims = tensor.shape.unwrap_or_default().dims;
                 let size = |dim: &OnnxDim| dim.size.and_then(|size| u32::try_from(size).ok());
-                Holds::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
+                PortContent::Tensor { element: tensor.element, shape: dims.iter().map(size).collect() }
             }
-            (None, Some(of)) if of.map.is_some() => Holds::LabelScores,
-            _ => Holds::Other,
+            (None, Some(of)) if of.map.is_some() => PortContent::LabelScores,
+            _ => PortContent::Other,
         };
-        Port { name: self.name.clone(), holds }
+        GraphPort { name: self.name.clone(), holds }
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
         let bytes = std::fs::read(fixture("bench-cnn").join("graph.onnx")).unwrap();
         let outline = Outline::read(&bytes).unwrap();
         assert_eq!((outline.inputs.len(), outline.operators["ai.onnx"]), (1, 17));
-        assert!(matches!(&outline.inputs[0].holds, Holds::Tensor { element: 1, shape } if shape.len() == 4));
+        assert!(matches!(&outline.inputs[0].holds, PortContent::Tensor { element: 1, shape } if shape.len() == 4));
         assert_eq!(outline.producer_of(&outline.outputs[0].name), Some("Softmax"));
         assert_eq!(outline.first_operators(&outline.inputs[0].name, 1), ["Conv"]);
         assert!(Outline::read(&bytes[..bytes.len() - 1]).is_err());

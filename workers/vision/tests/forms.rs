@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vision::{InferSettings, Model, Onnx, Replica, opinion, probabilities};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, opinion, probabilities};
 
 /// Of a probability; pictures resized by another library differ by a level here and there.
 const TOLERANCE: f32 = 2e-2;
@@ -22,8 +22,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-fn onnx() -> Onnx {
-    Onnx::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
+fn onnx() -> OnnxRuntime {
+    OnnxRuntime::find_and_load(None).expect("ONNX Runtime is needed: run `make setup`")
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -49,7 +49,7 @@ fn init(folder: &Path) {
 /// Probability of each label for each picture.
 fn scores(folder: &Path) -> BTreeMap<String, BTreeMap<String, f32>> {
     let model = Model::load(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut replica = Replica::open(&onnx(), &model, &InferSettings::default())
+    let mut replica = Replica::open(&onnx(), &model, &InferenceSettings::default())
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let see = |name: &str| {
         let seen = replica.predict(&fs::read(fixtures().join("processors").join(name)).unwrap()).unwrap();
@@ -185,7 +185,7 @@ fn a_graph_that_takes_bytes_is_not_given_scaled_numbers_and_one_number_is_no_ten
         let path = folder.path().join(file);
         fs::write(&path, fs::read_to_string(&path).unwrap().replacen(from, to, 1)).unwrap();
         let model = Model::load(folder.path()).unwrap();
-        let why = match Replica::open(&onnx(), &model, &InferSettings::default()) {
+        let why = match Replica::open(&onnx(), &model, &InferenceSettings::default()) {
             Err(error) => error.to_string(),
             Ok(mut replica) => replica
                 .predict(&fs::read(fixtures().join("processors/landscape.png")).unwrap())

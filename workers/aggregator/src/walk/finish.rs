@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use rollout::log;
-use rollout::prepare::Origin;
-use rollout::stage::{self, Said};
+use rollout::prepare::ReleaseOrigin;
+use rollout::stage::{self, DecisionContext};
 use runtime::{Fault, clock};
 use schemas::{BlobRef, FaultNote, Release, RoundEvent};
 use streams::CarryError;
@@ -14,11 +14,11 @@ use vision::Model;
 use super::{Aggregator, ROLE, set_status, unreleased, unverified};
 use crate::check;
 use crate::open::{NOTHING_GAINED, publish_round_event};
-use crate::record::Record;
-use crate::release::{DERIVATION, Made, Manifest, Merged, Sealed};
+use crate::record::AggregateAudit;
+use crate::release::{DERIVATION, ReleaseRound, Manifest, MergedUpdate, RoundRelease};
 use crate::rule::PREVIOUS;
-use crate::seal::{self, SealError};
-use crate::verify::{VerifyError, spawn_blocking, make_folder};
+use crate::seal::{self, ReleaseBuildError};
+use crate::verify::{ReleaseVerifyError, spawn_blocking, make_folder};
 
 impl Aggregator {
     /// The round is closed: a release, or the reason why there is none.
@@ -64,7 +64,7 @@ impl Aggregator {
         let (record, model, weights, file, memory) = match spawn_blocking(work).await {
             Ok(Ok(made)) => made,
             Ok(Err(note)) => return self.fail(number, note).await,
-            Err(VerifyError::Seal(error @ (SealError::Derive(_) | SealError::OtherModel { .. }))) => {
+            Err(ReleaseVerifyError::Seal(error @ (ReleaseBuildError::Derive(_) | ReleaseBuildError::OtherModel { .. }))) => {
                 let reason = runtime::fault::error_chain(&error);
                 return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
             }
@@ -77,9 +77,9 @@ impl Aggregator {
             self.releases.keep_file(blob, path).await?;
         }
         let (closed_at_ms, closed_because) = current.closed.clone().unwrap_or_default();
-        let mut updates: Vec<Merged> = self.held.iter().map(|held| held.merged.clone()).collect();
+        let mut updates: Vec<MergedUpdate> = self.held.iter().map(|held| held.merged.clone()).collect();
         updates.sort_by(|a, b| a.site.cmp(&b.site));
-        let made = Made {
+        let made = ReleaseRound {
             opened_at_ms: current.opened_at_ms,
             closed_at_ms,
             closed_because,
@@ -114,7 +114,7 @@ impl Aggregator {
         let parent = manifest.parent.clone();
         let origin = match &manifest.made {
             Some(made) => made.record.origin(parent, words),
-            None => Origin { parent, words, ..Origin::default() },
+            None => ReleaseOrigin { parent, words, ..ReleaseOrigin::default() },
         };
         match self.package(model, origin).await {
             Ok(release) => Ok(Some(release)),
@@ -133,7 +133,7 @@ impl Aggregator {
     async fn propose(&self, release: Release, updates: u32) -> Result<(), Fault> {
         let why = format!("{} of {updates} updates", release.origin);
         let said = log::decide(&self.bus, &self.publisher, &self.model, |now| {
-            let said = Said::new(ROLE, why.clone(), clock::now_ms());
+            let said = DecisionContext::new(ROLE, why.clone(), clock::now_ms());
             // One that is known was offered before, by this worker or by another.
             let next = now.map(|now| stage::candidate(now, release.clone(), said));
             Ok::<_, CarryError>(next.and_then(Result::ok))
@@ -143,7 +143,7 @@ impl Aggregator {
     }
 
     /// Tells the sealed release: its weights go where sites can fetch them from.
-    async fn announce(&mut self, sealed: Sealed, own: &Manifest, file: &Path) -> Result<(), Fault> {
+    async fn announce(&mut self, sealed: RoundRelease, own: &Manifest, file: &Path) -> Result<(), Fault> {
         let (round, release) = (sealed.round, sealed.release);
         let (weights, path, updates) = if release == own.release {
             (own.weights.clone(), file.to_owned(), count(own))
@@ -203,7 +203,7 @@ impl Aggregator {
 }
 
 /// Why a round came to nothing better than what it started from, and what would help.
-fn nothing_gained(record: &Record, labels: &[String]) -> FaultNote {
+fn nothing_gained(record: &AggregateAudit, labels: &[String]) -> FaultNote {
     let weakest = record.weakest.and_then(|(class, right)| Some((labels.get(class)?, right * 100.0)));
     let of =
         weakest.map_or(String::new(), |(label, right)| format!("; it is least right about {label} ({right:.0} %)"));

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use runtime::{Fault, letter};
 use schemas::{SiteName, Update, decode, encode};
 use streams::fleet::Ledger;
-use streams::read::Record;
+use streams::read::StoredMessage;
 use streams::{Blobs, CarryError, Publication, subject, topology};
 use training::TrainError;
 
 use super::{Aggregator, ROLE, unverified};
-use crate::check::{self, Refused};
+use crate::check::{self, UpdateRefusal};
 use crate::open::stored_at_ms;
-use crate::release::{Merged, RefusedUpdate};
-use crate::round::{Arrival, Arrived};
-use crate::seal::Held;
-use crate::values::{ValuesError, WeightsFile};
+use crate::release::{MergedUpdate, RefusedUpdate};
+use crate::round::{ArrivalAction, UpdateArrival};
+use crate::seal::FetchedUpdate;
+use crate::values::{WeightsFileError, WeightsFile};
 use crate::verify::{spawn_blocking, fetch_update};
 
 /// Largest update that is read, bytes: the weights are not in it, and ten thousand labels are a tenth of this.
@@ -24,19 +24,19 @@ const MOST_UPDATE_BYTES: usize = 1024 * 1024;
 const MOST_REFUSED: usize = 1000;
 
 impl Aggregator {
-    pub(super) async fn update(&mut self, record: &Record) -> Result<(), Fault> {
+    pub(super) async fn update(&mut self, record: &StoredMessage) -> Result<(), Fault> {
         if record.payload.len() > MOST_UPDATE_BYTES {
             let found = record.payload.len();
             let why = format!("it has {found} bytes without its weights, and {MOST_UPDATE_BYTES} are accepted");
-            return self.refuse(record, Refused::Unreadable(why)).await;
+            return self.refuse(record, UpdateRefusal::Unreadable(why)).await;
         }
         let update = match decode::<Update>(&record.payload) {
             Ok(update) => update,
-            Err(error) => return self.refuse(record, Refused::Unreadable(runtime::fault::error_chain(&error))).await,
+            Err(error) => return self.refuse(record, UpdateRefusal::Unreadable(runtime::fault::error_chain(&error))).await,
         };
         if subject::update(&update.model, update.round, &update.site) != record.subject {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
-            return self.refuse(record, Refused::Misdirected { subject, site, round }).await;
+            return self.refuse(record, UpdateRefusal::Misdirected { subject, site, round }).await;
         }
         self.read_site_keys().await?;
         if let Err(refused) = check::signature(&update, &self.settings.check) {
@@ -72,15 +72,15 @@ impl Aggregator {
     }
 
     /// Whether an update counts.
-    pub(super) async fn consider(&mut self, update: Update, record: &Record, stored_at_ms: u64) -> Result<(), Fault> {
+    pub(super) async fn consider(&mut self, update: Update, record: &StoredMessage, stored_at_ms: u64) -> Result<(), Fault> {
         if update.round == 0 && record.sequence > self.history.last_end() {
             // A site learned from new labels since: there may be something to gain again.
             self.without_gain = 0;
         }
         match self.rounds.add_update(update, record.sequence, stored_at_ms) {
-            Arrival::Refuse(refused) => self.refuse(record, refused).await?,
-            Arrival::Wait | Arrival::Unasked => {}
-            Arrival::Count(arrived) => {
+            ArrivalAction::Refuse(refused) => self.refuse(record, refused).await?,
+            ArrivalAction::Wait | ArrivalAction::Unasked => {}
+            ArrivalAction::Count(arrived) => {
                 let past = self.rounds.current().is_some_and(|current| self.is_past(current.number));
                 match if past { Ok(None) } else { self.checked(&arrived).await? } {
                     Ok(held) => {
@@ -96,7 +96,7 @@ impl Aggregator {
     }
 
     /// Looks at an update until that succeeds: it was heard of, and read a second time it would count as a second one.
-    async fn checked(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
+    async fn checked(&self, arrived: &UpdateArrival) -> Result<Result<Option<FetchedUpdate>, UpdateRefusal>, Fault> {
         loop {
             match self.check(arrived).await {
                 Ok(checked) => return Ok(checked),
@@ -106,7 +106,7 @@ impl Aggregator {
     }
 
     /// Fetches an update's weights and looks at them. The outer error is the moment's, the inner the update's.
-    async fn check(&self, arrived: &Arrived) -> Result<Result<Option<Held>, Refused>, Fault> {
+    async fn check(&self, arrived: &UpdateArrival) -> Result<Result<Option<FetchedUpdate>, UpdateRefusal>, Fault> {
         let update = &arrived.update;
         let Some(base) = self.base.clone() else { return Ok(Ok(None)) };
         if let Err(refused) = check::check_description(update, &self.settings.check) {
@@ -117,7 +117,7 @@ impl Aggregator {
         let sent = Blobs::open_sent_by(&self.bus, &update.site);
         let path = match fetch_update(&sent, &update.weights, &self.place.work, most).await {
             Ok(path) => path,
-            Err(CarryError::BadBlob { what, .. }) => return Ok(Err(Refused::NoWeights(what))),
+            Err(CarryError::BadBlob { what, .. }) => return Ok(Err(UpdateRefusal::NoWeights(what))),
             Err(error) => return Err(error.into()),
         };
         let older = match arrived.behind {
@@ -127,7 +127,7 @@ impl Aggregator {
                 Some(Arc::new(row.map_err(unverified)?))
             }
         };
-        let merged = Merged {
+        let merged = MergedUpdate {
             id: update.id(),
             site: update.site.clone(),
             base: update.base.clone(),
@@ -142,10 +142,10 @@ impl Aggregator {
         let checked = spawn_blocking(move || {
             let file = match WeightsFile::open(&path, merged.form, &base.ground.layout) {
                 Ok(file) => Arc::new(file),
-                Err(ValuesError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
-                Err(error) => return Ok(Err(Refused::Values(error))),
+                Err(WeightsFileError::File { source, .. }) => return Err(TrainError::read(&path)(source).into()),
+                Err(error) => return Ok(Err(UpdateRefusal::Values(error))),
             };
-            let held = Held { merged, sequence, file, path, base: older };
+            let held = FetchedUpdate { merged, sequence, file, path, base: older };
             let (norm, finite) = held.change(&base).norm(&base.ground.layout);
             Ok(check::check_update_norm(norm, finite, base.norm, &settings).map(|()| Some(held)))
         });
@@ -153,7 +153,7 @@ impl Aggregator {
     }
 
     /// A dead letter; the round goes on.
-    pub(super) async fn refuse(&mut self, record: &Record, refused: Refused) -> Result<(), Fault> {
+    pub(super) async fn refuse(&mut self, record: &StoredMessage, refused: UpdateRefusal) -> Result<(), Fault> {
         let site = record.subject.rsplit('.').next().and_then(|site| site.parse().ok());
         let site: SiteName = site.unwrap_or_else(SiteName::unknown);
         let note = refused.fault_note();

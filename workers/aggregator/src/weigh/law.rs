@@ -4,14 +4,14 @@
 
 /// How shares are learned.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Learning {
+pub struct ShareLearning {
     /// Steps of Adam.
     pub steps: u32,
     /// Its rate.
     pub rate: f64,
 }
 
-impl Default for Learning {
+impl Default for ShareLearning {
     fn default() -> Self {
         Self { steps: 60, rate: 0.1 }
     }
@@ -24,7 +24,7 @@ const BETA2: f64 = 0.999;
 /// it grows by with each share.
 pub fn learn_shares<E>(
     start: &[f64],
-    learning: Learning,
+    learning: ShareLearning,
     mut slope: impl FnMut(&[f64]) -> Result<(f64, Vec<f64>), E>,
 ) -> Result<Vec<f64>, E> {
     let mut numbers: Vec<f64> = start.iter().map(|share| share.max(1e-6).ln()).collect();
@@ -68,14 +68,14 @@ mod tests {
             let off: Vec<f64> = shares.iter().zip(aim).map(|(share, aim)| share - aim).collect();
             Ok((off.iter().map(|off| off * off).sum(), off.iter().map(|off| 2.0 * off).collect()))
         };
-        let found = learn_shares(&[1.0 / 3.0; 3], Learning { steps: 300, rate: 0.1 }, slope).unwrap();
+        let found = learn_shares(&[1.0 / 3.0; 3], ShareLearning { steps: 300, rate: 0.1 }, slope).unwrap();
         assert!(found.iter().zip(aim).all(|(found, aim)| (found - aim).abs() < 0.02), "{found:?}");
         assert!((found.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn a_loss_that_is_no_number_leaves_the_start() {
-        let found = learn_shares(&[0.25, 0.75], Learning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
+        let found = learn_shares(&[0.25, 0.75], ShareLearning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
         assert_eq!(found, [0.25, 0.75]);
     }
 }

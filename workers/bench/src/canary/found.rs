@@ -3,15 +3,15 @@
 use releaser::CanarySettings;
 use serde_json::json;
 
-use super::Options;
-use super::fleet::{Ended, Played, RING, SITES};
-use super::releases::{KINDS, Kind, Releases};
-use crate::chart::{Chart, Line};
-use crate::report::{Figure, Goal, Machine, Picture, Report, Table};
+use super::CanaryBenchOptions;
+use super::fleet::{CanaryEnd, CanaryRun, RING, SITES};
+use super::releases::{KINDS, CandidateKind, CanaryCandidates};
+use crate::chart::{Chart, ChartLine};
+use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportChart, BenchReport, ReportTable};
 use crate::stats::median;
 
 /// The report.
-pub fn report(releases: &Releases, played: &[Played], settings: &CanarySettings, options: &Options) -> Report {
+pub fn report(releases: &CanaryCandidates, played: &[CanaryRun], settings: &CanarySettings, options: &CanaryBenchOptions) -> BenchReport {
     let columns = vec![
         "release",
         "canaries",
@@ -32,7 +32,7 @@ pub fn report(releases: &Releases, played: &[Played], settings: &CanarySettings,
             "doubtful_ratio": candidate.doubtful_ratio,
         })
     });
-    Report {
+    BenchReport {
         bench: "canary",
         settings: json!({
             "quick": options.quick,
@@ -44,31 +44,31 @@ pub fn report(releases: &Releases, played: &[Played], settings: &CanarySettings,
             "releases": tried.collect::<Vec<_>>(),
             "canary": settings,
         }),
-        machine: Machine::here(&std::env::temp_dir()),
+        machine: BenchMachine::here(&std::env::temp_dir()),
         rows: played.iter().map(|played| json!({ "run": played })).collect(),
-        table: Table { columns, lines },
+        table: ReportTable { columns, lines },
         headline: headline(played, settings),
         notes: notes(releases, played, settings),
-        charts: vec![("canary".into(), Picture::Lines(chart(played)))],
+        charts: vec![("canary".into(), ReportChart::Lines(chart(played)))],
     }
 }
 
-fn of(kind: Kind, played: &[Played]) -> impl Iterator<Item = &Played> {
+fn of(kind: CandidateKind, played: &[CanaryRun]) -> impl Iterator<Item = &CanaryRun> {
     played.iter().filter(move |played| played.kind == kind)
 }
 
-fn count(kind: Kind, ended: Ended, played: &[Played]) -> usize {
+fn count(kind: CandidateKind, ended: CanaryEnd, played: &[CanaryRun]) -> usize {
     of(kind, played).filter(|played| played.ended == ended).count()
 }
 
-fn middle(kind: Kind, played: &[Played], value: &dyn Fn(&Played) -> f64) -> f64 {
+fn middle(kind: CandidateKind, played: &[CanaryRun], value: &dyn Fn(&CanaryRun) -> f64) -> f64 {
     median(&of(kind, played).map(value).collect::<Vec<_>>())
 }
 
-fn line(kind: Kind, played: &[Played]) -> Vec<String> {
+fn line(kind: CandidateKind, played: &[CanaryRun]) -> Vec<String> {
     let time = |minutes: f64| format!("{}:{:02} h", minutes as u64 / 60, minutes as u64 % 60);
     let longest = of(kind, played).map(|played| played.minutes).max().unwrap_or(0);
-    let numbers = [Ended::Promoted, Ended::Withdrawn, Ended::Undecided].map(|ended| count(kind, ended, played));
+    let numbers = [CanaryEnd::Promoted, CanaryEnd::Withdrawn, CanaryEnd::Undecided].map(|ended| count(kind, ended, played));
     let counts = numbers.iter().map(ToString::to_string);
     [kind.as_str().to_owned(), of(kind, played).count().to_string()]
         .into_iter()
@@ -84,53 +84,53 @@ fn line(kind: Kind, played: &[Played]) -> Vec<String> {
 }
 
 /// Share of the canaries of a kind that ended as they ought to: what is withdrawn undecided is withdrawn too.
-fn rightly(kind: Kind, played: &[Played]) -> Option<f64> {
+fn rightly(kind: CandidateKind, played: &[CanaryRun]) -> Option<f64> {
     let all = of(kind, played).count();
-    let right = of(kind, played).filter(|played| (played.ended == Ended::Promoted) == kind.is_good()).count();
+    let right = of(kind, played).filter(|played| (played.ended == CanaryEnd::Promoted) == kind.is_good()).count();
     (all > 0).then(|| right as f64 / all as f64)
 }
 
 /// A release that is good and withdrawn as worse: how many of how many.
-fn alarms(played: &[Played]) -> (usize, usize) {
-    among(played, &|played| played.kind.is_good(), Ended::Withdrawn)
+fn alarms(played: &[CanaryRun]) -> (usize, usize) {
+    among(played, &|played| played.kind.is_good(), CanaryEnd::Withdrawn)
 }
 
 /// A release that is slightly worse, at the sites of its own ring by the margin or more, and promoted. A ring whose sites
 /// rarely see what a release is bad at can tell nobody that it is worse.
-fn misses(played: &[Played], settings: &CanarySettings) -> (usize, usize) {
+fn misses(played: &[CanaryRun], settings: &CanarySettings) -> (usize, usize) {
     let margin = settings.agreement_margin_ratio;
-    let is_worse = |played: &Played| played.kind == Kind::Slightly && played.truly_better_ratio <= -margin;
-    among(played, &is_worse, Ended::Promoted)
+    let is_worse = |played: &CanaryRun| played.kind == CandidateKind::Slightly && played.truly_better_ratio <= -margin;
+    among(played, &is_worse, CanaryEnd::Promoted)
 }
 
-fn among(played: &[Played], keep: &dyn Fn(&Played) -> bool, wrong: Ended) -> (usize, usize) {
-    let all: Vec<&Played> = played.iter().filter(|played| keep(played)).collect();
+fn among(played: &[CanaryRun], keep: &dyn Fn(&CanaryRun) -> bool, wrong: CanaryEnd) -> (usize, usize) {
+    let all: Vec<&CanaryRun> = played.iter().filter(|played| keep(played)).collect();
     (all.iter().filter(|played| played.ended == wrong).count(), all.len())
 }
 
-fn headline(played: &[Played], settings: &CanarySettings) -> Vec<Figure> {
-    let figure = |name, title, kind, goal: Option<f64>| Figure {
+fn headline(played: &[CanaryRun], settings: &CanarySettings) -> Vec<HeadlineFigure> {
+    let figure = |name, title, kind, goal: Option<f64>| HeadlineFigure {
         name,
         title,
         value: rightly(kind, played),
         unit: "",
-        goal: goal.map(Goal::AtLeast),
+        goal: goal.map(FigureGoal::AtLeast),
     };
-    let rate = |name, title, (wrong, all): (usize, usize), most| Figure {
+    let rate = |name, title, (wrong, all): (usize, usize), most| HeadlineFigure {
         name,
         title,
         value: (all > 0).then(|| wrong as f64 / all as f64),
         unit: "",
-        goal: Some(Goal::AtMost(most)),
+        goal: Some(FigureGoal::AtMost(most)),
     };
     let images: Vec<f64> = played.iter().map(|played| played.images as f64).collect();
     vec![
-        figure("good_promoted_ratio", "a better release is promoted", Kind::Good, Some(0.95)),
-        figure("equal_promoted_ratio", "one as good is promoted", Kind::Equal, Some(0.9)),
-        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", Kind::Slightly, None),
-        figure("bad_withdrawn_ratio", "a bad one is withdrawn", Kind::Bad, Some(0.95)),
-        figure("slow_withdrawn_ratio", "a slow one is withdrawn", Kind::Slow, Some(0.95)),
-        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", Kind::Crashing, Some(0.95)),
+        figure("good_promoted_ratio", "a better release is promoted", CandidateKind::Good, Some(0.95)),
+        figure("equal_promoted_ratio", "one as good is promoted", CandidateKind::Equal, Some(0.9)),
+        figure("worse_withdrawn_ratio", "one slightly worse is withdrawn", CandidateKind::Slightly, None),
+        figure("bad_withdrawn_ratio", "a bad one is withdrawn", CandidateKind::Bad, Some(0.95)),
+        figure("slow_withdrawn_ratio", "a slow one is withdrawn", CandidateKind::Slow, Some(0.95)),
+        figure("crashing_withdrawn_ratio", "a crashing one is withdrawn", CandidateKind::Crashing, Some(0.95)),
         rate(
             "false_alarm_ratio",
             "a better or equal one is withdrawn as worse",
@@ -143,7 +143,7 @@ fn headline(played: &[Played], settings: &CanarySettings) -> Vec<Figure> {
             misses(played, settings),
             settings.miss_ratio,
         ),
-        Figure {
+        HeadlineFigure {
             name: "images_to_decide_median",
             title: "images of the ring until it is decided, median of all",
             value: (!images.is_empty()).then(|| median(&images)),
@@ -153,7 +153,7 @@ fn headline(played: &[Played], settings: &CanarySettings) -> Vec<Figure> {
     ]
 }
 
-fn notes(releases: &Releases, played: &[Played], settings: &CanarySettings) -> Vec<String> {
+fn notes(releases: &CanaryCandidates, played: &[CanaryRun], settings: &CanarySettings) -> Vec<String> {
     let points = |ratio: f64| format!("{:.1} %", ratio * 100.0);
     let ((alarms, good), (misses, worse)) = (alarms(played), misses(played, settings));
     let tried = releases.candidates.iter().map(|candidate| {
@@ -185,16 +185,16 @@ fn notes(releases: &Releases, played: &[Played], settings: &CanarySettings) -> V
 }
 
 /// How many were decided as they ought to be after so long.
-fn chart(played: &[Played]) -> Chart {
+fn chart(played: &[CanaryRun]) -> Chart {
     let longest = played.iter().map(|played| played.minutes).max().unwrap_or(0);
-    let line = |kind: Kind| {
+    let line = |kind: CandidateKind| {
         let all = of(kind, played).count().max(1) as f64;
         let share = |minutes: u64| {
-            let right = of(kind, played).filter(|played| (played.ended == Ended::Promoted) == kind.is_good());
+            let right = of(kind, played).filter(|played| (played.ended == CanaryEnd::Promoted) == kind.is_good());
             right.filter(|played| played.minutes <= minutes).count() as f64 * 100.0 / all
         };
         let wanted = if kind.is_good() { "promoted" } else { "withdrawn" };
-        Line {
+        ChartLine {
             name: format!("{}: {wanted}", kind.as_str()),
             points: (0..=longest).step_by(5).map(|minutes| (minutes as f64 / 60.0, share(minutes))).collect(),
         }
@@ -212,23 +212,23 @@ fn chart(played: &[Played]) -> Chart {
 mod tests {
     use super::*;
 
-    fn played(kind: Kind, ended: Ended, truly_better_ratio: f64) -> Played {
-        Played { kind, seed: 1, ended, why: String::new(), minutes: 7, images: 500, verdicts: 50, truly_better_ratio }
+    fn played(kind: CandidateKind, ended: CanaryEnd, truly_better_ratio: f64) -> CanaryRun {
+        CanaryRun { kind, seed: 1, ended, why: String::new(), minutes: 7, images: 500, verdicts: 50, truly_better_ratio }
     }
 
     #[test]
     fn only_what_is_worse_at_its_ring_can_be_missed() {
         let all = [
-            played(Kind::Good, Ended::Promoted, 0.02),
-            played(Kind::Equal, Ended::Withdrawn, 0.0),
-            played(Kind::Equal, Ended::Undecided, 0.0),
-            played(Kind::Slightly, Ended::Promoted, -0.01),
-            played(Kind::Slightly, Ended::Promoted, -0.03),
-            played(Kind::Slightly, Ended::Undecided, -0.03),
+            played(CandidateKind::Good, CanaryEnd::Promoted, 0.02),
+            played(CandidateKind::Equal, CanaryEnd::Withdrawn, 0.0),
+            played(CandidateKind::Equal, CanaryEnd::Undecided, 0.0),
+            played(CandidateKind::Slightly, CanaryEnd::Promoted, -0.01),
+            played(CandidateKind::Slightly, CanaryEnd::Promoted, -0.03),
+            played(CandidateKind::Slightly, CanaryEnd::Undecided, -0.03),
         ];
         assert_eq!((alarms(&all), misses(&all, &CanarySettings::default())), ((1, 3), (1, 2)));
-        assert_eq!((rightly(Kind::Equal, &all), rightly(Kind::Slightly, &all)), (Some(0.0), Some(1.0 / 3.0)));
-        assert_eq!(rightly(Kind::Bad, &all), None);
+        assert_eq!((rightly(CandidateKind::Equal, &all), rightly(CandidateKind::Slightly, &all)), (Some(0.0), Some(1.0 / 3.0)));
+        assert_eq!(rightly(CandidateKind::Bad, &all), None);
         let figures = headline(&all, &CanarySettings::default());
         assert!(figures.iter().any(|figure| figure.name == "miss_ratio" && figure.value == Some(0.5)));
     }

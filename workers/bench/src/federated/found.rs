@@ -2,19 +2,19 @@
 
 use serde_json::{Value, json};
 
-use super::play::{LAST, Played, ROUNDS};
-use super::scheme::{Harm, SCHEMES, SITES};
-use super::{Options, Way};
-use crate::bars::{Bars, Group};
-use crate::chart::{Chart, Line};
-use crate::report::{Figure, Goal, Machine, Picture, Report, Table};
+use super::play::{LAST, ExperimentResult, ROUNDS};
+use super::scheme::{SiteHarm, SCHEMES, SITES};
+use super::{FederatedBenchOptions, RuleVariant};
+use crate::bars::{BarChart, BarGroup};
+use crate::chart::{Chart, ChartLine};
+use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportChart, BenchReport, ReportTable};
 
 /// A round is near the end when it is within so much of what FedAvg comes to with even sites.
 const NEAR_RATIO: f64 = 0.9;
 const FEDAVG: &str = "fedavg";
 
 /// One folder's experiments.
-pub struct Set {
+pub struct ExperimentSet {
     /// Name of the folder.
     pub name: String,
     /// Classes.
@@ -22,15 +22,15 @@ pub struct Set {
     /// Pictures to be divided, and to test with.
     pub pictures: [usize; 2],
     /// Every experiment.
-    pub played: Vec<Played>,
+    pub played: Vec<ExperimentResult>,
 }
 
-impl Set {
-    fn of<'a>(&'a self, scheme: &'a str, rule: &'a str) -> impl Iterator<Item = &'a Played> + 'a {
+impl ExperimentSet {
+    fn of<'a>(&'a self, scheme: &'a str, rule: &'a str) -> impl Iterator<Item = &'a ExperimentResult> + 'a {
         self.played.iter().filter(move |played| played.scheme == scheme && played.rule == rule)
     }
 
-    fn mean(&self, scheme: &str, rule: &str, value: &dyn Fn(&Played) -> f64) -> Option<f64> {
+    fn mean(&self, scheme: &str, rule: &str, value: &dyn Fn(&ExperimentResult) -> f64) -> Option<f64> {
         let values: Vec<f64> = self.of(scheme, rule).map(value).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
@@ -40,7 +40,7 @@ impl Set {
     }
 
     /// A rule less FedAvg, points, for each scheme but the even one.
-    fn over_fedavg(&self, rule: &str, value: &dyn Fn(&Played) -> f64) -> Vec<(&'static str, f64)> {
+    fn over_fedavg(&self, rule: &str, value: &dyn Fn(&ExperimentResult) -> f64) -> Vec<(&'static str, f64)> {
         let of = |scheme: &'static str| {
             let points = (self.mean(scheme, rule, value)? - self.mean(scheme, FEDAVG, value)?) * 100.0;
             Some((scheme, points))
@@ -58,11 +58,11 @@ impl Set {
     }
 }
 
-fn accuracy(played: &Played) -> f64 {
+fn accuracy(played: &ExperimentResult) -> f64 {
     played.accuracy_ratio
 }
 
-fn recall(played: &Played) -> f64 {
+fn recall(played: &ExperimentResult) -> f64 {
     played.weakest_recall
 }
 
@@ -76,7 +76,7 @@ fn deviation(values: &[f64]) -> f64 {
 }
 
 /// The report.
-pub fn report(sets: &[Set], ways: &[Way], options: &Options) -> Report {
+pub fn report(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> BenchReport {
     let columns = vec!["images, scheme, rule", "accuracy %", "±", "macro F1 %", "±", "weakest class %", "±", "rounds"];
     let mut lines = Vec::new();
     for set in sets {
@@ -87,7 +87,7 @@ pub fn report(sets: &[Set], ways: &[Way], options: &Options) -> Report {
         }
     }
     let rows = sets.iter().flat_map(|set| set.played.iter().map(|played| json!({ "images": set.name, "run": played })));
-    Report {
+    BenchReport {
         bench: "federated",
         settings: json!({
             "quick": options.quick,
@@ -96,17 +96,17 @@ pub fn report(sets: &[Set], ways: &[Way], options: &Options) -> Report {
             "rounds": ROUNDS,
             "images": sets.iter().map(|set| json!({ "name": set.name, "classes": set.classes, "pictures": set.pictures })).collect::<Vec<_>>(),
         }),
-        machine: Machine::here(&std::env::temp_dir()),
+        machine: BenchMachine::here(&std::env::temp_dir()),
         rows: rows.chain(sets.iter().flat_map(|set| summary(set, ways))).collect(),
-        table: Table { columns, lines },
+        table: ReportTable { columns, lines },
         headline: headline(sets),
         notes: notes(sets, ways, options),
         charts: sets.iter().flat_map(|set| charts(set, ways)).collect(),
     }
 }
 
-fn line(set: &Set, scheme: &str, rule: &str) -> Option<Vec<String>> {
-    let shown = |value: &dyn Fn(&Played) -> f64| {
+fn line(set: &ExperimentSet, scheme: &str, rule: &str) -> Option<Vec<String>> {
+    let shown = |value: &dyn Fn(&ExperimentResult) -> f64| {
         let values: Vec<f64> = set.of(scheme, rule).map(|played| value(played) * 100.0).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         [format!("{mean:.1}"), format!("{:.1}", deviation(&values))]
@@ -114,7 +114,7 @@ fn line(set: &Set, scheme: &str, rule: &str) -> Option<Vec<String>> {
     let rounds = set.rounds(scheme, rule);
     set.of(scheme, rule).next()?;
     let mut line = vec![format!("{}, {scheme}, {rule}", set.name)];
-    for value in [&accuracy as &dyn Fn(&Played) -> f64, &|played: &Played| played.macro_f1, &recall] {
+    for value in [&accuracy as &dyn Fn(&ExperimentResult) -> f64, &|played: &ExperimentResult| played.macro_f1, &recall] {
         line.extend(shown(value));
     }
     line.push(rounds.map_or(String::new(), |rounds| format!("{rounds:.1}")));
@@ -122,8 +122,8 @@ fn line(set: &Set, scheme: &str, rule: &str) -> Option<Vec<String>> {
 }
 
 /// Every rule less FedAvg over all uneven schemes.
-fn summary(set: &Set, ways: &[Way]) -> Vec<Value> {
-    let of = |way: &Way| {
+fn summary(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<Value> {
+    let of = |way: &RuleVariant| {
         let (right, weakest) = (set.over_fedavg(&way.name, &accuracy), set.over_fedavg(&way.name, &recall));
         let worst = right.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
         Some(json!({
@@ -138,9 +138,9 @@ fn summary(set: &Set, ways: &[Way]) -> Vec<Value> {
     ways.iter().filter_map(of).collect()
 }
 
-fn headline(sets: &[Set]) -> Vec<Figure> {
+fn headline(sets: &[ExperimentSet]) -> Vec<HeadlineFigure> {
     // The goal is one that every set is held against: the headline is the set that fares worst.
-    let least = |of: &dyn Fn(&Set) -> Option<f64>| sets.iter().filter_map(of).reduce(f64::min);
+    let least = |of: &dyn Fn(&ExperimentSet) -> Option<f64>| sets.iter().filter_map(of).reduce(f64::min);
     let worst = |rule: &'static str| {
         least(&|set| {
             let even = set
@@ -152,7 +152,7 @@ fn headline(sets: &[Set]) -> Vec<Figure> {
         })
     };
     let right = |rule: &'static str| least(&|set| mean(&set.over_fedavg(rule, &accuracy)));
-    let means_well = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm == Harm::None);
+    let means_well = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm == SiteHarm::None);
     let well_meaning = |rule: &'static str| {
         least(&|set| {
             let all = set.over_fedavg(rule, &accuracy);
@@ -160,12 +160,12 @@ fn headline(sets: &[Set]) -> Vec<Figure> {
         })
     };
     let weakest = |rule: &'static str| least(&|set| mean(&set.over_fedavg(rule, &recall)));
-    let figure = |name, title, value, goal: Option<f64>| Figure {
+    let figure = |name, title, value, goal: Option<f64>| HeadlineFigure {
         name,
         title,
         value,
         unit: "points",
-        goal: goal.map(Goal::AtLeast),
+        goal: goal.map(FigureGoal::AtLeast),
     };
     vec![
         figure(
@@ -206,7 +206,7 @@ fn headline(sets: &[Set]) -> Vec<Figure> {
     ]
 }
 
-fn notes(sets: &[Set], ways: &[Way], options: &Options) -> Vec<String> {
+fn notes(sets: &[ExperimentSet], ways: &[RuleVariant], options: &FederatedBenchOptions) -> Vec<String> {
     let mut notes = vec![format!(
         "{SITES} sites, {ROUNDS} rounds, {} seeds; means of the last {LAST} rounds, ± over seeds. rounds: until within a tenth of FedAvg with even sites.",
         options.seeds
@@ -246,12 +246,12 @@ fn notes(sets: &[Set], ways: &[Way], options: &Options) -> Vec<String> {
     notes
 }
 
-fn charts(set: &Set, ways: &[Way]) -> Vec<(String, Picture)> {
+fn charts(set: &ExperimentSet, ways: &[RuleVariant]) -> Vec<(String, ReportChart)> {
     let shown: Vec<&str> = ["fedavg", "paper literal", "paper", "pick", "val-only"]
         .into_iter()
         .filter(|name| ways.iter().any(|way| way.name == *name))
         .collect();
-    let group = |scheme: &'static str| Group {
+    let group = |scheme: &'static str| BarGroup {
         name: scheme.into(),
         bars: shown
             .iter()
@@ -262,12 +262,12 @@ fn charts(set: &Set, ways: &[Way]) -> Vec<(String, Picture)> {
     for (file, title, harmed) in
         [("federated", "every site means well", false), ("federated-harmed", "one site does not", true)]
     {
-        let is_harmed = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm != Harm::None);
-        let groups: Vec<Group> = set.schemes().filter(|name| is_harmed(name) == harmed).map(group).collect();
+        let is_harmed = |name: &str| SCHEMES.iter().any(|scheme| scheme.name == name && scheme.harm != SiteHarm::None);
+        let groups: Vec<BarGroup> = set.schemes().filter(|name| is_harmed(name) == harmed).map(group).collect();
         if !groups.is_empty() {
             let title = format!("Rules of merging on {}: {title}", set.name);
-            let bars = Bars { title, y_label: "% right".into(), groups };
-            pictures.push((format!("{file}-{}", set.name), Picture::Bars(bars)));
+            let bars = BarChart { title, y_label: "% right".into(), groups };
+            pictures.push((format!("{file}-{}", set.name), ReportChart::Bars(bars)));
         }
     }
     let scheme = "dirichlet 0.1";
@@ -276,9 +276,9 @@ fn charts(set: &Set, ways: &[Way]) -> Vec<(String, Picture)> {
         let points = (0..ROUNDS).filter_map(|round| {
             Some((round as f64 + 1.0, set.mean(scheme, rule, &|played| played.accuracy[round])? * 100.0))
         });
-        Some(Line { name: rule.into(), points: points.collect() })
+        Some(ChartLine { name: rule.into(), points: points.collect() })
     });
-    let lines: Vec<Line> = lines.collect();
+    let lines: Vec<ChartLine> = lines.collect();
     if !lines.is_empty() {
         let chart = Chart {
             title: format!("Round by round on {}, {scheme}", set.name),
@@ -287,7 +287,7 @@ fn charts(set: &Set, ways: &[Way]) -> Vec<(String, Picture)> {
             lines,
             marks: Vec::new(),
         };
-        pictures.push((format!("federated-rounds-{}", set.name), Picture::Lines(chart)));
+        pictures.push((format!("federated-rounds-{}", set.name), ReportChart::Lines(chart)));
     }
     pictures
 }

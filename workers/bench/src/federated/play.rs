@@ -1,22 +1,22 @@
 //! One experiment: sites learn from their share, what they send is merged by a rule, and so on, round after round.
 
-use aggregator::derive::{Around, Sent, aggregate, is_learning};
-use aggregator::public::Public;
-use aggregator::score::{Ground, Judge, Tried, Tuning};
-use aggregator::server::Memory;
-use aggregator::values::Values;
-use aggregator::{Layout, MergeSettings};
-use autograd::Trainable;
-use autograd::loss::{Smoothing, cross_entropy};
+use aggregator::derive::{AggregateContext, SiteContribution, aggregate, is_learning};
+use aggregator::public::PublicSet;
+use aggregator::score::{ScoringModel, ModelScorer, ModelScore, Tuning};
+use aggregator::server::ServerOptimizerState;
+use aggregator::values::WeightRow;
+use aggregator::{ParameterLayout, MergeSettings};
+use autograd::TrainableSelection;
+use autograd::loss::{LabelSmoothing, cross_entropy};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use training::stepper::Stepper;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
-use super::pool::Pool;
-use super::scheme::{Harm, SITES, Scheme, Share};
+use super::pool::PicturePool;
+use super::scheme::{SiteHarm, SITES, DivisionScheme, SitePictures};
 use crate::error::BenchError;
 
 /// Rounds.
@@ -30,7 +30,7 @@ pub const LAST: usize = 3;
 
 /// What came of an experiment.
 #[derive(Debug, Clone, Serialize)]
-pub struct Played {
+pub struct ExperimentResult {
     /// How pictures were divided.
     pub scheme: &'static str,
     /// Name of the rule.
@@ -50,41 +50,41 @@ pub struct Played {
 }
 
 /// Who learns and who is tried, for one thread.
-pub struct Player<'a> {
-    pool: &'a Pool,
-    ground: &'a Ground,
-    judges: Vec<Judge>,
+pub struct ExperimentRunner<'a> {
+    pool: &'a PicturePool,
+    ground: &'a ScoringModel,
+    judges: Vec<ModelScorer>,
     stepper: Stepper,
     order: Vec<usize>,
-    test: Public,
+    test: PublicSet,
 }
 
-impl<'a> Player<'a> {
+impl<'a> ExperimentRunner<'a> {
     /// Loads the graphs.
-    pub fn open(runtime: &Onnx, pool: &'a Pool, ground: &'a Ground) -> Result<Self, BenchError> {
+    pub fn open(runtime: &OnnxRuntime, pool: &'a PicturePool, ground: &'a ScoringModel) -> Result<Self, BenchError> {
         let ready = training::probe::prepare_model(runtime, &pool.model, BATCH)?;
-        let step = ready.prepared.step(&ready.known, &Trainable::All)?;
+        let step = ready.prepared.step(&ready.known, &TrainableSelection::All)?;
         let place = |name: &str| ground.layout.places().iter().position(|place| place.name == name);
         let order = step.weights.iter().map(|weight| place(&weight.name).unwrap_or_default()).collect();
-        let judges = vec![Judge::new(runtime, ground, 1)?];
+        let judges = vec![ModelScorer::new(runtime, ground, 1)?];
         Ok(Self { pool, ground, judges, stepper: Stepper::open(runtime, step, 1)?, order, test: pool.test() })
     }
 
     /// Plays one experiment. `merge`: `None` learns from the public set alone.
     pub fn run_experiment(
         &mut self,
-        scheme: &Scheme,
+        scheme: &DivisionScheme,
         rule: &str,
         merge: Option<&MergeSettings>,
         seed: u64,
-    ) -> Result<Played, BenchError> {
+    ) -> Result<ExperimentResult, BenchError> {
         let pool = self.pool;
         let (public, rest) = pool.public(seed);
         let pictures: Vec<(usize, usize, Option<&str>)> =
             rest.iter().map(|place| (*place, pool.learn[*place].1, pool.learn[*place].2.as_deref())).collect();
         let shares = scheme.divide(&pictures, pool.classes, SITES, seed);
         let mut row = initial_weights(&self.ground.layout, seed);
-        let mut memory = Memory::default();
+        let mut memory = ServerOptimizerState::default();
         let (mut tried, mut taken, mut clear) = (Vec::new(), Vec::<(String, usize)>::new(), Vec::new());
         for round in 0..ROUNDS {
             row = match merge {
@@ -94,16 +94,16 @@ impl<'a> Player<'a> {
                 }
                 Some(settings) => {
                     let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;
-                    let sites = sent.iter().zip(&shares).enumerate().map(|(number, (values, share))| Sent {
+                    let sites = sent.iter().zip(&shares).enumerate().map(|(number, (values, share))| SiteContribution {
                         site: site(number),
-                        values: Values::Memory(values),
+                        values: WeightRow::Memory(values),
                         base: &row,
                         behind: 0,
                         samples: share.len() as u64,
                         hard: 0,
                         of_class: of_class(share, pool.classes),
                     });
-                    let mut around = Around {
+                    let mut around = AggregateContext {
                         layout: &self.ground.layout,
                         public: Some(&public),
                         judges: &mut self.judges,
@@ -123,7 +123,7 @@ impl<'a> Player<'a> {
                             derived.row
                         }
                         // The last release stands.
-                        Err(aggregator::derive::DeriveError::NotFinite) => row,
+                        Err(aggregator::derive::AggregateError::NotFinite) => row,
                         Err(error) => return Err(error.into()),
                     }
                 }
@@ -137,8 +137,8 @@ impl<'a> Player<'a> {
     fn sites(
         &mut self,
         row: &[f32],
-        shares: &[Share],
-        harm: Harm,
+        shares: &[SitePictures],
+        harm: SiteHarm,
         seed: u64,
         round: usize,
     ) -> Result<Vec<Vec<f32>>, BenchError> {
@@ -149,11 +149,11 @@ impl<'a> Player<'a> {
             // Neither the largest nor the smallest.
             if number == SITES / 2 {
                 match harm {
-                    Harm::Flipped => {
+                    SiteHarm::Flipped => {
                         learned.iter_mut().zip(row).for_each(|(sent, base)| *sent = base - 3.0 * (*sent - base));
                     }
-                    Harm::Random => learned = initial_weights(&self.ground.layout, random.random_range(0..u64::MAX)),
-                    Harm::None | Harm::Noisy => {}
+                    SiteHarm::Random => learned = initial_weights(&self.ground.layout, random.random_range(0..u64::MAX)),
+                    SiteHarm::None | SiteHarm::Noisy => {}
                 }
             }
             sent.push(learned);
@@ -162,7 +162,7 @@ impl<'a> Player<'a> {
     }
 
     /// A site learns from its share.
-    fn learn(&mut self, row: &[f32], share: &Share, random: &mut StdRng) -> Result<Vec<f32>, BenchError> {
+    fn learn(&mut self, row: &[f32], share: &SitePictures, random: &mut StdRng) -> Result<Vec<f32>, BenchError> {
         let (size, length, places) = (usize::from(BATCH), self.pool.length, self.ground.layout.places());
         let slice = |place: &usize| row[places[*place].start..places[*place].start + places[*place].len].to_vec();
         let mut weights: Vec<Vec<f32>> = self.order.iter().map(slice).collect();
@@ -178,7 +178,7 @@ impl<'a> Player<'a> {
                     image.copy_from_slice(&self.pool.learn[*place].0);
                     *label = Some(*class);
                 }
-                let targets = cross_entropy(&labels, self.pool.classes, &Smoothing::default());
+                let targets = cross_entropy(&labels, self.pool.classes, &LabelSmoothing::default());
                 self.stepper.learn(&images, &targets, &weights, &mut gradients)?;
                 for (weight, gradient) in weights.iter_mut().zip(&gradients) {
                     weight.iter_mut().zip(gradient).for_each(|(weight, by)| *weight -= RATE * by);
@@ -194,7 +194,7 @@ impl<'a> Player<'a> {
 }
 
 /// How many pictures of each class.
-fn of_class(share: &Share, classes: usize) -> Vec<u64> {
+fn of_class(share: &SitePictures, classes: usize) -> Vec<u64> {
     let mut counts = vec![0; classes];
     share.iter().for_each(|(_, class)| counts[*class] += 1);
     counts
@@ -205,7 +205,7 @@ pub fn site(number: usize) -> schemas::SiteName {
 }
 
 /// Weights that know nothing: spread as He et al. advise (arXiv 1502.01852); biases are 0.
-pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
+pub fn initial_weights(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut row = Vec::with_capacity(layout.len());
     for place in layout.places() {
@@ -217,21 +217,21 @@ pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
 }
 
 fn played(
-    scheme: &Scheme,
+    scheme: &DivisionScheme,
     rule: &str,
     seed: u64,
-    tried: &[Tried],
+    tried: &[ModelScore],
     classes: usize,
     taken: Vec<(String, usize)>,
-) -> Played {
-    let right = |tried: &Tried| {
+) -> ExperimentResult {
+    let right = |tried: &ModelScore| {
         let right = tried.said.iter().filter(|said| said.class == said.shows).count();
         right as f64 / tried.said.len().max(1) as f64
     };
     let last = &tried[tried.len().saturating_sub(LAST)..];
-    let mean = |of: &dyn Fn(&Tried) -> f64| last.iter().map(of).sum::<f64>() / last.len().max(1) as f64;
-    let recall = |tried: &Tried| tried.accuracy.iter().flatten().copied().fold(1.0, f64::min);
-    Played {
+    let mean = |of: &dyn Fn(&ModelScore) -> f64| last.iter().map(of).sum::<f64>() / last.len().max(1) as f64;
+    let recall = |tried: &ModelScore| tried.accuracy.iter().flatten().copied().fold(1.0, f64::min);
+    ExperimentResult {
         scheme: scheme.name,
         rule: rule.into(),
         seed,
@@ -243,7 +243,7 @@ fn played(
     }
 }
 
-fn macro_f1(tried: &Tried, classes: usize) -> f64 {
+fn macro_f1(tried: &ModelScore, classes: usize) -> f64 {
     let of = |class: usize| {
         let count = |keep: &dyn Fn(bool, bool) -> bool| {
             tried.said.iter().filter(|said| keep(said.class == class, said.shows == class)).count() as f64

@@ -7,19 +7,19 @@ use schemas::{Reason, Route, TaskId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::scenario::{Part, Scenario};
-use crate::bars::{Bars, Group};
-use crate::ear::Ear;
-use crate::field::Used;
-use crate::labelled::Labelled;
-use crate::report::{Figure, Goal, Picture, Table, amount};
+use super::scenario::{PolicyQuestion, Scenario};
+use crate::bars::{BarChart, BarGroup};
+use crate::ear::AnswerListener;
+use crate::field::CpuUsage;
+use crate::labelled::LabelledImage;
+use crate::report::{HeadlineFigure, FigureGoal, ReportChart, ReportTable, amount};
 use crate::stats::{Latency, median};
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub struct PolicyRun {
     /// Which question.
-    pub part: Part,
+    pub part: PolicyQuestion,
     /// Which scenario.
     pub scenario: &'static str,
     /// Which policy.
@@ -28,12 +28,12 @@ pub struct Run {
     pub round: usize,
     /// What it came to.
     #[serde(flatten)]
-    pub outcome: Outcome,
+    pub outcome: PolicyRunOutcome,
 }
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct PolicyRunOutcome {
     /// Until the last final answer, seconds.
     pub completion_s: f64,
     /// Until the last image had an answer of any kind, seconds.
@@ -67,18 +67,18 @@ pub struct Outcome {
     pub routes: BTreeMap<String, u64>,
 }
 
-impl Outcome {
+impl PolicyRunOutcome {
     /// From what was heard.
     #[allow(clippy::too_many_arguments)]
     pub fn of(
-        ear: &Ear,
+        ear: &AnswerListener,
         tasks: &[TaskId],
-        images: &[Labelled],
+        images: &[LabelledImage],
         scenario: &Scenario,
         edge_completion_s: f64,
         completion_s: f64,
         complete: bool,
-        (before, after): (Used, Used),
+        (before, after): (CpuUsage, CpuUsage),
     ) -> Self {
         let (mut first, mut last, mut confident) = (Vec::new(), Vec::new(), Vec::new());
         let mut said: Vec<(&str, Option<String>)> = Vec::new();
@@ -146,19 +146,19 @@ fn macro_f1(said: &[(&str, Option<String>)]) -> f64 {
     of_labels.iter().sum::<f64>() / of_labels.len().max(1) as f64
 }
 
-fn of<'r>(runs: &'r [Run], part: Part, scenario: &str, policy: PolicyName) -> Vec<&'r Outcome> {
-    let wanted = |run: &&Run| run.part == part && run.scenario == scenario && run.policy == policy;
+fn of<'r>(runs: &'r [PolicyRun], part: PolicyQuestion, scenario: &str, policy: PolicyName) -> Vec<&'r PolicyRunOutcome> {
+    let wanted = |run: &&PolicyRun| run.part == part && run.scenario == scenario && run.policy == policy;
     runs.iter().filter(wanted).map(|run| &run.outcome).collect()
 }
 
 /// The median over the rounds; `None` without any.
-fn middle(outcomes: &[&Outcome], value: impl Fn(&Outcome) -> f64) -> Option<f64> {
+fn middle(outcomes: &[&PolicyRunOutcome], value: impl Fn(&PolicyRunOutcome) -> f64) -> Option<f64> {
     let values: Vec<f64> = outcomes.iter().map(|outcome| value(outcome)).collect();
     (!values.is_empty()).then(|| median(&values))
 }
 
 /// Each scenario and policy once, in the order they were measured first.
-fn cells(runs: &[Run]) -> Vec<(Part, &'static str, PolicyName)> {
+fn cells(runs: &[PolicyRun]) -> Vec<(PolicyQuestion, &'static str, PolicyName)> {
     let mut cells = Vec::new();
     for run in runs {
         let cell = (run.part, run.scenario, run.policy);
@@ -170,15 +170,15 @@ fn cells(runs: &[Run]) -> Vec<(Part, &'static str, PolicyName)> {
 }
 
 /// For programs.
-pub fn rows(runs: &[Run]) -> Vec<Value> {
+pub fn rows(runs: &[PolicyRun]) -> Vec<Value> {
     runs.iter().map(|run| json!(run)).collect()
 }
 
 /// For people: medians over the rounds.
-pub fn table(runs: &[Run]) -> Table {
-    let line = |(part, scenario, policy): (Part, &'static str, PolicyName)| {
+pub fn table(runs: &[PolicyRun]) -> ReportTable {
+    let line = |(part, scenario, policy): (PolicyQuestion, &'static str, PolicyName)| {
         let found = of(runs, part, scenario, policy);
-        let middle = |value: fn(&Outcome) -> f64| middle(&found, value).unwrap_or(f64::NAN);
+        let middle = |value: fn(&PolicyRunOutcome) -> f64| middle(&found, value).unwrap_or(f64::NAN);
         let all = found.iter().all(|outcome| outcome.complete);
         let percent = |ratio: f64| amount(ratio * 100.0, "");
         vec![
@@ -188,8 +188,8 @@ pub fn table(runs: &[Run]) -> Table {
             amount(middle(|o| o.first.p50_ms), ""),
             amount(middle(|o| o.first.p99_ms), ""),
             amount(middle(|o| o.last.p99_ms), ""),
-            if part == Part::Verification { percent(middle(|o| o.accuracy_ratio)) } else { String::new() },
-            if part == Part::Verification { percent(middle(|o| o.macro_f1)) } else { String::new() },
+            if part == PolicyQuestion::Verification { percent(middle(|o| o.accuracy_ratio)) } else { String::new() },
+            if part == PolicyQuestion::Verification { percent(middle(|o| o.macro_f1)) } else { String::new() },
             percent(middle(|o| o.uploaded_ratio)),
             amount(middle(|o| o.uploaded_bytes as f64 / 1e3), ""),
             amount(middle(|o| o.site_cpu_ms), ""),
@@ -198,7 +198,7 @@ pub fn table(runs: &[Run]) -> Table {
             amount(middle(|o| o.deadline_misses as f64), ""),
         ]
     };
-    Table {
+    ReportTable {
         columns: vec![
             "scenario: policy",
             "all s",
@@ -222,35 +222,35 @@ pub fn table(runs: &[Run]) -> Table {
 use PolicyName::{CloudOnly, EarliestFinish, EdgeOnly, HardExample, Paper, Random};
 
 /// What matters: ratios of medians over the rounds.
-pub fn headline(runs: &[Run]) -> Vec<Figure> {
+pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
     let value =
-        |part, scenario: &str, policy, value: fn(&Outcome) -> f64| middle(&of(runs, part, scenario, policy), value);
-    let ratio = |part, scenario: &str, policy, over, what: fn(&Outcome) -> f64| {
+        |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| middle(&of(runs, part, scenario, policy), value);
+    let ratio = |part, scenario: &str, policy, over, what: fn(&PolicyRunOutcome) -> f64| {
         Some(value(part, scenario, policy, what)? / value(part, scenario, over, what)?)
     };
-    let completion = |outcome: &Outcome| outcome.completion_s;
+    let completion = |outcome: &PolicyRunOutcome| outcome.completion_s;
     let worse = |scenario: &str| {
-        let one = ratio(Part::Verification, scenario, EarliestFinish, HardExample, completion)?;
-        Some(one.max(ratio(Part::Verification, scenario, Paper, HardExample, completion)?))
+        let one = ratio(PolicyQuestion::Verification, scenario, EarliestFinish, HardExample, completion)?;
+        Some(one.max(ratio(PolicyQuestion::Verification, scenario, Paper, HardExample, completion)?))
     };
     // Against the better of the two that do not decide.
     let best_fixed = |scenario: &str| {
-        let own = value(Part::Offloading, scenario, EarliestFinish, completion)?;
-        let edge = value(Part::Offloading, scenario, EdgeOnly, completion)?;
-        let cloud = value(Part::Offloading, scenario, CloudOnly, completion).unwrap_or(f64::INFINITY);
+        let own = value(PolicyQuestion::Offloading, scenario, EarliestFinish, completion)?;
+        let edge = value(PolicyQuestion::Offloading, scenario, EdgeOnly, completion)?;
+        let cloud = value(PolicyQuestion::Offloading, scenario, CloudOnly, completion).unwrap_or(f64::INFINITY);
         Some(own / edge.min(cloud))
     };
     let bad = ["link slow", "link flapping", "cloud down", "cloud stalled"];
     let worst_bad = bad.iter().filter_map(|scenario| best_fixed(scenario)).reduce(f64::max);
     let points = |policy, over| {
-        let accuracy = |policy| value(Part::Verification, "steady", policy, |o| o.accuracy_ratio);
+        let accuracy = |policy| value(PolicyQuestion::Verification, "steady", policy, |o| o.accuracy_ratio);
         Some((accuracy(policy)? - accuracy(over)?) * 100.0)
     };
     let confident = |scenario: &str| {
-        ratio(Part::Verification, scenario, EarliestFinish, EdgeOnly, |outcome| outcome.confident.p99_ms)
+        ratio(PolicyQuestion::Verification, scenario, EarliestFinish, EdgeOnly, |outcome| outcome.confident.p99_ms)
     };
-    let figure = |name, title, value, unit, goal| Figure { name, title, value, unit, goal };
-    let most = |most| Some(Goal::AtMost(most));
+    let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
+    let most = |most| Some(FigureGoal::AtMost(most));
     vec![
         figure(
             "completion_over_hard_example_batch",
@@ -263,7 +263,7 @@ pub fn headline(runs: &[Run]) -> Vec<Figure> {
         figure(
             "steady_p99_over_hard_example",
             "steady: p99 of the first answer over hard-example's",
-            ratio(Part::Verification, "steady", EarliestFinish, HardExample, |outcome| outcome.first.p99_ms),
+            ratio(PolicyQuestion::Verification, "steady", EarliestFinish, HardExample, |outcome| outcome.first.p99_ms),
             "",
             most(0.5),
         ),
@@ -286,14 +286,14 @@ pub fn headline(runs: &[Run]) -> Vec<Figure> {
             "steady: accuracy beyond hard-example's, which sends up as much",
             points(EarliestFinish, HardExample),
             "points",
-            Some(Goal::AtLeast(0.0)),
+            Some(FigureGoal::AtLeast(0.0)),
         ),
         figure(
             "accuracy_minus_random_points_at_equal_uploads",
             "steady: accuracy beyond random's, which sends up as much",
             points(EarliestFinish, Random),
             "points",
-            Some(Goal::AtLeast(0.0)),
+            Some(FigureGoal::AtLeast(0.0)),
         ),
         figure(
             "cloud_down_p99_over_edge_only",
@@ -313,7 +313,7 @@ pub fn headline(runs: &[Run]) -> Vec<Figure> {
 }
 
 /// What a reader should know.
-pub fn notes(images: &[Labelled], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
+pub fn notes(images: &[LabelledImage], paced_ms: Option<f64>, rounds: usize) -> Vec<String> {
     let mean = images.iter().map(|image| image.bytes.len()).sum::<usize>() / images.len().max(1);
     let cloud = match paced_ms {
         Some(ms) => {
@@ -331,23 +331,23 @@ pub fn notes(images: &[Labelled], paced_ms: Option<f64>, rounds: usize) -> Vec<S
 }
 
 /// Completion times, a picture a part.
-pub fn charts(runs: &[Run]) -> Vec<(String, Picture)> {
-    let chart = |part: Part, title: &str| {
-        let mut groups: Vec<Group> = Vec::new();
+pub fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
+    let chart = |part: PolicyQuestion, title: &str| {
+        let mut groups: Vec<BarGroup> = Vec::new();
         for (_, scenario, policy) in cells(runs).into_iter().filter(|(of, ..)| *of == part) {
             let Some(seconds) = middle(&of(runs, part, scenario, policy), |outcome| outcome.completion_s) else {
                 continue;
             };
             match groups.iter_mut().find(|group| group.name == scenario) {
                 Some(group) => group.bars.push((policy.to_string(), seconds)),
-                None => groups.push(Group { name: scenario.into(), bars: vec![(policy.to_string(), seconds)] }),
+                None => groups.push(BarGroup { name: scenario.into(), bars: vec![(policy.to_string(), seconds)] }),
             }
         }
-        Picture::Bars(Bars { title: title.into(), y_label: "seconds until the last final answer".into(), groups })
+        ReportChart::Bars(BarChart { title: title.into(), y_label: "seconds until the last final answer".into(), groups })
     };
     vec![
-        ("policy-verification".into(), chart(Part::Verification, "Completion time, doubtful images verified")),
-        ("policy-offloading".into(), chart(Part::Offloading, "Completion time, nothing in doubt")),
+        ("policy-verification".into(), chart(PolicyQuestion::Verification, "Completion time, doubtful images verified")),
+        ("policy-offloading".into(), chart(PolicyQuestion::Offloading, "Completion time, nothing in doubt")),
     ]
 }
 

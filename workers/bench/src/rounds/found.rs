@@ -2,19 +2,19 @@
 
 use serde_json::json;
 
-use super::Options;
-use super::play::{Played, ROUNDS, Round, SITES};
+use super::RoundsBenchOptions;
+use super::play::{RoundsResult, ROUNDS, RoundResult, SITES};
 use super::steering::Steering;
-use super::world::{Labels, World};
-use crate::report::{Figure, Goal, Machine, Report, Table};
+use super::world::{LabelQuality, RoundsWorld};
+use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, BenchReport, ReportTable};
 
 /// The report.
-pub fn report(world: &World, all: &[Played], options: &Options) -> Report {
-    let (played, compared): (Vec<&Played>, Vec<&Played>) =
+pub fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {
+    let (played, compared): (Vec<&RoundsResult>, Vec<&RoundsResult>) =
         all.iter().partition(|played| played.steering == Steering::Default);
     let columns = vec!["began with", "case", "labels", "start %", "end %", "points", "sealed", "shown, round by round"];
     let [learn, public, test] = world.counts();
-    Report {
+    BenchReport {
         bench: "rounds",
         settings: json!({
             "quick": options.quick,
@@ -23,37 +23,37 @@ pub fn report(world: &World, all: &[Played], options: &Options) -> Report {
             "rounds": if options.quick { 1 } else { ROUNDS },
             "pictures": { "to_divide": learn, "public": public, "test": test },
         }),
-        machine: Machine::here(&std::env::temp_dir()),
+        machine: BenchMachine::here(&std::env::temp_dir()),
         rows: all.iter().map(|played| json!(played)).collect(),
-        table: Table { columns, lines: played.iter().map(|played| line(played)).collect() },
+        table: ReportTable { columns, lines: played.iter().map(|played| line(played)).collect() },
         headline: headline(&played),
         notes: notes(world, &played).into_iter().chain(compare(&compared)).collect(),
         charts: Vec::new(),
     }
 }
 
-fn points(played: &Played) -> f64 {
+fn points(played: &RoundsResult) -> f64 {
     (played.end_ratio() - played.start_ratio) * 100.0
 }
 
 /// What is shown of a sealed release, less what is true, points.
-fn shown_minus_true(round: &Round) -> Option<f64> {
+fn shown_minus_true(round: &RoundResult) -> Option<f64> {
     let reported = round.reported.filter(|_| round.is_sealed())?;
     Some((reported.after.accuracy_ratio - round.after_ratio) * 100.0)
 }
 
-fn sealed<'a>(played: &[&'a Played]) -> impl Iterator<Item = &'a Round> {
+fn sealed<'a>(played: &[&'a RoundsResult]) -> impl Iterator<Item = &'a RoundResult> {
     played.iter().flat_map(|played| &played.rounds).filter(|round| round.is_sealed())
 }
 
-fn line(played: &Played) -> Vec<String> {
+fn line(played: &RoundsResult) -> Vec<String> {
     let percent = |ratio: f64| format!("{:.1}", ratio * 100.0);
     let labels = match played.labels {
-        Labels::True => "true",
-        Labels::Verdicts => "verdicts",
-        Labels::TenthWrong => "a tenth wrong",
+        LabelQuality::True => "true",
+        LabelQuality::Verdicts => "verdicts",
+        LabelQuality::TenthWrong => "a tenth wrong",
     };
-    let shown = |round: &Round| match round.reported.filter(|_| round.is_sealed()) {
+    let shown = |round: &RoundResult| match round.reported.filter(|_| round.is_sealed()) {
         None => "none".to_owned(),
         Some(reported) => {
             let change = if reported.is_measured() { "" } else { " (no change measured)" };
@@ -76,57 +76,57 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-fn headline(played: &[&Played]) -> Vec<Figure> {
+fn headline(played: &[&RoundsResult]) -> Vec<HeadlineFigure> {
     let shifted: Vec<f64> = played.iter().filter(|played| played.is_shifted).map(|played| points(played)).collect();
     let shown: Vec<f64> = sealed(played).filter_map(shown_minus_true).collect();
     let rounds = played.iter().map(|played| played.rounds.len()).sum::<usize>();
     let worse = sealed(played).filter(|round| round.after_ratio < round.before_ratio).count();
-    let figure = |name, title, value, unit, goal| Figure { name, title, value, unit, goal: Some(goal) };
+    let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal: Some(goal) };
     vec![
         figure(
             "worst_release_minus_start_points",
             "the last release less the model it began with, worst game",
             played.iter().map(|played| points(played)).reduce(f64::min),
             "points",
-            Goal::AtLeast(-0.3),
+            FigureGoal::AtLeast(-0.3),
         ),
         figure(
             "mean_gain_points_shifted",
             "the same where cameras changed, mean",
             mean(&shifted),
             "points",
-            Goal::AtLeast(3.0),
+            FigureGoal::AtLeast(3.0),
         ),
         figure(
             "shown_minus_true_points",
             "accuracy shown less that on pictures nobody saw, mean (either way)",
             mean(&shown).map(f64::abs),
             "points",
-            Goal::AtMost(1.0),
+            FigureGoal::AtMost(1.0),
         ),
         figure(
             "shown_minus_true_worst_points",
             "the same, worst release",
             shown.iter().map(|shown| shown.abs()).reduce(f64::max),
             "points",
-            Goal::AtMost(2.5),
+            FigureGoal::AtMost(2.5),
         ),
         figure(
             "rounds_that_sealed_a_worse_release",
             "rounds whose release is less right than the one before",
             (rounds > 0).then(|| worse as f64 * 100.0 / rounds as f64),
             "%",
-            Goal::AtMost(2.0),
+            FigureGoal::AtMost(2.0),
         ),
     ]
 }
 
-fn notes(world: &World, played: &[&Played]) -> Vec<String> {
+fn notes(world: &RoundsWorld, played: &[&RoundsResult]) -> Vec<String> {
     let [learn, public, test] = world.counts();
     let mut notes = vec![format!(
         "{SITES} sites; {learn} pictures to divide, {public} in the public set, of which a third is fitted on, a third chosen by and a third reported, {test} that nobody saw. Every other site has the other camera, and so has every other picture of the public set and of the test."
     )];
-    let covers = |round: &Round| {
+    let covers = |round: &RoundResult| {
         let (low, high) = round.reported?.after_interval;
         Some((low..=high).contains(&round.after_ratio))
     };
@@ -139,7 +139,7 @@ fn notes(world: &World, played: &[&Played]) -> Vec<String> {
     let mut starts: Vec<&str> = played.iter().map(|played| played.start.as_str()).collect();
     starts.dedup();
     for start in starts {
-        let of: Vec<&&Played> = played.iter().filter(|played| played.start == start).collect();
+        let of: Vec<&&RoundsResult> = played.iter().filter(|played| played.start == start).collect();
         let means = |shifted: bool| {
             let values: Vec<f64> =
                 of.iter().filter(|played| played.is_shifted == shifted).map(|played| points(played)).collect();
@@ -157,10 +157,10 @@ fn notes(world: &World, played: &[&Played]) -> Vec<String> {
 }
 
 /// What it adds that hard cases do something, over the same games in which they do nothing.
-fn compare(played: &[&Played]) -> Vec<String> {
+fn compare(played: &[&RoundsResult]) -> Vec<String> {
     let with = |steering: Steering| {
         let of = |wanted: Steering| played.iter().filter(move |played| played.steering == wanted);
-        let plain = |game: &Played| {
+        let plain = |game: &RoundsResult| {
             of(Steering::None)
                 .find(|plain| plain.seed == game.seed && plain.start == game.start)
                 .map(|plain| points(plain))

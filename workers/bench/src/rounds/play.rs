@@ -3,27 +3,27 @@
 
 use std::path::Path;
 
-use aggregator::derive::{Around, DeriveError, Sent, aggregate, is_learning};
+use aggregator::derive::{AggregateContext, AggregateError, SiteContribution, aggregate, is_learning};
 use aggregator::focus::HardSummary;
-use aggregator::record::{Candidate, ReportedChange};
+use aggregator::record::{RuleTrial, AccuracyChange};
 use aggregator::rule::PREVIOUS;
-use aggregator::score::{Ground, Judge};
-use aggregator::server::Memory;
-use aggregator::values::Values;
-use autograd::Trainable;
+use aggregator::score::{ScoringModel, ModelScorer};
+use aggregator::server::ServerOptimizerState;
+use aggregator::values::WeightRow;
+use autograd::TrainableSelection;
 use schemas::HardFocus;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use training::examples::{Examples, Split};
+use training::examples::{Examples, ExampleSplit};
 use training::focus;
-use training::pace::Pace;
-use training::train::{Around as Training, train_model};
+use training::pace::TrainingPace;
+use training::train::{TrainContext as Training, train_model};
 use training::{TrainError, folder};
-use vision::{Model, Onnx};
+use vision::{Model, OnnxRuntime};
 
 use super::steering::{Steering, find_doubtful};
-use super::world::{Case, Labels, Picture, Start, World};
-use crate::camera::Camera;
+use super::world::{DivisionCase, LabelQuality, PooledPicture, StartModel, RoundsWorld};
+use crate::camera::CameraStyle;
 use crate::error::BenchError;
 use crate::federated::site;
 
@@ -33,13 +33,13 @@ pub const SITES: usize = 4;
 pub const ROUNDS: usize = 2;
 
 /// What is played.
-pub struct Game<'a> {
+pub struct RoundsExperiment<'a> {
     /// The model to begin with.
-    pub start: &'a Start,
+    pub start: &'a StartModel,
     /// How pictures are divided and shown.
-    pub case: &'a Case,
+    pub case: &'a DivisionCase,
     /// What sites believe.
-    pub labels: Labels,
+    pub labels: LabelQuality,
     /// What hard cases do.
     pub steering: Steering,
     /// Of all chance.
@@ -48,7 +48,7 @@ pub struct Game<'a> {
 
 /// What came of a game.
 #[derive(Debug, Clone, Serialize)]
-pub struct Played {
+pub struct RoundsResult {
     /// Name of the model it began with.
     pub start: String,
     /// How pictures were divided and shown.
@@ -56,7 +56,7 @@ pub struct Played {
     /// Whether some cameras show pictures otherwise.
     pub is_shifted: bool,
     /// What sites believed.
-    pub labels: Labels,
+    pub labels: LabelQuality,
     /// What hard cases did.
     pub steering: Steering,
     /// Of all chance: games with the same one differ in their steering alone.
@@ -64,34 +64,34 @@ pub struct Played {
     /// Share of the pictures nobody saw that the model it began with is right about.
     pub start_ratio: f64,
     /// Every round.
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<RoundResult>,
 }
 
 /// What came of a round.
 #[derive(Debug, Clone, Serialize)]
-pub struct Round {
+pub struct RoundResult {
     /// The rule that was taken; `previous` where nothing was sealed.
     pub rule: String,
     /// What was tried on the pictures that are chosen by, the base first.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<RuleTrial>,
     /// Share of the pictures nobody saw that the release before is right about.
     pub before_ratio: f64,
     /// The same of what is deployed after the round.
     pub after_ratio: f64,
     /// What is shown of it.
-    pub reported: Option<ReportedChange>,
+    pub reported: Option<AccuracyChange>,
     /// What each site measured on what it held out: how much more is right, points.
     pub sites_gained_points: Vec<f64>,
 }
 
-impl Round {
+impl RoundResult {
     /// Whether there is a new release.
     pub fn is_sealed(&self) -> bool {
         self.rule != PREVIOUS
     }
 }
 
-impl Played {
+impl RoundsResult {
     /// Share of the pictures nobody saw that the last release is right about.
     pub fn end_ratio(&self) -> f64 {
         self.rounds.last().map_or(self.start_ratio, |round| round.after_ratio)
@@ -100,33 +100,33 @@ impl Played {
 
 /// Plays a game.
 pub fn run_experiment(
-    runtime: &Onnx,
-    world: &World,
-    game: &Game<'_>,
+    runtime: &OnnxRuntime,
+    world: &RoundsWorld,
+    game: &RoundsExperiment<'_>,
     rounds: usize,
     stop: &CancellationToken,
-) -> Result<Played, BenchError> {
+) -> Result<RoundsResult, BenchError> {
     let place = tempfile::tempdir_in(world.place.path()).map_err(BenchError::file(world.place.path()))?;
-    let Game { start, case, labels, steering, seed } = game;
+    let RoundsExperiment { start, case, labels, steering, seed } = game;
     let (public, learnable) = world.draw(*seed);
     let public = world.public(&public, &start.model, case.camera)?;
     let test = world.test(&start.model, case.camera)?;
     let shares = shares(&learnable, world.labels.len(), game);
     let mut model = start.model.clone();
-    let mut played = Played {
+    let mut played = RoundsResult {
         start: start.name.clone(),
         case: case.name(),
-        is_shifted: case.camera != Camera::Plain,
+        is_shifted: case.camera != CameraStyle::Plain,
         labels: *labels,
         steering: *steering,
         seed: *seed,
         start_ratio: 0.0,
         rounds: Vec::new(),
     };
-    let (mut memory, mut clear) = (Memory::default(), Vec::new());
+    let (mut memory, mut clear) = (ServerOptimizerState::default(), Vec::new());
     for round in 1..=rounds {
-        let ground = Ground::for_model(runtime, &model, &Trainable::All, &[])?;
-        let mut judges = vec![Judge::new(runtime, &ground, 1)?];
+        let ground = ScoringModel::for_model(runtime, &model, &TrainableSelection::All, &[])?;
+        let mut judges = vec![ModelScorer::new(runtime, &ground, 1)?];
         let before = judges[0].score(&ground.base, &test, &test.all())?.holdout().measured().accuracy_ratio;
         if round == 1 {
             played.start_ratio = before;
@@ -136,7 +136,7 @@ pub fn run_experiment(
         let doubtful = known.iter().map(|known| find_doubtful(runtime, &model, known, &mut summary));
         let doubtful = doubtful.collect::<Result<Vec<_>, _>>()?;
         let focus = summary.focus(steering.strength());
-        let learner = Learner { runtime, model: &model, ground: &ground, labels: &world.labels, stop };
+        let learner = SiteLearner { runtime, model: &model, ground: &ground, labels: &world.labels, stop };
         let mut learned = Vec::new();
         for (number, (known, doubtful)) in known.iter().zip(&doubtful).enumerate() {
             let into = place.path().join(format!("{round}-{number}"));
@@ -144,16 +144,16 @@ pub fn run_experiment(
                 learned.push((site(number), one));
             }
         }
-        let sent = learned.iter().map(|(site, one)| Sent {
+        let sent = learned.iter().map(|(site, one)| SiteContribution {
             site: site.clone(),
-            values: Values::Memory(&one.row),
+            values: WeightRow::Memory(&one.row),
             base: &ground.base,
             behind: 0,
             samples: one.of_class.iter().sum(),
             hard: one.hard,
             of_class: one.of_class.clone(),
         });
-        let mut around = Around {
+        let mut around = AggregateContext {
             layout: &ground.layout,
             public: Some(&public),
             judges: &mut judges,
@@ -163,13 +163,13 @@ pub fn run_experiment(
         let derived = aggregate(&ground.base, sent.collect(), memory.clone(), &steering.merge(), &mut around);
         let derived = match derived {
             Ok(derived) => derived,
-            Err(DeriveError::NoUpdates | DeriveError::NotFinite) => continue,
+            Err(AggregateError::NoUpdates | AggregateError::NotFinite) => continue,
             Err(error) => return Err(error.into()),
         };
         let after = judges[0].score(&derived.row, &test, &test.all())?.holdout().measured().accuracy_ratio;
         memory = derived.memory;
         clear.extend(derived.record.is_clear);
-        let ended = Round {
+        let ended = RoundResult {
             rule: derived.record.rule,
             candidates: derived.record.candidates,
             before_ratio: before,
@@ -187,18 +187,18 @@ pub fn run_experiment(
 }
 
 /// Every site's pictures, each a file with what it is believed to show.
-fn shares<'a>(learnable: &[&'a Picture], classes: usize, game: &Game<'_>) -> Vec<Vec<(&'a Path, usize)>> {
+fn shares<'a>(learnable: &[&'a PooledPicture], classes: usize, game: &RoundsExperiment<'_>) -> Vec<Vec<(&'a Path, usize)>> {
     let Some(scheme) = game.case.scheme() else { return Vec::new() };
     let pictures: Vec<(usize, usize, Option<&str>)> =
         learnable.iter().enumerate().map(|(place, picture)| (place, picture.class, None)).collect();
     let divided = scheme.divide(&pictures, classes, SITES, game.seed);
-    let believed = |picture: &Picture, camera: Camera| match game.labels {
-        Labels::True => Some(picture.class),
-        Labels::Verdicts => picture.verdicts.get(&camera).copied().flatten(),
-        Labels::TenthWrong => Some(picture.mistaken),
+    let believed = |picture: &PooledPicture, camera: CameraStyle| match game.labels {
+        LabelQuality::True => Some(picture.class),
+        LabelQuality::Verdicts => picture.verdicts.get(&camera).copied().flatten(),
+        LabelQuality::TenthWrong => Some(picture.mistaken),
     };
     let of_site = |(number, share): (usize, Vec<(usize, usize)>)| {
-        let camera = if number % 2 == 1 { game.case.camera } else { Camera::Plain };
+        let camera = if number % 2 == 1 { game.case.camera } else { CameraStyle::Plain };
         let pictures = share.into_iter().filter_map(move |(place, _)| {
             let picture = learnable[place];
             Some((picture.files.get(&camera)?.as_path(), believed(picture, camera)?))
@@ -209,7 +209,7 @@ fn shares<'a>(learnable: &[&'a Picture], classes: usize, game: &Game<'_>) -> Vec
 }
 
 /// What a site learned.
-struct Learned {
+struct SiteTraining {
     /// Its weights.
     row: Vec<f32>,
     /// Pictures of each class that they were learned from.
@@ -221,15 +221,15 @@ struct Learned {
 }
 
 /// What sites learn from and with.
-struct Learner<'a> {
-    runtime: &'a Onnx,
+struct SiteLearner<'a> {
+    runtime: &'a OnnxRuntime,
     model: &'a Model,
-    ground: &'a Ground,
+    ground: &'a ScoringModel,
     labels: &'a [String],
     stop: &'a CancellationToken,
 }
 
-impl Learner<'_> {
+impl SiteLearner<'_> {
     /// A site learns as its trainer does; `None` if it has too few pictures to learn from. `into`: a folder of its own.
     fn learn(
         &self,
@@ -238,7 +238,7 @@ impl Learner<'_> {
         focus: Option<&HardFocus>,
         steering: Steering,
         into: &Path,
-    ) -> Result<Option<Learned>, BenchError> {
+    ) -> Result<Option<SiteTraining>, BenchError> {
         std::fs::create_dir_all(into).map_err(BenchError::file(into))?;
         let index = into.join("index.csv");
         let mut text = String::from("file,label,hard\n");
@@ -258,14 +258,14 @@ impl Learner<'_> {
         if let Some(focus) = focus {
             focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let around = Training { stop: self.stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+        let around = Training { stop: self.stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
         let trained = train_model(self.runtime, self.model, &examples, &settings, around, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];
-        examples.of(Split::Train).for_each(|example| of_class[example.class] += 1);
-        let hard = examples.of(Split::Train).filter(|example| example.hard).count() as u64;
+        examples.of(ExampleSplit::Train).for_each(|example| of_class[example.class] += 1);
+        let hard = examples.of(ExampleSplit::Train).filter(|example| example.hard).count() as u64;
         let gained_points = (after.accuracy_ratio - before.accuracy_ratio) * 100.0;
         let row = self.ground.layout.row(&trained.values());
-        Ok(row.map(|row| Learned { row, of_class, hard, gained_points }))
+        Ok(row.map(|row| SiteTraining { row, of_class, hard, gained_points }))
     }
 }

@@ -5,22 +5,22 @@
 use std::time::Duration;
 
 use runtime::process;
-use schemas::swap::{Counts, Moments};
-use schemas::task::Stored;
+use schemas::swap::{ReleaseCounts, MomentSums};
+use schemas::task::StorageStamp;
 use schemas::{
-    Answer, CameraName, ModelName, Prediction, Payload, Reason, ReleaseId, Route, SiteName, Stage, Swap, Task, TaskId,
-    Verify, VerifyReason, encode,
+    Answer, CameraName, ModelName, Prediction, Payload, Reason, ReleaseId, Route, SiteName, AnswerStage, Swap, Task, TaskId,
+    VerifyRequest, VerifyReason, encode,
 };
 use serde_json::{Value, json};
-use streams::server::{ClientListener, Durability, Leaf, Server, ServerSettings};
-use streams::topology::{self, Mend, Place, StreamSettings};
+use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
+use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, Puller, read, subject};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::error::BenchError;
-use crate::site::Ground;
-use crate::worker::Worker;
+use crate::site::TestbedPaths;
+use crate::worker::BenchWorker;
 use crate::workload::Workload;
 
 /// Cameras of a site.
@@ -33,7 +33,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What many sites were found to cost.
-pub struct Crowd {
+pub struct FleetCost {
     sites: usize,
     /// Memory of the server with one site, and with all, bytes.
     server_bytes: (Option<u64>, Option<u64>),
@@ -45,7 +45,7 @@ pub struct Crowd {
     seconds: f64,
 }
 
-impl Crowd {
+impl FleetCost {
     /// Memory of the server for each site, kB.
     pub fn server_kb_per_site(&self) -> Option<f64> {
         let (one, all) = (self.server_bytes.0?, self.server_bytes.1?);
@@ -93,7 +93,7 @@ impl Crowd {
     }
 }
 
-pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: bool) -> Result<Crowd, BenchError> {
+pub async fn measure(ground: &TestbedPaths, workload: &Workload, sites: usize, quick: bool) -> Result<FleetCost, BenchError> {
     let names: Vec<SiteName> = (1..=sites)
         .map(|number| format!("site-{number}").parse())
         .collect::<Result<_, schemas::IdError>>()
@@ -110,7 +110,7 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
         mappings: Vec::new(),
         durability: Durability::Fast,
         max_store_bytes: streams::topology::default_store_bytes(),
-        leaf: Leaf::Alone,
+        leaf: LeafMode::Alone,
         site: None,
         entry: ClientListener::default(),
     };
@@ -118,8 +118,8 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
     let nats = NatsSettings { url: server.url(), ..NatsSettings::default() };
     let bus = Bus::connect(&nats, "bench").await?;
     let set_up = async |names: &[SiteName]| {
-        let plan = topology::plan_topology(&Place::Cloud(names.to_vec()), &StreamSettings::default());
-        topology::apply_plan(&bus, &plan, Mend::Missing).await.map(|_| ())
+        let plan = topology::plan_topology(&PlanScope::Cloud(names.to_vec()), &StreamSettings::default());
+        topology::apply_plan(&bus, &plan, RepairMode::Missing).await.map(|_| ())
     };
     set_up(names.get(..1).unwrap_or_default()).await?;
     let mut arguments = vec!["--nats".to_owned(), server.url(), "--model".into(), ground.model.display().to_string()];
@@ -127,10 +127,10 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
         arguments.extend(["--set".into(), pair]);
     }
     arguments.extend(["--set".into(), "verifier.infer.replicas=1".into()]);
-    let verifier = Worker::start("verifier", &ground.folder, &arguments)?;
+    let verifier = BenchWorker::start("verifier", &ground.folder, &arguments)?;
     let releases = format!("aggregator.store={}", ground.folder.join("releases").display());
     let releaser =
-        Worker::start("releaser", &ground.folder, &["--nats".into(), server.url(), "--set".into(), releases])?;
+        BenchWorker::start("releaser", &ground.folder, &["--nats".into(), server.url(), "--set".into(), releases])?;
     let process = server.process();
     let resident = || process.and_then(process::resident_bytes_of);
     let settle = Duration::from_secs(if quick { 5 } else { 20 });
@@ -160,7 +160,7 @@ pub async fn measure(ground: &Ground, workload: &Workload, sites: usize, quick: 
     let each = |before: Option<Duration>, after: Option<Duration>| {
         Some(after?.saturating_sub(before?).as_secs_f64() * 1000.0 / seconds / sites as f64)
     };
-    let crowd = Crowd {
+    let crowd = FleetCost {
         sites,
         server_bytes: (one, resident()),
         server_cpu_ms: each(before.0, cpu(process)),
@@ -220,7 +220,7 @@ async fn site(bus: Bus, name: SiteName, number: usize, workload: Workload) -> Re
 fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Result<Publication, BenchError> {
     let unusable = |error: schemas::IdError| BenchError::Dead { why: error.to_string() };
     let camera: CameraName = format!("cam-{camera}").parse().map_err(unusable)?;
-    let stored = Stored { site: site.clone(), camera: camera.clone(), sequence: sequence + 1, stored_at_ns: 0 };
+    let stored = StorageStamp { site: site.clone(), camera: camera.clone(), sequence: sequence + 1, stored_at_ns: 0 };
     let task = Task::from_id(&stored, TaskId::new_random());
     let release = ReleaseId::from_sha256([1; 32]);
     let opinion = Prediction {
@@ -233,8 +233,8 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
         novelty: None,
     };
     let now_ms = runtime::clock::now_ms();
-    let provisional = Answer::for_task(&task, Stage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
-    let request = Verify {
+    let provisional = Answer::for_task(&task, AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, now_ms);
+    let request = VerifyRequest {
         reason: VerifyReason::Doubtful,
         payload: Payload::Image(picture.to_vec()),
         provisional: provisional.with_prediction(opinion),
@@ -249,9 +249,9 @@ fn doubtful(site: &SiteName, camera: usize, sequence: u64, picture: &[u8]) -> Re
 /// What a site's recognizer says of its release.
 async fn report(publisher: &Publisher, site: &SiteName, slot: u64) -> Result<(), BenchError> {
     let release = ReleaseId::from_sha256([1; 32]);
-    let mut counts = Counts::for_release(release.clone());
+    let mut counts = ReleaseCounts::for_release(release.clone());
     (counts.images, counts.doubtful) = (CAMERAS as u64 * 20, CAMERAS as u64);
-    counts.confidence = Moments { count: counts.images, sum: 90.0, squares: 82.0 };
+    counts.confidence = MomentSums { count: counts.images, sum: 90.0, squares: 82.0 };
     let now_ms = runtime::clock::now_ms();
     let swap = Swap {
         site: site.clone(),

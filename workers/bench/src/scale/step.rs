@@ -7,8 +7,8 @@ use streams::{read, topology};
 
 use super::{begun, recognizers};
 use crate::error::BenchError;
-use crate::load::Load;
-use crate::site::{Ground, Site};
+use crate::load::LoadGenerator;
+use crate::site::{TestbedPaths, BenchSite};
 use crate::workload::Workload;
 
 /// Seconds of queued work that are enough to add replicas.
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How it was at a moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct QueueSample {
     /// Seconds since the beginning.
     pub at_s: f64,
     /// Replicas.
@@ -29,9 +29,9 @@ pub struct Look {
 }
 
 /// What came of the step.
-pub struct Stepped {
+pub struct StepResponse {
     /// In order.
-    pub looks: Vec<Look>,
+    pub looks: Vec<QueueSample>,
     /// When the load grew, seconds.
     pub from_s: f64,
     /// When it fell again, seconds.
@@ -43,12 +43,12 @@ pub struct Stepped {
 }
 
 pub async fn measure(
-    site: &mut Site,
-    ground: &Ground,
+    site: &mut BenchSite,
+    ground: &TestbedPaths,
     workload: &Workload,
     base_per_s: f64,
     quick: bool,
-) -> Result<Stepped, BenchError> {
+) -> Result<StepResponse, BenchError> {
     site.recognize_with(
         ground,
         &[
@@ -58,7 +58,7 @@ pub async fn measure(
             "recognizer.scale.down_cooldown_s=10".into(),
         ],
     )?;
-    let load = Load::open(site, workload.images.clone()).await?;
+    let load = LoadGenerator::open(site, workload.images.clone()).await?;
     begun(&load, site.bus.clone(), site.recognizer_processes()).await?;
     let (before, during, after) = if quick { (5, 15, 15) } else { (10, 30, 40) };
     let processes = site.processes();
@@ -78,20 +78,20 @@ pub async fn measure(
         stretch(base_per_s, after).await?;
         Ok::<_, BenchError>((from_s, to_s))
     };
-    let (mut looks, mut why): (Vec<Look>, Vec<String>) = (Vec::new(), Vec::new());
+    let (mut looks, mut why): (Vec<QueueSample>, Vec<String>) = (Vec::new(), Vec::new());
     let (from_s, to_s) = tokio::select! {
         loaded = loading => loaded?,
         Err(error) = look(site, begun_at, &mut looks, &mut why) => return Err(error),
     };
     let recovery_s = recovered(&looks, from_s, to_s);
-    Ok(Stepped { looks, from_s, to_s, recovery_s, why })
+    Ok(StepResponse { looks, from_s, to_s, recovery_s, why })
 }
 
 /// Looks again and again, until something fails.
 async fn look(
-    site: &Site,
+    site: &BenchSite,
     begun_at: Instant,
-    looks: &mut Vec<Look>,
+    looks: &mut Vec<QueueSample>,
     why: &mut Vec<String>,
 ) -> Result<Infallible, BenchError> {
     loop {
@@ -100,7 +100,7 @@ async fn look(
             let waiting = (progress.pending + progress.unacked) as f64;
             let replicas = f64::from(beat.replicas.max(1));
             let queued_s = waiting * beat.cost_ms.unwrap_or(0.0) / 1000.0 / replicas;
-            looks.push(Look { at_s: begun_at.elapsed().as_secs_f64(), replicas, queued_s });
+            looks.push(QueueSample { at_s: begun_at.elapsed().as_secs_f64(), replicas, queued_s });
             // Where the number changed, and why; how much waits changes with every look.
             let changed =
                 |why: &String| ["more than", "do not help", "would have done"].iter().any(|part| why.contains(part));
@@ -112,8 +112,8 @@ async fn look(
 }
 
 /// From the step until the queue stays under its target; absent if it does not before the load falls again.
-fn recovered(looks: &[Look], from_s: f64, to_s: f64) -> Option<f64> {
-    let during: Vec<&Look> = looks.iter().filter(|look| look.at_s > from_s && look.at_s < to_s).collect();
+fn recovered(looks: &[QueueSample], from_s: f64, to_s: f64) -> Option<f64> {
+    let during: Vec<&QueueSample> = looks.iter().filter(|look| look.at_s > from_s && look.at_s < to_s).collect();
     let above = during.iter().rposition(|look| look.queued_s > TARGET_S);
     let first = during.get(above.map_or(0, |place| place + 1))?;
     let left_s = during.last()?.at_s - first.at_s;
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn recovered_is_what_stays_under_its_target_until_the_load_falls() {
-        let look = |at_s: f64, queued_s: f64| Look { at_s, replicas: 1.0, queued_s };
+        let look = |at_s: f64, queued_s: f64| QueueSample { at_s, replicas: 1.0, queued_s };
         let looks =
             [look(1.0, 0.0), look(11.0, 2.0), look(12.0, 0.1), look(13.0, 2.0), look(14.0, 0.1), look(19.0, 0.0)];
         assert_eq!(recovered(&looks, 10.0, 20.0), Some(4.0));

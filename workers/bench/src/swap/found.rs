@@ -6,20 +6,20 @@ use std::time::Duration;
 use schemas::ReleaseId;
 use serde_json::{Value, json};
 
-use crate::report::{Figure, Goal, Table};
+use crate::report::{HeadlineFigure, FigureGoal, ReportTable};
 use crate::stats::median;
-use crate::window::Window;
+use crate::window::MeasurementWindow;
 
 /// A round: the same load without swaps and with them.
-pub(super) struct Stretch {
-    pub plain: Window,
-    pub swapped: Window,
+pub(super) struct SwapBenchRound {
+    pub plain: MeasurementWindow,
+    pub swapped: MeasurementWindow,
     /// From each order to the first answer by what was ordered.
     pub took: Vec<Duration>,
 }
 
-pub(super) struct Found {
-    pub stretches: Vec<Stretch>,
+pub(super) struct SwapBenchResult {
+    pub stretches: Vec<SwapBenchRound>,
     /// The two swaps before anything was measured.
     pub first: Vec<Duration>,
     /// Of the recognizer, after each stretch without swaps: of every round, and one more at the end.
@@ -31,14 +31,14 @@ pub(super) struct Found {
     pub swaps: usize,
 }
 
-impl Found {
-    fn added(&self, of: impl Fn(&Window) -> f64) -> Vec<f64> {
+impl SwapBenchResult {
+    fn added(&self, of: impl Fn(&MeasurementWindow) -> f64) -> Vec<f64> {
         self.stretches.iter().map(|stretch| of(&stretch.swapped) - of(&stretch.plain)).collect()
     }
 
     /// The most that any image waited longer than the longest did without swaps.
     fn added_worst_ms(&self) -> f64 {
-        let worst = |of: &dyn Fn(&Stretch) -> f64| self.stretches.iter().map(of).fold(0.0, f64::max);
+        let worst = |of: &dyn Fn(&SwapBenchRound) -> f64| self.stretches.iter().map(of).fold(0.0, f64::max);
         worst(&|stretch| stretch.swapped.latency.max_ms) - worst(&|stretch| stretch.plain.latency.max_ms)
     }
 
@@ -47,10 +47,10 @@ impl Found {
         Some(last / first)
     }
 
-    pub fn headline(&self) -> Vec<Figure> {
-        let figure = |name, title, value, unit, goal| Figure { name, title, value, unit, goal };
+    pub fn headline(&self) -> Vec<HeadlineFigure> {
+        let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
         vec![
-            figure("images_lost", "images lost", Some(self.lost as f64), "", Some(Goal::AtMost(0.0))),
+            figure("images_lost", "images lost", Some(self.lost as f64), "", Some(FigureGoal::AtMost(0.0))),
             figure(
                 "added_p99_ms",
                 "what swaps add to the 99th percentile of an answer's time",
@@ -70,12 +70,12 @@ impl Found {
                 "memory of the recognizer after all swaps over before",
                 self.growth(),
                 "",
-                Some(Goal::AtMost(1.05)),
+                Some(FigureGoal::AtMost(1.05)),
             ),
         ]
     }
 
-    pub fn table(&self) -> Table {
+    pub fn table(&self) -> ReportTable {
         let mut lines = Vec::new();
         for (number, stretch) in self.stretches.iter().enumerate() {
             for (name, window) in [("without", &stretch.plain), ("with swaps", &stretch.swapped)] {
@@ -90,7 +90,7 @@ impl Found {
             }
         }
         let columns = vec!["", "images/s", "p50 ms", "p99 ms", "worst ms", "CPU ms/image"];
-        Table { columns, lines }
+        ReportTable { columns, lines }
     }
 
     pub fn rows(&self) -> Vec<Value> {

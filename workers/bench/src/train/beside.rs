@@ -5,24 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use autograd::Trainable;
-use autograd::loss::{Smoothing, cross_entropy};
-use autograd::step::Prepared;
+use autograd::TrainableSelection;
+use autograd::loss::{LabelSmoothing, cross_entropy};
+use autograd::step::PreparedModel;
 use serde::Serialize;
 use streams::server::Durability;
 use tokio_util::sync::CancellationToken;
-use training::Pace;
+use training::TrainingPace;
 use training::optimizer::Optimizer;
 use training::settings::{LimitSettings, OptimizerSettings};
 use training::stepper::Stepper;
-use vision::{InferSettings, Onnx};
+use vision::{InferenceSettings, OnnxRuntime};
 
-use super::Options;
-use super::net::Net;
+use super::TrainBenchOptions;
+use super::net::BenchNetwork;
 use crate::error::BenchError;
-use crate::load::{Load, Until};
-use crate::site::{Ground, Site};
-use crate::window::Length;
+use crate::load::{LoadGenerator, AnswerMilestone};
+use crate::site::{TestbedPaths, BenchSite};
+use crate::window::WindowLength;
 use crate::workload::Workload;
 
 /// Share of what the site can do that comes in.
@@ -30,7 +30,7 @@ const SHARE: f64 = 0.6;
 
 /// One stretch.
 #[derive(Debug, Clone, Serialize)]
-pub struct Beside {
+pub struct TrainingInterference {
     /// Whether it trained.
     pub trains: bool,
     /// Images a second that came in.
@@ -44,24 +44,24 @@ pub struct Beside {
 }
 
 /// Measures stretches by turns.
-pub async fn measure_interference(options: &Options) -> Result<Vec<Beside>, BenchError> {
+pub async fn measure_interference(options: &TrainBenchOptions) -> Result<Vec<TrainingInterference>, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::file(std::env::temp_dir()))?;
     let workload = tokio::task::spawn_blocking(|| Workload::open(None, None)).await??;
-    let ground = Ground {
+    let ground = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: None,
         onnxruntime: options.onnxruntime.clone(),
         model: workload.model.clone(),
-        infer: InferSettings::default(),
+        infer: InferenceSettings::default(),
     };
-    let mut site = Site::start("beside", Durability::Fast, &ground).await?;
+    let mut site = BenchSite::start("beside", Durability::Fast, &ground).await?;
     site.recognize(&ground)?;
-    let load = Load::open(&site, workload.images.clone()).await?;
+    let load = LoadGenerator::open(&site, workload.images.clone()).await?;
     let (ms, rounds) = if options.quick { (1000, 2) } else { (4000, 5) };
-    let length = Length { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
+    let length = WindowLength { lead: Duration::from_millis(500), counted: Duration::from_millis(ms) };
     let measured = async {
-        load.send_image(Until::Answered, Instant::now()).await?;
-        let full = load.closed(Until::Answered, 16, &site.processes(), length).await?;
+        load.send_image(AnswerMilestone::Answered, Instant::now()).await?;
+        let full = load.closed(AnswerMilestone::Answered, 16, &site.processes(), length).await?;
         let rate_per_s = full.images_per_s * SHARE;
         let mut stretches = Vec::new();
         for round in 0..rounds {
@@ -71,7 +71,7 @@ pub async fn measure_interference(options: &Options) -> Result<Vec<Beside>, Benc
                     if trains { "beside" } else { "without" },
                     round + 1
                 );
-                let training = trains.then(|| Training::start(options.onnxruntime.clone()));
+                let training = trains.then(|| BackgroundTraining::start(options.onnxruntime.clone()));
                 let begun = Instant::now();
                 let window = load.at_rate(rate_per_s, &site.processes(), length).await?;
                 let elapsed = begun.elapsed().as_secs_f64();
@@ -79,7 +79,7 @@ pub async fn measure_interference(options: &Options) -> Result<Vec<Beside>, Benc
                     Some(training) => training.end().await?,
                     None => 0,
                 };
-                stretches.push(Beside {
+                stretches.push(TrainingInterference {
                     trains,
                     images_per_s: window.images_per_s,
                     p50_ms: window.latency.p50_ms,
@@ -98,23 +98,23 @@ pub async fn measure_interference(options: &Options) -> Result<Vec<Beside>, Benc
 }
 
 /// Steps of a large network on a thread of their own, as a site's trainer takes them.
-struct Training {
+struct BackgroundTraining {
     stop: CancellationToken,
     thread: std::thread::JoinHandle<Result<u64, BenchError>>,
 }
 
-impl Training {
+impl BackgroundTraining {
     fn start(onnxruntime: Option<std::path::PathBuf>) -> Self {
         let stop = CancellationToken::new();
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut pace = Pace::background(&LimitSettings::default(), Arc::new(AtomicBool::new(false)));
-            let runtime = Onnx::find_and_load(onnxruntime.as_deref())?;
-            let net = Net::mobilenetv2();
+            let mut pace = TrainingPace::background(&LimitSettings::default(), Arc::new(AtomicBool::new(false)));
+            let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
+            let net = BenchNetwork::mobilenetv2();
             let (onnx, shape) = (net.onnx(), net.shape());
-            let prepared = Prepared::new(&onnx, "scores", &shape)?;
+            let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
             let known = training::probe::known(&runtime, &prepared, &shape)?;
-            let step = prepared.step(&known, &Trainable::All)?;
+            let step = prepared.step(&known, &TrainableSelection::All)?;
             let mut weights: Vec<Vec<f32>> =
                 step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;
             let (start, mut gradients) = (weights.clone(), vec![Vec::new(); weights.len()]);
@@ -123,7 +123,7 @@ impl Training {
             let mut stepper = Stepper::open(&runtime, step, 1)?;
             let images = vec![0.5; shape.iter().product::<i64>() as usize];
             let labels: Vec<Option<usize>> = (0..net.batch as usize).map(|at| Some(at % net.classes())).collect();
-            let targets = cross_entropy(&labels, net.classes(), &Smoothing::default());
+            let targets = cross_entropy(&labels, net.classes(), &LabelSmoothing::default());
             let mut steps = 0;
             while !told.is_cancelled() {
                 stepper.learn(&images, &targets, &weights, &mut gradients)?;

@@ -12,11 +12,11 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use training::settings::OptimizerSettings;
 use training::train::example_indices;
-use training::{Around, Examples, Pace, Split, TrainSettings};
-use vision::{DecodeSettings, Model, Onnx, decode, tensor};
+use training::{TrainContext, Examples, TrainingPace, ExampleSplit, TrainSettings};
+use vision::{DecodeSettings, Model, OnnxRuntime, decode, tensor};
 
-use super::net::Net;
-use crate::chart::{Chart, Line};
+use super::net::BenchNetwork;
+use crate::chart::{Chart, ChartLine};
 use crate::error::BenchError;
 use crate::labelled;
 
@@ -28,7 +28,7 @@ const SIDE_PX: i64 = 32;
 
 /// How right it was after each epoch.
 #[derive(Debug, Clone, Serialize)]
-pub struct Learned {
+pub struct LearningCurve {
     /// Name of the folder of images.
     pub data: String,
     /// Images to learn from, held out, and to test with.
@@ -44,19 +44,19 @@ pub struct Learned {
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct PeerEpochs {
     held_out: f64,
     test: f64,
 }
 
 /// Trains on a folder of labelled images; on the project's own if absent.
-pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) -> Result<Learned, BenchError> {
+pub fn learn(runtime: &OnnxRuntime, data: Option<&Path>, python: &Path, epochs: u32) -> Result<LearningCurve, BenchError> {
     let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
     let (folder, net, model) = match data {
-        None => (Path::new(OWN.0), Net::learner(1, 28, 10), Model::load(Path::new(OWN.1))?),
+        None => (Path::new(OWN.0), BenchNetwork::learner(1, 28, 10), Model::load(Path::new(OWN.1))?),
         Some(folder) => {
             let labels = labelled::labels(folder)?;
-            let net = Net::learner(3, SIDE_PX, labels.len() as i64);
+            let net = BenchNetwork::learner(3, SIDE_PX, labels.len() as i64);
             (folder, net.clone(), write(&net, &labels, &place.path().join("model"))?)
         }
     };
@@ -67,14 +67,14 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
         ..TrainSettings::default()
     };
     let examples = Examples::read(folder, &model.labels, settings.held_out_ratio)?;
-    let [learned, held_out, test] = [Split::Train, Split::HeldOut, Split::Test].map(|split| example_indices(&examples, split));
+    let [learned, held_out, test] = [ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test].map(|split| example_indices(&examples, split));
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
-    let around = Around { stop: &stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+    let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
     let trained = training::train_model(runtime, &model, &examples, &settings, around, |_| {})?;
     let said = peer(runtime, &net, &model, &examples, &settings, python, place.path())?;
-    Ok(Learned {
+    Ok(LearningCurve {
         data: name,
         images: [learned.len(), held_out.len(), test.len()],
         ours: trained.epochs.iter().map(|epoch| epoch.held_out.accuracy_ratio).collect(),
@@ -85,7 +85,7 @@ pub fn learn(runtime: &Onnx, data: Option<&Path>, python: &Path, epochs: u32) ->
 }
 
 /// A folder with a network of random weights.
-pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
+pub fn write(net: &BenchNetwork, labels: &[String], folder: &Path) -> Result<Model, BenchError> {
     std::fs::create_dir_all(folder).map_err(BenchError::file(folder))?;
     let side = net.side_px;
     let description = format!(
@@ -98,7 +98,7 @@ pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, Bench
         ("model.toml", description.into_bytes()),
         ("labels.txt", labels.iter().map(|label| format!("{label}\n")).collect::<String>().into_bytes()),
         // Of batches of any size: it is to be run as well as to be trained.
-        ("graph.onnx", Net { batch: -1, ..net.clone() }.onnx().encode()),
+        ("graph.onnx", BenchNetwork { batch: -1, ..net.clone() }.onnx().encode()),
     ] {
         let path = folder.join(file);
         std::fs::write(&path, bytes).map_err(BenchError::file(&path))?;
@@ -108,14 +108,14 @@ pub fn write(net: &Net, labels: &[String], folder: &Path) -> Result<Model, Bench
 
 /// The same by PyTorch; nothing without it.
 fn peer(
-    runtime: &Onnx,
-    net: &Net,
+    runtime: &OnnxRuntime,
+    net: &BenchNetwork,
     model: &Model,
     examples: &Examples,
     settings: &TrainSettings,
     python: &Path,
     place: &Path,
-) -> Result<Vec<Said>, BenchError> {
+) -> Result<Vec<PeerEpochs>, BenchError> {
     if !super::has_torch(python) {
         return Ok(Vec::new());
     }
@@ -134,13 +134,13 @@ fn peer(
     }
     file.flush().map_err(BenchError::file(&images))?;
     let ready = training::probe::prepare_model(runtime, model, 1)?;
-    let step = ready.prepared.step(&ready.known, &autograd::Trainable::All)?;
+    let step = ready.prepared.step(&ready.known, &autograd::TrainableSelection::All)?;
     let mut flat = Vec::new();
     for weight in &step.weights {
         flat.extend(ready.onnx.weight(&weight.name)?.iter().flat_map(|value| value.to_le_bytes()));
     }
     std::fs::write(&weights, flat).map_err(BenchError::file(&weights))?;
-    let learned = example_indices(examples, Split::Train);
+    let learned = example_indices(examples, ExampleSplit::Train);
     let classes: Vec<usize> = learned.iter().map(|place| examples.all[*place].class).collect();
     let orders = (1..=settings.epochs).map(|epoch| {
         let mut random = StdRng::seed_from_u64(training::train::seed_of(settings, epoch));
@@ -152,8 +152,8 @@ fn peer(
         "images": images,
         "weights": weights,
         "labels": examples.all.iter().map(|example| example.class).collect::<Vec<_>>(),
-        "held_out": example_indices(examples, Split::HeldOut),
-        "test": example_indices(examples, Split::Test),
+        "held_out": example_indices(examples, ExampleSplit::HeldOut),
+        "test": example_indices(examples, ExampleSplit::Test),
         "orders": orders.collect::<Vec<_>>(),
         "epochs": settings.epochs,
         "batch": settings.batch,
@@ -176,8 +176,8 @@ fn peer(
 }
 
 /// Both curves.
-pub fn chart(learned: &Learned) -> Chart {
-    let line = |name: &str, shares: &[f64]| Line {
+pub fn chart(learned: &LearningCurve) -> Chart {
+    let line = |name: &str, shares: &[f64]| ChartLine {
         name: name.into(),
         points: shares.iter().enumerate().map(|(epoch, share)| (epoch as f64, share * 100.0)).collect(),
     };

@@ -2,15 +2,15 @@
 //! here and the same network by the peer. Weights are random: how right it gets is not the question.
 
 use autograd::build::Builder;
-use autograd::onnx::Onnx;
-use autograd::tape::Attr;
+use autograd::onnx::OnnxDocument;
+use autograd::tape::AttributeValue;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 /// A network.
 #[derive(Debug, Clone, Serialize)]
-pub struct Net {
+pub struct BenchNetwork {
     /// Its name in the headline.
     pub name: &'static str,
     /// Images in a step.
@@ -22,12 +22,12 @@ pub struct Net {
     /// What they may show.
     pub classes: i64,
     /// In order; a layer's number is its place, from 1, and 0 is the input.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<NetworkLayer>,
 }
 
 /// One layer.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Layer {
+pub struct NetworkLayer {
     /// conv, norm, relu, relu6, pool, add, mean, flatten or linear.
     pub op: &'static str,
     /// Numbers of the layers whose output it takes.
@@ -48,22 +48,22 @@ pub struct Layer {
 
 const CLASSES: i64 = 10;
 
-impl Net {
+impl BenchNetwork {
     fn new(name: &'static str, batch: i64, side_px: i64) -> Self {
         Self { name, batch, channels: 3, side_px, classes: CLASSES, layers: Vec::new() }
     }
 
-    fn push(&mut self, layer: Layer) -> usize {
+    fn push(&mut self, layer: NetworkLayer) -> usize {
         self.layers.push(layer);
         self.layers.len()
     }
 
     fn simple(&mut self, op: &'static str, from: usize, channels: i64) -> usize {
-        self.push(Layer { op, from: vec![from], ins: channels, outs: channels, ..Layer::default() })
+        self.push(NetworkLayer { op, from: vec![from], ins: channels, outs: channels, ..NetworkLayer::default() })
     }
 
     fn conv(&mut self, from: usize, ins: i64, outs: i64, (kernel, stride, groups): (i64, i64, i64)) -> usize {
-        self.push(Layer { op: "conv", from: vec![from], ins, outs, kernel, stride, pad: kernel / 2, groups })
+        self.push(NetworkLayer { op: "conv", from: vec![from], ins, outs, kernel, stride, pad: kernel / 2, groups })
     }
 
     fn conv_norm(&mut self, from: usize, ins: i64, outs: i64, window: (i64, i64, i64), act: &'static str) -> usize {
@@ -73,13 +73,13 @@ impl Net {
     }
 
     fn pool(&mut self, from: usize, channels: i64, kernel: i64, stride: i64, pad: i64) -> usize {
-        let one = Layer { op: "pool", from: vec![from], ins: channels, outs: channels, ..Layer::default() };
-        self.push(Layer { kernel, stride, pad, groups: 1, ..one })
+        let one = NetworkLayer { op: "pool", from: vec![from], ins: channels, outs: channels, ..NetworkLayer::default() };
+        self.push(NetworkLayer { kernel, stride, pad, groups: 1, ..one })
     }
 
     fn head(&mut self, from: usize, channels: i64) {
         let mean = self.simple("mean", from, channels);
-        self.push(Layer { op: "linear", from: vec![mean], ins: channels, outs: CLASSES, ..Layer::default() });
+        self.push(NetworkLayer { op: "linear", from: vec![mean], ins: channels, outs: CLASSES, ..NetworkLayer::default() });
     }
 
     /// Two convolutions, two dense layers: 106,000 weights at 28 pixels.
@@ -92,9 +92,9 @@ impl Net {
         at = net.simple("relu", at, 32);
         at = net.pool(at, 32, 2, 2, 0);
         at = net.simple("flatten", at, 32 * 49);
-        at = net.push(Layer { op: "linear", from: vec![at], ins: 32 * 49, outs: 64, ..Layer::default() });
+        at = net.push(NetworkLayer { op: "linear", from: vec![at], ins: 32 * 49, outs: 64, ..NetworkLayer::default() });
         at = net.simple("relu", at, 64);
-        net.push(Layer { op: "linear", from: vec![at], ins: 64, outs: CLASSES, ..Layer::default() });
+        net.push(NetworkLayer { op: "linear", from: vec![at], ins: 64, outs: CLASSES, ..NetworkLayer::default() });
         net
     }
 
@@ -107,9 +107,9 @@ impl Net {
         at = net.simple("relu", at, 16);
         let side = (side_px + 3) / 4;
         at = net.simple("flatten", at, 16 * side * side);
-        at = net.push(Layer { op: "linear", from: vec![at], ins: 16 * side * side, outs: 32, ..Layer::default() });
+        at = net.push(NetworkLayer { op: "linear", from: vec![at], ins: 16 * side * side, outs: 32, ..NetworkLayer::default() });
         at = net.simple("relu", at, 32);
-        net.push(Layer { op: "linear", from: vec![at], ins: 32, outs: classes, ..Layer::default() });
+        net.push(NetworkLayer { op: "linear", from: vec![at], ins: 32, outs: classes, ..NetworkLayer::default() });
         net
     }
 
@@ -127,9 +127,9 @@ impl Net {
             ins = outs;
         }
         at = net.simple("flatten", at, ins * side * side);
-        at = net.push(Layer { op: "linear", from: vec![at], ins: ins * side * side, outs: 96, ..Layer::default() });
+        at = net.push(NetworkLayer { op: "linear", from: vec![at], ins: ins * side * side, outs: 96, ..NetworkLayer::default() });
         at = net.simple("relu", at, 96);
-        net.push(Layer { op: "linear", from: vec![at], ins: 96, outs: classes, ..Layer::default() });
+        net.push(NetworkLayer { op: "linear", from: vec![at], ins: 96, outs: classes, ..NetworkLayer::default() });
         net
     }
 
@@ -149,7 +149,7 @@ impl Net {
                 at = net.conv_norm(at, wide, wide, (3, stride, wide), "relu6");
                 at = net.conv_norm(at, wide, outs, (1, 1, 1), "");
                 if stride == 1 && ins == outs {
-                    let sum = Layer { op: "add", from: vec![start, at], ins: outs, outs, ..Layer::default() };
+                    let sum = NetworkLayer { op: "add", from: vec![start, at], ins: outs, outs, ..NetworkLayer::default() };
                     at = net.push(sum);
                 }
                 ins = outs;
@@ -175,7 +175,7 @@ impl Net {
                 };
                 at = net.conv_norm(start, ins, outs, (3, stride, 1), "relu");
                 at = net.conv_norm(at, outs, outs, (3, 1, 1), "");
-                at = net.push(Layer { op: "add", from: vec![side, at], ins: outs, outs, ..Layer::default() });
+                at = net.push(NetworkLayer { op: "add", from: vec![side, at], ins: outs, outs, ..NetworkLayer::default() });
                 at = net.simple("relu", at, outs);
                 ins = outs;
             }
@@ -195,7 +195,7 @@ impl Net {
     }
 
     /// As an ONNX classifier.
-    pub fn onnx(&self) -> Onnx {
+    pub fn onnx(&self) -> OnnxDocument {
         let mut builder = Builder::new("images", &self.shape());
         let mut random = StdRng::seed_from_u64(11);
         for (place, layer) in self.layers.iter().enumerate() {
@@ -215,22 +215,22 @@ impl Net {
             };
             let (kernel, stride) = ([layer.kernel; 2], [layer.stride; 2]);
             let window = [
-                Attr::Ints("kernel_shape", &kernel),
-                Attr::Ints("strides", &stride),
-                Attr::Ints("pads", &[layer.pad; 4]),
+                AttributeValue::Ints("kernel_shape", &kernel),
+                AttributeValue::Ints("strides", &stride),
+                AttributeValue::Ints("pads", &[layer.pad; 4]),
             ];
             match layer.op {
                 "conv" => {
                     let shape = [layer.outs, layer.ins / layer.groups, layer.kernel, layer.kernel];
                     let (kernel, bias) = (weight("weight", &shape, None), weight("bias", &[layer.outs], Some(0.0)));
                     let [kernel_shape, strides, pads] = window;
-                    let attributes = [kernel_shape, strides, pads, Attr::Int("group", layer.groups)];
+                    let attributes = [kernel_shape, strides, pads, AttributeValue::Int("group", layer.groups)];
                     builder.node("Conv", &[&from[0], &kernel, &bias], output, &attributes);
                 }
                 "linear" => {
                     let matrix = weight("weight", &[layer.outs, layer.ins], None);
                     let bias = weight("bias", &[layer.outs], Some(0.0));
-                    builder.node("Gemm", &[&from[0], &matrix, &bias], output, &[Attr::Int("transB", 1)]);
+                    builder.node("Gemm", &[&from[0], &matrix, &bias], output, &[AttributeValue::Int("transB", 1)]);
                 }
                 "norm" => {
                     let (gamma, beta) =

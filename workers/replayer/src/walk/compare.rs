@@ -5,20 +5,20 @@ use std::path::Path;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use vision::{Infer, InferError};
+use vision::{InferencePool, InferenceError};
 
-use super::{Run, under_way};
-use crate::compare::{self, Comparison, Said};
+use super::{ReplayRun, under_way};
+use crate::compare::{self, Comparison, ComparedPrediction};
 use crate::error::ReplayError;
-use crate::index::Index;
-use crate::row::Row;
+use crate::index::IndexWriter;
+use crate::row::TaskRow;
 
-impl Run<'_> {
+impl ReplayRun<'_> {
     /// Shown to another model.
     pub(super) async fn compare(
         &mut self,
-        rows: Vec<Row>,
-        infer: &Infer,
+        rows: Vec<TaskRow>,
+        infer: &InferencePool,
         table: Option<&Path>,
     ) -> Result<(), ReplayError> {
         let mut comparison = Comparison::default();
@@ -29,14 +29,14 @@ impl Run<'_> {
                 comparison.add_cells(cells)?;
                 cells.get(0)?.parse().ok()
             };
-            let (opened, found) = Index::open(path, &compare::HEADS, read)?;
+            let (opened, found) = IndexWriter::open(path, &compare::HEADS, read)?;
             (index, known) = (Some(opened), found);
         }
-        let rows: Vec<Row> = self.rest(rows, &known).into_iter().filter(|row| row.answer.is_some()).collect();
+        let rows: Vec<TaskRow> = self.rest(rows, &known).into_iter().filter(|row| row.answer.is_some()).collect();
         // One batch in work and one that waits, for each replica.
         let most = infer.replicas() * infer.batch() * 2;
         let mut asked = FuturesOrdered::new();
-        let mut heard = |run: &mut Self, heard: Result<(Row, u64, Result<Said, InferError>), ReplayError>| {
+        let mut heard = |run: &mut Self, heard: Result<(TaskRow, u64, Result<ComparedPrediction, InferenceError>), ReplayError>| {
             let (row, bytes, said) = heard?;
             match said {
                 Ok(said) => {
@@ -80,10 +80,10 @@ impl Run<'_> {
     }
 }
 
-fn said(seen: &vision::Seen) -> Said {
+fn said(seen: &vision::InferenceResult) -> ComparedPrediction {
     let description = &seen.model.description;
     let ratios = vision::probabilities(&seen.model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
     let opinion = vision::prediction(&seen.model, &ratios);
     let (label, confidence) = opinion.map_or((String::new(), 0.0), |opinion| (opinion.label, opinion.confidence));
-    Said { label, confidence, cost_ms: seen.timings.cost_ms() }
+    ComparedPrediction { label, confidence, cost_ms: seen.timings.cost_ms() }
 }

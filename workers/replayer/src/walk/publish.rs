@@ -7,13 +7,13 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use runtime::clock;
 use schemas::{SetName, TaskId};
-use streams::{Blobs, CarryError, Placed, Publisher, read};
+use streams::{Blobs, CarryError, PublishOutcome, Publisher, read};
 use tokio::time::Instant;
 
-use super::{Run, Spacing, under_way};
+use super::{ReplayRun, ReplaySpacing, under_way};
 use crate::error::ReplayError;
 use crate::outlet;
-use crate::row::Row;
+use crate::row::TaskRow;
 
 /// How long a publication is retried before a replay stops.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,13 +22,13 @@ const IN_FLIGHT: usize = 64;
 /// What is through is noted this often, for nothing else tells.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
-impl Run<'_> {
+impl ReplayRun<'_> {
     /// Published again.
     pub(super) async fn publish(
         &mut self,
-        rows: Vec<Row>,
+        rows: Vec<TaskRow>,
         template: &str,
-        spacing: Spacing,
+        spacing: ReplaySpacing,
     ) -> Result<(), ReplayError> {
         let known: HashSet<TaskId> =
             rows.iter().filter(|row| row.sequence <= self.begun.through).map(|row| row.task).collect();
@@ -42,12 +42,12 @@ impl Run<'_> {
         let mut sent = FuturesOrdered::new();
         let mut noted_at = Instant::now();
         let mut number = 0_u32;
-        let mut due_at = |row: &Row| {
+        let mut due_at = |row: &TaskRow| {
             number += 1;
             match spacing {
-                Spacing::Fast => begun_at,
-                Spacing::Rate(rate) => begun_at + Duration::from_secs_f64(f64::from(number - 1) / rate),
-                Spacing::Original => {
+                ReplaySpacing::Fast => begun_at,
+                ReplaySpacing::Rate(rate) => begun_at + Duration::from_secs_f64(f64::from(number - 1) / rate),
+                ReplaySpacing::Original => {
                     begun_at + Duration::from_millis(row.published_at_ms.saturating_sub(first.published_at_ms))
                 }
             }
@@ -94,7 +94,7 @@ impl Run<'_> {
         self.note_end()
     }
 
-    fn arrived(&mut self, ended: Result<(Row, u64), ReplayError>) -> Result<(), ReplayError> {
+    fn arrived(&mut self, ended: Result<(TaskRow, u64), ReplayError>) -> Result<(), ReplayError> {
         let (row, bytes) = ended?;
         self.begun.through = self.begun.through.max(row.sequence);
         self.through(&row, bytes);
@@ -102,7 +102,7 @@ impl Run<'_> {
     }
 
     /// Labels, for the site's trainer.
-    pub(super) async fn label(&mut self, rows: Vec<Row>) -> Result<(), ReplayError> {
+    pub(super) async fn label(&mut self, rows: Vec<TaskRow>) -> Result<(), ReplayError> {
         let publisher = Publisher::new(self.bus.clone(), PATIENCE);
         let run = self.begun.run;
         let labels = rows.into_iter().filter_map(|row| match outlet::label(&row, run, clock::now_ms()) {
@@ -129,7 +129,7 @@ impl Run<'_> {
     }
 
     /// Into a set of their own, each in its slot.
-    pub(super) async fn pin(&mut self, rows: Vec<Row>, set: &SetName) -> Result<(), ReplayError> {
+    pub(super) async fn pin(&mut self, rows: Vec<TaskRow>, set: &SetName) -> Result<(), ReplayError> {
         let publisher = Publisher::new(self.bus.clone(), PATIENCE);
         let blobs = Blobs::open_pinned(self.bus).await?;
         let mut sent = FuturesOrdered::new();
@@ -166,9 +166,9 @@ impl Run<'_> {
         })
     }
 
-    fn pinned(&mut self, ended: Result<(Row, u64, Placed), ReplayError>) -> Result<(), ReplayError> {
+    fn pinned(&mut self, ended: Result<(TaskRow, u64, PublishOutcome), ReplayError>) -> Result<(), ReplayError> {
         match ended? {
-            (_, _, Placed::Taken) => {
+            (_, _, PublishOutcome::Taken) => {
                 self.summary.before += 1;
                 self.told();
             }

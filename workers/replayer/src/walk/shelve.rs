@@ -7,12 +7,12 @@ use std::time::Duration;
 use schemas::TaskId;
 use tokio::time::Instant;
 
-use super::Run;
+use super::ReplayRun;
 use crate::error::ReplayError;
-use crate::fetch::Image;
-use crate::folder::Folder;
-use crate::row::Row;
-use crate::tarball::Tarball;
+use crate::fetch::ArchivedImage;
+use crate::folder::FolderWriter;
+use crate::row::TaskRow;
+use crate::tarball::TarballWriter;
 
 /// Bytes of images collected before they are written.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -20,18 +20,18 @@ const BATCH_BYTES: usize = 1024 * 1024;
 const BATCH_TIME: Duration = Duration::from_millis(100);
 
 /// Images that were fetched and are not written: no more than so many bytes and one image.
-struct Batch<'a> {
-    images: Vec<(&'a Row, Image)>,
+struct WriteBatch<'a> {
+    images: Vec<(&'a TaskRow, ArchivedImage)>,
     bytes: usize,
     begun_at: Instant,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> WriteBatch<'a> {
     fn new() -> Self {
         Self { images: Vec::new(), bytes: 0, begun_at: Instant::now() }
     }
 
-    fn add(&mut self, row: &'a Row, image: Image) {
+    fn add(&mut self, row: &'a TaskRow, image: ArchivedImage) {
         self.bytes += image.bytes.len();
         self.images.push((row, image));
     }
@@ -41,16 +41,16 @@ impl<'a> Batch<'a> {
     }
 }
 
-impl Run<'_> {
+impl ReplayRun<'_> {
     /// Fills a shelf.
     pub(super) async fn write_images(
         &mut self,
-        rows: Vec<Row>,
+        rows: Vec<TaskRow>,
         known: HashSet<TaskId>,
-        mut shelf: Shelf,
+        mut shelf: DiskWriter,
     ) -> Result<(), ReplayError> {
         let rows = self.rest(rows, &known);
-        let mut batch = Batch::new();
+        let mut batch = WriteBatch::new();
         let fetched = self
             .fetch(&rows, async |run, row, image, _room| {
                 batch.add(row, image);
@@ -66,14 +66,14 @@ impl Run<'_> {
 
     /// Writes a batch: of a folder, up to the first image that cannot be written; of an archive, the whole or a part that is
     /// found when the same is asked again.
-    fn write(&mut self, shelf: &mut Shelf, batch: &mut Batch) -> Result<(), ReplayError> {
-        let Batch { images, .. } = std::mem::replace(batch, Batch::new());
+    fn write(&mut self, shelf: &mut DiskWriter, batch: &mut WriteBatch) -> Result<(), ReplayError> {
+        let WriteBatch { images, .. } = std::mem::replace(batch, WriteBatch::new());
         tokio::task::block_in_place(|| {
-            if let Shelf::Tar(tarball) = shelf {
+            if let DiskWriter::Tar(tarball) = shelf {
                 tarball.put(&images)?;
             }
             images.iter().try_for_each(|(row, image)| {
-                if let Shelf::Folder(folder) = shelf {
+                if let DiskWriter::Folder(folder) = shelf {
                     folder.write_image(row, image)?;
                 }
                 self.through(row, image.bytes.len() as u64);
@@ -84,16 +84,16 @@ impl Run<'_> {
 }
 
 /// What is filled on the disk.
-pub(super) enum Shelf {
-    Folder(Box<Folder>),
-    Tar(Tarball),
+pub(super) enum DiskWriter {
+    Folder(Box<FolderWriter>),
+    Tar(TarballWriter),
 }
 
-impl Shelf {
+impl DiskWriter {
     fn end(self) -> Result<(), ReplayError> {
         match self {
-            Shelf::Folder(folder) => folder.sync(),
-            Shelf::Tar(tarball) => tarball.end(),
+            DiskWriter::Folder(folder) => folder.sync(),
+            DiskWriter::Tar(tarball) => tarball.end(),
         }
     }
 }

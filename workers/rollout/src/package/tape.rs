@@ -19,7 +19,7 @@ pub(super) const BLOCK_BYTES: u64 = 512;
 pub(super) const END_BYTES: u64 = 2 * BLOCK_BYTES;
 
 /// What a file of a package is made of.
-pub(super) enum Content<'a> {
+pub(super) enum TarContent<'a> {
     /// A file.
     File(PathBuf),
     /// Bytes at hand.
@@ -27,7 +27,7 @@ pub(super) enum Content<'a> {
 }
 
 /// Where a file lies in a package.
-pub(super) struct Entry {
+pub(super) struct TarEntry {
     /// Plain, relative, parts joined by `/`.
     pub name: String,
     /// Its first byte.
@@ -50,15 +50,15 @@ pub(super) fn plain_header(name: &str) -> Option<String> {
 }
 
 /// Writes contents under their names.
-pub(super) fn write<W: Write>(contents: &[(String, Content<'_>)], to: W, into: &Path) -> Result<W, PackageError> {
+pub(super) fn write<W: Write>(contents: &[(String, TarContent<'_>)], to: W, into: &Path) -> Result<W, PackageError> {
     let mut tape = Builder::new(to);
     for (name, content) in contents {
         match content {
-            Content::Bytes(bytes) => {
+            TarContent::Bytes(bytes) => {
                 let header = header(name, bytes.len() as u64)?;
                 tape.append(&header, *bytes).map_err(PackageError::at(into))?;
             }
-            Content::File(path) => {
+            TarContent::File(path) => {
                 let mut file = File::open(path).map_err(PackageError::at(path))?;
                 let size_bytes = file.metadata().map_err(PackageError::at(path))?.len();
                 let header = header(name, size_bytes)?;
@@ -87,7 +87,7 @@ fn header(name: &str, size_bytes: u64) -> Result<Header, PackageError> {
 }
 
 /// What is in a package, if it may be unpacked. Reads headers only.
-pub(super) fn read_entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
+pub(super) fn read_entries(package: &Path) -> Result<Vec<TarEntry>, PackageError> {
     let damaged = |why: String| PackageError::Damaged { path: package.to_owned(), why };
     let file = File::open(package).map_err(PackageError::at(package))?;
     let found_bytes = file.metadata().map_err(PackageError::at(package))?.len();
@@ -117,7 +117,7 @@ pub(super) fn read_entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
             return Err(PackageError::TooMany);
         }
         whole_bytes += BLOCK_BYTES + entry.size().next_multiple_of(BLOCK_BYTES);
-        entries.push(Entry { name, at: entry.raw_file_position(), size_bytes: entry.size() });
+        entries.push(TarEntry { name, at: entry.raw_file_position(), size_bytes: entry.size() });
     }
     match whole_bytes == found_bytes {
         true => Ok(entries),
@@ -126,13 +126,13 @@ pub(super) fn read_entries(package: &Path) -> Result<Vec<Entry>, PackageError> {
 }
 
 /// Hashes and counts what passes through it.
-pub(super) struct Hashing<W> {
+pub(super) struct HashingWriter<W> {
     to: W,
     hash: Sha256,
     size_bytes: u64,
 }
 
-impl<W> Hashing<W> {
+impl<W> HashingWriter<W> {
     pub(super) fn new(to: W) -> Self {
         Self { to, hash: Sha256::new(), size_bytes: 0 }
     }
@@ -142,7 +142,7 @@ impl<W> Hashing<W> {
     }
 }
 
-impl<W: Write> Write for Hashing<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
         self.hash.update(&bytes[..written]);

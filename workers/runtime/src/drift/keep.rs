@@ -39,11 +39,11 @@ pub struct DriftWatch {
     kind: DriftKind,
     settings: DriftSettings,
     /// The latest release last.
-    followed: Arc<Mutex<Vec<Followed>>>,
+    followed: Arc<Mutex<Vec<DriftTarget>>>,
 }
 
 #[derive(Debug)]
-struct Followed {
+struct DriftTarget {
     monitor: DriftMonitor,
     /// Whether its reference is the one in the ledger.
     is_kept: bool,
@@ -62,7 +62,7 @@ impl DriftWatch {
                 return followed[place..].rotate_left(1);
             }
             let monitor = DriftMonitor::new(release.clone(), self.settings);
-            followed.push(Followed { monitor, is_kept: false });
+            followed.push(DriftTarget { monitor, is_kept: false });
             let surplus = followed.len().saturating_sub(MAX_RELEASES);
             followed.drain(..surplus);
         });
@@ -147,7 +147,7 @@ impl DriftWatch {
         })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Vec<Followed>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<DriftTarget>) -> T) -> T {
         act(&mut self.followed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

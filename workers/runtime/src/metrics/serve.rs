@@ -93,7 +93,7 @@ pub async fn serve(listen: SocketAddr, settings: &MetricsSettings) -> Result<Soc
         Fault::Stop(FaultNote::new("metrics_not_secured", why, remedy))
     };
     let tls = match (&settings.certificate, &settings.key) {
-        (Some(certificate), Some(key)) => Some(Tls::read(certificate, key).map_err(unreadable)?),
+        (Some(certificate), Some(key)) => Some(TlsFiles::read(certificate, key).map_err(unreadable)?),
         _ => None,
     };
     let token = settings.token_file.as_deref().map(read_token).transpose().map_err(unreadable)?;
@@ -139,14 +139,14 @@ async fn check_token(token: AxumState<Arc<Option<String>>>, request: Request, ne
 }
 
 /// A certificate and its key on the disk, read again when they change.
-struct Tls {
+struct TlsFiles {
     certificate: PathBuf,
     key: PathBuf,
     read_at: Option<SystemTime>,
     acceptor: TlsAcceptor,
 }
 
-impl Tls {
+impl TlsFiles {
     fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
         let read_at = changed_at(certificate);
         let unreadable = |path: &Path| {
@@ -183,7 +183,7 @@ fn changed_at(path: &Path) -> Option<SystemTime> {
 
 /// Answers whoever connects, a few at a time: descriptors are the worker's own, and a probe must find one. Who says nothing
 /// is left after seconds.
-async fn answer_all(listener: TcpListener, router: Router, mut tls: Option<Tls>) {
+async fn answer_all(listener: TcpListener, router: Router, mut tls: Option<TlsFiles>) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -195,7 +195,7 @@ async fn answer_all(listener: TcpListener, router: Router, mut tls: Option<Tls>)
                 continue;
             }
         };
-        let (router, acceptor) = (router.clone(), tls.as_mut().map(Tls::acceptor));
+        let (router, acceptor) = (router.clone(), tls.as_mut().map(TlsFiles::acceptor));
         tokio::spawn(async move {
             let answering = async {
                 match acceptor {

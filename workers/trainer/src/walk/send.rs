@@ -7,21 +7,21 @@ use std::sync::Arc;
 
 use runtime::{Fault, clock};
 use schemas::Update;
-use training::checkpoint::Checkpoints;
+use training::checkpoint::CheckpointFolder;
 use training::settings::TrainSettings;
-use training::train::Trained;
+use training::train::TrainedModel;
 use vision::Model;
 
-use super::{Asked, ROLE, Trainer};
+use super::{RoundRequest, ROLE, Trainer};
 use crate::collect::Collector;
-use crate::copied::Copied;
+use crate::copied::TrainingCopy;
 use crate::learned;
-use crate::submit::{self, About};
+use crate::submit::{self, UpdateMetadata};
 
 /// What a training came to, but for the weights themselves.
 pub(super) struct TrainingOutcome {
     /// The images it learned from.
-    pub(super) copied: Copied,
+    pub(super) copied: TrainingCopy,
     /// How it was trained.
     pub(super) settings: TrainSettings,
     /// Images learned from, of each label.
@@ -38,12 +38,12 @@ impl Trainer {
         &self,
         collector: &Collector,
         outcome: TrainingOutcome,
-        trained: &Trained,
+        trained: &TrainedModel,
         base: &Arc<Model>,
-        asked: Option<&Asked>,
+        asked: Option<&RoundRequest>,
     ) -> Result<Option<Update>, Fault> {
         let TrainingOutcome { copied, settings, samples, hard, file } = outcome;
-        let about = About {
+        let about = UpdateMetadata {
             site: &self.site,
             model: base,
             base: asked.map_or(&self.model.release, |asked| &asked.terms.base),
@@ -60,7 +60,7 @@ impl Trainer {
         if collector.is_outdated(&copied).await? {
             tracing::info!(role = ROLE, "labels were taken back while it trained: nothing is sent, it trains again");
             collector.forget(&kept).await?;
-            Checkpoints::remove(&self.settings.work);
+            CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }
         submit::submit(&self.publisher, &update).await?;

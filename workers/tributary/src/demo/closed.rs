@@ -19,24 +19,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use bench::camera::Camera;
+use bench::camera::CameraStyle;
 use runtime::Shutdown;
 use schemas::ModelName;
 use streams::{Bus, NatsSettings};
 use tokio_util::sync::CancellationToken;
-use vision::{Model, Onnx};
+use vision::{Model, OnnxRuntime};
 
 use super::{HEAVY, LIGHT, PICTURES};
 use crate::settings::Settings;
-use crate::site::Running;
+use crate::site::RunningUp;
 use crate::{form, out, up};
-use flow::Flow;
+use flow::SiteFlow;
 use results::Found;
-use pictures::{Divided, Makers};
+use pictures::{PictureDivision, PictureProvenance};
 use label_accuracy::Right;
-use round::Loop;
-use stands::Stands;
-use start::{Given, START_OF_CLASS, Start};
+use round::LoopContext;
+use stands::ModelStanding;
+use start::{ModelSources, START_OF_CLASS, LoopFolders};
 
 const INITIAL: &str = "fixtures/models/fashion-initial";
 /// Classes of the project's own pictures that the start model has never seen.
@@ -89,7 +89,7 @@ impl LoopArgs {
 }
 
 /// Where results go.
-pub struct Into<'a> {
+pub struct LoopOutput<'a> {
     /// The picture.
     pub chart: &'a Path,
     /// All numbers.
@@ -99,7 +99,7 @@ pub struct Into<'a> {
 }
 
 /// Runs the loop.
-pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(settings: &Settings, args: &LoopArgs, into: LoopOutput<'_>, shutdown: Shutdown) -> anyhow::Result<()> {
     let begun = Instant::now();
     let rounds = args.rounds.unwrap_or(ROUNDS);
     let (temporary, store) = match into.keep {
@@ -140,10 +140,10 @@ pub async fn command(settings: &Settings, args: &LoopArgs, into: Into<'_>, shutd
 }
 
 /// What it begins with.
-struct Begun {
-    onnx: Onnx,
-    divided: Divided,
-    start: Start,
+struct LoopSetup {
+    onnx: OnnxRuntime,
+    divided: PictureDivision,
+    start: LoopFolders,
     /// The cloud's model on the test pictures.
     cloud: Right,
 }
@@ -155,24 +155,24 @@ async fn begin(
     data: &Path,
     store: &Path,
     shutdown: &Shutdown,
-) -> anyhow::Result<Begun> {
+) -> anyhow::Result<LoopSetup> {
     let own = args.data.is_none();
     let dark = args.dark_cameras;
-    let given = Given {
+    let given = ModelSources {
         start: if own && dark { Some(LIGHT.into()) } else { args.model.clone() },
         blank: own.then(|| INITIAL.into()),
         cloud: if own { Some(HEAVY.into()) } else { args.cloud_model.clone() },
     };
     let makers = match (own, &given.start, &given.cloud) {
-        (_, Some(_), Some(_)) => Makers::Nobody,
-        (true, ..) => Makers::OfClass(START_OF_CLASS),
-        (false, ..) => Makers::Half,
+        (_, Some(_), Some(_)) => PictureProvenance::Nobody,
+        (true, ..) => PictureProvenance::OfClass(START_OF_CLASS),
+        (false, ..) => PictureProvenance::Half,
     };
     let (data, groups, store) = (data.to_owned(), args.groups.clone(), store.to_owned());
     let library = settings.onnxruntime.clone();
     let stop = CancellationToken::new();
     let told = stop.clone();
-    let work = tokio::task::spawn_blocking(move || -> anyhow::Result<Begun> {
+    let work = tokio::task::spawn_blocking(move || -> anyhow::Result<LoopSetup> {
         let pictures = pictures::read(&data, groups.as_deref()).with_context(|| {
             format!("pictures in {}: run this in a checkout of the project, or name --data", data.display())
         })?;
@@ -184,16 +184,16 @@ async fn begin(
             (None, false) => (labels.len() / 3).max(1),
         };
         let mut divided = pictures::divide(pictures, &makers, unseen, SITES.into())?;
-        let onnx = Onnx::find_and_load(library.as_deref())?;
+        let onnx = OnnxRuntime::find_and_load(library.as_deref())?;
         std::fs::create_dir_all(&store).with_context(|| format!("{} cannot be made", store.display()))?;
         if dark {
-            divided.show(&[Camera::Dark; 2], &store.join("shown"))?;
+            divided.show(&[CameraStyle::Dark; 2], &store.join("shown"))?;
         }
         let start = start::make(&onnx, &divided, &given, &store, &told)?;
         let right = Right::of(&onnx, &start.model, &divided.test)?;
         let cloud = Right::of(&onnx, &start.cloud, &divided.test)?;
         out::print_line(by_class(&divided, &right, &cloud))?;
-        Ok(Begun { onnx, divided, start, cloud })
+        Ok(LoopSetup { onnx, divided, start, cloud })
     });
     tokio::select! {
         made = work => made?,
@@ -205,8 +205,8 @@ async fn begin(
 }
 
 /// All turns, and how many images they took.
-struct Turned {
-    turns: Vec<round::Turn>,
+struct LoopTurns {
+    turns: Vec<round::LoopTurn>,
     images: usize,
 }
 
@@ -215,9 +215,9 @@ async fn through(
     settings: &Settings,
     rounds: u32,
     of_site: usize,
-    made: &Begun,
+    made: &LoopSetup,
     shutdown: &Shutdown,
-) -> anyhow::Result<Turned> {
+) -> anyhow::Result<LoopTurns> {
     let stop = Shutdown::default();
     let up = tokio::select! {
         up = up::start(settings, Some(SITES), stop.clone()) => up?,
@@ -242,23 +242,23 @@ async fn turns(
     settings: &Settings,
     rounds: u32,
     of_site: usize,
-    made: &Begun,
-    running: &Running,
-) -> anyhow::Result<Turned> {
+    made: &LoopSetup,
+    running: &RunningUp,
+) -> anyhow::Result<LoopTurns> {
     let nats = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
     let cloud = Bus::connect(&nats, "demo").await?;
     let model = Model::load(&made.start.model)?;
     let mut flows = Vec::new();
     for (site, pictures) in running.sites.iter().zip(&made.divided.sites) {
-        flows.push(Flow::open(site, &cloud, pictures).await?);
+        flows.push(SiteFlow::open(site, &cloud, pictures).await?);
     }
-    let stands = Stands {
+    let stands = ModelStanding {
         cloud,
         model: ModelName::from_name(&model.description.name),
         first: model.release,
         sites: running.sites.iter().map(|site| site.site.clone()).collect(),
     };
-    let closed = Loop {
+    let closed = LoopContext {
         stands,
         settings: settings.clone(),
         onnx: made.onnx.clone(),
@@ -273,11 +273,11 @@ async fn turns(
         turns.push(closed.run_turn(&mut flows, number, number > rounds).await?);
     }
     closed.stands.all_run_stable().await?;
-    Ok(Turned { turns, images: flows.iter().map(Flow::acknowledged).sum() })
+    Ok(LoopTurns { turns, images: flows.iter().map(SiteFlow::acknowledged).sum() })
 }
 
 /// How right both models are, class by class.
-fn by_class(divided: &Divided, start: &Right, cloud: &Right) -> String {
+fn by_class(divided: &PictureDivision, start: &Right, cloud: &Right) -> String {
     let cell = |right: &Right, label: &String| {
         right
             .of_label
@@ -300,7 +300,7 @@ fn by_class(divided: &Divided, start: &Right, cloud: &Right) -> String {
     )
 }
 
-fn intro(divided: &Divided, widened: &str, settings: &Settings, of_site: usize) -> String {
+fn intro(divided: &PictureDivision, widened: &str, settings: &Settings, of_site: usize) -> String {
     let counts: Vec<String> = divided.sites.iter().map(|site| site.len().to_string()).collect();
     format!(
         "

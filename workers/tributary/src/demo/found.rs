@@ -4,22 +4,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bench::chart::{Chart, Line, Mark};
-use bench::curve::{self, Judged};
-use bench::report::Machine;
+use bench::chart::{Chart, ChartLChartPoint Mark};
+use bench::curve::{self, PredictionPair};
+use bench::report::BenchMachine;
 use bench::stats::Latency;
 use schemas::Route;
 use serde_json::json;
 use streams::server::Durability;
 
-use super::Picture;
-use super::walk::{Answered, IN_FLIGHT, Walked};
+use super::DemoPicture;
+use super::walk::{DemoAnswer, IN_FLIGHT, DemoRun};
 
 /// Points of the curve that are drawn: more cannot be told apart.
 const DRAWN: usize = 200;
 
 /// What came of it.
-pub struct Found {
+pub struct DemoResult {
     images: usize,
     /// Final answers by the site, by the cloud, and tombstones.
     by_site: usize,
@@ -41,9 +41,9 @@ pub struct Found {
     curve: Vec<(f64, f64)>,
 }
 
-impl Found {
+impl DemoResult {
     /// Holds the answers against the labels; `cloud` is the cloud model's label for every picture.
-    pub fn of(pictures: &[Picture], walked: Walked, cloud: &[String], durability: Durability) -> anyhow::Result<Self> {
+    pub fn of(pictures: &[DemoPicture], walked: DemoRun, cloud: &[String], durability: Durability) -> anyhow::Result<Self> {
         let images = pictures.len();
         let share = |count: usize| count as f64 / images.max(1) as f64;
         let mut judged = Vec::with_capacity(images);
@@ -51,7 +51,7 @@ impl Found {
         let mut times: [Vec<Duration>; 4] = Default::default();
         let [provisional, confident, verified, finals] = &mut times;
         for ((picture, answered), cloud) in pictures.iter().zip(&walked.answered).zip(cloud) {
-            let Answered { answer, final_, .. } = answered;
+            let DemoAnswer { answer, final_, .. } = answered;
             provisional.extend(answered.provisional);
             finals.push(*final_);
             let is_right = |label: Option<&str>| label == Some(picture.label.as_str());
@@ -69,7 +69,7 @@ impl Found {
             }
             // What the site said, whoever had the last word.
             let edge = answer.edge.clone().or_else(|| answer.prediction());
-            judged.push(Judged {
+            judged.push(PredictionPair {
                 confidence: edge.as_ref().map_or(0.0, |edge| edge.confidence),
                 site_right: is_right(edge.as_ref().map(|edge| edge.label.as_str())),
                 cloud_right: is_right(Some(cloud)),
@@ -113,16 +113,16 @@ impl Found {
             x_label: "pictures sent up to the cloud, %".into(),
             y_label: "right answers, %".into(),
             lines: vec![
-                Line {
+                ChartLine {
                     name: "the most doubtful first".into(),
                     points: curve::thinned(&self.curve, DRAWN).iter().map(percent).collect(),
                 },
-                Line {
+                ChartLine {
                     name: "as many at random".into(),
                     points: [(0.0, self.site_alone), (1.0, self.cloud_alone)].iter().map(percent).collect(),
                 },
             ],
-            marks: vec![Mark { name: "this run".into(), point: percent(&here) }],
+            marks: vec![ChartPoint { name: "this run".into(), point: percent(&here) }],
         }
     }
 
@@ -188,7 +188,7 @@ impl Found {
             "final_by_site_latency": self.confident,
             "final_by_cloud_latency": self.verified,
             "curve": { "x": "share sent up", "y": "accuracy", "points": curve::thinned(&self.curve, DRAWN) },
-            "machine": Machine::here(Path::new(".")),
+            "machine": BenchMachine::here(Path::new(".")),
         })
     }
 }

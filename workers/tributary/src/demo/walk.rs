@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bench::ear::Ear;
+use bench::ear::AnswerListener;
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::task::HEADER_LABEL;
 use schemas::{Answer, CameraName, TaskId};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject};
 
-use super::Picture;
+use super::DemoPicture;
 use crate::settings::Settings;
-use crate::site::Running;
+use crate::site::RunningUp;
 use crate::up;
 
 /// Pictures published and without a first answer, at a time.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(50);
 const STOPPED: &str = "stopped before it was through";
 
 /// What became of one picture.
-pub struct Answered {
+pub struct DemoAnswer {
     /// From publishing to its provisional answer, if it had one.
     pub provisional: Option<Duration>,
     /// From publishing to its final answer.
@@ -33,9 +33,9 @@ pub struct Answered {
 }
 
 /// What became of all of them.
-pub struct Walked {
+pub struct DemoRun {
     /// In the order of the pictures.
-    pub answered: Vec<Answered>,
+    pub answered: Vec<DemoAnswer>,
     /// From the first publishing to the last final answer.
     pub elapsed: Duration,
     /// Requests that reached the cloud.
@@ -45,7 +45,7 @@ pub struct Walked {
 }
 
 /// Starts everything, walks all pictures through it, stops everything.
-pub async fn run_pictures(settings: &Settings, pictures: Arc<Vec<Picture>>, shutdown: &Shutdown) -> anyhow::Result<Walked> {
+pub async fn run_pictures(settings: &Settings, pictures: Arc<Vec<DemoPicture>>, shutdown: &Shutdown) -> anyhow::Result<DemoRun> {
     let stop = Shutdown::default();
     let up = tokio::select! {
         up = up::start(settings, Some(1), stop.clone()) => up?,
@@ -67,13 +67,13 @@ pub async fn run_pictures(settings: &Settings, pictures: Arc<Vec<Picture>>, shut
 }
 
 /// Publishes every picture, waits for every final answer.
-async fn run_pictures_through(running: &Running, pictures: Arc<Vec<Picture>>) -> anyhow::Result<Walked> {
+async fn run_pictures_through(running: &RunningUp, pictures: Arc<Vec<DemoPicture>>) -> anyhow::Result<DemoRun> {
     let site = running.sites.first().context("no site was started")?;
     let here = Bus::connect(&NatsSettings { url: site.url.clone(), ..NatsSettings::default() }, "demo").await?;
     let cloud = NatsSettings { url: running.cloud_url.clone(), ..NatsSettings::default() };
     let cloud = Bus::connect(&cloud, "demo").await?;
     let camera: CameraName = "demo".parse()?;
-    let ear = Ear::open(&here, &cloud, &site.site).await?;
+    let ear = AnswerListener::open(&here, &cloud, &site.site).await?;
     let publisher = Publisher::new(here.clone(), PATIENCE);
     let begun = Instant::now();
     let all = async {
@@ -113,13 +113,13 @@ async fn run_pictures_through(running: &Running, pictures: Arc<Vec<Picture>>) ->
 }
 
 /// What became of the pictures, once all is said.
-fn close(ear: &Ear, tasks: &[TaskId], elapsed: Duration) -> anyhow::Result<Walked> {
+fn close(ear: &AnswerListener, tasks: &[TaskId], elapsed: Duration) -> anyhow::Result<DemoRun> {
     let answered = tasks.iter().map(|task| {
         let heard = ear.take_answers(*task).context("an answer was not heard")?;
         let (final_, answer) = heard.last.context("an answer was not heard")?;
-        Ok(Answered { provisional: heard.provisional, final_, answer })
+        Ok(DemoAnswer { provisional: heard.provisional, final_, answer })
     });
     let answered = answered.collect::<anyhow::Result<_>>()?;
     let up = ear.cloud_arrivals();
-    Ok(Walked { answered, elapsed, sent_up: up.requests, bytes_up: up.bytes })
+    Ok(DemoRun { answered, elapsed, sent_up: up.requests, bytes_up: up.bytes })
 }

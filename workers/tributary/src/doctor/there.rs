@@ -8,13 +8,13 @@ use schemas::FaultNote;
 use schemas::limits::MAX_MESSAGE_BYTES;
 use streams::fleet;
 use streams::server::{self, Durability};
-use streams::topology::{self, Difference, Finding, Place, StreamSettings};
+use streams::topology::{self, SettingDifference, SetupFinding, PlanScope, StreamSettings};
 use streams::{Bus, CarryError, read};
 
-use super::Check;
+use super::DoctorCheck;
 use crate::form;
 use crate::settings::Settings;
-use crate::site::Site;
+use crate::site::SiteTarget;
 
 /// The cloud has this long to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ const IMAGES_IN_A_WAIT: f64 = 10.0;
 const MIB: u64 = 1024 * 1024;
 
 /// All of it.
-pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
+pub async fn checks(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     let mut checks = vec![reached(site), encrypted(&site.nats.url), max_payload(&site.bus), durability(site, settings)];
     checks.extend(disk(site, settings));
     // At once, for what does not answer takes seconds each.
@@ -39,14 +39,14 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
     let shared = site.nats.cloud_domain.is_none();
     let both = shared && verify.is_ok();
     let (place, flag) = match both {
-        true => (Place::Both(site.name.clone()), " --both"),
-        false => (Place::Site(site.name.clone()), ""),
+        true => (PlanScope::Both(site.name.clone()), " --both"),
+        false => (PlanScope::Site(site.name.clone()), ""),
     };
     checks.extend(streams("site", &site.bus, &place, &settings.streams, flag).await);
     if !shared {
         checks.extend(cloud(site, settings).await);
     } else if !both {
-        checks.push(Check::warn(
+        checks.push(DoctorCheck::warn(
             "cloud",
             "there is none on this server, and nats.cloud_domain names no other",
             "doubtful answers wait for it: set nats.cloud_domain, or recognizer.verify.enabled = false",
@@ -56,24 +56,24 @@ pub async fn checks(site: &Site, settings: &Settings) -> Vec<Check> {
 }
 
 /// What `status` and the janitor's metric say, too.
-async fn found_wrong(site: &Site, settings: &Settings) -> Vec<Check> {
+async fn found_wrong(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     let faults = site.find_faults(settings).await;
     let known = settings.janitor.monitor.is_some() || site.up.is_some();
-    let mut checks: Vec<Check> = faults.into_iter().map(check_of).collect();
+    let mut checks: Vec<DoctorCheck> = faults.into_iter().map(check_of).collect();
     if !known && site.nats.cloud_domain.is_some() {
-        checks.push(Check::warn(
+        checks.push(DoctorCheck::warn(
             "link rules",
             "unknown: what a link lets through stands in the server's monitoring pages, and their address is not set",
             "set janitor.monitor, for example to http://127.0.0.1:8222",
         ));
     } else if checks.is_empty() && site.nats.cloud_domain.is_some() {
-        checks.push(Check::ok("link rules", "what belongs to the site stays there"));
+        checks.push(DoctorCheck::ok("link rules", "what belongs to the site stays there"));
     }
     checks
 }
 
-fn check_of(fault: FaultNote) -> Check {
-    let check = Check::bad(fault.name.replace('_', " "), fault.reason, fault.remedy);
+fn check_of(fault: FaultNote) -> DoctorCheck {
+    let check = DoctorCheck::bad(fault.name.replace('_', " "), fault.reason, fault.remedy);
     match fault.name.as_str() {
         "link_lets_through" => check.breaks("images and acknowledgements stay at their site"),
         "consumer_paused" | "consumer_missing" => check.breaks("every task ends in an answer or a dead letter"),
@@ -82,10 +82,10 @@ fn check_of(fault: FaultNote) -> Check {
 }
 
 /// Whether this machine's clock is the server's.
-async fn clock(site: &Site) -> Check {
+async fn clock(site: &SiteTarget) -> DoctorCheck {
     const MOST_MS: i64 = 2_000;
     match runtime::clock::align_clock(&site.bus).await {
-        Ok(ahead_ms) if ahead_ms.abs() > MOST_MS => Check::warn(
+        Ok(ahead_ms) if ahead_ms.abs() > MOST_MS => DoctorCheck::warn(
             "clock",
             format!(
                 "{} {} the server's",
@@ -94,22 +94,22 @@ async fn clock(site: &Site) -> Check {
             ),
             "set one of the two right (NTP); deadlines go by the server's",
         ),
-        Ok(_) => Check::ok("clock", "as the server's"),
-        Err(error) => Check::warn("clock", runtime::fault::error_chain(&error), "run `tributary setup`"),
+        Ok(_) => DoctorCheck::ok("clock", "as the server's"),
+        Err(error) => DoctorCheck::warn("clock", runtime::fault::error_chain(&error), "run `tributary setup`"),
     }
 }
 
 /// Whether what is sent to the server can be read on the way. Pure.
-fn encrypted(url: &str) -> Check {
+fn encrypted(url: &str) -> DoctorCheck {
     const WHAT: &str = "connection";
     let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     match (scheme, is_here) {
-        ("tls" | "wss", _) => Check::ok(WHAT, "encrypted"),
-        (_, true) => Check::ok(WHAT, "not encrypted, and it stays on this machine"),
-        (_, false) => Check::warn(
+        ("tls" | "wss", _) => DoctorCheck::ok(WHAT, "encrypted"),
+        (_, true) => DoctorCheck::ok(WHAT, "not encrypted, and it stays on this machine"),
+        (_, false) => DoctorCheck::warn(
             WHAT,
             format!("images and passwords go to {host} unencrypted"),
             "use a tls:// address in nats.url, and nats.ca where the server has an authority of its own",
@@ -117,16 +117,16 @@ fn encrypted(url: &str) -> Check {
     }
 }
 
-fn reached(site: &Site) -> Check {
+fn reached(site: &SiteTarget) -> DoctorCheck {
     let (url, version) = (streams::connect::without_credentials(&site.nats.url), site.bus.server_version());
-    Check::ok("server", format!("nats-server {version} answers at {url}"))
+    DoctorCheck::ok("server", format!("nats-server {version} answers at {url}"))
 }
 
-fn max_payload(bus: &Bus) -> Check {
+fn max_payload(bus: &Bus) -> DoctorCheck {
     let (found, needed) = (bus.max_payload_bytes(), MAX_MESSAGE_BYTES);
     match found >= needed {
-        true => Check::ok("max_payload", form::format_size(found as u64)),
-        false => Check::bad(
+        true => DoctorCheck::ok("max_payload", form::format_size(found as u64)),
+        false => DoctorCheck::bad(
             "max_payload",
             format!("{}, and {} are needed", form::format_size(found as u64), form::format_size(needed as u64)),
             format!("set `max_payload: {needed}` in the server's configuration and reload it"),
@@ -135,18 +135,18 @@ fn max_payload(bus: &Bus) -> Check {
     }
 }
 
-fn durability(site: &Site, settings: &Settings) -> Check {
+fn durability(site: &SiteTarget, settings: &Settings) -> DoctorCheck {
     const WHAT: &str = "sync_interval";
     const PROMISE: &str = "an acknowledged image survives a power cut";
     match site.store(settings).and_then(|store| server::durability(&store)) {
-        Some(Durability::PowerSafe) => Check::ok(WHAT, "always: what is acknowledged is on the disk"),
-        Some(Durability::Fast) => Check::warn(
+        Some(Durability::PowerSafe) => DoctorCheck::ok(WHAT, "always: what is acknowledged is on the disk"),
+        Some(Durability::Fast) => DoctorCheck::warn(
             WHAT,
             "2m (up.durability = fast): what is acknowledged is on the disk within two minutes",
             "fine if the machine never loses power; otherwise set up.durability = \"power-safe\" and start `up` again",
         )
         .breaks(PROMISE),
-        None => Check::warn(
+        None => DoctorCheck::warn(
             WHAT,
             format!("unknown: this server is not ours, and a client cannot ask; without it {PROMISE} is no promise"),
             "see that its configuration says `jetstream { sync_interval: always }`, as deploy/nats/site.conf does",
@@ -155,7 +155,7 @@ fn durability(site: &Site, settings: &Settings) -> Check {
 }
 
 /// Room on the disk for what the streams may hold.
-fn disk(site: &Site, settings: &Settings) -> Option<Check> {
+fn disk(site: &SiteTarget, settings: &Settings) -> Option<DoctorCheck> {
     let store = site.store(settings)?;
     let free = server::free_bytes(&store).ok()?;
     let limits = &settings.streams;
@@ -166,8 +166,8 @@ fn disk(site: &Site, settings: &Settings) -> Option<Check> {
     let needed = most.saturating_sub(used(&store));
     let found = format!("{} free, the streams may still take {}", form::format_size(free), form::format_size(needed));
     Some(match free > needed {
-        true => Check::ok("disk", found),
-        false => Check::warn(
+        true => DoctorCheck::ok("disk", found),
+        false => DoctorCheck::warn(
             "disk",
             found,
             format!(
@@ -189,44 +189,44 @@ fn used(folder: &Path) -> u64 {
 }
 
 /// Whether a message can be handled in the time after which another worker gets it.
-async fn wait(bus: &Bus, settings: &Settings) -> Check {
+async fn wait(bus: &Bus, settings: &Settings) -> DoctorCheck {
     const WHAT: &str = "ack_wait";
     let alive = async { fleet::live_workers(bus).await };
     let slowest = match alive.await {
         Ok(beats) => beats.into_iter().filter_map(|beat| beat.cost_ms).reduce(f64::max),
-        Err(error) => return Check::bad(WHAT, runtime::fault::error_chain(&error), "run `tributary setup`"),
+        Err(error) => return DoctorCheck::bad(WHAT, runtime::fault::error_chain(&error), "run `tributary setup`"),
     };
     let ack_wait_s = settings.streams.ack_wait_s;
     match slowest {
-        None => Check::warn(
+        None => DoctorCheck::warn(
             WHAT,
             format!("{ack_wait_s} s; no worker says what an image costs"),
             "start a recognizer; `tributary status` shows who lives",
         ),
-        Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => Check::warn(
+        Some(cost_ms) if cost_ms * IMAGES_IN_A_WAIT > f64::from(ack_wait_s) * 1000.0 => DoctorCheck::warn(
             WHAT,
             format!("{ack_wait_s} s, and one image costs {}", form::format_span(cost_ms)),
             "raise streams.ack_wait_s and run `tributary setup --apply`: images are recognized twice when it passes",
         ),
-        Some(cost_ms) => Check::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", form::format_span(cost_ms))),
+        Some(cost_ms) => DoctorCheck::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", form::format_span(cost_ms))),
     }
 }
 
-async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
+async fn cloud(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     match read::round_trip(&site.link, PATIENCE).await {
         Ok(round_trip) => {
             let found = format!("answers through the leaf link in {}", form::format_span(round_trip.as_secs_f64() * 1000.0));
-            let mut checks = vec![Check::ok("cloud", found)];
+            let mut checks = vec![DoctorCheck::ok("cloud", found)];
             // Over the link a site sees what is its own.
             if !site.is_cloud_whole {
                 return checks;
             }
-            let place = Place::Cloud(vec![site.name.clone()]);
+            let place = PlanScope::Cloud(vec![site.name.clone()]);
             let flag = format!(" --cloud {}", site.name);
             checks.extend(streams("cloud", &site.cloud, &place, &settings.streams, &flag).await);
             checks
         }
-        Err(error) => vec![Check::warn(
+        Err(error) => vec![DoctorCheck::warn(
             "cloud",
             format!("does not answer: {}", runtime::fault::error_chain(&error)),
             "the site works without it and catches up; for the link see deploy/nats/site.conf",
@@ -235,41 +235,41 @@ async fn cloud(site: &Site, settings: &Settings) -> Vec<Check> {
 }
 
 /// What the streams and consumers of a place should be and are not.
-async fn streams(what: &str, bus: &Bus, place: &Place, settings: &StreamSettings, flag: &str) -> Vec<Check> {
+async fn streams(what: &str, bus: &Bus, place: &PlanScope, settings: &StreamSettings, flag: &str) -> Vec<DoctorCheck> {
     let plan = topology::plan_topology(place, settings);
     let findings = match topology::compare_plan(bus, &plan).await {
         Ok(findings) => findings,
         Err(error) => return vec![failed(what, &error)],
     };
-    let wrong: Vec<Check> = findings.iter().flat_map(|finding| differences(finding, flag)).collect();
+    let wrong: Vec<DoctorCheck> = findings.iter().flat_map(|finding| differences(finding, flag)).collect();
     match wrong.is_empty() {
-        true => vec![Check::ok(format!("{what}'s streams"), format!("all {} as wanted", findings.len()))],
+        true => vec![DoctorCheck::ok(format!("{what}'s streams"), format!("all {} as wanted", findings.len()))],
         false => wrong,
     }
 }
 
-fn failed(what: &str, error: &CarryError) -> Check {
-    Check::bad(format!("{what}'s streams"), runtime::fault::error_chain(error), "run `tributary setup`")
+fn failed(what: &str, error: &CarryError) -> DoctorCheck {
+    DoctorCheck::bad(format!("{what}'s streams"), runtime::fault::error_chain(error), "run `tributary setup`")
 }
 
-fn differences(finding: &Finding, flag: &str) -> Vec<Check> {
-    let Finding { what, state } = finding;
+fn differences(finding: &SetupFinding, flag: &str) -> Vec<DoctorCheck> {
+    let SetupFinding { what, state } = finding;
     match state {
-        topology::State::Missing => {
-            vec![Check::bad(what, "does not exist", format!("create it with `tributary setup{flag}`"))]
+        topology::SetupStatus::Missing => {
+            vec![DoctorCheck::bad(what, "does not exist", format!("create it with `tributary setup{flag}`"))]
         }
-        topology::State::Differs(differences) => {
+        topology::SetupStatus::Differs(differences) => {
             differences.iter().map(|difference| differs(what, difference, flag)).collect()
         }
-        topology::State::Refused(why) => {
-            vec![Check::bad(what, why.clone(), "see whether its server is up; then `tributary setup`")]
+        topology::SetupStatus::Refused(why) => {
+            vec![DoctorCheck::bad(what, why.clone(), "see whether its server is up; then `tributary setup`")]
         }
-        topology::State::Same | topology::State::Created | topology::State::Updated(_) => Vec::new(),
+        topology::SetupStatus::Same | topology::SetupStatus::Created | topology::SetupStatus::Updated(_) => Vec::new(),
     }
 }
 
-fn differs(what: &str, difference: &Difference, flag: &str) -> Check {
-    let Difference { setting, wanted, found } = difference;
+fn differs(what: &str, difference: &SettingDifference, flag: &str) -> DoctorCheck {
+    let SettingDifference { setting, wanted, found } = difference;
     // Remembering ids for longer than wanted breaks nothing.
     let harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
     let higher = setting.starts_with("max_") && found.as_i64() > wanted.as_i64();
@@ -277,8 +277,8 @@ fn differs(what: &str, difference: &Difference, flag: &str) -> Check {
     let found = format!("{setting} is {}, wanted {}", form::setting(setting, found), form::setting(setting, wanted));
     let remedy = format!("`tributary setup{flag} --apply{lower}` changes it");
     match promise(setting).filter(|_| !harmless) {
-        Some(promise) => Check::bad(what, found, remedy).breaks(promise),
-        None => Check::warn(what, found, remedy),
+        Some(promise) => DoctorCheck::bad(what, found, remedy).breaks(promise),
+        None => DoctorCheck::warn(what, found, remedy),
     }
 }
 
@@ -300,25 +300,25 @@ fn promise(setting: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
+    use super::super::CheckStatus;
     use super::*;
 
-    fn finding(setting: &str) -> Finding {
-        let difference = Difference { setting: setting.into(), wanted: 1.into(), found: 2.into() };
-        Finding { what: "stream IMAGES".into(), state: topology::State::Differs(vec![difference]) }
+    fn finding(setting: &str) -> SetupFinding {
+        let difference = SettingDifference { setting: setting.into(), wanted: 1.into(), found: 2.into() };
+        SetupFinding { what: "stream IMAGES".into(), state: topology::SetupStatus::Differs(vec![difference]) }
     }
 
     #[test]
     fn a_setting_that_carries_a_promise_is_bad_when_it_differs_and_a_limit_is_worth_knowing() {
         let broken = differences(&finding("discard"), "").remove(0);
-        assert_eq!(broken.state, State::Bad);
+        assert_eq!(broken.state, CheckStatus::Bad);
         assert!(broken.breaks.is_some_and(|promise| promise.contains("never dropped")));
-        assert_eq!(differences(&finding("max_bytes"), "").remove(0).state, State::Warn);
+        assert_eq!(differences(&finding("max_bytes"), "").remove(0).state, CheckStatus::Warn);
     }
 
     #[test]
     fn what_is_missing_names_the_command_that_makes_it() {
-        let missing = Finding { what: "stream VERIFY".into(), state: topology::State::Missing };
+        let missing = SetupFinding { what: "stream VERIFY".into(), state: topology::SetupStatus::Missing };
         let check = differences(&missing, " --cloud reef").remove(0);
         assert!(check.remedy.is_some_and(|remedy| remedy.contains("`tributary setup --cloud reef`")));
     }

@@ -4,22 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aggregator::descent::{self, TaintedRelease};
-use aggregator::release::{self, Releases};
+use aggregator::release::{self, ModelReleases};
 use anyhow::{Context, bail};
 use clap::builder::NonEmptyStringValueParser;
 use replayer::moment;
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_NOTE_BYTES;
 use schemas::{Answer, CameraName, Label, ModelName, Rollout, TaskId, decode, encode};
 use serde::Serialize;
-use streams::read::{self, Stretch};
-use streams::{Bus, Publication, Publisher, Store, subject, topology};
-use trainer::learned::{self, TracedUpdate, Until};
+use streams::read::{self, StreamRange};
+use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
+use trainer::learned::{self, TracedUpdate, RetractionTimes};
 
 use crate::release::stand;
 use crate::settings::Settings;
-use crate::site::Site;
+use crate::site::SiteTarget;
 use crate::{audit, form, out, site};
 
 const EXAMPLES: &str = "\
@@ -89,13 +89,13 @@ struct NamedRelease {
 }
 
 /// Takes labels back.
-pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
+pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetractArgs) -> anyhow::Result<()> {
     let why = args.why.as_deref().unwrap_or_default();
     if why.len() > MAX_NOTE_BYTES {
         bail!("--why has {} bytes; at most {MAX_NOTE_BYTES} are allowed", why.len());
     }
     let here = site::open(loaded, "label").await?;
-    let standing = Standing::read(&here.bus).await?;
+    let standing = StandingLabels::read(&here.bus).await?;
     let wanted = wanted(args, &standing)?;
     let (known, unknown) = known(&here, wanted, &standing).await?;
     if !args.dry_run {
@@ -104,7 +104,7 @@ pub async fn command(loaded: &Loaded<Settings>, args: &RetractArgs) -> anyhow::R
         audit::record_command(&here.bus, &here.name, "label retract", about).await;
     }
     let retracted: BTreeSet<TaskId> = known.keys().copied().collect();
-    let images: Until = retracted.iter().map(|task| (*task, i128::MAX)).collect();
+    let images: RetractionTimes = retracted.iter().map(|task| (*task, i128::MAX)).collect();
     // After the retraction was said: a trainer writes first and looks for retractions then.
     let updates = learned::trace_updates(&here.bus, &here.name, &images).await?;
     let releases = match here.whole_cloud() {
@@ -144,14 +144,14 @@ struct StandingLabel {
 
 /// The labels of a site that count, the latest of each task.
 #[derive(Debug, Default)]
-struct Standing(BTreeMap<TaskId, StandingLabel>);
+struct StandingLabels(BTreeMap<TaskId, StandingLabel>);
 
-impl Standing {
+impl StandingLabels {
     async fn read(bus: &Bus) -> anyhow::Result<Self> {
         let mut standing = Self::default();
         let last = read::stream_level(bus, topology::LABELS).await?;
         if last.messages > 0 {
-            read::read_range(bus, topology::LABELS, Stretch::default(), last.last_sequence, |record| {
+            read::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
                 match decode::<Label>(&record.payload) {
                     Ok(label) => standing.apply_label(&label, camera(&record.subject)),
                     Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
@@ -192,7 +192,7 @@ fn camera(subject: &str) -> CameraName {
 }
 
 /// The tasks that are meant.
-fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<TaskId>> {
+fn wanted(args: &RetractArgs, standing: &StandingLabels) -> anyhow::Result<BTreeSet<TaskId>> {
     if !args.tasks.is_empty() {
         return Ok(args.tasks.iter().copied().collect());
     }
@@ -211,9 +211,9 @@ fn wanted(args: &RetractArgs, standing: &Standing) -> anyhow::Result<BTreeSet<Ta
 
 /// The tasks that the site knows, each with its camera, and those that it does not.
 async fn known(
-    here: &Site,
+    here: &SiteTarget,
     wanted: BTreeSet<TaskId>,
-    standing: &Standing,
+    standing: &StandingLabels,
 ) -> anyhow::Result<(BTreeMap<TaskId, CameraName>, Vec<TaskId>)> {
     let (mut known, mut silent) = (BTreeMap::new(), BTreeSet::new());
     for task in wanted {
@@ -227,7 +227,7 @@ async fn known(
         }
     }
     // Answers go before what was learned from them does.
-    let images: Until = silent.iter().map(|task| (*task, i128::MAX)).collect();
+    let images: RetractionTimes = silent.iter().map(|task| (*task, i128::MAX)).collect();
     for update in learned::trace_updates(&here.bus, &here.name, &images).await? {
         known.extend(update.images.into_iter().map(|task| (task, CameraName::unknown())));
     }
@@ -236,7 +236,7 @@ async fn known(
 }
 
 async fn publish(
-    here: &Site,
+    here: &SiteTarget,
     by: Option<&String>,
     why: &str,
     tasks: &BTreeMap<TaskId, CameraName>,
@@ -253,7 +253,7 @@ async fn publish(
 
 /// The releases that learned from these updates, by model.
 async fn releases(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     args: &RetractArgs,
     cloud: &Bus,
     updates: &[TracedUpdate],
@@ -266,7 +266,7 @@ async fn releases(
         return Ok(Vec::new());
     }
     let url = args.release_store.clone().unwrap_or_else(|| loaded.settings.aggregator.store.clone());
-    let store = Store::open(&url).with_context(|| format!("release store {url}"))?;
+    let store = ReleaseStore::open(&url).with_context(|| format!("release store {url}"))?;
     let models = release::models(&store).await.with_context(|| format!("release store {url}"))?;
     let mut found = Vec::new();
     for (model, updates) in of_model {
@@ -275,7 +275,7 @@ async fn releases(
                 "release store {url} has no release of model {model}: name the one of the aggregator with --release-store"
             );
         }
-        let manifests = Releases::new(store.clone(), model.clone()).list().await?;
+        let manifests = ModelReleases::new(store.clone(), model.clone()).list().await?;
         let history = history(cloud, model).await;
         found.extend(descent::tainted_releases(&manifests, &updates).into_iter().map(|tainted| NamedRelease {
             model: model.clone(),
@@ -356,8 +356,8 @@ mod tests {
         }
     }
 
-    fn standing(labels: &[Label]) -> Standing {
-        let mut standing = Standing::default();
+    fn standing(labels: &[Label]) -> StandingLabels {
+        let mut standing = StandingLabels::default();
         labels.iter().for_each(|label| standing.apply_label(label, CameraName::unknown()));
         standing
     }

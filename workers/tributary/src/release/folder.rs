@@ -3,21 +3,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aggregator::Releases;
+use aggregator::ModelReleases;
 use aggregator::release::Manifest;
 use aggregator::seal;
 use anyhow::{Context, bail};
 use model_signature::{EcPrivateKey, SignedFolder};
-use rollout::prepare::{self, Origin};
-use rollout::stage::{self, Said};
-use rollout::trial::Trial;
+use rollout::prepare::{self, ReleaseOrigin};
+use rollout::stage::{self, DecisionContext};
+use rollout::trial::TrialRunner;
 use rollout::{log, oci, package};
 use runtime::clock;
-use runtime::settings::Loaded;
+use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
 use serde_json::json;
-use streams::store::Put;
-use streams::{Blobs, Bus, CarryError, Publisher, Store};
+use streams::store::PutOutcome;
+use streams::{Blobs, Bus, CarryError, Publisher, ReleaseStore};
 use vision::Model;
 
 use super::signature;
@@ -26,8 +26,8 @@ use crate::{audit, form, out, site};
 
 /// Makes a release of a folder; of one that is signed, of the signed files alone.
 pub async fn import(
-    loaded: &Loaded<Settings>,
-    store: Store,
+    loaded: &LoadedSettings<Settings>,
+    store: ReleaseStore,
     name: Option<ModelName>,
     (folder, signed): (&Path, Option<SignedFolder>),
     json: bool,
@@ -40,7 +40,7 @@ pub async fn import(
     let name = name.unwrap_or_else(|| ModelName::from_name(&model.description.name));
     let cloud = site::cloud(loaded, "release").await?;
     let blobs = Blobs::open_in_cloud(&cloud).await?;
-    let releases = Releases::new(store, name.clone());
+    let releases = ModelReleases::new(store, name.clone());
     let now = log::latest(&cloud, &name).await?;
     let relabelled = match &now {
         Some(now) => {
@@ -56,8 +56,8 @@ pub async fn import(
     };
     out::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
     let parent = now.as_ref().map(|now| now.stable.release.clone());
-    let origin = Origin { parent: parent.clone(), words: "imported".into(), ..Origin::default() };
-    let trial = Trial::of_this_program(loaded.settings.onnxruntime.clone());
+    let origin = ReleaseOrigin { parent: parent.clone(), words: "imported".into(), ..ReleaseOrigin::default() };
+    let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&model, origin, &trial, work.path()).await;
     let (release, file) =
         prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
@@ -69,7 +69,7 @@ pub async fn import(
     let manifest = Manifest::first(name.clone(), model.release.clone(), model.labels.clone(), weights);
     let signed_by = signed.map(|signed| signed.fingerprint().to_owned());
     let manifest = Manifest { parent, signed_by, ..manifest.packaged(release.package.clone()) };
-    if releases.put(&manifest, &weights_file).await? == Put::Already {
+    if releases.put(&manifest, &weights_file).await? == PutOutcome::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
             out::print_note("The release was in the store before: `release show` says who signed it then.");
@@ -77,7 +77,7 @@ pub async fn import(
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let decided = log::decide(&cloud, &publisher, &name, |now| {
-        let said = |why| Said::new("hand", why, clock::now_ms());
+        let said = |why| DecisionContext::new("hand", why, clock::now_ms());
         Ok::<_, CarryError>(match now {
             None => Some(stage::first(name.clone(), release.clone(), said("imported as the first"))),
             Some(now) => stage::candidate(now, release.clone(), said("imported")).ok(),
@@ -122,7 +122,7 @@ async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> any
 }
 
 /// How the labels of a release differ from those of what is stable, in words; an error if it does not know all of them.
-async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
+async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) -> anyhow::Result<Option<String>> {
     let Some(stable) = releases.manifest(&now.stable.release).await? else { return Ok(None) };
     let missing: Vec<&String> = stable.labels.iter().filter(|label| !labels.contains(label)).collect();
     if !missing.is_empty() {
@@ -149,7 +149,7 @@ async fn relabelled(releases: &Releases, now: &Rollout, labels: &[String]) -> an
 
 /// Writes a release's folder, or an image layout with it; the folder with a signature, if a key is named.
 pub async fn export(
-    releases: &Releases,
+    releases: &ModelReleases,
     name: &ModelName,
     release: &str,
     folder: &Path,

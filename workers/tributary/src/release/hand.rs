@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use aggregator::Releases;
+use aggregator::ModelReleases;
 use anyhow::Context;
 use rollout::log;
-use rollout::stage::{self, Refused, Said};
+use rollout::stage::{self, StageRefusal, DecisionContext};
 use runtime::clock;
-use runtime::settings::Loaded;
-use schemas::{Decision, ModelName, Release, ReleaseId, Rollout, SiteName};
+use runtime::settings::LoadedSettings;
+use schemas::{ReleaseDecision, ModelName, Release, ReleaseId, Rollout, SiteName};
 use streams::{CarryError, Publisher};
 
 use crate::settings::Settings;
@@ -18,7 +18,7 @@ const BY: &str = "hand";
 
 /// Why.
 #[derive(clap::Args)]
-pub struct Why {
+pub struct ReasonArgs {
     /// Why, for whoever asks later.
     #[arg(long, value_name = "TEXT", default_value = "chosen by a person")]
     why: String,
@@ -26,11 +26,11 @@ pub struct Why {
 
 /// A release, and why.
 #[derive(clap::Args)]
-pub struct OneArgs {
+pub struct ReleaseDecisionArgs {
     /// First digits of the release.
     release: String,
     #[command(flatten)]
-    why: Why,
+    why: ReasonArgs,
 }
 
 /// A site and a release.
@@ -42,7 +42,7 @@ pub struct PinArgs {
     /// First digits of the release.
     release: String,
     #[command(flatten)]
-    why: Why,
+    why: ReasonArgs,
 }
 
 /// A site.
@@ -52,15 +52,15 @@ pub struct UnpinArgs {
     #[arg(id = "pinned", value_name = "SITE")]
     site: SiteName,
     #[command(flatten)]
-    why: Why,
+    why: ReasonArgs,
 }
 
 /// All sites are to run a release.
 pub async fn promote(
-    loaded: &Loaded<Settings>,
-    releases: &Releases,
+    loaded: &LoadedSettings<Settings>,
+    releases: &ModelReleases,
     model: &ModelName,
-    args: &OneArgs,
+    args: &ReleaseDecisionArgs,
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
@@ -71,10 +71,10 @@ pub async fn promote(
 
 /// No site is to run a release that is tried or waits.
 pub async fn withdraw(
-    loaded: &Loaded<Settings>,
-    releases: &Releases,
+    loaded: &LoadedSettings<Settings>,
+    releases: &ModelReleases,
     model: &ModelName,
-    args: &OneArgs,
+    args: &ReleaseDecisionArgs,
     json: bool,
 ) -> anyhow::Result<()> {
     let wanted = releases.find(&args.release).await?.release;
@@ -83,14 +83,14 @@ pub async fn withdraw(
 }
 
 /// All sites are to run what was stable before.
-pub async fn roll_back(loaded: &Loaded<Settings>, model: &ModelName, why: &Why, json: bool) -> anyhow::Result<()> {
+pub async fn roll_back(loaded: &LoadedSettings<Settings>, model: &ModelName, why: &ReasonArgs, json: bool) -> anyhow::Result<()> {
     print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
 }
 
 /// A site is to run a release, whatever is decided.
 pub async fn pin(
-    loaded: &Loaded<Settings>,
-    releases: &Releases,
+    loaded: &LoadedSettings<Settings>,
+    releases: &ModelReleases,
     model: &ModelName,
     args: &PinArgs,
     json: bool,
@@ -103,20 +103,20 @@ pub async fn pin(
 }
 
 /// A site follows what is decided again.
-pub async fn unpin(loaded: &Loaded<Settings>, model: &ModelName, args: &UnpinArgs, json: bool) -> anyhow::Result<()> {
+pub async fn unpin(loaded: &LoadedSettings<Settings>, model: &ModelName, args: &UnpinArgs, json: bool) -> anyhow::Result<()> {
     let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), said(&args.why))?));
     print_decision(&decided.await?, json)
 }
 
-fn said(why: &Why) -> Said {
-    Said::new(BY, &why.why, clock::now_ms())
+fn said(why: &ReasonArgs) -> DecisionContext {
+    DecisionContext::new(BY, &why.why, clock::now_ms())
 }
 
 /// Why nothing was decided.
 #[derive(Debug, thiserror::Error)]
-enum Undecided {
+enum DecisionFailure {
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(#[from] StageRefusal),
     #[error(transparent)]
     Carry(#[from] CarryError),
     #[error(
@@ -130,25 +130,25 @@ enum Undecided {
 }
 
 /// The release as it was offered to sites once.
-fn known(history: &[Rollout], wanted: &ReleaseId) -> Result<Release, Undecided> {
+fn known(history: &[Rollout], wanted: &ReleaseId) -> Result<Release, DecisionFailure> {
     let found = log::releases(history).into_iter().find(|release| release.release == *wanted);
-    found.ok_or_else(|| Undecided::Unpackaged(wanted.short().into()))
+    found.ok_or_else(|| DecisionFailure::Unpackaged(wanted.short().into()))
 }
 
 async fn decide(
-    loaded: &Loaded<Settings>,
+    loaded: &LoadedSettings<Settings>,
     model: &ModelName,
-    decide: impl Fn(&Rollout, &[Rollout]) -> Result<Rollout, Undecided>,
+    decide: impl Fn(&Rollout, &[Rollout]) -> Result<Rollout, DecisionFailure>,
 ) -> anyhow::Result<Rollout> {
     let cloud = site::cloud(loaded, "release").await?;
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let history = log::history(&cloud, model).await?;
     let decided = log::decide(&cloud, &publisher, model, |now| {
-        let now = now.ok_or_else(|| Undecided::Nothing(model.clone()))?;
+        let now = now.ok_or_else(|| DecisionFailure::Nothing(model.clone()))?;
         decide(now, &history).map(Some)
     });
     let decided = decided.await?.context("nothing was decided")?;
-    let Decision { stage, release, site, why, .. } = &decided.decision;
+    let ReleaseDecision { stage, release, site, why, .. } = &decided.decision;
     let at = site.as_ref().map(|site| format!(" at {site}")).unwrap_or_default();
     let about = format!("{model} {}{at}: {why}", release.as_str());
     audit::record_command(&cloud, &SiteName::cloud(), &format!("release {}", stage.as_str()), about).await;

@@ -1,13 +1,13 @@
 //! How releases stand: what was decided about each, and on what numbers.
 
-use runtime::settings::Loaded;
-use schemas::{Finding, ModelName, ReleaseId, ReleaseStage, Rollout, Says};
+use runtime::settings::LoadedSettings;
+use schemas::{CanaryFinding, ModelName, ReleaseId, ReleaseStage, Rollout, FindingOutcome};
 
 use crate::settings::Settings;
 use crate::{form, out, site};
 
 /// Everything that was decided about a model; nothing where the cloud's server cannot be reached, which is said.
-pub async fn read_history(loaded: &Loaded<Settings>, model: &ModelName) -> Vec<Rollout> {
+pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {
     let read = async {
         let cloud = site::cloud(loaded, "release").await?;
         anyhow::Ok(rollout::log::history(&cloud, model).await?)
@@ -55,11 +55,11 @@ pub fn print_standing(history: &[Rollout], release: &ReleaseId) -> anyhow::Resul
     Ok(())
 }
 
-fn row(finding: &Finding) -> Vec<String> {
+fn row(finding: &CanaryFinding) -> Vec<String> {
     let says = match finding.says {
-        Says::Open => "open",
-        Says::Good => "good",
-        Says::Worse => "worse",
+        FindingOutcome::Open => "open",
+        FindingOutcome::Good => "good",
+        FindingOutcome::Worse => "worse",
     };
     vec![
         "        ".into(),

@@ -4,33 +4,33 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use decisions::{InForce, PolicyName};
+use decisions::{EffectiveSettings, PolicyName};
 use replayer::ReplayerSettings;
-use replayer::backtest::{Candidate, Played, recorded_result, in_order, replay_decisions};
+use replayer::backtest::{BacktestCandidate, BacktestResult, recorded_result, in_order, replay_decisions};
 use replayer::gather::gather_decided;
-use replayer::pace::Pace;
+use replayer::pace::ReadLimiter;
 use serde_json::{Value, json};
 use streams::fleet::Ledger;
 
 use super::ReplayArgs;
-use crate::site::Site;
+use crate::site::SiteTarget;
 use crate::{form, out};
 
 /// What stands beside a file's own name in what it holds.
 const SECTIONS: [&str; 3] = ["policy", "gate", "verify"];
 
 /// The settings that are tried: each policy and each gate that was named.
-pub fn candidates(args: &ReplayArgs) -> anyhow::Result<Vec<Candidate>> {
+pub fn candidates(args: &ReplayArgs) -> anyhow::Result<Vec<BacktestCandidate>> {
     let policies = args.policy.iter().map(|named| candidate(named, "policy"));
     let gates = args.gate.iter().map(|named| candidate(named, "gate"));
     policies.chain(gates).collect()
 }
 
-fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
+fn candidate(named: &str, section: &str) -> anyhow::Result<BacktestCandidate> {
     let path = Path::new(named);
     if section == "policy" && !path.is_file() {
         let name: PolicyName = named.parse().with_context(|| format!("--policy {named} is no file either"))?;
-        return Ok(Candidate { name: named.into(), says: json!({ "policy": { "name": name } }) });
+        return Ok(BacktestCandidate { name: named.into(), says: json!({ "policy": { "name": name } }) });
     }
     ensure!(path.is_file(), "--{section} {named}: there is no such file");
     let mut says = runtime::settings::table(path)?;
@@ -46,18 +46,18 @@ fn candidate(named: &str, section: &str) -> anyhow::Result<Candidate> {
         says.retain(|key, _| SECTIONS.contains(&key.as_str()));
     }
     let name = path.file_stem().map_or_else(|| named.to_owned(), |stem| stem.to_string_lossy().into_owned());
-    Ok(Candidate { name, says })
+    Ok(BacktestCandidate { name, says })
 }
 
 /// Plays what was recorded through each candidate, and shows them side by side.
 pub async fn command(
-    site: &Site,
+    site: &SiteTarget,
     settings: &ReplayerSettings,
     args: &ReplayArgs,
-    candidates: &[Candidate],
+    candidates: &[BacktestCandidate],
 ) -> anyhow::Result<()> {
     let options = args.selection.options(String::new())?;
-    let mut pace = Pace::new(&site.bus, &site.name, settings.beside_mib_per_s, None);
+    let mut pace = ReadLimiter::new(&site.bus, &site.name, settings.beside_mib_per_s, None);
     let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, &mut pace).await?;
     if all.is_empty() {
         bail!(
@@ -66,8 +66,8 @@ pub async fn command(
         );
     }
     in_order(&mut all);
-    let in_force = in_force(site, all.iter().map(replayer::backtest::Recorded::settings)).await?;
-    let known = |task: &replayer::backtest::Recorded| in_force.contains_key(task.settings());
+    let in_force = in_force(site, all.iter().map(replayer::backtest::RecordedTask::settings)).await?;
+    let known = |task: &replayer::backtest::RecordedTask| in_force.contains_key(task.settings());
     let unknown = all.iter().filter(|task| !known(task)).count() as u64;
     all.retain(known);
     let mut rows = vec![recorded_result(&all)];
@@ -98,7 +98,7 @@ pub async fn command(
 }
 
 /// The settings that were in force, by the names that tasks give them.
-async fn in_force<'a>(site: &Site, names: impl Iterator<Item = &'a str>) -> anyhow::Result<BTreeMap<String, InForce>> {
+async fn in_force<'a>(site: &SiteTarget, names: impl Iterator<Item = &'a str>) -> anyhow::Result<BTreeMap<String, EffectiveSettings>> {
     let ledger = Ledger::open(&site.bus).await?;
     let names: std::collections::BTreeSet<&str> = names.collect();
     let mut found = BTreeMap::new();
@@ -109,7 +109,7 @@ async fn in_force<'a>(site: &Site, names: impl Iterator<Item = &'a str>) -> anyh
     Ok(found)
 }
 
-fn table(rows: &[Played]) -> String {
+fn table(rows: &[BacktestResult]) -> String {
     let head = [
         "settings",
         "local",
@@ -129,7 +129,7 @@ fn table(rows: &[Played]) -> String {
         "otherwise",
     ];
     let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), form::percent);
-    let cells = |row: &Played| {
+    let cells = |row: &BacktestResult| {
         vec![
             row.name.clone(),
             row.local.to_string(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use replayer::Summary;
+use replayer::ReplaySummary;
 use replayer::compare::Comparison;
 use schemas::SiteName;
 
@@ -13,7 +13,7 @@ use crate::form;
 const LISTED: usize = 10;
 
 /// What came of it.
-pub fn summary(summary: &Summary, site: &SiteName, args: &ReplayArgs, place: Option<&Path>) -> String {
+pub fn summary(summary: &ReplaySummary, site: &SiteName, args: &ReplayArgs, place: Option<&Path>) -> String {
     let to = match (&args.pin, place) {
         (Some(set), _) => format!(" into set {set}"),
         (None, Some(place)) => format!(" to {}", place.display()),

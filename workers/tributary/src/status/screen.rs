@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Heartbeat, DecisionReport, Measured, OutcomeReport, TrainingReport};
+use schemas::{Heartbeat, DecisionReport, ModelAccuracy, OutcomeReport, TrainingReport};
 
 use super::drift;
-use super::gather::{Cloud, Queue, Status};
+use super::gather::{CloudStatus, QueueStatus, SiteStatus};
 use crate::form;
 
 /// A stream fuller than this is said.
 const NEARLY_FULL_RATIO: f64 = 0.9;
 
 /// One screen.
-pub fn text(status: &Status) -> String {
+pub fn text(status: &SiteStatus) -> String {
     let mut lines = vec![heading(status), String::new()];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:9} {text}"));
     row("images", images(&status.images));
@@ -42,7 +42,7 @@ pub fn text(status: &Status) -> String {
     lines.join("\n")
 }
 
-fn heading(status: &Status) -> String {
+fn heading(status: &SiteStatus) -> String {
     let server = &status.server;
     let durability = match &server.durability {
         Some(durability) => format!(", {}", form::wire_word(durability)),
@@ -52,14 +52,14 @@ fn heading(status: &Status) -> String {
     format!("site {site} at {url}, nats-server {version}{durability}, {}", form::format_time(status.at_ms))
 }
 
-fn room(queue: &Queue) -> String {
+fn room(queue: &QueueStatus) -> String {
     match queue.level.max_bytes {
         0 => form::format_size(queue.level.bytes),
         max_bytes => format!("{} of {}", form::format_size(queue.level.bytes), form::format_size(max_bytes)),
     }
 }
 
-fn work(queue: &Queue) -> String {
+fn work(queue: &QueueStatus) -> String {
     match queue.queued_s {
         Some(queued_s) if queue.waiting > 0 => {
             format!("{} wait, {} of work", queue.waiting, form::format_span(queued_s * 1000.0))
@@ -68,12 +68,12 @@ fn work(queue: &Queue) -> String {
     }
 }
 
-fn images(images: &Queue) -> String {
+fn images(images: &QueueStatus) -> String {
     format!("{} stored ({}); {}", images.level.messages, room(images), work(images))
 }
 
 /// The oldest image without a final answer, always.
-fn oldest(status: &Status) -> String {
+fn oldest(status: &SiteStatus) -> String {
     let ago = |at_ms: u64| form::format_span(status.at_ms.saturating_sub(at_ms) as f64);
     let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
     {
@@ -99,16 +99,16 @@ fn oldest(status: &Status) -> String {
 }
 
 /// How long an image had no answer when outcomes were counted last, ms.
-fn waits_ms(status: &Status, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
+fn waits_ms(status: &SiteStatus, outcomes: &OutcomeReport, stored_at_ms: u64) -> f64 {
     outcomes.seen_at_ms.unwrap_or(status.at_ms).saturating_sub(stored_at_ms) as f64
 }
 
-fn outbox(status: &Status) -> String {
+fn outbox(status: &SiteStatus) -> String {
     let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::format_span(ms as f64)));
     format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
 }
 
-fn link(status: &Status) -> String {
+fn link(status: &SiteStatus) -> String {
     let up = match (status.link_up, status.link_rtt_ms) {
         (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::format_span(rtt_ms)),
         (Some(_), _) => return "down".into(),
@@ -123,7 +123,7 @@ fn link(status: &Status) -> String {
 }
 
 /// What each recognizer decides, and by what.
-fn decisions(status: &Status) -> Vec<String> {
+fn decisions(status: &SiteStatus) -> Vec<String> {
     let row = |report: &DecisionReport| {
         let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
         let mut text = format!("{policy}: {state}; {}", form::plain_number(why));
@@ -139,7 +139,7 @@ fn decisions(status: &Status) -> Vec<String> {
 }
 
 /// What each trainer does, and what came of its last training.
-fn trainings(status: &Status) -> Vec<String> {
+fn trainings(status: &SiteStatus) -> Vec<String> {
     let row = |report: &TrainingReport| {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
@@ -149,7 +149,7 @@ fn trainings(status: &Status) -> Vec<String> {
             form::count(*labelled, "labelled image"),
             form::count(*sent, "update")
         );
-        let right = |measured: &Measured| form::percent(measured.accuracy_ratio);
+        let right = |measured: &ModelAccuracy| form::percent(measured.accuracy_ratio);
         if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
             let now = after.as_ref().map(|after| format!(", {} now", right(after)));
             let held_out =
@@ -165,9 +165,9 @@ fn trainings(status: &Status) -> Vec<String> {
 }
 
 /// What a model's rounds have come to.
-fn rounds(status: &Status) -> Vec<String> {
+fn rounds(status: &SiteStatus) -> Vec<String> {
     let in_cloud = match &status.cloud {
-        Cloud::Here { workers, .. } => &workers[..],
+        CloudStatus::Here { workers, .. } => &workers[..],
         _ => &[],
     };
     let row = |beat: &Heartbeat| {
@@ -195,38 +195,38 @@ fn rounds(status: &Status) -> Vec<String> {
     status.workers.iter().chain(in_cloud).filter_map(row).collect()
 }
 
-fn cloud(cloud: &Cloud) -> String {
+fn cloud(cloud: &CloudStatus) -> String {
     match cloud {
-        Cloud::Here { shared, verify, .. } => {
+        CloudStatus::Here { shared, verify, .. } => {
             let place = if *shared { "on this server" } else { "answers" };
             // Over its link a site does not see what the stream holds.
             let room = if verify.level.max_bytes == 0 { String::new() } else { format!(" ({})", room(verify)) };
             format!("{place}; {} for the verifiers{room}", work(verify))
         }
-        Cloud::Silent => "does not answer".into(),
-        Cloud::NotSetUp => "is not set up".into(),
+        CloudStatus::Silent => "does not answer".into(),
+        CloudStatus::NotSetUp => "is not set up".into(),
     }
 }
 
-fn dead(status: &Status) -> String {
+fn dead(status: &SiteStatus) -> String {
     match &status.cloud {
-        Cloud::Here { dead_letters: Some(in_cloud), .. } => {
+        CloudStatus::Here { dead_letters: Some(in_cloud), .. } => {
             format!("{} at the site, {in_cloud} in the cloud", status.dead_letters)
         }
         _ => form::count(status.dead_letters, "letter"),
     }
 }
 
-fn all_workers(status: &Status) -> impl Iterator<Item = &Heartbeat> {
+fn all_workers(status: &SiteStatus) -> impl Iterator<Item = &Heartbeat> {
     let in_cloud = match &status.cloud {
-        Cloud::Here { workers, .. } => &workers[..],
+        CloudStatus::Here { workers, .. } => &workers[..],
         _ => &[],
     };
     status.workers.iter().chain(in_cloud)
 }
 
 /// The workers, and the step of a swap each is at.
-fn workers(status: &Status) -> String {
+fn workers(status: &SiteStatus) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
     let row = |beat: &Heartbeat| {
         let release = beat.release.as_ref().map(|release| release.short());
@@ -252,7 +252,7 @@ fn workers(status: &Status) -> String {
 }
 
 /// What is wrong, and what to do about it.
-fn wrong(status: &Status) -> Vec<String> {
+fn wrong(status: &SiteStatus) -> Vec<String> {
     let site = &status.site;
     let has = |role: &str| all_workers(status).any(|beat| beat.role == role);
     let mut wrong = status.faults.clone();
@@ -290,7 +290,7 @@ fn wrong(status: &Status) -> Vec<String> {
         Some(format!("{} {} {}.", form::plain_number(&beat.role), form::plain_number(&beat.worker), form::plain_number(swap)))
     }));
     let in_cloud = match &status.cloud {
-        Cloud::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
+        CloudStatus::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
         _ => 0,
     };
     for (count, flag) in [(status.dead_letters, ""), (in_cloud, " --cloud")] {
@@ -309,7 +309,7 @@ const SEEN_LATELY_MS: u64 = 2_000;
 /// Clocks that differ by less are as good as one.
 const CLOCK_MS: i64 = 2_000;
 
-fn wrong_with_outcomes(status: &Status) -> Vec<String> {
+fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
     let Some(outcomes) = &status.outcomes else { return Vec::new() };
     let mut wrong = Vec::new();
     let waits_ms = outcomes.oldest_at_ms.map_or(0.0, |at_ms| waits_ms(status, outcomes, at_ms));
@@ -344,7 +344,7 @@ fn wrong_with_outcomes(status: &Status) -> Vec<String> {
 }
 
 /// Clocks that are not the server's. Deadlines go by the server's clock all the same; what is read elsewhere does not.
-fn wrong_clocks(status: &Status) -> Vec<String> {
+fn wrong_clocks(status: &SiteStatus) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
         format!("{} {way}", form::format_span(ahead_ms.unsigned_abs() as f64))
@@ -363,30 +363,30 @@ fn wrong_clocks(status: &Status) -> Vec<String> {
     workers.chain(here).collect()
 }
 
-fn wrong_in_cloud(status: &Status, verifier: bool) -> Option<String> {
+fn wrong_in_cloud(status: &SiteStatus, verifier: bool) -> Option<String> {
     match (&status.cloud, status.link_up) {
-        (Cloud::Silent, _) | (Cloud::Here { .. }, Some(false)) => {
+        (CloudStatus::Silent, _) | (CloudStatus::Here { .. }, Some(false)) => {
             Some("The cloud does not answer: doubtful images wait in the outbox and go up by themselves when it does.".into())
         }
-        (Cloud::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
+        (CloudStatus::NotSetUp, _) if status.outbox.level.messages > 0 => Some(format!(
             "The cloud's streams do not exist, so doubtful images wait: create them with `tributary setup --cloud {}`.",
             status.site
         )),
-        (Cloud::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
+        (CloudStatus::Here { verify, .. }, _) if !verifier && (verify.waiting > 0 || status.provisional > 0) => Some(
             "No verifier gives a sign of life, so doubtful images wait: start one with `tributary verifier --model DIR`.".into(),
         ),
         _ => None,
     }
 }
 
-fn full(name: &str, queue: &Queue, then: &str) -> Option<String> {
+fn full(name: &str, queue: &QueueStatus, then: &str) -> Option<String> {
     let ratio = queue.level.bytes as f64 / queue.level.max_bytes.max(1) as f64;
     let said = queue.level.max_bytes > 0 && ratio > NEARLY_FULL_RATIO;
     said.then(|| format!("The stream of {name} is {:.0} % full; when it is full, {then}.", ratio * 100.0))
 }
 
 /// Workers of one role that run different releases.
-fn mixed(status: &Status, role: &str) -> Option<String> {
+fn mixed(status: &SiteStatus, role: &str) -> Option<String> {
     let mut releases: Vec<&str> = all_workers(status)
         .filter(|beat| beat.role == role)
         .filter_map(|beat| beat.release.as_ref().map(|release| release.short()))
@@ -400,24 +400,24 @@ fn mixed(status: &Status, role: &str) -> Option<String> {
 mod tests {
     use schemas::OutcomeReport;
 
-    use super::super::gather::ServerState;
+    use super::super::gather::ServerStatus;
     use super::*;
-    use streams::read::Level;
+    use streams::read::StreamLevel;
 
-    fn queue(bytes: u64) -> Queue {
-        let level = Level { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };
-        Queue { level, waiting: 3, held: 1, queued_s: Some(1.5) }
+    fn queue(bytes: u64) -> QueueStatus {
+        let level = StreamLevel { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };
+        QueueStatus { level, waiting: 3, held: 1, queued_s: Some(1.5) }
     }
 
-    fn status(roles: &[&str]) -> Status {
+    fn status(roles: &[&str]) -> SiteStatus {
         let beat = |role: &&str| {
             let beat = Heartbeat::for_worker(role, "host-1".into(), None, 0);
             Heartbeat { replicas: 1, cost_ms: Some(1.0), link_rtt_ms: Some(1.0), ..beat }
         };
-        Status {
+        SiteStatus {
             at_ms: 0,
             site: "reef".parse().unwrap(),
-            server: ServerState { url: "nats://127.0.0.1:1".into(), version: "2.15.1".into(), durability: None },
+            server: ServerStatus { url: "nats://127.0.0.1:1".into(), version: "2.15.1".into(), durability: None },
             images: queue(10),
             answers: queue(10).level,
             provisional: 0,
@@ -433,7 +433,7 @@ mod tests {
             faults: Vec::new(),
             workers_known: true,
             workers: roles.iter().map(beat).collect(),
-            cloud: Cloud::Here {
+            cloud: CloudStatus::Here {
                 shared: true,
                 verify: queue(10),
                 verdicts_waiting: 0,
@@ -471,7 +471,7 @@ mod tests {
             too_large: Some(1),
             ..OutcomeReport::default()
         };
-        let mut status = Status { outcomes: Some(outcomes), at_ms: 90_000, ..status(&ALL) };
+        let mut status = SiteStatus { outcomes: Some(outcomes), at_ms: 90_000, ..status(&ALL) };
         status.images.waiting = 0;
         status.workers[0].clock_ahead_ms = Some(7_200_000);
         status.faults = vec!["New images are refused: only 9 MiB are free".into()];
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_silent_cloud_a_full_stream_and_dead_letters_are_said() {
-        let status = Status { cloud: Cloud::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
+        let status = SiteStatus { cloud: CloudStatus::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
         let wrong = wrong(&status).join("\n");
         for part in ["cloud does not answer", "images is 95 % full", "1 dead letter:"] {
             assert!(wrong.contains(part), "{part:?} is not in {wrong}");

@@ -8,7 +8,7 @@ use crate::tensor::TensorError;
 
 /// Why a picture was not recognized.
 #[derive(Debug, thiserror::Error)]
-pub enum InferError {
+pub enum InferenceError {
     /// The picture's fault.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -38,32 +38,32 @@ pub enum InferError {
     },
 }
 
-impl InferError {
+impl InferenceError {
     /// A stable name for dead letters, metrics and scripts.
     pub fn name(&self) -> &'static str {
         match self {
-            InferError::Decode(error) => error.name(),
-            InferError::Session(error) => error.name(),
-            InferError::Tensor(_) => "tensor_unfit",
-            InferError::Panicked { .. } => "infer_panicked",
-            InferError::Stopped => "infer_stopped",
-            InferError::NoThread { .. } => "infer_no_thread",
+            InferenceError::Decode(error) => error.name(),
+            InferenceError::Session(error) => error.name(),
+            InferenceError::Tensor(_) => "tensor_unfit",
+            InferenceError::Panicked { .. } => "infer_panicked",
+            InferenceError::Stopped => "infer_stopped",
+            InferenceError::NoThread { .. } => "infer_no_thread",
         }
     }
 
     /// What happened, for a dead letter.
     pub fn fault_note(&self) -> FaultNote {
         let remedy = match self {
-            InferError::Decode(error) => error.remedy(),
-            InferError::Session(_) | InferError::Tensor(_) => "try the model with `tributary model check`",
-            InferError::Panicked { .. } => "keep the image and report it with the version of tributary",
-            InferError::Stopped | InferError::NoThread { .. } => "nothing: another worker takes it",
+            InferenceError::Decode(error) => error.remedy(),
+            InferenceError::Session(_) | InferenceError::Tensor(_) => "try the model with `tributary model check`",
+            InferenceError::Panicked { .. } => "keep the image and report it with the version of tributary",
+            InferenceError::Stopped | InferenceError::NoThread { .. } => "nothing: another worker takes it",
         };
         FaultNote::new(self.name(), self.to_string(), remedy)
     }
 
     /// True if another model would fail on this picture too: it is the picture that is bad.
     pub fn is_the_images_fault(&self) -> bool {
-        matches!(self, InferError::Decode(_) | InferError::Panicked { .. })
+        matches!(self, InferenceError::Decode(_) | InferenceError::Panicked { .. })
     }
 }

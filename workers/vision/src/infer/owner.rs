@@ -9,37 +9,37 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{InferError, Seen};
+use super::{InferenceError, InferenceResult};
 use crate::replica::Replica;
 
 /// Share of the newest batch in the running cost; a guess, about the last thirty count.
 const COST_SHARE: f64 = 1.0 / 16.0;
 
 /// What waits in the mailbox.
-pub(super) enum Mail {
-    See(Job),
+pub(super) enum OwnerMail {
+    See(InferenceJob),
     /// Ends the one replica that takes it.
     Stop,
 }
 
-pub(super) struct Job {
+pub(super) struct InferenceJob {
     pub bytes: Bytes,
     pub asked: Instant,
-    pub reply: oneshot::Sender<Result<Seen, InferError>>,
+    pub reply: oneshot::Sender<Result<InferenceResult, InferenceError>>,
     /// Room in the mailbox, free again once a replica takes the job.
     pub room: OwnedSemaphorePermit,
 }
 
 /// What an owner is told beside its work.
-pub(super) enum Told {
+pub(super) enum OwnerOrder {
     /// To go on with another replica.
-    Take(Box<Next>),
+    Take(Box<ReplicaHandover>),
     /// To end after the batch in work.
     Leave,
 }
 
 /// A replica for an owner, and where its old one goes, so that no owner spends time on giving memory back.
-pub(super) struct Next {
+pub(super) struct ReplicaHandover {
     pub replica: Replica,
     pub batch: usize,
     pub old: Sender<Replica>,
@@ -47,9 +47,9 @@ pub(super) struct Next {
 
 /// Running cost of one image in milliseconds, as bits.
 #[derive(Debug)]
-pub(super) struct Cost(AtomicU64);
+pub(super) struct ImageCost(AtomicU64);
 
-impl Cost {
+impl ImageCost {
     pub fn new(ms: f64) -> Self {
         Self(AtomicU64::new(ms.to_bits()))
     }
@@ -69,46 +69,46 @@ impl Cost {
 }
 
 /// One thread's work.
-pub(super) struct Owner {
+pub(super) struct ReplicaOwner {
     pub replica: Replica,
-    pub waiting: Receiver<Mail>,
-    pub told: Receiver<Told>,
+    pub waiting: Receiver<OwnerMail>,
+    pub told: Receiver<OwnerOrder>,
     pub batch: usize,
-    pub cost: Arc<Cost>,
+    pub cost: Arc<ImageCost>,
 }
 
-impl Owner {
+impl ReplicaOwner {
     pub fn run_owner(mut self) {
         let mut jobs = Vec::with_capacity(self.batch);
         let mut stopping = false;
         while !stopping {
             // Before any job, for of two that are ready the select takes either.
             match self.told.try_recv() {
-                Ok(Told::Take(next)) => {
+                Ok(OwnerOrder::Take(next)) => {
                     self.take(*next);
                     continue;
                 }
-                Ok(Told::Leave) => return,
+                Ok(OwnerOrder::Leave) => return,
                 Err(_) => {}
             }
             select! {
                 recv(self.told) -> told => match told {
-                    Ok(Told::Take(next)) => {
+                    Ok(OwnerOrder::Take(next)) => {
                         self.take(*next);
                         continue;
                     }
                     // The last handle is gone.
-                    Ok(Told::Leave) | Err(_) => return,
+                    Ok(OwnerOrder::Leave) | Err(_) => return,
                 },
                 recv(self.waiting) -> mail => match mail {
-                    Ok(Mail::See(job)) => jobs.push(job),
-                    Ok(Mail::Stop) | Err(_) => return,
+                    Ok(OwnerMail::See(job)) => jobs.push(job),
+                    Ok(OwnerMail::Stop) | Err(_) => return,
                 },
             }
             while jobs.len() < self.batch && !stopping {
                 match self.waiting.try_recv() {
-                    Ok(Mail::See(job)) => jobs.push(job),
-                    Ok(Mail::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
+                    Ok(OwnerMail::See(job)) => jobs.push(job),
+                    Ok(OwnerMail::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
                     Err(TryRecvError::Empty) => break,
                 }
             }
@@ -116,19 +116,19 @@ impl Owner {
         }
     }
 
-    fn take(&mut self, Next { replica, batch, old }: Next) {
+    fn take(&mut self, ReplicaHandover { replica, batch, old }: ReplicaHandover) {
         self.batch = batch;
         // Fails only if whoever handed it over has gone; then it is given back here.
         let _ = old.send(std::mem::replace(&mut self.replica, replica));
     }
 
-    fn answer(&mut self, jobs: &mut Vec<Job>) {
+    fn answer(&mut self, jobs: &mut Vec<InferenceJob>) {
         let taken = Instant::now();
         // Whoever asked may have gone.
         jobs.retain(|job| !job.reply.is_closed());
         let mut waiting = Vec::with_capacity(jobs.len());
         let mut images = Vec::with_capacity(jobs.len());
-        for Job { bytes, asked, reply, room } in jobs.drain(..) {
+        for InferenceJob { bytes, asked, reply, room } in jobs.drain(..) {
             drop(room);
             waiting.push((taken.saturating_duration_since(asked), reply));
             images.push(bytes);

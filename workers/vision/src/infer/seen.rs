@@ -9,7 +9,7 @@ use crate::model::Model;
 
 /// What a model saw in one picture.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
+pub struct InferenceResult {
     /// One a class; `softmax(logits / temperature)` gives the probabilities.
     pub logits: Vec<f32>,
     /// The features before the last layer, if the model gives them.
@@ -19,14 +19,14 @@ pub struct Seen {
     /// The model that saw it.
     pub model: Arc<Model>,
     /// Where the time went.
-    pub timings: SeenTimings,
+    pub timings: InferenceTimings,
     /// What was odd about the bytes and was passed over, in words.
     pub envelope: ImageEnvelope,
 }
 
 /// Where the time of one picture went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct SeenTimings {
+pub struct InferenceTimings {
     /// From the call until a replica took it up, in microseconds.
     pub waited_us: u64,
     /// Decoding, resizing and scaling, in microseconds.
@@ -37,7 +37,7 @@ pub struct SeenTimings {
     pub batch_size: usize,
 }
 
-impl SeenTimings {
+impl InferenceTimings {
     /// What the picture cost the replica, milliseconds: decoding, and its part of the run.
     pub fn cost_ms(&self) -> f64 {
         (self.decode_us as f64 + self.infer_us as f64 / self.batch_size.max(1) as f64) / 1000.0

@@ -7,7 +7,7 @@ use crate::decode::DecodeSettings;
 /// How many replicas, how wide, how large a picture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct InferSettings {
+pub struct InferenceSettings {
     /// Owner threads: "auto" (one a core and `threads`) or a number from 1.
     pub replicas: Replicas,
     /// Threads one replica may use inside the runtime, from 1. More replicas serve more images a
@@ -19,7 +19,7 @@ pub struct InferSettings {
     pub decode: DecodeSettings,
 }
 
-impl Default for InferSettings {
+impl Default for InferenceSettings {
     fn default() -> Self {
         Self { replicas: Replicas::Auto, threads: 1, max_batch: 8, decode: DecodeSettings::default() }
     }
@@ -61,16 +61,16 @@ impl<'de> Deserialize<'de> for Replicas {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "replicas must be \"auto\" or a number from 1")]
-        enum Written {
+        enum ReplicasSetting {
             Number(usize),
             Word(String),
         }
         let wrong = || serde::de::Error::custom("replicas must be \"auto\" or a number from 1");
-        match Written::deserialize(deserializer)? {
-            Written::Word(word) if word == "auto" => Ok(Replicas::Auto),
-            Written::Number(count) if count > 0 => Ok(Replicas::Count(count)),
-            Written::Word(word) => word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong),
-            Written::Number(_) => Err(wrong()),
+        match ReplicasSetting::deserialize(deserializer)? {
+            ReplicasSetting::Word(word) if word == "auto" => Ok(Replicas::Auto),
+            ReplicasSetting::Number(count) if count > 0 => Ok(Replicas::Count(count)),
+            ReplicasSetting::Word(word) => word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong),
+            ReplicasSetting::Number(_) => Err(wrong()),
         }
     }
 }

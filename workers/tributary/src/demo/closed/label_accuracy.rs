@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
-use vision::{InferSettings, Model, Onnx, Replica, softmax};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use super::pictures::Picture;
+use super::pictures::LoopPicture;
 use crate::form;
 
 /// How many were right of how many, by label.
@@ -18,11 +18,11 @@ pub struct Right {
 
 impl Right {
     /// Tries a model's folder on pictures, on all cores.
-    pub fn of(onnx: &Onnx, folder: &Path, pictures: &[Picture]) -> anyhow::Result<Self> {
+    pub fn of(onnx: &OnnxRuntime, folder: &Path, pictures: &[LoopPicture]) -> anyhow::Result<Self> {
         let model = Model::load(folder)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = |pictures: &[Picture]| -> anyhow::Result<Self> {
-            let mut replica = Replica::open(onnx, &model, &InferSettings::default())?;
+        let share = |pictures: &[LoopPicture]| -> anyhow::Result<Self> {
+            let mut replica = Replica::open(onnx, &model, &InferenceSettings::default())?;
             let mut right = Self::default();
             for picture in pictures {
                 let bytes = std::fs::read(&picture.path)

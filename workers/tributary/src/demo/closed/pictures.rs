@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use bench::camera::{self, Camera};
+use bench::camera::{self, CameraStyle};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -22,7 +22,7 @@ const TEST: f64 = 0.2;
 
 /// A labelled picture.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct LoopPicture {
     /// Where it is.
     pub path: PathBuf,
     /// What it shows.
@@ -34,7 +34,7 @@ pub struct Picture {
 }
 
 /// Whose pictures those are that the models were made from.
-pub enum Makers {
+pub enum PictureProvenance {
     /// Nobody's: both models are there.
     Nobody,
     /// So many of each class that is known.
@@ -44,24 +44,24 @@ pub enum Makers {
 }
 
 /// Pictures, divided.
-pub struct Divided {
+pub struct PictureDivision {
     /// Labels that there are, sorted.
     pub labels: Vec<String>,
     /// Labels that the start model has never seen.
     pub unseen: BTreeSet<String>,
     /// What models are made from.
-    pub makers: Vec<Picture>,
+    pub makers: Vec<LoopPicture>,
     /// What releases are tried on in the cloud.
-    pub public: Vec<Picture>,
+    pub public: Vec<LoopPicture>,
     /// What each site comes to see, in order.
-    pub sites: Vec<Vec<Picture>>,
+    pub sites: Vec<Vec<LoopPicture>>,
     /// What is measured by; nobody learns from it.
-    pub test: Vec<Picture>,
+    pub test: Vec<LoopPicture>,
 }
 
-impl Divided {
+impl PictureDivision {
     /// Shows what sites, the public set and the test have as cameras do, one after the other, in files of their own.
-    pub fn show(&mut self, cameras: &[Camera], into: &Path) -> anyhow::Result<()> {
+    pub fn show(&mut self, cameras: &[CameraStyle], into: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(into).with_context(|| format!("{} cannot be made", into.display()))?;
         let sites = self.sites.iter_mut().flatten();
         for (number, picture) in sites.chain(&mut self.public).chain(&mut self.test).enumerate() {
@@ -77,7 +77,7 @@ impl Divided {
 
 /// Reads a folder: with an `index.csv` of files and labels, or with a folder for each label. `groups`: the column that says
 /// what belongs together.
-pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<Picture>> {
+pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
     let index = folder.join("index.csv");
     let found = if index.is_file() { indexed(folder, &index, groups)? } else { by_folder(folder)? };
     ensure!(
@@ -88,7 +88,7 @@ pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<Picture>>
     Ok(found)
 }
 
-fn indexed(folder: &Path, index: &Path, groups: Option<&str>) -> anyhow::Result<Vec<Picture>> {
+fn indexed(folder: &Path, index: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
     let read = || format!("{} cannot be read", index.display());
     let mut reader = csv::Reader::from_path(index).with_context(read)?;
     let heads = reader.headers().with_context(read)?.clone();
@@ -103,7 +103,7 @@ fn indexed(folder: &Path, index: &Path, groups: Option<&str>) -> anyhow::Result<
         let row = row.with_context(read)?;
         let field = |column: usize| row.get(column).unwrap_or_default();
         if !field(label).is_empty() {
-            pictures.push(Picture {
+            pictures.push(LoopPicture {
                 path: folder.join(field(file)),
                 label: field(label).to_owned(),
                 group: group.map(|group| field(group).to_owned()),
@@ -114,7 +114,7 @@ fn indexed(folder: &Path, index: &Path, groups: Option<&str>) -> anyhow::Result<
     Ok(pictures)
 }
 
-fn by_folder(folder: &Path) -> anyhow::Result<Vec<Picture>> {
+fn by_folder(folder: &Path) -> anyhow::Result<Vec<LoopPicture>> {
     let within = |folder: &Path| -> anyhow::Result<Vec<PathBuf>> {
         let entries = std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))?;
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
@@ -125,7 +125,7 @@ fn by_folder(folder: &Path) -> anyhow::Result<Vec<Picture>> {
     for of_label in within(folder)?.into_iter().filter(|path| path.is_dir()) {
         let label = of_label.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for path in within(&of_label)?.into_iter().filter(|path| path.is_file()) {
-            pictures.push(Picture { path, label: label.clone(), group: None, test: false });
+            pictures.push(LoopPicture { path, label: label.clone(), group: None, test: false });
         }
     }
     Ok(pictures)
@@ -133,10 +133,10 @@ fn by_folder(folder: &Path) -> anyhow::Result<Vec<Picture>> {
 
 /// Divides them among so many sites; what belongs together stays together. The `unseen` rarest labels are those that the
 /// start model does not know. Which picture goes where is chance, but the same chance in every run.
-pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usize) -> anyhow::Result<Divided> {
+pub fn divide(pictures: Vec<LoopPicture>, makers: &PictureProvenance, unseen: usize, sites: usize) -> anyhow::Result<PictureDivision> {
     let mut random = StdRng::seed_from_u64(1);
     let has_test = pictures.iter().any(|picture| picture.test);
-    let mut of_label: BTreeMap<String, Vec<Vec<Picture>>> = BTreeMap::new();
+    let mut of_label: BTreeMap<String, Vec<Vec<LoopPicture>>> = BTreeMap::new();
     for (label, mut groups) in grouped(pictures) {
         groups.shuffle(&mut random);
         of_label.insert(label, groups);
@@ -144,7 +144,7 @@ pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usi
     let labels: Vec<String> = of_label.keys().cloned().collect();
     ensure!(labels.len() >= 3, "{} labels are too few to leave some out", labels.len());
     let unseen = rarest(&of_label, unseen);
-    let mut divided = Divided {
+    let mut divided = PictureDivision {
         labels,
         unseen,
         makers: Vec::new(),
@@ -152,12 +152,12 @@ pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usi
         sites: vec![Vec::new(); sites],
         test: Vec::new(),
     };
-    let mut streams: Vec<Vec<Vec<Picture>>> = vec![Vec::new(); sites];
+    let mut streams: Vec<Vec<Vec<LoopPicture>>> = vec![Vec::new(); sites];
     for (place, (label, groups)) in of_label.into_iter().enumerate() {
         let count = groups.iter().flatten().filter(|picture| !picture.test).count();
         let makers_want = match makers {
-            Makers::OfClass(most) if !divided.unseen.contains(&label) => *most,
-            Makers::Half => (count / 2).min(MOST_OF_CLASS),
+            PictureProvenance::OfClass(most) if !divided.unseen.contains(&label) => *most,
+            PictureProvenance::Half => (count / 2).min(MOST_OF_CLASS),
             _ => 0,
         };
         let (mut taken, mut test, mut public, mut made) = (0, 0, 0, 0);
@@ -192,8 +192,8 @@ pub fn divide(pictures: Vec<Picture>, makers: &Makers, unseen: usize, sites: usi
 }
 
 /// By label, and what belongs together; a picture without a group is one by itself.
-fn grouped(pictures: Vec<Picture>) -> BTreeMap<String, Vec<Vec<Picture>>> {
-    let mut of_label: BTreeMap<String, BTreeMap<String, Vec<Picture>>> = BTreeMap::new();
+fn grouped(pictures: Vec<LoopPicture>) -> BTreeMap<String, Vec<Vec<LoopPicture>>> {
+    let mut of_label: BTreeMap<String, BTreeMap<String, Vec<LoopPicture>>> = BTreeMap::new();
     for picture in pictures {
         let group = picture.group.clone().unwrap_or_else(|| picture.path.display().to_string());
         of_label.entry(picture.label.clone()).or_default().entry(group).or_default().push(picture);
@@ -202,7 +202,7 @@ fn grouped(pictures: Vec<Picture>) -> BTreeMap<String, Vec<Vec<Picture>>> {
 }
 
 /// So many labels with the fewest pictures; of those with as many, the last by name.
-fn rarest(of_label: &BTreeMap<String, Vec<Vec<Picture>>>, count: usize) -> BTreeSet<String> {
+fn rarest(of_label: &BTreeMap<String, Vec<Vec<LoopPicture>>>, count: usize) -> BTreeSet<String> {
     let mut labels: Vec<(usize, &String)> =
         of_label.iter().map(|(label, groups)| (groups.iter().map(Vec::len).sum(), label)).collect();
     labels.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(a.1)));
@@ -213,10 +213,10 @@ fn rarest(of_label: &BTreeMap<String, Vec<Vec<Picture>>>, count: usize) -> BTree
 mod tests {
     use super::*;
 
-    fn pictures() -> Vec<Picture> {
+    fn pictures() -> Vec<LoopPicture> {
         let of = |label: &str, count: usize| {
             let label = label.to_owned();
-            (0..count).map(move |number| Picture {
+            (0..count).map(move |number| LoopPicture {
                 path: PathBuf::from(format!("{label}/{number}")),
                 label: label.clone(),
                 group: Some(format!("{}", number / 3)),
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn every_picture_is_in_one_place_and_what_belongs_together_stays_together() {
-        let divided = divide(pictures(), &Makers::Half, 1, 2).unwrap();
+        let divided = divide(pictures(), &PictureProvenance::Half, 1, 2).unwrap();
         assert_eq!(divided.unseen, BTreeSet::from(["c".to_owned()]));
         let parts = [&divided.makers, &divided.public, &divided.sites[0], &divided.sites[1], &divided.test];
         assert!(parts.iter().all(|part| !part.is_empty()));
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_the_start_model_is_made_from_shows_only_what_it_knows() {
-        let divided = divide(pictures(), &Makers::OfClass(20), 1, 2).unwrap();
+        let divided = divide(pictures(), &PictureProvenance::OfClass(20), 1, 2).unwrap();
         assert!(divided.makers.iter().all(|picture| !divided.unseen.contains(&picture.label)));
         assert!(divided.sites.iter().all(|site| site.iter().any(|picture| picture.label == "c")));
     }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use releaser::CanarySettings;
-use releaser::settings::Ring;
+use releaser::settings::RingSettings;
 
-use super::start::{SMOOTHING, Start};
+use super::start::{SMOOTHING, LoopFolders};
 use crate::settings::{Settings, UpSettings};
 
 /// How many times more images than the defaults are meant for it would take to see what they see: so much wider are the
@@ -19,7 +19,7 @@ const COST: f64 = 2.5;
 const LONGEST_S: u64 = 45;
 
 /// The settings of the loop. `store`: the folder of everything that is written.
-pub fn settings(given: &Settings, start: &Start, store: &Path) -> Settings {
+pub fn settings(given: &Settings, start: &LoopFolders, store: &Path) -> Settings {
     let mut all = given.clone();
     let usual = Settings::default();
     all.up = UpSettings { store: store.join("up"), port: 0, mqtt_port: None, train: true, merge: true, ..all.up };
@@ -54,7 +54,7 @@ pub fn settings(given: &Settings, start: &Start, store: &Path) -> Settings {
     choose(&mut own.deadline_s, &was.deadline_s, 120);
     let (own, was) = (&mut all.releaser, &usual.releaser);
     choose(&mut own.judge_s, &was.judge_s, 1);
-    choose(&mut own.rings, &was.rings, vec![Ring { share_ratio: Some(0.5), ..Ring::default() }]);
+    choose(&mut own.rings, &was.rings, vec![RingSettings { share_ratio: Some(0.5), ..RingSettings::default() }]);
     let (own, was) = (&mut own.canary, &was.canary);
     choose(&mut own.agreement_margin_ratio, &was.agreement_margin_ratio, AGREEMENT_MARGIN);
     choose(&mut own.sent_up_margin_ratio, &was.sent_up_margin_ratio, SENT_UP_MARGIN);

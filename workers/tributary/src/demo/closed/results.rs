@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bench::chart::{Chart, Line};
-use bench::report::Machine;
+use bench::chart::{Chart, ChartLine};
+use bench::report::BenchMachine;
 use schemas::ReleaseStage;
 use serde_json::json;
 
 use super::label_accuracy::Right;
-use super::round::{Made, Turn};
+use super::round::{LoopRound, LoopTurn};
 use super::stands::wait_for_decision;
 use crate::form;
 
@@ -18,7 +18,7 @@ pub struct Found {
     /// Name of the pictures.
     pub name: String,
     /// Turns, the last of which only measured.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<LoopTurn>,
     /// Labels that the start model has never seen.
     pub unseen: BTreeSet<String>,
     /// The cloud's model on the pictures that nobody learns from.
@@ -55,7 +55,7 @@ impl Found {
         form::table(&columns.iter().map(|column| head[*column]).collect::<Vec<_>>(), &rows)
     }
 
-    fn row(&self, turn: &Turn) -> Vec<String> {
+    fn row(&self, turn: &LoopTurn) -> Vec<String> {
         let sealed = turn.made.as_ref().and_then(|made| made.sealed.as_ref());
         let short = |release: &schemas::ReleaseId| release.short().to_owned();
         vec![
@@ -75,7 +75,7 @@ impl Found {
 
     /// Share sent up and accuracy, round by round.
     pub fn chart(&self) -> Chart {
-        let line = |name: &str, of: &dyn Fn(&Turn) -> f64| Line {
+        let line = |name: &str, of: &dyn Fn(&LoopTurn) -> f64| ChartLine {
             name: name.into(),
             points: self.turns.iter().map(|turn| (f64::from(turn.number - 1), of(turn) * 100.0)).collect(),
         };
@@ -86,7 +86,7 @@ impl Found {
             lines: vec![
                 line("right: the sites' model, on test pictures", &|turn| turn.test.ratio()),
                 line("right: final answers, on new pictures", &|turn| turn.together.ratio()),
-                line("sent up, of new pictures", &Turn::up_ratio),
+                line("sent up, of new pictures", &LoopTurn::up_ratio),
             ],
             marks: Vec::new(),
         }
@@ -103,7 +103,7 @@ impl Found {
             "margins_wider_than_default": self.widened,
             "accuracy_cloud_test_ratio": self.cloud.ratio(),
             "turns": self.turns.iter().map(|turn| self.turn_json(turn)).collect::<Vec<_>>(),
-            "machine": Machine::here(Path::new(".")),
+            "machine": BenchMachine::here(Path::new(".")),
         })
     }
 
@@ -112,7 +112,7 @@ impl Found {
         (!self.unseen.is_empty()).then(|| right.ratio_of(&self.unseen))
     }
 
-    fn turn_json(&self, turn: &Turn) -> serde_json::Value {
+    fn turn_json(&self, turn: &LoopTurn) -> serde_json::Value {
         let share = |count: usize| count as f64 / turn.images.max(1) as f64;
         let made = turn.made.as_ref().map(|made| {
             let sealed = made.sealed.as_ref().map(|sealed| {
@@ -144,7 +144,7 @@ impl Found {
 }
 
 /// What was decided, and by which number.
-fn trial(made: &Made) -> String {
+fn trial(made: &LoopRound) -> String {
     let decision = made.sealed.as_ref().and_then(|sealed| sealed.decision.as_ref());
     match decision {
         None => "none".into(),

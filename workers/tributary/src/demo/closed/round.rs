@@ -7,27 +7,27 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use runtime::Shutdown;
-use schemas::{Decision, Reason, ReleaseId, ReleaseStage, Route, SiteName};
+use schemas::{ReleaseDecision, Reason, ReleaseId, ReleaseStage, Route, SiteName};
 use tokio::sync::Mutex;
-use vision::Onnx;
+use vision::OnnxRuntime;
 
-use super::flow::{Answered, Flow};
-use super::pictures::Picture;
+use super::flow::{FlowAnswer, SiteFlow};
+use super::pictures::LoopPicture;
 use super::label_accuracy::Right;
-use super::stands::{Ended, Stands, wait_for_decision};
+use super::stands::{RoundOutcome, ModelStanding, wait_for_decision};
 use crate::settings::Settings;
 use crate::{form, out};
 
 /// What is needed in every turn.
-pub struct Loop {
+pub struct LoopContext {
     /// How rounds and releases stand.
-    pub stands: Stands,
+    pub stands: ModelStanding,
     /// The settings that everything runs with.
     pub settings: Settings,
     /// The ONNX Runtime.
-    pub onnx: Onnx,
+    pub onnx: OnnxRuntime,
     /// Pictures that nobody learns from.
-    pub test: Arc<Vec<Picture>>,
+    pub test: Arc<Vec<LoopPicture>>,
     /// Labels that the start model has never seen.
     pub unseen: BTreeSet<String>,
     /// New pictures of a site in each turn.
@@ -37,7 +37,7 @@ pub struct Loop {
 }
 
 /// What was measured of the release that answered, on pictures that were new to it.
-pub struct Turn {
+pub struct LoopTurn {
     /// Its number, from 1.
     pub number: u32,
     /// What answered.
@@ -55,21 +55,21 @@ pub struct Turn {
     /// The same release on pictures that nobody learns from.
     pub test: Right,
     /// What came of the round; absent in the last turn, which only measures.
-    pub made: Option<Made>,
+    pub made: Option<LoopRound>,
     /// How long the turn took, seconds.
     pub took_s: f64,
 }
 
 /// What came of a round.
-pub struct Made {
+pub struct LoopRound {
     /// The release with the updates in it, if there is one.
-    pub sealed: Option<Sealed>,
+    pub sealed: Option<LoopRelease>,
     /// Why there is none, or why it was not tried.
     pub why_not: Option<String>,
 }
 
 /// A release.
-pub struct Sealed {
+pub struct LoopRelease {
     /// Which.
     pub release: ReleaseId,
     /// Updates in it.
@@ -77,19 +77,19 @@ pub struct Sealed {
     /// How right it is on pictures that nobody learns from.
     pub test: Right,
     /// What was decided about it.
-    pub decision: Option<Decision>,
+    pub decision: Option<ReleaseDecision>,
 }
 
-impl Turn {
+impl LoopTurn {
     /// Share of the pictures that was sent up, 0 to 1.
     pub fn up_ratio(&self) -> f64 {
         (self.in_doubt + self.sampled) as f64 / self.images.max(1) as f64
     }
 }
 
-impl Loop {
+impl LoopContext {
     /// One turn. `last`: it only measures.
-    pub async fn run_turn(&self, flows: &mut [Flow], number: u32, last: bool) -> anyhow::Result<Turn> {
+    pub async fn run_turn(&self, flows: &mut [SiteFlow], number: u32, last: bool) -> anyhow::Result<LoopTurn> {
         let begun = Instant::now();
         let release = self.stands.all_run_stable().await?;
         out::print_line(match last {
@@ -131,17 +131,17 @@ impl Loop {
     }
 
     /// A round, from its opening until every site runs what is stable after it.
-    async fn learn(&self, turn: &mut Turn) -> anyhow::Result<Made> {
+    async fn learn(&self, turn: &mut LoopTurn) -> anyhow::Result<LoopRound> {
         turn.test = self.tested(&turn.release).await?;
         self.say_tested(&turn.test)?;
         let round = &self.settings.aggregator.round;
         let number = self.stands.open_round(round).await?;
         out::print_line("  sites learn from the verdicts ...")?;
         let (release, updates) = match self.stands.ended(number, round.deadline_s).await? {
-            Ended::Sealed(release, updates) => (release, updates),
-            Ended::Failed(why) => {
+            RoundOutcome::Sealed(release, updates) => (release, updates),
+            RoundOutcome::Failed(why) => {
                 out::print_line(format_args!("  no release: {why}"))?;
-                return Ok(Made { sealed: None, why_not: Some(why) });
+                return Ok(LoopRound { sealed: None, why_not: Some(why) });
             }
         };
         let test = self.tested(&release).await?;
@@ -152,18 +152,18 @@ impl Loop {
             form::percent(test.ratio()),
             test.said_of(&self.unseen)
         ))?;
-        let mut sealed = Sealed { release, updates, test, decision: None };
+        let mut sealed = LoopRelease { release, updates, test, decision: None };
         if !self.stands.is_offered(&sealed.release).await? {
             let why = "it does not run when it is tried".to_owned();
             out::print_line(format_args!("  not offered to sites: {why}"))?;
-            return Ok(Made { sealed: Some(sealed), why_not: Some(why) });
+            return Ok(LoopRound { sealed: Some(sealed), why_not: Some(why) });
         }
         let decision = self.stands.decided(&sealed.release, self.settings.releaser.canary.longest_s).await?;
         let tried_by = self.stands.tried_by(&sealed.release).await?;
         self.say_decided(&decision, &tried_by)?;
         sealed.decision = Some(decision);
         self.stands.all_run_stable().await?;
-        Ok(Made { sealed: Some(sealed), why_not: None })
+        Ok(LoopRound { sealed: Some(sealed), why_not: None })
     }
 
     fn say_tested(&self, test: &Right) -> anyhow::Result<()> {
@@ -175,7 +175,7 @@ impl Loop {
         ))
     }
 
-    fn say_decided(&self, decision: &Decision, tried_by: &[SiteName]) -> anyhow::Result<()> {
+    fn say_decided(&self, decision: &ReleaseDecision, tried_by: &[SiteName]) -> anyhow::Result<()> {
         let at = if tried_by.is_empty() { "no site".to_owned() } else { form::list(tried_by) };
         out::print_line(format_args!("  tried at {at}: {}, {}", decision.stage.as_str(), decision.why))?;
         if decision.stage == ReleaseStage::Stable
@@ -210,8 +210,8 @@ impl Loop {
     }
 }
 
-fn measured(number: u32, release: ReleaseId, answered: impl Iterator<Item = Answered>) -> Turn {
-    let mut turn = Turn {
+fn measured(number: u32, release: ReleaseId, answered: impl Iterator<Item = FlowAnswer>) -> LoopTurn {
+    let mut turn = LoopTurn {
         number,
         release,
         site: Right::default(),
@@ -223,7 +223,7 @@ fn measured(number: u32, release: ReleaseId, answered: impl Iterator<Item = Answ
         made: None,
         took_s: 0.0,
     };
-    for Answered { label, answer } in answered {
+    for FlowAnswer { label, answer } in answered {
         turn.images += 1;
         turn.together.see(&label, answer.label.as_deref());
         // What the site said, whoever had the last word.

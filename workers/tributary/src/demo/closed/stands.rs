@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aggregator::open::{self, History};
+use aggregator::open::{self, RoundHistory};
 use aggregator::settings::RoundSettings;
 use anyhow::{Context, bail, ensure};
 use rollout::{log, stage};
-use schemas::{Decision, Finding, ModelName, ReleaseId, ReleaseStage, RoundEvent, Says, SiteName, Swap};
+use schemas::{ReleaseDecision, CanaryFinding, ModelName, ReleaseId, ReleaseStage, RoundEvent, FindingOutcome, SiteName, Swap};
 use streams::{Bus, Publisher};
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// One model's rounds and releases.
-pub struct Stands {
+pub struct ModelStanding {
     /// The cloud.
     pub cloud: Bus,
     /// The model.
@@ -30,14 +30,14 @@ pub struct Stands {
 }
 
 /// What a round came to.
-pub enum Ended {
+pub enum RoundOutcome {
     /// A release of so many updates.
     Sealed(ReleaseId, u32),
     /// None, and why.
     Failed(String),
 }
 
-impl Stands {
+impl ModelStanding {
     /// Waits until every site has its first order: from then on it samples, and can be held against itself.
     pub async fn all_have_orders(&self) -> anyhow::Result<()> {
         self.until("an order for every site", PATIENCE, async || {
@@ -71,7 +71,7 @@ impl Stands {
 
     /// Opens the next round, as `tributary round open` does.
     pub async fn open_round(&self, settings: &RoundSettings) -> anyhow::Result<u64> {
-        let history = History::read(&self.cloud, &self.model).await?;
+        let history = RoundHistory::read(&self.cloud, &self.model).await?;
         let withdrawn = log::latest(&self.cloud, &self.model).await?.map(|now| now.withdrawn).unwrap_or_default();
         let (base, weights) = history.base(&withdrawn, &self.first);
         let number = history.last() + 1;
@@ -85,13 +85,13 @@ impl Stands {
     }
 
     /// Waits until a round has ended.
-    pub async fn ended(&self, number: u64, deadline_s: u32) -> anyhow::Result<Ended> {
+    pub async fn ended(&self, number: u64, deadline_s: u32) -> anyhow::Result<RoundOutcome> {
         let patience = Duration::from_secs(deadline_s.into()) + PATIENCE;
         self.until("the end of the round", patience, async || {
-            let history = History::read(&self.cloud, &self.model).await?;
+            let history = RoundHistory::read(&self.cloud, &self.model).await?;
             Ok(match history.ended(number) {
-                Some(RoundEvent::Sealed { release, updates, .. }) => Some(Ended::Sealed(release.clone(), *updates)),
-                Some(RoundEvent::Failed(note)) => Some(Ended::Failed(format!("{} ({})", note.reason, note.name))),
+                Some(RoundEvent::Sealed { release, updates, .. }) => Some(RoundOutcome::Sealed(release.clone(), *updates)),
+                Some(RoundEvent::Failed(note)) => Some(RoundOutcome::Failed(format!("{} ({})", note.reason, note.name))),
                 _ => None,
             })
         })
@@ -105,7 +105,7 @@ impl Stands {
     }
 
     /// Waits until a release is stable or withdrawn, and says what was decided.
-    pub async fn decided(&self, release: &ReleaseId, longest_s: u64) -> anyhow::Result<Decision> {
+    pub async fn decided(&self, release: &ReleaseId, longest_s: u64) -> anyhow::Result<ReleaseDecision> {
         let patience = Duration::from_secs(longest_s) + PATIENCE;
         self.until("a decision about the release", patience, async || {
             let Some(now) = log::latest(&self.cloud, &self.model).await? else { return Ok(None) };
@@ -146,8 +146,8 @@ impl Stands {
 }
 
 /// The number that decided: what was worse, or how often verdicts agreed.
-pub fn wait_for_decision(decision: &Decision) -> Option<&Finding> {
-    let worse = decision.findings.iter().find(|finding| finding.says == Says::Worse);
-    let open = || decision.findings.iter().find(|finding| finding.says == Says::Open);
+pub fn wait_for_decision(decision: &ReleaseDecision) -> Option<&CanaryFinding> {
+    let worse = decision.findings.iter().find(|finding| finding.says == FindingOutcome::Worse);
+    let open = || decision.findings.iter().find(|finding| finding.says == FindingOutcome::Open);
     worse.or_else(open).or_else(|| decision.findings.first())
 }

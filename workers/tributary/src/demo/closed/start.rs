@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use bench::train::net::Net;
+use bench::train::net::BenchNetwork;
 use bench::train::write_net;
 use tokio_util::sync::CancellationToken;
 use training::examples::Example;
 use training::settings::{AugmentSettings, OptimizerSettings};
-use training::{Around, Epoch, Examples, Pace, Split, TrainSettings};
-use vision::{Model, Onnx};
+use training::{TrainContext, Epoch, Examples, TrainingPace, ExampleSplit, TrainSettings};
+use vision::{Model, OnnxRuntime};
 
-use super::pictures::{Divided, Picture};
+use super::pictures::{PictureDivision, LoopPicture};
 use crate::{form, out};
 
 /// Side of the pictures that networks made here take, pixels.
@@ -28,7 +28,7 @@ pub const SMOOTHING: f32 = 0.1;
 const HELD_OUT: usize = 10;
 
 /// Models that are given, and what is made where one is not.
-pub struct Given {
+pub struct ModelSources {
     /// The start model, if it is given; it is used as it is.
     pub start: Option<PathBuf>,
     /// A model with random weights to make it from; absent: a small network is made.
@@ -38,7 +38,7 @@ pub struct Given {
 }
 
 /// Folders of models, and of the public set.
-pub struct Start {
+pub struct LoopFolders {
     /// What sites are set up with.
     pub model: PathBuf,
     /// What verifies.
@@ -49,12 +49,12 @@ pub struct Start {
 
 /// Makes what is not given, in a folder.
 pub fn make(
-    onnx: &Onnx,
-    divided: &Divided,
-    given: &Given,
+    onnx: &OnnxRuntime,
+    divided: &PictureDivision,
+    given: &ModelSources,
     folder: &Path,
     stop: &CancellationToken,
-) -> anyhow::Result<Start> {
+) -> anyhow::Result<LoopFolders> {
     let model = match &given.start {
         Some(model) => model.clone(),
         None => start_model(onnx, divided, given.blank.as_deref(), folder, stop)?,
@@ -70,12 +70,12 @@ pub fn make(
         own != name(&cloud)?,
         "the sites' model and the cloud's are both called {own}: change the name in one model.toml"
     );
-    Ok(Start { model, cloud, public: public(divided, &folder.join("public"))? })
+    Ok(LoopFolders { model, cloud, public: public(divided, &folder.join("public"))? })
 }
 
 fn start_model(
-    onnx: &Onnx,
-    divided: &Divided,
+    onnx: &OnnxRuntime,
+    divided: &PictureDivision,
     blank: Option<&Path>,
     folder: &Path,
     stop: &CancellationToken,
@@ -83,7 +83,7 @@ fn start_model(
     let blank = match blank {
         Some(blank) => Model::load(blank)?,
         None => {
-            write_net(&Net::learner(3, SIDE_PX, divided.labels.len() as i64), &divided.labels, &folder.join("blank"))?
+            write_net(&BenchNetwork::learner(3, SIDE_PX, divided.labels.len() as i64), &divided.labels, &folder.join("blank"))?
         }
     };
     let mut taken = std::collections::BTreeMap::<&str, usize>::new();
@@ -92,16 +92,16 @@ fn start_model(
         *count += 1;
         !divided.unseen.contains(&picture.label) && *count <= START_OF_CLASS
     });
-    let known: Vec<&Picture> = known.collect();
+    let known: Vec<&LoopPicture> = known.collect();
     let classes = divided.labels.len() - divided.unseen.len();
     out::print_line(format_args!("making the start model from {} pictures of {classes} classes", known.len()))?;
     train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
-fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &CancellationToken) -> anyhow::Result<PathBuf> {
-    let net = Net::judge(3, SIDE_PX, divided.labels.len() as i64);
+fn cloud_model(onnx: &OnnxRuntime, divided: &PictureDivision, folder: &Path, stop: &CancellationToken) -> anyhow::Result<PathBuf> {
+    let net = BenchNetwork::judge(3, SIDE_PX, divided.labels.len() as i64);
     let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
-    let all: Vec<&Picture> = divided.makers.iter().collect();
+    let all: Vec<&LoopPicture> = divided.makers.iter().collect();
     out::print_line(format_args!(
         "making the cloud's model from {} pictures of all {} classes, {CLOUD_EPOCHS} times each: this takes a while",
         all.len(),
@@ -112,9 +112,9 @@ fn cloud_model(onnx: &Onnx, divided: &Divided, folder: &Path, stop: &Cancellatio
 }
 
 fn train(
-    onnx: &Onnx,
+    onnx: &OnnxRuntime,
     blank: &Model,
-    pictures: &[&Picture],
+    pictures: &[&LoopPicture],
     (epochs, augment): (u32, AugmentSettings),
     into: &Path,
     stop: &CancellationToken,
@@ -123,14 +123,14 @@ fn train(
         OptimizerSettings { learning_rate: Some(0.03), clip_norm: Some(5.0), ..OptimizerSettings::default() };
     let settings =
         TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
-    let example = |(number, picture): (usize, &&Picture)| {
+    let example = |(number, picture): (usize, &&LoopPicture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
-        let split = if number % HELD_OUT == 0 { Split::HeldOut } else { Split::Train };
+        let split = if number % HELD_OUT == 0 { ExampleSplit::HeldOut } else { ExampleSplit::Train };
         Some(Example { path: picture.path.clone(), class, split, hard: false, times: 1.0 })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
     let mut told: Option<anyhow::Error> = None;
-    let around = Around { stop, pace: Pace::unlimited(&settings.limits), checkpoints: None };
+    let around = TrainContext { stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
     let trained = training::train_model(onnx, blank, &examples, &settings, around, |epoch| {
         told = told.take().or(print_epoch(epoch, epochs).err())
     })?;
@@ -147,7 +147,7 @@ fn print_epoch(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
 }
 
 /// A folder with an index and links: an index names what lies in its folder, and the pictures stay where they are.
-fn public(divided: &Divided, folder: &Path) -> anyhow::Result<PathBuf> {
+fn public(divided: &PictureDivision, folder: &Path) -> anyhow::Result<PathBuf> {
     let index = folder.join("index.csv");
     let written = || format!("{} cannot be written", index.display());
     std::fs::create_dir_all(folder).with_context(written)?;
