@@ -184,11 +184,8 @@ impl MemoryCluster {
 
     /// A server of this name with what the plan wants; the name is its JetStream domain, too.
     pub fn add_server(&self, name: &str, plan: &TopologyPlan) {
-        let mut streams: BTreeMap<String, MemoryStream> = plan
-            .streams
-            .iter()
-            .map(|config| (config.name.clone(), MemoryStream::new(config.clone())))
-            .collect();
+        let mut streams: BTreeMap<String, MemoryStream> =
+            plan.streams.iter().map(|config| (config.name.clone(), MemoryStream::new(config.clone()))).collect();
         for (stream, consumer) in &plan.consumers {
             if let Some(stream) = streams.get_mut(*stream) {
                 stream.add_consumer(consumer.clone());
@@ -312,8 +309,7 @@ impl ClusterState {
         for (stream, notice) in told {
             let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{}", notice.durable);
             let text = format!("{{\"stream_seq\":{},\"deliveries\":{}}}", notice.sequence, notice.deliveries);
-            let incoming =
-                IncomingMessage { subject, headers: Vec::new(), payload: text.into(), expected_last: None };
+            let incoming = IncomingMessage { subject, headers: Vec::new(), payload: text.into(), expected_last: None };
             if let Some(advisories) = server.streams.get_mut(ADVISORIES) {
                 let _full = advisories.store(incoming, now);
             }

@@ -14,7 +14,8 @@ use streams::read::{self, StoredMessage, StreamRange};
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
 use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{
-    Blobs, Bus, CarryError, Delivery, NatsSettings, Publication, PublishOutcome, Publisher, Puller, publish, subject, tap,
+    Blobs, Bus, CarryError, Delivery, NatsSettings, Publication, PublishOutcome, Publisher, Puller, publish, subject,
+    tap,
 };
 
 /// A message that is taken and not acknowledged comes again after this.
@@ -133,7 +134,7 @@ fn plain(subject: impl Into<String>, payload: &[u8]) -> Publication {
 }
 
 fn task_id(number: u8) -> TaskId {
-    TaskId::derived(&format!("task {number}"))
+    TaskId::from_name(&format!("task {number}"))
 }
 
 /// The next delivery within a time, if there is one.
@@ -290,7 +291,7 @@ async fn a_full_stream_that_may_drop_drops_the_oldest(world: ContractWorld) {
 }
 
 async fn of_one_subject_the_latest_are_kept(world: ContractWorld) {
-    let model = schemas::ModelName::of("light");
+    let model = schemas::ModelName::from_name("light");
     let subject = subject::update(&model, 1, &world.site);
     for number in 0..6u8 {
         world.store(&subject, &[number]).await;
@@ -318,7 +319,8 @@ async fn what_no_stream_takes_is_told(world: ContractWorld) {
 async fn a_message_keeps_its_headers_its_bytes_and_its_time(world: ContractWorld) {
     let (before_ns, _) = read::server_time(&world.bus).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let publication = plain(world.label(), &[0, 255, 10]).header("Tributary-Label", "kelp").header("Tributary-File", "a b");
+    let publication =
+        plain(world.label(), &[0, 255, 10]).header("Tributary-Label", "kelp").header("Tributary-File", "a b");
     world.publish(&publication).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     let (after_ns, _) = read::server_time(&world.bus).await.unwrap();
@@ -602,13 +604,16 @@ async fn an_outcome_is_stored_and_said_as_a_final_answer(world: ContractWorld) {
     let said = next_of(&mut heard).await;
     assert_eq!((said.subject.as_str(), &said.payload[..]), (world.final_answer(1).as_str(), &b"a"[..]));
     let stored = read::message_at(&world.bus, topology::ANSWERS, 1).await.unwrap().unwrap();
-    assert_eq!((stored.subject.as_str(), stored.header("Tributary-Image")), (world.final_answer(1).as_str(), Some("7")));
+    assert_eq!(
+        (stored.subject.as_str(), stored.header("Tributary-Image")),
+        (world.final_answer(1).as_str(), Some("7"))
+    );
     world.publish(&Publication::first_on_subject(world.outcome(1), "b")).await;
     assert!(tokio::time::timeout(SOON, heard.next()).await.is_err(), "what is not stored is not said");
 }
 
 async fn rounds_are_copied_out_of_the_updates(world: ContractWorld) {
-    let model = schemas::ModelName::of("light");
+    let model = schemas::ModelName::from_name("light");
     world.store(subject::update(&model, 1, &world.site), b"update").await;
     let opened = subject::round(&model, 1, "opened");
     let sequence = world.store(&opened, b"opened").await;
@@ -659,7 +664,7 @@ async fn a_note_is_written_by_its_subject(world: ContractWorld) {
 async fn heartbeats_are_heard_and_counted(world: ContractWorld) {
     let bucket = HeartbeatBucket::open(&world.bus).await.unwrap();
     let heartbeat = |role: &str, worker: &str, finished| {
-        let mut heartbeat = Heartbeat::of(role, worker.into(), Some(world.site.clone()), 1);
+        let mut heartbeat = Heartbeat::for_worker(role, worker.into(), Some(world.site.clone()), 1);
         heartbeat.finished = finished;
         heartbeat
     };

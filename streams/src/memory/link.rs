@@ -72,7 +72,9 @@ impl PublishFailure {
     pub(crate) fn outlook(self, publication: &Publication, patience: Duration) -> PublishRetry {
         let subject = publication.subject.clone();
         match self {
-            Self::Refused(StoreRefusal::Full(why)) => PublishRetry::Hopeless(CarryError::Full { subject, why: why.into() }),
+            Self::Refused(StoreRefusal::Full(why)) => {
+                PublishRetry::Hopeless(CarryError::Full { subject, why: why.into() })
+            }
             Self::Refused(StoreRefusal::TooLarge) => {
                 PublishRetry::Hopeless(CarryError::TooLarge { subject, size_bytes: publication.payload.len() })
             }
@@ -311,9 +313,11 @@ impl MemoryLink {
     }
 
     pub(crate) async fn first_since(&self, stream: &str, since_ns: i128) -> Result<Option<StoredMessage>, CarryError> {
-        let found = self.ask(stream, || format!("reading {stream}"), |stream, _| {
-            stream.from(0, &[]).find(|message| message.stored_at_ns >= since_ns).map(without_payload)
-        });
+        let found = self.ask(
+            stream,
+            || format!("reading {stream}"),
+            |stream, _| stream.from(0, &[]).find(|message| message.stored_at_ns >= since_ns).map(without_payload),
+        );
         found.await
     }
 
@@ -406,14 +410,18 @@ impl MemoryLink {
     pub(crate) async fn ordered(&self, stream: &str, range: StreamRange) -> Result<(u64, StoredMessages), CarryError> {
         let subjects = range.subjects.clone();
         let (next, pending) = self
-            .ask(stream, || format!("reading {stream}"), |stream, _| {
-                let next = match range.from_sequence {
-                    Some(sequence) => sequence,
-                    None if range.only_new => stream.last_sequence() + 1,
-                    None => 0,
-                };
-                (next, stream.from(next, &subjects).count() as u64)
-            })
+            .ask(
+                stream,
+                || format!("reading {stream}"),
+                |stream, _| {
+                    let next = match range.from_sequence {
+                        Some(sequence) => sequence,
+                        None if range.only_new => stream.last_sequence() + 1,
+                        None => 0,
+                    };
+                    (next, stream.from(next, &subjects).count() as u64)
+                },
+            )
             .await?;
         let follower = MemoryFollower { link: self.clone(), stream: stream.into(), range, next, is_broken: false };
         Ok((pending, Box::pin(futures::stream::unfold(follower, MemoryFollower::follow))))
@@ -429,7 +437,13 @@ impl MemoryLink {
     }
 
     /// Writes an object as the client of a real server does: its pieces, then what it is. Returns its number.
-    pub(crate) async fn put_object(&self, bucket: &str, key: &str, encoded: &str, bytes: &[u8]) -> Result<String, PublishFailure> {
+    pub(crate) async fn put_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        encoded: &str,
+        bytes: &[u8],
+    ) -> Result<String, PublishFailure> {
         let nuid = format!("M{:020X}", self.cluster.state().rng.random_range(0..u64::MAX));
         let target = format!("$JS.{}.API.", self.target);
         for piece in bytes.chunks(PIECE_BYTES) {

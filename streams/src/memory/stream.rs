@@ -287,7 +287,9 @@ impl MemoryStream {
     pub fn last_on(&self, pattern: &str) -> Option<&StoredMessage> {
         match self.by_subject.get(pattern).and_then(|all| all.last()) {
             Some(sequence) => self.at(*sequence),
-            None => self.messages.values().rev().map(|kept| &kept.message).find(|m| subject_matches(pattern, &m.subject)),
+            None => {
+                self.messages.values().rev().map(|kept| &kept.message).find(|m| subject_matches(pattern, &m.subject))
+            }
         }
     }
 
@@ -310,7 +312,8 @@ impl MemoryStream {
 
     pub fn level(&self) -> StreamLevel {
         let messages = self.messages.len() as u64;
-        let first_sequence = self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
+        let first_sequence =
+            self.messages.keys().next().copied().unwrap_or(if self.last > 0 { self.last + 1 } else { 0 });
         let spanned = if messages > 0 { self.last + 1 - first_sequence } else { 0 };
         StreamLevel {
             messages,
@@ -478,8 +481,7 @@ mod tests {
         ] {
             assert_eq!(subject_matches(pattern, subject), is_match, "{pattern} {subject}");
         }
-        let (source, destination) =
-            ("outcome.*.*.*", "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}");
+        let (source, destination) = ("outcome.*.*.*", "answer.final.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}");
         let transformed = transform_subject(source, destination, "outcome.reef.cam.7");
         assert_eq!(transformed.as_deref(), Some("answer.final.reef.cam.7"));
         assert_eq!(transform_subject(source, destination, "image.reef.cam.7"), None);

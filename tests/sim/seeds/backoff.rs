@@ -56,6 +56,7 @@ fn clients_that_fail_together_come_back_one_by_one() {
 
 #[test]
 fn clients_without_jitter_are_caught() {
-    let (_, why) = find_failure(1, |seed| come_back_one_by_one(seed, false)).expect("all at once passes for one by one");
+    let (_, why) =
+        find_failure(1, |seed| come_back_one_by_one(seed, false)).expect("all at once passes for one by one");
     assert!(why.contains("200 of 200"), "{why}");
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use runtime::consumer::{ConsumerConfig, WorkerStats};
-use runtime::handler::DeadLetterContext;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
+use runtime::drive::WorkerStats;
+use runtime::step::DeadLetterContext;
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::HEADER_MESSAGE_ID;
 use schemas::{AnswerStage, FaultNote, Reason, Route};
 use streams::memory::{MemoryCluster, NetworkFaults};
@@ -345,7 +345,7 @@ async fn lose_every_delivery(seed: u64) -> SeedResult {
     oracle::check_outcomes(&cluster, &trail).await?;
     let dead = oracle::dead_letters(&cluster, SITE).await?;
     let about: BTreeSet<u64> = dead.iter().map(|letter| letter.sequence).collect();
-    match about.len() as u64 == count && dead.iter().all(|letter| letter.fault.name() == "client_unreadable") {
+    match about.len() as u64 == count && dead.iter().all(|letter| letter.fault.name == "client_unreadable") {
         true => Ok(history_of(&cluster)),
         false => Err(format!("{count} images reached nobody, and these are dead: {about:?}")),
     }

@@ -7,16 +7,14 @@ use std::time::Duration;
 use courier::CourierSettings;
 use futures::StreamExt;
 use rand::RngExt;
-use runtime::consumer::{ConsumerConfig, WorkerStats};
-use runtime::handler::DeadLetterContext;
+use runtime::drive::WorkerStats;
+use runtime::step::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
-use schemas::release::MachineRequirements;
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::{HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
-use schemas::verify::{Payload, VerifyReason};
 use schemas::{
-    Answer, AnswerStage, FaultNote, Order, Reason, Release, ReleaseStage, Route, TaskId, Timings, Verdict, VerifyRequest,
-    decode, encode,
+    Answer, AnswerStage, FaultNote, MachineRequirements, Order, Payload, Reason, Release, ReleaseStage, Route, TaskId,
+    Timings, Verdict, VerifyReason, VerifyRequest, decode, encode,
 };
 use streams::fleet::Ledger;
 use streams::memory::{ClusterEvent, MemoryCluster, NetworkFaults};
@@ -27,7 +25,9 @@ use streams::{Bus, Delivery, Publication, PublishOutcome, Publisher, subject, to
 use crate::chaos::{ChaosPlan, rng_of, run_chaos};
 use crate::oracle;
 use crate::seeds::{SeedResult, check_repeats, check_seeds, find_failure, history_of};
-use crate::world::{ACK_WAIT, CLOUD, SITE, answer_about, camera, model, release_id, site, site_and_cloud, task_of};
+use crate::world::{
+    ACK_WAIT, CLOUD, SITE, answer_about, camera, model, publish_at_last, release_id, site, site_and_cloud, task_of,
+};
 
 /// How what waits at the site goes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl ToyVerifier {
     fn verdict_on(request: VerifyRequest, fault: Option<FaultNote>) -> Verdict {
         let prediction = request.provisional.prediction().filter(|_| fault.is_none());
         Verdict {
-            prediction,
+            opinion: prediction,
             fault,
             judged_at_ms: 0,
             timings: Timings::default(),
@@ -82,7 +82,8 @@ impl Handler for ToyVerifier {
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
         let request: Option<VerifyRequest> = decode(&message.payload).ok();
         let task = request.as_ref().map(|request| request.provisional.task);
-        let refused = request.map(|request| Self::report(&Self::verdict_on(request, Some(fault.clone())), message.sequence));
+        let refused =
+            request.map(|request| Self::report(&Self::verdict_on(request, Some(fault.clone())), message.sequence));
         DeadLetterContext { site: site(), task, publications: refused.into_iter().collect() }
     }
 }
@@ -160,13 +161,16 @@ async fn doubt(bus: &Bus, tickets: &TicketKey, answer: &Answer, priority: u8) {
         encode(answer).unwrap(),
         id("provisional"),
     );
-    let asked =
-        Publication::with_id(subject::outbox(&answer.site, OutboxKind::Verify), encode(&request).unwrap(), id("verify"))
-            .header(HEADER_TO, subject::verify(request.reason, &answer.site, &answer.camera))
-            .header(HEADER_PRIORITY, priority.to_string())
-            .header(HEADER_DEADLINE_AT, answer.deadline_at_ms.unwrap_or(0).to_string());
-    publisher.publish(&asked).await.unwrap();
-    publisher.publish(&said).await.unwrap();
+    let asked = Publication::with_id(
+        subject::outbox(&answer.site, OutboxKind::Verify),
+        encode(&request).unwrap(),
+        id("verify"),
+    )
+    .header(HEADER_TO, subject::verify(request.reason, &answer.site, &answer.camera))
+    .header(HEADER_PRIORITY, priority.to_string())
+    .header(HEADER_DEADLINE_AT, answer.deadline_at_ms.unwrap_or(0).to_string());
+    publish_at_last(&publisher, &asked).await;
+    publish_at_last(&publisher, &said).await;
 }
 
 /// The cloud's id of a message of the outbox, as the courier derives it.
@@ -193,9 +197,9 @@ fn check_uploads(events: &[ClusterEvent], tasks: &BTreeMap<u64, TaskId>) -> Resu
             }
             ClusterEvent::Deleted { server, stream, sequence } if server == SITE && stream == topology::OUTBOX => {
                 let stored_at_ns = waiting.get(sequence).ok_or("what was never in the outbox was deleted")?;
-                let has_answer = tasks.get(sequence).is_some_and(|task| {
-                    finals.contains(&subject::final_answer(&site(), &camera(), *task))
-                });
+                let has_answer = tasks
+                    .get(sequence)
+                    .is_some_and(|task| finals.contains(&subject::final_answer(&site(), &camera(), *task)));
                 if !has_answer && !in_cloud.contains(&cloud_id(*sequence, *stored_at_ns)) {
                     return Err(format!("message {sequence} was deleted before the cloud had it"));
                 }
@@ -210,7 +214,8 @@ fn check_uploads(events: &[ClusterEvent], tasks: &BTreeMap<u64, TaskId>) -> Resu
 fn check_promises(events: &[ClusterEvent], tasks: &[TaskId]) -> Result<(), String> {
     for task in tasks {
         let slot = subject::final_answer(&site(), &camera(), *task);
-        let count = events.iter().filter(|event| matches!(event, ClusterEvent::Stored { subject, .. } if *subject == slot));
+        let count =
+            events.iter().filter(|event| matches!(event, ClusterEvent::Stored { subject, .. } if *subject == slot));
         match count.count() {
             1 => {}
             count => return Err(format!("task {task} was promised a final answer and has {count}")),
@@ -254,7 +259,7 @@ async fn carry_under_faults(seed: u64, kind: CourierKind) -> SeedResult {
             let subject = subject::order(&site(), &model());
             let payload = encode(&order(number)).unwrap().into();
             let publication = Publication { subject, payload, headers: Vec::new(), first_only: false };
-            publisher.publish(&publication).await.unwrap();
+            publish_at_last(&publisher, &publication).await;
         }
     };
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -283,7 +288,9 @@ async fn carry_under_faults(seed: u64, kind: CourierKind) -> SeedResult {
         waiting = read::stream_level(&bus, topology::OUTBOX).await.map_err(|error| error.to_string())?.messages;
         let events = cluster.events();
         let is_final = |subject: &String| {
-            events.iter().any(|event| matches!(event, ClusterEvent::Stored { subject: stored, .. } if stored == subject))
+            events
+                .iter()
+                .any(|event| matches!(event, ClusterEvent::Stored { subject: stored, .. } if stored == subject))
         };
         let slots = tasks.iter().map(|task| subject::final_answer(&site(), &camera(), *task));
         unanswered = slots.filter(|slot| !is_final(slot)).count();

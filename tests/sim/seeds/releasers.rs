@@ -7,12 +7,13 @@ use std::time::Duration;
 use futures::StreamExt;
 use rand::RngExt;
 use releaser::settings::{ReleaserSettings, RingSettings};
-use rollout::decision_log;
+use rollout::log as decision_log;
 use rollout::stage::{self, DecisionContext};
 use runtime::Shutdown;
-use schemas::release::MachineRequirements;
-use schemas::swap::{AgreementCount, MomentSums, ReleaseCounts, SiteAgreement};
-use schemas::{Order, Release, ReleaseId, ReleaseStage, Rollout, SiteName, Swap, decode, encode};
+use schemas::{
+    MachineRequirements, MomentSums, Order, Release, ReleaseCounts, ReleaseId, ReleaseStage, Rollout, SiteName, Swap,
+    decode, encode,
+};
 use streams::memory::MemoryCluster;
 use streams::read::{self, StreamRange};
 use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
@@ -93,7 +94,7 @@ impl ToySite {
         *self.counts.entry((slot_ms, self.runs.clone())).or_default() += 200;
         let of_slot = self.counts.iter().filter(|((slot, _), _)| *slot == slot_ms);
         let counts = of_slot.map(|((_, release), images)| counts_of(release, *images)).collect();
-        let swap = swap_of(&self.name, &self.runs, self.since_ms, self.order, now_ms, counts, Vec::new());
+        let swap = swap_of(&self.name, &self.runs, self.since_ms, self.order, now_ms, counts);
         let _later = publisher.publish(&report_of(&swap)).await;
     }
 }
@@ -119,7 +120,6 @@ fn swap_of(
     order: u64,
     now_ms: u64,
     counts: Vec<ReleaseCounts>,
-    agreements: Vec<SiteAgreement>,
 ) -> Swap {
     Swap {
         site: site.clone(),
@@ -138,7 +138,7 @@ fn swap_of(
         said_at_ms: now_ms,
         counts,
         left: false,
-        agreements,
+        agreements: Vec::new(),
     }
 }
 
@@ -206,7 +206,11 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
             }
         }
     }
-    let plan = ChaosPlan { servers: vec![CLOUD], lasts: Duration::from_secs(rng.random_range(60..900)), ..ChaosPlan::default() };
+    let plan = ChaosPlan {
+        servers: vec![CLOUD],
+        lasts: Duration::from_secs(rng.random_range(60..900)),
+        ..ChaosPlan::default()
+    };
     let turnover = async {
         let mut rng = rng_of(seed, 4);
         let ends_at = tokio::time::Instant::now() + plan.lasts;

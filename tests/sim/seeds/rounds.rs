@@ -8,9 +8,9 @@ use aggregator::round::{ArrivalAction, RoundTracker, UpdateArrival};
 use futures::StreamExt;
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use schemas::round::{RoundEvent, RoundTerms};
-use schemas::update::{ModelAccuracy, WeightFormat};
-use schemas::{BlobRef, FaultNote, Round, SiteName, Update, decode, encode};
+use schemas::{
+    BlobRef, FaultNote, ModelAccuracy, Round, RoundEvent, RoundTerms, SiteName, Update, WeightFormat, decode, encode,
+};
 use streams::memory::{MemoryCluster, NetworkFaults};
 use streams::read::{self, StoredMessage, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
@@ -38,7 +38,7 @@ fn update_of(site: SiteName, round: u64, base: u8, id: u64) -> Publication {
         round,
         base: release_id(base),
         weights: BlobRef::new([u8::try_from(id % 251).unwrap(); 32], 100),
-        format: WeightFormat::F32,
+        form: WeightFormat::F32,
         samples: [("kelp".to_owned(), 5)].into(),
         hard: 0,
         sources: BTreeMap::new(),
@@ -117,7 +117,7 @@ impl RoundFold {
         let at_ms = u64::try_from(message.stored_at_ns / 1_000_000).unwrap();
         if message.subject.starts_with("round.") {
             let Ok(round) = decode::<Round>(&message.payload) else { return };
-            for waited in self.rounds.happened(&round, at_ms) {
+            for waited in self.rounds.apply_event(&round, at_ms) {
                 let UpdateArrival { update, sequence, stored_at_ms, .. } = waited;
                 self.add_update(update, sequence, stored_at_ms);
             }
@@ -128,7 +128,7 @@ impl RoundFold {
 
     fn add_update(&mut self, update: Update, sequence: u64, stored_at_ms: u64) {
         let site = update.site.clone();
-        let ArrivalAction::Count(arrival) = self.rounds.arrived(update, sequence, stored_at_ms) else { return };
+        let ArrivalAction::Count(arrival) = self.rounds.add_update(update, sequence, stored_at_ms) else { return };
         let Some(open) = self.rounds.current() else { return };
         self.counted.push((open.number, sequence, site, open.closed.is_none()));
         self.rounds.accept(*arrival);

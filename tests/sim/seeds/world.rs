@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use schemas::answer::Prediction;
 use schemas::task::StorageStamp;
-use schemas::{Answer, AnswerStage, CameraName, ModelName, Reason, ReleaseId, Route, SiteName, Task, TaskId, encode};
+use schemas::{
+    Answer, AnswerStage, CameraName, ModelName, Prediction, Reason, ReleaseId, Route, SiteName, Task, TaskId, encode,
+};
 use streams::memory::MemoryCluster;
 use streams::topology::{PlanScope, StreamSettings, plan_topology};
-use streams::{Publication, subject};
+use streams::{Publication, Publisher, subject};
 
 /// The site's server.
 pub const SITE: &str = "reef";
@@ -69,7 +70,14 @@ pub fn task_of(message_id: &str) -> TaskId {
 }
 
 /// What is said about an image.
-pub fn answer_about(task: TaskId, image_sequence: u64, stored_at_ns: i128, stage: AnswerStage, route: Route, reason: Reason) -> Answer {
+pub fn answer_about(
+    task: TaskId,
+    image_sequence: u64,
+    stored_at_ns: i128,
+    stage: AnswerStage,
+    route: Route,
+    reason: Reason,
+) -> Answer {
     let stamp = StorageStamp { site: site(), camera: camera(), sequence: image_sequence, stored_at_ns };
     let at_ms = u64::try_from(stored_at_ns / 1_000_000).unwrap_or(0);
     let prediction = Prediction {
@@ -82,6 +90,13 @@ pub fn answer_about(task: TaskId, image_sequence: u64, stored_at_ns: i128, stage
         novelty: None,
     };
     Answer::for_task(&Task::from_id(&stamp, task), stage, route, reason, at_ms).with_prediction(prediction)
+}
+
+/// Publishes a message however long it takes.
+pub async fn publish_at_last(publisher: &Publisher, publication: &Publication) {
+    while publisher.publish(publication).await.is_err() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// An outcome on its way to its slot.
