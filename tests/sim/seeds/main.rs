@@ -11,4 +11,5 @@ mod oracle;
 mod releasers;
 mod rounds;
 mod seeds;
+mod swap;
 mod world;

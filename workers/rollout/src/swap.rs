@@ -1,31 +1,23 @@
 //! A swap: an order comes → fetch → unpack → try → load → compare → hand over. The model that serves goes on serving until
 //! the last step, and whatever fails before that leaves it serving, with a reason that is told.
 
+pub mod flow;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use runtime::{clock, process};
 use schemas::{Heartbeat, FaultNote, Order, RefusedRelease, ReleaseId};
-use streams::backoff::Backoff;
 use streams::Blobs;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use vision::{InferencePool, InferenceError, Model};
+use vision::{InferenceError, InferencePool, Model, StandbyModel};
 
+use self::flow::ReleaseHost;
 use crate::able::{MachineProfile, incompatibility};
 use crate::home::ReleaseCache;
 use crate::package::{self, PackageError};
 use crate::start::ServingModel;
-use crate::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
+use crate::trial::{PROBE, ReleaseProbe, TrialResult, TrialRunner, compare, pictures};
 
-/// After a failure that may pass.
-const AGAIN: Duration = Duration::from_secs(15);
-/// So long after a swap, memory is given back once more: what was in work during it is through.
-const SETTLED_AFTER: Duration = Duration::from_secs(10);
-/// A process that has run a release for so long is not held to have died of it.
-const TRUSTED_AFTER: Duration = Duration::from_secs(600);
-/// So many refusals are told.
-const MOST_REFUSED: usize = 8;
 /// Failures that may pass: the package is on its way, or memory is short just now.
 pub const PASSING: [&str; 5] =
     ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
@@ -77,137 +69,20 @@ impl ModelSwapper {
     }
 
     /// Follows orders for as long as it is polled, the latest of them. `ready`: is told of a model before it serves.
-    pub async fn follow(&self, mut orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
-        let mut trusted_at = Some(Instant::now() + TRUSTED_AFTER);
-        let (mut settled_at, mut again) = (None, None);
-        let mut due = true;
-        loop {
-            let order = orders.borrow_and_update().clone();
-            // An older one may come late, from who decides beside another.
-            let order = order.filter(|order| due && order.number >= self.state.borrow().order);
-            if let Some(order) = &order {
-                again = None;
-                match self.apply(order, &ready).await {
-                    Ok(true) => {
-                        trusted_at = Some(Instant::now() + TRUSTED_AFTER);
-                        settled_at = Some(Instant::now() + SETTLED_AFTER);
-                    }
-                    Ok(false) => {}
-                    Err(fault) => {
-                        let release = order.release.release.short();
-                        tracing::warn!(release, fault = fault.name, reason = fault.reason, "a release is not run");
-                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + Backoff::steady(AGAIN).next_pause());
-                        self.refuse(order, fault);
-                    }
-                }
-                self.state.send_modify(|state| (state.step, state.order) = (None, order.number));
-            }
-            let wake = [again, trusted_at, settled_at].into_iter().flatten().min();
-            let changed = tokio::select! {
-                changed = orders.changed() => match changed {
-                    Ok(()) => true,
-                    Err(_) => return std::future::pending().await,
-                },
-                () = at(wake) => false,
-            };
-            let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-            due = changed || is_over(again);
-            if is_over(settled_at) {
-                settled_at = None;
-                tokio::task::spawn_blocking(process::trim_memory);
-            }
-            if is_over(trusted_at) {
-                trusted_at = None;
-                self.log_write_failure(self.home.mark_stable());
-            }
-        }
+    pub async fn follow(&self, orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
+        flow::follow_orders(&ServingHost { swapper: self, ready }, &self.state, orders).await;
     }
 
     pub(crate) fn log_write_failure(&self, written: std::io::Result<()>) {
-        if let Err(error) = written {
-            tracing::warn!(%error, "what serves could not be written down: the worker would start with another release");
-        }
-    }
-
-    fn refuse(&self, order: &Order, fault: FaultNote) {
-        self.state.send_modify(|state| {
-            let release = order.release.release.clone();
-            state.refused.retain(|refused| refused.release != release);
-            state.refused.push(RefusedRelease { release, fault });
-            let surplus = state.refused.len().saturating_sub(MOST_REFUSED);
-            state.refused.drain(..surplus);
-        });
-    }
-
-    fn step(&self, step: &str, release: &ReleaseId) {
-        tracing::info!(release = release.short(), step, "swap");
-        self.state.send_modify(|state| state.step = Some(format!("{step} {}", release.short())));
-    }
-
-    /// Whether another model serves now.
-    async fn apply(&self, order: &Order, ready: &impl Fn(&Model)) -> Result<bool, FaultNote> {
-        let wanted = &order.release.release;
-        let forget = |state: &mut SwapState| state.refused.retain(|refused| refused.release != *wanted);
-        if self.infer.model().release == *wanted {
-            self.state.send_modify(forget);
-            return Ok(false);
-        }
-        let died_of_it = |refused: &&RefusedRelease| {
-            refused.release == *wanted && refused.fault.name == "release_crashed" && self.state.borrow().order == 0
-        };
-        // What the process died of is tried again only when somebody orders it again.
-        if let Some(refused) = self.state().refused.iter().find(died_of_it) {
-            return Err(refused.fault.clone());
-        }
-        let root = self.root.release == *wanted;
-        let model = if root { self.root.clone() } else { self.fetch(order).await? };
-        self.step("trying", wanted);
-        let known = alike(&self.infer.model(), &model).then(|| (self.infer.batch(), self.infer.cost_ms()));
-        let tried = self.trial.run_beside_work(&model.folder, self.infer.settings(), known, root).await?;
-        let probe = if root { None } else { Some(probe(&model).await?) };
-        if let Some(probe) = &probe {
-            compare(&tried.logits, probe)?;
-        }
-        self.step("loading", wanted);
-        let (infer, beside) = (self.infer.clone(), model.clone());
-        let loading = move || {
-            let mut standby = infer.preload(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
-            if let Some(probe) = &probe {
-                let pictures = pictures();
-                let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                let seen = standby.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
-                compare(&seen.collect::<Result<Vec<_>, _>>()?, probe)?;
-            }
-            Ok(standby)
-        };
-        let standby = spawn_blocking(loading).await?;
-        self.step("handing over", wanted);
-        ready(&model);
-        let before = self.infer.model().release.clone();
-        self.log_write_failure(self.home.serving_release(wanted, root));
-        let infer = self.infer.clone();
-        let handing = move || {
-            let handed = infer.swap(standby).map_err(note);
-            process::trim_memory();
-            handed
-        };
-        if let Err(fault) = spawn_blocking(handing).await {
-            self.log_write_failure(self.home.serving_release(&before, before == self.root.release));
-            return Err(fault);
-        }
-        self.state.send_modify(|state| {
-            forget(state);
-            state.since_ms = clock::now_ms();
-        });
-        if let Err(error) = self.home.remove_old() {
-            tracing::warn!(%error, "old releases could not be removed");
-        }
-        Ok(true)
+        flow::log_write_failure(written);
     }
 
     /// The release's folder, from what is here already or from its package.
-    async fn fetch(&self, order: &Order) -> Result<Arc<Model>, FaultNote> {
+    async fn fetch(&self, order: &Order, step: &(dyn Fn(&str) + Sync)) -> Result<Arc<Model>, FaultNote> {
         let release = order.release.release.clone();
+        if self.root.release == release {
+            return Ok(self.root.clone());
+        }
         let folder = self.home.folder_of(&release);
         let here = {
             let folder = folder.clone();
@@ -219,10 +94,10 @@ impl ModelSwapper {
         if let Some(fault) = incompatibility(&order.release.needs, &self.machine()) {
             return Err(fault);
         }
-        self.step("fetching", &release);
+        step("fetching");
         let file = self.home.package_of(&release);
         package::assemble(&self.blobs, &order.release.package, &file).await.map_err(unfetched)?;
-        self.step("unpacking", &release);
+        step("unpacking");
         let unpacking = {
             let file = file.clone();
             move || package::unpack(&file, &release, &folder).map_err(unfetched)
@@ -270,6 +145,89 @@ impl ModelSwapper {
     }
 }
 
+/// A worker's models, and who is told of one before it serves.
+struct ServingHost<'a, F> {
+    swapper: &'a ModelSwapper,
+    ready: F,
+}
+
+/// What a trial gave, and what the release gave where it was packaged.
+struct PassedTrial {
+    tried: TrialResult,
+    probe: Option<ReleaseProbe>,
+}
+
+impl<F: Fn(&Model)> ReleaseHost for ServingHost<'_, F> {
+    type Model = Arc<Model>;
+    type Trial = PassedTrial;
+    type Standby = StandbyModel;
+
+    fn serving(&self) -> ReleaseId {
+        self.swapper.infer.model().release.clone()
+    }
+
+    async fn fetch(&self, order: &Order, step: &(dyn Fn(&str) + Sync)) -> Result<Arc<Model>, FaultNote> {
+        self.swapper.fetch(order, step).await
+    }
+
+    async fn run_trial(&self, model: &Arc<Model>) -> Result<PassedTrial, FaultNote> {
+        let (infer, is_root) = (&self.swapper.infer, model.release == self.swapper.root.release);
+        let known = alike(&infer.model(), model).then(|| (infer.batch(), infer.cost_ms()));
+        let tried = self.swapper.trial.run_beside_work(&model.folder, infer.settings(), known, is_root).await?;
+        let probe = if is_root { None } else { Some(probe(model).await?) };
+        if let Some(probe) = &probe {
+            compare(&tried.logits, probe)?;
+        }
+        Ok(PassedTrial { tried, probe })
+    }
+
+    async fn load(&self, model: &Arc<Model>, trial: PassedTrial) -> Result<StandbyModel, FaultNote> {
+        let (infer, beside) = (self.swapper.infer.clone(), model.clone());
+        let PassedTrial { tried, probe } = trial;
+        let loading = move || {
+            let mut standby = infer.preload(&beside, Some((tried.batch, tried.cost_ms))).map_err(note)?;
+            if let Some(probe) = &probe {
+                let pictures = pictures();
+                let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+                let seen = standby.predict_batch(&pictures).into_iter().map(|seen| Ok(seen.map_err(note)?.logits));
+                compare(&seen.collect::<Result<Vec<_>, _>>()?, probe)?;
+            }
+            Ok(standby)
+        };
+        spawn_blocking(loading).await
+    }
+
+    fn announce(&self, model: &Arc<Model>) {
+        (self.ready)(model);
+    }
+
+    fn record_serving(&self, release: &ReleaseId) -> std::io::Result<()> {
+        self.swapper.home.serving_release(release, *release == self.swapper.root.release)
+    }
+
+    fn record_stable(&self) -> std::io::Result<()> {
+        self.swapper.home.mark_stable()
+    }
+
+    async fn hand_over(&self, standby: StandbyModel) -> Result<(), FaultNote> {
+        let infer = self.swapper.infer.clone();
+        let handing = move || {
+            let handed = infer.swap(standby).map_err(note);
+            process::trim_memory();
+            handed
+        };
+        spawn_blocking(handing).await
+    }
+
+    fn remove_old(&self) -> std::io::Result<()> {
+        self.swapper.home.remove_old()
+    }
+
+    fn trim_memory(&self) {
+        tokio::task::spawn_blocking(process::trim_memory);
+    }
+}
+
 const REPORT: &str = "report it with the version of tributary";
 
 /// Whether two releases differ in nothing but their weights, as far as their size and description say: then one costs what
@@ -277,13 +235,6 @@ const REPORT: &str = "report it with the version of tributary";
 fn alike(one: &Model, other: &Model) -> bool {
     let size = |model: &Model| model.size_bytes().ok();
     one.description == other.description && one.labels == other.labels && size(one) == size(other)
-}
-
-async fn at(wake: Option<Instant>) {
-    match wake {
-        Some(wake) => tokio::time::sleep_until(wake).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn note(error: InferenceError) -> FaultNote {
