@@ -59,6 +59,7 @@ fn allowed(package: &str) -> BTreeSet<&'static str> {
         ],
         // Bytes bent at random, for tests of any crate.
         "bend" => &[],
+        "sim" => &["schemas", "streams", "runtime", "rollout", "releaser", "aggregator", "courier"],
         "tributary-tests" => &[
             "schemas",
             "streams",
@@ -170,6 +171,24 @@ fn what_bends_bytes_is_in_nothing_that_is_shipped() {
 }
 
 #[test]
+fn what_simulates_is_turned_on_by_the_simulation_alone() {
+    let workspace = toml(&root().join("Cargo.toml"));
+    for member in workspace["workspace"]["members"].as_array().unwrap() {
+        let manifest = toml(&root().join(member.as_str().unwrap()).join("Cargo.toml"));
+        let package = manifest["package"]["name"].as_str().unwrap();
+        let turned_on = |table: &str| {
+            let named = manifest.get(table).and_then(toml::Value::as_table).into_iter().flatten();
+            let features = named.filter_map(|(_, dependency)| dependency.get("features")?.as_array());
+            features.flatten().any(|feature| matches!(feature.as_str(), Some("memory" | "simulation")))
+        };
+        assert!(!turned_on("dependencies"), "{package} would ship servers in memory");
+        assert_eq!(turned_on("dev-dependencies"), package == "sim", "{package}");
+        let default = manifest.get("features").and_then(|features| features.get("default"));
+        assert!(default.is_none() || package != "streams" && package != "runtime", "{package} has features by default");
+    }
+}
+
+#[test]
 fn no_role_knows_another_role() {
     let manifests = manifests();
     for role in ROLES {
@@ -232,7 +251,7 @@ fn subjects_are_spelled_out_in_one_place() {
         ["streams/src/table.rs", "streams/src/subject.rs", "streams/src/topology.rs", "streams/src/rights.rs"];
     let kinds: BTreeSet<&str> = SUBJECTS.iter().filter_map(|row| row.form.split('.').next()).collect();
     let mut found = Vec::new();
-    for manifest in manifests().values().filter(|manifest| manifest.package != "tributary-tests") {
+    for manifest in manifests().values().filter(|manifest| !["tributary-tests", "sim"].contains(&&*manifest.package)) {
         sources(&manifest.folder.join("src"), &mut found);
     }
     assert!(found.len() > 50, "only {} sources were found", found.len());
