@@ -1,5 +1,5 @@
 # One line each, no logic: what a target does is in the script or the crate it calls.
-.PHONY: setup demo test lint bench soak supply
+.PHONY: setup demo test sim lint bench soak supply
 
 setup: ## Fetch nats-server and ONNX Runtime into the cache; does nothing when they are there.
 	deploy/fetch-runtime.sh
@@ -8,7 +8,12 @@ demo: setup ## Build, publish 2,000 labelled images through a site, print what h
 	cargo run --release --locked --package tributary -- demo
 
 test: ## Build everything and run every test against real servers, an S3 server among them.
-	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --locked
+	deploy/fetch-runtime.sh --tests && cargo build --workspace --locked && cargo test --workspace --exclude sim --locked
+	# By themselves: what they turn on must not be in the binary that the others test.
+	cargo test --package streams --package sim --locked
+
+sim: setup ## Thousands of seeds of simulated faults for each scenario; TRIBUTARY_SEED=N runs one alone.
+	TRIBUTARY_SEEDS=5000 cargo test --locked --package sim -- --nocapture
 
 lint: ## Formatting, clippy and the shell scripts' syntax.
 	cargo fmt --check && cargo clippy --workspace --all-targets --locked -- -D warnings && for script in deploy/*.sh .ci/run; do bash -n $$script || exit 1; done

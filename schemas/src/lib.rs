@@ -40,7 +40,7 @@ pub use id::{CameraName, IdError, ModelName, ReleaseId, SetName, SiteName, TaskI
 pub use label::Label;
 pub use learned::LearnedImages;
 pub use model::ModelDescription;
-pub use release::{Canary, ReleaseDecision, CanaryFinding, MachineRequirements, Order, Release, Rollout, FindingOutcome, ReleaseStage as ReleaseStage};
+pub use release::{Canary, ReleaseDecision, CanaryFinding, MachineRequirements, Order, Release, Rollout, FindingOutcome, ReleaseStage};
 pub use root::{Root, Signature};
 pub use round::{HardClass, HardFocus, Round, RoundEvent, RoundTerms};
 pub use swap::{AgreementCount, Agreement, ReleaseCounts, MomentSums, RefusedRelease, Swap};

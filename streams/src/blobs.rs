@@ -175,7 +175,7 @@ impl Blobs {
         }
         in_memory!(other.bus, _link => {
             let bytes = self.fetch_blob(blob, limit_bytes).await?;
-            other.store(&bytes).await.map(|_| ())
+            other.store_blob(&bytes).await.map(|_| ())
         });
         let mut pieces = self.pieces(blob, limit_bytes).await?;
         let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);

@@ -699,7 +699,7 @@ async fn a_blob_is_stored_once_and_fetched_as_it_was(world: ContractWorld) {
 async fn a_blob_of_another_hash_is_not_given_out(world: ContractWorld) {
     let blobs = Blobs::open(&world.bus).await.unwrap();
     let blob = blobs.store_blob(b"what it is").await.unwrap();
-    let other = BlobRef { sha256: [7; 32], ..blob };
+    let other = BlobRef { sha256: "07".repeat(32), ..blob };
     let fetched = blobs.fetch_blob(&other, 1000).await;
     assert!(matches!(fetched, Err(CarryError::BadBlob { .. })), "{fetched:?}");
 }

@@ -41,7 +41,7 @@ impl IncomingMessage {
 
 /// Why a stream takes no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoreRefusal {
+pub(crate) enum StoreRefusal {
     Full(&'static str),
     TooLarge,
     WrongLast,
@@ -50,7 +50,7 @@ pub(super) enum StoreRefusal {
 
 /// Where a message went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StoredAt {
+pub(crate) struct StoredAt {
     pub sequence: u64,
     pub is_duplicate: bool,
 }
@@ -157,7 +157,9 @@ impl MemoryStream {
         if !max_age.is_zero() {
             let is_old = |kept: &KeptMessage| now.at.saturating_duration_since(kept.stored_at) >= max_age;
             let old: Vec<u64> = self.messages.iter().take_while(|(_, kept)| is_old(kept)).map(|(at, _)| *at).collect();
-            old.into_iter().for_each(|sequence| drop(self.remove(sequence)));
+            for sequence in old {
+                self.remove(sequence);
+            }
         }
         let window = match self.config.duplicate_window {
             Duration::ZERO => DEFAULT_WINDOW,
@@ -275,7 +277,9 @@ impl MemoryStream {
         };
         let gone: Vec<u64> =
             self.messages.values().map(|kept| &kept.message).filter(|m| goes(m)).map(|m| m.sequence).collect();
-        gone.iter().for_each(|sequence| drop(self.remove(*sequence)));
+        for sequence in &gone {
+            self.remove(*sequence);
+        }
         gone.len() as u64
     }
 

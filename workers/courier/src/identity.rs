@@ -37,7 +37,7 @@ pub async fn watch_site_mark(
     };
     tokio::select! {
         biased;
-        () = shutdown.wanted() => {}
+        () = shutdown.wait_for_request() => {}
         () = watching => {}
     }
 }

@@ -127,7 +127,7 @@ impl LinkHandle {
         };
         tokio::select! {
             biased;
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
             () = questions => {}
             () = fleet => {}
         }

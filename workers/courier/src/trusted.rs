@@ -73,7 +73,7 @@ impl TrustAnchor {
         };
         tokio::select! {
             biased;
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
             () = watching => {}
         }
     }

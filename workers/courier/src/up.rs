@@ -130,7 +130,7 @@ impl OutboxCarrier {
             let link_turns = async { if up { self.link.down().await } else { self.link.up().await } };
             tokio::select! {
                 biased;
-                () = shutdown.wanted() => break,
+                () = shutdown.wait_for_request() => break,
                 _ = rounds.tick() => self.round(&mut finder, &found).await,
                 () = link_turns => {}
                 Some(ended) = uploads.join_next(), if !uploads.is_empty() => self.ended(ended),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::drive::WorkerStats;
 use runtime::ticket::TicketKey;
-use runtime::{ConsumerConfig, Fault, Shutdown, beat, drive, retry_until_found};
+use runtime::{ConsumerConfig, Fault, Shutdown, beat, consume, retry_until_found};
 use schemas::SiteName;
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
@@ -60,7 +60,7 @@ pub async fn run(
         // The cloud may be away when the site starts: its consumer is looked up once it answers.
         tokio::select! {
             biased;
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
             () = link.up() => {}
         }
         let from = from(topology::verdicts_durable(&site));
@@ -70,7 +70,7 @@ pub async fn run(
     let notes = async {
         tokio::select! {
             biased;
-            () = shutdown.wanted() => return Ok(()),
+            () = shutdown.wait_for_request() => return Ok(()),
             () = link.up() => {}
         }
         let notes = NoteCarrier {

@@ -65,7 +65,7 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
     let walk = async {
         tokio::select! {
             biased;
-            () = shutdown.wanted() => {}
+            () = shutdown.wait_for_request() => {}
             () = releaser.run_worker() => {}
         }
     };
@@ -136,7 +136,7 @@ impl Releaser {
                 _ = looks.tick() => {
                     let read = |level: &StreamLevel, to: u64| level.messages == 0 || to >= level.last_sequence;
                     if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
-                        self.look().await?;
+                        self.decide_next().await?;
                     }
                 }
                 record = decisions.next() => {
@@ -157,7 +157,7 @@ impl Releaser {
                     let record = record?;
                     read_to[0] = record.sequence;
                     if let Some(swap) = log::read_report(&record) {
-                        self.see(&swap);
+                        self.add_report(&swap);
                     }
                 }
             }

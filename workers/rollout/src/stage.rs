@@ -2,7 +2,7 @@
 //! decision returns how they stand after it, or says why it cannot be.
 
 use schemas::{
-    Canary, ReleaseDecision, CanaryFinding, ModelName, Order, Release, ReleaseId, ReleaseStage as Stage, Rollout, SiteName,
+    Canary, ReleaseDecision, CanaryFinding, ModelName, Order, Release, ReleaseId, ReleaseStage, Rollout, SiteName,
 };
 
 /// So many releases that were stable can be come back to.

@@ -86,7 +86,7 @@ pub async fn consume<S: Handler>(
     let ended = loop {
         let credit = tokio::select! {
             biased;
-            () = shutdown.wanted() => break Ok(()),
+            () = shutdown.wait_for_request() => break Ok(()),
             () = room.changed() => continue,
             credit = credits.clone().acquire_owned() => credit,
         };
