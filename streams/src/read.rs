@@ -341,6 +341,9 @@ fn removed(note: Option<&str>, sequence: u64) -> String {
     serde_json::to_string(&removed).unwrap_or_default()
 }
 
+/// What the server says of a message that is not there: beyond its newest or before its oldest, and between them.
+const GONE: [ErrorCode; 2] = [ErrorCode::NO_MESSAGE_FOUND, ErrorCode::SEQUENCE_NOT_FOUND];
+
 /// Deletes one message. Its bytes are not overwritten, which would cost as much as writing them.
 pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<(), CarryError> {
     in_memory!(bus, link => link.delete_message(stream, sequence).await);
@@ -350,7 +353,7 @@ pub async fn delete_message(bus: &Bus, stream: &str, sequence: u64) -> Result<()
     match asked.map_err(CarryError::broker(what()))? {
         Response::Ok(DeleteStatus { .. }) => Ok(()),
         // Somebody else was faster, or it was sent twice.
-        Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(()),
+        Response::Err { error } if GONE.contains(&error.error_code()) => Ok(()),
         Response::Err { error } if error.to_string().contains("no message found") => Ok(()),
         Response::Err { error } => Err(CarryError::broker(what())(error)),
     }
