@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt};
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::headers_of;
+use crate::reader::headers_of;
 use crate::subject::check_pattern;
 
 /// A message that passed.

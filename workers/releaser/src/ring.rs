@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollout::able::{MachineProfile, incompatibility};
+use rollout::compatibility::{MachineProfile, incompatibility};
 use rollout::stage;
 use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};

@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vision::{InferencePool, InferenceError, Model};
 
-use crate::able::{MachineProfile, incompatibility};
-use crate::home::ReleaseCache;
+use crate::compatibility::{MachineProfile, incompatibility};
+use crate::release_cache::ReleaseCache;
 use crate::package::{self, PackageError};
-use crate::start::ServingModel;
+use crate::serving_model::ServingModel;
 use crate::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
 
 /// After a failure that may pass.
