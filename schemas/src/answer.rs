@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
 use crate::dead::FaultNote;
-use crate::decided::DecisionTrace;
+use crate::decision_trace::DecisionTrace;
 use crate::id::{CameraName, ReleaseId, SiteName, TaskId};
 use crate::task::{Task, Tile};
 

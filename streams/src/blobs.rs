@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::connect::Bus;
-use crate::direct;
+use crate::direct_get;
 use crate::error::{CarryError, missing_or_failed, full_disk_reason};
-use crate::read;
+use crate::reader;
 use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 
 /// Why a blob cannot be had that somebody refers to.
@@ -113,7 +113,7 @@ impl Blobs {
     /// What the bucket says of a blob; absent where it was never there or was removed.
     async fn described(&self, blob: &BlobRef) -> Result<Option<ObjectDescription>, CarryError> {
         let subject = format!("$O.{}.M.{}", self.name, encode_key(&blob.key));
-        let Some(record) = read::last_message(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
+        let Some(record) = reader::last_message(&self.bus, &self.stream(), &subject).await? else { return Ok(None) };
         let described: ObjectDescription = serde_json::from_slice(&record.payload)
             .map_err(|_| CarryError::BadBlob { key: blob.key.clone(), what: "is not described as a blob is".into() })?;
         Ok(Some(described).filter(|described| !described.deleted))
@@ -300,7 +300,7 @@ impl BlobChunks {
         }
         let question =
             json!({ "next_by_subj": self.subject, "seq": self.next, "batch": PIECES, "max_bytes": PIECES_BYTES });
-        let records = direct::request_messages(&self.bus, &self.stream, &question, PIECES).await?;
+        let records = direct_get::request_messages(&self.bus, &self.stream, &question, PIECES).await?;
         let Some(last) = records.last() else {
             return Err(bad(format!("has {} bytes of the {size} that its reference says", self.bytes)));
         };

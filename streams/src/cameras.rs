@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use schemas::{CameraName, SiteName};
 use serde::{Deserialize, Serialize};
 
-use crate::rights::SubjectPermissions;
+use crate::permissions::SubjectPermissions;
 use crate::server::{CAMERA_USERS, USERS, is_in_use, new_password, write_private};
 
 /// Who they are, in the server's store.

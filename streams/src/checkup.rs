@@ -10,7 +10,7 @@ use crate::connect::Bus;
 use crate::error::{CarryError, error_chain};
 use crate::monitor::{self, ServerLinks};
 use crate::server;
-use crate::{read, refusal, topology};
+use crate::{reader, image_refusal, topology};
 
 /// One question has this long to be answered.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -49,7 +49,7 @@ impl Checkup<'_> {
                 remedy,
             ));
         }
-        if let Ok(Some(reason)) = refusal::refusal_reason(self.bus).await {
+        if let Ok(Some(reason)) = image_refusal::refusal_reason(self.bus).await {
             let remedy = "make room on the disk of the site's nats-server; images are taken again by themselves then";
             faults.push(FaultNote::new("images_refused", format!("new images are refused: {reason}"), remedy));
         }
@@ -73,7 +73,7 @@ impl Checkup<'_> {
         let names = [topology::IMAGES, topology::ANSWERS, topology::OUTBOX, topology::DEAD];
         // All at once: each that is silent takes the whole patience.
         let looks = names.into_iter().chain(buckets.iter().map(String::as_str)).map(async |name| {
-            match tokio::time::timeout(PATIENCE, read::stream_restriction(self.bus, name)).await {
+            match tokio::time::timeout(PATIENCE, reader::stream_restriction(self.bus, name)).await {
                 // Buckets forbid deleting by design, and the others need both.
                 Ok(Ok(Some(flag))) if !name.starts_with("KV_") => Some(FaultNote::new(
                     "stream_forbids",
@@ -116,7 +116,7 @@ impl Checkup<'_> {
         ];
         let mut faults = Vec::new();
         for (stream, durable, then) in wanted {
-            let Ok(Ok(states)) = tokio::time::timeout(PATIENCE, read::consumer_states(self.bus, stream)).await else {
+            let Ok(Ok(states)) = tokio::time::timeout(PATIENCE, reader::consumer_states(self.bus, stream)).await else {
                 continue;
             };
             match states.iter().find(|state| state.name == durable) {
@@ -168,7 +168,7 @@ impl Checkup<'_> {
                 "give the site's server a domain of its own (deploy/nats/site.conf), and set nats.cloud_domain to the cloud's",
             ));
         }
-        if read::round_trip(cloud, PATIENCE).await.is_ok() {
+        if reader::round_trip(cloud, PATIENCE).await.is_ok() {
             return None;
         }
         match links {

@@ -20,7 +20,7 @@ use crate::error::CarryError;
 #[cfg(feature = "memory")]
 use crate::memory::MemoryLink;
 use crate::publish::Publication;
-use crate::rights;
+use crate::permissions;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);
@@ -199,7 +199,7 @@ impl Bus {
         let password = find_password("nats.link_password", &settings.link_password, &settings.link_password_file)?;
         let user = Some(user.clone());
         let link = NatsSettings { user, password, password_file: None, nkey: None, ..settings.clone() };
-        let options = options(&link, name)?.custom_inbox_prefix(rights::inbox_prefix(site));
+        let options = options(&link, name)?.custom_inbox_prefix(permissions::inbox_prefix(site));
         Ok(Self::open(&link, options).await?.in_domain(Some(domain)))
     }
 

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use crate::bucket::KeyValueBucket;
 use crate::connect::Bus;
-use crate::direct;
+use crate::direct_get;
 use crate::error::CarryError;
 use crate::publish::{Publication, Publisher};
-use crate::read;
+use crate::reader;
 use crate::topology::{FLEET, LEDGER};
 
 /// Workers of one place that are looked at, at the most, and the bytes of what they say.
@@ -55,7 +55,7 @@ pub async fn live_workers(bus: &Bus) -> Result<Vec<Heartbeat>, CarryError> {
     let prefix = format!("$KV.{FLEET}.");
     let question =
         json!({ "multi_last": [format!("$KV.{FLEET}.>")], "batch": MOST_BEATS, "max_bytes": MOST_BEATS_BYTES });
-    let records = direct::request_messages(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
+    let records = direct_get::request_messages(bus, &format!("KV_{FLEET}"), &question, MOST_BEATS).await?;
     let beats = records.iter().filter(|record| record.header("KV-Operation").is_none());
     let mut beats: Vec<Heartbeat> =
         beats.filter_map(|record| read_beat(record.subject.strip_prefix(&prefix)?, &record.payload)).collect();
@@ -85,7 +85,7 @@ impl<'a> RemoteNote<'a> {
     /// What it says, if there is one.
     pub async fn read(&self) -> Result<Option<String>, CarryError> {
         let subject = format!("$KV.{LEDGER}.{}", self.key);
-        let record = read::last_message(self.bus, &format!("KV_{LEDGER}"), &subject).await?;
+        let record = reader::last_message(self.bus, &format!("KV_{LEDGER}"), &subject).await?;
         Ok(record.map(|record| String::from_utf8_lossy(&record.payload).into_owned()))
     }
 

@@ -16,29 +16,29 @@ macro_rules! in_memory {
 
 pub mod admin;
 pub mod backoff;
-pub mod batch;
+pub mod scheduling;
 pub mod blobs;
 mod bucket;
 pub mod cameras;
 pub mod checkup;
 pub mod connect;
-mod direct;
+mod direct_get;
 pub mod error;
 pub mod fleet;
 #[cfg(feature = "memory")]
 pub mod memory;
 pub mod monitor;
-pub mod pick;
+pub mod fetch_many;
 pub mod publish;
-pub mod pull;
-pub mod read;
-pub mod refusal;
-pub mod rights;
+pub mod puller;
+pub mod reader;
+pub mod image_refusal;
+pub mod permissions;
 pub mod server;
 pub mod store;
 pub mod subject;
-pub mod sweep;
-pub mod table;
+pub mod blob_sweep;
+pub mod subject_table;
 pub mod tap;
 pub mod topology;
 
@@ -46,5 +46,5 @@ pub use blobs::Blobs;
 pub use connect::{Bus, NatsSettings};
 pub use error::CarryError;
 pub use publish::{PublishOutcome, Publication, Publisher};
-pub use pull::{Delivery, Puller};
+pub use puller::{Delivery, Puller};
 pub use store::{PutOutcome, ReleaseStore};

@@ -155,7 +155,7 @@ impl Publisher {
     /// A full stream with the reason, where somebody wrote one down.
     async fn full(&self, subject: String, why: String) -> CarryError {
         let reason = match subject.starts_with("image.") {
-            true => crate::refusal::refusal_reason(&self.bus).await.ok().flatten(),
+            true => crate::image_refusal::refusal_reason(&self.bus).await.ok().flatten(),
             false => None,
         };
         CarryError::Full { subject, why: reason.unwrap_or(why) }

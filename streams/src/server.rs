@@ -23,8 +23,8 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use crate::cameras::CameraLogins;
 use crate::connect::{OLDEST_SERVER, Secret, parse_version};
 use crate::monitor::{self, Health};
-use crate::rights::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, SITE_ACCOUNT};
-use crate::table::Role;
+use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, SITE_ACCOUNT};
+use crate::subject_table::Role;
 
 /// The version `make setup` fetches.
 pub const PINNED: &str = "2.15.1";
@@ -778,7 +778,7 @@ fn configuration(
             };
             let sites: Vec<(SiteName, Vec<String>)> = passwords.sites.iter().map(site).collect();
             lines.push(format!("leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true }}", ports.leaf));
-            let accounts = rights::hub_accounts(&users_here(settings, passwords), &sites, domain);
+            let accounts = permissions::hub_accounts(&users_here(settings, passwords), &sites, domain);
             lines.push(format!("accounts {{\n{accounts}}}"));
         }
         LeafMode::HubOfFleet(hub) => {
@@ -978,7 +978,7 @@ fn prepare(command: &mut Command) {
             return Err(std::io::Error::other("the parent is gone"));
         }
         // Where it is forbidden, the server is only slower.
-        let _refused = crate::batch::set_batch_scheduling();
+        let _refused = crate::scheduling::set_batch_scheduling();
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and

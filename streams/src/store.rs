@@ -16,7 +16,7 @@
 //! named `<name>#1`, in a bucket an unfinished multipart upload, which a lifecycle rule should clear.
 
 mod failure;
-mod open;
+mod client;
 
 use std::fmt;
 use std::fs::File;
@@ -70,12 +70,12 @@ impl ReleaseStore {
     /// AWS_ENDPOINT, AWS_ALLOW_HTTP (for an endpoint without TLS), GOOGLE_SERVICE_ACCOUNT,
     /// AZURE_STORAGE_ACCOUNT_NAME and so on. Sends nothing yet.
     pub fn open(url: &str) -> Result<Self, CarryError> {
-        Self::open_with(url, open::store_environment())
+        Self::open_with(url, client::store_environment())
     }
 
     /// Opens a store with these options in place of the environment's, under the same names.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, CarryError> {
-        let opened = open::open_store(url, options.into_iter().collect())?;
+        let opened = client::open_store(url, options.into_iter().collect())?;
         Ok(Self { objects: opened.objects, name: url.into(), folder: opened.folder.map(Into::into) })
     }
 

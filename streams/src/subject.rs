@@ -6,7 +6,7 @@
 use schemas::{CameraName, ModelName, SetName, SiteName, TaskId, VerifyReason};
 
 use crate::error::CarryError;
-use crate::table::SUBJECTS;
+use crate::subject_table::SUBJECTS;
 use crate::topology;
 
 /// What a site publishes its images on.

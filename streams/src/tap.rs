@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 
 use crate::connect::Bus;
 use crate::error::CarryError;
-use crate::read::headers_of;
+use crate::reader::headers_of;
 use crate::subject::check_pattern;
 
 /// A message that passed.

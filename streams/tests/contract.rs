@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt};
 use schemas::{BlobRef, CameraName, Heartbeat, SiteName, TaskId};
 use streams::fleet::{HeartbeatBucket, Ledger, RemoteNote, live_workers};
 use streams::memory::MemoryCluster;
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
 use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{
@@ -122,9 +122,9 @@ impl ContractWorld {
     }
 
     async fn read_all(&self, stream: &str, range: StreamRange) -> Vec<StoredMessage> {
-        let last = read::stream_level(&self.bus, stream).await.unwrap().last_sequence;
+        let last = reader::stream_level(&self.bus, stream).await.unwrap().last_sequence;
         let mut all = Vec::new();
-        read::read_range(&self.bus, stream, range, last, |message| all.push(message)).await.unwrap();
+        reader::read_range(&self.bus, stream, range, last, |message| all.push(message)).await.unwrap();
         all
     }
 }
@@ -240,9 +240,9 @@ async fn a_stream_with_a_source_knows_no_duplicates(world: ContractWorld) {
 async fn an_id_is_remembered_though_its_message_was_deleted(world: ContractWorld) {
     let publication = Publication::with_id(world.label(), "a", "same");
     assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
-    read::delete_message(&world.bus, topology::LABELS, 1).await.unwrap();
+    reader::delete_message(&world.bus, topology::LABELS, 1).await.unwrap();
     assert_eq!(world.publish(&publication).await, PublishOutcome::Duplicate(1));
-    assert_eq!(read::message_at(&world.bus, topology::LABELS, 1).await.unwrap().map(|message| message.sequence), None);
+    assert_eq!(reader::message_at(&world.bus, topology::LABELS, 1).await.unwrap().map(|message| message.sequence), None);
 }
 
 async fn a_slot_keeps_its_first_message(world: ContractWorld) {
@@ -253,7 +253,7 @@ async fn a_slot_keeps_its_first_message(world: ContractWorld) {
     assert_eq!(world.publish(&first).await, PublishOutcome::Taken, "its own retry finds it taken, too");
     let other = Publication::first_on_subject(world.outcome(2), "other");
     assert_eq!(world.publish(&other).await, PublishOutcome::Stored(2));
-    let last = read::last_message(&world.bus, topology::ANSWERS, &world.final_answer(1)).await.unwrap().unwrap();
+    let last = reader::last_message(&world.bus, topology::ANSWERS, &world.final_answer(1)).await.unwrap().unwrap();
     assert_eq!(&last.payload[..], b"first");
 }
 
@@ -274,9 +274,9 @@ async fn a_full_stream_that_drops_nothing_refuses(world: ContractWorld) {
     }
     let refused = world.publisher().publish(&plain(world.image(), &payload)).await;
     assert!(matches!(refused, Err(CarryError::Full { .. })), "{refused:?}");
-    let level = read::stream_level(&world.bus, topology::IMAGES).await.unwrap();
+    let level = reader::stream_level(&world.bus, topology::IMAGES).await.unwrap();
     assert_eq!((level.messages, level.first_sequence, level.last_sequence), (3, 1, 3));
-    read::delete_message(&world.bus, topology::IMAGES, 2).await.unwrap();
+    reader::delete_message(&world.bus, topology::IMAGES, 2).await.unwrap();
     assert_eq!(world.store(world.image(), &payload).await, 4, "there is room again");
 }
 
@@ -285,7 +285,7 @@ async fn a_full_stream_that_may_drop_drops_the_oldest(world: ContractWorld) {
     for sequence in 1..=5 {
         assert_eq!(world.store(world.label(), &payload).await, sequence);
     }
-    let level = read::stream_level(&world.bus, topology::LABELS).await.unwrap();
+    let level = reader::stream_level(&world.bus, topology::LABELS).await.unwrap();
     assert_eq!((level.messages, level.first_sequence, level.last_sequence), (3, 3, 5));
     assert!(level.bytes <= level.max_bytes);
 }
@@ -317,14 +317,14 @@ async fn what_no_stream_takes_is_told(world: ContractWorld) {
 }
 
 async fn a_message_keeps_its_headers_its_bytes_and_its_time(world: ContractWorld) {
-    let (before_ns, _) = read::server_time(&world.bus).await.unwrap();
+    let (before_ns, _) = reader::server_time(&world.bus).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     let publication =
         plain(world.label(), &[0, 255, 10]).header("Tributary-Label", "kelp").header("Tributary-File", "a b");
     world.publish(&publication).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let (after_ns, _) = read::server_time(&world.bus).await.unwrap();
-    let message = read::message_at(&world.bus, topology::LABELS, 1).await.unwrap().unwrap();
+    let (after_ns, _) = reader::server_time(&world.bus).await.unwrap();
+    let message = reader::message_at(&world.bus, topology::LABELS, 1).await.unwrap().unwrap();
     assert_eq!((message.subject.as_str(), message.sequence), (world.label().as_str(), 1));
     assert_eq!(&message.payload[..], [0, 255, 10]);
     assert_eq!((message.header("Tributary-Label"), message.header("Tributary-File")), (Some("kelp"), Some("a b")));
@@ -333,7 +333,7 @@ async fn a_message_keeps_its_headers_its_bytes_and_its_time(world: ContractWorld
 }
 
 async fn the_last_message_of_a_subject_is_found(world: ContractWorld) {
-    let last = async |subject: &str| read::last_message(&world.bus, topology::LABELS, subject).await.unwrap();
+    let last = async |subject: &str| reader::last_message(&world.bus, topology::LABELS, subject).await.unwrap();
     let [one, other] = ["cam-1", "cam-2"].map(|camera| subject::label(&world.site, &camera.parse().unwrap()));
     assert!(last(&one).await.is_none());
     assert!(last("label.*.*").await.is_none());
@@ -363,7 +363,7 @@ async fn a_range_is_read_in_order_from_where_it_begins(world: ContractWorld) {
     assert!(numbers(of_nobody).await.is_empty());
     let mut until = Vec::new();
     let range = StreamRange::default();
-    read::read_range(&world.bus, topology::LABELS, range, 4, |message| until.push(message.sequence)).await.unwrap();
+    reader::read_range(&world.bus, topology::LABELS, range, 4, |message| until.push(message.sequence)).await.unwrap();
     assert_eq!(until, [1, 2, 3, 4]);
 }
 
@@ -377,7 +377,7 @@ async fn headers_alone_say_how_large_a_message_is(world: ContractWorld) {
 
 async fn whoever_follows_hears_what_was_stored_and_what_comes(world: ContractWorld) {
     world.store(world.label(), b"a").await;
-    let follow = async |range| Box::pin(read::follow_range(&world.bus, topology::LABELS, range).await.unwrap());
+    let follow = async |range| Box::pin(reader::follow_range(&world.bus, topology::LABELS, range).await.unwrap());
     let mut all = follow(StreamRange::default()).await;
     let mut new = follow(StreamRange { only_new: true, ..StreamRange::default() }).await;
     assert_eq!(&next_of(&mut all).await.unwrap().payload[..], b"a");
@@ -394,26 +394,26 @@ async fn the_newest_messages_are_found_from_behind(world: ContractWorld) {
     }
     let is_even = |message: &StoredMessage| message.payload[0] % 2 == 0;
     let range = StreamRange::default;
-    let newest = read::newest_messages(&world.bus, topology::LABELS, range(), 3, is_even).await.unwrap();
+    let newest = reader::newest_messages(&world.bus, topology::LABELS, range(), 3, is_even).await.unwrap();
     assert_eq!(payloads(&newest), [[14], [16], [18]]);
-    let all = read::newest_messages(&world.bus, topology::LABELS, range(), 100, is_even).await.unwrap();
+    let all = reader::newest_messages(&world.bus, topology::LABELS, range(), 100, is_even).await.unwrap();
     assert_eq!(all.len(), 10);
 }
 
 async fn a_level_counts_messages_and_gaps(world: ContractWorld) {
-    let level = async || read::stream_level(&world.bus, topology::LABELS).await.unwrap();
+    let level = async || reader::stream_level(&world.bus, topology::LABELS).await.unwrap();
     let empty = level().await;
     assert_eq!((empty.messages, empty.bytes, empty.last_sequence, empty.gaps), (0, 0, 0, 0));
     assert_eq!(empty.max_bytes, 1024 * 1024);
     for _ in 0..5 {
         world.store(world.label(), &[7; 100]).await;
     }
-    read::delete_message(&world.bus, topology::LABELS, 3).await.unwrap();
-    read::delete_message(&world.bus, topology::LABELS, 3).await.unwrap();
+    reader::delete_message(&world.bus, topology::LABELS, 3).await.unwrap();
+    reader::delete_message(&world.bus, topology::LABELS, 3).await.unwrap();
     let some = level().await;
     assert_eq!((some.messages, some.first_sequence, some.last_sequence, some.gaps), (4, 1, 5, 1));
     assert!((400..1000).contains(&some.bytes), "{some:?}");
-    assert!(read::message_at(&world.bus, topology::LABELS, 3).await.unwrap().is_none());
+    assert!(reader::message_at(&world.bus, topology::LABELS, 3).await.unwrap().is_none());
 }
 
 async fn messages_are_purged_below_a_sequence_and_on_a_subject(world: ContractWorld) {
@@ -422,16 +422,16 @@ async fn messages_are_purged_below_a_sequence_and_on_a_subject(world: ContractWo
         world.store(world.label(), b"a").await;
         world.store(&other, b"b").await;
     }
-    assert_eq!(read::purge_before(&world.bus, topology::LABELS, 4).await.unwrap(), 3);
-    read::purge_subject(&world.bus, topology::LABELS, &other).await.unwrap();
+    assert_eq!(reader::purge_before(&world.bus, topology::LABELS, 4).await.unwrap(), 3);
+    reader::purge_subject(&world.bus, topology::LABELS, &other).await.unwrap();
     let left = world.read_all(topology::LABELS, StreamRange::default()).await;
     assert_eq!(left.iter().map(|message| message.sequence).collect::<Vec<_>>(), [5, 7]);
 }
 
 async fn a_stream_that_is_not_there_is_missing(world: ContractWorld) {
-    let level = read::stream_level(&world.bus, "NOBODY").await;
+    let level = reader::stream_level(&world.bus, "NOBODY").await;
     assert!(matches!(level, Err(CarryError::Missing { .. })), "{level:?}");
-    let progress = read::consumer_progress(&world.bus, topology::VERIFY, "nobody").await;
+    let progress = reader::consumer_progress(&world.bus, topology::VERIFY, "nobody").await;
     assert!(matches!(progress, Err(CarryError::Missing { .. })), "{progress:?}");
 }
 
@@ -526,7 +526,7 @@ async fn a_late_acknowledgement_counts(world: ContractWorld) {
 async fn a_consumer_says_how_far_it_is(world: ContractWorld) {
     let progress = async || {
         world.bus.flush_published().await;
-        let progress = read::consumer_progress(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
+        let progress = reader::consumer_progress(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
         (progress.pending, progress.unacked, progress.delivered, progress.finished())
     };
     assert_eq!(progress().await, (0, 0, 0, 0));
@@ -551,12 +551,12 @@ async fn a_work_queue_keeps_what_is_not_done(world: ContractWorld) {
     take(&mut puller).await.ack().await.unwrap();
     world.bus.flush_published().await;
     tokio::time::sleep(SOON).await;
-    let level = read::stream_level(&world.bus, topology::VERIFY).await.unwrap();
+    let level = reader::stream_level(&world.bus, topology::VERIFY).await.unwrap();
     assert_eq!((level.messages, level.first_sequence), (2, 2));
 }
 
 async fn an_interest_stream_keeps_what_somebody_waits_for(world: ContractWorld) {
-    let level = async || read::stream_level(&world.bus, topology::VERDICTS).await.unwrap();
+    let level = async || reader::stream_level(&world.bus, topology::VERDICTS).await.unwrap();
     let strange = subject::verdict(&"farm".parse().unwrap(), &world.camera);
     assert_eq!(world.store(&strange, b"a").await, 1, "it is acknowledged");
     assert_eq!(level().await.messages, 0, "and nobody waits for it");
@@ -573,7 +573,7 @@ async fn an_interest_stream_keeps_what_somebody_waits_for(world: ContractWorld) 
 async fn what_is_too_old_is_gone(world: ContractWorld) {
     world.store(subject::verdict(&world.site, &world.camera), b"a").await;
     tokio::time::sleep(Duration::from_millis(3500)).await;
-    assert_eq!(read::stream_level(&world.bus, topology::VERDICTS).await.unwrap().messages, 0);
+    assert_eq!(reader::stream_level(&world.bus, topology::VERDICTS).await.unwrap().messages, 0);
     let durable = topology::verdicts_durable(&world.site);
     let mut puller = Puller::new(&world.bus, topology::VERDICTS, &durable, 1);
     assert!(next_within(&mut puller, SOON).await.is_none());
@@ -581,7 +581,7 @@ async fn what_is_too_old_is_gone(world: ContractWorld) {
 
 async fn what_is_delivered_too_often_is_told(world: ContractWorld) {
     let sequence = world.store(world.verify(), b"a").await;
-    let exhausted = async || read::next_exhausted(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
+    let exhausted = async || reader::next_exhausted(&world.bus, topology::VERIFY, topology::VERIFIER).await.unwrap();
     let mut puller = world.verifier(1);
     let mut deliveries = 0;
     while let Some(delivery) = next_within(&mut puller, ACK_WAIT * 3).await {
@@ -592,8 +592,8 @@ async fn what_is_delivered_too_often_is_told(world: ContractWorld) {
     assert_eq!(deliveries, 2 * schemas::limits::MAX_TRIES);
     let told = exhausted().await.expect("nobody told");
     assert_eq!((told.sequence, told.deliveries), (sequence, deliveries));
-    assert!(read::message_at(&world.bus, topology::VERIFY, sequence).await.unwrap().is_some(), "it is still there");
-    read::delete_message(&world.bus, topology::ADVISORIES, told.own_sequence).await.unwrap();
+    assert!(reader::message_at(&world.bus, topology::VERIFY, sequence).await.unwrap().is_some(), "it is still there");
+    reader::delete_message(&world.bus, topology::ADVISORIES, told.own_sequence).await.unwrap();
     assert!(exhausted().await.is_none());
 }
 
@@ -603,7 +603,7 @@ async fn an_outcome_is_stored_and_said_as_a_final_answer(world: ContractWorld) {
     world.publish(&Publication::first_on_subject(world.outcome(1), "a").header("Tributary-Image", "7")).await;
     let said = next_of(&mut heard).await;
     assert_eq!((said.subject.as_str(), &said.payload[..]), (world.final_answer(1).as_str(), &b"a"[..]));
-    let stored = read::message_at(&world.bus, topology::ANSWERS, 1).await.unwrap().unwrap();
+    let stored = reader::message_at(&world.bus, topology::ANSWERS, 1).await.unwrap().unwrap();
     assert_eq!(
         (stored.subject.as_str(), stored.header("Tributary-Image")),
         (world.final_answer(1).as_str(), Some("7"))
@@ -720,24 +720,24 @@ async fn a_large_blob_is_copied_to_another_bucket(world: ContractWorld) {
 async fn a_deleted_image_is_noted(world: ContractWorld) {
     world.store(world.image(), b"a").await;
     world.store(world.image(), b"b").await;
-    assert!(read::removed_images(&world.bus).await.unwrap().is_empty());
-    read::remove_answered(&world.bus, topology::IMAGES, 2).await.unwrap();
-    assert_eq!(read::removed_images(&world.bus).await.unwrap(), [2]);
-    assert!(read::message_at(&world.bus, topology::IMAGES, 2).await.unwrap().is_none());
+    assert!(reader::removed_images(&world.bus).await.unwrap().is_empty());
+    reader::remove_answered(&world.bus, topology::IMAGES, 2).await.unwrap();
+    assert_eq!(reader::removed_images(&world.bus).await.unwrap(), [2]);
+    assert!(reader::message_at(&world.bus, topology::IMAGES, 2).await.unwrap().is_none());
 }
 
 async fn the_server_says_what_time_it_is(world: ContractWorld) {
-    let (first_ns, _) = read::server_time(&world.bus).await.unwrap();
+    let (first_ns, _) = reader::server_time(&world.bus).await.unwrap();
     let began = tokio::time::Instant::now();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let (second_ns, _) = read::server_time(&world.bus).await.unwrap();
+    let (second_ns, _) = reader::server_time(&world.bus).await.unwrap();
     let passed = Duration::from_nanos(u64::try_from(second_ns - first_ns).unwrap());
     assert!(passed >= Duration::from_millis(290), "{passed:?}");
     assert!(passed <= began.elapsed() + Duration::from_millis(50), "{passed:?}");
 }
 
 async fn a_subject_leads_to_its_stream(world: ContractWorld) {
-    let stream_of = async |subject: &str| read::stream_of(&world.bus, subject).await.unwrap();
+    let stream_of = async |subject: &str| reader::stream_of(&world.bus, subject).await.unwrap();
     assert_eq!(stream_of(&world.image()).await.as_deref(), Some(topology::IMAGES));
     assert_eq!(stream_of(&world.verify()).await.as_deref(), Some(topology::VERIFY));
     assert_eq!(stream_of("nobody.takes.this").await, None);

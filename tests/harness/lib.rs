@@ -7,9 +7,9 @@
 //! own configuration, [`shifted`] a wrong clock. Deliberately absent: assertions; everything here returns an error or a
 //! list of violations, and the test decides.
 
-pub mod bare;
+pub mod bare_server;
 pub mod fault;
-pub mod odd;
+pub mod odd_images;
 pub mod oracle;
 pub mod pictures;
 pub mod program;

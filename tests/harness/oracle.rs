@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_DEADLINE;
 use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, AnswerStage, TaskId, decode};
-use streams::read::{self, StreamLevel, StreamRange};
+use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -197,10 +197,10 @@ impl Oracle {
     /// The acknowledged images without an outcome.
     async fn open(&self) -> anyhow::Result<Vec<TaskId>> {
         let mut done = BTreeSet::new();
-        let last = read::stream_level(&self.bus, topology::ANSWERS).await?;
+        let last = reader::stream_level(&self.bus, topology::ANSWERS).await?;
         let finals = StreamRange { headers_only: true, ..StreamRange::default() };
         if last.messages > 0 {
-            read::read_range(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
+            reader::read_range(&self.bus, topology::ANSWERS, finals, last.last_sequence, |record| {
                 done.extend(subject::read_final_answer(&record.subject));
             })
             .await?;
@@ -210,10 +210,10 @@ impl Oracle {
 
     /// What is still under way, in words; empty when nothing is.
     async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
-        let images = read::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
-        let outbox = read::stream_level(&self.bus, topology::OUTBOX).await?;
-        let verify = read::stream_level(cloud, topology::VERIFY).await?;
-        let verdicts = read::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
+        let images = reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
+        let outbox = reader::stream_level(&self.bus, topology::OUTBOX).await?;
+        let verify = reader::stream_level(cloud, topology::VERIFY).await?;
+        let verdicts = reader::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
         let waiting = [
             ("images", images.pending + images.unacked),
             ("outbox", outbox.messages),
@@ -230,10 +230,10 @@ impl Oracle {
     /// Every final answer in the stream, by task.
     async fn answers(&self) -> anyhow::Result<HashMap<TaskId, Vec<Answer>>> {
         let mut answers: HashMap<TaskId, Vec<Answer>> = HashMap::new();
-        let level = read::stream_level(&self.bus, topology::ANSWERS).await?;
+        let level = reader::stream_level(&self.bus, topology::ANSWERS).await?;
         let mut unreadable = None;
         if level.messages > 0 {
-            read::read_range(&self.bus, topology::ANSWERS, StreamRange::default(), level.last_sequence, |record| {
+            reader::read_range(&self.bus, topology::ANSWERS, StreamRange::default(), level.last_sequence, |record| {
                 let Ok(task) = subject::read_final_answer(&record.subject) else { return };
                 // What others publish beside it, on cameras of their own.
                 if record.subject.contains(".odd-") {
@@ -253,9 +253,9 @@ impl Oracle {
     /// The tasks of all dead letters.
     async fn letters(&self) -> anyhow::Result<BTreeSet<TaskId>> {
         let mut tasks = BTreeSet::new();
-        let level = read::stream_level(&self.bus, topology::DEAD).await?;
+        let level = reader::stream_level(&self.bus, topology::DEAD).await?;
         if level.messages > 0 {
-            read::read_range(&self.bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
+            reader::read_range(&self.bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
                 tasks.extend(decode::<DeadLetter>(&record.payload).ok().and_then(|letter| letter.task));
             })
             .await?;
@@ -308,7 +308,7 @@ async fn left(bus: &Bus, stream: &str, level: StreamLevel) -> anyhow::Result<Opt
     let (first, last) = (level.first_sequence, level.last_sequence);
     let mut found = format!("{stream} from {first} to {last}:");
     for sequence in (first..=last).take(LOOK) {
-        if let Some(record) = read::message_at(bus, stream, sequence).await? {
+        if let Some(record) = reader::message_at(bus, stream, sequence).await? {
             found.push_str(&format!(" {sequence} is {} of {}", record.subject, record.stored_at_ns));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use vision::{InferenceSettings, Model, OnnxRuntime, Replica, opinion, softmax};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, prediction, softmax};
 
 use crate::program::fixture;
 

@@ -10,15 +10,15 @@ use anyhow::Context;
 use fleet::{FleetFolder, HubAddress};
 use nix::sys::signal::Signal;
 use schemas::SiteName;
-use streams::rights;
+use streams::permissions;
 use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, LeafMode, Server, ServerSettings};
-use streams::table::Role;
+use streams::subject_table::Role;
 use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::bare::free_ports;
+use crate::bare_server::free_ports;
 use crate::pictures::{HEAVY, INITIAL, LIGHT};
 use crate::program::{CommandOutput, WorkerProcess, fixture, run};
 use crate::proxy::Proxy;
@@ -454,7 +454,7 @@ impl TestWorld {
 /// The options by which a server knows a worker, so that it has the rights it needs and no more; none for what is no worker.
 fn worker_login(server: &Server, role: &str) -> Vec<String> {
     let Some(login) = Role::of_worker(role).and_then(|role| server.login(role)) else { return Vec::new() };
-    let pairs = [("user", login.user), ("password", login.password), ("inbox", rights::role_inbox(role))];
+    let pairs = [("user", login.user), ("password", login.password), ("inbox", permissions::role_inbox(role))];
     pairs.into_iter().flat_map(|(key, value)| ["--set".to_owned(), format!("nats.{key}={value}")]).collect()
 }
 
@@ -493,7 +493,7 @@ fn role(fleet: &FleetFolder, name: &str) -> NatsSettings {
     NatsSettings {
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(name)),
-        inbox: Some(rights::role_inbox(name)),
+        inbox: Some(permissions::role_inbox(name)),
         ..NatsSettings::default()
     }
 }
@@ -525,7 +525,7 @@ pub async fn crash(server: &Server, bus: &Bus) -> anyhow::Result<()> {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.cast_signed()), Signal::SIGKILL)?;
     until("nats-server started again", Duration::from_secs(30), async || {
         let again = server.restarts() > restarts && server.process().is_some();
-        let answers = again && streams::read::round_trip(bus, Duration::from_secs(1)).await.is_ok();
+        let answers = again && streams::reader::round_trip(bus, Duration::from_secs(1)).await.is_ok();
         Ok(answers.then_some(()))
     })
     .await

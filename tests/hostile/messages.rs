@@ -4,14 +4,14 @@ use bend::{bend_all, corpus, turns};
 use replayer::TaskRow;
 use replayer::backtest::{BacktestCandidate, RecordedTask, replay_decisions};
 use replayer::row::TextPool;
-use runtime::sign::SiteKey;
+use runtime::site_key::SiteKey;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};
 use schemas::{
     Answer, AuditNote, Heartbeat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
     SiteName, Swap, Update, Verdict, VerifyRequest, codec, decode, encode,
 };
-use streams::read::StoredMessage;
+use streams::reader::StoredMessage;
 use streams::subject;
 
 fn wire(beginning: &str) -> Vec<Vec<u8>> {

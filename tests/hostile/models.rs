@@ -4,7 +4,7 @@ use std::path::Path;
 
 use autograd::onnx::OnnxDocument;
 use autograd::report::report;
-use autograd::step::PreparedModel;
+use autograd::training_step::PreparedModel;
 use bend::{bend_all, corpus, files, root, turns};
 
 fn graphs(most_bytes: usize) -> Vec<Vec<u8>> {

@@ -3,7 +3,7 @@
 use aggregator::check::{self, CheckSettings};
 use bend::{bend_all, corpus, texts, turns};
 use courier::budget::{Budget, BudgetSettings, BudgetUsage};
-use decisions::learn::CalibrationEvidence;
+use decisions::calibration::CalibrationEvidence;
 use decisions::{EffectiveSettings, Policy};
 use recognizer::signals::read_policy;
 use replayer::backtest::BacktestCandidate;
@@ -12,7 +12,7 @@ use rollout::trial::{ReleaseProbe, TrialResult, compare};
 use scaling::decide::{QueueObservation, ScaleState, decide_replicas};
 use scaling::{ReplicaRequest, ScaleSettings};
 use schemas::{FaultNote, Prediction, RankedClass, ReleaseId, Update, decode};
-use trainer::collect::ReadPositions;
+use trainer::collector::ReadPositions;
 
 #[test]
 fn a_note_of_the_policy_that_was_bent_is_one_that_settings_may_have() {
@@ -34,11 +34,11 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     let seen = QueueObservation { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, finished: 7 };
     bend_all("notes of replicas", &notes, turns(), |bytes| {
         match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
-            Ok(Some(ReplicaRequest::Fixed(replicas))) => assert!((1..=scaling::asked::MOST_REPLICAS).contains(&replicas)),
+            Ok(Some(ReplicaRequest::Fixed(replicas))) => assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&replicas)),
             Ok(Some(ReplicaRequest::Between(least, most))) => {
-                let settings = ScaleSettings { least, most, ..ScaleSettings::default() };
+                let settings = ScaleSettings { min_replicas: least, max_replicas: most, ..ScaleSettings::default() };
                 let (_, wish) = decide_replicas(&settings, &ScaleState::default(), &seen);
-                assert!((1..=scaling::asked::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
+                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&wish.replicas), "{wish:?}");
             }
             Ok(None) | Err(_) => {}
         }
@@ -94,7 +94,7 @@ fn settings_in_force_that_were_bent_are_tried_or_refused() {
 #[test]
 fn a_note_of_the_budget_that_was_bent_is_counted_from() {
     bend::limit_memory();
-    let settings = BudgetSettings { bytes_a_day: Some(1000), bytes_a_second: Some(100) };
+    let settings = BudgetSettings { max_bytes_per_day: Some(1000), max_bytes_per_s: Some(100) };
     bend_all("notes of the budget", &texts(["{\"day\":20000,\"bytes\":700}"]), turns(), |bytes| {
         let mut budget = Budget::new(settings.clone(), serde_json::from_slice::<BudgetUsage>(bytes).ok());
         let now_ms = 20_000 * 24 * 3_600_000;

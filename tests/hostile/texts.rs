@@ -2,7 +2,7 @@
 
 use bend::{bend_all, corpus, texts, turns};
 use replayer::field::TaskField;
-use replayer::{Expression, TaskRow, moment};
+use replayer::{Expression, TaskRow, timestamp};
 use schemas::{BlobRef, CameraName, ReleaseId, Root, SiteName, Task, TaskId};
 use streams::monitor;
 use streams::subject::{self, OutboxKind};
@@ -52,7 +52,7 @@ fn texts_that_were_bent_are_read_or_refused() {
             text.parse::<BlobRef>().is_ok(),
             Expression::parse(&text).is_ok(),
             serde_json::from_str::<Root>(&text).is_ok(),
-            moment::parse_timestamp(&text, Some(1_000_000)).is_ok(),
+            timestamp::parse_timestamp(&text, Some(1_000_000)).is_ok(),
             text.parse::<autograd::TrainableSelection>().is_ok(),
             text.parse::<scaling::ReplicaRequest>().is_ok(),
         );

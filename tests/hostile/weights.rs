@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aggregator::ParameterLayout;
-use aggregator::values::{WeightRow, WeightsFile};
+use aggregator::weights_file::{WeightRow, WeightsFile};
 use bend::{bend_all, corpus, texts, turns};
 use safetensors_corpus::{delta, floats, layout};
 use schemas::WeightFormat;
-use trainer::copied::TrainingCopy;
+use trainer::training_copy::TrainingCopy;
 use training::{Examples, weights};
 
 use crate::models::shared_memory;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use harness::pictures::{LIGHT, one, some};
 use harness::program::{fixture, root};
-use harness::{WorldPlan, TestWorld, odd, run, until};
+use harness::{WorldPlan, TestWorld, odd_images, run, until};
 use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TASK, HEADER_TILE,
 };
 use schemas::{BlobRef, DeadLetter, Reason, Route, TaskId, decode};
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::topology::StreamSettings;
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,10 +25,10 @@ use crate::common::{PATIENCE, answered, outcome, publish, publish_as};
 const WITHOUT_DELAY: Duration = Duration::from_secs(3);
 
 async fn letters(bus: &Bus) -> Vec<DeadLetter> {
-    let level = read::stream_level(bus, topology::DEAD).await.unwrap();
+    let level = reader::stream_level(bus, topology::DEAD).await.unwrap();
     let mut letters = Vec::new();
     if level.messages > 0 {
-        let all = read::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
+        let all = reader::read_range(bus, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             letters.push(decode::<DeadLetter>(&record.payload).unwrap());
         });
         all.await.unwrap();
@@ -90,9 +90,9 @@ async fn an_image_that_is_none_becomes_a_dead_letter_by_name_and_the_next_is_ser
         ("a JPEG that was cut off", jpeg[..jpeg.len() / 2].to_vec(), "image_truncated"),
         ("a PNG that was cut off", png[..png.len() / 2].to_vec(), "image_truncated"),
         ("a text", b"I am a picture".to_vec(), "image_unknown_format"),
-        ("a JPEG header of 60000x60000", odd::jpeg_saying(&jpeg, 60_000, 60_000), "image_side_too_long"),
-        ("a PNG of 20000x20000", odd::png_bomb(20_000), "image_side_too_long"),
-        ("a PNG of 16000x16000", odd::png_bomb(16_000), "image_too_many_pixels"),
+        ("a JPEG header of 60000x60000", odd_images::jpeg_saying(&jpeg, 60_000, 60_000), "image_side_too_long"),
+        ("a PNG of 20000x20000", odd_images::png_bomb(20_000), "image_side_too_long"),
+        ("a PNG of 16000x16000", odd_images::png_bomb(16_000), "image_too_many_pixels"),
         ("zeros", vec![0; 1024 * 1024], "image_unknown_format"),
     ];
     for (what, bytes, fault) in cases {
@@ -107,13 +107,13 @@ async fn an_unusual_image_is_answered_like_any_other() {
     let mut padded = one(true).unwrap().bytes.to_vec();
     padded.resize(300_000, 0);
     for (what, bytes) in [
-        ("an animated GIF", odd::animated_gif()),
+        ("an animated GIF", odd_images::animated_gif()),
         ("an animated WebP", vision_testdata("animated.webp")),
         ("a CMYK JPEG", vision_testdata("cmyk.jpg")),
         ("a progressive grey JPEG", vision_testdata("grey_progressive.jpg")),
         ("a turned TIFF", vision_testdata("orientation6.tif")),
         ("a PNG with a palette and alpha", vision_testdata("palette_alpha.png")),
-        ("a PNG of 5000x5000", odd::png_bomb(5000)),
+        ("a PNG of 5000x5000", odd_images::png_bomb(5000)),
         ("a PNG with zeros behind it", padded),
     ] {
         let task = publish(world.bus(0), &site, &bytes, &[]).await;

@@ -10,7 +10,7 @@ use harness::{LinkCut, Oracle, WorldPlan, TestWorld, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE};
 use schemas::{Reason, Route, AnswerStage, TaskId};
 use streams::topology::StreamSettings;
-use streams::{Blobs, PublishOutcome, read, topology};
+use streams::{Blobs, PublishOutcome, reader, topology};
 
 use crate::common::{PATIENCE, answered, answers, promised, publish, publish_as};
 
@@ -81,7 +81,7 @@ async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
             let ended = async { context.publish(subject(number), piece.clone().into()).await?.await };
             refused |= ended.await.is_err();
         }
-        let level = read::stream_level(world.bus(0), &name).await.unwrap();
+        let level = reader::stream_level(world.bus(0), &name).await.unwrap();
         assert!(level.bytes <= level.max_bytes, "{name}: {level:?}");
         assert!(level.bytes > level.max_bytes / 2, "{name} was not filled: {level:?}");
         let refuses = REFUSING.contains(&name.as_str());
@@ -150,7 +150,7 @@ async fn a_verdict_that_cannot_be_given_leaves_the_edges_answer_standing() {
     assert_eq!(answer.fault.map(|fault| fault.name).as_deref(), Some("image_side_too_long"));
     assert_eq!(answer.label.as_deref(), Some(picture.light.label.as_str()));
     until("the cloud's dead letter", PATIENCE, async || {
-        Ok((read::stream_level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))
+        Ok((reader::stream_level(&world.cloud, topology::DEAD).await?.messages == 1).then_some(()))
     })
     .await
     .unwrap();
@@ -192,11 +192,11 @@ async fn an_image_published_again_and_again_is_answered_once() {
         answered(&world, task).await;
         publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
         until("the second one is done", PATIENCE, async || {
-            let images = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+            let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
             let verdicts =
-                read::consumer_progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
-            let outbox = read::stream_level(&site.bus, topology::OUTBOX).await?.messages;
-            let verify = read::stream_level(&world.cloud, topology::VERIFY).await?.messages;
+                reader::consumer_progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
+            let outbox = reader::stream_level(&site.bus, topology::OUTBOX).await?.messages;
+            let verify = reader::stream_level(&world.cloud, topology::VERIFY).await?.messages;
             let waiting = images.pending + verdicts.pending + images.unacked + verdicts.unacked + outbox + verify;
             Ok((waiting == 0).then_some(()))
         })
@@ -216,11 +216,11 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
     oracle.publish_all(1300).await.unwrap();
     let all_done = async || {
-        let images = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.pending + images.unacked == 0).then_some(()))
     };
     until("all are answered", PATIENCE, all_done).await.unwrap();
-    let newest = read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let newest = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let janitor = &world.workers["janitor-0"];
     let audits = janitor.log().matches("audit done").count();
     crash(&site.server, &site.bus).await.unwrap();
@@ -228,7 +228,7 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
         .await
         .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
-    let redone = read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
+    let redone = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.
     assert!(redone < 100, "{redone} images were recognized again:\n{}", janitor.log());
 }
@@ -249,14 +249,14 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
     crash(&site.server, &site.bus).await.unwrap();
     until("all three images are acknowledged for good", PATIENCE, async || {
-        let images = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.floor == 3 && images.unacked == 0).then_some(()))
     })
     .await
     .unwrap();
     let slot = streams::subject::final_answer_of_any_camera(&site.name, sure);
-    let lost = read::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
-    read::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    let lost = reader::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     world.worked("janitor-0").unwrap().restart().unwrap();
     let site = world.site(0);
     let again = answered(&world, sure).await;
@@ -309,9 +309,9 @@ async fn an_expired_request_whose_promise_was_dropped_has_an_outcome() {
     let doubtful = publish(&site.bus, &site.name, &one(false).unwrap().bytes, &[(HEADER_DEADLINE, "12000")]).await;
     let promise = promised(&world, doubtful).await;
     let finals = streams::subject::provisional(&site.name, &"cam-1".parse().unwrap());
-    let record = read::last_message(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
+    let record = reader::last_message(&site.bus, topology::ANSWERS, &finals).await.unwrap().unwrap();
     // As if it had been dropped for room.
-    read::delete_message(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, record.sequence).await.unwrap();
     until("the deadline", PATIENCE, async || {
         let other = publish(&site.bus, &site.name, &one(true).unwrap().bytes, &[]).await;
         let now_ms = answered(&world, other).await.answered_at_ms;
@@ -330,10 +330,10 @@ async fn a_reader_whose_server_pauses_reads_on_to_the_end() {
     let site = world.site(0);
     let oracle = Oracle::new(seed(4), &site.name, &site.bus).unwrap();
     oracle.publish_all(3000).await.unwrap();
-    let last = read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let last = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let server = nix::unistd::Pid::from_raw(site.server.process().unwrap().cast_signed());
     let (bus, mut seen, mut paused) = (site.bus.clone(), 0, false);
-    read::read_range(&bus, topology::IMAGES, read::StreamRange::default(), last, |_| {
+    reader::read_range(&bus, topology::IMAGES, reader::StreamRange::default(), last, |_| {
         seen += 1;
         if seen == 500 && !paused {
             paused = true;
@@ -363,7 +363,7 @@ async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
     let task = publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &early.to_string())]).await;
     assert_eq!(answered(&world, task).await.route, Route::Dead);
     until("its dead letter", PATIENCE, async || {
-        Ok((read::stream_level(&site.bus, topology::DEAD).await?.messages == 1).then_some(()))
+        Ok((reader::stream_level(&site.bus, topology::DEAD).await?.messages == 1).then_some(()))
     })
     .await
     .unwrap();
@@ -376,7 +376,7 @@ async fn a_dead_letter_that_is_redriven_gets_the_answer_it_should_have_had() {
         Ok((answer.route == Route::Edge).then_some(answer.label))
     });
     assert_eq!(label.await.unwrap().as_deref(), Some(picture.light.label.as_str()));
-    assert_eq!(read::stream_level(&site.bus, topology::DEAD).await.unwrap().messages, 0, "the letter stayed");
+    assert_eq!(reader::stream_level(&site.bus, topology::DEAD).await.unwrap().messages, 0, "the letter stayed");
     let finals = answers(&site.bus, task).await.into_iter().filter(|answer| answer.stage == AnswerStage::Final);
     assert_eq!(finals.count(), 1);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::{TestWorld, until};
 use schemas::{Answer, SiteName, AnswerStage, TaskId, decode};
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, topology};
 
 /// Long enough for anything that is going to happen on a busy machine.
@@ -37,7 +37,7 @@ pub async fn publish_as(
 pub async fn outcome(bus: &Bus, site: &SiteName, task: TaskId) -> anyhow::Result<Answer> {
     let slot = streams::subject::final_answer_of_any_camera(site, task);
     until(&format!("a final answer of task {task}"), PATIENCE, async || {
-        let record = read::last_message(bus, topology::ANSWERS, &slot).await?;
+        let record = reader::last_message(bus, topology::ANSWERS, &slot).await?;
         Ok(record.map(|record| decode(&record.payload)).transpose()?)
     })
     .await
@@ -54,9 +54,9 @@ pub async fn answered(world: &TestWorld, task: TaskId) -> Answer {
 
 /// Every answer about a task, oldest first.
 pub async fn answers(bus: &Bus, task: TaskId) -> Vec<Answer> {
-    let last = read::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
+    let last = reader::stream_level(bus, topology::ANSWERS).await.unwrap().last_sequence;
     let mut answers: Vec<Answer> = Vec::new();
-    let all = read::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
+    let all = reader::read_range(bus, topology::ANSWERS, StreamRange::default(), last, |record| {
         answers.push(decode(&record.payload).unwrap());
     });
     all.await.unwrap();

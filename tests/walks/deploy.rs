@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use harness::bare::{BareServer, free_ports};
+use harness::bare_server::{BareServer, free_ports};
 use harness::pictures::{HEAVY, LIGHT, pictures};
 use harness::program::{binary, fixture, root};
 use harness::{WorkerProcess, until};
@@ -451,7 +451,7 @@ fn server_rules(path: &str) -> (String, u64) {
 
 #[test]
 fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what_the_streams_may() {
-    use streams::rights::{CLOUD_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, account_of};
+    use streams::permissions::{CLOUD_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, account_of};
     use streams::topology::{PlanScope, StreamSettings, plan_topology};
     let site: SiteName = "reef".parse().unwrap();
     let settings = StreamSettings::default();

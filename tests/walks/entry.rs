@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use harness::bare::free_ports;
+use harness::bare_server::free_ports;
 use harness::pictures::one;
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};

@@ -11,7 +11,7 @@ use schemas::task::HEADER_BLOB;
 use schemas::{Answer, Route, decode, encode};
 use streams::fleet::Ledger;
 use streams::server::Durability;
-use streams::{Blobs, Publication, Publisher, read, subject, topology};
+use streams::{Blobs, Publication, Publisher, reader, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -29,9 +29,9 @@ async fn suffer_before(oracle: Oracle, mut world: TestWorld, seed: u64, faults: 
     let pouring = oracle.pour(IMAGES_PER_S);
     for (number, fault) in faults.iter().enumerate() {
         // A fault hits a world at work: something is under way when it comes.
-        let before = read::stream_level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
+        let before = reader::stream_level(world.bus(0), topology::IMAGES).await.map_or(0, |level| level.last_sequence);
         let at_work = until("images flow", PATIENCE, async || {
-            Ok((read::stream_level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
+            Ok((reader::stream_level(world.bus(0), topology::IMAGES).await?.last_sequence > before + 20).then_some(()))
         });
         at_work.await.unwrap_or_else(|error| panic!("seed {seed}, before fault {number}: {error:#}"));
         let suffered = world.inject_fault(fault).await;
@@ -202,18 +202,18 @@ async fn the_oracle_notices_what_is_lost_doubled_mixed_up_or_given_up() {
     let tasks = oracle.acknowledged();
     let slot = async |task| {
         let slot = subject::final_answer_of_any_camera(&site.name, task);
-        read::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
+        reader::last_message(&site.bus, topology::ANSWERS, &slot).await.unwrap().unwrap()
     };
     let anew = Publisher::new(site.bus.clone(), PATIENCE);
     // Lost: its slot is emptied. Doubled: one more beside it. Mixed up: another picture's answer.
     let (lost, doubled, mixed) = (slot(tasks[0]).await, slot(tasks[1]).await, slot(tasks[2]).await);
-    read::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, lost.sequence).await.unwrap();
     let outcome = |slot: &str| slot.replacen("answer.final.", "outcome.", 1);
     let second = Publication::with_id(outcome(&doubled.subject), doubled.payload, "second");
     anew.publish(&second).await.unwrap();
     let mut other: Answer = decode(&mixed.payload).unwrap();
     other.confidence = Some(0.123);
-    read::delete_message(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
+    reader::delete_message(&site.bus, topology::ANSWERS, mixed.sequence).await.unwrap();
     anew.publish(&Publication::first_on_subject(outcome(&mixed.subject), encode(&other).unwrap())).await.unwrap();
     let violations = oracle.judge(&world.cloud, Duration::from_secs(3)).await.unwrap().violations.join("\n");
     for (task, what) in [(tasks[0], "has no outcome"), (tasks[1], "has 2 final answers"), (tasks[2], "expected")] {

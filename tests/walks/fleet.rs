@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::bare::free_ports;
+use harness::bare_server::free_ports;
 use harness::pictures::{HEAVY, LIGHT, one};
 use harness::program::fixture;
 use harness::{WorkerProcess, run, until};
-use runtime::sign::SiteKey;
+use runtime::site_key::SiteKey;
 use runtime::trust;
 use schemas::{ModelName, Order, ReleaseId, Route, SiteName, encode};
 use serde_json::Value;
 use streams::fleet::Ledger;
-use streams::{Bus, NatsSettings, Publication, Publisher, read, subject};
+use streams::{Bus, NatsSettings, Publication, Publisher, reader, subject};
 
 use crate::common::{PATIENCE, outcome, publish};
 
@@ -189,7 +189,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
     let publisher = Publisher::new(operator, PATIENCE);
     for order in [unsigned, changed, by_stranger] {
-        rollout::log::publish_order(&publisher, &order, false).await.unwrap();
+        rollout::decision_log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -314,7 +314,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let (farm, bus) = &buses[1];
     let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
     let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
-    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(read::read_outcome(bus, &slot).await?)).await;
+    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;
     assert_eq!(verified.unwrap().route, Route::Verified);
     assert!(!says(at, &["site", "list"]).await.contains("reef"));
     // With another site's file a store stays what it is.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use harness::program::root;
-use streams::table::SUBJECTS;
+use streams::subject_table::SUBJECTS;
 
 const ROLES: [&str; 9] =
     ["publisher", "recognizer", "courier", "verifier", "trainer", "aggregator", "releaser", "janitor", "notifier"];

@@ -9,7 +9,7 @@ use harness::{LinkCut, WorldPlan, TestWorld, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
 use schemas::{Answer, Heartbeat, HardCase, Reason, Route, AnswerStage, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::tap::watch_subject;
 use streams::topology;
 use vision::Model;
@@ -104,7 +104,7 @@ async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_lin
     assert_eq!(answer.route, Route::Edge);
     site.link.as_ref().unwrap().set(LinkCut::Open);
     until("nothing waits any more", PATIENCE, async || {
-        Ok((read::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
+        Ok((reader::stream_level(&site.bus, topology::OUTBOX).await?.messages == 0).then_some(()))
     })
     .await
     .unwrap();
@@ -156,14 +156,14 @@ async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_b
         world.site(0).link.as_ref().unwrap().set(LinkCut::Open);
         // No verifier takes them: they arrive and stay.
         let level = until("all requests are in the cloud", PATIENCE, async || {
-            let level = read::stream_level(&world.cloud, topology::VERIFY).await?;
+            let level = reader::stream_level(&world.cloud, topology::VERIFY).await?;
             Ok((level.messages == 6).then_some(level))
         })
         .await
         .unwrap();
         let mut arrived = Vec::new();
         for sequence in level.first_sequence..=level.last_sequence {
-            let record = read::message_at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
+            let record = reader::message_at(&world.cloud, topology::VERIFY, sequence).await.unwrap().unwrap();
             arrived.push(decode::<VerifyRequest>(&record.payload).unwrap().provisional.task);
         }
         let urgent = sent.remove(3);
@@ -189,13 +189,13 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
         answered(&world, *task).await;
     }
     let level = until("all hard cases are in the cloud", PATIENCE, async || {
-        let level = read::stream_level(&world.cloud, topology::HARDCASES).await?;
+        let level = reader::stream_level(&world.cloud, topology::HARDCASES).await?;
         Ok((level.messages >= 4).then_some(level))
     })
     .await
     .unwrap();
     let mut cases: Vec<HardCase> = Vec::new();
-    read::read_range(&world.cloud, topology::HARDCASES, StreamRange::default(), level.last_sequence, |record| {
+    reader::read_range(&world.cloud, topology::HARDCASES, StreamRange::default(), level.last_sequence, |record| {
         cases.push(decode(&record.payload).unwrap());
     })
     .await

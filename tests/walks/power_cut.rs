@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use streams::server::Durability;
 use streams::topology::StreamSettings;
-use streams::{read, topology};
+use streams::{reader, topology};
 use tempfile::TempDir;
 
 use crate::common::PATIENCE;
@@ -130,7 +130,7 @@ async fn power_cut(durability: Durability, seed: u64) -> PowerCutRow {
     disk.mount_again().await;
 
     let mut world = TestWorld::start(plan).await.unwrap();
-    let left = read::stream_level(world.bus(0), topology::IMAGES).await.unwrap().messages;
+    let left = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().messages;
     world.crew().await.unwrap();
     // What was not acknowledged yet is published again by its camera, as ever.
     pouring.await.unwrap().unwrap();

@@ -10,10 +10,10 @@ use harness::{LinkCut, Oracle, WorldPlan, TestWorld, seed, until};
 use nix::sys::signal::Signal;
 use rollout::confinement::Confinement;
 use rollout::trial::TrialRunner;
-use rollout::{log, stage};
+use rollout::{decision_log, stage};
 use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
 use sha2::{Digest, Sha256};
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::{Blobs, topology};
 use vision::{InferenceSettings, Model};
 
@@ -80,7 +80,7 @@ async fn decide(world: &TestWorld, words: &[&str]) {
 /// What each worker said last, by site.
 async fn reports(world: &TestWorld) -> anyhow::Result<BTreeMap<String, Swap>> {
     let mut latest: BTreeMap<String, Swap> = BTreeMap::new();
-    for swap in log::reports(&world.cloud).await? {
+    for swap in decision_log::reports(&world.cloud).await? {
         let known = latest.get(swap.site.as_str()).map_or(0, |known| known.said_at_ms);
         if swap.said_at_ms >= known {
             latest.insert(swap.site.to_string(), swap);
@@ -108,20 +108,20 @@ async fn all_run(world: &TestWorld, sites: &[usize], release: &ReleaseId) {
 
 /// Waits until so many more images were published at a site.
 async fn images_flow(world: &TestWorld, site: usize, more: u64) {
-    let newest = async || anyhow::Ok(read::stream_level(world.bus(site), topology::IMAGES).await?.last_sequence);
+    let newest = async || anyhow::Ok(reader::stream_level(world.bus(site), topology::IMAGES).await?.last_sequence);
     let before = newest().await.unwrap();
     until("images flow", PATIENCE, async || Ok((newest().await? >= before + more).then_some(()))).await.unwrap();
 }
 
 async fn stands(world: &TestWorld) -> Rollout {
-    log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
+    decision_log::latest(&world.cloud, &light()).await.unwrap().expect("something was decided")
 }
 
 /// Waits until a release stands so.
 async fn becomes(world: &TestWorld, release: &ReleaseId, wanted: ReleaseStage) -> Rollout {
     let what = format!("{} is {}", release.short(), wanted.as_str());
     let there = until(&what, LONG, async || {
-        let now = log::latest(&world.cloud, &light()).await?;
+        let now = decision_log::latest(&world.cloud, &light()).await?;
         Ok(now.filter(|now| stage::stage_of(now, release) == Some(wanted)))
     });
     there.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
@@ -129,7 +129,7 @@ async fn becomes(world: &TestWorld, release: &ReleaseId, wanted: ReleaseStage) -
 
 /// Invariant 6: nothing is stable that no ring tried, unless a person said so; and each decision has its own number.
 async fn canary_came_first(world: &TestWorld) {
-    let history = log::history(&world.cloud, &light()).await.unwrap();
+    let history = decision_log::history(&world.cloud, &light()).await.unwrap();
     let numbers: Vec<u64> = history.iter().map(|then| then.number).collect();
     assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>());
     for (at, then) in history.iter().enumerate().skip(1) {
@@ -193,8 +193,8 @@ fn at_the_edge(answer: &schemas::Answer) -> Option<ReleaseId> {
 /// Final answers of a site's own, by the release they name.
 async fn answers_by_release(world: &TestWorld, site: usize) -> BTreeMap<ReleaseId, u64> {
     let mut counts = BTreeMap::new();
-    let last = read::stream_level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
-    read::read_range(world.bus(site), topology::ANSWERS, StreamRange::default(), last, |record| {
+    let last = reader::stream_level(world.bus(site), topology::ANSWERS).await.unwrap().last_sequence;
+    reader::read_range(world.bus(site), topology::ANSWERS, StreamRange::default(), last, |record| {
         let answer: schemas::Answer = decode(&record.payload).unwrap();
         if let Some(edge) = at_the_edge(&answer) {
             *counts.entry(edge).or_insert(0) += 1;
@@ -338,7 +338,7 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
     let good = import(&world, &again(world.folder(), 2)).await;
     let other = import(&world, &again(world.folder(), 3)).await;
     let now = stands(&world).await;
-    let known = log::releases(&log::history(&world.cloud, &light()).await.unwrap());
+    let known = decision_log::releases(&decision_log::history(&world.cloud, &light()).await.unwrap());
     let of = |release: &ReleaseId| known.iter().find(|known| known.release == *release).unwrap().clone();
     let (good_release, other_release) = (of(&good), of(&other));
     let publisher = streams::Publisher::new(world.cloud.clone(), PATIENCE);
@@ -358,19 +358,19 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
         number += 1;
         order.number = number;
         order.release = schemas::Release { package, ..good_release.clone() };
-        log::publish_order(&publisher, &order, true).await.unwrap();
+        decision_log::publish_order(&publisher, &order, true).await.unwrap();
         refuses(&world, &good, name).await;
     }
     let mut order = stage::order_for_site(&now, &site);
     order.number = number + 1;
     order.release = schemas::Release { package: vec![gone], ..good_release.clone() };
-    log::publish_order(&publisher, &order, false).await.unwrap();
+    decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "package_missing").await;
 
     // One that the machine cannot run: it says so before it fetches anything.
     order.number += 1;
     order.release.needs = schemas::MachineRequirements { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
-    log::publish_order(&publisher, &order, false).await.unwrap();
+    decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "runtime_too_old").await;
     let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;
     assert_eq!(at_the_edge(&crate::common::answered(&world, answered).await), Some(first));
@@ -526,7 +526,7 @@ async fn a_model_of_others_is_imported_as_its_maker_signed_it_or_not_at_all() {
         let ended = import(folder, is_demanded, words).await;
         assert!(!ended.success && ended.err.contains(why), "{words:?}: {}\n{}", ended.out, ended.err);
     }
-    assert!(log::latest(&world.cloud, &light()).await.unwrap().is_none());
+    assert!(decision_log::latest(&world.cloud, &light()).await.unwrap().is_none());
     let none = world.release(&["list"]).await.unwrap();
     assert!(!none.success && none.err.contains("there is no release"), "{}\n{}", none.out, none.err);
 

@@ -11,7 +11,7 @@ use schemas::task::{HEADER_BLOB, HEADER_LABEL};
 use schemas::{Answer, Route, TaskId, decode};
 use serde_json::Value;
 use streams::topology::StreamSettings;
-use streams::{Blobs, read, subject, topology};
+use streams::{Blobs, reader, subject, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -170,7 +170,7 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
     until("a part of the export", PATIENCE, async || Ok(folder.join("index.csv").is_file().then_some(())))
         .await
         .unwrap();
-    let purged = read::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
+    let purged = reader::purge_before(world.bus(0), topology::IMAGES, 250).await.unwrap();
     assert!(purged > 200);
     assert!(slow.end(Duration::from_secs(60)).await.unwrap().success(), "{}", slow.log());
     let said = std::fs::read_to_string(world.folder().join("replay.out")).unwrap();
@@ -195,17 +195,17 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
     let all = answers(&world, 60).await;
     assert!(all.values().filter(|(answer, _)| answer.route == Route::Verified).count() > 30);
     // Not what is in the outbox: reports of releases go through it too, when their time comes.
-    let sent_before = read::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
+    let sent_before = reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence;
     assert!(sent_before > 30);
     let template = format!("subject:image.{}.again-{{camera}}", world.site(0).name);
     let summary = done_json(&world, &["replay", "--to", &template]).await;
     assert_eq!((&summary["through"], &summary["unstored"]), (&60.into(), &false.into()));
     let site = world.site(0).name.clone();
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let last = read::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence;
+        let last = reader::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence;
         let (mut copies, subjects) = (Vec::new(), vec![subject::final_answers(&site, None)]);
-        let finals = read::StreamRange { subjects, ..read::StreamRange::default() };
-        read::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
+        let finals = reader::StreamRange { subjects, ..reader::StreamRange::default() };
+        reader::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })
@@ -219,7 +219,7 @@ async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up(
         assert!(copy.camera.as_str().starts_with("again-") && copy.task != first.task);
         assert_eq!((copy.route, &copy.truth), (Route::Edge, &first.truth), "{copy:?}");
     }
-    assert_eq!(read::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
+    assert_eq!(reader::stream_level(&world.cloud, topology::VERIFY).await.unwrap().last_sequence, sent_before);
     // The copies stand for images that have answers of their own.
     let summary = done_json(&world, &["replay", "--to", "set"]).await;
     assert_eq!(summary["meant"], 60);
@@ -273,8 +273,8 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     assert_eq!(kept["sets"]["first"]["images"], 200);
     let cameras = kept["would_go"]["cameras"].as_object().unwrap();
     assert_eq!(cameras.values().map(|held| held["pinned"].as_u64().unwrap()).sum::<u64>(), 200);
-    let newest = read::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
-    read::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
+    let newest = reader::stream_level(world.bus(0), topology::IMAGES).await.unwrap().last_sequence;
+    reader::purge_before(world.bus(0), topology::IMAGES, newest + 1).await.unwrap();
     let gone = done_json(&world, &["replay", "--to", "late"]).await;
     assert_eq!((&gone["through"], &gone["gone"]), (&0.into(), &200.into()));
     done(&world, &["replay", "--pinned", "first", "--to", "set"]).await;
@@ -288,9 +288,9 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     }
     let finals = vec![subject::final_answers(&world.site(0).name, None)];
     until("all answers", PATIENCE, async || {
-        let part = read::StreamRange { subjects: finals.clone(), headers_only: true, ..read::StreamRange::default() };
-        let (last, mut count) = (read::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
-        read::read_range(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
+        let part = reader::StreamRange { subjects: finals.clone(), headers_only: true, ..reader::StreamRange::default() };
+        let (last, mut count) = (reader::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
+        reader::read_range(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
         Ok((count == 1100).then_some(()))
     })
     .await
@@ -336,9 +336,9 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     let summary = done_json(&world, &[&words, &little[..]].concat()).await;
     assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
     let copies = until("an answer for every copy", PATIENCE, async || {
-        let (last, mut copies) = (read::stream_level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
-        let finals = read::StreamRange { subjects: vec![subject::final_answers(&site, None)], ..read::StreamRange::default() };
-        read::read_range(bus, topology::ANSWERS, finals, last, |record| {
+        let (last, mut copies) = (reader::stream_level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
+        let finals = reader::StreamRange { subjects: vec![subject::final_answers(&site, None)], ..reader::StreamRange::default() };
+        reader::read_range(bus, topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));
         })

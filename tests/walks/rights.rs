@@ -9,9 +9,9 @@ use std::time::Duration;
 use harness::{WorldPlan, TestWorld, until};
 use schemas::{CameraName, SiteName};
 use streams::cameras::CameraLogins;
-use streams::rights::SubjectPermissions;
+use streams::permissions::SubjectPermissions;
 use streams::server::{LINK_USER, Login, Server};
-use streams::table::{Role, SUBJECTS};
+use streams::subject_table::{Role, SUBJECTS};
 use streams::topology;
 
 use crate::common::PATIENCE;
@@ -213,7 +213,7 @@ fn ask_everything(server: &Server, user: &PermissionUser, own: &SiteName, camera
                 let of_camera = user.role != Role::Camera || is_own_camera;
                 // A form may stand in two rows, and one row's subject may be another's, too.
                 let is_publisher = SUBJECTS.iter().any(|other| {
-                    other.publishers.contains(&user.role) && streams::rights::belongs_to(&other.pattern(None), subject)
+                    other.publishers.contains(&user.role) && streams::permissions::belongs_to(&other.pattern(None), subject)
                 });
                 let may = is_publisher && (is_own || of_everybody) && of_camera;
                 assert_eq!(!refused.contains(subject), may, "{} on {subject} ({})", user.name, row.carries);
@@ -295,7 +295,7 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     // Nobody's name, another's password, and the link's user in the account of the site.
     let link = Login { user: LINK_USER.into(), password: site.server.link_password().unwrap().into() };
     let mut linked = PermissionProbe::connect(&site.server, &link).unwrap();
-    let stored = async || streams::read::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
+    let stored = async || streams::reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence;
     let before = stored().await;
     linked.refused("PUB", &["image.site-1.gate-1".to_owned()]);
     assert!(before > 0 && before == stored().await, "what comes over the link is not stored");

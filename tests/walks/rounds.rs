@@ -15,7 +15,7 @@ use schemas::{
 };
 use serde_json::Value;
 use streams::fleet;
-use streams::{Blobs, Publication, Publisher, read, subject, topology};
+use streams::{Blobs, Publication, Publisher, reader, subject, topology};
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::common::{PATIENCE, outcome, publish};
@@ -77,7 +77,7 @@ async fn open(world: &TestWorld, more: &[&str]) -> u64 {
 async fn ended(world: &TestWorld, number: u64) -> RoundEvent {
     let slot = subject::round(&model(), number, "ended");
     let ended = until("the end of a round", LONG, async || {
-        let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await?;
+        let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await?;
         Ok(record.map(|record| decode::<Round>(&record.payload)).transpose()?.map(|round| round.event))
     });
     ended.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()))
@@ -159,10 +159,10 @@ async fn put(world: &TestWorld, to: String, payload: Vec<u8>) {
 
 /// Fault and site of every refused update.
 async fn refused(world: &TestWorld) -> Vec<(String, String)> {
-    let last = read::stream_level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
+    let last = reader::stream_level(&world.cloud, topology::DEAD).await.unwrap().last_sequence;
     let mut letters = Vec::new();
-    let stretch = read::StreamRange { subjects: vec!["dead.updates.*.*".into()], ..read::StreamRange::default() };
-    read::read_range(&world.cloud, topology::DEAD, stretch, last, |record| {
+    let stretch = reader::StreamRange { subjects: vec!["dead.updates.*.*".into()], ..reader::StreamRange::default() };
+    reader::read_range(&world.cloud, topology::DEAD, stretch, last, |record| {
         let letter: DeadLetter = decode(&record.payload).unwrap();
         letters.push((letter.fault.name, letter.site.to_string()));
     })
@@ -272,7 +272,7 @@ async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed(
 /// A round that asks for it says what its base found hard, though not a pixel of it.
 async fn focuses_on_what_is_hard(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     let RoundEvent::Opened(terms) = decode::<Round>(&record.payload).unwrap().event else { panic!("it opens") };
     let focus = terms.focus.expect("every picture was hard for a model that knows nothing");
     assert_eq!(focus.strength, 0.5);
@@ -364,7 +364,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
     // One that is opened beside another ends that one.
     let left = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
-    let asked = read::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
+    let asked = reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
     let asked: Round = decode(&asked.unwrap().payload).unwrap();
     let beside = Round { number: left + 1, ..asked };
     put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
@@ -420,10 +420,10 @@ async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() 
         seen.push(release.clone());
         base = release;
     }
-    let ends = read::stream_level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
+    let ends = reader::stream_level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
     let mut ended = Vec::new();
-    let stretch = read::StreamRange { subjects: vec![subject::rounds(&model(), "ended")], ..read::StreamRange::default() };
-    read::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
+    let stretch = reader::StreamRange { subjects: vec![subject::rounds(&model(), "ended")], ..reader::StreamRange::default() };
+    reader::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
     assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
@@ -530,14 +530,14 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
     world.worked("aggregator").unwrap().restart().unwrap();
     stops(&world, Some(worker)).await;
     assert!(
-        read::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
+        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
     );
 }
 
 /// Waits until a round is open.
 async fn opened(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let opened = until("a round", LONG, async || Ok(read::last_message(&world.cloud, topology::UPDATES, &slot).await?));
+    let opened = until("a round", LONG, async || Ok(reader::last_message(&world.cloud, topology::UPDATES, &slot).await?));
     opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
 }
 
@@ -609,7 +609,7 @@ async fn at_site(world: &TestWorld, words: &[&str]) -> (CommandOutput, Value) {
 /// How many images a site's update of a round learned from.
 async fn images_of(world: &TestWorld, round: u64) -> u64 {
     let slot = subject::update(&model(), round, &world.site(0).name);
-    let record = read::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
+    let record = reader::last_message(&world.cloud, topology::UPDATES, &slot).await.unwrap().unwrap();
     decode::<Update>(&record.payload).unwrap().sources.values().sum()
 }
 

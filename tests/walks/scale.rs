@@ -8,7 +8,7 @@ use harness::{CommandOutput, WorldPlan, TestWorld, until};
 use nix::sys::signal::Signal;
 use schemas::{Heartbeat, TaskId};
 use streams::fleet;
-use streams::{read, topology};
+use streams::{reader, topology};
 
 use crate::common::{PATIENCE, answered, publish};
 
@@ -141,7 +141,7 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
     }
     let left = until("nothing left in hand", PATIENCE, async || {
         let progress =
-            read::consumer_progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
+            reader::consumer_progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
         Ok((progress.pending + progress.unacked == 0).then_some(()))
     });
     left.await.unwrap();

@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::StorageStamp;
 use schemas::{Answer, Route, SiteName, Task, TaskId, decode};
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::server::Durability;
 use streams::topology::StreamSettings;
 use streams::{Bus, NatsSettings, subject, topology};
@@ -187,9 +187,9 @@ fn control(first: u8, body: &[u8]) -> Vec<u8> {
 /// Every image of the odd cameras that is in the stream has its outcome, and the right one.
 async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
-    let (images, answers) = (read::stream_level(bus, topology::IMAGES).await?, read::stream_level(bus, topology::ANSWERS).await?);
+    let (images, answers) = (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
     let (mut by_image, mut by_task) = (HashMap::new(), HashSet::new());
-    read::read_range(bus, topology::ANSWERS, StreamRange::default(), answers.last_sequence, |record| {
+    reader::read_range(bus, topology::ANSWERS, StreamRange::default(), answers.last_sequence, |record| {
         if subject::read_final_answer(&record.subject).is_ok()
             && let Ok(answer) = decode::<Answer>(&record.payload)
         {
@@ -198,7 +198,7 @@ async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
         }
     })
     .await?;
-    read::read_range(bus, topology::IMAGES, StreamRange::default(), images.last_sequence, |record| {
+    reader::read_range(bus, topology::IMAGES, StreamRange::default(), images.last_sequence, |record| {
         let Ok((name, camera)) = subject::read_image(&record.subject) else { return };
         let Some(number) = camera.as_str().strip_prefix("odd-").and_then(|number| number.parse::<usize>().ok()) else {
             return;
@@ -504,7 +504,7 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let open = until("every image has an outcome", SETTLING, async || {
         for task in oracle.acknowledged() {
             let slot = subject::final_answer_of_any_camera(&site, task);
-            if read::last_message(&bus, topology::ANSWERS, &slot).await?.is_none() {
+            if reader::last_message(&bus, topology::ANSWERS, &slot).await?.is_none() {
                 return Ok(None);
             }
         }

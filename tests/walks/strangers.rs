@@ -11,8 +11,8 @@ use harness::pictures::one;
 use harness::world::{TestSite, serve, set_up};
 use harness::{WorldPlan, TestWorld, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
-use streams::read::{self, StreamRange};
-use streams::rights::{CLOUD_DOMAIN, SubjectPermissions, inbox_prefix, belongs_to};
+use streams::reader::{self, StreamRange};
+use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, inbox_prefix, belongs_to};
 use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, ServerSettings};
 use streams::topology::{PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
@@ -27,7 +27,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(false).unwrap().bytes, &[]).await;
     let asked = until("a request of the site", PATIENCE, async || {
-        Ok(read::last_message(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
+        Ok(reader::last_message(&world.cloud, topology::VERIFY, &subject::verifications(&site)).await?)
     });
     let asked = asked.await.unwrap();
     // The same again, by a site that may write to its own subjects alone.
@@ -42,9 +42,9 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     assert_eq!(answered(&world, task).await.route, Route::Verified);
     let mut letters: Vec<DeadLetter> = Vec::new();
     let buried = until("a dead letter", PATIENCE, async || {
-        let level = read::stream_level(&world.cloud, topology::DEAD).await?;
+        let level = reader::stream_level(&world.cloud, topology::DEAD).await?;
         letters.clear();
-        let all = read::read_range(&world.cloud, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
+        let all = reader::read_range(&world.cloud, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
             letters.extend(decode::<DeadLetter>(&record.payload));
         });
         all.await?;
@@ -54,7 +54,7 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let [letter] = &letters[..] else { panic!("{letters:?}") };
     assert_eq!((letter.fault.name.as_str(), &letter.site), ("verify_misdirected", &stranger));
     for (stream, of_it) in [(topology::VERDICTS, "verdict"), (topology::HARDCASES, "hard case")] {
-        let level = read::stream_level(&world.cloud, stream).await.unwrap();
+        let level = reader::stream_level(&world.cloud, stream).await.unwrap();
         assert_eq!(level.last_sequence, 1, "one {of_it}: the site's own");
     }
 }
@@ -207,7 +207,7 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let after = (levels(&hub).await, levels(&async_nats::connect(victim.server.url()).await.unwrap()).await);
     assert_eq!(before, after);
     assert!(
-        read::read_outcome(&victim.bus, &subject::final_answer(&victim.name, &"cam-1".parse().unwrap(), own))
+        reader::read_outcome(&victim.bus, &subject::final_answer(&victim.name, &"cam-1".parse().unwrap(), own))
             .await
             .unwrap()
             .is_none()
@@ -344,7 +344,7 @@ async fn what_is_stored_with_a_key_is_not_found_on_the_disk_and_is_there_again_w
         settings_of_last = Some(settings.clone());
         let server = serve(settings).await.unwrap();
         let again = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "test").await.unwrap();
-        assert_eq!(read::message_at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
+        assert_eq!(reader::message_at(&again, topology::IMAGES, 1).await.unwrap().unwrap().payload, SECRET);
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     }
     // Without its key a store is not begun anew, and not touched.

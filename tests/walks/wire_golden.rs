@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
-use schemas::decided::{CloudLoad, SiteLoad, RoutingMode, Network};
+use schemas::decision_trace::{CloudLoad, SiteLoad, RoutingMode, Network};
 use schemas::{
     AgreementCount, Agreement, Answer, Heartbeat, BlobRef, Canary, CloudReport, ReleaseCounts, TruncatedPayload, DeadLetter, DecisionTrace, ReleaseDecision,
     DecisionReport, EscalationTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, FaultNote, CanaryFinding, Gain, HardCase,

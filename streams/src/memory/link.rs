@@ -22,7 +22,7 @@ use super::{ClusterEvent, ClusterState, MemoryCluster};
 use crate::bucket::KeyState;
 use crate::error::CarryError;
 use crate::publish::{Publication, PublishRetry};
-use crate::read::{ConsumerProgress, StoredMessage, StoredMessages, StreamLevel, StreamRange};
+use crate::reader::{ConsumerProgress, StoredMessage, StoredMessages, StreamLevel, StreamRange};
 use crate::tap::TapMessage;
 use crate::topology::ADVISORIES;
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use schemas::task::HEADER_MESSAGE_ID;
 use tokio::time::Instant;
 
-use crate::read::{ConsumerProgress, StoredMessage, StreamLevel};
+use crate::reader::{ConsumerProgress, StoredMessage, StreamLevel};
 
 /// What a server uses where a stream names no window.
 const DEFAULT_WINDOW: Duration = Duration::from_secs(120);
@@ -322,7 +322,7 @@ impl MemoryStream {
         StreamLevel {
             messages,
             bytes: self.bytes,
-            max_bytes: u64::try_from(crate::refusal::limit_in(&self.config)).unwrap_or(0),
+            max_bytes: u64::try_from(crate::image_refusal::limit_in(&self.config)).unwrap_or(0),
             first_sequence,
             last_sequence: self.last,
             gaps: spanned.saturating_sub(messages),

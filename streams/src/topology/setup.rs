@@ -113,7 +113,7 @@ async fn stream(bus: &Bus, wanted: &StreamConfig, mend: RepairMode) -> Result<Se
         Ok(found) => {
             let mut config = found.cached_info().config.clone();
             // One that refuses everything for want of disk has its limit all the same.
-            config.max_bytes = crate::refusal::limit_in(&config);
+            config.max_bytes = crate::image_refusal::limit_in(&config);
             config
         }
         Err(error) if is_absent(&error) => {

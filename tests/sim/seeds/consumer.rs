@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use runtime::drive::WorkerStats;
-use runtime::step::DeadLetterContext;
+use runtime::consumer::WorkerStats;
+use runtime::handler::DeadLetterContext;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::HEADER_MESSAGE_ID;
 use schemas::{AnswerStage, FaultNote, Reason, Route};
 use streams::memory::{MemoryCluster, NetworkFaults};
-use streams::read::{self, StoredMessage};
+use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, Delivery, Publication, Publisher, Puller, subject, topology};
 use tokio::sync::watch;
 
@@ -221,7 +221,7 @@ async fn wait_until_done(cluster: &MemoryCluster, stream: &str, durable: &str) -
     let began = tokio::time::Instant::now();
     loop {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let progress = read::consumer_progress(&bus, stream, durable).await.map_err(|error| error.to_string())?;
+        let progress = reader::consumer_progress(&bus, stream, durable).await.map_err(|error| error.to_string())?;
         if progress.pending == 0 && progress.unacked == 0 {
             return Ok(());
         }

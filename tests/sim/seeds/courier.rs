@@ -7,8 +7,8 @@ use std::time::Duration;
 use courier::CourierSettings;
 use futures::StreamExt;
 use rand::RngExt;
-use runtime::drive::WorkerStats;
-use runtime::step::DeadLetterContext;
+use runtime::consumer::WorkerStats;
+use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
 use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, consume};
 use schemas::task::{HEADER_DEADLINE_AT, HEADER_PRIORITY, HEADER_TO};
@@ -18,7 +18,7 @@ use schemas::{
 };
 use streams::fleet::Ledger;
 use streams::memory::{ClusterEvent, MemoryCluster, NetworkFaults};
-use streams::read::{self, StoredMessage};
+use streams::reader::{self, StoredMessage};
 use streams::subject::OutboxKind;
 use streams::{Bus, Delivery, Publication, PublishOutcome, Publisher, subject, topology};
 
@@ -123,10 +123,10 @@ fn start_courier(cluster: &MemoryCluster, kind: CourierKind, settings: &CourierS
 async fn delete_then_send(here: &Bus, cloud: &Bus) {
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(5));
     loop {
-        let Ok(records) = read::follow_range(here, topology::OUTBOX, Default::default()).await else { continue };
+        let Ok(records) = reader::follow_range(here, topology::OUTBOX, Default::default()).await else { continue };
         let mut records = std::pin::pin!(records);
         while let Some(Ok(message)) = records.next().await {
-            let _deleted = read::delete_message(here, topology::OUTBOX, message.sequence).await;
+            let _deleted = reader::delete_message(here, topology::OUTBOX, message.sequence).await;
             let to = message.header(HEADER_TO).unwrap_or_default().to_owned();
             let _sent = publisher.publish(&Publication::with_id(to, message.payload.clone(), "x")).await;
         }
@@ -285,7 +285,7 @@ async fn carry_under_faults(seed: u64, kind: CourierKind) -> SeedResult {
     let (mut waiting, mut unanswered) = (1, 1);
     while began.elapsed() < Duration::from_secs(3600) && (waiting > 0 || unanswered > 0) {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        waiting = read::stream_level(&bus, topology::OUTBOX).await.map_err(|error| error.to_string())?.messages;
+        waiting = reader::stream_level(&bus, topology::OUTBOX).await.map_err(|error| error.to_string())?.messages;
         let events = cluster.events();
         let is_final = |subject: &String| {
             events
@@ -457,7 +457,7 @@ async fn pause_for_a_full_cloud(seed: u64) -> SeedResult {
     }
     cluster.fill_stream(CLOUD, topology::VERIFY, false);
     tokio::time::sleep(Duration::from_secs(180)).await;
-    let left = read::stream_level(&bus, topology::OUTBOX).await.map_err(|error| error.to_string())?.messages;
+    let left = reader::stream_level(&bus, topology::OUTBOX).await.map_err(|error| error.to_string())?.messages;
     let there = oracle::read_stream(&cluster, CLOUD, topology::VERIFY).await?.len();
     match (left, there) {
         (0, there) if there == count => Ok(history_of(&cluster)),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemas::task::HEADER_MESSAGE_ID;
 use schemas::{Answer, DeadLetter, Message, Route, decode};
 use streams::memory::{ClusterEvent, MemoryCluster};
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{subject, topology};
 
 use crate::world::{camera, site, task_of};
@@ -61,10 +61,10 @@ impl ImageTrail {
 /// Everything that a stream holds.
 pub async fn read_stream(cluster: &MemoryCluster, server: &str, stream: &str) -> Result<Vec<StoredMessage>, String> {
     let bus = cluster.connect(server);
-    let level = read::stream_level(&bus, stream).await.map_err(|error| error.to_string())?;
+    let level = reader::stream_level(&bus, stream).await.map_err(|error| error.to_string())?;
     let mut messages = Vec::new();
     let range = StreamRange::default();
-    let all = read::read_range(&bus, stream, range, level.last_sequence, |message| messages.push(message));
+    let all = reader::read_range(&bus, stream, range, level.last_sequence, |message| messages.push(message));
     all.await.map_err(|error| format!("{stream}: {error}"))?;
     Ok(messages)
 }

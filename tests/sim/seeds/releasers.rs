@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use rand::RngExt;
 use releaser::settings::{ReleaserSettings, RingSettings};
-use rollout::log as decision_log;
+use rollout::decision_log;
 use rollout::stage::{self, DecisionContext};
 use runtime::Shutdown;
 use schemas::{
@@ -15,7 +15,7 @@ use schemas::{
     decode, encode,
 };
 use streams::memory::MemoryCluster;
-use streams::read::{self, StreamRange};
+use streams::reader::{self, StreamRange};
 use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
 
 use crate::chaos::{ChaosPlan, rng_of, run_chaos};
@@ -62,7 +62,7 @@ impl ToySite {
         let wanted = subject::order(&self.name, &model());
         loop {
             let range = StreamRange { subjects: vec![wanted.clone()], ..StreamRange::default() };
-            if let Ok(orders) = read::follow_range(&self.bus, topology::ORDERS, range).await {
+            if let Ok(orders) = reader::follow_range(&self.bus, topology::ORDERS, range).await {
                 let mut orders = std::pin::pin!(orders);
                 let mut reports = tokio::time::interval(Duration::from_secs(20));
                 loop {

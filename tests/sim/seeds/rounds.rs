@@ -12,7 +12,7 @@ use schemas::{
     BlobRef, FaultNote, ModelAccuracy, Round, RoundEvent, RoundTerms, SiteName, Update, WeightFormat, decode, encode,
 };
 use streams::memory::{MemoryCluster, NetworkFaults};
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
 
 use crate::chaos::{draw_faults, rng_of};
@@ -167,7 +167,7 @@ async fn fold_stream(bus: &Bus, until: u64, reader: FoldReader) -> RoundFold {
             from_sequence: Some(next),
             ..StreamRange::default()
         };
-        if let Ok(messages) = read::follow_range(bus, topology::UPDATES, range).await {
+        if let Ok(messages) = reader::follow_range(bus, topology::UPDATES, range).await {
             let mut messages = std::pin::pin!(messages);
             while next <= until
                 && let Some(Ok(message)) = messages.next().await
@@ -221,7 +221,7 @@ async fn fold_under_faults(seed: u64, reader: FoldReader) -> SeedResult {
 }
 
 async fn level_of(cluster: &MemoryCluster) -> Option<u64> {
-    let level = read::stream_level(&cluster.connect(CLOUD), topology::UPDATES).await.ok()?;
+    let level = reader::stream_level(&cluster.connect(CLOUD), topology::UPDATES).await.ok()?;
     Some(level.last_sequence)
 }
 

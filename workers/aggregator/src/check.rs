@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use runtime::sign::{is_public_key, is_signed};
+use runtime::site_key::{is_public_key, is_signed};
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::{FaultNote, Gain, ModelAccuracy, ReleaseId, SiteName, Update};
 use serde::{Deserialize, Serialize};
 
-use crate::values::WeightsFileError;
+use crate::weights_file::WeightsFileError;
 
 /// What updates are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct CheckSettings {
     /// Most images a site may say it learned from, at least 1: what a site says is what it counts by.
     pub samples_max: u64,
     /// The same for single sites.
-    pub samples_max_of: BTreeMap<SiteName, u64>,
+    pub max_samples_of_site: BTreeMap<SiteName, u64>,
     /// Public keys by site, as `tributary key` prints them. With any key here, an update counts only if its site signed it.
     pub keys: BTreeMap<SiteName, String>,
     /// Largest file of weights, MiB, at least 1.
@@ -34,7 +34,7 @@ impl Default for CheckSettings {
     fn default() -> Self {
         Self {
             samples_max: 1_000_000,
-            samples_max_of: BTreeMap::new(),
+            max_samples_of_site: BTreeMap::new(),
             keys: BTreeMap::new(),
             weights_max_mib: (MAX_WEIGHTS_BYTES >> 20) as u32,
             norm_over_base_max: Some(10.0),
@@ -49,7 +49,7 @@ impl CheckSettings {
     pub fn check(&self) -> Result<(), String> {
         let wants = [
             (self.samples_max > 0, "samples_max: at least 1"),
-            (self.samples_max_of.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
+            (self.max_samples_of_site.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
             ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
             (
                 self.keys.values().all(|key| is_public_key(key)),
@@ -225,7 +225,7 @@ impl UpdateRefusal {
 /// Looks at what an update says of itself.
 pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
-    let most = settings.samples_max_of.get(&update.site).copied().unwrap_or(settings.samples_max);
+    let most = settings.max_samples_of_site.get(&update.site).copied().unwrap_or(settings.samples_max);
     if found == 0 {
         return Err(UpdateRefusal::NoSamples);
     }
@@ -344,7 +344,7 @@ mod tests {
         // A sum that a 64-bit number does not hold.
         assert_eq!(refused(&update(&[u64::MAX, u64::MAX], 1000), &settings), "samples_too_many");
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
-        let own = CheckSettings { samples_max_of: [("reef".parse().unwrap(), 200)].into(), ..settings };
+        let own = CheckSettings { max_samples_of_site: [("reef".parse().unwrap(), 200)].into(), ..settings };
         assert!(check_description(&update(&[150], 1000), &own).is_ok());
     }
 
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn with_keys_only_what_a_site_signed_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let key = runtime::sign::SiteKey::create(&folder.path().join("key")).unwrap();
+        let key = runtime::site_key::SiteKey::create(&folder.path().join("key")).unwrap();
         let mut settings =
             CheckSettings { keys: [("reef".parse().unwrap(), key.public())].into(), ..CheckSettings::default() };
         let mut update = update(&[5], 1000);

@@ -9,31 +9,31 @@
 //! Deliberately absent: which sites run it.
 
 pub mod check;
-pub mod derive;
-pub mod descent;
+pub mod aggregate;
+pub mod tainted_release;
 pub mod filter;
 pub mod focus;
-pub mod layout;
+pub mod parameter_layout;
 pub mod merge;
-pub mod open;
-pub mod public;
-pub mod record;
+pub mod round_open;
+pub mod public_set;
+pub mod audit;
 pub mod release;
 pub mod remake;
 pub mod round;
 pub mod rule;
 pub mod score;
-pub mod seal;
-pub mod server;
+pub mod release_builder;
+pub mod server_optimizer;
 pub mod settings;
-pub mod values;
+pub mod weights_file;
 pub mod verify;
-pub mod walk;
+pub mod worker;
 pub mod weigh;
 
-pub use derive::AggregateResult;
-pub use layout::ParameterLayout;
+pub use aggregate::AggregateResult;
+pub use parameter_layout::ParameterLayout;
 pub use release::ModelReleases;
 pub use rule::MergeSettings;
 pub use settings::AggregatorSettings;
-pub use walk::run;
+pub use worker::run;

@@ -2,8 +2,8 @@
 //! one accumulator; memory does not grow with their number. Pure. The same rows in the same order give the same bits:
 //! whoever calls it sorts by site.
 
-use crate::layout::ParameterLayout;
-use crate::values::{BLOCK, ReadBuffer, WeightRow, each_block};
+use crate::parameter_layout::ParameterLayout;
+use crate::weights_file::{BLOCK, ReadBuffer, WeightRow, each_block};
 
 /// A row and how much of it is added.
 #[derive(Debug, Clone, Copy)]

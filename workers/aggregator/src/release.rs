@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use streams::store::PutOutcome;
 use streams::{CarryError, ReleaseStore};
 
-use crate::derive::{LEARNING_RELEASES, is_learning};
-use crate::record::AggregateAudit;
+use crate::aggregate::{LEARNING_RELEASES, is_learning};
+use crate::audit::AggregateAudit;
 use crate::rule::MergeSettings;
 
 /// Largest manifest that is read, bytes.

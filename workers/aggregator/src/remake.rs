@@ -10,10 +10,10 @@ use schemas::{BlobRef, ReleaseId, SiteName, TaskId};
 use training::TrainError;
 use vision::Model;
 
-use crate::derive::AggregateResult;
-use crate::public::PublicSet;
+use crate::aggregate::AggregateResult;
+use crate::public_set::PublicSet;
 use crate::release::{DERIVATION, ExcludedUpdate, ReleaseRound, Manifest, MergedUpdate, ModelReleases, RemakeOrigin, write};
-use crate::seal::{self, RoundBase};
+use crate::release_builder::{self, RoundBase};
 use crate::verify::{ReleaseInputs, ReleaseWorkspace, ReleaseVerifyError, spawn_blocking, ingredients, release_round, public_of};
 
 /// What is left out of a release.
@@ -120,7 +120,7 @@ pub async fn remake_release(
     let (settings, here, set) = (made.settings.clone(), place.clone(), public.clone());
     let round = (manifest.round, made.is_learning);
     let (derived, written) = spawn_blocking(move || {
-        let derived = seal::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
+        let derived = release_builder::merge(&here.runtime, &base, &held, set.as_deref(), memory, &settings, round)?;
         let written = write_files(&here, &base, &derived)?;
         Ok((derived, written))
     })
@@ -155,9 +155,9 @@ struct RemakeFiles {
 
 fn write_files(place: &ReleaseWorkspace, base: &RoundBase, derived: &AggregateResult) -> Result<RemakeFiles, ReleaseVerifyError> {
     let into = place.work.join("remade");
-    let (model, blob, weights) = seal::folder_with(&place.root, base, &derived.row, &into)?;
+    let (model, blob, weights) = release_builder::folder_with(&place.root, base, &derived.row, &into)?;
     let path = into.join("memory.safetensors");
-    let memory = match seal::memory_bytes(&derived.memory)? {
+    let memory = match release_builder::memory_bytes(&derived.memory)? {
         None => None,
         Some(bytes) => Some((write(&path, &bytes).map_err(TrainError::write(&path))?, path)),
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{UpdateFilter, FilterSettings};
-use crate::server::ServerOptimizerSettings;
+use crate::server_optimizer::ServerOptimizerSettings;
 use crate::weigh::{self, WeighSettings};
 
 /// Rules besides those that go by scores.
@@ -52,7 +52,7 @@ pub struct MergeSettings {
     /// What is done about updates that stand out.
     pub filter: FilterSettings,
     /// How far the release follows.
-    pub server: ServerOptimizerSettings,
+    pub server_optimizer: ServerOptimizerSettings,
     /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
     /// (FedBuff, arXiv 2106.06639, takes 0.5).
     pub staleness: f64,
@@ -67,7 +67,7 @@ impl Default for MergeSettings {
             command: None,
             weigh: WeighSettings::default(),
             filter: FilterSettings::default(),
-            server: ServerOptimizerSettings::default(),
+            server_optimizer: ServerOptimizerSettings::default(),
             staleness: 0.5,
         }
     }
@@ -107,7 +107,7 @@ impl MergeSettings {
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("merge.{wanted}"));
         }
-        self.filter.check().and_then(|()| self.server.check()).map_err(|wrong| format!("merge.{wrong}"))
+        self.filter.check().and_then(|()| self.server_optimizer.check()).map_err(|wrong| format!("merge.{wrong}"))
     }
 
     /// Whether updates are tried on a public set where there is one.

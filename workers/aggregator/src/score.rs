@@ -8,16 +8,16 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use training::TrainError;
-use training::judge::HoldoutScores;
+use training::holdout::HoldoutScores;
 use training::optimizer::Optimizer;
-use training::probe::{TrainableModel, prepare_model};
+use training::trainable_model::{TrainableModel, prepare_model};
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
 use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Graph, Model};
 
-use crate::layout::ParameterLayout;
-use crate::public::PublicSet;
+use crate::parameter_layout::ParameterLayout;
+use crate::public_set::PublicSet;
 use crate::weigh::SiteMeasures;
 
 /// Images in a run; a guess.
@@ -449,7 +449,7 @@ fn weights<'a>(row: &'a [f32], layout: &ParameterLayout, order: &[usize]) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use training::judge::HoldoutComparison;
+    use training::holdout::HoldoutComparison;
 
     /// A model of two classes that is right about most pictures, with its logits times `sureness`.
     fn tried(sureness: f32, right: usize) -> ModelScore {

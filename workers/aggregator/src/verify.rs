@@ -8,12 +8,12 @@ use streams::Blobs;
 use training::{TrainError, weights};
 use vision::Model;
 
-use crate::layout::ParameterLayout;
-use crate::public::PublicSet;
+use crate::parameter_layout::ParameterLayout;
+use crate::public_set::PublicSet;
 use crate::release::{DERIVATION, ReleaseRound, Manifest, MergedUpdate, ReleaseError, ModelReleases, WeightTensors};
-use crate::seal::{self, RoundBase, FetchedUpdate, ReleaseBuildError};
-use crate::server::ServerOptimizerState;
-use crate::values::{WeightsFileError, WeightsFile};
+use crate::release_builder::{self, RoundBase, FetchedUpdate, ReleaseBuildError};
+use crate::server_optimizer::ServerOptimizerState;
+use crate::weights_file::{WeightsFileError, WeightsFile};
 
 /// Why a release could not be made again.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ impl ReleaseWorkspace {
             releases.fetch(&manifest, &path).await?;
         }
         let (root, release, into) = (self.root.clone(), release.clone(), self.work.join("releases"));
-        spawn_blocking(move || Ok(seal::folder_of(&root, &release, &path, &into)?)).await
+        spawn_blocking(move || Ok(release_builder::folder_of(&root, &release, &path, &into)?)).await
     }
 
     /// A release's weights as a row.
@@ -146,7 +146,7 @@ impl ReleaseWorkspace {
         let path = self.work.join("updates").join(format!("{}.safetensors", blob.sha256));
         make_folder(path.parent())?;
         releases.fetch_kept(blob, &path).await?;
-        Ok(seal::read_optimizer_state(&path)?)
+        Ok(release_builder::read_optimizer_state(&path)?)
     }
 }
 
@@ -185,9 +185,9 @@ pub async fn verify_release(
     let (settings, here) = (made.settings.clone(), place.clone());
     let round = (manifest.round, made.is_learning);
     let again = spawn_blocking(move || {
-        let derived = seal::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
+        let derived = release_builder::merge(&here.runtime, &base, &held, public.as_deref(), memory, &settings, round)?;
         let into = here.work.join("verify");
-        let (model, weights, _) = seal::folder_with(&here.root, &base, &derived.row, &into)?;
+        let (model, weights, _) = release_builder::folder_with(&here.root, &base, &derived.row, &into)?;
         let _made_again_when_asked = std::fs::remove_dir_all(into);
         Ok((model.release, weights))
     })

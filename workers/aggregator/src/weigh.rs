@@ -8,7 +8,7 @@
 pub mod agreement;
 pub mod command;
 mod fedavg;
-pub mod law;
+pub mod share_learning;
 mod paper;
 mod quality;
 mod uniform;
@@ -71,9 +71,9 @@ pub struct WeighSettings {
     /// Of `paper`: what the worst site keeps of each factor, 0 (the method's letter) to 1.
     pub floor_ratio: f64,
     /// Of `paper`: what a site's capability is.
-    pub capability_of: CapabilityMeasure,
+    pub capability_measure: CapabilityMeasure,
     /// Of `paper`: what a site's size is.
-    pub size_of: SizeMeasure,
+    pub size_measure: SizeMeasure,
     /// Of every rule: exponent of how many hard pictures a site learned from, 0 (which leaves it out) to 8.
     pub coverage: f64,
 }
@@ -85,8 +85,8 @@ impl Default for WeighSettings {
             capability: 1.0,
             size: 1.0,
             floor_ratio: 0.3,
-            capability_of: CapabilityMeasure::Max,
-            size_of: SizeMeasure::Range,
+            capability_measure: CapabilityMeasure::Max,
+            size_measure: SizeMeasure::Range,
             coverage: 0.0,
         }
     }
@@ -273,7 +273,7 @@ mod tests {
 
         #[test]
         fn the_method_without_stability_and_capability_by_share_of_samples_is_fedavg(sites in sites()) {
-            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_of: SizeMeasure::Share, ..plain() };
+            let alone = WeighSettings { stability: 0.0, capability: 0.0, size_measure: SizeMeasure::Share, ..plain() };
             let (paper, fedavg) = (weigh("paper", &sites, &alone).unwrap(), weigh("fedavg", &sites, &plain()).unwrap());
             prop_assert!(near(&paper.shares, &fedavg.shares));
         }

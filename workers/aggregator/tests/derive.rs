@@ -4,13 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
-use aggregator::derive::{AggregateContext, AggregateError, AggregateResult, SiteContribution, aggregate};
+use aggregator::aggregate::{AggregateContext, AggregateError, AggregateResult, SiteContribution, aggregate};
 use aggregator::filter::UpdateFilter;
 use aggregator::merge::WeightedRow;
-use aggregator::public::PublicSet;
+use aggregator::public_set::PublicSet;
 use aggregator::score::{ScoringModel, HeadLearning, ModelScorer, Tuning};
-use aggregator::server::ServerOptimizerState;
-use aggregator::values::WeightRow;
+use aggregator::server_optimizer::ServerOptimizerState;
+use aggregator::weights_file::WeightRow;
 use aggregator::{MergeSettings, merge};
 use autograd::TrainableSelection;
 use vision::{Model, OnnxRuntime};
@@ -239,7 +239,7 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
     assert!(stands.record.parts.iter().all(|part| part.share == 0.0));
     let momentum = {
         let mut settings = rule("pick");
-        settings.server.kind = aggregator::server::ServerOptimizerKind::Momentum;
+        settings.server_optimizer.kind = aggregator::server_optimizer::ServerOptimizerKind::Momentum;
         derived(&here, sent(&worse, base), &settings).unwrap()
     };
     assert_eq!((&momentum.row, momentum.memory), (base, ServerOptimizerState::default()), "nothing moves where nothing is gained");
@@ -280,7 +280,7 @@ fn what_cannot_be_derived_is_refused_by_name() {
     assert!(matches!(derived(&here, sent(&rows(base, 2), base), &rule("best")), Err(AggregateError::Settings(_))));
     let huge = vec![vec![f32::MAX; base.len()], vec![f32::MAX; base.len()]];
     let mut settings = rule("uniform");
-    settings.server.rate = 4.0;
+    settings.server_optimizer.rate = 4.0;
     assert!(matches!(derived(&here, sent(&huge, base), &settings), Err(AggregateError::NotFinite)));
     let mut around =
         AggregateContext { layout: &here.ground.layout, public: None, judges: &mut [], round: 1, is_learning: false };

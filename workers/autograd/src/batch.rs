@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
-use crate::known::TensorFacts;
+use crate::tensor_facts::TensorFacts;
 use crate::onnx::{OnnxDocument, depends, int, ints, named};
 use crate::proto::tensor_shape_proto::dimension::Value as Size;
 use crate::proto::type_proto::Value as Kind;
@@ -295,9 +295,9 @@ impl BatchAxis<'_> {
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
-    use crate::known::TensorConstants;
-    use crate::step::PreparedModel;
-    use crate::tape::AttributeValue;
+    use crate::tensor_facts::TensorConstants;
+    use crate::training_step::PreparedModel;
+    use crate::gradient_tape::AttributeValue;
 
     #[test]
     fn what_does_not_provably_work_image_by_image_is_refused_by_name() {

@@ -2,7 +2,7 @@
 
 use crate::onnx::{OnnxDocument, declared};
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
-use crate::tape::AttributeValue;
+use crate::gradient_tape::AttributeValue;
 use crate::tensor;
 use crate::upgrade::STEP_OPSET;
 

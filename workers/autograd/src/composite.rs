@@ -7,11 +7,11 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use crate::error::AutogradError;
 use crate::fold::EPSILON;
-use crate::known::TensorFacts;
+use crate::tensor_facts::TensorFacts;
 use crate::onnx::{attribute, float, int, reads, text};
 use crate::proto::{GraphProto, NodeProto};
 use crate::rules::input;
-use crate::tape::{AttributeValue, GradientRefusal, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, unsupported};
 use crate::tensor::count;
 use crate::upgrade::is_standard;
 use crate::writer::Writer;
@@ -384,9 +384,9 @@ fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefus
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
-    use crate::known::TensorConstants;
-    use crate::step::PreparedModel;
-    use crate::tape::AttributeValue;
+    use crate::tensor_facts::TensorConstants;
+    use crate::training_step::PreparedModel;
+    use crate::gradient_tape::AttributeValue;
     use crate::trainable::TrainableSelection;
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::known::{TensorFacts, TensorConstants};
+use crate::tensor_facts::{TensorFacts, TensorConstants};
 use crate::onnx::{float, int};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::tensor;

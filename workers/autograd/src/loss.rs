@@ -5,7 +5,7 @@
 //! distillation against a teacher's probabilities, or a mixture; a row of zeros is no image at all, which fills
 //! up a batch. Its gradient is `scale · (softmax(scores) · Σ_c target - target)`.
 
-use crate::tape::{AttributeValue, GradientTape};
+use crate::gradient_tape::{AttributeValue, GradientTape};
 
 /// Writes loss and gradient; the gradient of the scores. `scores` and `target`: `[batch, classes]`, `scale`: one
 /// number, `loss`: what the loss is to be called.

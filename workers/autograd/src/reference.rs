@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::AutogradError;
 use crate::onnx::{self, OnnxDocument};
-use crate::step::LOSS;
+use crate::training_step::LOSS;
 
 /// A model and what its gradients are.
 #[derive(Debug, Clone)]

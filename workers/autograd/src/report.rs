@@ -1,8 +1,8 @@
 //! What could be trained of a model, before anything is trained.
 
 use crate::error::AutogradError;
-use crate::known::TensorFacts;
-use crate::step::PreparedModel;
+use crate::tensor_facts::TensorFacts;
+use crate::training_step::PreparedModel;
 use crate::trainable::{self, TrainableSelection};
 
 /// What could be trained.
@@ -51,7 +51,7 @@ mod tests {
     use vision::graph::{GraphInput, Graph, TensorNumbers};
 
     use super::*;
-    use crate::known::TensorConstants;
+    use crate::tensor_facts::TensorConstants;
     use crate::onnx::{self, OnnxDocument, declared};
     use crate::proto::tensor_proto::DataType;
     use crate::proto::{AttributeProto, GraphProto, NodeProto};

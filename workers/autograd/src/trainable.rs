@@ -6,7 +6,7 @@ use std::str::FromStr;
 use wildmatch::WildMatch;
 
 use crate::error::AutogradError;
-use crate::known::TensorFacts;
+use crate::tensor_facts::TensorFacts;
 use crate::onnx::{depends, int};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;

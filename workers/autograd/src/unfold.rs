@@ -7,11 +7,11 @@
 
 use std::collections::HashSet;
 
-use crate::known::TensorFacts;
+use crate::tensor_facts::TensorFacts;
 use crate::onnx::int;
 use crate::proto::{GraphProto, NodeProto};
 use crate::rules::PoolWindow;
-use crate::tape::AttributeValue;
+use crate::gradient_tape::AttributeValue;
 use crate::tensor;
 use crate::writer::Writer;
 

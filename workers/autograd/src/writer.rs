@@ -1,8 +1,8 @@
 //! What is written in place of an operator: others that do the same, constants, and what is known of both.
 
-use crate::known::{TensorFacts, TensorConstants};
+use crate::tensor_facts::{TensorFacts, TensorConstants};
 use crate::proto::{NodeProto, TensorProto};
-use crate::tape::AttributeValue;
+use crate::gradient_tape::AttributeValue;
 use crate::tensor;
 
 /// Operators in place of one. Their tensors are called after its first output.

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use autograd::known::TensorConstants;
+use autograd::tensor_facts::TensorConstants;
 use autograd::reference::Reference;
-use autograd::step::{PreparedModel, SCALE, TARGET};
+use autograd::training_step::{PreparedModel, SCALE, TARGET};
 use autograd::{TensorFacts, TrainingStep, TrainableSelection};
 use vision::OnnxRuntime as Runtime;
 use vision::graph::{GraphOutput, GraphInput, Graph, TensorNumbers};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use aggregator::ParameterLayout;
 use aggregator::merge::{SiteDelta, WeightedRow, sum_into, trimmed_of, without_extremes};
-use aggregator::public::PublicSet;
+use aggregator::public_set::PublicSet;
 use aggregator::score::{ScoringModel, ModelScorer};
-use aggregator::values::{WeightRow, WeightsFile};
+use aggregator::weights_file::{WeightRow, WeightsFile};
 use autograd::TrainableSelection;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -3,7 +3,7 @@
 //! what real models say of real pictures. Chance, not time, so that it may run beside anything.
 
 mod fleet;
-mod found;
+mod results;
 mod releases;
 
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use runtime::Shutdown;
 use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games;
+use crate::experiments;
 use crate::report::BenchReport;
 use fleet::CanaryRun;
 use releases::{CanaryCandidate, KINDS, CanaryCandidates};
@@ -50,7 +50,7 @@ fn measure(options: &CanaryBenchOptions, stop: &AtomicBool) -> Result<BenchRepor
     let releases = CanaryCandidates::make(&runtime)?;
     let settings = CanarySettings::default();
     let played = play_all(&releases, &settings, options, stop)?;
-    Ok(found::report(&releases, &played, &settings, options))
+    Ok(results::report(&releases, &played, &settings, options))
 }
 
 /// Every kind with every seed, on all cores.
@@ -62,7 +62,7 @@ fn play_all(
 ) -> Result<Vec<CanaryRun>, BenchError> {
     let games: Vec<(&CanaryCandidate, u64)> =
         (1..=options.seeds).flat_map(|seed| releases.candidates.iter().map(move |kind| (kind, seed))).collect();
-    let mut played = games::run_experiments(
+    let mut played = experiments::run_experiments(
         &games,
         ("canaries", KINDS.len() * 5),
         || stop.load(Ordering::Relaxed),

@@ -47,7 +47,7 @@ pub enum BenchError {
     Train(#[from] training::TrainError),
     /// Weights could not be merged.
     #[error(transparent)]
-    Derive(#[from] aggregator::derive::AggregateError),
+    Derive(#[from] aggregator::aggregate::AggregateError),
     /// A graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] autograd::AutogradError),

@@ -1,8 +1,8 @@
 //! Rules of merging against each other: ten sites with pictures divided in many ways, ten rounds, several seeds; the
 //! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod found;
-mod play;
+mod results;
+mod experiment;
 mod pool;
 mod scheme;
 
@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aggregator::MergeSettings;
 use aggregator::filter::UpdateFilter;
 use aggregator::score::ScoringModel;
-use aggregator::server::ServerOptimizerKind;
+use aggregator::server_optimizer::ServerOptimizerKind;
 use aggregator::weigh::{CapabilityMeasure, WeighSettings};
 use autograd::TrainableSelection;
 use runtime::Shutdown;
 use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games;
+use crate::experiments;
 use crate::report::BenchReport;
-use play::{ExperimentResult, ExperimentRunner};
-pub(crate) use play::{initial_weights, site};
+use experiment::{ExperimentResult, ExperimentRunner};
+pub(crate) use experiment::{initial_weights, site};
 use pool::PicturePool;
 use scheme::SCHEMES;
 pub(crate) use scheme::{DivisionScheme, gamma, normal};
@@ -67,7 +67,7 @@ fn ways() -> Vec<RuleVariant> {
     let rule = |name: &str| way(name, |merge| merge.rule = name.into());
     let filter = |name: &str, filter: UpdateFilter| way(name, |merge| merge.filter.names = vec![filter]);
     let server = |name: &str, kind: ServerOptimizerKind, rate: f64| {
-        way(name, |merge| (merge.server.kind, merge.server.rate) = (kind, rate))
+        way(name, |merge| (merge.server_optimizer.kind, merge.server_optimizer.rate) = (kind, rate))
     };
     let rules = [
         "fedavg",
@@ -131,9 +131,9 @@ fn ablation() -> Vec<RuleVariant> {
         exponents("paper (1, 1, 2)", 1.0, 1.0, 2.0),
         paper("paper floor 0.05", &|weigh| weigh.floor_ratio = 0.05),
         paper("paper floor 0.6", &|weigh| weigh.floor_ratio = 0.6),
-        paper("paper mean", &|weigh| weigh.capability_of = CapabilityMeasure::Mean),
+        paper("paper mean", &|weigh| weigh.capability_measure = CapabilityMeasure::Mean),
         paper("paper mean (1, 2, 1)", &|weigh| {
-            (weigh.capability_of, weigh.capability) = (CapabilityMeasure::Mean, 2.0);
+            (weigh.capability_measure, weigh.capability) = (CapabilityMeasure::Mean, 2.0);
         }),
     ]
 }
@@ -166,14 +166,14 @@ fn measure(options: &FederatedBenchOptions, stop: &AtomicBool) -> Result<BenchRe
     for folder in folders {
         let pool = PicturePool::read(folder.map(PathBuf::as_path), &options.groups)?;
         let played = play_all(&runtime, &pool, &ways, options, stop)?;
-        sets.push(found::ExperimentSet {
+        sets.push(results::ExperimentSet {
             name: pool.name.clone(),
             classes: pool.classes,
             pictures: [pool.learn.len(), pool.test.len()],
             played,
         });
     }
-    Ok(found::report(&sets, &ways, options))
+    Ok(results::report(&sets, &ways, options))
 }
 
 /// Every rule on every scheme with every seed, on all cores.
@@ -194,7 +194,7 @@ fn play_all(
             games.extend(ways.iter().map(|way| (seed, *scheme, way)));
         }
     }
-    games::run_experiments(
+    experiments::run_experiments(
         &games,
         ("experiments", 50),
         || stop.load(Ordering::Relaxed),

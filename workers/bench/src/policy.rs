@@ -5,7 +5,7 @@
 //! *Offloading*: nothing is in doubt, and the question is only where the work is done; the cloud has a pace of
 //! its own there, because two models on one machine would take each other's processor.
 
-mod found;
+mod results;
 mod scenario;
 
 use std::collections::HashMap;
@@ -24,17 +24,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::ear::AnswerListener;
+use crate::answer_listener::AnswerListener;
 use crate::error::BenchError;
-use crate::field::{Testbed, TestbedConfig};
-use crate::labelled::{self, LabelledImage};
-use crate::load::schedule;
-use crate::paced::FakeCloudPace;
+use crate::testbed::{Testbed, TestbedConfig};
+use crate::labelled_images::{self, LabelledImage};
+use crate::load_generator::schedule;
+use crate::fake_cloud::FakeCloudPace;
 use crate::report::{BenchMachine, BenchReport};
-use crate::shape::{LinkState, LinkShape};
+use crate::link_shaper::{LinkState, LinkShape};
 use crate::workload::Workload;
 
-use found::{PolicyRunOutcome, PolicyRun};
+use results::{PolicyRunOutcome, PolicyRun};
 use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
 /// The project's own pair.
@@ -166,11 +166,11 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
             "scenarios_verification": VERIFICATION,
             "scenarios_offloading": OFFLOADING,
         }),
-        rows: found::rows(&runs),
-        table: found::table(&runs),
-        headline: found::headline(&runs),
-        notes: found::notes(&set.images, options.paced_ms, effort.rounds),
-        charts: found::charts(&runs),
+        rows: results::rows(&runs),
+        table: results::table(&runs),
+        headline: results::headline(&runs),
+        notes: results::notes(&set.images, options.paced_ms, effort.rounds),
+        charts: results::charts(&runs),
         machine,
     })
 }
@@ -213,7 +213,7 @@ impl VerificationSet {
 /// Reads the images; asks both models about them, the site's for how many are in doubt and the cloud's for what
 /// a cloud with a pace of its own would say.
 fn prepare(options: &PolicyBenchOptions, count: usize) -> Result<VerificationSet, BenchError> {
-    let images = labelled::read(options.images.as_deref(), count)?;
+    let images = labelled_images::read(options.images.as_deref(), count)?;
     let absolute = |chosen: &Option<PathBuf>, own: &str| {
         let named = chosen.clone().unwrap_or_else(|| own.into());
         if chosen.is_none() && !named.is_dir() {

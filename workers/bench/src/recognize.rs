@@ -5,7 +5,7 @@
 //! the rounds, every ratio one of neighbours in a round. Both durabilities; closed loop alone and with 16
 //! in flight, open loop at a given rate.
 
-mod found;
+mod results;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use serde_json::json;
 use streams::server::Durability;
 use vision::{InferenceSettings, OnnxRuntime};
 
-use crate::bare::WarmReplicas;
+use crate::warm_replicas::WarmReplicas;
 use crate::error::BenchError;
-use crate::load::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{LoadGenerator, AnswerMilestone};
 use crate::report::{BenchMachine, BenchReport};
-use crate::site::{TestbedPaths, ClientIsolation, BenchSite};
-use crate::window::{WindowLength, MeasurementWindow};
+use crate::bench_site::{TestbedPaths, ClientIsolation, BenchSite};
+use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Images in flight where throughput is measured: what keeps two replicas busy across the broker.
@@ -299,13 +299,13 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
             windows[index].push(bench.measure(CASES[index], effort.length).await?);
         }
     }
-    let memory = found::PeakMemory::of([&bench.fast.site, &bench.safe.site]);
+    let memory = results::PeakMemory::of([&bench.fast.site, &bench.safe.site]);
     let (rate_per_s, open_rate_given) = (bench.rate_per_s, options.rate_per_s.is_some());
     // Stopping waits for processes.
     tokio::task::spawn_blocking(move || drop(bench)).await?;
     let own = options.model.is_none() && options.images.is_none();
     let threads = replicas * options.infer.threads.max(1);
-    let undisturbed = windows.first().and_then(|bare| found::undisturbed(bare, threads.min(machine.cores)));
+    let undisturbed = windows.first().and_then(|bare| results::undisturbed(bare, threads.min(machine.cores)));
     Ok(BenchReport {
         bench: "recognize",
         settings: json!({
@@ -320,10 +320,10 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
             "cores_got_by_bare_loop_ratio": undisturbed,
             "workload": workload.described,
         }),
-        rows: found::rows(&windows, replicas, rate_per_s),
-        table: found::table(&windows, replicas, rate_per_s),
-        headline: found::headline(&windows, &memory, own),
-        notes: found::notes(&machine, &memory, &workload, replicas, undisturbed),
+        rows: results::rows(&windows, replicas, rate_per_s),
+        table: results::table(&windows, replicas, rate_per_s),
+        headline: results::headline(&windows, &memory, own),
+        notes: results::notes(&machine, &memory, &workload, replicas, undisturbed),
         charts: Vec::new(),
         machine,
     })

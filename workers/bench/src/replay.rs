@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use runtime::Shutdown;
 use serde_json::{Value, json};
-use streams::read::{self, MessageReader, StreamRange};
+use streams::reader::{self, MessageReader, StreamRange};
 use streams::server::Durability;
 use streams::topology;
 use vision::InferenceSettings;
 
 use crate::error::BenchError;
-use crate::load::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{LoadGenerator, AnswerMilestone};
 use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, BenchReport, ReportTable};
-use crate::site::{TestbedPaths, BenchSite};
+use crate::bench_site::{TestbedPaths, BenchSite};
 use crate::stats::median;
-use crate::window::{WindowLength, MeasurementWindow};
+use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Images in flight where the pipeline's throughput is measured, as the recognize bench has it.
@@ -130,7 +130,7 @@ async fn measure(options: &ReplayBenchOptions) -> Result<BenchReport, BenchError
     let mut found = Vec::new();
     for number in 0..rounds {
         print_step(&format!("round {} of {rounds}", number + 1));
-        let last = read::stream_level(&site.bus, topology::IMAGES).await?.last_sequence;
+        let last = reader::stream_level(&site.bus, topology::IMAGES).await?.last_sequence;
         let (mut round, turned) =
             (ReplayBenchRound::empty(load.closed(AnswerMilestone::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
         tokio::time::sleep(QUIET).await;
@@ -259,7 +259,7 @@ impl ReplayTarget<'_> {
     async fn bytes(&self, last: u64) -> Result<u64, BenchError> {
         let mut bytes = 0;
         let headers = StreamRange { headers_only: true, ..StreamRange::default() };
-        read::read_range(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
+        reader::read_range(&self.site.bus, topology::IMAGES, headers, last, |record| bytes += record.payload_bytes())
             .await?;
         Ok(bytes)
     }

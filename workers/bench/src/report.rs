@@ -7,7 +7,7 @@ use std::process::Command;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::bars::BarChart;
+use crate::bar_chart::BarChart;
 use crate::chart::{Chart, ChartError};
 use crate::error::BenchError;
 

@@ -2,8 +2,8 @@
 //! model that sites had and against what is shown of it. The trainer's and the aggregator's own recipes with default
 //! settings, without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod found;
-mod play;
+mod results;
+mod experiment;
 mod steering;
 mod world;
 
@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use vision::OnnxRuntime;
 
 use crate::error::BenchError;
-use crate::games::run_experiments;
+use crate::experiments::run_experiments;
 use crate::report::BenchReport;
-use play::{RoundsExperiment, run_experiment};
+use experiment::{RoundsExperiment, run_experiment};
 use steering::Steering;
 use world::{CASES, LabelQuality, RoundsWorld};
 
@@ -83,7 +83,7 @@ fn measure(options: &RoundsBenchOptions, stop: &CancellationToken) -> Result<Ben
     } else if options.hard_cases {
         games.extend(compared(&world));
     }
-    let rounds = if options.quick { 1 } else { play::ROUNDS };
+    let rounds = if options.quick { 1 } else { experiment::ROUNDS };
     let played = run_experiments(
         &games,
         ("games", 10),
@@ -91,7 +91,7 @@ fn measure(options: &RoundsBenchOptions, stop: &CancellationToken) -> Result<Ben
         || Ok(()),
         |(), game| run_experiment(&runtime, &world, game, rounds, stop),
     )?;
-    Ok(found::report(&world, &played, options))
+    Ok(results::report(&world, &played, options))
 }
 
 /// Games from models that know something, the same but for what hard cases do.

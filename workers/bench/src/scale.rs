@@ -4,8 +4,8 @@
 //! Stretches take turns, several rounds, forwards and backwards; every figure is a median over the rounds. All workers are this
 //! very program in processes of their own.
 
-mod many;
-mod step;
+mod fleet_cost;
+mod step_response;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,11 +19,11 @@ use vision::{InferenceSettings, Replicas};
 
 use crate::chart::{Chart, ChartLine};
 use crate::error::BenchError;
-use crate::load::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{LoadGenerator, AnswerMilestone};
 use crate::report::{HeadlineFigure, BenchMachine, ReportChart, BenchReport, ReportTable};
-use crate::site::{TestbedPaths, BenchSite};
+use crate::bench_site::{TestbedPaths, BenchSite};
 use crate::stats::median;
-use crate::window::{WindowLength, MeasurementWindow};
+use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Images in flight: what keeps four replicas busy across the broker.
@@ -125,10 +125,10 @@ async fn measure(options: &ScaleBenchOptions) -> Result<BenchReport, BenchError>
     };
     let base_per_s = BASE_SHARE * rate_of(ReplicaMode::Threads, 1);
     print_step("a queue that suddenly grows");
-    let stepped = step::measure(&mut site, &ground(1), &workload, base_per_s, options.quick).await?;
+    let stepped = step_response::measure(&mut site, &ground(1), &workload, base_per_s, options.quick).await?;
     tokio::task::spawn_blocking(move || drop(site)).await?;
     print_step(&format!("{} sites of one cloud", options.sites));
-    let crowd = many::measure(&ground(1), &workload, options.sites, options.quick).await?;
+    let crowd = fleet_cost::measure(&ground(1), &workload, options.sites, options.quick).await?;
     Ok(report(options, machine, &workload, &found, &stepped, &crowd, base_per_s))
 }
 
@@ -185,8 +185,8 @@ fn report(
     machine: BenchMachine,
     workload: &Workload,
     found: &BTreeMap<(ReplicaMode, usize), Vec<ScaleRun>>,
-    stepped: &step::StepResponse,
-    crowd: &many::FleetCost,
+    stepped: &step_response::StepResponse,
+    crowd: &fleet_cost::FleetCost,
     base_per_s: f64,
 ) -> BenchReport {
     let of = |case: &(ReplicaMode, usize), value: &dyn Fn(&ScaleRun) -> Option<f64>| {
@@ -240,7 +240,7 @@ fn report(
             json!({ "replicas": count, "as": how.word(), "window": ran.window, "max_over_mean": ran.unfair })
         })
     });
-    let series = |of: fn(&step::QueueSample) -> f64| stepped.looks.iter().map(|look| (look.at_s, of(look))).collect();
+    let series = |of: fn(&step_response::QueueSample) -> f64| stepped.looks.iter().map(|look| (look.at_s, of(look))).collect();
     let chart = Chart {
         title: format!("Five times the load from {:.0} s to {:.0} s", stepped.from_s, stepped.to_s),
         x_label: "seconds".into(),
@@ -255,7 +255,7 @@ fn report(
         "A step from {base_per_s:.0} to {:.0} images a second, target {:.1} s of queued work, one replica at the start and {:.0} at \
              the most; the longest queue was {:.1} s.",
         5.0 * base_per_s,
-        step::TARGET_S,
+        step_response::TARGET_S,
         stepped.looks.iter().map(|look| look.replicas).fold(0.0, f64::max),
         stepped.looks.iter().map(|look| look.queued_s).fold(0.0, f64::max)
     )];

@@ -3,7 +3,7 @@
 //! neighbours. An order reaches the recognizer as its courier brings it: a note in the site's ledger, and the package in
 //! its bucket; from there on it is the way of every release, trial in a process of its own included.
 
-mod found;
+mod results;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ use training::folder;
 use vision::{InferenceSettings, Model};
 
 use crate::error::BenchError;
-use crate::load::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{LoadGenerator, AnswerMilestone};
 use crate::report::{BenchMachine, BenchReport};
-use crate::site::{TestbedPaths, BenchSite};
-use crate::window::{WindowLength, MeasurementWindow};
+use crate::bench_site::{TestbedPaths, BenchSite};
+use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
-use found::SwapBenchRound;
+use results::SwapBenchRound;
 
 /// Images in flight where capacity is measured.
 const IN_FLIGHT: usize = 16;
@@ -128,7 +128,7 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
     let swaps = effort.rounds * effort.swaps;
     // Stopping waits for processes.
     tokio::task::spawn_blocking(move || drop((load, site))).await?;
-    let found = found::SwapBenchResult { stretches, first, memory_mib, before_any_mib, lost, by_release, swaps };
+    let found = results::SwapBenchResult { stretches, first, memory_mib, before_any_mib, lost, by_release, swaps };
     Ok(BenchReport {
         bench: "swap",
         settings: json!({
@@ -254,7 +254,7 @@ impl OrderSender<'_> {
 async fn swapping(
     orders: &mut OrderSender<'_>,
     rate_per_s: f64,
-    processes: &crate::window::NamedProcesses,
+    processes: &crate::measurement_window::NamedProcesses,
     swaps: usize,
 ) -> Result<(MeasurementWindow, Vec<Duration>), BenchError> {
     const LEAD: Duration = Duration::from_millis(500);
@@ -281,8 +281,8 @@ async fn swapping(
 async fn lost(site: &BenchSite) -> Result<u64, BenchError> {
     let mut left = u64::MAX;
     for _ in 0..50 {
-        let images = streams::read::stream_level(&site.bus, streams::topology::IMAGES).await?;
-        let answers = streams::read::stream_level(&site.bus, streams::topology::ANSWERS).await?;
+        let images = streams::reader::stream_level(&site.bus, streams::topology::IMAGES).await?;
+        let answers = streams::reader::stream_level(&site.bus, streams::topology::ANSWERS).await?;
         left = images.messages.saturating_sub(answers.messages);
         if left == 0 {
             break;

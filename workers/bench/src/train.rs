@@ -1,11 +1,11 @@
 //! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
 //! step on one thread, in turns.
 
-mod beside;
-mod found;
+mod interference;
+mod results;
 mod gradients;
-pub(crate) mod learn;
-pub mod net;
+pub(crate) mod learning_curve;
+pub mod network;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use autograd::TrainableSelection;
 use autograd::loss::{LabelSmoothing, cross_entropy};
-use autograd::step::PreparedModel;
+use autograd::training_step::PreparedModel;
 use nix::time::{ClockId, clock_gettime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -30,9 +30,9 @@ use crate::error::BenchError;
 use crate::report::BenchReport;
 use runtime::process;
 
-use found::TrainBenchResult;
-pub use learn::write as write_net;
-use net::BenchNetwork;
+use results::TrainBenchResult;
+pub use learning_curve::write as write_net;
+use network::BenchNetwork;
 
 const PEER: &str = include_str!("train/peer.py");
 
@@ -101,9 +101,9 @@ struct TrainRun {
 pub async fn run(options: &TrainBenchOptions, shutdown: Shutdown) -> Result<BenchReport, BenchError> {
     let steps = options.clone();
     let measured = async {
-        let beside = beside::measure_interference(options).await?;
+        let beside = interference::measure_interference(options).await?;
         let found = tokio::task::spawn_blocking(move || measure(&steps)).await??;
-        Ok(found::report(&TrainBenchResult { beside, ..found }, options.quick))
+        Ok(results::report(&TrainBenchResult { beside, ..found }, options.quick))
     };
     tokio::select! {
         report = measured => report,
@@ -121,9 +121,9 @@ fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> 
     let python = options.python.clone().unwrap_or("python3".into());
     let checked = gradients::check(&runtime, options.gradients.as_deref())?;
     let epochs = if options.quick { 2 } else { 20 };
-    let mut learned = vec![learn::learn(&runtime, None, &python, epochs)?];
+    let mut learned = vec![learning_curve::learn(&runtime, None, &python, epochs)?];
     for folder in &options.data {
-        learned.push(learn::learn(&runtime, Some(folder), &python, epochs)?);
+        learned.push(learning_curve::learn(&runtime, Some(folder), &python, epochs)?);
     }
     let mut peer = PyTorchPeer::start(&python);
     let rounds = if options.quick { 1 } else { 5 };
@@ -155,7 +155,7 @@ fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> 
 fn ours(runtime: &OnnxRuntime, net: &BenchNetwork, part: TrainedPart, round: usize, steps: usize) -> Result<TrainRun, BenchError> {
     let (onnx, shape) = (net.onnx(), net.shape());
     let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
-    let known = training::probe::known(runtime, &prepared, &shape)?;
+    let known = training::trainable_model::known(runtime, &prepared, &shape)?;
     let step = prepared.step(&known, &TrainableSelection::Last(part.last(net)))?;
     let mut weights: Vec<Vec<f32>> =
         step.weights.iter().map(|weight| onnx.weight(&weight.name)).collect::<Result<_, _>>()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use runtime::Shutdown;
 use schemas::{FaultNote, SiteName, TaskId};
 use streams::fleet::{Ledger, RemoteNote};
-use streams::{Bus, CarryError, rights};
+use streams::{Bus, CarryError, permissions};
 
 use crate::probe::LinkHandle;
 
@@ -46,7 +46,7 @@ async fn read_site_mark(here: &Bus, cloud: &Bus, site: &SiteName, left: &mut boo
     let own = Ledger::open(here).await?;
     own.update_note(MARK, |mark| mark.map_or_else(|| TaskId::new_random().to_string(), str::to_owned)).await?;
     let mark = own.read(MARK).await?.unwrap_or_default();
-    let note = RemoteNote::new(cloud, rights::mark_key(site));
+    let note = RemoteNote::new(cloud, permissions::mark_key(site));
     let found = note.read().await?;
     if found.as_deref() == Some(mark.as_str()) {
         *left = true;

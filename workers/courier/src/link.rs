@@ -39,12 +39,12 @@ pub struct LinkSettings {
     pub probe_every_ms: u64,
     /// Silence for this long means that the link is down, milliseconds, 50 to 10000; more while bytes of
     /// ours are under way that must take longer.
-    pub probe_patience_ms: u64,
+    pub probe_timeout_ms: u64,
 }
 
 impl Default for LinkSettings {
     fn default() -> Self {
-        Self { max_slowdown_ratio: 3.0, dwell_ms: 1000, probe_every_ms: 250, probe_patience_ms: 600 }
+        Self { max_slowdown_ratio: 3.0, dwell_ms: 1000, probe_every_ms: 250, probe_timeout_ms: 600 }
     }
 }
 
@@ -56,7 +56,7 @@ impl LinkSettings {
                 Err("courier.link.max_slowdown_ratio must be more than 1".into())
             }
             Self { probe_every_ms: ..50 | 1001.., .. } => Err("courier.link.probe_every_ms must be 50 to 1000".into()),
-            Self { probe_patience_ms: ..50 | 10_001.., .. } => {
+            Self { probe_timeout_ms: ..50 | 10_001.., .. } => {
                 Err("courier.link.probe_patience_ms must be 50 to 10000".into())
             }
             _ => Ok(()),
@@ -168,7 +168,7 @@ impl LinkMeter {
 
     /// How long silence may last, seconds: longer while bytes are under way that must take longer.
     pub fn timeout_s(&self) -> f64 {
-        let base_s = self.settings.probe_patience_ms as f64 / 1000.0;
+        let base_s = self.settings.probe_timeout_ms as f64 / 1000.0;
         let sending_s = match (self.in_flight_bytes, self.rates.best()) {
             (0, _) | (_, None) => 0.0,
             (bytes, Some(rate)) => bytes as f64 / rate * self.settings.max_slowdown_ratio,

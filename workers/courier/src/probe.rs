@@ -6,12 +6,12 @@ use std::time::Duration;
 use runtime::Shutdown;
 use schemas::{CloudReport, LinkReport};
 use streams::fleet;
-use streams::{Bus, read, topology};
+use streams::{Bus, reader, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::link::{LinkSettings, LinkMeter, ActiveUpload};
-use crate::stillness::VerifierProgress;
+use crate::verifier_progress::VerifierProgress;
 
 /// How often the verifiers' signs of life are read.
 const FLEET_EVERY: Duration = Duration::from_secs(2);
@@ -137,7 +137,7 @@ impl LinkHandle {
     async fn ask(&self, cloud: &Bus, (replicas, cost_ms): (u32, f64)) {
         let was_up = self.report().up;
         let asked_at = Instant::now();
-        let question = read::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER);
+        let question = reader::consumer_progress(cloud, topology::VERIFY, topology::VERIFIER);
         let mut question = std::pin::pin!(question);
         // Patience may grow while the answer is awaited, as uploads come on their way.
         let answer = loop {

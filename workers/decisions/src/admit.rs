@@ -6,7 +6,7 @@
 //! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
 //! forces it to be recognized here. `earliest-finish` predicts both ends instead.
 
-use schemas::decided::{SiteLoad, RoutingMode, Network};
+use schemas::decision_trace::{SiteLoad, RoutingMode, Network};
 
 use crate::policy::{Objective, Policy, PolicyName};
 
@@ -129,13 +129,13 @@ pub fn overload(policy: &Policy, state: AdmitState, load: &SiteLoad, now_s: f64)
         false => {
             above(load.cpu_ratio, marks.cpu_high_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_high_ratio)
-                || above(load.stall_ratio, marks.stall_high_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_high_ratio)
                 || queue_s(load) > marks.queue_high_s
         }
         true => {
             above(load.cpu_ratio, marks.cpu_low_ratio) && load.waiting > u64::from(load.replicas)
                 || above(load.memory_ratio, marks.memory_low_ratio)
-                || above(load.stall_ratio, marks.stall_low_ratio)
+                || above(load.stall_ratio, marks.memory_pressure_low_ratio)
                 || queue_s(load) > marks.queue_low_s
         }
     };
@@ -163,12 +163,12 @@ fn paper(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network
 
 fn above_memory(policy: &Policy, load: &SiteLoad) -> bool {
     load.memory_ratio.is_some_and(|ratio| ratio > policy.load.memory_low_ratio)
-        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.stall_low_ratio)
+        || load.stall_ratio.is_some_and(|ratio| ratio > policy.load.memory_pressure_low_ratio)
 }
 
 /// Held until something changes, but never past its deadline, nor longer than the policy allows.
 fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
-    let too_long = task.held_s * 1000.0 >= policy.listen_ms as f64;
+    let too_long = task.held_s * 1000.0 >= policy.hold_ms as f64;
     let forced = task.left_s.is_some_and(|left_s| left_s <= load.cost_s + GUARD_S);
     if too_long || forced || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
 }
@@ -206,7 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use schemas::decided::CloudLoad;
+    use schemas::decision_trace::CloudLoad;
 
     use crate::policy::ObjectiveWeights;
 
@@ -401,7 +401,7 @@ mod tests {
             if admit(&policy, &load, &network, &task) == AdmitDecision::Listen {
                 prop_assert!(priority < URGENT);
                 prop_assert!(left_s > load.cost_s);
-                prop_assert!(held_s * 1000.0 < policy.listen_ms as f64);
+                prop_assert!(held_s * 1000.0 < policy.hold_ms as f64);
             }
         }
 

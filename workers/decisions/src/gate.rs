@@ -6,7 +6,7 @@ use schemas::Reason;
 use schemas::model::GateDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::learn::Calibration;
+use crate::calibration::Calibration;
 
 /// Confidence below which an answer is doubtful when neither model nor operator says otherwise.
 /// A guess that suits calibrated classifiers of about ten classes.
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(gate.decide(&sure(Some(0.99)), "a"), Reason::Confident);
         assert_eq!(gate.decide(&sure(None), "a"), Reason::Confident, "a model without a novelty score");
         assert!(gate.tests_novelty());
-        let taught = gate.with_calibration(&crate::learn::CalibrationEvidence::default().calibration(0.9));
+        let taught = gate.with_calibration(&crate::calibration::CalibrationEvidence::default().calibration(0.9));
         assert_eq!(taught.decide(&sure(Some(0.995)), "a"), Reason::HighNovelty);
         let open = Gate::new(&GateSettings::default(), &GateDefaults::default());
         assert_eq!(open.decide(&sure(Some(1.0)), "a"), Reason::Confident, "it is off unless asked for");

@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
 use runtime::clock;
-use runtime::sign::SiteKey;
+use runtime::site_key::SiteKey;
 use runtime::trust::sign_root;
 use schemas::{ReleaseId, Root, SiteName};
 use serde::{Deserialize, Serialize};
-use streams::rights::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
+use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, hub_accounts};
 use streams::server::write_private;
-use streams::table::Role;
+use streams::subject_table::Role;
 
 use crate::certificate::{IssuedCertificate, issue_hub, make_authority};
 use crate::error::FleetError;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use streams::server::write_private;
 
 use crate::error::FleetError;
-use crate::sealed::SealedText;
+use crate::sealed_text::SealedText;
 
 /// Largest file of this kind that is read, bytes.
 const MOST_BYTES: u64 = 256 * 1024;

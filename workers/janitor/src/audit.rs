@@ -7,7 +7,7 @@ use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::task::{HEADER_IMAGE, HEADER_MESSAGE_ID, HEADER_TASK, StorageStamp};
 use schemas::{CameraName, SiteName, Task, TaskId};
-use streams::read::{self, MessageReader, StoredMessage, StreamRange};
+use streams::reader::{self, MessageReader, StoredMessage, StreamRange};
 use streams::{Blobs, Bus, CarryError, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
 
@@ -29,12 +29,12 @@ impl OutcomeAudit {
     /// for room.
     pub async fn begin(bus: &Bus) -> Result<Self, CarryError> {
         let server = bus.server_id();
-        let (images, answers) = (read::stream_level(bus, topology::IMAGES).await?, read::stream_level(bus, topology::ANSWERS).await?);
+        let (images, answers) = (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
         let mut floor = images.first_sequence.saturating_sub(1);
         if answers.first_sequence > 1 && answers.messages > 0 {
-            let oldest = read::message_at(bus, topology::ANSWERS, answers.first_sequence).await?;
+            let oldest = reader::message_at(bus, topology::ANSWERS, answers.first_sequence).await?;
             let since_ns = oldest.map_or(i128::MAX, |oldest| oldest.stored_at_ns);
-            let first = read::first_since(bus, topology::IMAGES, since_ns).await?;
+            let first = reader::first_since(bus, topology::IMAGES, since_ns).await?;
             floor = first.map_or(images.last_sequence, |first| first.sequence - 1);
         }
         Ok(Self {
@@ -47,7 +47,7 @@ impl OutcomeAudit {
 
     /// Reads the answers that came since, headers only.
     pub async fn read_on(&mut self, bus: &Bus) -> Result<(), CarryError> {
-        let answers = read::stream_level(bus, topology::ANSWERS).await?;
+        let answers = reader::stream_level(bus, topology::ANSWERS).await?;
         let (from, last) = (self.answers_read + 1, answers.last_sequence);
         if last >= from && answers.messages > 0 {
             let since = StreamRange { headers_only: true, from_sequence: Some(from), ..StreamRange::default() };
@@ -57,7 +57,7 @@ impl OutcomeAudit {
             }
             self.answers_read = last;
         }
-        let images = read::stream_level(bus, topology::IMAGES).await?;
+        let images = reader::stream_level(bus, topology::IMAGES).await?;
         self.index.forget_before(images.first_sequence);
         Ok(())
     }
@@ -84,17 +84,17 @@ pub enum AuditOutcome {
 
 /// Looks at one image closely and has it recognized again if it has no outcome.
 pub async fn republish_image(bus: &Bus, publisher: &Publisher, site: &SiteName, sequence: u64) -> Result<AuditOutcome, Fault> {
-    let Some(image) = read::message_at(bus, topology::IMAGES, sequence).await? else { return Ok(AuditOutcome::Gone) };
+    let Some(image) = reader::message_at(bus, topology::IMAGES, sequence).await? else { return Ok(AuditOutcome::Gone) };
     let camera = subject::read_image(&image.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
     let stored = StorageStamp { site: site.clone(), camera, sequence, stored_at_ns: image.stored_at_ns };
     let task = Task::id_of(&stored, &|name| image.header(name), &image.payload)
         .unwrap_or_else(|_| TaskId::from_sequence(site, &stored.camera, sequence, stored.stored_at_ns));
-    if read::read_outcome(bus, &subject::final_answer(site, &stored.camera, task)).await?.is_some() {
+    if reader::read_outcome(bus, &subject::final_answer(site, &stored.camera, task)).await?.is_some() {
         return Ok(AuditOutcome::Duplicate);
     }
     tracing::warn!(task_id = %task, sequence, "an acknowledged image has no outcome: it is recognized again");
     publisher.publish(&republish_unanswered(bus, &image, task).await?).await?;
-    read::remove_answered(bus, topology::IMAGES, sequence).await?;
+    reader::remove_answered(bus, topology::IMAGES, sequence).await?;
     Ok(AuditOutcome::Redone)
 }
 

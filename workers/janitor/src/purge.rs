@@ -1,6 +1,6 @@
 //! Which answered images must go so that new ones have room. Pure.
 
-use streams::read::{StreamLevel, ConsumerProgress};
+use streams::reader::{StreamLevel, ConsumerProgress};
 
 use crate::settings::JanitorSettings;
 

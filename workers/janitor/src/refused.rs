@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::{Fault, clock, letter};
+use runtime::{Fault, clock, dead_letter};
 use schemas::{DeadLetter, FaultNote, OutcomeReport, SiteName, TaskId, encode};
-use streams::read::{self, StreamLevel, StoredMessage, StreamRange};
+use streams::reader::{self, StreamLevel, StoredMessage, StreamRange};
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ impl RefusalMatch {
 /// Whether it listens now.
 pub async fn is_near_now(bus: &Bus, report: &Mutex<OutcomeReport>) -> bool {
     let refusing = report.lock().unwrap_or_else(PoisonError::into_inner).refusing.is_some();
-    read::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
+    reader::stream_level(bus, topology::IMAGES).await.is_ok_and(|level| is_near(&level, refusing))
 }
 
 /// Listens until the stream is no longer near its limit, and counts in the report what was refused.
@@ -83,7 +83,7 @@ pub async fn listen_for_refusals(
 ) -> Result<(), Fault> {
     let mut passing = Box::pin(watch_subject(bus, subject::all_images()).await?);
     bus.flush_published().await;
-    let mut read_to = read::stream_level(bus, topology::IMAGES).await?.last_sequence;
+    let mut read_to = reader::stream_level(bus, topology::IMAGES).await?.last_sequence;
     let mut found = RefusalMatch::default();
     let mut looks = tokio::time::interval(Duration::from_millis(500));
     loop {
@@ -95,10 +95,10 @@ pub async fn listen_for_refusals(
             _ = looks.tick() => {
                 // A look at the stream first: what is looked for was published before it.
                 let until = Instant::now().checked_sub(STORED_AFTER);
-                let level = read::stream_level(bus, topology::IMAGES).await?;
+                let level = reader::stream_level(bus, topology::IMAGES).await?;
                 if level.last_sequence > read_to {
                     let new = StreamRange { headers_only: true, from_sequence: Some(read_to + 1), ..StreamRange::default() };
-                    read::read_range(bus, topology::IMAGES, new, level.last_sequence, |record| {
+                    reader::read_range(bus, topology::IMAGES, new, level.last_sequence, |record| {
                         found.store((record.subject.clone(), record.payload_bytes()));
                     })
                     .await?;
@@ -130,7 +130,7 @@ fn of(site: &SiteName, heard: TapMessage) -> DeadLetter {
     let record =
         StoredMessage { subject: heard.subject, sequence: 0, stored_at_ns, headers: heard.headers, payload: heard.payload };
     let id = TaskId::new_random();
-    DeadLetter { id, ..letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
+    DeadLetter { id, ..dead_letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
 }
 
 #[cfg(test)]

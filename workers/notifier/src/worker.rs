@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Packet, QoS};
-use runtime::drive::WorkerStats;
-use runtime::{Fault, Shutdown, beat};
+use runtime::consumer::WorkerStats;
+use runtime::{Fault, Shutdown, heartbeat};
 use schemas::{Answer, FaultNote, SiteName, TaskId, codec, decode};
 use streams::backoff::wait_about;
 use streams::fleet::Ledger;
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, CarryError, Publication, subject, topology};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
@@ -51,8 +51,8 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
     let listener = MqttListener::new(&site, settings)?;
     let tally = Arc::new(WorkerStats::default());
     let fault = Mutex::new(None);
-    let pulse = beat::HeartbeatPace::default();
-    let life = beat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+    let pulse = heartbeat::HeartbeatPace::default();
+    let life = heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
         beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
     });
     let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
@@ -128,7 +128,7 @@ impl Notifier<'_> {
     async fn tell_from(&self, place: &mut NotifyPosition) -> Result<(), NotifyError> {
         let subjects = vec![subject::final_answers(self.site, None)];
         let stretch = StreamRange { subjects, from_sequence: Some(place.told + 1), ..StreamRange::default() };
-        let mut records = pin!(read::follow_range(self.bus, topology::ANSWERS, stretch).await?);
+        let mut records = pin!(reader::follow_range(self.bus, topology::ANSWERS, stretch).await?);
         let server = self.bus.server_id();
         let mut outlet = NotifyOutlet::open(self.bus, &self.listener);
         if let NotifyOutlet::Nats(_) = outlet {
@@ -193,7 +193,7 @@ impl NotifyPosition {
     async fn read(bus: &Bus, site: &SiteName) -> Result<Self, CarryError> {
         let (ledger, note) = (Ledger::open(bus).await?, subject::notifier_note(site));
         let noted = ledger.read(&note).await?.and_then(|text| text.parse().ok());
-        let last = read::stream_level(bus, topology::ANSWERS).await?.last_sequence;
+        let last = reader::stream_level(bus, topology::ANSWERS).await?.last_sequence;
         // Nobody asked for what was answered before this was switched on; a stream made anew counts from 1 again.
         let told = noted.unwrap_or(last).min(last);
         Ok(Self { told, noted, ledger, note })

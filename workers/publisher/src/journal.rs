@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use schemas::TaskId;
 use schemas::task::HEADER_MESSAGE_ID;
 use streams::topology::IMAGES;
-use streams::{Bus, read};
+use streams::{Bus, reader};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::load::FileStamp;
+use crate::image_loader::FileStamp;
 use crate::source::{escape_path, unescape_path};
 
 /// Lines waiting for the disk before publishing waits with them.
@@ -177,10 +177,10 @@ impl Journal {
 /// A stream that was made anew counts from 1 again and holds other messages.
 async fn is_of_this_stream(known: &PublishedFiles, bus: &Bus) -> bool {
     let Some((sequence, id)) = known.newest else { return true };
-    match read::message_at(bus, IMAGES, sequence).await {
+    match reader::message_at(bus, IMAGES, sequence).await {
         Ok(Some(record)) => record.header(HEADER_MESSAGE_ID) == Some(id.to_string().as_str()),
         // Answered and purged, if the stream ever came so far.
-        Ok(None) => read::stream_level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
+        Ok(None) => reader::stream_level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
         Err(error) => {
             tracing::debug!(%error, "journal cannot be compared with the stream");
             false

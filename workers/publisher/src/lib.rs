@@ -14,23 +14,23 @@
 mod capture;
 mod failure;
 mod journal;
-mod load;
+mod image_loader;
 mod progress;
 pub mod report;
-mod send;
+mod image_sender;
 pub mod settings;
 pub mod source;
 mod tile;
-pub mod walk;
+pub mod worker;
 
 pub use failure::PublishFailure;
 pub use journal::JournalLocation;
 pub use progress::PublishProgress;
 pub use report::{RefusedFile, PublishSummary};
-pub use send::RunHeaders;
+pub use image_sender::RunHeaders;
 pub use settings::{LabelOrigin, PageSelection, PublisherSettings, TileSettings};
 pub use source::{CameraNaming, ImageSource, SourceError, list_images};
-pub use walk::{AcknowledgedTask, PublishOptions, publish_images};
+pub use worker::{AcknowledgedTask, PublishOptions, publish_images};
 
 /// How publishing twice and going on after an interruption work, for `--help`.
 pub const RESUME_HELP: &str = "\

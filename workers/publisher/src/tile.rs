@@ -6,7 +6,7 @@ use schemas::{TaskId, Tile};
 use tokio::sync::mpsc::Sender;
 use vision::{TileError, count_pages, dimensions, extract_page, split};
 
-use crate::send::ImageMessage;
+use crate::image_sender::ImageMessage;
 use crate::settings::{PageSelection, PublisherSettings, TileSettings};
 
 /// Whether an image becomes several messages. Reads headers only; what cannot be read is left to whoever decodes it.

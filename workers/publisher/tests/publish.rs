@@ -14,7 +14,7 @@ use runtime::Shutdown;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
 use schemas::task::StorageStamp;
 use schemas::{SiteName, Task};
-use streams::read::{self, StoredMessage};
+use streams::reader::{self, StoredMessage};
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
 use streams::topology::{self, IMAGES, RepairMode, PlanScope, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, PublishOutcome, subject};
@@ -104,11 +104,11 @@ impl PublishWorld {
     }
 
     async fn messages(&self) -> u64 {
-        read::stream_level(&self.bus, IMAGES).await.unwrap().messages
+        reader::stream_level(&self.bus, IMAGES).await.unwrap().messages
     }
 
     async fn record(&self, sequence: u64) -> StoredMessage {
-        read::message_at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
+        reader::message_at(&self.bus, IMAGES, sequence).await.unwrap().unwrap()
     }
 
     async fn task(&self, sequence: u64) -> Task {

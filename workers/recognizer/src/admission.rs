@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::signals::Signals;
-use crate::window::OffloadWindow;
-use schemas::decided::{SiteLoad, Network};
+use crate::offload_window::OffloadWindow;
+use schemas::decision_trace::{SiteLoad, Network};
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
 const LOCAL_PER_SLOT: u64 = 2;
@@ -83,7 +83,7 @@ impl Admission {
         let digest = digest(&in_force);
         Self {
             signals,
-            worker: runtime::beat::worker_name(),
+            worker: runtime::heartbeat::worker_name(),
             noted: watch::Sender::new((in_force, digest)),
             begun_at: Instant::now(),
             replicas: AtomicU32::new(u32::try_from(replicas).unwrap_or(u32::MAX)),
@@ -213,15 +213,15 @@ impl Admission {
     pub fn network(&self) -> Network {
         let policy = self.signals.policy();
         let most = match policy.name.ignores_cloud_estimate() {
-            true => policy.most_away.into(),
-            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.most_away.into()),
+            true => policy.max_offloaded.into(),
+            false => self.with_window(|window, now_s| window.tasks(now_s)).min(policy.max_offloaded.into()),
         };
         self.signals.network(self.away.load(Ordering::Relaxed), most)
     }
 
     /// A redirected task was answered in time, or came back.
     pub fn record_offload(&self, answered: bool) {
-        let most = self.signals.policy().most_away.into();
+        let most = self.signals.policy().max_offloaded.into();
         self.with_window(|window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) });
     }
 

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::step::DeadLetterContext;
+use runtime::handler::DeadLetterContext;
 use runtime::{MessageCredit, Fault, OutgoingMessages, Shutdown, Handler};
 use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
-use streams::read::StoredMessage;
+use streams::reader::StoredMessage;
 use streams::{Bus, CarryError, Delivery, topology};
 
-use decisions::learn::CalibrationEvidence;
+use decisions::calibration::CalibrationEvidence;
 
 const WRITE_EVERY: Duration = Duration::from_secs(3);
 

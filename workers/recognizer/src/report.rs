@@ -13,7 +13,7 @@ use streams::Publication;
 use streams::subject::{self, OutboxKind};
 use vision::ImageEnvelope;
 
-use decisions::fate::Escalation;
+use decisions::escalation::Escalation;
 use decisions::gate::TestedScores;
 use decisions::policy::EnergySettings;
 use decisions::verify::{PayloadKind, VerifySettings};

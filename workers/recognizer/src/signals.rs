@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use decisions::gate::Gate;
-use decisions::learn::{Calibration, CalibrationEvidence};
+use decisions::calibration::{Calibration, CalibrationEvidence};
 use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
@@ -14,13 +14,13 @@ use schemas::{LinkReport, ReleaseId, SiteName};
 use serde::{Deserialize, Serialize};
 use streams::backoff::wait_about;
 use streams::fleet::{HeartbeatBucket, Ledger};
-use streams::{Bus, CarryError, read, topology};
+use streams::{Bus, CarryError, reader, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::learner;
-use crate::load::{VitalsMeter, MachineVitals};
-use schemas::decided::{CloudLoad, Network};
+use crate::machine_vitals::{VitalsMeter, MachineVitals};
+use schemas::decision_trace::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.
 pub const POLICY_NOTE: &str = "policy";
@@ -260,7 +260,7 @@ impl Signals {
 
     async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         loop {
-            let progress = read::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
+            let progress = reader::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
             tokio::time::sleep(LOOK_EVERY * 2).await;
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::drift::{DriftMonitor, DriftSample, DriftSettings};
 use schemas::{DriftLevel, DriftReport};
-use vision::{DecodeSettings, InferenceSettings, Model, OnnxRuntime, Pixels, Replica, opinion, probabilities};
+use vision::{DecodeSettings, InferenceSettings, Model, OnnxRuntime, Pixels, Replica, prediction, probabilities};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")

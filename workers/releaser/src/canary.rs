@@ -35,7 +35,7 @@ pub struct CanarySettings {
     /// How much less often verdicts may agree, as a share of all images, above 0 and below 1.
     pub agreement_margin_ratio: f64,
     /// How many more images may be in doubt, as a share of all images, above 0 and below 1.
-    pub sent_up_margin_ratio: f64,
+    pub escalation_margin_ratio: f64,
     /// How much lower the mean confidence may be, above 0 and below 1.
     pub confidence_margin_ratio: f64,
     /// How many times more an image may cost, above 1.
@@ -43,9 +43,9 @@ pub struct CanarySettings {
     /// How many more images it may fail on, as a share of all, above 0 and below 1.
     pub faults_margin_ratio: f64,
     /// Images of the ring before anything but faults, refusals and crashes is believed.
-    pub least_images: u64,
+    pub min_images: u64,
     /// After so long without a decision it is withdrawn, seconds, at least 1.
-    pub longest_s: u64,
+    pub max_duration_s: u64,
     /// How many times more memory a worker may take, above 1; 64 MiB more are always allowed.
     pub memory_ratio: f64,
     /// Ends of workers in the ring that withdraw it at once, at least 1. A worker that somebody starts anew counts unless
@@ -61,12 +61,12 @@ impl Default for CanarySettings {
             false_alarm_ratio: 0.05,
             miss_ratio: 0.05,
             agreement_margin_ratio: 0.02,
-            sent_up_margin_ratio: 0.10,
+            escalation_margin_ratio: 0.10,
             confidence_margin_ratio: 0.10,
             cost_ratio: 1.5,
             faults_margin_ratio: 0.01,
-            least_images: 200,
-            longest_s: 24 * 3600,
+            min_images: 200,
+            max_duration_s: 24 * 3600,
             memory_ratio: 1.5,
             crashes: 2,
             without_verdicts: false,
@@ -81,7 +81,7 @@ impl CanarySettings {
             ("false_alarm_ratio", self.false_alarm_ratio, 0.0, 0.5),
             ("miss_ratio", self.miss_ratio, 0.0, 0.5),
             ("agreement_margin_ratio", self.agreement_margin_ratio, 0.0, 1.0),
-            ("sent_up_margin_ratio", self.sent_up_margin_ratio, 0.0, 1.0),
+            ("sent_up_margin_ratio", self.escalation_margin_ratio, 0.0, 1.0),
             ("confidence_margin_ratio", self.confidence_margin_ratio, 0.0, 1.0),
             ("faults_margin_ratio", self.faults_margin_ratio, 0.0, 1.0),
             ("cost_ratio", self.cost_ratio, 1.0, 1000.0),
@@ -92,7 +92,7 @@ impl CanarySettings {
                 return Err(format!("releaser.canary.{name} is {value}, it must lie between {above} and {below}"));
             }
         }
-        for (name, value) in [("longest_s", self.longest_s), ("crashes", self.crashes)] {
+        for (name, value) in [("longest_s", self.max_duration_s), ("crashes", self.crashes)] {
             if value == 0 {
                 return Err(format!("releaser.canary.{name} is 0, use at least 1"));
             }
@@ -104,7 +104,7 @@ impl CanarySettings {
     pub fn margin(&self, measure: CanaryMeasure) -> f64 {
         match measure {
             CanaryMeasure::Agreement => self.agreement_margin_ratio,
-            CanaryMeasure::SentUp => self.sent_up_margin_ratio,
+            CanaryMeasure::SentUp => self.escalation_margin_ratio,
             CanaryMeasure::Confidence => self.confidence_margin_ratio,
             CanaryMeasure::Cost => self.cost_ratio.ln(),
             CanaryMeasure::Faults => self.faults_margin_ratio,
@@ -134,7 +134,7 @@ pub enum CanaryRuling {
 
 /// What follows from what is known of a canary.
 pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJudgement {
-    let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.least_images;
+    let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.min_images;
     let (mut findings, mut open) = (Vec::new(), Vec::new());
     for measure in CanaryMeasure::ALL {
         match find(measure, trial, settings, enough) {
@@ -168,7 +168,7 @@ fn rule(trial: &CanaryTrial, settings: &CanarySettings, enough: bool, findings: 
     }
     match open.is_empty() {
         true => CanaryRuling::Promote,
-        false if trial.age_ms >= settings.longest_s.saturating_mul(1000) => {
+        false if trial.age_ms >= settings.max_duration_s.saturating_mul(1000) => {
             CanaryRuling::Withdraw(format!("not decided in {}: {}", span(trial.age_ms), open.join(", ")))
         }
         false => CanaryRuling::Wait(open.join(", ")),

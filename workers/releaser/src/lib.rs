@@ -6,13 +6,13 @@
 
 pub mod canary;
 pub mod evidence;
-pub mod next;
-pub mod pause;
+pub mod action;
+pub mod pause_window;
 pub mod ring;
 pub mod settings;
-pub mod walk;
+pub mod worker;
 
 pub use canary::{CanarySettings, CanaryRuling, judge_canary};
 pub use evidence::ReleaseEvidence;
 pub use settings::ReleaserSettings;
-pub use walk::run;
+pub use worker::run;

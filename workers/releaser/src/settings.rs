@@ -6,7 +6,7 @@ use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::canary::CanarySettings;
-use crate::pause::PauseWindow;
+use crate::pause_window::PauseWindow;
 
 /// How releases are let out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

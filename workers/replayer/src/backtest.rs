@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use decisions::admit::{AdmitDecision, AdmitInput as Asking, AdmitState, decide_admission, finish_s, queue_s};
-use decisions::fate::{EscalationInput, Escalation, EscalationCap, escalate};
+use decisions::escalation::{EscalationInput, Escalation, EscalationCap, escalate};
 use decisions::gate::TestedScores;
-use decisions::learn::CalibrationEvidence;
-use decisions::{EffectiveSettings, PayloadKind, lot};
+use decisions::calibration::CalibrationEvidence;
+use decisions::{EffectiveSettings, PayloadKind, hash_fraction};
 use schemas::{Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId};
 use serde_json::Value;
 
@@ -341,7 +341,7 @@ fn recorded_state(decided: &DecisionTrace) -> AdmitState {
 
 #[cfg(test)]
 mod tests {
-    use schemas::decided::{CloudLoad, SiteLoad, RoutingMode, Network};
+    use schemas::decision_trace::{CloudLoad, SiteLoad, RoutingMode, Network};
     use schemas::task::StorageStamp;
     use schemas::{EscalationTrace, AnswerStage, Task, Timings};
     use serde_json::json;

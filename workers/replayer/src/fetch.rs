@@ -7,7 +7,7 @@ use schemas::{BlobRef, SetName};
 use streams::{Blobs, Bus, CarryError, topology};
 
 use crate::error::ReplayError;
-use crate::pace::ReadLimiter;
+use crate::read_limiter::ReadLimiter;
 use crate::row::TaskRow;
 
 /// Where images are replayed from.
@@ -44,7 +44,7 @@ pub async fn fetch<'r>(
         ImageOrigin::Pinned(_) => (topology::PINNED, Blobs::open_pinned(bus).await?),
     };
     let sequences: Vec<u64> = rows.iter().map(|row| row.sequence).collect();
-    streams::pick::fetch_many(bus, stream, &sequences, async |place, record| {
+    streams::fetch_many::fetch_many(bus, stream, &sequences, async |place, record| {
         let Some(row) = rows.get(place) else { return Ok(()) };
         let image = match record {
             Some(record) => whole(&blobs, record.payload, record.headers).await?,

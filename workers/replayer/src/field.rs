@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::moment;
+use crate::timestamp;
 
 /// What can be asked about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +183,7 @@ impl TaskField {
             return Err(format!("no task has {self} {text:?}: use {}", values.join(", ")));
         }
         match self {
-            TaskField::Published => match moment::parse_timestamp(text, None) {
+            TaskField::Published => match timestamp::parse_timestamp(text, None) {
                 Ok(at_ms) => Ok(FieldValue::Number(at_ms as f64)),
                 Err(why) => Err(why),
             },

@@ -10,7 +10,7 @@ use schemas::TaskId;
 use crate::error::ReplayError;
 use crate::fetch::ArchivedImage;
 use crate::index::{HEADS, IndexWriter, cells};
-use crate::kind;
+use crate::image_kind;
 use crate::row::TaskRow;
 
 /// Rows written before the system is given them.
@@ -45,7 +45,7 @@ impl FolderWriter {
     /// # Errors
     /// The system's words.
     pub fn write_image(&mut self, row: &TaskRow, image: &ArchivedImage) -> Result<(), ReplayError> {
-        let file = format!("{}/{}.{}", row.camera, row.task, kind::extension(&image.bytes));
+        let file = format!("{}/{}.{}", row.camera, row.task, image_kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
             let folder = self.path.join(row.camera.as_ref());
             fs::create_dir_all(&folder).map_err(ReplayError::write(&folder))?;

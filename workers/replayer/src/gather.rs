@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use schemas::{Answer, Label, SetName, SiteName, AnswerStage, TaskId, decode};
-use streams::read::{self, MessageReader, StreamRange};
+use streams::reader::{self, MessageReader, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::backtest::RecordedTask;
 use crate::error::ReplayError;
-use crate::outlet::HEADER_ROW;
-use crate::pace::ReadLimiter;
+use crate::republish::HEADER_ROW;
+use crate::read_limiter::ReadLimiter;
 use crate::row::{TaskRow, TextPool};
 use crate::select::{TaskStage, TaskQuery};
 use crate::settings::MOST_TASKS;
@@ -29,7 +29,7 @@ pub async fn gather(
     mut each: impl FnMut(u64, u64),
 ) -> Result<Vec<TaskRow>, ReplayError> {
     let persons = PersonLabels::read(bus).await?;
-    let last = read::stream_level(bus, topology::ANSWERS).await?;
+    let last = reader::stream_level(bus, topology::ANSWERS).await?;
     let mut subjects = vec![subject::final_answers(site, None)];
     let provisional = query.at == TaskStage::Provisional;
     if provisional {
@@ -87,7 +87,7 @@ pub async fn gather_decided(
 ) -> Result<(Vec<RecordedTask>, u64), ReplayError> {
     const MOST: usize = MOST_TASKS / 4;
     let persons = PersonLabels::read(bus).await?;
-    let level = read::stream_level(bus, topology::ANSWERS).await?;
+    let level = reader::stream_level(bus, topology::ANSWERS).await?;
     let (mut all, mut silent, mut texts) = (Vec::new(), 0, TextPool::default());
     if level.messages == 0 {
         return Ok((all, silent));
@@ -122,13 +122,13 @@ pub async fn gather_decided(
 /// More tasks than can be held, and what the broker says.
 pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &TaskQuery) -> Result<Vec<TaskRow>, ReplayError> {
     let persons = PersonLabels::read(bus).await?;
-    let last = read::stream_level(bus, topology::PINNED).await?;
+    let last = reader::stream_level(bus, topology::PINNED).await?;
     let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
         return Ok(rows);
     }
     let all = StreamRange { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..StreamRange::default() };
-    read::read_range(bus, topology::PINNED, all, last.last_sequence, |record| {
+    reader::read_range(bus, topology::PINNED, all, last.last_sequence, |record| {
         let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<TaskRow>(row).ok());
         let row = row.filter(|row| is_of(row, &record.subject)).map(|row| persons.without_retracted(row));
         match row {
@@ -166,11 +166,11 @@ struct PersonLabels {
 impl PersonLabels {
     async fn read(bus: &Bus) -> Result<Self, ReplayError> {
         let mut persons = Self::default();
-        let last = read::stream_level(bus, topology::LABELS).await?;
+        let last = reader::stream_level(bus, topology::LABELS).await?;
         if last.messages == 0 {
             return Ok(persons);
         }
-        read::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
+        reader::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
                 Ok(label) => persons.apply_label(&label),
                 Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),

@@ -8,7 +8,7 @@
 //! Deliberately absent: training, decisions about models.
 
 pub mod backtest;
-pub mod begun;
+pub mod replay_marker;
 pub mod compare;
 pub mod error;
 pub mod expression;
@@ -17,19 +17,19 @@ pub mod field;
 pub mod folder;
 pub mod gather;
 pub mod index;
-mod kind;
-pub mod moment;
-pub mod outlet;
-pub mod pace;
+mod image_kind;
+pub mod timestamp;
+pub mod republish;
+pub mod read_limiter;
 pub mod row;
 pub mod select;
 pub mod settings;
 pub mod tarball;
-pub mod walk;
+pub mod worker;
 
 pub use error::ReplayError;
 pub use expression::{Expression, ExpressionError};
 pub use row::TaskRow;
 pub use select::{TaskQuery, TaskSampling};
 pub use settings::ReplayerSettings;
-pub use walk::{ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, replay};
+pub use worker::{ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, replay};

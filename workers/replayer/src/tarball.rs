@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::error::ReplayError;
 use crate::fetch::ArchivedImage;
-use crate::kind;
+use crate::image_kind;
 use crate::row::TaskRow;
 
 /// The unit of the format.
@@ -63,7 +63,7 @@ impl TarballWriter {
             header.set_mtime(row.published_at_ms / 1000);
             self.builder.append_data(&mut header, format!("{}.{extension}", row.task), bytes)
         };
-        append(kind::extension(&image.bytes), &image.bytes)?;
+        append(image_kind::extension(&image.bytes), &image.bytes)?;
         if let Some((label, _)) = row.label() {
             append("cls", label.as_bytes())?;
         }

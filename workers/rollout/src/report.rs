@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Shutdown, beat, clock, process};
+use runtime::{Shutdown, heartbeat, clock, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
 use streams::backoff::Backoff;
@@ -11,7 +11,7 @@ use streams::subject::{self, OutboxKind};
 use streams::{CarryError, Publication, Publisher};
 use tokio::time::Instant;
 
-use crate::count::{ReleaseCounter, SlotCounts};
+use crate::release_counter::{ReleaseCounter, SlotCounts};
 use crate::swap::ModelSwapper;
 
 /// A worker that has nothing to tell says so this often, so that it is known to live.
@@ -93,7 +93,7 @@ impl SwapReporter {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
-            worker: beat::worker_name(),
+            worker: heartbeat::worker_name(),
             model: ModelName::from_name(&self.swapper.root.description.name),
             release: model.release.clone(),
             since_ms: state.since_ms,

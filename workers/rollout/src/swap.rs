@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use vision::{InferenceError, InferencePool, Model, StandbyModel};
 
 use self::flow::ReleaseHost;
-use crate::able::{MachineProfile, incompatibility};
-use crate::home::ReleaseCache;
+use crate::compatibility::{MachineProfile, incompatibility};
+use crate::release_cache::ReleaseCache;
 use crate::package::{self, PackageError};
-use crate::start::ServingModel;
+use crate::serving_model::ServingModel;
 use crate::trial::{PROBE, ReleaseProbe, TrialResult, TrialRunner, compare, pictures};
 
 /// Failures that may pass: the package is on its way, or memory is short just now.

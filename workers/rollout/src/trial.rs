@@ -13,7 +13,7 @@ use runtime::process;
 use schemas::{FaultNote, MachineRequirements};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vision::measure::measure_batches;
+use vision::batch_cost::measure_batches;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::confinement::{Confinement, confine};
@@ -262,7 +262,7 @@ pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
     let limit = limit.and_then(|()| setrlimit(Resource::RLIMIT_AS, most_bytes, most_bytes));
     #[cfg(target_os = "linux")]
     let limit = limit.and_then(|()| nix::sys::prctl::set_no_new_privs());
-    let idle = || if asked.when_idle { streams::batch::set_idle_scheduling() } else { Ok(()) };
+    let idle = || if asked.when_idle { streams::scheduling::set_idle_scheduling() } else { Ok(()) };
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }

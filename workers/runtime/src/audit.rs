@@ -3,7 +3,7 @@
 
 use schemas::{AuditNote, SiteName, decode, encode};
 use sha2::{Digest, Sha256};
-use streams::read::{self, StoredMessage};
+use streams::reader::{self, StoredMessage};
 use streams::{Bus, CarryError, publish, subject, topology};
 
 use crate::clock;
@@ -18,7 +18,7 @@ const RACES: u32 = 20;
 pub async fn record_action(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
     let (slot, about) = (subject::audit(place), about.into());
     for _ in 0..RACES {
-        let last = read::last_message(bus, topology::AUDIT, &slot).await?;
+        let last = reader::last_message(bus, topology::AUDIT, &slot).await?;
         let previous = last.as_ref().map_or([0; 32], digest);
         let note = AuditNote {
             place: place.clone(),

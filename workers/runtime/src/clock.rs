@@ -8,7 +8,7 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use streams::{Bus, CarryError, read};
+use streams::{Bus, CarryError, reader};
 use tokio::time::Instant;
 
 /// The server's time at a moment of the steady clock.
@@ -26,7 +26,7 @@ struct ClockAlignment {
 /// # Errors
 /// What the broker says; then time goes on as before.
 pub async fn align_clock(bus: &Bus) -> Result<i64, CarryError> {
-    let (server_ns, took) = read::server_time(bus).await?;
+    let (server_ns, took) = reader::server_time(bus).await?;
     // What was asked was answered half way, as far as anybody knows.
     let server_ns = server_ns.saturating_add(i128::try_from(took.as_nanos() / 2).unwrap_or(0));
     let own_ns = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);

@@ -16,9 +16,9 @@ use std::collections::VecDeque;
 use schemas::{DriftLevel, DriftMeasure, DriftReport, ReleaseId};
 use serde::{Deserialize, Serialize};
 
-mod keep;
+mod watch;
 
-pub use keep::{DriftKind, DriftWatch, reference_note};
+pub use watch::{DriftKind, DriftWatch, reference_note};
 
 /// Bins of a histogram: a distance is exact to the share that lies in one of them.
 const BINS: usize = 64;

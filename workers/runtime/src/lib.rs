@@ -5,25 +5,25 @@
 //! failure is, which decides what becomes of the message.
 
 pub mod audit;
-pub mod beat;
+pub mod heartbeat;
 pub mod clock;
 pub mod drift;
-pub mod drive;
+pub mod consumer;
 pub mod fault;
-pub mod letter;
-pub mod lookup;
+pub mod dead_letter;
+pub mod retry;
 pub mod metrics;
 pub mod process;
 pub mod settings;
 pub mod shutdown;
-pub mod sign;
-pub mod step;
+pub mod site_key;
+pub mod handler;
 pub mod telemetry;
 pub mod ticket;
 pub mod trust;
 
-pub use drive::{ConsumerConfig, consume};
+pub use consumer::{ConsumerConfig, consume};
 pub use fault::Fault;
-pub use lookup::retry_until_found;
+pub use retry::retry_until_found;
 pub use shutdown::Shutdown;
-pub use step::{MessageCredit, OutgoingMessages, Handler};
+pub use handler::{MessageCredit, OutgoingMessages, Handler};

@@ -5,7 +5,7 @@
 //! units, `_total` for counters.
 
 mod queues;
-mod serve;
+mod server;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use schemas::{Heartbeat, Reason, Route, SiteName, Timings};
 use streams::Bus;
 use tokio::time::Instant;
 
-pub use serve::{MetricsSettings, serve};
+pub use server::{MetricsSettings, serve};
 
 /// A role that was silent for so long hangs: signs of life are sent every few seconds, and a server that is away holds one
 /// up for ten.

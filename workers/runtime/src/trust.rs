@@ -3,7 +3,7 @@
 
 use schemas::{CodecError, Order, ReleaseId, Root, Round, Signature, encode};
 
-use crate::sign::{self, SiteKey, is_signed};
+use crate::site_key::{self, SiteKey, is_signed};
 
 /// How long an order is obeyed, and the opening of a round: a site that was away for less finds one that holds.
 const HOLDS_MS: u64 = 30 * 24 * 3_600_000;
@@ -56,7 +56,7 @@ impl TrustError {
 
 /// Signs a root; each of its own keys and those of the one before must.
 pub fn sign_root(root: &mut Root, key: &SiteKey) -> Result<(), CodecError> {
-    let signature = sign::hex(&key.sign(&root.signed_bytes()?));
+    let signature = site_key::hex(&key.sign(&root.signed_bytes()?));
     root.signatures.insert(key.public(), signature);
     Ok(())
 }
@@ -86,7 +86,7 @@ fn is_signed_by(root: &Root, keys: &[String]) -> Result<(), TrustError> {
     let mut some = false;
     for (key, signature) in by {
         some = true;
-        if sign::bytes_of(signature).is_some_and(|signature| is_signed(key, &signed, &signature)) {
+        if site_key::bytes_of(signature).is_some_and(|signature| is_signed(key, &signed, &signature)) {
             return Ok(());
         }
     }

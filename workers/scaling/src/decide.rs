@@ -69,7 +69,7 @@ pub fn decide_replicas(settings: &ScaleSettings, state: &ScaleState, seen: &Queu
     let mut state = state.clone();
     let queued_s = seen.queued_s();
     let stay = |why: String| ReplicaTarget { replicas: seen.replicas, why };
-    let (least, most) = (settings.least, settings.most.max(settings.least));
+    let (least, most) = (settings.min_replicas, settings.max_replicas.max(settings.min_replicas));
     if !(least..=most).contains(&seen.replicas) {
         let wish =
             ReplicaTarget { replicas: seen.replicas.clamp(least, most), why: format!("there are to be {least} to {most}") };
@@ -87,7 +87,7 @@ pub fn decide_replicas(settings: &ScaleSettings, state: &ScaleState, seen: &Queu
             return (state, stay(format!("{queued_s:.1} s of work wait; what was changed last is given time")));
         }
         if let (Some((fewer, before)), Some(rate)) = (state.before, rate)
-            && rate < before * (1.0 + settings.least_gain_ratio)
+            && rate < before * (1.0 + settings.min_gain_ratio)
             && seen.replicas > fewer
         {
             let why = format!(
@@ -157,12 +157,12 @@ mod tests {
     use super::*;
 
     const SETTINGS: ScaleSettings = ScaleSettings {
-        least: 1,
-        most: 8,
+        min_replicas: 1,
+        max_replicas: 8,
         target_s: 1.0,
         up_cooldown_s: 3.0,
         down_cooldown_s: 30.0,
-        least_gain_ratio: 0.1,
+        min_gain_ratio: 0.1,
     };
 
     /// A worker whose replicas do 10 images a second each, up to so many that help.

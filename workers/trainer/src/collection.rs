@@ -117,7 +117,7 @@ impl Collection {
             return;
         }
         let is_verdict = matches!(answer.route, Route::Verified | Route::Redirected);
-        let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.least_verdict_ratio);
+        let is_sure = answer.confidence.is_some_and(|ratio| ratio >= self.settings.min_verdict_ratio);
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let said = [
             self.early.remove(&answer.task),
@@ -170,7 +170,7 @@ impl Collection {
             self.of_class[usize::from(class)].insert((known.sequence, task));
         }
         self.images.insert(task, known);
-        if self.images.len() > self.settings.most_images as usize {
+        if self.images.len() > self.settings.max_images as usize {
             self.make_room();
         }
     }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     fn collection(most_images: u32) -> Collection {
-        Collection::new(&labels(), &CollectSettings { most_images, ..CollectSettings::default() })
+        Collection::new(&labels(), &CollectSettings { max_images: most_images, ..CollectSettings::default() })
     }
 
     fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use runtime::Fault;
-use runtime::sign::SiteKey;
+use runtime::site_key::SiteKey;
 use schemas::limits::MAX_WEIGHTS_BYTES;
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{Gain, LabelSource, ModelName, ReleaseId, SiteName, Update, encode};
@@ -12,7 +12,7 @@ use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
 use training::examples::{Examples, ExampleSplit};
-use training::judge::HoldoutComparison;
+use training::holdout::HoldoutComparison;
 use training::settings::TrainSettings;
 use training::train::TrainedModel;
 use training::weights;
@@ -25,7 +25,7 @@ pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>,
     for name in trained.weights.keys() {
         base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
     }
-    let bytes = weights::encode(&trained.weights, &base, settings.form, None).map_err(|error| failed(&error))?;
+    let bytes = weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
         let reason = format!("the trained weights are {} bytes, at most {MAX_WEIGHTS_BYTES} travel", bytes.len());
         let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.form)";
@@ -101,7 +101,7 @@ impl UpdateMetadata<'_> {
             round: self.round,
             base: self.base.clone(),
             weights,
-            form: self.settings.form,
+            form: self.settings.weight_format,
             samples: self.samples,
             hard: self.hard,
             sources: self.sources,

@@ -38,7 +38,7 @@ impl TrainingPace {
     /// On what nobody else wants, no more than its share of that, and not at all while `yields` says so. The thread
     /// that calls this, and every thread it starts, is scheduled when idle from now on.
     pub fn background(limits: &LimitSettings, yields: Arc<AtomicBool>) -> Self {
-        if let Err(error) = streams::batch::set_idle_scheduling() {
+        if let Err(error) = streams::scheduling::set_idle_scheduling() {
             tracing::warn!(%error, "the kernel schedules training as anything else");
         }
         Self { cpu_ratio: limits.cpu_ratio, yields: Some(yields), ..Self::unlimited(limits) }

@@ -27,7 +27,7 @@ pub struct TrainSettings {
     /// Whether every class is seen equally often, however many examples it has.
     pub balanced: bool,
     /// Share of the examples held out to measure by, above 0 to below 1, where the index names none.
-    pub held_out_ratio: f64,
+    pub holdout_ratio: f64,
     /// How pictures are changed at random.
     pub augment: AugmentSettings,
     /// Of all chance: the same seed, examples and settings give the same weights on the same machine.
@@ -47,7 +47,7 @@ pub struct TrainSettings {
     pub key: Option<PathBuf>,
     /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
     /// `delta_f16` (half the bytes, against the base).
-    pub form: WeightFormat,
+    pub weight_format: WeightFormat,
 }
 
 impl Default for TrainSettings {
@@ -60,7 +60,7 @@ impl Default for TrainSettings {
             schedule: LearningRateSchedule::Cosine,
             label_smoothing_ratio: 0.0,
             balanced: true,
-            held_out_ratio: 0.1,
+            holdout_ratio: 0.1,
             augment: AugmentSettings::default(),
             seed: 1,
             threads: 1,
@@ -69,7 +69,7 @@ impl Default for TrainSettings {
             work: PathBuf::from("tributary-training"),
             collect: CollectSettings::default(),
             key: None,
-            form: WeightFormat::F32,
+            weight_format: WeightFormat::F32,
         }
     }
 }
@@ -102,13 +102,13 @@ pub struct CollectSettings {
     /// How often it looks for new labels, seconds, at least 1.
     pub every_s: u32,
     /// It trains when so many images were labelled since the last time, at least 1.
-    pub least_fresh: u32,
+    pub min_new_images: u32,
     /// Labelled images it learns from, at least 2; of the most frequent labels the oldest make way.
-    pub most_images: u32,
+    pub max_images: u32,
     /// Room for them in its folder, MiB, at least 1.
-    pub most_mib: u32,
+    pub max_mib: u32,
     /// A verdict is believed from this confidence on, 0 to 1.
-    pub least_verdict_ratio: f32,
+    pub min_verdict_ratio: f32,
     /// How often a hard image is seen for each time another one is, 1 to 100. Twice helps by no more than chance
     /// (decision 0033).
     pub hard_repeats: u32,
@@ -118,10 +118,10 @@ impl Default for CollectSettings {
     fn default() -> Self {
         Self {
             every_s: 60,
-            least_fresh: 500,
-            most_images: 20_000,
-            most_mib: 1024,
-            least_verdict_ratio: 0.6,
+            min_new_images: 500,
+            max_images: 20_000,
+            max_mib: 1024,
+            min_verdict_ratio: 0.6,
             hard_repeats: 1,
         }
     }
@@ -224,7 +224,7 @@ impl TrainSettings {
             (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm: above 0"),
             (proximal.is_none_or(|proximal| proximal >= 0.0), "optimizer.proximal: 0 and more"),
             ((0.0..1.0).contains(&self.label_smoothing_ratio), "label_smoothing_ratio: 0 to below 1"),
-            (self.held_out_ratio > 0.0 && self.held_out_ratio < 1.0, "held_out_ratio: above 0, below 1"),
+            (self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0, "held_out_ratio: above 0, below 1"),
             ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio: 0 to 0.5"),
             ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio: 0 to 1"),
             ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees: 0 to 180"),
@@ -234,10 +234,10 @@ impl TrainSettings {
             (yield_queue_s > 0.0, "limits.yield_queue_s: above 0"),
             (checkpoint_every_s > 0, "limits.checkpoint_every_s: at least 1"),
             (collect.every_s > 0, "collect.every_s: at least 1"),
-            (collect.least_fresh > 0, "collect.least_fresh: at least 1"),
-            (collect.most_images > 1, "collect.most_images: at least 2"),
-            (collect.most_mib > 0, "collect.most_mib: at least 1"),
-            ((0.0..=1.0).contains(&collect.least_verdict_ratio), "collect.least_verdict_ratio: 0 to 1"),
+            (collect.min_new_images > 0, "collect.least_fresh: at least 1"),
+            (collect.max_images > 1, "collect.most_images: at least 2"),
+            (collect.max_mib > 0, "collect.most_mib: at least 1"),
+            ((0.0..=1.0).contains(&collect.min_verdict_ratio), "collect.least_verdict_ratio: 0 to 1"),
             ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats: 1 to 100"),
         ];
         match wants.iter().find(|(is, _)| !is) {

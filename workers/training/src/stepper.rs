@@ -3,7 +3,7 @@
 
 use autograd::TrainingStep;
 use autograd::loss::Targets;
-use autograd::step::{LOSS, SCALE, TARGET};
+use autograd::training_step::{LOSS, SCALE, TARGET};
 use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Graph, OnnxRuntime};
 

@@ -10,7 +10,7 @@ use autograd::onnx;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
-use training::judge::HoldoutComparison;
+use training::holdout::HoldoutComparison;
 use training::{TrainContext, CheckpointFolder, Examples, TrainingPace, ExampleSplit, TrainError, TrainSettings, TrainedModel, folder, train};
 use vision::{Model, OnnxRuntime, Session, tensor};
 
@@ -26,10 +26,10 @@ fn light() -> Model {
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
-    let prepared = training::probe::prepare_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let prepared = training::trainable_model::prepare_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, 1).unwrap();
     let step = prepared.prepared.step(&prepared.known, &autograd::TrainableSelection::All).unwrap();
     let mut random = StdRng::seed_from_u64(7);
-    let mut fresh = |weight: &autograd::step::Weight| {
+    let mut fresh = |weight: &autograd::training_step::Weight| {
         let count: i64 = weight.shape.iter().product();
         // As many values go into a number as all axes but the largest of the two first have; biases begin at 0.
         let fan_in: i64 = if weight.shape.len() > 1 { count / weight.shape[0] } else { 0 };
@@ -84,7 +84,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let input = &model.description.input;
     let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
     let said = Session::open(&runtime, &new, 1).unwrap().run(&picture, 1).unwrap().logits;
-    let ready = training::probe::prepare_model(&runtime, &model, 1).unwrap();
+    let ready = training::trainable_model::prepare_model(&runtime, &model, 1).unwrap();
     let step = ready.prepared.step(&ready.known, &autograd::TrainableSelection::All).unwrap();
     let weights: Vec<Vec<f32>> = step.weights.iter().map(|weight| result.weights[&weight.name].1.clone()).collect();
     let targets = autograd::loss::cross_entropy(&[Some(0)], step.classes, &Default::default());

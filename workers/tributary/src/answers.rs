@@ -9,13 +9,13 @@ use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_TASK;
 use schemas::{Answer, CameraName, AnswerStage, TaskId, decode};
 use streams::backoff::wait_about;
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::site::{self, SiteTarget};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 /// A connection that broke is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub struct AnswersArgs {
 
 /// Reads answers.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &AnswersArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "answers").await?;
+    let site = site_target::open(loaded, "answers").await?;
     match args.task {
         Some(task) => one(&site, task, args).await,
         None => many(&site, args).await,
@@ -83,18 +83,18 @@ async fn many(site: &SiteTarget, args: &AnswersArgs) -> anyhow::Result<()> {
         subjects.push(subject::provisionals(&site.name, camera));
     }
     let look = StreamRange { subjects, ..StreamRange::default() };
-    let after = read::stream_level(&site.bus, topology::ANSWERS).await?.last_sequence;
+    let after = reader::stream_level(&site.bus, topology::ANSWERS).await?.last_sequence;
     let stored = match args.last {
         0 => Vec::new(),
         last => {
             let wanted = |record: &StoredMessage| is_of_file(record, args.file.as_deref());
-            read::newest_messages(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
+            reader::newest_messages(&site.bus, topology::ANSWERS, look.clone(), last, wanted).await?
         }
     };
     if stored.is_empty() && !args.follow {
         let of_camera = camera.map(|camera| format!(" from camera {camera}")).unwrap_or_default();
         let of_file = args.file.as_ref().map(|file| format!(" of a file named {file:?}")).unwrap_or_default();
-        out::print_note(format_args!(
+        stdout::print_note(format_args!(
             "no answers at site {}{of_camera}{of_file} yet: publish images with `tributary publish`",
             site.name
         ));
@@ -116,7 +116,7 @@ fn is_of_file(record: &StoredMessage, text: Option<&str>) -> bool {
 async fn follow(bus: &Bus, look: StreamRange, mut after: u64, args: &AnswersArgs) -> anyhow::Result<()> {
     loop {
         let part = StreamRange { from_sequence: Some(after + 1), ..look.clone() };
-        match read::follow_range(bus, topology::ANSWERS, part).await {
+        match reader::follow_range(bus, topology::ANSWERS, part).await {
             Ok(records) => {
                 let mut records = std::pin::pin!(records.take_until(Box::pin(restarted(bus))));
                 while let Some(Ok(record)) = records.next().await {
@@ -144,7 +144,7 @@ async fn restarted(bus: &Bus) {
 fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
     if json {
         return match schemas::codec::to_json(&record.payload) {
-            Some(value) => out::json_line(&value),
+            Some(value) => stdout::json_line(&value),
             None => {
                 tracing::warn!(sequence = record.sequence, "answer passed over: it is not MessagePack");
                 Ok(())
@@ -152,7 +152,7 @@ fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
         };
     }
     match decode::<Answer>(&record.payload) {
-        Ok(answer) => out::print_line(line(&answer)),
+        Ok(answer) => stdout::print_line(line(&answer)),
         Err(error) => {
             tracing::warn!(sequence = record.sequence, %error, "answer passed over");
             Ok(())
@@ -163,21 +163,21 @@ fn show(record: &StoredMessage, json: bool) -> anyhow::Result<()> {
 /// One answer in one line; the task comes last, so that a narrow screen breaks there.
 fn line(answer: &Answer) -> String {
     let label = format!("{}{}", what(answer), wrong(answer));
-    let confidence = answer.confidence.map(form::percent).unwrap_or_default();
+    let confidence = answer.confidence.map(format::percent).unwrap_or_default();
     let way = match answer.stage {
         AnswerStage::Provisional => "provisional".to_owned(),
         AnswerStage::Final => answer.route.to_string(),
     };
-    let took = form::format_span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
-    let (time, reason) = (form::format_time(answer.answered_at_ms), form::wire_word(&answer.reason));
+    let took = format::format_span(answer.answered_at_ms.saturating_sub(answer.published_at_ms) as f64);
+    let (time, reason) = (format::format_time(answer.answered_at_ms), format::wire_word(&answer.reason));
     let camera = answer.camera.as_str();
     format!("{time}  {camera:10}  {label:20} {confidence:>7}  {way:11}  {reason:15}  {took:>8}  {}", answer.task)
 }
 
 fn what(answer: &Answer) -> String {
     match (&answer.label, &answer.fault) {
-        (Some(label), _) => form::plain_number(label),
-        (None, Some(fault)) => format!("({})", form::plain_number(&fault.name)),
+        (Some(label), _) => format::plain_number(label),
+        (None, Some(fault)) => format!("({})", format::plain_number(&fault.name)),
         (None, None) => "(nothing)".into(),
     }
 }
@@ -185,7 +185,7 @@ fn what(answer: &Answer) -> String {
 /// The truth, where it is known to be another.
 fn wrong(answer: &Answer) -> String {
     let truth = answer.truth.as_ref().filter(|truth| answer.label.as_ref() != Some(truth));
-    truth.map(|truth| format!(", truly {}", form::plain_number(truth))).unwrap_or_default()
+    truth.map(|truth| format!(", truly {}", format::plain_number(truth))).unwrap_or_default()
 }
 
 async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Result<()> {
@@ -194,10 +194,10 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
         None => subject::final_answer_of_any_camera(&site.name, task),
     };
     let until = Instant::now() + Duration::from_secs(args.wait);
-    let mut outcome = read::last_message(&site.bus, topology::ANSWERS, &slot).await?;
+    let mut outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     while outcome.is_none() && Instant::now() < until {
         tokio::time::sleep(LOOK).await;
-        outcome = read::last_message(&site.bus, topology::ANSWERS, &slot).await?;
+        outcome = reader::last_message(&site.bus, topology::ANSWERS, &slot).await?;
     }
     let found = match outcome {
         Some(record) => record,
@@ -210,9 +210,9 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
         })?,
     };
     if args.json {
-        return out::json_line(&schemas::codec::to_json(&found.payload).context("answer is not MessagePack")?);
+        return stdout::json_line(&schemas::codec::to_json(&found.payload).context("answer is not MessagePack")?);
     }
-    out::print_line(report(&decode(&found.payload)?, clock::now_ms()))
+    stdout::print_line(report(&decode(&found.payload)?, clock::now_ms()))
 }
 
 /// The provisional answer of a task, which only its headers tell from others.
@@ -221,8 +221,8 @@ async fn provisional(site: &SiteTarget, task: TaskId, camera: Option<&CameraName
     let look = StreamRange { subjects, headers_only: true, ..StreamRange::default() };
     let task = task.to_string();
     let wanted = |record: &StoredMessage| record.header(HEADER_TASK) == Some(task.as_str());
-    let Some(found) = read::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
-    Ok(read::message_at(&site.bus, topology::ANSWERS, found.sequence).await?)
+    let Some(found) = reader::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
+    Ok(reader::message_at(&site.bus, topology::ANSWERS, found.sequence).await?)
 }
 
 /// One answer in full.
@@ -236,26 +236,26 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     let mut row = |name: &str, value: Option<String>| {
         rows.extend(value.map(|value| vec![name.to_owned(), value]));
     };
-    row("truth", answer.truth.as_deref().map(form::plain_number));
+    row("truth", answer.truth.as_deref().map(format::plain_number));
     let ranked =
-        answer.top.iter().map(|best| format!("{} {}", form::plain_number(&best.label), form::percent(best.confidence)));
+        answer.top.iter().map(|best| format!("{} {}", format::plain_number(&best.label), format::percent(best.confidence)));
     let held = answer.labels.as_ref().map(|labels| {
-        let held = labels.iter().map(|held| format!("{} {}", form::plain_number(&held.label), form::percent(held.confidence)));
+        let held = labels.iter().map(|held| format!("{} {}", format::plain_number(&held.label), format::percent(held.confidence)));
         held.collect::<Vec<_>>().join(", ")
     });
     row("labels", held.map(|held| if held.is_empty() { "none of the model's holds".to_owned() } else { held }));
     row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site said",
-        answer.edge.as_ref().map(|edge| format!("{} {}", form::plain_number(&edge.label), form::percent(edge.confidence))),
+        answer.edge.as_ref().map(|edge| format!("{} {}", format::plain_number(&edge.label), format::percent(edge.confidence))),
     );
     row("release", answer.release.as_ref().map(ToString::to_string));
     row(
         "fault",
-        answer.fault.as_ref().map(|fault| format!("{}: {}", form::plain_number(&fault.name), form::plain_number(&fault.reason))),
+        answer.fault.as_ref().map(|fault| format!("{}: {}", format::plain_number(&fault.name), format::plain_number(&fault.reason))),
     );
-    row("remedy", answer.fault.as_ref().map(|fault| form::plain_number(&fault.remedy)));
-    row("file", answer.file.as_deref().map(form::plain_number));
+    row("remedy", answer.fault.as_ref().map(|fault| format::plain_number(&fault.remedy)));
+    row("file", answer.file.as_deref().map(format::plain_number));
     row("image", Some(format!("message {} of {}", answer.image_sequence, topology::IMAGES)));
     row(
         "tile",
@@ -264,29 +264,29 @@ fn report(answer: &Answer, now_ms: u64) -> String {
             format!("{width_px}x{height_px} at {x_px},{y_px} of scan {scan}")
         }),
     );
-    row("captured", answer.captured_at_ms.map(form::format_time));
-    row("published", Some(form::format_time(answer.published_at_ms)));
+    row("captured", answer.captured_at_ms.map(format::format_time));
+    row("published", Some(format::format_time(answer.published_at_ms)));
     let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);
-    row("answered", Some(format!("{}, {} later", form::format_time(answer.answered_at_ms), form::format_span(took as f64))));
+    row("answered", Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))));
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
-        row("note", Some(form::plain_number(note)));
+        row("note", Some(format::plain_number(note)));
     }
     rows.iter().map(|row| format!("{:10} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
 }
 
 fn verdict(answer: &Answer) -> String {
-    let confidence = answer.confidence.map(|ratio| format!(" {}", form::percent(ratio))).unwrap_or_default();
+    let confidence = answer.confidence.map(|ratio| format!(" {}", format::percent(ratio))).unwrap_or_default();
     format!("{}{confidence}", what(answer))
 }
 
 fn stage(answer: &Answer, now_ms: u64) -> String {
-    let reason = form::wire_word(&answer.reason);
+    let reason = format::wire_word(&answer.reason);
     match answer.stage {
         AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
         AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-            format!("provisional so far ({reason}): a verdict is awaited for another {}", form::format_span(left_ms as f64))
+            format!("provisional so far ({reason}): a verdict is awaited for another {}", format::format_span(left_ms as f64))
         }
     }
 }
@@ -301,7 +301,7 @@ fn steps(answer: &Answer) -> String {
         ("inferred", timings.infer_us),
         ("verified", timings.verify_us),
     ];
-    let steps = steps.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| format!("{name} {}", form::span_us(us)));
+    let steps = steps.into_iter().filter(|(_, us)| *us > 0).map(|(name, us)| format!("{name} {}", format::span_us(us)));
     let batch = (timings.batch_size > 0).then(|| format!("batch of {}", timings.batch_size));
     steps.chain(batch).collect::<Vec<_>>().join(", ")
 }

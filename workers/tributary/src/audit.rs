@@ -3,11 +3,11 @@
 use runtime::audit::find_break;
 use runtime::settings::LoadedSettings;
 use schemas::{AuditNote, SiteName, decode};
-use streams::read::{self, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, stdout, site_target};
 
 const EXAMPLES: &str = "\
 Commands that change something write down who ran them, when, and what they changed: at the site or in the cloud, in a
@@ -35,9 +35,9 @@ pub struct AuditArgs {
 /// Shows or verifies.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> anyhow::Result<()> {
     let (bus, place) = match args.cloud {
-        true => (site::cloud(loaded, "audit").await?, SiteName::cloud()),
+        true => (site_target::cloud(loaded, "audit").await?, SiteName::cloud()),
         false => {
-            let site = site::open(loaded, "audit").await?;
+            let site = site_target::open(loaded, "audit").await?;
             (site.bus, site.name)
         }
     };
@@ -46,35 +46,35 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &AuditArgs) -> any
         if let Some(broken) = find_break(&records) {
             anyhow::bail!("note {} of {place} is not as it was written: {}", broken.sequence, broken.why);
         }
-        return out::print_line(format_args!(
+        return stdout::print_line(format_args!(
             "{} of {place}, each follows the one before",
-            form::count(records.len() as u64, "note")
+            format::count(records.len() as u64, "note")
         ));
     }
     let notes = records.iter().filter_map(|record| decode::<AuditNote>(&record.payload).ok());
     if args.json {
         return notes.into_iter().try_for_each(|note| {
             let AuditNote { place, at_ms, actor, action, about, .. } = note;
-            out::print_line(
+            stdout::print_line(
                 serde_json::json!({ "place": place, "at_ms": at_ms, "actor": actor, "action": action, "about": about }),
             )
         });
     }
     let rows: Vec<Vec<String>> =
-        notes.map(|note| vec![form::format_time(note.at_ms), note.actor, note.action, note.about]).collect();
+        notes.map(|note| vec![format::format_time(note.at_ms), note.actor, note.action, note.about]).collect();
     match rows.is_empty() {
-        true => out::print_line(format_args!("Nothing was done by hand at {place} yet.")),
-        false => out::print_line(form::table(&["when", "who", "what", "about"], &rows)),
+        true => stdout::print_line(format_args!("Nothing was done by hand at {place} yet.")),
+        false => stdout::print_line(format::table(&["when", "who", "what", "about"], &rows)),
     }
 }
 
 async fn read(bus: &Bus, place: &SiteName) -> anyhow::Result<Vec<StoredMessage>> {
-    let level = read::stream_level(bus, topology::AUDIT).await?;
+    let level = reader::stream_level(bus, topology::AUDIT).await?;
     let mut records = Vec::new();
     if level.messages > 0 {
         let subjects = vec![subject::audit(place)];
         let all = StreamRange { subjects, ..StreamRange::default() };
-        read::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
+        reader::read_range(bus, topology::AUDIT, all, level.last_sequence, |record| records.push(record)).await?;
     }
     Ok(records)
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use bench::{aggregate, canary, federated, policy, recognize, replay, rounds, scale, swap, train};
 use runtime::Shutdown;
 
-use crate::out;
+use crate::stdout;
 use crate::settings::Settings;
 
 /// Measure on this machine, with servers and workers of its own; nothing that runs is touched.
@@ -347,9 +347,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
         report.write(path)?;
     }
     for path in charts.map(|folder| report.draw(folder)).transpose()?.unwrap_or_default() {
-        out::print_note(format_args!("picture: {}", path.display()));
+        stdout::print_note(format_args!("picture: {}", path.display()));
     }
-    out::print_line(report.text())
+    stdout::print_line(report.text())
 }
 
 fn swap_options(settings: &Settings, args: &SwapBenchArgs) -> swap::SwapBenchOptions {

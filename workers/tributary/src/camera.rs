@@ -5,11 +5,11 @@ use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::CameraName;
 use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
-use streams::rights;
+use streams::permissions;
 
 use crate::settings::Settings;
-use crate::site::{self, CameraEntry, RunningUp, RunningSite};
-use crate::{audit, form, out};
+use crate::site_target::{self, CameraEntry, RunningUp, RunningSite};
+use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 A camera needs a login where other machines reach the site's server (up.listen, up.mqtt_listen). With it, a camera may
@@ -94,7 +94,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> an
             anyhow::ensure!(cameras.remove(name), "camera {name} has no login: {}", known(&cameras));
             save(&cameras, &store, site)?;
             note(loaded, site, "camera remove", name).await;
-            out::print_line(format_args!("Camera {name} cannot publish any more."))
+            stdout::print_line(format_args!("Camera {name} cannot publish any more."))
         }
     }
 }
@@ -106,7 +106,7 @@ fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> 
 }
 
 async fn note(loaded: &LoadedSettings<Settings>, site: &RunningSite, action: &str, camera: &CameraName) {
-    if let Ok(found) = site::open(loaded, "camera").await {
+    if let Ok(found) = site_target::open(loaded, "camera").await {
         audit::record_command(&found.bus, &site.site, action, camera.as_str()).await;
     }
 }
@@ -124,25 +124,25 @@ fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: boo
     let login = cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
     let CameraEntry { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
-    let (inbox, topic) = (rights::role_inbox(name.as_str()), subject.replace('.', "/"));
+    let (inbox, topic) = (permissions::role_inbox(name.as_str()), subject.replace('.', "/"));
     if json {
-        return out::json(&serde_json::json!({
+        return stdout::json(&serde_json::json!({
             "camera": name, "also": login.also, "user": name, "mqtt_user": mqtt_user(name), "password": login.reveal_password(), "nats": nats, "subject": subject,
             "inbox_prefix": inbox, "mqtt": mqtt, "topic": topic, "authority": authority,
         }));
     }
-    out::print_line(format_args!("user       {name}; over MQTT {}", mqtt_user(name)))?;
-    out::print_line(format_args!("password   {}", login.reveal_password()))?;
-    out::print_line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
+    stdout::print_line(format_args!("user       {name}; over MQTT {}", mqtt_user(name)))?;
+    stdout::print_line(format_args!("password   {}", login.reveal_password()))?;
+    stdout::print_line(format_args!("NATS       {nats}, subject {subject}, inbox prefix {inbox}"))?;
     if let Some(mqtt) = mqtt {
         let tls = if *is_mqtt_encrypted { ", with TLS" } else { "" };
-        out::print_line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
+        stdout::print_line(format_args!("MQTT       {mqtt}{tls}, topic {topic}"))?;
     }
     if let Some(authority) = authority {
-        out::print_line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
+        stdout::print_line(format_args!("authority  {}: the camera trusts this certificate", authority.display()))?;
     }
     if !is_open_to_others {
-        out::print_line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
+        stdout::print_line("Only this machine reaches the server; up.listen and up.mqtt_listen let others in.")?;
     }
     Ok(())
 }
@@ -151,15 +151,15 @@ fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
     if json {
         let rows =
             cameras.logins().iter().map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
-        return out::json(&rows.collect::<Vec<_>>());
+        return stdout::json(&rows.collect::<Vec<_>>());
     }
     if cameras.logins().is_empty() {
-        return out::print_line("No camera has a login: `tributary camera add NAME` makes one.");
+        return stdout::print_line("No camera has a login: `tributary camera add NAME` makes one.");
     }
     let also = |also: &[CameraName]| also.iter().map(CameraName::as_str).collect::<Vec<_>>().join(", ");
     let row = |(name, login): (&CameraName, &CameraLogin)| {
-        vec![name.to_string(), also(&login.also), form::format_time(login.since_ms)]
+        vec![name.to_string(), also(&login.also), format::format_time(login.since_ms)]
     };
     let rows: Vec<Vec<String>> = cameras.logins().iter().map(row).collect();
-    out::print_line(form::table(&["camera", "also for", "since"], &rows))
+    stdout::print_line(format::table(&["camera", "also for", "since"], &rows))
 }

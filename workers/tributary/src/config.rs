@@ -5,7 +5,7 @@ use serde_json::Value;
 use streams::connect::without_credentials;
 
 use crate::settings::{Settings, load};
-use crate::{CommonArgs, form, out};
+use crate::{CommonArgs, format, stdout};
 
 const EXAMPLES: &str = "\
 The last one wins: default, settings file (tributary.toml), environment, flag. A setting such as
@@ -52,11 +52,11 @@ fn print(mut list: Vec<ResolvedSetting>, json: bool) -> anyhow::Result<()> {
         setting.value = presentable(&setting.value);
     }
     if json {
-        return out::json(&list);
+        return stdout::json(&list);
     }
     let rows: Vec<Vec<String>> =
         list.into_iter().map(|ResolvedSetting { key, value, origin }| vec![key, shown(&value), origin]).collect();
-    out::print_line(form::table(&["setting", "value", "from"], &rows))
+    stdout::print_line(format::table(&["setting", "value", "from"], &rows))
 }
 
 /// Without credentials, and numbers as they were written: an f32 is kept in JSON as the f64 next to it.

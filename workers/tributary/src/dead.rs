@@ -11,7 +11,7 @@ use streams::{Bus, Publisher};
 
 use crate::roles::into_anyhow;
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, stdout, site_target};
 
 /// How long a message is published again before the command gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ enum DeadCommand {
 
 /// Lists, shows or redrives.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "dead").await?;
+    let site = site_target::open(loaded, "dead").await?;
     let at = if args.cloud { SiteName::cloud() } else { site.name.clone() };
     let (bus, place) = match args.cloud {
         true => (site.whole_cloud()?.clone(), "the cloud".to_owned()),
@@ -114,7 +114,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: DeadArgs) -> anyho
         DeadCommand::Redrive { ids, all, fault } => {
             let chosen = if all { of_fault(letters, fault.as_deref()) } else { pick_all(&letters, &ids)? };
             let ended = redrive(&bus, &chosen, &place).await;
-            audit::record_command(&bus, &at, "dead redrive", form::count(chosen.len() as u64, "letter")).await;
+            audit::record_command(&bus, &at, "dead redrive", format::count(chosen.len() as u64, "letter")).await;
             ended
         }
     }
@@ -167,30 +167,30 @@ fn listed(letter: &DeadLetter) -> anyhow::Result<serde_json::Value> {
 
 fn list(letters: &[DeadLetterRow], json: bool, place: &str) -> anyhow::Result<()> {
     if json {
-        return letters.iter().try_for_each(|(_, letter)| out::json_line(&listed(letter)?));
+        return letters.iter().try_for_each(|(_, letter)| stdout::json_line(&listed(letter)?));
     }
     if letters.is_empty() {
-        return out::print_line(format_args!("No dead letters at {place}."));
+        return stdout::print_line(format_args!("No dead letters at {place}."));
     }
     let row = |(_, letter): &DeadLetterRow| {
         vec![
             letter.id.to_string().chars().take(SHORT_ID).collect(),
-            form::format_time(letter.died_at_ms),
+            format::format_time(letter.died_at_ms),
             letter.role.clone(),
             letter.stream.clone(),
-            form::plain_number(&letter.subject),
-            form::plain_number(&letter.fault.name),
-            file_of(letter).map(form::plain_number).unwrap_or_default(),
-            form::plain_number(&letter.fault.reason),
+            format::plain_number(&letter.subject),
+            format::plain_number(&letter.fault.name),
+            file_of(letter).map(format::plain_number).unwrap_or_default(),
+            format::plain_number(&letter.fault.reason),
         ]
     };
     let rows: Vec<_> = letters.iter().map(row).collect();
-    out::print_line(form::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
+    stdout::print_line(format::table(&["id", "given up", "by", "stream", "subject", "fault", "file", "reason"], &rows))
 }
 
 fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
     if json {
-        return out::json(&listed(letter)?);
+        return stdout::json(&listed(letter)?);
     }
     let task = letter.task.map_or_else(|| "unknown".into(), |task| task.to_string());
     let kind = match vision::dimensions(&letter.payload) {
@@ -198,27 +198,27 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         Err(_) => String::new(),
     };
     let payload = match &letter.cut {
-        None => form::format_size(letter.payload.len() as u64),
+        None => format::format_size(letter.payload.len() as u64),
         Some(cut) => {
-            let (whole, kept) = (form::format_size(cut.size_bytes), form::format_size(letter.payload.len() as u64));
+            let (whole, kept) = (format::format_size(cut.size_bytes), format::format_size(letter.payload.len() as u64));
             format!("{whole}, of which the letter keeps the first {kept}; the rest is in {}", letter.stream)
         }
     };
     let mut lines = vec![format!("id        {}", letter.id), format!("task      {task}")];
-    lines.extend(file_of(letter).map(|file| format!("file      {}", form::plain_number(file))));
+    lines.extend(file_of(letter).map(|file| format!("file      {}", format::plain_number(file))));
     lines.extend([
-        format!("given up  {} by the {} of site {}", form::format_time(letter.died_at_ms), letter.role, letter.site),
-        format!("message   {} of {}, on {}", letter.sequence, letter.stream, form::plain_number(&letter.subject)),
+        format!("given up  {} by the {} of site {}", format::format_time(letter.died_at_ms), letter.role, letter.site),
+        format!("message   {} of {}, on {}", letter.sequence, letter.stream, format::plain_number(&letter.subject)),
         format!("attempts  {}", letter.attempts),
-        format!("fault     {}", form::plain_number(&letter.fault.name)),
-        format!("reason    {}", form::plain_number(&letter.fault.reason)),
-        format!("remedy    {}", form::plain_number(&letter.fault.remedy)),
+        format!("fault     {}", format::plain_number(&letter.fault.name)),
+        format!("reason    {}", format::plain_number(&letter.fault.reason)),
+        format!("remedy    {}", format::plain_number(&letter.fault.remedy)),
         format!("payload   {payload}{kind} (--save FILE writes it)"),
     ]);
     lines.extend(
-        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", form::plain_number(name), form::plain_number(value))),
+        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", format::plain_number(name), format::plain_number(value))),
     );
-    out::print_line(lines.join("\n"))
+    stdout::print_line(lines.join("\n"))
 }
 
 async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::Result<()> {
@@ -228,11 +228,11 @@ async fn redrive(bus: &Bus, letters: &[DeadLetterRow], place: &str) -> anyhow::R
         driven.map_err(into_anyhow).with_context(|| {
             format!("dead letter {} could not be redriven; {done} were, and the rest can be tried again", letter.id)
         })?;
-        out::print_line(format_args!("redriven  {}  {}", letter.id, form::plain_number(&letter.subject)))?;
+        stdout::print_line(format_args!("redriven  {}  {}", letter.id, format::plain_number(&letter.subject)))?;
     }
     match letters.len() {
-        0 => out::print_line(format_args!("Nothing to redrive at {place}.")),
-        count => out::print_line(format_args!("Redriven: {}.", form::count(count as u64, "message"))),
+        0 => stdout::print_line(format_args!("Nothing to redrive at {place}.")),
+        count => stdout::print_line(format_args!("Redriven: {}.", format::count(count as u64, "message"))),
     }
 }
 

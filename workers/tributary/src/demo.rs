@@ -3,8 +3,8 @@
 //! The servers, the roles and the path are those of `tributary up --sites 1`; only the labels, which make
 //! it possible to say what was right, would be missing in real life.
 
-mod closed;
-mod found;
+mod training_loop;
+mod results;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use anyhow::{Context, ensure};
 use runtime::Shutdown;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::out;
+use crate::stdout;
 use crate::settings::{Settings, UpSettings};
-use found::DemoResult;
+use results::DemoResult;
 
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
@@ -57,7 +57,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     #[command(flatten)]
-    closed: closed::LoopArgs,
+    closed: training_loop::LoopArgs,
     /// Where the picture goes: tributary-demo/accuracy.svg, accuracy against the share sent up; with --loop
     /// tributary-demo/loop.svg, both by round.
     #[arg(long, value_name = "FILE")]
@@ -86,8 +86,8 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
         anyhow::bail!("{name} is for the loop: write --loop as well");
     }
     if args.closed.looped {
-        let into = closed::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
-        return closed::command(settings, &args.closed, into, shutdown).await;
+        let into = training_loop::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
+        return training_loop::command(settings, &args.closed, into, shutdown).await;
     }
     let pictures = pictures(args.images as usize)?;
     let (temporary, store) = match &args.keep {
@@ -103,7 +103,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     settings.recognizer.verify.enabled = true;
     settings.verifier.model = Some(HEAVY.into());
     settings.up = UpSettings { store, port: 0, mqtt_port: None, ..settings.up };
-    out::print_line(intro(pictures.len()))?;
+    stdout::print_line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
     let walked = walk::run_pictures(&settings, pictures.clone(), &shutdown).await?;
@@ -117,8 +117,8 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     if let Some(path) = &args.json {
         write(path, &(serde_json::to_string_pretty(&found.json())? + "\n"))?;
     }
-    out::print_line(found.text())?;
-    out::print_line(outro(args))
+    stdout::print_line(found.text())?;
+    stdout::print_line(outro(args))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

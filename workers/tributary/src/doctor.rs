@@ -1,14 +1,14 @@
 //! `tributary doctor`: what on this machine, in the settings and on the servers breaks a promise.
 
-mod here;
-mod there;
+mod machine_checks;
+mod server_checks;
 
 use anyhow::bail;
 use runtime::settings::LoadedSettings;
 use serde::Serialize;
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, stdout, site_target};
 
 const EXAMPLES: &str = "\
 `ok` is as it should be. `warn` works and is worth knowing. `bad` does not work, or breaks a promise, which is
@@ -74,18 +74,18 @@ impl DoctorCheck {
 /// Looks at everything and says how it is.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> anyhow::Result<()> {
     let settings = loaded.settings.clone();
-    let mut checks = tokio::task::spawn_blocking(move || here::checks(&settings)).await?;
-    match site::open(loaded, "doctor").await {
-        Ok(site) => checks.extend(there::checks(&site, &loaded.settings).await),
+    let mut checks = tokio::task::spawn_blocking(move || machine_checks::checks(&settings)).await?;
+    match site_target::open(loaded, "doctor").await {
+        Ok(site) => checks.extend(server_checks::checks(&site, &loaded.settings).await),
         Err(error) => {
-            let found = out::with_causes(&error, ": ");
+            let found = stdout::with_causes(&error, ": ");
             checks.push(DoctorCheck::bad("server", found, "streams, consumers and the cloud cannot be looked at without it"));
         }
     }
     if args.json {
-        out::json(&checks)?;
+        stdout::json(&checks)?;
     } else {
-        out::print_line(text(&checks))?;
+        stdout::print_line(text(&checks))?;
     }
     match checks.iter().filter(|check| check.state == CheckStatus::Bad).count() {
         0 => Ok(()),
@@ -98,7 +98,7 @@ fn text(checks: &[DoctorCheck]) -> String {
     let width = checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
     let indent = " ".repeat(width + 7);
     for DoctorCheck { state, what, found, breaks, remedy } in checks {
-        lines.push(format!("{:4}  {what:width$} {}", form::wire_word(state), form::plain_number(found)));
+        lines.push(format!("{:4}  {what:width$} {}", format::wire_word(state), format::plain_number(found)));
         lines.extend(breaks.iter().map(|promise| format!("{indent}breaks the promise: {promise}")));
         lines.extend(remedy.iter().map(|remedy| format!("{indent}{remedy}")));
     }

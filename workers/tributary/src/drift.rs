@@ -6,7 +6,7 @@ use schemas::{Heartbeat, DriftReport};
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, stdout, site_target};
 
 const EXAMPLES: &str = "\
 The first answers of a release at a site are its reference (recognizer.drift.reference_answers); the latest ones
@@ -33,7 +33,7 @@ pub struct DriftArgs {
 
 /// Shows drift, or begins a new reference.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "drift").await?;
+    let site = site_target::open(loaded, "drift").await?;
     let beats = fleet::live_workers(&site.bus).await?;
     let reports: Vec<(Heartbeat, DriftReport)> =
         beats.into_iter().filter_map(|mut beat| beat.drift.take().map(|report| (beat, report))).collect();
@@ -46,35 +46,35 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DriftArgs) -> any
         }
         return match reports.is_empty() {
             true => anyhow::bail!("no worker of site {} measures drift: start a recognizer first", site.name),
-            false => out::print_line(format_args!("site {}: the next answers are the new reference", site.name)),
+            false => stdout::print_line(format_args!("site {}: the next answers are the new reference", site.name)),
         };
     }
     if args.json {
         let reports = reports.iter().map(|(beat, report)| {
             serde_json::json!({ "role": beat.role, "worker": beat.worker, "level": report.level(), "report": report })
         });
-        return out::json(&reports.collect::<Vec<_>>());
+        return stdout::json(&reports.collect::<Vec<_>>());
     }
     if reports.is_empty() {
-        return out::print_line(
+        return stdout::print_line(
             "No worker measures drift: neither a recognizer nor a courier with verdicts gives a sign of life.",
         );
     }
     let rows: Vec<Vec<String>> = reports.iter().flat_map(|(beat, report)| rows(beat, report)).collect();
-    out::print_line(form::table(&["worker", "measure", "before", "now", "distance", "level"], &rows))
+    stdout::print_line(format::table(&["worker", "measure", "before", "now", "distance", "level"], &rows))
 }
 
 /// A row a measure; one that says how far the windows are where there is none yet.
 fn rows(beat: &Heartbeat, report: &DriftReport) -> Vec<Vec<String>> {
-    let worker = format!("{} {}", form::plain_number(&beat.role), form::plain_number(&beat.worker));
+    let worker = format!("{} {}", format::plain_number(&beat.role), format::plain_number(&beat.worker));
     let mut rows: Vec<Vec<String>> = report
         .measures()
         .map(|(name, measure)| {
             vec![
                 worker.clone(),
                 name.to_owned(),
-                form::percent(measure.reference_ratio),
-                form::percent(measure.recent_ratio),
+                format::percent(measure.reference_ratio),
+                format::percent(measure.recent_ratio),
                 format!("{:.3}", measure.distance_ratio),
                 measure.level.as_str().to_owned(),
             ]

@@ -10,10 +10,10 @@ use runtime::clock;
 use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
 use streams::topology::{self, RepairMode, PlanScope, SetupStatus};
-use streams::{Bus, NatsSettings, admin, rights};
+use streams::{Bus, NatsSettings, admin, permissions};
 
 use crate::settings::Settings;
-use crate::{audit, form, out};
+use crate::{audit, format, stdout};
 
 /// Folder of a fleet where nobody names one.
 const FOLDER: &str = "tributary-fleet";
@@ -166,33 +166,33 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
         FleetCommand::Init { folder, hub, leaf_port, client_port } => {
             let address = HubAddress { host: hub.clone(), leaf_port: *leaf_port, client_port: *client_port };
             let made = FleetFolder::init(folder, address)?;
-            out::print_line(format_args!(
+            stdout::print_line(format_args!(
                 "Made {}. Only you can read it; back it up, and keep ca.key and root.key elsewhere.",
                 folder.display()
             ))?;
             if made.hub().is_loopback() {
-                out::print_line("The hub is this machine itself: sites on other machines cannot join it.")?;
+                stdout::print_line("The hub is this machine itself: sites on other machines cannot join it.")?;
             }
-            out::print_line(format_args!(
+            stdout::print_line(format_args!(
                 "Start the hub:  tributary up --fleet {} --cloud-model MODEL_DIR",
                 folder.display()
             ))?;
-            out::print_line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
+            stdout::print_line(format_args!("Add a site:     tributary site add NAME --fleet {}", folder.display()))
         }
         FleetCommand::Renew { folder } => {
             let mut fleet = FleetFolder::open(folder)?;
             fleet.renew()?;
             let ends = fleet.calendar().into_iter().find_map(|dated| dated.ends_at_ms).unwrap_or(0);
-            out::print_line(format_args!(
+            stdout::print_line(format_args!(
                 "The hub's certificate is good until {}; a running hub takes it now.",
-                form::format_time(ends)
+                format::format_time(ends)
             ))?;
             tell_hub(&fleet, false).await
         }
         FleetCommand::Root { folder, never, key } => {
             let mut fleet = FleetFolder::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
-            out::print_line(format_args!("Root {} is good until {}.", root.number, form::format_time(root.expires_at_ms)))?;
+            stdout::print_line(format_args!("Root {} is good until {}.", root.number, format::format_time(root.expires_at_ms)))?;
             match reach(&fleet, "operator").await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
@@ -200,7 +200,7 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                     audit::record_command(&operator, &SiteName::cloud(), "fleet root", about).await;
                     Ok(())
                 }
-                None => out::print_line("The hub does not answer here: it offers the root when it is started."),
+                None => stdout::print_line("The hub does not answer here: it offers the root when it is started."),
             }
         }
         FleetCommand::Rotate { role, folder, stolen, key } => {
@@ -215,17 +215,17 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
             match system {
                 Some(system) => {
                     admin::reload(&system).await?;
-                    out::print_line(format_args!(
+                    stdout::print_line(format_args!(
                         "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
                     ))
                 }
-                None => out::print_line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
+                None => stdout::print_line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
             }
         }
         FleetCommand::Calendar { folder, json } => {
             let all = FleetFolder::open(folder)?.calendar();
             if *json {
-                return out::json(&all);
+                return stdout::json(&all);
             }
             let now_ms = clock::now_ms();
             let rows: Vec<Vec<String>> = all
@@ -237,10 +237,10 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         Some(left) => left.to_string(),
                         None => "no end".into(),
                     };
-                    vec![dated.what, days, dated.ends_at_ms.map(form::format_time).unwrap_or_default(), dated.renewed_by]
+                    vec![dated.what, days, dated.ends_at_ms.map(format::format_time).unwrap_or_default(), dated.renewed_by]
                 })
                 .collect();
-            out::print_line(form::table(&["what", "days left", "ends", "renewed by"], &rows))
+            stdout::print_line(format::table(&["what", "days left", "ends", "renewed by"], &rows))
         }
     }
 }
@@ -260,8 +260,8 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
         }
         SiteCommand::Rotate { name, settle: true, .. } => {
             match fleet.settle_rotation(name)? {
-                true => out::print_line(format_args!("The old key of site {name} is not good any more."))?,
-                false => out::print_line(format_args!("Site {name} has one key; nothing was to settle."))?,
+                true => stdout::print_line(format_args!("The old key of site {name} is not good any more."))?,
+                false => stdout::print_line(format_args!("Site {name} has one key; nothing was to settle."))?,
             }
             tell_hub(&fleet, true).await
         }
@@ -270,7 +270,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
             anyhow::ensure!(!path.exists(), "{} is there already: name another file with --out", path.display());
             let membership = fleet.rotate_site(name)?;
             give(&membership, &path, *sealed)?;
-            out::print_line(format_args!(
+            stdout::print_line(format_args!(
                 "Until `tributary site rotate {name} --settle` its old key is good, too; updates must be signed with the new one."
             ))?;
             if let Some(operator) = reach(&fleet, "operator").await {
@@ -281,7 +281,7 @@ pub async fn site(settings: &Settings, args: &SiteArgs) -> anyhow::Result<()> {
         }
         SiteCommand::Revoke { name } => {
             fleet.revoke_site(name)?;
-            out::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
+            stdout::print_line(format_args!("Site {name} does not belong to the fleet any more."))?;
             tell_hub(&fleet, true).await?;
             if let Some(operator) = reach(&fleet, "operator").await {
                 admin::forget_site(&operator, name).await?;
@@ -299,10 +299,10 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
     membership.write_new(path, code.as_deref())?;
     let (path, site) = (path.display(), &membership.site);
     match code {
-        None => out::print_line(format_args!(
+        None => stdout::print_line(format_args!(
             "Wrote {path}: whoever has it is site {site}. Carry it there, and run `tributary join {path}`."
         )),
-        Some(code) => out::print_line(format_args!(
+        Some(code) => stdout::print_line(format_args!(
             "Wrote {path}, sealed with the code {code}, which is shown once. Carry the file to site {site}, tell the code by another way, and run `tributary join {path} --code CODE` there."
         )),
     }
@@ -311,16 +311,16 @@ fn give(membership: &Membership, path: &std::path::Path, is_sealed: bool) -> any
 /// The hub takes what was changed. `ends`: keys ended, so connections do.
 async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
     let Some(system) = reach(fleet, "system").await else {
-        return out::print_line(
+        return stdout::print_line(
             "The hub does not answer here: it takes the change when it is started, or at the next change.",
         );
     };
     admin::reload(&system).await?;
     if ends {
         let ended = admin::end_leaves(&system).await?;
-        out::print_line(format_args!(
+        stdout::print_line(format_args!(
             "The hub knows, and ended {}; sites that belong to the fleet come back by themselves.",
-            form::count(ended as u64, "connection")
+            format::count(ended as u64, "connection")
         ))?;
     }
     Ok(())
@@ -330,7 +330,7 @@ async fn tell_hub(fleet: &FleetFolder, ends: bool) -> anyhow::Result<()> {
 /// update, so there is none before the first site.
 pub async fn note_fleet(fleet: &FleetFolder, operator: &Bus) -> anyhow::Result<()> {
     let ledger = Ledger::open(operator).await?;
-    ledger.write(rights::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
+    ledger.write(permissions::ROOT_KEY, serde_json::to_string(fleet.root())?).await?;
     let keys: BTreeMap<&SiteName, &str> =
         fleet.sites().iter().map(|(site, member)| (site, member.update_key.as_str())).collect();
     if keys.is_empty() {
@@ -368,7 +368,7 @@ pub fn role_settings(fleet: &FleetFolder, role: &str) -> NatsSettings {
         url: format!("tls://{}:{}", hub.host, hub.client_port),
         ca: Some(fleet.authority_file()),
         nkey: Some(fleet.role_file(role)),
-        inbox: Some(rights::role_inbox(role)),
+        inbox: Some(permissions::role_inbox(role)),
         ..NatsSettings::default()
     }
 }
@@ -392,10 +392,10 @@ async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return out::json(&sites);
+        return stdout::json(&sites);
     }
     if fleet.sites().is_empty() {
-        return out::print_line("No site belongs to it yet: `tributary site add NAME` adds one.");
+        return stdout::print_line("No site belongs to it yet: `tributary site add NAME` adds one.");
     }
     let rows: Vec<Vec<String>> = fleet
         .sites()
@@ -407,10 +407,10 @@ async fn list(fleet: &FleetFolder, json: bool) -> anyhow::Result<()> {
                 None => "the hub does not answer",
             };
             let keys = if member.previous_nkey.is_some() { "two, until rotate --settle" } else { "one" };
-            vec![site.to_string(), joined.into(), form::format_time(member.since_ms), keys.into()]
+            vec![site.to_string(), joined.into(), format::format_time(member.since_ms), keys.into()]
         })
         .collect();
-    out::print_line(form::table(&["site", "joined", "keys since", "keys"], &rows))
+    stdout::print_line(format::table(&["site", "joined", "keys since", "keys"], &rows))
 }
 
 const JOIN_EXAMPLES: &str = "\
@@ -440,7 +440,7 @@ pub struct JoinArgs {
 pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     let membership = match Membership::read_with_code(&args.file, args.code.as_deref()) {
         Err(FleetError::Sealed { .. }) if args.code.is_none() && std::io::stdin().is_terminal() => {
-            out::print_line(format_args!("{} is sealed. Code:", args.file.display()))?;
+            stdout::print_line(format_args!("{} is sealed. Code:", args.file.display()))?;
             let mut code = String::new();
             std::io::stdin().read_line(&mut code).context("the code cannot be read")?;
             Membership::read_with_code(&args.file, Some(&code))?
@@ -453,7 +453,7 @@ pub fn join(settings: &Settings, args: &JoinArgs) -> anyhow::Result<()> {
     );
     let store = &settings.up.store;
     membership.install(store).with_context(|| format!("the store {} cannot be made a site's", store.display()))?;
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "This is site {} of the fleet at {}. {} is not needed any more: delete it.",
         membership.site,
         membership.hub,

@@ -11,10 +11,10 @@ use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::limits::MAX_LABEL_BYTES;
 use schemas::{Answer, Label, TaskId, decode, encode};
-use streams::{Publication, Publisher, read, subject, topology};
+use streams::{Publication, Publisher, reader, subject, topology};
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, stdout, site_target};
 
 const EXAMPLES: &str = "\
 A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the
@@ -64,12 +64,12 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
     if let Some((task, label)) = said.iter().find(|(_, label)| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
         bail!("the label of task {task} has {} bytes, 1 to {MAX_LABEL_BYTES} are allowed", label.len());
     }
-    let here = site::open(loaded, "label").await?;
+    let here = site_target::open(loaded, "label").await?;
     let publisher = Publisher::new(here.bus.clone(), Duration::from_secs(10));
     let (mut labelled, mut unknown) = (0_u64, Vec::new());
     for (task, label) in said {
         let slot = subject::final_answer_of_any_camera(&here.name, task);
-        let Some(record) = read::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
+        let Some(record) = reader::last_message(&here.bus, topology::ANSWERS, &slot).await? else {
             unknown.push(task);
             continue;
         };
@@ -82,14 +82,14 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &LabelArgs) -> any
         labelled += 1;
     }
     if labelled > 0 {
-        audit::record_command(&here.bus, &here.name, "label", form::count(labelled, "task")).await;
+        audit::record_command(&here.bus, &here.name, "label", format::count(labelled, "task")).await;
     }
-    out::print_line(format!("{} at site {}", form::count(labelled, "label"), here.name))?;
+    stdout::print_line(format!("{} at site {}", format::count(labelled, "label"), here.name))?;
     match &unknown[..] {
         [] => Ok(()),
         [first, ..] => bail!(
             "{} of unknown tasks passed over, the first is {first}: only tasks with a final answer at site {} can be labelled",
-            form::count(unknown.len() as u64, "label"),
+            format::count(unknown.len() as u64, "label"),
             here.name
         ),
     }

@@ -9,14 +9,14 @@ mod dead;
 mod demo;
 mod doctor;
 mod drift;
-mod expiry;
+mod certificate_expiry;
 mod fleet_cmd;
-mod form;
+mod format;
 mod hardcases;
 mod key;
 mod label;
 mod model;
-mod out;
+mod stdout;
 mod policy;
 mod publish;
 mod release;
@@ -28,7 +28,7 @@ mod round;
 mod scale;
 mod settings;
 mod setup;
-mod site;
+mod site_target;
 mod status;
 mod tap;
 mod train;
@@ -173,19 +173,19 @@ fn main() -> ExitCode {
     }
     // Before there is a thread or a process that could inherit it. A model that is asked once more, or trained, is in no hurry.
     let scheduled = match &cli.command {
-        Command::Replay(args) if args.compares_model() => streams::batch::set_idle_scheduling(),
-        Command::Retrain(_) => streams::batch::set_idle_scheduling(),
-        _ => streams::batch::set_batch_scheduling(),
+        Command::Replay(args) if args.compares_model() => streams::scheduling::set_idle_scheduling(),
+        Command::Retrain(_) => streams::scheduling::set_idle_scheduling(),
+        _ => streams::scheduling::set_batch_scheduling(),
     };
     if let Err(error) = scheduled {
         tracing::debug!(%error, "the kernel schedules us as anybody else");
     }
     // Before there are other threads, which the kernel would not keep to the model's files.
     if let Command::TryRelease = &cli.command {
-        return out::is_closed(roles::try_release());
+        return stdout::is_closed(roles::try_release());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    out::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
+    stdout::is_closed(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli))))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -209,7 +209,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         runtime::metrics::serve(listen, &settings.metrics).await.map_err(roles::into_anyhow)?;
     }
     if cli.command.is_worker() {
-        expiry::report_expiries(&expiry::all(settings, None));
+        certificate_expiry::report_expiries(&certificate_expiry::all(settings, None));
     }
     // Only those that finish what is in hand want to hear of signals; the others just end.
     let shutdown = Shutdown::on_signals;

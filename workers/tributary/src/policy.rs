@@ -9,7 +9,7 @@ use runtime::settings::LoadedSettings;
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, stdout, site_target};
 
 const EXAMPLES: &str = "\
 Policies:
@@ -50,7 +50,7 @@ pub struct PolicyArgs {
 
 /// Shows or chooses.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "policy").await?;
+    let site = site_target::open(loaded, "policy").await?;
     let ledger = Ledger::open(&site.bus).await?;
     if let Some(name) = args.name {
         if let Some(share) = args.share {
@@ -60,12 +60,12 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
         let chosen = PolicyOverride { name, share_ratio: args.share };
         ledger.write(POLICY_NOTE, serde_json::to_string(&chosen)?).await?;
         audit::record_command(&site.bus, &site.name, "policy set", format!("{name}")).await;
-        return out::print_line(format_args!("site {}: {name} decides from now on", site.name));
+        return stdout::print_line(format_args!("site {}: {name} decides from now on", site.name));
     }
     if args.clear {
         ledger.write(POLICY_NOTE, serde_json::to_string(&None::<PolicyOverride>)?).await?;
         audit::record_command(&site.bus, &site.name, "policy clear", "").await;
-        return out::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
+        return stdout::print_line(format_args!("site {}: the settings of each recognizer hold again", site.name));
     }
     let note = ledger.read(POLICY_NOTE).await?;
     let chosen: Option<PolicyOverride> = note.and_then(|note| serde_json::from_str(&note).ok()).flatten();
@@ -76,18 +76,18 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
             .into_iter()
             .map(|(worker, decision)| Ok((worker, serde_json::to_value(decision)?)))
             .collect::<anyhow::Result<_>>()?;
-        return out::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
+        return stdout::json(&serde_json::json!({ "chosen": chosen, "recognizers": decisions }));
     }
-    out::print_line(match &chosen {
+    stdout::print_line(match &chosen {
         Some(chosen) => format!("site {}: {} was chosen", site.name, chosen.name),
         None => format!("site {}: none was chosen, so the settings of each recognizer hold", site.name),
     })?;
     for (worker, decision) in &decisions {
-        out::print_line(format_args!("{}: {}, {}; {}", form::plain_number(worker), decision.policy, decision.state, decision.why))?;
+        stdout::print_line(format_args!("{}: {}, {}; {}", format::plain_number(worker), decision.policy, decision.state, decision.why))?;
     }
     if decisions.is_empty() {
-        out::print_line("No recognizer gives a sign of life.")?;
+        stdout::print_line("No recognizer gives a sign of life.")?;
     }
     let names: Vec<&str> = POLICIES.iter().map(|policy| policy.as_str()).collect();
-    out::print_line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
+    stdout::print_line(format_args!("Choose with `tributary policy NAME`: {}", names.join(", ")))
 }

@@ -16,8 +16,8 @@ use streams::PublishOutcome;
 use tokio::sync::mpsc;
 
 use crate::settings::Settings;
-use crate::site::{self, SiteTarget};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 /// Acknowledged tasks that may wait to be printed; publishing waits when there are more.
 const PRINT_AHEAD: usize = 1024;
@@ -168,7 +168,7 @@ impl PublishArgs {
 
 /// Publishes images and says what became of them.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &PublishArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let site = site::open(loaded, "publish").await?;
+    let site = site_target::open(loaded, "publish").await?;
     let source = args.source()?;
     let (acknowledged, printing) = printer(args);
     let options = PublishOptions {
@@ -210,7 +210,7 @@ fn printer(
     let (wanted, json) = (args.print_ids, args.json);
     let printing = async move {
         while let Some(acknowledged) = receiver.recv().await {
-            if json { out::json_line(&PublishedTask::from(acknowledged)) } else { out::print_line(told(&acknowledged)) }?;
+            if json { stdout::json_line(&PublishedTask::from(acknowledged)) } else { stdout::print_line(told(&acknowledged)) }?;
         }
         Ok(())
     };
@@ -218,7 +218,7 @@ fn printer(
 }
 
 fn told(acknowledged: &AcknowledgedTask) -> String {
-    let path = form::plain_number(&acknowledged.path.display().to_string());
+    let path = format::plain_number(&acknowledged.path.display().to_string());
     let page = acknowledged.page.map(|page| format!("\tpage {page}")).unwrap_or_default();
     let tile = acknowledged.tile.as_ref().map(|tile| format!("\t{},{}", tile.x_px, tile.y_px)).unwrap_or_default();
     format!("{}\t{path}{page}{tile}", acknowledged.task)
@@ -263,17 +263,17 @@ fn report(ended: Result<PublishSummary, PublishFailure>, args: &PublishArgs) -> 
     match summary.refused_files {
         0 if summary.interrupted => bail!("interrupted before all was published"),
         0 => Ok(()),
-        refused => bail!("{} refused (reasons above); the others are published", form::count(refused, "file")),
+        refused => bail!("{} refused (reasons above); the others are published", format::count(refused, "file")),
     }
 }
 
 fn print(summary: &PublishSummary, args: &PublishArgs) -> anyhow::Result<()> {
     match (args.json, args.print_ids) {
-        (true, _) => out::json_line(summary),
+        (true, _) => stdout::json_line(summary),
         (false, true) => {
-            out::print_note(summary);
+            stdout::print_note(summary);
             Ok(())
         }
-        (false, false) => out::print_line(summary),
+        (false, false) => stdout::print_line(summary),
     }
 }

@@ -1,17 +1,17 @@
 //! `tributary release`: what rounds came to, what sites run of it, and deciding by hand.
 
 mod folder;
-mod hand;
+mod decide;
 mod remake;
 mod signature;
-pub mod stand;
+pub mod standing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aggregator::ModelReleases;
-use aggregator::public::PublicSet;
-use aggregator::record::AccuracyChange;
+use aggregator::public_set::PublicSet;
+use aggregator::audit::AccuracyChange;
 use aggregator::release::{self, Manifest, RemakeOrigin};
 use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
@@ -21,7 +21,7 @@ use streams::ReleaseStore;
 use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{form, out, roles, round};
+use crate::{format, stdout, roles, round};
 
 const EXAMPLES: &str = "\
 Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
@@ -115,15 +115,15 @@ enum ReleaseCommand {
         sign: Option<PathBuf>,
     },
     /// Let all sites run a release.
-    Promote(hand::ReleaseDecisionArgs),
+    Promote(decide::ReleaseDecisionArgs),
     /// Take a release back that is tried or waits.
-    Withdraw(hand::ReleaseDecisionArgs),
+    Withdraw(decide::ReleaseDecisionArgs),
     /// Let all sites run what was stable before, and take back what is stable.
-    Rollback(hand::ReasonArgs),
+    Rollback(decide::ReasonArgs),
     /// Let one site run a release, whatever is decided.
-    Pin(hand::PinArgs),
+    Pin(decide::PinArgs),
     /// Let a pinned site follow what is decided again.
-    Unpin(hand::UnpinArgs),
+    Unpin(decide::UnpinArgs),
 }
 
 /// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
@@ -146,17 +146,17 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
     };
     let releases = ModelReleases::new(store, model.clone());
     match &args.what {
-        ReleaseCommand::List => list(&releases, &stand::read_history(loaded, &model).await, args.json).await,
+        ReleaseCommand::List => list(&releases, &standing::read_history(loaded, &model).await, args.json).await,
         ReleaseCommand::Show { release } => {
-            let (manifest, history) = (releases.find(release).await?, stand::read_history(loaded, &model).await);
+            let (manifest, history) = (releases.find(release).await?, standing::read_history(loaded, &model).await);
             if args.json {
                 let mut all = serde_json::to_value(&manifest)?;
-                all["stage"] = stand::standing_of(&history, &manifest.release).into();
-                all["decisions"] = serde_json::to_value(stand::decisions_about(&history, &manifest.release))?;
-                return out::json(&all);
+                all["stage"] = standing::standing_of(&history, &manifest.release).into();
+                all["decisions"] = serde_json::to_value(standing::decisions_about(&history, &manifest.release))?;
+                return stdout::json(&all);
             }
             show(&manifest)?;
-            stand::print_standing(&history, &manifest.release)
+            standing::print_standing(&history, &manifest.release)
         }
         ReleaseCommand::Diff { one, other } => diff(&releases, one, other, args.json).await,
         ReleaseCommand::Verify { release, model, public } => {
@@ -170,11 +170,11 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReleaseArgs) -> a
         ReleaseCommand::Export { release, folder, oci, sign } => {
             folder::export(&releases, &model, release, folder, (oci.as_deref(), sign.as_deref())).await
         }
-        ReleaseCommand::Promote(one) => hand::promote(loaded, &releases, &model, one, args.json).await,
-        ReleaseCommand::Withdraw(one) => hand::withdraw(loaded, &releases, &model, one, args.json).await,
-        ReleaseCommand::Rollback(why) => hand::roll_back(loaded, &model, why, args.json).await,
-        ReleaseCommand::Pin(pin) => hand::pin(loaded, &releases, &model, pin, args.json).await,
-        ReleaseCommand::Unpin(unpin) => hand::unpin(loaded, &model, unpin, args.json).await,
+        ReleaseCommand::Promote(one) => decide::promote(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Withdraw(one) => decide::withdraw(loaded, &releases, &model, one, args.json).await,
+        ReleaseCommand::Rollback(why) => decide::roll_back(loaded, &model, why, args.json).await,
+        ReleaseCommand::Pin(pin) => decide::pin(loaded, &releases, &model, pin, args.json).await,
+        ReleaseCommand::Unpin(unpin) => decide::unpin(loaded, &model, unpin, args.json).await,
     }
 }
 
@@ -185,20 +185,20 @@ async fn only(store: &ReleaseStore, url: &str) -> anyhow::Result<ModelName> {
         [] => bail!(
             "there is no release in {url} yet: `tributary aggregator` seals them there, and `tributary release import` puts them there; --release-store names another store"
         ),
-        several => bail!("{url} has releases of {}: choose one with --name", form::list(several)),
+        several => bail!("{url} has releases of {}: choose one with --name", format::list(several)),
     }
 }
 
 async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyhow::Result<()> {
     let all = releases.list().await?;
-    let stands = |release: &ReleaseId| stand::standing_of(history, release);
+    let stands = |release: &ReleaseId| standing::standing_of(history, release);
     if json {
         let rows = all.iter().map(|manifest| {
             let mut row = serde_json::to_value(manifest)?;
             row["stage"] = stands(&manifest.release).into();
             Ok(row)
         });
-        return out::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
+        return stdout::json(&rows.collect::<anyhow::Result<Vec<_>>>()?);
     }
     let row = |manifest: &Manifest| {
         let made = manifest.made.as_ref();
@@ -213,7 +213,7 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
             stands(&manifest.release).to_owned(),
             if manifest.round == 0 { String::new() } else { manifest.round.to_string() },
             manifest.parent.as_ref().map_or(String::new(), |parent| parent.short().to_owned()),
-            made.map_or(String::new(), |made| form::format_time(made.closed_at_ms)),
+            made.map_or(String::new(), |made| format::format_time(made.closed_at_ms)),
             made.map_or(String::new(), |made| made.updates.len().to_string()),
             made.map_or(String::new(), |made| made.refused.len().to_string()),
             made.map_or(String::new(), |made| made.record.rule.clone()),
@@ -223,33 +223,33 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     let head = ["release", "stands", "round", "from", "closed", "updates", "refused", "rule", "before", "after"];
-    out::print_line(form::table(&head, &rows))
+    stdout::print_line(format::table(&head, &rows))
 }
 
 fn show(manifest: &Manifest) -> anyhow::Result<()> {
-    out::print_line(format_args!("release  {}", manifest.release))?;
-    out::print_line(format_args!("model    {}, {}", manifest.model, form::count(manifest.labels.len() as u64, "label")))?;
-    out::print_line(format_args!(
+    stdout::print_line(format_args!("release  {}", manifest.release))?;
+    stdout::print_line(format_args!("model    {}, {}", manifest.model, format::count(manifest.labels.len() as u64, "label")))?;
+    stdout::print_line(format_args!(
         "weights  {}, SHA-256 {}",
-        form::format_size(manifest.weights.size_bytes),
+        format::format_size(manifest.weights.size_bytes),
         manifest.weights.sha256
     ))?;
     signature::print_signer(manifest.signed_by.as_ref())?;
     let (Some(made), Some(parent)) = (&manifest.made, &manifest.parent) else {
         return match &manifest.parent {
-            Some(parent) => out::print_line(format_args!("from     elsewhere, to take the place of {parent}")),
-            None => out::print_line("It is what sites were set up with: it came of no round."),
+            Some(parent) => stdout::print_line(format_args!("from     elsewhere, to take the place of {parent}")),
+            None => stdout::print_line("It is what sites were set up with: it came of no round."),
         };
     };
-    out::print_line(format_args!("from     {parent}"))?;
-    out::print_line(format_args!(
+    stdout::print_line(format_args!("from     {parent}"))?;
+    stdout::print_line(format_args!(
         "round    {}, {} to {}: {}",
         manifest.round,
-        form::format_time(made.opened_at_ms),
-        form::format_time(made.closed_at_ms),
+        format::format_time(made.opened_at_ms),
+        format::format_time(made.closed_at_ms),
         made.closed_because
     ))?;
-    out::print_line(format_args!("trained  {}", made.trainable))?;
+    stdout::print_line(format_args!("trained  {}", made.trainable))?;
     if let Some(remade) = &manifest.remade {
         show_remade(remade)?;
     }
@@ -257,11 +257,11 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         Some(why) => format!("{} ({why})", made.record.rule),
         None => made.record.rule.clone(),
     };
-    out::print_line(format_args!("rule     {rule}"))?;
+    stdout::print_line(format_args!("rule     {rule}"))?;
     if let Some(reported) = made.record.reported {
-        out::print_line(format_args!("public   {reported}"))?;
+        stdout::print_line(format_args!("public   {reported}"))?;
         let (before, after) = (reported.before.loss, reported.after.loss);
-        out::print_line(format_args!(
+        stdout::print_line(format_args!(
             "         of pictures that nothing was fitted on or chosen by; loss {after:.3}, {before:.3} before"
         ))?;
     }
@@ -285,9 +285,9 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    out::print_line(form::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
+    stdout::print_line(format::table(&["site", "images", "change", "loss", "share", "% right by class", ""], &rows))?;
     for candidate in &made.record.candidates {
-        out::print_line(format_args!(
+        stdout::print_line(format_args!(
             "tried    {:<18} loss {:.4}, {:.1} % right",
             candidate.rule,
             candidate.loss,
@@ -295,20 +295,20 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         ))?;
     }
     for refused in &made.refused {
-        out::print_line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
+        stdout::print_line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
     }
     Ok(())
 }
 
 fn show_remade(remade: &RemakeOrigin) -> anyhow::Result<()> {
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "remade   {} from the updates of release {}: {}",
-        form::format_time(remade.at_ms),
+        format::format_time(remade.at_ms),
         remade.of.short(),
-        form::plain_number(&remade.why)
+        format::plain_number(&remade.why)
     ))?;
     for left_out in &remade.without {
-        out::print_line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
+        stdout::print_line(format_args!("without  update {} of site {}", left_out.id, left_out.site))?;
     }
     Ok(())
 }
@@ -330,9 +330,9 @@ async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> a
             .iter()
             .map(|(name, size, moved)| serde_json::json!({ "tensor": name, "rms": size, "rms_of_difference": moved }))
             .collect();
-        return out::json(&rows);
+        return stdout::json(&rows);
     }
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "{} and {}: root of the mean square, tensor by tensor",
         one.release.short(),
         other.release.short()
@@ -345,7 +345,7 @@ async fn diff(releases: &ModelReleases, one: &str, other: &str, json: bool) -> a
             vec![name.clone(), format!("{size:.5}"), format!("{moved:.5}"), ratio(*size, *moved)]
         })
         .collect();
-    out::print_line(form::table(&["tensor", "size", "difference", ""], &rows))
+    stdout::print_line(format::table(&["tensor", "size", "difference", ""], &rows))
 }
 
 /// What models are tried on, if a folder is named.
@@ -355,7 +355,7 @@ async fn public_set(
     folder: Option<PathBuf>,
 ) -> anyhow::Result<Option<Arc<PublicSet>>> {
     let aggregator = &loaded.settings.aggregator;
-    let (most, room) = (aggregator.public_of_class as usize, (aggregator.public_max_mib as usize) << 20);
+    let (most, room) = (aggregator.public_max_per_class as usize, (aggregator.public_max_mib as usize) << 20);
     let Some(folder) = folder else { return Ok(None) };
     let root = model.clone();
     let read = tokio::task::spawn_blocking(move || PublicSet::read(&folder, &root, most, room));
@@ -377,16 +377,16 @@ async fn remake_command(
     let verified = verify_release(&place, releases, manifest, public).await?;
     if json {
         let (made, same, updates) = (&verified.made, verified.same, verified.updates);
-        out::json(
+        stdout::json(
             &serde_json::json!({ "release": manifest.release, "made_again": made, "same": same, "updates": updates }),
         )?;
     }
     match verified.same {
         true if json => Ok(()),
-        true => out::print_line(format_args!(
+        true => stdout::print_line(format_args!(
             "release {} made again of {}: the same, bit by bit",
             manifest.release.short(),
-            form::count(verified.updates as u64, "update")
+            format::count(verified.updates as u64, "update")
         )),
         false => bail!(
             "made again of its {} updates, release {} comes to {}: it was made on another kind of processor or with another ONNX Runtime, or something was changed",

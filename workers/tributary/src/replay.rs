@@ -7,15 +7,15 @@ use anyhow::{Context, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use replayer::fetch::ImageOrigin;
 use replayer::select::TaskStage;
-use replayer::{ReplayDestination, Expression, ReplayOptions, ReplayProgress, TaskQuery, TaskSampling, ReplaySpacing, ReplaySummary, moment, replay};
+use replayer::{ReplayDestination, Expression, ReplayOptions, ReplayProgress, TaskQuery, TaskSampling, ReplaySpacing, ReplaySummary, timestamp, replay};
 use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{CameraName, SetName};
 use vision::{InferencePool, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::site::{self, SiteTarget};
-use crate::{form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{format, stdout};
 
 mod backtest;
 mod text;
@@ -113,7 +113,7 @@ impl SelectionArgs {
     pub fn options(&self, asked: String) -> anyhow::Result<ReplayOptions> {
         let now_ms = Some(clock::now_ms());
         let moment = |flag: &str, text: &Option<String>| {
-            let read = text.as_deref().map(|text| moment::parse_timestamp(text, now_ms)).transpose();
+            let read = text.as_deref().map(|text| timestamp::parse_timestamp(text, now_ms)).transpose();
             read.map_err(|why| anyhow::anyhow!("--{flag}: {why}"))
         };
         let (since_ms, until_ms) = (moment("since", &self.since)?, moment("until", &self.until)?);
@@ -250,7 +250,7 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReplayArgs, shutd
     // Said before anything is waited for.
     args.selection.options(String::new())?;
     let candidates = backtest::candidates(args)?;
-    let site = site::open(loaded, "replay").await?;
+    let site = site_target::open(loaded, "replay").await?;
     if !candidates.is_empty() {
         return backtest::command(&site, &loaded.settings.replayer, args, &candidates).await;
     }
@@ -260,8 +260,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ReplayArgs, shutd
     let summary = run(&site, settings, options, destination, &shutdown).await?;
     let place = args.to.as_deref().map(PathBuf::from);
     match args.json {
-        true => out::json(&summary)?,
-        false => out::print_line(text::summary(&summary, &site.name, args, place.as_deref()))?,
+        true => stdout::json(&summary)?,
+        false => stdout::print_line(text::summary(&summary, &site.name, args, place.as_deref()))?,
     }
     match summary.interrupted {
         true => bail!("interrupted: the same command goes on where it stopped"),
@@ -308,8 +308,8 @@ pub async fn run(
 pub fn images(summary: &ReplaySummary) -> String {
     format!(
         "{} ({}) in {}",
-        form::count(summary.through, "image"),
-        form::format_size(summary.bytes),
-        form::format_span(summary.elapsed_ms as f64)
+        format::count(summary.through, "image"),
+        format::format_size(summary.bytes),
+        format::format_span(summary.elapsed_ms as f64)
     )
 }

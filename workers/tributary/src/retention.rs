@@ -8,12 +8,12 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, SetName};
 use serde::Serialize;
-use streams::read::{self, StreamLevel, MessageReader, StoredMessage, StreamRange};
+use streams::reader::{self, StreamLevel, MessageReader, StoredMessage, StreamRange};
 use streams::{Blobs, CarryError, subject, topology};
 
 use crate::settings::Settings;
-use crate::site::{self, SiteTarget};
-use crate::{audit, form, out};
+use crate::site_target::{self, SiteTarget};
+use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 When the stream of images is fuller than janitor.high_ratio, the janitor lets the oldest answered ones go until it is
@@ -85,7 +85,7 @@ impl RetainedImages {
 
 /// Shows what is kept, or lets a set go.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) -> anyhow::Result<()> {
-    let site = site::open(loaded, "retention").await?;
+    let site = site_target::open(loaded, "retention").await?;
     if let Some(set) = &args.unpin {
         let pinned = pinned(&site).await?;
         let Some(held) = pinned.sets.get(set.as_str()) else {
@@ -103,32 +103,32 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetentionArgs) ->
                 large.remove_blob(key).await?;
             }
         }
-        read::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
+        reader::purge_subject(&site.bus, topology::PINNED, &subject::pins(Some(set), &site.name)).await?;
         audit::record_command(
             &site.bus,
             &site.name,
             "retention unpin",
-            format!("set {set} of {}", form::count(held.images, "image")),
+            format!("set {set} of {}", format::count(held.images, "image")),
         )
         .await;
-        return out::print_line(format_args!("set {set} of {} is unpinned", form::count(held.images, "image")));
+        return stdout::print_line(format_args!("set {set} of {} is unpinned", format::count(held.images, "image")));
     }
     let kept = look(&site, &loaded.settings, args.dry_run).await?;
-    if args.json { out::json(&kept) } else { out::print_line(text(&kept, &site, &loaded.settings)) }
+    if args.json { stdout::json(&kept) } else { stdout::print_line(text(&kept, &site, &loaded.settings)) }
 }
 
 async fn look(site: &SiteTarget, settings: &Settings, dry_run: bool) -> anyhow::Result<RetentionReport> {
-    let images = read::stream_level(&site.bus, topology::IMAGES).await?;
+    let images = reader::stream_level(&site.bus, topology::IMAGES).await?;
     let oldest = match images.messages {
         0 => None,
-        _ => read::message_at(&site.bus, topology::IMAGES, images.first_sequence).await?,
+        _ => reader::message_at(&site.bus, topology::IMAGES, images.first_sequence).await?,
     };
     let PinnedSets { sets, sequences, .. } = pinned(site).await?;
     Ok(RetentionReport {
         images,
         oldest_at_ms: oldest.map(|record| ms(record.stored_at_ns)),
         purged_above_bytes: (images.max_bytes as f64 * settings.janitor.high_ratio) as u64,
-        pinned: read::stream_level(&site.bus, topology::PINNED).await?,
+        pinned: reader::stream_level(&site.bus, topology::PINNED).await?,
         sets,
         would_go: if dry_run { would_go(site, settings, &images, &sequences).await? } else { None },
     })
@@ -140,7 +140,7 @@ async fn would_go(
     images: &StreamLevel,
     pinned: &HashSet<u64>,
 ) -> Result<Option<PurgePreview>, CarryError> {
-    let recognized = read::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+    let recognized = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
     // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
     let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
@@ -177,18 +177,18 @@ struct PinnedSets {
 
 async fn pinned(site: &SiteTarget) -> Result<PinnedSets, CarryError> {
     let mut pinned = PinnedSets::default();
-    let level = read::stream_level(&site.bus, topology::PINNED).await?;
+    let level = reader::stream_level(&site.bus, topology::PINNED).await?;
     if level.messages == 0 {
         return Ok(pinned);
     }
     let subjects = vec![subject::pins(None, &site.name)];
     let all = StreamRange { headers_only: true, subjects, ..StreamRange::default() };
-    read::read_range(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
+    reader::read_range(&site.bus, topology::PINNED, all, level.last_sequence, |record| {
         let Ok((set, _)) = subject::read_pin(&record.subject) else { return };
         if let Some(blob) = reference(&record) {
             pinned.large.entry(blob.key).or_default().insert(set.to_string());
         }
-        let row = record.header(replayer::outlet::HEADER_ROW);
+        let row = record.header(replayer::republish::HEADER_ROW);
         let row = row.and_then(|row| serde_json::from_str::<replayer::TaskRow>(row).ok());
         pinned.sequences.extend(row.as_ref().map(|row| row.sequence));
         let at_ms = row.map_or_else(|| ms(record.stored_at_ns), |row| row.published_at_ms);
@@ -214,8 +214,8 @@ fn ms(ns: i128) -> u64 {
 }
 
 fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> String {
-    let room = |level: &StreamLevel| format!("{} of {}", form::format_size(level.bytes), form::format_size(level.max_bytes));
-    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", form::format_time(at_ms)));
+    let room = |level: &StreamLevel| format!("{} of {}", format::format_size(level.bytes), format::format_size(level.max_bytes));
+    let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", format::format_time(at_ms)));
     let mut lines = vec![
         format!("site {}", site.name),
         format!(
@@ -223,7 +223,7 @@ fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> Strin
             kept.images.messages,
             room(&kept.images),
             oldest.unwrap_or_default(),
-            form::format_size(kept.purged_above_bytes)
+            format::format_size(kept.purged_above_bytes)
         ),
         format!("  pinned  {} ({})", kept.pinned.messages, room(&kept.pinned)),
     ];
@@ -233,9 +233,9 @@ fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> Strin
                 let mut row = vec![
                     name.clone(),
                     held.images.to_string(),
-                    form::format_size(held.bytes),
-                    form::format_time(held.oldest_at_ms),
-                    form::format_time(held.newest_at_ms),
+                    format::format_size(held.bytes),
+                    format::format_time(held.oldest_at_ms),
+                    format::format_time(held.newest_at_ms),
                 ];
                 row.extend(held.pinned.map(|pinned| pinned.to_string()));
                 row
@@ -244,19 +244,19 @@ fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> Strin
     };
     if !kept.sets.is_empty() {
         lines.push(String::new());
-        lines.push(form::table(&["set", "images", "bytes", "oldest", "newest"], &rows(&kept.sets)));
+        lines.push(format::table(&["set", "images", "bytes", "oldest", "newest"], &rows(&kept.sets)));
     }
     if let Some(would_go) = &kept.would_go {
         let when = match would_go.now {
             true => format!("within seconds, until {:.0} % are full", settings.janitor.low_ratio * 100.0),
             false => format!(
                 "first, when {} more of images have come",
-                form::format_size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
+                format::format_size(kept.purged_above_bytes.saturating_sub(kept.images.bytes))
             ),
         };
         lines.push(String::new());
         lines.push(format!("These would go {when}: all before sequence {}.", would_go.before_sequence));
-        lines.push(form::table(&["camera", "images", "bytes", "oldest", "newest", "pinned"], &rows(&would_go.cameras)));
+        lines.push(format::table(&["camera", "images", "bytes", "oldest", "newest", "pinned"], &rows(&would_go.cameras)));
     }
     lines.join("\n")
 }

@@ -12,7 +12,7 @@ use vision::Model;
 use crate::replay::{self, SelectionArgs};
 use crate::settings::Settings;
 use crate::train::{self, TrainingArgs};
-use crate::{form, out, release, site};
+use crate::{format, stdout, release, site_target};
 
 const EXAMPLES: &str = "\
 Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
@@ -62,8 +62,8 @@ impl RetrainArgs {
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     training::folder::check(&args.out)?;
-    let site = site::open(loaded, "retrain").await?;
-    let is_chosen = site::is_set(loaded, "recognizer.model");
+    let site = site_target::open(loaded, "retrain").await?;
+    let is_chosen = site_target::is_set(loaded, "recognizer.model");
     let of_up = site.up.as_ref().filter(|_| !is_chosen).map(|up| up.model.clone());
     let of_up = of_up.filter(|folder| !folder.as_os_str().is_empty());
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
@@ -76,13 +76,13 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shut
         bail!("interrupted while images were replayed: the same command goes on where it stopped");
     }
     let unknown: u64 = summary.unknown.values().sum();
-    out::print_note(format_args!(
+    stdout::print_note(format_args!(
         "{} to {}, {} from before; {} left out without a label, {unknown} with one that the model does not know{}",
         replay::images(&summary),
         data.display(),
         summary.before,
         summary.unlabelled,
-        match &summary.unknown.keys().take(5).map(|label| form::plain_number(label)).collect::<Vec<_>>()[..] {
+        match &summary.unknown.keys().take(5).map(|label| format::plain_number(label)).collect::<Vec<_>>()[..] {
             [] => String::new(),
             labels => format!(" ({})", labels.join(", ")),
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use rollout::start::ServingModel;
+use rollout::serving_model::ServingModel;
 use rollout::trial::TrialRunner;
 use runtime::settings::LoadedSettings;
 use runtime::{Fault, Shutdown, clock};
@@ -12,7 +12,7 @@ use streams::{Bus, NatsSettings, ReleaseStore};
 use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{out, site};
+use crate::{stdout, site_target};
 
 /// Which model a role runs.
 #[derive(clap::Args)]
@@ -62,7 +62,7 @@ pub async fn start(
     let loading = move || -> anyhow::Result<ServingModel> {
         let onnx = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let trial = TrialRunner::of_this_program(onnxruntime);
-        rollout::start::start_model(&onnx, &folder, &infer, &work, trial)
+        rollout::serving_model::start_model(&onnx, &folder, &infer, &work, trial)
             .with_context(|| format!("model {}", folder.display()))
     };
     tokio::task::spawn_blocking(loading).await?
@@ -72,7 +72,7 @@ pub async fn start(
 pub fn try_release() -> anyhow::Result<()> {
     let asked = serde_json::from_reader(std::io::stdin().lock())
         .context("this command is for tributary's own use: it is asked in JSON on standard input")?;
-    out::json_line(&rollout::trial::answer_trial(&asked))
+    stdout::json_line(&rollout::trial::answer_trial(&asked))
 }
 
 /// Loads a head, if there is one.
@@ -138,7 +138,7 @@ pub fn ack_wait(settings: &Settings) -> Duration {
 }
 
 async fn connect(loaded: &LoadedSettings<Settings>, role: &str) -> anyhow::Result<(Bus, NatsSettings)> {
-    let nats = site::nats(loaded)?;
+    let nats = site_target::nats(loaded)?;
     let bus = Bus::connect_when_ready(&nats, role).await?;
     clock::align_at_start(&bus).await;
     Ok((bus, nats))
@@ -187,7 +187,7 @@ pub async fn trainer(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> a
 pub async fn aggregator(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let (onnx, model) = load_to_merge(settings).await?;
-    let bus = site::cloud(loaded, "aggregator").await?;
+    let bus = site_target::cloud(loaded, "aggregator").await?;
     let trial = TrialRunner::of_this_program(settings.onnxruntime.clone());
     role_result("aggregator", aggregator::run(bus, onnx, model, trial, &settings.aggregator, shutdown).await)
 }
@@ -202,7 +202,7 @@ pub fn release_store(settings: &Settings) -> anyhow::Result<ReleaseStore> {
 pub async fn releaser(loaded: &LoadedSettings<Settings>, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     let store = release_store(settings)?;
-    let bus = site::cloud(loaded, "releaser").await?;
+    let bus = site_target::cloud(loaded, "releaser").await?;
     role_result("releaser", releaser::run(bus, store, &settings.releaser, shutdown).await)
 }
 

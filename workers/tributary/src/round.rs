@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aggregator::open::{self, RoundHistory};
+use aggregator::round_open::{self, RoundHistory};
 use aggregator::settings::ClientSelection;
 use anyhow::{Context, bail};
 use runtime::settings::LoadedSettings;
-use runtime::sign::SiteKey;
+use runtime::site_key::SiteKey;
 use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, RoundTerms};
 use serde_json::json;
 use streams::fleet;
@@ -16,7 +16,7 @@ use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{audit, form, out, roles, site};
+use crate::{audit, format, stdout, roles, site_target};
 
 const EXAMPLES: &str = "\
 A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
@@ -114,7 +114,7 @@ async fn about(
             [only] => return Ok(only.clone()),
             several => {
                 let names: Vec<String> = several.iter().map(|(name, _)| name.to_string()).collect();
-                bail!("rounds of {} are run here: name the folder of one with --model", form::list(&names))
+                bail!("rounds of {} are run here: name the folder of one with --model", format::list(&names))
             }
         }
     }
@@ -131,11 +131,11 @@ pub fn model(loaded: &LoadedSettings<Settings>, named: Option<&PathBuf>) -> anyh
 }
 
 async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> anyhow::Result<()> {
-    let cloud = site::cloud(loaded, "round").await?;
+    let cloud = site_target::cloud(loaded, "round").await?;
     let (name, first) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = RoundHistory::read(&cloud, &name).await?;
-    let rollout = rollout::log::latest(&cloud, &name).await?;
-    if let Some(release) = open::read_undecided(&cloud, rollout.as_ref()).await? {
+    let rollout = rollout::decision_log::latest(&cloud, &name).await?;
+    if let Some(release) = round_open::read_undecided(&cloud, rollout.as_ref()).await? {
         bail!(
             "release {release} of {name} is tried, and a round would start from what may be withdrawn: wait for the releaser (`tributary release list`), or decide it with `tributary release promote` or `tributary release withdraw`",
             release = release.short()
@@ -151,18 +151,18 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
     if let Some(ring) = &args.ring {
         if !chosen.rings.contains_key(ring) {
             let known: Vec<&String> = chosen.rings.keys().collect();
-            bail!("ring {ring} is none of aggregator.round.rings ({})", form::list(&known));
+            bail!("ring {ring} is none of aggregator.round.rings ({})", format::list(&known));
         }
         chosen.ring = Some(ring.clone());
     }
-    if chosen.ask_by == ClientSelection::Usefulness && chosen.ask.is_some() && args.sites.is_empty() {
+    if chosen.client_selection == ClientSelection::Usefulness && chosen.sites_per_round.is_some() && args.sites.is_empty() {
         bail!(
             "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
         );
     }
-    let asked = open::sites(&chosen, last + 1, &BTreeMap::new());
-    let focus = open::read_focus(&cloud, &base, &chosen).await?;
-    let of_settings = open::round_terms(base, weights, asked, focus, &chosen);
+    let asked = round_open::sites(&chosen, last + 1, &BTreeMap::new());
+    let focus = round_open::read_focus(&cloud, &base, &chosen).await?;
+    let of_settings = round_open::round_terms(base, weights, asked, focus, &chosen);
     let terms = RoundTerms {
         quorum: args.quorum.unwrap_or(of_settings.quorum),
         grace_s: args.grace_s.unwrap_or(of_settings.grace_s),
@@ -176,20 +176,20 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
-    let key = site::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
-    let said = open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
+    let key = site_target::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
+    let said = round_open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
     if !said.map_err(roles::into_anyhow)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }
     audit::record_command(&cloud, &SiteName::cloud(), "round open", format!("{name} {number}")).await;
     if args.json {
-        return out::json(&json!({ "model": name, "round": number, "terms": terms }));
+        return stdout::json(&json!({ "model": name, "round": number, "terms": terms }));
     }
     let asked = match &terms.sites[..] {
         [] => "every site".to_owned(),
-        sites => form::list(sites),
+        sites => format::list(sites),
     };
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "round {number} of {name} is open: {asked} asked for an update of release {}; {} are enough, {} s at the most",
         terms.base.short(),
         terms.quorum,
@@ -198,7 +198,7 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
 }
 
 async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow::Result<()> {
-    let cloud = site::cloud(loaded, "round").await?;
+    let cloud = site_target::cloud(loaded, "round").await?;
     let (name, _) = about(loaded, args.model.as_ref(), &cloud).await?;
     let history = RoundHistory::read(&cloud, &name).await?;
     if args.json {
@@ -207,10 +207,10 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
             .iter()
             .map(|(sequence, at_ms, round)| json!({ "sequence": sequence, "at_ms": at_ms, "round": round }))
             .collect();
-        return out::json(&all);
+        return stdout::json(&all);
     }
     if history.all.is_empty() {
-        return out::print_line(format_args!("no round of {name} was opened yet: `tributary round open`"));
+        return stdout::print_line(format_args!("no round of {name} was opened yet: `tributary round open`"));
     }
     let mut rows = Vec::new();
     for number in 1..=history.last() {
@@ -223,13 +223,13 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
         let ended = of().find(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)));
         let came_to = match ended.map(|(_, _, round)| &round.event) {
             Some(RoundEvent::Sealed { release, updates, .. }) => {
-                format!("release {} of {}", release.short(), form::count(u64::from(*updates), "update"))
+                format!("release {} of {}", release.short(), format::count(u64::from(*updates), "update"))
             }
             Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
             _ => "open".into(),
         };
-        let took = ended.map_or(String::new(), |(_, at_ms, _)| form::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![number.to_string(), form::format_time(opened_at_ms), took, terms.base.short().into(), came_to]);
+        let took = ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
+        rows.push(vec![number.to_string(), format::format_time(opened_at_ms), took, terms.base.short().into(), came_to]);
     }
-    out::print_line(form::table(&["round", "opened", "took", "base", "came to"], &rows))
+    stdout::print_line(format::table(&["round", "opened", "took", "base", "came to"], &rows))
 }

@@ -12,7 +12,7 @@ use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, stdout, site_target};
 
 /// How long it waits for the workers to follow: a session may take some seconds to open.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub struct ScaleArgs {
 
 /// Shows or changes it.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> anyhow::Result<()> {
-    let here = site::open(loaded, "scale").await?;
+    let here = site_target::open(loaded, "scale").await?;
     let (bus, place) = match args.role.as_str() {
         "verifier" => (here.whole_cloud()?.clone(), "the cloud".to_owned()),
         _ => (here.bus.clone(), format!("site {}", here.name)),
@@ -82,23 +82,23 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &ScaleArgs) -> any
             .iter()
             .map(|beat| serde_json::json!({"worker": beat.worker, "replicas": beat.replicas, "why": beat.scale}))
             .collect();
-        out::json(
+        stdout::json(
             &serde_json::json!({ "role": args.role, "asked": asked.map(|asked| asked.to_string()), "workers": rows }),
         )?;
     } else {
-        out::print_line(match asked {
+        stdout::print_line(match asked {
             Some(asked) => format!("{}s at {place}: {asked} asked for", args.role),
             None => format!("{}s at {place}: as many as the settings of each say", args.role),
         })?;
         for beat in &workers {
-            let why = beat.scale.as_deref().map(|why| format!("; {}", form::plain_number(why))).unwrap_or_default();
-            let replicas = form::count(beat.replicas.into(), "replica");
-            out::print_line(format_args!("  {}: {replicas}{why}", form::plain_number(&beat.worker)))?;
+            let why = beat.scale.as_deref().map(|why| format!("; {}", format::plain_number(why))).unwrap_or_default();
+            let replicas = format::count(beat.replicas.into(), "replica");
+            stdout::print_line(format_args!("  {}: {replicas}{why}", format::plain_number(&beat.worker)))?;
         }
     }
     match (&workers[..], args.replicas) {
         ([], Some(_)) => bail!("no {} gives a sign of life: it holds for the next one that starts", args.role),
-        ([], None) => out::print_line(format_args!("No {} gives a sign of life.", args.role)),
+        ([], None) => stdout::print_line(format_args!("No {} gives a sign of life.", args.role)),
         (workers, Some(asked)) if workers.iter().any(|beat| !follows(beat, asked)) => {
             bail!("not every {} follows: see why above; free what is missing, or ask for fewer", args.role)
         }

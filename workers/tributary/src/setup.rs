@@ -6,8 +6,8 @@ use schemas::SiteName;
 use streams::topology::{self, SetupFinding, RepairMode, PlanScope, SetupStatus};
 
 use crate::settings::Settings;
-use crate::site;
-use crate::{audit, form, out};
+use crate::site_target;
+use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
 Doing it twice is doing it once. `tributary up` does it by itself; a server of your own needs it once, and
@@ -44,13 +44,13 @@ pub struct SetupArgs {
 /// Creates streams, consumers and buckets.
 pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let here = site::open(loaded, "setup").await?;
+    let here = site_target::open(loaded, "setup").await?;
     let (name, bus) = (here.name.clone(), here.bus.clone());
     let shared = here.up.as_ref().is_some_and(|up| up.cloud_domain.is_none());
     let (bus, place, flag) = match &args.cloud[..] {
         [] if args.both || shared => (bus, PlanScope::Both(name), " --both".into()),
         [] => (bus, PlanScope::Site(name), String::new()),
-        sites => (here.whole_cloud()?.clone(), PlanScope::Cloud(sites.to_vec()), format!(" --cloud {}", form::list(sites))),
+        sites => (here.whole_cloud()?.clone(), PlanScope::Cloud(sites.to_vec()), format!(" --cloud {}", format::list(sites))),
     };
     let at = if args.cloud.is_empty() { here.name.clone() } else { SiteName::cloud() };
     let mend = match (args.apply, args.lower) {
@@ -73,32 +73,32 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
 
 fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Result<()> {
     if args.json {
-        return out::json(&findings);
+        return stdout::json(&findings);
     }
     let mut differs = false;
     for SetupFinding { what, state } in findings {
         match state {
-            SetupStatus::Same => out::print_line(format_args!("same      {what}"))?,
-            SetupStatus::Created => out::print_line(format_args!("created   {what}"))?,
-            SetupStatus::Missing => out::print_line(format_args!("missing   {what}"))?,
-            SetupStatus::Refused(why) => out::print_line(format_args!("refused   {what}: {}", form::plain_number(why)))?,
+            SetupStatus::Same => stdout::print_line(format_args!("same      {what}"))?,
+            SetupStatus::Created => stdout::print_line(format_args!("created   {what}"))?,
+            SetupStatus::Missing => stdout::print_line(format_args!("missing   {what}"))?,
+            SetupStatus::Refused(why) => stdout::print_line(format_args!("refused   {what}: {}", format::plain_number(why)))?,
             SetupStatus::Updated(differences) | SetupStatus::Differs(differences) => {
                 differs |= matches!(state, SetupStatus::Differs(_));
                 let word = if matches!(state, SetupStatus::Differs(_)) { "differs" } else { "changed" };
                 for difference in differences {
                     let topology::SettingDifference { setting, wanted, found } = difference;
-                    let (found, wanted) = (form::setting(setting, found), form::setting(setting, wanted));
-                    out::print_line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
+                    let (found, wanted) = (format::setting(setting, found), format::setting(setting, wanted));
+                    stdout::print_line(format_args!("{word:9} {what}: {setting} is {found}, wanted {wanted}"))?;
                 }
             }
         }
     }
     if differs && args.apply {
-        out::print_line(format_args!(
+        stdout::print_line(format_args!(
             "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
         ))?;
     } else if differs {
-        out::print_line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
+        stdout::print_line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
     }
     Ok(())
 }

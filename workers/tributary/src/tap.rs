@@ -6,11 +6,11 @@ use runtime::clock;
 use runtime::settings::LoadedSettings;
 use serde::Serialize;
 use serde_json::Value;
-use streams::table::SUBJECTS;
+use streams::subject_table::SUBJECTS;
 use streams::tap::{TapMessage, watch_subject};
 
 use crate::settings::Settings;
-use crate::{form, out, site};
+use crate::{format, stdout, site_target};
 
 /// Longer text that is no message of ours is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
@@ -76,13 +76,13 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyho
             "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
         );
     }
-    let bus = if args.cloud { site::cloud(loaded, "tap").await? } else { site::open(loaded, "tap").await?.bus };
+    let bus = if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
     let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let message = passing.next().await.context("server closed the connection")?;
         let shown = shown(&message, clock::now_ms());
-        if args.json { out::json_line(&shown) } else { out::print_line(text(&shown)) }?;
+        if args.json { stdout::json_line(&shown) } else { stdout::print_line(text(&shown)) }?;
         left -= 1;
     }
     Ok(())
@@ -122,13 +122,13 @@ fn body(payload: &[u8]) -> Value {
 
 fn text(shown: &TapLine) -> String {
     let TapLine { at_ms, subject, size_bytes, headers, body } = shown;
-    let mut text = format!("{}  {}  {size_bytes} bytes", form::format_time(*at_ms), form::plain_number(subject));
+    let mut text = format!("{}  {}  {size_bytes} bytes", format::format_time(*at_ms), format::plain_number(subject));
     for (name, value) in headers {
-        text.push_str(&format!("\n  {name}: {}", form::plain_number(value.as_str().unwrap_or_default())));
+        text.push_str(&format!("\n  {name}: {}", format::plain_number(value.as_str().unwrap_or_default())));
     }
     match body {
         Value::Null => text,
-        Value::String(body) => text + "\n  " + &form::plain_number(body),
+        Value::String(body) => text + "\n  " + &format::plain_number(body),
         body => text + "\n  " + &body.to_string(),
     }
 }

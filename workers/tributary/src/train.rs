@@ -12,7 +12,7 @@ use training::{TrainContext, Epoch, Examples, TrainingPace, TrainedModel};
 use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{form, out};
+use crate::{format, stdout};
 
 const EXAMPLES: &str = "\
 The model is any ONNX classifier that `tributary model check` calls fit for training; no Python is needed. The
@@ -121,7 +121,7 @@ pub async fn train_folder(
         training::folder::check(&out)?;
         let runtime = OnnxRuntime::find_and_load(onnxruntime.as_deref())?;
         let model = Model::load(&folder)?;
-        let examples = Examples::read(&data, &model.labels, train.held_out_ratio)?;
+        let examples = Examples::read(&data, &model.labels, train.holdout_ratio)?;
         let around = TrainContext { stop: &stop, pace: TrainingPace::unlimited(&train.limits), checkpoints: None };
         let trained = training::train_model(&runtime, &model, &examples, &train, around, |epoch| shown.over(epoch))?;
         if !anyway && trained.has_no_gain().is_some() {
@@ -135,7 +135,7 @@ pub async fn train_folder(
     bar.bar.finish_and_clear();
     if how.json {
         let test = trained.test.map(|(before, after)| json!({ "before": before, "after": after }));
-        out::json(&json!({
+        stdout::json(&json!({
             "epochs": trained.epochs,
             "best_epoch": trained.best_epoch,
             "learning_rate": trained.learning_rate,
@@ -149,10 +149,10 @@ pub async fn train_folder(
             "release": written.as_ref().map(|model| model.release.to_string()),
         }))?;
     } else {
-        out::print_line(text(&trained, written.as_ref()))?;
+        stdout::print_line(text(&trained, written.as_ref()))?;
     }
     if let Some(why) = trained.has_no_gain().filter(|_| written.is_none()) {
-        out::print_note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
+        stdout::print_note(format_args!("{why}; nothing was written (--anyway writes the best epoch all the same)"));
     }
     Ok(written.is_some())
 }
@@ -184,12 +184,12 @@ impl EpochPrinter {
             ),
         };
         self.bar.set_position(epoch.number.into());
-        if self.bar.is_hidden() { out::print_note(line) } else { self.bar.println(line) }
+        if self.bar.is_hidden() { stdout::print_note(line) } else { self.bar.println(line) }
     }
 }
 
 fn measured(measured: &ModelAccuracy) -> String {
-    let right = form::percent(measured.accuracy_ratio);
+    let right = format::percent(measured.accuracy_ratio);
     format!("of {} held out {right} right, loss {:.3}", measured.images, measured.loss)
 }
 
@@ -200,7 +200,7 @@ fn text(trained: &TrainedModel, written: Option<&Model>) -> String {
         lines
             .push(format!("         the last {layers} alone, for images are few (--trainable all trains every layer)"));
     }
-    let right = |measured: &ModelAccuracy| form::percent(measured.accuracy_ratio);
+    let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
     let (before, after) = trained.held_out();
     lines.push(format!(
         "held out {} right before, {} after epoch {}, of {} images; at a learning rate of {}",

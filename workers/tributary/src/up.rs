@@ -7,23 +7,23 @@ use std::time::Duration;
 use anyhow::Context;
 use fleet::{FleetFolder, Membership};
 use notifier::NotifierSettings;
-use rollout::start::ServingModel;
+use rollout::serving_model::ServingModel;
 use rollout::trial::TrialRunner;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
-use streams::rights;
+use streams::permissions;
 use streams::server::{CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of};
-use streams::table::Role;
+use streams::subject_table::Role;
 use streams::topology::{self, SetupFinding, RepairMode, PlanScope, SetupStatus};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
-use crate::expiry;
+use crate::certificate_expiry;
 use crate::fleet_cmd;
-use crate::out;
+use crate::stdout;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site::{ALONE, CloudLogin, CameraEntry, RunningUp, RunningSite};
+use crate::site_target::{ALONE, CloudLogin, CameraEntry, RunningUp, RunningSite};
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -72,7 +72,7 @@ pub async fn command(settings: &Settings, args: &UpArgs, shutdown: Shutdown) -> 
         Some(folder) => start_hub(settings, folder, shutdown.clone()).await?,
         None => start(settings, args.sites, shutdown.clone()).await?,
     };
-    if let Err(error) = out::print_line(welcome(&up.running, settings)) {
+    if let Err(error) = stdout::print_line(welcome(&up.running, settings)) {
         tracing::warn!(%error, "nobody reads where it is");
     }
     up.wait_until_stopped().await
@@ -162,7 +162,7 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
         server.sync_store().context("the store cannot be written to the disk")?;
     }
     running.write(&settings.up.store)?;
-    expiry::report_expiries(&expiry::all(&settings, None));
+    certificate_expiry::report_expiries(&certificate_expiry::all(&settings, None));
     runtime::metrics::expect_roles(roles.len());
     let LocalServers { cloud, sites } = servers;
     Ok(LocalSystem { running, roles, shutdown, store: settings.up.store, _sites: sites, _cloud: cloud })
@@ -221,7 +221,7 @@ pub async fn start_hub(settings: &Settings, folder: &Path, shutdown: Shutdown) -
         operator: Some(CloudLogin {
             ca: std::path::absolute(fleet.authority_file())?,
             nkey: std::path::absolute(fleet.role_file("operator"))?,
-            inbox: rights::role_inbox("operator"),
+            inbox: permissions::role_inbox("operator"),
             round_key: std::path::absolute(fleet.signing_file("aggregator"))?,
         }),
         cloud_password: None,
@@ -239,7 +239,7 @@ async fn tell_calendar(folder: PathBuf, shutdown: Shutdown) -> anyhow::Result<()
     const EVERY: Duration = Duration::from_secs(3600);
     loop {
         match FleetFolder::open(&folder) {
-            Ok(fleet) => expiry::report_expiries(&expiry::of_hub(&fleet)),
+            Ok(fleet) => certificate_expiry::report_expiries(&certificate_expiry::of_hub(&fleet)),
             Err(error) => tracing::warn!(%error, "it is not known what ends"),
         }
         tokio::select! {
@@ -377,7 +377,7 @@ fn notifier_settings(settings: &Settings, site: &RunningSite, server: &Server) -
 /// How a worker is known to a server, with the rights it needs; `nats`: how the place itself is.
 fn as_worker(server: &Server, role: Role, nats: &NatsSettings) -> anyhow::Result<NatsSettings> {
     let login = server.login(role).with_context(|| format!("the server has no user for the {}", role.as_str()))?;
-    let inbox = Some(rights::role_inbox(role.as_str()));
+    let inbox = Some(permissions::role_inbox(role.as_str()));
     Ok(NatsSettings { user: Some(login.user), password: Some(login.password.into()), inbox, ..nats.clone() })
 }
 

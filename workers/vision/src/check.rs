@@ -10,8 +10,8 @@ use schemas::model::{Channels, Layout, OutputKind, ResizeMode};
 use serde::Serialize;
 
 use crate::decode::DecodeSettings;
-use crate::infer::{InferenceError, InferenceSettings, Replica};
-use crate::measure::{BatchCost, measure_batches};
+use crate::inference::{InferenceError, InferenceSettings, Replica};
+use crate::batch_cost::{BatchCost, measure_batches};
 use crate::model::{Model, ModelError};
 use crate::sample;
 use crate::scores::{probabilities, top};

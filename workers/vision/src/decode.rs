@@ -14,7 +14,7 @@
 mod envelope;
 mod error;
 mod format;
-mod guess;
+mod format_guess;
 mod jpeg;
 mod levels;
 mod tiff;
@@ -33,8 +33,8 @@ use self::envelope::{UnwrappedImage, unwrap_image};
 pub use self::error::DecodeError;
 use self::error::cut;
 pub use self::format::PictureFormat;
-pub use self::guess::FormatGuess;
-use self::guess::guess_unknown;
+pub use self::format_guess::FormatGuess;
+use self::format_guess::guess_unknown;
 use self::levels::{BitDepthHint, SampleScale};
 
 /// A reused pixel buffer larger than this is given back once a picture needs less than a quarter

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::infer::InferenceError;
+use crate::inference::InferenceError;
 use crate::model::Model;
 use crate::session::{OnnxRuntime, Session, SessionError};
 

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use schemas::model::{Channels, InputDescription};
 use serde::Serialize;
 
-use crate::infer::{InferenceError, InferenceSettings, Replica, InferenceResult};
+use crate::inference::{InferenceError, InferenceSettings, Replica, InferenceResult};
 use crate::model::Model;
-use crate::opinion::prediction;
+use crate::prediction::prediction;
 use crate::scores::probabilities;
 use crate::session::OnnxRuntime;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
-use crate::infer::{InferenceError, InferenceSettings, InferenceResult, InferenceTimings};
+use crate::inference::{InferenceError, InferenceSettings, InferenceResult, InferenceTimings};
 use crate::model::Model;
 use crate::sample;
 use crate::session::{OnnxRuntime, BatchOutputs, Session};

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vision::{InferenceSettings, Model, OnnxRuntime, Replica, opinion, probabilities};
+use vision::{InferenceSettings, Model, OnnxRuntime, Replica, prediction, probabilities};
 
 /// Of a probability; pictures resized by another library differ by a level here and there.
 const TOLERANCE: f32 = 2e-2;

@@ -9,14 +9,14 @@ pub(super) fn values(sites: &[SiteMeasures], settings: &WeighSettings) -> Vec<f6
     let of = |value: &dyn Fn(&SiteMeasures) -> f64| sites.iter().map(value).collect::<Vec<f64>>();
     let stability = ranged(&of(&|site| 1.0 - site.spread()), floor);
     let capability = ranged(
-        &of(&|site| match settings.capability_of {
+        &of(&|site| match settings.capability_measure {
             CapabilityMeasure::Max => site.best(),
             CapabilityMeasure::Mean => site.mean(),
         }),
         floor,
     );
     let samples = of(&|site| site.samples as f64);
-    let size = match settings.size_of {
+    let size = match settings.size_measure {
         SizeMeasure::Range => ranged(&samples, floor),
         SizeMeasure::Share => {
             let all: f64 = samples.iter().sum();

@@ -4,7 +4,7 @@
 
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor;
 
 use super::window::PoolWindow;

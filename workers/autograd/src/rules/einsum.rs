@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::onnx::text;
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 
 use super::{OutputGradients, GradientRule, input};
 

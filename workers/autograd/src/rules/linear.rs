@@ -2,7 +2,7 @@
 
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
 use crate::tensor::count;
 
 use super::{OutputGradients, GradientRule, input};

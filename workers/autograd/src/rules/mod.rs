@@ -17,7 +17,7 @@ pub(crate) use pooling::places_of;
 pub(crate) use window::PoolWindow;
 
 use crate::proto::NodeProto;
-use crate::tape::{GradientRefusal, GradientTape};
+use crate::gradient_tape::{GradientRefusal, GradientTape};
 
 /// Writes the gradients of a node's inputs. The last argument: the gradient of each of its outputs, where there
 /// is one; the first is always there.

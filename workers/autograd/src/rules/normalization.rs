@@ -4,7 +4,7 @@
 use crate::fold::EPSILON;
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
 use super::{OutputGradients, GradientRule, from_front, input};

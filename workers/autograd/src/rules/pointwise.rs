@@ -5,7 +5,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
 use crate::rules::{OutputGradients, GradientRule, from_front, input};
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("Add", add),

@@ -2,7 +2,7 @@
 
 use crate::onnx::int;
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
 use super::window::PoolWindow;

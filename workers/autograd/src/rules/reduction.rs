@@ -2,7 +2,7 @@
 
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::tape::{GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 
 use super::{OutputGradients, GradientRule, from_front, input};
 

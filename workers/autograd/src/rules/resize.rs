@@ -3,7 +3,7 @@
 
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
-use crate::tape::{GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 
 use super::{OutputGradients, GradientRule, input};
 

@@ -2,7 +2,7 @@
 
 use crate::onnx::{int, ints, text};
 use crate::proto::NodeProto;
-use crate::tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
 use super::{OutputGradients, GradientRule, from_front, input};

@@ -2,7 +2,7 @@
 
 use crate::onnx::{ints, text};
 use crate::proto::NodeProto;
-use crate::tape::{GradientRefusal, unsupported};
+use crate::gradient_tape::{GradientRefusal, unsupported};
 
 /// A window: one number for each axis of the picture.
 #[derive(Debug, Clone, PartialEq)]

@@ -126,7 +126,7 @@ pub fn run_canary(releases: &CanaryCandidates, candidate: &CanaryCandidate, sett
         let (ended, why) = match judged.ruling {
             CanaryRuling::Wait(_) => continue,
             CanaryRuling::Promote => (CanaryEnd::Promoted, String::new()),
-            CanaryRuling::Withdraw(why) if !worse && minutes * 60 >= settings.longest_s => (CanaryEnd::Undecided, why),
+            CanaryRuling::Withdraw(why) if !worse && minutes * 60 >= settings.max_duration_s => (CanaryEnd::Undecided, why),
             CanaryRuling::Withdraw(why) => (CanaryEnd::Withdrawn, why),
         };
         let (kind, images, verdicts) = (candidate.kind, fleet.images, fleet.verdicts);

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use aggregator::public::PublicSet;
+use aggregator::public_set::PublicSet;
 use aggregator::score::{ScoringModel, ModelScorer, Tuning};
 use autograd::TrainableSelection;
 use decisions::gate::{Gate, GateSettings, TestedScores};

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aggregator::public::PublicSet;
+use aggregator::public_set::PublicSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use vision::{DecodeSettings, Model, decode, tensor};
 
 use crate::error::BenchError;
-use crate::train::learn;
-use crate::train::net::BenchNetwork;
+use crate::train::learning_curve;
+use crate::train::network::BenchNetwork;
 
 /// The project's own images and the network that knows nothing of them, in a checkout.
 const OWN: (&str, &str) = ("fixtures/images/fashion", "fixtures/models/fashion-initial");
@@ -62,7 +62,7 @@ impl PicturePool {
             false => {
                 let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
                 let net = BenchNetwork::learner(3, SIDE_PX, labels.len() as i64);
-                (learn::write(&net, &labels, &place.path().join("model"))?, Some(place))
+                (learning_curve::write(&net, &labels, &place.path().join("model"))?, Some(place))
             }
         };
         let (mut learn, mut test) = (Vec::new(), Vec::new());

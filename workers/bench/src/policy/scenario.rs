@@ -3,7 +3,7 @@
 use decisions::policy::PolicyName;
 use serde::Serialize;
 
-use crate::shape::{LinkState, LinkShape};
+use crate::link_shaper::{LinkState, LinkShape};
 
 /// Which question is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aggregator::public::PublicSet;
+use aggregator::public_set::PublicSet;
 use aggregator::score::{ScoringModel, ModelScorer, Tuning};
 use autograd::TrainableSelection;
 use rand::rngs::StdRng;
@@ -201,7 +201,7 @@ struct PictureSplit {
 impl PictureSplit {
     fn read(folder: &Path, labels: &[String]) -> Result<Self, BenchError> {
         let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
-        let mut rows = crate::labelled::rows(folder)?;
+        let mut rows = crate::labelled_images::rows(folder)?;
         rows.shuffle(&mut StdRng::seed_from_u64(1));
         let mut parts = Self::default();
         for (class, label) in labels.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use autograd::loss::Targets;
 use autograd::reference::Reference;
-use autograd::step::LOSS;
+use autograd::training_step::LOSS;
 use autograd::{AutogradError, TrainableSelection};
 use serde::Serialize;
 use training::stepper::Stepper;
@@ -42,7 +42,7 @@ pub fn check(runtime: &OnnxRuntime, folder: Option<&Path>) -> Result<Vec<Gradien
         let reference = Reference::read(&case)?;
         let shape = reference.shape("images").to_vec();
         let output = reference.model.output()?.to_owned();
-        let (prepared, known) = training::probe::prepare(runtime, &reference.model, &output, &shape)?;
+        let (prepared, known) = training::trainable_model::prepare(runtime, &reference.model, &output, &shape)?;
         let layers = autograd::report::report(&prepared, &known)?.layers;
         let mut parts = vec![("all".to_owned(), TrainableSelection::All)];
         if layers > 3 {

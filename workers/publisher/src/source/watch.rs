@@ -21,7 +21,7 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::load::FileStamp;
+use crate::image_loader::FileStamp;
 use crate::settings::PublisherSettings;
 use crate::source::filter::FileFilter;
 use crate::source::folder::{FolderWalk, PathEntry};

@@ -101,7 +101,7 @@ fn play(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySetti
         let pair = BeforeAfter { before, after: EvidenceCell::default() };
         if number < fleet.ring { trial.ring.push(pair) } else { trial.others.push(pair) }
     }
-    for look in 1..=settings.longest_s / 600 {
+    for look in 1..=settings.max_duration_s / 600 {
         trial.age_ms = look * 600_000;
         let hour = 0.2 * (look as f64 / 144.0 * std::f64::consts::TAU).sin();
         for (number, (site, slow)) in sites.iter_mut().enumerate() {
@@ -237,7 +237,7 @@ fn without_verdicts_on_sampled_images_nothing_is_promoted_unless_somebody_allows
     let settings = CanarySettings::default();
     let CanaryRuling::Wait(why) = judge_canary(&trial, &settings).ruling else { panic!() };
     assert!(why.contains("verdict"), "{why}");
-    let old = CanaryTrial { age_ms: settings.longest_s * 1000, ..trial.clone() };
+    let old = CanaryTrial { age_ms: settings.max_duration_s * 1000, ..trial.clone() };
     assert!(withdrawn(&old, &settings).unwrap().starts_with("not decided in 24 h: agreement is open"));
     let allowed = CanarySettings { without_verdicts: true, ..settings };
     assert_eq!(judge_canary(&trial, &allowed).ruling, CanaryRuling::Promote);

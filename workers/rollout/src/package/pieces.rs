@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use streams::{Blobs, CarryError, ReleaseStore};
 use tempfile::NamedTempFile;
 
-use super::tape::{BLOCK_BYTES, END_BYTES};
+use super::tar::{BLOCK_BYTES, END_BYTES};
 use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, temporary_path, make_folder, parent, rename_durably};
 
 const WHOLE_BYTES: u64 = PIECE_BYTES as u64;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use streams::read::{self, StreamLevel, ConsumerProgress};
+use streams::reader::{self, StreamLevel, ConsumerProgress};
 
 use super::QueueConsumer;
 
@@ -28,8 +28,8 @@ pub(super) struct QueueReadings {
 
 pub(super) async fn read_queues(queues: Vec<QueueConsumer>) -> QueueReadings {
     let one = |queue: QueueConsumer| async move {
-        let progress = read::consumer_progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
-        let level = read::stream_level(&queue.bus, queue.stream).await.ok()?;
+        let progress = reader::consumer_progress(&queue.bus, queue.stream, &queue.durable).await.ok()?;
+        let level = reader::stream_level(&queue.bus, queue.stream).await.ok()?;
         let QueueConsumer { role, stream, durable, .. } = queue;
         Some((QueueReading { role, stream, durable, progress }, level))
     };

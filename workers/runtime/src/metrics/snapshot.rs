@@ -238,7 +238,7 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
 #[cfg(test)]
 mod tests {
     use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId};
-    use streams::read::{StreamLevel, ConsumerProgress};
+    use streams::reader::{StreamLevel, ConsumerProgress};
 
     use super::*;
     use crate::metrics::queues::QueueReading;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bench::ear::AnswerListener;
+use bench::answer_listener::AnswerListener;
 use futures::StreamExt;
 use runtime::Shutdown;
 use schemas::task::HEADER_LABEL;
@@ -13,7 +13,7 @@ use streams::{Bus, NatsSettings, Publication, Publisher, subject};
 
 use super::DemoPicture;
 use crate::settings::Settings;
-use crate::site::RunningUp;
+use crate::site_target::RunningUp;
 use crate::up;
 
 /// Pictures published and without a first answer, at a time.

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use aggregator::ModelReleases;
 use aggregator::release::Manifest;
-use aggregator::seal;
+use aggregator::release_builder;
 use anyhow::{Context, bail};
 use model_signature::{EcPrivateKey, SignedFolder};
 use rollout::prepare::{self, ReleaseOrigin};
 use rollout::stage::{self, DecisionContext};
 use rollout::trial::TrialRunner;
-use rollout::{log, oci, package};
+use rollout::{decision_log, oci, package};
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::{ModelName, ReleaseId, Rollout, SiteName, Swap};
@@ -22,7 +22,7 @@ use vision::Model;
 
 use super::signature;
 use crate::settings::Settings;
-use crate::{audit, form, out, site};
+use crate::{audit, format, stdout, site_target};
 
 /// Makes a release of a folder; of one that is signed, of the signed files alone.
 pub async fn import(
@@ -38,10 +38,10 @@ pub async fn import(
         None => Model::load(folder).with_context(|| format!("model {}", folder.display()))?,
     };
     let name = name.unwrap_or_else(|| ModelName::from_name(&model.description.name));
-    let cloud = site::cloud(loaded, "release").await?;
+    let cloud = site_target::cloud(loaded, "release").await?;
     let blobs = Blobs::open_in_cloud(&cloud).await?;
     let releases = ModelReleases::new(store, name.clone());
-    let now = log::latest(&cloud, &name).await?;
+    let now = decision_log::latest(&cloud, &name).await?;
     let relabelled = match &now {
         Some(now) => {
             if let Some(stage) = stage::stage_of(now, &model.release) {
@@ -54,7 +54,7 @@ pub async fn import(
             None
         }
     };
-    out::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
+    stdout::print_note(format_args!("{} is tried in a process of its own …", folder.display()));
     let parent = now.as_ref().map(|now| now.stable.release.clone());
     let origin = ReleaseOrigin { parent: parent.clone(), words: "imported".into(), ..ReleaseOrigin::default() };
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
@@ -63,7 +63,7 @@ pub async fn import(
         prepared.map_err(|fault| anyhow::anyhow!("{} ({}): {}", fault.reason, fault.name, fault.remedy))?;
     let (weights, weights_file) = {
         let (model, work) = (model.clone(), work.path().to_owned());
-        tokio::task::spawn_blocking(move || seal::weights_of(&model, &work)).await??
+        tokio::task::spawn_blocking(move || release_builder::weights_of(&model, &work)).await??
     };
     prepare::keep_and_offer(releases.store(), &blobs, &name, &release, &file).await?;
     let manifest = Manifest::first(name.clone(), model.release.clone(), model.labels.clone(), weights);
@@ -72,11 +72,11 @@ pub async fn import(
     if releases.put(&manifest, &weights_file).await? == PutOutcome::Already {
         let kept = releases.manifest(&model.release).await?;
         if kept.is_some_and(|kept| kept.signed_by != manifest.signed_by) {
-            out::print_note("The release was in the store before: `release show` says who signed it then.");
+            stdout::print_note("The release was in the store before: `release show` says who signed it then.");
         }
     }
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
-    let decided = log::decide(&cloud, &publisher, &name, |now| {
+    let decided = decision_log::decide(&cloud, &publisher, &name, |now| {
         let said = |why| DecisionContext::new("hand", why, clock::now_ms());
         Ok::<_, CarryError>(match now {
             None => Some(stage::first(name.clone(), release.clone(), said("imported as the first"))),
@@ -88,29 +88,29 @@ pub async fn import(
     audit::record_command(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
     let stage = decided.decision.stage.as_str();
     if json {
-        return out::json(&json!({
+        return stdout::json(&json!({
             "release": release.release, "model": name, "stage": stage, "needs": release.needs,
             "package_bytes": release.size_bytes(), "relabelled": relabelled,
             "signed_by": manifest.signed_by,
         }));
     }
-    out::print_line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
+    stdout::print_line(format_args!("release {} of {name} is {stage}", release.release.short()))?;
     signature::print_signer(manifest.signed_by.as_ref())?;
     let needs = &release.needs;
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "package  {} in {}; operators of version {}, {} MiB, tried with ONNX Runtime {}",
-        form::format_size(release.size_bytes()),
-        form::count(release.package.len() as u64, "piece"),
+        format::format_size(release.size_bytes()),
+        format::count(release.package.len() as u64, "piece"),
         needs.opset,
         needs.memory_mib,
         needs.runtime
     ))?;
-    relabelled.map_or(Ok(()), |relabelled| out::print_line(format_args!("labels   {relabelled}")))
+    relabelled.map_or(Ok(()), |relabelled| stdout::print_line(format_args!("labels   {relabelled}")))
 }
 
 /// Of a first release sites must be able to come back to what they run.
 async fn check_first(cloud: &Bus, model: &ModelName, release: &ReleaseId) -> anyhow::Result<()> {
-    let reports = log::reports(cloud).await?;
+    let reports = decision_log::reports(cloud).await?;
     let others = reports.iter().filter(|swap| swap.model == *model && swap.release != *release);
     match others.min_by_key(|swap| (&swap.site, &swap.release)) {
         None => Ok(()),
@@ -128,7 +128,7 @@ async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) 
     if !missing.is_empty() {
         bail!(
             "it does not know {}, which {} does: a release may add labels and put them into another order, but sites, thresholds and what was learned go by their names",
-            form::list(&missing),
+            format::list(&missing),
             now.stable.release.short()
         );
     }
@@ -139,10 +139,10 @@ async fn relabelled(releases: &ModelReleases, now: &Rollout, labels: &[String]) 
         moved.filter(|(_, from, to)| from != to).map(|(label, from, to)| format!("{label} {from} to {to}")).collect();
     let mut words = Vec::new();
     if !added.is_empty() {
-        words.push(format!("new: {}", form::list(&added)));
+        words.push(format!("new: {}", format::list(&added)));
     }
     if !moved.is_empty() {
-        words.push(format!("in another place of the output: {}", form::list(&moved)));
+        words.push(format!("in another place of the output: {}", format::list(&moved)));
     }
     Ok((!words.is_empty()).then(|| words.join("; ")))
 }
@@ -190,6 +190,6 @@ pub async fn export(
         Ok(key)
     };
     let key = tokio::task::spawn_blocking(written).await??;
-    out::print_line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
+    stdout::print_line(format_args!("release {} is in {}", manifest.release.short(), folder.display()))?;
     key_file.zip(key).map_or(Ok(()), |(file, key)| signature::print_check(folder, file, &key))
 }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aggregator::ModelReleases;
-use aggregator::descent;
-use aggregator::open;
+use aggregator::tainted_release;
+use aggregator::round_open;
 use aggregator::release::Manifest;
 use aggregator::remake::{self, RemadeRelease, RemakeExclusions};
 use aggregator::verify::ReleaseWorkspace;
 use anyhow::{Context, bail};
 use clap::builder::NonEmptyStringValueParser;
-use rollout::log;
+use rollout::decision_log;
 use rollout::prepare;
 use rollout::stage::{self, DecisionContext};
 use rollout::trial::TrialRunner;
@@ -20,12 +20,12 @@ use runtime::settings::LoadedSettings;
 use schemas::{ModelName, Release, RoundEvent, SiteName, TaskId};
 use serde_json::json;
 use streams::{Blobs, Bus, CarryError, Publisher};
-use trainer::learned::{self, RetractionTimes};
+use trainer::learned_images::{self, RetractionTimes};
 use vision::OnnxRuntime;
 
 use super::public_set;
 use crate::settings::Settings;
-use crate::{audit, form, out, roles, round, site};
+use crate::{audit, format, stdout, roles, round, site_target};
 
 /// Stands for all labels that were taken back at a site.
 const LABELS: &str = "labels";
@@ -88,7 +88,7 @@ pub async fn command(
 ) -> anyhow::Result<()> {
     let manifest = releases.find(&args.release).await?;
     let (without, cloud) = what(loaded, &manifest, &args.without).await?;
-    if log::latest(&cloud, name).await?.is_none() {
+    if decision_log::latest(&cloud, name).await?.is_none() {
         bail!(
             "nothing was decided about model {name} yet: a running aggregator begins with the model sites were set up with"
         );
@@ -119,12 +119,12 @@ async fn what(loaded: &LoadedSettings<Settings>, manifest: &Manifest, asked: &[E
         }
     }
     if tasks.is_empty() && !all {
-        return Ok((without, site::cloud(loaded, "release").await?));
+        return Ok((without, site_target::cloud(loaded, "release").await?));
     }
-    let here = site::open(loaded, "release").await?;
+    let here = site_target::open(loaded, "release").await?;
     let read = async {
-        let retracted = meant(&here.name, learned::retracted(&here.bus).await?, &tasks, all)?;
-        anyhow::Ok(learned::trace_updates(&here.bus, &here.name, &retracted).await?)
+        let retracted = meant(&here.name, learned_images::retracted(&here.bus).await?, &tasks, all)?;
+        anyhow::Ok(learned_images::trace_updates(&here.bus, &here.name, &retracted).await?)
     };
     let traced = read.await.with_context(|| {
         format!(
@@ -161,7 +161,7 @@ async fn keep(
     work: &std::path::Path,
 ) -> anyhow::Result<Release> {
     let blobs = Blobs::open_in_cloud(cloud).await?;
-    out::print_note(format_args!("release {} is tried in a process of its own …", remade.manifest.release.short()));
+    stdout::print_note(format_args!("release {} is tried in a process of its own …", remade.manifest.release.short()));
     let trial = TrialRunner::of_this_program(loaded.settings.onnxruntime.clone());
     let prepared = prepare::prepare(&remade.model, remade.origin.clone(), &trial, work).await;
     let (release, file) =
@@ -197,7 +197,7 @@ async fn offer(
 ) -> anyhow::Result<RemakeOffer> {
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let why = format!("{}: {why}", release.origin);
-    let decided = log::decide(cloud, &publisher, name, |now| {
+    let decided = decision_log::decide(cloud, &publisher, name, |now| {
         let said = DecisionContext::new("hand", why.clone(), clock::now_ms());
         Ok::<_, CarryError>(now.and_then(|now| stage::candidate(now, release.clone(), said).ok()))
     });
@@ -205,7 +205,7 @@ async fn offer(
     let is_said = publish_release_offer(&publisher, name, manifest).await?;
     audit::record_command(cloud, &SiteName::cloud(), "release remake", format!("{name} {}: {why}", manifest.release.as_str()))
         .await;
-    let now = log::latest(cloud, name).await?;
+    let now = decision_log::latest(cloud, name).await?;
     let stage = now.as_ref().and_then(|now| stage::stage_of(now, &manifest.release));
     Ok(RemakeOffer { stands: stage.map_or("passed over", |stage| stage.as_str()), is_new: is_said || decided.is_some() })
 }
@@ -220,7 +220,7 @@ async fn publish_release_offer(publisher: &Publisher, name: &ModelName, manifest
         weights: manifest.weights.clone(),
         updates: u32::try_from(updates).unwrap_or(u32::MAX),
     };
-    open::publish_round_event(publisher, None, name, manifest.round, event).await.map_err(roles::into_anyhow)
+    round_open::publish_round_event(publisher, None, name, manifest.round, event).await.map_err(roles::into_anyhow)
 }
 
 async fn print_remake(
@@ -233,32 +233,32 @@ async fn print_remake(
     let left_out = manifest.remade.as_ref().map(|remade| remade.without.clone()).unwrap_or_default();
     let updates = manifest.made.as_ref().map_or(0, |made| made.updates.len());
     let ids = left_out.iter().map(|left_out| left_out.id).collect();
-    let others = descent::tainted_releases(&releases.list().await?, &ids);
+    let others = tainted_release::tainted_releases(&releases.list().await?, &ids);
     let others: Vec<&str> =
         others.iter().filter(|other| other.release != before.release).map(|other| other.release.short()).collect();
     let RemakeOffer { stands, is_new } = offered;
     if json {
-        return out::json(&json!({
+        return stdout::json(&json!({
             "release": manifest.release, "of": before.release, "updates": updates, "without": left_out,
             "stage": stands, "is_new": is_new, "still_learned_from_them": others,
         }));
     }
     let (new, old) = (manifest.release.short(), before.release.short());
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "release {new} is {stands}: release {old} once more, of {} and without {}",
-        form::count(updates as u64, "update"),
+        format::count(updates as u64, "update"),
         left_out.len()
     ))?;
     if !is_new {
-        out::print_line("It was remade so before; nothing new was decided.")?;
+        stdout::print_line("It was remade so before; nothing new was decided.")?;
     }
     if !others.is_empty() {
-        out::print_line(format_args!(
+        stdout::print_line(format_args!(
             "These learned from what was left out as well, and stay as they are: {}. Withdraw or roll back those that sites run.",
-            form::list(&others)
+            format::list(&others)
         ))?;
     }
-    out::print_line(format_args!(
+    stdout::print_line(format_args!(
         "Rounds start from it where they would have started from {old}. A running `tributary releaser` lets sites try it; `tributary release promote {new}` lets all sites run it now."
     ))
 }

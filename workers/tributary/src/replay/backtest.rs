@@ -8,13 +8,13 @@ use decisions::{EffectiveSettings, PolicyName};
 use replayer::ReplayerSettings;
 use replayer::backtest::{BacktestCandidate, BacktestResult, recorded_result, in_order, replay_decisions};
 use replayer::gather::gather_decided;
-use replayer::pace::ReadLimiter;
+use replayer::read_limiter::ReadLimiter;
 use serde_json::{Value, json};
 use streams::fleet::Ledger;
 
 use super::ReplayArgs;
-use crate::site::SiteTarget;
-use crate::{form, out};
+use crate::site_target::SiteTarget;
+use crate::{format, stdout};
 
 /// What stands beside a file's own name in what it holds.
 const SECTIONS: [&str; 3] = ["policy", "gate", "verify"];
@@ -57,7 +57,7 @@ pub async fn command(
     candidates: &[BacktestCandidate],
 ) -> anyhow::Result<()> {
     let options = args.selection.options(String::new())?;
-    let mut pace = ReadLimiter::new(&site.bus, &site.name, settings.beside_mib_per_s, None);
+    let mut pace = ReadLimiter::new(&site.bus, &site.name, settings.busy_mib_per_s, None);
     let (mut all, silent) = gather_decided(&site.bus, &site.name, &options.query, &mut pace).await?;
     if all.is_empty() {
         bail!(
@@ -75,13 +75,13 @@ pub async fn command(
         rows.push(replay_decisions(&all, &in_force, candidate).map_err(|why| anyhow::anyhow!(why))?);
     }
     if args.json {
-        return out::json(&json!({ "silent": silent, "settings_unknown": unknown, "played": rows }));
+        return stdout::json(&json!({ "silent": silent, "settings_unknown": unknown, "played": rows }));
     }
-    out::print_line(table(&rows))?;
+    stdout::print_line(table(&rows))?;
     let expected = rows.iter().any(|row| row.expected > 0);
     let mut notes = vec![format!(
         "{} of site {}, each decided again by what it was decided by; the queue is as it was, not as it would have been.",
-        form::count(all.len() as u64, "task"),
+        format::count(all.len() as u64, "task"),
         site.name
     )];
     if expected {
@@ -94,7 +94,7 @@ pub async fn command(
     if silent + unknown > 0 {
         notes.push(format!("{} left out, for it is not recorded how they were decided.", silent + unknown));
     }
-    out::print_line(notes.join("\n"))
+    stdout::print_line(notes.join("\n"))
 }
 
 /// The settings that were in force, by the names that tasks give them.
@@ -103,7 +103,7 @@ async fn in_force<'a>(site: &SiteTarget, names: impl Iterator<Item = &'a str>) -
     let names: std::collections::BTreeSet<&str> = names.collect();
     let mut found = BTreeMap::new();
     for name in names {
-        let note = ledger.read(&decisions::in_force::settings_note(name)).await?;
+        let note = ledger.read(&decisions::effective_settings::settings_note(name)).await?;
         found.extend(note.and_then(|note| Some((name.to_owned(), serde_json::from_str(&note).ok()?))));
     }
     Ok(found)
@@ -128,7 +128,7 @@ fn table(rows: &[BacktestResult]) -> String {
         "energy",
         "otherwise",
     ];
-    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), form::percent);
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), format::percent);
     let cells = |row: &BacktestResult| {
         vec![
             row.name.clone(),
@@ -137,17 +137,17 @@ fn table(rows: &[BacktestResult]) -> String {
             row.doubtful.to_string(),
             row.verified.to_string(),
             row.kept.to_string(),
-            form::format_size(row.up_bytes),
+            format::format_size(row.up_bytes),
             ratio(row.right_ratio),
             row.expected.to_string(),
             ratio(row.agrees_ratio),
-            form::format_span(row.first_p50_ms),
-            form::format_span(row.first_p99_ms),
-            form::format_span(row.final_p50_ms),
-            form::format_span(row.final_p99_ms),
+            format::format_span(row.first_p50_ms),
+            format::format_span(row.first_p99_ms),
+            format::format_span(row.final_p50_ms),
+            format::format_span(row.final_p99_ms),
             format!("{:.1} J", row.energy_j),
             row.otherwise.to_string(),
         ]
     };
-    form::table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
+    format::table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
 }

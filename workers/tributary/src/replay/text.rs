@@ -7,7 +7,7 @@ use replayer::compare::Comparison;
 use schemas::SiteName;
 
 use super::{ReplayArgs, images};
-use crate::form;
+use crate::format;
 
 /// Pairs of labels that are listed.
 const LISTED: usize = 10;
@@ -41,7 +41,7 @@ pub fn summary(summary: &ReplaySummary, site: &SiteName, args: &ReplayArgs, plac
     }
     if !summary.unknown.is_empty() {
         let labels =
-            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", form::plain_number(label)));
+            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", format::plain_number(label)));
         lines.push(format!("left out  labels that the model does not know: {}", labels.collect::<Vec<_>>().join(", ")));
     }
     if summary.comparison.is_none() && summary.through > 0 {
@@ -61,13 +61,13 @@ pub fn summary(summary: &ReplaySummary, site: &SiteName, args: &ReplayArgs, plac
 
 fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
     let Comparison { images, unreadable, same, labelled, right_before, right_now, mended, broken, .. } = comparison;
-    let share = |part: u64, of: u64| form::percent(part as f32 / of.max(1) as f32);
+    let share = |part: u64, of: u64| format::percent(part as f32 / of.max(1) as f32);
     let mut lines = vec![
         format!("same      {} of {images} ({same})", share(*same, *images)),
         format!(
             "sure      {} before, {} now, on average; an image costs {:.2} ms",
-            form::percent(comparison.confidence_before),
-            form::percent(comparison.confidence_now),
+            format::percent(comparison.confidence_before),
+            format::percent(comparison.confidence_now),
             comparison.cost_ms
         ),
     ];
@@ -91,9 +91,9 @@ fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
         let rows = changes
             .iter()
             .take(LISTED)
-            .map(|(before, now, count)| vec![form::plain_number(before), form::plain_number(now), count.to_string()]);
+            .map(|(before, now, count)| vec![format::plain_number(before), format::plain_number(now), count.to_string()]);
         lines.push(String::new());
-        lines.push(form::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
+        lines.push(format::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {
             let every = match place {
                 Some(table) => format!("every answer is in {}", table.display()),

@@ -2,7 +2,7 @@
 
 use schemas::{Heartbeat, DriftLevel, DriftMeasure, DriftReport};
 
-use crate::form;
+use crate::format;
 
 /// Each measure, and what is said of it when it fell and when it rose.
 const WORDS: [(&str, &str, &str); 3] = [
@@ -89,7 +89,7 @@ fn change(name: &str, measure: &DriftMeasure) -> String {
 }
 
 fn ratio(ratio: f64) -> String {
-    form::percent(ratio)
+    format::percent(ratio)
 }
 
 #[cfg(test)]

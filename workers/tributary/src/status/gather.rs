@@ -6,12 +6,12 @@ use runtime::clock;
 use schemas::{Heartbeat, FaultNote, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet;
-use streams::read::{self, StreamLevel, ConsumerProgress};
+use streams::reader::{self, StreamLevel, ConsumerProgress};
 use streams::server::{self, Durability};
 use streams::{Bus, CarryError, topology};
 
 use crate::settings::Settings;
-use crate::site::SiteTarget;
+use crate::site_target::SiteTarget;
 
 /// The cloud has this long to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -113,12 +113,12 @@ pub async fn gather_status(site: &SiteTarget, settings: &Settings) -> Result<Sit
     let bus = &site.bus;
     let (recognizer, promiser) = (topology::recognizer_durable(&site.name), topology::promises_durable(&site.name));
     let (images, recognized, answers, promises, outbox, dead, workers, cloud, clock_ahead_ms) = tokio::join!(
-        read::stream_level(bus, topology::IMAGES),
-        read::consumer_progress(bus, topology::IMAGES, &recognizer),
-        read::stream_level(bus, topology::ANSWERS),
-        read::consumer_progress(bus, topology::ANSWERS, &promiser),
-        read::stream_level(bus, topology::OUTBOX),
-        read::stream_level(bus, topology::DEAD),
+        reader::stream_level(bus, topology::IMAGES),
+        reader::consumer_progress(bus, topology::IMAGES, &recognizer),
+        reader::stream_level(bus, topology::ANSWERS),
+        reader::consumer_progress(bus, topology::ANSWERS, &promiser),
+        reader::stream_level(bus, topology::OUTBOX),
+        reader::stream_level(bus, topology::DEAD),
         alive(bus),
         cloud(site),
         clock::align_clock(bus),
@@ -209,7 +209,7 @@ async fn oldest_unanswered(bus: &Bus, images: &StreamLevel, recognized: &Consume
     if images.messages == 0 || sequence > images.last_sequence {
         return None;
     }
-    let record = read::message_at(bus, topology::IMAGES, sequence).await.ok()??;
+    let record = reader::message_at(bus, topology::IMAGES, sequence).await.ok()??;
     u64::try_from(record.stored_at_ns / 1_000_000).ok()
 }
 
@@ -221,7 +221,7 @@ async fn oldest_ms(bus: &Bus, outbox: &StreamLevel, now_ms: u64) -> Result<Optio
     if outbox.messages == 0 {
         return Ok(None);
     }
-    let oldest = read::message_at(bus, topology::OUTBOX, outbox.first_sequence).await?;
+    let oldest = reader::message_at(bus, topology::OUTBOX, outbox.first_sequence).await?;
     let stored_at_ms = oldest.and_then(|record| u64::try_from(record.stored_at_ns / 1_000_000).ok());
     Ok(stored_at_ms.map(|stored_at_ms| now_ms.saturating_sub(stored_at_ms)))
 }
@@ -231,16 +231,16 @@ async fn cloud(site: &SiteTarget) -> Result<CloudStatus, CarryError> {
     let durable = topology::verdicts_durable(&site.name);
     // Over its link a site sees how much waits, and not what streams hold.
     let whole = async |stream: &str| match site.is_cloud_whole {
-        true => read::stream_level(&site.cloud, stream).await.map(Some),
+        true => reader::stream_level(&site.cloud, stream).await.map(Some),
         false => Ok(None),
     };
     let asked = async {
         let (level, judged, dead, workers, verdicts) = tokio::join!(
             whole(topology::VERIFY),
-            read::consumer_progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
+            reader::consumer_progress(&site.cloud, topology::VERIFY, topology::VERIFIER),
             whole(topology::DEAD),
             alive(&site.cloud),
-            read::consumer_progress(&site.cloud, topology::VERDICTS, &durable),
+            reader::consumer_progress(&site.cloud, topology::VERDICTS, &durable),
         );
         let (mut workers, verdicts) = (workers?, verdicts?);
         let verdicts_waiting = verdicts.pending + verdicts.unacked;

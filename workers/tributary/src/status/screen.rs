@@ -6,7 +6,7 @@ use schemas::{Heartbeat, DecisionReport, ModelAccuracy, OutcomeReport, TrainingR
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
-use crate::form;
+use crate::format;
 
 /// A stream fuller than this is said.
 const NEARLY_FULL_RATIO: f64 = 0.9;
@@ -29,8 +29,8 @@ pub fn text(status: &SiteStatus) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", form::plain_number(role), form::plain_number(why))));
-    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", form::plain_number(words)));
+    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", format::plain_number(role), format::plain_number(why))));
+    all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_number(words)));
     row("dead", dead(status));
     lines.push(String::new());
     lines.push(workers(status));
@@ -45,24 +45,24 @@ pub fn text(status: &SiteStatus) -> String {
 fn heading(status: &SiteStatus) -> String {
     let server = &status.server;
     let durability = match &server.durability {
-        Some(durability) => format!(", {}", form::wire_word(durability)),
+        Some(durability) => format!(", {}", format::wire_word(durability)),
         None => String::new(),
     };
     let (site, url, version) = (&status.site, &server.url, &server.version);
-    format!("site {site} at {url}, nats-server {version}{durability}, {}", form::format_time(status.at_ms))
+    format!("site {site} at {url}, nats-server {version}{durability}, {}", format::format_time(status.at_ms))
 }
 
 fn room(queue: &QueueStatus) -> String {
     match queue.level.max_bytes {
-        0 => form::format_size(queue.level.bytes),
-        max_bytes => format!("{} of {}", form::format_size(queue.level.bytes), form::format_size(max_bytes)),
+        0 => format::format_size(queue.level.bytes),
+        max_bytes => format!("{} of {}", format::format_size(queue.level.bytes), format::format_size(max_bytes)),
     }
 }
 
 fn work(queue: &QueueStatus) -> String {
     match queue.queued_s {
         Some(queued_s) if queue.waiting > 0 => {
-            format!("{} wait, {} of work", queue.waiting, form::format_span(queued_s * 1000.0))
+            format!("{} wait, {} of work", queue.waiting, format::format_span(queued_s * 1000.0))
         }
         _ => format!("{} wait", queue.waiting),
     }
@@ -74,7 +74,7 @@ fn images(images: &QueueStatus) -> String {
 
 /// The oldest image without a final answer, always.
 fn oldest(status: &SiteStatus) -> String {
-    let ago = |at_ms: u64| form::format_span(status.at_ms.saturating_sub(at_ms) as f64);
+    let ago = |at_ms: u64| format::format_span(status.at_ms.saturating_sub(at_ms) as f64);
     let seen = |outcomes: &OutcomeReport| match outcomes.seen_at_ms.filter(|seen| status.at_ms > seen + SEEN_LATELY_MS)
     {
         Some(seen_at_ms) => format!(" (counted {} ago)", ago(seen_at_ms)),
@@ -85,7 +85,7 @@ fn oldest(status: &SiteStatus) -> String {
             (Some(sequence), at_ms) => format!(
                 "image {sequence} has no final answer{}; {} have none, {} of them a provisional one{}",
                 at_ms
-                    .map(|at_ms| format!(" for {}", form::format_span(waits_ms(status, outcomes, at_ms))))
+                    .map(|at_ms| format!(" for {}", format::format_span(waits_ms(status, outcomes, at_ms))))
                     .unwrap_or_default(),
                 outcomes.open,
                 outcomes.provisional,
@@ -104,20 +104,20 @@ fn waits_ms(status: &SiteStatus, outcomes: &OutcomeReport, stored_at_ms: u64) ->
 }
 
 fn outbox(status: &SiteStatus) -> String {
-    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", form::format_span(ms as f64)));
+    let oldest = status.outbox_oldest_ms.map(|ms| format!(", the oldest for {}", format::format_span(ms as f64)));
     format!("{} wait ({}){}", status.outbox.level.messages, room(&status.outbox), oldest.unwrap_or_default())
 }
 
 fn link(status: &SiteStatus) -> String {
     let up = match (status.link_up, status.link_rtt_ms) {
-        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", form::format_span(rtt_ms)),
+        (Some(true), Some(rtt_ms)) => format!("up, {} there and back", format::format_span(rtt_ms)),
         (Some(_), _) => return "down".into(),
         (None, _) => return "unknown, for no courier measures it".into(),
     };
     let Some(report) = &status.link else { return up };
-    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", form::format_size(rate as u64)));
+    let rate = report.rate_max_bytes_per_s.map(|rate| format!(", up to {}/s", format::format_size(rate as u64)));
     let slow = if report.available { String::new() } else { ", too slow to redirect work".into() };
-    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", form::format_size(left)));
+    let budget = report.budget_left_bytes.map(|left| format!(", {} left for today", format::format_size(left)));
     let slowdown = format!(", {:.1} times its shortest time", report.slowdown_ratio);
     format!("{up}{}{slowdown}{slow}{}", rate.unwrap_or_default(), budget.unwrap_or_default())
 }
@@ -126,12 +126,12 @@ fn link(status: &SiteStatus) -> String {
 fn decisions(status: &SiteStatus) -> Vec<String> {
     let row = |report: &DecisionReport| {
         let DecisionReport { policy, state, why, local, redirected, taken_back, held, verified, kept, .. } = report;
-        let mut text = format!("{policy}: {state}; {}", form::plain_number(why));
+        let mut text = format!("{policy}: {state}; {}", format::plain_number(why));
         text += &format!(
             "\n            {local} here, {redirected} redirected ({taken_back} taken back), {held} held at first; in doubt: {verified} verified, {kept} kept"
         );
         if let Some(belief) = &report.belief {
-            text += &format!("\n            {}", form::plain_number(belief));
+            text += &format!("\n            {}", format::plain_number(belief));
         }
         text
     };
@@ -144,12 +144,12 @@ fn trainings(status: &SiteStatus) -> Vec<String> {
         let TrainingReport { state, why, labelled, epoch, epochs, before, after, last, sent, .. } = report;
         let mut text = format!(
             "{}: {}; {} known, {} sent",
-            form::plain_number(state),
-            form::plain_number(why),
-            form::count(*labelled, "labelled image"),
-            form::count(*sent, "update")
+            format::plain_number(state),
+            format::plain_number(why),
+            format::count(*labelled, "labelled image"),
+            format::count(*sent, "update")
         );
-        let right = |measured: &ModelAccuracy| form::percent(measured.accuracy_ratio);
+        let right = |measured: &ModelAccuracy| format::percent(measured.accuracy_ratio);
         if let Some(before) = before.as_ref().filter(|_| state != "collecting") {
             let now = after.as_ref().map(|after| format!(", {} now", right(after)));
             let held_out =
@@ -157,7 +157,7 @@ fn trainings(status: &SiteStatus) -> Vec<String> {
             text += &format!("\n            epoch {epoch} of {epochs}; {held_out}");
         }
         if let Some(last) = last {
-            text += &format!("\n            last: {}", form::plain_number(last));
+            text += &format!("\n            last: {}", format::plain_number(last));
         }
         text
     };
@@ -176,19 +176,19 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
         let mut text = match report.state.as_str() {
             "open" => format!(
                 "{}: round {} is open, {} of {} updates",
-                form::plain_number(model),
+                format::plain_number(model),
                 report.round,
                 report.updates,
                 report.quorum
             ),
-            "failed" => format!("{}: failed: {}", form::plain_number(model), form::plain_number(&report.why)),
-            state => format!("{}: {} {}", form::plain_number(model), form::plain_number(state), form::plain_number(&report.why)),
+            "failed" => format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why)),
+            state => format!("{}: {} {}", format::plain_number(model), format::plain_number(state), format::plain_number(&report.why)),
         };
         if report.refused > 0 {
-            text += &format!("; {} refused (`tributary dead list --cloud`)", form::count(report.refused, "update"));
+            text += &format!("; {} refused (`tributary dead list --cloud`)", format::count(report.refused, "update"));
         }
         if let Some(last) = &report.last {
-            text += &format!("\n            last: {}", form::plain_number(last));
+            text += &format!("\n            last: {}", format::plain_number(last));
         }
         Some(text)
     };
@@ -213,7 +213,7 @@ fn dead(status: &SiteStatus) -> String {
         CloudStatus::Here { dead_letters: Some(in_cloud), .. } => {
             format!("{} at the site, {in_cloud} in the cloud", status.dead_letters)
         }
-        _ => form::count(status.dead_letters, "letter"),
+        _ => format::count(status.dead_letters, "letter"),
     }
 }
 
@@ -230,25 +230,25 @@ fn workers(status: &SiteStatus) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
     let row = |beat: &Heartbeat| {
         let release = beat.release.as_ref().map(|release| release.short());
-        let since = beat.release_since_ms.map(|since_ms| form::format_span(status.at_ms.saturating_sub(since_ms) as f64));
+        let since = beat.release_since_ms.map(|since_ms| format::format_span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
-            form::plain_number(&beat.worker),
+            format::plain_number(&beat.worker),
             or_blank((beat.replicas > 0).then(|| beat.replicas.to_string())),
             beat.holding.to_string(),
             beat.finished.to_string(),
-            or_blank(beat.cost_ms.map(form::format_span)),
-            format!("{} {}", beat.model.as_deref().map(form::plain_number).unwrap_or_default(), release.unwrap_or_default()),
+            or_blank(beat.cost_ms.map(format::format_span)),
+            format!("{} {}", beat.model.as_deref().map(format::plain_number).unwrap_or_default(), release.unwrap_or_default()),
             or_blank(since),
         ]
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
         let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
-        Some(format!("\n  {} {}: {}", form::plain_number(&beat.role), form::plain_number(&beat.worker), form::plain_number(step)))
+        Some(format!("\n  {} {}: {}", format::plain_number(&beat.role), format::plain_number(&beat.worker), format::plain_number(step)))
     });
     let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
-    form::table(&head, &rows) + &steps.collect::<String>()
+    format::table(&head, &rows) + &steps.collect::<String>()
 }
 
 /// What is wrong, and what to do about it.
@@ -287,7 +287,7 @@ fn wrong(status: &SiteStatus) -> Vec<String> {
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
     wrong.extend(all_workers(status).filter_map(|beat| {
         let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
-        Some(format!("{} {} {}.", form::plain_number(&beat.role), form::plain_number(&beat.worker), form::plain_number(swap)))
+        Some(format!("{} {} {}.", format::plain_number(&beat.role), format::plain_number(&beat.worker), format::plain_number(swap)))
     }));
     let in_cloud = match &status.cloud {
         CloudStatus::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
@@ -295,7 +295,7 @@ fn wrong(status: &SiteStatus) -> Vec<String> {
     };
     for (count, flag) in [(status.dead_letters, ""), (in_cloud, " --cloud")] {
         if count > 0 {
-            let letters = form::count(count, "dead letter");
+            let letters = format::count(count, "dead letter");
             wrong.push(format!("{letters}: `tributary dead list{flag}` says what was given up and why."));
         }
     }
@@ -317,7 +317,7 @@ fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
         wrong.push(format!(
             "Image {} was acknowledged and has had no answer for {}: the janitor has it recognized again; if this stays, look at its log.",
             outcomes.oldest_sequence.unwrap_or_default(),
-            form::format_span(waits_ms)
+            format::format_span(waits_ms)
         ));
     }
     if outcomes.gaps > 0 {
@@ -337,7 +337,7 @@ fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
         wrong.push(format!(
             "{} closed lately for a message above {}: cameras that send larger images must refer to a blob (`tributary publish` does).",
             if too_large == 1 { "1 connection was".into() } else { format!("{too_large} connections were") },
-            form::format_size(schemas::limits::MAX_MESSAGE_BYTES as u64)
+            format::format_size(schemas::limits::MAX_MESSAGE_BYTES as u64)
         ));
     }
     wrong
@@ -347,14 +347,14 @@ fn wrong_with_outcomes(status: &SiteStatus) -> Vec<String> {
 fn wrong_clocks(status: &SiteStatus) -> Vec<String> {
     let off = |ahead_ms: i64| {
         let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
-        format!("{} {way}", form::format_span(ahead_ms.unsigned_abs() as f64))
+        format!("{} {way}", format::format_span(ahead_ms.unsigned_abs() as f64))
     };
     // A process has one clock, however many roles it has.
     let processes: BTreeMap<&str, i64> = all_workers(status)
         .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
-        format!("The clock of {} is {} its server's: set one of them right (NTP).", form::plain_number(worker), off(ahead_ms))
+        format!("The clock of {} is {} its server's: set one of them right (NTP).", format::plain_number(worker), off(ahead_ms))
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
     let here = here.map(|ahead_ms| {
@@ -402,7 +402,7 @@ mod tests {
 
     use super::super::gather::ServerStatus;
     use super::*;
-    use streams::read::StreamLevel;
+    use streams::reader::StreamLevel;
 
     fn queue(bytes: u64) -> QueueStatus {
         let level = StreamLevel { messages: 3, bytes, max_bytes: 1000, first_sequence: 1, last_sequence: 3, gaps: 0 };

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::format::PictureFormat;
-use super::guess::FormatGuess;
+use super::format_guess::FormatGuess;
 
 /// Longest explanation taken over from a decoder, in characters.
 const MAX_WHY_CHARS: usize = 200;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{FILE, MAX_DISTANCES, Novelty, NoveltySource, auroc};
-use crate::infer::{InferenceError, InferenceSettings, Replica, InferenceResult};
+use crate::inference::{InferenceError, InferenceSettings, Replica, InferenceResult};
 use crate::model::{Model, ModelError};
 use crate::scores::{probabilities, top};
 use crate::session::OnnxRuntime;
