@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rollout::able::{self, MachineProfile};
+use rollout::compatibility::{self, MachineProfile};
 use rollout::stage;
 use rollout::swap::PASSING;
 use schemas::{FaultNote, ModelName, Order, Release, ReleaseId, Rollout, SiteName, Swap, TaskId};
@@ -42,7 +42,7 @@ pub fn incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote
             return None;
         }
         let machine = MachineProfile { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
-        able::incompatibility(&release.needs, &machine)
+        compatibility::incompatibility(&release.needs, &machine)
     })
 }
 
