@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Where the bytes are and what they must hash to. Nothing is used before its hash was checked
 /// (invariant 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "RawBlobRef")]
 pub struct BlobRef {
     /// Name in the blob bucket: the digest itself, so that storing twice is storing once.
     pub key: String,

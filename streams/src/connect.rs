@@ -14,8 +14,8 @@ use schemas::SiteName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CarryError;
-use crate::publish::Publication;
 use crate::permissions;
+use crate::publish::Publication;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);

@@ -22,7 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// That nobody answers in time, or what the server refuses.
-pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, most: usize) -> Result<Vec<StoredMessage>, CarryError> {
+pub(crate) async fn request_messages(
+    bus: &Bus,
+    stream: &str,
+    question: &Value,
+    most: usize,
+) -> Result<Vec<StoredMessage>, CarryError> {
     let what = || format!("reading {stream}");
     let inbox = bus.client.new_inbox();
     let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(CarryError::broker(what()))?;

@@ -296,7 +296,9 @@ pub async fn next_exhausted(bus: &Bus, stream: &str, durable: &str) -> Result<Op
     };
     let own_sequence = message.sequence;
     match serde_json::from_slice::<MaxDeliveriesAdvisory>(&message.payload) {
-        Ok(notice) => Ok(Some(ExhaustedDelivery { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence })),
+        Ok(notice) => {
+            Ok(Some(ExhaustedDelivery { sequence: notice.stream_seq, deliveries: notice.deliveries, own_sequence }))
+        }
         // Nobody's words but the server's belong there; what is no notice names no message.
         Err(_) => Ok(Some(ExhaustedDelivery { sequence: 0, deliveries: 0, own_sequence })),
     }
@@ -554,7 +556,8 @@ mod tests {
     fn sizes_in_headers_that_were_bent_are_those_of_messages() {
         bend::bend_all("sizes in headers", &bend::texts(["1048576"]), bend::turns(), |bytes| {
             let headers = vec![("Nats-Msg-Size".to_owned(), String::from_utf8_lossy(bytes).into_owned())];
-            let record = StoredMessage { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
+            let record =
+                StoredMessage { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
             assert!(record.payload_bytes() <= MAX_MESSAGE_BYTES as u64);
             1
         });

@@ -9,7 +9,7 @@ use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_FILE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TILE,
 };
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
-use streams::{Blobs, Bus, CarryError, PublishOutcome, Publication, Publisher, subject};
+use streams::{Blobs, Bus, CarryError, Publication, PublishOutcome, Publisher, subject};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 

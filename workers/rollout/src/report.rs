@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Shutdown, heartbeat, clock, process};
+use runtime::{Shutdown, clock, heartbeat, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
 use streams::subject::{self, OutboxKind};

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{clock, process};
-use schemas::{Heartbeat, FaultNote, Order, RefusedRelease, ReleaseId};
+use schemas::{FaultNote, Heartbeat, Order, RefusedRelease, ReleaseId};
 use streams::Blobs;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{InferencePool, InferenceError, Model};
+use vision::{InferenceError, InferencePool, Model};
 
 use crate::compatibility::{MachineProfile, incompatibility};
-use crate::release_cache::ReleaseCache;
 use crate::package::{self, PackageError};
+use crate::release_cache::ReleaseCache;
 use crate::serving_model::ServingModel;
 use crate::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
 
