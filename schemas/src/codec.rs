@@ -294,8 +294,11 @@ mod tests {
             deep: Vec<Vec<Option<f64>>>,
         }
         for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let odd =
-                |number| FiniteSample { before: vec![7; 300], text: "x".repeat(70_000), deep: vec![vec![None, Some(number)]] };
+            let odd = |number| FiniteSample {
+                before: vec![7; 300],
+                text: "x".repeat(70_000),
+                deep: vec![vec![None, Some(number)]],
+            };
             assert!(!is_finite(&rmp_serde::to_vec_named(&odd(number)).unwrap()));
             assert!(is_finite(&rmp_serde::to_vec_named(&odd(1.5)).unwrap()));
             assert!(!is_finite(&rmp_serde::to_vec_named(&vec![number as f32]).unwrap()));
@@ -326,9 +329,9 @@ mod tests {
         for levels in [100, 1000, 100_000] {
             let bytes = [nested(levels), [0x81, 0xa1, b'a'].repeat(levels), [0x91].repeat(levels)];
             // As small as the smallest stack of a thread that reads messages.
-            let reading = std::thread::Builder::new()
-                .stack_size(512 * 1024)
-                .spawn(move || bytes.iter().all(|bytes| decode::<NestedSample>(bytes).is_err() && to_json(bytes).is_none()));
+            let reading = std::thread::Builder::new().stack_size(512 * 1024).spawn(move || {
+                bytes.iter().all(|bytes| decode::<NestedSample>(bytes).is_err() && to_json(bytes).is_none())
+            });
             assert!(reading.unwrap().join().unwrap(), "{levels} levels");
         }
     }

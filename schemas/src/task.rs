@@ -335,7 +335,11 @@ mod tests {
     }
 
     fn read(headers: &[(&'static str, &'static str)]) -> Result<Task, TaskError> {
-        Task::from_headers(&stored(7), |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value), b"jpeg")
+        Task::from_headers(
+            &stored(7),
+            |name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value),
+            b"jpeg",
+        )
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio_util::io::StreamReader;
 
 use crate::connect::Bus;
 use crate::direct_get;
-use crate::error::{CarryError, missing_or_failed, full_disk_reason};
+use crate::error::{CarryError, full_disk_reason, missing_or_failed};
 use crate::reader;
 use crate::topology::{BLOBS, CLOUD_BLOBS, PINNED_BLOBS, sent_blobs};
 

@@ -10,7 +10,7 @@ use crate::connect::Bus;
 use crate::error::{CarryError, error_chain};
 use crate::monitor::{self, ServerLinks};
 use crate::server;
-use crate::{reader, image_refusal, topology};
+use crate::{image_refusal, reader, topology};
 
 /// One question has this long to be answered.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -19,8 +19,8 @@ use crate::backoff::Backoff;
 use crate::error::CarryError;
 #[cfg(feature = "memory")]
 use crate::memory::MemoryLink;
-use crate::publish::Publication;
 use crate::permissions;
+use crate::publish::Publication;
 
 /// Older servers silently ignore the settings of streams they do not know.
 pub const OLDEST_SERVER: (u64, u64) = (2, 12);

@@ -22,7 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// That nobody answers in time, or what the server refuses.
-pub(crate) async fn request_messages(bus: &Bus, stream: &str, question: &Value, most: usize) -> Result<Vec<StoredMessage>, CarryError> {
+pub(crate) async fn request_messages(
+    bus: &Bus,
+    stream: &str,
+    question: &Value,
+    most: usize,
+) -> Result<Vec<StoredMessage>, CarryError> {
     in_memory!(bus, link => link.request_messages(stream, question, most).await);
     let what = || format!("reading {stream}");
     let client = &bus.nats()?.client;

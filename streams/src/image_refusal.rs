@@ -48,7 +48,12 @@ pub async fn accept_images(bus: &Bus) -> Result<(), CarryError> {
 }
 
 async fn config(bus: &Bus) -> Result<StreamConfig, CarryError> {
-    let found = bus.nats()?.js.get_stream(IMAGES).await.map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
+    let found = bus
+        .nats()?
+        .js
+        .get_stream(IMAGES)
+        .await
+        .map_err(|error| missing_or_failed(error, format!("stream {IMAGES}")))?;
     Ok(found.cached_info().config.clone())
 }
 

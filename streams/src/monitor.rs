@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_store_that_cannot_be_written_is_told_from_other_ills() {
-        let answer = |code: &str, body: &str| parse_health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
+        let answer =
+            |code: &str, body: &str| parse_health(&format!("HTTP/1.0 {code}\r\nContent-Type: json\r\n\r\n{body}"));
         assert_eq!(answer("200 OK", r#"{"status":"ok"}"#), Health::Well);
         let full = r#"{"status":"unavailable","status_code":503,"error":"JetStream stream '$G > IMAGES' write error: write /s/1.blk: no space left on device"}"#;
         assert!(matches!(answer("503 Service Unavailable", full), Health::CannotWrite(_)));

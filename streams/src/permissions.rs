@@ -376,7 +376,7 @@ pub fn mark_key(site: &SiteName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subject_table::{SubjectScope, SUBJECTS};
+    use crate::subject_table::{SUBJECTS, SubjectScope};
 
     #[test]
     fn a_sites_rights_name_it_or_what_is_for_every_site_and_nothing_of_another() {

@@ -63,13 +63,10 @@ impl Puller {
     }
 
     async fn reopen(&self) -> Result<Stream, CarryError> {
-        let consumer: PullConsumer = self
-            .bus
-            .nats()?
-            .js
-            .get_consumer_from_stream(&self.durable, &self.stream)
-            .await
-            .map_err(|error| missing_or_failed(error, format!("consumer {} on stream {}", self.durable, self.stream)))?;
+        let consumer: PullConsumer =
+            self.bus.nats()?.js.get_consumer_from_stream(&self.durable, &self.stream).await.map_err(|error| {
+                missing_or_failed(error, format!("consumer {} on stream {}", self.durable, self.stream))
+            })?;
         let (expires, heartbeat) = match self.bus.is_remote() {
             true => (EXPIRES_AFAR, HEARTBEAT_AFAR),
             false => (EXPIRES, HEARTBEAT),

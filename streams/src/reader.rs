@@ -143,7 +143,12 @@ pub async fn stream_level(bus: &Bus, stream: &str) -> Result<StreamLevel, CarryE
 
 /// What a stream was made to forbid by hand: `deny_purge`, `deny_delete` or `sealed`.
 pub async fn stream_restriction(bus: &Bus, stream: &str) -> Result<Option<&'static str>, CarryError> {
-    let info = bus.nats()?.js.get_stream(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
+    let info = bus
+        .nats()?
+        .js
+        .get_stream(stream)
+        .await
+        .map_err(|error| missing_or_failed(error, format!("stream {stream}")))?;
     let config = &info.cached_info().config;
     let flags = [("deny_purge", config.deny_purge), ("deny_delete", config.deny_delete), ("sealed", config.sealed)];
     Ok(flags.into_iter().find(|(_, set)| *set).map(|(name, _)| name))
@@ -468,11 +473,7 @@ pub async fn newest_messages(
 }
 
 /// How many messages wait at the start, and each message with how many wait after it.
-async fn ordered(
-    bus: &Bus,
-    stream: &str,
-    stretch: StreamRange,
-) -> Result<(u64, StoredMessages), CarryError> {
+async fn ordered(bus: &Bus, stream: &str, stretch: StreamRange) -> Result<(u64, StoredMessages), CarryError> {
     in_memory!(bus, link => link.ordered(stream, stretch).await);
     let deliver_policy = match stretch.from_sequence {
         Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
@@ -527,7 +528,11 @@ pub async fn stream_of(bus: &Bus, subject: &str) -> Result<Option<String>, Carry
 }
 
 async fn open(bus: &Bus, stream: &str) -> Result<Stream<()>, CarryError> {
-    bus.nats()?.js.get_stream_no_info(stream).await.map_err(|error| missing_or_failed(error, format!("stream {stream}")))
+    bus.nats()?
+        .js
+        .get_stream_no_info(stream)
+        .await
+        .map_err(|error| missing_or_failed(error, format!("stream {stream}")))
 }
 
 fn record_of(message: async_nats::jetstream::message::StreamMessage) -> StoredMessage {
@@ -575,7 +580,8 @@ mod tests {
     fn sizes_in_headers_that_were_bent_are_those_of_messages() {
         bend::bend_all("sizes in headers", &bend::texts(["1048576"]), bend::turns(), |bytes| {
             let headers = vec![("Nats-Msg-Size".to_owned(), String::from_utf8_lossy(bytes).into_owned())];
-            let record = StoredMessage { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
+            let record =
+                StoredMessage { subject: "a".into(), sequence: 1, stored_at_ns: 0, headers, payload: Bytes::new() };
             assert!(record.payload_bytes() <= MAX_MESSAGE_BYTES as u64);
             1
         });

@@ -39,13 +39,13 @@ fn schedule(policy: libc::c_int) -> std::io::Result<()> {
 
 /// Other systems have no such policy.
 #[cfg(not(target_os = "linux"))]
-pub fn run_in_batches() -> std::io::Result<()> {
+pub fn set_batch_scheduling() -> std::io::Result<()> {
     Ok(())
 }
 
 /// Other systems have no such policy.
 #[cfg(not(target_os = "linux"))]
-pub fn run_when_idle() -> std::io::Result<()> {
+pub fn set_idle_scheduling() -> std::io::Result<()> {
     Ok(())
 }
 

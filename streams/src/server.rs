@@ -23,7 +23,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use crate::cameras::CameraLogins;
 use crate::connect::{OLDEST_SERVER, Secret, parse_version};
 use crate::monitor::{self, Health};
-use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SubjectPermissions, SITE_ACCOUNT};
+use crate::permissions::{self, CAMERAS_ACCOUNT, CLOUD_DOMAIN, SITE_ACCOUNT, SubjectPermissions};
 use crate::subject_table::Role;
 
 /// The version `make setup` fetches.
@@ -384,7 +384,8 @@ impl Server {
             let supervisor = supervise(program.clone(), path, store.clone(), ports.monitor, running.clone());
             let has_link = matches!(settings.leaf, LeafMode::Of(_) | LeafMode::OfFleet(_));
             let certificate = settings.entry.certificate.as_ref();
-            let is_encrypted = matches!(settings.leaf, LeafMode::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
+            let is_encrypted =
+                matches!(settings.leaf, LeafMode::HubOfFleet(_)) || is_beyond(&settings.entry, certificate);
             let mut server = Self {
                 ports,
                 scheme: if is_encrypted { "tls" } else { "nats" },
@@ -850,7 +851,8 @@ fn users_here(settings: &ServerSettings, passwords: &ServerPasswords) -> Vec<Str
     let is_alone = matches!(settings.leaf, LeafMode::Alone);
     let mut users = vec![format!("{{ user: \"{OWN_USER}\", password: \"{}\" }}", passwords.own)];
     for (role, password) in &passwords.roles {
-        let at_site = settings.site.as_ref().and_then(|site| SubjectPermissions::of_role_at_site(*role, site, is_alone));
+        let at_site =
+            settings.site.as_ref().and_then(|site| SubjectPermissions::of_role_at_site(*role, site, is_alone));
         let Some(rights) = at_site.or_else(|| SubjectPermissions::of_role_in_cloud(*role)) else { continue };
         users.push(format!(
             "{{ user: \"{}\", password: \"{password}\", permissions: {} }}",

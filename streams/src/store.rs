@@ -15,8 +15,8 @@
 //! An upload that is cut off leaves parts that are no object and are never listed: in a folder files
 //! named `<name>#1`, in a bucket an unfinished multipart upload, which a lifecycle rule should clear.
 
-mod failure;
 mod client;
+mod failure;
 
 use std::fmt;
 use std::fs::File;

@@ -116,7 +116,13 @@ const fn row(
 
 /// Every kind of subject there is, in the order of an image's and an update's path.
 pub const SUBJECTS: &[SubjectRow] = &[
-    row("image.SITE.CAMERA", "an image as it was published", Some(IMAGES), SubjectScope::Site, &[Role::Camera, Role::Janitor]),
+    row(
+        "image.SITE.CAMERA",
+        "an image as it was published",
+        Some(IMAGES),
+        SubjectScope::Site,
+        &[Role::Camera, Role::Janitor],
+    ),
     row(
         "answer.provisional.SITE.CAMERA",
         "what the site thinks of a doubtful image",
@@ -166,7 +172,13 @@ pub const SUBJECTS: &[SubjectRow] = &[
         &[Role::Site, Role::Verifier],
     ),
     row("label.SITE.CAMERA", "what a person says a task shows", Some(LABELS), SubjectScope::Site, &[]),
-    row("learned.SITE.MODEL", "which images an update learned from", Some(LEARNED), SubjectScope::Site, &[Role::Trainer]),
+    row(
+        "learned.SITE.MODEL",
+        "which images an update learned from",
+        Some(LEARNED),
+        SubjectScope::Site,
+        &[Role::Trainer],
+    ),
     row("pin.SET.SITE.CAMERA.TASK", "an image that is kept, with its answer", Some(PINNED), SubjectScope::Site, &[]),
     row("round.MODEL.NUMBER.EVENT", "what happens in a round", Some(UPDATES), SubjectScope::Down, &[Role::Aggregator]),
     row("update.MODEL.ROUND.SITE", "what a site learned in a round", Some(UPDATES), SubjectScope::Up, &[Role::Site]),
@@ -178,10 +190,22 @@ pub const SUBJECTS: &[SubjectRow] = &[
         &[Role::Aggregator, Role::Releaser],
     ),
     row("order.SITE.MODEL", "the release a site shall run", Some(ORDERS), SubjectScope::Down, &[Role::Releaser]),
-    row("swap.SITE.WORKER.SLOT", "what a worker runs, and what came of it", Some(SWAPS), SubjectScope::Up, &[Role::Site]),
+    row(
+        "swap.SITE.WORKER.SLOT",
+        "what a worker runs, and what came of it",
+        Some(SWAPS),
+        SubjectScope::Up,
+        &[Role::Site],
+    ),
     row("swap.cloud.WORKER.SLOT", "the same of a verifier", Some(SWAPS), SubjectScope::Cloud, &[Role::Verifier]),
     row("dead.images.SITE.ID", "an image given up", Some(DEAD), SubjectScope::Site, &[Role::Recognizer, Role::Janitor]),
-    row("dead.answers.SITE.ID", "an answer given up", Some(DEAD), SubjectScope::Site, &[Role::Recognizer, Role::Courier]),
+    row(
+        "dead.answers.SITE.ID",
+        "an answer given up",
+        Some(DEAD),
+        SubjectScope::Site,
+        &[Role::Recognizer, Role::Courier],
+    ),
     row("dead.outbox.SITE.ID", "a message that could not go up", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
     row("dead.verdicts.SITE.ID", "a verdict the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),
     row("dead.orders.SITE.ID", "an order the site refused", Some(DEAD), SubjectScope::Site, &[Role::Courier]),

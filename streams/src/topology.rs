@@ -12,7 +12,7 @@ use schemas::SiteName;
 use schemas::limits::MAX_TRIES;
 use serde::{Deserialize, Serialize};
 
-pub use self::setup::{SettingDifference, SetupFinding, RepairMode, SetupStatus, compare_plan, apply_plan};
+pub use self::setup::{RepairMode, SettingDifference, SetupFinding, SetupStatus, apply_plan, compare_plan};
 
 mod setup;
 

@@ -242,7 +242,10 @@ async fn an_id_is_remembered_though_its_message_was_deleted(world: ContractWorld
     assert_eq!(world.publish(&publication).await, PublishOutcome::Stored(1));
     reader::delete_message(&world.bus, topology::LABELS, 1).await.unwrap();
     assert_eq!(world.publish(&publication).await, PublishOutcome::Duplicate(1));
-    assert_eq!(reader::message_at(&world.bus, topology::LABELS, 1).await.unwrap().map(|message| message.sequence), None);
+    assert_eq!(
+        reader::message_at(&world.bus, topology::LABELS, 1).await.unwrap().map(|message| message.sequence),
+        None
+    );
 }
 
 async fn a_slot_keeps_its_first_message(world: ContractWorld) {

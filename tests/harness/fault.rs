@@ -74,7 +74,9 @@ impl fmt::Display for InjectedFault {
             InjectedFault::CrashCloud => write!(f, "crash the server of the cloud"),
             InjectedFault::FreezeSite { site, time } => write!(f, "freeze the server of site {site} for {time:?}"),
             InjectedFault::FillDisk { folder, time } => write!(f, "fill the disk of {} for {time:?}", folder.display()),
-            InjectedFault::CutLink { site, cut, time } => write!(f, "cut the link of site {site} ({cut:?}) for {time:?}"),
+            InjectedFault::CutLink { site, cut, time } => {
+                write!(f, "cut the link of site {site} ({cut:?}) for {time:?}")
+            }
         }
     }
 }

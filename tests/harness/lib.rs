@@ -24,7 +24,7 @@ pub use oracle::{Judgement, Oracle};
 pub use program::{CommandOutput, WorkerProcess, run};
 pub use proxy::{LinkCut, Proxy};
 pub use until::until;
-pub use world::{WorldPlan, TestWorld};
+pub use world::{TestWorld, WorldPlan};
 
 /// The seed of a test: `TRIBUTARY_TEST_SEED` to run a failure again, `usual` otherwise.
 pub fn seed(usual: u64) -> u64 {

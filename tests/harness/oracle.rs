@@ -13,7 +13,7 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_DEADLINE;
-use schemas::{Answer, CameraName, DeadLetter, Route, SiteName, AnswerStage, TaskId, decode};
+use schemas::{Answer, AnswerStage, CameraName, DeadLetter, Route, SiteName, TaskId, decode};
 use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::sync::Semaphore;
@@ -210,10 +210,12 @@ impl Oracle {
 
     /// What is still under way, in words; empty when nothing is.
     async fn busy(&self, cloud: &Bus) -> anyhow::Result<String> {
-        let images = reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
+        let images =
+            reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await?;
         let outbox = reader::stream_level(&self.bus, topology::OUTBOX).await?;
         let verify = reader::stream_level(cloud, topology::VERIFY).await?;
-        let verdicts = reader::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
+        let verdicts =
+            reader::consumer_progress(cloud, topology::VERDICTS, &topology::verdicts_durable(&self.site)).await?;
         let waiting = [
             ("images", images.pending + images.unacked),
             ("outbox", outbox.messages),
@@ -268,8 +270,10 @@ impl Oracle {
         let mut wrong = Vec::new();
         let task = answer.task;
         let Some(picture) = self.pictures.get(published.picture) else { return wrong };
-        let edge = answer.edge.as_ref().map(|edge| TestPrediction { label: edge.label.clone(), confidence: edge.confidence });
-        let says = answer.label.clone().zip(answer.confidence).map(|(label, confidence)| TestPrediction { label, confidence });
+        let edge =
+            answer.edge.as_ref().map(|edge| TestPrediction { label: edge.label.clone(), confidence: edge.confidence });
+        let says =
+            answer.label.clone().zip(answer.confidence).map(|(label, confidence)| TestPrediction { label, confidence });
         let (expected, expected_edge) = match answer.route {
             Route::Edge | Route::Expired => (&picture.light, None),
             Route::Verified => (&picture.heavy, Some(&picture.light)),

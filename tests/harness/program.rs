@@ -178,7 +178,11 @@ pub async fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> anyhow::Res
 }
 
 /// Runs the binary to its end, for so long at the most.
-pub async fn run_for<A: AsRef<OsStr>>(folder: &Path, arguments: &[A], patience: Duration) -> anyhow::Result<CommandOutput> {
+pub async fn run_for<A: AsRef<OsStr>>(
+    folder: &Path,
+    arguments: &[A],
+    patience: Duration,
+) -> anyhow::Result<CommandOutput> {
     let mut command = tokio::process::Command::new(binary()?);
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
     clean(|variable| {

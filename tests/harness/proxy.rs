@@ -111,7 +111,12 @@ fn reset(stream: &TcpStream) {
     let _closed_already = stream.set_zero_linger();
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<LinkCut>, passed: Option<ProxyTraffic>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut link: watch::Receiver<LinkCut>,
+    passed: Option<ProxyTraffic>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if link.wait_for(|cut| *cut != LinkCut::Silent).await.is_err() {

@@ -13,7 +13,7 @@ use schemas::SiteName;
 use streams::permissions;
 use streams::server::{ClientListener, Durability, FleetHub, FleetLeaf, LINK_USER, LeafMode, Server, ServerSettings};
 use streams::subject_table::Role;
-use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -139,7 +139,9 @@ impl TestWorld {
             mappings: Vec::new(),
             durability: plan.durability,
             // Room for more sites, of which tests tell the cloud as they go.
-            max_store_bytes: topology::plan_topology(&PlanScope::Both(SiteName::default_site()), &plan.streams).max_store_bytes() * 8,
+            max_store_bytes: topology::plan_topology(&PlanScope::Both(SiteName::default_site()), &plan.streams)
+                .max_store_bytes()
+                * 8,
             leaf,
             site: None,
             entry: ClientListener::default(),

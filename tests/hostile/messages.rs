@@ -8,7 +8,7 @@ use runtime::site_key::SiteKey;
 use runtime::ticket::TicketKey;
 use runtime::{audit, trust};
 use schemas::{
-    Answer, AuditNote, Heartbeat, DeadLetter, HardCase, Label, LearnedImages, Message, Order, Rollout, Root, Round,
+    Answer, AuditNote, DeadLetter, HardCase, Heartbeat, Label, LearnedImages, Message, Order, Rollout, Root, Round,
     SiteName, Swap, Update, Verdict, VerifyRequest, codec, decode, encode,
 };
 use streams::reader::StoredMessage;

@@ -34,7 +34,9 @@ fn a_note_of_replicas_that_was_bent_starts_no_more_than_may_run() {
     let seen = QueueObservation { now_s: 10.0, waiting: 1e6, cost_s: 0.01, replicas: 3, finished: 7 };
     bend_all("notes of replicas", &notes, turns(), |bytes| {
         match serde_json::from_slice::<Option<ReplicaRequest>>(bytes) {
-            Ok(Some(ReplicaRequest::Fixed(replicas))) => assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&replicas)),
+            Ok(Some(ReplicaRequest::Fixed(replicas))) => {
+                assert!((1..=scaling::replica_request::MOST_REPLICAS).contains(&replicas))
+            }
             Ok(Some(ReplicaRequest::Between(least, most))) => {
                 let settings = ScaleSettings { min_replicas: least, max_replicas: most, ..ScaleSettings::default() };
                 let (_, wish) = decide_replicas(&settings, &ScaleState::default(), &seen);
@@ -53,7 +55,9 @@ fn evidence_that_was_bent_is_believed_or_refused() {
     let opinion = Prediction {
         label: "cat".into(),
         confidence: 0.7,
-        top: [("cat", 0.7), ("dog", 0.2)].map(|(label, confidence)| RankedClass { label: label.into(), confidence }).into(),
+        top: [("cat", 0.7), ("dog", 0.2)]
+            .map(|(label, confidence)| RankedClass { label: label.into(), confidence })
+            .into(),
         labels: None,
         release: ReleaseId::from_sha256([1; 32]),
         temperature: Some(1.0),
@@ -79,16 +83,21 @@ fn evidence_that_was_bent_is_believed_or_refused() {
 #[test]
 fn settings_in_force_that_were_bent_are_tried_or_refused() {
     bend::limit_memory();
-    let candidate = BacktestCandidate { name: "bent".into(), says: serde_json::json!({ "policy": { "listen_ms": 5 } }) };
-    bend_all("notes of settings in force", &[serde_json::to_vec(&EffectiveSettings::default()).unwrap()], turns() / 4, |bytes| {
-        if let Ok(bent) = serde_json::from_slice::<EffectiveSettings>(bytes) {
-            let _gate = bent.gate();
-            let _tried = candidate.apply_to(&bent).is_ok();
-        }
-        let over = serde_json::from_slice(bytes).map(|says| BacktestCandidate { name: "bent".into(), says });
-        let _over = over.map(|candidate| candidate.apply_to(&EffectiveSettings::default()).is_ok());
-        2
-    });
+    let candidate = BacktestCandidate { name: "bent".into(), says: serde_json::json!({ "policy": { "hold_ms": 5 } }) };
+    bend_all(
+        "notes of settings in force",
+        &[serde_json::to_vec(&EffectiveSettings::default()).unwrap()],
+        turns() / 4,
+        |bytes| {
+            if let Ok(bent) = serde_json::from_slice::<EffectiveSettings>(bytes) {
+                let _gate = bent.gate();
+                let _tried = candidate.apply_to(&bent).is_ok();
+            }
+            let over = serde_json::from_slice(bytes).map(|says| BacktestCandidate { name: "bent".into(), says });
+            let _over = over.map(|candidate| candidate.apply_to(&EffectiveSettings::default()).is_ok());
+            2
+        },
+    );
 }
 
 #[test]

@@ -19,23 +19,23 @@ use futures::StreamExt;
 use harness::bare_server::BareServer;
 use harness::pictures::{INITIAL, LIGHT, TestPicture, some};
 use harness::program::{fixture, root};
-use harness::{WorldPlan, WorkerProcess, TestWorld, until};
+use harness::{TestWorld, WorkerProcess, WorldPlan, until};
 use runtime::clock;
 use runtime::site_key::SiteKey;
 use schemas::task::HEADER_IMAGE;
 use schemas::{
-    Answer, BlobRef, DeadLetter, ModelName, ReleaseId, Round, RoundEvent, Route, TaskId, RoundTerms, Verdict, VerifyRequest,
-    decode, encode,
+    Answer, BlobRef, DeadLetter, ModelName, ReleaseId, Round, RoundEvent, RoundTerms, Route, TaskId, Verdict,
+    VerifyRequest, decode, encode,
 };
-use streams::reader::{self, StreamRange};
 use streams::permissions::{CLOUD_DOMAIN, inbox_prefix};
+use streams::reader::{self, StreamRange};
 use streams::server::LINK_USER;
-use streams::topology::{RepairMode, PlanScope, SetupStatus, StreamSettings};
+use streams::topology::{PlanScope, RepairMode, SetupStatus, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, Publication, Publisher, subject, topology};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::raw_client::{RawReply, RawClient, RawPublication};
+use self::raw_client::{RawClient, RawPublication, RawReply};
 use self::site::Foe;
 use self::table::{Action, ActionOutcome, markdown};
 use crate::common::PATIENCE;
@@ -80,7 +80,8 @@ impl HonestCamera {
     /// Begins. `ids`: the ids of some of its images, which others know.
     async fn begin(world: &TestWorld, ids: Vec<TaskId>) -> Self {
         let site = world.site(0);
-        let (sent, phase, stop) = (Arc::<Mutex<BTreeMap<TaskId, HonestImage>>>::default(), Arc::default(), Arc::default());
+        let (sent, phase, stop) =
+            (Arc::<Mutex<BTreeMap<TaskId, HonestImage>>>::default(), Arc::default(), Arc::default());
         let client = async_nats::connect(site.server.url()).await.unwrap();
         let mut finals = client.subscribe(format!("answer.final.{}.honest.*", site.name)).await.unwrap();
         client.flush().await.unwrap();
@@ -535,7 +536,8 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
             sent.store_blob(weights).await.unwrap();
         }
         let shot = foe.heard_shot(&heard, round);
-        let again = Action::new(format!("{}, once more", heard.name), shot.clone(), ActionOutcome::dead("update_second"));
+        let again =
+            Action::new(format!("{}, once more", heard.name), shot.clone(), ActionOutcome::dead("update_second"));
         let action = Action::new(heard.name, shot, ActionOutcome::DeadLetter(heard.fault));
         let mut actions = vec![action, again];
         let heard = perform(&mut client, &mut alone, &actions, usize::MAX).await;
@@ -574,7 +576,8 @@ async fn whatever_a_hostile_camera_and_a_hostile_site_do_the_honest_site_gets_it
     let sent = honest.end().await;
     let routes = routes(world.bus(0)).await;
     let mut of_honest: BTreeMap<TaskId, Vec<Route>> = BTreeMap::new();
-    let finals = StreamRange { subjects: vec![format!("answer.final.{}.honest.*", foe.other)], ..StreamRange::default() };
+    let finals =
+        StreamRange { subjects: vec![format!("answer.final.{}.honest.*", foe.other)], ..StreamRange::default() };
     let last = reader::stream_level(world.bus(0), topology::ANSWERS).await.unwrap().last_sequence;
     reader::read_range(world.bus(0), topology::ANSWERS, finals, last, |record| {
         let answer: Answer = decode(&record.payload).unwrap();
@@ -681,7 +684,10 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
     };
     // Its own acknowledgement it hears.
     let heard = camera.publish(&[image(None)]).await;
-    assert!(matches!(&heard[0], RawReply::Stored { stream, sequence: 1, .. } if stream == topology::IMAGES), "{heard:?}");
+    assert!(
+        matches!(&heard[0], RawReply::Stored { stream, sequence: 1, .. } if stream == topology::IMAGES),
+        "{heard:?}"
+    );
     let task = TaskId::new_random();
     let elsewhere = [
         "$KV.ledger.policy".to_owned(),
@@ -706,7 +712,9 @@ async fn wherever_a_camera_sends_its_acknowledgements_they_reach_nothing_of_the_
     let forbidden =
         ["image.reef.cam2", "$KV.ledger.policy", "$JS.API.INFO", "$JS.API.STREAM.PURGE.IMAGES", "outcome.reef.cam2.x"];
     for subject in forbidden {
-        let heard = camera.publish(&[RawPublication { subject: subject.into(), payload: "x".into(), ..RawPublication::default() }]).await;
+        let heard = camera
+            .publish(&[RawPublication { subject: subject.into(), payload: "x".into(), ..RawPublication::default() }])
+            .await;
         assert!(matches!(heard[0], RawReply::Refused(_)), "{subject}: {heard:?}");
     }
     let level = reader::stream_level(&bus, topology::IMAGES).await.unwrap();

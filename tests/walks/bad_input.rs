@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use harness::pictures::{LIGHT, one, some};
 use harness::program::{fixture, root};
-use harness::{WorldPlan, TestWorld, odd_images, run, until};
+use harness::{TestWorld, WorldPlan, odd_images, run, until};
 use schemas::limits::MAX_MESSAGE_BYTES;
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_DEADLINE, HEADER_LABEL, HEADER_PRIORITY, HEADER_TASK, HEADER_TILE,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::world::crash;
-use harness::{LinkCut, Oracle, WorldPlan, TestWorld, run, seed, until};
+use harness::{LinkCut, Oracle, TestWorld, WorldPlan, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE};
-use schemas::{Reason, Route, AnswerStage, TaskId};
+use schemas::{AnswerStage, Reason, Route, TaskId};
 use streams::topology::StreamSettings;
 use streams::{Blobs, PublishOutcome, reader, topology};
 
@@ -92,7 +92,8 @@ async fn every_stream_and_bucket_holds_its_bound_when_it_is_filled() {
 #[tokio::test]
 async fn an_image_that_nobody_ever_finished_is_given_up_by_name() {
     let streams = StreamSettings { ack_wait_s: 1, ..StreamSettings::default() };
-    let mut world = TestWorld::start(WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.tries=2")).await.unwrap();
+    let mut world =
+        TestWorld::start(WorldPlan { streams, ..WorldPlan::default() }.set("recognizer.tries=2")).await.unwrap();
     let site = world.site(0).name.clone();
     let task = publish(world.bus(0), &site, &one(true).unwrap().bytes, &[]).await;
     // Two workers take it and die, as with a picture that kills whoever decodes it.
@@ -192,9 +193,12 @@ async fn an_image_published_again_and_again_is_answered_once() {
         answered(&world, task).await;
         publish_as(&site.bus, &site.name, task, bytes, &[]).await.unwrap();
         until("the second one is done", PATIENCE, async || {
-            let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+            let images =
+                reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name))
+                    .await?;
             let verdicts =
-                reader::consumer_progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name)).await?;
+                reader::consumer_progress(&world.cloud, topology::VERDICTS, &topology::verdicts_durable(&site.name))
+                    .await?;
             let outbox = reader::stream_level(&site.bus, topology::OUTBOX).await?.messages;
             let verify = reader::stream_level(&world.cloud, topology::VERIFY).await?.messages;
             let waiting = images.pending + verdicts.pending + images.unacked + verdicts.unacked + outbox + verify;
@@ -216,7 +220,8 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     let oracle = Oracle::new(seed(3), &site.name, &site.bus).unwrap();
     oracle.publish_all(1300).await.unwrap();
     let all_done = async || {
-        let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images =
+            reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.pending + images.unacked == 0).then_some(()))
     };
     until("all are answered", PATIENCE, all_done).await.unwrap();
@@ -249,7 +254,8 @@ async fn an_answer_lost_in_a_crash_is_made_again_and_a_promise_is_not() {
     // A crash, and what it can do to the newest answers, done by hand once redeliveries are over.
     crash(&site.server, &site.bus).await.unwrap();
     until("all three images are acknowledged for good", PATIENCE, async || {
-        let images = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let images =
+            reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         Ok((images.floor == 3 && images.unacked == 0).then_some(()))
     })
     .await

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use harness::{TestWorld, until};
-use schemas::{Answer, SiteName, AnswerStage, TaskId, decode};
+use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
 use streams::reader::{self, StreamRange};
-use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, topology};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, topology};
 
 /// Long enough for anything that is going to happen on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -201,7 +201,7 @@ async fn every_metric_of_the_board_and_of_the_autoscaler_is_told_by_a_running_si
     let public = format!("aggregator.public={}", fixture("images/fashion").display());
     let mut arguments =
         vec!["up", "--model", &light, "--cloud-model", &heavy, "--store", "store", "--train", "--merge"];
-    for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.bytes_a_day=100000000"] {
+    for pair in [public.as_str(), "metrics.listen=\"127.0.0.1:0\"", "courier.budget.max_bytes_per_day=100000000"] {
         arguments.extend(["--set", pair]);
     }
     let up = WorkerProcess::start("up", folder.path(), &arguments, &[]).unwrap();
@@ -467,8 +467,11 @@ fn the_server_files_give_a_site_its_rights_and_its_link_an_account_and_hold_what
     }
     for path in ["deploy/nats/cloud.conf", "deploy/k8s/overlays/cloud/nats.conf"] {
         let (text, store) = server_rules(path);
-        let share =
-            SubjectPermissions::of_site_in_cloud(&site, CLOUD_DOMAIN).account_share(CLOUD_DOMAIN, CLOUD_ACCOUNT, &account_of(&site));
+        let share = SubjectPermissions::of_site_in_cloud(&site, CLOUD_DOMAIN).account_share(
+            CLOUD_DOMAIN,
+            CLOUD_ACCOUNT,
+            &account_of(&site),
+        );
         for entry in share.exports.iter().chain(&share.imports) {
             assert!(text.contains(&format!("    {entry}\n")), "{path}: the site may not {entry}");
         }

@@ -2,7 +2,7 @@
 
 use harness::pictures::{LIGHT, some};
 use harness::program::{fixture, run};
-use harness::{WorldPlan, TestWorld, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::{Reason, Route};
 
 use crate::common::{PATIENCE, answered, publish};

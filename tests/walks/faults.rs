@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::pictures::some;
 use harness::world::crash;
-use harness::{LinkCut, InjectedFault, Oracle, WorldPlan, TestWorld, fault, seed, until};
+use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorldPlan, fault, seed, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use schemas::task::HEADER_BLOB;
@@ -99,7 +99,8 @@ async fn nothing_is_lost_or_doubled_at_two_sites_of_a_fleet_when_encrypted_links
 async fn nothing_is_lost_or_doubled_while_policies_change_links_flap_and_deadlines_pass() {
     const POLICIES: [&str; 6] = ["cloud-only", "paper", "random", "earliest-finish", "hard-example", "edge-only"];
     let seed = seed(20264);
-    let plan = WorldPlan::leaves(1).set("recognizer.policy.upload_timeout_ms=1500").set("recognizer.policy.share_ratio=0.5");
+    let plan =
+        WorldPlan::leaves(1).set("recognizer.policy.verdict_timeout_ms=1500").set("recognizer.policy.share_ratio=0.5");
     let world = TestWorld::whole(plan).await.unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults = fault::plan(seed, 6, &["recognizer-0", "courier-0", "verifier-0"], true);
@@ -142,7 +143,8 @@ async fn an_image_by_reference_survives_a_crash_of_the_server_while_it_is_fetche
     let blobs = Blobs::open(&site.bus).await.unwrap();
     let mut tasks = Vec::new();
     for number in 0..12 {
-        let reference = blobs.store_blob(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
+        let reference =
+            blobs.store_blob(&large(&some(number % 2 == 0, number).unwrap().bytes)).await.unwrap().to_string();
         tasks.push(publish(&site.bus, &site.name, b"", &[(HEADER_BLOB, &reference)]).await);
         if number % 3 == 2 {
             crash(&site.server, &site.bus).await.unwrap();

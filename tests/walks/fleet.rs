@@ -168,8 +168,9 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let mut orders = Vec::new();
     for (worker, (name, bus)) in sites.iter().zip(&buses) {
         let ledger = Ledger::open(bus).await.unwrap();
-        let order =
-            until("an order", 3 * PATIENCE, async || Ok(ledger.read_message::<Order>(&subject::order_note(&model)).await?));
+        let order = until("an order", 3 * PATIENCE, async || {
+            Ok(ledger.read_message::<Order>(&subject::order_note(&model)).await?)
+        });
         let order = order.await.unwrap_or_else(|error| panic!("{error:#}\n{name}: {}\n{}", worker.log(), hub.log()));
         assert!(order.signature.is_some());
         orders.push(order);
@@ -314,7 +315,8 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let (farm, bus) = &buses[1];
     let task = publish(bus, farm, &one(false).unwrap().bytes, &[]).await;
     let slot = subject::final_answer(farm, &"cam-1".parse().unwrap(), task);
-    let verified = until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;
+    let verified =
+        until("an answer of the cloud", 2 * PATIENCE, async || Ok(reader::read_outcome(bus, &slot).await?)).await;
     assert_eq!(verified.unwrap().route, Route::Verified);
     assert!(!says(at, &["site", "list"]).await.contains("reef"));
     // With another site's file a store stays what it is.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use harness::pictures::{one, some};
 use harness::program::run;
 use harness::world::crash;
-use harness::{InjectedFault, Oracle, WorldPlan, TestWorld, seed, until};
+use harness::{InjectedFault, Oracle, TestWorld, WorldPlan, seed, until};
 use schemas::limits::{MAX_INLINE_BYTES, MAX_MESSAGE_BYTES};
 use schemas::task::{HEADER_BLOB, HEADER_TO};
 use schemas::{Answer, BlobRef, DeadLetter, Route, TaskId, decode, encode};
@@ -145,7 +145,8 @@ async fn nothing_is_left_at_two_sites_whose_workers_are_frozen_and_never_killed(
     for (number, worker) in
         ["recognizer-0", "recognizer-1", "courier-0", "recognizer-0", "courier-1", "recognizer-1"].iter().enumerate()
     {
-        let fault = InjectedFault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
+        let fault =
+            InjectedFault::Freeze { worker: (*worker).into(), beyond: Duration::from_millis(300 * number as u64) };
         world.inject_fault(&fault).await.unwrap();
     }
     for (oracle, pouring) in oracles.iter().zip(pouring) {
@@ -513,7 +514,8 @@ async fn blobs_that_link_to_themselves_or_lie_about_their_size_become_dead_lette
     // What a broken-off upload left goes when it is old, and nothing else does.
     let good = Blobs::open(&bus).await.unwrap().store_blob(&vec![7; 300_000]).await.unwrap();
     context.publish(format!("$O.{}.C.broken", topology::BLOBS), vec![0; 1000].into()).await.unwrap().await.unwrap();
-    let swept = streams::blob_sweep::remove_unfinished_blobs(&bus, topology::BLOBS, Duration::from_secs(3600)).await.unwrap();
+    let swept =
+        streams::blob_sweep::remove_unfinished_blobs(&bus, topology::BLOBS, Duration::from_secs(3600)).await.unwrap();
     assert_eq!(swept, 0, "an upload that may still go on was cut off");
     let swept = streams::blob_sweep::remove_unfinished_blobs(&bus, topology::BLOBS, Duration::ZERO).await.unwrap();
     assert_eq!(swept, 1);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use harness::pictures::{one, some};
 use harness::world::serve;
-use harness::{LinkCut, Oracle, WorldPlan, TestWorld, run, seed, until};
+use harness::{LinkCut, Oracle, TestWorld, WorldPlan, run, seed, until};
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE, HEADER_LABEL};
-use schemas::{Answer, Reason, Route, AnswerStage, decode};
+use schemas::{Answer, AnswerStage, Reason, Route, decode};
 use streams::fleet;
 use streams::reader::StreamRange;
 use streams::server::{ClientListener, Durability, LeafMode, ServerSettings};
@@ -86,9 +86,11 @@ async fn while_the_cloud_is_away_the_site_answers_on_and_what_waits_is_delivered
         waiting.push((task, doubtful));
     }
     // A request for each doubtful one, the hard case inside. What is told of releases now and then waits beside them.
-    let kept = [OutboxKind::Verify, OutboxKind::HardCase, OutboxKind::Update].map(|errand| subject::outbox(&site.name, errand));
+    let kept = [OutboxKind::Verify, OutboxKind::HardCase, OutboxKind::Update]
+        .map(|errand| subject::outbox(&site.name, errand));
     let requests = StreamRange { subjects: kept.into(), headers_only: true, ..StreamRange::default() };
-    let (mut waits, last) = (Vec::new(), reader::stream_level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
+    let (mut waits, last) =
+        (Vec::new(), reader::stream_level(&site.bus, topology::OUTBOX).await.unwrap().last_sequence);
     reader::read_range(&site.bus, topology::OUTBOX, requests, last, |record| waits.push(record.subject)).await.unwrap();
     assert_eq!(waits, vec![subject::outbox(&site.name, OutboxKind::Verify); 5]);
     link.set(LinkCut::Open);

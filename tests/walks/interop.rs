@@ -11,7 +11,7 @@ use futures::StreamExt;
 use harness::pictures::{LIGHT, TestPicture, one};
 use harness::program::{fixture, root};
 use harness::until::until;
-use harness::{WorldPlan, TestWorld};
+use harness::{TestWorld, WorldPlan};
 use nix::sys::signal::Signal;
 use schemas::limits::MAX_INLINE_BYTES;
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use harness::program::{fixture, run_for};
-use harness::{CommandOutput, WorldPlan, TestWorld};
+use harness::{CommandOutput, TestWorld, WorldPlan};
 use schemas::{Answer, Route};
 use streams::Bus;
 use tempfile::TempDir;
@@ -85,7 +85,8 @@ async fn recognized(world: &TestWorld, bus: &Bus, picture: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_names_every_label_that_holds() {
-    let plan = WorldPlan::default().set("recognizer.verify.enabled=false").set("recognizer.gate.min_confidence_ratio=0.9");
+    let plan =
+        WorldPlan::default().set("recognizer.verify.enabled=false").set("recognizer.gate.min_confidence_ratio=0.9");
     let mut world = TestWorld::start(plan).await.unwrap();
     world.recognizer_of("recognizer", 0, "forms/several-labels").unwrap();
     world.all_started().await.unwrap();

@@ -7,7 +7,7 @@ use harness::bare_server::{BareServer, free_ports};
 use harness::pictures::{one, some};
 use harness::program::run;
 use harness::shifted::shifted_clock;
-use harness::{CommandOutput, WorldPlan, WorkerProcess, TestWorld, until};
+use harness::{CommandOutput, TestWorld, WorkerProcess, WorldPlan, until};
 use schemas::Route;
 use schemas::task::HEADER_DEADLINE;
 use serde_json::Value;

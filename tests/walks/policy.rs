@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use harness::pictures::{HEAVY, one, some};
 use harness::program::{fixture, run};
-use harness::{LinkCut, WorldPlan, TestWorld, until};
+use harness::{LinkCut, TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_DEADLINE, HEADER_PRIORITY};
-use schemas::{Answer, Heartbeat, HardCase, Reason, Route, AnswerStage, VerifyRequest, decode};
+use schemas::{Answer, AnswerStage, HardCase, Heartbeat, Reason, Route, VerifyRequest, decode};
 use streams::fleet::{self, Ledger};
 use streams::reader::{self, StreamRange};
 use streams::tap::watch_subject;
@@ -81,7 +81,8 @@ async fn nobody_in_the_cloud_hears_an_image_or_an_answer_of_a_site() {
 
 #[tokio::test]
 async fn a_redirected_image_is_answered_by_the_cloud_and_taken_back_when_the_link_goes() {
-    let plan = WorldPlan::leaves(1).set("recognizer.policy.name=cloud-only").set("recognizer.policy.upload_timeout_ms=2500");
+    let plan =
+        WorldPlan::leaves(1).set("recognizer.policy.name=cloud-only").set("recognizer.policy.verdict_timeout_ms=2500");
     let world = TestWorld::whole(plan).await.unwrap();
     let site = world.site(0);
     let picture = one(true).unwrap();
@@ -132,7 +133,7 @@ async fn the_link_is_known_to_be_gone_within_a_second() {
 #[tokio::test]
 async fn after_an_outage_the_newest_or_the_oldest_goes_up_first_and_the_urgent_before_both() {
     for order in ["oldest_first", "newest_first"] {
-        let plan = WorldPlan::leaves(1).set(&format!("courier.catch_up={order}")).set("courier.uploads=1");
+        let plan = WorldPlan::leaves(1).set(&format!("courier.backlog_order={order}")).set("courier.uploads=1");
         let mut world = TestWorld::start(plan).await.unwrap();
         world.recognizer("recognizer", 0).unwrap();
         world.courier("courier", 0).unwrap();
@@ -213,7 +214,7 @@ async fn what_was_found_hard_is_collected_once_and_without_pixels() {
 
 #[tokio::test]
 async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
-    let world = TestWorld::whole(WorldPlan::leaves(1).set("courier.budget.bytes_a_day=6000")).await.unwrap();
+    let world = TestWorld::whole(WorldPlan::leaves(1).set("courier.budget.max_bytes_per_day=6000")).await.unwrap();
     let site = world.site(0);
     let mut reasons = Vec::new();
     for number in 0..40 {
@@ -233,7 +234,8 @@ async fn when_the_days_bytes_are_used_up_doubtful_answers_stand_and_say_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_is_learned_from_verdicts_and_survives_a_restart() {
-    let mut world = TestWorld::whole(WorldPlan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
+    let mut world =
+        TestWorld::whole(WorldPlan::leaves(1).set("recognizer.gate.target_accuracy_ratio=0.9")).await.unwrap();
     let (name, bus) = (world.site(0).name.clone(), world.bus(0).clone());
     let belief = async |world: &TestWorld| recognizer(world).await.decision.and_then(|decision| decision.belief);
     let mut rounds = 0;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Oracle, WorldPlan, TestWorld, seed, until};
+use harness::{Oracle, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use streams::server::Durability;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::pictures::LIGHT;
 use harness::program::{binary, fixture, run};
-use harness::{LinkCut, Oracle, WorldPlan, TestWorld, seed, until};
+use harness::{LinkCut, Oracle, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::Signal;
 use rollout::confinement::Confinement;
 use rollout::trial::TrialRunner;
@@ -54,9 +54,9 @@ fn quick(plan: WorldPlan) -> WorldPlan {
         "recognizer.verify.sample_ratio=0.3",
         "verifier.report_s=1",
         "verifier.count_s=1",
-        "releaser.canary.least_images=60",
+        "releaser.canary.min_images=60",
         "releaser.canary.agreement_margin_ratio=0.5",
-        "releaser.canary.sent_up_margin_ratio=0.7",
+        "releaser.canary.escalation_margin_ratio=0.7",
         "releaser.canary.confidence_margin_ratio=0.7",
         "releaser.canary.faults_margin_ratio=0.4",
         "releaser.canary.cost_ratio=200",
@@ -369,7 +369,8 @@ async fn what_is_broken_is_refused_by_name_and_the_site_goes_on() {
 
     // One that the machine cannot run: it says so before it fetches anything.
     order.number += 1;
-    order.release.needs = schemas::MachineRequirements { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
+    order.release.needs =
+        schemas::MachineRequirements { opset: 99, runtime: "9.0".into(), ..good_release.needs.clone() };
     decision_log::publish_order(&publisher, &order, false).await.unwrap();
     refuses(&world, &good, "runtime_too_old").await;
     let answered = publish(world.bus(0), &site, &harness::pictures::some(true, 1).unwrap().bytes, &[]).await;

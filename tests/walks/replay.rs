@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::pictures::{HEAVY, INITIAL, LIGHT, pictures};
 use harness::program::{WorkerProcess, fixture, run, run_for};
-use harness::{WorldPlan, TestWorld, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::task::{HEADER_BLOB, HEADER_LABEL};
 use schemas::{Answer, Route, TaskId, decode};
 use serde_json::Value;
@@ -187,7 +187,7 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
 
 #[tokio::test]
 async fn what_is_published_again_is_marked_and_neither_learned_from_nor_sent_up() {
-    let mut world = TestWorld::start(WorldPlan::default().set("trainer.collect.least_fresh=100000")).await.unwrap();
+    let mut world = TestWorld::start(WorldPlan::default().set("trainer.collect.min_new_images=100000")).await.unwrap();
     world.verifier("verifier").unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();
@@ -288,7 +288,8 @@ async fn a_pinned_set_outlives_its_images_and_has_a_limit() {
     }
     let finals = vec![subject::final_answers(&world.site(0).name, None)];
     until("all answers", PATIENCE, async || {
-        let part = reader::StreamRange { subjects: finals.clone(), headers_only: true, ..reader::StreamRange::default() };
+        let part =
+            reader::StreamRange { subjects: finals.clone(), headers_only: true, ..reader::StreamRange::default() };
         let (last, mut count) = (reader::stream_level(world.bus(0), topology::ANSWERS).await?.last_sequence, 0);
         reader::read_range(world.bus(0), topology::ANSWERS, part, last, |_| count += 1).await?;
         Ok((count == 1100).then_some(()))
@@ -337,7 +338,10 @@ async fn images_too_large_for_a_message_are_pinned_published_again_and_let_go() 
     assert_eq!((&summary["through"], &summary["gone"]), (&COUNT.into(), &0.into()));
     let copies = until("an answer for every copy", PATIENCE, async || {
         let (last, mut copies) = (reader::stream_level(bus, topology::ANSWERS).await?.last_sequence, Vec::new());
-        let finals = reader::StreamRange { subjects: vec![subject::final_answers(&site, None)], ..reader::StreamRange::default() };
+        let finals = reader::StreamRange {
+            subjects: vec![subject::final_answers(&site, None)],
+            ..reader::StreamRange::default()
+        };
         reader::read_range(bus, topology::ANSWERS, finals, last, |record| {
             let answer = decode::<Answer>(&record.payload).unwrap();
             copies.extend(Some(answer).filter(|answer| answer.replayed.is_some()));

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{WorldPlan, TestWorld, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::{CameraName, SiteName};
 use streams::cameras::CameraLogins;
 use streams::permissions::SubjectPermissions;
@@ -201,7 +201,8 @@ struct PermissionUser {
 /// Asks everything, and returns how much that was.
 fn ask_everything(server: &Server, user: &PermissionUser, own: &SiteName, camera: &CameraName) -> usize {
     let (other, other_camera): (SiteName, CameraName) = ("elsewhere".parse().unwrap(), "other-cam".parse().unwrap());
-    let mut asker = PermissionProbe::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
+    let mut asker =
+        PermissionProbe::connect(server, &user.login).unwrap_or_else(|error| panic!("{}: {error}", user.name));
     let mut asked = 0;
     // What the table says of each kind of subject, of the own site and of another.
     for (site, is_own) in [(own, true), (&other, false)] {
@@ -213,7 +214,8 @@ fn ask_everything(server: &Server, user: &PermissionUser, own: &SiteName, camera
                 let of_camera = user.role != Role::Camera || is_own_camera;
                 // A form may stand in two rows, and one row's subject may be another's, too.
                 let is_publisher = SUBJECTS.iter().any(|other| {
-                    other.publishers.contains(&user.role) && streams::permissions::belongs_to(&other.pattern(None), subject)
+                    other.publishers.contains(&user.role)
+                        && streams::permissions::belongs_to(&other.pattern(None), subject)
                 });
                 let may = is_publisher && (is_own || of_everybody) && of_camera;
                 assert_eq!(!refused.contains(subject), may, "{} on {subject} ({})", user.name, row.carries);
@@ -269,8 +271,9 @@ async fn nobody_may_do_on_a_server_what_the_table_does_not_say() {
     assert!(cameras.add(&camera, &[], 1).unwrap().is_none(), "one login a camera");
     assert!(cameras.save_logins(&store, &own).unwrap(), "the server was told");
     let login = Login { user: camera.to_string(), password };
-    let known =
-        until("the camera is known", PATIENCE, async || Ok(PermissionProbe::connect(&site.server, &login).ok().map(|_| ())));
+    let known = until("the camera is known", PATIENCE, async || {
+        Ok(PermissionProbe::connect(&site.server, &login).ok().map(|_| ()))
+    });
     known.await.unwrap();
     let user = |server: &Server, role: Role, rights: SubjectPermissions| PermissionUser {
         name: format!("{} ({})", role.as_str(), server.url()),

@@ -7,11 +7,11 @@ use std::time::Duration;
 use harness::pictures::INITIAL;
 use harness::program::{CommandOutput, fixture, run, run_for};
 use harness::seaweed::{SECRET, Seaweed, URL};
-use harness::{WorldPlan, TestWorld, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{
-    Heartbeat, BlobRef, DeadLetter, ModelAccuracy, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update, WeightFormat, decode,
-    encode,
+    BlobRef, DeadLetter, Heartbeat, ModelAccuracy, ModelName, ReleaseId, Round, RoundEvent, SiteName, Update,
+    WeightFormat, decode, encode,
 };
 use serde_json::Value;
 use streams::fleet;
@@ -174,9 +174,9 @@ async fn refused(world: &TestWorld) -> Vec<(String, String)> {
 #[tokio::test]
 async fn sites_with_few_classes_each_come_to_one_model_while_workers_are_killed() {
     let plan = WorldPlan::leaves(3)
-        .set("trainer.collect.least_fresh=1000000")
+        .set("trainer.collect.min_new_images=1000000")
         .set("trainer.epochs=3")
-        .set("trainer.held_out_ratio=0.2")
+        .set("trainer.holdout_ratio=0.2")
         .set("trainer.optimizer.learning_rate=0.05");
     let mut world = TestWorld::start(plan).await.unwrap();
     let public = public(world.folder(), 10);
@@ -364,7 +364,8 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
     assert!(status.out.contains("quorum_missed"), "{}", status.out);
     // One that is opened beside another ends that one.
     let left = open(&world, &["--quorum", "1", "--grace-s", "0", "--deadline-s", "90"]).await;
-    let asked = reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
+    let asked =
+        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), left, "opened")).await.unwrap();
     let asked: Round = decode(&asked.unwrap().payload).unwrap();
     let beside = Round { number: left + 1, ..asked };
     put(&world, subject::round(&model(), left + 1, "opened"), encode(&beside).unwrap()).await;
@@ -377,7 +378,7 @@ async fn what_cannot_be_merged_is_named_and_the_round_goes_on() {
 #[tokio::test]
 async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() {
     let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
-    let settings = ["aggregator.merge.rule=fedavg", "aggregator.round.behind_max=1"].map(str::to_owned);
+    let settings = ["aggregator.merge.rule=fedavg", "aggregator.round.max_staleness=1"].map(str::to_owned);
     for name in ["aggregator-a", "aggregator-b"] {
         world.aggregator(name, &settings).unwrap();
     }
@@ -422,8 +423,11 @@ async fn two_aggregators_that_are_killed_again_and_again_seal_each_round_once() 
     }
     let ends = reader::stream_level(&world.cloud, topology::UPDATES).await.unwrap().last_sequence;
     let mut ended = Vec::new();
-    let stretch = reader::StreamRange { subjects: vec![subject::rounds(&model(), "ended")], ..reader::StreamRange::default() };
-    reader::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject)).await.unwrap();
+    let stretch =
+        reader::StreamRange { subjects: vec![subject::rounds(&model(), "ended")], ..reader::StreamRange::default() };
+    reader::read_range(&world.cloud, topology::UPDATES, stretch, ends, |record| ended.push(record.subject))
+        .await
+        .unwrap();
     assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
@@ -462,8 +466,13 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
 #[tokio::test]
 async fn without_being_asked_updates_are_merged_as_soon_as_there_are_enough_and_old_ones_count_less() {
     let mut world = TestWorld::start(WorldPlan::default()).await.unwrap();
-    let settings =
-        ["merge.rule=fedavg", "round.unsolicited=true", "round.behind_max=2", "round.every_s=0", "round.grace_s=0"];
+    let settings = [
+        "merge.rule=fedavg",
+        "round.accept_unsolicited=true",
+        "round.max_staleness=2",
+        "round.every_s=0",
+        "round.grace_s=0",
+    ];
     world.aggregator("aggregator", &settings.map(|pair| format!("aggregator.{pair}"))).unwrap();
     world.all_started().await.unwrap();
     let first = initial();
@@ -530,14 +539,18 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
     world.worked("aggregator").unwrap().restart().unwrap();
     stops(&world, Some(worker)).await;
     assert!(
-        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened")).await.unwrap().is_none()
+        reader::last_message(&world.cloud, topology::UPDATES, &subject::round(&model(), 5, "opened"))
+            .await
+            .unwrap()
+            .is_none()
     );
 }
 
 /// Waits until a round is open.
 async fn opened(world: &TestWorld, number: u64) {
     let slot = subject::round(&model(), number, "opened");
-    let opened = until("a round", LONG, async || Ok(reader::last_message(&world.cloud, topology::UPDATES, &slot).await?));
+    let opened =
+        until("a round", LONG, async || Ok(reader::last_message(&world.cloud, topology::UPDATES, &slot).await?));
     opened.await.unwrap_or_else(|error| panic!("round {number}: {error:#}\n{}", world.last_words()));
 }
 
@@ -557,9 +570,9 @@ async fn stops(world: &TestWorld, other_than: Option<String>) -> String {
 #[tokio::test]
 async fn weights_that_stay_at_the_sites_are_not_sent_and_labels_are_taken_back_from_releases_and_rounds() {
     let plan = WorldPlan::default()
-        .set("trainer.collect.least_fresh=1000000")
+        .set("trainer.collect.min_new_images=1000000")
         .set("trainer.epochs=1")
-        .set("trainer.held_out_ratio=0.2");
+        .set("trainer.holdout_ratio=0.2");
     let mut world = TestWorld::start(plan).await.unwrap();
     world.beginner("recognizer", 0).unwrap();
     world.courier("courier", 0).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::pictures::pictures;
 use harness::program::run;
-use harness::{CommandOutput, WorldPlan, TestWorld, until};
+use harness::{CommandOutput, TestWorld, WorldPlan, until};
 use nix::sys::signal::Signal;
 use schemas::{Heartbeat, TaskId};
 use streams::fleet;
@@ -98,7 +98,7 @@ async fn a_queue_brings_replicas_and_quiet_lets_them_go() {
         .set("recognizer.scale.up_cooldown_s=1")
         .set("recognizer.scale.down_cooldown_s=2")
         // Two cores for everything: what more replicas bring is not measured here.
-        .set("recognizer.scale.least_gain_ratio=0");
+        .set("recognizer.scale.min_gain_ratio=0");
     let mut world = TestWorld::start(plan).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();
@@ -140,8 +140,12 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_holds_and_one_that_dies_
         answered(&world, *task).await;
     }
     let left = until("nothing left in hand", PATIENCE, async || {
-        let progress =
-            reader::consumer_progress(world.bus(0), topology::IMAGES, &topology::recognizer_durable(&world.site(0).name)).await?;
+        let progress = reader::consumer_progress(
+            world.bus(0),
+            topology::IMAGES,
+            &topology::recognizer_durable(&world.site(0).name),
+        )
+        .await?;
         Ok((progress.pending + progress.unacked == 0).then_some(()))
     });
     left.await.unwrap();

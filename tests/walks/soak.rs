@@ -14,7 +14,7 @@ use futures::StreamExt;
 use harness::fault::{fill_for, freeze_for};
 use harness::pictures::some;
 use harness::world::TestSite;
-use harness::{LinkCut, InjectedFault, Oracle, WorldPlan, WorkerProcess, TestWorld, seed, until};
+use harness::{InjectedFault, LinkCut, Oracle, TestWorld, WorkerProcess, WorldPlan, seed, until};
 use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -187,7 +187,8 @@ fn control(first: u8, body: &[u8]) -> Vec<u8> {
 /// Every image of the odd cameras that is in the stream has its outcome, and the right one.
 async fn odd_violations(bus: &Bus) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
-    let (images, answers) = (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
+    let (images, answers) =
+        (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
     let (mut by_image, mut by_task) = (HashMap::new(), HashSet::new());
     reader::read_range(bus, topology::ANSWERS, StreamRange::default(), answers.last_sequence, |record| {
         if subject::read_final_answer(&record.subject).is_ok()
@@ -249,7 +250,9 @@ fn faults(seed: u64, count: usize, disks: &[&Path]) -> Vec<InjectedFault> {
                     let worker = worker()[rng.random_range(0..7)].into();
                     InjectedFault::Freeze { worker, beyond: ms(&mut rng, 0..2000) }
                 }
-                2 => InjectedFault::Kill { worker: worker()[rng.random_range(0..7)].into(), away: ms(&mut rng, 0..1500) },
+                2 => {
+                    InjectedFault::Kill { worker: worker()[rng.random_range(0..7)].into(), away: ms(&mut rng, 0..1500) }
+                }
                 3 => InjectedFault::CrashSite { site },
                 4 => InjectedFault::CrashCloud,
                 5 => InjectedFault::FreezeSite { site, time: ms(&mut rng, 1000..4000) },
@@ -347,8 +350,12 @@ async fn run(seed: u64, count: usize) -> BTreeMap<&'static str, u64> {
     let stores = Some(folder.path().into());
     let plan = WorldPlan { streams: streams(), stores, durability: Durability::Fast, ..WorldPlan::leaves(2) };
     let mut world = TestWorld::whole(plan).await.unwrap();
-    let ground =
-        |site: &TestSite| SoakSite { name: site.name.clone(), bus: site.bus.clone(), url: site.server.url(), mqtt: None };
+    let ground = |site: &TestSite| SoakSite {
+        name: site.name.clone(),
+        bus: site.bus.clone(),
+        url: site.server.url(),
+        mqtt: None,
+    };
     let load = SoakLoad::begin(seed, world.sites.iter().map(ground).collect());
     let disks: Vec<&Path> = disks.iter().map(|disk| disk.as_path()).collect();
     for (number, fault) in faults(seed, count, &disks).iter().enumerate() {
@@ -480,7 +487,8 @@ async fn a_disk_that_was_full_for_a_while_leaves_nothing_behind() {
     let disk = folder.path().join("site");
     let _mounted = SoakDisk::mount(&disk, DISK_MIB);
     let streams = StreamSettings { images_max_mib: 64, ack_wait_s: 2, ..StreamSettings::default() };
-    let plan = WorldPlan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..WorldPlan::default() };
+    let plan =
+        WorldPlan { streams, stores: Some(folder.path().into()), durability: Durability::Fast, ..WorldPlan::default() };
     let mut world = TestWorld::start(plan.set("recognizer.verify.enabled=false")).await.unwrap();
     world.recognizer("recognizer", 0).unwrap();
     world.all_started().await.unwrap();

@@ -9,10 +9,10 @@ use async_nats::{ConnectOptions, StatusCode};
 use futures::StreamExt;
 use harness::pictures::one;
 use harness::world::{TestSite, serve, set_up};
-use harness::{WorldPlan, TestWorld, run, until};
+use harness::{TestWorld, WorldPlan, run, until};
 use schemas::{DeadLetter, Route, VerifyReason, decode};
+use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, belongs_to, inbox_prefix};
 use streams::reader::{self, StreamRange};
-use streams::permissions::{CLOUD_DOMAIN, SubjectPermissions, inbox_prefix, belongs_to};
 use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, ServerSettings};
 use streams::topology::{PlanScope, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, subject, topology};
@@ -44,9 +44,10 @@ async fn a_request_that_speaks_for_another_site_is_a_dead_letter() {
     let buried = until("a dead letter", PATIENCE, async || {
         let level = reader::stream_level(&world.cloud, topology::DEAD).await?;
         letters.clear();
-        let all = reader::read_range(&world.cloud, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
-            letters.extend(decode::<DeadLetter>(&record.payload));
-        });
+        let all =
+            reader::read_range(&world.cloud, topology::DEAD, StreamRange::default(), level.last_sequence, |record| {
+                letters.extend(decode::<DeadLetter>(&record.payload));
+            });
         all.await?;
         Ok((!letters.is_empty()).then_some(()))
     });
@@ -133,7 +134,8 @@ async fn a_site_reaches_what_is_its_own_in_the_cloud_and_nothing_else() {
     let own = publish(&victim.bus, &victim.name, &one(true).unwrap().bytes, &[]).await;
     let rights = SubjectPermissions::of_site_in_cloud(&hostile.name, CLOUD_DOMAIN);
     let may = |subject: &str| rights.publish.iter().any(|pattern| belongs_to(pattern, subject));
-    let places = [PlanScope::Site(victim.name.clone()), PlanScope::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
+    let places =
+        [PlanScope::Site(victim.name.clone()), PlanScope::Cloud(vec![victim.name.clone(), hostile.name.clone()])];
     let streams = stream_names(&places);
     let domains = ["$JS.API".to_owned(), format!("$JS.{CLOUD_DOMAIN}.API"), format!("$JS.{}.API", victim.name)];
     let durables =

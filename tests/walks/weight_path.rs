@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::pictures::pictures;
 use harness::program::run;
-use harness::{WorldPlan, TestWorld, until};
+use harness::{TestWorld, WorldPlan, until};
 use schemas::task::HEADER_LABEL;
 use schemas::{Heartbeat, LabelSource, Route, TaskId, Update, WeightFormat, decode};
 use streams::fleet;
@@ -58,11 +58,11 @@ async fn training(world: &TestWorld) -> anyhow::Result<Option<schemas::TrainingR
 #[tokio::test]
 async fn a_site_learns_from_its_images_and_its_update_arrives_while_images_are_answered() {
     let plan = WorldPlan::leaves(1)
-        .set("trainer.collect.least_fresh=180")
+        .set("trainer.collect.min_new_images=180")
         .set("trainer.epochs=6")
-        .set("trainer.held_out_ratio=0.3")
+        .set("trainer.holdout_ratio=0.3")
         .set("trainer.optimizer.learning_rate=0.05")
-        .set("trainer.form=delta_f16");
+        .set("trainer.weight_format=delta_f16");
     let mut world = beginners(plan).await;
     let tasks = publish_pictures(&world, 200).await;
     for task in &tasks {
@@ -119,10 +119,10 @@ async fn take_back(world: &TestWorld, task: TaskId) -> bool {
 #[tokio::test]
 async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let plan = WorldPlan::default()
-        .set("trainer.collect.least_fresh=100")
+        .set("trainer.collect.min_new_images=100")
         .set("trainer.epochs=20")
         .set("trainer.optimizer.learning_rate=0.01")
-        .set("trainer.held_out_ratio=0.3")
+        .set("trainer.holdout_ratio=0.3")
         .set("trainer.limits.checkpoint_every_s=1");
     let mut world = beginners(plan).await;
     let tasks = publish_pictures(&world, 150).await;
@@ -166,7 +166,7 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
     let new = world.folder().join("again");
     let mut again = vec!["train".to_owned(), "--model".into(), model.display().to_string()];
     again.extend(["--data".into(), work.display().to_string(), "--out".into(), new.display().to_string()]);
-    for pair in ["trainer.epochs=20", "trainer.optimizer.learning_rate=0.01", "trainer.held_out_ratio=0.3"] {
+    for pair in ["trainer.epochs=20", "trainer.optimizer.learning_rate=0.01", "trainer.holdout_ratio=0.3"] {
         again.extend(["--set".into(), pair.into()]);
     }
     again.extend(["--json".into(), "--anyway".into()]);
@@ -180,7 +180,8 @@ async fn a_trainer_that_is_killed_goes_on_and_sends_what_it_would_have_sent() {
 
 #[tokio::test]
 async fn what_cannot_be_learned_from_or_did_not_pay_is_said_and_nothing_is_sent() {
-    let plan = WorldPlan::default().set("trainer.collect.least_fresh=20").set("trainer.optimizer.learning_rate=1e30");
+    let plan =
+        WorldPlan::default().set("trainer.collect.min_new_images=20").set("trainer.optimizer.learning_rate=1e30");
     let mut world = beginners(plan).await;
     world.trainer("trainer", 0).unwrap();
     // Labels the model does not know, and one label for all.

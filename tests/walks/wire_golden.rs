@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use harness::program::fixture;
 use schemas::answer::Timings;
-use schemas::decision_trace::{CloudLoad, SiteLoad, RoutingMode, Network};
+use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
 use schemas::{
-    AgreementCount, Agreement, Answer, Heartbeat, BlobRef, Canary, CloudReport, ReleaseCounts, TruncatedPayload, DeadLetter, DecisionTrace, ReleaseDecision,
-    DecisionReport, EscalationTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, FaultNote, CanaryFinding, Gain, HardCase,
-    HardClass, HardFocus, Hardness, Label, LabelSource, LearnedImages, LinkReport, ModelAccuracy, Message, MomentSums, MachineRequirements,
-    Prediction, Order, OutcomeReport, Payload, RankedClass, Reason, RefusedRelease, Release, ReleaseId, ReleaseStage, Rollout,
-    Root, Round, RoundEvent, RoundReport, Route, FindingOutcome, Signature, AnswerStage, Swap, TaskId, RoundTerms, Tile, TrainingReport,
-    Update, Verdict, VerifyRequest, VerifyReason, WeightFormat, decode, encode,
+    Agreement, AgreementCount, Answer, AnswerStage, BlobRef, Canary, CanaryFinding, CloudReport, DeadLetter,
+    DecisionReport, DecisionTrace, DriftLevel, DriftMeasure, DriftReport, EscalationOutcome, EscalationTrace,
+    FaultNote, FindingOutcome, Gain, HardCase, HardClass, HardFocus, Hardness, Heartbeat, Label, LabelSource,
+    LearnedImages, LinkReport, MachineRequirements, Message, ModelAccuracy, MomentSums, Order, OutcomeReport, Payload,
+    Prediction, RankedClass, Reason, RefusedRelease, Release, ReleaseCounts, ReleaseDecision, ReleaseId, ReleaseStage,
+    Rollout, Root, Round, RoundEvent, RoundReport, RoundTerms, Route, Signature, Swap, TaskId, Tile, TrainingReport,
+    TruncatedPayload, Update, Verdict, VerifyReason, VerifyRequest, WeightFormat, decode, encode,
 };
 
 fn task() -> TaskId {
@@ -209,7 +210,12 @@ fn release(number: u8) -> Release {
         parent: Some(ReleaseId::from_sha256([1; 32])),
         origin: "round 3".into(),
         package: vec![BlobRef::new([number; 32], 114_688)],
-        needs: MachineRequirements { opset: 17, domains: vec!["com.microsoft".into()], runtime: "1.31.1".into(), memory_mib: 13 },
+        needs: MachineRequirements {
+            opset: 17,
+            domains: vec!["com.microsoft".into()],
+            runtime: "1.31.1".into(),
+            memory_mib: 13,
+        },
         public: Some((
             ModelAccuracy { images: 500, accuracy_ratio: 0.75, loss: 0.5 },
             ModelAccuracy { images: 500, accuracy_ratio: 0.875, loss: 0.25 },

@@ -94,7 +94,8 @@ mod tests {
         let absent = |text: &str| Error::NotFound { path: "x".into(), source: text.into() };
         assert!(is_absent(&absent("<Code>NoSuchKey</Code>")));
         assert!(!is_absent(&absent("<Code>NoSuchBucket</Code>")));
-        let error = classify_error("s3://bucket".into(), false, "reading x".into(), absent("<Code>NoSuchBucket</Code>"));
+        let error =
+            classify_error("s3://bucket".into(), false, "reading x".into(), absent("<Code>NoSuchBucket</Code>"));
         assert!(matches!(error, CarryError::StoreUrl { .. }), "{error}");
     }
 }

@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn a_limit_that_would_lose_messages_is_a_difference_even_where_none_is_wanted() {
-        let names = |differences: Vec<SettingDifference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
+        let names =
+            |differences: Vec<SettingDifference>| differences.into_iter().map(|d| d.setting).collect::<Vec<_>>();
         let wanted = file(IMAGES, Vec::new());
         let found = StreamConfig { max_age: Duration::from_secs(60), max_messages: 5, ..wanted.clone() };
         assert_eq!(names(differences(&wanted, &found)), ["max_age"]);

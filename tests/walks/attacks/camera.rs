@@ -59,7 +59,8 @@ impl HostileCamera {
 /// Everything that a camera does. `others`: tasks of other cameras, of which it takes the ids before they do; `lies`:
 /// references to things in the bucket that are not what they say.
 pub fn actions(site: &SiteName, others: &[TaskId], lies: &[(&'static str, BlobRef)]) -> Vec<Action> {
-    let mut camera = HostileCamera { site: site.clone(), picture: one(true).unwrap().bytes.clone(), actions: Vec::new() };
+    let mut camera =
+        HostileCamera { site: site.clone(), picture: one(true).unwrap().bytes.clone(), actions: Vec::new() };
     header_forms(&mut camera);
     our_headers(&mut camera);
     ids(&mut camera, others);
@@ -91,7 +92,11 @@ fn header_forms(camera: &mut HostileCamera) {
         ("a status 404", b"NATS/1.0 404\r\n\r\n".to_vec(), ActionOutcome::Answered),
         ("a status 503 as of nobody there", b"NATS/1.0 503\r\n\r\n".to_vec(), ActionOutcome::Answered),
         ("a status 100 as of a heartbeat", b"NATS/1.0 100 Idle Heartbeat\r\n\r\n".to_vec(), ActionOutcome::Answered),
-        ("a status 409 as of a consumer gone", b"NATS/1.0 409 Consumer Deleted\r\n\r\n".to_vec(), ActionOutcome::Answered),
+        (
+            "a status 409 as of a consumer gone",
+            b"NATS/1.0 409 Consumer Deleted\r\n\r\n".to_vec(),
+            ActionOutcome::Answered,
+        ),
         ("a status that is no number", b"NATS/1.0 nonsense here\r\nX-Ok: 1\r\n\r\n".to_vec(), ActionOutcome::Answered),
         ("a status of ten digits", b"NATS/1.0 9999999999\r\nX-Ok: 1\r\n\r\n".to_vec(), ActionOutcome::Answered),
         ("a folded line", b"NATS/1.0\r\nX-Long: a\r\n  b\r\nX-Ok: 1\r\n\r\n".to_vec(), ActionOutcome::Answered),
@@ -109,7 +114,11 @@ fn header_forms(camera: &mut HostileCamera) {
             b"NATS/1.0\r\nX-Note: \x1b[2J\x1b]0;owned\x07\r\n\r\n".to_vec(),
             ActionOutcome::Answered,
         ),
-        ("a value in writing from right to left", "NATS/1.0\r\nX-Note: \u{202e}gpj\r\n\r\n".into(), ActionOutcome::Answered),
+        (
+            "a value in writing from right to left",
+            "NATS/1.0\r\nX-Note: \u{202e}gpj\r\n\r\n".into(),
+            ActionOutcome::Answered,
+        ),
     ];
     for (name, block, expected) in forms {
         let picture = camera.picture.clone();
@@ -206,12 +215,22 @@ fn ids(camera: &mut HostileCamera, others: &[TaskId]) {
     let two = headers(&[(HEADER_MESSAGE_ID, "one"), (HEADER_MESSAGE_ID, "two")]);
     camera.add("two message ids", two, picture.clone(), ActionOutcome::Answered);
     let urn = format!("urn:uuid:{}", TaskId::new_random());
-    camera.add("a message id as a URN", headers(&[(HEADER_MESSAGE_ID, &urn)]), picture.clone(), ActionOutcome::Answered);
+    camera.add(
+        "a message id as a URN",
+        headers(&[(HEADER_MESSAGE_ID, &urn)]),
+        picture.clone(),
+        ActionOutcome::Answered,
+    );
     // One camera that says the same again, and one that says something else under the same id.
     let subject = camera.subject();
-    let again =
-        RawPublication { subject, headers: headers(&[(HEADER_MESSAGE_ID, "again")]), payload: picture.clone(), reply: None };
-    let mut same = Action::many("the same image three times under one id", vec![again.clone(); 3], ActionOutcome::Answered);
+    let again = RawPublication {
+        subject,
+        headers: headers(&[(HEADER_MESSAGE_ID, "again")]),
+        payload: picture.clone(),
+        reply: None,
+    };
+    let mut same =
+        Action::many("the same image three times under one id", vec![again.clone(); 3], ActionOutcome::Answered);
     same.expected.push(ActionOutcome::AnsweredBefore);
     camera.actions.push(same);
     let other = |number| RawPublication { payload: some(true, number).unwrap().bytes.clone(), ..again.clone() };
@@ -242,12 +261,32 @@ fn references(camera: &mut HostileCamera, lies: &[(&'static str, BlobRef)]) {
         camera.add(name, headers(&[(HEADER_BLOB, &text)]), Bytes::new(), ActionOutcome::dead("header_unreadable"));
     }
     let block = |blob: &str| headers(&[(HEADER_BLOB, blob)]);
-    camera.add("a reference to nothing", block(&format!("{digest}:100")), Bytes::new(), ActionOutcome::dead("blob_bad"));
-    camera.add("a reference of no bytes", block(&format!("{digest}:0")), Bytes::new(), ActionOutcome::dead("image_empty"));
+    camera.add(
+        "a reference to nothing",
+        block(&format!("{digest}:100")),
+        Bytes::new(),
+        ActionOutcome::dead("blob_bad"),
+    );
+    camera.add(
+        "a reference of no bytes",
+        block(&format!("{digest}:0")),
+        Bytes::new(),
+        ActionOutcome::dead("image_empty"),
+    );
     let picture = camera.picture.clone();
-    camera.add("a reference and bytes", block(&format!("{digest}:100")), picture, ActionOutcome::dead("image_ambiguous"));
+    camera.add(
+        "a reference and bytes",
+        block(&format!("{digest}:100")),
+        picture,
+        ActionOutcome::dead("image_ambiguous"),
+    );
     for (name, blob) in lies {
-        camera.add(format!("a reference to {name}"), block(&blob.to_string()), Bytes::new(), ActionOutcome::dead("blob_bad"));
+        camera.add(
+            format!("a reference to {name}"),
+            block(&blob.to_string()),
+            Bytes::new(),
+            ActionOutcome::dead("blob_bad"),
+        );
     }
     let scan = TaskId::new_random();
     for text in ["", "a b c", "1 2 3 4 5 6 7", &format!("{scan} -1 0 1 1 1 1"), &format!("{scan} 4294967296 0 1 1 1 1")]

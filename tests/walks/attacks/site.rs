@@ -8,11 +8,12 @@ use bytes::Bytes;
 use harness::odd_images;
 use harness::pictures::{one, some};
 use runtime::site_key::SiteKey;
-use schemas::swap::{AgreementCount, Agreement, ReleaseCounts};
+use schemas::swap::{Agreement, AgreementCount, ReleaseCounts};
 use schemas::task::StorageStamp;
 use schemas::{
-    Answer, BlobRef, FaultNote, HardCase, Hardness, ModelAccuracy, Message, ModelName, Prediction, Order, Payload, RankedClass,
-    Reason, ReleaseId, Route, SiteName, AnswerStage, Swap, Task, TaskId, Update, VerifyRequest, VerifyReason, WeightFormat, encode,
+    Answer, AnswerStage, BlobRef, FaultNote, HardCase, Hardness, Message, ModelAccuracy, ModelName, Order, Payload,
+    Prediction, RankedClass, Reason, ReleaseId, Route, SiteName, Swap, Task, TaskId, Update, VerifyReason,
+    VerifyRequest, WeightFormat, encode,
 };
 use sha2::{Digest, Sha256};
 use streams::{subject, topology};
@@ -93,8 +94,13 @@ impl Foe {
 
     /// A request as its own courier would send it.
     fn request(&self, camera: &str, payload: Payload) -> VerifyRequest {
-        let mut about =
-            Answer::for_task(&self.task(camera), AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, self.now_ms);
+        let mut about = Answer::for_task(
+            &self.task(camera),
+            AnswerStage::Provisional,
+            Route::Edge,
+            Reason::LowConfidence,
+            self.now_ms,
+        );
         about.deadline_at_ms = Some(self.now_ms + 3_600_000);
         let opinion = Prediction {
             label: "bag".into(),
@@ -106,7 +112,13 @@ impl Foe {
             novelty: None,
         };
         let provisional = about.with_prediction(opinion);
-        VerifyRequest { reason: VerifyReason::Doubtful, payload, provisional, hardness: None, ticket: Some(vec![7; 32]) }
+        VerifyRequest {
+            reason: VerifyReason::Doubtful,
+            payload,
+            provisional,
+            hardness: None,
+            ticket: Some(vec![7; 32]),
+        }
     }
 
     fn picture(&self, camera: &str) -> VerifyRequest {
@@ -194,7 +206,9 @@ impl Foe {
             self.asks("whose deadline never comes", ActionOutcome::Verdict, |request| {
                 request.provisional.deadline_at_ms = Some(u64::MAX);
             }),
-            self.asks("of image 2^64 - 1", ActionOutcome::Verdict, |request| request.provisional.image_sequence = u64::MAX),
+            self.asks("of image 2^64 - 1", ActionOutcome::Verdict, |request| {
+                request.provisional.image_sequence = u64::MAX
+            }),
             self.asks("that took 2^64 - 1 microseconds", ActionOutcome::Verdict, |request| {
                 request.provisional.timings.queue_us = u64::MAX;
                 request.provisional.timings.infer_us = u64::MAX;
@@ -207,10 +221,14 @@ impl Foe {
             self.asks("that is a final answer already", ActionOutcome::Verdict, |request| {
                 request.provisional.stage = AnswerStage::Final;
             }),
-            self.asks("that was answered dead", ActionOutcome::Verdict, |request| request.provisional.route = Route::Dead),
+            self.asks("that was answered dead", ActionOutcome::Verdict, |request| {
+                request.provisional.route = Route::Dead
+            }),
             self.asks("without a ticket", ActionOutcome::Verdict, |request| request.ticket = None),
             self.asks("with an empty ticket", ActionOutcome::Verdict, |request| request.ticket = Some(Vec::new())),
-            self.asks("with a ticket of 1 MiB", ActionOutcome::Verdict, |request| request.ticket = Some(vec![1; 1 << 20])),
+            self.asks("with a ticket of 1 MiB", ActionOutcome::Verdict, |request| {
+                request.ticket = Some(vec![1; 1 << 20])
+            }),
             self.asks("of task zero", ActionOutcome::Verdict, |request| {
                 request.provisional.task = "00000000-0000-0000-0000-000000000000".parse().unwrap();
             }),
@@ -369,7 +387,8 @@ impl Foe {
             truth: Some("\u{1b}[2J".into()),
         };
         let own = format!("hardcase.{}", self.own);
-        let kept = |name: &str, payload: Vec<u8>| Action::new(name, shot(own.clone(), payload), ActionOutcome::KeptAsItsOwn);
+        let kept =
+            |name: &str, payload: Vec<u8>| Action::new(name, shot(own.clone(), payload), ActionOutcome::KeptAsItsOwn);
         let mut actions = vec![
             kept("a hard case of its own", encoded(&case(&self.own, None))),
             kept("a hard case under another's name", encoded(&case(&self.other, None))),
@@ -385,8 +404,10 @@ impl Foe {
         for (what, bytes) in garbage() {
             actions.push(kept(&format!("{what} for a hard case"), bytes));
         }
-        let taken =
-            RawPublication { headers: headers(&[("Nats-Msg-Id", others)]), ..shot(own.clone(), encoded(&case(&self.own, None))) };
+        let taken = RawPublication {
+            headers: headers(&[("Nats-Msg-Id", others)]),
+            ..shot(own.clone(), encoded(&case(&self.own, None)))
+        };
         actions.push(Action::new("a hard case under the message id of another site's", taken, ActionOutcome::Refused));
         let to_other = shot(format!("hardcase.{}", self.other), encoded(&case(&self.own, None)));
         actions.push(Action::new("a hard case on another's subject", to_other, ActionOutcome::Refused));
@@ -441,90 +462,89 @@ impl Foe {
         };
         let path = format!("../weights/{:x<64}", "")[..64].to_owned();
         let pathlike = replaced(&encoded(&plain()), &"cd".repeat(32), &path);
-        let mut actions =
-            vec![
-                on("an update without a signature", round, encoded(&plain()), "signature_wrong"),
-                on("one that a stranger signed", round, encoded(&stranger(plain())), "signature_wrong"),
-                on(
-                    "one whose samples were changed after it was signed",
-                    round,
-                    encoded(&changed(plain(), |update| *update.samples.entry("bag".into()).or_default() = 9999)),
-                    "signature_wrong",
-                ),
-                on(
-                    "one whose weights were changed after it was signed",
-                    round,
-                    encoded(&changed(plain(), |update| update.weights = BlobRef::new([1; 32], 1))),
-                    "signature_wrong",
-                ),
-                on(
-                    "one with an empty signature",
-                    round,
-                    encoded(&Update { signature: Some(Vec::new()), ..plain() }),
-                    "signature_wrong",
-                ),
-                on(
-                    "one with a signature of 1 MiB",
-                    round,
-                    encoded(&Update { signature: Some(vec![1; 1 << 20]), ..plain() }),
-                    "update_unreadable",
-                ),
-                on(
-                    "one of another site",
-                    round,
-                    encoded(&self.signed(Update { site: self.other.clone(), ..plain() })),
-                    "update_misdirected",
-                ),
-                on(
-                    "one of another round than its subject's",
-                    round,
-                    encoded(&self.signed(self.update(round + 1, weights()))),
-                    "update_misdirected",
-                ),
-                on(
-                    "one of another model than its subject's",
-                    round,
-                    encoded(&self.signed(Update { model: ModelName::from_name("other"), ..plain() })),
-                    "update_misdirected",
-                ),
-                on(
-                    "one for a round far ahead",
-                    round + 1_000_000,
-                    encoded(&self.signed(self.update(round + 1_000_000, weights()))),
-                    "round_unknown",
-                ),
-                on(
-                    "one for round 2^64 - 1",
-                    u64::MAX,
-                    encoded(&self.signed(self.update(u64::MAX, weights()))),
-                    "round_unknown",
-                ),
-                on(
-                    "one that starts from a release that is none",
-                    round,
-                    encoded(&self.signed(Update { base: ReleaseId::from_sha256([9; 32]), ..plain() })),
-                    "base_unknown",
-                ),
-                on("one with a path for a digest", round, pathlike, "update_unreadable"),
-                on(
-                    "one with a loss that is none",
-                    round,
-                    encoded(&self.signed(Update {
-                        before: ModelAccuracy { images: 1, accuracy_ratio: 0.5, loss: f64::NAN },
-                        ..plain()
-                    })),
-                    "update_unreadable",
-                ),
-                on(
-                    "one with an accuracy of infinity",
-                    round,
-                    encoded(&self.signed(Update {
-                        after: ModelAccuracy { images: 1, accuracy_ratio: f64::INFINITY, loss: 0.0 },
-                        ..plain()
-                    })),
-                    "update_unreadable",
-                ),
-            ];
+        let mut actions = vec![
+            on("an update without a signature", round, encoded(&plain()), "signature_wrong"),
+            on("one that a stranger signed", round, encoded(&stranger(plain())), "signature_wrong"),
+            on(
+                "one whose samples were changed after it was signed",
+                round,
+                encoded(&changed(plain(), |update| *update.samples.entry("bag".into()).or_default() = 9999)),
+                "signature_wrong",
+            ),
+            on(
+                "one whose weights were changed after it was signed",
+                round,
+                encoded(&changed(plain(), |update| update.weights = BlobRef::new([1; 32], 1))),
+                "signature_wrong",
+            ),
+            on(
+                "one with an empty signature",
+                round,
+                encoded(&Update { signature: Some(Vec::new()), ..plain() }),
+                "signature_wrong",
+            ),
+            on(
+                "one with a signature of 1 MiB",
+                round,
+                encoded(&Update { signature: Some(vec![1; 1 << 20]), ..plain() }),
+                "update_unreadable",
+            ),
+            on(
+                "one of another site",
+                round,
+                encoded(&self.signed(Update { site: self.other.clone(), ..plain() })),
+                "update_misdirected",
+            ),
+            on(
+                "one of another round than its subject's",
+                round,
+                encoded(&self.signed(self.update(round + 1, weights()))),
+                "update_misdirected",
+            ),
+            on(
+                "one of another model than its subject's",
+                round,
+                encoded(&self.signed(Update { model: ModelName::from_name("other"), ..plain() })),
+                "update_misdirected",
+            ),
+            on(
+                "one for a round far ahead",
+                round + 1_000_000,
+                encoded(&self.signed(self.update(round + 1_000_000, weights()))),
+                "round_unknown",
+            ),
+            on(
+                "one for round 2^64 - 1",
+                u64::MAX,
+                encoded(&self.signed(self.update(u64::MAX, weights()))),
+                "round_unknown",
+            ),
+            on(
+                "one that starts from a release that is none",
+                round,
+                encoded(&self.signed(Update { base: ReleaseId::from_sha256([9; 32]), ..plain() })),
+                "base_unknown",
+            ),
+            on("one with a path for a digest", round, pathlike, "update_unreadable"),
+            on(
+                "one with a loss that is none",
+                round,
+                encoded(&self.signed(Update {
+                    before: ModelAccuracy { images: 1, accuracy_ratio: 0.5, loss: f64::NAN },
+                    ..plain()
+                })),
+                "update_unreadable",
+            ),
+            on(
+                "one with an accuracy of infinity",
+                round,
+                encoded(&self.signed(Update {
+                    after: ModelAccuracy { images: 1, accuracy_ratio: f64::INFINITY, loss: 0.0 },
+                    ..plain()
+                })),
+                "update_unreadable",
+            ),
+        ];
         for (what, bytes) in garbage() {
             actions.push(on(&format!("{what} for an update"), round, bytes, "update_unreadable"));
         }
@@ -545,7 +565,8 @@ impl Foe {
             let update = self.update(round, BlobRef::new([number as u8; 32], number));
             shot(self.update_subject(round), encoded(&update))
         });
-        let mut unsigned = Action::many("300 unsigned updates", flood.collect(), ActionOutcome::dead("signature_wrong"));
+        let mut unsigned =
+            Action::many("300 unsigned updates", flood.collect(), ActionOutcome::dead("signature_wrong"));
         // The stream keeps four of one subject: some are pushed out before anybody reads them.
         unsigned.expected.push(ActionOutcome::KeptAsItsOwn);
         actions.push(unsigned);
@@ -608,8 +629,11 @@ impl Foe {
             update.samples = (0..40_000).map(|label| (format!("{number}-{label}"), 1)).collect();
             shot(self.update_subject(0), encoded(&self.signed(update)))
         });
-        let mut action =
-            Action::many("64 updates with 40,000 labels each, between rounds", shots.collect(), ActionOutcome::KeptAsItsOwn);
+        let mut action = Action::many(
+            "64 updates with 40,000 labels each, between rounds",
+            shots.collect(),
+            ActionOutcome::KeptAsItsOwn,
+        );
         action.expected.push(ActionOutcome::dead("update_unreadable"));
         action
     }
@@ -646,7 +670,8 @@ impl Foe {
             slot.set(slot.get() + 1);
             Action::new(name, shot(format!("{own}.{}", slot.get()), encoded(&swap)), ActionOutcome::KeptAsItsOwn)
         };
-        let counts = |images, doubtful| ReleaseCounts { images, doubtful, ..ReleaseCounts::for_release(self.base.clone()) };
+        let counts =
+            |images, doubtful| ReleaseCounts { images, doubtful, ..ReleaseCounts::for_release(self.base.clone()) };
         let agreed = AgreementCount { asked: 1000, agreed: 1000 };
         let agreement = |site: &SiteName| Agreement {
             site: site.clone(),
@@ -725,7 +750,7 @@ impl Foe {
         let mut actions = Vec::new();
         let mut refused = |subject: String, payload: Bytes| {
             actions.push(Action::new(
-                format!("publishes on {}", attacks::table::first_tokens(&subject)),
+                format!("publishes on {}", super::table::first_tokens(&subject)),
                 shot(subject, payload),
                 ActionOutcome::Refused,
             ));
@@ -856,7 +881,12 @@ impl Foe {
                 "",
                 ActionOutcome::SaysWhatIsItsOwn,
             ),
-            ("asks how busy verifiers are", api("CONSUMER.INFO.VERIFY.verifier".into()), "", ActionOutcome::SaysWhatIsItsOwn),
+            (
+                "asks how busy verifiers are",
+                api("CONSUMER.INFO.VERIFY.verifier".into()),
+                "",
+                ActionOutcome::SaysWhatIsItsOwn,
+            ),
             (
                 "asks its own server who is connected",
                 "$SYS.REQ.ACCOUNT.PING.CONNZ".into(),
@@ -883,7 +913,11 @@ impl Foe {
             ("acknowledges verdicts it never had", "+ACK", ActionOutcome::Refused),
             ("takes a verdict for good that it never had", "+TERM", ActionOutcome::Refused),
             ("asks for the next million verdicts", "+NXT {\"batch\":1000000,\"no_wait\":true}", ActionOutcome::Refused),
-            ("gives a verdict back for minus one second", "-NAK {\"delay\":-1000000000}", ActionOutcome::SaysWhatIsItsOwn),
+            (
+                "gives a verdict back for minus one second",
+                "-NAK {\"delay\":-1000000000}",
+                ActionOutcome::SaysWhatIsItsOwn,
+            ),
             ("says it works on a verdict it never had", "+WPI", ActionOutcome::SaysWhatIsItsOwn),
         ] {
             let most = u64::MAX;

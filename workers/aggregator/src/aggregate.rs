@@ -12,18 +12,18 @@ use schemas::SiteName;
 use training::TrainError;
 use training::holdout::HoldoutComparison;
 
-use crate::filter::{self, UpdateFilter, FilterSettings};
-use crate::parameter_layout::ParameterLayout;
+use crate::audit::{AccuracyChange, AggregateAudit, RuleTrial, SiteAudit};
+use crate::filter::{self, FilterSettings, UpdateFilter};
 use crate::merge::{self, SiteDelta, WeightedRow};
+use crate::parameter_layout::ParameterLayout;
 use crate::public_set::PublicSet;
-use crate::audit::{RuleTrial, SiteAudit, AggregateAudit, AccuracyChange};
-use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, QUALITY_CLASSES, PostMergeStep, split_rule};
-use crate::score::{HeadLearning, ModelScorer, ModelScore, Tuning};
+use crate::rule::{CLASSES, COMMAND, LAW, MergeSettings, PICK, PREVIOUS, PostMergeStep, QUALITY_CLASSES, split_rule};
+use crate::score::{HeadLearning, ModelScore, ModelScorer, Tuning};
 use crate::server_optimizer::{self, ServerOptimizerState};
-use crate::weights_file::WeightRow;
 use crate::weigh::command::{self, RuleCommandError, SiteScores};
 use crate::weigh::share_learning::{self, ShareLearning};
 use crate::weigh::{self, SiteMeasures, agreement};
+use crate::weights_file::WeightRow;
 
 /// What one site sent.
 #[derive(Debug, Clone)]
@@ -122,8 +122,17 @@ pub fn aggregate(
     let parts = around.public.map(PublicSet::parts).unwrap_or_default();
     let learn = if settings.rule == PICK { parts.fit.clone() } else { parts.fit_and_choose() };
     let (scored, said) = scored(&sent, settings, &learn, around)?;
-    let mut round =
-        AggregateRound { base, sent, scored, said, settings, learn, times: Vec::new(), counts: Vec::new(), notes: Vec::new() };
+    let mut round = AggregateRound {
+        base,
+        sent,
+        scored,
+        said,
+        settings,
+        learn,
+        times: Vec::new(),
+        counts: Vec::new(),
+        notes: Vec::new(),
+    };
     round.compare(around.layout);
     round.filter(around.layout);
     let (made, tried) = match settings.rule.as_str() {
@@ -147,8 +156,15 @@ pub fn aggregate(
         }
         _ => None,
     };
-    let record =
-        AggregateAudit { parts: round.parts(&shares, around.layout), rule, candidates, weakest, is_clear, instead, reported };
+    let record = AggregateAudit {
+        parts: round.parts(&shares, around.layout),
+        rule,
+        candidates,
+        weakest,
+        is_clear,
+        instead,
+        reported,
+    };
     Ok(AggregateResult { row, memory, record })
 }
 
@@ -160,7 +176,11 @@ fn scored(
     of: &[usize],
     around: &mut AggregateContext<'_>,
 ) -> Result<(Vec<SiteMeasures>, Vec<Vec<f32>>), AggregateError> {
-    let unscored = |sent: &SiteContribution<'_>| SiteMeasures { samples: sent.samples, hard: sent.hard, ..SiteMeasures::default() };
+    let unscored = |sent: &SiteContribution<'_>| SiteMeasures {
+        samples: sent.samples,
+        hard: sent.hard,
+        ..SiteMeasures::default()
+    };
     let Some(public) = around.public.filter(|_| settings.uses_public()) else {
         return Ok((sent.iter().map(unscored).collect(), Vec::new()));
     };
@@ -311,7 +331,11 @@ impl<'a> AggregateRound<'a> {
     }
 
     /// Shares by a rule, for all sites; 0 for those that do not count.
-    fn weigh(&self, rule: &str, around: &mut AggregateContext<'_>) -> Result<(Vec<f64>, Option<String>), AggregateError> {
+    fn weigh(
+        &self,
+        rule: &str,
+        around: &mut AggregateContext<'_>,
+    ) -> Result<(Vec<f64>, Option<String>), AggregateError> {
         let counting: Vec<usize> = (0..self.sent.len()).filter(|place| self.counts[*place]).collect();
         let scored: Vec<SiteMeasures> = counting.iter().map(|place| self.scored[*place].clone()).collect();
         let weighed = match (rule, &self.settings.command) {
@@ -343,14 +367,15 @@ impl<'a> AggregateRound<'a> {
                 return Err(AggregateError::NoPublic(format!("rule {LAW}")));
             };
             let (mut row, changes) = (vec![0.0; around.layout.len()], self.changes());
-            shares = share_learning::learn_shares(&shares, ShareLearning::default(), |shares| -> Result<_, TrainError> {
-                self.merge(&self.spread(shares, &counting), around.layout, &mut row);
-                let (loss, slope) = judge.slope(&row, public, &self.learn, None)?;
-                // How much the loss grows with a site's share.
-                let by_share =
-                    counting.iter().map(|place| changes[*place].along(&slope, around.layout) * self.times[*place]);
-                Ok((loss, by_share.collect()))
-            })?;
+            shares =
+                share_learning::learn_shares(&shares, ShareLearning::default(), |shares| -> Result<_, TrainError> {
+                    self.merge(&self.spread(shares, &counting), around.layout, &mut row);
+                    let (loss, slope) = judge.slope(&row, public, &self.learn, None)?;
+                    // How much the loss grows with a site's share.
+                    let by_share =
+                        counting.iter().map(|place| changes[*place].along(&slope, around.layout) * self.times[*place]);
+                    Ok((loss, by_share.collect()))
+                })?;
         }
         Ok((self.spread(&shares, &counting), weighed.instead))
     }
@@ -439,7 +464,12 @@ impl<'a> AggregateRound<'a> {
         said
     }
 
-    fn tuned(&self, made: MergedModel, around: &mut AggregateContext<'_>, teacher: Option<&[f32]>) -> Result<MergedModel, AggregateError> {
+    fn tuned(
+        &self,
+        made: MergedModel,
+        around: &mut AggregateContext<'_>,
+        teacher: Option<&[f32]>,
+    ) -> Result<MergedModel, AggregateError> {
         let (Some(public), Some(judge)) = (around.public, around.judges.first_mut()) else {
             return Err(AggregateError::NoPublic(format!("rule {}", made.rule)));
         };
@@ -476,7 +506,11 @@ impl<'a> AggregateRound<'a> {
     }
 
     /// Tries the candidates, and the base against the one that is taken. `choose`: public pictures that none learns from.
-    fn pick(&self, around: &mut AggregateContext<'_>, choose: &[usize]) -> Result<(MergedModel, PickTrials), AggregateError> {
+    fn pick(
+        &self,
+        around: &mut AggregateContext<'_>,
+        choose: &[usize],
+    ) -> Result<(MergedModel, PickTrials), AggregateError> {
         let Some(public) = around.public else { return Err(AggregateError::NoPublic(format!("rule {PICK}"))) };
         let try_one = |row: &[f32], around: &mut AggregateContext<'_>| match around.judges.first_mut() {
             Some(judge) => Ok(judge.score(row, public, choose)?),

@@ -49,7 +49,7 @@ impl CheckSettings {
     pub fn check(&self) -> Result<(), String> {
         let wants = [
             (self.samples_max > 0, "samples_max: at least 1"),
-            (self.max_samples_of_site.values().all(|most| *most > 0), "samples_max_of: at least 1 each"),
+            (self.max_samples_of_site.values().all(|most| *most > 0), "max_samples_of_site: at least 1 each"),
             ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
             (
                 self.keys.values().all(|key| is_public_key(key)),
@@ -182,23 +182,25 @@ impl UpdateRefusal {
             Self::UnknownRound { .. } => ("round_unknown", "nothing: rounds are opened here alone"),
             Self::Late { .. } => (
                 "update_late",
-                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.behind_max)",
+                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.max_staleness)",
             ),
             Self::NotAsked { .. } => ("site_not_asked", "add the site to round.sites"),
             Self::Second { .. } => {
                 ("update_second", "look for a second trainer of that site, or another site of that name")
             }
             Self::OtherBase { .. } => {
-                ("base_unknown", "let the site take the latest release, or let older bases count (round.behind_max)")
+                ("base_unknown", "let the site take the latest release, or let older bases count (round.max_staleness)")
             }
             Self::NotSigned(_) => {
                 ("signature_wrong", "give the site a key (`tributary key`) and name its public half in check.keys")
             }
             Self::NoSamples => ("samples_none", "look at the site's trainer"),
             Self::TooManySamples { .. } => {
-                ("samples_too_many", "if it is true, raise check.samples_max or check.samples_max_of for the site")
+                ("samples_too_many", "if it is true, raise check.samples_max or check.max_samples_of_site for the site")
             }
-            Self::TooLarge { .. } => ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.form)"),
+            Self::TooLarge { .. } => {
+                ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.weight_format)")
+            }
             Self::NoWeights(_) => {
                 ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them")
             }
@@ -356,7 +358,10 @@ mod tests {
         assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
         assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
         assert!(check_description(&with(None, 0.88), &settings).is_ok(), "chance");
-        assert!(check_description(&with(Some(Gain::Level), 0.7), &settings).is_ok(), "its trainer compared image by image");
+        assert!(
+            check_description(&with(Some(Gain::Level), 0.7), &settings).is_ok(),
+            "its trainer compared image by image"
+        );
         let settings = CheckSettings { accept_worse: true, ..settings };
         assert!(check_description(&with(Some(Gain::Worse), 0.1), &settings).is_ok());
     }

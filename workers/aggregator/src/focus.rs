@@ -77,7 +77,10 @@ mod tests {
     use super::*;
 
     fn top(classes: &[(&str, f32)]) -> Vec<RankedClass> {
-        classes.iter().map(|(label, confidence)| RankedClass { label: (*label).into(), confidence: *confidence }).collect()
+        classes
+            .iter()
+            .map(|(label, confidence)| RankedClass { label: (*label).into(), confidence: *confidence })
+            .collect()
     }
 
     #[test]

@@ -8,28 +8,28 @@
 //! makes one again without some updates, [`focus`] says what a release finds hard (pure), [`descent`] says which releases hold an update or start from one that does (pure).
 //! Deliberately absent: which sites run it.
 
-pub mod check;
 pub mod aggregate;
-pub mod tainted_release;
+pub mod audit;
+pub mod check;
 pub mod filter;
 pub mod focus;
-pub mod parameter_layout;
 pub mod merge;
-pub mod round_open;
+pub mod parameter_layout;
 pub mod public_set;
-pub mod audit;
 pub mod release;
+pub mod release_builder;
 pub mod remake;
 pub mod round;
+pub mod round_open;
 pub mod rule;
 pub mod score;
-pub mod release_builder;
 pub mod server_optimizer;
 pub mod settings;
-pub mod weights_file;
+pub mod tainted_release;
 pub mod verify;
-pub mod worker;
 pub mod weigh;
+pub mod weights_file;
+pub mod worker;
 
 pub use aggregate::AggregateResult;
 pub use parameter_layout::ParameterLayout;

@@ -161,7 +161,13 @@ pub fn distances(changes: &[SiteDelta<'_>], layout: &ParameterLayout) -> Vec<Vec
 /// Merges the numbers of the last layer class by class: what belongs to a class becomes the base and each change times its
 /// share of that class. A class that nobody has a share of stays as it is in `row`. `shares`: of each class, one for each
 /// change.
-pub fn by_class(row: &mut [f32], base: &[f32], changes: &[SiteDelta<'_>], shares: &[Vec<f64>], layout: &ParameterLayout) {
+pub fn by_class(
+    row: &mut [f32],
+    base: &[f32],
+    changes: &[SiteDelta<'_>],
+    shares: &[Vec<f64>],
+    layout: &ParameterLayout,
+) {
     let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
     let has_shares: Vec<bool> = shares.iter().map(|shares| shares.iter().any(|share| *share > 0.0)).collect();
     each_block(layout, |place, from, at, len| {
@@ -191,7 +197,12 @@ pub fn trimmed_of(count: usize, ratio: f64) -> usize {
 
 /// The base with the mean of the changes, number by number, without the `left_out` smallest and largest; with as many
 /// left out as leave one or two it is the median. `left_out` below half of the changes.
-pub fn without_extremes(base: &[f32], changes: &[SiteDelta<'_>], layout: &ParameterLayout, left_out: usize) -> Vec<f32> {
+pub fn without_extremes(
+    base: &[f32],
+    changes: &[SiteDelta<'_>],
+    layout: &ParameterLayout,
+    left_out: usize,
+) -> Vec<f32> {
     let mut row = vec![0.0; layout.len()];
     let count = changes.len();
     if count == 0 {

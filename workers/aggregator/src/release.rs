@@ -432,8 +432,10 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_release_is_followed_back_to_the_last_that_was_clearly_better() {
         let folder = tempfile::tempdir().unwrap();
-        let releases =
-            ModelReleases::new(ReleaseStore::open(&folder.path().display().to_string()).unwrap(), ModelName::from_name("light"));
+        let releases = ModelReleases::new(
+            ReleaseStore::open(&folder.path().display().to_string()).unwrap(),
+            ModelName::from_name("light"),
+        );
         let weights = folder.path().join("weights");
         std::fs::write(&weights, b"weights").unwrap();
         let mut all = Vec::new();

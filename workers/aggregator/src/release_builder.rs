@@ -14,10 +14,10 @@ use crate::merge::SiteDelta;
 use crate::public_set::PublicSet;
 use crate::release::{MergedUpdate, WeightTensors, write};
 use crate::rule::MergeSettings;
-use crate::score::{ScoringModel, ModelScorer};
+use crate::score::{ModelScorer, ScoringModel};
 use crate::server_optimizer::ServerOptimizerState;
-use crate::weights_file::{WeightRow, WeightsFile};
 use crate::verify::ReleaseVerifyError;
+use crate::weights_file::{WeightRow, WeightsFile};
 
 /// Why no release was made.
 #[derive(Debug, thiserror::Error)]

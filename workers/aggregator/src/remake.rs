@@ -12,9 +12,13 @@ use vision::Model;
 
 use crate::aggregate::AggregateResult;
 use crate::public_set::PublicSet;
-use crate::release::{DERIVATION, ExcludedUpdate, ReleaseRound, Manifest, MergedUpdate, ModelReleases, RemakeOrigin, write};
+use crate::release::{
+    DERIVATION, ExcludedUpdate, Manifest, MergedUpdate, ModelReleases, ReleaseRound, RemakeOrigin, write,
+};
 use crate::release_builder::{self, RoundBase};
-use crate::verify::{ReleaseInputs, ReleaseWorkspace, ReleaseVerifyError, spawn_blocking, ingredients, release_round, public_of};
+use crate::verify::{
+    ReleaseInputs, ReleaseVerifyError, ReleaseWorkspace, ingredients, public_of, release_round, spawn_blocking,
+};
 
 /// What is left out of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -88,7 +92,8 @@ pub fn split_updates(
 ) -> Result<(Vec<MergedUpdate>, Vec<MergedUpdate>), RemakeError> {
     let absent_sites = without.sites.iter().filter(|site| !updates.iter().any(|merged| merged.site == **site));
     let absent: Vec<String> = absent_sites.map(|site| format!("site {site}")).collect();
-    let leaves_out = |merged: &MergedUpdate| without.sites.contains(&merged.site) || without.updates.contains(&merged.id);
+    let leaves_out =
+        |merged: &MergedUpdate| without.sites.contains(&merged.site) || without.updates.contains(&merged.id);
     let (gone, kept): (Vec<MergedUpdate>, Vec<MergedUpdate>) = updates.iter().cloned().partition(leaves_out);
     if !absent.is_empty() || gone.is_empty() {
         let wanted = if absent.is_empty() { "those that are to be left out".into() } else { absent.join(", ") };
@@ -153,7 +158,11 @@ struct RemakeFiles {
     memory: Option<(BlobRef, PathBuf)>,
 }
 
-fn write_files(place: &ReleaseWorkspace, base: &RoundBase, derived: &AggregateResult) -> Result<RemakeFiles, ReleaseVerifyError> {
+fn write_files(
+    place: &ReleaseWorkspace,
+    base: &RoundBase,
+    derived: &AggregateResult,
+) -> Result<RemakeFiles, ReleaseVerifyError> {
     let into = place.work.join("remade");
     let (model, blob, weights) = release_builder::folder_with(&place.root, base, &derived.row, &into)?;
     let path = into.join("memory.safetensors");
@@ -198,11 +207,13 @@ mod tests {
             sites: sites.iter().map(|site| site.parse().unwrap()).collect(),
             ..RemakeExclusions::default()
         };
-        let refused = |without: &RemakeExclusions| split_updates(&release(), &updates(), without).unwrap_err().to_string();
+        let refused =
+            |without: &RemakeExclusions| split_updates(&release(), &updates(), without).unwrap_err().to_string();
         let absent = refused(&of(&["reef", "moon"]));
         assert!(absent.contains("site moon") && absent.contains("reef, farm, lake"), "{absent}");
         assert!(refused(&of(&["reef", "farm", "lake"])).contains("nothing would be left"));
-        let foreign = RemakeExclusions { updates: BTreeSet::from([TaskId::from_name("moon")]), ..RemakeExclusions::default() };
+        let foreign =
+            RemakeExclusions { updates: BTreeSet::from([TaskId::from_name("moon")]), ..RemakeExclusions::default() };
         assert!(refused(&foreign).contains("no update of those"));
     }
 

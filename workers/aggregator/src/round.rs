@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use schemas::{ReleaseId, Round, RoundEvent, SiteName, RoundTerms, Update};
+use schemas::{ReleaseId, Round, RoundEvent, RoundTerms, SiteName, Update};
 
 use crate::check::UpdateRefusal;
 
@@ -395,7 +395,10 @@ mod tests {
     fn a_round_may_start_from_a_release_that_was_remade() {
         let mut rounds = opened(terms());
         let (weights, updates) = (BlobRef::new([3; 32], 1), 1);
-        rounds.apply_event(&round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }), 2000);
+        rounds.apply_event(
+            &round(1, RoundEvent::Sealed { release: release(1), weights: weights.clone(), updates }),
+            2000,
+        );
         let remade = RoundEvent::Remade { release: release(9), of: release(1), weights, updates };
         rounds.apply_event(&round(1, remade.clone()), 3000);
         rounds.apply_event(&round(1, remade), 3000);

@@ -9,11 +9,12 @@ use runtime::site_key::SiteKey;
 use runtime::{Fault, clock, trust};
 use schemas::task::HEADER_BLOB;
 use schemas::{
-    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, SiteName, RoundTerms, decode, encode,
+    BlobRef, HardCase, HardFocus, ModelName, ReleaseId, Rollout, Round, RoundEvent, RoundTerms, SiteName, decode,
+    encode,
 };
 use streams::fleet;
 use streams::reader::{self, StreamRange};
-use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, subject, topology};
 
 use crate::focus::HardSummary;
 use crate::round::RoundTracker;
@@ -189,7 +190,8 @@ pub async fn read_focus(
     if settings.hard_focus <= 0.0 {
         return Ok(None);
     }
-    let found = reader::newest_messages(bus, topology::HARDCASES, StreamRange::default(), HARD_CASES_READ, |_| true).await?;
+    let found =
+        reader::newest_messages(bus, topology::HARDCASES, StreamRange::default(), HARD_CASES_READ, |_| true).await?;
     let mut summary = HardSummary::default();
     let cases = found.iter().filter_map(|record| decode::<HardCase>(&record.payload).ok());
     // What another release finds hard, and its features, say nothing of this one.
@@ -322,7 +324,11 @@ mod tests {
         assert_eq!(asked(ClientSelection::Turn, 2, &[]), ["c", "d"]);
         assert_eq!(asked(ClientSelection::Turn, 3, &[]), ["a", "b"]);
         assert_eq!(asked(ClientSelection::Usefulness, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
-        assert_eq!(asked(ClientSelection::Lot, 5, &[]), asked(ClientSelection::Lot, 5, &[]), "the same round, the same sites");
+        assert_eq!(
+            asked(ClientSelection::Lot, 5, &[]),
+            asked(ClientSelection::Lot, 5, &[]),
+            "the same round, the same sites"
+        );
         let drawn: Vec<_> = (1..9).map(|round| asked(ClientSelection::Lot, round, &[])).collect();
         assert!(drawn.iter().any(|sites| *sites != drawn[0]), "{drawn:?}");
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::filter::{UpdateFilter, FilterSettings};
+use crate::filter::{FilterSettings, UpdateFilter};
 use crate::server_optimizer::ServerOptimizerSettings;
 use crate::weigh::{self, WeighSettings};
 
@@ -138,7 +138,8 @@ pub(crate) enum PostMergeStep {
 
 /// A rule's name without what follows merging, and that.
 pub(crate) fn split_rule(rule: &str) -> (&str, PostMergeStep) {
-    let known = [(AND_HEAD, PostMergeStep::Head), (AND_TUNE, PostMergeStep::Tune), (AND_DISTILL, PostMergeStep::Distill)];
+    let known =
+        [(AND_HEAD, PostMergeStep::Head), (AND_TUNE, PostMergeStep::Tune), (AND_DISTILL, PostMergeStep::Distill)];
     let found = known.into_iter().find_map(|(suffix, then)| Some((rule.strip_suffix(suffix)?, then)));
     found.unwrap_or((rule, PostMergeStep::Done))
 }

@@ -3,16 +3,16 @@
 
 use autograd::loss::{LabelSmoothing, cross_entropy, distill};
 use autograd::trainable::is_named;
-use autograd::{OnnxDocument, StepSplit, TrainingStep, TrainableSelection};
+use autograd::{OnnxDocument, StepSplit, TrainableSelection, TrainingStep};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use training::TrainError;
 use training::holdout::HoldoutScores;
 use training::optimizer::Optimizer;
-use training::trainable_model::{TrainableModel, prepare_model};
 use training::settings::OptimizerSettings;
 use training::stepper::Stepper;
+use training::trainable_model::{TrainableModel, prepare_model};
 use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Graph, Model};
 
@@ -67,14 +67,16 @@ impl ScoringModel {
             step = prepared.step(&known, &TrainableSelection::Named(names))?;
         }
         let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
-        let layout =
-            ParameterLayout::new(step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect());
+        let layout = ParameterLayout::new(
+            step.weights.iter().map(|weight| (weight.name.clone(), shape(&weight.shape))).collect(),
+        );
         let mut base = Vec::with_capacity(layout.len());
         for place in layout.places() {
             base.extend(onnx.weight(&place.name)?);
         }
         // Some models have no last layer that stands alone; rules that train one say so.
-        let head = prepared.step(&known, &TrainableSelection::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
+        let head =
+            prepared.step(&known, &TrainableSelection::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
         let head = head.and_then(|head| HeadModel::of(&step, head));
         let last: Vec<String> =
             head.iter().flat_map(|head| &head.tail.weights).map(|weight| weight.name.clone()).collect();

@@ -63,7 +63,12 @@ pub struct ServerOptimizerState {
 }
 
 /// One step from the base towards what was merged, which becomes where it ends.
-pub fn apply_optimizer(base: &[f32], merged: &mut [f32], memory: &mut ServerOptimizerState, settings: &ServerOptimizerSettings) {
+pub fn apply_optimizer(
+    base: &[f32],
+    merged: &mut [f32],
+    memory: &mut ServerOptimizerState,
+    settings: &ServerOptimizerSettings,
+) {
     let ServerOptimizerSettings { kind, rate, momentum_ratio, square_ratio, adaptivity } = *settings;
     if kind == ServerOptimizerKind::Sgd && rate == 1.0 {
         return;

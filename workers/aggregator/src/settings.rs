@@ -150,7 +150,7 @@ impl AggregatorSettings {
     pub fn check(&self) -> Result<(), String> {
         let round = &self.round;
         let wants = [
-            (self.public_max_per_class >= 2, "public_of_class: at least 2"),
+            (self.public_max_per_class >= 2, "public_max_per_class: at least 2"),
             (self.public_max_mib > 0, "public_max_mib: at least 1"),
             (!self.store.is_empty(), "store: a folder or an address"),
             (round.quorum > 0, "round.quorum: at least 1"),
@@ -159,8 +159,10 @@ impl AggregatorSettings {
             ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus: 0 to 8"),
             (round.deadline_s > 0, "round.deadline_s: at least 1"),
             (
-                round.sites_per_round.is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
-                "round.ask: at least round.quorum, no more than there are round.sites",
+                round
+                    .sites_per_round
+                    .is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
+                "round.sites_per_round: at least round.quorum, no more than there are round.sites",
             ),
             (
                 round.selectable_sites().is_empty() || round.quorum as usize <= round.selectable_sites().len(),

@@ -10,10 +10,10 @@ use vision::Model;
 
 use crate::parameter_layout::ParameterLayout;
 use crate::public_set::PublicSet;
-use crate::release::{DERIVATION, ReleaseRound, Manifest, MergedUpdate, ReleaseError, ModelReleases, WeightTensors};
-use crate::release_builder::{self, RoundBase, FetchedUpdate, ReleaseBuildError};
+use crate::release::{DERIVATION, Manifest, MergedUpdate, ModelReleases, ReleaseError, ReleaseRound, WeightTensors};
+use crate::release_builder::{self, FetchedUpdate, ReleaseBuildError, RoundBase};
 use crate::server_optimizer::ServerOptimizerState;
-use crate::weights_file::{WeightsFileError, WeightsFile};
+use crate::weights_file::{WeightsFile, WeightsFileError};
 
 /// Why a release could not be made again.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,11 @@ impl ReleaseWorkspace {
     }
 
     /// What the server's optimizer remembered after a release.
-    pub async fn memory(&self, releases: &ModelReleases, manifest: Option<&Manifest>) -> Result<ServerOptimizerState, ReleaseVerifyError> {
+    pub async fn memory(
+        &self,
+        releases: &ModelReleases,
+        manifest: Option<&Manifest>,
+    ) -> Result<ServerOptimizerState, ReleaseVerifyError> {
         let kept = manifest.and_then(|manifest| manifest.made.as_ref()?.memory.as_ref());
         match kept {
             None => Ok(ServerOptimizerState::default()),
@@ -142,7 +146,11 @@ impl ReleaseWorkspace {
         }
     }
 
-    async fn remembered(&self, releases: &ModelReleases, blob: &schemas::BlobRef) -> Result<ServerOptimizerState, ReleaseVerifyError> {
+    async fn remembered(
+        &self,
+        releases: &ModelReleases,
+        blob: &schemas::BlobRef,
+    ) -> Result<ServerOptimizerState, ReleaseVerifyError> {
         let path = self.work.join("updates").join(format!("{}.safetensors", blob.sha256));
         make_folder(path.parent())?;
         releases.fetch_kept(blob, &path).await?;
@@ -239,9 +247,10 @@ pub(crate) async fn ingredients(
     let parent = manifest.parent.as_ref().ok_or_else(|| ReleaseVerifyError::First(manifest.release.clone()))?;
     let model = place.folder(releases, parent).await?;
     let (runtime, trainable, local) = (place.runtime.clone(), made.trainable.clone(), made.local.clone());
-    let base =
-        spawn_blocking(move || Ok(RoundBase::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?))
-            .await?;
+    let base = spawn_blocking(move || {
+        Ok(RoundBase::open(&runtime, model, &trainable.parse().map_err(TrainError::from)?, &local)?)
+    })
+    .await?;
     let mut held = Vec::with_capacity(updates.len());
     for update in updates {
         held.push(hold(place, releases, &base, update).await?);
@@ -253,7 +262,12 @@ pub(crate) async fn ingredients(
     Ok(ReleaseInputs { base, held, memory })
 }
 
-async fn hold(place: &ReleaseWorkspace, releases: &ModelReleases, base: &RoundBase, update: &MergedUpdate) -> Result<FetchedUpdate, ReleaseVerifyError> {
+async fn hold(
+    place: &ReleaseWorkspace,
+    releases: &ModelReleases,
+    base: &RoundBase,
+    update: &MergedUpdate,
+) -> Result<FetchedUpdate, ReleaseVerifyError> {
     let path = place.work.join("updates").join(format!("{}.safetensors", update.weights.sha256));
     make_folder(path.parent())?;
     releases.fetch_kept(&update.weights, &path).await?;

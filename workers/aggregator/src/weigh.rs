@@ -8,9 +8,9 @@
 pub mod agreement;
 pub mod command;
 mod fedavg;
-pub mod share_learning;
 mod paper;
 mod quality;
+pub mod share_learning;
 mod uniform;
 
 use serde::{Deserialize, Serialize};
@@ -151,7 +151,12 @@ pub fn weigh(rule: &str, sites: &[SiteMeasures], settings: &WeighSettings) -> Re
 }
 
 /// Shares of what a rule gives each site. `values`: as many as there are sites, at least one.
-pub fn normalize_weights(rule: &str, values: Vec<f64>, sites: &[SiteMeasures], settings: &WeighSettings) -> SiteWeights {
+pub fn normalize_weights(
+    rule: &str,
+    values: Vec<f64>,
+    sites: &[SiteMeasures],
+    settings: &WeighSettings,
+) -> SiteWeights {
     let hard: Vec<f64> = sites.iter().map(|site| site.hard as f64).collect();
     let covered = paper::ranged(&hard, settings.floor_ratio);
     let values = values.into_iter().zip(covered);
@@ -184,13 +189,20 @@ mod tests {
     }
 
     fn site(accuracy: &[f64], samples: u64) -> SiteMeasures {
-        SiteMeasures { accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(), samples, ..SiteMeasures::default() }
+        SiteMeasures {
+            accuracy: accuracy.iter().map(|accuracy| Some(*accuracy)).collect(),
+            samples,
+            ..SiteMeasures::default()
+        }
     }
 
     fn sites() -> impl Strategy<Value = Vec<SiteMeasures>> {
         let accuracy = prop::collection::vec(prop::option::weighted(0.9, 0.0_f64..=1.0), 3);
         prop::collection::vec((accuracy, 0_u64..10_000), 1..8).prop_map(|sites| {
-            sites.into_iter().map(|(accuracy, samples)| SiteMeasures { accuracy, samples, ..SiteMeasures::default() }).collect()
+            sites
+                .into_iter()
+                .map(|(accuracy, samples)| SiteMeasures { accuracy, samples, ..SiteMeasures::default() })
+                .collect()
         })
     }
 

@@ -16,7 +16,7 @@ use rollout::stage::{self, DecisionContext};
 use rollout::trial::TrialRunner;
 use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
-use runtime::{Fault, Shutdown, heartbeat, clock, retry_until_found};
+use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::{FaultNote, ModelName, Release, Round, RoundEvent, RoundReport, SiteName};
 use streams::backoff::wait_about;
 use streams::reader::{self, StoredMessage, StreamRange};
@@ -25,13 +25,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use training::TrainError;
 use vision::{Model, OnnxRuntime};
 
-use crate::round_open::{self, RoundHistory, publish_round_event, stored_at_ms};
 use crate::public_set::PublicSet;
-use crate::release::{Manifest, RefusedUpdate, ReleaseError, ModelReleases};
-use crate::round::{UpdateArrival, RoundTracker};
-use crate::release_builder::{self, RoundBase, FetchedUpdate};
+use crate::release::{Manifest, ModelReleases, RefusedUpdate, ReleaseError};
+use crate::release_builder::{self, FetchedUpdate, RoundBase};
+use crate::round::{RoundTracker, UpdateArrival};
+use crate::round_open::{self, RoundHistory, publish_round_event, stored_at_ms};
 use crate::settings::{AggregatorSettings, ClientSelection};
-use crate::verify::{ReleaseWorkspace, ReleaseVerifyError, spawn_blocking, make_folder};
+use crate::verify::{ReleaseVerifyError, ReleaseWorkspace, make_folder, spawn_blocking};
 
 const ROLE: &str = "aggregator";
 /// How long a publication is retried.
@@ -256,7 +256,8 @@ impl Aggregator {
     async fn seal_first(&self, release: &Release) -> Result<(), Fault> {
         let root = &self.place.root;
         let (model, work) = (root.clone(), self.place.work.clone());
-        let (weights, path) = spawn_blocking(move || release_builder::weights_of(&model, &work)).await.map_err(unverified)?;
+        let (weights, path) =
+            spawn_blocking(move || release_builder::weights_of(&model, &work)).await.map_err(unverified)?;
         let first = Manifest::first(self.model.clone(), root.release.clone(), root.labels.clone(), weights);
         self.releases.put(&first.packaged(release.package.clone()), &path).await.map_err(unreleased)?;
         Ok(())
@@ -332,7 +333,8 @@ impl Aggregator {
         let number = current.number;
         let Some(why) = self.rounds.close_reason(clock::now_ms()) else { return Ok(()) };
         tracing::info!(role = ROLE, round = number, why, "closes a round");
-        publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why }).await?;
+        publish_round_event(&self.publisher, self.key.as_ref(), &self.model, number, RoundEvent::Closed { why })
+            .await?;
         Ok(())
     }
 
@@ -574,7 +576,14 @@ impl Aggregator {
             Err(error) => {
                 let reason = runtime::fault::error_chain(&error);
                 let note = FaultNote::new("round_unusable", reason, "open a round with other terms");
-                publish_round_event(&self.publisher, self.key.as_ref(), &self.model, round.number, RoundEvent::Failed(note)).await?;
+                publish_round_event(
+                    &self.publisher,
+                    self.key.as_ref(),
+                    &self.model,
+                    round.number,
+                    RoundEvent::Failed(note),
+                )
+                .await?;
                 Ok(())
             }
         }

@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
-use crate::tensor_facts::TensorFacts;
 use crate::onnx::{OnnxDocument, depends, int, ints, named};
 use crate::proto::tensor_shape_proto::dimension::Value as Size;
 use crate::proto::type_proto::Value as Kind;
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::rules::{from_front, input};
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 
 /// Operators that work on an image for each place of the first axis.
 const BY_IMAGE: [&str; 11] = [
@@ -295,9 +295,9 @@ impl BatchAxis<'_> {
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
+    use crate::gradient_tape::AttributeValue;
     use crate::tensor_facts::TensorConstants;
     use crate::training_step::PreparedModel;
-    use crate::gradient_tape::AttributeValue;
 
     #[test]
     fn what_does_not_provably_work_image_by_image_is_refused_by_name() {

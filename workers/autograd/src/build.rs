@@ -1,8 +1,8 @@
 //! Writes classifiers from nothing: what measurements and tests are made with.
 
+use crate::gradient_tape::AttributeValue;
 use crate::onnx::{OnnxDocument, declared};
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
-use crate::gradient_tape::AttributeValue;
 use crate::tensor;
 use crate::upgrade::STEP_OPSET;
 

@@ -7,12 +7,12 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use crate::error::AutogradError;
 use crate::fold::EPSILON;
-use crate::tensor_facts::TensorFacts;
+use crate::gradient_tape::{AttributeValue, GradientRefusal, unsupported};
 use crate::onnx::{attribute, float, int, reads, text};
 use crate::proto::{GraphProto, NodeProto};
 use crate::rules::input;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, unsupported};
 use crate::tensor::count;
+use crate::tensor_facts::TensorFacts;
 use crate::upgrade::is_standard;
 use crate::writer::Writer;
 
@@ -216,7 +216,12 @@ fn attention(writer: &mut Writer<'_>) -> Result<(), GradientRefusal> {
 }
 
 /// A tensor as `[images, heads, places, width]`, from that or from `[images, places, heads · width]`.
-fn by_heads(writer: &mut Writer<'_>, what: &str, name: &str, heads: i64) -> Result<(String, [i64; 4]), GradientRefusal> {
+fn by_heads(
+    writer: &mut Writer<'_>,
+    what: &str,
+    name: &str,
+    heads: i64,
+) -> Result<(String, [i64; 4]), GradientRefusal> {
     match writer.known.shape(name)?[..] {
         [images, heads, places, width] => Ok((name.to_owned(), [images, heads, places, width])),
         [images, places, all] if heads > 0 && all % heads == 0 => {
@@ -268,7 +273,9 @@ fn activate(writer: &mut Writer<'_>, from: &str, params: &[f32], shape: &[i64]) 
     let activation = text(writer.node, "activation").unwrap_or_default();
     match (activation.as_str(), params) {
         ("Relu" | "Tanh" | "Sigmoid", _) => writer.finish(&activation, &[from], &[], shape),
-        ("LeakyRelu", [alpha, ..]) => writer.finish("LeakyRelu", &[from], &[AttributeValue::Float("alpha", *alpha)], shape),
+        ("LeakyRelu", [alpha, ..]) => {
+            writer.finish("LeakyRelu", &[from], &[AttributeValue::Float("alpha", *alpha)], shape)
+        }
         ("HardSigmoid", [alpha, beta, ..]) => {
             let slope = [AttributeValue::Float("alpha", *alpha), AttributeValue::Float("beta", *beta)];
             writer.finish("HardSigmoid", &[from], &slope, shape);
@@ -376,7 +383,8 @@ fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefus
         let both = writer.op("Add", "both", &[&x, skip], &[], &shape);
         writer.op_into("Add", &sum, &[&both, bias], &[], &shape);
     }
-    let how = [AttributeValue::Int("axis", -1), AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(1e-12))];
+    let how =
+        [AttributeValue::Int("axis", -1), AttributeValue::Float("epsilon", float(node, "epsilon").unwrap_or(1e-12))];
     writer.finish("LayerNormalization", &[&sum, scale, shift], &how, &shape);
     Ok(())
 }
@@ -384,10 +392,10 @@ fn skip_layer_normalization(writer: &mut Writer<'_>) -> Result<(), GradientRefus
 #[cfg(test)]
 mod tests {
     use crate::build::Builder;
-    use crate::tensor_facts::TensorConstants;
-    use crate::training_step::PreparedModel;
     use crate::gradient_tape::AttributeValue;
+    use crate::tensor_facts::TensorConstants;
     use crate::trainable::TrainableSelection;
+    use crate::training_step::PreparedModel;
 
     #[test]
     fn attention_that_is_not_written_out_is_refused_with_the_reason() {

@@ -4,10 +4,10 @@
 
 use std::collections::HashMap;
 
-use crate::tensor_facts::{TensorFacts, TensorConstants};
 use crate::onnx::{float, int};
 use crate::proto::{GraphProto, NodeProto, TensorProto};
 use crate::tensor;
+use crate::tensor_facts::{TensorConstants, TensorFacts};
 
 /// What `epsilon` is if it is not given.
 pub(crate) const EPSILON: f32 = 1e-5;

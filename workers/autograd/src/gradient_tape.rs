@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::AutogradError;
-use crate::tensor_facts::TensorFacts;
 use crate::onnx;
 use crate::proto::attribute_proto::AttributeType;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 
 /// Why an operator's gradient cannot be given.
 #[derive(Debug)]
@@ -61,8 +61,12 @@ impl From<&AttributeValue<'_>> for AttributeProto {
         };
         match attr {
             AttributeValue::Int(name, value) => AttributeProto { i: Some(*value), ..kind(name, AttributeType::Int) },
-            AttributeValue::Float(name, value) => AttributeProto { f: Some(*value), ..kind(name, AttributeType::Float) },
-            AttributeValue::Ints(name, values) => AttributeProto { ints: values.to_vec(), ..kind(name, AttributeType::Ints) },
+            AttributeValue::Float(name, value) => {
+                AttributeProto { f: Some(*value), ..kind(name, AttributeType::Float) }
+            }
+            AttributeValue::Ints(name, values) => {
+                AttributeProto { ints: values.to_vec(), ..kind(name, AttributeType::Ints) }
+            }
             AttributeValue::Text(name, text) => {
                 AttributeProto { s: Some(text.as_bytes().to_vec()), ..kind(name, AttributeType::String) }
             }

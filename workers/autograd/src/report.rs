@@ -2,8 +2,8 @@
 
 use crate::error::AutogradError;
 use crate::tensor_facts::TensorFacts;
-use crate::training_step::PreparedModel;
 use crate::trainable::{self, TrainableSelection};
+use crate::training_step::PreparedModel;
 
 /// What could be trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,13 +48,13 @@ pub fn report(prepared: &PreparedModel, known: &TensorFacts) -> Result<Trainabil
 mod tests {
     use std::path::Path;
 
-    use vision::graph::{GraphInput, Graph, TensorNumbers};
+    use vision::graph::{Graph, GraphInput, TensorNumbers};
 
     use super::*;
-    use crate::tensor_facts::TensorConstants;
     use crate::onnx::{self, OnnxDocument, declared};
     use crate::proto::tensor_proto::DataType;
     use crate::proto::{AttributeProto, GraphProto, NodeProto};
+    use crate::tensor_facts::TensorConstants;
 
     fn small_cnn() -> OnnxDocument {
         onnx::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gradients/small_cnn/model.onnx"))

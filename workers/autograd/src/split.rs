@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 
 use crate::error::AutogradError;
-use crate::tensor_facts::TensorFacts;
 use crate::onnx::{OnnxDocument, declared, reads};
 use crate::proto::NodeProto;
-use crate::training_step::{SCALE, TrainingStep, TARGET};
+use crate::tensor_facts::TensorFacts;
+use crate::training_step::{SCALE, TARGET, TrainingStep};
 
 /// A step in two.
 #[derive(Debug, Clone, PartialEq)]

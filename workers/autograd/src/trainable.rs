@@ -6,10 +6,10 @@ use std::str::FromStr;
 use wildmatch::WildMatch;
 
 use crate::error::AutogradError;
-use crate::tensor_facts::TensorFacts;
 use crate::onnx::{depends, int};
 use crate::proto::{GraphProto, NodeProto};
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 
 /// The word for all weights, of which whoever trains may leave those of the first layers as they are.
 pub const AUTO: &str = "auto";

@@ -6,12 +6,12 @@ use crate::batch;
 use crate::composite;
 use crate::error::AutogradError;
 use crate::fold;
-use crate::tensor_facts::{self, TensorFacts};
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
 use crate::loss;
 use crate::onnx::{OnnxDocument, declared, named};
 use crate::proto::{GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use crate::rules::{self, OutputGradients};
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
+use crate::tensor_facts::{self, TensorFacts};
 use crate::trainable::{self, TrainableSelection};
 use crate::unfold;
 use crate::upgrade::{self, STEP_OPSET};
@@ -56,7 +56,8 @@ impl TrainingStep {
     /// The least memory a step takes, bytes: what the forward pass computed and a gradient is made from must be there
     /// at the same time. Without weights and gradients.
     pub fn kept_bytes(&self, known: &TensorFacts) -> Result<u64, AutogradError> {
-        let gradients = self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.is_initializer(name)));
+        let gradients =
+            self.graph.graph()?.node.iter().filter(|node| !node.output.iter().any(|name| known.is_initializer(name)));
         let kept: HashSet<&String> = gradients.flat_map(|node| &node.input).collect();
         let is_weight = |name: &str| self.weights.iter().any(|weight| weight.name == name);
         let bytes = kept.iter().filter(|name| !is_weight(name)).map(|name| known.float_bytes(name));
@@ -139,7 +140,8 @@ impl PreparedModel {
         let weights = trainable::choose(&self.plain, trainable)?;
         let (mut rewritten, mut known) = (self.onnx.clone(), known.clone());
         fold::fold(rewritten.graph_mut()?, &mut known);
-        let by_images = trainable::dependent_tensors(&rewritten.graph()?.node, &[self.onnx.input()?.to_owned()], &known);
+        let by_images =
+            trainable::dependent_tensors(&rewritten.graph()?.node, &[self.onnx.input()?.to_owned()], &known);
         let needed = trainable::dependent_tensors(&rewritten.graph()?.node, &weights, &known);
         let left = composite::write_out(rewritten.graph_mut()?, &needed, &by_images, &mut known)?;
         let needed = trainable::dependent_tensors(&rewritten.graph()?.node, &weights, &known);

@@ -7,12 +7,12 @@
 
 use std::collections::HashSet;
 
-use crate::tensor_facts::TensorFacts;
+use crate::gradient_tape::AttributeValue;
 use crate::onnx::int;
 use crate::proto::{GraphProto, NodeProto};
 use crate::rules::PoolWindow;
-use crate::gradient_tape::AttributeValue;
 use crate::tensor;
+use crate::tensor_facts::TensorFacts;
 use crate::writer::Writer;
 
 /// Numbers in the matrix of places, at the most.

@@ -1,9 +1,9 @@
 //! What is written in place of an operator: others that do the same, constants, and what is known of both.
 
-use crate::tensor_facts::{TensorFacts, TensorConstants};
-use crate::proto::{NodeProto, TensorProto};
 use crate::gradient_tape::AttributeValue;
+use crate::proto::{NodeProto, TensorProto};
 use crate::tensor;
+use crate::tensor_facts::{TensorConstants, TensorFacts};
 
 /// Operators in place of one. Their tensors are called after its first output.
 pub(crate) struct Writer<'a> {
@@ -49,7 +49,14 @@ impl<'a> Writer<'a> {
         self.op("Reshape", what, &[tensor, &sizes], &[], shape)
     }
 
-    pub fn op(&mut self, op: &str, what: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) -> String {
+    pub fn op(
+        &mut self,
+        op: &str,
+        what: &str,
+        inputs: &[&str],
+        attributes: &[AttributeValue<'_>],
+        shape: &[i64],
+    ) -> String {
         let output = self.name(what);
         self.op_into(op, &output, inputs, attributes, shape);
         output
@@ -62,7 +69,14 @@ impl<'a> Writer<'a> {
     }
 
     /// Under any name.
-    pub fn op_into(&mut self, op: &str, output: &str, inputs: &[&str], attributes: &[AttributeValue<'_>], shape: &[i64]) {
+    pub fn op_into(
+        &mut self,
+        op: &str,
+        output: &str,
+        inputs: &[&str],
+        attributes: &[AttributeValue<'_>],
+        shape: &[i64],
+    ) {
         let node = NodeProto {
             op_type: Some(op.into()),
             name: Some(output.into()),

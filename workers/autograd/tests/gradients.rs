@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use autograd::tensor_facts::TensorConstants;
 use autograd::reference::Reference;
+use autograd::tensor_facts::TensorConstants;
 use autograd::training_step::{PreparedModel, SCALE, TARGET};
-use autograd::{TensorFacts, TrainingStep, TrainableSelection};
-use vision::OnnxRuntime as Runtime;
-use vision::graph::{GraphOutput, GraphInput, Graph, TensorNumbers};
+use autograd::{TensorFacts, TrainableSelection, TrainingStep};
+use vision::OnnxRuntime;
+use vision::graph::{Graph, GraphInput, GraphOutput, TensorNumbers};
 
 /// The largest difference to the reference that is allowed, as a share of the largest value of the gradient.
 const MOST_WRONG: f64 = 1e-4;
@@ -25,7 +25,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// A reference's model made ready for its images, and everything a probe shows.
-fn ready(runtime: &Runtime, reference: &Reference) -> (PreparedModel, TensorFacts) {
+fn ready(runtime: &OnnxRuntime, reference: &Reference) -> (PreparedModel, TensorFacts) {
     let (shape, images) = (reference.shape("images").to_vec(), reference.floats("images"));
     let mut prepared = PreparedModel::new(&reference.model, "scores", &shape).unwrap();
     if reference.model.declared_batch() == Some(1) {
@@ -39,7 +39,7 @@ fn ready(runtime: &Runtime, reference: &Reference) -> (PreparedModel, TensorFact
 }
 
 /// Everything a probe shows.
-fn probe(runtime: &Runtime, prepared: &PreparedModel, images: &[f32], shape: &[i64]) -> TensorFacts {
+fn probe(runtime: &OnnxRuntime, prepared: &PreparedModel, images: &[f32], shape: &[i64]) -> TensorFacts {
     let mut known = prepared.known().unwrap();
     let probe = prepared.probe().unwrap();
     let mut graph = Graph::open(runtime, "probe", &probe.encode(), 1).unwrap();
@@ -57,11 +57,16 @@ fn probe(runtime: &Runtime, prepared: &PreparedModel, images: &[f32], shape: &[i
 }
 
 /// Runs a step; every output by name.
-fn run(runtime: &Runtime, step: &TrainingStep, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
+fn run(runtime: &OnnxRuntime, step: &TrainingStep, reference: &Reference) -> BTreeMap<String, Vec<f32>> {
     run_on(runtime, step, reference, &reference.floats("images"))
 }
 
-fn run_on(runtime: &Runtime, step: &TrainingStep, reference: &Reference, images: &[f32]) -> BTreeMap<String, Vec<f32>> {
+fn run_on(
+    runtime: &OnnxRuntime,
+    step: &TrainingStep,
+    reference: &Reference,
+    images: &[f32],
+) -> BTreeMap<String, Vec<f32>> {
     let mut graph = Graph::open(runtime, "step", &step.graph.encode(), 1).unwrap();
     let batch = step.images_shape[0];
     let (target, scale) = (reference.floats("target"), reference.floats("scale"));
@@ -88,7 +93,7 @@ fn run_on(runtime: &Runtime, step: &TrainingStep, reference: &Reference, images:
 
 #[test]
 fn every_gradient_is_that_of_the_reference() {
-    let runtime = Runtime::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut wrong = Vec::new();
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
@@ -122,7 +127,7 @@ fn every_gradient_is_that_of_the_reference() {
 
 #[test]
 fn a_step_in_two_gives_what_the_whole_gives() {
-    let runtime = Runtime::find_and_load(None).unwrap();
+    let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let mut in_two = 0;
     for case in cases() {
         let reference = Reference::read(&case).unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aggregator::ParameterLayout;
 use aggregator::merge::{SiteDelta, WeightedRow, sum_into, trimmed_of, without_extremes};
 use aggregator::public_set::PublicSet;
-use aggregator::score::{ScoringModel, ModelScorer};
+use aggregator::score::{ModelScorer, ScoringModel};
 use aggregator::weights_file::{WeightRow, WeightsFile};
 use autograd::TrainableSelection;
 use rand::rngs::StdRng;
@@ -21,7 +21,7 @@ use training::weights::{NamedTensors, encode};
 use vision::{Model, OnnxRuntime};
 
 use crate::error::BenchError;
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, BenchReport, ReportTable};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 use crate::stats::median;
 
 /// Updates and megabytes of each.
@@ -106,7 +106,8 @@ fn one(place: &Path, updates: usize, megabytes: usize, rounds: usize) -> Result<
     }
     let base = vec![0.01_f32; layout.len()];
     let share = 1.0 / updates as f64;
-    let terms: Vec<WeightedRow<'_>> = files.iter().map(|file| WeightedRow { values: WeightRow::File(file), times: share }).collect();
+    let terms: Vec<WeightedRow<'_>> =
+        files.iter().map(|file| WeightedRow { values: WeightRow::File(file), times: share }).collect();
     let changes: Vec<SiteDelta<'_>> =
         files.iter().map(|file| SiteDelta { values: WeightRow::File(file), base: &base, times: 1.0 }).collect();
     let (mut reads, mut sums, mut medians, mut trims, mut checks, mut peaks) =
@@ -235,8 +236,13 @@ fn report(found: &[AggregateBenchResult], (one_core, all_cores): (f64, f64), qui
         })
         .collect();
     let of = |place: usize, value: &dyn Fn(&AggregateBenchResult) -> f64| found.get(place).map(value);
-    let figure =
-        |name, title, value, most: f64| HeadlineFigure { name, title, value, unit: "", goal: Some(FigureGoal::AtMost(most)) };
+    let figure = |name, title, value, most: f64| HeadlineFigure {
+        name,
+        title,
+        value,
+        unit: "",
+        goal: Some(FigureGoal::AtMost(most)),
+    };
     let over = |value: fn(&AggregateBenchResult) -> f64| move |found: &AggregateBenchResult| value(found) / found.read;
     let headline = vec![
         figure(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use schemas::{Answer, SiteName, AnswerStage, TaskId, decode};
+use schemas::{Answer, AnswerStage, SiteName, TaskId, decode};
 use streams::tap::watch_subject;
 use streams::{Bus, CarryError, subject};
 use tokio::sync::{oneshot, watch};

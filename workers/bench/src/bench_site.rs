@@ -8,7 +8,7 @@ use schemas::SiteName;
 use streams::permissions;
 use streams::server::{CertificateFiles, ClientListener, Durability, LeafMode, Server, ServerSettings};
 use streams::subject_table::Role;
-use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Bus, NatsSettings, reader};
 use vision::InferenceSettings;
 

@@ -3,8 +3,8 @@
 //! what real models say of real pictures. Chance, not time, so that it may run beside anything.
 
 mod fleet;
-mod results;
 mod releases;
+mod results;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::error::BenchError;
 use crate::experiments;
 use crate::report::BenchReport;
 use fleet::CanaryRun;
-use releases::{CanaryCandidate, KINDS, CanaryCandidates};
+use releases::{CanaryCandidate, CanaryCandidates, KINDS};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]

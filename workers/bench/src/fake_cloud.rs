@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, heartbeat, clock, consumer};
+use runtime::{ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat};
 use schemas::answer::Timings;
-use schemas::{FaultNote, Prediction, Payload, SiteName, VerifyRequest, decode};
+use schemas::{FaultNote, Payload, Prediction, SiteName, VerifyRequest, decode};
 use streams::reader::StoredMessage;
 use streams::{Bus, Delivery, Publisher, topology};
 use tokio::sync::{Semaphore, watch};
@@ -83,9 +83,17 @@ pub async fn run(
     let tally = Arc::new(WorkerStats::default());
     let publisher = Publisher::new(cloud.clone(), PATIENCE);
     let pulse = heartbeat::HeartbeatPace { every: Duration::from_secs(1), ..heartbeat::HeartbeatPace::default() };
-    let life = heartbeat::send_heartbeats(cloud.clone(), FakeCloud::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
-        (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
-    });
+    let life = heartbeat::send_heartbeats(
+        cloud.clone(),
+        FakeCloud::ROLE,
+        None,
+        tally.clone(),
+        shutdown.clone(),
+        pulse,
+        |beat| {
+            (beat.replicas, beat.cost_ms) = (pace.replicas, Some(pace.service_ms));
+        },
+    );
     let (ended, ()) = tokio::join!(consume(step, &cloud, publisher, from, tally, shutdown), life);
     tracing::debug!(?ended, "the paced verifier ended");
 }

@@ -1,9 +1,9 @@
 //! Rules of merging against each other: ten sites with pictures divided in many ways, ten rounds, several seeds; the
 //! aggregator's own rooms without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod results;
 mod experiment;
 mod pool;
+mod results;
 mod scheme;
 
 use std::path::PathBuf;
@@ -158,7 +158,8 @@ fn measure(options: &FederatedBenchOptions, stop: &AtomicBool) -> Result<BenchRe
         [] => vec![None],
         named => named.iter().map(Some).collect(),
     };
-    let mut ways: Vec<RuleVariant> = if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
+    let mut ways: Vec<RuleVariant> =
+        if options.quick { ways() } else { ways().into_iter().chain(ablation()).collect() };
     let quick = ["fedavg", "paper literal", "paper", "pick"].map(str::to_owned);
     let named: &[String] = if options.quick && options.rules.is_empty() { &quick } else { &options.rules };
     ways.retain(|way| named.is_empty() || named.contains(&way.name));

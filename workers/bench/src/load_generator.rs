@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::error::BenchError;
 use crate::bench_site::BenchSite;
-use crate::measurement_window::{self, WindowLength, NamedProcesses, CompletionLog, MeasurementWindow};
+use crate::error::BenchError;
+use crate::measurement_window::{self, CompletionLog, MeasurementWindow, NamedProcesses, WindowLength};
 use crate::worker::pause_process;
 
 /// How long an image may take before the measurement is given up.
@@ -137,7 +137,12 @@ impl LoadGenerator {
     }
 
     /// So many a second for a while, equally spaced, whatever becomes of them.
-    pub async fn at_rate(&self, rate_per_s: f64, processes: &NamedProcesses, length: WindowLength) -> Result<MeasurementWindow, BenchError> {
+    pub async fn at_rate(
+        &self,
+        rate_per_s: f64,
+        processes: &NamedProcesses,
+        length: WindowLength,
+    ) -> Result<MeasurementWindow, BenchError> {
         self.at_rate_while(rate_per_s, processes, length.lead, length.wait_for_end()).await
     }
 
@@ -160,7 +165,9 @@ impl LoadGenerator {
                     break;
                 }
                 let (load, tape) = (load.clone(), noting.clone());
-                begun.spawn(async move { load.send_image(AnswerMilestone::Answered, due_at).await.map(|took| tape.record_image(took)) });
+                begun.spawn(async move {
+                    load.send_image(AnswerMilestone::Answered, due_at).await.map(|took| tape.record_image(took))
+                });
                 while let Some(ended) = begun.try_join_next() {
                     ended??;
                 }

@@ -26,15 +26,15 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
 use crate::answer_listener::AnswerListener;
 use crate::error::BenchError;
-use crate::testbed::{Testbed, TestbedConfig};
-use crate::labelled_images::{self, LabelledImage};
-use crate::load_generator::schedule;
 use crate::fake_cloud::FakeCloudPace;
+use crate::labelled_images::{self, LabelledImage};
+use crate::link_shaper::{LinkShape, LinkState};
+use crate::load_generator::schedule;
 use crate::report::{BenchMachine, BenchReport};
-use crate::link_shaper::{LinkState, LinkShape};
+use crate::testbed::{Testbed, TestbedConfig};
 use crate::workload::Workload;
 
-use results::{PolicyRunOutcome, PolicyRun};
+use results::{PolicyRun, PolicyRunOutcome};
 use scenario::{ArrivalPattern, OFFLOADING, PolicyQuestion, Scenario, VERIFICATION};
 
 /// The project's own pair.
@@ -117,7 +117,7 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     let mut runs = Vec::new();
 
     let mut ground = set.ground(options, folder.path())?;
-    ground.set.push(format!("recognizer.policy.upload_timeout_ms={BASELINE_TIMEOUT_MS}"));
+    ground.set.push(format!("recognizer.policy.verdict_timeout_ms={BASELINE_TIMEOUT_MS}"));
     // The other core is the cloud's.
     ground.set.push("recognizer.infer.replicas=1".into());
     let mut field = Testbed::start("verification", ground).await?;
@@ -147,7 +147,8 @@ async fn measure(options: &PolicyBenchOptions) -> Result<BenchReport, BenchError
     };
     let mut field = Testbed::start("offloading", ground).await?;
     let capacity_per_s = capacity(&field, &images[..images.len().min(200)]).await?;
-    let bench = PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
+    let bench =
+        PolicyBench { part: PolicyQuestion::Offloading, effort: &effort, capacity_per_s, images: &images, share: 0.0 };
     bench.all(&mut field, options, &mut runs).await?;
     tokio::task::spawn_blocking(move || drop(field)).await?;
 
@@ -270,7 +271,12 @@ struct PolicyBench<'a> {
 }
 
 impl PolicyBench<'_> {
-    async fn all(&self, field: &mut Testbed, options: &PolicyBenchOptions, runs: &mut Vec<PolicyRun>) -> Result<(), BenchError> {
+    async fn all(
+        &self,
+        field: &mut Testbed,
+        options: &PolicyBenchOptions,
+        runs: &mut Vec<PolicyRun>,
+    ) -> Result<(), BenchError> {
         let scenarios: &[Scenario] = match self.part {
             PolicyQuestion::Verification => &VERIFICATION,
             PolicyQuestion::Offloading => &OFFLOADING,
@@ -302,7 +308,9 @@ impl PolicyBench<'_> {
     fn rate(&self, scenario: &Scenario) -> f64 {
         match scenario.arrivals {
             ArrivalPattern::Batch => 0.0,
-            ArrivalPattern::Steady { of_capacity } | ArrivalPattern::Burst { of_capacity } => self.capacity_per_s * of_capacity,
+            ArrivalPattern::Steady { of_capacity } | ArrivalPattern::Burst { of_capacity } => {
+                self.capacity_per_s * of_capacity
+            }
         }
     }
 
@@ -318,7 +326,12 @@ impl PolicyBench<'_> {
 }
 
 /// One run: the link as the scenario has it, all images in, all answers out.
-async fn once(field: &Testbed, scenario: &Scenario, images: &[LabelledImage], rate_per_s: f64) -> Result<PolicyRunOutcome, BenchError> {
+async fn once(
+    field: &Testbed,
+    scenario: &Scenario,
+    images: &[LabelledImage],
+    rate_per_s: f64,
+) -> Result<PolicyRunOutcome, BenchError> {
     field.clear().await?;
     field.link.set(scenario.shape);
     field.stall_cloud(scenario.stalled);

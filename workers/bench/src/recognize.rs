@@ -16,12 +16,12 @@ use serde_json::json;
 use streams::server::Durability;
 use vision::{InferenceSettings, OnnxRuntime};
 
-use crate::warm_replicas::WarmReplicas;
+use crate::bench_site::{BenchSite, ClientIsolation, TestbedPaths};
 use crate::error::BenchError;
-use crate::load_generator::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
 use crate::report::{BenchMachine, BenchReport};
-use crate::bench_site::{TestbedPaths, ClientIsolation, BenchSite};
-use crate::measurement_window::{WindowLength, MeasurementWindow};
+use crate::warm_replicas::WarmReplicas;
 use crate::workload::Workload;
 
 /// Images in flight where throughput is measured: what keeps two replicas busy across the broker.
@@ -260,7 +260,8 @@ async fn measure(options: &RecognizeBenchOptions) -> Result<BenchReport, BenchEr
     let (model, images) = (options.model.clone(), options.images.clone());
     let workload = blocking(move || Workload::open(model.as_deref(), images.as_deref())).await?;
     let (loading, library, infer) = (workload.clone(), options.onnxruntime.clone(), options.infer.clone());
-    let bare = blocking(move || WarmReplicas::open(&loading, &OnnxRuntime::find_and_load(library.as_deref())?, &infer)).await?;
+    let bare = blocking(move || WarmReplicas::open(&loading, &OnnxRuntime::find_and_load(library.as_deref())?, &infer))
+        .await?;
     let ground = TestbedPaths {
         folder: folder.path().to_owned(),
         nats_server: options.nats_server.clone(),

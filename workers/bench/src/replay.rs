@@ -18,12 +18,12 @@ use streams::server::Durability;
 use streams::topology;
 use vision::InferenceSettings;
 
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::error::BenchError;
-use crate::load_generator::{LoadGenerator, AnswerMilestone};
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, BenchReport, ReportTable};
-use crate::bench_site::{TestbedPaths, BenchSite};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 use crate::stats::median;
-use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Images in flight where the pipeline's throughput is measured, as the recognize bench has it.
@@ -131,8 +131,10 @@ async fn measure(options: &ReplayBenchOptions) -> Result<BenchReport, BenchError
     for number in 0..rounds {
         print_step(&format!("round {} of {rounds}", number + 1));
         let last = reader::stream_level(&site.bus, topology::IMAGES).await?.last_sequence;
-        let (mut round, turned) =
-            (ReplayBenchRound::empty(load.closed(AnswerMilestone::Answered, IN_FLIGHT, &processes, length).await?), number % 2 == 1);
+        let (mut round, turned) = (
+            ReplayBenchRound::empty(load.closed(AnswerMilestone::Answered, IN_FLIGHT, &processes, length).await?),
+            number % 2 == 1,
+        );
         tokio::time::sleep(QUIET).await;
         // The next round goes through them backwards: what the disk still writes from one hits another each time.
         let mut order = [0, 1, 2, 3, 4, 5];
@@ -342,14 +344,17 @@ fn report(
     let ratios = |of: fn(&ReplayBenchRound) -> ReplayRate| -> f64 {
         median(&rounds.iter().map(|round| of(round).mb_per_s() / slower(round)).collect::<Vec<_>>())
     };
-    let p99 = |of: fn(&LiveComparison) -> &MeasurementWindow| median(&live.iter().map(|live| of(live).latency.p99_ms).collect::<Vec<_>>());
+    let p99 = |of: fn(&LiveComparison) -> &MeasurementWindow| {
+        median(&live.iter().map(|live| of(live).latency.p99_ms).collect::<Vec<_>>())
+    };
     let live_ratio: Vec<f64> =
         live.iter().map(|live| live.beside.latency.p99_ms / live.alone.latency.p99_ms.max(1e-9)).collect();
     let again: Vec<f64> = rounds.iter().map(|round| round.model.images_per_s() / round.pipeline.images_per_s).collect();
     let figure = |name, title, value, goal| HeadlineFigure { name, title, value: Some(value), unit: "", goal };
     let line = |name: &str, of: fn(&ReplayBenchRound) -> ReplayRate| {
-        let median_of =
-            |value: &dyn Fn(ReplayRate) -> f64| median(&rounds.iter().map(|round| value(of(round))).collect::<Vec<_>>());
+        let median_of = |value: &dyn Fn(ReplayRate) -> f64| {
+            median(&rounds.iter().map(|round| value(of(round))).collect::<Vec<_>>())
+        };
         vec![
             name.to_owned(),
             format!("{:.0}", median_of(&|pace| pace.images_per_s())),

@@ -2,8 +2,8 @@
 //! model that sites had and against what is shown of it. The trainer's and the aggregator's own recipes with default
 //! settings, without the bus. Accuracy, not time, so that it may run beside anything.
 
-mod results;
 mod experiment;
+mod results;
 mod steering;
 mod world;
 

@@ -17,13 +17,13 @@ use streams::fleet;
 use streams::server::Durability;
 use vision::{InferenceSettings, Replicas};
 
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::chart::{Chart, ChartLine};
 use crate::error::BenchError;
-use crate::load_generator::{LoadGenerator, AnswerMilestone};
-use crate::report::{HeadlineFigure, BenchMachine, ReportChart, BenchReport, ReportTable};
-use crate::bench_site::{TestbedPaths, BenchSite};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
+use crate::report::{BenchMachine, BenchReport, HeadlineFigure, ReportChart, ReportTable};
 use crate::stats::median;
-use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 
 /// Images in flight: what keeps four replicas busy across the broker.
@@ -133,7 +133,12 @@ async fn measure(options: &ScaleBenchOptions) -> Result<BenchReport, BenchError>
 }
 
 /// One stretch of one case.
-async fn stretch(site: &mut BenchSite, workload: &Workload, processes: usize, length: WindowLength) -> Result<ScaleRun, BenchError> {
+async fn stretch(
+    site: &mut BenchSite,
+    workload: &Workload,
+    processes: usize,
+    length: WindowLength,
+) -> Result<ScaleRun, BenchError> {
     let load = LoadGenerator::open(site, workload.images.clone()).await?;
     let workers = site.recognizer_processes();
     tokio::select! {
@@ -167,7 +172,8 @@ async fn begun(load: &LoadGenerator, bus: streams::Bus, processes: Vec<u32>) -> 
 /// Signs of life of these processes; others may have been there a moment ago.
 async fn recognizers(bus: &streams::Bus, processes: &[u32]) -> Result<Vec<schemas::Heartbeat>, BenchError> {
     let beats = fleet::live_workers(bus).await?;
-    let is_one = |beat: &schemas::Heartbeat| processes.iter().any(|process| beat.worker.ends_with(&format!("-{process}")));
+    let is_one =
+        |beat: &schemas::Heartbeat| processes.iter().any(|process| beat.worker.ends_with(&format!("-{process}")));
     Ok(beats.into_iter().filter(is_one).collect())
 }
 
@@ -209,7 +215,9 @@ fn report(
     // Of neighbours: a round's two over the same round's one.
     let pairs = found[&(ReplicaMode::Threads, 2)].iter().zip(&found[&(ReplicaMode::Threads, 1)]);
     let two_over_one: Vec<f64> = pairs.map(|(two, one)| two.window.images_per_s / one.window.images_per_s).collect();
-    let unfair = [(ReplicaMode::Processes, 2), (ReplicaMode::Processes, 4)].iter().filter_map(|case| of(case, &|ran| ran.unfair));
+    let unfair = [(ReplicaMode::Processes, 2), (ReplicaMode::Processes, 4)]
+        .iter()
+        .filter_map(|case| of(case, &|ran| ran.unfair));
     let figure = |name, title, value, unit, goal| HeadlineFigure { name, title, value, unit, goal };
     let headline = vec![
         figure("throughput_2_over_1", "two replicas over one, as threads", Some(median(&two_over_one)), "", None),
@@ -240,7 +248,8 @@ fn report(
             json!({ "replicas": count, "as": how.word(), "window": ran.window, "max_over_mean": ran.unfair })
         })
     });
-    let series = |of: fn(&step_response::QueueSample) -> f64| stepped.looks.iter().map(|look| (look.at_s, of(look))).collect();
+    let series =
+        |of: fn(&step_response::QueueSample) -> f64| stepped.looks.iter().map(|look| (look.at_s, of(look))).collect();
     let chart = Chart {
         title: format!("Five times the load from {:.0} s to {:.0} s", stepped.from_s, stepped.to_s),
         x_label: "seconds".into(),

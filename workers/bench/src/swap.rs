@@ -19,11 +19,11 @@ use streams::{Blobs, Publication, Publisher, subject};
 use training::folder;
 use vision::{InferenceSettings, Model};
 
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::error::BenchError;
-use crate::load_generator::{LoadGenerator, AnswerMilestone};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
+use crate::measurement_window::{MeasurementWindow, WindowLength};
 use crate::report::{BenchMachine, BenchReport};
-use crate::bench_site::{TestbedPaths, BenchSite};
-use crate::measurement_window::{WindowLength, MeasurementWindow};
 use crate::workload::Workload;
 use results::SwapBenchRound;
 
@@ -112,7 +112,11 @@ async fn measure(options: &SwapBenchOptions) -> Result<BenchReport, BenchError> 
     let mut memory_mib = Vec::new();
     let mut stretches = Vec::new();
     for round in 0..effort.rounds {
-        print_step(&format!("round {} of {}: {rate_per_s:.0} images a second, without swaps", round + 1, effort.rounds));
+        print_step(&format!(
+            "round {} of {}: {rate_per_s:.0} images a second, without swaps",
+            round + 1,
+            effort.rounds
+        ));
         let plain = load.at_rate(rate_per_s, &processes, effort.stretch).await?;
         // Always after the same work: a process keeps what it took for images that came in heaps.
         memory_mib.push(resident());
@@ -172,7 +176,12 @@ impl SwapBenchEffort {
 }
 
 /// The model and one with other weights, packaged, in the site's bucket.
-async fn pair(model: &Path, onnxruntime: Option<PathBuf>, work: &Path, site: &BenchSite) -> Result<ReleasePair, BenchError> {
+async fn pair(
+    model: &Path,
+    onnxruntime: Option<PathBuf>,
+    work: &Path,
+    site: &BenchSite,
+) -> Result<ReleasePair, BenchError> {
     let (from, into) = (model.to_owned(), work.join("other"));
     let models = blocking(move || {
         let root = Model::load(&from)?;

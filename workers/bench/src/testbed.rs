@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use decisions::policy::PolicyName;
-use recognizer::signals::{PolicyOverride, POLICY_NOTE};
+use recognizer::signals::{POLICY_NOTE, PolicyOverride};
 use runtime::Shutdown;
 use schemas::{Heartbeat, Prediction, SiteName};
 use streams::fleet::{self, Ledger};
 use streams::server::{ClientListener, Durability, LINK_USER, LeafMode, Server, ServerSettings};
-use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Bus, NatsSettings, reader};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::BenchError;
 use crate::fake_cloud::{self, CloudPredictions, FakeCloudPace};
-use crate::link_shaper::{LinkState, LinkShape, LinkShaper};
+use crate::link_shaper::{LinkShape, LinkShaper, LinkState};
 use crate::worker::BenchWorker;
 use runtime::process;
 
@@ -263,6 +263,7 @@ async fn serve(settings: ServerSettings) -> Result<Server, BenchError> {
 
 async fn set_up(server: &Server, place: &PlanScope) -> Result<Bus, BenchError> {
     let bus = Bus::connect(&NatsSettings { url: server.url(), ..NatsSettings::default() }, "bench").await?;
-    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), RepairMode::Missing).await?;
+    topology::apply_plan(&bus, &topology::plan_topology(place, &StreamSettings::default()), RepairMode::Missing)
+        .await?;
     Ok(bus)
 }

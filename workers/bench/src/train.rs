@@ -1,11 +1,11 @@
 //! Training steps against the forward pass alone, and against PyTorch where it is installed: processor time of one
 //! step on one thread, in turns.
 
-mod interference;
-mod results;
 mod gradients;
+mod interference;
 pub(crate) mod learning_curve;
 pub mod network;
+mod results;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -30,9 +30,9 @@ use crate::error::BenchError;
 use crate::report::BenchReport;
 use runtime::process;
 
-use results::TrainBenchResult;
 pub use learning_curve::write as write_net;
 use network::BenchNetwork;
+use results::TrainBenchResult;
 
 const PEER: &str = include_str!("train/peer.py");
 
@@ -148,11 +148,24 @@ fn measure(options: &TrainBenchOptions) -> Result<TrainBenchResult, BenchError> 
             }
         }
     }
-    Ok(TrainBenchResult { runs, checked, learned, version, beside: Vec::new(), named_gradients: options.gradients.is_some() })
+    Ok(TrainBenchResult {
+        runs,
+        checked,
+        learned,
+        version,
+        beside: Vec::new(),
+        named_gradients: options.gradients.is_some(),
+    })
 }
 
 /// Steps and forward passes of one network, in one process and on one thread.
-fn ours(runtime: &OnnxRuntime, net: &BenchNetwork, part: TrainedPart, round: usize, steps: usize) -> Result<TrainRun, BenchError> {
+fn ours(
+    runtime: &OnnxRuntime,
+    net: &BenchNetwork,
+    part: TrainedPart,
+    round: usize,
+    steps: usize,
+) -> Result<TrainRun, BenchError> {
     let (onnx, shape) = (net.onnx(), net.shape());
     let prepared = PreparedModel::new(&onnx, "scores", &shape)?;
     let known = training::trainable_model::known(runtime, &prepared, &shape)?;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use vision::{InferenceError, InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::BenchError;
-use crate::measurement_window::{self, WindowLength, CompletionLog, MeasurementWindow};
+use crate::measurement_window::{self, CompletionLog, MeasurementWindow, WindowLength};
 use crate::workload::Workload;
 
 /// Name of its process in a report.
@@ -51,7 +51,13 @@ impl WarmReplicas {
                 (replica, ended)
             }));
         }
-        let window = measurement_window::measure_window(&tape, &[(LOOP, std::process::id())], length.lead, length.wait_for_end()).await;
+        let window = measurement_window::measure_window(
+            &tape,
+            &[(LOOP, std::process::id())],
+            length.lead,
+            length.wait_for_end(),
+        )
+        .await;
         drop(guard);
         for thread in running {
             let (replica, ended) = thread.await?;

@@ -20,8 +20,8 @@ impl BudgetSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         match (self.max_bytes_per_day, self.max_bytes_per_s) {
-            (Some(0), _) => Err("courier.budget.bytes_a_day is 0: leave it away, or switch verifying off".into()),
-            (_, Some(0)) => Err("courier.budget.bytes_a_second is 0, use at least 1, or leave it away".into()),
+            (Some(0), _) => Err("courier.budget.max_bytes_per_day is 0: leave it away, or switch verifying off".into()),
+            (_, Some(0)) => Err("courier.budget.max_bytes_per_s is 0, use at least 1, or leave it away".into()),
             _ => Ok(()),
         }
     }

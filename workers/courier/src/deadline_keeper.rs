@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use runtime::handler::DeadLetterContext;
-use runtime::{MessageCredit, Fault, OutgoingMessages, Handler, clock};
-use schemas::{Answer, FaultNote, Reason, Route, SiteName, AnswerStage, decode};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock};
+use schemas::{Answer, AnswerStage, FaultNote, Reason, Route, SiteName, decode};
 use streams::reader::StoredMessage;
 use streams::{Bus, Delivery, reader, subject, topology};
 

@@ -42,7 +42,12 @@ pub async fn watch_site_mark(
     }
 }
 
-async fn read_site_mark(here: &Bus, cloud: &Bus, site: &SiteName, left: &mut bool) -> Result<Option<FaultNote>, CarryError> {
+async fn read_site_mark(
+    here: &Bus,
+    cloud: &Bus,
+    site: &SiteName,
+    left: &mut bool,
+) -> Result<Option<FaultNote>, CarryError> {
     let own = Ledger::open(here).await?;
     own.update_note(MARK, |mark| mark.map_or_else(|| TaskId::new_random().to_string(), str::to_owned)).await?;
     let mark = own.read(MARK).await?.unwrap_or_default();

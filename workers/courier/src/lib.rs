@@ -7,17 +7,17 @@
 
 pub mod breaker;
 pub mod budget;
-pub mod verdict_carrier;
+pub mod deadline_keeper;
 mod identity;
 pub mod link;
 pub mod note_carrier;
+pub mod outbox_carrier;
 pub mod outbox_index;
 pub mod probe;
-pub mod deadline_keeper;
 pub mod settings;
-pub mod verifier_progress;
 pub mod trust_anchor;
-pub mod outbox_carrier;
+pub mod verdict_carrier;
+pub mod verifier_progress;
 pub mod worker;
 
 pub use settings::CourierSettings;

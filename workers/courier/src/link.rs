@@ -57,7 +57,7 @@ impl LinkSettings {
             }
             Self { probe_every_ms: ..50 | 1001.., .. } => Err("courier.link.probe_every_ms must be 50 to 1000".into()),
             Self { probe_timeout_ms: ..50 | 10_001.., .. } => {
-                Err("courier.link.probe_patience_ms must be 50 to 10000".into())
+                Err("courier.link.probe_timeout_ms must be 50 to 10000".into())
             }
             _ => Ok(()),
         }

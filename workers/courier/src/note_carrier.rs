@@ -4,7 +4,7 @@
 
 use runtime::handler::DeadLetterContext;
 use runtime::trust::TrustError;
-use runtime::{MessageCredit, Fault, OutgoingMessages, Handler};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages};
 use schemas::limits::{MAX_WEIGHTS_BYTES, PIECE_BYTES};
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, FaultNote, Order, Round, RoundEvent, SiteName, decode};

@@ -27,9 +27,9 @@ use tokio::task::JoinSet;
 
 use crate::breaker::Breaker;
 use crate::budget::{Budget, BudgetUsage};
-use crate::outbox_index::{UrgencyClass, OutboxEntry, OutboxIndex};
-use crate::probe::LinkHandle;
 use crate::deadline_keeper;
+use crate::outbox_index::{OutboxEntry, OutboxIndex, UrgencyClass};
+use crate::probe::LinkHandle;
 use crate::settings::CourierSettings;
 
 /// How long the cloud may take to store what reached it, before it counts as failing.
@@ -150,7 +150,9 @@ impl OutboxCarrier {
         let (now_ms, now_s) = (clock::now_ms(), self.link.now_s());
         for sequence in self.with(|state| state.outbox.expired(now_ms)) {
             let up = self.clone();
-            uploads.spawn(async move { (sequence, None, up.expire(sequence).await.unwrap_or_else(UploadOutcome::Failed)) });
+            uploads.spawn(
+                async move { (sequence, None, up.expire(sequence).await.unwrap_or_else(UploadOutcome::Failed)) },
+            );
         }
         // A cloud that finishes nothing is in no hurry for more: what must go to it goes one by one, and leaves
         // the processor and the link to others.
@@ -163,7 +165,8 @@ impl OutboxCarrier {
                     return None;
                 }
                 let others = in_flight.saturating_sub(*bulk_bytes);
-                let room = |before: u64, entry: &OutboxEntry| before == 0 || before.saturating_add(entry.bytes) <= window;
+                let room =
+                    |before: u64, entry: &OutboxEntry| before == 0 || before.saturating_add(entry.bytes) <= window;
                 // Weights may be a hundred windows long: they go in pieces, and whoever waits for a verdict
                 // passes between those.
                 let fits = |entry: &OutboxEntry| match entry.class {
@@ -219,7 +222,9 @@ impl OutboxCarrier {
 
     /// Sends one message, and deletes it once the cloud has it.
     async fn send(&self, sequence: u64, upload: crate::probe::UploadGuard) -> Result<UploadOutcome, Fault> {
-        let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(UploadOutcome::Gone) };
+        let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else {
+            return Ok(UploadOutcome::Gone);
+        };
         let Some(to) = record.header(HEADER_TO) else {
             return self.give_up(&record, unaddressed(&record.subject)).await;
         };
@@ -265,7 +270,9 @@ impl OutboxCarrier {
     /// A message whose time was up: who waits for a verdict gets the edge's answer. A task that was
     /// redirected is its recognizer's, which holds the image.
     async fn expire(&self, sequence: u64) -> Result<UploadOutcome, Fault> {
-        let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else { return Ok(UploadOutcome::Gone) };
+        let Some(record) = reader::message_at(&self.here, topology::OUTBOX, sequence).await? else {
+            return Ok(UploadOutcome::Gone);
+        };
         if let Ok(request) = decode::<VerifyRequest>(&record.payload)
             && request.provisional.prediction().is_some()
         {

@@ -87,7 +87,11 @@ impl OutboxIndex {
     /// The next message to go, if there is one of at most so many bytes that `may` go. It counts as being
     /// sent until [`Outbox::done`] or [`Outbox::back`]. Never passes over a message for being too large:
     /// it would starve.
-    pub fn next(&mut self, order: BacklogOrder, mut may: impl FnMut(&OutboxEntry) -> bool) -> Option<(u64, OutboxEntry)> {
+    pub fn next(
+        &mut self,
+        order: BacklogOrder,
+        mut may: impl FnMut(&OutboxEntry) -> bool,
+    ) -> Option<(u64, OutboxEntry)> {
         let fresh = self.fresh.iter().find(|rank| Some(rank.2) != self.failed).copied();
         let backlog = head(&self.backlog, order, self.failed);
         let (fresh, backlog) = match (fresh, backlog) {

@@ -10,7 +10,7 @@ use streams::{Bus, reader, topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::link::{LinkSettings, LinkMeter, ActiveUpload};
+use crate::link::{ActiveUpload, LinkMeter, LinkSettings};
 use crate::verifier_progress::VerifierProgress;
 
 /// How often the verifiers' signs of life are read.

@@ -3,9 +3,9 @@
 use runtime::drift::{DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{MessageCredit, Fault, OutgoingMessages, Handler, clock, metrics};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, clock, metrics};
 use schemas::task::HEADER_IMAGE;
-use schemas::{Answer, FaultNote, Reason, Route, SiteName, AnswerStage, Verdict, decode, encode};
+use schemas::{Answer, AnswerStage, FaultNote, Reason, Route, SiteName, Verdict, decode, encode};
 use streams::reader::StoredMessage;
 use streams::{Delivery, Publication, subject, topology};
 

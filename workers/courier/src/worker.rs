@@ -3,22 +3,22 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::consumer::WorkerStats;
+use runtime::drift::{DriftKind, DriftSettings, DriftWatch};
 use runtime::ticket::TicketKey;
-use runtime::{ConsumerConfig, Fault, Shutdown, beat, consume, retry_until_found};
+use runtime::{ConsumerConfig, Fault, Shutdown, consume, heartbeat, retry_until_found};
 use schemas::SiteName;
 use streams::fleet::Ledger;
 use streams::{Blobs, Bus, Publisher, topology};
 
-use crate::verdict_carrier::VerdictCarrier;
+use crate::deadline_keeper::DeadlineKeeper;
 use crate::identity;
 use crate::note_carrier::{NoteCarrier, OrderNotes, RoundNotes};
+use crate::outbox_carrier::OutboxCarrier;
 use crate::probe::LinkHandle;
-use crate::deadline_keeper::DeadlineKeeper;
 use crate::settings::CourierSettings;
 use crate::trust_anchor::TrustAnchor;
-use crate::outbox_carrier::OutboxCarrier;
+use crate::verdict_carrier::VerdictCarrier;
 
 const ROLE: &str = "courier";
 /// How long a publication is retried before its message is handed back.
@@ -53,7 +53,8 @@ pub async fn run(
     let Some(up) = retry_until_found(&shutdown, open).await else { return Ok(()) };
     let up = Arc::new(up);
     let publisher = Publisher::new(here.clone(), PATIENCE);
-    let from = |durable: String| ConsumerConfig { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
+    let from =
+        |durable: String| ConsumerConfig { durable, credits: SMALL_MESSAGES, resized: None, tries: None, ack_wait };
 
     let agreement = DriftWatch::new(DriftKind::Agreement, AGREEMENT_WINDOWS);
     let down = async {
@@ -64,7 +65,8 @@ pub async fn run(
             () = link.up() => {}
         }
         let from = from(topology::verdicts_durable(&site));
-        let down = Arc::new(VerdictCarrier { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
+        let down =
+            Arc::new(VerdictCarrier { site: site.clone(), tickets: tickets.clone(), agreement: agreement.clone() });
         consume(down, &cloud, publisher.clone(), from, tally.clone(), shutdown.clone()).await
     };
     let notes = async {
@@ -108,16 +110,17 @@ pub async fn run(
         }
     };
     let namesake = &namesake;
-    let life = heartbeat::send_heartbeats(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
-        let (up, agreement) = (up.clone(), agreement.clone());
-        move |beat| {
-            beat.drift = agreement.report();
-            let report = up.report();
-            beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
-            beat.link = Some(report);
-            beat.faults = namesake.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        }
-    });
+    let life =
+        heartbeat::send_heartbeats(here.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, {
+            let (up, agreement) = (up.clone(), agreement.clone());
+            move |beat| {
+                beat.drift = agreement.report();
+                let report = up.report();
+                beat.link_rtt_ms = report.up.then_some(report.rtt_min_ms);
+                beat.link = Some(report);
+                beat.faults = namesake.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+            }
+        });
     // One errand that must stop stops the others: half a courier would look like a whole one.
     let stop_all = |ended: Result<(), Fault>| {
         if ended.is_err() {

@@ -6,7 +6,7 @@
 //! held (*listen*) when it is not, until load is released, the network returns or the task's deadline
 //! forces it to be recognized here. `earliest-finish` predicts both ends instead.
 
-use schemas::decision_trace::{SiteLoad, RoutingMode, Network};
+use schemas::decision_trace::{Network, RoutingMode, SiteLoad};
 
 use crate::policy::{Objective, Policy, PolicyName};
 
@@ -173,7 +173,13 @@ fn hold(policy: &Policy, load: &SiteLoad, task: &AdmitInput) -> AdmitDecision {
     if too_long || forced || task.priority >= URGENT { AdmitDecision::Local } else { AdmitDecision::Listen }
 }
 
-fn earliest_finish(policy: &Policy, state: &AdmitState, load: &SiteLoad, network: &Network, task: &AdmitInput) -> AdmitDecision {
+fn earliest_finish(
+    policy: &Policy,
+    state: &AdmitState,
+    load: &SiteLoad,
+    network: &Network,
+    task: &AdmitInput,
+) -> AdmitDecision {
     if load.free || task.priority >= URGENT || !network.available || !could_go(network, task) {
         return AdmitDecision::Local;
     }
@@ -258,21 +264,30 @@ mod tests {
         let paper = policy(PolicyName::Paper);
         let (listening, first) = decide_admission(&paper, AdmitState::default(), &BUSY, &GONE, &TASK, 0.0);
         assert_eq!((listening.mode, first), (RoutingMode::Listen, AdmitDecision::Listen));
-        let next =
-            |load: &SiteLoad, network: &Network, task: &AdmitInput| decide_admission(&paper, listening, load, network, task, 5.0).1;
+        let next = |load: &SiteLoad, network: &Network, task: &AdmitInput| {
+            decide_admission(&paper, listening, load, network, task, 5.0).1
+        };
         assert_eq!(next(&SiteLoad { waiting: 0, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "load released");
         assert_eq!(next(&SiteLoad { free: true, ..BUSY }, &GONE, &TASK), AdmitDecision::Local, "a replica is free");
         assert_eq!(next(&BUSY, &THERE, &TASK), AdmitDecision::Redirect, "the network returned");
         assert_eq!(next(&BUSY, &GONE, &AdmitInput { left_s: Some(0.03), ..TASK }), AdmitDecision::Local, "deadline");
         assert_eq!(next(&BUSY, &GONE, &AdmitInput { held_s: 60.0, ..TASK }), AdmitDecision::Local, "held too long");
-        assert_eq!(next(&BUSY, &GONE, &AdmitInput { left_s: Some(3.0), ..TASK }), AdmitDecision::Listen, "none of them");
+        assert_eq!(
+            next(&BUSY, &GONE, &AdmitInput { left_s: Some(3.0), ..TASK }),
+            AdmitDecision::Listen,
+            "none of them"
+        );
     }
 
     #[test]
     fn the_earliest_finish_uses_the_cloud_while_it_shortens_the_queue() {
         let policy = policy(PolicyName::EarliestFinish);
         assert_eq!(admit(&policy, &BUSY, &THERE, &TASK), AdmitDecision::Redirect);
-        assert_eq!(admit(&policy, &SiteLoad { waiting: 4, ..BUSY }, &THERE, &TASK), AdmitDecision::Local, "sooner here");
+        assert_eq!(
+            admit(&policy, &SiteLoad { waiting: 4, ..BUSY }, &THERE, &TASK),
+            AdmitDecision::Local,
+            "sooner here"
+        );
         let queued =
             Network { cloud: Some(CloudLoad { waiting: 4000, replicas: 4, cost_s: 0.01, still_s: 0.0 }), ..THERE };
         assert_eq!(admit(&policy, &BUSY, &queued, &TASK), AdmitDecision::Local, "the cloud has a longer queue");
@@ -284,12 +299,27 @@ mod tests {
             cloud: Some(CloudLoad { waiting: 0, replicas: 1, cost_s: 0.1, still_s: 0.0 }),
             ..THERE
         };
-        assert_eq!(admit(&policy, &BUSY, &sent, &TASK), AdmitDecision::Local, "what we sent counts before the cloud says so");
-        assert_eq!(admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK), AdmitDecision::Local);
+        assert_eq!(
+            admit(&policy, &BUSY, &sent, &TASK),
+            AdmitDecision::Local,
+            "what we sent counts before the cloud says so"
+        );
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { rate_bytes_per_s: Some(1e3), ..THERE }, &TASK),
+            AdmitDecision::Local
+        );
         assert_eq!(admit(&policy, &BUSY, &GONE, &TASK), AdmitDecision::Local, "never held");
-        assert_eq!(admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK), AdmitDecision::Local, "nobody judges");
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { cloud: None, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "nobody judges"
+        );
         assert_eq!(admit(&policy, &BUSY, &THERE, &AdmitInput { may_leave: false, ..TASK }), AdmitDecision::Local);
-        assert_eq!(admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK), AdmitDecision::Local, "enough are away");
+        assert_eq!(
+            admit(&policy, &BUSY, &Network { away: 256, ..THERE }, &TASK),
+            AdmitDecision::Local,
+            "enough are away"
+        );
     }
 
     #[test]
@@ -304,7 +334,11 @@ mod tests {
         let eager = Policy { objective: Objective::Weighted(eager), cloud_gain_points: 5.0, ..hierarchical };
         let slow = Network { rate_bytes_per_s: Some(5e3), ..THERE };
         assert_eq!(admit(&eager, &BUSY, &slow, &TASK), AdmitDecision::Redirect, "accuracy is dear");
-        assert_eq!(admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }), AdmitDecision::Local, "too late");
+        assert_eq!(
+            admit(&eager, &BUSY, &slow, &AdmitInput { left_s: Some(6.0), ..TASK }),
+            AdmitDecision::Local,
+            "too late"
+        );
     }
 
     #[test]

@@ -141,7 +141,11 @@ impl CalibrationEvidence {
     /// What it says of the release that comes after: a quarter of it, so that little of its own outweighs it.
     pub fn decayed(&self) -> Self {
         const SHARE: u64 = 4;
-        let fade = |bin: &ConfidenceBin| ConfidenceBin { seen: bin.seen / SHARE, verified: bin.verified / SHARE, right: bin.right / SHARE };
+        let fade = |bin: &ConfidenceBin| ConfidenceBin {
+            seen: bin.seen / SHARE,
+            verified: bin.verified / SHARE,
+            right: bin.right / SHARE,
+        };
         let labels = self.labels.iter().map(|(label, bins)| (label.clone(), bins.each_ref().map(fade)));
         let samples = self.samples.iter().skip(self.samples.len() - self.samples.len() / SHARE as usize);
         Self { labels: labels.collect(), samples: samples.cloned().collect() }

@@ -5,10 +5,10 @@
 //! [`learn`]: what verdicts teach the gate. Each by the numbers of a [`policy`] and of [`verify`].
 
 pub mod admit;
+pub mod calibration;
+pub mod effective_settings;
 pub mod escalation;
 pub mod gate;
-pub mod effective_settings;
-pub mod calibration;
 pub mod hash_fraction;
 pub mod policy;
 pub mod verify;

@@ -139,11 +139,11 @@ impl Policy {
         let load = &self.load;
         ratio("load.cpu_high_ratio", load.cpu_high_ratio)?;
         ratio("load.memory_high_ratio", load.memory_high_ratio)?;
-        ratio("load.stall_high_ratio", load.memory_pressure_high_ratio)?;
+        ratio("load.memory_pressure_high_ratio", load.memory_pressure_high_ratio)?;
         let pairs = [
             ("cpu_low_ratio", load.cpu_low_ratio, load.cpu_high_ratio),
             ("memory_low_ratio", load.memory_low_ratio, load.memory_high_ratio),
-            ("stall_low_ratio", load.memory_pressure_low_ratio, load.memory_pressure_high_ratio),
+            ("memory_pressure_low_ratio", load.memory_pressure_low_ratio, load.memory_pressure_high_ratio),
             ("queue_low_s", load.queue_low_s, load.queue_high_s),
         ];
         if let Some((name, low, high)) = pairs.into_iter().find(|(_, low, high)| !(0.0..=*high).contains(low)) {
@@ -152,8 +152,8 @@ impl Policy {
             ));
         }
         match self {
-            Self { max_offloaded: 0 | 4097.., .. } => Err("recognizer.policy.most_away must be 1 to 4096".into()),
-            Self { max_offloaded_mib: 0, .. } => Err("recognizer.policy.most_away_mib is 0, use at least 1".into()),
+            Self { max_offloaded: 0 | 4097.., .. } => Err("recognizer.policy.max_offloaded must be 1 to 4096".into()),
+            Self { max_offloaded_mib: 0, .. } => Err("recognizer.policy.max_offloaded_mib is 0, use at least 1".into()),
             _ => Ok(()),
         }
     }
@@ -204,7 +204,7 @@ pub struct LoadMarks {
     pub memory_low_ratio: f64,
     /// Share of the time in which something waited for memory, where the kernel counts it, 0 to 1.
     pub memory_pressure_high_ratio: f64,
-    /// 0 to `stall_high_ratio`.
+    /// 0 to `memory_pressure_high_ratio`.
     pub memory_pressure_low_ratio: f64,
     /// Seconds of work that wait.
     pub queue_high_s: f64,

@@ -51,7 +51,11 @@ pub(crate) fn make_authority() -> Result<IssuedCertificate, FleetError> {
 }
 
 /// A certificate for the hub by that authority, for these names and addresses.
-pub(crate) fn issue_hub(authority: &str, authority_key: &str, names: &[String]) -> Result<IssuedCertificate, FleetError> {
+pub(crate) fn issue_hub(
+    authority: &str,
+    authority_key: &str,
+    names: &[String],
+) -> Result<IssuedCertificate, FleetError> {
     const WHAT: &str = "the hub's certificate";
     let signing = KeyPair::from_pem(authority_key).map_err(not_made(WHAT))?;
     let issuer = Issuer::from_ca_cert_pem(authority, signing).map_err(not_made(WHAT))?;

@@ -29,7 +29,8 @@ impl OutcomeAudit {
     /// for room.
     pub async fn begin(bus: &Bus) -> Result<Self, CarryError> {
         let server = bus.server_id();
-        let (images, answers) = (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
+        let (images, answers) =
+            (reader::stream_level(bus, topology::IMAGES).await?, reader::stream_level(bus, topology::ANSWERS).await?);
         let mut floor = images.first_sequence.saturating_sub(1);
         if answers.first_sequence > 1 && answers.messages > 0 {
             let oldest = reader::message_at(bus, topology::ANSWERS, answers.first_sequence).await?;
@@ -83,7 +84,12 @@ pub enum AuditOutcome {
 }
 
 /// Looks at one image closely and has it recognized again if it has no outcome.
-pub async fn republish_image(bus: &Bus, publisher: &Publisher, site: &SiteName, sequence: u64) -> Result<AuditOutcome, Fault> {
+pub async fn republish_image(
+    bus: &Bus,
+    publisher: &Publisher,
+    site: &SiteName,
+    sequence: u64,
+) -> Result<AuditOutcome, Fault> {
     let Some(image) = reader::message_at(bus, topology::IMAGES, sequence).await? else { return Ok(AuditOutcome::Gone) };
     let camera = subject::read_image(&image.subject).map_or_else(|_| CameraName::unknown(), |(_, camera)| camera);
     let stored = StorageStamp { site: site.clone(), camera, sequence, stored_at_ns: image.stored_at_ns };

@@ -1,6 +1,6 @@
 //! Which answered images must go so that new ones have room. Pure.
 
-use streams::reader::{StreamLevel, ConsumerProgress};
+use streams::reader::{ConsumerProgress, StreamLevel};
 
 use crate::settings::JanitorSettings;
 

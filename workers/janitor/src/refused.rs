@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::{Fault, clock, dead_letter};
 use schemas::{DeadLetter, FaultNote, OutcomeReport, SiteName, TaskId, encode};
-use streams::reader::{self, StreamLevel, StoredMessage, StreamRange};
+use streams::reader::{self, StoredMessage, StreamLevel, StreamRange};
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, Publication, Publisher, subject, topology};
 use tokio::time::Instant;
@@ -127,8 +127,13 @@ fn of(site: &SiteName, heard: TapMessage) -> DeadLetter {
     let remedy = "make room (`tributary status` says what is full), then `tributary dead redrive`; publish with a JetStream acknowledgement to be told at once (docs/publishing.md)";
     let fault = FaultNote::new("stream_refused", reason, remedy);
     let stored_at_ns = i128::from(clock::now_ms()) * 1_000_000;
-    let record =
-        StoredMessage { subject: heard.subject, sequence: 0, stored_at_ns, headers: heard.headers, payload: heard.payload };
+    let record = StoredMessage {
+        subject: heard.subject,
+        sequence: 0,
+        stored_at_ns,
+        headers: heard.headers,
+        payload: heard.payload,
+    };
     let id = TaskId::new_random();
     DeadLetter { id, ..dead_letter::from_stored_message("janitor", topology::IMAGES, site, None, &record, 0, fault) }
 }
@@ -161,8 +166,14 @@ mod tests {
 
     #[test]
     fn a_small_stream_is_always_near_its_limit_and_a_large_one_when_a_tenth_is_left() {
-        let level =
-            |bytes, max_bytes| StreamLevel { messages: 1, bytes, max_bytes, first_sequence: 1, last_sequence: 1, gaps: 0 };
+        let level = |bytes, max_bytes| StreamLevel {
+            messages: 1,
+            bytes,
+            max_bytes,
+            first_sequence: 1,
+            last_sequence: 1,
+            gaps: 0,
+        };
         assert!(is_near(&level(0, 1024 * 1024), false));
         assert!(!is_near(&level(3 << 30, 4 << 30), false) && is_near(&level(3900 << 20, 4 << 30), false));
         assert!(is_near(&level(0, 4 << 30), true));

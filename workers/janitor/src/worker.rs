@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::consumer::WorkerStats;
-use runtime::{Fault, Shutdown, heartbeat, clock};
+use runtime::{Fault, Shutdown, clock, heartbeat};
 use schemas::{FaultNote, OutcomeReport, SiteName};
 use streams::checkup::Checkup;
-use streams::reader::{self, StreamLevel, ConsumerProgress};
-use streams::{Bus, Publisher, monitor, image_refusal, server, blob_sweep, topology};
+use streams::reader::{self, ConsumerProgress, StreamLevel};
+use streams::{Bus, Publisher, blob_sweep, image_refusal, monitor, server, topology};
 use tokio::time::Instant;
 
-use crate::audit::{self, OutcomeAudit, AuditOutcome};
+use crate::audit::{self, AuditOutcome, OutcomeAudit};
 use crate::disk;
 use crate::outcomes::outrun;
 use crate::purge::purge_before;
@@ -48,10 +48,18 @@ pub async fn run(
     let report = Mutex::new(OutcomeReport::default());
     let faults = Mutex::new(Vec::new());
     let pulse = heartbeat::HeartbeatPace::default();
-    let life = heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
-        beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        beat.faults.clone_from(&faults.lock().unwrap_or_else(PoisonError::into_inner));
-    });
+    let life = heartbeat::send_heartbeats(
+        bus.clone(),
+        ROLE,
+        Some(site.clone()),
+        tally.clone(),
+        shutdown.clone(),
+        pulse,
+        |beat| {
+            beat.outcomes = Some(report.lock().unwrap_or_else(PoisonError::into_inner).clone());
+            beat.faults.clone_from(&faults.lock().unwrap_or_else(PoisonError::into_inner));
+        },
+    );
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     let mut janitor = Janitor {
         bus: &bus,
@@ -155,7 +163,8 @@ impl Janitor<'_> {
     async fn audit(&mut self, audit: &mut OutcomeAudit) -> Result<(), Fault> {
         // What is acknowledged is asked first: its outcomes were stored before that, and are read after it.
         let recognized = self.recognized().await?;
-        let kept = reader::consumer_progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
+        let kept =
+            reader::consumer_progress(self.bus, topology::ANSWERS, &topology::promises_durable(self.site)).await?;
         audit.read_on(self.bus).await?;
         let unnamed: Vec<u64> = audit.index.unnamed(recognized.delivered).collect();
         let outrun = outrun(&unnamed, recognized.floor, recognized.unacked);

@@ -52,7 +52,10 @@ struct DsseSignature {
 }
 
 /// The bytes that were signed, and which of these keys signed them. Nothing inside them was looked at. Pure.
-pub(crate) fn read_bundle<'a>(bytes: &[u8], keys: &'a [EcPublicKey]) -> Result<(Vec<u8>, &'a EcPublicKey), SignatureError> {
+pub(crate) fn read_bundle<'a>(
+    bytes: &[u8],
+    keys: &'a [EcPublicKey],
+) -> Result<(Vec<u8>, &'a EcPublicKey), SignatureError> {
     let no_bundle = |why: String| SignatureError::NoBundle { why };
     let bundle: SigstoreBundle = serde_json::from_slice(bytes).map_err(|error| no_bundle(error.to_string()))?;
     if bundle.media_type != MEDIA_TYPE {

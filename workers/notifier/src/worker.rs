@@ -52,9 +52,17 @@ pub async fn run(bus: Bus, site: SiteName, settings: &NotifierSettings, shutdown
     let tally = Arc::new(WorkerStats::default());
     let fault = Mutex::new(None);
     let pulse = heartbeat::HeartbeatPace::default();
-    let life = heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
-        beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-    });
+    let life = heartbeat::send_heartbeats(
+        bus.clone(),
+        ROLE,
+        Some(site.clone()),
+        tally.clone(),
+        shutdown.clone(),
+        pulse,
+        |beat| {
+            beat.faults = fault.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        },
+    );
     let notifier = Notifier { bus: &bus, site: &site, listener, tally: &tally, fault: &fault, shutdown: &shutdown };
     tracing::info!(role = ROLE, mqtt = settings.mqtt, "started");
     let telling = async {

@@ -3,7 +3,7 @@
 
 use streams::CarryError;
 
-use crate::report::{RefusedFile, PublishSummary};
+use crate::report::{PublishSummary, RefusedFile};
 use crate::source::{self, SourceError};
 
 /// Why a run failed. What was acknowledged before stays published.

@@ -10,7 +10,7 @@ use schemas::task::{
 };
 use schemas::{BlobRef, CameraName, SiteName, TaskId, Tile};
 use streams::backoff::Backoff;
-use streams::{Blobs, Bus, CarryError, PublishOutcome, Publication, Publisher, subject};
+use streams::{Blobs, Bus, CarryError, Publication, PublishOutcome, Publisher, subject};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 

@@ -13,21 +13,21 @@
 
 mod capture;
 mod failure;
-mod journal;
 mod image_loader;
+mod image_sender;
+mod journal;
 mod progress;
 pub mod report;
-mod image_sender;
 pub mod settings;
 pub mod source;
 mod tile;
 pub mod worker;
 
 pub use failure::PublishFailure;
+pub use image_sender::RunHeaders;
 pub use journal::JournalLocation;
 pub use progress::PublishProgress;
-pub use report::{RefusedFile, PublishSummary};
-pub use image_sender::RunHeaders;
+pub use report::{PublishSummary, RefusedFile};
 pub use settings::{LabelOrigin, PageSelection, PublisherSettings, TileSettings};
 pub use source::{CameraNaming, ImageSource, SourceError, list_images};
 pub use worker::{AcknowledgedTask, PublishOptions, publish_images};

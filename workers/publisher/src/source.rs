@@ -197,7 +197,11 @@ pub async fn list_images(
 }
 
 /// Begins to read a source.
-pub(crate) async fn open(source: ImageSource, cameras: CameraNaming, settings: &PublisherSettings) -> Result<SourceFeed, SourceError> {
+pub(crate) async fn open(
+    source: ImageSource,
+    cameras: CameraNaming,
+    settings: &PublisherSettings,
+) -> Result<SourceFeed, SourceError> {
     let builder = ItemBuilder::new(cameras, settings);
     let filter = FileFilter::new(settings);
     let (items, feed) = mpsc::channel(AHEAD);
@@ -218,7 +222,9 @@ pub(crate) async fn open(source: ImageSource, cameras: CameraNaming, settings: &
             total = Some(1);
             thread(move || stdin::send_single_image(std::io::stdin(), builder, &items))?;
         }
-        ImageSource::StdinPaths => thread(move || stdin::send_listed_paths(std::io::stdin().lock(), builder, &filter, &items))?,
+        ImageSource::StdinPaths => {
+            thread(move || stdin::send_listed_paths(std::io::stdin().lock(), builder, &filter, &items))?
+        }
         ImageSource::Generator { images, rate_per_s, poisson, seed, count, duration } => {
             let schedule = generator::ArrivalSchedule::new(rate_per_s, poisson, seed)?;
             let until = generator::GeneratorLimit { count, duration };

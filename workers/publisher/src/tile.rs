@@ -23,7 +23,11 @@ fn pages(bytes: &[u8], settings: &PublisherSettings) -> usize {
 
 /// Cuts a file into its pages and large ones into tiles, and hands them on, one at a time. `whole` is the file's own message.
 /// Blocks.
-pub(crate) fn cut(whole: &ImageMessage, settings: &PublisherSettings, parts: &Sender<ImageMessage>) -> Result<(), TileError> {
+pub(crate) fn cut(
+    whole: &ImageMessage,
+    settings: &PublisherSettings,
+    parts: &Sender<ImageMessage>,
+) -> Result<(), TileError> {
     let count = pages(&whole.payload, settings);
     if count <= 1 {
         return cut_tiles(whole, &settings.tile, parts);
@@ -62,7 +66,8 @@ fn cut_tiles(whole: &ImageMessage, settings: &TileSettings, tiles: &Sender<Image
             scan_width_px: tile.scan_width_px,
             scan_height_px: tile.scan_height_px,
         };
-        let message = ImageMessage { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
+        let message =
+            ImageMessage { id: id(&place), payload: Bytes::from(tile.bytes), tile: Some(place), ..whole.clone() };
         if tiles.blocking_send(message).is_err() {
             break;
         }

@@ -18,13 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::failure::PublishFailure;
-use crate::journal::{JournalEntry, Journal, JournalLocation, PublishedFiles};
-use crate::image_loader::{LoadedImage, ImageLoader, FileStamp};
+use crate::image_loader::{FileStamp, ImageLoader, LoadedImage};
+use crate::image_sender::{ImageMessage, ImageSender, RunHeaders, check_label};
+use crate::journal::{Journal, JournalEntry, JournalLocation, PublishedFiles};
 use crate::progress::PublishProgress;
-use crate::report::{RefusedFile, PublishSummary};
-use crate::image_sender::{RunHeaders, ImageMessage, ImageSender, check_label};
+use crate::report::{PublishSummary, RefusedFile};
 use crate::settings::{PageSelection, PublisherSettings};
-use crate::source::{self, CameraNaming, SourceItem, SourceEvent, ImageSource, SourceError};
+use crate::source::{self, CameraNaming, ImageSource, SourceError, SourceEvent, SourceItem};
 use crate::tile;
 
 /// Tiles of one scan cut and not yet sent: one is cut while another waits.
@@ -305,7 +305,12 @@ impl ImageWorker {
     }
 
     /// Both sides are endings; the left one has a question mark.
-    async fn process_image(&self, found: SourceItem, begun: Instant, walked: &mut ImageOutcome) -> Result<ImageEnd, ImageEnd> {
+    async fn process_image(
+        &self,
+        found: SourceItem,
+        begun: Instant,
+        walked: &mut ImageOutcome,
+    ) -> Result<ImageEnd, ImageEnd> {
         if self.is_known(&found).await {
             return Ok(ImageEnd::Known);
         }
@@ -370,7 +375,12 @@ impl ImageWorker {
     }
 
     /// Cuts a scan and sends its pages and tiles. They have sequences, the scan has none.
-    async fn scan(&self, whole: ImageMessage, from: &MessageOrigin<'_>, walked: &mut ImageOutcome) -> Result<u64, ImageEnd> {
+    async fn scan(
+        &self,
+        whole: ImageMessage,
+        from: &MessageOrigin<'_>,
+        walked: &mut ImageOutcome,
+    ) -> Result<u64, ImageEnd> {
         let _turn = self.scans.acquire().await.map_err(|_| ImageEnd::Interrupted)?;
         if self.shutdown.is_requested() {
             return Err(ImageEnd::Interrupted);
@@ -388,7 +398,9 @@ impl ImageWorker {
                 Ok(0)
             }
             Ok(Err(error)) => Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, error))),
-            Err(error) => Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, format!("cutting it broke: {error}")))),
+            Err(error) => {
+                Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, format!("cutting it broke: {error}"))))
+            }
         }
     }
 

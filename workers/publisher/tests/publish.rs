@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use publisher::{
-    AcknowledgedTask, CameraNaming, JournalLocation, PublishOptions, PublishFailure, PublisherSettings, ImageSource, PublishSummary, TileSettings,
-    publish_images,
+    AcknowledgedTask, CameraNaming, ImageSource, JournalLocation, PublishFailure, PublishOptions, PublishSummary,
+    PublisherSettings, TileSettings, publish_images,
 };
 use runtime::Shutdown;
 use schemas::limits::{MAX_EMBEDDED_BYTES, MAX_IMAGE_BYTES};
@@ -16,7 +16,7 @@ use schemas::task::StorageStamp;
 use schemas::{SiteName, Task};
 use streams::reader::{self, StoredMessage};
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
-use streams::topology::{self, IMAGES, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, IMAGES, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, PublishOutcome, subject};
 use tokio::sync::mpsc;
 
@@ -349,7 +349,8 @@ async fn a_linked_folder_of_a_watched_one_is_watched_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
-    let world = PublishWorld { cameras: CameraNaming::FromFolders, ..PublishWorld::new(StreamSettings::default()).await };
+    let world =
+        PublishWorld { cameras: CameraNaming::FromFolders, ..PublishWorld::new(StreamSettings::default()).await };
     for name in ["door/a.jpg", "Küche/2026-11-29/b", "Küche/@eaDir/b.jpg", "door/.c.jpg", "door/lastsnap.jpg"] {
         world.write(name, &picture());
     }

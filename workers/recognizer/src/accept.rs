@@ -58,8 +58,12 @@ mod tests {
     use schemas::{BlobRef, TaskId};
 
     fn task(blob: Option<BlobRef>) -> Task {
-        let stored =
-            StorageStamp { site: "reef".parse().unwrap(), camera: "cam1".parse().unwrap(), sequence: 1, stored_at_ns: 0 };
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "cam1".parse().unwrap(),
+            sequence: 1,
+            stored_at_ns: 0,
+        };
         Task { blob, ..Task::from_id(&stored, TaskId::new_random()) }
     }
 
@@ -75,6 +79,9 @@ mod tests {
         assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 0))), 0), Err(TaskRefusal::Empty));
         assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], 5))), 1), Err(TaskRefusal::Both { size_bytes: 1 }));
         let size_bytes = MAX_IMAGE_BYTES + 1;
-        assert_eq!(accept_task(&task(Some(BlobRef::new([0; 32], size_bytes))), 0), Err(TaskRefusal::TooLarge { size_bytes }));
+        assert_eq!(
+            accept_task(&task(Some(BlobRef::new([0; 32], size_bytes))), 0),
+            Err(TaskRefusal::TooLarge { size_bytes })
+        );
     }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use decisions::EffectiveSettings;
 use decisions::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, overload, queue_s};
-use schemas::{DecisionTrace, DecisionReport, TaskId};
+use schemas::{DecisionReport, DecisionTrace, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::signals::Signals;
 use crate::offload_window::OffloadWindow;
-use schemas::decision_trace::{SiteLoad, Network};
+use crate::signals::Signals;
+use schemas::decision_trace::{Network, SiteLoad};
 
 /// Tasks recognized here for each place in a batch: one in the model, one that waits for it.
 const LOCAL_PER_SLOT: u64 = 2;
@@ -222,7 +222,9 @@ impl Admission {
     /// A redirected task was answered in time, or came back.
     pub fn record_offload(&self, answered: bool) {
         let most = self.signals.policy().max_offloaded.into();
-        self.with_window(|window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) });
+        self.with_window(
+            |window, now_s| if answered { window.record_answer(most) } else { window.record_timeout(now_s) },
+        );
     }
 
     fn with_window<T>(&self, act: impl FnOnce(&mut OffloadWindow, f64) -> T) -> T {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::handler::DeadLetterContext;
-use runtime::{MessageCredit, Fault, OutgoingMessages, Shutdown, Handler};
+use runtime::{Fault, Handler, MessageCredit, OutgoingMessages, Shutdown};
 use schemas::{Answer, FaultNote, Reason, ReleaseId, Route, SiteName, decode};
 use streams::fleet::Ledger;
 use streams::reader::StoredMessage;
@@ -106,7 +106,10 @@ pub async fn inherit_evidence(bus: &Bus, from: &ReleaseId, to: &ReleaseId) -> Re
     if ledger.read(&calibration_note(to)).await?.is_some() {
         return Ok(());
     }
-    let before = ledger.read(&calibration_note(from)).await?.and_then(|text| serde_json::from_str::<CalibrationEvidence>(&text).ok());
+    let before = ledger
+        .read(&calibration_note(from))
+        .await?
+        .and_then(|text| serde_json::from_str::<CalibrationEvidence>(&text).ok());
     let Some(faded) = before.map(|before| before.decayed()) else { return Ok(()) };
     let begin = |found: Option<&str>| {
         let faded = || serde_json::to_string(&faded).unwrap_or_default();

@@ -7,14 +7,14 @@
 
 pub mod accept;
 pub mod admission;
-pub mod offload;
 pub mod learner;
 pub mod machine_vitals;
+pub mod offload;
+pub mod offload_window;
 pub mod report;
 pub mod settings;
 pub mod signals;
 pub mod worker;
-pub mod offload_window;
 
 pub use settings::RecognizerSettings;
 pub use worker::{Recognizer, run};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use decisions::admit::finish_s;
 use futures::{Stream, StreamExt};
-use runtime::{MessageCredit, Fault, Shutdown, clock};
+use runtime::{Fault, MessageCredit, Shutdown, clock};
 use schemas::Task;
 use streams::tap::{TapMessage, watch_subject};
 use streams::{Bus, CarryError, Publisher, reader, subject};

@@ -7,7 +7,8 @@ use runtime::{Fault, OutgoingMessages};
 use schemas::answer::Timings;
 use schemas::task::{HEADER_BLOB, HEADER_DEADLINE_AT, HEADER_IMAGE, HEADER_PRIORITY, HEADER_TASK, HEADER_TO};
 use schemas::{
-    Answer, DecisionTrace, FaultNote, Hardness, Prediction, Payload, Reason, Route, AnswerStage, Task, VerifyRequest, VerifyReason, encode,
+    Answer, AnswerStage, DecisionTrace, FaultNote, Hardness, Payload, Prediction, Reason, Route, Task, VerifyReason,
+    VerifyRequest, encode,
 };
 use streams::Publication;
 use streams::subject::{self, OutboxKind};
@@ -58,21 +59,39 @@ pub struct AnswerReporter<'a> {
 impl AnswerReporter<'_> {
     /// What is to be published about a task that was recognized here. `bytes`: the encoded image, which goes
     /// up if it must.
-    pub fn outgoing(&self, task: &Task, bytes: &Bytes, found: EdgeResult, fate: Escalation) -> Result<OutgoingMessages, Fault> {
+    pub fn outgoing(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: EdgeResult,
+        fate: Escalation,
+    ) -> Result<OutgoingMessages, Fault> {
         match fate {
-            Escalation::Stands(reason) => Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, found)?)),
-            Escalation::Expired => Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Escalation::Stands(reason) => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Edge, reason, found)?))
+            }
+            Escalation::Expired => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+            }
             Escalation::Waits => {
                 let promise = self.promise(task, &self.provisional(task, &found, found.reason, 0))?;
                 Ok(OutgoingMessages::single(promise))
             }
             // The baseline gives its request to the outbox by itself, and says nothing before the verdict.
-            Escalation::Blocks => Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?)),
+            Escalation::Blocks => {
+                Ok(OutgoingMessages::single(self.final_answer(task, Route::Expired, Reason::DeadlinePassed, found)?))
+            }
             Escalation::Goes(why) => self.goes(task, bytes, found, why),
         }
     }
 
-    fn goes(&self, task: &Task, bytes: &Bytes, found: EdgeResult, why: VerifyReason) -> Result<OutgoingMessages, Fault> {
+    fn goes(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: EdgeResult,
+        why: VerifyReason,
+    ) -> Result<OutgoingMessages, Fault> {
         let reason = if why == VerifyReason::Sampled { Reason::Sampled } else { found.reason };
         let payload = self.payload(task, bytes, found.features.as_deref());
         let hardness = (why == VerifyReason::Doubtful).then(|| self.hardness(&payload, &found)).flatten();
@@ -92,17 +111,25 @@ impl AnswerReporter<'_> {
     /// The request for a verdict on a task that was not recognized here, or that waits for it.
     pub fn offloaded(&self, task: &Task, bytes: &Bytes, until_ms: u64) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, None);
-        let mut about = Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
+        let mut about =
+            Answer::for_task(task, AnswerStage::Provisional, Route::Redirected, Reason::Overload, self.now_ms);
         about.deadline_at_ms = Some(until_ms);
         about.decided = self.decided();
         about.energy_mj = Some(self.energy_mj(&Timings::default(), size(&payload)));
         let ticket = Some(self.tickets.sign(&about));
-        let request = VerifyRequest { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
+        let request =
+            VerifyRequest { reason: VerifyReason::Overload, payload, provisional: about, hardness: None, ticket };
         self.request(task, &request, until_ms)
     }
 
     /// The request of the baseline, which publishes no provisional answer.
-    pub fn verdict_request(&self, task: &Task, bytes: &Bytes, found: &EdgeResult, until_ms: u64) -> Result<Publication, Fault> {
+    pub fn verdict_request(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: &EdgeResult,
+        until_ms: u64,
+    ) -> Result<Publication, Fault> {
         let payload = self.payload(task, bytes, found.features.as_deref());
         let mut provisional = self.provisional(task, found, found.reason, size(&payload));
         provisional.deadline_at_ms = Some(until_ms);
@@ -213,7 +240,8 @@ pub fn write_tombstone(task: &Task, fault: FaultNote, now_ms: u64) -> Result<Pub
 
 /// The publication of a final answer: the first in its slot, or nothing.
 fn outcome(task: &Task, answer: &Answer) -> Result<Publication, Fault> {
-    let publication = Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
+    let publication =
+        Publication::first_on_subject(subject::outcome(&task.site, &task.camera, task.id), encode(answer)?);
     Ok(publication.header(HEADER_IMAGE, task.image_sequence.to_string()))
 }
 
@@ -246,7 +274,14 @@ mod tests {
         };
         let tested = TestedScores { best: 0.6, second: 0.3, entropy_ratio: 0.4, novelty: None };
         let timings = Timings { decode_us: 1000, infer_us: 4000, batch_size: 2, ..Timings::default() };
-        EdgeResult { opinion, reason, features: Some(vec![0.5; 8]), tested, timings, envelope: ImageEnvelope::default() }
+        EdgeResult {
+            opinion,
+            reason,
+            features: Some(vec![0.5; 8]),
+            tested,
+            timings,
+            envelope: ImageEnvelope::default(),
+        }
     }
 
     fn published(verify: &VerifySettings, reason: Reason, fate: Escalation, now_ms: u64) -> OutgoingMessages {
@@ -272,7 +307,10 @@ mod tests {
     fn a_confident_answer_is_final_and_says_what_it_took() {
         let stands = Escalation::Stands(Reason::Confident);
         let answer = only_answer(&published(&VerifySettings::default(), Reason::Confident, stands, 2_000));
-        assert_eq!((answer.stage, answer.route, answer.label.as_deref()), (AnswerStage::Final, Route::Edge, Some("fish")));
+        assert_eq!(
+            (answer.stage, answer.route, answer.label.as_deref()),
+            (AnswerStage::Final, Route::Edge, Some("fish"))
+        );
         // 1 ms of decoding and half of a batch of 4 ms, at 8 W.
         assert!((answer.energy_mj.unwrap() - 24.0).abs() < 1e-3, "{:?}", answer.energy_mj);
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use decisions::gate::Gate;
 use decisions::calibration::{Calibration, CalibrationEvidence};
+use decisions::gate::Gate;
 use decisions::policy::{Policy, PolicyName};
 use futures::StreamExt;
 use runtime::Shutdown;
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::learner;
-use crate::machine_vitals::{VitalsMeter, MachineVitals};
+use crate::machine_vitals::{MachineVitals, VitalsMeter};
 use schemas::decision_trace::{CloudLoad, Network};
 
 /// The ledger's note of the policy in force.
@@ -260,7 +260,8 @@ impl Signals {
 
     async fn count_pending(&self, bus: &Bus, site: &SiteName) -> Result<(), CarryError> {
         loop {
-            let progress = reader::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
+            let progress =
+                reader::consumer_progress(bus, topology::IMAGES, &topology::recognizer_durable(site)).await?;
             self.pending.store(progress.pending, Ordering::Relaxed);
             tokio::time::sleep(LOOK_EVERY * 2).await;
         }

@@ -7,21 +7,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use decisions::admit::AdmitInput;
-use decisions::escalation::{EscalationInput, Escalation, EscalationCap, escalate};
+use decisions::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
 use decisions::gate::{Gate, GateSettings, TestedScores};
 use decisions::policy::{EnergySettings, PolicyName};
 use decisions::verify::{PayloadKind, VerifySettings};
 use decisions::{EffectiveSettings, hash_fraction};
-use rollout::release_counter::ReleaseCounter;
 use rollout::order_watch;
+use rollout::release_counter::ReleaseCounter;
 use rollout::report::SwapReporter;
 use rollout::serving_model::ServingModel;
 use rollout::swap::ModelSwapper;
-use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::consumer::WorkerStats;
+use runtime::drift::{DriftKind, DriftSample, DriftWatch};
 use runtime::handler::DeadLetterContext;
 use runtime::ticket::TicketKey;
-use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, heartbeat, clock, consumer, retry_until_found, metrics};
+use runtime::{
+    ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
+    retry_until_found,
+};
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::decision_trace::{EscalationTrace, Network};
@@ -34,13 +37,13 @@ use streams::reader::StoredMessage;
 use streams::{Blobs, Bus, Delivery, Publisher, subject, topology};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use vision::{InferencePool, InferenceError, Model};
+use vision::{InferenceError, InferencePool, Model};
 
 use crate::accept::accept_task;
 use crate::admission::{Admission, Placement};
-use crate::offload::{Offloader, OffloadOutcome};
 use crate::learner::VerdictLearner;
-use crate::report::{self, EdgeResult, AnswerReporter};
+use crate::offload::{OffloadOutcome, Offloader};
+use crate::report::{self, AnswerReporter, EdgeResult};
 use crate::settings::RecognizerSettings;
 use crate::signals::Signals;
 
@@ -77,7 +80,12 @@ pub struct Recognizer {
 }
 
 impl Recognizer {
-    async fn answer(&self, task: &Task, delivery: &Delivery, credit: &MessageCredit) -> Result<OutgoingMessages, Fault> {
+    async fn answer(
+        &self,
+        task: &Task,
+        delivery: &Delivery,
+        credit: &MessageCredit,
+    ) -> Result<OutgoingMessages, Fault> {
         let queue_us = micros(clock::since_ns(delivery.stored_at_ns));
         accept_task(task, delivery.payload().len()).map_err(|refusal| Fault::Reject(refusal.into()))?;
         let _turn = match self.admission.signals.policy().name {
@@ -104,7 +112,9 @@ impl Recognizer {
         }
         match fate {
             Escalation::Stands(reason) => metrics::count_answer(&task.site, Route::Edge, reason),
-            Escalation::Expired | Escalation::Blocks => metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed),
+            Escalation::Expired | Escalation::Blocks => {
+                metrics::count_answer(&task.site, Route::Expired, Reason::DeadlinePassed)
+            }
             Escalation::Goes(_) | Escalation::Waits => {}
         }
         let task = match fate {
@@ -140,7 +150,13 @@ impl Recognizer {
             let (confidence, novelty) = (Some(opinion.confidence), seen.novelty);
             self.drift.add(&model.release, DriftSample { confidence, novelty, ..DriftSample::default() });
             let doubtful = reason != Reason::Confident;
-            self.counter.count_image(&model.release, doubtful, opinion.confidence, seen.timings.cost_ms(), clock::now_ms());
+            self.counter.count_image(
+                &model.release,
+                doubtful,
+                opinion.confidence,
+                seen.timings.cost_ms(),
+                clock::now_ms(),
+            );
         }
         if gate.calibrated != gate.temperature {
             let calibrated = vision::probabilities(model, &seen.logits, gate.calibrated);
@@ -181,10 +197,17 @@ impl Recognizer {
         }
     }
 
-    async fn offload(&self, task: &Task, bytes: &Bytes, credit: &MessageCredit, decided: &DecisionTrace) -> Result<OffloadOutcome, Fault> {
+    async fn offload(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        credit: &MessageCredit,
+        decided: &DecisionTrace,
+    ) -> Result<OffloadOutcome, Fault> {
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
-        let back = self.away.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
+        let back =
+            self.away.offload_task(&self.admission, &self.reporter(&energy, decided), task, bytes, credit).await?;
         let counts = &self.admission.counts;
         let count = if back == OffloadOutcome::Answered { &counts.redirected } else { &counts.taken_back };
         count.fetch_add(1, Ordering::Relaxed);
@@ -192,7 +215,13 @@ impl Recognizer {
     }
 
     /// The baseline's synchronous upload; true if the verdict came in time.
-    async fn block(&self, task: &Task, bytes: &Bytes, found: &EdgeResult, decided: &DecisionTrace) -> Result<bool, Fault> {
+    async fn block(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: &EdgeResult,
+        decided: &DecisionTrace,
+    ) -> Result<bool, Fault> {
         let patience = Duration::from_millis(self.admission.signals.policy().verdict_timeout_ms);
         let energy = self.energy();
         let task = &*self.by_reference(task, bytes).await?;
@@ -200,7 +229,13 @@ impl Recognizer {
     }
 
     /// What becomes of it, and by what. `before`: what the link and the cloud were like at the first decision.
-    fn escalate(&self, task: &Task, bytes: &Bytes, found: &EdgeResult, before: &Network) -> (Escalation, EscalationTrace) {
+    fn escalate(
+        &self,
+        task: &Task,
+        bytes: &Bytes,
+        found: &EdgeResult,
+        before: &Network,
+    ) -> (Escalation, EscalationTrace) {
         let (policy, network) = (self.admission.signals.policy(), self.admission.network());
         let deadline_ms = report::deadline_ms(&self.verify, task);
         let doubt = EscalationInput {
@@ -243,8 +278,12 @@ impl Recognizer {
         let counts = &self.admission.counts;
         match fate {
             Escalation::Stands(Reason::Confident) => {}
-            Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => drop(counts.kept.fetch_add(1, Ordering::Relaxed)),
-            Escalation::Goes(_) | Escalation::Blocks => drop(counts.verified.fetch_add(1, Ordering::Relaxed)),
+            Escalation::Stands(_) | Escalation::Expired | Escalation::Waits => {
+                counts.kept.fetch_add(1, Ordering::Relaxed);
+            }
+            Escalation::Goes(_) | Escalation::Blocks => {
+                counts.verified.fetch_add(1, Ordering::Relaxed);
+            }
         }
         (fate, doubted)
     }
@@ -388,8 +427,14 @@ pub async fn run(
         ack_wait,
     };
     let pulse = heartbeat::HeartbeatPace { every: SAY_EVERY, ..heartbeat::HeartbeatPace::default() };
-    let life =
-        heartbeat::send_heartbeats(bus.clone(), Recognizer::ROLE, Some(site.clone()), tally.clone(), shutdown.clone(), pulse, |beat| {
+    let life = heartbeat::send_heartbeats(
+        bus.clone(),
+        Recognizer::ROLE,
+        Some(site.clone()),
+        tally.clone(),
+        shutdown.clone(),
+        pulse,
+        |beat| {
             beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
             beat.cost_ms = Some(infer.cost_ms());
             beat.scale = scaler.reason();
@@ -397,7 +442,8 @@ pub async fn run(
             beat.decision = Some(admission.report(infer.cost_ms()));
             beat.drift = step.drift.report();
             beat.faults = untested_novelty(&step, &infer.model()).into_iter().collect();
-        });
+        },
+    );
     let gathering = signals.gather(&bus, &site, &settings.policy, target_ratio, shutdown.clone());
     let reporter = SwapReporter {
         site: site.clone(),
@@ -408,7 +454,8 @@ pub async fn run(
         every: Duration::from_secs(settings.report_s.into()),
     };
     let telling = reporter.run(|| admission.network().up, shutdown.clone());
-    let following = order_watch::of_site(&swapper, &bus, &model, ordered, told, |model| step.run_inference(model), &shutdown);
+    let following =
+        order_watch::of_site(&swapper, &bus, &model, ordered, told, |model| step.run_inference(model), &shutdown);
     let noting = note_settings(&bus, &admission, &shutdown);
     let comparing = step.drift.save_reference(&bus, shutdown.clone());
     let learning = async {
@@ -446,7 +493,9 @@ async fn note_settings(bus: &Bus, admission: &Admission, shutdown: &Shutdown) {
         loop {
             let (in_force, digest) = noted.borrow_and_update().clone();
             let text = serde_json::to_string(&in_force).unwrap_or_default();
-            let written = async { Ledger::open(bus).await?.write(&decisions::effective_settings::settings_note(&digest), text).await };
+            let written = async {
+                Ledger::open(bus).await?.write(&decisions::effective_settings::settings_note(&digest), text).await
+            };
             if let Err(error) = written.await {
                 tracing::debug!(%error, "the settings in force are noted later");
                 wait_about(AGAIN).await;

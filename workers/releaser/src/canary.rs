@@ -17,7 +17,7 @@ mod measure;
 use schemas::{CanaryFinding, FindingOutcome};
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{RingMemory, CanaryTrial};
+use crate::evidence::{CanaryTrial, RingMemory};
 use effect::effect;
 pub use measure::CanaryMeasure;
 
@@ -81,7 +81,7 @@ impl CanarySettings {
             ("false_alarm_ratio", self.false_alarm_ratio, 0.0, 0.5),
             ("miss_ratio", self.miss_ratio, 0.0, 0.5),
             ("agreement_margin_ratio", self.agreement_margin_ratio, 0.0, 1.0),
-            ("sent_up_margin_ratio", self.escalation_margin_ratio, 0.0, 1.0),
+            ("escalation_margin_ratio", self.escalation_margin_ratio, 0.0, 1.0),
             ("confidence_margin_ratio", self.confidence_margin_ratio, 0.0, 1.0),
             ("faults_margin_ratio", self.faults_margin_ratio, 0.0, 1.0),
             ("cost_ratio", self.cost_ratio, 1.0, 1000.0),
@@ -92,7 +92,7 @@ impl CanarySettings {
                 return Err(format!("releaser.canary.{name} is {value}, it must lie between {above} and {below}"));
             }
         }
-        for (name, value) in [("longest_s", self.max_duration_s), ("crashes", self.crashes)] {
+        for (name, value) in [("max_duration_s", self.max_duration_s), ("crashes", self.crashes)] {
             if value == 0 {
                 return Err(format!("releaser.canary.{name} is 0, use at least 1"));
             }
@@ -152,16 +152,27 @@ pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJud
     CanaryJudgement { findings, ruling }
 }
 
-fn rule(trial: &CanaryTrial, settings: &CanarySettings, enough: bool, findings: &[CanaryFinding], open: &[String]) -> CanaryRuling {
+fn rule(
+    trial: &CanaryTrial,
+    settings: &CanarySettings,
+    enough: bool,
+    findings: &[CanaryFinding],
+    open: &[String],
+) -> CanaryRuling {
     if trial.crashes >= settings.crashes {
         return CanaryRuling::Withdraw(format!("it ended {} workers of the ring", trial.crashes));
     }
     if let Some(fault) = trial.refused.last().filter(|_| trial.refused.len() * 2 > trial.sites) {
         let (refused, sites) = (trial.refused.len(), trial.sites);
-        return CanaryRuling::Withdraw(format!("{refused} of {sites} sites refused it: {} ({})", fault.reason, fault.name));
+        return CanaryRuling::Withdraw(format!(
+            "{refused} of {sites} sites refused it: {} ({})",
+            fault.reason, fault.name
+        ));
     }
     if let Some(RingMemory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
-        return CanaryRuling::Withdraw(format!("a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"));
+        return CanaryRuling::Withdraw(format!(
+            "a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"
+        ));
     }
     if let Some(finding) = findings.iter().find(|finding| finding.says == FindingOutcome::Worse) {
         return CanaryRuling::Withdraw(format!("{} is worse: {}", finding.measure, so_far(finding)));
@@ -197,7 +208,12 @@ fn so_far(finding: &CanaryFinding) -> String {
 }
 
 /// What a measure says; why it has no number, in words.
-fn find(measure: CanaryMeasure, trial: &CanaryTrial, settings: &CanarySettings, enough: bool) -> Result<CanaryFinding, &'static str> {
+fn find(
+    measure: CanaryMeasure,
+    trial: &CanaryTrial,
+    settings: &CanarySettings,
+    enough: bool,
+) -> Result<CanaryFinding, &'static str> {
     let (margin, always) = (settings.margin(measure), measure == CanaryMeasure::Faults);
     let found = effect(measure, trial, margin, !always)?;
     let odds = -margin * (found.better + margin / 2.0) / found.variance;

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollout::swap::PASSING;
-use schemas::swap::{AgreementCount, Agreement, ReleaseCounts, MomentSums, Swap};
+use schemas::swap::{Agreement, AgreementCount, MomentSums, ReleaseCounts, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
 
 /// Length of the stretches that workers report about if nobody chose another, milliseconds.
@@ -312,7 +312,8 @@ impl ReleaseEvidence {
             let vanished = self.vanished(site, release, canary.since_ms, now_ms).saturating_sub(elsewhere);
             // Whoever came after a worker that ended repeats what it said.
             let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
-            let refused = self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
+            let refused =
+                self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
             let said = refused.filter(|refused| refused.release == *release && refused.fault.name == CRASHED).count();
             vanished.max(said as u64)
         };

@@ -35,13 +35,14 @@ pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> Site
 }
 
 /// Why a site cannot run a release, if it cannot: the first of its workers that says so.
-pub fn incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
+pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
         // What a worker runs already it can run.
         if swap.release == release.release {
             return None;
         }
-        let machine = MachineProfile { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
+        let machine =
+            MachineProfile { runtime: swap.runtime.clone(), memory_free_mib: swap.memory_free_mib, replicas: 1 };
         compatibility::incompatibility(&release.needs, &machine)
     })
 }
@@ -72,7 +73,7 @@ pub fn ring(
     }
     let (mut able, mut unable) = (Vec::new(), Vec::new());
     for site in chosen {
-        match incompatibility(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
+        match site_incompatibility(release, sites.get(site).map_or(&[][..], Vec::as_slice)) {
             None => able.push(site.clone()),
             Some(fault) => unable.push((site.clone(), fault)),
         }
@@ -89,7 +90,7 @@ fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -
 pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
         let release = stage::order_for_site(rollout, site).release;
-        let fault = incompatibility(&release, workers)?;
+        let fault = site_incompatibility(&release, workers)?;
         Some(format!("{site} cannot run {}: {}", release.release.short(), fault.reason))
     };
     let all: Vec<String> = sites.iter().filter_map(words).collect();
@@ -149,7 +150,7 @@ pub fn due_orders(
         } else {
             true
         };
-        if !due || incompatibility(&order.release, workers).is_some() {
+        if !due || site_incompatibility(&order.release, workers).is_some() {
             continue;
         }
         let taken_back = workers.iter().any(|swap| rollout.withdrawn.contains(&swap.release));
@@ -232,7 +233,10 @@ mod tests {
         let mut swaps = fleet(20);
         swaps[3].site_labels = vec!["harbour".into()];
         let rings = [
-            RingSettings { sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()], ..RingSettings::default() },
+            RingSettings {
+                sites: vec!["site-07".parse().unwrap(), "absent".parse().unwrap()],
+                ..RingSettings::default()
+            },
             RingSettings { labels: vec!["harbour".into()], ..RingSettings::default() },
             RingSettings { share_ratio: Some(0.3), ..RingSettings::default() },
         ];
@@ -277,7 +281,10 @@ mod tests {
         let give = |given: &mut BTreeMap<SiteName, StandingOrder>, swaps: &[Swap], now_ms: u64| {
             let orders = due_orders(&moved, &sites(swaps), given, 3, now_ms);
             for (order, _) in &orders {
-                given.insert(order.site.clone(), StandingOrder { release: order.release.release.clone(), at_ms: now_ms });
+                given.insert(
+                    order.site.clone(),
+                    StandingOrder { release: order.release.release.clone(), at_ms: now_ms },
+                );
             }
             orders.len()
         };
@@ -302,7 +309,8 @@ mod tests {
         )
         .unwrap();
         let stay = StandingOrder { release: release(0).release, at_ms: 0 };
-        let mut given: BTreeMap<SiteName, StandingOrder> = swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
+        let mut given: BTreeMap<SiteName, StandingOrder> =
+            swaps.iter().map(|swap| (swap.site.clone(), stay.clone())).collect();
         let first = due_orders(&tried, &sites(&swaps), &given, 10, 5);
         assert_eq!(names(&first), ["site-01:01"]);
         assert!(first[0].1, "with its package");

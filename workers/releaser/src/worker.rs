@@ -11,16 +11,16 @@ use rollout::{decision_log, package};
 use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
 use runtime::trust;
-use runtime::{Fault, Shutdown, heartbeat, clock, retry_until_found};
+use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::{FaultNote, ModelName, ReleaseId, Rollout, SiteName, Swap};
 use streams::backoff::wait_about;
 use streams::reader::{self, StreamLevel, StreamRange};
 use streams::{Blobs, Bus, Publisher, ReleaseStore, topology};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::evidence::ReleaseEvidence;
 use crate::action::{ReleaserAction, next_action};
-use crate::ring::{StandingOrder, relevant_sites, blocked_sites, due_orders};
+use crate::evidence::ReleaseEvidence;
+use crate::ring::{StandingOrder, blocked_sites, due_orders, relevant_sites};
 use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
@@ -44,9 +44,17 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
     let state = ReleaserStatus::default();
     let tally = Arc::new(WorkerStats::default());
     let told = state.clone();
-    let life = heartbeat::send_heartbeats(bus.clone(), ROLE, None, tally.clone(), shutdown.clone(), state.pace(), move |beat| {
-        beat.releases = told.current_beat().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
-    });
+    let life = heartbeat::send_heartbeats(
+        bus.clone(),
+        ROLE,
+        None,
+        tally.clone(),
+        shutdown.clone(),
+        state.pace(),
+        move |beat| {
+            beat.releases = told.current_beat().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
+        },
+    );
     let releaser = Releaser {
         publisher: Publisher::new(bus.clone(), PATIENCE),
         bus,
@@ -114,18 +122,28 @@ impl Releaser {
         let decided = reader::stream_level(&self.bus, topology::RELEASES).await?;
         let mut known = Vec::new();
         if decided.messages > 0 {
-            let all =
-                reader::read_range(&self.bus, topology::RELEASES, StreamRange::default(), decided.last_sequence, |record| {
+            let all = reader::read_range(
+                &self.bus,
+                topology::RELEASES,
+                StreamRange::default(),
+                decided.last_sequence,
+                |record| {
                     known.extend(decision_log::read_decision(&record));
-                });
+                },
+            );
             all.await?;
         }
         for rollout in known {
             self.stands(rollout);
         }
-        let there = [reader::stream_level(&self.bus, topology::SWAPS).await?, reader::stream_level(&self.bus, topology::RELEASES).await?];
-        let mut reports = std::pin::pin!(reader::follow_range(&self.bus, topology::SWAPS, StreamRange::default()).await?);
-        let mut decisions = std::pin::pin!(reader::follow_range(&self.bus, topology::RELEASES, StreamRange::default()).await?);
+        let there = [
+            reader::stream_level(&self.bus, topology::SWAPS).await?,
+            reader::stream_level(&self.bus, topology::RELEASES).await?,
+        ];
+        let mut reports =
+            std::pin::pin!(reader::follow_range(&self.bus, topology::SWAPS, StreamRange::default()).await?);
+        let mut decisions =
+            std::pin::pin!(reader::follow_range(&self.bus, topology::RELEASES, StreamRange::default()).await?);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut read_to = [0, 0];

@@ -8,16 +8,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use decisions::admit::{AdmitDecision, AdmitInput as Asking, AdmitState, decide_admission, finish_s, queue_s};
-use decisions::escalation::{EscalationInput, Escalation, EscalationCap, escalate};
-use decisions::gate::TestedScores;
+use decisions::admit::{AdmitDecision, AdmitInput, AdmitState, decide_admission, finish_s, queue_s};
 use decisions::calibration::CalibrationEvidence;
+use decisions::escalation::{Escalation, EscalationCap, EscalationInput, escalate};
+use decisions::gate::TestedScores;
 use decisions::{EffectiveSettings, PayloadKind, hash_fraction};
 use schemas::{Answer, DecisionTrace, EscalationOutcome, Prediction, RankedClass, Reason, Route, TaskId};
 use serde_json::Value;
 
 pub use self::sums::BacktestResult;
-use self::sums::{AgreementRates, TaskOutcome, BacktestSums};
+use self::sums::{AgreementRates, BacktestSums, TaskOutcome};
 use crate::row::TextPool;
 
 mod sums;
@@ -87,7 +87,9 @@ impl RecordedTask {
 
     fn sent_bytes(&self) -> u64 {
         let doubt = self.decided.doubt.as_ref();
-        match doubt.filter(|doubt| matches!(doubt.fate, EscalationOutcome::Goes | EscalationOutcome::Sampled | EscalationOutcome::Blocks)) {
+        match doubt.filter(|doubt| {
+            matches!(doubt.fate, EscalationOutcome::Goes | EscalationOutcome::Sampled | EscalationOutcome::Blocks)
+        }) {
             Some(doubt) => doubt.bytes,
             None if self.route == Route::Redirected => self.decided.bytes,
             None => 0,
@@ -112,7 +114,8 @@ impl BacktestCandidate {
     pub fn apply_to(&self, in_force: &EffectiveSettings) -> Result<EffectiveSettings, String> {
         let mut all = serde_json::to_value(in_force).map_err(|error| error.to_string())?;
         merge(&mut all, &self.says);
-        let settings: EffectiveSettings = serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
+        let settings: EffectiveSettings =
+            serde_json::from_value(all).map_err(|error| format!("{}: {error}", self.name))?;
         for checked in [settings.policy.check(), settings.gate.check(), settings.verify.check()] {
             checked.map_err(|why| format!("{}: {why}", self.name))?;
         }
@@ -164,7 +167,11 @@ pub fn recorded_result(all: &[RecordedTask]) -> BacktestResult {
 ///
 /// # Errors
 /// What is wrong with the candidate, in one sentence.
-pub fn replay_decisions(all: &[RecordedTask], in_force: &BTreeMap<String, EffectiveSettings>, candidate: &BacktestCandidate) -> Result<BacktestResult, String> {
+pub fn replay_decisions(
+    all: &[RecordedTask],
+    in_force: &BTreeMap<String, EffectiveSettings>,
+    candidate: &BacktestCandidate,
+) -> Result<BacktestResult, String> {
     let known = AgreementRates::of(all);
     let mut settings = HashMap::new();
     for (name, were) in in_force {
@@ -203,9 +210,14 @@ struct BacktestState {
 }
 
 impl BacktestState {
-    fn decide(&mut self, task: &RecordedTask, were: &EffectiveSettings, are: &EffectiveSettings) -> (TaskOutcome, bool) {
+    fn decide(
+        &mut self,
+        task: &RecordedTask,
+        were: &EffectiveSettings,
+        are: &EffectiveSettings,
+    ) -> (TaskOutcome, bool) {
         let decided = &task.decided;
-        let asking = Asking {
+        let asking = AdmitInput {
             bytes: decided.bytes,
             left_s: decided.left_s,
             held_s: decided.held_s,
@@ -215,7 +227,8 @@ impl BacktestState {
         };
         // The same policy had in mind what was recorded, also of the times in between that are not.
         let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
-        let (state, admit) = decide_admission(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
+        let (state, admit) =
+            decide_admission(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
         self.state = state;
         let watts = are.policy.energy.watts_per_core;
         let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
@@ -301,7 +314,14 @@ impl BacktestState {
 
     /// What the gate says. One that learns is taught by the verdicts of the stretch; where it is the one that was in force,
     /// it says what it said, for what it had learned before is not recorded.
-    fn gate(&mut self, task: &RecordedTask, were: &EffectiveSettings, are: &EffectiveSettings, tested: &TestedScores, label: &str) -> Reason {
+    fn gate(
+        &mut self,
+        task: &RecordedTask,
+        were: &EffectiveSettings,
+        are: &EffectiveSettings,
+        tested: &TestedScores,
+        label: &str,
+    ) -> Reason {
         let Some(target) = are.gate.target_accuracy_ratio else { return are.gate().decide(tested, label) };
         if are.gate == were.gate {
             return if task.doubtful() { Reason::LowConfidence } else { Reason::Confident };
@@ -341,17 +361,21 @@ fn recorded_state(decided: &DecisionTrace) -> AdmitState {
 
 #[cfg(test)]
 mod tests {
-    use schemas::decision_trace::{CloudLoad, SiteLoad, RoutingMode, Network};
+    use schemas::decision_trace::{CloudLoad, Network, RoutingMode, SiteLoad};
     use schemas::task::StorageStamp;
-    use schemas::{EscalationTrace, AnswerStage, Task, Timings};
+    use schemas::{AnswerStage, EscalationTrace, Task, Timings};
     use serde_json::json;
 
     use super::*;
 
     /// A task that the site's model was so sure of, verified or not.
     fn recorded(number: u64, best: f32, verdict: Option<&str>) -> RecordedTask {
-        let stored =
-            StorageStamp { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "c".parse().unwrap(),
+            sequence: number,
+            stored_at_ns: 0,
+        };
         let task = Task::from_id(&stored, TaskId::from_name(&number.to_string()));
         let network = Network {
             up: true,

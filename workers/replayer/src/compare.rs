@@ -89,8 +89,11 @@ impl Comparison {
     /// Counts a line that was written before.
     pub fn add_cells(&mut self, cells: &csv::StringRecord) -> Option<()> {
         let text = |at: usize| cells.get(at).filter(|text| !text.is_empty());
-        let said =
-            ComparedPrediction { label: text(8)?.to_owned(), confidence: text(9)?.parse().ok()?, cost_ms: text(10)?.parse().ok()? };
+        let said = ComparedPrediction {
+            label: text(8)?.to_owned(),
+            confidence: text(9)?.parse().ok()?,
+            cost_ms: text(10)?.parse().ok()?,
+        };
         self.count(text(5)?, text(6)?.parse().ok()?, text(3), &said);
         Some(())
     }

@@ -15,7 +15,7 @@ use std::fmt;
 
 use wildmatch::WildMatch;
 
-use crate::field::{FLAGS, TaskField, FieldKind, NUMBERS, TEXTS, FieldValue};
+use crate::field::{FLAGS, FieldKind, FieldValue, NUMBERS, TEXTS, TaskField};
 use crate::row::TaskRow;
 
 /// Deepest nesting: deeper is no condition that a person wrote.
@@ -122,7 +122,9 @@ fn compare(field: TaskField, operator: ExpressionOperator, left: &FieldValue, ri
     use std::cmp::Ordering::{Equal, Greater, Less};
     let order = match (left, right) {
         // A release is named by the first digits of its digest.
-        (FieldValue::Text(left), FieldValue::Text(right)) if field == TaskField::Release && left.starts_with(right.as_ref()) => {
+        (FieldValue::Text(left), FieldValue::Text(right))
+            if field == TaskField::Release && left.starts_with(right.as_ref()) =>
+        {
             Some(Equal)
         }
         (FieldValue::Text(left), FieldValue::Text(right)) => Some(left.cmp(right)),
@@ -304,14 +306,18 @@ impl ExpressionParser {
                 }
                 Ok(ExpressionNode::Compare(field, operator, self.right(field)?))
             }
-            TokenKind::Word(word) if word.eq_ignore_ascii_case("in") => Ok(ExpressionNode::In(field, self.list(field)?)),
+            TokenKind::Word(word) if word.eq_ignore_ascii_case("in") => {
+                Ok(ExpressionNode::In(field, self.list(field)?))
+            }
             TokenKind::Word(word) if word.eq_ignore_ascii_case("like") => {
                 if kind != FieldKind::Text {
                     return Err((at, format!("{field} is a number: like is for text")));
                 }
                 let pattern = self.next("a pattern, such as 'fish*'")?;
                 match pattern.is {
-                    TokenKind::Word(text) | TokenKind::Quoted(text) => Ok(ExpressionNode::Like(field, WildMatch::new(&text))),
+                    TokenKind::Word(text) | TokenKind::Quoted(text) => {
+                        Ok(ExpressionNode::Like(field, WildMatch::new(&text)))
+                    }
                     _ => Err((pattern.at, "a pattern is expected here, such as 'fish*'".into())),
                 }
             }

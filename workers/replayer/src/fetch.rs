@@ -56,7 +56,11 @@ pub async fn fetch<'r>(
     .await
 }
 
-async fn whole(blobs: &Blobs, payload: Bytes, headers: Vec<(String, String)>) -> Result<Option<ArchivedImage>, CarryError> {
+async fn whole(
+    blobs: &Blobs,
+    payload: Bytes,
+    headers: Vec<(String, String)>,
+) -> Result<Option<ArchivedImage>, CarryError> {
     let blob =
         headers.iter().find(|(name, _)| name == HEADER_BLOB).and_then(|(_, value)| value.parse::<BlobRef>().ok());
     let bytes = match blob {

@@ -214,7 +214,7 @@ impl fmt::Display for TaskField {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Reason, Route, AnswerStage};
+    use schemas::{AnswerStage, Reason, Route};
     use serde::de::DeserializeOwned;
 
     use super::*;

@@ -9,8 +9,8 @@ use schemas::TaskId;
 
 use crate::error::ReplayError;
 use crate::fetch::ArchivedImage;
-use crate::index::{HEADS, IndexWriter, cells};
 use crate::image_kind;
+use crate::index::{HEADS, IndexWriter, cells};
 use crate::row::TaskRow;
 
 /// Rows written before the system is given them.

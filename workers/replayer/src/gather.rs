@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use schemas::{Answer, Label, SetName, SiteName, AnswerStage, TaskId, decode};
+use schemas::{Answer, AnswerStage, Label, SetName, SiteName, TaskId, decode};
 use streams::reader::{self, MessageReader, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::backtest::RecordedTask;
 use crate::error::ReplayError;
-use crate::republish::HEADER_ROW;
 use crate::read_limiter::ReadLimiter;
+use crate::republish::HEADER_ROW;
 use crate::row::{TaskRow, TextPool};
-use crate::select::{TaskStage, TaskQuery};
+use crate::select::{TaskQuery, TaskStage};
 use crate::settings::MOST_TASKS;
 
 /// Reads the answers of a site, with what persons said of them, at a pace, and keeps what the query takes. `each` hears how
@@ -120,14 +120,20 @@ pub async fn gather_decided(
 ///
 /// # Errors
 /// More tasks than can be held, and what the broker says.
-pub async fn gather_pinned(bus: &Bus, site: &SiteName, set: &SetName, query: &TaskQuery) -> Result<Vec<TaskRow>, ReplayError> {
+pub async fn gather_pinned(
+    bus: &Bus,
+    site: &SiteName,
+    set: &SetName,
+    query: &TaskQuery,
+) -> Result<Vec<TaskRow>, ReplayError> {
     let persons = PersonLabels::read(bus).await?;
     let last = reader::stream_level(bus, topology::PINNED).await?;
     let (mut rows, mut too_many) = (Vec::new(), false);
     if last.messages == 0 {
         return Ok(rows);
     }
-    let all = StreamRange { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..StreamRange::default() };
+    let all =
+        StreamRange { subjects: vec![subject::pins(Some(set), site)], headers_only: true, ..StreamRange::default() };
     reader::read_range(bus, topology::PINNED, all, last.last_sequence, |record| {
         let row = record.header(HEADER_ROW).and_then(|row| serde_json::from_str::<TaskRow>(row).ok());
         let row = row.filter(|row| is_of(row, &record.subject)).map(|row| persons.without_retracted(row));

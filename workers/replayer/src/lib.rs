@@ -8,7 +8,6 @@
 //! Deliberately absent: training, decisions about models.
 
 pub mod backtest;
-pub mod replay_marker;
 pub mod compare;
 pub mod error;
 pub mod expression;
@@ -16,15 +15,16 @@ pub mod fetch;
 pub mod field;
 pub mod folder;
 pub mod gather;
-pub mod index;
 mod image_kind;
-pub mod timestamp;
-pub mod republish;
+pub mod index;
 pub mod read_limiter;
+pub mod replay_marker;
+pub mod republish;
 pub mod row;
 pub mod select;
 pub mod settings;
 pub mod tarball;
+pub mod timestamp;
 pub mod worker;
 
 pub use error::ReplayError;

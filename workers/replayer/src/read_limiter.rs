@@ -25,7 +25,7 @@ pub struct ReadLimiter {
 }
 
 impl ReadLimiter {
-    /// `beside_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
+    /// `busy_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
     pub fn new(bus: &Bus, site: &SiteName, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
         let bytes = |mib: f64| mib * 1024.0 * 1024.0;
         Self {
@@ -64,7 +64,9 @@ impl ReadLimiter {
         let first = self.looked_at.replace(now).is_none();
         let wary_ms = WARY.as_millis() as u64;
         let progress =
-            match reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site)).await {
+            match reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site))
+                .await
+            {
                 // A server on which nobody recognizes.
                 Err(CarryError::Missing { .. }) => return Ok(()),
                 progress => progress?,

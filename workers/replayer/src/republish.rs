@@ -119,9 +119,17 @@ mod tests {
         assert_eq!(id(run), id(run), "going on repeats itself");
         assert_ne!(id(run), id(TaskId::from_name("another")));
         let verified = TaskRow { truth: None, route: schemas::Route::Verified, ..row() };
-        assert_eq!(value(&republication("x", &verified, &image(), run), HEADER_LABEL), None, "a verdict is not the truth");
+        assert_eq!(
+            value(&republication("x", &verified, &image(), run), HEADER_LABEL),
+            None,
+            "a verdict is not the truth"
+        );
         let lines = TaskRow { person: Some("crab\r\nTributary-Priority: high".into()), ..row() };
-        assert_eq!(value(&republication("x", &lines, &image(), run), HEADER_LABEL), None, "a label is no header of its own");
+        assert_eq!(
+            value(&republication("x", &lines, &image(), run), HEADER_LABEL),
+            None,
+            "a label is no header of its own"
+        );
     }
 
     #[test]

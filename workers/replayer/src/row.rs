@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use schemas::{Answer, LabelSource, Reason, Route, AnswerStage, TaskId};
+use schemas::{Answer, AnswerStage, LabelSource, Reason, Route, TaskId};
 use serde::{Deserialize, Serialize};
 
-use crate::field::{TaskField, FieldValue};
+use crate::field::{FieldValue, TaskField};
 
 /// What is known of one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -185,7 +185,9 @@ impl TaskRow {
             TaskField::Novelty => ratio(self.novelty),
             TaskField::Sequence => Some(FieldValue::Number(self.sequence as f64)),
             TaskField::Published => Some(FieldValue::Number(self.published_at_ms as f64)),
-            TaskField::LatencyMs => Some(FieldValue::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64)),
+            TaskField::LatencyMs => {
+                Some(FieldValue::Number(self.answered_at_ms.saturating_sub(self.published_at_ms) as f64))
+            }
             TaskField::Hard => Some(FieldValue::Flag(self.is_hard())),
             TaskField::Wrong => Some(FieldValue::Flag(self.is_wrong())),
             TaskField::Labelled => Some(FieldValue::Flag(self.label().is_some())),

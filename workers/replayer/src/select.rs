@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use schemas::{CameraName, Route, AnswerStage};
+use schemas::{AnswerStage, CameraName, Route};
 
 use crate::expression::Expression;
 use crate::row::TaskRow;
@@ -178,7 +178,10 @@ mod tests {
         assert!(takes(TaskQuery::default()));
         assert!(!takes(TaskQuery { at: TaskStage::Provisional, ..TaskQuery::default() }));
         assert!(!takes(TaskQuery { at: TaskStage::Dead, ..TaskQuery::default() }));
-        assert!(!TaskQuery::default().takes(&TaskRow { route: Route::Dead, ..row() }), "what was given up shows nothing");
+        assert!(
+            !TaskQuery::default().takes(&TaskRow { route: Route::Dead, ..row() }),
+            "what was given up shows nothing"
+        );
         assert!(!takes(TaskQuery { cameras: vec!["cam-2".parse().unwrap()], ..TaskQuery::default() }));
         assert!(takes(TaskQuery { since_ms: Some(1_700_000_000_000), ..TaskQuery::default() }));
         assert!(!takes(TaskQuery { until_ms: Some(1_700_000_000_000), ..TaskQuery::default() }));

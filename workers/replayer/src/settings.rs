@@ -26,7 +26,7 @@ impl ReplayerSettings {
     /// What is wrong with the settings, if something is.
     pub fn check(&self) -> Result<(), String> {
         if !(self.busy_mib_per_s.is_finite() && self.busy_mib_per_s > 0.0) {
-            return Err(format!("replayer.beside_mib_per_s is {}, use more than 0", self.busy_mib_per_s));
+            return Err(format!("replayer.busy_mib_per_s is {}, use more than 0", self.busy_mib_per_s));
         }
         match self.in_flight_mib {
             0 => Err("replayer.in_flight_mib is 0, use at least 1".into()),

@@ -18,14 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 use vision::InferencePool;
 
 use self::write::DiskWriter;
-use crate::replay_marker::{self, ReplayMarker};
 use crate::compare::Comparison;
 use crate::error::ReplayError;
-use crate::fetch::{ImageOrigin, ArchivedImage, fetch};
+use crate::fetch::{ArchivedImage, ImageOrigin, fetch};
 use crate::folder::FolderWriter;
 use crate::gather::{gather, gather_pinned};
-use crate::republish;
 use crate::read_limiter::ReadLimiter;
+use crate::replay_marker::{self, ReplayMarker};
+use crate::republish;
 use crate::row::TaskRow;
 use crate::select::{TaskQuery, TaskSampling, sample};
 use crate::settings::ReplayerSettings;
@@ -146,7 +146,9 @@ pub async fn replay(
     let started = Instant::now();
     let note = place_of_note(&destination, &options)?;
     let mut begun = match &note {
-        Some(path) => ReplayMarker::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination)),
+        Some(path) => {
+            ReplayMarker::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination))
+        }
         None => None,
     };
     let fresh = begun.is_none();

@@ -7,7 +7,7 @@ use schemas::task::HEADER_BLOB;
 use schemas::{ModelName, Order, Release, Rollout, Swap, decode, encode};
 use streams::backoff::Backoff;
 use streams::reader::{self, StoredMessage, StreamRange};
-use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, subject, topology};
 
 /// How often a decision is made anew because somebody else was faster, and the pauses before it is.
 const RACES: u32 = 20;
@@ -16,7 +16,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a model's releases stand; `None` before the first decision.
 pub async fn latest(bus: &Bus, model: &ModelName) -> Result<Option<Rollout>, CarryError> {
-    let Some(record) = reader::last_message(bus, topology::RELEASES, &subject::releases(model)).await? else { return Ok(None) };
+    let Some(record) = reader::last_message(bus, topology::RELEASES, &subject::releases(model)).await? else {
+        return Ok(None);
+    };
     match read_decision(&record) {
         Some(rollout) => Ok(Some(rollout)),
         // Somebody wrote something else there: what was decided last before it holds.
@@ -47,8 +49,10 @@ pub async fn history(bus: &Bus, model: &ModelName) -> Result<Vec<Rollout>, Carry
     let level = reader::stream_level(bus, topology::RELEASES).await?;
     let mut all = Vec::new();
     let stretch = StreamRange { subjects: vec![subject::releases(model)], ..StreamRange::default() };
-    reader::read_range(bus, topology::RELEASES, stretch, level.last_sequence, |record| all.extend(read_decision(&record)))
-        .await?;
+    reader::read_range(bus, topology::RELEASES, stretch, level.last_sequence, |record| {
+        all.extend(read_decision(&record))
+    })
+    .await?;
     Ok(all)
 }
 

@@ -8,15 +8,15 @@
 
 pub mod compatibility;
 pub mod confinement;
-pub mod release_counter;
-pub mod release_cache;
 pub mod decision_log;
 pub mod oci;
 pub mod order_watch;
 pub mod package;
 pub mod prepare;
+pub mod release_cache;
+pub mod release_counter;
 pub mod report;
-pub mod stage;
 pub mod serving_model;
+pub mod stage;
 pub mod swap;
 pub mod trial;

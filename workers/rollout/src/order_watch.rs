@@ -39,7 +39,13 @@ async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Opti
 }
 
 /// A verifier follows the orders of the cloud, until told to stop.
-pub async fn of_cloud(swapper: &ModelSwapper, bus: &Bus, model: &ModelName, ready: impl Fn(&Model), shutdown: &Shutdown) {
+pub async fn of_cloud(
+    swapper: &ModelSwapper,
+    bus: &Bus,
+    model: &ModelName,
+    ready: impl Fn(&Model),
+    shutdown: &Shutdown,
+) {
     let (ordered, orders) = watch::channel(None);
     until_stopped(swapper, || hear_cloud(bus, model, &ordered), orders, ready, shutdown).await;
 }

@@ -8,8 +8,8 @@
 //!
 //! [`split`] and the functions beside it move a package in pieces. Whatever is not async here blocks.
 
+mod archive;
 mod pieces;
-mod tar;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,8 +21,8 @@ use schemas::{BlobRef, ReleaseId};
 use streams::CarryError;
 use vision::{Model, ModelError};
 
+use archive::{TarContent, TarEntry};
 pub use pieces::{assemble, fetch, keep, offer, piece, split};
-use tar::{TarContent, TarEntry};
 
 /// Most files of a package. A model is three, and seldom more: one file a tensor is how very large ones are exported.
 pub const MAX_FILES: usize = 256;
@@ -221,7 +221,7 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
     }
     let plain = |name: &str| {
         let refused = || PackageError::Entry { name: name.to_owned(), why: "has no plain name" };
-        tar::plain_header(name).ok_or_else(refused)
+        archive::plain_header(name).ok_or_else(refused)
     };
     // By name: two ways to write one file are one file.
     let mut files = BTreeMap::new();
@@ -244,15 +244,15 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
 
 fn write(contents: &[(String, TarContent<'_>)], into: &Path) -> Result<BlobRef, PackageError> {
     let file = File::create(into).map_err(PackageError::at(into))?;
-    let hashing = tar::HashingWriter::new(BufWriter::new(file));
-    let (packed, mut file) = tar::write(contents, hashing, into)?.finish();
+    let hashing = archive::HashingWriter::new(BufWriter::new(file));
+    let (packed, mut file) = archive::write(contents, hashing, into)?.finish();
     file.flush().map_err(PackageError::at(into))?;
     Ok(packed)
 }
 
 /// Writes a package's files into a new folder, on the disk.
 fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
-    let entries = tar::read_entries(package)?;
+    let entries = archive::read_entries(package)?;
     let mut from = File::open(package).map_err(PackageError::at(package))?;
     make_folder(folder)?;
     for TarEntry { name, at, size_bytes } in entries {
@@ -484,7 +484,7 @@ pub(crate) mod tests {
     fn an_altered_byte_makes_another_release_and_is_refused_with_its_digest() {
         let (place, model) = PackagePlace::packed();
         let whole = std::fs::read(&place.file).unwrap();
-        let entries = tar::read_entries(&place.file).unwrap();
+        let entries = archive::read_entries(&place.file).unwrap();
         let labels = entries.iter().find(|entry| entry.name == "labels.txt").unwrap();
         let alter = |at: u64| {
             let mut bytes = whole.clone();
@@ -605,7 +605,7 @@ pub(crate) mod tests {
             ("weights/all.bin".to_owned(), TarContent::Bytes(&[7; 700])),
             ("probe.json".to_owned(), TarContent::Bytes(b"{}")),
         ];
-        let small = tar::write(&contents, Vec::new(), &file).unwrap();
+        let small = archive::write(&contents, Vec::new(), &file).unwrap();
         bend::bend_some(
             "packages' headers",
             &[small],
@@ -613,7 +613,7 @@ pub(crate) mod tests {
             |bytes, _| with_sums(bytes),
             |bytes| {
                 std::fs::write(&file, bytes).unwrap();
-                if let Ok(entries) = tar::read_entries(&file) {
+                if let Ok(entries) = archive::read_entries(&file) {
                     for TarEntry { name, at, size_bytes } in entries {
                         assert!(at + size_bytes <= bytes.len() as u64, "{name} lies outside of the package");
                         assert!(

@@ -34,8 +34,9 @@ pub async fn prepare(
 ) -> Result<(Release, PathBuf), FaultNote> {
     let infer = InferenceSettings { replicas: Replicas::Count(1), ..InferenceSettings::default() };
     let tried = trial.run_trial(&model.folder, &infer).await?;
-    let needs = needs(model, &tried)
-        .map_err(|error| FaultNote::new(error.name(), runtime::fault::error_chain(&error), "correct the model's folder"))?;
+    let needs = needs(model, &tried).map_err(|error| {
+        FaultNote::new(error.name(), runtime::fault::error_chain(&error), "correct the model's folder")
+    })?;
     let probe = ReleaseProbe { runtime: tried.runtime.clone(), logits: tried.logits };
     let (model, file) = (model.clone(), work.join(format!("{}.tar", model.release.short())));
     let release = model.release.clone();

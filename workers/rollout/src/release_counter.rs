@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use schemas::{AgreementCount, Agreement, ReleaseCounts, ReleaseId, SiteName};
+use schemas::{Agreement, AgreementCount, ReleaseCounts, ReleaseId, SiteName};
 
 /// Stretches that are kept while they cannot be told: two days, if they are of ten minutes.
 const MOST_SLOTS: usize = 288;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Shutdown, heartbeat, clock, process};
+use runtime::{Shutdown, clock, heartbeat, process};
 use schemas::task::HEADER_TO;
 use schemas::{ModelName, SiteName, Swap, TaskId, encode};
 use streams::backoff::Backoff;
@@ -53,7 +53,8 @@ impl SwapReporter {
                 return;
             }
             // Nobody knows it before it has said something once.
-            let pause = if said_at.is_none() { Backoff::steady(self.every.min(FIRST_AGAIN)).next_pause() } else { self.every };
+            let pause =
+                if said_at.is_none() { Backoff::steady(self.every.min(FIRST_AGAIN)).next_pause() } else { self.every };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 more = changes.changed() => {

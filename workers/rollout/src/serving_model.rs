@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use schemas::RefusedRelease;
-use vision::{InferencePool, InferenceError, InferenceSettings, Model, ModelError, OnnxRuntime};
+use vision::{InferenceError, InferencePool, InferenceSettings, Model, ModelError, OnnxRuntime};
 
 use crate::release_cache::ReleaseCache;
 use crate::trial::TrialRunner;

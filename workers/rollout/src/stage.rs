@@ -2,7 +2,7 @@
 //! decision returns how they stand after it, or says why it cannot be.
 
 use schemas::{
-    Canary, ReleaseDecision, CanaryFinding, ModelName, Order, Release, ReleaseId, ReleaseStage, Rollout, SiteName,
+    Canary, CanaryFinding, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage, Rollout, SiteName,
 };
 
 /// So many releases that were stable can be come back to.
@@ -83,11 +83,29 @@ pub fn first(model: ModelName, release: Release, said: DecisionContext) -> Rollo
     }
 }
 
-fn decision(stage: ReleaseStage, release: &ReleaseId, said: DecisionContext, site: Option<SiteName>) -> ReleaseDecision {
-    ReleaseDecision { stage, release: release.clone(), by: said.by.into(), why: said.why, site, findings: said.findings }
+fn decision(
+    stage: ReleaseStage,
+    release: &ReleaseId,
+    said: DecisionContext,
+    site: Option<SiteName>,
+) -> ReleaseDecision {
+    ReleaseDecision {
+        stage,
+        release: release.clone(),
+        by: said.by.into(),
+        why: said.why,
+        site,
+        findings: said.findings,
+    }
 }
 
-fn after(now: &Rollout, stage: ReleaseStage, release: &ReleaseId, said: DecisionContext, site: Option<SiteName>) -> Rollout {
+fn after(
+    now: &Rollout,
+    stage: ReleaseStage,
+    release: &ReleaseId,
+    said: DecisionContext,
+    site: Option<SiteName>,
+) -> Rollout {
     Rollout {
         number: now.number.saturating_add(1),
         said_at_ms: said.at_ms,

@@ -6,15 +6,15 @@ pub mod flow;
 use std::sync::Arc;
 
 use runtime::{clock, process};
-use schemas::{Heartbeat, FaultNote, Order, RefusedRelease, ReleaseId};
+use schemas::{FaultNote, Heartbeat, Order, RefusedRelease, ReleaseId};
 use streams::Blobs;
 use tokio::sync::watch;
 use vision::{InferenceError, InferencePool, Model, StandbyModel};
 
 use self::flow::ReleaseHost;
 use crate::compatibility::{MachineProfile, incompatibility};
-use crate::release_cache::ReleaseCache;
 use crate::package::{self, PackageError};
+use crate::release_cache::ReleaseCache;
 use crate::serving_model::ServingModel;
 use crate::trial::{PROBE, ReleaseProbe, TrialResult, TrialRunner, compare, pictures};
 

@@ -266,7 +266,8 @@ pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
         tracing::debug!(%error, "the kernel treats the trial as anything else");
     }
-    let onnx = OnnxRuntime::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
+    let onnx =
+        OnnxRuntime::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
     // From here on: the library is loaded, and nothing of the model was read.
     let confinement = confine(&asked.folder, onnx.library(), asked.follow_links);
     let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
@@ -275,7 +276,9 @@ pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
     let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
     let (batch, cost_ms) = match asked.measured {
         Some(measured) => measured,
-        None => measure_batches(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?,
+        None => {
+            measure_batches(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?
+        }
     };
     let added = process::resident_bytes().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
     let pictures = pictures();
@@ -366,9 +369,11 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_dies_says_how() {
         let trial = |program: &str| TrialRunner { program: program.into(), onnxruntime: None };
-        let fault = trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
+        let fault =
+            trial("/bin/false").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert_eq!(fault.name, "release_crashed");
-        let fault = trial("/nowhere").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
+        let fault =
+            trial("/nowhere").run_trial(&fixture("fashion-light"), &InferenceSettings::default()).await.unwrap_err();
         assert!(
             fault.name == "trial_impossible" && fault.reason.contains("/nowhere") || fault.reason.contains("start")
         );

@@ -8,7 +8,7 @@ use rollout::package::{PackageError, assemble, fetch, keep, offer, piece, split}
 use schemas::ModelName;
 use schemas::limits::PIECE_BYTES;
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
-use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Blobs, Bus, NatsSettings, ReleaseStore};
 
 async fn server(store: &Path) -> (Server, Bus) {

@@ -15,7 +15,12 @@ const RACES: u32 = 20;
 ///
 /// # Errors
 /// That the stream does not take it; it was done all the same.
-pub async fn record_action(bus: &Bus, place: &SiteName, action: &str, about: impl Into<String>) -> Result<(), CarryError> {
+pub async fn record_action(
+    bus: &Bus,
+    place: &SiteName,
+    action: &str,
+    about: impl Into<String>,
+) -> Result<(), CarryError> {
     let (slot, about) = (subject::audit(place), about.into());
     for _ in 0..RACES {
         let last = reader::last_message(bus, topology::AUDIT, &slot).await?;

@@ -14,15 +14,15 @@ use std::time::Duration;
 use schemas::{FaultNote, Route, encode};
 use streams::backoff::Backoff;
 use streams::reader::StoredMessage;
-use streams::{Bus, CarryError, Delivery, PublishOutcome, Publication, Publisher, Puller, reader, subject};
+use streams::{Bus, CarryError, Delivery, Publication, PublishOutcome, Publisher, Puller, reader, subject};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::fault::{self, Fault, RETRY_DELAY};
 use crate::dead_letter;
+use crate::fault::{self, Fault, RETRY_DELAY};
+use crate::handler::{Handler, MessageCredit, OutgoingMessages};
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use crate::handler::{MessageCredit, OutgoingMessages, Handler};
 
 /// How long messages in hand may take to finish when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
@@ -327,7 +327,8 @@ impl<S: Handler> InFlight<S> {
         }
         tracing::warn!(role = S::ROLE, subject = message.subject, fault = note.name, reason = note.reason, "given up");
         metrics::count_message(S::ROLE, "given_up");
-        let letter = dead_letter::from_stored_message(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
+        let letter =
+            dead_letter::from_stored_message(S::ROLE, S::STREAM, &burial.site, burial.task, message, attempts, note);
         let slot = subject::dead(S::STREAM, &burial.site, letter.id);
         self.publisher.publish(&Publication::first_on_subject(slot, encode(&letter)?)).await?;
         Ok(())

@@ -1,7 +1,7 @@
 //! A dead letter: what was given up, whole unless it is large, with where it came from and why.
 
 use schemas::limits::{CUT_LETTER_BYTES, MAX_LETTER_BYTES};
-use schemas::{BlobRef, TruncatedPayload, DeadLetter, FaultNote, SiteName, TaskId};
+use schemas::{BlobRef, DeadLetter, FaultNote, SiteName, TaskId, TruncatedPayload};
 use sha2::{Digest, Sha256};
 use streams::reader::StoredMessage;
 

@@ -20,7 +20,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Handles one message. A step that waits for somebody else with it, bounded by itself, may give the
     /// credit back early, so that others are taken meanwhile.
-    fn handle(&self, delivery: &Delivery, credit: &MessageCredit) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
+    fn handle(
+        &self,
+        delivery: &Delivery,
+        credit: &MessageCredit,
+    ) -> impl Future<Output = Result<OutgoingMessages, Fault>> + Send;
 
     /// Whom and what a message that is given up concerned; also what is to be published besides the
     /// dead letter. A publication there that finds its slot taken by another outcome calls the dead

@@ -5,25 +5,25 @@
 //! failure is, which decides what becomes of the message.
 
 pub mod audit;
-pub mod heartbeat;
 pub mod clock;
-pub mod drift;
 pub mod consumer;
-pub mod fault;
 pub mod dead_letter;
-pub mod retry;
+pub mod drift;
+pub mod fault;
+pub mod handler;
+pub mod heartbeat;
 pub mod metrics;
 pub mod process;
+pub mod retry;
 pub mod settings;
 pub mod shutdown;
 pub mod site_key;
-pub mod handler;
 pub mod telemetry;
 pub mod ticket;
 pub mod trust;
 
 pub use consumer::{ConsumerConfig, consume};
 pub use fault::Fault;
+pub use handler::{Handler, MessageCredit, OutgoingMessages};
 pub use retry::retry_until_found;
 pub use shutdown::Shutdown;
-pub use handler::{MessageCredit, OutgoingMessages, Handler};

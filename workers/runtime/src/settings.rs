@@ -226,6 +226,9 @@ mod tests {
 
     #[test]
     fn a_named_file_must_exist() {
-        assert!(matches!(load::<AllSettings>(Some(Path::new("/nonexistent.toml")), &[]), Err(SettingsError::NoFile { .. })));
+        assert!(matches!(
+            load::<AllSettings>(Some(Path::new("/nonexistent.toml")), &[]),
+            Err(SettingsError::NoFile { .. })
+        ));
     }
 }

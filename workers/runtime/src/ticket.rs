@@ -49,7 +49,7 @@ fn meant(about: &Answer) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Reason, Route, AnswerStage, Task, TaskId};
+    use schemas::{AnswerStage, Reason, Route, Task, TaskId};
 
     use super::*;
 
@@ -63,7 +63,13 @@ mod tests {
                 sequence: 7,
                 stored_at_ns: 0,
             };
-            Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Provisional, Route::Edge, Reason::LowConfidence, 0)
+            Answer::for_task(
+                &Task::from_id(&stored, task),
+                AnswerStage::Provisional,
+                Route::Edge,
+                Reason::LowConfidence,
+                0,
+            )
         };
         let (asked, other) = (about(TaskId::new_random()), about(TaskId::new_random()));
         let ticket = key.sign(&asked);

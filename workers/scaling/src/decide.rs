@@ -65,14 +65,20 @@ pub struct ReplicaTarget {
 }
 
 /// Decides: the new state, and how many there shall be.
-pub fn decide_replicas(settings: &ScaleSettings, state: &ScaleState, seen: &QueueObservation) -> (ScaleState, ReplicaTarget) {
+pub fn decide_replicas(
+    settings: &ScaleSettings,
+    state: &ScaleState,
+    seen: &QueueObservation,
+) -> (ScaleState, ReplicaTarget) {
     let mut state = state.clone();
     let queued_s = seen.queued_s();
     let stay = |why: String| ReplicaTarget { replicas: seen.replicas, why };
     let (least, most) = (settings.min_replicas, settings.max_replicas.max(settings.min_replicas));
     if !(least..=most).contains(&seen.replicas) {
-        let wish =
-            ReplicaTarget { replicas: seen.replicas.clamp(least, most), why: format!("there are to be {least} to {most}") };
+        let wish = ReplicaTarget {
+            replicas: seen.replicas.clamp(least, most),
+            why: format!("there are to be {least} to {most}"),
+        };
         return (changed(state, seen, None), wish);
     }
     if state.useless_above.is_some_and(|(_, until_s)| seen.now_s >= until_s) {

@@ -4,8 +4,8 @@
 //! start or drain replicas; [`decide`] says how many, and why, and is pure. Deliberately absent: processes, which whoever
 //! starts them counts (`tributary status` shows them; Kubernetes scales them by the metric of queued work).
 
-pub mod replica_request;
 pub mod decide;
+pub mod replica_request;
 pub mod settings;
 pub mod worker;
 

@@ -10,7 +10,7 @@ pub const MOST_REPLICAS: usize = 256;
 
 /// How many replicas somebody asked for; never more than a process runs, and never none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "Written")]
+#[serde(rename_all = "snake_case", try_from = "ReplicaRequestNote")]
 pub enum ReplicaRequest {
     /// So many.
     Fixed(usize),

@@ -22,7 +22,14 @@ pub struct ScaleSettings {
 
 impl Default for ScaleSettings {
     fn default() -> Self {
-        Self { min_replicas: 1, max_replicas: 0, target_s: 1.0, up_cooldown_s: 3.0, down_cooldown_s: 60.0, min_gain_ratio: 0.1 }
+        Self {
+            min_replicas: 1,
+            max_replicas: 0,
+            target_s: 1.0,
+            up_cooldown_s: 3.0,
+            down_cooldown_s: 60.0,
+            min_gain_ratio: 0.1,
+        }
     }
 }
 
@@ -31,10 +38,12 @@ impl ScaleSettings {
     pub fn check(&self, role: &str) -> Result<(), String> {
         let Self { min_replicas: least, max_replicas: most, .. } = self;
         if *least == 0 {
-            return Err(format!("{role}.scale.least is 0, use at least 1"));
+            return Err(format!("{role}.scale.min_replicas is 0, use at least 1"));
         }
         if *most > 0 && most < least {
-            return Err(format!("{role}.scale.most is {most}, use at least {role}.scale.least, {least}"));
+            return Err(format!(
+                "{role}.scale.max_replicas is {most}, use at least {role}.scale.min_replicas, {least}"
+            ));
         }
         let positive = [
             ("target_s", self.target_s),
@@ -46,7 +55,7 @@ impl ScaleSettings {
         }
         match (0.0..=1.0).contains(&self.min_gain_ratio) {
             true => Ok(()),
-            false => Err(format!("{role}.scale.least_gain_ratio is {}, use 0 to 1", self.min_gain_ratio)),
+            false => Err(format!("{role}.scale.min_gain_ratio is {}, use 0 to 1", self.min_gain_ratio)),
         }
     }
 }

@@ -13,10 +13,10 @@ use streams::fleet::{self, Ledger};
 use streams::{Bus, CarryError, reader};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{InferencePool, InferenceError};
+use vision::{InferenceError, InferencePool};
 
-use crate::replica_request::{ReplicaRequest, MOST_REPLICAS};
 use crate::decide::{QueueObservation, ScaleState, decide_replicas};
+use crate::replica_request::{MOST_REPLICAS, ReplicaRequest};
 use crate::settings::ScaleSettings;
 
 /// How often it looks at the queue.
@@ -113,7 +113,9 @@ impl Scaler {
                     self.scale_to(replicas, format!("{replicas} were asked for"), resized).await;
                     None
                 }
-                Some(ReplicaRequest::Between(least, most)) => Some(ScaleSettings { min_replicas: least, max_replicas: most, ..self.settings.clone() }),
+                Some(ReplicaRequest::Between(least, most)) => {
+                    Some(ScaleSettings { min_replicas: least, max_replicas: most, ..self.settings.clone() })
+                }
                 None if self.settings.max_replicas > 0 => Some(self.settings.clone()),
                 None => {
                     // Taken back: as many as it began with, and nothing to say about it.
@@ -132,9 +134,10 @@ impl Scaler {
                         self.scale_to(wish.replicas, wish.why, resized).await;
                     }
                     // A queue that cannot be seen is neither empty nor endless.
-                    Err(error) => {
-                        self.log_scaling(Some(format!("{} stay, for the queue cannot be seen: {error}", self.infer.replicas())))
-                    }
+                    Err(error) => self.log_scaling(Some(format!(
+                        "{} stay, for the queue cannot be seen: {error}",
+                        self.infer.replicas()
+                    ))),
                 }
             }
             let _changed_or_time = tokio::time::timeout(LOOK_EVERY, asked.changed()).await;
@@ -157,7 +160,13 @@ impl Scaler {
         let all = own + others.map(|beat| beat.replicas as usize).sum::<usize>();
         let waiting = (progress.pending + progress.unacked) as f64 * own as f64 / all.max(1) as f64;
         let finished = tally.finished.load(Ordering::Relaxed);
-        Ok(QueueObservation { now_s: since.as_secs_f64(), waiting, cost_s: self.infer.cost_ms() / 1000.0, replicas: own, finished })
+        Ok(QueueObservation {
+            now_s: since.as_secs_f64(),
+            waiting,
+            cost_s: self.infer.cost_ms() / 1000.0,
+            replicas: own,
+            finished,
+        })
     }
 
     /// Starts or drains replicas one by one, until there are so many, or until one cannot be started.
@@ -190,7 +199,8 @@ impl Scaler {
         }
         let infer = self.infer.clone();
         let before = process::resident_bytes();
-        let stepped = tokio::task::spawn_blocking(move || if grow { infer.add_replica() } else { infer.remove_replica() });
+        let stepped =
+            tokio::task::spawn_blocking(move || if grow { infer.add_replica() } else { infer.remove_replica() });
         let stepped = stepped.await.map_err(|error| error.to_string())?;
         stepped.map_err(|error: InferenceError| format!("{}: {error}", error.name()))?;
         if let (true, Some(before), Some(after)) = (grow, before, process::resident_bytes()) {

@@ -262,8 +262,12 @@ mod tests {
 
     fn answer(number: u64, route: Route, said: &str, truth: Option<&str>) -> Answer {
         let task = TaskId::from_name(&number.to_string());
-        let stored =
-            StorageStamp { site: "reef".parse().unwrap(), camera: "c".parse().unwrap(), sequence: number, stored_at_ns: 0 };
+        let stored = StorageStamp {
+            site: "reef".parse().unwrap(),
+            camera: "c".parse().unwrap(),
+            sequence: number,
+            stored_at_ns: 0,
+        };
         let reason = if route == Route::Verified { Reason::LowConfidence } else { Reason::Confident };
         let mut answer = Answer::for_task(&Task::from_id(&stored, task), AnswerStage::Final, route, reason, 0);
         (answer.label, answer.confidence) = (Some(said.into()), Some(0.9));

@@ -12,8 +12,8 @@ use streams::reader::{self, StreamRange};
 use streams::{Blobs, Bus, CarryError, subject, topology};
 
 use crate::collection::{Collection, TrainingImage};
-use crate::training_copy::{self, TrainingCopy};
 use crate::learned_images;
+use crate::training_copy::{self, TrainingCopy};
 use training::error::TrainError;
 
 /// Reads a site's streams into a collection.

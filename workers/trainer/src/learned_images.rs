@@ -7,7 +7,7 @@ use runtime::Fault;
 use schemas::limits::MAX_LEARNED_IMAGES;
 use schemas::{Label, LearnedImages, ModelName, ReleaseId, SiteName, TaskId, Update, decode, encode};
 use streams::reader::{self, StreamRange};
-use streams::{Bus, CarryError, PublishOutcome, Publication, Publisher, subject, topology};
+use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, subject, topology};
 
 /// An update that learned from some of the images that are asked about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -34,7 +34,11 @@ pub type RetractionTimes = BTreeMap<TaskId, i128>;
 ///
 /// # Errors
 /// What the broker says.
-pub async fn record_images(publisher: &Publisher, update: &Update, images: &BTreeSet<TaskId>) -> Result<Vec<u64>, Fault> {
+pub async fn record_images(
+    publisher: &Publisher,
+    update: &Update,
+    images: &BTreeSet<TaskId>,
+) -> Result<Vec<u64>, Fault> {
     let slot = subject::learned(&update.site, &update.model);
     let mut sequences = Vec::new();
     for (number, part) in parts(update, images).into_iter().enumerate() {
@@ -76,7 +80,11 @@ pub async fn forget_images(bus: &Bus, sequences: &[u64]) -> Result<(), CarryErro
 ///
 /// # Errors
 /// What the broker says.
-pub async fn trace_updates(bus: &Bus, site: &SiteName, images: &RetractionTimes) -> Result<Vec<TracedUpdate>, CarryError> {
+pub async fn trace_updates(
+    bus: &Bus,
+    site: &SiteName,
+    images: &RetractionTimes,
+) -> Result<Vec<TracedUpdate>, CarryError> {
     let last = reader::stream_level(bus, topology::LEARNED).await?;
     let mut found = Vec::new();
     if last.messages == 0 || images.is_empty() {

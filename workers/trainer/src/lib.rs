@@ -4,11 +4,11 @@
 //! Deliberately absent: access to other sites, decisions about releases.
 
 pub mod base_weights;
-pub mod collector;
 pub mod collection;
-pub mod training_copy;
+pub mod collector;
 pub mod learned_images;
 pub mod submit;
+pub mod training_copy;
 pub mod worker;
 
 pub use worker::run;

@@ -11,7 +11,7 @@ use streams::subject::OutboxKind;
 use streams::{Blobs, Publication, Publisher, subject};
 use vision::Model;
 
-use training::examples::{Examples, ExampleSplit};
+use training::examples::{ExampleSplit, Examples};
 use training::holdout::HoldoutComparison;
 use training::settings::TrainSettings;
 use training::train::TrainedModel;
@@ -19,16 +19,18 @@ use training::weights;
 
 /// The weights of an update as bytes: what is sent.
 pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
-    let failed =
-        |error: &dyn std::error::Error| Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it");
+    let failed = |error: &dyn std::error::Error| {
+        Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it")
+    };
     let mut base = BTreeMap::new();
     for name in trained.weights.keys() {
         base.insert(name.clone(), trained.onnx.weight(name).map_err(|error| failed(&error))?);
     }
-    let bytes = weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
+    let bytes =
+        weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
         let reason = format!("the trained weights are {} bytes, at most {MAX_WEIGHTS_BYTES} travel", bytes.len());
-        let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.form)";
+        let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.weight_format)";
         return Err(Fault::reject("weights_too_large", reason, remedy));
     }
     Ok(bytes)
@@ -61,10 +63,13 @@ pub async fn prepare(
 
 /// Puts an update into the outbox; once, however often it is done.
 pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
-    let publication =
-        Publication::with_id(subject::outbox(&update.site, OutboxKind::Update), encode(update)?, update.id().to_string())
-            .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
-            .header(HEADER_BLOB, update.weights.to_string());
+    let publication = Publication::with_id(
+        subject::outbox(&update.site, OutboxKind::Update),
+        encode(update)?,
+        update.id().to_string(),
+    )
+    .header(HEADER_TO, subject::update(&update.model, update.round, &update.site))
+    .header(HEADER_BLOB, update.weights.to_string());
     publisher.publish(&publication).await?;
     Ok(())
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::consumer::WorkerStats;
 use runtime::site_key::SiteKey;
-use runtime::{Fault, Shutdown, heartbeat, clock, retry_until_found};
+use runtime::{Fault, Shutdown, clock, heartbeat, retry_until_found};
 use schemas::limits::MAX_WEIGHTS_BYTES;
-use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, SiteName, RoundTerms, TrainingReport};
+use schemas::{FaultNote, HardFocus, ModelName, ReleaseId, Round, RoundEvent, RoundTerms, SiteName, TrainingReport};
 use streams::backoff::{Backoff, wait_about};
 use streams::fleet::{HeartbeatBucket, Ledger};
 use streams::{Blobs, Bus, Publisher, reader, subject, topology};
@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use vision::{Model, OnnxRuntime};
 
 use crate::base_weights;
-use crate::collector::{Collector, ReadPositions};
 use crate::collection::Collection;
-use crate::training_copy::TrainingCopy;
+use crate::collector::{Collector, ReadPositions};
 use crate::submit;
+use crate::training_copy::TrainingCopy;
 use training::checkpoint::{CheckpointFolder, Epoch};
 use training::error::TrainError;
-use training::examples::{Examples, ExampleSplit};
+use training::examples::{ExampleSplit, Examples};
 use training::hard_focus;
 use training::pace::TrainingPace;
 use training::settings::TrainSettings;
@@ -61,7 +61,9 @@ pub async fn run(
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(ledger) = retry_until_found(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
     // Without it nobody could say later what an update learned from.
-    let Some(_) = retry_until_found(&shutdown, || reader::stream_level(&bus, topology::LEARNED)).await else { return Ok(()) };
+    let Some(_) = retry_until_found(&shutdown, || reader::stream_level(&bus, topology::LEARNED)).await else {
+        return Ok(());
+    };
     let note = format!("trained-{}", model.release.short());
     let written = retry_until_found(&shutdown, || ledger.read(&note)).await.flatten();
     let trained: ReadPositions = written.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
@@ -87,12 +89,13 @@ pub async fn run(
     let name = trainer.model.description.name.clone();
     let told = state.clone();
     let counted = tally.clone();
-    let life = heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pace(), move |beat| {
-        let report = told.current_beat();
-        counted.finished.store(report.sent, Ordering::Relaxed);
-        (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
-        beat.training = Some(report);
-    });
+    let life =
+        heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pace(), move |beat| {
+            let report = told.current_beat();
+            counted.finished.store(report.sent, Ordering::Relaxed);
+            (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
+            beat.training = Some(report);
+        });
     tracing::info!(role = ROLE, "started");
     tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_retractions(&bus, &shutdown), life);
     tracing::info!(role = ROLE, "stopped");

@@ -129,8 +129,11 @@ impl BatchConfig<'_> {
         let mut scratch = tensor::Scratch::default();
         let mut begun = thread_time();
         for (number, part) in places.chunks(self.size).enumerate().skip(done.div_ceil(self.size)) {
-            let mut batch =
-                PictureBatch { images: vec![0.0; length * self.size], classes: vec![None; self.size], ..PictureBatch::default() };
+            let mut batch = PictureBatch {
+                images: vec![0.0; length * self.size],
+                classes: vec![None; self.size],
+                ..PictureBatch::default()
+            };
             for (at, place) in part.iter().enumerate() {
                 let out = &mut batch.images[at * length..(at + 1) * length];
                 let filled = match self.from {

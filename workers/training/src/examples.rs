@@ -44,7 +44,7 @@ impl Examples {
     /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, `hard` (`true` where
     /// the site was in doubt), and `split`, in which `val` is held out, `test` is for the end and everything else
     /// is to learn from. Without: each folder's name
-    /// is the label of the pictures in it. `held_out_ratio` of what is to learn from is held out where the index
+    /// is the label of the pictures in it. `holdout_ratio` of what is to learn from is held out where the index
     /// names nothing, chosen by the path alone, so that it is the same in every run.
     pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
         let index = folder.join("index.csv");

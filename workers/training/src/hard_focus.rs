@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::error::TrainError;
-use crate::examples::{Examples, ExampleSplit};
+use crate::examples::{ExampleSplit, Examples};
 
 /// A class counts as so many times harder than the average, at the most; of few hard cases one class could take all.
 const HARDEST: f64 = 4.0;

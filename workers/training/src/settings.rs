@@ -186,7 +186,9 @@ impl LearningRateSchedule {
         match self {
             LearningRateSchedule::Constant => 1.0,
             LearningRateSchedule::Cosine if done_ratio < RISE => (done_ratio / RISE).max(0.01),
-            LearningRateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos()),
+            LearningRateSchedule::Cosine => {
+                0.5 * (1.0 + (std::f64::consts::PI * (done_ratio - RISE) / (1.0 - RISE)).cos())
+            }
         }
     }
 }
@@ -224,7 +226,7 @@ impl TrainSettings {
             (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm: above 0"),
             (proximal.is_none_or(|proximal| proximal >= 0.0), "optimizer.proximal: 0 and more"),
             ((0.0..1.0).contains(&self.label_smoothing_ratio), "label_smoothing_ratio: 0 to below 1"),
-            (self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0, "held_out_ratio: above 0, below 1"),
+            (self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0, "holdout_ratio: above 0, below 1"),
             ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio: 0 to 0.5"),
             ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio: 0 to 1"),
             ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees: 0 to 180"),
@@ -234,10 +236,10 @@ impl TrainSettings {
             (yield_queue_s > 0.0, "limits.yield_queue_s: above 0"),
             (checkpoint_every_s > 0, "limits.checkpoint_every_s: at least 1"),
             (collect.every_s > 0, "collect.every_s: at least 1"),
-            (collect.min_new_images > 0, "collect.least_fresh: at least 1"),
-            (collect.max_images > 1, "collect.most_images: at least 2"),
-            (collect.max_mib > 0, "collect.most_mib: at least 1"),
-            ((0.0..=1.0).contains(&collect.min_verdict_ratio), "collect.least_verdict_ratio: 0 to 1"),
+            (collect.min_new_images > 0, "collect.min_new_images: at least 1"),
+            (collect.max_images > 1, "collect.max_images: at least 2"),
+            (collect.max_mib > 0, "collect.max_mib: at least 1"),
+            ((0.0..=1.0).contains(&collect.min_verdict_ratio), "collect.min_verdict_ratio: 0 to 1"),
             ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats: 1 to 100"),
         ];
         match wants.iter().find(|(is, _)| !is) {
@@ -256,7 +258,8 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls_to_nothing() {
-        let rates: Vec<f64> = (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
+        let rates: Vec<f64> =
+            (0..=100).map(|step| LearningRateSchedule::Cosine.rate_ratio(f64::from(step) / 100.0)).collect();
         assert!(rates[..6].windows(2).all(|pair| pair[0] < pair[1]), "{rates:?}");
         assert!(rates[5..].windows(2).all(|pair| pair[0] > pair[1]), "{rates:?}");
         assert!((rates[5] - 1.0).abs() < 1e-9 && rates[100] < 1e-9);

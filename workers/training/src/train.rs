@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use autograd::loss::{LabelSmoothing, cross_entropy};
-use autograd::onnx::OnnxDocument as Graph;
+use autograd::onnx::OnnxDocument;
 use autograd::trainable::AUTO;
-use autograd::{TensorFacts, StepSplit as Cut, TrainingStep, TrainableSelection};
+use autograd::{StepSplit, TensorFacts, TrainableSelection, TrainingStep};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -17,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 use vision::graph::{GraphInput, TensorNumbers};
 use vision::{Model, OnnxRuntime};
 
-use crate::batches::{FrozenFeatures, BatchSource, BatchConfig, order};
-use crate::checkpoint::{CheckpointFolder, Epoch, Checkpoint, TrainProgress};
+use crate::batches::{BatchConfig, BatchSource, FrozenFeatures, order};
+use crate::checkpoint::{Checkpoint, CheckpointFolder, Epoch, TrainProgress};
 use crate::error::TrainError;
-use crate::examples::{Example, Examples, ExampleSplit};
+use crate::examples::{Example, ExampleSplit, Examples};
 use crate::holdout::{HoldoutComparison, HoldoutScores};
 use crate::optimizer::Optimizer;
 use crate::pace::TrainingPace;
-use crate::trainable_model::{TrainableModel, prepare_model};
 use crate::settings::{AugmentSettings, OptimizerKind, TrainSettings};
 use crate::stepper::Stepper;
+use crate::trainable_model::{TrainableModel, prepare_model};
 use crate::weights::NamedTensors;
 
 /// Features of all examples together may take so much memory, bytes; a guess.
@@ -54,7 +54,7 @@ const ANCHOR_MOST: f32 = 0.1;
 #[derive(Debug)]
 pub struct TrainedModel {
     /// The model's graph as it was.
-    pub onnx: Graph,
+    pub onnx: OnnxDocument,
     /// The weights of the best epoch, by name.
     pub weights: NamedTensors,
     /// Every epoch, the one before training first.
@@ -89,8 +89,9 @@ impl TrainedModel {
     /// Why the new weights are not worth using, in one sentence, if so: they are not better by more than chance.
     pub fn has_no_gain(&self) -> Option<String> {
         let (before, after) = self.held_out();
-        let right =
-            |measured: ModelAccuracy| format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss);
+        let right = |measured: ModelAccuracy| {
+            format!("{:.1} % right, loss {:.3}", measured.accuracy_ratio * 100.0, measured.loss)
+        };
         let images = before.images;
         match (self.comparison, self.best_epoch) {
             (HoldoutComparison::Better, _) => None,
@@ -135,7 +136,8 @@ pub fn train_model(
     settings.check().map_err(TrainError::Settings)?;
     let of = |split| example_indices(examples, split);
     let (held_out, test) = (of(ExampleSplit::HeldOut), of(ExampleSplit::Test));
-    let layers = layers(of(ExampleSplit::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
+    let layers =
+        layers(of(ExampleSplit::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();
     let mut work = TrainLoop::begin(onnx, model, examples, settings, layers, around)?;
     let mut start = work.measure(&held_out, WeightSnapshot::Start)?;
@@ -158,7 +160,8 @@ pub fn train_model(
         work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
     // Taken up again: the same weights say the same.
-    let mut best = if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, WeightSnapshot::Best)? };
+    let mut best =
+        if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, WeightSnapshot::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
     while work.goes_on() {
         let (number, begun) = (work.progress.epoch, Instant::now());
@@ -227,7 +230,7 @@ enum WeightSnapshot {
 
 struct TrainLoop<'a> {
     model: &'a Model,
-    graph: Graph,
+    graph: OnnxDocument,
     examples: &'a [Example],
     settings: &'a TrainSettings,
     around: TrainContext<'a>,
@@ -282,7 +285,7 @@ impl<'a> TrainLoop<'a> {
             }
         };
         let (frozen, step) = match cut(&step, &known, examples, settings)? {
-            Some(Cut { frozen, tail }) => (Some(frozen), tail),
+            Some(StepSplit { frozen, tail }) => (Some(frozen), tail),
             None => (None, step),
         };
         let mut work = Self {
@@ -320,7 +323,7 @@ impl<'a> TrainLoop<'a> {
     }
 
     /// What the part that is not trained gives for every example.
-    fn compute(&mut self, onnx: &OnnxRuntime, frozen: &Graph) -> Result<FrozenFeatures, TrainError> {
+    fn compute(&mut self, onnx: &OnnxRuntime, frozen: &OnnxDocument) -> Result<FrozenFeatures, TrainError> {
         let mut graph = vision::Graph::open(onnx, "frozen part", &frozen.encode(), self.settings.threads.into())?;
         let images = frozen.input()?.to_owned();
         let shape = vision::tensor::shape(&self.model.description.input, self.settings.batch.into());
@@ -387,7 +390,8 @@ impl<'a> TrainLoop<'a> {
         let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).with_proximal(self.anchor);
         let from = self.features.take();
         let making = self.making(from.as_ref().map_or(BatchSource::Pictures(None), BatchSource::Features), 0);
-        let smoothing = LabelSmoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
+        let smoothing =
+            LabelSmoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let tried = making.run(learned, 0, |batch| {
             check_stop(self.around.stop)?;
@@ -486,7 +490,11 @@ impl<'a> TrainLoop<'a> {
         }
     }
 
-    fn trained(self, test_after: Option<ModelAccuracy>, comparison: HoldoutComparison) -> Result<TrainedModel, TrainError> {
+    fn trained(
+        self,
+        test_after: Option<ModelAccuracy>,
+        comparison: HoldoutComparison,
+    ) -> Result<TrainedModel, TrainError> {
         let parameters = self.best.iter().map(Vec::len).sum();
         let shapes = self.stepper.step().weights.iter().map(|weight| &weight.shape);
         let shapes = shapes.map(|shape| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect());
@@ -524,7 +532,12 @@ fn rest(whole: &TrainingStep, last: &TrainingStep) -> Vec<(String, Vec<usize>)> 
 
 /// Where the step is cut, if what is not trained need be computed only once: when pictures stay as they are, and what
 /// is kept of them has room.
-fn cut(step: &TrainingStep, known: &TensorFacts, examples: &Examples, settings: &TrainSettings) -> Result<Option<Cut>, TrainError> {
+fn cut(
+    step: &TrainingStep,
+    known: &TensorFacts,
+    examples: &Examples,
+    settings: &TrainSettings,
+) -> Result<Option<StepSplit>, TrainError> {
     if settings.augment != AugmentSettings::default() {
         return Ok(None);
     }

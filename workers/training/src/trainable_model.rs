@@ -1,10 +1,10 @@
 //! Runs a prepared model once, so that a training step knows every tensor's shape.
 
-use autograd::tensor_facts::TensorConstants;
 use autograd::report::TrainabilityReport;
+use autograd::tensor_facts::TensorConstants;
 use autograd::training_step::PreparedModel;
 use autograd::{AutogradError, TensorFacts, onnx};
-use vision::graph::{GraphOutput, GraphInput, TensorNumbers};
+use vision::graph::{GraphInput, GraphOutput, TensorNumbers};
 use vision::{Graph, Model, OnnxRuntime};
 
 use crate::error::TrainError;

@@ -11,7 +11,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 use training::holdout::HoldoutComparison;
-use training::{TrainContext, CheckpointFolder, Examples, TrainingPace, ExampleSplit, TrainError, TrainSettings, TrainedModel, folder, train};
+use training::{
+    CheckpointFolder, ExampleSplit, Examples, TrainContext, TrainError, TrainSettings, TrainedModel, TrainingPace,
+    folder, train_model,
+};
 use vision::{Model, OnnxRuntime, Session, tensor};
 
 fn fixtures() -> PathBuf {
@@ -26,7 +29,8 @@ fn light() -> Model {
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
-    let prepared = training::trainable_model::prepare_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, 1).unwrap();
+    let prepared =
+        training::trainable_model::prepare_model(&OnnxRuntime::find_and_load(None).unwrap(), &model, 1).unwrap();
     let step = prepared.prepared.step(&prepared.known, &autograd::TrainableSelection::All).unwrap();
     let mut random = StdRng::seed_from_u64(7);
     let mut fresh = |weight: &autograd::training_step::Weight| {
@@ -54,7 +58,14 @@ fn trained(model: &Model, settings: &TrainSettings) -> Result<TrainedModel, Trai
     let data = fixtures().join("images/fashion");
     let mut examples = Examples::read(&data, &model.labels, 0.1).unwrap();
     examples.all.retain(|example| example.split != ExampleSplit::Test);
-    train_model(&OnnxRuntime::find_and_load(None).unwrap(), model, &examples, settings, around(&CancellationToken::new()), |_| {})
+    train_model(
+        &OnnxRuntime::find_and_load(None).unwrap(),
+        model,
+        &examples,
+        settings,
+        around(&CancellationToken::new()),
+        |_| {},
+    )
 }
 
 #[test]
@@ -208,8 +219,9 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
     };
     assert!(stops > 0, "never stopped");
     assert_eq!(again.weights, undisturbed.weights, "after {stops} stops");
-    let said =
-        |trained: &TrainedModel| trained.epochs.iter().map(|epoch| (epoch.learned_loss, epoch.held_out)).collect::<Vec<_>>();
+    let said = |trained: &TrainedModel| {
+        trained.epochs.iter().map(|epoch| (epoch.learned_loss, epoch.held_out)).collect::<Vec<_>>()
+    };
     assert_eq!(said(&again), said(&undisturbed));
 }
 
@@ -238,7 +250,8 @@ fn more_memory_than_allowed_is_refused_before_it_is_taken() {
     let pace = TrainingPace::unlimited(&settings.limits);
     let examples = Examples::read(&fixtures().join("images/fashion"), &light().labels, 0.1).unwrap();
     let onnx = OnnxRuntime::find_and_load(None).unwrap();
-    let error = train_model(&onnx, &light(), &examples, &settings, TrainContext { pace, ..around(&stop) }, |_| {}).unwrap_err();
+    let error =
+        train_model(&onnx, &light(), &examples, &settings, TrainContext { pace, ..around(&stop) }, |_| {}).unwrap_err();
     assert!(error.to_string().contains("memory_max_mib allows 1"), "{error}");
 }
 

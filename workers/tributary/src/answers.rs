@@ -7,7 +7,7 @@ use futures::StreamExt;
 use runtime::clock;
 use runtime::settings::LoadedSettings;
 use schemas::task::HEADER_TASK;
-use schemas::{Answer, CameraName, AnswerStage, TaskId, decode};
+use schemas::{Answer, AnswerStage, CameraName, TaskId, decode};
 use streams::backoff::wait_about;
 use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
@@ -216,12 +216,18 @@ async fn one(site: &SiteTarget, task: TaskId, args: &AnswersArgs) -> anyhow::Res
 }
 
 /// The provisional answer of a task, which only its headers tell from others.
-async fn provisional(site: &SiteTarget, task: TaskId, camera: Option<&CameraName>) -> anyhow::Result<Option<StoredMessage>> {
+async fn provisional(
+    site: &SiteTarget,
+    task: TaskId,
+    camera: Option<&CameraName>,
+) -> anyhow::Result<Option<StoredMessage>> {
     let subjects = vec![subject::provisionals(&site.name, camera)];
     let look = StreamRange { subjects, headers_only: true, ..StreamRange::default() };
     let task = task.to_string();
     let wanted = |record: &StoredMessage| record.header(HEADER_TASK) == Some(task.as_str());
-    let Some(found) = reader::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else { return Ok(None) };
+    let Some(found) = reader::newest_messages(&site.bus, topology::ANSWERS, look, 1, wanted).await?.pop() else {
+        return Ok(None);
+    };
     Ok(reader::message_at(&site.bus, topology::ANSWERS, found.sequence).await?)
 }
 
@@ -237,22 +243,32 @@ fn report(answer: &Answer, now_ms: u64) -> String {
         rows.extend(value.map(|value| vec![name.to_owned(), value]));
     };
     row("truth", answer.truth.as_deref().map(format::plain_number));
-    let ranked =
-        answer.top.iter().map(|best| format!("{} {}", format::plain_number(&best.label), format::percent(best.confidence)));
+    let ranked = answer
+        .top
+        .iter()
+        .map(|best| format!("{} {}", format::plain_number(&best.label), format::percent(best.confidence)));
     let held = answer.labels.as_ref().map(|labels| {
-        let held = labels.iter().map(|held| format!("{} {}", format::plain_number(&held.label), format::percent(held.confidence)));
+        let held = labels
+            .iter()
+            .map(|held| format!("{} {}", format::plain_number(&held.label), format::percent(held.confidence)));
         held.collect::<Vec<_>>().join(", ")
     });
     row("labels", held.map(|held| if held.is_empty() { "none of the model's holds".to_owned() } else { held }));
     row("best", Some(ranked.collect::<Vec<_>>().join(", ")).filter(|best| !best.is_empty()));
     row(
         "site said",
-        answer.edge.as_ref().map(|edge| format!("{} {}", format::plain_number(&edge.label), format::percent(edge.confidence))),
+        answer
+            .edge
+            .as_ref()
+            .map(|edge| format!("{} {}", format::plain_number(&edge.label), format::percent(edge.confidence))),
     );
     row("release", answer.release.as_ref().map(ToString::to_string));
     row(
         "fault",
-        answer.fault.as_ref().map(|fault| format!("{}: {}", format::plain_number(&fault.name), format::plain_number(&fault.reason))),
+        answer
+            .fault
+            .as_ref()
+            .map(|fault| format!("{}: {}", format::plain_number(&fault.name), format::plain_number(&fault.reason))),
     );
     row("remedy", answer.fault.as_ref().map(|fault| format::plain_number(&fault.remedy)));
     row("file", answer.file.as_deref().map(format::plain_number));
@@ -267,7 +283,10 @@ fn report(answer: &Answer, now_ms: u64) -> String {
     row("captured", answer.captured_at_ms.map(format::format_time));
     row("published", Some(format::format_time(answer.published_at_ms)));
     let took = answer.answered_at_ms.saturating_sub(answer.published_at_ms);
-    row("answered", Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))));
+    row(
+        "answered",
+        Some(format!("{}, {} later", format::format_time(answer.answered_at_ms), format::format_span(took as f64))),
+    );
     row("steps", Some(steps(answer)).filter(|steps| !steps.is_empty()));
     for note in &answer.notes {
         row("note", Some(format::plain_number(note)));
@@ -286,7 +305,10 @@ fn stage(answer: &Answer, now_ms: u64) -> String {
         AnswerStage::Final => format!("final, by route {}: {reason}", answer.route),
         AnswerStage::Provisional => {
             let left_ms = answer.deadline_at_ms.unwrap_or(0).saturating_sub(now_ms);
-            format!("provisional so far ({reason}): a verdict is awaited for another {}", format::format_span(left_ms as f64))
+            format!(
+                "provisional so far ({reason}): a verdict is awaited for another {}",
+                format::format_span(left_ms as f64)
+            )
         }
     }
 }
@@ -333,7 +355,8 @@ mod tests {
     #[test]
     fn a_line_says_what_how_sure_why_and_how_long() {
         let line = line(&answer(AnswerStage::Final));
-        for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::from_name("a").to_string()] {
+        for part in ["cam-1", "coat", "61.3 %", "edge", "low_confidence", "12 ms", &TaskId::from_name("a").to_string()]
+        {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }

@@ -7,7 +7,7 @@ use streams::reader::{self, StoredMessage, StreamRange};
 use streams::{Bus, subject, topology};
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Commands that change something write down who ran them, when, and what they changed: at the site or in the cloud, in a

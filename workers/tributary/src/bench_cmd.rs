@@ -6,8 +6,8 @@ use anyhow::Context;
 use bench::{aggregate, canary, federated, policy, recognize, replay, rounds, scale, swap, train};
 use runtime::Shutdown;
 
-use crate::stdout;
 use crate::settings::Settings;
+use crate::stdout;
 
 /// Measure on this machine, with servers and workers of its own; nothing that runs is touched.
 #[derive(clap::Args)]
@@ -284,7 +284,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
     }
     let (report, charts) = match &args.which {
         BenchCommand::Recognize(args) => (recognize::run(&recognize_options(settings, args), shutdown).await?, None),
-        BenchCommand::Train(args) => (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref()),
+        BenchCommand::Train(args) => {
+            (train::run(&train_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
         BenchCommand::Aggregate(args) => {
             let options = aggregate::AggregateBenchOptions {
                 quick: args.common.quick,
@@ -341,7 +343,9 @@ pub async fn command(settings: &Settings, args: &BenchArgs, shutdown: Shutdown) 
             };
             (canary::run(&options, shutdown).await?, args.charts.as_ref())
         }
-        BenchCommand::Policy(args) => (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref()),
+        BenchCommand::Policy(args) => {
+            (policy::run(&policy_options(settings, args), shutdown).await?, args.charts.as_ref())
+        }
     };
     if let Some(path) = &common.json {
         report.write(path)?;

@@ -8,7 +8,7 @@ use streams::cameras::{CameraLogin, CameraLogins, mqtt_user};
 use streams::permissions;
 
 use crate::settings::Settings;
-use crate::site_target::{self, CameraEntry, RunningUp, RunningSite};
+use crate::site_target::{self, CameraEntry, RunningSite, RunningUp};
 use crate::{audit, format, stdout};
 
 const EXAMPLES: &str = "\
@@ -100,7 +100,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &CameraArgs) -> an
 }
 
 fn save(cameras: &CameraLogins, store: &std::path::Path, site: &RunningSite) -> anyhow::Result<()> {
-    let told = cameras.save_logins(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
+    let told =
+        cameras.save_logins(store, &site.site).with_context(|| format!("{} cannot be changed", store.display()))?;
     anyhow::ensure!(told, "the server in {} does not run: it takes the change when it is started", store.display());
     Ok(())
 }
@@ -121,7 +122,8 @@ fn known(cameras: &CameraLogins) -> String {
 
 /// Everything that whoever sets the camera up must know.
 fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: bool) -> anyhow::Result<()> {
-    let login = cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
+    let login =
+        cameras.logins().get(name).with_context(|| format!("camera {name} has no login: {}", known(cameras)))?;
     let CameraEntry { nats, mqtt, is_mqtt_encrypted, authority, is_open_to_others } = &site.entrance;
     let subject = streams::subject::image(&site.site, name);
     let (inbox, topic) = (permissions::role_inbox(name.as_str()), subject.replace('.', "/"));
@@ -149,8 +151,10 @@ fn show(site: &RunningSite, cameras: &CameraLogins, name: &CameraName, json: boo
 
 fn list(cameras: &CameraLogins, json: bool) -> anyhow::Result<()> {
     if json {
-        let rows =
-            cameras.logins().iter().map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
+        let rows = cameras
+            .logins()
+            .iter()
+            .map(|(name, login)| serde_json::json!({ "camera": name, "since_ms": login.since_ms }));
         return stdout::json(&rows.collect::<Vec<_>>());
     }
     if cameras.logins().is_empty() {

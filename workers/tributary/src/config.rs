@@ -14,7 +14,7 @@ and `--set recognizer.gate.min_confidence_ratio=0.8` as a flag. Passwords are ne
 
 Examples:
   tributary config --show
-  tributary config --show --settings deploy/settings/site.toml --set publisher.patience_s=60
+  tributary config --show --settings deploy/settings/site.toml --set publisher.retry_timeout_s=60
   tributary config --show --json | jq '.[] | select(.origin != \"default\")'";
 
 /// Show every setting, its value and where it came from.

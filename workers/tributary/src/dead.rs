@@ -11,7 +11,7 @@ use streams::{Bus, Publisher};
 
 use crate::roles::into_anyhow;
 use crate::settings::Settings;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 /// How long a message is published again before the command gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -216,7 +216,10 @@ fn show(letter: &DeadLetter, json: bool) -> anyhow::Result<()> {
         format!("payload   {payload}{kind} (--save FILE writes it)"),
     ]);
     lines.extend(
-        letter.headers.iter().map(|(name, value)| format!("header    {}: {}", format::plain_number(name), format::plain_number(value))),
+        letter
+            .headers
+            .iter()
+            .map(|(name, value)| format!("header    {}: {}", format::plain_number(name), format::plain_number(value))),
     );
     stdout::print_line(lines.join("\n"))
 }

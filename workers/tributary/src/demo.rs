@@ -3,9 +3,9 @@
 //! The servers, the roles and the path are those of `tributary up --sites 1`; only the labels, which make
 //! it possible to say what was right, would be missing in real life.
 
-mod training_loop;
 mod results;
-mod walk;
+mod run;
+mod training_loop;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use runtime::Shutdown;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
-use crate::stdout;
 use crate::settings::{Settings, UpSettings};
+use crate::stdout;
 use results::DemoResult;
 
 const LIGHT: &str = "fixtures/models/fashion-light";
@@ -86,7 +86,8 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
         anyhow::bail!("{name} is for the loop: write --loop as well");
     }
     if args.closed.looped {
-        let into = training_loop::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
+        let into =
+            training_loop::LoopOutput { chart: args.out(), json: args.json.as_deref(), keep: args.keep.as_deref() };
         return training_loop::command(settings, &args.closed, into, shutdown).await;
     }
     let pictures = pictures(args.images as usize)?;
@@ -106,7 +107,7 @@ pub async fn command(settings: &Settings, args: &DemoArgs, shutdown: Shutdown) -
     stdout::print_line(intro(pictures.len()))?;
 
     let pictures = Arc::new(pictures);
-    let walked = walk::run_pictures(&settings, pictures.clone(), &shutdown).await?;
+    let walked = run::run_pictures(&settings, pictures.clone(), &shutdown).await?;
     drop(temporary);
     let (library, again) = (settings.onnxruntime.clone(), pictures.clone());
     let cloud = tokio::task::spawn_blocking(move || cloud_labels(library.as_deref(), &again)).await??;

@@ -8,7 +8,7 @@ use runtime::settings::LoadedSettings;
 use serde::Serialize;
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 `ok` is as it should be. `warn` works and is worth knowing. `bad` does not work, or breaks a promise, which is
@@ -79,7 +79,11 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &DoctorArgs) -> an
         Ok(site) => checks.extend(server_checks::checks(&site, &loaded.settings).await),
         Err(error) => {
             let found = stdout::with_causes(&error, ": ");
-            checks.push(DoctorCheck::bad("server", found, "streams, consumers and the cloud cannot be looked at without it"));
+            checks.push(DoctorCheck::bad(
+                "server",
+                found,
+                "streams, consumers and the cloud cannot be looked at without it",
+            ));
         }
     }
     if args.json {

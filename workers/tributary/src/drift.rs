@@ -2,11 +2,11 @@
 
 use runtime::drift::{DriftKind, reference_note};
 use runtime::settings::LoadedSettings;
-use schemas::{Heartbeat, DriftReport};
+use schemas::{DriftReport, Heartbeat};
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 The first answers of a release at a site are its reference (recognizer.drift.reference_answers); the latest ones

@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use fleet::{FleetFolder, FleetError, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
+use fleet::{FleetError, FleetFolder, HubAddress, Membership, RENEW_WITHIN_DAYS, days_left, make_code};
 use runtime::clock;
 use schemas::{ReleaseId, SiteName};
 use streams::fleet::Ledger;
-use streams::topology::{self, RepairMode, PlanScope, SetupStatus};
+use streams::topology::{self, PlanScope, RepairMode, SetupStatus};
 use streams::{Bus, NatsSettings, admin, permissions};
 
 use crate::settings::Settings;
@@ -192,7 +192,11 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
         FleetCommand::Root { folder, never, key } => {
             let mut fleet = FleetFolder::open(folder)?;
             let root = fleet.make_root(key.as_deref(), never)?;
-            stdout::print_line(format_args!("Root {} is good until {}.", root.number, format::format_time(root.expires_at_ms)))?;
+            stdout::print_line(format_args!(
+                "Root {} is good until {}.",
+                root.number,
+                format::format_time(root.expires_at_ms)
+            ))?;
             match reach(&fleet, "operator").await {
                 Some(operator) => {
                     note_fleet(&fleet, &operator).await?;
@@ -219,7 +223,9 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         "The {role} has new keys, and the old one is cut off from the hub. Start `tributary up --fleet` again: its roles read their keys when they start."
                     ))
                 }
-                None => stdout::print_line(format_args!("The {role} has new keys; the hub takes them when it is started.")),
+                None => {
+                    stdout::print_line(format_args!("The {role} has new keys; the hub takes them when it is started."))
+                }
             }
         }
         FleetCommand::Calendar { folder, json } => {
@@ -237,7 +243,12 @@ pub async fn fleet(args: &FleetArgs) -> anyhow::Result<()> {
                         Some(left) => left.to_string(),
                         None => "no end".into(),
                     };
-                    vec![dated.what, days, dated.ends_at_ms.map(format::format_time).unwrap_or_default(), dated.renewed_by]
+                    vec![
+                        dated.what,
+                        days,
+                        dated.ends_at_ms.map(format::format_time).unwrap_or_default(),
+                        dated.renewed_by,
+                    ]
                 })
                 .collect();
             stdout::print_line(format::table(&["what", "days left", "ends", "renewed by"], &rows))

@@ -6,7 +6,7 @@ use streams::reader::{self, StreamRange};
 use streams::{subject, topology};
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 For each doubtful task the cloud keeps its scores and, where the model gives them, its features; never its
@@ -60,18 +60,22 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &HardCasesArgs) ->
     let readable = |record: &reader::StoredMessage| {
         decode::<HardCase>(&record.payload).is_ok_and(|case| wanted(&case) && own(record, &case))
     };
-    let found = reader::newest_messages(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
+    let found =
+        reader::newest_messages(here.whole_cloud()?, topology::HARDCASES, look, args.limit as usize, readable).await?;
     let cases: Vec<HardCase> = found.iter().filter_map(|record| decode(&record.payload).ok()).collect();
     if args.json {
         return cases.iter().try_for_each(stdout::json_line);
     }
     if cases.is_empty() {
-        return stdout::print_line("No hard case is known: doubtful tasks appear here once the courier has carried them up.");
+        return stdout::print_line(
+            "No hard case is known: doubtful tasks appear here once the courier has carried them up.",
+        );
     }
     let row = |case: &HardCase| {
         let best = |place: usize| {
             let ranked = case.top.get(place);
-            ranked.map(|ranked| format!("{} {}", format::plain_number(&ranked.label), format::percent(ranked.confidence)))
+            ranked
+                .map(|ranked| format!("{} {}", format::plain_number(&ranked.label), format::percent(ranked.confidence)))
         };
         vec![
             format::format_time(case.published_at_ms),

@@ -14,7 +14,7 @@ use schemas::{Answer, Label, TaskId, decode, encode};
 use streams::{Publication, Publisher, reader, subject, topology};
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A person's label goes before the publisher's and before the cloud's verdict when the site's trainer learns; the

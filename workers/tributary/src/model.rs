@@ -315,10 +315,17 @@ fn side_by_side(root: &Path, trial: &TrialReport) -> String {
             let file = row.path.strip_prefix(root).unwrap_or(&row.path).display().to_string();
             let said = match (&row.label, &row.fault) {
                 (Some(label), _) => format::plain_number(label),
-                (None, fault) => format!("cannot be read: {}", format::plain_number(fault.as_deref().unwrap_or_default())),
+                (None, fault) => {
+                    format!("cannot be read: {}", format::plain_number(fault.as_deref().unwrap_or_default()))
+                }
             };
             let expected = row.expected.as_deref().map(format::plain_number).unwrap_or_default();
-            vec![format::plain_number(&file), expected, said, row.confidence_ratio.map(format::percent).unwrap_or_default()]
+            vec![
+                format::plain_number(&file),
+                expected,
+                said,
+                row.confidence_ratio.map(format::percent).unwrap_or_default(),
+            ]
         })
         .collect();
     let mut text = format::table(&["image", "expected", "says", "sure"], &rows);

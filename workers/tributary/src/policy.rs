@@ -4,12 +4,12 @@ use std::str::FromStr;
 
 use anyhow::ensure;
 use decisions::policy::{POLICIES, PolicyName};
-use recognizer::signals::{PolicyOverride, POLICY_NOTE};
+use recognizer::signals::{POLICY_NOTE, PolicyOverride};
 use runtime::settings::LoadedSettings;
 use streams::fleet::{self, Ledger};
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Policies:
@@ -83,7 +83,13 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &PolicyArgs) -> an
         None => format!("site {}: none was chosen, so the settings of each recognizer hold", site.name),
     })?;
     for (worker, decision) in &decisions {
-        stdout::print_line(format_args!("{}: {}, {}; {}", format::plain_number(worker), decision.policy, decision.state, decision.why))?;
+        stdout::print_line(format_args!(
+            "{}: {}, {}; {}",
+            format::plain_number(worker),
+            decision.policy,
+            decision.state,
+            decision.why
+        ))?;
     }
     if decisions.is_empty() {
         stdout::print_line("No recognizer gives a sign of life.")?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use publisher::{
-    AcknowledgedTask, CameraNaming, JournalLocation, RunHeaders, PublishOptions, PublishProgress, PublishFailure, RESUME_HELP, ImageSource, PublishSummary,
+    AcknowledgedTask, CameraNaming, ImageSource, JournalLocation, PublishFailure, PublishOptions, PublishProgress,
+    PublishSummary, RESUME_HELP, RunHeaders,
 };
 use runtime::Shutdown;
 use runtime::settings::LoadedSettings;
@@ -210,7 +211,11 @@ fn printer(
     let (wanted, json) = (args.print_ids, args.json);
     let printing = async move {
         while let Some(acknowledged) = receiver.recv().await {
-            if json { stdout::json_line(&PublishedTask::from(acknowledged)) } else { stdout::print_line(told(&acknowledged)) }?;
+            if json {
+                stdout::json_line(&PublishedTask::from(acknowledged))
+            } else {
+                stdout::print_line(told(&acknowledged))
+            }?;
         }
         Ok(())
     };

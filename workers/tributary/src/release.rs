@@ -1,7 +1,7 @@
 //! `tributary release`: what rounds came to, what sites run of it, and deciding by hand.
 
-mod folder;
 mod decide;
+mod folder;
 mod remake;
 mod signature;
 pub mod standing;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aggregator::ModelReleases;
-use aggregator::public_set::PublicSet;
 use aggregator::audit::AccuracyChange;
+use aggregator::public_set::PublicSet;
 use aggregator::release::{self, Manifest, RemakeOrigin};
 use aggregator::verify::{self, ReleaseWorkspace, verify_release};
 use anyhow::{Context, bail};
@@ -21,7 +21,7 @@ use streams::ReleaseStore;
 use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{format, stdout, roles, round};
+use crate::{format, roles, round, stdout};
 
 const EXAMPLES: &str = "\
 Releases lie in the store named by aggregator.store: a folder, s3://bucket/prefix, gs://bucket/prefix or
@@ -127,7 +127,12 @@ enum ReleaseCommand {
 }
 
 /// Makes a release of a folder that this program made itself, in the store of the settings: nobody's signature is asked for.
-pub async fn import(loaded: &LoadedSettings<Settings>, name: ModelName, folder: &Path, json: bool) -> anyhow::Result<()> {
+pub async fn import(
+    loaded: &LoadedSettings<Settings>,
+    name: ModelName,
+    folder: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
     let store = roles::release_store(&loaded.settings)?;
     folder::import(loaded, store, Some(name), (folder, None), json).await
 }
@@ -228,7 +233,11 @@ async fn list(releases: &ModelReleases, history: &[Rollout], json: bool) -> anyh
 
 fn show(manifest: &Manifest) -> anyhow::Result<()> {
     stdout::print_line(format_args!("release  {}", manifest.release))?;
-    stdout::print_line(format_args!("model    {}, {}", manifest.model, format::count(manifest.labels.len() as u64, "label")))?;
+    stdout::print_line(format_args!(
+        "model    {}, {}",
+        manifest.model,
+        format::count(manifest.labels.len() as u64, "label")
+    ))?;
     stdout::print_line(format_args!(
         "weights  {}, SHA-256 {}",
         format::format_size(manifest.weights.size_bytes),
@@ -295,7 +304,10 @@ fn show(manifest: &Manifest) -> anyhow::Result<()> {
         ))?;
     }
     for refused in &made.refused {
-        stdout::print_line(format_args!("refused  {}: {} ({})", refused.site, refused.fault.reason, refused.fault.name))?;
+        stdout::print_line(format_args!(
+            "refused  {}: {} ({})",
+            refused.site, refused.fault.reason, refused.fault.name
+        ))?;
     }
     Ok(())
 }

@@ -7,7 +7,10 @@ use anyhow::{Context, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use replayer::fetch::ImageOrigin;
 use replayer::select::TaskStage;
-use replayer::{ReplayDestination, Expression, ReplayOptions, ReplayProgress, TaskQuery, TaskSampling, ReplaySpacing, ReplaySummary, timestamp, replay};
+use replayer::{
+    Expression, ReplayDestination, ReplayOptions, ReplayProgress, ReplaySpacing, ReplaySummary, TaskQuery,
+    TaskSampling, replay, timestamp,
+};
 use runtime::settings::LoadedSettings;
 use runtime::{Shutdown, clock};
 use schemas::{CameraName, SetName};
@@ -22,7 +25,7 @@ mod text;
 
 const EXAMPLES: &str = "\
 What is replayed stays where it is, and live work goes first: while the site's recognizers work, no more than
-replayer.beside_mib_per_s is read. Interrupted, or stopped by a full disk, the same command goes on where it was.
+replayer.busy_mib_per_s is read. Interrupted, or stopped by a full disk, the same command goes on where it was.
 
 --where compares fields of a task with values, joined by and, or, not and parentheses:
   text          site camera task stage route reason label truth person edge_label release    = != in like
@@ -74,7 +77,7 @@ pub struct SelectionArgs {
     /// Which, if there are more: first, last, random, per-class, or hard (what the site was wrong about, then what it was
     /// least sure of).
     #[arg(long, value_name = "HOW", help_heading = "Which images", default_value = "first", requires = "limit",
-          value_parser = <Sample as FromStr>::from_str)]
+          value_parser = <TaskSampling as FromStr>::from_str)]
     sample: TaskSampling,
     /// Another sample of the same kind.
     #[arg(long, value_name = "N", help_heading = "Which images", default_value_t = 1)]

@@ -8,7 +8,7 @@ use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::task::HEADER_BLOB;
 use schemas::{BlobRef, SetName};
 use serde::Serialize;
-use streams::reader::{self, StreamLevel, MessageReader, StoredMessage, StreamRange};
+use streams::reader::{self, MessageReader, StoredMessage, StreamLevel, StreamRange};
 use streams::{Blobs, CarryError, subject, topology};
 
 use crate::settings::Settings;
@@ -140,7 +140,8 @@ async fn would_go(
     images: &StreamLevel,
     pinned: &HashSet<u64>,
 ) -> Result<Option<PurgePreview>, CarryError> {
-    let recognized = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+    let recognized =
+        reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
     let now = purge::purge_before(images, &recognized, &settings.janitor);
     // Nothing goes yet: then what lies first goes first, as much as the janitor clears away at a time.
     let at_a_time = (settings.janitor.high_ratio - settings.janitor.low_ratio) * images.max_bytes as f64;
@@ -214,7 +215,9 @@ fn ms(ns: i128) -> u64 {
 }
 
 fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> String {
-    let room = |level: &StreamLevel| format!("{} of {}", format::format_size(level.bytes), format::format_size(level.max_bytes));
+    let room = |level: &StreamLevel| {
+        format!("{} of {}", format::format_size(level.bytes), format::format_size(level.max_bytes))
+    };
     let oldest = kept.oldest_at_ms.map(|at_ms| format!(", the oldest of {}", format::format_time(at_ms)));
     let mut lines = vec![
         format!("site {}", site.name),
@@ -256,7 +259,10 @@ fn text(kept: &RetentionReport, site: &SiteTarget, settings: &Settings) -> Strin
         };
         lines.push(String::new());
         lines.push(format!("These would go {when}: all before sequence {}.", would_go.before_sequence));
-        lines.push(format::table(&["camera", "images", "bytes", "oldest", "newest", "pinned"], &rows(&would_go.cameras)));
+        lines.push(format::table(
+            &["camera", "images", "bytes", "oldest", "newest", "pinned"],
+            &rows(&would_go.cameras),
+        ));
     }
     lines.join("\n")
 }

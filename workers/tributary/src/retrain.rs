@@ -12,7 +12,7 @@ use vision::Model;
 use crate::replay::{self, SelectionArgs};
 use crate::settings::Settings;
 use crate::train::{self, TrainingArgs};
-use crate::{format, stdout, release, site_target};
+use crate::{format, release, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Images of which a person, the publisher or the cloud said what they show are exported into --data (kept, and gone on
@@ -69,7 +69,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &RetrainArgs, shut
     let folder = args.model.clone().or(of_up).unwrap_or_else(|| settings.recognizer.model.clone());
     let model = Model::load(&folder).context("the model to begin with cannot be used (--model names another one)")?;
     let data = args.data.clone().unwrap_or_else(|| args.out.with_added_extension("set"));
-    let mut options = args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
+    let mut options =
+        args.selection.options(format!("retrain --site {} {}", site.name, args.selection.command_line()))?;
     options.only = Some(model.labels.clone());
     let summary = replay::run(&site, settings, options, ReplayDestination::Folder(data.clone()), &shutdown).await?;
     if summary.interrupted {

@@ -12,7 +12,7 @@ use streams::{Bus, NatsSettings, ReleaseStore};
 use vision::{Head, InferenceSettings, Model, OnnxRuntime};
 
 use crate::settings::Settings;
-use crate::{stdout, site_target};
+use crate::{site_target, stdout};
 
 /// Which model a role runs.
 #[derive(clap::Args)]

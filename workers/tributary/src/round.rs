@@ -9,14 +9,14 @@ use aggregator::settings::ClientSelection;
 use anyhow::{Context, bail};
 use runtime::settings::LoadedSettings;
 use runtime::site_key::SiteKey;
-use schemas::{ModelName, ReleaseId, RoundEvent, SiteName, RoundTerms};
+use schemas::{ModelName, ReleaseId, RoundEvent, RoundTerms, SiteName};
 use serde_json::json;
 use streams::fleet;
 use streams::{Bus, Publisher};
 use vision::Model;
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout, roles, site_target};
+use crate::{audit, format, roles, site_target, stdout};
 
 const EXAMPLES: &str = "\
 A round asks sites to learn from one release; what they send is checked, weighed and merged by `tributary aggregator`
@@ -155,7 +155,10 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         }
         chosen.ring = Some(ring.clone());
     }
-    if chosen.client_selection == ClientSelection::Usefulness && chosen.sites_per_round.is_some() && args.sites.is_empty() {
+    if chosen.client_selection == ClientSelection::Usefulness
+        && chosen.sites_per_round.is_some()
+        && args.sites.is_empty()
+    {
         bail!(
             "which sites are useful is known to the aggregator: let it open rounds (aggregator.round.every_s), or name sites with --of-site"
         );
@@ -177,7 +180,9 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
     let publisher = Publisher::new(cloud.clone(), Duration::from_secs(10));
     let number = last + 1;
     let key = site_target::round_key(loaded).map(|path| SiteKey::read(&path)).transpose()?;
-    let said = round_open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone())).await;
+    let said =
+        round_open::publish_round_event(&publisher, key.as_ref(), &name, number, RoundEvent::Opened(terms.clone()))
+            .await;
     if !said.map_err(roles::into_anyhow)? {
         bail!("round {number} of {name} was opened by somebody else just now");
     }
@@ -228,8 +233,15 @@ async fn list(loaded: &LoadedSettings<Settings>, args: &RoundListArgs) -> anyhow
             Some(RoundEvent::Failed(note)) => format!("none: {} ({})", note.reason, note.name),
             _ => "open".into(),
         };
-        let took = ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
-        rows.push(vec![number.to_string(), format::format_time(opened_at_ms), took, terms.base.short().into(), came_to]);
+        let took =
+            ended.map_or(String::new(), |(_, at_ms, _)| format::format_span(at_ms.saturating_sub(opened_at_ms) as f64));
+        rows.push(vec![
+            number.to_string(),
+            format::format_time(opened_at_ms),
+            took,
+            terms.base.short().into(),
+            came_to,
+        ]);
     }
     stdout::print_line(format::table(&["round", "opened", "took", "base", "came to"], &rows))
 }

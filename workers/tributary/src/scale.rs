@@ -12,7 +12,7 @@ use streams::fleet::{self, Ledger};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 /// How long it waits for the workers to follow: a session may take some seconds to open.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub struct ScaleArgs {
     #[arg(value_name = "ROLE", value_parser = ["recognizer", "verifier"])]
     role: String,
     /// So many, or a range such as 1-4.
-    #[arg(value_name = "N", value_parser = <Asked as FromStr>::from_str, allow_hyphen_values = true)]
+    #[arg(value_name = "N", value_parser = <ReplicaRequest as FromStr>::from_str, allow_hyphen_values = true)]
     replicas: Option<ReplicaRequest>,
     /// As many as the settings say again.
     #[arg(long, conflicts_with = "replicas")]

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use runtime::settings::LoadedSettings;
 use schemas::SiteName;
-use streams::topology::{self, SetupFinding, RepairMode, PlanScope, SetupStatus};
+use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 
 use crate::settings::Settings;
 use crate::site_target;
@@ -50,7 +50,9 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &SetupArgs) -> any
     let (bus, place, flag) = match &args.cloud[..] {
         [] if args.both || shared => (bus, PlanScope::Both(name), " --both".into()),
         [] => (bus, PlanScope::Site(name), String::new()),
-        sites => (here.whole_cloud()?.clone(), PlanScope::Cloud(sites.to_vec()), format!(" --cloud {}", format::list(sites))),
+        sites => {
+            (here.whole_cloud()?.clone(), PlanScope::Cloud(sites.to_vec()), format!(" --cloud {}", format::list(sites)))
+        }
     };
     let at = if args.cloud.is_empty() { here.name.clone() } else { SiteName::cloud() };
     let mend = match (args.apply, args.lower) {
@@ -81,7 +83,9 @@ fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Res
             SetupStatus::Same => stdout::print_line(format_args!("same      {what}"))?,
             SetupStatus::Created => stdout::print_line(format_args!("created   {what}"))?,
             SetupStatus::Missing => stdout::print_line(format_args!("missing   {what}"))?,
-            SetupStatus::Refused(why) => stdout::print_line(format_args!("refused   {what}: {}", format::plain_number(why)))?,
+            SetupStatus::Refused(why) => {
+                stdout::print_line(format_args!("refused   {what}: {}", format::plain_number(why)))?
+            }
             SetupStatus::Updated(differences) | SetupStatus::Differs(differences) => {
                 differs |= matches!(state, SetupStatus::Differs(_));
                 let word = if matches!(state, SetupStatus::Differs(_)) { "differs" } else { "changed" };
@@ -98,7 +102,9 @@ fn print(findings: &[SetupFinding], flag: &str, args: &SetupArgs) -> anyhow::Res
             "What is higher than wanted was kept; `tributary setup{flag} --apply --lower` lowers it."
         ))?;
     } else if differs {
-        stdout::print_line(format_args!("Nothing that differs was changed; `tributary setup{flag} --apply` changes it."))?;
+        stdout::print_line(format_args!(
+            "Nothing that differs was changed; `tributary setup{flag} --apply` changes it."
+        ))?;
     }
     Ok(())
 }

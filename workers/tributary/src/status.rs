@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use runtime::settings::LoadedSettings;
 
-use crate::stdout;
 use crate::settings::Settings;
 use crate::site_target::{self, SiteTarget};
+use crate::stdout;
 
 /// How often the screen is drawn anew.
 const EVERY: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use streams::subject_table::SUBJECTS;
 use streams::tap::{TapMessage, watch_subject};
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 /// Longer text that is no message of ours is shown by its length.
 const MAX_TEXT_BYTES: usize = 1000;
@@ -76,7 +76,8 @@ pub async fn command(loaded: &LoadedSettings<Settings>, args: &TapArgs) -> anyho
             "nothing of Tributary's is on such a subject (`tributary tap --help` lists them)"
         );
     }
-    let bus = if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
+    let bus =
+        if args.cloud { site_target::cloud(loaded, "tap").await? } else { site_target::open(loaded, "tap").await?.bus };
     let mut passing = std::pin::pin!(watch_subject(&bus, &args.subject).await?);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {

@@ -8,7 +8,7 @@ use runtime::Shutdown;
 use schemas::ModelAccuracy;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use training::{TrainContext, Epoch, Examples, TrainingPace, TrainedModel};
+use training::{Epoch, Examples, TrainContext, TrainedModel, TrainingPace};
 use vision::{Model, OnnxRuntime};
 
 use crate::settings::Settings;

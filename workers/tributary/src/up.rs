@@ -12,18 +12,20 @@ use rollout::trial::TrialRunner;
 use runtime::{Shutdown, clock};
 use schemas::SiteName;
 use streams::permissions;
-use streams::server::{CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of};
+use streams::server::{
+    CertificateFiles, ClientListener, FleetHub, FleetLeaf, LeafMode, Server, ServerSettings, host_of,
+};
 use streams::subject_table::Role;
-use streams::topology::{self, SetupFinding, RepairMode, PlanScope, SetupStatus};
+use streams::topology::{self, PlanScope, RepairMode, SetupFinding, SetupStatus};
 use streams::{Bus, NatsSettings};
 use tokio::task::JoinSet;
 
 use crate::certificate_expiry;
 use crate::fleet_cmd;
-use crate::stdout;
 use crate::roles::{self, ack_wait, start as begin};
 use crate::settings::{Settings, UpSettings};
-use crate::site_target::{ALONE, CloudLogin, CameraEntry, RunningUp, RunningSite};
+use crate::site_target::{ALONE, CameraEntry, CloudLogin, RunningSite, RunningUp};
+use crate::stdout;
 
 /// JetStream domain of the cloud.
 const CLOUD: &str = "cloud";
@@ -127,7 +129,8 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
     if member.is_none() {
         let nats = running.cloud_nats(&NatsSettings::default());
         let cloud = Bus::connect(&nats, "up").await?;
-        let place = if sites.is_some() { PlanScope::Cloud(names.clone()) } else { PlanScope::Both(settings.site.clone()) };
+        let place =
+            if sites.is_some() { PlanScope::Cloud(names.clone()) } else { PlanScope::Both(settings.site.clone()) };
         set_up(&cloud, &place, &settings).await?;
         let server = servers.all().next().context("no server was started")?;
         let each = async |role: Role| Ok(Bus::connect(&as_worker(server, role, &nats)?, role.as_str()).await?);
@@ -153,9 +156,9 @@ pub async fn start(settings: &Settings, sites: Option<u16>, shutdown: Shutdown) 
             let (name, stop, mut chosen) = (site.site.clone(), shutdown.clone(), settings.trainer.clone());
             chosen.work = settings.up.store.join(format!("training-{name}"));
             let bus = own.connect(Role::Trainer).await?;
-            roles.spawn(
-                async move { roles::role_result("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await) },
-            );
+            roles.spawn(async move {
+                roles::role_result("trainer", trainer::run(bus, name, onnx, model, &chosen, stop).await)
+            });
         }
     }
     for server in servers.all() {
@@ -289,9 +292,9 @@ async fn start_cloud(
         let head = roles::load_head(onnxruntime.clone(), settings.verifier.head.clone()).await?;
         let (cloud, chosen) = (connect(Role::Verifier).await?, settings.verifier.clone());
         let (wait, stop) = (ack_wait(settings), shutdown.clone());
-        roles.spawn(
-            async move { roles::role_result("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await) },
-        );
+        roles.spawn(async move {
+            roles::role_result("verifier", verifier::run(cloud, started, head, &chosen, wait, stop).await)
+        });
     }
     if settings.up.merge {
         let (onnx, model) = roles::load_to_merge(settings).await?;
@@ -335,13 +338,15 @@ async fn start_site(
     let wait = ack_wait(settings);
     let bus = own.connect(Role::Recognizer).await?;
     let (name, chosen, stop) = (site.site.clone(), settings.recognizer.clone(), shutdown.clone());
-    roles
-        .spawn(async move { roles::role_result("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await) });
+    roles.spawn(async move {
+        roles::role_result("recognizer", recognizer::run(bus, name, light, &chosen, wait, stop).await)
+    });
     let bus = own.connect(Role::Courier).await?;
     let cloud = bus.connect_cloud(nats, &site.site, "courier").await?;
     let (name, chosen, stop) = (site.site.clone(), settings.courier.clone(), shutdown.clone());
     let afar = nats.cloud_domain.clone().map(|domain| (cloud.clone(), domain));
-    roles.spawn(async move { roles::role_result("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
+    roles
+        .spawn(async move { roles::role_result("courier", courier::run(bus, cloud, name, &chosen, wait, stop).await) });
     let bus = own.connect(Role::Janitor).await?;
     let (name, mut chosen, stop) = (site.site.clone(), settings.janitor.clone(), shutdown.clone());
     chosen.store = Some(settings.up.store.join(if afar.is_some() { name.as_str() } else { ALONE }));
@@ -570,7 +575,8 @@ fn running(
 async fn set_up(bus: &Bus, place: &PlanScope, settings: &Settings) -> anyhow::Result<()> {
     let plan = topology::plan_topology(place, &settings.streams);
     let mut findings = topology::apply_plan(bus, &plan, RepairMode::Everything).await;
-    let refused = |findings: &[SetupFinding]| findings.iter().any(|finding| matches!(finding.state, SetupStatus::Refused(_)));
+    let refused =
+        |findings: &[SetupFinding]| findings.iter().any(|finding| matches!(finding.state, SetupStatus::Refused(_)));
     if findings.as_deref().map_or(true, refused) {
         tracing::info!("the streams are not set up yet, once more: a server on a slow disk may be busy");
         tokio::time::sleep(Duration::from_secs(1)).await;

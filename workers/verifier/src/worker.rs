@@ -4,25 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rollout::release_counter::ReleaseCounter;
 use rollout::order_watch;
+use rollout::release_counter::ReleaseCounter;
 use rollout::report::SwapReporter;
 use rollout::serving_model::ServingModel;
 use rollout::swap::ModelSwapper;
 use runtime::consumer::WorkerStats;
 use runtime::handler::DeadLetterContext;
-use runtime::{MessageCredit, ConsumerConfig, Fault, OutgoingMessages, Shutdown, Handler, heartbeat, clock, consumer, retry_until_found, metrics};
+use runtime::{
+    ConsumerConfig, Fault, Handler, MessageCredit, OutgoingMessages, Shutdown, clock, consume, heartbeat, metrics,
+    retry_until_found,
+};
 use scaling::Scaler;
 use schemas::answer::Timings;
 use schemas::limits::MAX_IMAGE_BYTES;
 use schemas::{
-    FaultNote, ModelName, Prediction, Payload, SiteName, TaskId, Verdict, VerifyRequest, VerifyReason, decode, encode,
+    FaultNote, ModelName, Payload, Prediction, SiteName, TaskId, Verdict, VerifyReason, VerifyRequest, decode, encode,
 };
 use streams::reader::{self, StoredMessage};
 use streams::{Blobs, Bus, Delivery, Publication, Publisher, subject, topology};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use vision::{Head, InferencePool, InferenceError};
+use vision::{Head, InferenceError, InferencePool};
 
 use crate::judge::{make_verdict, refuse_request};
 use crate::settings::VerifierSettings;
@@ -167,7 +170,11 @@ impl Handler for Verifier {
             let agreed = opinion.label == edge.label;
             self.counter.count_verdict(&verdict.provisional.site, &edge.release, sure, agreed, clock::now_ms());
         }
-        Ok(OutgoingMessages { publications: vec![report(&verdict, delivery.sequence)?], spare, ..OutgoingMessages::default() })
+        Ok(OutgoingMessages {
+            publications: vec![report(&verdict, delivery.sequence)?],
+            spare,
+            ..OutgoingMessages::default()
+        })
     }
 
     fn dead_letter(&self, message: &StoredMessage, fault: &FaultNote) -> DeadLetterContext {
@@ -235,12 +242,13 @@ pub async fn run(
     let publisher = Publisher::new(bus.clone(), PATIENCE);
     // The sites decide by how much waits and how fast it is worked off.
     let pulse = heartbeat::HeartbeatPace { every: Duration::from_secs(2), ..heartbeat::HeartbeatPace::default() };
-    let life = heartbeat::send_heartbeats(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
-        beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
-        beat.cost_ms = Some(infer.cost_ms());
-        beat.scale = scaler.reason();
-        swapper.restore_missing(beat);
-    });
+    let life =
+        heartbeat::send_heartbeats(bus.clone(), Verifier::ROLE, None, tally.clone(), shutdown.clone(), pulse, |beat| {
+            beat.replicas = u32::try_from(infer.replicas()).unwrap_or(u32::MAX);
+            beat.cost_ms = Some(infer.cost_ms());
+            beat.scale = scaler.reason();
+            swapper.restore_missing(beat);
+        });
     let reporter = SwapReporter {
         site: SiteName::cloud(),
         site_labels: Vec::new(),

@@ -86,10 +86,22 @@ mod tests {
     fn a_mirror_a_shift_and_a_turn_move_pixels_where_they_should() {
         let original = picture(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 3);
         let with = |change: PictureAugmentation| first_channel(&augment_picture(&original, &change));
-        assert_eq!(with(PictureAugmentation { mirror: true, ..PictureAugmentation::default() }), [3, 2, 1, 6, 5, 4, 9, 8, 7]);
-        assert_eq!(with(PictureAugmentation { right_ratio: 1.0 / 3.0, ..PictureAugmentation::default() }), [1, 1, 2, 4, 4, 5, 7, 7, 8]);
-        assert_eq!(with(PictureAugmentation { down_ratio: -1.0 / 3.0, ..PictureAugmentation::default() }), [4, 5, 6, 7, 8, 9, 7, 8, 9]);
-        assert_eq!(with(PictureAugmentation { turn_degrees: 90.0, ..PictureAugmentation::default() }), [7, 4, 1, 8, 5, 2, 9, 6, 3]);
+        assert_eq!(
+            with(PictureAugmentation { mirror: true, ..PictureAugmentation::default() }),
+            [3, 2, 1, 6, 5, 4, 9, 8, 7]
+        );
+        assert_eq!(
+            with(PictureAugmentation { right_ratio: 1.0 / 3.0, ..PictureAugmentation::default() }),
+            [1, 1, 2, 4, 4, 5, 7, 7, 8]
+        );
+        assert_eq!(
+            with(PictureAugmentation { down_ratio: -1.0 / 3.0, ..PictureAugmentation::default() }),
+            [4, 5, 6, 7, 8, 9, 7, 8, 9]
+        );
+        assert_eq!(
+            with(PictureAugmentation { turn_degrees: 90.0, ..PictureAugmentation::default() }),
+            [7, 4, 1, 8, 5, 2, 9, 6, 3]
+        );
     }
 
     #[test]

@@ -9,9 +9,9 @@ use schemas::limits::MAX_TOP;
 use schemas::model::{Channels, Layout, OutputKind, ResizeMode};
 use serde::Serialize;
 
+use crate::batch_cost::{BatchCost, measure_batches};
 use crate::decode::DecodeSettings;
 use crate::inference::{InferenceError, InferenceSettings, Replica};
-use crate::batch_cost::{BatchCost, measure_batches};
 use crate::model::{Model, ModelError};
 use crate::sample;
 use crate::scores::{probabilities, top};

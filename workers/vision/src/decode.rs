@@ -187,7 +187,9 @@ pub fn is_complete(bytes: &[u8]) -> bool {
     match PictureFormat::of(bytes) {
         Some(PictureFormat::Jpeg) => jpeg::is_closed(bytes),
         // The last chunk is empty (PNG 11.2.5).
-        Some(PictureFormat::Png) => bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND"),
+        Some(PictureFormat::Png) => {
+            bytes.windows(8).rev().take(MAX_TRAILER_BYTES).any(|chunk| chunk == b"\0\0\0\0IEND")
+        }
         Some(PictureFormat::Gif) => bytes.iter().rev().find(|byte| **byte != 0) == Some(&b';'),
         Some(PictureFormat::WebP) => stated_size(bytes, 4).is_none_or(|size| bytes.len() >= size + 8),
         Some(PictureFormat::Bmp) => stated_size(bytes, 2).is_none_or(|size| bytes.len() >= size),
@@ -222,7 +224,10 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// What holds the picture, and its format.
-fn recognize<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<(UnwrappedImage<'a>, PictureFormat), DecodeError> {
+fn recognize<'a>(
+    bytes: &'a [u8],
+    settings: &DecodeSettings,
+) -> Result<(UnwrappedImage<'a>, PictureFormat), DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
@@ -251,7 +256,12 @@ fn opened<'a>(
     Ok(Box::new(reader.into_decoder().map_err(|error| image_error(format, &error))?))
 }
 
-fn other(format: PictureFormat, bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<(), DecodeError> {
+fn other(
+    format: PictureFormat,
+    bytes: &[u8],
+    settings: &DecodeSettings,
+    pixels: &mut Pixels,
+) -> Result<(), DecodeError> {
     let mut decoder = opened(format, bytes, settings)?;
     let (width_px, height_px) = decoder.dimensions();
     if width_px == 0 || height_px == 0 {
@@ -539,7 +549,14 @@ mod tests {
 
     #[test]
     fn a_picture_cut_off_is_refused_wherever_it_ends() {
-        for format in [PictureFormat::Jpeg, PictureFormat::Png, PictureFormat::WebP, PictureFormat::Gif, PictureFormat::Tiff, PictureFormat::Bmp] {
+        for format in [
+            PictureFormat::Jpeg,
+            PictureFormat::Png,
+            PictureFormat::WebP,
+            PictureFormat::Gif,
+            PictureFormat::Tiff,
+            PictureFormat::Bmp,
+        ] {
             let bytes = encoded(&noise(64, 48), format.outside());
             for percent in [10, 50, 90] {
                 let error = decode(&bytes[..bytes.len() * percent / 100], &limits()).unwrap_err();

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::huggingface::{self, JsonFile, spell_name};
 use crate::labels;
 use crate::model::{ModelError, find_graph, read_outline};
-use crate::outline::{PortContent, Outline, GraphPort};
+use crate::outline::{GraphPort, Outline, PortContent};
 
 /// Element types as onnx.proto numbers them.
 const UINT8: i32 = 2;

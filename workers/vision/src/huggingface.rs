@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::labels::distinct;
 use crate::model::{ModelError, ModelParts, check, text};
-use crate::outline::{Outline, GraphPort};
+use crate::outline::{GraphPort, Outline};
 
 /// Labels and the number of channels.
 pub(crate) const CONFIG: &str = "config.json";
@@ -136,9 +136,10 @@ impl JsonFile {
         let Some(value) = self.get(key) else { return Ok(None) };
         let Some(table) = value.as_object() else { return Ok(Some(ProcessorSize::Number(self.pixels(key, value)?))) };
         match (table.get("width"), table.get("height"), table.get("shortest_edge")) {
-            (Some(width), Some(height), _) => {
-                Ok(Some(ProcessorSize::Both { width_px: self.pixels(key, width)?, height_px: self.pixels(key, height)? }))
-            }
+            (Some(width), Some(height), _) => Ok(Some(ProcessorSize::Both {
+                width_px: self.pixels(key, width)?,
+                height_px: self.pixels(key, height)?,
+            })),
             (_, _, Some(short)) => Ok(Some(ProcessorSize::Short(self.pixels(key, short)?))),
             _ => Err(self.wrong(key, "must have width and height, or shortest_edge")),
         }
@@ -324,12 +325,18 @@ fn fit(json: &JsonFile, rule: &ProcessorDefaults) -> Result<ResizePlan, ModelErr
                 _ => ResizePlan::crop((f64::from(px) / share.unwrap_or(224.0 / 256.0)) as u32, (px, px)),
             })
         }
-        (ProcessorKind::PoolFormer, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => short((f64::from(px) / share.unwrap_or(0.9)) as u32),
+        (ProcessorKind::PoolFormer, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short((f64::from(px) / share.unwrap_or(0.9)) as u32)
+        }
         (ProcessorKind::PoolFormer, ProcessorSize::Both { width_px, height_px }) if width_px == height_px => {
             short((f64::from(width_px) / share.unwrap_or(0.9)) as u32)
         }
-        (ProcessorKind::Levit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => short((256.0 / 224.0 * f64::from(px)) as u32),
-        (ProcessorKind::Short | ProcessorKind::MobileVit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => short(px),
+        (ProcessorKind::Levit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short((256.0 / 224.0 * f64::from(px)) as u32)
+        }
+        (ProcessorKind::Short | ProcessorKind::MobileVit, ProcessorSize::Number(px) | ProcessorSize::Short(px)) => {
+            short(px)
+        }
         (ProcessorKind::Square | ProcessorKind::EfficientNet, ProcessorSize::Short(_)) => {
             Err(json.wrong("size", "has only shortest_edge, and this processor needs width and height"))
         }

@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::InferenceError;
-use self::owner::{ImageCost, InferenceJob, OwnerMail, ReplicaHandover, ReplicaOwner, OwnerOrder};
+use self::owner::{ImageCost, InferenceJob, OwnerMail, OwnerOrder, ReplicaHandover, ReplicaOwner};
 pub use self::result::{InferenceResult, InferenceTimings};
 pub use self::settings::{InferenceSettings, Replicas};
 use crate::batch_cost::measure_batches;
@@ -82,7 +82,11 @@ impl StandbyModel {
 impl InferencePool {
     /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
     /// async threads if others must go on meanwhile.
-    pub fn start(onnx: &OnnxRuntime, model: &Model, settings: &InferenceSettings) -> Result<InferencePool, InferenceError> {
+    pub fn start(
+        onnx: &OnnxRuntime,
+        model: &Model,
+        settings: &InferenceSettings,
+    ) -> Result<InferencePool, InferenceError> {
         let model = Arc::new(model.clone());
         let count = settings.replicas.count(settings.threads);
         let StandbyModel { replicas, batch, cost_ms } = load(onnx, &model, settings, count, None)?;
@@ -407,8 +411,11 @@ mod tests {
         let settings = InferenceSettings { max_batch: 2, ..settings(1) };
         let mut replica = Replica::open(&onnx(), &light(), &settings).unwrap();
         let good = sample::jpeg();
-        let sizes: Vec<_> =
-            replica.predict_batch(&[good.as_slice(); 5]).into_iter().map(|seen| seen.unwrap().timings.batch_size).collect();
+        let sizes: Vec<_> = replica
+            .predict_batch(&[good.as_slice(); 5])
+            .into_iter()
+            .map(|seen| seen.unwrap().timings.batch_size)
+            .collect();
         assert_eq!(sizes, [2, 2, 2, 2, 1]);
     }
 

@@ -408,7 +408,8 @@ mod tests {
             if let Ok(outline) = Outline::read(bytes) {
                 let _labels = outline.labels();
                 for port in outline.outputs.iter().chain(&outline.inputs) {
-                    let _of_it = (outline.producer_of(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
+                    let _of_it =
+                        (outline.producer_of(&port.name).is_some(), outline.first_operators(&port.name, 5).len());
                 }
             }
             1

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use schemas::model::{Channels, InputDescription};
 use serde::Serialize;
 
-use crate::inference::{InferenceError, InferenceSettings, Replica, InferenceResult};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
 use crate::model::Model;
 use crate::prediction::prediction;
 use crate::scores::probabilities;

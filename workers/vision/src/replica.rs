@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::{DecodeSettings, ImageEnvelope, Pixels, decode_into, panic_message};
-use crate::inference::{InferenceError, InferenceSettings, InferenceResult, InferenceTimings};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, InferenceTimings};
 use crate::model::Model;
 use crate::sample;
-use crate::session::{OnnxRuntime, BatchOutputs, Session};
+use crate::session::{BatchOutputs, OnnxRuntime, Session};
 use crate::tensor::{self, Scratch};
 
 /// See the module.
@@ -34,7 +34,11 @@ impl Replica {
         Self::with_session(onnx, &Arc::new(model.clone()), settings)
     }
 
-    pub(crate) fn with_session(onnx: &OnnxRuntime, model: &Arc<Model>, settings: &InferenceSettings) -> Result<Replica, InferenceError> {
+    pub(crate) fn with_session(
+        onnx: &OnnxRuntime,
+        model: &Arc<Model>,
+        settings: &InferenceSettings,
+    ) -> Result<Replica, InferenceError> {
         let session = Session::open(onnx, model, settings.threads)?;
         Ok(Replica {
             max_batch: settings.max_batch.max(1).min(session.max_batch().unwrap_or(usize::MAX)),

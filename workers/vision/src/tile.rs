@@ -83,7 +83,9 @@ fn is_lossy(bytes: &[u8], format: PictureFormat) -> bool {
         PictureFormat::Jpeg => true,
         // A simple lossy WebP says so in its first chunk; of an extended one we cannot be sure.
         PictureFormat::WebP => bytes.get(12..16) == Some(b"VP8 "),
-        PictureFormat::Png | PictureFormat::Tiff | PictureFormat::Bmp | PictureFormat::Gif | PictureFormat::Pnm => false,
+        PictureFormat::Png | PictureFormat::Tiff | PictureFormat::Bmp | PictureFormat::Gif | PictureFormat::Pnm => {
+            false
+        }
     }
 }
 

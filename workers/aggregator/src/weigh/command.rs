@@ -93,7 +93,8 @@ pub enum RuleCommandError {
 pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, RuleCommandError> {
     let unusable = |why: String| RuleCommandError::Unusable { program: program.to_owned(), why };
     let not_run = |source| RuleCommandError::NotRun { program: program.to_owned(), source };
-    let question = serde_json::to_vec(&RuleCommandInput { round, sites }).map_err(|error| unusable(error.to_string()))?;
+    let question =
+        serde_json::to_vec(&RuleCommandInput { round, sites }).map_err(|error| unusable(error.to_string()))?;
     let mut child = Command::new(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_loss_that_is_no_number_leaves_the_start() {
-        let found = learn_shares(&[0.25, 0.75], ShareLearning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
+        let found =
+            learn_shares(&[0.25, 0.75], ShareLearning::default(), |_| Ok::<_, ()>((f64::NAN, vec![0.0; 2]))).unwrap();
         assert_eq!(found, [0.25, 0.75]);
     }
 }

@@ -12,13 +12,13 @@ use training::TrainError;
 use vision::Model;
 
 use super::{Aggregator, ROLE, set_status, unreleased, unverified};
-use crate::check;
-use crate::round_open::{NOTHING_GAINED, publish_round_event};
 use crate::audit::AggregateAudit;
-use crate::release::{DERIVATION, ReleaseRound, Manifest, MergedUpdate, RoundRelease};
-use crate::rule::PREVIOUS;
+use crate::check;
+use crate::release::{DERIVATION, Manifest, MergedUpdate, ReleaseRound, RoundRelease};
 use crate::release_builder::{self, ReleaseBuildError};
-use crate::verify::{ReleaseVerifyError, spawn_blocking, make_folder};
+use crate::round_open::{NOTHING_GAINED, publish_round_event};
+use crate::rule::PREVIOUS;
+use crate::verify::{ReleaseVerifyError, make_folder, spawn_blocking};
 
 impl Aggregator {
     /// The round is closed: a release, or the reason why there is none.
@@ -43,8 +43,15 @@ impl Aggregator {
             let (base, held) = (base.clone(), self.held.clone());
             move || {
                 let public = public.as_deref();
-                let derived =
-                    release_builder::merge(&place.runtime, &base, &held, public, memory, &settings, (number, is_learning))?;
+                let derived = release_builder::merge(
+                    &place.runtime,
+                    &base,
+                    &held,
+                    public,
+                    memory,
+                    &settings,
+                    (number, is_learning),
+                )?;
                 if derived.record.rule == PREVIOUS {
                     return Ok(Err(nothing_gained(&derived.record, &base.model.labels)));
                 }
@@ -64,7 +71,9 @@ impl Aggregator {
         let (record, model, weights, file, memory) = match spawn_blocking(work).await {
             Ok(Ok(made)) => made,
             Ok(Err(note)) => return self.fail(number, note).await,
-            Err(ReleaseVerifyError::Seal(error @ (ReleaseBuildError::Derive(_) | ReleaseBuildError::OtherModel { .. }))) => {
+            Err(ReleaseVerifyError::Seal(
+                error @ (ReleaseBuildError::Derive(_) | ReleaseBuildError::OtherModel { .. }),
+            )) => {
                 let reason = runtime::fault::error_chain(&error);
                 return self.fail(number, FaultNote::new("merge_failed", reason, "correct the setting")).await;
             }

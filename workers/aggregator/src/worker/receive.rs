@@ -11,12 +11,12 @@ use training::TrainError;
 
 use super::{Aggregator, ROLE, unverified};
 use crate::check::{self, UpdateRefusal};
-use crate::round_open::stored_at_ms;
 use crate::release::{MergedUpdate, RefusedUpdate};
-use crate::round::{ArrivalAction, UpdateArrival};
 use crate::release_builder::FetchedUpdate;
-use crate::weights_file::{WeightsFileError, WeightsFile};
-use crate::verify::{spawn_blocking, fetch_update};
+use crate::round::{ArrivalAction, UpdateArrival};
+use crate::round_open::stored_at_ms;
+use crate::verify::{fetch_update, spawn_blocking};
+use crate::weights_file::{WeightsFile, WeightsFileError};
 
 /// Largest update that is read, bytes: the weights are not in it, and ten thousand labels are a tenth of this.
 const MOST_UPDATE_BYTES: usize = 1024 * 1024;
@@ -32,7 +32,9 @@ impl Aggregator {
         }
         let update = match decode::<Update>(&record.payload) {
             Ok(update) => update,
-            Err(error) => return self.refuse(record, UpdateRefusal::Unreadable(runtime::fault::error_chain(&error))).await,
+            Err(error) => {
+                return self.refuse(record, UpdateRefusal::Unreadable(runtime::fault::error_chain(&error))).await;
+            }
         };
         if subject::update(&update.model, update.round, &update.site) != record.subject {
             let (subject, Update { site, round, .. }) = (record.subject.clone(), update);
@@ -72,7 +74,12 @@ impl Aggregator {
     }
 
     /// Whether an update counts.
-    pub(super) async fn consider(&mut self, update: Update, record: &StoredMessage, stored_at_ms: u64) -> Result<(), Fault> {
+    pub(super) async fn consider(
+        &mut self,
+        update: Update,
+        record: &StoredMessage,
+        stored_at_ms: u64,
+    ) -> Result<(), Fault> {
         if update.round == 0 && record.sequence > self.history.last_end() {
             // A site learned from new labels since: there may be something to gain again.
             self.without_gain = 0;

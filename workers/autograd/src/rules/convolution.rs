@@ -2,13 +2,13 @@
 //! (arXiv 1603.07285): the gradient by the picture is the transposed convolution, the gradient by the kernel a
 //! convolution of the picture with the gradient. Which operators compute those fastest was measured.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor;
 
 use super::window::PoolWindow;
-use super::{OutputGradients, GradientRule, input};
+use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
 
@@ -51,7 +51,12 @@ impl Convolution<'_> {
     }
 }
 
-fn geometry<'a>(node: &NodeProto, kernel: &[i64], from: &'a [i64], to: &'a [i64]) -> Result<Convolution<'a>, GradientRefusal> {
+fn geometry<'a>(
+    node: &NodeProto,
+    kernel: &[i64],
+    from: &'a [i64],
+    to: &'a [i64],
+) -> Result<Convolution<'a>, GradientRefusal> {
     if kernel.len() < 3 || from.len() != kernel.len() || to.len() != kernel.len() {
         return unsupported("its kernel and picture have different numbers of axes");
     }
@@ -78,7 +83,11 @@ fn conv(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients
 
 /// `y = ConvTranspose(x, w)` is the gradient by the picture of the convolution from y to x: its own gradients are
 /// that convolution, and that convolution's gradient by the kernel.
-fn conv_transpose(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn conv_transpose(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (picture, kernel, bias, gradient) = (input(node, 0), input(node, 1), input(node, 2), &outputs.first);
     let shape = tape.shape(kernel)?;
     let (small, large) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
@@ -274,7 +283,11 @@ fn by_picture(tape: &mut GradientTape<'_>, convolution: &Convolution<'_>, gradie
         let pad =
             |pads: &[i64]| (0..window.rank()).map(|axis| window.kernel[axis] - 1 - pads[axis]).collect::<Vec<_>>();
         let pads = [pad(&window.begins), pad(&window.ends)].concat();
-        return tape.op("Conv", &[gradient, &turned], &[AttributeValue::Ints("pads", &pads), AttributeValue::Int("group", *group)]);
+        return tape.op(
+            "Conv",
+            &[gradient, &turned],
+            &[AttributeValue::Ints("pads", &pads), AttributeValue::Int("group", *group)],
+        );
     }
     let attributes = [
         AttributeValue::Ints("strides", &window.strides),

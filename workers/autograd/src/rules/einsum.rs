@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::text;
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 
-use super::{OutputGradients, GradientRule, input};
+use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Einsum", einsum)];
 

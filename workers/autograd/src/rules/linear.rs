@@ -1,11 +1,11 @@
 //! Gemm and MatMul.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape};
 use crate::tensor::count;
 
-use super::{OutputGradients, GradientRule, input};
+use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Gemm", gemm), ("MatMul", matmul)];
 
@@ -15,7 +15,11 @@ fn gemm(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients
     let (alpha, beta) = (float(node, "alpha").unwrap_or(1.0), float(node, "beta").unwrap_or(1.0));
     let (turn_a, turn_b) = (int(node, "transA").unwrap_or(0), int(node, "transB").unwrap_or(0));
     let product = |tape: &mut GradientTape<'_>, left: &str, turn_left: i64, right: &str, turn_right: i64| {
-        let turns = [AttributeValue::Float("alpha", alpha), AttributeValue::Int("transA", turn_left), AttributeValue::Int("transB", turn_right)];
+        let turns = [
+            AttributeValue::Float("alpha", alpha),
+            AttributeValue::Int("transA", turn_left),
+            AttributeValue::Int("transB", turn_right),
+        ];
         tape.op("Gemm", &[left, right], &turns)
     };
     if tape.needs(a) {

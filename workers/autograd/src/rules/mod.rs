@@ -16,8 +16,8 @@ mod window;
 pub(crate) use pooling::places_of;
 pub(crate) use window::PoolWindow;
 
-use crate::proto::NodeProto;
 use crate::gradient_tape::{GradientRefusal, GradientTape};
+use crate::proto::NodeProto;
 
 /// Writes the gradients of a node's inputs. The last argument: the gradient of each of its outputs, where there
 /// is one; the first is always there.

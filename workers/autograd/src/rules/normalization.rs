@@ -2,12 +2,12 @@
 //! normalization is exported.
 
 use crate::fold::EPSILON;
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
-use super::{OutputGradients, GradientRule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("BatchNormalization", batch_normalization),
@@ -17,7 +17,11 @@ pub(super) const RULES: &[(&str, GradientRule)] = &[
 
 /// `y = (x - mean) / sqrt(variance + epsilon) · gamma + beta`: mean and variance are numbers here, as small batches
 /// of one site would only spoil them.
-fn batch_normalization(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn batch_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     if int(node, "training_mode").unwrap_or(0) != 0 {
         return unsupported("it is in training mode: export the model for inference");
     }
@@ -55,7 +59,11 @@ fn batch_normalization(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &
     Ok(())
 }
 
-fn layer_normalization(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn layer_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let axis = from_front(int(node, "axis").unwrap_or(-1), from.len());
     let (scale, bias) = (input(node, 1), input(node, 2));
@@ -65,7 +73,11 @@ fn layer_normalization(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &
 }
 
 /// Each channel of each picture by itself; scale and bias have one number a channel.
-fn instance_normalization(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn instance_normalization(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let mut column = vec![1; from.len()];
     column[1] = from[1];

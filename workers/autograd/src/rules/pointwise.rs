@@ -2,10 +2,10 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
-use crate::rules::{OutputGradients, GradientRule, from_front, input};
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
+use crate::rules::{GradientRule, OutputGradients, from_front, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("Add", add),
@@ -109,7 +109,12 @@ fn pow(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients)
 }
 
 /// Adds the gradient of the only input: that of the output times the slope.
-fn times(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients, slope: &str) -> Result<(), GradientRefusal> {
+fn times(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+    slope: &str,
+) -> Result<(), GradientRefusal> {
     let gradient = tape.mul(&outputs.first, slope);
     tape.add_gradient(input(node, 0), gradient);
     Ok(())
@@ -214,7 +219,11 @@ fn sigmoid(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradie
     times(tape, node, outputs, &slope)
 }
 
-fn hard_sigmoid(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn hard_sigmoid(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let bell = bell(tape, &node.output[0]);
     let inside = tape.op("Sign", &[&bell], &[]);
     let slope = tape.scale(&inside, float(node, "alpha").unwrap_or(0.2));
@@ -224,7 +233,8 @@ fn hard_sigmoid(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputG
 /// `y = x · h(x)` with `h` a hard sigmoid of slope 1/6 (ONNX operators, HardSwish).
 fn hard_swish(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
     let x = input(node, 0);
-    let hard = tape.op("HardSigmoid", &[x], &[AttributeValue::Float("alpha", 1.0 / 6.0), AttributeValue::Float("beta", 0.5)]);
+    let hard =
+        tape.op("HardSigmoid", &[x], &[AttributeValue::Float("alpha", 1.0 / 6.0), AttributeValue::Float("beta", 0.5)]);
     let bell = bell(tape, &hard);
     let inside = tape.op("Sign", &[&bell], &[]);
     let sixth = tape.scale(x, 1.0 / 6.0);
@@ -390,7 +400,11 @@ fn softmax(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradie
 }
 
 /// `dy - exp(y) Σ dy`.
-fn log_softmax(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn log_softmax(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let y = node.output[0].as_str();
     let axis = from_front(int(node, "axis").unwrap_or(-1), tape.shape(y)?.len());
     let sum = tape.sum(&outputs.first, &[axis], true);

@@ -1,12 +1,12 @@
 //! MaxPool, AveragePool and their global kin.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::int;
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
 use super::window::PoolWindow;
-use super::{OutputGradients, GradientRule, input};
+use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] =
     &[("MaxPool", max_pool), ("AveragePool", average_pool), ("GlobalAveragePool", global_average_pool)];
@@ -43,7 +43,11 @@ fn max_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradi
 }
 
 /// Each gradient is shared equally by the pixels its window covered.
-fn average_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn average_pool(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let picture = input(node, 0);
     let (from, to) = (tape.shape(picture)?, tape.shape(&node.output[0])?);
     let mut window = PoolWindow::of_pooling(node, from, to)?;
@@ -75,7 +79,11 @@ fn average_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputG
     Ok(())
 }
 
-fn global_average_pool(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn global_average_pool(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let share = tape.scale(&outputs.first, 1.0 / count(&from[2..]) as f32);
     let shape = tape.ints(from);

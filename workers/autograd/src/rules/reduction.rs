@@ -1,10 +1,10 @@
 //! Operators that put the values of some axes together.
 
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 
-use super::{OutputGradients, GradientRule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("ReduceMean", reduce_mean),
@@ -18,7 +18,11 @@ pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("ReduceLogSumExp", reduce_log_sum_exp),
 ];
 
-fn reduce_mean(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn reduce_mean(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     spread(tape, node, outputs, true)
 }
 
@@ -47,7 +51,12 @@ fn reduced(tape: &GradientTape<'_>, node: &NodeProto) -> Result<(Vec<i64>, Vec<i
 }
 
 /// Every value that went into a sum gets its gradient, and a share of it if it was a mean.
-fn spread(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients, mean: bool) -> Result<(), GradientRefusal> {
+fn spread(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+    mean: bool,
+) -> Result<(), GradientRefusal> {
     let from = tape.shape(input(node, 0))?;
     let (axes, kept) = reduced(tape, node)?;
     let summed: i64 = axes.iter().map(|axis| from[*axis as usize]).product();
@@ -60,13 +69,21 @@ fn spread(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradien
 }
 
 /// Result and gradient with the reduced axes kept, so that both go with the input.
-fn kept(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(String, String), GradientRefusal> {
+fn kept(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(String, String), GradientRefusal> {
     let (_, kept) = reduced(tape, node)?;
     Ok((tape.reshape(&node.output[0], &kept), tape.reshape(&outputs.first, &kept)))
 }
 
 /// The gradient goes to the value that was taken, in equal shares where several were equal.
-fn reduce_extreme(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn reduce_extreme(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (axes, _) = reduced(tape, node)?;
     let (result, gradient) = kept(tape, node, outputs)?;
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
@@ -80,7 +97,11 @@ fn reduce_extreme(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &Outpu
 }
 
 /// Each value's gradient is the product of the others: `y / x` where none of those is zero, and nothing elsewhere.
-fn reduce_prod(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn reduce_prod(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (axes, kept) = reduced(tape, node)?;
     let gradient = tape.reshape(&outputs.first, &kept);
     let (one, nothing) = (tape.number(1.0), tape.number(0.0));
@@ -100,7 +121,11 @@ fn reduce_prod(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGr
     Ok(())
 }
 
-fn reduce_sum_square(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn reduce_sum_square(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (_, kept) = reduced(tape, node)?;
     let gradient = tape.reshape(&outputs.first, &kept);
     let twice = tape.scale(&gradient, 2.0);
@@ -129,7 +154,11 @@ fn reduce_l2(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGrad
 }
 
 /// `exp(x - y) dy`.
-fn reduce_log_sum_exp(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn reduce_log_sum_exp(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let (result, gradient) = kept(tape, node, outputs)?;
     let less = tape.op("Sub", &[input(node, 0), &result], &[]);
     let share = tape.op("Exp", &[&less], &[]);

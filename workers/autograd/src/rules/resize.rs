@@ -1,11 +1,11 @@
 //! Resize, nearest, linear and cubic: along each axis it is a matrix, `y = A x`, so the gradient is `Aᵀ dy`. The matrix is
 //! that of the ONNX operator's definition (onnx.ai, Resize).
 
+use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{float, int, text};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{GradientRefusal, GradientTape, unsupported};
 
-use super::{OutputGradients, GradientRule, input};
+use super::{GradientRule, OutputGradients, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[("Resize", resize)];
 

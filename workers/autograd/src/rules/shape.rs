@@ -1,11 +1,11 @@
 //! Operators that move values without changing them.
 
+use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::onnx::{int, ints, text};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{AttributeValue, GradientRefusal, GradientTape, unsupported};
 use crate::tensor::count;
 
-use super::{OutputGradients, GradientRule, from_front, input};
+use super::{GradientRule, OutputGradients, from_front, input};
 
 pub(super) const RULES: &[(&str, GradientRule)] = &[
     ("Identity", pass),
@@ -188,7 +188,13 @@ fn gather_nd(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGrad
 
 /// The gradient of what places were taken from along an axis. Each place gets back what was taken from it: from where it
 /// went, or from a zero behind the gradient. Places that were taken often get a sum, by a matrix that says what went where.
-fn put_back(tape: &mut GradientTape<'_>, gradient: &str, from: &[i64], axis: usize, places: &[i64]) -> Result<String, GradientRefusal> {
+fn put_back(
+    tape: &mut GradientTape<'_>,
+    gradient: &str,
+    from: &[i64],
+    axis: usize,
+    places: &[i64],
+) -> Result<String, GradientRefusal> {
     let (size, count) = (from[axis], places.len() as i64);
     if places.iter().any(|at| !(0..size).contains(at)) {
         return unsupported("it takes places that are not there");
@@ -243,7 +249,11 @@ fn tile(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients
 }
 
 /// Each block of pixels was a pixel's channels.
-fn depth_to_space(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn depth_to_space(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let block = int(node, "blocksize").unwrap_or(1);
     if text(node, "mode").as_deref() != Some("CRD") {
         let own = tape.op("SpaceToDepth", &[&outputs.first], &[AttributeValue::Int("blocksize", block)]);
@@ -262,7 +272,11 @@ fn depth_to_space(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &Outpu
 }
 
 /// Each pixel's channels were a block of pixels.
-fn space_to_depth(tape: &mut GradientTape<'_>, node: &NodeProto, outputs: &OutputGradients) -> Result<(), GradientRefusal> {
+fn space_to_depth(
+    tape: &mut GradientTape<'_>,
+    node: &NodeProto,
+    outputs: &OutputGradients,
+) -> Result<(), GradientRefusal> {
     let block = AttributeValue::Int("blocksize", int(node, "blocksize").unwrap_or(1));
     let own = tape.op("DepthToSpace", &[&outputs.first], &[block, AttributeValue::Text("mode", "DCR")]);
     tape.add_gradient(input(node, 0), own);

@@ -1,8 +1,8 @@
 //! The geometry of operators that move a window over a picture.
 
+use crate::gradient_tape::{GradientRefusal, unsupported};
 use crate::onnx::{ints, text};
 use crate::proto::NodeProto;
-use crate::gradient_tape::{GradientRefusal, unsupported};
 
 /// A window: one number for each axis of the picture.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,12 +7,12 @@ use decisions::VerifySettings;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use releaser::evidence::{CRASHED, SLOT_MS};
-use releaser::{CanarySettings, ReleaseEvidence, CanaryRuling, judge_canary};
-use schemas::swap::{Agreement, ReleaseCounts, RefusedRelease, Swap};
-use schemas::{Canary, FaultNote, ModelName, MachineRequirements, Release, ReleaseId, FindingOutcome, SiteName};
+use releaser::{CanaryRuling, CanarySettings, ReleaseEvidence, judge_canary};
+use schemas::swap::{Agreement, RefusedRelease, ReleaseCounts, Swap};
+use schemas::{Canary, FaultNote, FindingOutcome, MachineRequirements, ModelName, Release, ReleaseId, SiteName};
 use serde::Serialize;
 
-use super::releases::{CanaryCandidate, CandidateKind, CanaryCandidates, CanaryPrediction};
+use super::releases::{CanaryCandidate, CanaryCandidates, CanaryPrediction, CandidateKind};
 use crate::federated::{gamma, normal};
 
 /// Sites.
@@ -101,7 +101,12 @@ struct CanaryFleet<'a> {
 }
 
 /// Plays one canary.
-pub fn run_canary(releases: &CanaryCandidates, candidate: &CanaryCandidate, settings: &CanarySettings, seed: u64) -> CanaryRun {
+pub fn run_canary(
+    releases: &CanaryCandidates,
+    candidate: &CanaryCandidate,
+    settings: &CanarySettings,
+    seed: u64,
+) -> CanaryRun {
     let mut fleet = CanaryFleet::new(releases, candidate, seed);
     let truly_better_ratio = fleet.truth();
     let since = BEFORE + fleet.random.random_range(0..SLOT_MINUTES);
@@ -122,11 +127,14 @@ pub fn run_canary(releases: &CanaryCandidates, candidate: &CanaryCandidate, sett
             continue;
         }
         let judged = judge_canary(&fleet.evidence.trial(&canary, &fleet.ids[0], now_ms), settings);
-        let (minutes, worse) = (minute - since, judged.findings.iter().any(|finding| finding.says == FindingOutcome::Worse));
+        let (minutes, worse) =
+            (minute - since, judged.findings.iter().any(|finding| finding.says == FindingOutcome::Worse));
         let (ended, why) = match judged.ruling {
             CanaryRuling::Wait(_) => continue,
             CanaryRuling::Promote => (CanaryEnd::Promoted, String::new()),
-            CanaryRuling::Withdraw(why) if !worse && minutes * 60 >= settings.max_duration_s => (CanaryEnd::Undecided, why),
+            CanaryRuling::Withdraw(why) if !worse && minutes * 60 >= settings.max_duration_s => {
+                (CanaryEnd::Undecided, why)
+            }
             CanaryRuling::Withdraw(why) => (CanaryEnd::Withdrawn, why),
         };
         let (kind, images, verdicts) = (candidate.kind, fleet.images, fleet.verdicts);

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use aggregator::public_set::PublicSet;
-use aggregator::score::{ScoringModel, ModelScorer, Tuning};
+use aggregator::score::{ModelScorer, ScoringModel, Tuning};
 use autograd::TrainableSelection;
 use decisions::gate::{Gate, GateSettings, TestedScores};
 use rand::rngs::StdRng;
@@ -48,7 +48,14 @@ pub enum CandidateKind {
 }
 
 /// Every kind.
-pub const KINDS: [CandidateKind; 6] = [CandidateKind::Good, CandidateKind::Equal, CandidateKind::Slightly, CandidateKind::Bad, CandidateKind::Slow, CandidateKind::Crashing];
+pub const KINDS: [CandidateKind; 6] = [
+    CandidateKind::Good,
+    CandidateKind::Equal,
+    CandidateKind::Slightly,
+    CandidateKind::Bad,
+    CandidateKind::Slow,
+    CandidateKind::Crashing,
+];
 
 impl CandidateKind {
     /// Its name in the tables.
@@ -104,8 +111,9 @@ pub struct CanaryCandidate {
 
 impl CanaryCandidate {
     fn of(kind: CandidateKind, said: Vec<CanaryPrediction>) -> Self {
-        let share =
-            |of: &dyn Fn(&CanaryPrediction) -> bool| said.iter().filter(|said| of(said)).count() as f64 / said.len().max(1) as f64;
+        let share = |of: &dyn Fn(&CanaryPrediction) -> bool| {
+            said.iter().filter(|said| of(said)).count() as f64 / said.len().max(1) as f64
+        };
         Self { kind, agreement_ratio: share(&|said| said.agrees), doubtful_ratio: share(&|said| said.doubtful), said }
     }
 }

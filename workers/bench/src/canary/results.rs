@@ -5,13 +5,18 @@ use serde_json::json;
 
 use super::CanaryBenchOptions;
 use super::fleet::{CanaryEnd, CanaryRun, RING, SITES};
-use super::releases::{KINDS, CandidateKind, CanaryCandidates};
+use super::releases::{CanaryCandidates, CandidateKind, KINDS};
 use crate::chart::{Chart, ChartLine};
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportChart, BenchReport, ReportTable};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 use crate::stats::median;
 
 /// The report.
-pub fn report(releases: &CanaryCandidates, played: &[CanaryRun], settings: &CanarySettings, options: &CanaryBenchOptions) -> BenchReport {
+pub fn report(
+    releases: &CanaryCandidates,
+    played: &[CanaryRun],
+    settings: &CanarySettings,
+    options: &CanaryBenchOptions,
+) -> BenchReport {
     let columns = vec![
         "release",
         "canaries",
@@ -68,7 +73,8 @@ fn middle(kind: CandidateKind, played: &[CanaryRun], value: &dyn Fn(&CanaryRun) 
 fn line(kind: CandidateKind, played: &[CanaryRun]) -> Vec<String> {
     let time = |minutes: f64| format!("{}:{:02} h", minutes as u64 / 60, minutes as u64 % 60);
     let longest = of(kind, played).map(|played| played.minutes).max().unwrap_or(0);
-    let numbers = [CanaryEnd::Promoted, CanaryEnd::Withdrawn, CanaryEnd::Undecided].map(|ended| count(kind, ended, played));
+    let numbers =
+        [CanaryEnd::Promoted, CanaryEnd::Withdrawn, CanaryEnd::Undecided].map(|ended| count(kind, ended, played));
     let counts = numbers.iter().map(ToString::to_string);
     [kind.as_str().to_owned(), of(kind, played).count().to_string()]
         .into_iter()
@@ -213,7 +219,16 @@ mod tests {
     use super::*;
 
     fn played(kind: CandidateKind, ended: CanaryEnd, truly_better_ratio: f64) -> CanaryRun {
-        CanaryRun { kind, seed: 1, ended, why: String::new(), minutes: 7, images: 500, verdicts: 50, truly_better_ratio }
+        CanaryRun {
+            kind,
+            seed: 1,
+            ended,
+            why: String::new(),
+            minutes: 7,
+            images: 500,
+            verdicts: 50,
+            truly_better_ratio,
+        }
     }
 
     #[test]
@@ -227,7 +242,10 @@ mod tests {
             played(CandidateKind::Slightly, CanaryEnd::Undecided, -0.03),
         ];
         assert_eq!((alarms(&all), misses(&all, &CanarySettings::default())), ((1, 3), (1, 2)));
-        assert_eq!((rightly(CandidateKind::Equal, &all), rightly(CandidateKind::Slightly, &all)), (Some(0.0), Some(1.0 / 3.0)));
+        assert_eq!(
+            (rightly(CandidateKind::Equal, &all), rightly(CandidateKind::Slightly, &all)),
+            (Some(0.0), Some(1.0 / 3.0))
+        );
         assert_eq!(rightly(CandidateKind::Bad, &all), None);
         let figures = headline(&all, &CanarySettings::default());
         assert!(figures.iter().any(|figure| figure.name == "miss_ratio" && figure.value == Some(0.5)));

@@ -2,10 +2,10 @@
 
 use aggregator::aggregate::{AggregateContext, SiteContribution, aggregate, is_learning};
 use aggregator::public_set::PublicSet;
-use aggregator::score::{ScoringModel, ModelScorer, ModelScore, Tuning};
+use aggregator::score::{ModelScore, ModelScorer, ScoringModel, Tuning};
 use aggregator::server_optimizer::ServerOptimizerState;
 use aggregator::weights_file::WeightRow;
-use aggregator::{ParameterLayout, MergeSettings};
+use aggregator::{MergeSettings, ParameterLayout};
 use autograd::TrainableSelection;
 use autograd::loss::{LabelSmoothing, cross_entropy};
 use rand::rngs::StdRng;
@@ -16,7 +16,7 @@ use training::stepper::Stepper;
 use vision::OnnxRuntime;
 
 use super::pool::PicturePool;
-use super::scheme::{SiteHarm, SITES, DivisionScheme, SitePictures};
+use super::scheme::{DivisionScheme, SITES, SiteHarm, SitePictures};
 use crate::error::BenchError;
 
 /// Rounds.
@@ -94,15 +94,16 @@ impl<'a> ExperimentRunner<'a> {
                 }
                 Some(settings) => {
                     let sent = self.sites(&row, &shares, scheme.harm, seed, round)?;
-                    let sites = sent.iter().zip(&shares).enumerate().map(|(number, (values, share))| SiteContribution {
-                        site: site(number),
-                        values: WeightRow::Memory(values),
-                        base: &row,
-                        behind: 0,
-                        samples: share.len() as u64,
-                        hard: 0,
-                        of_class: of_class(share, pool.classes),
-                    });
+                    let sites =
+                        sent.iter().zip(&shares).enumerate().map(|(number, (values, share))| SiteContribution {
+                            site: site(number),
+                            values: WeightRow::Memory(values),
+                            base: &row,
+                            behind: 0,
+                            samples: share.len() as u64,
+                            hard: 0,
+                            of_class: of_class(share, pool.classes),
+                        });
                     let mut around = AggregateContext {
                         layout: &self.ground.layout,
                         public: Some(&public),
@@ -152,7 +153,9 @@ impl<'a> ExperimentRunner<'a> {
                     SiteHarm::Flipped => {
                         learned.iter_mut().zip(row).for_each(|(sent, base)| *sent = base - 3.0 * (*sent - base));
                     }
-                    SiteHarm::Random => learned = initial_weights(&self.ground.layout, random.random_range(0..u64::MAX)),
+                    SiteHarm::Random => {
+                        learned = initial_weights(&self.ground.layout, random.random_range(0..u64::MAX))
+                    }
                     SiteHarm::None | SiteHarm::Noisy => {}
                 }
             }

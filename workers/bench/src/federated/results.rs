@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::experiment::{LAST, ExperimentResult, ROUNDS};
-use super::scheme::{SiteHarm, SCHEMES, SITES};
+use super::experiment::{ExperimentResult, LAST, ROUNDS};
+use super::scheme::{SCHEMES, SITES, SiteHarm};
 use super::{FederatedBenchOptions, RuleVariant};
 use crate::bar_chart::{BarChart, BarGroup};
 use crate::chart::{Chart, ChartLine};
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportChart, BenchReport, ReportTable};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 
 /// A round is near the end when it is within so much of what FedAvg comes to with even sites.
 const NEAR_RATIO: f64 = 0.9;
@@ -114,7 +114,8 @@ fn line(set: &ExperimentSet, scheme: &str, rule: &str) -> Option<Vec<String>> {
     let rounds = set.rounds(scheme, rule);
     set.of(scheme, rule).next()?;
     let mut line = vec![format!("{}, {scheme}, {rule}", set.name)];
-    for value in [&accuracy as &dyn Fn(&ExperimentResult) -> f64, &|played: &ExperimentResult| played.macro_f1, &recall] {
+    for value in [&accuracy as &dyn Fn(&ExperimentResult) -> f64, &|played: &ExperimentResult| played.macro_f1, &recall]
+    {
         line.extend(shown(value));
     }
     line.push(rounds.map_or(String::new(), |rounds| format!("{rounds:.1}")));

@@ -165,7 +165,11 @@ impl DivisionScheme {
 }
 
 /// Deals pictures to sites in these proportions.
-fn deal<'a>(pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>, parts: &[f64], shares: &mut [SitePictures]) {
+fn deal<'a>(
+    pictures: impl Iterator<Item = &'a (usize, usize, Option<&'a str>)>,
+    parts: &[f64],
+    shares: &mut [SitePictures],
+) {
     let pictures: Vec<_> = pictures.collect();
     let sum: f64 = parts.iter().sum();
     let (mut upto, mut from) = (0.0, 0);

@@ -8,12 +8,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::scenario::{PolicyQuestion, Scenario};
-use crate::bar_chart::{BarChart, BarGroup};
 use crate::answer_listener::AnswerListener;
-use crate::testbed::CpuUsage;
+use crate::bar_chart::{BarChart, BarGroup};
 use crate::labelled_images::LabelledImage;
-use crate::report::{HeadlineFigure, FigureGoal, ReportChart, ReportTable, amount};
+use crate::report::{FigureGoal, HeadlineFigure, ReportChart, ReportTable, amount};
 use crate::stats::{Latency, median};
+use crate::testbed::CpuUsage;
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
@@ -146,7 +146,12 @@ fn macro_f1(said: &[(&str, Option<String>)]) -> f64 {
     of_labels.iter().sum::<f64>() / of_labels.len().max(1) as f64
 }
 
-fn of<'r>(runs: &'r [PolicyRun], part: PolicyQuestion, scenario: &str, policy: PolicyName) -> Vec<&'r PolicyRunOutcome> {
+fn of<'r>(
+    runs: &'r [PolicyRun],
+    part: PolicyQuestion,
+    scenario: &str,
+    policy: PolicyName,
+) -> Vec<&'r PolicyRunOutcome> {
     let wanted = |run: &&PolicyRun| run.part == part && run.scenario == scenario && run.policy == policy;
     runs.iter().filter(wanted).map(|run| &run.outcome).collect()
 }
@@ -223,8 +228,9 @@ use PolicyName::{CloudOnly, EarliestFinish, EdgeOnly, HardExample, Paper, Random
 
 /// What matters: ratios of medians over the rounds.
 pub fn headline(runs: &[PolicyRun]) -> Vec<HeadlineFigure> {
-    let value =
-        |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| middle(&of(runs, part, scenario, policy), value);
+    let value = |part, scenario: &str, policy, value: fn(&PolicyRunOutcome) -> f64| {
+        middle(&of(runs, part, scenario, policy), value)
+    };
     let ratio = |part, scenario: &str, policy, over, what: fn(&PolicyRunOutcome) -> f64| {
         Some(value(part, scenario, policy, what)? / value(part, scenario, over, what)?)
     };
@@ -343,10 +349,17 @@ pub fn charts(runs: &[PolicyRun]) -> Vec<(String, ReportChart)> {
                 None => groups.push(BarGroup { name: scenario.into(), bars: vec![(policy.to_string(), seconds)] }),
             }
         }
-        ReportChart::Bars(BarChart { title: title.into(), y_label: "seconds until the last final answer".into(), groups })
+        ReportChart::Bars(BarChart {
+            title: title.into(),
+            y_label: "seconds until the last final answer".into(),
+            groups,
+        })
     };
     vec![
-        ("policy-verification".into(), chart(PolicyQuestion::Verification, "Completion time, doubtful images verified")),
+        (
+            "policy-verification".into(),
+            chart(PolicyQuestion::Verification, "Completion time, doubtful images verified"),
+        ),
         ("policy-offloading".into(), chart(PolicyQuestion::Offloading, "Completion time, nothing in doubt")),
     ]
 }

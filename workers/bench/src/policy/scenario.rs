@@ -3,7 +3,7 @@
 use decisions::policy::PolicyName;
 use serde::Serialize;
 
-use crate::link_shaper::{LinkState, LinkShape};
+use crate::link_shaper::{LinkShape, LinkState};
 
 /// Which question is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,14 +64,18 @@ pub struct Scenario {
 }
 
 /// 20 Mbit/s and 20 ms there and back, with some jitter: a site's uplink on a good day.
-const UPLINK: LinkShape = LinkShape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
+const UPLINK: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(2.5e6), delay_ms: 10.0, jitter_ms: 2.0, state: LinkState::Open };
 /// 1 Mbit/s and 200 ms there and back.
-const SLOW: LinkShape = LinkShape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
+const SLOW: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(125e3), delay_ms: 100.0, jitter_ms: 20.0, state: LinkState::Open };
 const DOWN: LinkShape = LinkShape { state: LinkState::Broken, ..UPLINK };
 /// 100 Mbit/s and 10 ms there and back.
-const WIDE: LinkShape = LinkShape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
+const WIDE: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(12.5e6), delay_ms: 5.0, jitter_ms: 1.0, state: LinkState::Open };
 /// 2 Mbit/s and 100 ms there and back: seven pictures a second.
-const NARROW: LinkShape = LinkShape { rate_bytes_per_s: Some(250e3), delay_ms: 50.0, jitter_ms: 5.0, state: LinkState::Open };
+const NARROW: LinkShape =
+    LinkShape { rate_bytes_per_s: Some(250e3), delay_ms: 50.0, jitter_ms: 5.0, state: LinkState::Open };
 
 const BATCH: Scenario = Scenario {
     name: "batch",

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use streams::server::Durability;
 
-use super::{CASES, RecognizeCase, IN_FLIGHT};
-use crate::warm_replicas::LOOP;
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportTable, amount};
-use crate::bench_site::{LOAD, RECOGNIZER, SERVER, BenchSite};
-use crate::stats::median;
+use super::{CASES, IN_FLIGHT, RecognizeCase};
+use crate::bench_site::{BenchSite, LOAD, RECOGNIZER, SERVER};
 use crate::measurement_window::MeasurementWindow;
+use crate::report::{BenchMachine, FigureGoal, HeadlineFigure, ReportTable, amount};
+use crate::stats::median;
+use crate::warm_replicas::LOOP;
 use crate::workload::Workload;
 use runtime::process;
 
@@ -142,7 +142,13 @@ pub fn headline(found: &[Vec<MeasurementWindow>], memory: &PeakMemory, own_workl
         figure("images_per_s", "images a second", by_round(fast.iter().map(rate).collect()), "", None),
         figure("cpu_ms_per_image", "CPU for an image, all processes", cpu(fast), "ms", own(FigureGoal::AtMost(2.3))),
         figure("cpu_over_bare_ms", "of it beyond the bare loop", added_cpu_ms, "ms", None),
-        figure("p50_over_bare_ms", "latency alone beyond the bare loop, p50", added_ms, "ms", Some(FigureGoal::AtMost(1.0))),
+        figure(
+            "p50_over_bare_ms",
+            "latency alone beyond the bare loop, p50",
+            added_ms,
+            "ms",
+            Some(FigureGoal::AtMost(1.0)),
+        ),
         figure(
             "p99_ms_at_16",
             "latency with 16 in flight, p99",
@@ -150,11 +156,29 @@ pub fn headline(found: &[Vec<MeasurementWindow>], memory: &PeakMemory, own_workl
             "ms",
             None,
         ),
-        figure("users_cpu_more", "more CPU with users of few rights", more_cpu(false), "", Some(FigureGoal::AtMost(0.05))),
-        figure("users_p50_more", "more latency alone with them, p50", more_p50(false), "", Some(FigureGoal::AtMost(0.05))),
+        figure(
+            "users_cpu_more",
+            "more CPU with users of few rights",
+            more_cpu(false),
+            "",
+            Some(FigureGoal::AtMost(0.05)),
+        ),
+        figure(
+            "users_p50_more",
+            "more latency alone with them, p50",
+            more_p50(false),
+            "",
+            Some(FigureGoal::AtMost(0.05)),
+        ),
         figure("tls_cpu_more", "more CPU with TLS for every client, too", more_cpu(true), "", None),
         figure("tls_p50_more", "more latency alone with it, p50", more_p50(true), "", None),
-        figure("recognizer_rss_mb", "peak memory of a recognizer", memory.recognizer_mb, "MB", own(FigureGoal::AtMost(80.0))),
+        figure(
+            "recognizer_rss_mb",
+            "peak memory of a recognizer",
+            memory.recognizer_mb,
+            "MB",
+            own(FigureGoal::AtMost(80.0)),
+        ),
     ]
 }
 

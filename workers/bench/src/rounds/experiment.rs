@@ -4,25 +4,25 @@
 use std::path::Path;
 
 use aggregator::aggregate::{AggregateContext, AggregateError, SiteContribution, aggregate, is_learning};
+use aggregator::audit::{AccuracyChange, RuleTrial};
 use aggregator::focus::HardSummary;
-use aggregator::audit::{RuleTrial, AccuracyChange};
 use aggregator::rule::PREVIOUS;
-use aggregator::score::{ScoringModel, ModelScorer};
+use aggregator::score::{ModelScorer, ScoringModel};
 use aggregator::server_optimizer::ServerOptimizerState;
 use aggregator::weights_file::WeightRow;
 use autograd::TrainableSelection;
 use schemas::HardFocus;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use training::examples::{Examples, ExampleSplit};
+use training::examples::{ExampleSplit, Examples};
 use training::hard_focus;
 use training::pace::TrainingPace;
-use training::train::{TrainContext as Training, train_model};
+use training::train::{TrainContext, train_model};
 use training::{TrainError, folder};
 use vision::{Model, OnnxRuntime};
 
 use super::steering::{Steering, find_doubtful};
-use super::world::{DivisionCase, LabelQuality, PooledPicture, StartModel, RoundsWorld};
+use super::world::{DivisionCase, LabelQuality, PooledPicture, RoundsWorld, StartModel};
 use crate::camera::CameraStyle;
 use crate::error::BenchError;
 use crate::federated::site;
@@ -187,7 +187,11 @@ pub fn run_experiment(
 }
 
 /// Every site's pictures, each a file with what it is believed to show.
-fn shares<'a>(learnable: &[&'a PooledPicture], classes: usize, game: &RoundsExperiment<'_>) -> Vec<Vec<(&'a Path, usize)>> {
+fn shares<'a>(
+    learnable: &[&'a PooledPicture],
+    classes: usize,
+    game: &RoundsExperiment<'_>,
+) -> Vec<Vec<(&'a Path, usize)>> {
     let Some(scheme) = game.case.scheme() else { return Vec::new() };
     let pictures: Vec<(usize, usize, Option<&str>)> =
         learnable.iter().enumerate().map(|(place, picture)| (place, picture.class, None)).collect();
@@ -258,7 +262,8 @@ impl SiteLearner<'_> {
         if let Some(focus) = focus {
             hard_focus::apply(focus, self.runtime, self.model, &mut examples, settings.threads, self.stop)?;
         }
-        let around = Training { stop: self.stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
+        let around =
+            TrainContext { stop: self.stop, pace: TrainingPace::unlimited(&settings.limits), checkpoints: None };
         let trained = train_model(self.runtime, self.model, &examples, &settings, around, |_| {})?;
         let (before, after) = trained.held_out();
         let mut of_class = vec![0; self.labels.len()];

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::RoundsBenchOptions;
-use super::experiment::{RoundsResult, ROUNDS, RoundResult, SITES};
+use super::experiment::{ROUNDS, RoundResult, RoundsResult, SITES};
 use super::steering::Steering;
 use super::world::{LabelQuality, RoundsWorld};
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, BenchReport, ReportTable};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportTable};
 
 /// The report.
 pub fn report(world: &RoundsWorld, all: &[RoundsResult], options: &RoundsBenchOptions) -> BenchReport {

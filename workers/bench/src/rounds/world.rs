@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use aggregator::public_set::PublicSet;
-use aggregator::score::{ScoringModel, ModelScorer, Tuning};
+use aggregator::score::{ModelScorer, ScoringModel, Tuning};
 use autograd::TrainableSelection;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -32,7 +32,7 @@ const TEST_OF_CLASS: usize = 400;
 const LEARN_OF_CLASS: usize = 240;
 /// Of labels, where some are wrong.
 const WRONG_RATIO: f64 = 0.1;
-/// A verdict is a label from this confidence on: `trainer.collect.least_verdict_ratio` by default.
+/// A verdict is a label from this confidence on: `trainer.collect.min_verdict_ratio` by default.
 const LEAST_VERDICT_RATIO: f32 = 0.6;
 /// Numbers of a model above which training takes long.
 const SLOW: usize = 300_000;
@@ -174,7 +174,12 @@ impl RoundsWorld {
     }
 
     /// A public set, as the cameras of a case show it: every other picture through the other camera.
-    pub fn public(&self, drawn: &[&PooledPicture], model: &Model, camera: CameraStyle) -> Result<PublicSet, BenchError> {
+    pub fn public(
+        &self,
+        drawn: &[&PooledPicture],
+        model: &Model,
+        camera: CameraStyle,
+    ) -> Result<PublicSet, BenchError> {
         ready(drawn.iter().map(|picture| (&picture.shown, picture.class)), model, camera)
     }
 

@@ -5,21 +5,21 @@
 use std::time::Duration;
 
 use runtime::process;
-use schemas::swap::{ReleaseCounts, MomentSums};
+use schemas::swap::{MomentSums, ReleaseCounts};
 use schemas::task::StorageStamp;
 use schemas::{
-    Answer, CameraName, ModelName, Prediction, Payload, Reason, ReleaseId, Route, SiteName, AnswerStage, Swap, Task, TaskId,
-    VerifyRequest, VerifyReason, encode,
+    Answer, AnswerStage, CameraName, ModelName, Payload, Prediction, Reason, ReleaseId, Route, SiteName, Swap, Task,
+    TaskId, VerifyReason, VerifyRequest, encode,
 };
 use serde_json::{Value, json};
 use streams::server::{ClientListener, Durability, LeafMode, Server, ServerSettings};
-use streams::topology::{self, RepairMode, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, RepairMode, StreamSettings};
 use streams::{Bus, NatsSettings, Publication, Publisher, Puller, reader, subject};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::error::BenchError;
 use crate::bench_site::TestbedPaths;
+use crate::error::BenchError;
 use crate::worker::BenchWorker;
 use crate::workload::Workload;
 
@@ -93,7 +93,12 @@ impl FleetCost {
     }
 }
 
-pub async fn measure(ground: &TestbedPaths, workload: &Workload, sites: usize, quick: bool) -> Result<FleetCost, BenchError> {
+pub async fn measure(
+    ground: &TestbedPaths,
+    workload: &Workload,
+    sites: usize,
+    quick: bool,
+) -> Result<FleetCost, BenchError> {
     let names: Vec<SiteName> = (1..=sites)
         .map(|number| format!("site-{number}").parse())
         .collect::<Result<_, schemas::IdError>>()

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use streams::{reader, topology};
 
 use super::{begun, recognizers};
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::error::BenchError;
 use crate::load_generator::LoadGenerator;
-use crate::bench_site::{TestbedPaths, BenchSite};
 use crate::workload::Workload;
 
 /// Seconds of queued work that are enough to add replicas.
@@ -52,7 +52,7 @@ pub async fn measure(
     site.recognize_with(
         ground,
         &[
-            "recognizer.scale.most=4".into(),
+            "recognizer.scale.max_replicas=4".into(),
             format!("recognizer.scale.target_s={TARGET_S}"),
             "recognizer.scale.up_cooldown_s=2".into(),
             "recognizer.scale.down_cooldown_s=10".into(),
@@ -95,7 +95,8 @@ async fn look(
     why: &mut Vec<String>,
 ) -> Result<Infallible, BenchError> {
     loop {
-        let progress = reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
+        let progress =
+            reader::consumer_progress(&site.bus, topology::IMAGES, &topology::recognizer_durable(&site.name)).await?;
         if let Some(beat) = recognizers(&site.bus, &site.recognizer_processes()).await?.first() {
             let waiting = (progress.pending + progress.unacked) as f64;
             let replicas = f64::from(beat.replicas.max(1));

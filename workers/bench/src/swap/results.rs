@@ -6,9 +6,9 @@ use std::time::Duration;
 use schemas::ReleaseId;
 use serde_json::{Value, json};
 
-use crate::report::{HeadlineFigure, FigureGoal, ReportTable};
-use crate::stats::median;
 use crate::measurement_window::MeasurementWindow;
+use crate::report::{FigureGoal, HeadlineFigure, ReportTable};
+use crate::stats::median;
 
 /// A round: the same load without swaps and with them.
 pub(super) struct SwapBenchRound {

@@ -19,9 +19,9 @@ use vision::{InferenceSettings, OnnxRuntime};
 
 use super::TrainBenchOptions;
 use super::network::BenchNetwork;
+use crate::bench_site::{BenchSite, TestbedPaths};
 use crate::error::BenchError;
-use crate::load_generator::{LoadGenerator, AnswerMilestone};
-use crate::bench_site::{TestbedPaths, BenchSite};
+use crate::load_generator::{AnswerMilestone, LoadGenerator};
 use crate::measurement_window::WindowLength;
 use crate::workload::Workload;
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use training::settings::OptimizerSettings;
 use training::train::example_indices;
-use training::{TrainContext, Examples, TrainingPace, ExampleSplit, TrainSettings};
+use training::{ExampleSplit, Examples, TrainContext, TrainSettings, TrainingPace};
 use vision::{DecodeSettings, Model, OnnxRuntime, decode, tensor};
 
 use super::network::BenchNetwork;
@@ -50,7 +50,12 @@ struct PeerEpochs {
 }
 
 /// Trains on a folder of labelled images; on the project's own if absent.
-pub fn learn(runtime: &OnnxRuntime, data: Option<&Path>, python: &Path, epochs: u32) -> Result<LearningCurve, BenchError> {
+pub fn learn(
+    runtime: &OnnxRuntime,
+    data: Option<&Path>,
+    python: &Path,
+    epochs: u32,
+) -> Result<LearningCurve, BenchError> {
     let place = tempfile::tempdir().map_err(BenchError::file("a folder for temporary files"))?;
     let (folder, net, model) = match data {
         None => (Path::new(OWN.0), BenchNetwork::learner(1, 28, 10), Model::load(Path::new(OWN.1))?),
@@ -67,7 +72,8 @@ pub fn learn(runtime: &OnnxRuntime, data: Option<&Path>, python: &Path, epochs: 
         ..TrainSettings::default()
     };
     let examples = Examples::read(folder, &model.labels, settings.holdout_ratio)?;
-    let [learned, held_out, test] = [ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test].map(|split| example_indices(&examples, split));
+    let [learned, held_out, test] =
+        [ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test].map(|split| example_indices(&examples, split));
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();

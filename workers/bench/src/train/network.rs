@@ -2,8 +2,8 @@
 //! here and the same network by the peer. Weights are random: how right it gets is not the question.
 
 use autograd::build::Builder;
-use autograd::onnx::OnnxDocument;
 use autograd::gradient_tape::AttributeValue;
+use autograd::onnx::OnnxDocument;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
@@ -73,13 +73,20 @@ impl BenchNetwork {
     }
 
     fn pool(&mut self, from: usize, channels: i64, kernel: i64, stride: i64, pad: i64) -> usize {
-        let one = NetworkLayer { op: "pool", from: vec![from], ins: channels, outs: channels, ..NetworkLayer::default() };
+        let one =
+            NetworkLayer { op: "pool", from: vec![from], ins: channels, outs: channels, ..NetworkLayer::default() };
         self.push(NetworkLayer { kernel, stride, pad, groups: 1, ..one })
     }
 
     fn head(&mut self, from: usize, channels: i64) {
         let mean = self.simple("mean", from, channels);
-        self.push(NetworkLayer { op: "linear", from: vec![mean], ins: channels, outs: CLASSES, ..NetworkLayer::default() });
+        self.push(NetworkLayer {
+            op: "linear",
+            from: vec![mean],
+            ins: channels,
+            outs: CLASSES,
+            ..NetworkLayer::default()
+        });
     }
 
     /// Two convolutions, two dense layers: 106,000 weights at 28 pixels.
@@ -107,7 +114,13 @@ impl BenchNetwork {
         at = net.simple("relu", at, 16);
         let side = (side_px + 3) / 4;
         at = net.simple("flatten", at, 16 * side * side);
-        at = net.push(NetworkLayer { op: "linear", from: vec![at], ins: 16 * side * side, outs: 32, ..NetworkLayer::default() });
+        at = net.push(NetworkLayer {
+            op: "linear",
+            from: vec![at],
+            ins: 16 * side * side,
+            outs: 32,
+            ..NetworkLayer::default()
+        });
         at = net.simple("relu", at, 32);
         net.push(NetworkLayer { op: "linear", from: vec![at], ins: 32, outs: classes, ..NetworkLayer::default() });
         net
@@ -127,7 +140,13 @@ impl BenchNetwork {
             ins = outs;
         }
         at = net.simple("flatten", at, ins * side * side);
-        at = net.push(NetworkLayer { op: "linear", from: vec![at], ins: ins * side * side, outs: 96, ..NetworkLayer::default() });
+        at = net.push(NetworkLayer {
+            op: "linear",
+            from: vec![at],
+            ins: ins * side * side,
+            outs: 96,
+            ..NetworkLayer::default()
+        });
         at = net.simple("relu", at, 96);
         net.push(NetworkLayer { op: "linear", from: vec![at], ins: 96, outs: classes, ..NetworkLayer::default() });
         net
@@ -149,7 +168,8 @@ impl BenchNetwork {
                 at = net.conv_norm(at, wide, wide, (3, stride, wide), "relu6");
                 at = net.conv_norm(at, wide, outs, (1, 1, 1), "");
                 if stride == 1 && ins == outs {
-                    let sum = NetworkLayer { op: "add", from: vec![start, at], ins: outs, outs, ..NetworkLayer::default() };
+                    let sum =
+                        NetworkLayer { op: "add", from: vec![start, at], ins: outs, outs, ..NetworkLayer::default() };
                     at = net.push(sum);
                 }
                 ins = outs;
@@ -175,7 +195,13 @@ impl BenchNetwork {
                 };
                 at = net.conv_norm(start, ins, outs, (3, stride, 1), "relu");
                 at = net.conv_norm(at, outs, outs, (3, 1, 1), "");
-                at = net.push(NetworkLayer { op: "add", from: vec![side, at], ins: outs, outs, ..NetworkLayer::default() });
+                at = net.push(NetworkLayer {
+                    op: "add",
+                    from: vec![side, at],
+                    ins: outs,
+                    outs,
+                    ..NetworkLayer::default()
+                });
                 at = net.simple("relu", at, outs);
                 ins = outs;
             }

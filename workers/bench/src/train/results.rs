@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::interference::TrainingInterference;
-use super::{TrainedPart, TrainRun, gradients, learning_curve, nets};
-use crate::report::{HeadlineFigure, FigureGoal, BenchMachine, ReportChart, BenchReport, ReportTable};
+use super::{TrainRun, TrainedPart, gradients, learning_curve, nets};
+use crate::report::{BenchMachine, BenchReport, FigureGoal, HeadlineFigure, ReportChart, ReportTable};
 use crate::stats::median;
 
 /// Training beside it may cost a recognizer's p99 so much.
@@ -162,7 +162,8 @@ fn notes(found: &TrainBenchResult, peer: String) -> Vec<String> {
 
 /// What training beside it cost a recognizer, in words.
 fn beside(found: &TrainBenchResult) -> String {
-    let value = |trains: bool, value: &dyn Fn(&TrainingInterference) -> f64| middle_stretch(&found.beside, trains, value);
+    let value =
+        |trains: bool, value: &dyn Fn(&TrainingInterference) -> f64| middle_stretch(&found.beside, trains, value);
     format!(
         "Recognizing {:.0} images/s, six tenths of what the site can: p50 {:.2} and p99 {:.2} ms without training beside it, {:.2} and {:.2} ms with {:.1} steps/s of mobilenetv2.",
         value(false, &|stretch| stretch.images_per_s),
@@ -174,6 +175,10 @@ fn beside(found: &TrainBenchResult) -> String {
     )
 }
 
-fn middle_stretch(stretches: &[TrainingInterference], trains: bool, value: &dyn Fn(&TrainingInterference) -> f64) -> f64 {
+fn middle_stretch(
+    stretches: &[TrainingInterference],
+    trains: bool,
+    value: &dyn Fn(&TrainingInterference) -> f64,
+) -> f64 {
     median(&stretches.iter().filter(|stretch| stretch.trains == trains).map(value).collect::<Vec<_>>())
 }

@@ -76,7 +76,9 @@ impl FileFilter {
         match extension {
             Some(extension) if EXTENSIONS.contains(&extension.as_str()) => None,
             // Raw pictures of cameras begin as a TIFF does.
-            Some(extension) if self.sniffs_extensions && read_format(path).is_some_and(|it| it != PictureFormat::Tiff) => {
+            Some(extension)
+                if self.sniffs_extensions && read_format(path).is_some_and(|it| it != PictureFormat::Tiff) =>
+            {
                 tracing::debug!(path = %path.display(), extension, "taken for an image by its content");
                 None
             }

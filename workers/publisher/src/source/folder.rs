@@ -14,7 +14,7 @@ use tokio::sync::mpsc::Sender;
 use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
 use crate::source::label::INDEX;
-use crate::source::{SourceEvent, ItemBuilder, SourceRoot};
+use crate::source::{ItemBuilder, SourceEvent, SourceRoot};
 
 /// What lies at or below a path.
 pub(crate) enum PathEntry {
@@ -111,7 +111,8 @@ impl FolderWalk {
     }
 
     fn visit_folder(&mut self, folder: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
-        let unreadable = |error| PathEntry::Refused(RefusedFile::new(folder, format!("the folder cannot be read: {error}")));
+        let unreadable =
+            |error| PathEntry::Refused(RefusedFile::new(folder, format!("the folder cannot be read: {error}")));
         let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             Ok(entries) => entries,
             Err(error) => return visit(unreadable(error)),

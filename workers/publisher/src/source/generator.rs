@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
 use crate::source::folder::{FolderWalk, PathEntry};
-use crate::source::{SourceItem, SourceEvent, ItemBuilder, SourceRoot, SourceError};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot};
 
 /// More than one machine can publish; keeps the time between images above the clock's grain.
 pub(crate) const MAX_RATE_PER_S: f64 = 1e6;

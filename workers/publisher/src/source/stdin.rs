@@ -8,7 +8,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
-use crate::source::{SourceItem, SourceEvent, ItemBuilder, SourceError, folder};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, folder};
 
 /// What an image from standard input is called.
 const NAME: &str = "standard input";
@@ -38,7 +38,12 @@ pub(crate) fn send_single_image(input: impl Read, mut builder: ItemBuilder, item
 }
 
 /// Hands on the files, and what is in the folders, that the lines name.
-pub(crate) fn send_listed_paths(input: impl BufRead, mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<SourceEvent>) {
+pub(crate) fn send_listed_paths(
+    input: impl BufRead,
+    mut builder: ItemBuilder,
+    filter: &FileFilter,
+    items: &Sender<SourceEvent>,
+) {
     for line in input.lines() {
         match line {
             Ok(line) if line.is_empty() => {}

@@ -25,7 +25,7 @@ use crate::image_loader::FileStamp;
 use crate::settings::PublisherSettings;
 use crate::source::filter::FileFilter;
 use crate::source::folder::{FolderWalk, PathEntry};
-use crate::source::{SourceItem, SourceEvent, ItemBuilder, SourceRoot, SourceError, thread};
+use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot, thread};
 
 /// Events waiting to be looked at. When it is full the system's own queue fills, and when that is full
 /// the system says so and the folder is listed anew.

@@ -18,7 +18,7 @@
 //! happen to be alike are not believed.
 
 use super::measure::{CanaryMeasure, MeasureSpread, MeasureValue};
-use crate::evidence::{EvidenceCell, BeforeAfter, CanaryTrial};
+use crate::evidence::{BeforeAfter, CanaryTrial, EvidenceCell};
 
 /// A site wanders at least so much, as a share of the margin, as far as no other site says so; a guess.
 const LEAST_WANDER: f64 = 0.25;
@@ -55,7 +55,12 @@ struct SiteChange {
 
 /// Of a trial; in words why not, if there is too little. `margin`: how much worse is too bad, above 0. `waits`: whether
 /// sites outside the ring are waited for that were seen before and have said nothing since.
-pub(super) fn effect(measure: CanaryMeasure, trial: &CanaryTrial, margin: f64, waits: bool) -> Result<RingEffect, &'static str> {
+pub(super) fn effect(
+    measure: CanaryMeasure,
+    trial: &CanaryTrial,
+    margin: f64,
+    waits: bool,
+) -> Result<RingEffect, &'static str> {
     let stable = trial.others.iter().map(|pair| &pair.after).chain(before(&trial.ring)).chain(before(&trial.others));
     let stable = MeasureSpread::of(measure, stable, margin);
     let canary = MeasureSpread::of(measure, trial.ring.iter().map(|pair| &pair.after), margin);
@@ -109,7 +114,12 @@ fn before(pairs: &[BeforeAfter]) -> impl Iterator<Item = &EvidenceCell> + Clone 
 }
 
 /// Sites that were seen before and since, and all that were seen since, each by itself.
-fn changes(measure: CanaryMeasure, pairs: &[BeforeAfter], stable: MeasureSpread, since: MeasureSpread) -> (Vec<SiteChange>, Vec<SiteChange>) {
+fn changes(
+    measure: CanaryMeasure,
+    pairs: &[BeforeAfter],
+    stable: MeasureSpread,
+    since: MeasureSpread,
+) -> (Vec<SiteChange>, Vec<SiteChange>) {
     let (mut changes, mut plain) = (Vec::new(), Vec::new());
     for pair in pairs {
         let Some(after) = measure.value(&pair.after, since) else { continue };
@@ -129,8 +139,9 @@ fn changes(measure: CanaryMeasure, pairs: &[BeforeAfter], stable: MeasureSpread,
 /// The mean change of sites that wander, its variance, and the mean since.
 fn together(changes: &[SiteChange], wander: f64) -> (f64, f64, Option<f64>) {
     let all: f64 = changes.iter().map(|change| change.weight).sum();
-    let sum =
-        |of: &dyn Fn(f64, &SiteChange) -> f64| changes.iter().map(|change| of(change.weight / all, change)).sum::<f64>();
+    let sum = |of: &dyn Fn(f64, &SiteChange) -> f64| {
+        changes.iter().map(|change| of(change.weight / all, change)).sum::<f64>()
+    };
     let count: f64 = changes.iter().map(|change| change.after.count).sum();
     let since = changes.iter().map(|change| change.after.mean * change.after.count / count).sum();
     (
@@ -156,7 +167,8 @@ fn between_sites(changes: &[SiteChange]) -> (f64, f64) {
 
 /// By what variance a site's change wanders, as stretches before tell.
 fn by_hours(measure: CanaryMeasure, trial: &CanaryTrial, stable: MeasureSpread) -> f64 {
-    let sites: Vec<&[EvidenceCell]> = trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
+    let sites: Vec<&[EvidenceCell]> =
+        trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
     let longest = sites.iter().map(|slots| slots.len()).max().unwrap_or(0);
     let one = between_slots(measure, &sites, 1, stable);
     let lengths = std::iter::successors(Some(2), |length| Some(length * 2));

@@ -86,8 +86,10 @@ impl MeasureSpread {
     pub fn of<'a>(measure: CanaryMeasure, cells: impl Iterator<Item = &'a EvidenceCell> + Clone, margin: f64) -> Self {
         let mut all = EvidenceCell::default();
         cells.clone().for_each(|cell| all.add(cell));
-        let of_values =
-            |of: fn(&EvidenceCell) -> &MomentSums| Self { of_one: within(cells.clone().map(of), margin), ..Self::default() };
+        let of_values = |of: fn(&EvidenceCell) -> &MomentSums| Self {
+            of_one: within(cells.clone().map(of), margin),
+            ..Self::default()
+        };
         let of_agreed = |agreed: AgreementCount| smoothed(agreed.agreed, agreed.asked);
         match measure {
             CanaryMeasure::Agreement => Self::of_shares([of_agreed(all.on_sampled), of_agreed(all.on_doubtful)]),

@@ -7,7 +7,7 @@ use schemas::FaultNote;
 use schemas::swap::{AgreementCount, MomentSums};
 
 use super::*;
-use crate::evidence::{EvidenceCell, BeforeAfter};
+use crate::evidence::{BeforeAfter, EvidenceCell};
 
 /// How a release behaves.
 #[derive(Debug, Clone, Copy)]
@@ -20,8 +20,14 @@ struct SimulatedRelease {
     faults: f64,
 }
 
-const STABLE: SimulatedRelease =
-    SimulatedRelease { in_doubt: 0.2, agrees_doubtful: 0.65, agrees_sure: 0.95, confidence: 0.9, ln_cost: 2.0, faults: 0.0005 };
+const STABLE: SimulatedRelease = SimulatedRelease {
+    in_doubt: 0.2,
+    agrees_doubtful: 0.65,
+    agrees_sure: 0.95,
+    confidence: 0.9,
+    ln_cost: 2.0,
+    faults: 0.0005,
+};
 
 /// Sites, and how much each wanders in a stretch by itself.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +137,12 @@ fn wander(chance: &mut CanaryTestRng, slow: f64, deviation: f64) -> f64 {
 }
 
 /// Of so many canaries, how many were promoted, withdrawn as worse, and not decided; and the median look.
-fn rates(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySettings, runs: u64) -> (f64, f64, f64, u64) {
+fn rates(
+    canary: &SimulatedRelease,
+    fleet: SimulatedFleet,
+    settings: &CanarySettings,
+    runs: u64,
+) -> (f64, f64, f64, u64) {
     let mut counts = [0.0; 3];
     let mut looks = Vec::new();
     for seed in 0..runs {

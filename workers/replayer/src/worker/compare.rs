@@ -5,10 +5,10 @@ use std::path::Path;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use vision::{InferencePool, InferenceError};
+use vision::{InferenceError, InferencePool};
 
 use super::{ReplayRun, under_way};
-use crate::compare::{self, Comparison, ComparedPrediction};
+use crate::compare::{self, ComparedPrediction, Comparison};
 use crate::error::ReplayError;
 use crate::index::IndexWriter;
 use crate::row::TaskRow;
@@ -36,21 +36,22 @@ impl ReplayRun<'_> {
         // One batch in work and one that waits, for each replica.
         let most = infer.replicas() * infer.batch() * 2;
         let mut asked = FuturesOrdered::new();
-        let mut heard = |run: &mut Self, heard: Result<(TaskRow, u64, Result<ComparedPrediction, InferenceError>), ReplayError>| {
-            let (row, bytes, said) = heard?;
-            match said {
-                Ok(said) => {
-                    comparison.add(&row, &said);
-                    if let Some(index) = &mut index {
-                        index.add(compare::cells(&row, &said))?;
+        let mut heard =
+            |run: &mut Self, heard: Result<(TaskRow, u64, Result<ComparedPrediction, InferenceError>), ReplayError>| {
+                let (row, bytes, said) = heard?;
+                match said {
+                    Ok(said) => {
+                        comparison.add(&row, &said);
+                        if let Some(index) = &mut index {
+                            index.add(compare::cells(&row, &said))?;
+                        }
                     }
+                    Err(error) if error.is_the_images_fault() => comparison.unreadable += 1,
+                    Err(source) => return Err(ReplayError::Model { source }),
                 }
-                Err(error) if error.is_the_images_fault() => comparison.unreadable += 1,
-                Err(source) => return Err(ReplayError::Model { source }),
-            }
-            run.through(&row, bytes);
-            Ok(())
-        };
+                run.through(&row, bytes);
+                Ok(())
+            };
         let fetched = self
             .fetch(&rows, async |run, row, image, room| {
                 while asked.len() >= most {

@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 use streams::{Blobs, CarryError, ReleaseStore};
 use tempfile::NamedTempFile;
 
-use super::tar::{BLOCK_BYTES, END_BYTES};
-use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, temporary_path, make_folder, parent, rename_durably};
+use super::archive::{BLOCK_BYTES, END_BYTES};
+use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, make_folder, parent, rename_durably, temporary_path};
 
 const WHOLE_BYTES: u64 = PIECE_BYTES as u64;
 /// Largest package, bytes: a file has a block before it and fills its last one.
@@ -51,7 +51,12 @@ pub fn piece(file: &Path, index: usize) -> Result<Vec<u8>, PackageError> {
 
 /// Puts a package's pieces into the release store, each once; what is there stays. Not if a piece is not what the file has
 /// there. By way of a temporary file of one piece.
-pub async fn keep(store: &ReleaseStore, model: &ModelName, file: &Path, pieces: &[BlobRef]) -> Result<(), PackageError> {
+pub async fn keep(
+    store: &ReleaseStore,
+    model: &ModelName,
+    file: &Path,
+    pieces: &[BlobRef],
+) -> Result<(), PackageError> {
     length(pieces)?;
     for (index, blob) in pieces.iter().enumerate() {
         let file = file.to_owned();
@@ -70,7 +75,12 @@ pub async fn keep(store: &ReleaseStore, model: &ModelName, file: &Path, pieces: 
 
 /// Puts a package's pieces from the release store into a blob bucket, for those who fetch it there; those that are there
 /// are not read. What is in a bucket goes with time: a release that is still wanted is offered again.
-pub async fn offer(store: &ReleaseStore, model: &ModelName, blobs: &Blobs, pieces: &[BlobRef]) -> Result<(), PackageError> {
+pub async fn offer(
+    store: &ReleaseStore,
+    model: &ModelName,
+    blobs: &Blobs,
+    pieces: &[BlobRef],
+) -> Result<(), PackageError> {
     length(pieces)?;
     for piece in pieces {
         if !blobs.has_blob(piece).await? {
@@ -81,7 +91,12 @@ pub async fn offer(store: &ReleaseStore, model: &ModelName, blobs: &Blobs, piece
 }
 
 /// Puts a package together from the release store, as [`assemble`] does from a bucket.
-pub async fn fetch(store: &ReleaseStore, model: &ModelName, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
+pub async fn fetch(
+    store: &ReleaseStore,
+    model: &ModelName,
+    pieces: &[BlobRef],
+    into: &Path,
+) -> Result<(), PackageError> {
     gather(PieceSource::Store(store, model), pieces, into).await
 }
 

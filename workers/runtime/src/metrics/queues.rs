@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use streams::reader::{self, StreamLevel, ConsumerProgress};
+use streams::reader::{self, ConsumerProgress, StreamLevel};
 
 use super::QueueConsumer;
 

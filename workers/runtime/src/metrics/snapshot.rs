@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use schemas::{Heartbeat, DriftReport, LinkReport, OutcomeReport};
+use schemas::{DriftReport, Heartbeat, LinkReport, OutcomeReport};
 
 use super::queues::QueueReadings;
 use crate::{clock, process};
@@ -238,7 +238,7 @@ fn queues(sheet: &mut MetricSheet, beats: &[Heartbeat], queues: &QueueReadings) 
 #[cfg(test)]
 mod tests {
     use schemas::{DecisionReport, DriftLevel, DriftMeasure, ReleaseId};
-    use streams::reader::{StreamLevel, ConsumerProgress};
+    use streams::reader::{ConsumerProgress, StreamLevel};
 
     use super::*;
     use crate::metrics::queues::QueueReading;
@@ -277,7 +277,8 @@ mod tests {
         };
         let progress = ConsumerProgress { pending: 90, unacked: 10, floor: 0, delivered: 10, active_at_ms: None };
         let found = QueueReading { role: "recognizer", stream: "IMAGES", durable: "recognizer".into(), progress };
-        let level = StreamLevel { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
+        let level =
+            StreamLevel { messages: 100, bytes: 5, max_bytes: 9, first_sequence: 1, last_sequence: 100, gaps: 0 };
         let queues = QueueReadings { found: vec![found], levels: [("IMAGES", level)].into() };
         let mut text = String::new();
         prometheus_client::encoding::text::encode(

@@ -12,11 +12,11 @@ use training::settings::TrainSettings;
 use training::train::TrainedModel;
 use vision::Model;
 
-use super::{RoundRequest, ROLE, Trainer};
+use super::{ROLE, RoundRequest, Trainer};
 use crate::collector::Collector;
-use crate::training_copy::TrainingCopy;
 use crate::learned_images;
 use crate::submit::{self, UpdateMetadata};
+use crate::training_copy::TrainingCopy;
 
 /// What a training came to, but for the weights themselves.
 pub(super) struct TrainingOutcome {

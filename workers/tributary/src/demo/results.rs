@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bench::chart::{Chart, ChartLChartPoint Mark};
+use bench::chart::{Chart, ChartLine, ChartPoint};
 use bench::curve::{self, PredictionPair};
 use bench::report::BenchMachine;
 use bench::stats::Latency;
@@ -13,7 +13,7 @@ use serde_json::json;
 use streams::server::Durability;
 
 use super::DemoPicture;
-use super::walk::{DemoAnswer, IN_FLIGHT, DemoRun};
+use super::run::{DemoAnswer, DemoRun, IN_FLIGHT};
 
 /// Points of the curve that are drawn: more cannot be told apart.
 const DRAWN: usize = 200;
@@ -43,7 +43,12 @@ pub struct DemoResult {
 
 impl DemoResult {
     /// Holds the answers against the labels; `cloud` is the cloud model's label for every picture.
-    pub fn of(pictures: &[DemoPicture], walked: DemoRun, cloud: &[String], durability: Durability) -> anyhow::Result<Self> {
+    pub fn of(
+        pictures: &[DemoPicture],
+        walked: DemoRun,
+        cloud: &[String],
+        durability: Durability,
+    ) -> anyhow::Result<Self> {
         let images = pictures.len();
         let share = |count: usize| count as f64 / images.max(1) as f64;
         let mut judged = Vec::with_capacity(images);

@@ -6,12 +6,12 @@
 //! one turn of the loop, [`stands`] reads how rounds and releases stand, [`found`] what came of it.
 
 mod flow;
-mod results;
+mod label_accuracy;
+mod model_standing;
 mod pictures;
 mod quick_settings;
-mod label_accuracy;
+mod results;
 mod round;
-mod model_standing;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -31,12 +31,12 @@ use crate::settings::Settings;
 use crate::site_target::RunningUp;
 use crate::{format, stdout, up};
 use flow::SiteFlow;
-use results::Found;
-use pictures::{PictureDivision, PictureProvenance};
 use label_accuracy::Right;
-use round::LoopContext;
 use model_standing::ModelStanding;
-use setup::{ModelSources, START_OF_CLASS, LoopFolders};
+use pictures::{PictureDivision, PictureProvenance};
+use results::Found;
+use round::LoopContext;
+use setup::{LoopFolders, ModelSources, START_OF_CLASS};
 
 const INITIAL: &str = "fixtures/models/fashion-initial";
 /// Classes of the project's own pictures that the start model has never seen.
@@ -99,7 +99,12 @@ pub struct LoopOutput<'a> {
 }
 
 /// Runs the loop.
-pub async fn command(settings: &Settings, args: &LoopArgs, into: LoopOutput<'_>, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn command(
+    settings: &Settings,
+    args: &LoopArgs,
+    into: LoopOutput<'_>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let begun = Instant::now();
     let rounds = args.rounds.unwrap_or(ROUNDS);
     let (temporary, store) = match into.keep {
@@ -361,7 +366,7 @@ Try next:
       go on longer
   {program} demo --loop --set recognizer.gate.min_confidence_ratio=0.9
       ask the cloud more often: more verdicts to learn from
-  {program} demo --loop --set releaser.canary.sent_up_margin_ratio=0.05
+  {program} demo --loop --set releaser.canary.escalation_margin_ratio=0.05
       try releases more strictly: more of them are taken back, or not decided in time
   {program} demo --loop --dark-cameras
       from a model that is good, when it has grown dark

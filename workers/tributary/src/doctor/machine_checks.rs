@@ -21,9 +21,11 @@ pub fn checks(settings: &Settings) -> Vec<DoctorCheck> {
 fn chosen(settings: &Settings) -> DoctorCheck {
     match settings.check() {
         Ok(()) => DoctorCheck::ok("settings", "every value is in its range"),
-        Err(error) => {
-            DoctorCheck::bad("settings", format!("{error:#}"), "change it where `tributary config --show` says it came from")
-        }
+        Err(error) => DoctorCheck::bad(
+            "settings",
+            format!("{error:#}"),
+            "change it where `tributary config --show` says it came from",
+        ),
     }
 }
 
@@ -77,32 +79,40 @@ fn window(settings: &Settings) -> DoctorCheck {
     let found = format!("ids are remembered for {window_s} s, publishers retry for {patience_s} s");
     match window_s > patience_s {
         true => DoctorCheck::ok("repeated publishes", found),
-        false => DoctorCheck::bad("repeated publishes", found, "raise streams.duplicate_window_s above publisher.patience_s")
-            .breaks("an image that is published again is one task"),
+        false => DoctorCheck::bad(
+            "repeated publishes",
+            found,
+            "raise streams.duplicate_window_s above publisher.retry_timeout_s",
+        )
+        .breaks("an image that is published again is one task"),
     }
 }
 
 fn model(role: &str, folder: Option<&Path>) -> DoctorCheck {
     let what = format!("model of a {role}");
     let setting = format!("{role}.model");
-    let unset = || DoctorCheck::ok(&what, format!("not set ({setting}); where a {role} runs, --model names it as well"));
+    let unset =
+        || DoctorCheck::ok(&what, format!("not set ({setting}); where a {role} runs, --model names it as well"));
     let Some(folder) = folder else { return unset() };
     if !folder.exists() && folder == RecognizerSettings::default().model {
         return unset();
     }
     match Model::load(folder) {
-        Ok(model) => {
-            DoctorCheck::ok(&what, format!("{} {} in {}", model.description.name, model.release.short(), folder.display()))
-        }
+        Ok(model) => DoctorCheck::ok(
+            &what,
+            format!("{} {} in {}", model.description.name, model.release.short(), folder.display()),
+        ),
         // Not every machine runs every role.
         Err(error) if !folder.exists() => DoctorCheck::warn(
             what,
             error.to_string(),
             format!("needed where a {role} runs: name its folder with {setting} or --model"),
         ),
-        Err(error) => {
-            DoctorCheck::bad(what, error.to_string(), format!("try it with `tributary model check {}`", folder.display()))
-        }
+        Err(error) => DoctorCheck::bad(
+            what,
+            error.to_string(),
+            format!("try it with `tributary model check {}`", folder.display()),
+        ),
     }
 }
 

@@ -8,7 +8,7 @@ use schemas::FaultNote;
 use schemas::limits::MAX_MESSAGE_BYTES;
 use streams::fleet;
 use streams::server::{self, Durability};
-use streams::topology::{self, SettingDifference, SetupFinding, PlanScope, StreamSettings};
+use streams::topology::{self, PlanScope, SettingDifference, SetupFinding, StreamSettings};
 use streams::{Bus, CarryError, reader};
 
 use super::DoctorCheck;
@@ -164,7 +164,8 @@ fn disk(site: &SiteTarget, settings: &Settings) -> Option<DoctorCheck> {
         .map(|mib| u64::from(mib) * MIB)
         .sum();
     let needed = most.saturating_sub(used(&store));
-    let found = format!("{} free, the streams may still take {}", format::format_size(free), format::format_size(needed));
+    let found =
+        format!("{} free, the streams may still take {}", format::format_size(free), format::format_size(needed));
     Some(match free > needed {
         true => DoctorCheck::ok("disk", found),
         false => DoctorCheck::warn(
@@ -208,14 +209,18 @@ async fn wait(bus: &Bus, settings: &Settings) -> DoctorCheck {
             format!("{ack_wait_s} s, and one image costs {}", format::format_span(cost_ms)),
             "raise streams.ack_wait_s and run `tributary setup --apply`: images are recognized twice when it passes",
         ),
-        Some(cost_ms) => DoctorCheck::ok(WHAT, format!("{ack_wait_s} s; an image costs {} at the most", format::format_span(cost_ms))),
+        Some(cost_ms) => DoctorCheck::ok(
+            WHAT,
+            format!("{ack_wait_s} s; an image costs {} at the most", format::format_span(cost_ms)),
+        ),
     }
 }
 
 async fn cloud(site: &SiteTarget, settings: &Settings) -> Vec<DoctorCheck> {
     match reader::round_trip(&site.link, PATIENCE).await {
         Ok(round_trip) => {
-            let found = format!("answers through the leaf link in {}", format::format_span(round_trip.as_secs_f64() * 1000.0));
+            let found =
+                format!("answers through the leaf link in {}", format::format_span(round_trip.as_secs_f64() * 1000.0));
             let mut checks = vec![DoctorCheck::ok("cloud", found)];
             // Over the link a site sees what is its own.
             if !site.is_cloud_whole {
@@ -274,7 +279,8 @@ fn differs(what: &str, difference: &SettingDifference, flag: &str) -> DoctorChec
     let harmless = setting == "duplicate_window" && found.as_u64() > wanted.as_u64();
     let higher = setting.starts_with("max_") && found.as_i64() > wanted.as_i64();
     let lower = if higher { " --lower" } else { "" };
-    let found = format!("{setting} is {}, wanted {}", format::setting(setting, found), format::setting(setting, wanted));
+    let found =
+        format!("{setting} is {}, wanted {}", format::setting(setting, found), format::setting(setting, wanted));
     let remedy = format!("`tributary setup{flag} --apply{lower}` changes it");
     match promise(setting).filter(|_| !harmless) {
         Some(promise) => DoctorCheck::bad(what, found, remedy).breaks(promise),

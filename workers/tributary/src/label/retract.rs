@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aggregator::tainted_release::{self, TaintedRelease};
 use aggregator::release::{self, ModelReleases};
+use aggregator::tainted_release::{self, TaintedRelease};
 use anyhow::{Context, bail};
 use clap::builder::NonEmptyStringValueParser;
 use replayer::timestamp;
@@ -15,12 +15,12 @@ use schemas::{Answer, CameraName, Label, ModelName, Rollout, TaskId, decode, enc
 use serde::Serialize;
 use streams::reader::{self, StreamRange};
 use streams::{Bus, Publication, Publisher, ReleaseStore, subject, topology};
-use trainer::learned_images::{self, TracedUpdate, RetractionTimes};
+use trainer::learned_images::{self, RetractionTimes, TracedUpdate};
 
 use crate::release::standing;
 use crate::settings::Settings;
 use crate::site_target::SiteTarget;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 const EXAMPLES: &str = "\
 Everything said of these images so far stops counting, the publisher's label and the cloud's
@@ -151,12 +151,16 @@ impl StandingLabels {
         let mut standing = Self::default();
         let last = reader::stream_level(bus, topology::LABELS).await?;
         if last.messages > 0 {
-            reader::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
-                match decode::<Label>(&record.payload) {
+            reader::read_range(
+                bus,
+                topology::LABELS,
+                StreamRange::default(),
+                last.last_sequence,
+                |record| match decode::<Label>(&record.payload) {
                     Ok(label) => standing.apply_label(&label, camera(&record.subject)),
                     Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
-                }
-            })
+                },
+            )
             .await?;
         }
         Ok(standing)
@@ -221,7 +225,9 @@ async fn known(
             known.insert(task, label.camera.clone());
             continue;
         }
-        match reader::last_message(&here.bus, topology::ANSWERS, &subject::final_answer_of_any_camera(&here.name, task)).await? {
+        match reader::last_message(&here.bus, topology::ANSWERS, &subject::final_answer_of_any_camera(&here.name, task))
+            .await?
+        {
             Some(record) => drop(known.insert(task, decode::<Answer>(&record.payload)?.camera)),
             None => silent.extend([task]),
         }
@@ -338,7 +344,9 @@ fn tell_releases(releases: &[NamedRelease]) -> anyhow::Result<()> {
     let Some(NamedRelease { tainted, .. }) = held else { return Ok(()) };
     let updates: Vec<String> = tainted.updates.iter().map(|update| format!(" --without {update}")).collect();
     let (release, updates) = (tainted.release.short(), updates.concat());
-    stdout::print_line(format_args!("Where the release store is: `tributary release remake {release}{updates} --why TEXT`"))
+    stdout::print_line(format_args!(
+        "Where the release store is: `tributary release remake {release}{updates} --why TEXT`"
+    ))
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::time::Duration;
 use aggregator::ModelReleases;
 use anyhow::Context;
 use rollout::decision_log;
-use rollout::stage::{self, StageRefusal, DecisionContext};
+use rollout::stage::{self, DecisionContext, StageRefusal};
 use runtime::clock;
 use runtime::settings::LoadedSettings;
-use schemas::{ReleaseDecision, ModelName, Release, ReleaseId, Rollout, SiteName};
+use schemas::{ModelName, Release, ReleaseDecision, ReleaseId, Rollout, SiteName};
 use streams::{CarryError, Publisher};
 
 use crate::settings::Settings;
-use crate::{audit, stdout, site_target};
+use crate::{audit, site_target, stdout};
 
 const BY: &str = "hand";
 
@@ -83,7 +83,12 @@ pub async fn withdraw(
 }
 
 /// All sites are to run what was stable before.
-pub async fn roll_back(loaded: &LoadedSettings<Settings>, model: &ModelName, why: &ReasonArgs, json: bool) -> anyhow::Result<()> {
+pub async fn roll_back(
+    loaded: &LoadedSettings<Settings>,
+    model: &ModelName,
+    why: &ReasonArgs,
+    json: bool,
+) -> anyhow::Result<()> {
     print_decision(&decide(loaded, model, |now, _| Ok(stage::roll_back(now, said(why))?)).await?, json)
 }
 
@@ -103,7 +108,12 @@ pub async fn pin(
 }
 
 /// A site follows what is decided again.
-pub async fn unpin(loaded: &LoadedSettings<Settings>, model: &ModelName, args: &UnpinArgs, json: bool) -> anyhow::Result<()> {
+pub async fn unpin(
+    loaded: &LoadedSettings<Settings>,
+    model: &ModelName,
+    args: &UnpinArgs,
+    json: bool,
+) -> anyhow::Result<()> {
     let decided = decide(loaded, model, |now, _| Ok(stage::unpin(now, args.site.clone(), said(&args.why))?));
     print_decision(&decided.await?, json)
 }
@@ -165,5 +175,7 @@ fn print_decision(decided: &Rollout, json: bool) -> anyhow::Result<()> {
     if decided.stable.release != decision.release {
         stdout::print_line(format_args!("stable is {}", decided.stable.release.short()))?;
     }
-    stdout::print_line("A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.")
+    stdout::print_line(
+        "A running `tributary releaser` gives sites their orders; `tributary status` says what each runs.",
+    )
 }

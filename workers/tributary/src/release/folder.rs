@@ -22,7 +22,7 @@ use vision::Model;
 
 use super::signature;
 use crate::settings::Settings;
-use crate::{audit, format, stdout, site_target};
+use crate::{audit, format, site_target, stdout};
 
 /// Makes a release of a folder; of one that is signed, of the signed files alone.
 pub async fn import(
@@ -85,7 +85,13 @@ pub async fn import(
     });
     let decided = decided.await?.context("somebody else imported it just now")?;
     let by = manifest.signed_by.as_ref().map_or(String::new(), |key| format!(", signed by key {key}"));
-    audit::record_command(&cloud, &SiteName::cloud(), "release import", format!("{name} {}{by}", release.release.as_str())).await;
+    audit::record_command(
+        &cloud,
+        &SiteName::cloud(),
+        "release import",
+        format!("{name} {}{by}", release.release.as_str()),
+    )
+    .await;
     let stage = decided.decision.stage.as_str();
     if json {
         return stdout::json(&json!({

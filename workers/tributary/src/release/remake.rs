@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aggregator::ModelReleases;
-use aggregator::tainted_release;
-use aggregator::round_open;
 use aggregator::release::Manifest;
 use aggregator::remake::{self, RemadeRelease, RemakeExclusions};
+use aggregator::round_open;
+use aggregator::tainted_release;
 use aggregator::verify::ReleaseWorkspace;
 use anyhow::{Context, bail};
 use clap::builder::NonEmptyStringValueParser;
@@ -25,7 +25,7 @@ use vision::OnnxRuntime;
 
 use super::public_set;
 use crate::settings::Settings;
-use crate::{audit, format, stdout, roles, round, site_target};
+use crate::{audit, format, roles, round, site_target, stdout};
 
 /// Stands for all labels that were taken back at a site.
 const LABELS: &str = "labels";
@@ -107,7 +107,11 @@ pub async fn command(
 }
 
 /// What is left out, and a connection to the cloud.
-async fn what(loaded: &LoadedSettings<Settings>, manifest: &Manifest, asked: &[ExclusionArg]) -> anyhow::Result<(RemakeExclusions, Bus)> {
+async fn what(
+    loaded: &LoadedSettings<Settings>,
+    manifest: &Manifest,
+    asked: &[ExclusionArg],
+) -> anyhow::Result<(RemakeExclusions, Bus)> {
     let merged = |id: &TaskId| manifest.made.iter().flat_map(|made| &made.updates).any(|merged| merged.id == *id);
     let (mut without, mut tasks, mut all) = (RemakeExclusions::default(), Vec::new(), false);
     for left_out in asked {
@@ -203,11 +207,19 @@ async fn offer(
     });
     let decided = decided.await?;
     let is_said = publish_release_offer(&publisher, name, manifest).await?;
-    audit::record_command(cloud, &SiteName::cloud(), "release remake", format!("{name} {}: {why}", manifest.release.as_str()))
-        .await;
+    audit::record_command(
+        cloud,
+        &SiteName::cloud(),
+        "release remake",
+        format!("{name} {}: {why}", manifest.release.as_str()),
+    )
+    .await;
     let now = decision_log::latest(cloud, name).await?;
     let stage = now.as_ref().and_then(|now| stage::stage_of(now, &manifest.release));
-    Ok(RemakeOffer { stands: stage.map_or("passed over", |stage| stage.as_str()), is_new: is_said || decided.is_some() })
+    Ok(RemakeOffer {
+        stands: stage.map_or("passed over", |stage| stage.as_str()),
+        is_new: is_said || decided.is_some(),
+    })
 }
 
 /// Says in the stream of rounds what a release was remade as; false if that was said before.
@@ -286,6 +298,11 @@ mod tests {
         let other = TaskId::from_name("c");
         let refused = meant(&site, retracted, &[other], false).unwrap_err().to_string();
         assert!(refused.contains(&format!("label retract {other}")), "{refused}");
-        assert!(meant(&site, RetractionTimes::new(), &[], true).unwrap_err().to_string().contains("no label was taken back"));
+        assert!(
+            meant(&site, RetractionTimes::new(), &[], true)
+                .unwrap_err()
+                .to_string()
+                .contains("no label was taken back")
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! How releases stand: what was decided about each, and on what numbers.
 
 use runtime::settings::LoadedSettings;
-use schemas::{CanaryFinding, ModelName, ReleaseId, ReleaseStage, Rollout, FindingOutcome};
+use schemas::{CanaryFinding, FindingOutcome, ModelName, ReleaseId, ReleaseStage, Rollout};
 
 use crate::settings::Settings;
-use crate::{format, stdout, site_target};
+use crate::{format, site_target, stdout};
 
 /// Everything that was decided about a model; nothing where the cloud's server cannot be reached, which is said.
 pub async fn read_history(loaded: &LoadedSettings<Settings>, model: &ModelName) -> Vec<Rollout> {

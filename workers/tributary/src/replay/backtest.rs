@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use decisions::{EffectiveSettings, PolicyName};
 use replayer::ReplayerSettings;
-use replayer::backtest::{BacktestCandidate, BacktestResult, recorded_result, in_order, replay_decisions};
+use replayer::backtest::{BacktestCandidate, BacktestResult, in_order, recorded_result, replay_decisions};
 use replayer::gather::gather_decided;
 use replayer::read_limiter::ReadLimiter;
 use serde_json::{Value, json};
@@ -98,7 +98,10 @@ pub async fn command(
 }
 
 /// The settings that were in force, by the names that tasks give them.
-async fn in_force<'a>(site: &SiteTarget, names: impl Iterator<Item = &'a str>) -> anyhow::Result<BTreeMap<String, EffectiveSettings>> {
+async fn in_force<'a>(
+    site: &SiteTarget,
+    names: impl Iterator<Item = &'a str>,
+) -> anyhow::Result<BTreeMap<String, EffectiveSettings>> {
     let ledger = Ledger::open(&site.bus).await?;
     let names: std::collections::BTreeSet<&str> = names.collect();
     let mut found = BTreeMap::new();

@@ -40,8 +40,11 @@ pub fn summary(summary: &ReplaySummary, site: &SiteName, args: &ReplayArgs, plac
         lines.push(format!("left out  {} without a label", summary.unlabelled));
     }
     if !summary.unknown.is_empty() {
-        let labels =
-            summary.unknown.iter().take(LISTED).map(|(label, count)| format!("{count} {}", format::plain_number(label)));
+        let labels = summary
+            .unknown
+            .iter()
+            .take(LISTED)
+            .map(|(label, count)| format!("{count} {}", format::plain_number(label)));
         lines.push(format!("left out  labels that the model does not know: {}", labels.collect::<Vec<_>>().join(", ")));
     }
     if summary.comparison.is_none() && summary.through > 0 {
@@ -88,10 +91,9 @@ fn compared(comparison: &Comparison, place: Option<&Path>) -> String {
         .collect();
     changes.sort_by_key(|(before, now, count)| (std::cmp::Reverse(*count), *before, *now));
     if !changes.is_empty() {
-        let rows = changes
-            .iter()
-            .take(LISTED)
-            .map(|(before, now, count)| vec![format::plain_number(before), format::plain_number(now), count.to_string()]);
+        let rows = changes.iter().take(LISTED).map(|(before, now, count)| {
+            vec![format::plain_number(before), format::plain_number(now), count.to_string()]
+        });
         lines.push(String::new());
         lines.push(format::table(&["before", "now", "images"], &rows.collect::<Vec<_>>()));
         if changes.len() > LISTED {

@@ -1,6 +1,6 @@
 //! Drift: one line for a site on what its answers are like, compared with what they used to be. Pure.
 
-use schemas::{Heartbeat, DriftLevel, DriftMeasure, DriftReport};
+use schemas::{DriftLevel, DriftMeasure, DriftReport, Heartbeat};
 
 use crate::format;
 

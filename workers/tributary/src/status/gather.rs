@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use runtime::clock;
-use schemas::{Heartbeat, FaultNote, LinkReport, OutcomeReport, SiteName};
+use schemas::{FaultNote, Heartbeat, LinkReport, OutcomeReport, SiteName};
 use serde::Serialize;
 use streams::fleet;
-use streams::reader::{self, StreamLevel, ConsumerProgress};
+use streams::reader::{self, ConsumerProgress, StreamLevel};
 use streams::server::{self, Durability};
 use streams::{Bus, CarryError, topology};
 

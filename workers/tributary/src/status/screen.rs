@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{Heartbeat, DecisionReport, ModelAccuracy, OutcomeReport, TrainingReport};
+use schemas::{DecisionReport, Heartbeat, ModelAccuracy, OutcomeReport, TrainingReport};
 
 use super::drift;
 use super::gather::{CloudStatus, QueueStatus, SiteStatus};
@@ -29,7 +29,9 @@ pub fn text(status: &SiteStatus) -> String {
     trainings(status).into_iter().for_each(|training| row("training", training));
     rounds(status).into_iter().for_each(|round| row("rounds", round));
     let scaled = all_workers(status).filter_map(|beat| Some((&beat.role, beat.scale.as_ref()?)));
-    scaled.for_each(|(role, why)| row("replicas", format!("{}s: {}", format::plain_number(role), format::plain_number(why))));
+    scaled.for_each(|(role, why)| {
+        row("replicas", format!("{}s: {}", format::plain_number(role), format::plain_number(why)))
+    });
     all_workers(status).flat_map(|beat| &beat.releases).for_each(|words| row("releases", format::plain_number(words)));
     row("dead", dead(status));
     lines.push(String::new());
@@ -182,7 +184,12 @@ fn rounds(status: &SiteStatus) -> Vec<String> {
                 report.quorum
             ),
             "failed" => format!("{}: failed: {}", format::plain_number(model), format::plain_number(&report.why)),
-            state => format!("{}: {} {}", format::plain_number(model), format::plain_number(state), format::plain_number(&report.why)),
+            state => format!(
+                "{}: {} {}",
+                format::plain_number(model),
+                format::plain_number(state),
+                format::plain_number(&report.why)
+            ),
         };
         if report.refused > 0 {
             text += &format!("; {} refused (`tributary dead list --cloud`)", format::count(report.refused, "update"));
@@ -230,7 +237,8 @@ fn workers(status: &SiteStatus) -> String {
     let or_blank = |text: Option<String>| text.unwrap_or_default();
     let row = |beat: &Heartbeat| {
         let release = beat.release.as_ref().map(|release| release.short());
-        let since = beat.release_since_ms.map(|since_ms| format::format_span(status.at_ms.saturating_sub(since_ms) as f64));
+        let since =
+            beat.release_since_ms.map(|since_ms| format::format_span(status.at_ms.saturating_sub(since_ms) as f64));
         vec![
             format!("  {}", beat.role),
             format::plain_number(&beat.worker),
@@ -238,14 +246,23 @@ fn workers(status: &SiteStatus) -> String {
             beat.holding.to_string(),
             beat.finished.to_string(),
             or_blank(beat.cost_ms.map(format::format_span)),
-            format!("{} {}", beat.model.as_deref().map(format::plain_number).unwrap_or_default(), release.unwrap_or_default()),
+            format!(
+                "{} {}",
+                beat.model.as_deref().map(format::plain_number).unwrap_or_default(),
+                release.unwrap_or_default()
+            ),
             or_blank(since),
         ]
     };
     let rows: Vec<_> = all_workers(status).map(row).collect();
     let steps = all_workers(status).filter_map(|beat| {
         let step = beat.swap.as_deref().filter(|swap| !swap.starts_with("does not run"))?;
-        Some(format!("\n  {} {}: {}", format::plain_number(&beat.role), format::plain_number(&beat.worker), format::plain_number(step)))
+        Some(format!(
+            "\n  {} {}: {}",
+            format::plain_number(&beat.role),
+            format::plain_number(&beat.worker),
+            format::plain_number(step)
+        ))
     });
     let head = ["  worker", "process", "replicas", "holds", "finished", "an image", "model", "for"];
     format::table(&head, &rows) + &steps.collect::<String>()
@@ -287,7 +304,12 @@ fn wrong(status: &SiteStatus) -> Vec<String> {
     wrong.extend(mixed(status, "recognizer").into_iter().chain(mixed(status, "verifier")));
     wrong.extend(all_workers(status).filter_map(|beat| {
         let swap = beat.swap.as_deref().filter(|swap| swap.starts_with("does not run"))?;
-        Some(format!("{} {} {}.", format::plain_number(&beat.role), format::plain_number(&beat.worker), format::plain_number(swap)))
+        Some(format!(
+            "{} {} {}.",
+            format::plain_number(&beat.role),
+            format::plain_number(&beat.worker),
+            format::plain_number(swap)
+        ))
     }));
     let in_cloud = match &status.cloud {
         CloudStatus::Here { dead_letters, .. } => dead_letters.unwrap_or(0),
@@ -354,7 +376,11 @@ fn wrong_clocks(status: &SiteStatus) -> Vec<String> {
         .filter_map(|beat| Some((beat.worker.as_str(), beat.clock_ahead_ms.filter(|ahead| ahead.abs() > CLOCK_MS)?)))
         .collect();
     let workers = processes.into_iter().map(|(worker, ahead_ms)| {
-        format!("The clock of {} is {} its server's: set one of them right (NTP).", format::plain_number(worker), off(ahead_ms))
+        format!(
+            "The clock of {} is {} its server's: set one of them right (NTP).",
+            format::plain_number(worker),
+            off(ahead_ms)
+        )
     });
     let here = status.clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_MS);
     let here = here.map(|ahead_ms| {
@@ -485,7 +511,8 @@ mod tests {
 
     #[test]
     fn a_silent_cloud_a_full_stream_and_dead_letters_are_said() {
-        let status = SiteStatus { cloud: CloudStatus::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
+        let status =
+            SiteStatus { cloud: CloudStatus::Silent, images: queue(950), dead_letters: 1, ..status(&ALL[..3]) };
         let wrong = wrong(&status).join("\n");
         for part in ["cloud does not answer", "images is 95 % full", "1 dead letter:"] {
             assert!(wrong.contains(part), "{part:?} is not in {wrong}");

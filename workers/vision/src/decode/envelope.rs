@@ -126,9 +126,9 @@ fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     };
     // The beginning decides, before all of it is read.
     let head: Vec<u8> = strip_whitespace(coded).take(24).collect();
-    let engine = [STANDARD, FOR_URLS]
-        .into_iter()
-        .find(|engine| engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && PictureFormat::of(&decoded).is_some()))?;
+    let engine = [STANDARD, FOR_URLS].into_iter().find(|engine| {
+        engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && PictureFormat::of(&decoded).is_some())
+    })?;
     let coded: Vec<u8> = strip_whitespace(coded).collect();
     Some((engine.decode(coded).ok()?, form))
 }

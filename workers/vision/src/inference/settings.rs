@@ -69,7 +69,9 @@ impl<'de> Deserialize<'de> for Replicas {
         match ReplicasSetting::deserialize(deserializer)? {
             ReplicasSetting::Word(word) if word == "auto" => Ok(Replicas::Auto),
             ReplicasSetting::Number(count) if count > 0 => Ok(Replicas::Count(count)),
-            ReplicasSetting::Word(word) => word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong),
+            ReplicasSetting::Word(word) => {
+                word.parse().ok().filter(|count| *count > 0).map(Replicas::Count).ok_or_else(wrong)
+            }
             ReplicasSetting::Number(_) => Err(wrong()),
         }
     }

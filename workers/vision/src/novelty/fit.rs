@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{FILE, MAX_DISTANCES, Novelty, NoveltySource, auroc};
-use crate::inference::{InferenceError, InferenceSettings, Replica, InferenceResult};
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
 use crate::model::{Model, ModelError};
 use crate::scores::{probabilities, top};
 use crate::session::OnnxRuntime;
@@ -241,7 +241,11 @@ pub fn fit_novelty(
 }
 
 /// Runs one picture; one that cannot be read is noted.
-fn see(replica: &mut Replica, path: &Path, unreadable: &mut Vec<String>) -> Result<Option<InferenceResult>, InferenceError> {
+fn see(
+    replica: &mut Replica,
+    path: &Path,
+    unreadable: &mut Vec<String>,
+) -> Result<Option<InferenceResult>, InferenceError> {
     let note = |why: String| format!("{}: {why}", path.display());
     match std::fs::read(path) {
         Err(error) => unreadable.push(note(error.to_string())),
@@ -262,7 +266,8 @@ fn compare(novelty: &Novelty, known: &[NoveltyScores], other: &[NoveltyScores]) 
     };
     let distance = |seen: &NoveltyScores| novelty.distance(seen.numbers(novelty.source)).unwrap_or(f32::INFINITY);
     let above = |limit: f32| {
-        let score = |seen: &&NoveltyScores| novelty.score(seen.features.as_deref(), &seen.logits).unwrap_or(1.0) > limit;
+        let score =
+            |seen: &&NoveltyScores| novelty.score(seen.features.as_deref(), &seen.logits).unwrap_or(1.0) > limit;
         other.iter().filter(score).count() as f64 / other.len().max(1) as f64
     };
     Some(SeparationReport {
@@ -352,7 +357,8 @@ mod tests {
             assert_eq!(with.novelty.as_deref(), Some(&novelty));
             let mut replica = Replica::open(&onnx(), &with, &InferenceSettings::default()).unwrap();
             let unseen = clothes("test");
-            let is_odd = |path: &PathBuf| replica.predict(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
+            let is_odd =
+                |path: &PathBuf| replica.predict(&std::fs::read(path).unwrap()).unwrap().novelty.unwrap() > 0.95;
             let odd = unseen.iter().map(is_odd).filter(|odd| *odd).count() as f64 / unseen.len() as f64;
             assert!((0.03..0.07).contains(&odd), "{name}: one in twenty was expected, not {odd}");
         }
@@ -390,6 +396,9 @@ mod tests {
         let few = fit_novelty(&onnx(), &model, &clothes("site")[..50], &[]).unwrap_err();
         assert!(few.to_string().starts_with("50 of 50 pictures can be used"), "{few}");
         let one = clothes("site")[0].clone();
-        assert!(matches!(fit_novelty(&onnx(), &model, &vec![one; 200], &[]), Err(FitError::OneLabel { pictures: 200 })));
+        assert!(matches!(
+            fit_novelty(&onnx(), &model, &vec![one; 200], &[]),
+            Err(FitError::OneLabel { pictures: 200 })
+        ));
     }
 }

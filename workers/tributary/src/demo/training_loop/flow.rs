@@ -98,7 +98,11 @@ impl SiteFlow {
         self.answers(sent).await
     }
 
-    async fn pour(&mut self, shots: impl Iterator<Item = CameraShot>, enough: &Shutdown) -> anyhow::Result<Vec<SentImage>> {
+    async fn pour(
+        &mut self,
+        shots: impl Iterator<Item = CameraShot>,
+        enough: &Shutdown,
+    ) -> anyhow::Result<Vec<SentImage>> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_S);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let paced = futures::stream::unfold((shots, ticks), |(mut shots, mut ticks)| async {
@@ -108,7 +112,8 @@ impl SiteFlow {
                 _ = ticks.tick() => Some((shots.next()?, (shots, ticks))),
             }
         });
-        let sent: Vec<SentImage> = paced.map(|shot| self.publish(shot)).buffer_unordered(IN_FLIGHT).try_collect().await?;
+        let sent: Vec<SentImage> =
+            paced.map(|shot| self.publish(shot)).buffer_unordered(IN_FLIGHT).try_collect().await?;
         self.acknowledged += sent.len();
         Ok(sent)
     }

@@ -7,7 +7,9 @@ use aggregator::round_open::{self, RoundHistory};
 use aggregator::settings::RoundSettings;
 use anyhow::{Context, bail, ensure};
 use rollout::{decision_log, stage};
-use schemas::{ReleaseDecision, CanaryFinding, ModelName, ReleaseId, ReleaseStage, RoundEvent, FindingOutcome, SiteName, Swap};
+use schemas::{
+    CanaryFinding, FindingOutcome, ModelName, ReleaseDecision, ReleaseId, ReleaseStage, RoundEvent, SiteName, Swap,
+};
 use streams::{Bus, Publisher};
 use tokio::time::Instant;
 
@@ -72,14 +74,16 @@ impl ModelStanding {
     /// Opens the next round, as `tributary round open` does.
     pub async fn open_round(&self, settings: &RoundSettings) -> anyhow::Result<u64> {
         let history = RoundHistory::read(&self.cloud, &self.model).await?;
-        let withdrawn = decision_log::latest(&self.cloud, &self.model).await?.map(|now| now.withdrawn).unwrap_or_default();
+        let withdrawn =
+            decision_log::latest(&self.cloud, &self.model).await?.map(|now| now.withdrawn).unwrap_or_default();
         let (base, weights) = history.base(&withdrawn, &self.first);
         let number = history.last() + 1;
         let asked = round_open::sites(settings, number, &BTreeMap::new());
         let focus = round_open::read_focus(&self.cloud, &base, settings).await?;
         let terms = round_open::round_terms(base, weights, asked, focus, settings);
         let publisher = Publisher::new(self.cloud.clone(), Duration::from_secs(10));
-        let said = round_open::publish_round_event(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
+        let said =
+            round_open::publish_round_event(&publisher, None, &self.model, number, RoundEvent::Opened(terms)).await;
         ensure!(said.map_err(roles::into_anyhow)?, "round {number} was opened by somebody else");
         Ok(number)
     }
@@ -90,8 +94,12 @@ impl ModelStanding {
         self.until("the end of the round", patience, async || {
             let history = RoundHistory::read(&self.cloud, &self.model).await?;
             Ok(match history.ended(number) {
-                Some(RoundEvent::Sealed { release, updates, .. }) => Some(RoundOutcome::Sealed(release.clone(), *updates)),
-                Some(RoundEvent::Failed(note)) => Some(RoundOutcome::Failed(format!("{} ({})", note.reason, note.name))),
+                Some(RoundEvent::Sealed { release, updates, .. }) => {
+                    Some(RoundOutcome::Sealed(release.clone(), *updates))
+                }
+                Some(RoundEvent::Failed(note)) => {
+                    Some(RoundOutcome::Failed(format!("{} ({})", note.reason, note.name)))
+                }
                 _ => None,
             })
         })

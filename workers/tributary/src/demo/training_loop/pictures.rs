@@ -133,7 +133,12 @@ fn by_folder(folder: &Path) -> anyhow::Result<Vec<LoopPicture>> {
 
 /// Divides them among so many sites; what belongs together stays together. The `unseen` rarest labels are those that the
 /// start model does not know. Which picture goes where is chance, but the same chance in every run.
-pub fn divide(pictures: Vec<LoopPicture>, makers: &PictureProvenance, unseen: usize, sites: usize) -> anyhow::Result<PictureDivision> {
+pub fn divide(
+    pictures: Vec<LoopPicture>,
+    makers: &PictureProvenance,
+    unseen: usize,
+    sites: usize,
+) -> anyhow::Result<PictureDivision> {
     let mut random = StdRng::seed_from_u64(1);
     let has_test = pictures.iter().any(|picture| picture.test);
     let mut of_label: BTreeMap<String, Vec<Vec<LoopPicture>>> = BTreeMap::new();

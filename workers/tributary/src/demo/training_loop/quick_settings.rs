@@ -5,7 +5,7 @@ use std::path::Path;
 use releaser::CanarySettings;
 use releaser::settings::RingSettings;
 
-use super::setup::{SMOOTHING, LoopFolders};
+use super::setup::{LoopFolders, SMOOTHING};
 use crate::settings::{Settings, UpSettings};
 
 /// How many times more images than the defaults are meant for it would take to see what they see: so much wider are the

@@ -9,8 +9,8 @@ use schemas::ReleaseStage;
 use serde_json::json;
 
 use super::label_accuracy::Right;
-use super::round::{LoopRound, LoopTurn};
 use super::model_standing::wait_for_decision;
+use super::round::{LoopRound, LoopTurn};
 use crate::format;
 
 /// What came of it.

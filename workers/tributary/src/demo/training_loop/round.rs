@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use runtime::Shutdown;
-use schemas::{ReleaseDecision, Reason, ReleaseId, ReleaseStage, Route, SiteName};
+use schemas::{Reason, ReleaseDecision, ReleaseId, ReleaseStage, Route, SiteName};
 use tokio::sync::Mutex;
 use vision::OnnxRuntime;
 
 use super::flow::{FlowAnswer, SiteFlow};
-use super::pictures::LoopPicture;
 use super::label_accuracy::Right;
-use super::model_standing::{RoundOutcome, ModelStanding, wait_for_decision};
+use super::model_standing::{ModelStanding, RoundOutcome, wait_for_decision};
+use super::pictures::LoopPicture;
 use crate::settings::Settings;
 use crate::{format, stdout};
 

@@ -8,10 +8,10 @@ use bench::train::write_net;
 use tokio_util::sync::CancellationToken;
 use training::examples::Example;
 use training::settings::{AugmentSettings, OptimizerSettings};
-use training::{TrainContext, Epoch, Examples, TrainingPace, ExampleSplit, TrainSettings};
+use training::{Epoch, ExampleSplit, Examples, TrainContext, TrainSettings, TrainingPace};
 use vision::{Model, OnnxRuntime};
 
-use super::pictures::{PictureDivision, LoopPicture};
+use super::pictures::{LoopPicture, PictureDivision};
 use crate::{format, stdout};
 
 /// Side of the pictures that networks made here take, pixels.
@@ -82,9 +82,11 @@ fn start_model(
 ) -> anyhow::Result<PathBuf> {
     let blank = match blank {
         Some(blank) => Model::load(blank)?,
-        None => {
-            write_net(&BenchNetwork::learner(3, SIDE_PX, divided.labels.len() as i64), &divided.labels, &folder.join("blank"))?
-        }
+        None => write_net(
+            &BenchNetwork::learner(3, SIDE_PX, divided.labels.len() as i64),
+            &divided.labels,
+            &folder.join("blank"),
+        )?,
     };
     let mut taken = std::collections::BTreeMap::<&str, usize>::new();
     let known = divided.makers.iter().filter(|picture| {
@@ -98,7 +100,12 @@ fn start_model(
     train(onnx, &blank, &known, (START_EPOCHS, AugmentSettings::default()), &folder.join("start"), stop)
 }
 
-fn cloud_model(onnx: &OnnxRuntime, divided: &PictureDivision, folder: &Path, stop: &CancellationToken) -> anyhow::Result<PathBuf> {
+fn cloud_model(
+    onnx: &OnnxRuntime,
+    divided: &PictureDivision,
+    folder: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<PathBuf> {
     let net = BenchNetwork::judge(3, SIDE_PX, divided.labels.len() as i64);
     let blank = write_net(&net, &divided.labels, &folder.join("cloud-blank"))?;
     let all: Vec<&LoopPicture> = divided.makers.iter().collect();
@@ -143,7 +150,10 @@ fn print_epoch(epoch: &Epoch, epochs: u32) -> anyhow::Result<()> {
         return Ok(());
     }
     let right = format::percent(epoch.held_out.accuracy_ratio);
-    stdout::print_line(format_args!("  epoch {} of {epochs}: {right} of {} held out", epoch.number, epoch.held_out.images))
+    stdout::print_line(format_args!(
+        "  epoch {} of {epochs}: {right} of {} held out",
+        epoch.number, epoch.held_out.images
+    ))
 }
 
 /// A folder with an index and links: an index names what lies in its folder, and the pictures stay where they are.

@@ -45,7 +45,11 @@ pub struct DemoRun {
 }
 
 /// Starts everything, walks all pictures through it, stops everything.
-pub async fn run_pictures(settings: &Settings, pictures: Arc<Vec<DemoPicture>>, shutdown: &Shutdown) -> anyhow::Result<DemoRun> {
+pub async fn run_pictures(
+    settings: &Settings,
+    pictures: Arc<Vec<DemoPicture>>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<DemoRun> {
     let stop = Shutdown::default();
     let up = tokio::select! {
         up = up::start(settings, Some(1), stop.clone()) => up?,

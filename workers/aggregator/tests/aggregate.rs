@@ -8,7 +8,7 @@ use aggregator::aggregate::{AggregateContext, AggregateError, AggregateResult, S
 use aggregator::filter::UpdateFilter;
 use aggregator::merge::WeightedRow;
 use aggregator::public_set::PublicSet;
-use aggregator::score::{ScoringModel, HeadLearning, ModelScorer, Tuning};
+use aggregator::score::{HeadLearning, ModelScorer, ScoringModel, Tuning};
 use aggregator::server_optimizer::ServerOptimizerState;
 use aggregator::weights_file::WeightRow;
 use aggregator::{MergeSettings, merge};
@@ -57,13 +57,18 @@ fn sent<'a>(rows: &'a [Vec<f32>], base: &'a [f32]) -> Vec<SiteContribution<'a>> 
     rows.iter().enumerate().map(one).collect()
 }
 
-fn derived(here: &AggregateFixture, sent: Vec<SiteContribution<'_>>, settings: &MergeSettings) -> Result<AggregateResult, AggregateError> {
+fn derived(
+    here: &AggregateFixture,
+    sent: Vec<SiteContribution<'_>>,
+    settings: &MergeSettings,
+) -> Result<AggregateResult, AggregateError> {
     let mut judges = vec![
         ModelScorer::new(&here.runtime, &here.ground, 1).unwrap(),
         ModelScorer::new(&here.runtime, &here.ground, 1).unwrap(),
     ];
     let public = Some(&here.public);
-    let mut around = AggregateContext { layout: &here.ground.layout, public, judges: &mut judges, round: 3, is_learning: false };
+    let mut around =
+        AggregateContext { layout: &here.ground.layout, public, judges: &mut judges, round: 3, is_learning: false };
     aggregate(&here.ground.base, sent, ServerOptimizerState::default(), settings, &mut around)
 }
 
@@ -115,7 +120,13 @@ fn filters_and_medians_leave_a_bad_site_out() {
     let good = score(base);
     assert!(good > 0.8, "{good}");
     assert!(score(&derived(&here, sent(&rows, base), &rule("fedavg")).unwrap().row) < good - 0.2);
-    for filter in [UpdateFilter::NormClip, UpdateFilter::LossGate, UpdateFilter::Krum, UpdateFilter::Trimmed, UpdateFilter::Median] {
+    for filter in [
+        UpdateFilter::NormClip,
+        UpdateFilter::LossGate,
+        UpdateFilter::Krum,
+        UpdateFilter::Trimmed,
+        UpdateFilter::Median,
+    ] {
         let mut settings = rule("fedavg");
         settings.filter.names = vec![filter];
         let derived = derived(&here, sent(&rows, base), &settings).unwrap();
@@ -242,7 +253,11 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
         settings.server_optimizer.kind = aggregator::server_optimizer::ServerOptimizerKind::Momentum;
         derived(&here, sent(&worse, base), &settings).unwrap()
     };
-    assert_eq!((&momentum.row, momentum.memory), (base, ServerOptimizerState::default()), "nothing moves where nothing is gained");
+    assert_eq!(
+        (&momentum.row, momentum.memory),
+        (base, ServerOptimizerState::default()),
+        "nothing moves where nothing is gained"
+    );
     // A base that knows nothing, and sites that know a lot.
     here.ground.base = vec![0.0; base.len()];
     let better = vec![base.clone(), base.clone()];
@@ -265,7 +280,9 @@ fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
         let mut judges = vec![ModelScorer::new(&here.runtime, &here.ground, 1).unwrap()];
         let (layout, public) = (&here.ground.layout, Some(&here.public));
         let mut around = AggregateContext { layout, public, judges: &mut judges, round: 3, is_learning };
-        aggregate(&here.ground.base, sent.clone(), ServerOptimizerState::default(), &settings, &mut around).unwrap().record
+        aggregate(&here.ground.base, sent.clone(), ServerOptimizerState::default(), &settings, &mut around)
+            .unwrap()
+            .record
     };
     let (strict, learning) = (with(false), with(true));
     assert_eq!((strict.rule.as_str(), strict.is_clear), ("previous", None), "{:?}", strict.candidates);
@@ -285,6 +302,7 @@ fn what_cannot_be_derived_is_refused_by_name() {
     let mut around =
         AggregateContext { layout: &here.ground.layout, public: None, judges: &mut [], round: 1, is_learning: false };
     let sent = sent(&huge, base);
-    let refused = aggregate(base, sent, ServerOptimizerState::default(), &rule("paper"), &mut around).unwrap_err().to_string();
+    let refused =
+        aggregate(base, sent, ServerOptimizerState::default(), &rule("paper"), &mut around).unwrap_err().to_string();
     assert!(refused.contains("aggregator.public"), "{refused}");
 }
