@@ -30,7 +30,6 @@ pub mod image_refusal;
 #[cfg(feature = "memory")]
 pub mod memory;
 pub mod monitor;
-pub mod monitor;
 pub mod permissions;
 pub mod publish;
 pub mod puller;

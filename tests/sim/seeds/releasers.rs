@@ -171,7 +171,7 @@ async fn decide_beside_each_other(seed: u64) -> SeedResult {
         batch: rng.random_range(1..4),
         ..ReleaserSettings::default()
     };
-    (settings.canary.without_verdicts, settings.canary.longest_s) = (true, 1800);
+    (settings.canary.without_verdicts, settings.canary.max_duration_s) = (true, 1800);
     let said = |why: &str| DecisionContext::new("hand", why, cluster.now_ms());
     decision_log::publish_decision(&publisher, &stage::first(model(), release(1), said("first")))
         .await
