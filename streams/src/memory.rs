@@ -299,27 +299,16 @@ impl ClusterState {
         is_up(home) && is_up(target) && (home == target || !self.cut.contains(home) && !self.cut.contains(target))
     }
 
-    /// A server as it is now: what is too old is gone, and what was delivered too often was told.
-    fn server(&mut self, name: &str, now: Moment) -> Option<&mut MemoryServer> {
-        let server = self.servers.get_mut(name)?;
-        let mut told = Vec::new();
-        for (stream, state) in &mut server.streams {
-            told.extend(state.expire(now).into_iter().map(|notice| (stream.clone(), notice)));
-        }
-        for (stream, notice) in told {
-            let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{}", notice.durable);
-            let text = format!("{{\"stream_seq\":{},\"deliveries\":{}}}", notice.sequence, notice.deliveries);
-            let incoming = IncomingMessage { subject, headers: Vec::new(), payload: text.into(), expected_last: None };
-            if let Some(advisories) = server.streams.get_mut(ADVISORIES) {
-                let _full = advisories.store(incoming, now);
-            }
-        }
-        Some(server)
+    /// A stream as it is now: what is too old is gone, and what was delivered too often was told.
+    fn stream(&mut self, server: &str, stream: &str, now: Moment) -> Option<&mut MemoryStream> {
+        let server = self.servers.get_mut(server)?;
+        server.expire(stream, now);
+        server.streams.get_mut(stream)
     }
 
     /// Stores what was published at a server, there or where a link leads to a stream that takes it.
     fn publish(&mut self, server: &str, incoming: IncomingMessage, now: Moment) -> Result<StoredAt, StoreRefusal> {
-        let Some(server) = self.server(server, now) else { return Err(StoreRefusal::NoStream) };
+        let Some(server) = self.servers.get_mut(server) else { return Err(StoreRefusal::NoStream) };
         let name = server.name.clone();
         let message_id = incoming.header(HEADER_MESSAGE_ID).map(str::to_owned);
         let subject = incoming.subject.clone();
@@ -358,14 +347,28 @@ struct StoredIn {
 }
 
 impl MemoryServer {
+    /// Lets go what is too old in a stream, and tells what was delivered too often.
+    fn expire(&mut self, name: &str, now: Moment) {
+        let notices = self.streams.get_mut(name).map(|stream| stream.expire(now)).unwrap_or_default();
+        for notice in notices {
+            let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{name}.{}", notice.durable);
+            let text = format!("{{\"stream_seq\":{},\"deliveries\":{}}}", notice.sequence, notice.deliveries);
+            let incoming = IncomingMessage { subject, headers: Vec::new(), payload: text.into(), expected_last: None };
+            if let Some(advisories) = self.streams.get_mut(ADVISORIES) {
+                let _full = advisories.store(incoming, now);
+            }
+        }
+    }
+
     fn publish(&mut self, incoming: IncomingMessage, now: Moment) -> Result<StoredIn, StoreRefusal> {
         self.pass_by(&incoming.subject, &incoming.headers, &incoming.payload);
-        let taker = self.streams.iter_mut().find(|(_, stream)| stream.takes(&incoming.subject));
-        let Some((name, stream)) = taker else { return Err(StoreRefusal::NoStream) };
-        if self.full.contains(name) {
+        let taker = self.streams.iter().find(|(_, stream)| stream.takes(&incoming.subject));
+        let Some(name) = taker.map(|(name, _)| name.clone()) else { return Err(StoreRefusal::NoStream) };
+        if self.full.contains(&name) {
             return Err(StoreRefusal::Full("maximum bytes exceeded"));
         }
-        let name = name.clone();
+        self.expire(&name, now);
+        let Some(stream) = self.streams.get_mut(&name) else { return Err(StoreRefusal::NoStream) };
         let at = stream.store(incoming, now)?;
         let republish = stream.config.republish.clone();
         let Some(message) = stream.at(at.sequence).cloned().filter(|_| !at.is_duplicate) else {

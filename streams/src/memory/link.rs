@@ -235,10 +235,8 @@ impl MemoryLink {
         what: impl Fn() -> String,
         act: impl FnOnce(&mut MemoryStream, Moment) -> T,
     ) -> Result<T, CarryError> {
-        let asked = self.request(&self.target, |state, now| {
-            let server = state.server(&self.target, now)?;
-            server.streams.get_mut(stream).map(|stream| act(stream, now))
-        });
+        let asked = self
+            .request(&self.target, |state, now| state.stream(&self.target, stream, now).map(|stream| act(stream, now)));
         let answered = asked.await.map_err(CarryError::broker(what()))?;
         answered.ok_or_else(|| CarryError::Missing { what: format!("stream {stream}") })
     }
@@ -327,13 +325,19 @@ impl MemoryLink {
         durable: &str,
     ) -> Result<Option<StoredMessage>, CarryError> {
         let patterns = [format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}")];
-        let what = || format!("reading {ADVISORIES}");
-        self.ask(ADVISORIES, what, |stream, _| stream.from(0, &patterns).next().cloned()).await
+        let asked = self.request(&self.target, |state, now| {
+            // Told are messages whose time is up, whether or not anybody asks for more of them.
+            state.stream(&self.target, stream, now)?;
+            let advisories = state.stream(&self.target, ADVISORIES, now)?;
+            Some(advisories.from(0, &patterns).next().cloned())
+        });
+        let answered = asked.await.map_err(CarryError::broker(format!("reading {ADVISORIES}")))?;
+        answered.ok_or_else(|| CarryError::Missing { what: format!("stream {stream}") })
     }
 
     pub(crate) async fn delete_message(&self, stream: &str, sequence: u64) -> Result<(), CarryError> {
         let asked = self.request(&self.target, |state, now| {
-            let removed = state.server(&self.target, now)?.streams.get_mut(stream)?.remove(sequence);
+            let removed = state.stream(&self.target, stream, now)?.remove(sequence);
             if removed {
                 let (server, stream) = (self.target.clone(), stream.to_owned());
                 state.events.push(ClusterEvent::Deleted { server, stream, sequence });
@@ -487,8 +491,7 @@ impl MemoryLink {
             if !state.is_reachable(&link.home, &link.target) {
                 return;
             }
-            let Some(server) = state.server(&link.target, now) else { return };
-            let Some(kept) = server.streams.get_mut(&stream) else { return };
+            let Some(kept) = state.stream(&link.target, &stream, now) else { return };
             match word {
                 AckKind::Ack if kept.acknowledge(&durable, sequence, now) => {
                     let server = link.target.clone();
@@ -566,7 +569,7 @@ impl MemoryFollower {
         if !state.is_reachable(&self.link.home, &self.link.target) {
             return None;
         }
-        let stream = state.server(&self.link.target, now)?.streams.get(&self.stream)?;
+        let stream = state.stream(&self.link.target, &self.stream, now)?;
         let mut waiting = stream.from(self.next, &self.range.subjects);
         let message = waiting.next()?.clone();
         Some((message, waiting.count() as u64))
@@ -628,8 +631,7 @@ impl MemoryPull {
         let missing = || CarryError::Missing { what: format!("consumer {} on stream {}", self.durable, self.stream) };
         let mut arrives_at = now.at;
         for _ in 0..self.batch {
-            let server = state.server(&self.link.target, now).ok_or_else(missing)?;
-            let stream = server.streams.get_mut(&self.stream).ok_or_else(missing)?;
+            let stream = state.stream(&self.link.target, &self.stream, now).ok_or_else(missing)?;
             if !stream.has_consumer(&self.durable) {
                 return Err(missing());
             }
@@ -650,8 +652,8 @@ impl MemoryPull {
             let (link, stream, durable) = (self.link.clone(), self.stream.clone(), self.durable.clone());
             self.ahead.push_back((arrives_at, MemoryDelivery { link, stream, durable, message, attempts, pending }));
         }
-        let server = state.server(&self.link.target, now).ok_or_else(missing)?;
-        let due_at = server.streams.get(&self.stream).and_then(|stream| stream.next_due(&self.durable));
+        let stream = state.stream(&self.link.target, &self.stream, now).ok_or_else(missing)?;
+        let due_at = stream.next_due(&self.durable);
         // What is due already and was not taken waits for room among what is unacknowledged.
         Ok(due_at.filter(|at| *at > now.at))
     }

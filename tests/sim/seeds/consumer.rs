@@ -348,8 +348,9 @@ async fn lose_every_delivery(seed: u64) -> SeedResult {
     let trail = ImageTrail::of(&cluster, SITE, topology::IMAGES, &durable);
     oracle::check_outcomes(&cluster, &trail).await?;
     let dead = oracle::dead_letters(&cluster, SITE).await?;
-    let about: BTreeSet<u64> = dead.iter().map(|letter| letter.sequence).collect();
-    match about.len() as u64 == count && dead.iter().all(|letter| letter.fault.name == "client_unreadable") {
+    let about: BTreeSet<(u64, &str)> =
+        dead.iter().map(|letter| (letter.sequence, letter.fault.name.as_str())).collect();
+    match about.len() as u64 == count && about.iter().all(|(_, fault)| *fault == "client_unreadable") {
         true => Ok(history_of(&cluster)),
         false => Err(format!("{count} images reached nobody, and these are dead: {about:?}")),
     }
