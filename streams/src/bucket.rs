@@ -13,6 +13,8 @@ use crate::memory::MemoryBucket;
 
 /// A key-value bucket of one domain.
 #[derive(Clone)]
+// The small one is for tests alone.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum KeyValueBucket {
     Nats(Store),
     #[cfg(feature = "memory")]

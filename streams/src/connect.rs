@@ -134,6 +134,8 @@ pub struct Bus {
 
 /// What carries.
 #[derive(Clone)]
+// The small one is for tests alone.
+#[allow(clippy::large_enum_variant)]
 enum Carrier {
     Nats(NatsLink),
     #[cfg(feature = "memory")]

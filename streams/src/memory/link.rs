@@ -30,6 +30,8 @@ use crate::topology::ADVISORIES;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages stay about so long with a puller before it asks anew.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// Nothing of a batch arrived: it is asked for again after this.
+const LOST_BATCH_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of one piece of a blob, as the client writes them.
 const PIECE_BYTES: usize = 128 * 1024;
 
@@ -630,12 +632,16 @@ impl MemoryPull {
         };
         let missing = || CarryError::Missing { what: format!("consumer {} on stream {}", self.durable, self.stream) };
         let mut arrives_at = now.at;
+        let mut is_all = false;
         for _ in 0..self.batch {
             let stream = state.stream(&self.link.target, &self.stream, now).ok_or_else(missing)?;
             if !stream.has_consumer(&self.durable) {
                 return Err(missing());
             }
-            let Some((message, attempts, pending)) = stream.deliver(&self.durable, now) else { break };
+            let Some((message, attempts, pending)) = stream.deliver(&self.durable, now) else {
+                is_all = true;
+                break;
+            };
             state.events.push(ClusterEvent::Delivered {
                 server: self.link.target.clone(),
                 stream: self.stream.clone(),
@@ -654,8 +660,12 @@ impl MemoryPull {
         }
         let stream = state.stream(&self.link.target, &self.stream, now).ok_or_else(missing)?;
         let due_at = stream.next_due(&self.durable);
-        // What is due already and was not taken waits for room among what is unacknowledged.
-        Ok(due_at.filter(|at| *at > now.at))
+        Ok(match is_all {
+            // What is due already and was not taken waits for room among what is unacknowledged.
+            true => due_at.filter(|at| *at > now.at),
+            // More is there, and all that was asked for was lost.
+            false => Some(now.at + LOST_BATCH_PAUSE),
+        })
     }
 }
 

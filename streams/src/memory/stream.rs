@@ -266,7 +266,9 @@ impl MemoryStream {
                 self.by_subject.remove(&kept.message.subject);
             }
         }
-        self.consumers.values_mut().for_each(|consumer| drop(consumer.pending.remove(&sequence)));
+        for consumer in self.consumers.values_mut() {
+            consumer.pending.remove(&sequence);
+        }
         true
     }
 

@@ -356,12 +356,12 @@ async fn hear_orders(cluster: MemoryCluster, heard: Arc<Mutex<Vec<u64>>>) {
 #[test]
 fn every_promise_is_kept_and_nothing_leaves_the_outbox_too_soon() {
     let test = "courier::every_promise_is_kept_and_nothing_leaves_the_outbox_too_soon";
-    check_seeds(test, 150, |seed| carry_under_faults(seed, CourierKind::Ours));
+    check_seeds(test, 60, |seed| carry_under_faults(seed, CourierKind::Ours));
 }
 
 #[test]
 fn a_seed_has_one_history() {
-    check_repeats("courier::a_seed_has_one_history", 10, |seed| carry_under_faults(seed, CourierKind::Ours));
+    check_repeats("courier::a_seed_has_one_history", 5, |seed| carry_under_faults(seed, CourierKind::Ours));
 }
 
 #[test]
@@ -425,7 +425,7 @@ async fn go_by_priority(seed: u64) -> SeedResult {
 
 #[test]
 fn what_waited_goes_by_class_and_priority() {
-    check_seeds("courier::what_waited_goes_by_class_and_priority", 200, go_by_priority);
+    check_seeds("courier::what_waited_goes_by_class_and_priority", 60, go_by_priority);
 }
 
 /// A cloud that takes nothing is asked ever more rarely, and gets everything once it takes it again.
@@ -467,5 +467,5 @@ async fn pause_for_a_full_cloud(seed: u64) -> SeedResult {
 
 #[test]
 fn a_full_cloud_is_asked_ever_more_rarely() {
-    check_seeds("courier::a_full_cloud_is_asked_ever_more_rarely", 50, pause_for_a_full_cloud);
+    check_seeds("courier::a_full_cloud_is_asked_ever_more_rarely", 15, pause_for_a_full_cloud);
 }

@@ -73,12 +73,18 @@ pub async fn follow_orders<H: ReleaseHost>(
 ) {
     let mut trusted_at = Some(Instant::now() + TRUSTED_AFTER);
     let (mut settled_at, mut again) = (None, None);
-    let mut due = true;
+    let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+    let (mut newest, mut is_changed): (Option<Order>, bool) = (None, true);
     loop {
-        let order = orders.borrow_and_update().clone();
-        // An older one may come late, from who decides beside another.
-        let order = order.filter(|order| due && order.number >= state.borrow().order);
-        if let Some(order) = &order {
+        let mut is_due = is_over(again);
+        if is_changed {
+            // An older one may come late, from who decides beside another: what was ordered since holds, and is tried again.
+            let heard = orders.borrow_and_update().clone();
+            let heard = heard.filter(|order| order.number >= state.borrow().order);
+            is_due |= heard.is_some();
+            newest = heard.or(newest);
+        }
+        if let Some(order) = newest.as_ref().filter(|_| is_due) {
             again = None;
             match apply_order(host, state, order).await {
                 Ok(true) => {
@@ -97,7 +103,7 @@ pub async fn follow_orders<H: ReleaseHost>(
             state.send_modify(|state| (state.step, state.order) = (None, order.number));
         }
         let wake = [again, trusted_at, settled_at].into_iter().flatten().min();
-        let changed = tokio::select! {
+        is_changed = tokio::select! {
             biased;
             changed = orders.changed() => match changed {
                 Ok(()) => true,
@@ -105,8 +111,6 @@ pub async fn follow_orders<H: ReleaseHost>(
             },
             () = wait_until(wake) => false,
         };
-        let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-        due = changed || is_over(again);
         if is_over(settled_at) {
             settled_at = None;
             host.trim_memory();
