@@ -2,7 +2,14 @@
 //!
 //! `cargo test -p sim` runs some seeds of every scenario, `TRIBUTARY_SEEDS=20000 cargo test -p sim` more of them. A seed that
 //! fails is printed with the command that runs it alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod backoff;
 mod chaos;

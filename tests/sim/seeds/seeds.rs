@@ -4,6 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use streams::memory::MemoryCluster;
@@ -14,6 +15,8 @@ const ONE_SEED: &str = "TRIBUTARY_SEED";
 const SEED_COUNT: &str = "TRIBUTARY_SEEDS";
 /// Simulated time after which a scenario hangs.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// Time of the machine that one seed may take; most take a hundredth of a second.
+const LONGEST_SPIN: Duration = Duration::from_secs(120);
 
 /// What came of a seed: the history by which it is told from others, or why it is wrong.
 pub type SeedResult = Result<u64, String>;
@@ -40,13 +43,39 @@ pub fn check_seeds(test: &str, count: u64, scenario: impl Scenario) {
         None => 0..number(SEED_COUNT).unwrap_or(count),
     };
     let (began, total) = (Instant::now(), seeds.end - seeds.start);
+    let (tell, heard) = mpsc::channel();
+    let watchdog = std::thread::spawn({
+        let test = test.to_owned();
+        move || watch_for_spinning(&test, &heard)
+    });
     for seed in seeds {
+        let _watched = tell.send(seed);
         if let Err(why) = run_seed(seed, &scenario) {
             panic!("{}", failure(test, seed, &why));
         }
     }
+    drop(tell);
+    let _ended = watchdog.join();
     let took = began.elapsed().as_secs_f64();
     println!("{test}: {total} seeds in {took:.2} s, {:.0} a second", total as f64 / took);
+}
+
+/// Ends the process with the seed that never ends: where something spins, simulated time stands still and no limit on it helps.
+fn watch_for_spinning(test: &str, heard: &mpsc::Receiver<u64>) {
+    let Ok(mut seed) = heard.recv() else { return };
+    loop {
+        match heard.recv_timeout(LONGEST_SPIN) {
+            Ok(next) => seed = next,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                eprintln!(
+                    "{}",
+                    failure(test, seed, &format!("it spins: {LONGEST_SPIN:?} have passed and no simulated time"))
+                );
+                std::process::abort();
+            }
+        }
+    }
 }
 
 /// The first of these seeds for which a scenario fails, and why: for tests that an oracle can fail.
