@@ -396,7 +396,7 @@ async fn the_newest_messages_are_found_from_behind(world: ContractWorld) {
     for number in 0..20u8 {
         world.store(world.label(), &[number]).await;
     }
-    let is_even = |message: &StoredMessage| message.payload[0] % 2 == 0;
+    let is_even = |message: &StoredMessage| message.payload[0].is_multiple_of(2);
     let range = StreamRange::default;
     let newest = reader::newest_messages(&world.bus, topology::LABELS, range(), 3, is_even).await.unwrap();
     assert_eq!(payloads(&newest), [[14], [16], [18]]);

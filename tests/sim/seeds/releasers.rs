@@ -262,7 +262,7 @@ fn check_decisions(decided: &[Rollout]) -> Result<(), String> {
 
 #[test]
 fn two_releasers_decide_everything_once() {
-    check_seeds("releasers::two_releasers_decide_everything_once", 6, decide_beside_each_other);
+    check_seeds("releasers::two_releasers_decide_everything_once", 3, decide_beside_each_other);
 }
 
 #[test]
