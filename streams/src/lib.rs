@@ -20,7 +20,6 @@ pub mod permissions;
 pub mod publish;
 pub mod puller;
 pub mod reader;
-pub mod scheduling;
 pub mod server;
 pub mod store;
 pub mod subject;

@@ -980,7 +980,7 @@ fn prepare(command: &mut Command) {
             return Err(std::io::Error::other("the parent is gone"));
         }
         // Where it is forbidden, the server is only slower.
-        let _refused = crate::scheduling::set_batch_scheduling();
+        let _refused = os::scheduling::set_batch_scheduling();
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl, getppid and

@@ -43,7 +43,7 @@ async fn letter(bus: &Bus, is: impl Fn(&DeadLetter) -> bool) -> DeadLetter {
 }
 
 fn vision_testdata(name: &str) -> Vec<u8> {
-    fs::read(root().join("workers/vision/testdata").join(name)).unwrap()
+    fs::read(root().join("workers/lib/vision/testdata").join(name)).unwrap()
 }
 
 /// A site without a cloud, and a recognizer.

@@ -190,7 +190,7 @@ async fn a_site_joins_with_one_file_is_verified_over_an_encrypted_link_and_is_re
     let by_stranger = trust::sign(unsigned.clone(), &forged, runtime::clock::now_ms()).unwrap();
     let publisher = Publisher::new(operator, PATIENCE);
     for order in [unsigned, changed, by_stranger] {
-        rollout::decision_log::publish_order(&publisher, &order, false).await.unwrap();
+        releases::decision_log::publish_order(&publisher, &order, false).await.unwrap();
         // The latest counts in the stream: each must be seen before the next takes its place.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -8,9 +8,9 @@ use harness::pictures::LIGHT;
 use harness::program::{binary, fixture, run};
 use harness::{LinkCut, Oracle, TestWorld, WorldPlan, seed, until};
 use nix::sys::signal::Signal;
-use rollout::confinement::Confinement;
-use rollout::trial::TrialRunner;
-use rollout::{decision_log, stage};
+use releases::confinement::Confinement;
+use releases::trial::TrialRunner;
+use releases::{decision_log, stage};
 use schemas::{ModelName, ReleaseId, ReleaseStage, Rollout, Swap, decode};
 use sha2::{Digest, Sha256};
 use streams::reader::{self, StreamRange};
@@ -407,7 +407,7 @@ async fn kill_trials(worker: u32) {
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if parent == Some(worker) && String::from_utf8_lossy(&line).contains(rollout::trial::COMMAND) {
+            if parent == Some(worker) && String::from_utf8_lossy(&line).contains(releases::trial::COMMAND) {
                 let _gone_already = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), Signal::SIGSEGV);
             }
         }

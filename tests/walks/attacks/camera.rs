@@ -333,7 +333,7 @@ fn brokers_headers(camera: &mut HostileCamera) {
 /// Pictures that are none, or too much of one.
 fn payloads(camera: &mut HostileCamera) {
     let png = camera.picture.clone();
-    let testdata = |name: &str| fs::read(root().join("workers/vision/testdata").join(name)).unwrap();
+    let testdata = |name: &str| fs::read(root().join("workers/lib/vision/testdata").join(name)).unwrap();
     let jpeg = testdata("grey_progressive.jpg");
     let padded = |bytes: usize| {
         let mut padded = png.to_vec();

@@ -1,0 +1,273 @@
+//! Plausibility: a model and pictures in, what it says of them and what speaks against its description out.
+//!
+//! A description that is wrong in one value still gives answers, only worse ones: colours in the wrong order, numbers
+//! in the wrong range. With pictures whose labels are known, the same model is run under each description that people
+//! mistake for theirs; one under which clearly more is right is named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use schemas::model::{Channels, InputDescription};
+use serde::Serialize;
+
+use crate::inference::{InferenceError, InferenceResult, InferenceSettings, Replica};
+use crate::model::Model;
+use crate::prediction::prediction;
+use crate::scores::probabilities;
+use crate::session::OnnxRuntime;
+
+/// Most pictures that are run under other descriptions: enough to see a difference that matters.
+const MOST_VARIED: usize = 200;
+/// Fewer pictures are too few to call an answer that is always the same odd.
+const FEW: usize = 10;
+/// Entropy, as a share of a uniform guess's, from which a model says nothing.
+const NEARLY_UNIFORM: f32 = 0.98;
+
+/// A picture to try a model on.
+#[derive(Debug, Clone)]
+pub struct TrialImage {
+    /// Its file; read when it is needed, for there may be many.
+    pub path: PathBuf,
+    /// What is in it, if that is known.
+    pub label: Option<String>,
+}
+
+/// What a model says of pictures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrialReport {
+    /// One a picture, in the order given.
+    pub images: Vec<TrialRow>,
+    /// Pictures that were recognized and whose label is known and one of the model's.
+    pub labelled: usize,
+    /// How many of these are right.
+    pub right: usize,
+    /// Labels of pictures that are none of the model's, and how many pictures have each.
+    pub unknown_labels: BTreeMap<String, usize>,
+    /// What speaks against the description, in words; empty where nothing does.
+    pub findings: Vec<String>,
+}
+
+/// What a model says of one picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrialRow {
+    /// The picture's file.
+    pub path: PathBuf,
+    /// What is in it, if that is known.
+    pub expected: Option<String>,
+    /// What the model says; absent where the picture cannot be read.
+    pub label: Option<String>,
+    /// How probable that is, 0 to 1.
+    pub confidence_ratio: Option<f32>,
+    /// Why the picture cannot be read.
+    pub fault: Option<String>,
+}
+
+/// Runs a model over pictures.
+pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Result<TrialReport, InferenceError> {
+    let mut replica = Replica::open(onnx, model, &InferenceSettings::default())?;
+    let (mut rows, mut entropies) = (Vec::new(), Vec::new());
+    for image in images {
+        let row = |label, confidence_ratio, fault| TrialRow {
+            path: image.path.clone(),
+            expected: image.label.clone(),
+            label,
+            confidence_ratio,
+            fault,
+        };
+        let bytes = match std::fs::read(&image.path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                rows.push(row(None, None, Some(format!("it cannot be read: {error}"))));
+                continue;
+            }
+        };
+        match replica.predict(&bytes) {
+            Ok(seen) => {
+                let (said, entropy) = read(model, &seen);
+                entropies.push(entropy);
+                rows.push(row(Some(said.0), Some(said.1), None));
+            }
+            Err(error) if error.is_the_images_fault() => rows.push(row(None, None, Some(error.to_string()))),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut unknown_labels = BTreeMap::new();
+    for label in images.iter().filter_map(|image| image.label.as_ref()).filter(|label| !model.labels.contains(label)) {
+        *unknown_labels.entry(label.clone()).or_insert(0) += 1;
+    }
+    let judged: Vec<(&TrialImage, bool)> = images
+        .iter()
+        .zip(&rows)
+        .filter(|(image, row)| {
+            row.label.is_some() && image.label.as_ref().is_some_and(|label| model.labels.contains(label))
+        })
+        .map(|(image, row)| (image, row.label == image.label))
+        .collect();
+    let right = judged.iter().filter(|(_, is_right)| *is_right).count();
+    // Several labels at once are independent: their probabilities are no distribution with an entropy.
+    let entropies = if model.thresholds.is_empty() { &entropies[..] } else { &[] };
+    let mut findings = odd_answers(&rows, entropies, model.labels.len());
+    findings.extend(better_descriptions(onnx, model, judged.get(..MOST_VARIED).unwrap_or(&judged)));
+    Ok(TrialReport { labelled: judged.len(), right, images: rows, unknown_labels, findings })
+}
+
+/// What the model says of a picture, and the entropy of it as a share of a uniform guess's.
+fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
+    let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
+    let said = prediction(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
+    let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
+    (said, entropy / (ratios.len().max(2) as f32).ln())
+}
+
+fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<String> {
+    let mut findings = Vec::new();
+    let said: Vec<&str> = rows.iter().filter_map(|row| row.label.as_deref()).collect();
+    let expected: BTreeSet<&str> = rows.iter().filter_map(|row| row.expected.as_deref()).collect();
+    if let Some(first) = said.first().filter(|first| said.len() >= FEW && said.iter().all(|label| label == *first))
+        && expected.len() != 1
+    {
+        findings.push(format!(
+            "it says {first:?} of all {} pictures; if they show different things, the numbers it is given are probably in \
+             the wrong range (input.scale, mean, std)",
+            said.len()
+        ));
+    }
+    let mean = entropies.iter().sum::<f32>() / entropies.len().max(1) as f32;
+    if !entropies.is_empty() && mean > NEARLY_UNIFORM {
+        findings.push(format!(
+            "it finds all {labels} labels about as probable as each other: the numbers it is given are probably in the \
+             wrong range (input.scale, mean, std), or its output is no {labels} logits (output.kind)"
+        ));
+    }
+    findings
+}
+
+/// Other descriptions under which clearly more of the pictures are right, best first.
+fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
+    let mut better = Vec::new();
+    for (said, input) in variants(&model.description.input) {
+        let mut varied = model.clone();
+        varied.description.input = input;
+        let Ok(mut replica) = Replica::open(onnx, &varied, &InferenceSettings::default()) else { continue };
+        let (mut gained, mut lost) = (0_usize, 0_usize);
+        for (image, was_right) in judged {
+            let Ok(bytes) = std::fs::read(&image.path) else { continue };
+            let Ok(seen) = replica.predict(&bytes) else { continue };
+            let is_right = Some(&read(model, &seen).0.0) == image.label.as_ref();
+            gained += usize::from(is_right && !was_right);
+            lost += usize::from(!is_right && *was_right);
+        }
+        if is_clearly_more(gained, lost) {
+            better.push((gained - lost, said));
+        }
+    }
+    better.sort_by_key(|(more, _)| std::cmp::Reverse(*more));
+    let was = judged.iter().filter(|(_, is_right)| *is_right).count();
+    let all = judged.len();
+    let say = |(more, said): (usize, String)| {
+        format!(
+            "with {said} {} of {all} pictures are right instead of {was}; correct model.toml if that is how it was \
+                 trained",
+            was + more
+        )
+    };
+    better.into_iter().map(say).collect()
+}
+
+/// Whether a change for the better is more than chance: three standard errors of the pictures that changed (McNemar), and
+/// three pictures at least.
+fn is_clearly_more(gained: usize, lost: usize) -> bool {
+    let (more, changed) = (gained as f64 - lost as f64, (gained + lost) as f64);
+    more >= 3.0 && more >= 3.0 * changed.sqrt().max(1.0)
+}
+
+/// Descriptions that are mistaken for this one, in words and as they are.
+fn variants(input: &InputDescription) -> Vec<(String, InputDescription)> {
+    let count = input.channels.count();
+    let scaled = |scale: f32, mean: f32, std: f32| InputDescription {
+        scale,
+        mean: vec![mean; count],
+        std: vec![std; count],
+        ..input.clone()
+    };
+    let mut found = Vec::new();
+    for (channels, word) in [(Channels::Bgr, "bgr"), (Channels::Rgb, "rgb")] {
+        if input.channels != Channels::Gray && input.channels != channels {
+            found.push((format!("channels = \"{word}\""), InputDescription { channels, ..input.clone() }));
+        }
+    }
+    let ranges = [
+        ("0 to 255", scaled(1.0, 0.0, 1.0)),
+        ("0 to 1", scaled(1.0 / 255.0, 0.0, 1.0)),
+        ("-1 to 1", scaled(1.0 / 255.0, 0.5, 0.5)),
+    ];
+    for (range, varied) in ranges {
+        let (scale, mean, std) = (varied.scale, varied.mean[0], varied.std[0]);
+        found.push((format!("pixels from {range} (scale = {scale}, mean = {mean}, std = {std})"), varied));
+    }
+    if count == 3 {
+        let (mean, std) = crate::draft::IMAGENET;
+        let varied = InputDescription { mean: mean.to_vec(), std: std.to_vec(), ..scaled(1.0 / 255.0, 0.0, 1.0) };
+        found.push(("ImageNet's mean and deviation (scale = 1/255)".to_owned(), varied));
+    }
+    found.retain(|(_, varied)| varied != input);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::tests::{fixture, onnx};
+    use std::path::Path;
+
+    fn fashion(each: usize) -> Vec<TrialImage> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/images/fashion");
+        let mut found = Vec::new();
+        for label in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+            let mut files: Vec<_> = label.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            let name = label.file_name().unwrap().to_string_lossy().into_owned();
+            found.extend(files.into_iter().take(each).map(|path| TrialImage { path, label: Some(name.clone()) }));
+        }
+        found
+    }
+
+    #[test]
+    fn a_model_that_is_described_rightly_gives_no_cause_for_complaint() {
+        let model = Model::load(&fixture("fashion-light")).unwrap();
+        let mut images = fashion(4);
+        images.push(TrialImage { path: fixture("fashion-light").join("labels.txt"), label: Some("cow".into()) });
+        let report = try_on(&onnx(), &model, &images).unwrap();
+        assert_eq!(report.findings, [""; 0], "{report:?}");
+        assert!(report.right * 10 > report.labelled * 7 && report.labelled == images.len() - 1, "{report:?}");
+        assert_eq!(report.unknown_labels["cow"], 1);
+        assert!(report.images.last().unwrap().fault.is_some());
+    }
+
+    #[test]
+    fn a_wrong_range_is_named_with_the_right_one() {
+        let mut model = Model::load(&fixture("fashion-light")).unwrap();
+        model.description.input.mean = vec![3.0];
+        let report = try_on(&onnx(), &model, &fashion(8)).unwrap();
+        assert!(report.right * 2 < report.labelled, "{report:?}");
+        let named = report.findings.iter().find(|finding| finding.contains("pixels from")).unwrap();
+        assert!(named.contains(&format!("of 80 pictures are right instead of {}", report.right)), "{named}");
+    }
+
+    #[test]
+    fn several_labels_are_not_called_uniform_and_colours_are_tried_both_ways() {
+        let model = Model::load(&fixture("../forms/several-labels")).unwrap();
+        let folder = fixture("../processors");
+        let images: Vec<TrialImage> =
+            ["landscape.png", "portrait.png"].map(|name| TrialImage { path: folder.join(name), label: None }).into();
+        assert_eq!(try_on(&onnx(), &model, &images).unwrap().findings, [""; 0]);
+        let said: Vec<String> = variants(&model.description.input).into_iter().map(|(said, _)| said).collect();
+        assert!(said.contains(&"channels = \"bgr\"".to_owned()) && said.len() == 4, "{said:?}");
+    }
+
+    #[test]
+    fn chance_is_no_finding() {
+        assert!(!is_clearly_more(2, 0) && !is_clearly_more(10, 9) && !is_clearly_more(0, 5));
+        assert!(is_clearly_more(9, 0) && is_clearly_more(40, 4));
+    }
+}
