@@ -31,6 +31,9 @@ pub enum TrainError {
         #[source]
         source: std::io::Error,
     },
+    /// The folder of labelled pictures cannot be used.
+    #[error(transparent)]
+    Dataset(#[from] dataset::DatasetError),
     /// There is nothing to learn from.
     #[error("folder {} {why}", folder.display())]
     NoExamples {

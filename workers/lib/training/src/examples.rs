@@ -1,22 +1,13 @@
 //! Which pictures there are, and what they show: a folder with an `index.csv`, or one folder a label.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+pub use dataset::ExampleSplit;
+use dataset::read_dataset;
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
-
-/// What an example is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ExampleSplit {
-    /// To learn from.
-    Train,
-    /// To measure by while learning.
-    HeldOut,
-    /// To measure by at the end; nothing is chosen by it.
-    Test,
-}
 
 /// One labelled picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,20 +32,14 @@ pub struct Examples {
 }
 
 impl Examples {
-    /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, `hard` (`true` where
-    /// the site was in doubt), and `split`, in which `val` is held out, `test` is for the end and everything else
-    /// is to learn from. Without: each folder's name
-    /// is the label of the pictures in it. `holdout_ratio` of what is to learn from is held out where the index
-    /// names nothing, chosen by the path alone, so that it is the same in every run.
-    pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
-        let index = folder.join("index.csv");
-        let found = if index.is_file() { read_index(folder, &index)? } else { read_folders(folder)? };
+    /// Reads a folder of labelled pictures ([`read_dataset`]). Where the index holds none out, `holdout_ratio` of what is
+    /// to learn from is held out, chosen by the path alone, so that it is the same in every run.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, labels that the model does not have, or too few pictures to learn from or to hold out.
+    pub fn read(folder: &Path, labels: &[String], holdout_ratio: f64) -> Result<Self, TrainError> {
         let wrong = |why: &str| TrainError::NoExamples { folder: folder.into(), why: why.into() };
-        if found.is_empty() {
-            return Err(wrong(
-                "has no labelled images; it needs an index.csv (columns file, label, split), or a folder for each label",
-            ));
-        }
+        let found = read_dataset(folder, None)?.rows;
         let places: BTreeMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
         let unknown: Vec<&str> =
             found.iter().map(|row| row.label.as_str()).filter(|label| !places.contains_key(label)).collect();
@@ -63,15 +48,15 @@ impl Examples {
             let labels = names.into_iter().take(5).map(str::to_owned).collect();
             return Err(TrainError::UnknownLabels { count: unknown.len(), labels });
         }
-        let none_held_out = found.iter().all(|row| row.split != ExampleSplit::HeldOut);
+        let none_held_out = found.iter().all(|row| row.split != ExampleSplit::Holdout);
         let all: Vec<Example> = found
             .into_iter()
             .map(|row| {
-                let drawn = none_held_out && row.split == ExampleSplit::Train && lot(&row.file) < held_out_ratio;
+                let drawn = none_held_out && row.split == ExampleSplit::Train && lot(&row.file) < holdout_ratio;
                 Example {
                     path: folder.join(row.file),
                     class: places.get(row.label.as_str()).copied().unwrap_or_default(),
-                    split: if drawn { ExampleSplit::HeldOut } else { row.split },
+                    split: if drawn { ExampleSplit::Holdout } else { row.split },
                     hard: row.hard,
                     times: 1.0,
                 }
@@ -79,7 +64,7 @@ impl Examples {
             .collect();
         let examples = Self { all };
         let classes: BTreeSet<usize> = examples.of(ExampleSplit::Train).map(|example| example.class).collect();
-        match (classes.len(), examples.of(ExampleSplit::HeldOut).count()) {
+        match (classes.len(), examples.of(ExampleSplit::Holdout).count()) {
             (0, _) => Err(wrong("has no images to learn from; all are of split val or test")),
             (1, _) => Err(TrainError::SingleClass {
                 count: examples.of(ExampleSplit::Train).count(),
@@ -94,73 +79,6 @@ impl Examples {
     pub fn of(&self, split: ExampleSplit) -> impl Iterator<Item = &Example> {
         self.all.iter().filter(move |example| example.split == split)
     }
-}
-
-struct ExampleRow {
-    file: String,
-    label: String,
-    split: ExampleSplit,
-    hard: bool,
-}
-
-fn read_index(folder: &Path, index: &Path) -> Result<Vec<ExampleRow>, TrainError> {
-    let wrong =
-        |why: String| TrainError::NoExamples { folder: folder.into(), why: format!("has an index.csv that {why}") };
-    let mut reader = csv::Reader::from_path(index).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    let heads = reader.headers().map_err(|error| wrong(format!("cannot be read: {error}")))?.clone();
-    let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
-    let file = column(&["file", "path"]).ok_or_else(|| wrong("has no column file or path".into()))?;
-    let label = column(&["label", "class_name"]).ok_or_else(|| wrong("has no column label or class_name".into()))?;
-    let (split, hard) = (column(&["split"]), column(&["hard"]));
-    let mut rows = Vec::new();
-    for row in reader.records() {
-        let row = row.map_err(|error| wrong(format!("cannot be read: {error}")))?;
-        let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
-        let split = match split.map(field).as_deref() {
-            Some("val") => ExampleSplit::HeldOut,
-            Some("test") => ExampleSplit::Test,
-            _ => ExampleSplit::Train,
-        };
-        if field(label).is_empty() {
-            continue;
-        }
-        let hard = hard.map(field).as_deref() == Some("true");
-        let named = Path::new(row.get(file).unwrap_or_default());
-        let inside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        // An index may come from somebody else: it names files of its own folder, and no pipe that never ends.
-        if !inside || !folder.join(named).metadata().map_or(true, |metadata| metadata.is_file()) {
-            let why = if inside { "is no file" } else { "lies outside the folder" };
-            return Err(wrong(format!("names {}, which {why}", named.display())));
-        }
-        rows.push(ExampleRow { file: field(file), label: field(label), split, hard });
-    }
-    Ok(rows)
-}
-
-fn read_folders(folder: &Path) -> Result<Vec<ExampleRow>, TrainError> {
-    let names = |folder: &Path| -> Result<Vec<String>, TrainError> {
-        let entries = std::fs::read_dir(folder).map_err(TrainError::read(folder))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            names.push(entry.map_err(TrainError::read(folder))?.file_name().to_string_lossy().into_owned());
-        }
-        names.retain(|name| !name.starts_with('.'));
-        names.sort_unstable();
-        Ok(names)
-    };
-    let mut rows = Vec::new();
-    for label in names(folder)? {
-        if folder.join(&label).is_dir() {
-            let files = names(&folder.join(&label))?;
-            rows.extend(files.into_iter().map(|file| ExampleRow {
-                file: format!("{label}/{file}"),
-                label: label.clone(),
-                split: ExampleSplit::Train,
-                hard: false,
-            }));
-        }
-    }
-    Ok(rows)
 }
 
 /// A number from 0 to below 1 that belongs to a name.
@@ -194,7 +112,7 @@ mod tests {
         let index = "path,class_name,split\na.png,cat,train\nb.png,dog,site\nc.png,cat,val\nd.png,dog,test\n";
         let examples = Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap();
         let splits: Vec<ExampleSplit> = examples.all.iter().map(|example| example.split).collect();
-        assert_eq!(splits, [ExampleSplit::Train, ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test]);
+        assert_eq!(splits, [ExampleSplit::Train, ExampleSplit::Train, ExampleSplit::Holdout, ExampleSplit::Test]);
     }
 
     #[test]
@@ -202,10 +120,10 @@ mod tests {
         let files: Vec<String> = (0..100).flat_map(|at| [format!("cat/{at}.png"), format!("dog/{at}.png")]).collect();
         let files: Vec<&str> = files.iter().map(String::as_str).collect();
         let examples = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
-        let held_out = examples.of(ExampleSplit::HeldOut).count();
+        let held_out = examples.of(ExampleSplit::Holdout).count();
         assert!((20..60).contains(&held_out), "{held_out} of 200");
         let again = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
-        assert_eq!(again.of(ExampleSplit::HeldOut).count(), held_out, "chosen by the path alone");
+        assert_eq!(again.of(ExampleSplit::Holdout).count(), held_out, "chosen by the path alone");
     }
 
     #[test]

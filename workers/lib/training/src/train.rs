@@ -135,7 +135,7 @@ pub fn train_model(
 ) -> Result<TrainedModel, TrainError> {
     settings.check().map_err(TrainError::Settings)?;
     let of = |split| example_indices(examples, split);
-    let (held_out, test) = (of(ExampleSplit::HeldOut), of(ExampleSplit::Test));
+    let (held_out, test) = (of(ExampleSplit::Holdout), of(ExampleSplit::Test));
     let layers =
         layers(of(ExampleSplit::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();

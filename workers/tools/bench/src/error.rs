@@ -16,6 +16,9 @@ pub enum BenchError {
         /// Where it was looked for.
         looked_for: PathBuf,
     },
+    /// A folder of labelled images that cannot be used.
+    #[error(transparent)]
+    Dataset(#[from] dataset::DatasetError),
     /// A folder without usable images.
     #[error("folder {folder} {why}", folder = folder.display())]
     NoImages {

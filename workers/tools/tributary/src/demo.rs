@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use dataset::{DatasetRow, read_dataset};
 use runtime::Shutdown;
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, softmax};
 
@@ -21,8 +22,6 @@ use results::DemoResult;
 const LIGHT: &str = "fixtures/models/fashion-light";
 const HEAVY: &str = "fixtures/models/fashion-heavy";
 const PICTURES: &str = "fixtures/images/fashion";
-/// The pictures no model was trained on and no site learns from.
-const SPLIT: &str = "test";
 
 const EXAMPLES: &str = "\
 Without --loop: pictures go through one site and a cloud once, and what came of it is printed.
@@ -131,23 +130,16 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// So many of the labelled test pictures, of all labels alike.
 fn pictures(count: usize) -> anyhow::Result<Vec<DemoPicture>> {
-    let index = Path::new(PICTURES).join("index.csv");
-    let text = std::fs::read_to_string(&index)
-        .with_context(|| format!("{} is not here: run this in a checkout of the project", index.display()))?;
-    let rows = text.lines().filter_map(|line| {
-        let mut fields = line.split(',');
-        let (file, label, split) = (fields.next()?, fields.next()?, fields.next()?);
-        (split == SPLIT).then_some((file, label))
-    });
-    let rows: Vec<(&str, &str)> = rows.collect();
-    ensure!(!rows.is_empty(), "{} names no pictures of split {SPLIT}: fetch it anew", index.display());
-    let chosen = (0..count.min(rows.len())).filter_map(|number| rows.get(number * rows.len() / count.min(rows.len())));
-    let read = |(file, label): &(&str, &str)| {
-        let path = Path::new(PICTURES).join(file);
+    let folder = Path::new(PICTURES);
+    ensure!(folder.is_dir(), "{PICTURES} is not here: run this in a checkout of the project");
+    let mut dataset = read_dataset(folder, None)?;
+    dataset.keep_test_split();
+    let read = |row: &DatasetRow| {
+        let path = dataset.path(row);
         let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        Ok(DemoPicture { bytes, label: (*label).to_owned() })
+        Ok(DemoPicture { bytes, label: row.label.clone() })
     };
-    chosen.map(read).collect()
+    dataset.spread(count).map(read).collect()
 }
 
 /// The cloud model's label for every picture, as if all had been sent up.

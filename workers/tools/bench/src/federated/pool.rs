@@ -1,9 +1,10 @@
 //! Labelled pictures, decoded once: a share to test with, a class-balanced public set, the rest to be divided among sites.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aggregator::public_set::PublicSet;
+use dataset::{DatasetRow, ExampleSplit, read_dataset};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -43,20 +44,17 @@ pub struct PicturePool {
     _place: Option<tempfile::TempDir>,
 }
 
-struct PoolRow {
-    path: PathBuf,
-    label: String,
-    group: Option<String>,
-    test: bool,
-}
-
 impl PicturePool {
     /// Reads a folder, the project's own if absent. `groups`: the column that says what belongs together, if it has it.
     pub fn read(folder: Option<&Path>, groups: &str) -> Result<Self, BenchError> {
         let own = folder.is_none();
         let folder = folder.unwrap_or(Path::new(OWN.0));
-        let rows = rows(folder, groups)?;
-        let labels = frequent(&rows);
+        let dataset = read_dataset(folder, Some(groups))?;
+        if !dataset.has_splits {
+            let why = "its index.csv has no column split: some pictures must be set aside to test with".into();
+            return Err(BenchError::NoImages { folder: folder.to_owned(), why });
+        }
+        let labels = frequent(&dataset.rows);
         let (model, place) = match own {
             true => (Model::load(Path::new(OWN.1))?, None),
             false => {
@@ -68,20 +66,22 @@ impl PicturePool {
         let (mut learn, mut test) = (Vec::new(), Vec::new());
         let mut taken: BTreeMap<(usize, bool), usize> = BTreeMap::new();
         let mut scratch = tensor::Scratch::default();
-        let mut order: Vec<&PoolRow> = rows.iter().collect();
+        let mut order: Vec<&DatasetRow> = dataset.rows.iter().collect();
         // Which pictures are taken is chance, but the same chance for everybody.
         order.shuffle(&mut StdRng::seed_from_u64(1));
         for row in order {
             let Some(class) = model.labels.iter().position(|label| *label == row.label) else { continue };
-            let count = taken.entry((class, row.test)).or_default();
-            if *count >= if row.test { TEST_OF_CLASS } else { LEARN_OF_CLASS + PUBLIC_OF_CLASS } {
+            let tests = row.split == ExampleSplit::Test;
+            let count = taken.entry((class, tests)).or_default();
+            if *count >= if tests { TEST_OF_CLASS } else { LEARN_OF_CLASS + PUBLIC_OF_CLASS } {
                 continue;
             }
             *count += 1;
-            let picture = read(&row.path, &model, &mut scratch)?;
-            match row.test {
-                true => test.push((picture, class)),
-                false => learn.push((picture, class, row.group.clone())),
+            let picture = read(&dataset.path(row), &model, &mut scratch)?;
+            if tests {
+                test.push((picture, class));
+            } else {
+                learn.push((picture, class, row.group.clone()));
             }
         }
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -131,40 +131,14 @@ fn read(path: &Path, model: &Model, scratch: &mut tensor::Scratch) -> Result<Vec
 }
 
 /// The labels most pictures to learn from have, sorted.
-fn frequent(rows: &[PoolRow]) -> Vec<String> {
+fn frequent(rows: &[DatasetRow]) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    rows.iter().filter(|row| !row.test).for_each(|row| *counts.entry(&row.label).or_default() += 1);
+    rows.iter()
+        .filter(|row| row.split != ExampleSplit::Test)
+        .for_each(|row| *counts.entry(&row.label).or_default() += 1);
     let mut labels: Vec<(&str, usize)> = counts.into_iter().collect();
     labels.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     let mut labels: Vec<String> = labels.into_iter().take(MOST_CLASSES).map(|(label, _)| label.to_owned()).collect();
     labels.sort_unstable();
     labels
-}
-
-fn rows(folder: &Path, groups: &str) -> Result<Vec<PoolRow>, BenchError> {
-    let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
-    let index = folder.join("index.csv");
-    let mut reader = csv::Reader::from_path(&index).map_err(|error| {
-        unusable(format!(
-            "has no index.csv that can be read ({error}); run this in a checkout of the project, or name a folder"
-        ))
-    })?;
-    let heads = reader.headers().map_err(|error| unusable(error.to_string()))?.clone();
-    let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
-    let missing = |what: &str| unusable(format!("its index.csv has no column {what}"));
-    let file = column(&["file", "path"]).ok_or_else(|| missing("file or path"))?;
-    let label = column(&["label", "class_name"]).ok_or_else(|| missing("label or class_name"))?;
-    let split = column(&["split"]).ok_or_else(|| missing("split"))?;
-    let group = column(&[groups]);
-    let mut rows = Vec::new();
-    for row in reader.records() {
-        let row = row.map_err(|error| unusable(error.to_string()))?;
-        let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
-        if field(label).is_empty() {
-            continue;
-        }
-        let (path, test) = (folder.join(field(file)), field(split) == "test");
-        rows.push(PoolRow { path, label: field(label), group: group.map(field), test });
-    }
-    Ok(rows)
 }

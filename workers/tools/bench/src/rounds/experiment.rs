@@ -11,6 +11,7 @@ use aggregator::score::{ModelScorer, ScoringModel};
 use aggregator::server_optimizer::ServerOptimizerState;
 use aggregator::weights_file::WeightRow;
 use autograd::TrainableSelection;
+use dataset::DatasetError;
 use schemas::HardFocus;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -256,7 +257,11 @@ impl SiteLearner<'_> {
         let settings = steering.training();
         let mut examples = match Examples::read(into, self.labels, settings.holdout_ratio) {
             Ok(examples) => examples,
-            Err(TrainError::NoExamples { .. } | TrainError::SingleClass { .. }) => return Ok(None),
+            Err(
+                TrainError::Dataset(DatasetError::Empty { .. })
+                | TrainError::NoExamples { .. }
+                | TrainError::SingleClass { .. },
+            ) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         if let Some(focus) = focus {

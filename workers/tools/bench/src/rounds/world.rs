@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use aggregator::public_set::PublicSet;
 use aggregator::score::{ModelScorer, ScoringModel, Tuning};
 use autograd::TrainableSelection;
+use dataset::{ExampleSplit, read_dataset};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -206,22 +207,25 @@ struct PictureSplit {
 impl PictureSplit {
     fn read(folder: &Path, labels: &[String]) -> Result<Self, BenchError> {
         let unusable = |why: String| BenchError::NoImages { folder: folder.to_owned(), why };
-        let mut rows = crate::labelled_images::rows(folder)?;
-        rows.shuffle(&mut StdRng::seed_from_u64(1));
+        let mut dataset = read_dataset(folder, None)?;
+        dataset.rows.shuffle(&mut StdRng::seed_from_u64(1));
         let mut parts = Self::default();
         for (class, label) in labels.iter().enumerate() {
-            let of = |tests: bool| rows.iter().filter(move |(_, other, test)| other == label && *test == tests);
+            let of = |tests: bool| {
+                let rows = dataset.rows.iter();
+                rows.filter(move |row| row.label == *label && (row.split == ExampleSplit::Test) == tests)
+            };
             let all = of(false).count();
             if all < 5 {
                 return Err(unusable(format!("has too few images of {label:?} to learn from")));
             }
             let makers = MAKERS_OF_CLASS.min(all / 5);
-            for (number, (path, _, _)) in of(false).take(makers + PUBLIC_OF_CLASS + LEARN_OF_CLASS).enumerate() {
-                let shown = PictureBytes { image: read(path)?, class };
+            for (number, row) in of(false).take(makers + PUBLIC_OF_CLASS + LEARN_OF_CLASS).enumerate() {
+                let shown = PictureBytes { image: read(&dataset.path(row))?, class };
                 if number < makers { parts.makers.push(shown) } else { parts.pool.push(shown) }
             }
-            for (path, _, _) in of(true).take(TEST_OF_CLASS) {
-                parts.test.push(PictureBytes { image: read(path)?, class });
+            for row in of(true).take(TEST_OF_CLASS) {
+                parts.test.push(PictureBytes { image: read(&dataset.path(row))?, class });
             }
         }
         match parts.test.is_empty() {

@@ -73,7 +73,7 @@ pub fn learn(
     };
     let examples = Examples::read(folder, &model.labels, settings.holdout_ratio)?;
     let [learned, held_out, test] =
-        [ExampleSplit::Train, ExampleSplit::HeldOut, ExampleSplit::Test].map(|split| example_indices(&examples, split));
+        [ExampleSplit::Train, ExampleSplit::Holdout, ExampleSplit::Test].map(|split| example_indices(&examples, split));
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     eprintln!("bench: learning from {} images of {name}, {epochs} epochs", learned.len());
     let stop = CancellationToken::new();
@@ -158,7 +158,7 @@ fn peer(
         "images": images,
         "weights": weights,
         "labels": examples.all.iter().map(|example| example.class).collect::<Vec<_>>(),
-        "held_out": example_indices(examples, ExampleSplit::HeldOut),
+        "held_out": example_indices(examples, ExampleSplit::Holdout),
         "test": example_indices(examples, ExampleSplit::Test),
         "orders": orders.collect::<Vec<_>>(),
         "epochs": settings.epochs,

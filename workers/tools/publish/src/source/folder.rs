@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc::Sender;
 
+use dataset::INDEX_FILE;
+
 use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
-use crate::source::label::INDEX;
 use crate::source::{ItemBuilder, SourceEvent, SourceRoot};
 
 /// What lies at or below a path.
@@ -140,7 +141,7 @@ impl FolderWalk {
             } else if kind.is_ok_and(|kind| kind.is_symlink()) && !self.leads_inside(&path) {
                 // Whoever may write to the folder must not choose what else of this machine is published.
                 visit(PathEntry::PassedOver("link to a file outside the folder".into()))?;
-            } else if path.file_name().is_none_or(|name| name != INDEX) {
+            } else if path.file_name().is_none_or(|name| name != INDEX_FILE) {
                 visit(self.find_mismatch(&path).map_or(PathEntry::File(path), PathEntry::PassedOver))?;
             }
         }

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use dataset::{INDEX_FILE, IndexColumns};
+
 use crate::report::RefusedFile;
 use crate::settings::LabelOrigin;
 use crate::source::SourceEvent;
-
-/// Name of the file, in the folder of the images or one above it.
-pub(crate) const INDEX: &str = "index.csv";
 
 /// Labels by file, read when first asked for.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ impl LabelIndex {
         let folders = path.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
         for folder in folders {
             if !self.folders.contains_key(folder) {
-                let labels = self.read(&folder.join(INDEX));
+                let labels = self.read(&folder.join(INDEX_FILE));
                 self.folders.insert(folder.to_owned(), labels);
             }
             let inside = path.strip_prefix(folder).unwrap_or(path);
@@ -45,7 +44,7 @@ impl LabelIndex {
 
     /// Forgets what an index said, because it changed; whether the path is one.
     pub fn forget(&mut self, path: &Path) -> bool {
-        let is_index = path.file_name().is_some_and(|name| name == INDEX);
+        let is_index = path.file_name().is_some_and(|name| name == INDEX_FILE);
         if let Some(folder) = path.parent().filter(|_| is_index) {
             self.folders.remove(folder);
         }
@@ -72,12 +71,11 @@ impl LabelIndex {
             }
         };
         let mut rows = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(file);
-        let column = |headers: &csv::StringRecord, name: &str| headers.iter().position(|header| header == name);
         let (file, label) = match rows.headers() {
-            Ok(headers) => match (column(headers, "file"), column(headers, "label")) {
-                (Some(file), Some(label)) => (file, label),
+            Ok(headers) => match IndexColumns::find(headers) {
+                Ok(columns) => (columns.file, columns.label),
                 // Many programs write an index.csv of their own.
-                _ => {
+                Err(_) => {
                     self.items.push(SourceEvent::PassedOver("index.csv without the columns `file` and `label`".into()));
                     return labels;
                 }
@@ -123,9 +121,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         fs::create_dir_all(root.join("boot")).unwrap();
-        fs::write(root.join(INDEX), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n")
+        fs::write(root.join(INDEX_FILE), "file,label,split\nboot/1.png,far,site\n./boot/2.png,\"ankle, boot\",site\n")
             .unwrap();
-        fs::write(root.join("boot").join(INDEX), "label,file\nnear,1.png\n").unwrap();
+        fs::write(root.join("boot").join(INDEX_FILE), "label,file\nnear,1.png\n").unwrap();
         let mut index = LabelIndex::new(LabelOrigin::Folder);
         let mut label = |name: &str| index.label(root, &root.join(name));
         assert_eq!(label("boot/1.png").as_deref(), Some("near"));
@@ -137,7 +135,7 @@ mod tests {
     #[test]
     fn an_index_of_something_else_is_passed_over_with_a_word() {
         let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join(INDEX), "name;class\n1.png;boot\n").unwrap();
+        fs::write(root.path().join(INDEX_FILE), "name;class\n1.png;boot\n").unwrap();
         let mut index = LabelIndex::new(LabelOrigin::Index);
         assert_eq!(index.label(root.path(), &root.path().join("1.png")), None);
         let items = index.take_items();
@@ -149,7 +147,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let indexes = bend::texts(["file,label\n1.png,boot\n./a/2.png,\"ankle, boot\"\n", "label,file\nnear,1.png\n"]);
         bend::bend_all("labels beside pictures", &indexes, bend::turns() / 4, |bytes| {
-            fs::write(root.path().join(INDEX), bytes).unwrap();
+            fs::write(root.path().join(INDEX_FILE), bytes).unwrap();
             let mut index = LabelIndex::new(LabelOrigin::Index);
             let _label = index.label(root.path(), &root.path().join("1.png"));
             let _said = index.take_items();

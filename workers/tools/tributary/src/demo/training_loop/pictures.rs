@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use bench::camera::{self, CameraStyle};
+use dataset::{DatasetRow, ExampleSplit, INDEX_FILE, read_dataset};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -75,60 +76,20 @@ impl PictureDivision {
     }
 }
 
-/// Reads a folder: with an `index.csv` of files and labels, or with a folder for each label. `groups`: the column that says
-/// what belongs together.
+/// Reads a folder of labelled pictures. `groups`: the column that says what belongs together.
 pub fn read(folder: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
-    let index = folder.join("index.csv");
-    let found = if index.is_file() { indexed(folder, &index, groups)? } else { by_folder(folder)? };
-    ensure!(
-        !found.is_empty(),
-        "{} has no labelled pictures; it needs an index.csv (columns file, label, split), or a folder for each label",
-        folder.display()
-    );
-    Ok(found)
-}
-
-fn indexed(folder: &Path, index: &Path, groups: Option<&str>) -> anyhow::Result<Vec<LoopPicture>> {
-    let read = || format!("{} cannot be read", index.display());
-    let mut reader = csv::Reader::from_path(index).with_context(read)?;
-    let heads = reader.headers().with_context(read)?.clone();
-    let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
-    let missing = |what: &str| format!("{} has no column {what}", index.display());
-    let file = column(&["file", "path"]).with_context(|| missing("file or path"))?;
-    let label = column(&["label", "class_name"]).with_context(|| missing("label or class_name"))?;
-    let split = column(&["split"]);
-    let group = groups.map(|name| column(&[name]).with_context(|| missing(name))).transpose()?;
-    let mut pictures = Vec::new();
-    for row in reader.records() {
-        let row = row.with_context(read)?;
-        let field = |column: usize| row.get(column).unwrap_or_default();
-        if !field(label).is_empty() {
-            pictures.push(LoopPicture {
-                path: folder.join(field(file)),
-                label: field(label).to_owned(),
-                group: group.map(|group| field(group).to_owned()),
-                test: split.is_some_and(|split| field(split) == "test"),
-            });
-        }
+    let dataset = read_dataset(folder, groups)?;
+    if let Some(name) = groups {
+        let has_column = dataset.rows.iter().all(|row| row.group.is_some());
+        ensure!(has_column, "{} has no column {name}", folder.join(INDEX_FILE).display());
     }
-    Ok(pictures)
-}
-
-fn by_folder(folder: &Path) -> anyhow::Result<Vec<LoopPicture>> {
-    let within = |folder: &Path| -> anyhow::Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))?;
-        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        paths.sort_unstable();
-        Ok(paths)
+    let picture = |row: &DatasetRow| LoopPicture {
+        path: dataset.path(row),
+        label: row.label.clone(),
+        group: row.group.clone(),
+        test: row.split == ExampleSplit::Test,
     };
-    let mut pictures = Vec::new();
-    for of_label in within(folder)?.into_iter().filter(|path| path.is_dir()) {
-        let label = of_label.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for path in within(&of_label)?.into_iter().filter(|path| path.is_file()) {
-            pictures.push(LoopPicture { path, label: label.clone(), group: None, test: false });
-        }
-    }
-    Ok(pictures)
+    Ok(dataset.rows.iter().map(picture).collect())
 }
 
 /// Divides them among so many sites; what belongs together stays together. The `unseen` rarest labels are those that the

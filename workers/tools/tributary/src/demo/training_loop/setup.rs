@@ -132,7 +132,7 @@ fn train(
         TrainSettings { epochs, augment, optimizer, label_smoothing_ratio: SMOOTHING, ..TrainSettings::default() };
     let example = |(number, picture): (usize, &&LoopPicture)| {
         let class = blank.labels.iter().position(|label| *label == picture.label)?;
-        let split = if number % HELD_OUT == 0 { ExampleSplit::HeldOut } else { ExampleSplit::Train };
+        let split = if number % HELD_OUT == 0 { ExampleSplit::Holdout } else { ExampleSplit::Train };
         Some(Example { path: picture.path.clone(), class, split, hard: false, times: 1.0 })
     };
     let examples = Examples { all: pictures.iter().enumerate().filter_map(example).collect() };
