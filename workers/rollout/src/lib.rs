@@ -1,9 +1,12 @@
-//! From a model's folder to a release that sites run, and back.
+//! From a model's folder to a release that sites run.
 //!
-//! [`package`] makes one file of a folder and a folder of it, [`oci`] lays it out as registries take it, [`prepare`] makes a
-//! release of a folder. [`stage`] is how a model's releases stand and what may be decided next (pure), [`log`] where
-//! decisions are written. At a worker: [`able`] says whether a machine can run a release at all (pure), [`trial`] tries it
-//! in a process of its own, kept to its files by [`confinement`], [`orders`] hears what shall run, [`swap`] lets it serve, [`home`] keeps it, [`start`] begins with what served last, [`count`] and [`report`] tell what came of it.
+//! [`package`] packs a folder into one file and unpacks it, [`oci`] writes it as an OCI image layout, [`prepare`] makes
+//! a release of a folder. [`stage`] holds a model's rollout state and the decisions that may follow (pure),
+//! [`decision_log`] writes decisions. At a worker, [`compatibility`] says whether a machine can run a release (pure),
+//! [`trial`] tries it in a process of its own that [`confinement`] restricts to its files, [`order_watch`] receives
+//! orders, [`swap`] makes a release serve, [`release_cache`] keeps it, [`serving_model`] starts a worker with the
+//! release that served last, [`release_counter`] and [`report`] count and report results.
+//!
 //! Deliberately absent: which release is better.
 
 pub mod compatibility;
