@@ -72,18 +72,18 @@ impl SwapReporter {
     /// Reports new counts, and at least the running release if `anyway`; returns whether a report was published.
     /// `left`: the worker is stopping.
     async fn publish_report(&self, anyway: bool, left: bool) -> bool {
-        let mut news = self.counter.take_counts();
-        if news.is_empty() && anyway {
-            news.push(self.counter.current_counts(clock::now_ms()));
+        let mut slots = self.counter.take_counts();
+        if slots.is_empty() && anyway {
+            slots.push(self.counter.current_counts(clock::now_ms()));
         }
         let mut published = false;
-        for stretch in news {
-            let told_now = async { self.publisher.publish(&publication(&self.swap(&stretch, left))?).await };
-            match told_now.await {
+        for slot in slots {
+            let publishing = async { self.publisher.publish(&publication(&self.swap(&slot, left))?).await };
+            match publishing.await {
                 Ok(_) => published = true,
                 Err(error) => {
                     tracing::debug!(%error, "release counts report deferred");
-                    self.counter.restore_counts(&stretch);
+                    self.counter.restore_counts(&slot);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Which pictures there are, and what they show: a folder with an `index.csv`, or one folder a label.
+//! Lists pictures and their labels: a folder with an `index.csv`, or one folder per label.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -7,52 +7,51 @@ use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
 
-/// What an example is for.
+/// What an example is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExampleSplit {
-    /// To learn from.
+    /// For training.
     Train,
-    /// To measure by while learning.
+    /// For measuring during training (holdout).
     HeldOut,
-    /// To measure by at the end; nothing is chosen by it.
+    /// For measuring at the end; nothing is chosen by it.
     Test,
 }
 
 /// One labelled picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// Where it is.
+    /// Path of the picture.
     pub path: PathBuf,
-    /// What it shows, a number in the model's list of labels.
+    /// Index of its label in the model's list.
     pub class: usize,
-    /// What it is for.
+    /// What it is used for.
     pub split: ExampleSplit,
-    /// Whether the site was in doubt about it.
+    /// Whether the site found it doubtful.
     pub hard: bool,
-    /// How often it is seen in an epoch on average, besides what `collect.hard_repeats` says; 1 unless a round has a focus.
+    /// Mean number of times it is seen per epoch, on top of `collect.hard_repeats`; 1 unless a round has a focus.
     pub times: f64,
 }
 
 /// Labelled pictures.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Examples {
-    /// In the order of the index, or of their paths.
+    /// All of them, in the order of the index or of their paths.
     pub all: Vec<Example>,
 }
 
 impl Examples {
-    /// Reads a folder. With an `index.csv`: columns `file` or `path`, `label` or `class_name`, `hard` (`true` where
-    /// the site was in doubt), and `split`, in which `val` is held out, `test` is for the end and everything else
-    /// is to learn from. Without: each folder's name
-    /// is the label of the pictures in it. `holdout_ratio` of what is to learn from is held out where the index
-    /// names nothing, chosen by the path alone, so that it is the same in every run.
-    pub fn read(folder: &Path, labels: &[String], held_out_ratio: f64) -> Result<Self, TrainError> {
+    /// Reads a folder. An `index.csv` has the columns `file` or `path`, `label` or `class_name`, `hard` (`true` if the
+    /// site found it doubtful), and `split`, where `val` is the holdout, `test` is for the end and everything else is
+    /// for training. Without an index, each folder's name is the label of the pictures in it. If no holdout is named,
+    /// `holdout_ratio` of the training examples is held out, chosen by path alone, so that it is the same in every run.
+    pub fn read(folder: &Path, labels: &[String], holdout_ratio: f64) -> Result<Self, TrainError> {
         let index = folder.join("index.csv");
         let found = if index.is_file() { read_index(folder, &index)? } else { read_folders(folder)? };
         let wrong = |why: &str| TrainError::NoExamples { folder: folder.into(), why: why.into() };
         if found.is_empty() {
             return Err(wrong(
-                "has no labelled images; it needs an index.csv (columns file, label, split), or a folder for each label",
+                "has no labelled images; it needs an index.csv (columns file, label, split), or one folder per label",
             ));
         }
         let places: BTreeMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
@@ -67,7 +66,8 @@ impl Examples {
         let all: Vec<Example> = found
             .into_iter()
             .map(|row| {
-                let drawn = none_held_out && row.split == ExampleSplit::Train && lot(&row.file) < held_out_ratio;
+                let drawn =
+                    none_held_out && row.split == ExampleSplit::Train && hash_fraction(&row.file) < holdout_ratio;
                 Example {
                     path: folder.join(row.file),
                     class: places.get(row.label.as_str()).copied().unwrap_or_default(),
@@ -80,17 +80,17 @@ impl Examples {
         let examples = Self { all };
         let classes: BTreeSet<usize> = examples.of(ExampleSplit::Train).map(|example| example.class).collect();
         match (classes.len(), examples.of(ExampleSplit::HeldOut).count()) {
-            (0, _) => Err(wrong("has no images to learn from; all are of split val or test")),
+            (0, _) => Err(wrong("has no images to train on; all have split val or test")),
             (1, _) => Err(TrainError::SingleClass {
                 count: examples.of(ExampleSplit::Train).count(),
                 label: classes.first().and_then(|class| labels.get(*class)).cloned().unwrap_or_default(),
             }),
-            (_, 0) => Err(wrong("has too few images to hold some out; add images, or name some split val")),
+            (_, 0) => Err(wrong("has too few images for a holdout; add images, or give some of them split val")),
             _ => Ok(examples),
         }
     }
 
-    /// Those for one purpose.
+    /// The examples of one split.
     pub fn of(&self, split: ExampleSplit) -> impl Iterator<Item = &Example> {
         self.all.iter().filter(move |example| example.split == split)
     }
@@ -106,15 +106,16 @@ struct ExampleRow {
 fn read_index(folder: &Path, index: &Path) -> Result<Vec<ExampleRow>, TrainError> {
     let wrong =
         |why: String| TrainError::NoExamples { folder: folder.into(), why: format!("has an index.csv that {why}") };
-    let mut reader = csv::Reader::from_path(index).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    let heads = reader.headers().map_err(|error| wrong(format!("cannot be read: {error}")))?.clone();
+    let mut reader = csv::Reader::from_path(index).map_err(|error| wrong(format!("could not be read: {error}")))?;
+    let heads = reader.headers().map_err(|error| wrong(format!("could not be read: {error}")))?.clone();
     let column = |names: &[&str]| heads.iter().position(|head| names.contains(&head));
-    let file = column(&["file", "path"]).ok_or_else(|| wrong("has no column file or path".into()))?;
-    let label = column(&["label", "class_name"]).ok_or_else(|| wrong("has no column label or class_name".into()))?;
+    let file = column(&["file", "path"]).ok_or_else(|| wrong("has no column `file` or `path`".into()))?;
+    let label =
+        column(&["label", "class_name"]).ok_or_else(|| wrong("has no column `label` or `class_name`".into()))?;
     let (split, hard) = (column(&["split"]), column(&["hard"]));
     let mut rows = Vec::new();
     for row in reader.records() {
-        let row = row.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let row = row.map_err(|error| wrong(format!("could not be read: {error}")))?;
         let field = |column: usize| row.get(column).unwrap_or_default().to_owned();
         let split = match split.map(field).as_deref() {
             Some("val") => ExampleSplit::HeldOut,
@@ -127,9 +128,9 @@ fn read_index(folder: &Path, index: &Path) -> Result<Vec<ExampleRow>, TrainError
         let hard = hard.map(field).as_deref() == Some("true");
         let named = Path::new(row.get(file).unwrap_or_default());
         let inside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        // An index may come from somebody else: it names files of its own folder, and no pipe that never ends.
+        // An index may be written by somebody else, so it may only name regular files in its own folder.
         if !inside || !folder.join(named).metadata().map_or(true, |metadata| metadata.is_file()) {
-            let why = if inside { "is no file" } else { "lies outside the folder" };
+            let why = if inside { "is not a file" } else { "is outside the folder" };
             return Err(wrong(format!("names {}, which {why}", named.display())));
         }
         rows.push(ExampleRow { file: field(file), label: field(label), split, hard });
@@ -163,8 +164,8 @@ fn read_folders(folder: &Path) -> Result<Vec<ExampleRow>, TrainError> {
     Ok(rows)
 }
 
-/// A number from 0 to below 1 that belongs to a name.
-fn lot(name: &str) -> f64 {
+/// A hash of a name, from 0 to below 1.
+fn hash_fraction(name: &str) -> f64 {
     let digest: [u8; 32] = Sha256::digest(name).into();
     let first = u64::from_be_bytes(std::array::from_fn(|place| digest[place]));
     (first >> 11) as f64 / (1_u64 << 53) as f64
@@ -205,7 +206,7 @@ mod tests {
         let held_out = examples.of(ExampleSplit::HeldOut).count();
         assert!((20..60).contains(&held_out), "{held_out} of 200");
         let again = Examples::read(folder(None, &files).path(), &labels(), 0.2).unwrap();
-        assert_eq!(again.of(ExampleSplit::HeldOut).count(), held_out, "chosen by the path alone");
+        assert_eq!(again.of(ExampleSplit::HeldOut).count(), held_out, "chosen by path alone");
     }
 
     #[test]
@@ -213,9 +214,9 @@ mod tests {
         let refused =
             |index: &str| Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap_err().to_string();
         assert!(refused("file,label\na.png,cow\nb.png,cat\n").contains("cow"));
-        assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("only one class"));
+        assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("a single class"));
         assert!(refused("file,label\n").contains("no labelled images"));
-        assert!(refused("file,kind\na.png,cat\n").contains("no column label"));
+        assert!(refused("file,kind\na.png,cat\n").contains("no column `label`"));
         assert!(refused("file,label\na.png,\n").contains("no labelled images"), "unlabelled");
     }
 }
