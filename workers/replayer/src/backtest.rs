@@ -46,8 +46,8 @@ impl RecordedTask {
     /// From a final answer; `None` if it has no decision trace. `person`: the label that a person gave.
     pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut TextPool) -> Option<Self> {
         let decided = answer.decided.clone()?;
-        let said = |opinion: Option<(&str, f32)>, texts: &mut TextPool| {
-            opinion.map(|(label, confidence)| (texts.shared(label), confidence))
+        let shared = |predicted: Option<(&str, f32)>, texts: &mut TextPool| {
+            predicted.map(|(label, confidence)| (texts.shared(label), confidence))
         };
         let own = answer.label.as_deref().zip(answer.confidence);
         let (edge, verdict) = match answer.route {
@@ -56,7 +56,7 @@ impl RecordedTask {
             Route::Redirected => (None, own),
             Route::Dead => return None,
         };
-        let (edge, verdict) = (said(edge, texts), said(verdict, texts).map(|(label, _)| label));
+        let (edge, verdict) = (shared(edge, texts), shared(verdict, texts).map(|(label, _)| label));
         let truth = person.cloned().or_else(|| answer.truth.as_deref().map(|truth| texts.shared(truth)));
         let timings = &answer.timings;
         let steps_us = timings.queue_us + timings.fetch_us + timings.wait_us + timings.decode_us + timings.infer_us;
@@ -235,8 +235,8 @@ impl BacktestState {
         let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
         let otherwise = (admit == AdmitDecision::Redirect) != decided.redirected;
         // A task that was offloaded and reclaimed would have been reclaimed again.
-        let taken_back = decided.redirected && decided.doubt.is_some();
-        if admit == AdmitDecision::Redirect && !taken_back {
+        let reclaimed = decided.redirected && decided.doubt.is_some();
+        if admit == AdmitDecision::Redirect && !reclaimed {
             let there_ms = finish_s(&decided.network, decided.bytes).map(|seconds| seconds * 1000.0);
             let took_ms = match task.route {
                 Route::Redirected => task.final_ms,
@@ -332,7 +332,7 @@ impl BacktestState {
             let ranked = RankedClass { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
-            let opinion = Prediction {
+            let predicted = Prediction {
                 label: label.to_string(),
                 confidence: *confidence,
                 top,
@@ -341,7 +341,7 @@ impl BacktestState {
                 temperature: None,
                 novelty: None,
             };
-            self.evidence.add_verdict(&opinion, verdict, 2, 1.0);
+            self.evidence.add_verdict(&predicted, verdict, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
             let belief = self.evidence.calibration(target);
