@@ -212,7 +212,7 @@ async fn a_recognizer_killed_at_any_step_of_a_swap_comes_to_it_and_no_image_is_l
     import(&world, &fixture(LIGHT)).await;
     let oracle = Oracle::new(seed(20302), &world.site(0).name, world.bus(0)).unwrap();
     let pouring = oracle.pour(IMAGES_PER_S);
-    for (number, step) in ["fetching", "unpacking", "trying", "loading", "handing over"].into_iter().enumerate() {
+    for (number, step) in ["fetching", "unpacking", "trying", "loading", "swapping"].into_iter().enumerate() {
         let release = import(&world, &again(world.folder(), number as u32)).await;
         decide(&world, &["promote", release.as_str()]).await;
         let said = format!("swap release=\"{}\" step=\"{step}\"", release.short());

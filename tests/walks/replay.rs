@@ -124,14 +124,14 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
     assert!(empty.err.contains("has no answers yet"), "{}", empty.err);
     answers(&world, 20).await;
     for (words, said) in [
-        (vec!["replay", "--since", "2099-01-01", "--to", "none"], "leave none of them"),
+        (vec!["replay", "--since", "2099-01-01", "--to", "none"], "none of them matches"),
         (vec!["replay", "--where", "confidence < low", "--to", "none"], "column 14"),
         (vec!["replay", "--since", "2h", "--until", "3h", "--to", "none"], "not before --until"),
         (vec!["replay", "--since", "later", "--to", "none"], "is not a time"),
         (vec!["replay"], "where to?"),
         (vec!["replay", "--to", "subject:answer.final.a.b.c"], "hear something else"),
         (vec!["replay", "--to", "subject:x.{task}"], "only {site} and {camera}"),
-        (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has none like that"),
+        (vec!["replay", "--pinned", "nothing", "--to", "none"], "set nothing has no matching image"),
         (vec!["replay", "--pace", "5", "--to", "none"], "--to subject:"),
         (vec!["replay", "--gate", "missing.toml"], "--gate missing.toml: there is no such file"),
         (vec!["retention", "--unpin", "nothing"], "none is pinned"),
@@ -144,7 +144,7 @@ async fn what_cannot_be_meant_is_refused_with_what_could_be() {
     std::fs::create_dir(world.folder().join("mine")).unwrap();
     std::fs::write(world.folder().join("mine/letter.txt"), "dear").unwrap();
     let foreign = at(&world, &["replay", "--to", "mine"]).await;
-    assert!(!foreign.success && foreign.err.contains("no replay wrote"), "{}", foreign.err);
+    assert!(!foreign.success && foreign.err.contains("not written by a replay"), "{}", foreign.err);
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn images_that_go_while_they_are_replayed_are_counted_and_the_others_are_w
         answered(&world, *task).await;
     }
     let none = at(&world, &["replay", "--to", "none"]).await;
-    assert!(!none.success && none.err.contains("no task is meant"), "{}", none.err);
+    assert!(!none.success && none.err.contains("no task matches"), "{}", none.err);
     let folder = world.folder().join("set");
     let mut arguments =
         vec!["replay".to_owned(), "--json".into(), "--to".into(), folder.display().to_string(), "--mib-per-s".into()];

@@ -456,7 +456,7 @@ async fn a_store_that_is_away_delays_a_round_and_loses_nothing() {
         Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
     });
     let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
-    assert!(said.contains("tried again"), "{said}");
+    assert!(said.contains("retrying"), "{said}");
     std::fs::remove_file(&models).unwrap();
     std::fs::rename(&aside, &models).unwrap();
     let (release, _, updates) = sealed(&world, number).await;
@@ -524,7 +524,7 @@ async fn rounds_that_gain_nothing_stop_until_a_site_learned_something_new() {
         send(&world, "a", number, &first, &bytes, |_| {}).await;
         let RoundEvent::Failed(note) = ended(&world, number).await else { panic!("round {number} made a release") };
         assert_eq!(note.name, "nothing_gained", "{note:?}");
-        assert!(note.reason.contains("it is least right about"), "{note:?}");
+        assert!(note.reason.contains("its weakest class is"), "{note:?}");
     }
     stops(&world, None).await;
     send(&world, "a", 0, &first, &bytes, |_| {}).await;
@@ -761,7 +761,7 @@ async fn a_release_is_sealed_in_an_s3_bucket_and_one_that_is_away_delays_it() {
         Ok(rounds(&world).await.filter(|report| report.state == "failed").map(|report| report.why))
     });
     let said = said.await.unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
-    assert!(said.contains("tried again") && !said.contains(SECRET), "{said}");
+    assert!(said.contains("retrying") && !said.contains(SECRET), "{said}");
     server.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
     let (release, weights, _) = sealed(&world, number).await;
     let manifest = store.get(&format!("models/{}/{release}/manifest.json", model()), 1 << 20).await.unwrap().unwrap();

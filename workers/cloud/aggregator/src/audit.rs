@@ -1,4 +1,4 @@
-//! How weights were come by: what stands in a release's manifest, for people and for whoever asks why.
+//! How weights were produced: the part of a release's manifest that explains it.
 
 use std::fmt;
 
@@ -9,80 +9,80 @@ use training::holdout::HoldoutScores;
 
 use crate::score::ModelScore;
 
-/// What is known of one site's part in a release.
+/// One site's part in a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SiteAudit {
-    /// The site.
+    /// The site that sent the update.
     pub site: SiteName,
-    /// Pictures it learned from.
+    /// Number of images it learned from.
     pub samples: u64,
-    /// Length of its change.
+    /// Update norm: the length of its difference from its base.
     pub norm: f64,
-    /// On the pictures of the public set that rules learn from; absent without them.
+    /// Mean loss on the public pictures that rules learn from; absent without a public set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// On the same pictures, by class.
+    /// Accuracy on the same pictures by class, 0 to 1; absent for a class without pictures.
     #[serde(default)]
     pub accuracy: Vec<Option<f64>>,
-    /// How much of its change is in the release.
+    /// Weight of its change in the release, 0 to 1.
     pub share: f64,
-    /// Why it does not count, or counts less, in words.
+    /// Why it does not count or counts less; absent if neither.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// A rule that was tried.
+/// Score of one rule that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RuleTrial {
-    /// Its name.
+    /// Name of the rule.
     pub rule: String,
-    /// Loss on the pictures of the public set that are chosen by.
+    /// Loss on the part of the public set that candidates are chosen by.
     pub loss: f64,
-    /// Mean accuracy over the classes there, 0 to 1.
+    /// Mean accuracy over the classes on the same part, 0 to 1.
     pub accuracy_ratio: f64,
 }
 
-/// How weights were come by.
+/// How weights were produced.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AggregateAudit {
-    /// Every site's part, by its name.
+    /// Every site's part, in the order of their names.
     pub parts: Vec<SiteAudit>,
-    /// The rule that made the release.
+    /// The rule that produced the release.
     pub rule: String,
-    /// What was tried, where there was a choice.
+    /// The rules that were tried; empty unless `pick` chose.
     #[serde(default)]
     pub candidates: Vec<RuleTrial>,
-    /// The class that the base is least right about on the pictures that are chosen by, and in what share of them; absent
-    /// where there was no choice.
+    /// Index of the class the base does worst on among the pictures that candidates are chosen by, and its accuracy
+    /// there, 0 to 1; absent unless `pick` chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weakest: Option<(usize, f64)>,
-    /// Whether it is better than its base by more than chance on those pictures; absent where there was no choice.
+    /// Whether it is better than its base by more than chance on those pictures; absent unless `pick` chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub is_clear: Option<bool>,
-    /// Why another rule than the one asked for was used; absent if it was not.
+    /// Why another rule than the configured one was used; absent if it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<String>,
-    /// How right the base and the new weights are; absent without a public set, or where it is too small.
+    /// Accuracy of the base and of the new weights; absent without a public set, or where the set is too small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported: Option<AccuracyChange>,
 }
 
-/// How right the base and the new weights are on the pictures of the public set that no weights are fitted on and nothing
-/// is chosen by.
+/// Accuracy of the base and of the new weights on the reported part of the public set: pictures that nothing was fitted
+/// on or chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AccuracyChange {
-    /// The base.
+    /// Accuracy of the base.
     pub before: ModelAccuracy,
-    /// The new weights.
+    /// Accuracy of the new weights.
     pub after: ModelAccuracy,
-    /// Where the accuracy of the new weights lies, 95 times of 100; 0 to 1.
+    /// 95 % confidence interval of the new weights' accuracy, each bound 0 to 1.
     pub after_interval: (f64, f64),
-    /// Where the change of accuracy lies, 95 times of 100; -1 to 1.
+    /// 95 % confidence interval of the change in accuracy, each bound -1 to 1.
     pub change_interval: (f64, f64),
 }
 
 impl AccuracyChange {
-    /// Of what both say about the same pictures; `None` of no picture.
+    /// Compares two models' predictions on the same pictures; `None` without pictures.
     pub fn of(before: &HoldoutScores, after: &HoldoutScores) -> Option<Self> {
         (!after.is_empty()).then(|| Self {
             before: before.measured(),
@@ -92,13 +92,13 @@ impl AccuracyChange {
         })
     }
 
-    /// Whether the change is more than what chance makes of so few pictures.
+    /// Whether the change is larger than chance explains with so few pictures.
     pub fn is_measured(&self) -> bool {
         self.change_interval.0 > 0.0 || self.change_interval.1 < 0.0
     }
 }
 
-/// `91.2 % right of 167 pictures (85.9 to 94.6), 89.8 % before: no change measured`.
+/// `91.2 % right of 167 pictures (85.9 to 94.6), 89.8 % before: no measurable change`.
 impl fmt::Display for AccuracyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { before, after, after_interval: (low, high), change_interval } = self;
@@ -114,13 +114,13 @@ impl fmt::Display for AccuracyChange {
         )?;
         match self.is_measured() {
             true => write!(f, "{:+.1} to {:+.1} points", percent(change_interval.0), percent(change_interval.1)),
-            false => f.write_str("no change measured"),
+            false => f.write_str("no measurable change"),
         }
     }
 }
 
 impl AggregateAudit {
-    /// Where a release that was come by so is said to come from. `words`: such as `round 3`.
+    /// The origin that a release of these weights is described with. `words`: such as `round 3`.
     pub fn origin(&self, parent: Option<ReleaseId>, words: String) -> ReleaseOrigin {
         ReleaseOrigin {
             parent,
@@ -152,7 +152,7 @@ mod tests {
         let little = AccuracyChange::of(&scores(89), &scores(90)).unwrap();
         assert_eq!(
             little.to_string(),
-            "90.0 % right of 100 pictures (82.6 to 94.5), 89.0 % before: no change measured"
+            "90.0 % right of 100 pictures (82.6 to 94.5), 89.0 % before: no measurable change"
         );
         let much = AccuracyChange::of(&scores(70), &scores(90)).unwrap();
         assert_eq!(

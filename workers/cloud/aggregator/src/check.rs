@@ -1,5 +1,5 @@
-//! What of an update is looked at before it counts. Pure but for reading the update's own file. Each refusal has a name, a
-//! reason and a remedy, and concerns nobody else.
+//! The checks an update must pass before it counts. Pure but for reading the update's own file. Each refusal has a
+//! name, a reason and a remedy, and affects no other site.
 
 use std::collections::BTreeMap;
 
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::weights_file::WeightsFileError;
 
-/// What updates are refused.
+/// Which updates are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckSettings {
-    /// Most images a site may say it learned from, at least 1: what a site says is what it counts by.
+    /// Most images an update may claim to have learned from, at least 1. The claim decides the site's share.
     pub samples_max: u64,
-    /// The same for single sites.
+    /// The same limit for single sites, in place of `samples_max`.
     pub max_samples_of_site: BTreeMap<SiteName, u64>,
-    /// Public keys by site, as `tributary key` prints them. With any key here, an update counts only if its site signed it.
+    /// Public keys by site, as `tributary key` prints them. If any key is set, only updates signed by their site count.
     pub keys: BTreeMap<SiteName, String>,
-    /// Largest file of weights, MiB, at least 1.
+    /// Largest file of weights in MiB, 1 to 512.
     pub weights_max_mib: u32,
-    /// A change may be so many times as long as the base, above 0; absent: of any length.
+    /// Largest update norm as a multiple of the base's norm, above 0; absent: no limit.
     pub norm_over_base_max: Option<f64>,
-    /// A change may be so many times as long as the median of its round, at least 1; absent: of any length.
+    /// Largest update norm as a multiple of the round's median norm, at least 1; absent: no limit.
     pub norm_over_median_max: Option<f64>,
-    /// Whether an update counts that is worse than its base on what its own site held out, by more than chance.
+    /// Count updates that are worse than their base on their site's own holdout by more than chance.
     pub accept_worse: bool,
 }
 
@@ -45,186 +45,201 @@ impl Default for CheckSettings {
 }
 
 impl CheckSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.samples_max > 0, "samples_max: at least 1"),
-            (self.max_samples_of_site.values().all(|most| *most > 0), "max_samples_of_site: at least 1 each"),
-            ((1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib), "weights_max_mib: 1 to 512"),
+            (self.samples_max > 0, "samples_max is 0; it must be at least 1"),
+            (
+                self.max_samples_of_site.values().all(|most| *most > 0),
+                "max_samples_of_site has a 0; every value must be at least 1",
+            ),
+            (
+                (1..=(MAX_WEIGHTS_BYTES >> 20) as u32).contains(&self.weights_max_mib),
+                "weights_max_mib is out of range; it must be 1 to 512",
+            ),
             (
                 self.keys.values().all(|key| is_public_key(key)),
-                "keys: 64 hexadecimal digits each, as `tributary key` prints",
+                "keys has an invalid key; each must have 64 hexadecimal digits, as `tributary key` prints them",
             ),
-            (self.norm_over_base_max.is_none_or(|most| most > 0.0), "norm_over_base_max: above 0"),
-            (self.norm_over_median_max.is_none_or(|most| most >= 1.0), "norm_over_median_max: at least 1"),
+            (
+                self.norm_over_base_max.is_none_or(|most| most > 0.0),
+                "norm_over_base_max is out of range; it must be above 0",
+            ),
+            (
+                self.norm_over_median_max.is_none_or(|most| most >= 1.0),
+                "norm_over_median_max is out of range; it must be at least 1",
+            ),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("check.{wanted}")))
     }
 }
 
-/// Why an update does not count.
+/// Why an update is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateRefusal {
-    /// The message is not an update.
-    #[error("it cannot be read: {0}")]
+    /// The message cannot be decoded as an update.
+    #[error("the update cannot be decoded: {0}")]
     Unreadable(String),
-    /// Its subject names another site or round than it does itself.
-    #[error("it came on {subject}, and says it is of site {site} for round {round}")]
+    /// The subject names another site or round than the update.
+    #[error("it arrived on subject {subject}, but names site {site} and round {round}")]
     Misdirected {
-        /// Where it came.
+        /// Subject it arrived on.
         subject: String,
-        /// What it says.
+        /// Site named in the update.
         site: SiteName,
-        /// What it says.
+        /// Round named in the update.
         round: u64,
     },
-    /// There is no such round.
-    #[error("it is for round {round}, and the last one is {last}")]
+    /// The round does not exist.
+    #[error("it is for round {round}, but the last round is {last}")]
     UnknownRound {
-        /// What it says.
+        /// Round named in the update.
         round: u64,
-        /// The last one.
+        /// Number of the last round.
         last: u64,
     },
-    /// The round is over.
-    #[error("it is for round {round}, which was closed before it came")]
+    /// The round was already closed.
+    #[error("it is for round {round}, which was closed before the update arrived")]
     Late {
-        /// What it says.
+        /// Round named in the update.
         round: u64,
     },
-    /// The site was not asked.
-    #[error("site {site} was not asked in round {round}")]
+    /// The site was not selected for the round.
+    #[error("site {site} was not selected for round {round}")]
     NotAsked {
-        /// The site.
+        /// The sender.
         site: SiteName,
-        /// The round.
+        /// Number of the round.
         round: u64,
     },
-    /// The site sent one already.
-    #[error("site {site} sent an update for round {round} already")]
+    /// The site has already sent an update for the round.
+    #[error("site {site} has already sent an update for round {round}")]
     Second {
-        /// The site.
+        /// The sender.
         site: SiteName,
-        /// The round.
+        /// Number of the round.
         round: u64,
     },
-    /// It starts from another release.
-    #[error("it starts from release {}, and {wanted} is asked for", found.short())]
+    /// It starts from a release the round does not accept.
+    #[error("it starts from release {}; the round accepts {wanted}", found.short())]
     OtherBase {
-        /// What it says.
+        /// The release it starts from.
         found: ReleaseId,
-        /// What is asked for, in words.
+        /// The releases the round accepts, in words.
         wanted: String,
     },
-    /// Its site did not sign it.
+    /// It has no valid signature of its site.
     #[error("{0}")]
     NotSigned(&'static str),
-    /// It says it learned from nothing.
-    #[error("it says it learned from no image")]
+    /// It names no image it learned from.
+    #[error("it claims to have learned from no images")]
     NoSamples,
-    /// It says it learned from more than the site may say.
-    #[error("it says it learned from {found} images, and {most} is the most that site {site} may say")]
+    /// It claims more images than allowed.
+    #[error("it claims to have learned from {found} images; site {site} may claim at most {most}")]
     TooManySamples {
-        /// The site.
+        /// The sender.
         site: SiteName,
-        /// What it says.
+        /// Number it claims.
         found: u128,
-        /// The setting.
+        /// Largest number allowed.
         most: u64,
     },
-    /// Its weights are too large.
-    #[error("its weights have {found} bytes, and {most} are accepted")]
+    /// Its weights are larger than allowed.
+    #[error("its weights have {found} bytes; at most {most} are accepted")]
     TooLarge {
-        /// What it says.
+        /// Size in bytes that it names.
         found: u64,
-        /// The setting.
+        /// Largest size allowed, in bytes.
         most: u64,
     },
-    /// Its weights are not in the bucket, or are not what their digest says.
-    #[error("its weights cannot be had: {0}")]
+    /// Its weights are missing, or do not match their digest.
+    #[error("its weights could not be fetched: {0}")]
     NoWeights(String),
     /// Its weights do not fit the model.
     #[error(transparent)]
     Values(#[from] WeightsFileError),
-    /// Its own site finds it worse.
+    /// It is worse than its base on its own site's holdout.
     #[error(
-        "on the {images} images its site held out it is worse than what it started from: {after:.1} % right instead of {before:.1} %"
+        "on its site's holdout ({images} images) it is worse than its base: {after:.1} % right instead of {before:.1} %"
     )]
     Worse {
-        /// Images held out.
+        /// Number of holdout images.
         images: u64,
-        /// Right before, percent.
+        /// Accuracy of the base, percent.
         before: f64,
-        /// Right after, percent.
+        /// Accuracy of the update, percent.
         after: f64,
     },
-    /// Its weights are no numbers.
-    #[error("its weights hold what is no number")]
+    /// Its weights contain NaN or infinity.
+    #[error("its weights contain NaN or infinity")]
     NotFinite,
-    /// It is too long.
-    #[error("its change is {found:.3} long, and {most:.3} is the most that is accepted ({by})")]
+    /// Its update norm is above the limit.
+    #[error("its update norm is {found:.3}; at most {most:.3} is accepted ({by})")]
     TooLong {
-        /// Its length.
+        /// Its update norm.
         found: f64,
-        /// The most.
+        /// Largest norm allowed.
         most: f64,
-        /// By what.
+        /// The setting that set the limit.
         by: &'static str,
     },
 }
 
 impl UpdateRefusal {
-    /// For a dead letter.
+    /// The note for a dead letter.
     pub fn fault_note(&self) -> FaultNote {
         let (name, remedy) = match self {
-            Self::Unreadable(_) => ("update_unreadable", "run the same release of tributary on both sides"),
-            Self::Misdirected { .. } => ("update_misdirected", "give each site a name of its own"),
-            Self::UnknownRound { .. } => ("round_unknown", "nothing: rounds are opened here alone"),
+            Self::Unreadable(_) => {
+                ("update_unreadable", "run the same version of tributary at the site and in the cloud")
+            }
+            Self::Misdirected { .. } => ("update_misdirected", "give each site its own name"),
+            Self::UnknownRound { .. } => {
+                ("round_unknown", "look for a second cloud: rounds of this model are opened here only")
+            }
             Self::Late { .. } => (
                 "update_late",
-                "give rounds more time (round.grace_s, round.deadline_s), or let what is late count in the next (round.max_staleness)",
+                "give sites more time (round.grace_s, round.deadline_s), or accept stragglers in the next round (round.max_staleness)",
             ),
             Self::NotAsked { .. } => ("site_not_asked", "add the site to round.sites"),
             Self::Second { .. } => {
-                ("update_second", "look for a second trainer of that site, or another site of that name")
+                ("update_second", "look for a second trainer at that site, or a second site of that name")
             }
             Self::OtherBase { .. } => {
-                ("base_unknown", "let the site take the latest release, or let older bases count (round.max_staleness)")
+                ("base_unknown", "update the site to the latest release, or accept older bases (round.max_staleness)")
             }
             Self::NotSigned(_) => {
                 ("signature_wrong", "give the site a key (`tributary key`) and name its public half in check.keys")
             }
-            Self::NoSamples => ("samples_none", "look at the site's trainer"),
-            Self::TooManySamples { .. } => {
-                ("samples_too_many", "if it is true, raise check.samples_max or check.max_samples_of_site for the site")
-            }
+            Self::NoSamples => ("samples_none", "check the site's trainer"),
+            Self::TooManySamples { .. } => (
+                "samples_too_many",
+                "if the number is right, raise check.samples_max or check.max_samples_of_site for the site",
+            ),
             Self::TooLarge { .. } => {
                 ("weights_too_large", "train fewer layers, or send 16-bit floats (trainer.weight_format)")
             }
             Self::NoWeights(_) => {
-                ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or look for who changed them")
+                ("weights_missing", "keep weights longer (streams.blobs_max_age_s), or find out what changed them")
             }
             Self::Values(error) => {
-                (error.name(), "let the site train the model and the layers that the round asks for")
+                (error.name(), "have the site train the model and the layers that the round asks for")
             }
             Self::Worse { .. } => (
                 "update_worse",
-                "look at the site's labels; learn more slowly (trainer.optimizer.learning_rate) or fewer layers \
-                 (round.trainable); or let it count all the same (check.accept_worse)",
+                "check the site's labels; train with a lower trainer.optimizer.learning_rate or fewer layers \
+                 (round.trainable); or accept it anyway (check.accept_worse)",
             ),
-            Self::NotFinite => {
-                ("weights_not_finite", "look at the site's trainer: a smaller learning rate, or clip_norm")
-            }
+            Self::NotFinite => ("weights_not_finite", "use a lower learning rate or clip_norm in the site's trainer"),
             Self::TooLong { .. } => (
                 "change_too_long",
-                "look at the site's trainer; if it is right, raise check.norm_over_base_max or norm_over_median_max",
+                "check the site's trainer; if the update is right, raise check.norm_over_base_max or norm_over_median_max",
             ),
         };
         FaultNote::new(name, self.to_string(), remedy)
     }
 }
 
-/// Looks at what an update says of itself.
+/// Checks what an update says about itself.
 pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     let found: u128 = update.samples.values().map(|count| u128::from(*count)).sum();
     let most = settings.max_samples_of_site.get(&update.site).copied().unwrap_or(settings.samples_max);
@@ -249,15 +264,15 @@ pub fn check_description(update: &Update, settings: &CheckSettings) -> Result<()
     Ok(())
 }
 
-/// Whether an update is worse on what its site held out: as its trainer says, or, of one that does not say so, if far fewer
-/// are right.
+/// Whether an update is worse on its site's holdout: as its trainer reports, or, if it reports nothing, when far fewer
+/// images are right.
 fn is_worse(update: &Update) -> bool {
     let Update { before, after, gain, .. } = update;
     let count = after.images.min(before.images) as f64;
     match gain {
         Some(gain) => *gain == Gain::Worse,
         None if count > 0.0 => {
-            // Two shares of so many images each, as if they were others: 95 of 100, one-sided.
+            // Two independent shares of that many images each, compared one-sided at 95 %.
             let both = f64::midpoint(before.accuracy_ratio, after.accuracy_ratio);
             let error = (2.0 * both * (1.0 - both) / count).sqrt();
             before.accuracy_ratio - after.accuracy_ratio > 1.645 * error
@@ -266,25 +281,26 @@ fn is_worse(update: &Update) -> bool {
     }
 }
 
-/// The cloud's note of the public keys of a fleet's sites, JSON by site: it takes the place of the settings' keys.
+/// Name of the cloud's ledger note with the public keys of a fleet's sites, as JSON by site. It replaces the keys in
+/// the settings.
 pub const SITE_KEYS: &str = "site-update-keys";
 
-/// Whether its site says this, where keys are known. Asked before a site counts as heard: what somebody else wrote must not
-/// take its place.
+/// Checks an update's signature, where keys are known. This comes before the site is recorded as heard, so that a
+/// forged update cannot take the real one's place.
 pub fn signature(update: &Update, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if settings.keys.is_empty() {
         return Ok(());
     }
-    let key = settings.keys.get(&update.site).ok_or(UpdateRefusal::NotSigned("no key of its site is known"))?;
+    let key = settings.keys.get(&update.site).ok_or(UpdateRefusal::NotSigned("no key is known for its site"))?;
     let signature = update.signature.as_ref().ok_or(UpdateRefusal::NotSigned("it is not signed"))?;
-    let signed = update.signed_bytes().map_err(|_| UpdateRefusal::NotSigned("what it signs cannot be written"))?;
+    let signed = update.signed_bytes().map_err(|_| UpdateRefusal::NotSigned("its signed bytes cannot be encoded"))?;
     match is_signed(key, &signed, signature) {
         true => Ok(()),
-        false => Err(UpdateRefusal::NotSigned("its signature is not that of its site")),
+        false => Err(UpdateRefusal::NotSigned("its signature does not match its site's key")),
     }
 }
 
-/// Looks at how long a change is. `base`: the length of the base.
+/// Checks an update's norm against that of its base. `base`: norm of the base's weights.
 pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSettings) -> Result<(), UpdateRefusal> {
     if !finite || !norm.is_finite() {
         return Err(UpdateRefusal::NotFinite);
@@ -295,7 +311,7 @@ pub fn check_update_norm(norm: f64, finite: bool, base: f64, settings: &CheckSet
     }
 }
 
-/// Looks at how long changes are among those of their round.
+/// Checks update norms against the median of their round.
 pub fn check_round_norms(norms: &[f64], settings: &CheckSettings) -> Vec<Option<UpdateRefusal>> {
     let most = settings.norm_over_median_max.map(|most| most * crate::filter::median(norms));
     let too_long = |norm: &f64| {
@@ -343,7 +359,7 @@ mod tests {
         assert_eq!(refused(&update(&[], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[0, 0], 1000), &settings), "samples_none");
         assert_eq!(refused(&update(&[60, 41], 1000), &settings), "samples_too_many");
-        // A sum that a 64-bit number does not hold.
+        // A sum that overflows 64 bits.
         assert_eq!(refused(&update(&[u64::MAX, u64::MAX], 1000), &settings), "samples_too_many");
         assert_eq!(refused(&update(&[1], u64::MAX), &settings), "weights_too_large");
         let own = CheckSettings { max_samples_of_site: [("reef".parse().unwrap(), 200)].into(), ..settings };
@@ -357,10 +373,10 @@ mod tests {
         let with = |gain, after| Update { gain, before: measured(0.9), after: measured(after), ..update(&[50], 1000) };
         assert_eq!(refused(&with(Some(Gain::Worse), 0.88), &settings), "update_worse");
         assert_eq!(refused(&with(None, 0.7), &settings), "update_worse");
-        assert!(check_description(&with(None, 0.88), &settings).is_ok(), "chance");
+        assert!(check_description(&with(None, 0.88), &settings).is_ok(), "within chance");
         assert!(
             check_description(&with(Some(Gain::Level), 0.7), &settings).is_ok(),
-            "its trainer compared image by image"
+            "the trainer's own comparison, image by image, comes first"
         );
         let settings = CheckSettings { accept_worse: true, ..settings };
         assert!(check_description(&with(Some(Gain::Worse), 0.1), &settings).is_ok());

@@ -1,37 +1,37 @@
-//! Which updates count at all, and how far they may reach. Pure.
+//! Which updates count, and which are clipped. Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// What is done about updates that stand out. In the order they are named in.
+/// How to treat updates that stand out; applied in the order they are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateFilter {
-    /// A change longer than `clip_over_median` times the median of the round is shortened to that.
+    /// Clip an update whose norm is above `clip_over_median` times the round's median to that limit.
     NormClip,
-    /// An update whose loss on the public set is above `loss_over_median` times the median of the round does not count.
+    /// Drop an update whose loss on the public set is above `loss_over_median` times the round's median.
     LossGate,
-    /// Only the updates that lie closest together count (Multi-Krum, arXiv 1703.02757): as many as there are without the
-    /// `suspects_ratio` that may be bad.
+    /// Keep only the updates closest to each other (Multi-Krum, arXiv 1703.02757): all but the `suspects_ratio` that
+    /// may be bad.
     Krum,
-    /// Number by number, the mean without the `trim_ratio` lowest and highest (arXiv 1803.01498); shares do not count.
+    /// Per weight, the mean without the `trim_ratio` lowest and highest values (arXiv 1803.01498); shares are ignored.
     Trimmed,
-    /// Number by number, the median (arXiv 1803.01498); shares do not count.
+    /// Per weight, the median (arXiv 1803.01498); shares are ignored.
     Median,
 }
 
-/// The numbers of the filters.
+/// Filters and their thresholds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterSettings {
-    /// Which filters, in order; none if empty.
+    /// The filters, in order; empty: none.
     pub names: Vec<UpdateFilter>,
-    /// Of `norm-clip`, above 0.
+    /// For `norm-clip`: limit as a multiple of the median norm, above 0.
     pub clip_over_median: f64,
-    /// Of `loss-gate`, at least 1.
+    /// For `loss-gate`: limit as a multiple of the median loss, at least 1.
     pub loss_over_median: f64,
-    /// Of `krum`: share of the updates that may be bad, 0 to below 0.5.
+    /// For `krum`: share of the updates that may be bad, 0 to below 0.5.
     pub suspects_ratio: f64,
-    /// Of `trimmed`: left out at either end, 0 to below 0.5.
+    /// For `trimmed`: share dropped at each end, 0 to below 0.5.
     pub trim_ratio: f64,
 }
 
@@ -42,25 +42,28 @@ impl Default for FilterSettings {
 }
 
 impl FilterSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.clip_over_median > 0.0, "clip_over_median: above 0"),
-            (self.loss_over_median >= 1.0, "loss_over_median: at least 1"),
-            ((0.0..0.5).contains(&self.suspects_ratio), "suspects_ratio: 0 to below 0.5"),
-            ((0.0..0.5).contains(&self.trim_ratio), "trim_ratio: 0 to below 0.5"),
+            (self.clip_over_median > 0.0, "clip_over_median is out of range; it must be above 0"),
+            (self.loss_over_median >= 1.0, "loss_over_median is out of range; it must be at least 1"),
+            (
+                (0.0..0.5).contains(&self.suspects_ratio),
+                "suspects_ratio is out of range; it must be at least 0 and below 0.5",
+            ),
+            ((0.0..0.5).contains(&self.trim_ratio), "trim_ratio is out of range; it must be at least 0 and below 0.5"),
         ];
         wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("filter.{wanted}")))
     }
 }
 
-/// What each change is multiplied by, so that none is longer than so many times the median.
+/// Factor for each change that brings its norm to at most `over_median` times the median.
 pub fn clip(norms: &[f64], over_median: f64) -> Vec<f64> {
     let most = median(norms) * over_median;
     norms.iter().map(|norm| if *norm > most && *norm > 0.0 { most / norm } else { 1.0 }).collect()
 }
 
-/// Which updates have a loss of no more than so many times the median; all of them if none has.
+/// Which updates have a loss of at most `over_median` times the median; all of them if no loss is finite.
 pub fn gate(losses: &[f64], over_median: f64) -> Vec<bool> {
     let finite: Vec<f64> = losses.iter().copied().filter(|loss| loss.is_finite()).collect();
     let most = median(&finite) * over_median;
@@ -68,11 +71,11 @@ pub fn gate(losses: &[f64], over_median: f64) -> Vec<bool> {
     if within.iter().any(|within| *within) { within } else { vec![true; losses.len()] }
 }
 
-/// Which updates lie closest together. `squares`: of all distances.
+/// Which updates are closest to each other. `squares`: squared distances between all of them.
 pub fn krum(squares: &[Vec<f64>], suspects_ratio: f64) -> Vec<bool> {
     let count = squares.len();
     let suspects = (count as f64 * suspects_ratio).ceil() as usize;
-    // Each is judged by the distances to its nearest: all but the suspects, itself and one.
+    // Each is scored by the distances to its nearest neighbours: all others but the suspects and one.
     let near = count.saturating_sub(suspects + 2).max(1);
     let mut order: Vec<(f64, usize)> = squares
         .iter()
@@ -91,7 +94,7 @@ pub fn krum(squares: &[Vec<f64>], suspects_ratio: f64) -> Vec<bool> {
     kept
 }
 
-/// The middle one, or the mean of the middle two; 0 of none.
+/// The median; 0 of no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

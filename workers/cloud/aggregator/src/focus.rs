@@ -1,6 +1,6 @@
-//! What a release finds hard, over all sites: which classes, and what their pictures look like to it. Pure.
+//! What a release finds hard over all sites: which classes, and what their pictures look like to it. Pure.
 //!
-//! Enters: hard cases, which sites send without pixels. Leaves: what a round asks its sites to see oftener.
+//! In: hard cases, which sites send without pixels. Out: what a round asks its sites to train on more often.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use schemas::answer::RankedClass;
 use schemas::round::HARD_CLASSES_MAX;
 use schemas::{HardClass, HardFocus};
 
-/// Features that are told for each class, at the most: of more, a focus goes by classes alone.
+/// Most features sent per class; a model with more gets a focus by class alone.
 pub const FEATURES_MAX: usize = 2048;
 
-/// Sums up hard cases.
+/// Sums up hard cases by class.
 #[derive(Debug, Clone, Default)]
 pub struct HardSummary {
     of_class: BTreeMap<String, HardClassSum>,
@@ -19,14 +19,15 @@ pub struct HardSummary {
 
 #[derive(Debug, Clone, Default)]
 struct HardClassSum {
-    /// Of all hard cases, what was given to the class.
+    /// The class's part of all hard cases.
     doubt: f64,
-    /// The sum of directions of features, each times what was given to the class.
+    /// Sum of the feature directions, each weighted by the class's part of the case.
     direction: Vec<f64>,
 }
 
 impl HardSummary {
-    /// Adds one. `top`: its best classes; each gets its part of the case, for what is doubtful is which of them it is.
+    /// Adds one case. `top`: its best classes; the case is divided among them by confidence, because the doubt is which
+    /// of them it is.
     pub fn add(&mut self, top: &[RankedClass], features: Option<&[f32]>) {
         let given = |ranked: &RankedClass| {
             Some(f64::from(ranked.confidence)).filter(|given| (0.0..=1.0).contains(given)).unwrap_or(0.0)
@@ -54,7 +55,7 @@ impl HardSummary {
         }
     }
 
-    /// What a round asks for; `None` without hard cases, or with no strength. `strength`: 0 to 8.
+    /// The focus that a round asks for; `None` without hard cases, or with strength 0. `strength`: 0 to 8.
     pub fn focus(self, strength: f32) -> Option<HardFocus> {
         let all: f64 = self.of_class.values().map(|sum| sum.doubt).sum();
         if strength <= 0.0 || all <= 0.0 {

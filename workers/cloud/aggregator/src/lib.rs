@@ -1,12 +1,15 @@
-//! Many sites' updates become one better model: check → score → weigh → merge → seal ([`walk`]).
+//! Merges the sites' updates into one better model: check → score → weigh → merge → release ([`worker`]).
 //!
-//! [`round`] is a model's rounds as a fold over what the stream says (pure), [`check`] what is looked at before an update
-//! counts. [`values`] is an update's weights as they came, [`layout`] says which number of them is which. [`public`]
-//! is the public set, [`score`] tries models on it, [`rule`] is how they are merged, [`filter`] and [`weigh`] say what counts and how much (pure), [`merge`] puts rows together in one
-//! pass (pure), [`server`] is how far the next release follows (pure), [`derive`] the walk through all of them. [`seal`]
-//! makes a release of it, [`release`] is what a release is in the store, [`verify`] makes one again and compares, [`remake`]
-//! makes one again without some updates, [`focus`] says what a release finds hard (pure), [`descent`] says which releases hold an update or start from one that does (pure).
-//! Deliberately absent: which sites run it.
+//! [`round`] folds the stream's events into a model's rounds (pure), [`round_open`] opens one, [`check`] holds the
+//! checks an update must pass. [`weights_file`] reads an update's weights, [`parameter_layout`] maps numbers to
+//! tensors, [`public_set`] reads the public set and [`score`] scores models on it. [`rule`] names the merge rules,
+//! [`filter`] and [`weigh`] decide what counts and how much (pure), [`merge`] adds rows in one pass (pure),
+//! [`server_optimizer`] decides how far the release follows (pure); [`aggregate`] runs them in order and [`audit`]
+//! records the result. [`release_builder`] makes the release, [`release`] is its form in the store, [`verify`] derives
+//! it again and compares, [`remake`] derives it without some updates, [`focus`] says what a release finds hard (pure),
+//! [`tainted_release`] names the releases that learned from an update (pure).
+//!
+//! Deliberately absent: which sites run a release.
 
 pub mod aggregate;
 pub mod audit;

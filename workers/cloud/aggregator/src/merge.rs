@@ -1,27 +1,27 @@
-//! Many rows become one: a weighted sum, a median, or a mean without the extremes. One pass over all of them in blocks,
-//! one accumulator; memory does not grow with their number. Pure. The same rows in the same order give the same bits:
-//! whoever calls it sorts by site.
+//! Merges many rows into one: a weighted sum, a median or a trimmed mean. One pass over all of them in blocks with one
+//! accumulator, so memory does not grow with their number. Pure. The same rows in the same order give the same bits;
+//! callers sort them by site.
 
 use crate::parameter_layout::ParameterLayout;
 use crate::weights_file::{BLOCK, ReadBuffer, WeightRow, each_block};
 
-/// A row and how much of it is added.
+/// A row and its weight in a sum.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightedRow<'a> {
-    /// The row.
+    /// The row's numbers.
     pub values: WeightRow<'a>,
-    /// How much of it.
+    /// Its weight.
     pub times: f64,
 }
 
-/// The sum of the terms. A term of 0 is not read.
+/// The weighted sum of the terms. A term of weight 0 is not read.
 pub fn sum(terms: &[WeightedRow<'_>], layout: &ParameterLayout) -> Vec<f32> {
     let mut row = vec![0.0; layout.len()];
     sum_into(terms, layout, &mut row);
     row
 }
 
-/// As [`sum`], into a row that is there already.
+/// Like [`sum`], added into an existing row.
 pub fn sum_into(terms: &[WeightedRow<'_>], layout: &ParameterLayout, row: &mut [f32]) {
     let terms: Vec<WeightedRow<'_>> = terms.iter().copied().filter(|term| term.times.abs() > 1e-12).collect();
     let mut room = ReadBuffer::default();
@@ -50,11 +50,11 @@ pub fn sum_into(terms: &[WeightedRow<'_>], layout: &ParameterLayout, row: &mut [
     });
 }
 
-/// Rows that are added at once.
+/// Rows added in one pass.
 const MOST_AT_ONCE: usize = 8;
 
-/// Adds the first blocks of little-endian floats at once, so that the sum is read and written less often; in the order of
-/// adding one after the other, to the same bits. Returns how many.
+/// Adds the first `COUNT` blocks of little-endian floats together, so that the sum is read and written less often. The
+/// order of additions is that of one row after another, so the bits are the same. Returns how many were added.
 fn add<const COUNT: usize>(sum: &mut [f32], blocks: &[&[u8]], terms: &[WeightedRow<'_>]) -> usize {
     let len = sum.len();
     let blocks: [&[[u8; 4]]; COUNT] = std::array::from_fn(|row| &blocks[row].as_chunks::<4>().0[..len]);
@@ -67,14 +67,14 @@ fn add<const COUNT: usize>(sum: &mut [f32], blocks: &[&[u8]], terms: &[WeightedR
     COUNT
 }
 
-/// What a site changed: its row, and the row it started from unless the site sent the difference itself.
+/// A site's change: its row minus the row it started from, unless the site sent the difference itself.
 #[derive(Debug, Clone, Copy)]
 pub struct SiteDelta<'a> {
-    /// What the site sent.
+    /// The numbers the site sent.
     pub values: WeightRow<'a>,
-    /// Where it started.
+    /// The weights it started from.
     pub base: &'a [f32],
-    /// What its change is multiplied by: 1, or less where it was clipped.
+    /// Factor of the change: 1, or less where it was clipped.
     pub times: f64,
 }
 
@@ -96,14 +96,14 @@ impl SiteDelta<'_> {
         }
     }
 
-    /// Its length (the root of the sum of squares), and whether every number of it is one.
+    /// Its norm (root of the sum of squares), and whether every number is finite.
     pub fn norm(&self, layout: &ParameterLayout) -> (f64, bool) {
         let (mut square, mut finite) = (0.0_f64, true);
         let (mut room, mut out) = (ReadBuffer::default(), vec![0.0; BLOCK]);
         each_block(layout, |place, from, at, len| {
             let out = &mut out[..len];
             self.block(layout, (place, from, at, len), &mut room, out);
-            // Without a way out in the middle, and in lanes of their own, the compiler does several at a time.
+            // Without an early exit and with separate lanes, the compiler vectorizes this.
             finite &= out.iter().fold(true, |finite, value| finite & value.is_finite());
             square += squares(out);
         });
@@ -112,7 +112,7 @@ impl SiteDelta<'_> {
 }
 
 impl SiteDelta<'_> {
-    /// The sum of its numbers, each times that of another row: how much a loss with this slope grows along it.
+    /// Dot product with another row: how much a loss with this slope grows along the change.
     pub fn along(&self, slope: &[f32], layout: &ParameterLayout) -> f64 {
         let (mut room, mut out, mut sum) = (ReadBuffer::default(), vec![0.0; BLOCK], 0.0);
         each_block(layout, |place, from, at, len| {
@@ -124,7 +124,7 @@ impl SiteDelta<'_> {
     }
 }
 
-/// The sum of the squares.
+/// Sum of squares.
 fn squares(values: &[f32]) -> f64 {
     let (eights, rest) = values.as_chunks::<8>();
     let mut lanes = [0.0_f64; 8];
@@ -137,7 +137,7 @@ fn squares(values: &[f32]) -> f64 {
     lanes.iter().copied().chain(rest).sum()
 }
 
-/// Squares of the distances between all changes, a row each.
+/// Squared distances between all changes, one row each.
 pub fn distances(changes: &[SiteDelta<'_>], layout: &ParameterLayout) -> Vec<Vec<f64>> {
     let count = changes.len();
     let mut squares = vec![vec![0.0; count]; count];
@@ -158,8 +158,8 @@ pub fn distances(changes: &[SiteDelta<'_>], layout: &ParameterLayout) -> Vec<Vec
     squares
 }
 
-/// Merges the numbers of the last layer class by class: what belongs to a class becomes the base and each change times its
-/// share of that class. A class that nobody has a share of stays as it is in `row`. `shares`: of each class, one for each
+/// Merges the last layer class by class: the numbers of a class become the base plus each change times its share of
+/// that class. A class in which nobody has a share keeps the numbers in `row`. `shares`: for each class, one value per
 /// change.
 pub fn by_class(
     row: &mut [f32],
@@ -190,13 +190,13 @@ pub fn by_class(
     });
 }
 
-/// How many changes of each number are left out at either end: for a median all but the middle one or two.
+/// How many values are dropped at either end of each weight; for a median, all but the middle one or two.
 pub fn trimmed_of(count: usize, ratio: f64) -> usize {
     ((count as f64 * ratio) as usize).min(count.saturating_sub(1) / 2)
 }
 
-/// The base with the mean of the changes, number by number, without the `left_out` smallest and largest; with as many
-/// left out as leave one or two it is the median. `left_out` below half of the changes.
+/// The base plus the mean of the changes, weight by weight, without the `left_out` smallest and largest; if that leaves
+/// one or two, it is the median. `left_out` must be below half of the changes.
 pub fn without_extremes(
     base: &[f32],
     changes: &[SiteDelta<'_>],
@@ -219,7 +219,7 @@ pub fn without_extremes(
         for (low, high) in &swaps {
             let (before, after) = blocks.split_at_mut(high * BLOCK);
             let rows = before[low * BLOCK..][..len].iter_mut().zip(&mut after[..len]);
-            // Numbers all of them, which was checked: one comparison each, where `f32::min` must think of others too.
+            // All are finite, which was checked: one comparison each, where `f32::min` must also handle NaN.
             rows.for_each(|(low, high)| {
                 let (a, b) = (*low, *high);
                 (*low, *high) = (if a < b { a } else { b }, if a < b { b } else { a });
@@ -235,9 +235,9 @@ pub fn without_extremes(
     row
 }
 
-/// Pairs of rows to be put in order, one after the other, so that the rows from `left_out` to `count - left_out` hold
-/// what they hold when all are sorted as far as sums over them go: Batcher's odd-even merge sort (K. E. Batcher, 1968)
-/// for any number of rows, without the pairs that nothing kept depends on.
+/// Comparisons, in order, after which the rows from `left_out` to `count - left_out` hold the same values as after a
+/// full sort, as far as their sums go: Batcher's odd-even merge sort (K. E. Batcher, 1968) for any number of rows,
+/// without the comparisons that no kept row depends on.
 fn swaps(count: usize, left_out: usize) -> Vec<(usize, usize)> {
     let mut all = Vec::new();
     let mut width = 1;
@@ -257,7 +257,7 @@ fn swaps(count: usize, left_out: usize) -> Vec<(usize, usize)> {
         }
         width *= 2;
     }
-    // From the end: a pair matters if one of its rows does, and not if both are on the same side of what is kept.
+    // From the end: a comparison matters if one of its rows does, unless both are on the same side of the kept range.
     let mut needed: Vec<bool> = (0..count).map(|row| row >= left_out && row < count - left_out).collect();
     let mut kept = Vec::new();
     for (low, high) in all.into_iter().rev() {

@@ -1,4 +1,5 @@
-//! Which tensors of a model are trained, end to end as one row of numbers: what is weighed and merged is such a row.
+//! Which tensors of a model are trained, joined end to end into one row of numbers. Rows are what is weighed and
+//! merged.
 
 use std::collections::BTreeMap;
 
@@ -9,25 +10,25 @@ use training::weights::NamedTensors;
 pub struct TensorSlot {
     /// The tensor's name in the model.
     pub name: String,
-    /// Its shape.
+    /// Its dimensions.
     pub shape: Vec<usize>,
-    /// Where it begins, in numbers.
+    /// Index of its first number in the row.
     pub start: usize,
     /// How many numbers it has.
     pub len: usize,
 }
 
-/// The places of all trained tensors, by name.
+/// The places of all trained tensors, in the order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParameterLayout {
     places: Vec<TensorSlot>,
     len: usize,
-    /// Of the tensors of the last layer, by their numbers: along which axis the classes lie.
+    /// For tensors of the last layer, by index: the axis along which classes lie.
     class_axes: BTreeMap<usize, usize>,
 }
 
 impl ParameterLayout {
-    /// Of these tensors, each with its shape.
+    /// The layout of these tensors, by name and shape.
     pub fn new(shapes: BTreeMap<String, Vec<usize>>) -> Self {
         let mut layout = Self::default();
         for (name, shape) in shapes {
@@ -38,7 +39,7 @@ impl ParameterLayout {
         layout
     }
 
-    /// With the names of the last layer's tensors, whose axis of this length tells the classes apart.
+    /// Adds the names of the last layer's tensors, whose axis of length `classes` separates the classes.
     pub fn with_last_layer(mut self, names: &[String], classes: usize) -> Self {
         let axis = |place: &TensorSlot| place.shape.iter().position(|size| *size == classes);
         let of_layer = self.places.iter().enumerate().filter(|(_, place)| names.contains(&place.name));
@@ -46,24 +47,25 @@ impl ParameterLayout {
         self
     }
 
-    /// Whether it is known which numbers belong to a single class.
+    /// Whether the numbers of single classes are known.
     pub fn knows_classes(&self) -> bool {
         !self.class_axes.is_empty()
     }
 
-    /// Which class a number of a tensor belongs to, if to one alone. `number`: of the tensor; `at`: in it.
+    /// The class that one number of a tensor belongs to; `None` if it belongs to several. `number`: index of the
+    /// tensor; `at`: index in it.
     pub fn class_of(&self, number: usize, at: usize) -> Option<usize> {
         let (axis, shape) = (*self.class_axes.get(&number)?, &self.places[number].shape);
         let stride: usize = shape[axis + 1..].iter().product();
         Some(at / stride.max(1) % shape[axis].max(1))
     }
 
-    /// In the order of their names.
+    /// The tensors in the order of their names.
     pub fn places(&self) -> &[TensorSlot] {
         &self.places
     }
 
-    /// Numbers in the row.
+    /// Length of a row.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -73,13 +75,13 @@ impl ParameterLayout {
         self.len == 0
     }
 
-    /// The tensors of a row.
+    /// Splits a row into its tensors.
     pub fn tensors(&self, row: &[f32]) -> NamedTensors {
         let of = |place: &TensorSlot| (place.shape.clone(), row[place.start..place.start + place.len].to_vec());
         self.places.iter().map(|place| (place.name.clone(), of(place))).collect()
     }
 
-    /// The row of tensors that all have their place; `None` if one is missing or of another size.
+    /// Joins tensors into a row; `None` if one is missing or has another size.
     pub fn row(&self, tensors: &BTreeMap<String, Vec<f32>>) -> Option<Vec<f32>> {
         let mut row = Vec::with_capacity(self.len);
         for place in &self.places {

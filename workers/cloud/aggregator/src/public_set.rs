@@ -1,4 +1,4 @@
-//! The public set: pictures whose labels are known, as many of each class, made ready for a model once.
+//! The public set: labelled pictures, equally many of each class, decoded once for a model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,35 +8,35 @@ use sha2::{Digest, Sha256};
 use training::{Examples, TrainError};
 use vision::{DecodeSettings, Model, decode, tensor};
 
-/// Pictures with true labels, made ready for a model.
+/// Labelled pictures, decoded to a model's input.
 #[derive(Debug, Clone, Default)]
 pub struct PublicSet {
-    /// Numbers of one picture.
+    /// Numbers per picture.
     pub(crate) length: usize,
     pub(crate) images: Vec<f32>,
-    /// What each shows.
+    /// True class of each picture.
     pub(crate) classes: Vec<usize>,
-    /// How many classes the model has.
+    /// Number of classes the model has.
     pub(crate) count: usize,
-    /// Of what is in it: the same pictures and labels have the same.
+    /// Digest of the content: the same pictures and labels have the same digest.
     pub sha256: String,
-    /// Pictures that cannot be used, each with the reason.
+    /// Pictures that could not be used, each with the reason.
     pub unreadable: Vec<String>,
 }
 
-/// What the pictures of a public set are for; in the order of the set.
+/// What the pictures of a public set are used for, as indices in the order of the set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PublicSplit {
-    /// Rules learn from them.
+    /// Rules are fitted on these.
     pub fit: Vec<usize>,
-    /// The next release is chosen by them: no rule learns from them.
+    /// The next release is chosen by these; no rule is fitted on them.
     pub choose: Vec<usize>,
-    /// A release is scored by them: nothing is fitted on them, nothing chosen by them.
+    /// A release's accuracy is reported on these; nothing is fitted on them or chosen by them.
     pub report: Vec<usize>,
 }
 
 impl PublicSplit {
-    /// What a rule may learn from where there is nothing to choose.
+    /// What a rule may be fitted on where there is nothing to choose.
     pub fn fit_and_choose(&self) -> Vec<usize> {
         let mut both = [&self.fit[..], &self.choose].concat();
         both.sort_unstable();
@@ -45,8 +45,8 @@ impl PublicSplit {
 }
 
 impl PublicSet {
-    /// Reads a folder of labelled pictures, at most so many of each class, fewer where they would not fit: the first in the
-    /// order of the index. A picture that cannot be used is left out and named. `room_bytes`: what they may take in memory.
+    /// Reads a folder of labelled pictures: the first of each class in the order of the index, at most `most_of_class`
+    /// of each, fewer if they would not fit. Unusable pictures are skipped and named. `room_bytes`: memory limit.
     pub fn read(folder: &Path, model: &Model, most_of_class: usize, room_bytes: usize) -> Result<Self, TrainError> {
         let examples = Examples::read(folder, &model.labels, 0.5)?;
         let input = &model.description.input;
@@ -55,16 +55,13 @@ impl PublicSet {
         let fitting = room_bytes / (4 * length * labels.len()).max(1);
         if fitting < 2 {
             let why = format!(
-                "does not fit into {} MiB with two pictures of each class: raise aggregator.public_max_mib",
+                "two pictures of each class do not fit into {} MiB; raise aggregator.public_max_mib",
                 room_bytes >> 20
             );
             return Err(TrainError::NoExamples { folder: folder.into(), why });
         }
         if fitting < most_of_class {
-            tracing::info!(
-                of_class = fitting,
-                "fewer public pictures are used, for that is what fits (aggregator.public_max_mib)"
-            );
+            tracing::info!(of_class = fitting, "public set truncated to aggregator.public_max_mib");
         }
         let most_of_class = most_of_class.min(fitting);
         let mut public = Self { length, count: classes, ..Self::default() };
@@ -92,17 +89,17 @@ impl PublicSet {
         Ok(public)
     }
 
-    /// Of pictures that are ready: `length` numbers each.
+    /// A set of decoded pictures with `length` numbers each.
     pub fn of(images: Vec<f32>, length: usize, classes: Vec<usize>, count: usize) -> Self {
         Self { length, images, classes, count, ..Self::default() }
     }
 
-    /// How many pictures.
+    /// Number of pictures.
     pub fn len(&self) -> usize {
         self.classes.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.classes.is_empty()
     }
@@ -112,14 +109,14 @@ impl PublicSet {
         (0..self.count).filter(|class| !self.classes.contains(class)).collect()
     }
 
-    /// All of them.
+    /// The indices of all pictures.
     pub fn all(&self) -> Vec<usize> {
         (0..self.len()).collect()
     }
 
-    /// Its three parts, of each class every third picture: the same in every round, so that what a release was fitted on in
-    /// one round is not what another is chosen or scored by in the next. A class with a single picture is fitted on, one
-    /// with two is not scored.
+    /// Splits the set in three: every third picture of each class goes to the same part in every round, so that
+    /// pictures one release was fitted on never choose or report another. A class with a single picture is only fitted
+    /// on; one with two is not reported.
     pub fn parts(&self) -> PublicSplit {
         let (mut parts, mut seen) = (PublicSplit::default(), vec![0_usize; self.count]);
         for (picture, class) in self.classes.iter().enumerate() {
@@ -133,7 +130,7 @@ impl PublicSet {
         parts
     }
 
-    /// What each class counts, so that all classes of these pictures count the same.
+    /// Weight of each class, so that all classes among these pictures count equally.
     pub(crate) fn weights(&self, of: &[usize]) -> Vec<f32> {
         let mut counts = vec![0_usize; self.count];
         of.iter().for_each(|picture| counts[self.classes[*picture]] += 1);

@@ -1,11 +1,11 @@
-//! A sealed release: its weights, and a manifest that says how they were come by, in the release store. Put there once and
-//! never changed.
+//! A sealed release in the release store: its weights, and a manifest that says how they were produced. Written once
+//! and never changed.
 //!
 //! ```text
-//! models/<model>/<release>/manifest.json         how it was come by
+//! models/<model>/<release>/manifest.json         how it was produced
 //! models/<model>/<release>/weights.safetensors   every weight of the model, 32-bit floats
-//! models/<model>/updates/<sha256>.safetensors    what sites sent
-//! models/<model>/rounds/<round>.json             which release a round came to: whoever puts this has sealed it
+//! models/<model>/updates/<sha256>.safetensors    the sites' weights
+//! models/<model>/rounds/<round>.json             which release the round ended with; the first to write this seals it
 //! ```
 
 use std::collections::BTreeMap;
@@ -22,97 +22,97 @@ use crate::aggregate::{LEARNING_RELEASES, is_learning};
 use crate::audit::AggregateAudit;
 use crate::rule::MergeSettings;
 
-/// Largest manifest that is read, bytes.
+/// Largest manifest that is read, in bytes.
 const MANIFEST_MAX_BYTES: u64 = 64 << 20;
 const FORMAT: u32 = 1;
-/// Of how updates become weights; 2 since the public set is divided in three, 3 since losses are held against each other
-/// at the best temperature of each. One that was made by another cannot be made again, bit by bit.
+/// Version of the derivation from updates to weights: 2 since the public set has three parts, 3 since losses are
+/// compared at each model's best temperature. A release of another version cannot be derived again bit by bit.
 pub const DERIVATION: u32 = 3;
 
-/// How a release was come by.
+/// How a release was produced.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of this file; 1.
+    /// Version of this file's format; 1.
     pub format: u32,
-    /// The model.
+    /// Name of the model.
     pub model: ModelName,
     /// Digest of the model's folder with these weights.
     pub release: ReleaseId,
-    /// The release it started from; absent for the model that sites were set up with.
+    /// The release it started from; absent for the baseline and for imported models.
     pub parent: Option<ReleaseId>,
-    /// The round it came of, 0 for none.
+    /// Number of the round that produced it; 0 for none.
     pub round: u64,
-    /// What the model tells apart.
+    /// Labels the model distinguishes, in output order.
     pub labels: Vec<String>,
-    /// Every weight of the model.
+    /// File with every weight of the model.
     pub weights: BlobRef,
-    /// Its package, in pieces, in order, in the store: a tar of the model's folder. Empty for one that did not run when it
-    /// was tried.
+    /// Pieces of its package (a tar of the model's folder) in the store, in order. Empty if the release failed its
+    /// trial.
     #[serde(default)]
     pub package: Vec<BlobRef>,
-    /// The round; absent for none.
+    /// The round that produced it; absent for none.
     pub made: Option<ReleaseRound>,
-    /// What it takes the place of; absent where it was not remade.
+    /// What it was remade from; absent where it was not remade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remade: Option<RemakeOrigin>,
-    /// Fingerprint of the key that its folder was signed with when it was imported (OpenSSF Model Signing); absent where no
-    /// signature was asked for.
+    /// Fingerprint of the key that its folder was signed with when it was imported (OpenSSF Model Signing); absent
+    /// where no signature was required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
 }
 
-/// How a release was derived again from the updates of another one, but for some.
+/// How a release was derived again without some of the updates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RemakeOrigin {
-    /// The release whose updates these are.
+    /// The release whose updates were used.
     pub of: ReleaseId,
-    /// The updates of the round that are left out, those left out before included.
+    /// Updates of the round that are left out, including those left out of earlier remakes.
     pub without: Vec<ExcludedUpdate>,
-    /// Why, in words of whoever asked for it.
+    /// Reason, as the person who ran the command gave it.
     pub why: String,
-    /// When, milliseconds since the epoch.
+    /// Time of the remake, milliseconds since the epoch.
     pub at_ms: u64,
 }
 
-/// An update that was in a release and is left out of what it was remade as.
+/// An update of the original release that a remake leaves out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExcludedUpdate {
-    /// Its id.
+    /// Id of the update.
     pub id: TaskId,
-    /// The site.
+    /// The site that sent it.
     pub site: SiteName,
 }
 
-/// The round a release came of.
+/// The round that produced a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseRound {
     /// When it was opened, milliseconds since the epoch.
     pub opened_at_ms: u64,
     /// When it was closed, milliseconds since the epoch.
     pub closed_at_ms: u64,
-    /// Why then.
+    /// Reason it was closed.
     pub closed_because: String,
-    /// Which weights were trained.
+    /// Which weights were trained, as in the round's terms.
     pub trainable: String,
-    /// Patterns of names of weights that stayed as each site has them.
+    /// Name patterns of weights that every site keeps for itself.
     pub local: Vec<String>,
-    /// How updates became weights: [`DERIVATION`] of the program that did it.
+    /// [`DERIVATION`] of the program that made it.
     #[serde(default = "first_derivation")]
     pub derivation: u32,
-    /// Whether releases of late were clearly better, so that one as good as its base was good enough.
+    /// Whether recent releases were clear improvements, so that one as good as its base was good enough.
     #[serde(default)]
     pub is_learning: bool,
-    /// How updates were merged.
+    /// Settings that the updates were merged with.
     pub settings: MergeSettings,
-    /// Digest of the public set that models were tried on; absent without one.
+    /// Digest of the public set; absent without one.
     pub public_sha256: Option<String>,
-    /// The updates that are in it, by site.
+    /// The updates in it, by site.
     pub updates: Vec<MergedUpdate>,
-    /// The updates that were refused.
+    /// Updates that were refused.
     pub refused: Vec<RefusedUpdate>,
-    /// Every site's part, and every number that decided.
+    /// Every site's part, and every number the decision rests on.
     pub record: AggregateAudit,
-    /// What the server's optimizer remembered before it, and after it, in the store; absent where it remembers nothing.
+    /// State of the server optimizer before and after the round, in the store; absent where it keeps none.
     pub memory: Option<(Option<BlobRef>, BlobRef)>,
 }
 
@@ -123,23 +123,23 @@ fn first_derivation() -> u32 {
 /// An update in a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MergedUpdate {
-    /// Its id.
+    /// Id of the update.
     pub id: TaskId,
-    /// The site.
+    /// The site that sent it.
     pub site: SiteName,
     /// The release it started from.
     pub base: ReleaseId,
-    /// Releases between that and the parent.
+    /// Releases between its base and the parent.
     pub behind: u32,
-    /// Its weights.
+    /// File of its weights.
     pub weights: BlobRef,
-    /// How they are written.
+    /// Number format of that file.
     pub form: WeightFormat,
-    /// Images learned from.
+    /// Number of images it learned from.
     pub samples: u64,
-    /// Of those, images that the site was in doubt about.
+    /// Number of those that the site found doubtful.
     pub hard: u64,
-    /// Images of each label.
+    /// Images per label.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, u64>,
 }
@@ -147,20 +147,20 @@ pub struct MergedUpdate {
 /// An update that is not in a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RefusedUpdate {
-    /// The site, as its subject says.
+    /// The site, from the subject of the message.
     pub site: SiteName,
     /// Sequence in the stream of updates.
     pub sequence: u64,
-    /// Why.
+    /// Reason, as in its dead letter.
     pub fault: FaultNote,
 }
 
-/// Which release a round came to.
+/// Which release a round ended with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundRelease {
-    /// The round.
+    /// Number of the round.
     pub round: u64,
-    /// The release.
+    /// The sealed release.
     pub release: ReleaseId,
 }
 
@@ -171,45 +171,45 @@ pub struct ModelReleases {
     model: ModelName,
 }
 
-/// Why a release cannot be had.
+/// Why a release cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] CarryError),
-    /// It is not there.
-    #[error("model {model} has no release {wanted} in the store: `tributary release list` names those it has")]
+    /// The release does not exist.
+    #[error("model {model} has no release {wanted} in the store; `tributary release list` shows the releases it has")]
     Absent {
-        /// The model.
+        /// Name of the model.
         model: ModelName,
-        /// What was asked for.
+        /// The release that was asked for.
         wanted: String,
     },
-    /// Several begin so.
-    #[error("{wanted} is the beginning of {count} releases: write more digits")]
+    /// Several releases match.
+    #[error("{wanted} matches {count} releases; give more digits")]
     Ambiguous {
-        /// What was asked for.
+        /// The prefix that was given.
         wanted: String,
-        /// How many.
+        /// Number of matches.
         count: usize,
     },
-    /// Its manifest is none.
-    #[error("{path} is no manifest of a release: {why}")]
+    /// The manifest is invalid.
+    #[error("{path} is not a valid release manifest: {why}")]
     Unreadable {
-        /// Where.
+        /// Path in the store.
         path: String,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
 impl ModelReleases {
-    /// Of a model.
+    /// The releases of one model in this store.
     pub fn new(store: ReleaseStore, model: ModelName) -> Self {
         Self { store, model }
     }
 
-    /// Where they lie.
+    /// The store they are in.
     pub fn store(&self) -> &ReleaseStore {
         &self.store
     }
@@ -222,17 +222,17 @@ impl ModelReleases {
         format!("models/{}/updates/{}.safetensors", self.model, blob.sha256)
     }
 
-    /// Puts what a site sent, or what the server's optimizer remembers, where a release can find it again.
+    /// Stores a site's weights or the server optimizer's state, so that a release can be derived again.
     pub async fn keep_file(&self, blob: &BlobRef, file: &Path) -> Result<(), CarryError> {
         self.store.put_file(&self.blob_path(blob), blob, file).await.map(|_| ())
     }
 
-    /// Fetches that again.
+    /// Fetches a file that [`Self::keep_file`] stored.
     pub async fn fetch_kept(&self, blob: &BlobRef, into: &Path) -> Result<(), CarryError> {
         self.store.fetch(&self.blob_path(blob), blob, blob.size_bytes, into).await
     }
 
-    /// Puts a release: weights first, its manifest last, so that one with a manifest is whole.
+    /// Stores a release: weights first and manifest last, so that a release with a manifest is complete.
     pub async fn put(&self, manifest: &Manifest, weights: &Path) -> Result<PutOutcome, ReleaseError> {
         let path = self.path(&manifest.release, "weights.safetensors");
         self.store.put_file(&path, &manifest.weights, weights).await?;
@@ -240,7 +240,7 @@ impl ModelReleases {
         Ok(self.store.put_new(&path, json(manifest)?).await?)
     }
 
-    /// Says which release a round came to; of two that say it at once one wins, and both are told which.
+    /// Records which release a round ended with. If two writers race, the first wins and both get the winner's release.
     pub async fn publish_release(&self, round: u64, release: &ReleaseId) -> Result<RoundRelease, ReleaseError> {
         let path = format!("models/{}/rounds/{round}.json", self.model);
         let own = RoundRelease { round, release: release.clone() };
@@ -254,7 +254,7 @@ impl ModelReleases {
         }
     }
 
-    /// A release's manifest, if there is such a release.
+    /// A release's manifest; `None` if there is no such release.
     pub async fn manifest(&self, release: &ReleaseId) -> Result<Option<Manifest>, ReleaseError> {
         let path = self.path(release, "manifest.json");
         let Some(bytes) = self.store.get(&path, MANIFEST_MAX_BYTES).await? else { return Ok(None) };
@@ -262,7 +262,7 @@ impl ModelReleases {
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
         if manifest.format != FORMAT || manifest.release != *release {
             return Err(unreadable(format!(
-                "it is of format {} and release {}; this program reads {FORMAT}",
+                "it has format {} and release {}; this program reads format {FORMAT}",
                 manifest.format,
                 manifest.release.short()
             )));
@@ -270,8 +270,7 @@ impl ModelReleases {
         Ok(Some(manifest))
     }
 
-    /// Whether the releases up to this one were clearly better than what they came after, of late
-    /// ([`crate::derive::is_learning`]).
+    /// Whether recent releases up to this one were clear improvements ([`crate::aggregate::is_learning`]).
     pub async fn is_learning(&self, base: Option<&Manifest>) -> Result<bool, ReleaseError> {
         let (mut clear, mut next) = (Vec::new(), base.cloned());
         while let Some(manifest) = next.take().filter(|_| clear.len() < LEARNING_RELEASES) {
@@ -284,7 +283,7 @@ impl ModelReleases {
         Ok(is_learning(&clear))
     }
 
-    /// All of them, in the order of their rounds.
+    /// All releases of the model, in the order of their rounds.
     pub async fn list(&self) -> Result<Vec<Manifest>, ReleaseError> {
         let mut manifests = Vec::new();
         for path in self.store.list(&format!("models/{}", self.model)).await? {
@@ -299,7 +298,7 @@ impl ModelReleases {
         Ok(manifests)
     }
 
-    /// The release whose digest begins so.
+    /// Finds the only release whose digest starts with this prefix.
     pub async fn find(&self, beginning: &str) -> Result<Manifest, ReleaseError> {
         let wanted = beginning.to_ascii_lowercase();
         let mut found: Vec<Manifest> = self.list().await?;
@@ -319,30 +318,30 @@ impl ModelReleases {
 }
 
 impl Manifest {
-    /// Of the model that sites were set up with, or of one that was made elsewhere.
+    /// The manifest of a release that came from no round: the baseline, or an imported model.
     pub fn first(model: ModelName, release: ReleaseId, labels: Vec<String>, weights: BlobRef) -> Self {
         let package = Vec::new();
         let (parent, made, remade, signed_by) = (None, None, None, None);
         Self { format: FORMAT, model, release, parent, round: 0, labels, weights, package, made, remade, signed_by }
     }
 
-    /// With its package.
+    /// Adds the pieces of its package.
     pub fn packaged(self, package: Vec<BlobRef>) -> Self {
         Self { package, ..self }
     }
 
-    /// Of what a round came to.
+    /// Adds the round that produced it.
     pub fn of_round(self, parent: ReleaseId, round: u64, made: ReleaseRound) -> Self {
         Self { parent: Some(parent), round, made: Some(made), ..self }
     }
 
-    /// Of what was derived again without some updates.
+    /// Adds what it was remade from.
     pub fn remade(self, from: RemakeOrigin) -> Self {
         Self { remade: Some(from), ..self }
     }
 }
 
-/// Models that a store has releases of.
+/// Models that have releases in a store.
 pub async fn models(store: &ReleaseStore) -> Result<Vec<ModelName>, CarryError> {
     let paths = store.list("models").await?;
     let mut models: Vec<ModelName> =
@@ -351,7 +350,7 @@ pub async fn models(store: &ReleaseStore) -> Result<Vec<ModelName>, CarryError> 
     Ok(models)
 }
 
-/// Writes bytes to a file, and says what they are.
+/// Writes bytes to a file and returns their digest and size.
 pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<BlobRef> {
     let beside: PathBuf = path.with_extension("part");
     if let Some(folder) = path.parent() {
@@ -362,7 +361,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<BlobRef> {
     Ok(BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64))
 }
 
-/// Tensors of a file of weights, by name.
+/// Tensors of a weights file, by name.
 pub type WeightTensors = BTreeMap<String, Vec<f32>>;
 
 fn json(value: &impl Serialize) -> Result<Bytes, ReleaseError> {
@@ -375,7 +374,7 @@ fn json(value: &impl Serialize) -> Result<Bytes, ReleaseError> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A release of a round that these sites' updates are in.
+    /// A release of a round with these updates.
     pub(crate) fn manifest(release: u8, parent: Option<u8>, round: u64, updates: &[(&str, TaskId)]) -> Manifest {
         let digest = |number: u8| ReleaseId::from_sha256([number; 32]);
         let merged = |(site, id): &(&str, TaskId)| MergedUpdate {

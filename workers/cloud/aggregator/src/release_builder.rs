@@ -1,5 +1,5 @@
-//! From what sites sent to a release: the base as a folder, what sites sent beside it, one derivation, and the new model's
-//! folder, whose digest is the release. Blocking; whoever calls it does so off the async threads.
+//! Makes a release from the sites' updates: opens the base, merges, and writes the new model's folder, whose digest is
+//! the release. Blocking; callers run it off the async threads.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,40 +22,40 @@ use crate::weights_file::{WeightRow, WeightsFile};
 /// Why no release was made.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseBuildError {
-    /// No weights came of it.
+    /// The updates could not be merged.
     #[error(transparent)]
     Derive(#[from] AggregateError),
-    /// A model cannot be read, written or tried.
+    /// A model cannot be read, written or scored.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// The weights in the store do not make the release they belong to.
-    #[error("the weights of release {} make {} of the model in {}: sites were set up with another model", wanted.short(), found.short(), folder.display())]
+    /// The weights in the store belong to another model.
+    #[error("the weights of release {} give release {} with the model in {}; set aggregator.model to the model that sites were set up with", wanted.short(), found.short(), folder.display())]
     OtherModel {
-        /// The release.
+        /// The release that was wanted.
         wanted: ReleaseId,
-        /// What came of its weights.
+        /// The release its weights gave.
         found: ReleaseId,
-        /// The model's folder.
+        /// Folder of the model.
         folder: PathBuf,
     },
-    /// A tensor is missing from a file of weights.
-    #[error("the weights of release {} are not those of this model", .0.short())]
+    /// A tensor is missing from the weights file.
+    #[error("the weights of release {} lack tensors of this model; set aggregator.model to the model that sites were set up with", .0.short())]
     Incomplete(ReleaseId),
 }
 
-/// Where a round starts.
+/// The base of a round, ready to compare updates with.
 #[derive(Debug)]
 pub struct RoundBase {
-    /// The release's own folder.
+    /// The release's folder.
     pub model: Model,
-    /// Its weights, and the graphs that try them.
+    /// Its weights, and the graphs to score models with.
     pub ground: ScoringModel,
-    /// Length of its weights.
+    /// Norm of its trained weights.
     pub norm: f64,
 }
 
 impl RoundBase {
-    /// Of a release's folder. `trainable`, `local`: as in a round's terms.
+    /// Opens a release's folder. `trainable`, `local`: as in a round's terms.
     pub fn open(
         runtime: &vision::OnnxRuntime,
         model: Model,
@@ -70,30 +70,31 @@ impl RoundBase {
     }
 }
 
-/// An update whose weights are here.
+/// An update whose weights are on disk.
 #[derive(Debug, Clone)]
 pub struct FetchedUpdate {
-    /// What is said of it.
+    /// Its entry for the manifest.
     pub merged: MergedUpdate,
-    /// Its sequence in the stream of updates; 0 where it comes from the store.
+    /// Its sequence in the stream of updates; 0 if it was read from the store.
     pub sequence: u64,
-    /// Its weights.
+    /// Its weights, mapped into memory.
     pub file: Arc<WeightsFile>,
-    /// The file itself.
+    /// Path of that file.
     pub path: PathBuf,
-    /// Where it started, if that is not the round's base.
+    /// The weights it started from, if they are not the round's base.
     pub base: Option<Arc<Vec<f32>>>,
 }
 
 impl FetchedUpdate {
-    /// Its change, and what it is against.
+    /// Its change relative to its base.
     pub fn change<'a>(&'a self, base: &'a RoundBase) -> SiteDelta<'a> {
         let from = self.base.as_ref().map_or(&base.ground.base, |own| own);
         SiteDelta { values: WeightRow::File(&self.file), base: from, times: 1.0 }
     }
 }
 
-/// Makes the next weights from what is held. `round`, `is_learning`: as in [`Around`].
+/// Merges the fetched updates into the next weights. `round`, `is_learning`: as in
+/// [`AggregateContext`](crate::aggregate::AggregateContext).
 pub fn merge(
     runtime: &vision::OnnxRuntime,
     base: &RoundBase,
@@ -119,7 +120,7 @@ pub fn merge(
     Ok(aggregate(&base.ground.base, sent.collect(), memory, settings, &mut around)?)
 }
 
-/// Every weight of a model with these in place of its own, as the bytes of a file.
+/// All weights of a model, with these in place of its own, encoded as a safetensors file.
 pub fn complete_weights(graph: &OnnxDocument, with: &WeightTensors) -> Result<Vec<u8>, TrainError> {
     let mut tensors = weights::NamedTensors::new();
     for (name, shape) in graph.floats()? {
@@ -132,7 +133,7 @@ pub fn complete_weights(graph: &OnnxDocument, with: &WeightTensors) -> Result<Ve
     weights::encode(&tensors, &WeightTensors::new(), WeightFormat::F32, None)
 }
 
-/// Every weight of a model's folder, as a file in `work`.
+/// Writes all weights of a model to a file in `work`.
 pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), ReleaseVerifyError> {
     let graph = onnx::read(&model.graph).map_err(TrainError::from)?;
     let path = work.join(format!("{}.safetensors", model.release.short()));
@@ -140,14 +141,14 @@ pub fn weights_of(model: &Model, work: &Path) -> Result<(BlobRef, PathBuf), Rele
     Ok((blob, path))
 }
 
-/// The weights in a file.
+/// Reads a weights file.
 pub fn read(path: &Path) -> Result<WeightTensors, TrainError> {
     let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
     let (tensors, _) = weights::decode(&bytes)?;
     Ok(tensors.into_iter().map(|(name, (_, values))| (name, values)).collect())
 }
 
-/// The folder of a release: the model that sites were set up with, with the release's weights. Made once.
+/// The folder of a release: the baseline model with the release's weights. Written once.
 pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path) -> Result<Model, ReleaseBuildError> {
     let target = into.join(release.as_str());
     if let Ok(model) = Model::load(&target)
@@ -165,7 +166,7 @@ pub fn folder_of(root: &Model, release: &ReleaseId, weights: &Path, into: &Path)
     Ok(model)
 }
 
-/// A new model: its folder, named by its digest, and its weights as a file beside it.
+/// Writes a new model: its folder, named by its digest, and its weights as a file beside it.
 pub fn folder_with(
     root: &Model,
     base: &RoundBase,
@@ -197,7 +198,7 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// What the server's optimizer remembers, as the bytes of a file; `None` if nothing.
+/// Encodes the server optimizer's state as a file; `None` if it is empty.
 pub fn memory_bytes(memory: &ServerOptimizerState) -> Result<Option<Vec<u8>>, TrainError> {
     let rows = [("first", &memory.first), ("second", &memory.second)];
     let tensors: weights::NamedTensors = rows
@@ -211,7 +212,7 @@ pub fn memory_bytes(memory: &ServerOptimizerState) -> Result<Option<Vec<u8>>, Tr
     weights::encode(&tensors, &WeightTensors::new(), WeightFormat::F32, None).map(Some)
 }
 
-/// What such a file says.
+/// Decodes the server optimizer's state.
 pub fn read_optimizer_state(path: &Path) -> Result<ServerOptimizerState, TrainError> {
     let mut rows = read(path)?;
     let mut take = |name: &str| rows.remove(name).unwrap_or_default();

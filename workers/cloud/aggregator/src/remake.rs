@@ -1,5 +1,5 @@
-//! Derives a release again from the updates that are kept, but for some: those of a site, or those that learned from labels
-//! that were taken back. What comes of it is a release like another: `release verify` makes it again.
+//! Derives a release again without some of its updates: those of certain sites, or those that learned from retracted
+//! labels. The result is an ordinary release, which `release verify` can derive again.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,71 +20,71 @@ use crate::verify::{
     ReleaseInputs, ReleaseVerifyError, ReleaseWorkspace, ingredients, public_of, release_round, spawn_blocking,
 };
 
-/// What is left out of a release.
+/// What to leave out of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RemakeExclusions {
-    /// Whatever these sites sent.
+    /// Leave out all updates of these sites.
     pub sites: BTreeSet<SiteName>,
-    /// Updates, by their ids.
+    /// Leave out these updates.
     pub updates: BTreeSet<TaskId>,
 }
 
 /// Why a release was not remade.
 #[derive(Debug, thiserror::Error)]
 pub enum RemakeError {
-    /// It cannot be made again at all.
+    /// It cannot be derived again at all.
     #[error(transparent)]
     Verify(#[from] ReleaseVerifyError),
-    /// There is nothing to leave out.
-    #[error("release {} has no update of {wanted}: it was merged from those of {held}", release.short())]
+    /// The release has none of these updates.
+    #[error("release {} has no update of {wanted}; its updates are from {held}", release.short())]
     NotInIt {
-        /// The release.
+        /// The release to remake.
         release: ReleaseId,
         /// What was to be left out.
         wanted: String,
-        /// The sites it has updates of.
+        /// The sites it has updates from.
         held: String,
     },
-    /// Everything is left out.
+    /// Nothing would be left.
     #[error(
-        "nothing would be left of release {}: all of its {count} updates are to be left out; take it back instead, with `tributary release withdraw` or `tributary release rollback`",
+        "nothing would be left of release {}: all of its {count} updates would be left out; withdraw it instead with `tributary release withdraw` or `tributary release rollback`",
         release.short()
     )]
     NothingLeft {
-        /// The release.
+        /// The release to remake.
         release: ReleaseId,
-        /// Its updates.
+        /// Number of its updates.
         count: usize,
     },
-    /// What was left out made no difference.
-    #[error("without them release {} comes to the same weights as release {}: there is nothing new to offer; `tributary release withdraw` takes a release back", release.short(), same.short())]
+    /// Leaving them out changes nothing.
+    #[error("without them release {} gets the same weights as release {}, so there is nothing new to offer; use `tributary release withdraw` to withdraw it", release.short(), same.short())]
     Same {
-        /// The release.
+        /// The release to remake.
         release: ReleaseId,
-        /// What came of it.
+        /// The release it gave.
         same: ReleaseId,
     },
 }
 
-/// A release that was derived again, in files that are not in the store yet.
+/// A remade release, in files that are not in the store yet.
 #[derive(Debug)]
 pub struct RemadeRelease {
-    /// How it was come by; without its package.
+    /// Its manifest; without its package.
     pub manifest: Manifest,
     /// Its folder.
     pub model: Model,
-    /// Its weights.
+    /// Path of its weights file.
     pub weights: PathBuf,
-    /// What the server's optimizer remembers after it.
+    /// State of the server optimizer after it; absent where there is none.
     pub memory: Option<(BlobRef, PathBuf)>,
-    /// Where it comes from, for its package.
+    /// Its origin, for the package.
     pub origin: ReleaseOrigin,
 }
 
-/// What stays of a round's updates, and what goes. Pure.
+/// Splits a round's updates into those that stay and those that go. Pure.
 ///
 /// # Errors
-/// What is to be left out is not in it, or nothing stays.
+/// None of the exclusions is in the release, or nothing stays.
 pub fn split_updates(
     release: &ReleaseId,
     updates: &[MergedUpdate],
@@ -96,7 +96,7 @@ pub fn split_updates(
         |merged: &MergedUpdate| without.sites.contains(&merged.site) || without.updates.contains(&merged.id);
     let (gone, kept): (Vec<MergedUpdate>, Vec<MergedUpdate>) = updates.iter().cloned().partition(leaves_out);
     if !absent.is_empty() || gone.is_empty() {
-        let wanted = if absent.is_empty() { "those that are to be left out".into() } else { absent.join(", ") };
+        let wanted = if absent.is_empty() { "the updates to leave out".into() } else { absent.join(", ") };
         let held: Vec<&str> = updates.iter().map(|merged| merged.site.as_str()).collect();
         return Err(RemakeError::NotInIt { release: release.clone(), wanted, held: held.join(", ") });
     }
@@ -106,7 +106,7 @@ pub fn split_updates(
     }
 }
 
-/// Derives a release again. `public`: the public set that is here, if any. `why` and `at_ms` are for its manifest.
+/// Derives a release again. `public`: the public set, if there is one. `why` and `at_ms` go into its manifest.
 ///
 /// # Errors
 /// [`RemakeError`].
@@ -150,7 +150,7 @@ pub async fn remake_release(
     Ok(RemadeRelease { manifest: manifest.remade(from), model, weights, memory, origin })
 }
 
-/// What lies on the disk of a release that was derived again.
+/// Files of a remade release on disk.
 struct RemakeFiles {
     model: Model,
     blob: BlobRef,

@@ -1,5 +1,6 @@
-//! A model's rounds as a fold over what the stream says, in its order: what came before a round was closed is in it, what
-//! came after is late, whoever reads it and however often. Pure; time decides only when to say that a round is closed.
+//! A model's rounds as a fold over the stream's events: updates stored before the round's closing event are in it,
+//! later ones are stragglers, for every reader and every time it is read. Pure; the clock only decides when to publish
+//! the closing event.
 
 use std::collections::BTreeSet;
 
@@ -7,24 +8,24 @@ use schemas::{ReleaseId, Round, RoundEvent, RoundTerms, SiteName, Update};
 
 use crate::check::UpdateRefusal;
 
-/// Updates of one site that wait for a round, at the most: as many as the stream keeps of one subject. The latest wait.
+/// Most updates of one site that wait for the next round: as many as the stream keeps per subject. The newest are kept.
 const MOST_WAITING: usize = 4;
 
-/// What a model's rounds have come to.
+/// State of a model's rounds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoundTracker {
-    /// Releases, each the parent of the next or what that was remade as; the first is the model that sites were set up with.
+    /// Releases, oldest first, each the parent of the next or what the next was remade from; the first is the baseline.
     lineage: Vec<ReleaseId>,
     last: u64,
     current: Option<OpenRound>,
-    /// What may count in the next round: late, or unsolicited, or both.
+    /// Updates that may count in the next round: stragglers and unsolicited ones.
     waiting: Vec<UpdateArrival>,
 }
 
-/// The round that has not ended.
+/// The round in progress.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpenRound {
-    /// Its number.
+    /// Number of the round.
     pub number: u64,
     /// What sites were asked for.
     pub terms: RoundTerms,
@@ -32,18 +33,18 @@ pub struct OpenRound {
     pub opened_at_ms: u64,
     /// Updates that count, in the order of arrival.
     pub accepted: Vec<UpdateArrival>,
-    /// When there were enough of them.
+    /// When the quorum was reached; absent before that.
     enough_at_ms: Option<u64>,
-    /// When it was closed, and why.
+    /// When it was closed (milliseconds since the epoch) and why; absent while it is open.
     pub closed: Option<(u64, String)>,
-    /// Sites whose update was looked at, whatever came of it.
+    /// Sites whose update was examined, whatever the result.
     heard: BTreeSet<SiteName>,
 }
 
 /// An update in the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateArrival {
-    /// What it says.
+    /// The decoded update.
     pub update: Update,
     /// Its sequence in the stream.
     pub sequence: u64,
@@ -53,57 +54,57 @@ pub struct UpdateArrival {
     pub behind: u32,
 }
 
-/// What is to be done with an update.
+/// What to do with an update.
 #[derive(Debug)]
 pub enum ArrivalAction {
-    /// It may count in the current round, if its weights are in order: [`Rounds::accept`].
+    /// Count it in the current round if its weights pass the checks: [`RoundTracker::accept`].
     Count(Box<UpdateArrival>),
-    /// Looked at again when the next round is opened.
+    /// Look at it again when the next round opens.
     Wait,
-    /// Nobody asked for it, and nobody minds.
+    /// Ignore it: no round asked for it, and that is allowed.
     Unasked,
-    /// A dead letter.
+    /// Refuse it with a dead letter.
     Refuse(UpdateRefusal),
 }
 
 impl RoundTracker {
-    /// Before the first round.
+    /// The state before the first round.
     pub fn new(first: ReleaseId) -> Self {
         Self::since(vec![first], 0)
     }
 
-    /// After so many rounds that came to these releases, the first of which is the model that sites were set up with.
+    /// The state after round `last`, which ended with the last of these releases; the first is the baseline.
     pub fn since(lineage: Vec<ReleaseId>, last: u64) -> Self {
         Self { lineage, last, current: None, waiting: Vec::new() }
     }
 
     /// The latest release.
     pub fn release(&self) -> &ReleaseId {
-        // There is always the first.
+        // Never empty.
         &self.lineage[self.lineage.len() - 1]
     }
 
-    /// Releases, each the parent of the next or what that was remade as; the first is the model that sites were set up with.
+    /// Releases, oldest first, each the parent of the next or what the next was remade from; the first is the baseline.
     pub fn lineage(&self) -> &[ReleaseId] {
         &self.lineage
     }
 
-    /// Number of the last round, 0 before the first.
+    /// Number of the last round; 0 before the first.
     pub fn last(&self) -> u64 {
         self.last
     }
 
-    /// The round that has not ended.
+    /// The round in progress; `None` between rounds.
     pub fn current(&self) -> Option<&OpenRound> {
         self.current.as_ref()
     }
 
-    /// How many updates wait for the next round.
+    /// Number of updates that wait for the next round.
     pub fn waiting_updates(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Something happened in a round. Returns the updates that waited for it.
+    /// Applies an event of a round. Returns the updates that waited for it.
     pub fn apply_event(&mut self, round: &Round, stored_at_ms: u64) -> Vec<UpdateArrival> {
         match &round.event {
             RoundEvent::Opened(terms) if round.number > self.last => {
@@ -141,7 +142,7 @@ impl RoundTracker {
         Vec::new()
     }
 
-    /// A release stands right behind the one it was remade from.
+    /// Inserts a remade release right after the one it was remade from.
     fn remade(&mut self, release: &ReleaseId, of: &ReleaseId) {
         if self.lineage.contains(release) {
             return;
@@ -154,7 +155,7 @@ impl RoundTracker {
         self.current.as_mut().filter(|current| current.number == number)
     }
 
-    /// An update arrived, or comes again because a round was opened.
+    /// Handles an update that arrived, or that waited until a round was opened.
     pub fn add_update(&mut self, update: Update, sequence: u64, stored_at_ms: u64) -> ArrivalAction {
         if update.round > self.last {
             return ArrivalAction::Refuse(UpdateRefusal::UnknownRound { round: update.round, last: self.last });
@@ -183,7 +184,7 @@ impl RoundTracker {
             return ArrivalAction::Refuse(UpdateRefusal::NotAsked { site, round: current.number });
         }
         let behind = match behind {
-            // What a round asked for starts where the round does.
+            // A round's own updates start from the round's base; only others may be older.
             Some(behind) if behind == 0 || (behind <= allowed && !asked_for(current)) => behind,
             _ => {
                 let wanted = match allowed {
@@ -199,7 +200,7 @@ impl RoundTracker {
         ArrivalAction::Count(Box::new(UpdateArrival { update, sequence, stored_at_ms, behind }))
     }
 
-    /// Keeps an update for the next round. A site that sends without end between rounds takes the place of its own alone.
+    /// Keeps an update for the next round. A site that keeps sending between rounds only displaces its own updates.
     fn wait(&mut self, arrived: UpdateArrival) {
         let of_site = |waiting: &UpdateArrival| waiting.update.site == arrived.update.site;
         if self.waiting.iter().filter(|waiting| of_site(waiting)).count() >= MOST_WAITING
@@ -210,10 +211,10 @@ impl RoundTracker {
         self.waiting.push(arrived);
     }
 
-    /// An update's weights are in order: it counts.
+    /// Counts an update whose weights passed the checks.
     pub fn accept(&mut self, arrived: UpdateArrival) {
         if let Some(current) = self.current.as_mut().filter(|current| current.closed.is_none()) {
-            // One that waited for the round to be opened was there when it was.
+            // An update that waited counts from the opening of the round.
             let at = arrived.stored_at_ms.max(current.opened_at_ms);
             current.accepted.push(arrived);
             if current.accepted.len() >= current.terms.quorum as usize {
@@ -222,25 +223,24 @@ impl RoundTracker {
         }
     }
 
-    /// Why the current round should be closed now, if it should.
+    /// Why the current round should be closed now; `None` if it should stay open.
     pub fn close_reason(&self, now_ms: u64) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.closed.is_none())?;
         let (accepted, quorum) = (current.accepted.len(), current.terms.quorum);
         let after = |at_ms: u64, seconds: u32| now_ms >= at_ms.saturating_add(u64::from(seconds) * 1000);
         let all = !current.terms.sites.is_empty() && accepted >= current.terms.sites.len();
         if all {
-            return Some(format!("all {accepted} sites sent an update"));
+            return Some(format!("all {accepted} sites have sent an update"));
         }
         if current.enough_at_ms.is_some_and(|at| after(at, current.terms.grace_s)) {
-            return Some(format!("{accepted} updates, {quorum} were enough, and the time for others is over"));
+            return Some(format!("{accepted} updates (quorum {quorum}), and the grace period is over"));
         }
         after(current.opened_at_ms, current.terms.deadline_s)
-            .then(|| format!("its time is over with {accepted} of {quorum} updates"))
+            .then(|| format!("the deadline passed with {accepted} of {quorum} updates"))
     }
 
-    /// Releases between a base and the latest release; `None` if it is not known.
-    /// Releases between an update's base and that of the round, or the latest one between rounds. A round may start from
-    /// an older one, when what came after it was withdrawn.
+    /// Releases between an update's base and the round's base (between rounds, the latest release); `None` if the base
+    /// is unknown. A round may start from an older release if later ones were withdrawn.
     fn behind(&self, base: &ReleaseId) -> Option<u32> {
         let place = |of: &ReleaseId| self.lineage.iter().rposition(|release| release == of);
         let latest = self.current.as_ref().and_then(|current| place(&current.terms.base));
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(rounds.close_reason(69_999), None);
         assert!(rounds.close_reason(70_000).is_some());
         rounds.apply_event(&round(1, RoundEvent::Closed { why: "enough".into() }), 70_001);
-        assert_eq!(rounds.close_reason(80_000), None, "it is closed already");
+        assert_eq!(rounds.close_reason(80_000), None, "already closed");
     }
 
     #[test]
@@ -427,7 +427,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it is read, from the start or again, and whoever closes first: the same updates are in the round.
+        /// Whether it is read from the start or again, and whoever closes first: the same updates are in the round.
         #[test]
         fn the_stream_alone_says_what_counts(
             sites in prop::collection::vec((0_u8..6, 0_u64..3), 1..12),

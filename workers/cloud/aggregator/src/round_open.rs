@@ -1,4 +1,4 @@
-//! Opening a round: one message, whose slot in the stream decides when two do it at once.
+//! Opens rounds. Each event of a round has one slot in the stream, which decides when two aggregators publish at once.
 
 use std::collections::BTreeMap;
 
@@ -20,25 +20,26 @@ use crate::focus::HardSummary;
 use crate::round::RoundTracker;
 use crate::settings::{ClientSelection, RoundSettings};
 
-/// Name of the end of a round whose updates come to nothing better than the release it started from.
+/// Fault name of a round whose updates gave nothing better than its base.
 pub const NOTHING_GAINED: &str = "nothing_gained";
 
-/// Hard cases that a focus is made of, at the most: the newest.
+/// Most hard cases that go into a focus; the newest are used.
 const HARD_CASES_READ: usize = 5000;
 
-/// What is known of a model's rounds from the stream alone.
+/// A model's rounds, as the stream alone tells them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RoundHistory {
-    /// Everything that happened, with the sequence of its message and when it was stored, milliseconds since the epoch.
+    /// Every event, with the sequence of its message and when it was stored (milliseconds since the epoch).
     pub all: Vec<(u64, u64, Round)>,
 }
 
 impl RoundHistory {
-    /// Reads it.
+    /// Reads all events of the model's rounds.
     pub async fn read(bus: &Bus, model: &ModelName) -> Result<Self, CarryError> {
         let subjects = vec![subject::rounds(model, "*")];
         let mut all: Vec<(u64, u64, Round)> = Vec::new();
-        // The copy has what updates pushed out of the stream itself, and that has what was not copied yet.
+        // The copy has events that updates have pushed out of the stream itself; the stream has those that are not
+        // copied yet.
         for stream in [topology::ROUNDS, topology::UPDATES] {
             let level = reader::stream_level(bus, stream).await?;
             if level.messages == 0 {
@@ -59,36 +60,37 @@ impl RoundHistory {
         Ok(Self { all })
     }
 
-    /// Number of the last round, 0 before the first.
+    /// Number of the last round; 0 before the first.
     pub fn last(&self) -> u64 {
         self.all.iter().map(|(_, _, round)| round.number).max().unwrap_or(0)
     }
 
-    /// How a round ended, if it has.
+    /// The event a round ended with; `None` if it has not ended.
     pub fn ended(&self, number: u64) -> Option<&RoundEvent> {
         let mut of = self.all.iter().filter(|(_, _, round)| round.number == number).map(|(_, _, round)| &round.event);
         of.find(|event| matches!(event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_)))
     }
 
-    /// How many rounds in a row, the last one among them, came to nothing better than the release they started from.
+    /// How many of the latest rounds in a row gained nothing over their base.
     pub fn rounds_without_gain(&self) -> u32 {
         let ends = self.all.iter().rev().filter_map(|(_, _, round)| match &round.event {
             RoundEvent::Sealed { .. } => Some(false),
-            // Of other failures nothing is known about what there is to gain.
+            // Other failures say nothing about whether there is something to gain.
             RoundEvent::Failed(note) => (note.name == NOTHING_GAINED).then_some(true),
             RoundEvent::Opened(_) | RoundEvent::Closed { .. } | RoundEvent::Remade { .. } => None,
         });
         u32::try_from(ends.take_while(|nothing| *nothing).count()).unwrap_or(u32::MAX)
     }
 
-    /// Sequence of the last word about how a round ended; 0 if none has.
+    /// Sequence of the last event that ended a round; 0 if none has.
     pub fn last_end(&self) -> u64 {
         let is_end = |event: &RoundEvent| matches!(event, RoundEvent::Sealed { .. } | RoundEvent::Failed(_));
         let ends = self.all.iter().filter(|(_, _, round)| is_end(&round.event));
         ends.map(|(sequence, _, _)| *sequence).max().unwrap_or(0)
     }
 
-    /// The releases before a message of this sequence, each the parent of the next or what that was remade as.
+    /// Releases sealed before this sequence, oldest first, each the parent of the next or what the next was remade
+    /// from.
     pub fn lineage(&self, first: &ReleaseId, before_sequence: u64) -> Vec<ReleaseId> {
         let mut rounds = RoundTracker::new(first.clone());
         for (_, _, round) in self.all.iter().filter(|(sequence, _, _)| *sequence < before_sequence) {
@@ -97,7 +99,7 @@ impl RoundHistory {
         rounds.lineage().to_vec()
     }
 
-    /// What a round came to, the latest first: its release as it was sealed, and before it those that it was remade as.
+    /// A round's releases, latest first: remade ones, then the one that was sealed.
     fn releases(&self, number: u64) -> impl Iterator<Item = (&ReleaseId, &BlobRef)> {
         let of = move |round: &&(u64, u64, Round)| round.2.number == number;
         let remade = self.all.iter().rev().filter(of).filter_map(|(_, _, round)| match &round.event {
@@ -111,8 +113,8 @@ impl RoundHistory {
         remade.chain(sealed)
     }
 
-    /// Where the next round starts: the latest release that was not withdrawn, with its weights, or what it was remade as;
-    /// `first`, the model that sites were set up with, if there is none.
+    /// The base of the next round, with its weights: the latest release that is not withdrawn, or what it was remade
+    /// as; `first`, the baseline, if there is none.
     pub fn base(&self, withdrawn: &[ReleaseId], first: &ReleaseId) -> (ReleaseId, Option<BlobRef>) {
         let sealed = self.all.iter().rev().filter(|(_, _, round)| matches!(round.event, RoundEvent::Sealed { .. }));
         let mut all = sealed.flat_map(|(_, _, round)| self.releases(round.number));
@@ -124,33 +126,29 @@ impl RoundHistory {
     }
 }
 
-/// What a message says of a round, if it does and in its own slot.
+/// Decodes an event of a round; `None` if it is invalid or in another event's slot.
 pub fn read_round(record: &reader::StoredMessage) -> Option<Round> {
     let round = decode::<Round>(&record.payload);
     let round =
-        round.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "no word of a round, passed over"));
+        round.inspect_err(|error| tracing::warn!(subject = record.subject, %error, "round event unreadable; skipped"));
     let round = round.ok()?;
     let own = subject::round(&round.model, round.number, &round.event.slot()) == record.subject
         && record.may_be_number(round.number);
     if !own {
-        tracing::warn!(
-            subject = record.subject,
-            number = round.number,
-            "a word of a round in a slot that is not its own, passed over"
-        );
+        tracing::warn!(subject = record.subject, number = round.number, "round event in wrong slot; skipped");
     }
     own.then_some(round)
 }
 
-/// The release that no new round may start from yet, or beside: sites try it, or it waits to be tried by a releaser that
-/// runs.
+/// The release that keeps the next round from opening: sites are trying it, or it waits for a running releaser to try
+/// it.
 pub fn undecided(rollout: Option<&Rollout>, is_releaser_alive: bool) -> Option<&ReleaseId> {
     let rollout = rollout?;
     let tried = rollout.canary.as_ref().map(|canary| &canary.release.release);
     tried.or_else(|| rollout.candidates.first().filter(|_| is_releaser_alive).map(|waits| &waits.release))
 }
 
-/// The same of a model whose releases stand as the stream says.
+/// The same, read from the stream.
 pub async fn read_undecided(bus: &Bus, rollout: Option<&Rollout>) -> Result<Option<ReleaseId>, CarryError> {
     let is_releaser_alive = fleet::live_workers(bus).await?.iter().any(|beat| beat.role == "releaser");
     Ok(undecided(rollout, is_releaser_alive).cloned())
@@ -161,18 +159,18 @@ pub fn stored_at_ms(record: &reader::StoredMessage) -> u64 {
     u64::try_from(record.stored_at_ns / 1_000_000).unwrap_or(0)
 }
 
-/// Which sites are asked in a round. `losses`: of each site, its loss when it was last in a release. Pure.
+/// Selects the sites of a round. `losses`: each site's loss when it was last in a release. Pure.
 pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f64>) -> Vec<SiteName> {
     let mut sites = settings.selectable_sites().to_vec();
     let Some(count) = settings.sites_per_round.map(|ask| (ask as usize).min(sites.len())) else { return sites };
     match settings.client_selection {
-        ClientSelection::Lot => sites.shuffle(&mut StdRng::seed_from_u64(round)),
-        ClientSelection::Turn => {
+        ClientSelection::Random => sites.shuffle(&mut StdRng::seed_from_u64(round)),
+        ClientSelection::RoundRobin => {
             let first = usize::try_from(round.saturating_sub(1)).unwrap_or(0).wrapping_mul(count);
             let by = first % sites.len().max(1);
             sites.rotate_left(by);
         }
-        ClientSelection::Usefulness => {
+        ClientSelection::LowestLoss => {
             let loss = |site: &SiteName| losses.get(site).copied().unwrap_or(f64::NEG_INFINITY);
             sites.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         }
@@ -181,7 +179,7 @@ pub fn sites(settings: &RoundSettings, round: u64, losses: &BTreeMap<SiteName, f
     sites
 }
 
-/// What the release that a round starts from finds hard, by its newest hard cases; `None` unless the settings ask for it.
+/// What the round's base finds hard, from its newest hard cases; `None` unless `hard_focus` is set.
 pub async fn read_focus(
     bus: &Bus,
     base: &ReleaseId,
@@ -194,14 +192,14 @@ pub async fn read_focus(
         reader::newest_messages(bus, topology::HARDCASES, StreamRange::default(), HARD_CASES_READ, |_| true).await?;
     let mut summary = HardSummary::default();
     let cases = found.iter().filter_map(|record| decode::<HardCase>(&record.payload).ok());
-    // What another release finds hard, and its features, say nothing of this one.
+    // Another release's hard cases and features say nothing about this one.
     for case in cases.filter(|case| case.release == *base) {
         summary.add(&case.top, case.features.as_deref());
     }
     Ok(summary.focus(settings.hard_focus))
 }
 
-/// What these sites are asked for: to start from this release.
+/// The terms of a round that starts from this release.
 pub fn round_terms(
     base: ReleaseId,
     weights: Option<BlobRef>,
@@ -224,8 +222,8 @@ pub fn round_terms(
     }
 }
 
-/// Says that something happened in a round; false if it was said before.
-/// `key`: signs what sites are asked, where they obey nothing else.
+/// Publishes an event of a round; false if the slot was already taken. `key` signs it; sites of a fleet ignore unsigned
+/// rounds.
 pub async fn publish_round_event(
     publisher: &Publisher,
     key: Option<&SiteKey>,
@@ -320,16 +318,16 @@ mod tests {
             ..all.clone()
         };
         assert_eq!(sites(&ring, 1, &BTreeMap::new()), names[2..]);
-        assert_eq!(asked(ClientSelection::Turn, 1, &[]), ["a", "b"]);
-        assert_eq!(asked(ClientSelection::Turn, 2, &[]), ["c", "d"]);
-        assert_eq!(asked(ClientSelection::Turn, 3, &[]), ["a", "b"]);
-        assert_eq!(asked(ClientSelection::Usefulness, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
+        assert_eq!(asked(ClientSelection::RoundRobin, 1, &[]), ["a", "b"]);
+        assert_eq!(asked(ClientSelection::RoundRobin, 2, &[]), ["c", "d"]);
+        assert_eq!(asked(ClientSelection::RoundRobin, 3, &[]), ["a", "b"]);
+        assert_eq!(asked(ClientSelection::LowestLoss, 1, &[("a", 2.0), ("b", 1.0), ("c", 3.0)]), ["d", "b"]);
         assert_eq!(
-            asked(ClientSelection::Lot, 5, &[]),
-            asked(ClientSelection::Lot, 5, &[]),
+            asked(ClientSelection::Random, 5, &[]),
+            asked(ClientSelection::Random, 5, &[]),
             "the same round, the same sites"
         );
-        let drawn: Vec<_> = (1..9).map(|round| asked(ClientSelection::Lot, round, &[])).collect();
+        let drawn: Vec<_> = (1..9).map(|round| asked(ClientSelection::Random, round, &[])).collect();
         assert!(drawn.iter().any(|sites| *sites != drawn[0]), "{drawn:?}");
     }
 }

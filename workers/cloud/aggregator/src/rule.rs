@@ -1,4 +1,4 @@
-//! How updates become a release: the rule by its name, and the numbers of everything on the way.
+//! How updates become a release: the rule by its name, and the settings of every step.
 
 use std::path::PathBuf;
 
@@ -8,53 +8,54 @@ use crate::filter::{FilterSettings, UpdateFilter};
 use crate::server_optimizer::ServerOptimizerSettings;
 use crate::weigh::{self, WeighSettings};
 
-/// Rules besides those that go by scores.
+/// Rules that do not weigh by scores.
 pub(crate) const LAW: &str = "law";
 pub(crate) const PICK: &str = "pick";
-/// As `fedavg`, the last layer class by class: what says that a picture shows a class is learned from the sites that saw it.
+/// Like `fedavg`, but with the last layer merged class by class: a class's weights come from the sites that saw that
+/// class.
 pub(crate) const CLASSES: &str = "classes";
-/// As `quality`, the last layer class by class in the same way.
+/// Like `quality`, with the last layer merged in the same way.
 pub(crate) const QUALITY_CLASSES: &str = "quality-classes";
 pub(crate) const COMMAND: &str = "command";
-/// The rules besides those that go by scores, but for `pick`, which is no rule of its own.
+/// All of these rules but `pick`, which only chooses among others.
 const BESIDES: [&str; 4] = [LAW, CLASSES, QUALITY_CLASSES, COMMAND];
-/// A rule by scores that needs every two updates held against each other.
+/// A rule by scores that needs all pairs of updates compared.
 pub(crate) const AGREEMENT: &str = "agreement";
-/// Behind the name of a rule: its last layer is trained again on the public set.
+/// Suffix of a rule's name: retrain its last layer on the public set.
 pub(crate) const AND_HEAD: &str = "+head";
-/// Behind the name of a rule: the whole model is trained on the public set for a little.
+/// Suffix of a rule's name: fine-tune the whole model on the public set.
 pub(crate) const AND_TUNE: &str = "+tune";
-/// Behind the name of a rule: as `+tune`, and half of what is aimed at is what the sites' models say together (ensemble
-/// distillation, arXiv 2006.07242).
+/// Suffix of a rule's name: like `+tune`, with half of the target being the mean prediction of the sites' models
+/// (ensemble distillation, arXiv 2006.07242).
 pub(crate) const AND_DISTILL: &str = "+distill";
-/// What `pick` took where no candidate is better than the base: the base itself.
+/// The name recorded when `pick` found no candidate better than the base and kept the base.
 pub const PREVIOUS: &str = "previous";
 
 /// How updates become a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MergeSettings {
-    /// How sites are weighed: `fedavg`, `uniform`, `agreement` (by how much updates point the same way), `paper`, `quality`,
-    /// `law`, `classes` (by samples, the last layer class by class), `quality-classes` (by quality, in the same way),
-    /// `command` (by a program of one's own), each also with `+head` (the last layer is trained again on the public set),
-    /// `+tune` (the whole model is, for a little) or `+distill` (aiming at what the sites say together, too), or `pick`,
-    /// which tries several.
+    /// Merge rule: `fedavg` (by samples), `uniform`, `agreement` (by how much updates point the same way), `paper`,
+    /// `quality`, `law`, `classes` (by samples, the last layer class by class), `quality-classes` (by quality, in the
+    /// same way), or `command` (by your own program); each also with `+head` (retrain the last layer on the public
+    /// set), `+tune` (fine-tune the whole model) or `+distill` (fine-tune towards the sites' mean prediction). `pick`
+    /// tries several.
     pub rule: String,
-    /// Of `pick`: the rules it tries, the preferred one first. They are fitted on one part of the public set and held against
-    /// each other on another: the first is taken unless one has a lower loss there by more than chance. What is taken must
-    /// be better than the base by more than chance, or, for up to five releases after such a one, at least as right with a
-    /// lower loss; or there is no release.
+    /// For `pick`: the rules it tries, the preferred one first. They are fitted on one part of the public set and
+    /// compared on another; the first is taken unless another has a lower loss there by more than chance. The winner
+    /// must be better than the base by more than chance or, for up to five releases after such a one, at least as right
+    /// with a lower loss; otherwise there is no release.
     pub candidates: Vec<String>,
-    /// Of `command`: the program that reads what is known of each site as JSON and writes a weight for each.
+    /// For `command`: the program that reads the sites' scores as JSON and writes a weight for each.
     pub command: Option<PathBuf>,
-    /// The numbers of the rules.
+    /// Settings of the weighing rules.
     pub weigh: WeighSettings,
-    /// What is done about updates that stand out.
+    /// How updates that stand out are treated.
     pub filter: FilterSettings,
-    /// How far the release follows.
+    /// How far the release follows the merged weights.
     pub server_optimizer: ServerOptimizerSettings,
-    /// An update that started from an older base counts (1 + releases between) to the power of minus this, 0 and more
-    /// (FedBuff, arXiv 2106.06639, takes 0.5).
+    /// Exponent of the staleness discount, 0 or more: an update whose base is n releases old counts (1 + n) to the
+    /// power of minus this (FedBuff, arXiv 2106.06639, takes 0.5).
     pub staleness: f64,
 }
 
@@ -74,7 +75,7 @@ impl Default for MergeSettings {
 }
 
 impl MergeSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is invalid.
     pub fn check(&self) -> Result<(), String> {
         let known = |rule: &str| {
             let (plain, _) = split_rule(rule);
@@ -82,27 +83,27 @@ impl MergeSettings {
         };
         let names = || weigh::names().chain(BESIDES).chain([PICK]).collect::<Vec<_>>().join(", ");
         if self.rule != PICK && !known(&self.rule) {
-            return Err(format!("merge.rule {:?} is unknown, use one of {}", self.rule, names()));
+            return Err(format!("merge.rule is {:?}; it must be one of {}", self.rule, names()));
         }
         if let Some(unknown) = self.candidates.iter().find(|rule| !known(rule)) {
             let names = weigh::names().chain(BESIDES).collect::<Vec<_>>().join(", ");
-            return Err(format!("merge.candidates: {unknown:?} is unknown, use {names}"));
+            return Err(format!("merge.candidates contains {unknown:?}; each must be one of {names}"));
         }
         let asks = |rule: &str| split_rule(rule).0 == COMMAND;
         if self.command.is_none()
             && (asks(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| asks(rule)))
         {
-            return Err("merge.command: name the program that rule command asks".into());
+            return Err("merge.command is missing; rule `command` needs the path of a program".into());
         }
         let weigh = &self.weigh;
         let wants = [
-            (!self.candidates.is_empty(), "candidates: at least one"),
-            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.size), "weigh.size: 0 to 8"),
-            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage: 0 to 8"),
-            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio: 0 to 1"),
-            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness: 0 and more"),
+            (!self.candidates.is_empty(), "candidates is empty; it needs at least one rule"),
+            ((0.0..=8.0).contains(&weigh.stability), "weigh.stability is out of range; it must be 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.capability), "weigh.capability is out of range; it must be 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.size), "weigh.size is out of range; it must be 0 to 8"),
+            ((0.0..=8.0).contains(&weigh.coverage), "weigh.coverage is out of range; it must be 0 to 8"),
+            ((0.0..=1.0).contains(&weigh.floor_ratio), "weigh.floor_ratio is out of range; it must be 0 to 1"),
+            (self.staleness >= 0.0 && self.staleness.is_finite(), "staleness is out of range; it must be 0 or more"),
         ];
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("merge.{wanted}"));
@@ -110,25 +111,25 @@ impl MergeSettings {
         self.filter.check().and_then(|()| self.server_optimizer.check()).map_err(|wrong| format!("merge.{wrong}"))
     }
 
-    /// Whether updates are tried on a public set where there is one.
+    /// Whether the public set is used if there is one.
     pub fn uses_public(&self) -> bool {
         self.needs_public() || self.rule == COMMAND
     }
 
-    /// Whether updates are held against each other.
+    /// Whether the rule compares updates with each other.
     pub(crate) fn compares(&self) -> bool {
         let compares = |rule: &str| matches!(split_rule(rule).0, AGREEMENT | COMMAND);
         compares(&self.rule) || self.rule == PICK && self.candidates.iter().any(|rule| compares(rule))
     }
 
-    /// Whether a public set is needed.
+    /// Whether a public set is required.
     pub fn needs_public(&self) -> bool {
         let plain = |rule: &str| matches!(rule, "fedavg" | "uniform" | AGREEMENT | CLASSES | COMMAND);
         !plain(&self.rule) || self.filter.names.contains(&UpdateFilter::LossGate)
     }
 }
 
-/// What is done with a model after its sites were merged.
+/// What follows the merge of a rule.
 pub(crate) enum PostMergeStep {
     Done,
     Head,
@@ -136,7 +137,7 @@ pub(crate) enum PostMergeStep {
     Distill,
 }
 
-/// A rule's name without what follows merging, and that.
+/// Splits a rule's name into the rule and what follows the merge.
 pub(crate) fn split_rule(rule: &str) -> (&str, PostMergeStep) {
     let known =
         [(AND_HEAD, PostMergeStep::Head), (AND_TUNE, PostMergeStep::Tune), (AND_DISTILL, PostMergeStep::Distill)];

@@ -1,5 +1,5 @@
-//! How right a model is on a public set: pictures whose labels are known, as many of each class. Weights are inputs of the
-//! graph, so that one session tries any number of models; a [`Judge`] a core is all the memory it takes.
+//! Scores models on the public set. Weights are inputs of the graph, so one session scores any number of models; memory
+//! is one [`ModelScorer`] per core.
 
 use autograd::loss::{LabelSmoothing, cross_entropy, distill};
 use autograd::trainable::is_named;
@@ -20,39 +20,39 @@ use crate::parameter_layout::ParameterLayout;
 use crate::public_set::PublicSet;
 use crate::weigh::SiteMeasures;
 
-/// Images in a run; a guess.
+/// Images per run; an estimate.
 const BATCH: u16 = 32;
-/// Share of the teacher in what is aimed at.
+/// Share of the teacher in the target.
 const TAUGHT: f32 = 0.5;
 
-/// A model whose weights are merged: where each number is, what the base has there, and the graphs that try it.
+/// A model whose weights are merged: its layout, the base's weights, and the graphs that score it.
 #[derive(Debug)]
 pub struct ScoringModel {
-    /// Where each number is.
+    /// Which number of a row belongs to which tensor.
     pub layout: ParameterLayout,
-    /// The base's own weights.
+    /// The base's weights as a row.
     pub base: Vec<f32>,
-    /// The model's graph as it is.
+    /// The model's unchanged graph.
     pub graph: OnnxDocument,
     step: TrainingStep,
     head: Option<HeadModel>,
 }
 
-/// The model in two, its last layer apart.
+/// The model split before its last layer.
 #[derive(Debug, Clone)]
 struct HeadModel {
-    /// From images and weights to features.
+    /// Graph from images and weights to features.
     body: OnnxDocument,
-    /// Names of the weights that it takes.
+    /// Names of the weights it takes.
     takes: Vec<String>,
-    /// Name of the input of images, and its shape.
+    /// Name and shape of its image input.
     images: String,
     images_shape: Vec<i64>,
     tail: TrainingStep,
 }
 
 impl ScoringModel {
-    /// Of a model's folder. `trainable`: what of it is trained; `local`: patterns of names of what each site keeps.
+    /// Reads a model's folder. `trainable`: what of it is trained; `local`: name patterns of weights each site keeps.
     pub fn for_model(
         runtime: &vision::OnnxRuntime,
         model: &Model,
@@ -74,7 +74,7 @@ impl ScoringModel {
         for place in layout.places() {
             base.extend(onnx.weight(&place.name)?);
         }
-        // Some models have no last layer that stands alone; rules that train one say so.
+        // Some models have no separable last layer; rules that train one report it.
         let head =
             prepared.step(&known, &TrainableSelection::Last(1)).ok().and_then(|head| head.split(&known).ok().flatten());
         let head = head.and_then(|head| HeadModel::of(&step, head));
@@ -102,14 +102,14 @@ impl HeadModel {
     }
 }
 
-/// How the last layer is trained again on public pictures.
+/// How the last layer is retrained on public pictures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadLearning {
-    /// Times all pictures are seen.
+    /// Passes over all pictures.
     pub steps: u32,
-    /// Length of a step.
+    /// Learning rate.
     pub rate: f32,
-    /// Pulls the layer towards where it was.
+    /// Pull of the layer towards its start.
     pub proximal: f32,
 }
 
@@ -119,14 +119,14 @@ impl Default for HeadLearning {
     }
 }
 
-/// How a whole model is trained on public pictures.
+/// How a whole model is fine-tuned on public pictures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tuning {
-    /// Times all pictures are seen.
+    /// Passes over all pictures.
     pub passes: u32,
-    /// Length of a step.
+    /// Learning rate.
     pub rate: f32,
-    /// Pulls every weight towards where it was.
+    /// Pull of every weight towards its start.
     pub proximal: f32,
 }
 
@@ -136,40 +136,40 @@ impl Default for Tuning {
     }
 }
 
-/// How right a model is.
+/// Score of a model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ModelScore {
-    /// Mean cross-entropy, every class counting the same.
+    /// Mean cross-entropy, with every class counting equally.
     pub loss: f64,
-    /// Share of the pictures that it is right about, by class; absent for a class without pictures.
+    /// Accuracy by class, 0 to 1; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
-    /// What it says of each picture.
+    /// Its prediction for each picture.
     pub said: Vec<PictureScores>,
-    /// Of each picture the probability of every class.
+    /// For each picture, the probability of every class.
     pub probabilities: Vec<f32>,
 }
 
-/// What a model says of a picture.
+/// A model's prediction for one picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PictureScores {
-    /// The class it says.
+    /// Predicted class.
     pub class: usize,
-    /// The true one.
+    /// True class.
     pub shows: usize,
-    /// Cross-entropy of the true one.
+    /// Cross-entropy of the true class.
     pub loss: f64,
 }
 
 impl ModelScore {
-    /// Picture by picture, to be held against another model's.
+    /// Per-picture results, to compare with another model's.
     pub fn holdout(&self) -> HoldoutScores {
         let mut scores = HoldoutScores::default();
         self.said.iter().for_each(|said| scores.push(said.class == said.shows, said.loss));
         scores
     }
 
-    /// As [`Self::holdout`], the losses at the temperature (0.25 to 8) at which their mean is lowest. A model that is less
-    /// sure of everything, or surer, says the same then; a loss that is lower still says that it knows more.
+    /// Like [`Self::holdout`], with losses at the temperature (0.25 to 8) where their mean is lowest. A model that is
+    /// only more or less confident everywhere then scores the same; a lower loss still means that it knows more.
     pub fn tempered_holdout(&self) -> HoldoutScores {
         let losses_at = |temperature: f64| -> Vec<f64> {
             let pictures = self.probabilities.chunks_exact(self.accuracy.len().max(1)).zip(&self.said);
@@ -189,9 +189,9 @@ impl ModelScore {
     }
 }
 
-/// Tries models, one after the other.
+/// Scores models, one after another.
 pub struct ModelScorer {
-    /// For each weight of the step, its number in the layout.
+    /// For each weight of the training step, its index in the layout.
     order: Vec<usize>,
     layout: ParameterLayout,
     stepper: Stepper,
@@ -199,7 +199,7 @@ pub struct ModelScorer {
 }
 
 impl ModelScorer {
-    /// Loads the graphs. `threads`: of one run.
+    /// Loads the graphs. `threads`: per run.
     pub fn new(runtime: &vision::OnnxRuntime, ground: &ScoringModel, threads: u16) -> Result<Self, TrainError> {
         let order = order(&ground.layout, &ground.step);
         let stepper = Stepper::open(runtime, ground.step.clone(), threads)?;
@@ -213,12 +213,12 @@ impl ModelScorer {
         Ok(Self { order, layout: ground.layout.clone(), stepper, head })
     }
 
-    /// Whether the model has a last layer that can be trained alone.
+    /// Whether the last layer can be trained alone.
     pub fn has_head(&self) -> bool {
         self.head.is_some()
     }
 
-    /// Tries a model on these pictures.
+    /// Scores a model on these pictures.
     pub fn score(&mut self, row: &[f32], public: &PublicSet, of: &[usize]) -> Result<ModelScore, TrainError> {
         let weights = weights(row, &self.layout, &self.order);
         let (classes, size) = (public.count, batch_of(self.stepper.step()));
@@ -250,8 +250,8 @@ impl ModelScorer {
         })
     }
 
-    /// The loss on these pictures, every class counting the same, and its gradient by every weight. `teacher`: of all
-    /// pictures the probability of every class, which is half of what is aimed at then.
+    /// The loss on these pictures, with every class counting equally, and its gradient by every weight. `teacher`:
+    /// probabilities of every class for all pictures, which then make up half of the target.
     pub fn slope(
         &mut self,
         row: &[f32],
@@ -272,7 +272,7 @@ impl ModelScorer {
         Ok((loss, slope))
     }
 
-    /// The same model with its last layer trained again on these pictures; unchanged where it has none.
+    /// The model with its last layer retrained on these pictures; unchanged if it has no separable last layer.
     pub fn train_head(
         &mut self,
         row: &[f32],
@@ -316,8 +316,8 @@ impl ModelScorer {
 }
 
 impl ModelScorer {
-    /// The same model, trained on these pictures for some passes in an order of chance: every class counts the same.
-    /// `teacher`: as in [`Judge::slope`].
+    /// The model fine-tuned on these pictures for some passes in random order, with every class counting equally.
+    /// `teacher`: as in [`ModelScorer::slope`].
     pub fn tune_model(
         &mut self,
         row: &[f32],
@@ -343,7 +343,7 @@ impl ModelScorer {
     }
 }
 
-/// What the body of a model gives for pictures: a public set of features.
+/// The features of pictures, as a public set of features.
 fn features(
     head: &HeadModel,
     body: &mut Graph,
@@ -378,8 +378,8 @@ fn features(
     Ok(PublicSet::of(values, length, classes, public.count))
 }
 
-/// Loss of these pictures, every class counting the same; `see` is given each batch's gradients and what share of the
-/// whole it is.
+/// Loss of these pictures, with every class counting equally; `see` gets each batch's gradients and its share of the
+/// whole.
 fn slopes(
     stepper: &mut Stepper,
     public: &PublicSet,
@@ -412,7 +412,7 @@ fn batch_of(step: &TrainingStep) -> usize {
     step.images_shape.first().map_or(1, |size| (*size).max(1) as usize)
 }
 
-/// The images of some pictures, filled up with nothing, and what they show.
+/// The images of some pictures, padded to the batch size, and their classes.
 fn batch(public: &PublicSet, part: &[usize], size: usize) -> (Vec<f32>, Vec<Option<usize>>) {
     let (mut images, mut labels) = (vec![0.0; size * public.length], vec![None; size]);
     for ((picture, image), label) in part.iter().zip(images.chunks_exact_mut(public.length.max(1))).zip(&mut labels) {
@@ -422,7 +422,7 @@ fn batch(public: &PublicSet, part: &[usize], size: usize) -> (Vec<f32>, Vec<Opti
     (images, labels)
 }
 
-/// The class that scores say, and the cross-entropy of the true one.
+/// The predicted class, and the cross-entropy of the true one.
 fn judged(scores: &[f32], class: usize) -> (usize, f64) {
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = scores.iter().map(|score| f64::from(score - most).exp()).sum();
@@ -430,15 +430,15 @@ fn judged(scores: &[f32], class: usize) -> (usize, f64) {
     (best, sum.ln() - f64::from(scores[class] - most))
 }
 
-/// The cross-entropy of the true class when logits are divided by a temperature.
+/// Cross-entropy of the true class with logits divided by a temperature.
 fn tempered_loss(probabilities: &[f32], shows: usize, temperature: f64) -> f64 {
-    // What is said to be impossible is taken to be one in 10^12.
+    // A probability of 0 is taken as one in 10^12.
     let tempered = |ratio: f32| f64::from(ratio).max(1e-12).powf(1.0 / temperature);
     let sum: f64 = probabilities.iter().map(|ratio| tempered(*ratio)).sum();
     (sum / tempered(probabilities[shows])).ln()
 }
 
-/// For each weight of a step, its number in the layout.
+/// For each weight of a step, its index in the layout.
 fn order(layout: &ParameterLayout, step: &TrainingStep) -> Vec<usize> {
     let place = |name: &str| layout.places().iter().position(|place| place.name == name).unwrap_or_default();
     step.weights.iter().map(|weight| place(&weight.name)).collect()
@@ -453,7 +453,7 @@ mod tests {
     use super::*;
     use training::holdout::HoldoutComparison;
 
-    /// A model of two classes that is right about most pictures, with its logits times `sureness`.
+    /// A model of two classes that is right about the first `right` pictures, with its logits times `sureness`.
     fn tried(sureness: f32, right: usize) -> ModelScore {
         let mut tried = ModelScore { accuracy: vec![None; 2], ..ModelScore::default() };
         for picture in 0..200 {
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn a_model_that_is_only_less_sure_is_no_better() {
         let (sure, unsure) = (tried(4.0, 160), tried(1.0, 160));
-        assert_eq!(unsure.holdout().judge(&sure.holdout()), HoldoutComparison::Better, "by its loss as it is");
+        assert_eq!(unsure.holdout().judge(&sure.holdout()), HoldoutComparison::Better, "by its uncalibrated loss");
         assert_eq!(unsure.tempered_holdout().judge(&sure.tempered_holdout()), HoldoutComparison::Level);
         assert_eq!(sure.tempered_holdout().judge(&unsure.tempered_holdout()), HoldoutComparison::Level);
         let knows_more = tried(4.0, 175);

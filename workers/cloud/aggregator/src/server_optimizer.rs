@@ -1,36 +1,36 @@
-//! How far the next release goes towards what the sites agreed on: the server's own optimizer (arXiv 2003.00295). The
-//! difference between what was merged and the base takes a gradient's place. Pure.
+//! How far the next release moves towards the merged weights: the server optimizer (arXiv 2003.00295). The difference
+//! between the merged weights and the base takes the place of a gradient. Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// Which.
+/// Kind of server optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServerOptimizerKind {
-    /// All the way at a rate of 1, which is plain merging.
+    /// Moves by `rate` times the difference; a rate of 1 is plain merging.
     #[default]
     Sgd,
-    /// With what is left of the movements of earlier rounds.
+    /// Adds the decayed movement of earlier rounds.
     Momentum,
-    /// By the size of earlier movements, number by number (FedAdam).
+    /// Scales by the size of earlier movements, per weight (FedAdam).
     Adam,
-    /// As adam, forgetting sizes more slowly where they shrink (FedYogi).
+    /// Like adam, but forgets sizes more slowly where they shrink (FedYogi).
     Yogi,
 }
 
-/// The server's optimizer.
+/// Settings of the server optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerOptimizerSettings {
-    /// Which: `sgd`, `momentum`, `adam` or `yogi`.
+    /// Kind: `sgd`, `momentum`, `adam` or `yogi`.
     pub kind: ServerOptimizerKind,
-    /// Length of a step, above 0; 1 with `sgd` goes all the way, `adam` and `yogi` want less.
+    /// Learning rate, above 0; 1 with `sgd` takes the merged weights as they are, `adam` and `yogi` need less.
     pub rate: f64,
-    /// Of `momentum`, `adam` and `yogi`: what is kept of earlier movements, 0 to below 1.
+    /// For `momentum`, `adam` and `yogi`: share of earlier movements kept, 0 to below 1.
     pub momentum_ratio: f64,
-    /// Of `adam` and `yogi`: what is kept of earlier sizes, 0 to below 1.
+    /// For `adam` and `yogi`: share of earlier squared movements kept, 0 to below 1.
     pub square_ratio: f64,
-    /// Of `adam` and `yogi`: keeps small movements small, above 0.
+    /// For `adam` and `yogi`: added to the denominator so that small movements stay small, above 0.
     pub adaptivity: f64,
 }
 
@@ -41,28 +41,34 @@ impl Default for ServerOptimizerSettings {
 }
 
 impl ServerOptimizerSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let wants = [
-            (self.rate > 0.0 && self.rate.is_finite(), "rate: above 0"),
-            ((0.0..1.0).contains(&self.momentum_ratio), "momentum_ratio: 0 to below 1"),
-            ((0.0..1.0).contains(&self.square_ratio), "square_ratio: 0 to below 1"),
-            (self.adaptivity > 0.0, "adaptivity: above 0"),
+            (self.rate > 0.0 && self.rate.is_finite(), "rate is out of range; it must be above 0"),
+            (
+                (0.0..1.0).contains(&self.momentum_ratio),
+                "momentum_ratio is out of range; it must be at least 0 and below 1",
+            ),
+            (
+                (0.0..1.0).contains(&self.square_ratio),
+                "square_ratio is out of range; it must be at least 0 and below 1",
+            ),
+            (self.adaptivity > 0.0, "adaptivity is out of range; it must be above 0"),
         ];
-        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("server.{wanted}")))
+        wants.iter().find(|(is, _)| !is).map_or(Ok(()), |(_, wanted)| Err(format!("server_optimizer.{wanted}")))
     }
 }
 
-/// What the server remembers between rounds: rows as long as the model's, empty before the first.
+/// Optimizer state between rounds: rows as long as the model's, empty before the first round.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ServerOptimizerState {
-    /// Movements.
+    /// Decayed mean of movements.
     pub first: Vec<f32>,
-    /// Their sizes, squared.
+    /// Decayed mean of their squares.
     pub second: Vec<f32>,
 }
 
-/// One step from the base towards what was merged, which becomes where it ends.
+/// Moves the base one step towards the merged weights, in place of `merged`.
 pub fn apply_optimizer(
     base: &[f32],
     merged: &mut [f32],

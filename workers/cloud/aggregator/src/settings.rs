@@ -1,4 +1,4 @@
-//! How a model's rounds are run.
+//! Settings of the aggregator.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,31 +11,31 @@ use serde::{Deserialize, Serialize};
 use crate::check::CheckSettings;
 use crate::rule::MergeSettings;
 
-/// How a model's rounds are run.
+/// Aggregator settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AggregatorSettings {
-    /// File of the key that the opening of a round is signed with (`tributary key`, `tributary fleet init`); absent: unsigned,
-    /// and sites of a fleet do not take part.
+    /// Path of the key that signs rounds (`tributary key`, `tributary fleet init`); absent: rounds are unsigned, and
+    /// sites of a fleet ignore them.
     pub key: Option<PathBuf>,
-    /// Folder of the model that sites were set up with; the recognizer's if absent.
+    /// Folder of the baseline model; absent: the recognizer's.
     pub model: Option<PathBuf>,
-    /// Folder of labelled pictures that models are tried on, as for `tributary train`; without it rules that
-    /// score sites by it cannot be used, nor `pick`.
+    /// Folder of labelled pictures to score models on, in the layout of `tributary train`; rules that use scores, and
+    /// `pick`, need it.
     pub public: Option<PathBuf>,
-    /// Pictures of a class used of it, at least 2, and fewer where they do not fit into the memory; the first ones.
+    /// Pictures used per class, at least 2; the first ones in order, fewer if they do not fit into memory.
     pub public_max_per_class: u32,
-    /// Memory they may take, MiB, at least 1.
+    /// Memory limit of the public set in MiB, at least 1.
     pub public_max_mib: u32,
-    /// Where releases are kept: a folder, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+    /// Release store: a folder, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
     pub store: String,
-    /// Where updates and releases lie while they are worked on; it can be made again.
+    /// Folder for temporary files; its content can be recreated.
     pub work: PathBuf,
-    /// What updates are refused.
+    /// Which updates are refused.
     pub check: CheckSettings,
     /// How updates become a release.
     pub merge: MergeSettings,
-    /// What sites are asked for.
+    /// Terms and schedule of rounds.
     pub round: RoundSettings,
 }
 
@@ -56,47 +56,49 @@ impl Default for AggregatorSettings {
     }
 }
 
-/// What sites are asked for in a round.
+/// Terms and schedule of rounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RoundSettings {
-    /// The sites that are asked; all if empty.
+    /// Sites that may be selected; empty: all.
     pub sites: Vec<SiteName>,
-    /// Sets of sites by name, such as those that try things first.
+    /// Named sets of sites, such as those that try releases first.
     pub rings: BTreeMap<String, Vec<SiteName>>,
-    /// The sites of this ring are asked, in place of `sites`.
+    /// Select from this ring instead of `sites`.
     pub ring: Option<String>,
-    /// So many of `sites`, or of the ring, are asked in each round; absent: all of them.
+    /// Sites selected per round from `sites` or the ring; absent: all of them.
     pub sites_per_round: Option<u32>,
-    /// Which ones then.
+    /// How those are selected.
     pub client_selection: ClientSelection,
-    /// So many updates are enough, at least 1.
+    /// Quorum: updates needed to close the round, at least 1.
     pub quorum: u32,
-    /// How long others are waited for when there are enough, seconds.
+    /// Seconds to wait for stragglers after quorum.
     pub grace_s: u32,
-    /// When a round is over in any case, seconds after it was opened, at least 1.
+    /// Seconds after opening when the round closes in any case, at least 1.
     pub deadline_s: u32,
-    /// Which weights are trained: `auto` (all, of which a site with few labels trains the last layers alone), `all`, `head`,
-    /// `last N`, or patterns of names with commas between them.
+    /// Weights to train: `auto` (all; a site with few labels trains only the last layers), `all`, `head`, `last N`, or
+    /// comma-separated name patterns.
     pub trainable: String,
-    /// Patterns of names of weights that stay as each site has them, such as those of the last layer.
+    /// Name patterns of weights that each site keeps for itself, such as those of the last layer.
     pub local: Vec<String>,
-    /// Whether updates count that no round asked for; with a new round as soon as one has ended, this is the asynchronous
-    /// mode: as soon as `quorum` updates are there, they are merged.
+    /// Count updates that no round asked for. With `every_s = 0` this is the asynchronous mode: updates are merged as
+    /// soon as `quorum` of them are there.
     pub accept_unsolicited: bool,
-    /// Updates count whose base is so many releases older, discounted by `merge.staleness`: what came too late counts in
-    /// the next round.
+    /// Count updates whose base is at most this many releases old, discounted by `merge.staleness`; stragglers then
+    /// count in the next round.
     pub max_staleness: u32,
-    /// A new round is opened so long after the last one ended, seconds; absent: by hand, with `tributary round open`.
+    /// Seconds after the end of a round when the next one opens; absent: rounds open by hand with `tributary round
+    /// open`.
     pub every_s: Option<u32>,
-    /// No round opens by itself any more after so many in a row that gained nothing, at least 1, until a site has learned
-    /// from new labels and says so with an update that no round asked for, or `hard_cases` opens one; absent: rounds go on.
+    /// Stop opening rounds by the clock after this many in a row gained nothing, at least 1. They resume when a site has
+    /// learned from new labels and sends an update that no round asked for, or when `hard_cases` opens one. Absent: never
+    /// stop.
     pub stop_after: Option<u32>,
-    /// A new round is opened when `quorum` sites have found so many hard cases each since the last one was opened, at least
-    /// 1; absent: not for that.
+    /// Open a round when `quorum` sites have each reported this many hard cases since the last one was opened, at least
+    /// 1; absent: hard cases open no round.
     pub hard_cases: Option<u32>,
-    /// How much oftener sites see pictures like the hard cases of the release that a round starts from, 0 to 8: with 1,
-    /// pictures of average hardness are seen twice as often. 0: sites hear nothing of others' hard cases.
+    /// How much more often sites train on pictures like the base's hard cases, 0 to 8: with 1, pictures of average
+    /// hardness are seen twice as often. 0: sites are not told about other sites' hard cases.
     pub hard_focus: f32,
 }
 
@@ -107,7 +109,7 @@ impl Default for RoundSettings {
             rings: BTreeMap::new(),
             ring: None,
             sites_per_round: None,
-            client_selection: ClientSelection::Lot,
+            client_selection: ClientSelection::Random,
             quorum: 2,
             grace_s: 60,
             deadline_s: 24 * 3600,
@@ -123,22 +125,25 @@ impl Default for RoundSettings {
     }
 }
 
-/// Which sites are asked, where not all are.
+/// How the sites of a round are selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientSelection {
-    /// By lot, others each round.
+    /// At random, differently in each round.
     #[default]
-    Lot,
-    /// In turn, in the order they are named in.
-    Turn,
-    /// Those whose updates had the lowest loss on the public set when they were last in a release; those that were in none
-    /// come first.
-    Usefulness,
+    #[serde(alias = "lot")]
+    Random,
+    /// In the order they are listed, continuing where the last round stopped.
+    #[serde(alias = "turn")]
+    RoundRobin,
+    /// Those whose updates had the lowest loss on the public set when they were last in a release; sites that were in
+    /// none come first.
+    #[serde(alias = "usefulness")]
+    LowestLoss,
 }
 
 impl RoundSettings {
-    /// The sites that may be asked; all if empty.
+    /// The sites that may be selected; empty: all.
     pub fn selectable_sites(&self) -> &[SiteName] {
         let ring = self.ring.as_ref().and_then(|ring| self.rings.get(ring));
         ring.map_or(&self.sites, |sites| sites)
@@ -146,31 +151,31 @@ impl RoundSettings {
 }
 
 impl AggregatorSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is invalid.
     pub fn check(&self) -> Result<(), String> {
         let round = &self.round;
         let wants = [
-            (self.public_max_per_class >= 2, "public_max_per_class: at least 2"),
-            (self.public_max_mib > 0, "public_max_mib: at least 1"),
-            (!self.store.is_empty(), "store: a folder or an address"),
-            (round.quorum > 0, "round.quorum: at least 1"),
-            (round.stop_after != Some(0), "round.stop_after: at least 1, or leave it away"),
-            (round.hard_cases != Some(0), "round.hard_cases: at least 1, or leave it away"),
-            ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus: 0 to 8"),
-            (round.deadline_s > 0, "round.deadline_s: at least 1"),
+            (self.public_max_per_class >= 2, "public_max_per_class is out of range; it must be at least 2"),
+            (self.public_max_mib > 0, "public_max_mib is 0; it must be at least 1"),
+            (!self.store.is_empty(), "store is empty; it must be a folder or an address such as s3://bucket/prefix"),
+            (round.quorum > 0, "round.quorum is 0; it must be at least 1"),
+            (round.stop_after != Some(0), "round.stop_after is 0; it must be at least 1, or omit it"),
+            (round.hard_cases != Some(0), "round.hard_cases is 0; it must be at least 1, or omit it"),
+            ((0.0..=8.0).contains(&round.hard_focus), "round.hard_focus is out of range; it must be 0 to 8"),
+            (round.deadline_s > 0, "round.deadline_s is 0; it must be at least 1"),
             (
                 round
                     .sites_per_round
                     .is_none_or(|ask| ask >= round.quorum && ask as usize <= round.selectable_sites().len()),
-                "round.sites_per_round: at least round.quorum, no more than there are round.sites",
+                "round.sites_per_round is out of range; it must be between round.quorum and the number of sites in round.sites",
             ),
             (
                 round.selectable_sites().is_empty() || round.quorum as usize <= round.selectable_sites().len(),
-                "round.quorum: no more than there are round.sites",
+                "round.quorum is out of range; it must be at most the number of sites in round.sites",
             ),
         ];
         if let Some(unknown) = round.ring.as_ref().filter(|ring| !round.rings.contains_key(*ring)) {
-            return Err(format!("aggregator.round.ring {unknown:?} is none of aggregator.round.rings"));
+            return Err(format!("aggregator.round.ring is {unknown:?}; it must be one of aggregator.round.rings"));
         }
         if let Some((_, wanted)) = wants.iter().find(|(is, _)| !is) {
             return Err(format!("aggregator.{wanted}"));

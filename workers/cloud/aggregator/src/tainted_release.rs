@@ -1,4 +1,4 @@
-//! Which releases learned what an update learned: those it was merged into, and those that start from one of them. Pure.
+//! Which releases learned from an update: those it was merged into, and their descendants. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,21 +6,21 @@ use schemas::{ReleaseId, TaskId};
 
 use crate::release::Manifest;
 
-/// A release that learned from an update that is asked about.
+/// A release that learned from one of the updates in question.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TaintedRelease {
-    /// The release.
+    /// Id of the release.
     pub release: ReleaseId,
-    /// The round it came of; 0 for none.
+    /// Number of its round; 0 for none.
     pub round: u64,
-    /// The updates asked about that were merged into it; empty if it only starts from a release that holds some.
+    /// Updates in question that were merged into it; empty if it only descends from one that has some.
     pub updates: BTreeSet<TaskId>,
-    /// The release it starts from, if that learned from them.
+    /// The release it starts from, if that one learned from them; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through: Option<ReleaseId>,
 }
 
-/// The releases that learned from some of these updates, those that hold one first, then what descends from them.
+/// The releases that learned from any of these updates: first those that contain one, then their descendants.
 pub fn tainted_releases(manifests: &[Manifest], updates: &BTreeSet<TaskId>) -> Vec<TaintedRelease> {
     let mut found: BTreeMap<&ReleaseId, TaintedRelease> = BTreeMap::new();
     for manifest in manifests {
@@ -30,7 +30,7 @@ pub fn tainted_releases(manifests: &[Manifest], updates: &BTreeSet<TaskId>) -> V
             found.insert(&manifest.release, of(manifest, own));
         }
     }
-    // A parent may stand behind its child in the list: until nothing is added any more.
+    // A parent may come after its child in the list, so this repeats until nothing is added.
     loop {
         let before = found.len();
         for manifest in manifests {

@@ -1,4 +1,4 @@
-//! Makes a release again from what sites sent, and compares.
+//! Derives a release again from its updates and compares the weights.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,86 +15,86 @@ use crate::release_builder::{self, FetchedUpdate, ReleaseBuildError, RoundBase};
 use crate::server_optimizer::ServerOptimizerState;
 use crate::weights_file::{WeightsFile, WeightsFileError};
 
-/// Why a release could not be made again.
+/// Why a release could not be derived again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseVerifyError {
-    /// Something of it is not in the store.
+    /// A part of it is not in the store.
     #[error(transparent)]
     Release(#[from] ReleaseError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] streams::CarryError),
-    /// It could not be merged.
+    /// The updates could not be merged.
     #[error(transparent)]
     Seal(#[from] ReleaseBuildError),
-    /// A model cannot be read, written or tried.
+    /// A model cannot be read, written or scored.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// An update in the store is none for this model.
+    /// An update in the store does not fit this model.
     #[error("the update of site {site} {why}")]
     Update {
-        /// The site.
+        /// The site that sent it.
         site: String,
-        /// Why.
+        /// Reason, in words that follow the site's name.
         #[source]
         why: WeightsFileError,
     },
-    /// The public set is another one.
+    /// The public set has changed.
     #[error(
-        "release {} was made with another public set (SHA-256 {wanted}, here {found}): name that one with aggregator.public",
+        "release {} was made with another public set (SHA-256 {wanted}, this one {found}); set aggregator.public to that one",
         release.short()
     )]
     OtherPublic {
-        /// The release.
+        /// The release to verify.
         release: ReleaseId,
         /// The digest in its manifest.
         wanted: String,
-        /// The digest of the one that is here.
+        /// The digest of the current public set.
         found: String,
     },
-    /// It was made by other rules.
+    /// It was made by another version of the derivation.
     #[error(
-        "release {} was made by an older tributary, whose rules of merging gave other weights: make it again with that one",
+        "release {} was made by another version of tributary, whose merge gives other weights; verify it with that version",
         .0.short()
     )]
     OtherRules(ReleaseId),
-    /// There is nothing to make it from.
-    #[error("release {} is the model that sites were set up with: it came of no round", .0.short())]
+    /// It came from no round.
+    #[error("release {} came from no round, so there is nothing to derive it from", .0.short())]
     First(ReleaseId),
-    /// Something broke.
-    #[error("a part of it broke: {0}")]
+    /// A blocking task panicked.
+    #[error("a blocking task stopped unexpectedly: {0}")]
     Broke(String),
 }
 
-/// What came of it.
+/// Result of a verification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReleaseVerification {
-    /// The release that was made again.
+    /// The release that was derived.
     pub made: ReleaseId,
-    /// Whether it is the one that was sealed, bit by bit.
+    /// Whether it equals the sealed one, bit by bit.
     pub same: bool,
-    /// Updates in it.
+    /// Number of updates in it.
     pub updates: usize,
 }
 
-/// Where releases are looked at: the model that sites were set up with, and a folder to work in.
+/// Where releases are unpacked: the baseline model, and a folder for temporary files.
 #[derive(Debug, Clone)]
 pub struct ReleaseWorkspace {
-    /// The runtime.
+    /// ONNX Runtime to score models with.
     pub runtime: vision::OnnxRuntime,
-    /// The model.
+    /// The baseline model.
     pub root: Arc<Model>,
-    /// The folder.
+    /// Folder for temporary files.
     pub work: std::path::PathBuf,
 }
 
 impl ReleaseWorkspace {
-    /// Where a release's weights are put.
+    /// Path of a release's weights file.
     pub fn weights(&self, release: &ReleaseId) -> std::path::PathBuf {
         self.work.join("weights").join(format!("{release}.safetensors"))
     }
 
-    /// A release as a model's folder: fetched, and held against its digest.
+    /// A release as a model folder: fetched and checked against its digest.
     pub async fn folder(&self, releases: &ModelReleases, release: &ReleaseId) -> Result<Model, ReleaseVerifyError> {
         if *release == self.root.release {
             return Ok((*self.root).clone());
@@ -133,7 +133,7 @@ impl ReleaseWorkspace {
         .await
     }
 
-    /// What the server's optimizer remembered after a release.
+    /// State of the server optimizer after a release.
     pub async fn memory(
         &self,
         releases: &ModelReleases,
@@ -158,7 +158,7 @@ impl ReleaseWorkspace {
     }
 }
 
-/// Fetches a site's weights from the bucket into a file, unless they are there.
+/// Fetches a site's weights from the bucket into a file, unless they are already there.
 pub async fn fetch_update(
     blobs: &Blobs,
     weights: &schemas::BlobRef,
@@ -177,7 +177,7 @@ pub async fn fetch_update(
     Ok(path)
 }
 
-/// Makes a release again. `public`: the public set that is here, if any.
+/// Derives a release again and compares. `public`: the public set, if there is one.
 pub async fn verify_release(
     place: &ReleaseWorkspace,
     releases: &ModelReleases,
@@ -204,12 +204,12 @@ pub async fn verify_release(
     Ok(ReleaseVerification { made: again.0, same, updates: made.updates.len() })
 }
 
-/// The round a release came of.
+/// The round that produced a release.
 pub(crate) fn release_round(manifest: &Manifest) -> Result<&ReleaseRound, ReleaseVerifyError> {
     manifest.made.as_ref().ok_or_else(|| ReleaseVerifyError::First(manifest.release.clone()))
 }
 
-/// The public set if it is the one that a release was made with; an error if that is needed and another is here.
+/// The public set, if it is the one the release was made with; an error if one is needed and another was given.
 pub(crate) fn public_of(
     manifest: &Manifest,
     made: &ReleaseRound,
@@ -226,17 +226,17 @@ pub(crate) fn public_of(
     Err(ReleaseVerifyError::OtherPublic { release: manifest.release.clone(), wanted, found })
 }
 
-/// What a release is made of, fetched from the store.
+/// The inputs of a release, fetched from the store.
 pub(crate) struct ReleaseInputs {
-    /// Where its round started.
+    /// The base of its round.
     pub(crate) base: RoundBase,
-    /// What sites sent.
+    /// Its updates.
     pub(crate) held: Vec<FetchedUpdate>,
-    /// What the server's optimizer remembered before.
+    /// State of the server optimizer before the round.
     pub(crate) memory: ServerOptimizerState,
 }
 
-/// Fetches what a release is made of, with these of its updates.
+/// Fetches the inputs of a release, with only these of its updates.
 pub(crate) async fn ingredients(
     place: &ReleaseWorkspace,
     releases: &ModelReleases,
@@ -284,14 +284,14 @@ pub(crate) fn make_folder(folder: Option<&Path>) -> Result<(), TrainError> {
     folder.map_or(Ok(()), |folder| std::fs::create_dir_all(folder).map_err(TrainError::write(folder)))
 }
 
-/// Runs what blocks off the async threads.
+/// Runs blocking work off the async threads.
 pub(crate) async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReleaseVerifyError> + Send + 'static,
 ) -> Result<T, ReleaseVerifyError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ReleaseVerifyError::Broke(error.to_string()))?
 }
 
-/// How far two sets of weights lie apart, tensor by tensor: names, root of the mean square of the first, and of the
+/// Difference between two sets of weights: for each tensor its name, the root mean square of the first, and that of the
 /// difference.
 pub fn weight_differences(a: &weights::NamedTensors, b: &weights::NamedTensors) -> Vec<(String, f64, f64)> {
     let root = |values: &mut dyn Iterator<Item = f64>| {

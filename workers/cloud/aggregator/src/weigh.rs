@@ -1,9 +1,9 @@
-//! How much each site's update counts: scores and sample counts in, one share a site out. Pure.
+//! How much each site's update counts: scores and sample counts in, one share per site out. Pure.
 //!
-//! A rule that goes by scores is a function in a file of its own and one line in [`RULES`]: it gives each site a value of 0
-//! or more. What rules have in common is done here: values become shares that add up to 1, and where a rule comes to
-//! nothing, sites count by their samples, and the record says so. [`law`] learns shares by trying models; it and the
-//! choice among several rules need a public set and are put together in [`derive`](crate::derive).
+//! A rule by scores is a function in a file of its own and one line in [`RULES`]; it gives each site a value of 0 or
+//! more. What rules have in common is here: values become shares that add up to 1, and if all values are 0, sites count
+//! by their samples and the audit says so. The rule `law` ([`share_learning`]) learns shares by scoring models; it and
+//! the choice among several rules need a public set and are in [`aggregate`](crate::aggregate).
 
 pub mod agreement;
 pub mod command;
@@ -15,20 +15,20 @@ mod uniform;
 
 use serde::{Deserialize, Serialize};
 
-/// What is known of one site's update.
+/// Measurements of one site's update.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SiteMeasures {
-    /// Share of the public set's pictures that it is right about, by class, 0 to 1; absent for a class without pictures.
+    /// Accuracy on the public set by class, 0 to 1; absent for a class without pictures.
     pub accuracy: Vec<Option<f64>>,
-    /// Mean cross-entropy on them; absent where nobody scored it.
+    /// Mean cross-entropy on the public set; absent if it was not scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// Pictures it learned from.
+    /// Number of images it learned from.
     pub samples: u64,
-    /// Of those, pictures the site was in doubt about.
+    /// Number of those that the site found doubtful.
     #[serde(default)]
     pub hard: u64,
-    /// How much its change points where the others' point, 0 to 1; absent where nobody compared.
+    /// How far its change points the same way as the others', 0 to 1; absent if they were not compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
 }
@@ -38,13 +38,13 @@ impl SiteMeasures {
         self.accuracy.iter().flatten().copied()
     }
 
-    /// Mean accuracy over the classes; 0 of none.
+    /// Mean accuracy over the classes; 0 without classes.
     pub fn mean(&self) -> f64 {
         let (sum, count) = self.seen().fold((0.0, 0.0), |(sum, count), accuracy| (sum + accuracy, count + 1.0));
         if count > 0.0 { sum / count } else { 0.0 }
     }
 
-    /// Standard deviation of the accuracy over the classes, of the population; 0 of none.
+    /// Standard deviation of the accuracy over the classes, of the population; 0 without classes.
     pub fn spread(&self) -> f64 {
         let mean = self.mean();
         let (sum, count) =
@@ -52,29 +52,29 @@ impl SiteMeasures {
         if count > 0.0 { f64::sqrt(sum / count) } else { 0.0 }
     }
 
-    /// Accuracy of the class it is best at; 0 of none.
+    /// Accuracy of its best class; 0 without classes.
     pub fn best(&self) -> f64 {
         self.seen().fold(0.0, f64::max)
     }
 }
 
-/// How a rule weighs.
+/// Settings of the weighing rules.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WeighSettings {
-    /// Of `paper`: exponent of stability, 0 to 8.
+    /// For `paper`: exponent of stability, 0 to 8.
     pub stability: f64,
-    /// Of `paper`: exponent of capability, 0 to 8.
+    /// For `paper`: exponent of capability, 0 to 8.
     pub capability: f64,
-    /// Of `paper`: exponent of size, 0 to 8.
+    /// For `paper`: exponent of size, 0 to 8.
     pub size: f64,
-    /// Of `paper`: what the worst site keeps of each factor, 0 (the method's letter) to 1.
+    /// For `paper`: what the worst site keeps of each factor, 0 (as published) to 1.
     pub floor_ratio: f64,
-    /// Of `paper`: what a site's capability is.
+    /// For `paper`: how a site's capability is measured.
     pub capability_measure: CapabilityMeasure,
-    /// Of `paper`: what a site's size is.
+    /// For `paper`: how a site's size is measured.
     pub size_measure: SizeMeasure,
-    /// Of every rule: exponent of how many hard pictures a site learned from, 0 (which leaves it out) to 8.
+    /// For every rule: exponent of the number of hard images a site learned from, 0 (ignored) to 8.
     pub coverage: f64,
 }
 
@@ -92,30 +92,30 @@ impl Default for WeighSettings {
     }
 }
 
-/// What a site's capability is.
+/// How a site's capability is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapabilityMeasure {
-    /// Accuracy of the class it is best at: the method's letter. Whoever says one class for everything has 1.
+    /// Accuracy of its best class, as published. A model that always predicts one class gets 1.
     Max,
     /// Mean accuracy over the classes.
     Mean,
 }
 
-/// What a site's size is.
+/// How a site's size is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SizeMeasure {
-    /// Its samples between the fewest and the most of all sites: the method's letter.
+    /// Its position between the fewest and the most samples of all sites, as published.
     Range,
     /// Its share of all samples.
     Share,
 }
 
-/// A rule: a value of 0 or more for each site.
+/// A weighing rule: returns a value of 0 or more for each site.
 pub type WeighRule = fn(&[SiteMeasures], &WeighSettings) -> Vec<f64>;
 
-/// Every rule by name.
+/// The rules by scores, by name.
 pub const RULES: &[(&str, WeighRule)] = &[
     ("fedavg", fedavg::values),
     ("uniform", uniform::values),
@@ -124,7 +124,7 @@ pub const RULES: &[(&str, WeighRule)] = &[
     ("quality", quality::values),
 ];
 
-/// Names of the rules.
+/// Names of the rules by scores.
 pub fn names() -> impl Iterator<Item = &'static str> {
     RULES.iter().map(|(name, _)| *name)
 }
@@ -132,25 +132,24 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// How much each site counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SiteWeights {
-    /// A share for each site, in their order; they add up to 1.
+    /// One share per site, in their order; they add up to 1.
     pub shares: Vec<f64>,
-    /// Why another rule than the one asked for was used; absent if it was not.
+    /// Why another rule than the configured one was used; absent if it was not.
     pub instead: Option<String>,
 }
 
-/// Weighs sites by the rule of this name. Refuses an unknown rule and no sites, in words.
+/// Weighs sites by the rule of this name. Returns an error text for an unknown rule, or for no sites.
 pub fn weigh(rule: &str, sites: &[SiteMeasures], settings: &WeighSettings) -> Result<SiteWeights, String> {
     let known = RULES.iter().find(|(name, _)| *name == rule).map(|(_, rule)| rule);
-    let values = known.ok_or_else(|| {
-        format!("rule {rule:?} does not go by scores, use one of {}", names().collect::<Vec<_>>().join(", "))
-    })?;
+    let values = known
+        .ok_or_else(|| format!("rule is {rule:?}; it must be one of {}", names().collect::<Vec<_>>().join(", ")))?;
     if sites.is_empty() {
         return Err("there is no update to weigh".into());
     }
     Ok(normalize_weights(rule, values(sites, settings), sites, settings))
 }
 
-/// Shares of what a rule gives each site. `values`: as many as there are sites, at least one.
+/// Turns a rule's values into shares. `values`: one per site, at least one.
 pub fn normalize_weights(
     rule: &str,
     values: Vec<f64>,
@@ -162,17 +161,17 @@ pub fn normalize_weights(
     let values = values.into_iter().zip(covered);
     let values: Vec<f64> = values.map(|(value, covered)| value * covered.powf(settings.coverage)).collect();
     let (by_samples, equal) = (fedavg::values(sites, settings), vec![1.0; sites.len()]);
-    let tried = [(values, None), (by_samples, Some("samples")), (equal, Some("nothing: all are equal"))];
+    let tried = [(values, None), (by_samples, Some("samples")), (equal, Some("equal shares"))];
     let usable = |values: &[f64]| {
         let sum: f64 = values.iter().sum();
         sum > 0.0 && sum.is_finite() && values.iter().all(|value| *value >= 0.0)
     };
     let (values, instead) = tried.into_iter().find(|(values, _)| usable(values)).unwrap_or_default();
-    let instead = instead.map(|by| format!("rule {rule} came to nothing, so sites count by {by}"));
+    let instead = instead.map(|by| format!("rule {rule} gave every site 0, so sites count by {by}"));
     SiteWeights { shares: shares(&values), instead }
 }
 
-/// Values as shares of their sum.
+/// Values divided by their sum.
 pub fn shares(values: &[f64]) -> Vec<f64> {
     let sum: f64 = values.iter().sum();
     values.iter().map(|value| value / sum).collect()
@@ -224,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_comes_to_nothing_counts_by_samples_and_says_so() {
-        // Each is the worst in one factor.
+        // Each site is the worst in one factor.
         let sites = [site(&[1.0, 0.0], 30), site(&[0.5, 0.5], 10)];
         let literal = WeighSettings { floor_ratio: 0.0, ..plain() };
         let weighed = weigh("paper", &sites, &literal).unwrap();

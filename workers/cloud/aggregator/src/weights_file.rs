@@ -1,5 +1,5 @@
-//! A site's weights as they came: a memory-mapped safetensors file, or a row in memory. Read in blocks, so that no
-//! update is ever whole in memory.
+//! A site's weights: a memory-mapped safetensors file, or a row in memory. Read in blocks, so that no update is ever
+//! entirely in memory.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,51 +12,51 @@ use schemas::WeightFormat;
 
 use crate::parameter_layout::ParameterLayout;
 
-/// Why a file is not a set of weights for a model. Each is the sender's fault.
+/// Why a file is not a valid set of weights for a model. Except for `File`, each is the sender's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsFileError {
-    /// It cannot be opened.
-    #[error("{path} cannot be read")]
+    /// The file cannot be opened.
+    #[error("could not open {path}")]
     File {
-        /// Which.
+        /// Path of the file.
         path: String,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// It is not a safetensors file.
-    #[error("it is not a safetensors file: {0}")]
+    /// The file is not in safetensors format.
+    #[error("it is not a valid safetensors file: {0}")]
     Unreadable(#[from] safetensors::SafeTensorError),
-    /// A tensor that is trained is not in it.
+    /// A trained tensor is missing.
     #[error("tensor {0:?} is missing")]
     Missing(String),
-    /// A tensor in it is not trained, or unknown.
-    #[error("tensor {0:?} is none of those that are trained")]
+    /// It has a tensor that is unknown or not trained.
+    #[error("tensor {0:?} is not one of the trained tensors")]
     Extra(String),
-    /// A tensor has another shape.
-    #[error("tensor {name:?} has shape {found:?}, the model's is {wanted:?}")]
+    /// A tensor has the wrong shape.
+    #[error("tensor {name:?} has shape {found:?}; the model's is {wanted:?}")]
     Misshaped {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its shape.
+        /// Shape in the file.
         found: Vec<usize>,
-        /// The model's.
+        /// Shape in the model.
         wanted: Vec<usize>,
     },
-    /// A tensor is of another type than the update says.
-    #[error("tensor {name:?} is of type {found:?}, the update says {form:?}")]
+    /// A tensor has another number format than the update names.
+    #[error("tensor {name:?} has type {found:?}; the update names {form:?}")]
     OtherType {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its type.
+        /// Type in the file.
         found: Dtype,
-        /// What the update says.
+        /// Format named in the update.
         form: WeightFormat,
     },
 }
 
 impl WeightsFileError {
-    /// Its stable name.
+    /// Its stable fault name.
     pub fn name(&self) -> &'static str {
         match self {
             Self::File { .. } => "weights_unavailable",
@@ -69,22 +69,22 @@ impl WeightsFileError {
     }
 }
 
-/// Weights in a file.
+/// Weights in a memory-mapped file.
 #[derive(Debug)]
 pub struct WeightsFile {
     map: Mmap,
     form: WeightFormat,
-    /// Where each place's bytes begin.
+    /// Byte offset of each tensor, in the order of the layout.
     starts: Vec<usize>,
 }
 
 impl WeightsFile {
-    /// Opens a file of weights for this layout; its values are not looked at.
+    /// Opens a weights file for this layout; checks names, shapes and types, not the values.
     pub fn open(path: &Path, form: WeightFormat, layout: &ParameterLayout) -> Result<Self, WeightsFileError> {
         let failed = |source| WeightsFileError::File { path: path.display().to_string(), source };
         let file = File::open(path).map_err(failed)?;
-        // SAFETY: the file is the aggregator's own copy, in a folder that nobody else writes to, and is written whole
-        // before it gets its name; what is read of it are numbers, of which any bits will do.
+        // SAFETY: the file is the aggregator's own copy in a folder nobody else writes to, and gets its name only when
+        // it is complete; only numbers are read from it, and any bits are valid numbers.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         let starts = starts(&map, form, layout)?;
@@ -120,22 +120,22 @@ fn starts(bytes: &[u8], form: WeightFormat, layout: &ParameterLayout) -> Result<
     Ok(starts)
 }
 
-/// A row of numbers, wherever it is.
+/// A row of numbers, in memory or in a file.
 #[derive(Debug, Clone, Copy)]
 pub enum WeightRow<'a> {
     /// In memory, end to end.
     Memory(&'a [f32]),
-    /// In a file.
+    /// In a memory-mapped file.
     File(&'a WeightsFile),
 }
 
 impl WeightRow<'_> {
-    /// Whether they are to be added to a base, and are not the weights themselves.
+    /// Whether the numbers are a difference to be added to a base, not the weights themselves.
     pub fn are_added(&self) -> bool {
         matches!(self, WeightRow::File(file) if file.form == WeightFormat::DeltaF16)
     }
 
-    /// A block's bytes, where they are 32-bit floats in a file: what can be added without a copy.
+    /// A block's bytes if they are 32-bit floats in a file, which can be added without a copy.
     pub(crate) fn raw(&self, (place, from, len): (usize, usize, usize)) -> Option<&[u8]> {
         match self {
             WeightRow::File(file) if file.form == WeightFormat::F32 => {
@@ -146,8 +146,8 @@ impl WeightRow<'_> {
         }
     }
 
-    /// Gives a block as floats. `place`: its number in the layout; `from`: its first number within the place.
-    /// `room`: for as many halves.
+    /// A block as floats. `place`: index of the tensor in the layout; `from`: first number within it. `room`: buffer
+    /// for conversion.
     pub(crate) fn block<'b>(
         &'b self,
         layout: &ParameterLayout,
@@ -165,7 +165,7 @@ impl WeightRow<'_> {
                 let start = file.starts[place] + from * size;
                 let bytes = &file.map[start..start + len * size];
                 if file.form == WeightFormat::F32 {
-                    // The machine's own way to load four bytes, wherever they lie.
+                    // Compiles to an unaligned load of four bytes.
                     for (float, four) in floats.iter_mut().zip(bytes.chunks_exact(4)) {
                         *float = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
                     }
@@ -181,7 +181,7 @@ impl WeightRow<'_> {
         }
     }
 
-    /// The whole row.
+    /// The whole row in memory.
     pub fn row(&self, layout: &ParameterLayout) -> Vec<f32> {
         let mut row = vec![0.0; layout.len()];
         let mut room = ReadBuffer::default();
@@ -192,10 +192,10 @@ impl WeightRow<'_> {
     }
 }
 
-/// Numbers in a block: as many as leave room for two in the first cache of a core.
+/// Numbers per block: two blocks fit into a core's first-level cache.
 pub const BLOCK: usize = 2048;
 
-/// Room for a block of a file.
+/// Buffer for one block of a file.
 pub struct ReadBuffer {
     floats: Vec<f32>,
     halves: Vec<f16>,
@@ -207,7 +207,8 @@ impl Default for ReadBuffer {
     }
 }
 
-/// Block by block: number of the place, first number in it, first number in the row, length.
+/// Calls `see` for each block with the index of the tensor, the first number in it, the first number in the row, and
+/// the length.
 pub fn each_block(layout: &ParameterLayout, mut see: impl FnMut(usize, usize, usize, usize)) {
     for (number, place) in layout.places().iter().enumerate() {
         for from in (0..place.len).step_by(BLOCK) {

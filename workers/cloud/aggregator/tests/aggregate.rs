@@ -1,4 +1,4 @@
-//! Deriving a release with the real runtime, the project's own model and pictures.
+//! Aggregates updates with the real ONNX Runtime, the project's own model and pictures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -34,7 +34,7 @@ fn here() -> AggregateFixture {
     AggregateFixture { runtime, model, ground, public }
 }
 
-/// Rows around the base: what sites might have sent.
+/// Rows close to the base: what sites might send.
 fn rows(base: &[f32], count: usize) -> Vec<Vec<f32>> {
     (0..count)
         .map(|site| {
@@ -154,7 +154,7 @@ fn a_slope_says_how_the_loss_grows() {
     let along =
         slope.iter().zip(rows[1].iter().zip(&rows[0])).map(|(slope, (b, a))| f64::from(*slope) * f64::from(b - a));
     let along: f64 = along.sum();
-    // A short step: the loss has a kink wherever a unit starts to count.
+    // A short step, because the loss has a kink wherever a unit becomes active.
     let ends = [0.4995, 0.5005].map(|share| judge.slope(&at(share), &here.public, &all, None).unwrap().0);
     let measured = (ends[1] - ends[0]) / 0.001;
     assert!((along - measured).abs() < 0.1 * measured.abs(), "{along} and {measured}, loss {loss}");
@@ -200,7 +200,8 @@ fn a_public_set_with_holes_is_used_and_what_is_missing_is_named() {
     assert!(PublicSet::read(folder.path(), &here.model, 50, 1000).unwrap_err().to_string().contains("public_max_mib"));
 }
 
-/// A public set in a folder, nine pictures of each class; every third one of a class, which is reported by, shows `instead`.
+/// A public set in a folder, nine pictures of each class; every third one of a class, in the reported part, shows
+/// `instead`.
 fn public_with(folder: &Path, here: &AggregateFixture, instead: Option<&str>) -> PublicSet {
     for label in &here.model.labels {
         let (from, to) = (fixtures().join("images/fashion").join(label), folder.join(label));
@@ -241,7 +242,7 @@ fn nothing_is_fitted_on_or_chosen_by_what_a_release_is_scored_by() {
 fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
     let mut here = here();
     let base = &here.ground.base.clone();
-    // Sites that only spoil it.
+    // Sites that only make it worse.
     let worse: Vec<Vec<f32>> =
         (1..4).map(|site| base.iter().map(|value| value * (1.0 - 0.3 * site as f32)).collect()).collect();
     let stands = derived(&here, sent(&worse, base), &rule("pick")).unwrap();
@@ -258,7 +259,7 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
         (base, ServerOptimizerState::default()),
         "nothing moves where nothing is gained"
     );
-    // A base that knows nothing, and sites that know a lot.
+    // An untrained base, and sites that know a lot.
     here.ground.base = vec![0.0; base.len()];
     let better = vec![base.clone(), base.clone()];
     let gained = derived(&here, sent(&better, &here.ground.base), &rule("pick")).unwrap();
@@ -272,7 +273,7 @@ fn a_good_base_stands_unless_something_is_better_by_more_than_chance() {
 fn a_loop_that_still_learns_takes_what_is_as_good_as_the_base() {
     let mut here = here();
     let good = here.ground.base.clone();
-    // A base that lost a little, and sites that found it again: on so few pictures no more than chance.
+    // A base that lost a little, and sites that regain it: with so few pictures, within chance.
     here.ground.base = good.iter().enumerate().map(|(at, value)| value * (1.0 + 0.1 * (at as f32).sin())).collect();
     let sent = sent(std::slice::from_ref(&good), &here.ground.base);
     let settings = MergeSettings { candidates: vec!["fedavg".into()], ..rule("pick") };

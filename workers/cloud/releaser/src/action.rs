@@ -1,4 +1,4 @@
-//! What is decided next about a model's releases, if anything. Pure.
+//! Decides what happens next to a model's releases. Pure.
 
 use releases::stage::{self, DecisionContext};
 use schemas::{Release, Rollout};
@@ -8,19 +8,19 @@ use crate::evidence::ReleaseEvidence;
 use crate::ring::{SiteWorkers, ring};
 use crate::settings::ReleaserSettings;
 
-/// Who decides.
+/// Name of the releaser as the author of decisions.
 pub const BY: &str = "releaser";
 
-/// What follows from what is known.
+/// What to do now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReleaserAction {
-    /// This is decided.
+    /// Publish this decision.
     Decide(Box<Rollout>),
-    /// Nothing; why, in words.
+    /// Wait; the reason, in words.
     Wait(String),
 }
 
-/// What is decided next.
+/// The next decision about a model's releases.
 pub fn next_action(
     rollout: &Rollout,
     evidence: &ReleaseEvidence,
@@ -43,14 +43,14 @@ pub fn next_action(
         }
         let short = candidate.release.short();
         if let Some(window) = paused {
-            return ReleaserAction::Wait(format!("{short} waits until {window} UTC is over"));
+            return ReleaserAction::Wait(format!("{short} waits for the end of the pause {window} UTC"));
         }
         let (able, unable) = ring(&settings.rings, 0, rollout, candidate, sites);
         let cannot: Vec<String> =
             unable.iter().map(|(site, fault)| format!("{site} cannot run it: {}", fault.reason)).collect();
         if able.is_empty() {
             let why =
-                if cannot.is_empty() { "no site of the first ring was heard of".to_owned() } else { cannot.join("; ") };
+                if cannot.is_empty() { "no site of the first ring has reported".to_owned() } else { cannot.join("; ") };
             return ReleaserAction::Wait(format!("{short} waits: {why}"));
         }
         let why = [format!("tried by {}", listed(&able))].into_iter().chain(cannot).collect::<Vec<_>>().join("; ");
@@ -62,14 +62,16 @@ pub fn next_action(
     let with = |why: String| DecisionContext { findings: judged.findings.clone(), ..said(why) };
     match &judged.ruling {
         CanaryRuling::Withdraw(why) => decided(stage::withdraw(rollout, &release.release, with(why.clone()))),
-        CanaryRuling::Wait(why) => {
-            ReleaserAction::Wait(format!("{} is tried by {}: {why}", release.release.short(), listed(&canary.ring)))
-        }
+        CanaryRuling::Wait(why) => ReleaserAction::Wait(format!(
+            "{} is being tried by {}: {why}",
+            release.release.short(),
+            listed(&canary.ring)
+        )),
         CanaryRuling::Promote if paused.is_some() => {
-            ReleaserAction::Wait(format!("{} is good, and waits for the pause to end", release.release.short()))
+            ReleaserAction::Wait(format!("{} is good and waits for the end of the pause", release.release.short()))
         }
         CanaryRuling::Promote => {
-            // A wider ring that has nobody new proves nothing more.
+            // A wider ring without new sites would prove nothing more.
             let wider = (canary.step + 1..settings.rings.len() as u32)
                 .map(|step| (step, ring(&settings.rings, step, rollout, release, sites).0))
                 .find(|(_, sites)| sites.iter().any(|site| !canary.ring.contains(site)));
@@ -81,22 +83,22 @@ pub fn next_action(
                 None => decided(stage::stable(
                     rollout,
                     release.clone(),
-                    with("as good as what was stable, or better".into()),
+                    with("as good as the stable release, or better".into()),
                 )),
             }
         }
     }
 }
 
-/// Why a candidate is not even tried, if it is not.
+/// Why a candidate is withdrawn without a trial; `None` if it is tried.
 fn worse_on_public(candidate: &Release, settings: &ReleaserSettings) -> Option<String> {
     let (before, after) = candidate.public.as_ref()?;
     let lost = before.accuracy_ratio - after.accuracy_ratio;
-    // What chance makes of so few pictures is no loss.
+    // A loss within chance, on so few pictures, is no loss.
     let is_sure = candidate.public_change_interval.is_none_or(|(_, most)| most < 0.0);
     (is_sure && lost > settings.public_margin_ratio).then(|| {
         format!(
-            "on the public set {:.1} % right, where its parent is {:.1} % (more than {:.1} points less is not tried)",
+            "{:.1} % right on the public set, its parent {:.1} %; candidates more than {:.1} points worse are not tried",
             after.accuracy_ratio * 100.0,
             before.accuracy_ratio * 100.0,
             settings.public_margin_ratio * 100.0
@@ -104,7 +106,7 @@ fn worse_on_public(candidate: &Release, settings: &ReleaserSettings) -> Option<S
     })
 }
 
-/// Sites in words; many are counted.
+/// Site names in words; from a certain number on they are counted.
 fn listed(sites: &[schemas::SiteName]) -> String {
     let names: Vec<&str> = sites.iter().take(5).map(schemas::SiteName::as_str).collect();
     match sites.len().saturating_sub(names.len()) {

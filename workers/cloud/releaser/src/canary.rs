@@ -1,15 +1,15 @@
-//! What follows from evidence about a canary. Pure.
+//! Judges a canary from the evidence. Pure.
 //!
-//! Each measure is a sequential test (Wald, Sequential Analysis, 1947) of how much better the ring became than the others
-//! did ([`effect`]): with an effect `d`, its variance `v` and a margin `m`, the logarithm of the odds that the release is
-//! worse by the margin and not as good is `-m (d + m/2) / v`. Estimates of a fixed effect from more and more images have
-//! independent increments in `1 / v` (Jennison and Turnbull, Group Sequential Methods, chapters 3 and 11), and such odds
-//! pass `1 / a` with a chance of no more than `a` however often one looks (Ville): so it can be judged at every report, and
-//! a measure that has said its word may go on while others come to theirs.
+//! Each measure is a sequential test (Wald, Sequential Analysis, 1947) of how much better the ring became than the
+//! other sites did ([`effect`]). With an effect `d`, its variance `v` and a margin `m`, the log odds that the release
+//! is worse by the margin, against being as good, are `-m (d + m/2) / v`. Estimates of a fixed effect from more and
+//! more images have independent increments in `1 / v` (Jennison and Turnbull, Group Sequential Methods, chapters 3 and
+//! 11), and such odds exceed `1 / a` with a chance of at most `a` however often they are checked (Ville). So the
+//! release can be judged at every report, and a measure that is decided may continue while others are not.
 //!
-//! Worse in one measure, and the release is taken back; it is good when every measure says so. The chance of a false alarm
-//! is divided among the measures (Bonferroni); a bad release passes only if the measure it is bad in says good, so that
-//! chance needs no division.
+//! A release that is worse in one measure is withdrawn; it is good when every measure says so. The chance of a false
+//! alarm is divided among the measures (Bonferroni). A bad release passes only if the measure it is bad in says good,
+//! so that chance needs no division.
 
 mod effect;
 mod measure;
@@ -21,37 +21,38 @@ use crate::evidence::{CanaryTrial, RingMemory};
 use effect::effect;
 pub use measure::CanaryMeasure;
 
-/// Memory may always grow by so much, MiB: less than that is noise.
+/// Memory growth that is always allowed, MiB; less is noise.
 const MEMORY_LEAST_MIB: f64 = 64.0;
 
 /// When a canary is promoted or withdrawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CanarySettings {
-    /// Chance that a release as good as the stable one is withdrawn, over all measures together, above 0 and below 0.5.
+    /// Chance of withdrawing a release that is as good as the stable one, over all measures together, above 0 and below
+    /// 0.5.
     pub false_alarm_ratio: f64,
-    /// Chance that a release that is worse by the margin of a measure is promoted, above 0 and below 0.5.
+    /// Chance of promoting a release that is worse by a measure's margin, above 0 and below 0.5.
     pub miss_ratio: f64,
-    /// How much less often verdicts may agree, as a share of all images, above 0 and below 1.
+    /// Allowed drop in agreement with verdicts, as a share of all images, above 0 and below 1.
     pub agreement_margin_ratio: f64,
-    /// How many more images may be in doubt, as a share of all images, above 0 and below 1.
+    /// Allowed rise in doubtful images, as a share of all images, above 0 and below 1.
     pub escalation_margin_ratio: f64,
-    /// How much lower the mean confidence may be, above 0 and below 1.
+    /// Allowed drop in mean confidence, above 0 and below 1.
     pub confidence_margin_ratio: f64,
-    /// How many times more an image may cost, above 1.
+    /// Allowed cost per image as a multiple of the stable release's, above 1.
     pub cost_ratio: f64,
-    /// How many more images it may fail on, as a share of all, above 0 and below 1.
+    /// Allowed rise in failed images, as a share of all images, above 0 and below 1.
     pub faults_margin_ratio: f64,
-    /// Images of the ring before anything but faults, refusals and crashes is believed.
+    /// Images the ring must recognize before any measure but faults, refusals and crashes counts.
     pub min_images: u64,
-    /// After so long without a decision it is withdrawn, seconds, at least 1.
+    /// Withdraw a canary that is undecided after this many seconds, at least 1.
     pub max_duration_s: u64,
-    /// How many times more memory a worker may take, above 1; 64 MiB more are always allowed.
+    /// Allowed memory of a worker as a multiple of before, above 1; 64 MiB more are always allowed.
     pub memory_ratio: f64,
-    /// Ends of workers in the ring that withdraw it at once, at least 1. A worker that somebody starts anew counts unless
-    /// as many were elsewhere.
+    /// Crashed workers in the ring that withdraw it at once, at least 1. A restarted worker counts unless as many were
+    /// restarted elsewhere.
     pub crashes: u64,
-    /// Whether a release may be promoted that no verdict says anything about, for fleets without a verifier.
+    /// Promote releases without verdicts, for fleets without a verifier.
     pub without_verdicts: bool,
 }
 
@@ -75,7 +76,7 @@ impl Default for CanarySettings {
 }
 
 impl CanarySettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let within = [
             ("false_alarm_ratio", self.false_alarm_ratio, 0.0, 0.5),
@@ -89,18 +90,18 @@ impl CanarySettings {
         ];
         for (name, value, above, below) in within {
             if !(value > above && value < below) {
-                return Err(format!("releaser.canary.{name} is {value}, it must lie between {above} and {below}"));
+                return Err(format!("canary.{name} is {value}; it must be above {above} and below {below}"));
             }
         }
         for (name, value) in [("max_duration_s", self.max_duration_s), ("crashes", self.crashes)] {
             if value == 0 {
-                return Err(format!("releaser.canary.{name} is 0, use at least 1"));
+                return Err(format!("canary.{name} is 0; it must be at least 1"));
             }
         }
         Ok(())
     }
 
-    /// How much worse is too bad, in the measure's own units.
+    /// How much worse is too bad, in the measure's own unit.
     pub fn margin(&self, measure: CanaryMeasure) -> f64 {
         match measure {
             CanaryMeasure::Agreement => self.agreement_margin_ratio,
@@ -112,27 +113,27 @@ impl CanarySettings {
     }
 }
 
-/// What follows from a trial.
+/// Result of judging a canary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CanaryJudgement {
-    /// What each measure says, of those there are numbers for.
+    /// What each measure says; measures without numbers are left out.
     pub findings: Vec<CanaryFinding>,
-    /// What shall be done.
+    /// What to do.
     pub ruling: CanaryRuling,
 }
 
-/// What shall be done with a canary.
+/// What to do with a canary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CanaryRuling {
-    /// It is as good as what is stable, or better.
+    /// Promote it: it is as good as the stable release, or better.
     Promote,
-    /// It is not decided yet; what is missing, in words.
+    /// Wait: it is undecided; what is missing, in words.
     Wait(String),
-    /// It is taken back; why, in words.
+    /// Withdraw it; the reason, in words.
     Withdraw(String),
 }
 
-/// What follows from what is known of a canary.
+/// Judges a canary.
 pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJudgement {
     let enough = trial.ring.iter().map(|pair| pair.after.images).sum::<u64>() >= settings.min_images;
     let (mut findings, mut open) = (Vec::new(), Vec::new());
@@ -140,12 +141,12 @@ pub fn judge_canary(trial: &CanaryTrial, settings: &CanarySettings) -> CanaryJud
         match find(measure, trial, settings, enough) {
             Ok(finding) => {
                 if finding.says == FindingOutcome::Open {
-                    open.push(format!("{} is open ({})", finding.measure, so_far(&finding)));
+                    open.push(format!("{} is undecided ({})", finding.measure, so_far(&finding)));
                 }
                 findings.push(finding);
             }
             Err(_) if measure == CanaryMeasure::Agreement && settings.without_verdicts => {}
-            Err(why) => open.push(format!("{} is open ({why})", measure.as_str())),
+            Err(why) => open.push(format!("{} is undecided ({why})", measure.as_str())),
         }
     }
     let ruling = rule(trial, settings, enough, &findings, &open);
@@ -160,7 +161,7 @@ fn rule(
     open: &[String],
 ) -> CanaryRuling {
     if trial.crashes >= settings.crashes {
-        return CanaryRuling::Withdraw(format!("it ended {} workers of the ring", trial.crashes));
+        return CanaryRuling::Withdraw(format!("it crashed {} workers of the ring", trial.crashes));
     }
     if let Some(fault) = trial.refused.last().filter(|_| trial.refused.len() * 2 > trial.sites) {
         let (refused, sites) = (trial.refused.len(), trial.sites);
@@ -171,7 +172,7 @@ fn rule(
     }
     if let Some(RingMemory { before_mib, after_mib }) = trial.memory.filter(|memory| enough && grew(memory, settings)) {
         return CanaryRuling::Withdraw(format!(
-            "a worker takes {after_mib:.0} MiB with it, and {before_mib:.0} MiB without"
+            "a worker takes {after_mib:.0} MiB with it and {before_mib:.0} MiB with the stable release"
         ));
     }
     if let Some(finding) = findings.iter().find(|finding| finding.says == FindingOutcome::Worse) {
@@ -180,7 +181,7 @@ fn rule(
     match open.is_empty() {
         true => CanaryRuling::Promote,
         false if trial.age_ms >= settings.max_duration_s.saturating_mul(1000) => {
-            CanaryRuling::Withdraw(format!("not decided in {}: {}", span(trial.age_ms), open.join(", ")))
+            CanaryRuling::Withdraw(format!("undecided after {}: {}", span(trial.age_ms), open.join(", ")))
         }
         false => CanaryRuling::Wait(open.join(", ")),
     }
@@ -199,7 +200,7 @@ fn so_far(finding: &CanaryFinding) -> String {
     let which = if finding.better < 0.0 { "worse" } else { "better" };
     let what = if finding.measure == CanaryMeasure::Agreement.as_str() { "sampled verdicts" } else { "images" };
     format!(
-        "{:.3} {which} ± {:.3} on {} {what}, {:.3} is too much",
+        "{:.3} {which} ± {:.3} on {} {what}; the margin is {:.3}",
         finding.better.abs(),
         finding.error,
         finding.count,
@@ -207,7 +208,7 @@ fn so_far(finding: &CanaryFinding) -> String {
     )
 }
 
-/// What a measure says; why it has no number, in words.
+/// A measure's finding; the error says, in words, why it has no number.
 fn find(
     measure: CanaryMeasure,
     trial: &CanaryTrial,

@@ -1,11 +1,11 @@
-//! What sites report about one model, put together. Pure.
+//! Combines what sites report about one model. Pure.
 //!
-//! A report is what one worker counted in one stretch of time. A later one about the same stretch replaces it, so that a
-//! report that comes twice changes nothing and a lost one costs nothing: the next says the same and more. Verdicts come
-//! from verifiers alone, for no site says itself how right it is.
+//! A report is what one worker counted in one time slot. A later one about the same slot replaces it, so a repeated
+//! report changes nothing and a lost one costs nothing: the next contains the same and more. Verdicts come only from
+//! verifiers, as no site may report its own accuracy.
 //!
-//! What is known of a canary is kept apart by site and by time, in [`Trial`]: sites differ (other cameras, other machines)
-//! and hours differ (night, load), and only what is kept apart can be taken out again.
+//! What is known of a canary is kept apart by site and by time in [`CanaryTrial`]: sites differ (cameras, machines) and
+//! hours differ (night, load), and only what is kept apart can be compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,38 +13,38 @@ use schemas::swap::{Agreement, AgreementCount, MomentSums, ReleaseCounts, Swap};
 use schemas::{Canary, FaultNote, ModelName, ReleaseId, SiteName};
 use serving::swap::PASSING;
 
-/// Length of the stretches that workers report about if nobody chose another, milliseconds.
+/// Default length of a time slot, milliseconds.
 pub const SLOT_MS: u64 = 600_000;
-/// Stretches are kept so long, milliseconds: the day before a canary, and the day it may take.
+/// How long slots are kept, milliseconds: the day before a canary, and the day it may take.
 pub const KEEP_MS: u64 = 48 * 3_600_000;
-/// So long before a canary is compared with, milliseconds: a day, so that every hour is in it.
+/// How much time before a canary it is compared with, milliseconds: a day, so that every hour is included.
 pub const BEFORE_MS: u64 = 24 * 3_600_000;
-/// A worker that says nothing for so long is gone, milliseconds.
+/// A worker that has not reported for this long is gone, milliseconds.
 pub const SILENT_MS: u64 = 300_000;
-/// No worker counts more in one stretch.
-const MOST: u64 = 1 << 32;
-/// Workers of a site whose reports are kept, and reports of a site: 64 workers over two days of stretches of ten minutes.
-const MOST_WORKERS: usize = 64;
-const MOST_REPORTS: usize = 20_000;
-/// Releases that a worker counted in one stretch, and sites and releases that a verifier judged in one.
-const MOST_COUNTS: usize = 64;
-const MOST_AGREEMENTS: usize = 20_000;
-/// Name of the fault of a release that ended its worker.
+/// Most of anything that a worker may count in one slot.
+const MAX_COUNT: u64 = 1 << 32;
+/// Most workers of a site, and most reports of a site: 64 workers over two days of ten-minute slots.
+const MAX_WORKERS: usize = 64;
+const MAX_REPORTS: usize = 20_000;
+/// Most releases that a worker counts in one slot, and most site-release pairs that a verifier judges in one.
+const MAX_COUNTS: usize = 64;
+const MAX_AGREEMENTS: usize = 20_000;
+/// Fault name of a release that crashed its worker.
 pub const CRASHED: &str = "release_crashed";
 
 /// Everything sites and verifiers reported about a model in the last two days.
 #[derive(Debug, Clone)]
 pub struct ReleaseEvidence {
     model: ModelName,
-    /// By the beginning of the stretch, then by site and worker.
+    /// By start of the slot, then by site and worker.
     slots: BTreeMap<u64, BTreeMap<(SiteName, String), ReportSlot>>,
-    /// The latest report of each worker, without what it counted.
+    /// The latest report of each worker, without counts.
     workers: BTreeMap<(SiteName, String), Swap>,
-    /// How many reports of each site are kept.
+    /// Number of reports kept for each site.
     reports: BTreeMap<SiteName, usize>,
 }
 
-/// A report, as far as it is about its stretch.
+/// The part of a report that belongs to its slot.
 #[derive(Debug, Clone)]
 struct ReportSlot {
     length_ms: u64,
@@ -55,27 +55,27 @@ struct ReportSlot {
     agreements: Vec<Agreement>,
 }
 
-/// What came of a release at one site in some time.
+/// Counts of a release at one site in some period.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EvidenceCell {
     /// Images it recognized.
     pub images: u64,
-    /// Of those, images that the gate was in doubt about.
+    /// Images that the gate found doubtful.
     pub doubtful: u64,
-    /// Images it failed on, though nothing was wrong with them.
+    /// Valid images it failed on.
     pub faults: u64,
     /// Confidence of its answers, 0 to 1.
     pub confidence: MomentSums,
-    /// Natural logarithm of what an image cost, milliseconds.
+    /// Natural logarithm of the cost per image in milliseconds.
     pub ln_cost_ms: MomentSums,
-    /// Verdicts on images it was in doubt about.
+    /// Verdicts on images it found doubtful.
     pub on_doubtful: AgreementCount,
-    /// Verdicts on images it was sure of, drawn by lot.
+    /// Verdicts on confident images, drawn at random.
     pub on_sampled: AgreementCount,
 }
 
 impl EvidenceCell {
-    /// As much more as a worker counted.
+    /// Adds a worker's counts.
     pub fn count(&mut self, counts: &ReleaseCounts) {
         self.images += counts.images;
         self.doubtful += counts.doubtful;
@@ -84,7 +84,7 @@ impl EvidenceCell {
         self.ln_cost_ms.add_moments(&counts.ln_cost_ms);
     }
 
-    /// As many more verdicts.
+    /// Adds verdicts.
     pub fn agree(&mut self, agreement: &Agreement) {
         for (own, more) in [(&mut self.on_doubtful, agreement.doubtful), (&mut self.on_sampled, agreement.sampled)] {
             own.asked += more.asked;
@@ -92,7 +92,7 @@ impl EvidenceCell {
         }
     }
 
-    /// As much more as the other has.
+    /// Adds another cell.
     pub fn add(&mut self, other: &Self) {
         self.images += other.images;
         self.doubtful += other.doubtful;
@@ -106,59 +106,59 @@ impl EvidenceCell {
     }
 }
 
-/// A site before a canary and since.
+/// One site before and during a canary.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BeforeAfter {
-    /// Under the stable release before, one cell a stretch: how much they differ says how much hours do.
+    /// Under the stable release before, one cell per slot: their differences show how much hours differ.
     pub before: Vec<EvidenceCell>,
-    /// Since: under the canary's release in the ring, under the stable one elsewhere.
+    /// Since then: under the canary's release in the ring, under the stable one elsewhere.
     pub after: EvidenceCell,
 }
 
-/// Memory of the ring's workers, MiB each.
+/// Mean memory of the ring's workers, MiB.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RingMemory {
     /// Under the stable release.
     pub before_mib: f64,
-    /// Under the canary's.
+    /// Under the canary's release.
     pub after_mib: f64,
 }
 
-/// What is known of a canary.
+/// Everything known of a canary.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CanaryTrial {
-    /// Sites that the ring has.
+    /// Number of sites in the ring.
     pub sites: usize,
-    /// Those of them that were seen.
+    /// Those of them that reported.
     pub ring: Vec<BeforeAfter>,
     /// Sites outside the ring that run the stable release.
     pub others: Vec<BeforeAfter>,
-    /// How long the canary has gone on, milliseconds.
+    /// How long the canary has run, milliseconds.
     pub age_ms: u64,
-    /// How many times longer the others' time since is than the ring's, at least 1: it begins with a stretch.
+    /// How many times longer the others' period since is than the ring's, at least 1: it begins with a full slot.
     pub longer: f64,
     /// Memory; absent until workers of the ring have reported it under both releases.
     pub memory: Option<RingMemory>,
-    /// How often the release ended a worker of the ring.
+    /// How often the release crashed a worker of the ring.
     pub crashes: u64,
-    /// Why sites of the ring do not run it, one fault a site that refused.
+    /// Why sites of the ring do not run it, one fault per site that refused.
     pub refused: Vec<FaultNote>,
 }
 
 impl ReleaseEvidence {
-    /// About a model; nothing yet.
+    /// No evidence yet about a model.
     pub fn of(model: ModelName) -> Self {
         Self { model, slots: BTreeMap::new(), workers: BTreeMap::new(), reports: BTreeMap::new() }
     }
 
-    /// Takes a report; of another model's workers, what verifiers among them say of verdicts.
+    /// Takes a report; from workers of another model, only verifiers' agreements.
     ///
-    /// False, and passed over, when its stretch is older than [`KEEP_MS`] or not yet begun, or when its numbers cannot be: a
-    /// clock that is wrong must not push out what others said, nor one number spoil every sum.
+    /// Returns false, and ignores it, when its slot is older than [`KEEP_MS`] or in the future, or when its numbers are
+    /// impossible: a wrong clock must not push out other reports, nor one number spoil every sum.
     pub fn add_report(&mut self, swap: Swap, now_ms: u64) -> bool {
         let oldest = now_ms.saturating_sub(KEEP_MS);
         let latest = now_ms.saturating_add(swap.slot_length_ms);
-        // One that was said in time to come would be the latest word for ever.
+        // A report from the future would stay the latest one forever.
         if swap.slot_ms < oldest || swap.slot_ms > latest || swap.said_at_ms > latest || !can_be(&swap) {
             return false;
         }
@@ -171,14 +171,14 @@ impl ReleaseEvidence {
             self.workers.retain(|_, swap| swap.said_at_ms >= oldest);
         }
         let own = swap.model == self.model;
-        // Only verifiers say how right others are.
+        // Only verifiers report the accuracy of other sites.
         let agreements = if swap.site == SiteName::cloud() { swap.agreements.clone() } else { Vec::new() };
         if !own && agreements.is_empty() {
             return true;
         }
         let key = (swap.site.clone(), swap.worker.clone());
         let is_new = self.slots.get(&swap.slot_ms).is_none_or(|slots| !slots.contains_key(&key));
-        if is_new && !self.has_room(&swap) {
+        if is_new && !self.is_within_limits(&swap) {
             return false;
         }
         let slot = ReportSlot {
@@ -202,15 +202,15 @@ impl ReleaseEvidence {
         true
     }
 
-    /// Whether one more report of a site's worker is kept: names of workers, and stretches, are what each site chooses.
-    fn has_room(&self, swap: &Swap) -> bool {
+    /// Whether another report of a site's worker fits; sites choose their worker names and slots themselves.
+    fn is_within_limits(&self, swap: &Swap) -> bool {
         let workers = self.workers.keys().filter(|(site, _)| *site == swap.site).count();
         let known = self.workers.contains_key(&(swap.site.clone(), swap.worker.clone()));
-        (known || workers < MOST_WORKERS) && self.reports.get(&swap.site).copied().unwrap_or(0) < MOST_REPORTS
+        (known || workers < MAX_WORKERS) && self.reports.get(&swap.site).copied().unwrap_or(0) < MAX_REPORTS
     }
 
-    /// The workers of each site that were heard of lately, each as it last said: release and since when, what it refused,
-    /// order, runtime, memory, labels; what it counted is left out.
+    /// Recently seen workers by site, each with its latest report (release and since when, refusals, order, runtime,
+    /// memory, labels) without counts.
     pub fn sites(&self, now_ms: u64) -> BTreeMap<&SiteName, Vec<&Swap>> {
         let mut sites: BTreeMap<&SiteName, Vec<&Swap>> = BTreeMap::new();
         for swap in self.workers.values().filter(|swap| is_current_report(swap, now_ms)) {
@@ -219,7 +219,7 @@ impl ReleaseEvidence {
         sites
     }
 
-    /// What is known of a canary.
+    /// Everything known of a canary.
     pub fn trial(&self, canary: &Canary, stable: &ReleaseId, now_ms: u64) -> CanaryTrial {
         let ring: BTreeSet<&SiteName> = canary.ring.iter().collect();
         let release = &canary.release.release;
@@ -239,7 +239,7 @@ impl ReleaseEvidence {
                 }
             };
             for ((site, _), slot) in reports {
-                // Only verifiers say how right others are.
+                // Only verifiers report the accuracy of other sites.
                 let agreements = slot.agreements.iter().filter(|_| *site == SiteName::cloud());
                 agreements.for_each(|said| cell(&said.site, &said.release, slot.length_ms, &|cell| cell.agree(said)));
                 slot.counts.iter().for_each(|said| cell(site, &said.release, slot.length_ms, &|cell| cell.count(said)));
@@ -261,13 +261,13 @@ impl ReleaseEvidence {
         trial
     }
 
-    /// When the first worker of the ring began to run the release; when it was given it, as long as none does.
+    /// When the first worker of the ring began to run the release, or when the ring got it if none has.
     fn start(&self, ring: &BTreeSet<&SiteName>, release: &ReleaseId, since_ms: u64) -> u64 {
         let runs = self.workers.values().filter(|swap| ring.contains(&swap.site) && swap.release == *release);
         runs.map(|swap| swap.since_ms.max(since_ms)).min().unwrap_or(since_ms)
     }
 
-    /// Memory of a worker at the end of its last stretch under each release, for sites that have had both.
+    /// Memory of a worker at the end of its last slot under each release, for sites that have had both.
     fn memory(
         &self,
         ring: &BTreeSet<&SiteName>,
@@ -287,7 +287,7 @@ impl ReleaseEvidence {
             last
         };
         let (before, after) = (last(stable), last(release));
-        // As floats: what workers say they hold adds up to more than a whole number takes, where they lie.
+        // As floats, because the sum of reported memory may overflow an integer if a worker lies.
         let mean = |workers: &BTreeMap<&str, u64>| {
             workers.values().map(|mib| *mib as f64).sum::<f64>() / workers.len().max(1) as f64
         };
@@ -297,9 +297,9 @@ impl ReleaseEvidence {
         (count > 0.0).then(|| RingMemory { before_mib: before / count, after_mib: after / count })
     }
 
-    /// How often the release ended a worker of the ring: as often as workers say so, or as workers vanished from sites
-    /// that are still heard of; of the latter no more than those beyond what vanished elsewhere, for whoever starts all
-    /// sites anew ends workers too.
+    /// How often the release crashed a worker of the ring: as often as workers report it, or as workers vanished from
+    /// sites that still report. Of the latter only those beyond what vanished elsewhere count, because restarting all
+    /// sites ends workers too.
     fn crashes(&self, ring: &BTreeSet<&SiteName>, stable: &ReleaseId, canary: &Canary, now_ms: u64) -> u64 {
         let release = &canary.release.release;
         let all: BTreeSet<&SiteName> = self.workers.keys().map(|(site, _)| site).collect();
@@ -310,7 +310,7 @@ impl ReleaseEvidence {
         let elsewhere = if count > 0 { sum.div_ceil(count) } else { 0 };
         let of = |site: &&SiteName| {
             let vanished = self.vanished(site, release, canary.since_ms, now_ms).saturating_sub(elsewhere);
-            // Whoever came after a worker that ended repeats what it said.
+            // The successor of a crashed worker repeats its report.
             let alive = self.at(site).any(|swap| is_current_report(swap, now_ms));
             let refused =
                 self.at(site).filter(|swap| is_current_report(swap, now_ms) || !alive).flat_map(|swap| &swap.refused);
@@ -320,13 +320,13 @@ impl ReleaseEvidence {
         ring.iter().map(of).sum()
     }
 
-    /// Workers of a site that ran a release since then and are silent, though the site is heard of.
+    /// Workers of a site that ran a release since then and are silent while the site still reports.
     fn vanished(&self, site: &SiteName, release: &ReleaseId, since_ms: u64, now_ms: u64) -> u64 {
         if !self.at(site).any(|swap| is_current_report(swap, now_ms)) {
             return 0;
         }
         let ran = self.at(site).filter(|swap| swap.release == *release && swap.said_at_ms >= since_ms);
-        // One that was told to stop said so.
+        // A worker that stopped normally reported it.
         ran.filter(|swap| !swap.left && !is_current_report(swap, now_ms)).count() as u64
     }
 
@@ -343,7 +343,7 @@ impl ReleaseEvidence {
         refused.map(|refused| refused.fault.clone()).last()
     }
 
-    /// Length of a stretch, milliseconds; of the longest, where workers differ.
+    /// Length of a slot in milliseconds; the longest, where workers differ.
     fn length_ms(&self) -> u64 {
         self.workers.values().map(|swap| swap.slot_length_ms).max().unwrap_or(SLOT_MS).max(1)
     }
@@ -353,9 +353,9 @@ impl ReleaseEvidence {
     }
 }
 
-/// Whether a report's numbers are some that a worker can have counted.
+/// Whether a report's numbers are possible.
 fn can_be(swap: &Swap) -> bool {
-    let few = |count: u64| count <= MOST;
+    let few = |count: u64| count <= MAX_COUNT;
     let sums = |moments: &MomentSums| few(moments.count) && moments.sum.is_finite() && moments.squares.is_finite();
     let counted = |counts: &ReleaseCounts| {
         few(counts.images)
@@ -368,8 +368,8 @@ fn can_be(swap: &Swap) -> bool {
     swap.slot_length_ms > 0
         && swap.slot_length_ms <= KEEP_MS
         && few(swap.memory_mib)
-        && swap.counts.len() <= MOST_COUNTS
-        && swap.agreements.len() <= MOST_AGREEMENTS
+        && swap.counts.len() <= MAX_COUNTS
+        && swap.agreements.len() <= MAX_AGREEMENTS
         && swap.counts.iter().all(counted)
         && swap.agreements.iter().all(|said| agreed(&said.doubtful) && agreed(&said.sampled))
 }
@@ -378,7 +378,7 @@ fn is_current_report(swap: &Swap, now_ms: u64) -> bool {
     now_ms.saturating_sub(swap.said_at_ms) <= SILENT_MS
 }
 
-/// How many times longer than since `start` it is since the beginning of the stretch that `start` falls into.
+/// Ratio of the time since the start of the slot that contains `start` to the time since `start`.
 fn longer(start: u64, now_ms: u64, length_ms: u64) -> f64 {
     let ring = now_ms.saturating_sub(start).max(1) as f64;
     (ring + (start % length_ms) as f64) / ring
@@ -457,18 +457,18 @@ mod tests {
         let since = NOW - 3 * SLOT_MS;
         let ago = |slots: u64| NOW - slots * SLOT_MS;
         let evidence = seen(vec![
-            swap("a", "w", 1, ago(200), 1), // more than a day before
+            swap("a", "w", 1, ago(200), 1), // more than a day earlier
             swap("a", "w", 1, ago(5), 2),
             swap("a", "w", 1, ago(3), 4), // still on stable for a while
             Swap { since_ms: since, ..swap("a", "w", 2, ago(2), 8) },
             swap("b", "w", 1, ago(4), 16),
             swap("b", "v", 1, ago(3), 32),
             swap("b", "w", 1, ago(3), 64),
-            swap("c", "w", 3, ago(2), 128), // runs what it was pinned to
+            swap("c", "w", 3, ago(2), 128), // is pinned to another release
         ]);
         let trial = evidence.trial(&canary(&["a"], since), &release(1), NOW);
         assert_eq!((images(&trial.ring), images(&trial.others)), (vec![(6, 8)], vec![(16, 96)]));
-        assert_eq!(trial.ring[0].before.len(), 2, "one cell a stretch");
+        assert_eq!(trial.ring[0].before.len(), 2, "one cell per slot");
         let memory = trial.memory.unwrap();
         assert_eq!((memory.before_mib, memory.after_mib), (101.0, 102.0));
         assert!((trial.longer - 1.0).abs() < 1e-9 && trial.age_ms == 3 * SLOT_MS, "{trial:?}");
@@ -538,16 +538,16 @@ mod tests {
         let crashes = |swaps: Vec<Swap>| seen(swaps).trial(&canary(&["a"], since), &release(1), NOW).crashes;
         let lives = swap("b", "w", 1, NOW - SLOT_MS, 1);
         assert_eq!(crashes([ended("a", 2), vec![lives.clone()]].concat()), 1);
-        assert_eq!(crashes([ended("a", 2), ended("b", 1)].concat()), 0, "somebody started all sites anew");
-        assert_eq!(crashes(vec![swap("a", "w-1", 2, NOW - 5 * SLOT_MS, 1)]), 0, "its link may be away");
+        assert_eq!(crashes([ended("a", 2), ended("b", 1)].concat()), 0, "all sites were restarted");
+        assert_eq!(crashes(vec![swap("a", "w-1", 2, NOW - 5 * SLOT_MS, 1)]), 0, "its link may be down");
         let mut fewer = [ended("a", 2), vec![lives.clone()]].concat();
         fewer[0].left = true;
-        assert_eq!(crashes(fewer), 0, "one that was told to stop is no crash");
+        assert_eq!(crashes(fewer), 0, "a normal stop is not a crash");
         let fault = FaultNote::new(CRASHED, "it ended the worker", "");
         let mut says = ended("a", 2);
         says[0].refused = vec![RefusedRelease { release: release(2), fault: fault.clone() }];
         says[1].refused = vec![RefusedRelease { release: release(2), fault }; 2];
-        assert_eq!(crashes(says), 2, "what was said before is not counted again");
+        assert_eq!(crashes(says), 2, "repeated reports are not counted again");
     }
 
     #[test]

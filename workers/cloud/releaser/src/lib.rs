@@ -1,8 +1,8 @@
-//! A release is tried on a few sites before all have it ([`walk`]).
+//! Tries each release on a few sites before all sites get it ([`worker`]).
 //!
-//! [`evidence`] is what sites report, put together (pure); [`canary`] what follows from it about a release (pure), [`next`]
-//! what is decided (pure); [`ring`] which sites try it, and which are told what next (pure); [`pause`] when nothing new is
-//! let out. Deliberately absent: weights.
+//! [`evidence`] combines what sites report (pure), [`canary`] judges a release from it (pure), [`action`] decides what
+//! happens next (pure), [`ring`] chooses the sites that try it and the orders to give (pure), [`pause_window`] holds
+//! times without rollouts (pure). Deliberately absent: weights.
 
 pub mod action;
 pub mod canary;

@@ -1,4 +1,4 @@
-//! Times of the day in which nothing new is let out. Pure.
+//! Times of day in which no release is rolled out. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 const DAY_MIN: u32 = 24 * 60;
 
-/// A stretch of every day, UTC; one that ends before it begins goes over midnight.
+/// A daily period in UTC; one that ends before it begins spans midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PauseWindow {
@@ -16,7 +16,7 @@ pub struct PauseWindow {
 }
 
 impl PauseWindow {
-    /// Whether a moment, milliseconds since the epoch, lies in it.
+    /// Whether a moment, in milliseconds since the epoch, is inside.
     pub fn contains(&self, at_ms: u64) -> bool {
         let now_min = u32::try_from(at_ms / 60_000 % u64::from(DAY_MIN)).unwrap_or(0);
         match self.from_min <= self.to_min {
@@ -30,7 +30,7 @@ impl FromStr for PauseWindow {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no time of the day such as 22:00-06:00");
+        let wrong = || format!("{text:?} is not a period of the day; write one such as 22:00-06:00");
         let minutes = |text: &str| {
             let (hours, minutes) = text.trim().split_once(':').ok_or_else(wrong)?;
             let (hours, minutes): (u32, u32) =

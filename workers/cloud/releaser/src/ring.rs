@@ -1,4 +1,4 @@
-//! Which sites try a release, and which site is to be told what to run next. Pure.
+//! Chooses the sites that try a release, and the orders to give next. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,18 +9,18 @@ use serving::swap::PASSING;
 
 use crate::settings::RingSettings;
 
-/// Workers by the site they work at, each as it last said.
+/// Workers by site, each with its latest report.
 pub type SiteWorkers<'a> = BTreeMap<&'a SiteName, Vec<&'a Swap>>;
 
-/// An order is given again after this, milliseconds: half the time that it is obeyed.
-const RENEW_MS: u64 = 15 * 24 * 3_600_000;
-/// An order that has not been followed is given again after this, milliseconds: the package may be gone from the bucket.
-const AGAIN_MS: u64 = 120_000;
-/// A site that has not followed for so long is away, and holds nobody up, milliseconds.
-const AWAY_MS: u64 = 600_000;
+/// An order is renewed after this many milliseconds: half of its validity.
+const RENEW_AFTER_MS: u64 = 15 * 24 * 3_600_000;
+/// An order that was not followed is repeated after this many milliseconds, as the package may be gone from the bucket.
+const REPEAT_AFTER_MS: u64 = 120_000;
+/// A site that has not followed an order for this many milliseconds is considered away and delays nobody.
+const AWAY_AFTER_MS: u64 = 600_000;
 
-/// Without the verifiers, unless they run a release of this model, or a person chose one for them: a model of the cloud may
-/// have the name of one of the sites'.
+/// Drops the verifiers, unless they run a release of this model or a person pinned one for them: a cloud model may have
+/// the same name as a site model.
 pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> SiteWorkers<'a> {
     let cloud = SiteName::cloud();
     let of_model = |swap: &&Swap| {
@@ -34,10 +34,10 @@ pub fn relevant_sites<'a>(mut sites: SiteWorkers<'a>, rollout: &Rollout) -> Site
     sites
 }
 
-/// Why a site cannot run a release, if it cannot: the first of its workers that says so.
+/// Why a site cannot run a release, from the first of its workers that cannot; `None` if it can.
 pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<FaultNote> {
     workers.iter().find_map(|swap| {
-        // What a worker runs already it can run.
+        // A release that a worker already runs is compatible.
         if swap.release == release.release {
             return None;
         }
@@ -47,7 +47,7 @@ pub fn site_incompatibility(release: &Release, workers: &[&Swap]) -> Option<Faul
     })
 }
 
-/// The sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
+/// Sites of the first `step + 1` rings that can run a release and are not pinned, sorted; and those that cannot, with
 /// the reason.
 pub fn ring(
     rings: &[RingSettings],
@@ -81,12 +81,12 @@ pub fn ring(
     (able, unable)
 }
 
-/// Another order of sites for each release, so that it is not always the same that try.
+/// A hash that orders sites differently for each release, so that it is not always the same sites that try.
 fn site_hash_fraction(model: &ModelName, release: &ReleaseId, site: &SiteName) -> TaskId {
     TaskId::from_name(&format!("ring/{model}/{release}/{site}"))
 }
 
-/// Sites that cannot run what they should, in words; nothing if all can.
+/// Sites that cannot run their release, in words; `None` if all can.
 pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<String> {
     let words = |(site, workers): (&&SiteName, &Vec<&Swap>)| {
         let release = stage::order_for_site(rollout, site).release;
@@ -99,17 +99,17 @@ pub fn blocked_sites(rollout: &Rollout, sites: &SiteWorkers<'_>) -> Option<Strin
     (!all.is_empty()).then(|| if more > 0 { format!("{shown}; and {more} others") } else { shown })
 }
 
-/// What a site was last ordered to run.
+/// A site's latest order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StandingOrder {
-    /// The release.
+    /// The ordered release.
     pub release: ReleaseId,
-    /// When, milliseconds since the epoch.
+    /// When it was given, milliseconds since the epoch.
     pub at_ms: u64,
 }
 
-/// The orders to give now, each with whether its package must come along. No more than `batch` sites at a time are on
-/// their way to what is stable; the canary's ring and what is withdrawn wait for nobody.
+/// The orders to give now, each with whether its package must be sent. At most `batch` sites at a time move to the
+/// stable release; the canary's ring and withdrawals are not limited.
 pub fn due_orders(
     rollout: &Rollout,
     sites: &SiteWorkers<'_>,
@@ -125,7 +125,7 @@ pub fn due_orders(
         given.get(site).is_some_and(|given| {
             given.release == rollout.stable.release
                 && !runs(site, &given.release)
-                && now_ms.saturating_sub(given.at_ms) < AWAY_MS
+                && now_ms.saturating_sub(given.at_ms) < AWAY_AFTER_MS
         })
     };
     let mut under_way = sites.keys().filter(|site| on_its_way(site)).count();
@@ -138,15 +138,15 @@ pub fn due_orders(
             Some(given) => (given.release == *wanted, given.at_ms),
             None => (false, 0),
         };
-        // What was signed holds for a month: a site that comes back after weeks finds one that is still good.
-        let renewed = told && given_at_ms > 0 && now_ms.saturating_sub(given_at_ms) >= RENEW_MS;
+        // Orders are valid for a month: a site that returns after weeks finds one that still is.
+        let renewed = told && given_at_ms > 0 && now_ms.saturating_sub(given_at_ms) >= RENEW_AFTER_MS;
         let due = if renewed {
             true
         } else if told {
-            // Refused for good: nothing changes until something else is decided.
+            // Refused for good: nothing changes until there is another decision.
             let refused = workers.iter().flat_map(|swap| &swap.refused).find(|refused| refused.release == *wanted);
             let for_good = refused.is_some_and(|refused| !PASSING.contains(&refused.fault.name.as_str()));
-            !there && !for_good && now_ms.saturating_sub(given_at_ms) >= AGAIN_MS
+            !there && !for_good && now_ms.saturating_sub(given_at_ms) >= REPEAT_AFTER_MS
         } else {
             true
         };
@@ -270,7 +270,7 @@ mod tests {
         let pinned = stage::pin(&begun(), SiteName::cloud(), release(1), said());
         assert_eq!(relevant_sites(sites(&swaps), &pinned).len(), 3);
         swaps[2].release = ReleaseId::from_sha256([0; 32]);
-        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 3, "they run what is stable");
+        assert_eq!(relevant_sites(sites(&swaps), &begun()).len(), 3, "they run the stable release");
     }
 
     #[test]
@@ -289,12 +289,12 @@ mod tests {
             orders.len()
         };
         assert_eq!(give(&mut given, &swaps, 0), 3);
-        assert_eq!(give(&mut given, &swaps, 10), 0, "three are on their way");
+        assert_eq!(give(&mut given, &swaps, 10), 0, "three are in progress");
         let mut swaps = swaps;
         swaps[0].release = ReleaseId::from_sha256([1; 32]);
         assert_eq!(give(&mut given, &swaps, 20), 1);
-        assert_eq!(give(&mut given, &swaps, AGAIN_MS), 2, "given again to those that did not follow");
-        assert_eq!(give(&mut given, &swaps, AGAIN_MS + AWAY_MS + 1), 6, "all others are away or go on");
+        assert_eq!(give(&mut given, &swaps, REPEAT_AFTER_MS), 2, "repeated for those that did not follow");
+        assert_eq!(give(&mut given, &swaps, REPEAT_AFTER_MS + AWAY_AFTER_MS + 1), 6, "the others are away or done");
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
         given.insert("site-01".parse().unwrap(), StandingOrder { release: release(1).release, at_ms: 5 });
         let fault = FaultNote::new("score_not_finite", "no number", "none");
         swaps[1].refused = vec![RefusedRelease { release: release(1).release, fault }];
-        assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * AGAIN_MS).is_empty(), "refused for good");
+        assert!(due_orders(&tried, &sites(&swaps), &given, 10, 10 * REPEAT_AFTER_MS).is_empty(), "refused for good");
         let back = withdraw(&tried, &release(1).release, said()).unwrap();
         let back = due_orders(&back, &sites(&swaps), &given, 10, 6);
         assert_eq!((names(&back), back[0].1), (vec!["site-01:00".to_owned()], false));

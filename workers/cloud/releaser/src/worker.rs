@@ -1,5 +1,5 @@
-//! The releaser: reports come in → evidence → decide → order. What is decided stands in the stream alone, so that one that
-//! was killed, or a second one, comes to the same.
+//! The releaser's main loop: reports → evidence → decide → order. Decisions are kept only in the stream, so that a
+//! restarted or a second releaser arrives at the same state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use crate::settings::ReleaserSettings;
 
 const ROLE: &str = "releaser";
 /// How long a publication is retried.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// After a failure of the moment.
-const AGAIN: Duration = Duration::from_secs(3);
-/// How often it looks what was decided by others and which orders to give.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay before retrying after a temporary failure.
+const RETRY_DELAY: Duration = Duration::from_secs(3);
+/// Interval of checking for decisions by others and for due orders.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What it does, for `status`: of each model, in words.
+/// Status of each model, in text, for the heartbeat.
 type ReleaserStatus = heartbeat::WorkerReport<BTreeMap<ModelName, String>>;
 
-/// Lets releases out, of every model, until it is told to stop. `store`: where packages are kept.
+/// Rolls out releases of every model until shutdown. `store`: where packages are kept.
 pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shutdown: Shutdown) -> Result<(), Fault> {
     let key = settings.key.as_deref().map(SiteKey::read).transpose().map_err(|error| {
         let reason = runtime::fault::error_chain(&error);
@@ -42,8 +42,8 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open_in_cloud(&bus)).await else { return Ok(()) };
     let state = ReleaserStatus::default();
     let tally = Arc::new(WorkerStats::default());
-    let told = state.clone();
-    let life = heartbeat::send_heartbeats(
+    let status = state.clone();
+    let heartbeats = heartbeat::send_heartbeats(
         bus.clone(),
         ROLE,
         None,
@@ -51,11 +51,11 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         shutdown.clone(),
         state.pace(),
         move |beat| {
-            beat.releases = told.current_beat().into_iter().map(|(model, words)| format!("{model}: {words}")).collect();
+            beat.releases = status.current_beat().into_iter().map(|(model, text)| format!("{model}: {text}")).collect();
         },
     );
     let releaser = Releaser {
-        publisher: Publisher::new(bus.clone(), PATIENCE),
+        publisher: Publisher::new(bus.clone(), PUBLISH_TIMEOUT),
         bus,
         store,
         blobs,
@@ -65,17 +65,17 @@ pub async fn run(bus: Bus, store: ReleaseStore, settings: &ReleaserSettings, shu
         tally,
         latest: BTreeMap::new(),
         evidence: BTreeMap::new(),
-        given: BTreeMap::new(),
+        standing: BTreeMap::new(),
         judged_at: None,
     };
     tracing::info!(role = ROLE, "started");
-    let walk = async {
+    let worker = async {
         tokio::select! {
             () = releaser.run_worker() => {}
             () = shutdown.wait_for_request() => {}
         }
     };
-    tokio::join!(walk, life);
+    tokio::join!(worker, heartbeats);
     tracing::info!(role = ROLE, "stopped");
     Ok(())
 }
@@ -85,38 +85,38 @@ struct Releaser {
     publisher: Publisher,
     store: ReleaseStore,
     blobs: Blobs,
-    /// Signs orders.
+    /// Signs orders; absent: they are unsigned.
     key: Option<SiteKey>,
     settings: ReleaserSettings,
     state: ReleaserStatus,
     tally: Arc<WorkerStats>,
-    /// How each model's releases stand.
+    /// Rollout state of each model.
     latest: BTreeMap<ModelName, Rollout>,
-    /// What is known of each model.
+    /// Evidence about each model.
     evidence: BTreeMap<ModelName, ReleaseEvidence>,
-    /// What sites were last ordered to run.
-    given: BTreeMap<ModelName, BTreeMap<SiteName, StandingOrder>>,
+    /// Latest order of each site.
+    standing: BTreeMap<ModelName, BTreeMap<SiteName, StandingOrder>>,
     judged_at: Option<Instant>,
 }
 
 impl Releaser {
     async fn run_worker(mut self) {
         loop {
-            // Whatever broke is begun again; everything is read anew.
+            // Starts over after a failure and reads everything again.
             if let Err(fault) = self.follow().await {
-                tracing::warn!(role = ROLE, ?fault, "tried again later");
+                tracing::warn!(role = ROLE, ?fault, "retrying");
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
     async fn follow(&mut self) -> Result<(), Fault> {
-        (self.evidence, self.given) = (BTreeMap::new(), BTreeMap::new());
+        (self.evidence, self.standing) = (BTreeMap::new(), BTreeMap::new());
         for (order, at_ms) in decision_log::orders(&self.bus).await? {
-            let given = StandingOrder { release: order.release.release, at_ms };
-            self.given.entry(order.model).or_default().insert(order.site, given);
+            let standing = StandingOrder { release: order.release.release, at_ms };
+            self.standing.entry(order.model).or_default().insert(order.site, standing);
         }
-        // Before any report: it counts for models that decisions were made about.
+        // Read before any report: reports only count for models with decisions.
         let decided = reader::stream_level(&self.bus, topology::RELEASES).await?;
         let mut known = Vec::new();
         if decided.messages > 0 {
@@ -142,8 +142,8 @@ impl Releaser {
             std::pin::pin!(reader::follow_range(&self.bus, topology::SWAPS, StreamRange::default()).await?);
         let mut decisions =
             std::pin::pin!(reader::follow_range(&self.bus, topology::RELEASES, StreamRange::default()).await?);
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut read_to = [0, 0];
         loop {
             tokio::select! {
@@ -163,13 +163,13 @@ impl Releaser {
                         let is_first = !self.latest.contains_key(&rollout.model);
                         self.stands(rollout);
                         if is_first {
-                            // What was reported before counts from now on.
+                            // Earlier reports count from now on.
                             decision_log::reports(&self.bus).await?.iter().for_each(|swap| self.add_report(swap));
                         }
                     }
                 }
-                // Who has not read what was reported and decided would decide on half of it.
-                _ = looks.tick() => {
+                // Before all reports and decisions are read, it would decide on half of them.
+                _ = checks.tick() => {
                     let read = |level: &StreamLevel, to: u64| level.messages == 0 || to >= level.last_sequence;
                     if there.iter().zip(read_to).all(|(level, to)| read(level, to)) {
                         self.decide_next().await?;
@@ -186,8 +186,8 @@ impl Releaser {
         }
     }
 
-    /// A report counts for its own model, and a verifier's word on verdicts for every other. Of models about which nothing
-    /// was ever decided nobody keeps anything.
+    /// Adds a report for its own model, and a verifier's agreements for all others. Models without any decision are
+    /// ignored.
     fn add_report(&mut self, swap: &Swap) {
         let now_ms = clock::now_ms();
         if self.latest.contains_key(&swap.model) {
@@ -212,7 +212,7 @@ impl Releaser {
             let rollout = match next_action(&rollout, evidence, &sites, &self.settings, now_ms) {
                 ReleaserAction::Decide(decided) if judges => match self.decide(*decided).await? {
                     Some(decided) => decided,
-                    // Somebody else was faster; what was decided comes by the stream.
+                    // Another releaser was faster; its decision arrives through the stream.
                     None => continue,
                 },
                 ReleaserAction::Decide(_) => rollout,
@@ -226,19 +226,19 @@ impl Releaser {
         Ok(())
     }
 
-    fn set_status(&self, model: &ModelName, words: String) {
-        if self.state.current_beat().get(model) != Some(&words) {
-            self.state.update_report(|report| drop(report.insert(model.clone(), words)));
+    fn set_status(&self, model: &ModelName, text: String) {
+        if self.state.current_beat().get(model) != Some(&text) {
+            self.state.update_report(|report| drop(report.insert(model.clone(), text)));
         }
     }
 
-    /// Says what was decided; `None` if somebody else was faster.
+    /// Publishes a decision; `None` if another releaser was faster.
     async fn decide(&mut self, decided: Rollout) -> Result<Option<Rollout>, Fault> {
         if !decision_log::publish_decision(&self.publisher, &decided).await? {
             return Ok(None);
         }
         let (stage, why) = (decided.decision.stage.as_str(), &decided.decision.why);
-        tracing::info!(role = ROLE, model = %decided.model, release = decided.decision.release.short(), stage, why, "decided");
+        tracing::info!(role = ROLE, model = %decided.model, release = decided.decision.release.short(), stage, why, "rollout decided");
         self.set_status(&decided.model, format!("{} is {stage}: {why}", decided.decision.release.short()));
         self.tally.finished.fetch_add(1, Ordering::Relaxed);
         self.stands(decided.clone());
@@ -249,9 +249,9 @@ impl Releaser {
     async fn order(&mut self, model: &ModelName, rollout: &Rollout) -> Result<(), Fault> {
         let now_ms = clock::now_ms();
         let Some(evidence) = self.evidence.get(model) else { return Ok(()) };
-        let given = self.given.entry(model.clone()).or_default();
+        let standing = self.standing.entry(model.clone()).or_default();
         let sites = relevant_sites(evidence.sites(now_ms), rollout);
-        let due = due_orders(rollout, &sites, given, self.settings.batch as usize, now_ms);
+        let due = due_orders(rollout, &sites, standing, self.settings.batch as usize, now_ms);
         let mut offered: Vec<&ReleaseId> = Vec::new();
         for (order, with_package) in &due {
             let release = &order.release;
@@ -263,8 +263,8 @@ impl Releaser {
             let signed = self.key.as_ref().map(|key| trust::sign(order.clone(), key, now_ms)).transpose()?;
             decision_log::publish_order(&self.publisher, signed.as_ref().unwrap_or(order), *with_package).await?;
             let (release, stage) = (release.release.clone(), order.stage.as_str());
-            tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "ordered");
-            given.insert(order.site.clone(), StandingOrder { release, at_ms: now_ms });
+            tracing::info!(role = ROLE, site = %order.site, release = release.short(), stage, "order given");
+            standing.insert(order.site.clone(), StandingOrder { release, at_ms: now_ms });
         }
         Ok(())
     }

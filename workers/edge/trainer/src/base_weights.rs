@@ -1,5 +1,5 @@
-//! The model that a round starts from: the site's own graph with the weights that came with the round, and with those that
-//! stay at the site.
+//! The base model of a round: the site's graph with the weights that came with the round, and with those the site keeps
+//! for itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use training::weights::NamedTensors;
 use training::{TrainError, folder, weights};
 use vision::Model;
 
-/// Writes it, once.
+/// Writes the base model's folder, unless it is already there.
 pub fn write(root: &Model, weights: &[u8], into: &Path) -> Result<Model, TrainError> {
     if let Ok(model) = Model::load(into) {
         return Ok(model);
     }
     if let Some(bases) = into.parent() {
-        // Only the latest is needed.
+        // Only the latest one is needed.
         let _absent_or_in_use = std::fs::remove_dir_all(bases);
         std::fs::create_dir_all(bases).map_err(TrainError::write(bases))?;
     }
@@ -32,7 +32,7 @@ fn kept(work: &Path) -> PathBuf {
     work.join("local.safetensors")
 }
 
-/// The same model with the weights that stay at the site, if it has kept any.
+/// The base with the site's own weights, if it has kept any.
 pub fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, TrainError> {
     let Ok(bytes) = std::fs::read(kept(work)) else { return Ok(base.clone()) };
     let (mut own, _) = weights::decode(&bytes)?;
@@ -44,7 +44,7 @@ pub fn with_own(base: &Model, local: &[String], work: &Path) -> Result<Model, Tr
     }
 }
 
-/// Takes the weights that stay at the site out of what was trained, and keeps them for the next round.
+/// Removes the weights that stay at the site from a trained model and saves them for the next round.
 pub fn keep_own(trained: &mut NamedTensors, local: &[String], work: &Path) -> Result<(), TrainError> {
     if local.is_empty() {
         return Ok(());
@@ -88,7 +88,7 @@ mod tests {
             };
             assert_eq!(next.weight(&name).unwrap(), expected, "{name}");
         }
-        // What is not asked to stay any more comes from the round.
+        // A weight that is no longer local comes from the round.
         let shared = with_own(&root, &[], work.path()).unwrap();
         let shared = autograd::onnx::read(&shared.graph).unwrap();
         let bias = graph.floats().unwrap().into_iter().find(|(name, _)| name.contains("bias")).unwrap().0;

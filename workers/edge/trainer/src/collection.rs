@@ -1,5 +1,5 @@
-//! What is said of which image: final answers and labels in, labelled images out, bounded by the settings. Pure. A person is
-//! believed before the publisher, the publisher before a verdict of the cloud.
+//! Collects labels of images: final answers and labels in, labelled images out, limited by the settings. Pure. A
+//! person's label wins over the publisher's, the publisher's over a verdict of the cloud.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,19 +7,19 @@ use schemas::{Answer, Label, LabelSource, Reason, Route, TaskId};
 
 use training::settings::CollectSettings;
 
-/// Labels by persons about tasks that have no final answer yet, at the most; a guess.
-const MOST_EARLY: usize = 10_000;
-/// Unknown labels that are named, at the most.
-const MOST_NAMED: usize = 20;
+/// Most labels by persons for tasks without a final answer; an estimate.
+const MAX_EARLY_LABELS: usize = 10_000;
+/// Most unknown labels that are named.
+const MAX_NAMED_LABELS: usize = 20;
 
-/// What somebody said an image shows.
+/// What one source says about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LabelStatement {
     /// A class of the model.
     Class(u16),
-    /// Something that the model has no class for.
+    /// A label that the model has no class for.
     Unknown,
-    /// Whatever was said before is taken back.
+    /// All earlier labels were retracted.
     Retracted,
 }
 
@@ -35,7 +35,7 @@ impl LabelStatement {
 struct CollectedImage {
     sequence: u64,
     hard: bool,
-    /// By person, publisher and verdict.
+    /// Statements by person, publisher and verdict, in this order.
     said: [Option<LabelStatement>; 3],
 }
 
@@ -47,7 +47,7 @@ impl CollectedImage {
         self.hard = !matches!(answer.reason, Reason::Confident | Reason::Sampled | Reason::Overload);
     }
 
-    /// Somebody says what it shows, or takes back everything said so far; either ends a retraction before it.
+    /// Records a source's label, or a retraction of all earlier ones; either ends an earlier retraction.
     fn set_label(&mut self, place: usize, said: LabelStatement) {
         if said == LabelStatement::Retracted || self.said[0] == Some(LabelStatement::Retracted) {
             self.said = [None; 3];
@@ -55,35 +55,35 @@ impl CollectedImage {
         self.said[place] = Some(said);
     }
 
-    /// What it shows, and who said so: the most trusted that said anything.
+    /// The label of the most trusted source, and that source.
     fn label(&self) -> Option<(LabelStatement, LabelSource)> {
         self.said.iter().zip(SOURCES).find_map(|(said, source)| Some(((*said)?, source)))
     }
 }
 
-/// A labelled image, as it is learned from.
+/// A labelled image to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainingImage {
-    /// Its task.
+    /// Id of its task.
     pub task: TaskId,
     /// Sequence in the stream IMAGES.
     pub sequence: u64,
-    /// What it shows.
+    /// Label in the model's list.
     pub label: String,
-    /// Who said so.
+    /// Who set the label.
     pub source: LabelSource,
-    /// Whether the site was in doubt about it.
+    /// Whether the site found it doubtful.
     pub hard: bool,
 }
 
-/// Labelled images of a site.
+/// A site's labelled images.
 #[derive(Debug, Default)]
 pub struct Collection {
     labels: Vec<String>,
     classes: HashMap<String, u16>,
     settings: CollectSettings,
     images: HashMap<TaskId, CollectedImage>,
-    /// Of each class, by age.
+    /// Tasks of each class, oldest first.
     of_class: Vec<BTreeSet<(u64, TaskId)>>,
     early: HashMap<TaskId, LabelStatement>,
     fresh: u64,
@@ -91,18 +91,18 @@ pub struct Collection {
 }
 
 impl Collection {
-    /// Of a model with these labels.
+    /// An empty collection for a model with these labels.
     pub fn new(labels: &[String], settings: &CollectSettings) -> Self {
         let classes = labels.iter().zip(0_u16..).map(|(label, class)| (label.clone(), class)).collect();
         let of_class = vec![BTreeSet::new(); labels.len()];
         Self { labels: labels.to_vec(), classes, settings: settings.clone(), of_class, ..Self::default() }
     }
 
-    fn said(&mut self, label: &str) -> LabelStatement {
+    fn statement(&mut self, label: &str) -> LabelStatement {
         match self.classes.get(label) {
             Some(class) => LabelStatement::Class(*class),
             None => {
-                if self.unknown.len() < MOST_NAMED || self.unknown.contains_key(label) {
+                if self.unknown.len() < MAX_NAMED_LABELS || self.unknown.contains_key(label) {
                     *self.unknown.entry(label.to_owned()).or_default() += 1;
                 }
                 LabelStatement::Unknown
@@ -110,9 +110,9 @@ impl Collection {
         }
     }
 
-    /// A final answer was read. `fresh`: since the last training.
+    /// Adds a final answer. `fresh`: it was stored after the last training.
     pub fn add_answer(&mut self, answer: &Answer, fresh: bool) {
-        // What was replayed was learned from under its own task.
+        // A replayed image was already learned from under its own task.
         if answer.route == Route::Dead || answer.replayed.is_some() {
             return;
         }
@@ -121,8 +121,8 @@ impl Collection {
         let verdict = answer.label.as_deref().filter(|_| is_verdict && is_sure);
         let said = [
             self.early.remove(&answer.task),
-            answer.truth.as_deref().map(|label| self.said(label)),
-            verdict.map(|label| self.said(label)),
+            answer.truth.as_deref().map(|label| self.statement(label)),
+            verdict.map(|label| self.statement(label)),
         ];
         self.change(answer.task, fresh, |known| {
             known.about(answer);
@@ -132,10 +132,10 @@ impl Collection {
         });
     }
 
-    /// A person said what a task shows, or takes back what was said of it; or what somebody said is replayed, which counts
-    /// as fresh though it be known. `about`: its final answer, if there is one.
+    /// Adds a person's label or retraction, or a replayed label of any source, which counts as fresh even if it is
+    /// known. `about`: the task's final answer, if there is one.
     pub fn add_label(&mut self, label: &Label, about: Option<&Answer>, fresh: bool) {
-        let said = if label.retracted.is_some() { LabelStatement::Retracted } else { self.said(&label.label) };
+        let said = if label.retracted.is_some() { LabelStatement::Retracted } else { self.statement(&label.label) };
         let place = label.source.and_then(|source| SOURCES.iter().position(|known| *known == source)).unwrap_or(0);
         let known = self.images.get(&label.task).and_then(CollectedImage::label);
         let again = label.source.is_some() && known.is_some_and(|(known, _)| known != LabelStatement::Retracted);
@@ -150,7 +150,7 @@ impl Collection {
                 known.set_label(place, said);
             });
             self.fresh += u64::from(again && fresh && said.is_class());
-        } else if about.is_none() && place == 0 && self.early.len() < MOST_EARLY {
+        } else if about.is_none() && place == 0 && self.early.len() < MAX_EARLY_LABELS {
             self.early.insert(label.task, said);
         }
     }
@@ -171,12 +171,12 @@ impl Collection {
         }
         self.images.insert(task, known);
         if self.images.len() > self.settings.max_images as usize {
-            self.make_room();
+            self.drop_surplus();
         }
     }
 
-    /// The oldest image of the most frequent label goes; one that teaches nothing before all others.
-    fn make_room(&mut self) {
+    /// Drops the oldest image of the most frequent label; images that cannot be learned from go first.
+    fn drop_surplus(&mut self) {
         let idle = self.images.len() > self.of_class.iter().map(BTreeSet::len).sum();
         let goes = match idle {
             true => self.images.iter().find(|(_, known)| known.label().is_some_and(|(said, _)| !said.is_class())),
@@ -207,29 +207,29 @@ impl Collection {
         images
     }
 
-    /// How many can be learned from.
+    /// Number of images that can be learned from.
     pub fn count(&self) -> u64 {
         self.of_class.iter().map(|of_class| of_class.len() as u64).sum()
     }
 
-    /// How many were labelled, or labelled otherwise, since the last training.
+    /// Number of images labelled or relabelled since the last training.
     pub fn fresh(&self) -> u64 {
         self.fresh
     }
 
-    /// Training begins: what comes from now on is fresh.
+    /// Marks the start of a training: labels from now on are fresh.
     pub fn mark_trained(&mut self) {
         self.fresh = 0;
     }
 
-    /// Why nothing can be learned from it, in words.
+    /// Why it cannot be trained on, in words; `None` if it can.
     pub fn missing(&self) -> Option<String> {
         let classes = self.of_class.iter().filter(|of_class| !of_class.is_empty()).count();
         let unknown: Vec<&str> = self.unknown.keys().take(5).map(String::as_str).collect();
         let and_unknown = match unknown.is_empty() {
             true => String::new(),
             false => format!(
-                "; {} have labels that the model does not know ({})",
+                "; {} have labels unknown to the model ({})",
                 self.unknown.values().sum::<u64>(),
                 unknown.join(", ")
             ),
@@ -237,7 +237,7 @@ impl Collection {
         match classes {
             0 => Some(format!("no image is labelled yet{and_unknown}")),
             1 => Some(format!(
-                "all labelled images have one label: a model that sees only one forgets the others{and_unknown}"
+                "all labelled images have the same label; training on a single class would forget the others{and_unknown}"
             )),
             _ => None,
         }

@@ -1,5 +1,5 @@
-//! Collects what a site learns from: reads what is said of its images from where it stopped, and copies the images
-//! themselves into a folder.
+//! Collects a site's training data: reads answers and labels from where it stopped, and copies the images into a
+//! folder.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,28 +20,28 @@ use training::error::TrainError;
 pub struct Collector {
     bus: Bus,
     site: SiteName,
-    /// What was read.
+    /// Labels read so far.
     pub collection: Collection,
     at: ReadPositions,
     trained: ReadPositions,
 }
 
-/// How far the streams were read: sequences of the next answer and the next label.
+/// How far the streams were read: the sequences of the next answer and the next label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct ReadPositions {
-    /// In ANSWERS.
+    /// Next sequence in ANSWERS.
     pub answers: u64,
-    /// In LABELS.
+    /// Next sequence in LABELS.
     pub labels: u64,
 }
 
 impl Collector {
-    /// Of a site's model. `trained`: how far the streams were read when it was trained last.
+    /// A collector for a site. `trained`: how far the streams were read at the last training.
     pub fn new(bus: Bus, site: SiteName, collection: Collection, trained: ReadPositions) -> Self {
         Self { bus, site, collection, at: ReadPositions { answers: 1, labels: 1 }, trained }
     }
 
-    /// How far it read.
+    /// How far it has read.
     pub fn marks(&self) -> ReadPositions {
         self.at
     }
@@ -69,7 +69,7 @@ impl Collector {
         let new = StreamRange { from_sequence: Some(at.labels), ..StreamRange::default() };
         reader::read_range(bus, topology::LABELS, new, last, |record| match decode::<Label>(&record.payload) {
             Ok(label) => labels.push((record.sequence, label)),
-            Err(error) => tracing::warn!(%error, subject = record.subject, "not a label, passed over"),
+            Err(error) => tracing::warn!(%error, subject = record.subject, "label unreadable; skipped"),
         })
         .await?;
         for (sequence, label) in labels {
@@ -82,8 +82,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Copies the images into a folder, with an `index.csv` that says what they show; what was there and is not wanted
-    /// any more goes. Newest first until the room is used up.
+    /// Copies the images into a folder with an `index.csv` of their labels and removes images that are no longer
+    /// needed. Newest first, up to `most_mib`.
     pub async fn copy_images(&self, blobs: &Blobs, folder: &Path, most_mib: u32) -> Result<TrainingCopy, Fault> {
         let failed = |error: TrainError| Fault::retry("folder_unusable", runtime::fault::error_chain(&error));
         std::fs::create_dir_all(folder).map_err(TrainError::write(folder)).map_err(failed)?;
@@ -98,7 +98,7 @@ impl Collector {
                         write(&path, &bytes).await.map_err(failed)?;
                         bytes.len() as u64
                     }
-                    // Cleared away before it was copied.
+                    // Purged before it was copy.
                     None => continue,
                 },
             };
@@ -106,18 +106,18 @@ impl Collector {
             room = left;
             rows.push(image);
         }
-        sweep(folder, &rows).map_err(failed)?;
+        remove_unneeded(folder, &rows).map_err(failed)?;
         write_index(folder, &rows).await.map_err(failed)?;
         training_copy::write_begun(folder, self.at).map_err(failed)?;
         TrainingCopy::read(folder)
     }
 
-    /// Whether the label of an image that was copied was taken back since.
-    pub async fn is_outdated(&self, copied: &TrainingCopy) -> Result<bool, CarryError> {
-        learned_images::is_retracted(&self.bus, &copied.images, copied.begun.labels).await
+    /// Whether a label of the copy images has been retracted since.
+    pub async fn is_outdated(&self, copy: &TrainingCopy) -> Result<bool, CarryError> {
+        learned_images::is_retracted(&self.bus, &copy.images, copy.begun.labels).await
     }
 
-    /// Strikes out what was written about an update that is not sent after all.
+    /// Deletes the record of an update that is not sent.
     pub async fn forget(&self, sequences: &[u64]) -> Result<(), CarryError> {
         learned_images::forget_images(&self.bus, sequences).await
     }
@@ -136,15 +136,15 @@ impl Collector {
     }
 }
 
-/// Whole, or not there.
+/// Writes a file completely, or not at all.
 async fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let beside = path.with_extension("part");
     tokio::fs::write(&beside, bytes).await.map_err(TrainError::write(&beside))?;
     tokio::fs::rename(&beside, path).await.map_err(TrainError::write(path))
 }
 
-/// Removes images that are not among those wanted.
-fn sweep(folder: &Path, wanted: &[TrainingImage]) -> Result<(), TrainError> {
+/// Removes images that are not needed.
+fn remove_unneeded(folder: &Path, wanted: &[TrainingImage]) -> Result<(), TrainError> {
     let wanted: BTreeSet<String> = wanted.iter().map(|image| image.task.to_string()).collect();
     for entry in std::fs::read_dir(folder).map_err(TrainError::read(folder))? {
         let entry = entry.map_err(TrainError::read(folder))?;

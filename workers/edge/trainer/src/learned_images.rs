@@ -1,5 +1,5 @@
-//! Which images each update learned from, in the site's stream LEARNED: written before an update is sent, read when labels
-//! are taken back. It never crosses the link.
+//! Records which images each update learned from, in the site's stream LEARNED: written before an update is sent, read
+//! when labels are retracted. Never leaves the site.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,31 +9,31 @@ use schemas::{Label, LearnedImages, ModelName, ReleaseId, SiteName, TaskId, Upda
 use streams::reader::{self, StreamRange};
 use streams::{Bus, CarryError, Publication, PublishOutcome, Publisher, subject, topology};
 
-/// An update that learned from some of the images that are asked about.
+/// An update that learned from some of the images in question.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TracedUpdate {
-    /// Its id, as it stands in the manifest of a release.
+    /// Its id, as in the manifest of a release.
     pub update: TaskId,
-    /// The model.
+    /// Name of the model.
     pub model: ModelName,
-    /// The round it answers; 0 when no round asked for it.
+    /// Number of its round; 0 if no round asked for it.
     pub round: u64,
-    /// The release that training started from.
+    /// The release it was trained from.
     pub base: ReleaseId,
-    /// When it was made, milliseconds since the epoch.
+    /// When it was trained, milliseconds since the epoch.
     pub trained_at_ms: u64,
-    /// The images asked about that it learned from.
+    /// The images in question that it learned from.
     pub images: BTreeSet<TaskId>,
 }
 
-/// Until when an update counts as having learned from an image: when it was taken back, nanoseconds since the epoch by the
-/// server's clock; `i128::MAX` for always.
+/// When each image's label was retracted, nanoseconds since the epoch by the server's clock: updates recorded later did
+/// not learn from it. `i128::MAX`: never.
 pub type RetractionTimes = BTreeMap<TaskId, i128>;
 
-/// Writes down what an update learned from. Returns the sequences of what was written.
+/// Records the images an update learned from. Returns the sequences of the messages.
 ///
 /// # Errors
-/// What the broker says.
+/// The broker failed.
 pub async fn record_images(
     publisher: &Publisher,
     update: &Update,
@@ -51,7 +51,7 @@ pub async fn record_images(
     Ok(sequences)
 }
 
-/// As many messages as it takes.
+/// Splits the images into as many messages as needed.
 fn parts(update: &Update, images: &BTreeSet<TaskId>) -> Vec<LearnedImages> {
     let images: Vec<TaskId> = images.iter().copied().collect();
     let part = |images: &[TaskId]| LearnedImages {
@@ -65,10 +65,10 @@ fn parts(update: &Update, images: &BTreeSet<TaskId>) -> Vec<LearnedImages> {
     images.chunks(MAX_LEARNED_IMAGES).map(part).collect()
 }
 
-/// Strikes out what was written about an update that is not sent after all.
+/// Deletes the record of an update that is not sent.
 ///
 /// # Errors
-/// What the broker says.
+/// The broker failed.
 pub async fn forget_images(bus: &Bus, sequences: &[u64]) -> Result<(), CarryError> {
     for sequence in sequences {
         reader::delete_message(bus, topology::LEARNED, *sequence).await?;
@@ -76,10 +76,10 @@ pub async fn forget_images(bus: &Bus, sequences: &[u64]) -> Result<(), CarryErro
     Ok(())
 }
 
-/// The updates of a site that learned from some of these images, the oldest first, as far back as the stream goes.
+/// The site's updates that learned from some of these images, oldest first, as far back as the stream goes.
 ///
 /// # Errors
-/// What the broker says.
+/// The broker failed.
 pub async fn trace_updates(
     bus: &Bus,
     site: &SiteName,
@@ -94,14 +94,16 @@ pub async fn trace_updates(
     reader::read_range(bus, topology::LEARNED, all, last.last_sequence, |record| {
         match decode::<LearnedImages>(&record.payload) {
             Ok(learned) => add(&mut found, learned, record.stored_at_ns, images),
-            Err(error) => tracing::warn!(sequence = record.sequence, %error, "unreadable list of images passed over"),
+            Err(error) => {
+                tracing::warn!(sequence = record.sequence, %error, "learned-images message unreadable; skipped")
+            }
         }
     })
     .await?;
     Ok(found)
 }
 
-/// One more list of images. Lists of one update are put together, and one that was written twice counts once.
+/// Adds a list of images. Lists of one update are merged, and one that was written twice counts once.
 fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128, images: &RetractionTimes) {
     let before = |image: &TaskId| images.get(image).is_some_and(|until| stored_at_ns <= *until);
     let meant: BTreeSet<TaskId> = learned.images.iter().filter(|image| before(image)).copied().collect();
@@ -116,10 +118,10 @@ fn add(found: &mut Vec<TracedUpdate>, learned: LearnedImages, stored_at_ns: i128
     found.push(TracedUpdate { update, model, round, base, trained_at_ms, images: meant });
 }
 
-/// The images of a site whose labels were taken back, each with when that was last.
+/// The site's images with retracted labels, each with the time of its last retraction.
 ///
 /// # Errors
-/// What the broker says.
+/// The broker failed.
 pub async fn retracted(bus: &Bus) -> Result<RetractionTimes, CarryError> {
     let mut found = RetractionTimes::new();
     let last = reader::stream_level(bus, topology::LABELS).await?;
@@ -135,10 +137,10 @@ pub async fn retracted(bus: &Bus) -> Result<RetractionTimes, CarryError> {
     Ok(found)
 }
 
-/// Whether the label of one of these images was taken back from this sequence of LABELS on.
+/// Whether a label of one of these images was retracted at or after this sequence of LABELS.
 ///
 /// # Errors
-/// What the broker says.
+/// The broker failed.
 pub async fn is_retracted(bus: &Bus, images: &BTreeSet<TaskId>, from_sequence: u64) -> Result<bool, CarryError> {
     let last = reader::stream_level(bus, topology::LABELS).await?;
     if last.messages == 0 || last.last_sequence < from_sequence {

@@ -1,6 +1,8 @@
-//! A site's trainer: [`collect`] → train → [`submit`], again and again ([`walk`]). [`collect`] reads what is said of the
-//! site's images into a [`collection`] and copies them ([`copied`]), the crate `training` learns, [`learned`] keeps at the
-//! site which images an update learned from, [`submit`] sends the weights. [`base`] is the model that a round starts from.
+//! A site's trainer: collect → train → submit, repeatedly ([`worker`]). [`collector`] reads the labels of the site's
+//! images into a [`collection`] and copies the images ([`training_copy`]), the crate `training` trains,
+//! [`learned_images`] records at the site which images an update learned from, [`submit`] sends the weights.
+//! [`base_weights`] is the model that a round starts from.
+//!
 //! Deliberately absent: access to other sites, decisions about releases.
 
 pub mod base_weights;

@@ -1,4 +1,4 @@
-//! What was learned, as a message with its weights: into the blob bucket first, then into the outbox.
+//! Sends an update: its weights into the blob bucket first, then its message into the outbox.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use training::settings::TrainSettings;
 use training::train::TrainedModel;
 use training::weights;
 
-/// The weights of an update as bytes: what is sent.
+/// Encodes the weights of an update as a file.
 pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>, Fault> {
     let failed = |error: &dyn std::error::Error| {
         Fault::reject("weights_unwritable", runtime::fault::error_chain(error), "report it")
@@ -29,14 +29,14 @@ pub fn file(trained: &TrainedModel, settings: &TrainSettings) -> Result<Vec<u8>,
     let bytes =
         weights::encode(&trained.weights, &base, settings.weight_format, None).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > MAX_WEIGHTS_BYTES {
-        let reason = format!("the trained weights are {} bytes, at most {MAX_WEIGHTS_BYTES} travel", bytes.len());
+        let reason = format!("the trained weights have {} bytes, at most {MAX_WEIGHTS_BYTES} can be sent", bytes.len());
         let remedy = "train fewer layers (trainer.trainable), or send 16-bit floats (trainer.weight_format)";
         return Err(Fault::reject("weights_too_large", reason, remedy));
     }
     Ok(bytes)
 }
 
-/// Images learned from, of each label.
+/// Number of images learned from, by label.
 pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> {
     let mut samples = BTreeMap::new();
     for example in examples.of(ExampleSplit::Train) {
@@ -47,7 +47,7 @@ pub fn samples(examples: &Examples, labels: &[String]) -> BTreeMap<String, u64> 
     samples
 }
 
-/// Stores the weights and signs the update with them.
+/// Stores the weights and signs the update.
 pub async fn prepare(
     blobs: &Blobs,
     file: &[u8],
@@ -61,7 +61,7 @@ pub async fn prepare(
     Ok(update)
 }
 
-/// Puts an update into the outbox; once, however often it is done.
+/// Puts an update into the outbox. Repeating it has no effect.
 pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault> {
     let publication = Publication::with_id(
         subject::outbox(&update.site, OutboxKind::Update),
@@ -74,25 +74,25 @@ pub async fn submit(publisher: &Publisher, update: &Update) -> Result<(), Fault>
     Ok(())
 }
 
-/// What is said of a training.
+/// Metadata of a training, for its update.
 pub struct UpdateMetadata<'a> {
-    /// The site.
+    /// The trainer's site.
     pub site: &'a SiteName,
     /// The model it started from.
     pub model: &'a Model,
     /// The release it started from.
     pub base: &'a ReleaseId,
-    /// The round it answers; 0 when no round asked for it.
+    /// Number of its round; 0 if no round asked for it.
     pub round: u64,
-    /// How it was trained.
+    /// Settings it was trained with.
     pub settings: &'a TrainSettings,
-    /// Images, by who said what they show.
+    /// Number of images by source of their label.
     pub sources: BTreeMap<LabelSource, u64>,
-    /// Images learned from, of each label.
+    /// Number of images learned from, by label.
     pub samples: BTreeMap<String, u64>,
-    /// Of them, images that the site was in doubt about.
+    /// Number of those that the site found doubtful.
     pub hard: u64,
-    /// When it was made, milliseconds since the epoch.
+    /// When it was trained, milliseconds since the epoch.
     pub trained_at_ms: u64,
 }
 

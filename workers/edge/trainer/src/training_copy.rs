@@ -1,5 +1,5 @@
-//! What a training learns from, as it lies in the trainer's folder: an `index.csv`, and how far labels were read when it was
-//! made. Whoever goes on with a training that was left unfinished reads it again.
+//! The images of one training as copy into the trainer's folder: an `index.csv`, and how far labels had been read.
+//! Read again to resume an unfinished training.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ const BEGUN: &str = "begun.json";
 /// The images of one training.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TrainingCopy {
-    /// How many images there are, by who said what they show.
+    /// Number of images by source of their label.
     pub sources: BTreeMap<LabelSource, u64>,
-    /// Their tasks, those held out included.
+    /// Their tasks, including the holdout.
     pub images: BTreeSet<TaskId>,
-    /// How far the streams were read when they were chosen.
+    /// How far the streams had been read when the images were chosen.
     pub begun: ReadPositions,
 }
 
@@ -32,7 +32,7 @@ impl TrainingCopy {
         let index: PathBuf = work.join("index.csv");
         let unreadable = |error: csv::Error| Fault::retry("folder_unusable", format!("{}: {error}", index.display()));
         let mut reader = csv::Reader::from_path(&index).map_err(unreadable)?;
-        let mut copied = Self { begun: begun(work), ..Self::default() };
+        let mut copy = Self { begun: begun(work), ..Self::default() };
         for row in reader.records() {
             let row = row.map_err(unreadable)?;
             let source = match row.get(2) {
@@ -40,20 +40,20 @@ impl TrainingCopy {
                 Some("publisher") => LabelSource::Publisher,
                 _ => LabelSource::Verdict,
             };
-            *copied.sources.entry(source).or_default() += 1;
-            copied.images.extend(row.get(0).and_then(|file| file.parse::<TaskId>().ok()));
+            *copy.sources.entry(source).or_default() += 1;
+            copy.images.extend(row.get(0).and_then(|file| file.parse::<TaskId>().ok()));
         }
-        Ok(copied)
+        Ok(copy)
     }
 }
 
-/// Writes down how far the streams were read when the images were chosen.
+/// Saves how far the streams had been read when the images were chosen.
 pub(crate) fn write_begun(work: &Path, marks: ReadPositions) -> Result<(), TrainError> {
     let path = work.join(BEGUN);
     std::fs::write(&path, serde_json::to_vec(&marks).unwrap_or_default()).map_err(TrainError::write(&path))
 }
 
-/// From the beginning where nobody wrote it down: too much is asked about, not too little.
+/// The beginning if it was not saved: checking too many labels is safe, too few is not.
 fn begun(work: &Path) -> ReadPositions {
     let written = std::fs::read(work.join(BEGUN)).ok();
     written.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(ReadPositions { answers: 1, labels: 1 })
@@ -69,8 +69,8 @@ mod tests {
         let task = TaskId::from_name("a");
         let index = format!("file,label,source,hard\n{task},cat,person,false\n");
         std::fs::write(folder.path().join("index.csv"), index).unwrap();
-        let copied = TrainingCopy::read(folder.path()).unwrap();
-        assert_eq!((copied.begun.labels, copied.images.contains(&task)), (1, true));
+        let copy = TrainingCopy::read(folder.path()).unwrap();
+        assert_eq!((copy.begun.labels, copy.images.contains(&task)), (1, true));
         write_begun(folder.path(), ReadPositions { answers: 9, labels: 7 }).unwrap();
         assert_eq!(TrainingCopy::read(folder.path()).unwrap().begun, ReadPositions { answers: 9, labels: 7 });
     }

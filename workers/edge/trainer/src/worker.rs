@@ -1,4 +1,4 @@
-//! A site's trainer: collect → train → submit, again and again, on what nobody else wants of the machine.
+//! The trainer's main loop: collect → train → submit, repeatedly, on idle CPU time.
 
 mod send;
 
@@ -35,11 +35,11 @@ use training::train::{TrainContext, TrainedModel, train_model};
 use self::send::TrainingOutcome;
 
 const ROLE: &str = "trainer";
-const PATIENCE: Duration = Duration::from_secs(10);
-/// After a failure of the moment.
-const AGAIN: Duration = Duration::from_secs(5);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay before retrying after a temporary failure.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs a site's trainer until it is told to stop.
+/// Runs a site's trainer until shutdown.
 pub async fn run(
     bus: Bus,
     site: SiteName,
@@ -51,15 +51,11 @@ pub async fn run(
     let key = settings.key.as_deref().map(SiteKey::read).transpose();
     let key = key.map_err(|error| {
         let reason = runtime::fault::error_chain(&error);
-        Fault::Stop(FaultNote::new(
-            "key_unusable",
-            reason,
-            "make one with `tributary key FILE`, or leave trainer.key away",
-        ))
+        Fault::Stop(FaultNote::new("key_unusable", reason, "create one with `tributary key FILE`, or omit trainer.key"))
     })?;
     let Some(blobs) = retry_until_found(&shutdown, || Blobs::open(&bus)).await else { return Ok(()) };
     let Some(ledger) = retry_until_found(&shutdown, || Ledger::open(&bus)).await else { return Ok(()) };
-    // Without it nobody could say later what an update learned from.
+    // Required, because otherwise nobody could tell later what an update learned from.
     let Some(_) = retry_until_found(&shutdown, || reader::stream_level(&bus, topology::LEARNED)).await else {
         return Ok(());
     };
@@ -77,31 +73,38 @@ pub async fn run(
         blobs,
         ledger,
         note,
-        publisher: Publisher::new(bus.clone(), PATIENCE),
+        publisher: Publisher::new(bus.clone(), PUBLISH_TIMEOUT),
         state: state.clone(),
         key,
         yields: Arc::default(),
         stop: CancellationToken::new(),
     };
-    let tally = Arc::new(WorkerStats::default());
+    let worker_stats = Arc::new(WorkerStats::default());
     let release = trainer.model.release.clone();
     let name = trainer.model.description.name.clone();
-    let told = state.clone();
-    let counted = tally.clone();
-    let life =
-        heartbeat::send_heartbeats(bus.clone(), ROLE, Some(site), tally, shutdown.clone(), state.pace(), move |beat| {
-            let report = told.current_beat();
-            counted.finished.store(report.sent, Ordering::Relaxed);
+    let status = state.clone();
+    let stats = worker_stats.clone();
+    let heartbeats = heartbeat::send_heartbeats(
+        bus.clone(),
+        ROLE,
+        Some(site),
+        worker_stats,
+        shutdown.clone(),
+        state.pace(),
+        move |beat| {
+            let report = status.current_beat();
+            stats.finished.store(report.sent, Ordering::Relaxed);
             (beat.release, beat.model) = (Some(release.clone()), Some(name.clone()));
             beat.training = Some(report);
-        });
+        },
+    );
     tracing::info!(role = ROLE, "started");
-    tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_retractions(&bus, &shutdown), life);
+    tokio::join!(trainer.run_worker(collector, &shutdown), trainer.watch_queue(&bus, &shutdown), heartbeats);
     tracing::info!(role = ROLE, "stopped");
     Ok(())
 }
 
-/// What it does, for `status`.
+/// The trainer's own report in its heartbeat, for `status`.
 type TrainerStatus = heartbeat::WorkerReport<TrainingReport>;
 
 fn set_status(state: &TrainerStatus, what: &str, why: impl Into<String>) {
@@ -115,7 +118,7 @@ struct Trainer {
     settings: TrainSettings,
     blobs: Blobs,
     ledger: Ledger,
-    /// Of the ledger: how far the streams were read at the last training.
+    /// Name of the ledger note with how far the streams were read at the last training.
     note: String,
     publisher: Publisher,
     state: TrainerStatus,
@@ -126,50 +129,51 @@ struct Trainer {
 
 impl Trainer {
     async fn run_worker(&self, mut collector: Collector, shutdown: &Shutdown) {
-        let walk = async {
+        let worker = async {
             loop {
-                let pause = match self.turn(&mut collector).await {
+                let pause = match self.train_if_due(&mut collector).await {
                     Ok(()) => Duration::from_secs(self.settings.collect.every_s.into()),
                     Err(fault) => {
-                        tracing::warn!(role = ROLE, ?fault, "tried again later");
-                        set_status(&self.state, "failed", words(&fault));
-                        AGAIN
+                        tracing::warn!(role = ROLE, ?fault, "retrying");
+                        set_status(&self.state, "failed", describe_fault(&fault));
+                        RETRY_DELAY
                     }
                 };
                 tokio::time::sleep(pause).await;
             }
         };
         tokio::select! {
-            () = walk => {}
+            () = worker => {}
             () = shutdown.wait_for_request() => {}
         }
-        // Training hears of it after its step; what it wrote down is gone on with.
+        // Training stops after its current step; the next start resumes from its checkpoint.
         self.stop.cancel();
     }
 
-    /// The note of the last round that was answered.
-    fn answered(&self) -> String {
+    /// Name of the ledger note with the last round that was answered.
+    fn answered_round_note(&self) -> String {
         format!("answered-{}", ModelName::from_name(&self.model.description.name))
     }
 
-    /// The round that this site is asked to take part in and has not answered, if there is one.
-    async fn asked(&self) -> Result<Option<RoundRequest>, Fault> {
+    /// The open round that selected this site and is not answered yet.
+    async fn find_round_request(&self) -> Result<Option<RoundRequest>, Fault> {
         let model = ModelName::from_name(&self.model.description.name);
         let note: Option<Round> = self.ledger.read_message(&subject::round_note(&model)).await?;
         let Some(Round { number, event: RoundEvent::Opened(terms), said_at_ms, .. }) = note else { return Ok(None) };
-        let answered = self.ledger.read(&self.answered()).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let answered =
+            self.ledger.read(&self.answered_round_note()).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         let until_ms = said_at_ms.saturating_add(u64::from(terms.deadline_s) * 1000);
         let wanted = terms.sites.is_empty() || terms.sites.contains(&self.site);
         let open = number > answered && clock::now_ms() < until_ms;
         Ok((wanted && open).then_some(RoundRequest { round: number, terms }))
     }
 
-    /// The model that a round starts from: the site's own, or what came with the round, put beside what is trained on.
-    async fn base(&self, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
+    /// The base model of a round: the site's own, or the one that came with the round.
+    async fn fetch_base(&self, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
         if terms.base == self.model.release {
             return Ok(self.model.clone());
         }
-        let missing = "the round names no weights of its base";
+        let missing = "the round does not name the weights of its base";
         let blob = terms.weights.as_ref().ok_or_else(|| Fault::retry("base_missing", missing))?;
         let bytes = self.blobs.fetch_blob(blob, MAX_WEIGHTS_BYTES).await?;
         let (root, into) = (self.model.clone(), base_folder(&self.settings.work, &terms.base));
@@ -179,15 +183,15 @@ impl Trainer {
         if model.release != terms.base {
             let (found, wanted) = (model.release.short(), terms.base.short());
             let reason = format!(
-                "the weights of release {wanted} make {found} of this site's model: it was set up with another"
+                "the weights of release {wanted} give release {found} with this site's model, which is a different one"
             );
-            return Err(Fault::reject("base_of_other_model", reason, "give the site the model that the cloud has"));
+            return Err(Fault::reject("base_of_other_model", reason, "give the site the same model as the cloud"));
         }
         Ok(Arc::new(model))
     }
 
-    /// The base with the weights that stay here.
-    async fn with_own(&self, base: Arc<Model>, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
+    /// The base with the weights that stay at the site.
+    async fn with_local_weights(&self, base: Arc<Model>, terms: &RoundTerms) -> Result<Arc<Model>, Fault> {
         if terms.local.is_empty() {
             return Ok(base);
         }
@@ -197,129 +201,131 @@ impl Trainer {
         model.map(Arc::new).map_err(|error| Fault::retry("base_unusable", runtime::fault::error_chain(&error)))
     }
 
-    /// Looks, and trains if there is enough to learn, or if a round asks for it.
-    async fn turn(&self, collector: &mut Collector) -> Result<(), Fault> {
+    /// Reads what is new, and trains if there are enough new labels or a round asks for it.
+    async fn train_if_due(&self, collector: &mut Collector) -> Result<(), Fault> {
         collector.read_new().await?;
-        let asked = self.asked().await?;
+        let request = self.find_round_request().await?;
         let collection = &collector.collection;
         let (fresh, labelled, least) = (collection.fresh(), collection.count(), self.settings.collect.min_new_images);
         self.state.update_report(|report| (report.labelled, report.fresh) = (labelled, fresh));
-        // Without its images a checkpoint is worth nothing: they are collected anew.
-        let unfinished = self.unfinished(collector).await?;
+        // A checkpoint is useless without its images: they are collected again.
+        let unfinished = self.find_unfinished(collector).await?;
         let is_unfinished = unfinished.is_some();
-        if !is_unfinished && asked.is_none() && fresh < u64::from(least) {
-            set_status(&self.state, "collecting", format!("{fresh} of {least} fresh labels"));
+        if !is_unfinished && request.is_none() && fresh < u64::from(least) {
+            set_status(&self.state, "collecting", format!("{fresh} of {least} new labels"));
             return Ok(());
         }
         if let Some(missing) = collection.missing().filter(|_| !is_unfinished) {
-            let round = asked.map(|asked| format!("round {} asks for an update; ", asked.round)).unwrap_or_default();
+            let round =
+                request.map(|request| format!("round {} asks for an update; ", request.round)).unwrap_or_default();
             set_status(&self.state, "collecting", format!("{round}{missing}"));
             return Ok(());
         }
         let marks = collector.marks();
-        let base = match &asked {
-            Some(asked) => self.with_own(self.base(&asked.terms).await?, &asked.terms).await?,
+        let base = match &request {
+            Some(request) => self.with_local_weights(self.fetch_base(&request.terms).await?, &request.terms).await?,
             None => self.model.clone(),
         };
-        // What was left unfinished is finished with the images it began with.
-        let copied = match unfinished {
-            Some(copied) => copied,
+        // An unfinished training is resumed with the images it started with.
+        let copy = match unfinished {
+            Some(copy) => copy,
             None => {
                 set_status(&self.state, "copying", format!("{labelled} images"));
                 collector.copy_images(&self.blobs, &self.settings.work, self.settings.collect.max_mib).await?
             }
         };
-        let ended = self.train(collector, copied, &base, asked.as_ref()).await?;
-        if let Some(said) = ended {
-            if let Some(asked) = &asked {
-                self.ledger.write(&self.answered(), asked.round.to_string()).await?;
+        let outcome = self.train(collector, copy, &base, request.as_ref()).await?;
+        if let Some(result) = outcome {
+            if let Some(request) = &request {
+                self.ledger.write(&self.answered_round_note(), request.round.to_string()).await?;
             }
-            self.state.update_report(|report| report.last = Some(said));
+            self.state.update_report(|report| report.last = Some(result));
             let marks = serde_json::to_string(&marks).unwrap_or_default();
             self.ledger.write(&self.note, marks).await?;
             CheckpointFolder::remove(&self.settings.work);
             collector.collection.mark_trained();
         }
-        set_status(&self.state, "collecting", "a training is over");
+        set_status(&self.state, "collecting", "training finished");
         Ok(())
     }
 
-    /// The images of a training that was left unfinished. One whose labels were taken back since is begun anew.
-    async fn unfinished(&self, collector: &Collector) -> Result<Option<TrainingCopy>, Fault> {
+    /// The images of an unfinished training; `None` if there is none, or if labels of its images have been retracted.
+    async fn find_unfinished(&self, collector: &Collector) -> Result<Option<TrainingCopy>, Fault> {
         if !CheckpointFolder::are_in(&self.settings.work) || !self.settings.work.join("index.csv").is_file() {
             return Ok(None);
         }
-        let copied = TrainingCopy::read(&self.settings.work)?;
-        if collector.is_outdated(&copied).await? {
-            tracing::info!(role = ROLE, "labels were taken back: the unfinished training begins anew");
+        let copy = TrainingCopy::read(&self.settings.work)?;
+        if collector.is_outdated(&copy).await? {
+            tracing::info!(role = ROLE, "labels retracted; training restarted");
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }
-        Ok(Some(copied))
+        Ok(Some(copy))
     }
 
-    /// Trains on what was copied and sends what came of it; what to say of it, or `None` when it was stopped.
+    /// Trains on the copy images and sends the update. Returns the result in words; `None` if it was interrupted.
     async fn train(
         &self,
         collector: &Collector,
-        copied: TrainingCopy,
+        copy: TrainingCopy,
         base: &Arc<Model>,
-        asked: Option<&RoundRequest>,
+        request: Option<&RoundRequest>,
     ) -> Result<Option<String>, Fault> {
-        let settings = asked.map_or_else(|| self.settings.clone(), |asked| asked.settings(&self.settings));
+        let settings = request.map_or_else(|| self.settings.clone(), |request| request.settings(&self.settings));
         self.state.update_report(|report| {
-            (report.state, report.why) = ("training".into(), format!("on {} images", copied.images.len()));
+            (report.state, report.why) = ("training".into(), format!("on {} images", copy.images.len()));
             (report.epoch, report.epochs) = (0, self.settings.epochs);
             (report.before, report.after) = (None, None);
         });
         let (ended, end) = tokio::sync::oneshot::channel();
-        let focus = asked.and_then(|asked| asked.terms.focus.clone());
-        let work = self.work(base.clone(), settings.clone(), focus);
-        // A thread of its own: how it is scheduled must not stay with one that others use later.
+        let focus = request.and_then(|request| request.terms.focus.clone());
+        let work = self.training_task(base.clone(), settings.clone(), focus);
+        // In a thread of its own, because its scheduling must not stick to a thread that others reuse.
         let thread = std::thread::Builder::new().name(ROLE.into()).spawn(move || {
             let _nobody_waits = ended.send(work());
         });
         thread.map_err(|error| Fault::retry("thread_missing", error))?;
-        let trained = end.await.map_err(|_| Fault::retry("training_broke", "the training thread ended by itself"))?;
+        let trained =
+            end.await.map_err(|_| Fault::retry("training_broke", "the training thread stopped unexpectedly"))?;
         let (mut trained, samples, hard) = match trained {
             Ok(trained) => trained,
             Err(TrainError::Stopped) => return Ok(None),
             Err(error) => {
-                let why = format!("nothing was sent: {}", runtime::fault::error_chain(&error));
-                tracing::warn!(role = ROLE, why, "a training failed");
+                let why = format!("no update sent: {}", runtime::fault::error_chain(&error));
+                tracing::warn!(role = ROLE, why, "training failed");
                 return Ok(Some(why));
             }
         };
-        // What a round asked for is judged where it is merged, on more than the few images held out here.
-        if let Some(why) = trained.has_no_gain().filter(|_| asked.is_none()) {
-            let why = format!("nothing was sent: {why}");
+        // An update for a round is judged by the aggregator, on more images than the few in this holdout.
+        if let Some(why) = trained.has_no_gain().filter(|_| request.is_none()) {
+            let why = format!("no update sent: {why}");
             tracing::info!(role = ROLE, why, "training did not improve the model on the holdout");
             return Ok(Some(why));
         }
-        let local = asked.map(|asked| &asked.terms.local[..]).unwrap_or_default();
+        let local = request.map(|request| &request.terms.local[..]).unwrap_or_default();
         base_weights::keep_own(&mut trained.weights, local, &self.settings.work)
             .map_err(|error| Fault::retry("weights_unkept", runtime::fault::error_chain(&error)))?;
         let file = match submit::file(&trained, &settings) {
             Ok(file) => file,
-            Err(fault) => return Ok(Some(format!("nothing was sent: {}", words(&fault)))),
+            Err(fault) => return Ok(Some(format!("no update sent: {}", describe_fault(&fault)))),
         };
-        let outcome = TrainingOutcome { copied, settings, samples, hard, file };
-        let Some(update) = self.send(collector, outcome, &trained, base, asked).await? else { return Ok(None) };
+        let outcome = TrainingOutcome { copy, settings, samples, hard, file };
+        let Some(update) = self.send(collector, outcome, &trained, base, request).await? else { return Ok(None) };
         let right = |measured: schemas::ModelAccuracy| format!("{:.1} %", measured.accuracy_ratio * 100.0);
-        let said = format!(
-            "an update of {} bytes was sent: {} instead of {} right of {} images held out",
+        let result = format!(
+            "update sent ({} bytes): {} right instead of {} on {} holdout images",
             update.weights.size_bytes,
             right(update.after),
             right(update.before),
             update.after.images
         );
-        tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "sent");
+        tracing::info!(role = ROLE, update = %update.id(), size_bytes = update.weights.size_bytes, "update sent");
         self.state.update_report(|report| report.sent += 1);
-        Ok(Some(said))
+        Ok(Some(result))
     }
 
-    /// The training itself, for a thread of its own.
-    fn work(
+    /// Builds the training as a closure for its own thread.
+    fn training_task(
         &self,
         model: Arc<Model>,
         settings: TrainSettings,
@@ -333,7 +339,7 @@ impl Trainer {
                 hard_focus::apply(focus, &onnx, &model, &mut examples, settings.threads, &stop)?;
             }
             let every = Duration::from_secs(settings.limits.checkpoint_every_s.into());
-            let around = TrainContext {
+            let context = TrainContext {
                 stop: &stop,
                 pace: TrainingPace::background(&settings.limits, yields),
                 checkpoints: Some(CheckpointFolder::new(&settings.work, every)),
@@ -345,14 +351,14 @@ impl Trainer {
                     *place = Some(epoch.held_out);
                 });
             };
-            let trained = train_model(&onnx, &model, &examples, &settings, around, see)?;
+            let trained = train_model(&onnx, &model, &examples, &settings, context, see)?;
             let hard = examples.of(ExampleSplit::Train).filter(|example| example.hard).count() as u64;
             Ok((trained, submit::samples(&examples, &model.labels), hard))
         }
     }
 
-    /// Listens to how much waits for the site's recognizers.
-    async fn watch_retractions(&self, bus: &Bus, shutdown: &Shutdown) {
+    /// Follows the recognizers' heartbeats to pause training while work is queued for them.
+    async fn watch_queue(&self, bus: &Bus, shutdown: &Shutdown) {
         let watch = async {
             loop {
                 if let Ok(fleet) = HeartbeatBucket::open(bus).await
@@ -365,13 +371,17 @@ impl Trainer {
                         let doing = self.state.current_beat().state;
                         if before != yields && matches!(doing.as_str(), "training" | "yielding") {
                             let state = if yields { "yielding" } else { "training" };
-                            set_status(&self.state, state, format!("{waits_s:.1} s of work wait for the recognizers"));
+                            set_status(
+                                &self.state,
+                                state,
+                                format!("{waits_s:.1} s of work are queued for the recognizers"),
+                            );
                         }
                     }
                 }
-                // Nobody tells any more: what waits is not known, and training need not stand still for it.
+                // Without heartbeats the queue is unknown, and training does not pause for it.
                 self.yields.store(false, Ordering::Relaxed);
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
         };
         tokio::select! {
@@ -381,25 +391,25 @@ impl Trainer {
     }
 }
 
-/// A round that this site is asked to take part in.
+/// A round that selected this site.
 struct RoundRequest {
     round: u64,
     terms: RoundTerms,
 }
 
 impl RoundRequest {
-    /// The site's own settings, as far as the round says nothing.
+    /// The site's settings with the terms of the round.
     fn settings(&self, own: &TrainSettings) -> TrainSettings {
         TrainSettings { trainable: self.terms.trainable.clone(), ..own.clone() }
     }
 }
 
-/// Where the model that a round starts from is put.
+/// Folder of a round's base model.
 fn base_folder(work: &Path, release: &ReleaseId) -> PathBuf {
     work.join("bases").join(release.as_str())
 }
 
-fn words(fault: &Fault) -> String {
+fn describe_fault(fault: &Fault) -> String {
     match fault {
         Fault::Reject(note) | Fault::Stop(note) | Fault::Retry { note, .. } => {
             format!("{} ({}): {}", note.reason, note.name, note.remedy)

@@ -1,51 +1,51 @@
-//! Whether a machine can run a release at all: runtime, operators, memory. Pure; asked by whoever chooses sites, and by the
-//! site itself before it fetches anything.
+//! Whether a machine can run a release: runtime version, operators, memory. Pure. Used to choose sites, and by the site
+//! itself before it fetches anything.
 
 use schemas::{FaultNote, MachineRequirements};
 
-/// The newest standard operators that every ONNX Runtime knows which this program runs with (1.22, with ONNX 1.18:
-/// onnxruntime's docs/Versioning.md). A graph with newer ones needs the runtime that it was tried with, or a later one.
+/// The newest standard opset that every supported ONNX Runtime has (1.22, with ONNX 1.18: onnxruntime's
+/// docs/Versioning.md). A graph with a newer opset needs the runtime version it was tried with, or a later one.
 const KNOWN_OPSET: u32 = 23;
-/// Sets of operators that builds of the ONNX Runtime for processors have.
+/// Operator domains that CPU builds of the ONNX Runtime have.
 const KNOWN_DOMAINS: [&str; 4] = ["ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"];
-/// A release is loaded beside the one that serves, with this much to spare.
+/// A release is loaded beside the one that serves; this factor leaves a margin.
 const SPARE_RATIO: f64 = 1.25;
 
-/// What a machine has.
+/// What a machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineProfile {
-    /// Version of its ONNX Runtime.
+    /// Version of its ONNX Runtime, such as `1.22.0`.
     pub runtime: String,
-    /// Memory that is free, MiB; absent where the system does not say.
+    /// Free memory in MiB; absent where the system does not report it.
     pub memory_free_mib: Option<u64>,
-    /// How many replicas of a model it holds.
+    /// Number of replicas of a model it runs.
     pub replicas: u64,
 }
 
-/// Why a machine cannot run what needs this, if it cannot.
+/// Why a machine cannot run a release with these requirements; `None` if it can.
 pub fn incompatibility(needs: &MachineRequirements, machine: &MachineProfile) -> Option<FaultNote> {
     if needs.opset > KNOWN_OPSET && version(&machine.runtime) < version(&needs.runtime) {
         let reason = format!(
-            "its graph has operators of version {}, which ONNX Runtime {} is not known to have; it was tried with {}",
+            "its graph uses opset {}, which ONNX Runtime {} may not have; it was tried with {}",
             needs.opset, machine.runtime, needs.runtime
         );
         let remedy = format!("give the site ONNX Runtime {} or newer", needs.runtime);
         return Some(FaultNote::new("runtime_too_old", reason, remedy));
     }
     if let Some(unknown) = needs.domains.iter().find(|domain| !KNOWN_DOMAINS.contains(&domain.as_str())) {
-        let reason = format!("its graph has operators of {unknown}, which no ordinary ONNX Runtime has");
+        let reason = format!("its graph has operators of domain {unknown}, which no standard ONNX Runtime has");
         return Some(FaultNote::new("operator_missing", reason, "export the model with standard operators only"));
     }
     let wanted = (f64::from(needs.memory_mib) * machine.replicas as f64 * SPARE_RATIO) as u64;
     if let Some(free) = machine.memory_free_mib.filter(|free| *free < wanted) {
-        let reason = format!("beside the one that serves it takes {wanted} MiB, and {free} MiB are free");
+        let reason = format!("loading it beside the serving release takes {wanted} MiB, but {free} MiB are free");
         let remedy = "free memory at the site, run fewer replicas there (infer.replicas), or use a smaller model";
         return Some(FaultNote::new("memory_short", reason, remedy));
     }
     None
 }
 
-/// Numbers of a version, for comparing.
+/// The numbers of a version, for comparison.
 fn version(text: &str) -> Vec<u32> {
     text.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
 }

@@ -1,31 +1,32 @@
-//! What a trial may touch: its model's files, the libraries that are loaded, and what the kernel says about processors and
-//! memory, to read; nothing to write, no TCP port, no other process. Kept by the kernel (Landlock), for this process and
-//! those it starts, for good. Where the kernel lacks it, or parts of it, the rest of the limits must do.
+//! The sandbox of a trial: it may read its model's files, the libraries it loads and what the kernel reports about
+//! processors and memory. It may write nothing, open no TCP port and reach no other process. The kernel enforces this
+//! (Landlock) for this process and its children, permanently. Where the kernel lacks Landlock or parts of it, only the
+//! trial's other limits remain.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Entries of a model's folder that are looked through for links; a package has no more files than this.
+/// Most entries of a model's folder that are searched for links; a package has no more files than this.
 const MOST_ENTRIES: usize = 1024;
-/// Folders inside one another that are looked through.
+/// Depth of nested folders that are searched.
 const MOST_DEPTH: usize = 8;
 
-/// How far the kernel keeps a trial to its files.
+/// How far the kernel confines a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Confinement {
-    /// It reads what it needs, writes nothing, and opens no TCP connection.
+    /// It reads only what it needs, writes nothing, and opens no TCP connection.
     Full,
-    /// Only some of that, for the kernel knows no more.
+    /// Only partly, because the kernel is older.
     Partial,
-    /// The kernel does not know it, or it is switched off.
+    /// Not at all: the kernel lacks Landlock, or it is disabled.
     #[default]
     None,
 }
 
-/// What a trial needs besides its model and the ONNX Runtime: libraries that are loaded on the way, and what threads and the
-/// runtime ask about processors and memory.
+/// What a trial reads besides its model and the ONNX Runtime: shared libraries, and what threads and the runtime query
+/// about processors and memory.
 #[cfg(target_os = "linux")]
 const NEEDED: [&str; 11] = [
     "/lib",
@@ -41,20 +42,20 @@ const NEEDED: [&str; 11] = [
     "/sys/fs/cgroup",
 ];
 
-/// Keeps this thread, and those it starts, to a model's folder and a library, for good. `follow_links`: what links in the
-/// folder lead to is read, too.
+/// Confines this thread and its children to a model's folder and a library, permanently. `follow_links`: also allow the
+/// targets of links in the folder.
 #[cfg(target_os = "linux")]
 pub fn confine(folder: &Path, library: &Path, follow_links: bool) -> Confinement {
     match restrict(folder, library, follow_links) {
         Ok(confinement) => confinement,
         Err(error) => {
-            tracing::warn!(%error, "the kernel does not keep the trial to its files");
+            tracing::warn!(%error, "trial sandbox unavailable");
             Confinement::None
         }
     }
 }
 
-/// There is no such thing here.
+/// Landlock exists on Linux only.
 #[cfg(not(target_os = "linux"))]
 pub fn confine(_folder: &Path, _library: &Path, _follow_links: bool) -> Confinement {
     Confinement::None
@@ -66,7 +67,7 @@ fn restrict(folder: &Path, library: &Path, follow_links: bool) -> Result<Confine
         ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
         path_beneath_rules,
     };
-    // Linux 6.12. What an older kernel does not know is left out; what a newer one knows besides is not asked for, so that
+    // Linux 6.12. Rights an older kernel does not know are left out; those of newer kernels are not requested, so that
     // `Full` means the same everywhere.
     const KNOWN: ABI = ABI::V6;
     let mut read: Vec<PathBuf> = NEEDED.map(PathBuf::from).to_vec();
@@ -89,7 +90,7 @@ fn restrict(folder: &Path, library: &Path, follow_links: bool) -> Result<Confine
     })
 }
 
-/// The library, and those beside it that it loads for other processors.
+/// The library, and those beside it that it loads for other execution providers.
 #[cfg(target_os = "linux")]
 fn libraries(library: &Path) -> Vec<PathBuf> {
     let beside = library.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
@@ -99,7 +100,7 @@ fn libraries(library: &Path) -> Vec<PathBuf> {
     std::iter::once(library.to_owned()).chain(parts).collect()
 }
 
-/// Adds the files that links in a folder lead to. Files alone: a link to a folder would open all of it.
+/// Adds the files that links in a folder point to. Only files: a link to a folder would open all of it.
 #[cfg(target_os = "linux")]
 fn linked(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -121,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// Set for the process that is confined.
+    /// Set in the environment of the confined process.
     const FOLDER: &str = "CONFINED_TO";
 
     fn kernel_has_landlock() -> bool {
@@ -130,7 +131,7 @@ mod tests {
         ruleset.handle_access(AccessFs::ReadFile).and_then(Ruleset::create).is_ok()
     }
 
-    /// Run by the test below in a process of its own: what is confined stays so.
+    /// Run by the test below in a process of its own, because confinement is permanent.
     #[test]
     fn in_a_process_that_is_confined() {
         let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
@@ -181,11 +182,11 @@ mod tests {
         assert!(run.status.success(), "{said}\n{}", String::from_utf8_lossy(&run.stderr));
         let is_there = said.contains("it was refused what it may not have");
         match said.contains("confinement: None") {
-            // Nothing is claimed where nothing was kept.
-            true => println!("NOT ENFORCED: this kernel has no Landlock, so nothing was tried"),
+            // Nothing is claimed where nothing was enforced.
+            true => println!("NOT ENFORCED: this kernel has no Landlock, so nothing was tested"),
             false => assert!(is_there, "{said}"),
         }
-        // An old kernel is no failure of ours; one that has it and does not enforce it is.
+        // An old kernel is not a failure; a kernel that has Landlock and does not enforce it is.
         assert!(is_there || !kernel_has_landlock(), "{said}");
     }
 }

@@ -1,12 +1,12 @@
-//! A release as an OCI image layout: what registries take, and what Kubernetes mounts as an image volume.
+//! A release as an OCI image layout, which registries accept and Kubernetes mounts as an image volume.
 //!
-//! One image of one layer, in which the model's files lie at the root: mounted at `/model` it shows `/model/model.toml`.
-//! The layer is the model's package without extra files, and of a folder the layout is always the same bytes: nothing in
-//! it says when or where it was made. Nothing in it runs: it says `linux` and `amd64` because registries and runtimes want
-//! a platform, and is for machines of every kind.
+//! One image with one layer that has the model's files at its root: mounted at `/model`, it shows `/model/model.toml`.
+//! The layer is the model's package without extra files. The same folder always gives the same bytes; nothing in them
+//! tells when or where it was made. The image has nothing to run: it names `linux` and `amd64` only because registries
+//! and runtimes require a platform.
 //!
 //! ```text
-//! oci-layout                 version of the layout
+//! oci-layout                 layout version
 //! index.json                 the image's manifest, under its reference
 //! blobs/sha256/<sha256>      manifest, configuration, layer
 //! ```
@@ -24,27 +24,25 @@ const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
-/// Longest reference, bytes: as long as a name of a registry may be.
+/// Longest reference in bytes, as for names in a registry.
 const MAX_REFERENCE_BYTES: usize = 255;
 
-/// Why there is no layout.
+/// Why no layout was written.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    /// The model cannot be packed, or the folder not be used.
+    /// The model cannot be packed, or the folder cannot be used.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// A reference that no layout has.
-    #[error(
-        "reference {reference:?} is refused: write words of letters and digits joined by one of . _ - : @ + /, as in v1.2"
-    )]
+    /// The reference is invalid.
+    #[error("reference {reference:?} is invalid; use letters and digits joined by one of . _ - : @ + /, as in v1.2")]
     Reference {
-        /// The reference, cut to a printable length.
+        /// The reference, shortened to a printable length.
         reference: String,
     },
 }
 
-/// Lays a model out under a reference, such as `v1.2`. The folder must not exist, or be empty; it is whole, or not there.
-/// Blocks.
+/// Writes a model as an OCI layout under a reference such as `v1.2`. The folder must not exist, or be empty; it ends up
+/// complete, or is not created. Blocks.
 pub fn export(model: &Model, into: &Path, reference: &str) -> Result<(), OciError> {
     if !is_reference(reference) {
         return Err(OciError::Reference { reference: reference.chars().take(100).collect() });
@@ -108,7 +106,7 @@ fn digest(blob: &BlobRef) -> String {
     format!("sha256:{}", blob.sha256)
 }
 
-/// As the layout's specification has it: words joined by single separators, or by two hyphens.
+/// As the specification defines it: words joined by single separators, or by two hyphens.
 fn is_reference(text: &str) -> bool {
     let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let words = |part: &str| part.replace("--", "-").split(['-', '.', '_', ':', '@', '+']).all(is_word);
@@ -126,7 +124,7 @@ mod tests {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
-    /// Where what a descriptor describes lies, held against it.
+    /// Path of the blob that a descriptor names, checked against it.
     fn follow(layout: &Path, descriptor: &Value) -> PathBuf {
         let sha256 = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
         let path = layout.join("blobs/sha256").join(sha256);

@@ -1,12 +1,12 @@
-//! A model's folder as one file, and back: what a release travels as.
+//! Packs a model's folder into one file, in which a release is transferred, and unpacks it.
 //!
-//! A package is an uncompressed tar of regular files and of nothing else: the model's files by name, then extra ones, such
-//! as what the model said where it was packed. Of a folder it is always the same bytes. What is unpacked is trusted in
-//! nothing: names and sizes are checked before a byte is written, and the folder is there only when it makes exactly the
-//! release that was asked for (invariant 4). Extra files are no part of a release's digest: what holds them is the hash
-//! of the package's pieces.
+//! A package is an uncompressed tar of regular files: the model's files by name, then extra ones such as the reference
+//! outputs from where it was packed. The same folder always gives the same bytes. Nothing in a package is trusted:
+//! names and sizes are checked before a byte is written, and the folder appears only if it makes exactly the expected
+//! release (invariant 4). Extra files are not part of a release's digest; the hashes of the package's pieces cover
+//! them.
 //!
-//! [`split`] and the functions beside it move a package in pieces. Whatever is not async here blocks.
+//! [`split`] and the functions beside it transfer a package in pieces. Functions that are not async block.
 
 mod archive;
 mod pieces;
@@ -24,99 +24,99 @@ use vision::{Model, ModelError};
 use archive::{TarContent, TarEntry};
 pub use pieces::{assemble, fetch, keep, offer, piece, split};
 
-/// Most files of a package. A model is three, and seldom more: one file a tensor is how very large ones are exported.
+/// Most files in a package. A model usually has three; very large ones are sometimes exported as one file per tensor.
 pub const MAX_FILES: usize = 256;
-/// Largest size of a package's extra files together, bytes: room for a few inputs and outputs of a model as text.
+/// Most bytes of a package's extra files together: enough for a few inputs and outputs of a model as text.
 pub const MAX_EXTRA_BYTES: u64 = 16 * 1024 * 1024;
-/// Largest size of a package's files together, bytes.
+/// Most bytes of a package's files together.
 const MAX_CONTENT_BYTES: u64 = MAX_WEIGHTS_BYTES + MAX_EXTRA_BYTES;
 
-/// Why there is no package, or no folder of it.
+/// Why a package or its folder could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
-    /// A folder that is no model.
+    /// The folder is not a valid model.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The release store or the blob bucket failed.
     #[error(transparent)]
     Carry(#[from] CarryError),
-    /// A file that cannot be read or written.
-    #[error("{path} cannot be read or written", path = path.display())]
+    /// A file cannot be read or written.
+    #[error("could not read or write {path}", path = path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// More bytes than travel.
-    #[error("the package's files have {size_bytes} bytes, at most {limit_bytes} are accepted: use a smaller model")]
+    /// The files are too large.
+    #[error("the package's files have {size_bytes} bytes, at most {limit_bytes} are accepted; use a smaller model")]
     TooLarge {
-        /// Size of the files, bytes; at least this.
+        /// Size of the files in bytes, at least.
         size_bytes: u64,
-        /// The most that is accepted, bytes.
+        /// The limit in bytes.
         limit_bytes: u64,
     },
-    /// More files than travel.
-    #[error("the package has more than {MAX_FILES} files: export the model with its weights in one file")]
+    /// There are too many files.
+    #[error("the package has more than {MAX_FILES} files; export the model with its weights in one file")]
     TooMany,
-    /// Something that may not be in a package.
-    #[error("{name:?} in the package {why}: only regular files with plain names, relative to the folder, are accepted")]
+    /// An entry is not allowed in a package.
+    #[error(
+        "entry {name:?} of the package {why}; only regular files with plain names relative to the folder are accepted"
+    )]
     Entry {
-        /// Its name.
+        /// Name of the entry.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with it, in words that follow its name.
         why: &'static str,
     },
-    /// A file that is no package, or was cut or altered.
-    #[error("{path} is no whole package ({why}): fetch it again", path = path.display())]
+    /// The file is not a package, or was truncated or altered.
+    #[error("{path} is not a complete package ({why}); fetch it again", path = path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// A model's file that was written to while it was read.
-    #[error("{path} changed while it was packed: pack the folder again when nobody writes to it", path = path.display())]
+    /// A model's file was modified while it was read.
+    #[error("{path} changed while it was packed; pack the folder again when nothing writes to it", path = path.display())]
     Changed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A package of another release.
-    #[error("the package makes release {found}, not {wanted}: fetch it again from the release that was asked for")]
+    /// The package has another release.
+    #[error("the package contains release {found}, not {wanted}; fetch it again")]
     OtherRelease {
-        /// What was asked for.
+        /// The expected release.
         wanted: ReleaseId,
-        /// What is in it.
+        /// The release in the package.
         found: ReleaseId,
     },
-    /// A folder that something else is in.
-    #[error("{folder} holds something else: name a folder that does not exist or is empty", folder = folder.display())]
+    /// The target folder is in use.
+    #[error("{folder} is not empty; name a folder that does not exist or is empty", folder = folder.display())]
     Taken {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
     },
-    /// Pieces that no package has.
-    #[error("the release's pieces are wrong ({why}): package the release again")]
+    /// The list of pieces cannot belong to a package.
+    #[error("the release's list of pieces is invalid ({why}); package the release again")]
     Pieces {
         /// What is wrong with them.
         why: String,
     },
-    /// Pieces that are not where they should be. The others were fetched and are kept.
-    #[error(
-        "{missing} of the package's {pieces} pieces are missing or damaged: offer the release again, then try again"
-    )]
+    /// Pieces are missing. The others were fetched and are kept.
+    #[error("{missing} of the package's {pieces} pieces are missing or damaged; offer the release again, then retry")]
     Missing {
-        /// How many.
+        /// Number of missing pieces.
         missing: usize,
-        /// Of how many.
+        /// Number of all pieces.
         pieces: usize,
-        /// What is said of the first of them.
+        /// Error of the first of them.
         #[source]
         first: CarryError,
     },
-    /// Work on a file broke off.
-    #[error("work on the package broke off: {0}")]
+    /// A blocking task stopped.
+    #[error("packaging stopped unexpectedly: {0}")]
     Broke(String),
 }
 
@@ -139,8 +139,8 @@ impl PackageError {
         }
     }
 
-    /// Whether trying again later can help without anybody doing something: the link or the store may come back, and pieces
-    /// may be offered again.
+    /// Whether a retry can succeed without anybody acting: the link or the store may come back, and pieces may be
+    /// offered again.
     pub fn passes(&self) -> bool {
         match self {
             Self::Carry(error) => error.is_transient(),
@@ -155,11 +155,12 @@ impl PackageError {
     }
 }
 
-/// Writes a model's files, then these extra ones (name, content), to one file; says what it came to. The same folder and
-/// the same extra files make the same bytes. The file is whole, or not there; another of its name is replaced.
+/// Writes a model's files, then the extra ones (name, content), to one file, and returns its digest and size. The same
+/// folder and extra files give the same bytes. The file ends up complete, or is not created; an existing one is
+/// replaced.
 ///
 /// Refuses a model over [`MAX_WEIGHTS_BYTES`], extra files over [`MAX_EXTRA_BYTES`], more than [`MAX_FILES`] files, and
-/// names that are no plain ones, stand there twice, or are too long: a part of a path over 100 bytes, or 255 in all.
+/// names that are not plain, appear twice, or are too long: a path component over 100 bytes, or 255 in all.
 pub fn pack(model: &Model, extra: &[(&str, &[u8])], into: &Path) -> Result<BlobRef, PackageError> {
     let contents = contents(model, extra)?;
     make_folder(parent(into))?;
@@ -174,11 +175,11 @@ pub fn pack(model: &Model, extra: &[(&str, &[u8])], into: &Path) -> Result<BlobR
     written
 }
 
-/// Makes the folder of a release from its package. It is there whole, or not at all; one that is that release already is
-/// left as it is. A folder named by the release's digest is replaced if it is not that release, for it was cut off; any
-/// other that something is in is refused.
+/// Unpacks a release's folder from its package. The folder ends up complete, or is not created; if it already is that
+/// release, it is left alone. A folder named by the release's digest that is not that release was interrupted and is
+/// replaced; any other non-empty folder is refused.
 ///
-/// Who unpacks beside another of the same place waits for him, where the file system knows locks.
+/// Concurrent calls for the same folder wait for each other where the file system supports locks.
 pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, PackageError> {
     let above = parent(into);
     make_folder(above)?;
@@ -207,11 +208,11 @@ pub fn unpack(file: &Path, expected: &ReleaseId, into: &Path) -> Result<Model, P
         remove_folder(into)?;
     }
     rename_durably(&unfinished, into)?;
-    // Read again, for an export of Hugging Face's may be named by its folder.
+    // Loaded again, because a Hugging Face export may be named by its folder.
     Ok(Model::load(into)?)
 }
 
-/// What goes into a package, in order, each under its plain name.
+/// The contents of a package in order, each with its plain name.
 fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String, TarContent<'a>)>, PackageError> {
     let extra_bytes = extra.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     for (size_bytes, limit_bytes) in [(model.size_bytes()?, MAX_WEIGHTS_BYTES), (extra_bytes, MAX_EXTRA_BYTES)] {
@@ -220,10 +221,10 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
         }
     }
     let plain = |name: &str| {
-        let refused = || PackageError::Entry { name: name.to_owned(), why: "has no plain name" };
+        let refused = || PackageError::Entry { name: name.to_owned(), why: "has a name that is not plain" };
         archive::plain_header(name).ok_or_else(refused)
     };
-    // By name: two ways to write one file are one file.
+    // Keyed by name, so that two spellings of one path are one file.
     let mut files = BTreeMap::new();
     for name in &model.files {
         files.insert(plain(name)?, TarContent::File(model.folder.join(name)));
@@ -232,7 +233,7 @@ fn contents<'a>(model: &Model, extra: &[(&str, &'a [u8])]) -> Result<Vec<(String
     for (name, bytes) in extra {
         let name = plain(name)?;
         if contents.iter().any(|(other, _)| *other == name) {
-            return Err(PackageError::Entry { name, why: "is there twice" });
+            return Err(PackageError::Entry { name, why: "appears twice" });
         }
         contents.push((name, TarContent::Bytes(bytes)));
     }
@@ -250,7 +251,7 @@ fn write(contents: &[(String, TarContent<'_>)], into: &Path) -> Result<BlobRef, 
     Ok(packed)
 }
 
-/// Writes a package's files into a new folder, on the disk.
+/// Writes a package's files into a new folder and syncs them to disk.
 fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
     let entries = archive::read_entries(package)?;
     let mut from = File::open(package).map_err(PackageError::at(package))?;
@@ -262,7 +263,10 @@ fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
         from.seek(SeekFrom::Start(at)).map_err(PackageError::at(package))?;
         let copied = io::copy(&mut (&mut from).take(size_bytes), &mut to).map_err(PackageError::at(&path))?;
         if copied != size_bytes {
-            return Err(PackageError::Damaged { path: package.to_owned(), why: "it was cut while it was read".into() });
+            return Err(PackageError::Damaged {
+                path: package.to_owned(),
+                why: "it was truncated while it was read".into(),
+            });
         }
         to.sync_all().map_err(PackageError::at(&path))?;
         path.ancestors().skip(1).take_while(|above| above.starts_with(folder)).try_for_each(sync)?;
@@ -270,7 +274,7 @@ fn lay_out(package: &Path, folder: &Path) -> Result<(), PackageError> {
     Ok(())
 }
 
-/// Refuses a file, and a folder that something is in.
+/// Refuses a file, and a folder that is not empty.
 pub(crate) fn refuse_taken(folder: &Path) -> Result<(), PackageError> {
     let is_taken = match std::fs::read_dir(folder) {
         Ok(mut found) => found.next().is_some(),
@@ -284,7 +288,7 @@ pub(crate) fn refuse_taken(folder: &Path) -> Result<(), PackageError> {
     }
 }
 
-/// The name under which a file or folder is made, until it is whole; whoever makes it again begins by clearing it.
+/// The temporary name of a file or folder until it is complete; a new attempt starts by removing it.
 pub(crate) fn temporary_path(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{what}"))
@@ -301,7 +305,7 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<(), PackageError> {
     }
 }
 
-/// Gives what is finished its name, so that it is there after a power cut too. A folder takes the place of an empty one.
+/// Renames a finished file or folder durably, so that it survives a power cut. A folder replaces an empty one.
 pub(crate) fn rename_durably(finished: &Path, name: &Path) -> Result<(), PackageError> {
     sync(finished)?;
     std::fs::rename(finished, name).map_err(PackageError::at(name))?;
@@ -327,7 +331,7 @@ pub(crate) mod tests {
         Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/models/fashion-light")).unwrap()
     }
 
-    /// A model whose graph keeps one tensor in a file of a subfolder.
+    /// A model whose graph keeps one tensor in a file in a subfolder.
     pub(crate) fn spread(folder: &Path) -> Model {
         let message = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8], content].concat();
         let entry = [message(1, b"location"), message(2, b"./weights/all.bin")].concat();
@@ -362,7 +366,7 @@ pub(crate) mod tests {
 
         fn refusal(&self) -> PackageError {
             let error = unpack(&self.file, &light().release, &self.into).unwrap_err();
-            assert_eq!(self.names(), ["a.tar"], "{error} left something behind");
+            assert_eq!(self.names(), ["a.tar"], "{error} left files behind");
             error
         }
 
@@ -374,7 +378,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Writes a tar as somebody else would: this entry, and the end of the tape.
+    /// Writes a tar as another program would: this entry, and the end marker.
     fn foreign(file: &Path, name: &str, kind: EntryType, declared_bytes: u64, content: &[u8]) {
         let mut header = Header::new_ustar();
         header.as_ustar_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -554,7 +558,7 @@ pub(crate) mod tests {
         assert!(matches!(place.refusal(), PackageError::TooMany));
         let twice = [("a", "1"), ("a", "2")].map(|(name, text)| (name.to_owned(), TarContent::Bytes(text.as_bytes())));
         write(&twice, &place.file).unwrap();
-        assert!(matches!(place.refusal(), PackageError::Entry { why: "is there twice", .. }));
+        assert!(matches!(place.refusal(), PackageError::Entry { why: "appears twice", .. }));
     }
 
     #[test]
@@ -562,7 +566,7 @@ pub(crate) mod tests {
         let (place, mut model) = (PackagePlace::new(), light());
         let refusal = |model: &Model, extra: &[(&str, &[u8])]| {
             let error = pack(model, extra, &place.file).unwrap_err();
-            assert!(place.names().is_empty(), "{error} left something behind");
+            assert!(place.names().is_empty(), "{error} left files behind");
             error
         };
         let long = "x".repeat(101);
@@ -582,7 +586,7 @@ pub(crate) mod tests {
         assert!(matches!(refusal(&model, &[]), PackageError::TooLarge { .. }));
     }
 
-    /// Gives every header that stands where one may stand the sum that it needs to be read.
+    /// Gives every header block a correct checksum, so that it is read.
     fn with_sums(mut bytes: Vec<u8>) -> Vec<u8> {
         for block in bytes.chunks_exact_mut(512) {
             if block[257..262] == *b"ustar" {
@@ -640,12 +644,12 @@ pub(crate) mod tests {
                         assert_eq!(made.release, model.release);
                         std::fs::remove_dir_all(&into).unwrap();
                     }
-                    Err(_) => assert!(!into.exists(), "something was left behind"),
+                    Err(_) => assert!(!into.exists(), "files were left behind"),
                 }
                 1
             },
         );
         let names: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["a.tar"], "something was written outside of the folder");
+        assert_eq!(names, ["a.tar"], "a file was written outside the folder");
     }
 }

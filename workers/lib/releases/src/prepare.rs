@@ -1,4 +1,4 @@
-//! From a model's folder to a release: tried, packaged, kept in the release store, offered to couriers.
+//! Makes a release from a model's folder: tried, packaged, kept in the release store, offered to couriers.
 
 use std::path::{Path, PathBuf};
 
@@ -12,20 +12,20 @@ use crate::trial::{PROBE, ReleaseProbe, TrialRunner, needs};
 /// Where a release comes from.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ReleaseOrigin {
-    /// What it was made from.
+    /// The release it was made from; absent for none.
     pub parent: Option<ReleaseId>,
-    /// In words: `round 3`, `imported`.
+    /// Description for people, such as `round 3` or `imported`.
     pub words: String,
-    /// How right its parent and it are on the public set.
+    /// Accuracy of its parent and of itself on the public set; absent without one.
     pub public: Option<(ModelAccuracy, ModelAccuracy)>,
-    /// Where the change of accuracy between the two lies, 95 times of 100.
+    /// 95 % confidence interval of the change in accuracy between the two.
     pub public_change_interval: Option<(f64, f64)>,
 }
 
-/// Tries a model's folder in a process of its own and packages it. `work`: where the package is written.
+/// Tries a model's folder in a process of its own and packages it. `work`: folder for the package.
 ///
 /// # Errors
-/// Why it will not do as a release, with a remedy.
+/// Why it is not usable as a release, with a remedy.
 pub async fn prepare(
     model: &Model,
     origin: ReleaseOrigin,
@@ -55,7 +55,7 @@ pub async fn prepare(
     Ok((Release { release, parent, origin: words, package, needs, public, public_change_interval }, file))
 }
 
-/// Keeps a package in the release store, where it stays, and offers it to couriers.
+/// Keeps a package in the release store permanently and offers it to couriers.
 pub async fn keep_and_offer(
     store: &ReleaseStore,
     blobs: &Blobs,
@@ -68,5 +68,5 @@ pub async fn keep_and_offer(
 }
 
 fn unpacked(error: PackageError) -> FaultNote {
-    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "make room, or use a smaller model")
+    FaultNote::new(error.name(), runtime::fault::error_chain(&error), "free disk space, or use a smaller model")
 }

@@ -1,72 +1,72 @@
-//! How a model's releases stand, and what may be decided next: candidate → canary → stable | withdrawn. Pure; each
-//! decision returns how they stand after it, or says why it cannot be.
+//! A model's rollout state and the decisions that may follow: candidate → canary → stable | withdrawn. Pure; each
+//! decision returns the new state, or why it is not possible.
 
 use schemas::{
     Canary, CanaryFinding, ModelName, Order, Release, ReleaseDecision, ReleaseId, ReleaseStage, Rollout, SiteName,
 };
 
-/// So many releases that were stable can be come back to.
+/// Number of earlier stable releases that are kept for rollback.
 const MOST_PREVIOUS: usize = 5;
-/// So many may wait to be tried; the oldest makes way, for what came after it was made from it.
+/// Most waiting candidates; the oldest is dropped, because later ones were made from it.
 const MOST_CANDIDATES: usize = 8;
-/// So many that were withdrawn are remembered.
+/// Number of withdrawn releases that are remembered.
 const MOST_WITHDRAWN: usize = 64;
 
-/// Who decides, why, on what numbers and when.
+/// Who decides, why, on which numbers, and when.
 #[derive(Debug, Clone)]
 pub struct DecisionContext {
-    /// `releaser`, `aggregator` or `hand`.
+    /// `releaser`, `aggregator` or `hand` (a person).
     pub by: &'static str,
-    /// In words for people.
+    /// Reason, in words for people.
     pub why: String,
-    /// The numbers it rests on.
+    /// The numbers it rests on; empty for decisions by hand.
     pub findings: Vec<CanaryFinding>,
-    /// Milliseconds since the epoch.
+    /// Time of the decision, milliseconds since the epoch.
     pub at_ms: u64,
 }
 
 impl DecisionContext {
-    /// Without numbers.
+    /// A decision without numbers.
     pub fn new(by: &'static str, why: impl Into<String>, at_ms: u64) -> Self {
         Self { by, why: why.into(), findings: Vec::new(), at_ms }
     }
 }
 
-/// Why something cannot be decided.
+/// Why a decision is not possible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StageRefusal {
-    /// It is what every site runs.
-    #[error("release {0} is stable already")]
+    /// It is already stable.
+    #[error("release {0} is already stable")]
     Stable(String),
-    /// It waits, or is tried, or was.
-    #[error("release {release} is {stage} already")]
+    /// It already waits, is being tried, or was.
+    #[error("release {release} is already {stage}")]
     Known {
-        /// Its first digits.
+        /// Short id of the release.
         release: String,
-        /// How it stands.
+        /// Its stage.
         stage: &'static str,
     },
-    /// Nobody tries it.
-    #[error("release {0} is neither tried nor waiting: `tributary release list` says how each stands")]
+    /// It is neither a canary nor a candidate.
+    #[error("release {0} is neither a canary nor a candidate; `tributary release list` shows the stage of each")]
     NotTried(String),
-    /// Another is.
-    #[error("release {0} is tried just now: promote or withdraw it first")]
+    /// Another release is the canary.
+    #[error("release {0} is being tried; promote or withdraw it first")]
     Busy(String),
-    /// There was none.
-    #[error("nothing was stable before release {0}: there is nothing to come back to")]
+    /// There is no earlier stable release.
+    #[error("no release was stable before release {0}; there is nothing to roll back to")]
     NothingBefore(String),
-    /// It runs everywhere.
-    #[error("release {0} is stable: `tributary release rollback` comes back to the one before it")]
+    /// It is stable, so it is rolled back, not withdrawn.
+    #[error("release {0} is stable; use `tributary release rollback` to return to the one before it")]
     RollBack(String),
     /// The site is not pinned.
-    #[error("site {0} is not pinned to anything")]
+    #[error("site {0} is not pinned")]
     NotPinned(SiteName),
-    /// A ring without sites.
+    /// The ring has no sites.
     #[error("no site can try release {0}")]
     NoRing(String),
 }
 
-/// The first decision: what sites were set up with is stable.
+/// The first decision: the baseline becomes stable.
 pub fn first(model: ModelName, release: Release, said: DecisionContext) -> Rollout {
     let decision = decision(ReleaseStage::Stable, &release.release, said.clone(), None);
     Rollout {
@@ -114,7 +114,7 @@ fn after(
     }
 }
 
-/// How a release stands; `None` if nothing was decided about it that still holds.
+/// A release's stage; `None` if no decision about it is remembered.
 pub fn stage_of(now: &Rollout, release: &ReleaseId) -> Option<ReleaseStage> {
     let tried = now.canary.as_ref().is_some_and(|canary| canary.release.release == *release);
     let waits = now.candidates.iter().any(|candidate| candidate.release == *release);
@@ -128,7 +128,7 @@ pub fn stage_of(now: &Rollout, release: &ReleaseId) -> Option<ReleaseStage> {
     }
 }
 
-/// A release waits to be tried.
+/// Adds a release as a candidate.
 pub fn candidate(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     if let Some(stage) = stage_of(now, &release.release).filter(|stage| *stage != ReleaseStage::Pinned) {
         return Err(StageRefusal::Known { release: release.release.short().into(), stage: stage.as_str() });
@@ -140,8 +140,8 @@ pub fn candidate(now: &Rollout, release: Release, said: DecisionContext) -> Resu
     Ok(next)
 }
 
-/// A ring of sites tries a candidate, or a wider one what a narrower one tries. Candidates that came before it are
-/// passed over: it was made after them.
+/// Makes a candidate the canary of a ring of sites, or widens the ring. Candidates older than it are dropped, because
+/// it was made after them.
 pub fn canary(
     now: &Rollout,
     release: &ReleaseId,
@@ -169,14 +169,14 @@ pub fn canary(
     Ok(next)
 }
 
-/// Every site is to run a release.
+/// Makes a release stable, so that every site runs it.
 pub fn stable(now: &Rollout, release: Release, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     if now.stable.release == release.release {
         return Err(StageRefusal::Stable(release.release.short().into()));
     }
     let mut next = after(now, ReleaseStage::Stable, &release.release, said, None);
     next.candidates.retain(|candidate| candidate.release != release.release);
-    // Whatever else was tried would be held against another stable release now: it waits again.
+    // Another canary would now be compared with a new stable release, so it becomes a candidate again.
     if let Some(canary) = next.canary.take().filter(|canary| canary.release.release != release.release) {
         next.candidates.push(canary.release);
     }
@@ -188,7 +188,7 @@ pub fn stable(now: &Rollout, release: Release, said: DecisionContext) -> Result<
     Ok(next)
 }
 
-/// No site is to run a release that is tried or waits.
+/// Withdraws a canary or candidate.
 pub fn withdraw(now: &Rollout, release: &ReleaseId, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     match stage_of(now, release) {
         Some(ReleaseStage::Canary | ReleaseStage::Candidate) => {}
@@ -208,7 +208,7 @@ fn forget(next: &mut Rollout, release: &ReleaseId) {
     next.withdrawn.drain(..surplus);
 }
 
-/// What was stable before is stable again, and what is stable now is withdrawn.
+/// Makes the previous stable release stable again and withdraws the current one.
 pub fn roll_back(now: &Rollout, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     let bad = now.stable.release.clone();
     let before = now.previous.last().cloned().ok_or_else(|| StageRefusal::NothingBefore(bad.short().into()))?;
@@ -218,14 +218,14 @@ pub fn roll_back(now: &Rollout, said: DecisionContext) -> Result<Rollout, StageR
     Ok(next)
 }
 
-/// A site runs a release, whatever is decided.
+/// Pins a site to a release, overriding the rollout.
 pub fn pin(now: &Rollout, site: SiteName, release: Release, said: DecisionContext) -> Rollout {
     let mut next = after(now, ReleaseStage::Pinned, &release.release, said, Some(site.clone()));
     next.pins.insert(site, release);
     next
 }
 
-/// A site follows what is decided again.
+/// Unpins a site, so that it follows the rollout again.
 pub fn unpin(now: &Rollout, site: SiteName, said: DecisionContext) -> Result<Rollout, StageRefusal> {
     let pinned = now.pins.get(&site).ok_or_else(|| StageRefusal::NotPinned(site.clone()))?;
     let mut next = after(now, ReleaseStage::Unpinned, &pinned.release, said, Some(site.clone()));
@@ -233,7 +233,7 @@ pub fn unpin(now: &Rollout, site: SiteName, said: DecisionContext) -> Result<Rol
     Ok(next)
 }
 
-/// What a site shall run.
+/// The order for a site: which release it is to run.
 pub fn order_for_site(now: &Rollout, site: &SiteName) -> Order {
     let (release, stage) = match (&now.pins.get(site), &now.canary) {
         (Some(pinned), _) => (*pinned, ReleaseStage::Pinned),
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_release_is_tried_by_a_ring_before_all_have_it_and_can_be_come_back_from() {
         let waiting = candidate(&begun(), release(1), said()).unwrap();
-        assert_eq!(runs(&waiting, "a"), id(0), "waiting moves nobody");
+        assert_eq!(runs(&waiting, "a"), id(0), "a candidate moves no site");
         let tried = canary(&waiting, &id(1), 0, vec![site("a")], said()).unwrap();
         assert_eq!((runs(&tried, "a"), runs(&tried, "b")), (id(1), id(0)));
         let wider = canary(&tried, &id(1), 1, vec![site("a"), site("b")], said()).unwrap();
@@ -339,8 +339,8 @@ mod tests {
     }
 
     proptest! {
-        /// Invariants 6 and 7: whatever is decided in whatever order, one that no ring tried is stable only by hand, and
-        /// what was stable before can be come back to.
+        /// Invariants 6 and 7: whatever the order of decisions, a release that no ring tried becomes stable only by
+        /// hand, and the previous stable release can be restored.
         #[test]
         fn every_site_always_has_one_release_and_numbers_never_repeat(steps in prop::collection::vec((0u8..6, 0u8..6), 0..40)) {
             let mut now = begun();

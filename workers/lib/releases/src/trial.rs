@@ -1,8 +1,9 @@
-//! A release is tried in a process of its own before it is loaded into one that serves: what crashes the runtime, or never
-//! ends, takes nothing with it. The same trial says what to expect of a release when it is packaged ([`prepare`]).
+//! Tries a release in a process of its own before it is loaded into a serving one: a crash of the runtime, or an
+//! endless run, harms nothing else. The same trial measures a release when it is packaged
+//! ([`prepare`](crate::prepare)).
 //!
-//! The process is this program with a command of its own ([`COMMAND`]); it is asked on its standard input and answers on its
-//! standard output, in JSON. At a site it runs on what nobody else wants of the processors, if there is any.
+//! The process is this program with a hidden command ([`COMMAND`]); it reads a JSON request on standard input and
+//! writes its result as JSON on standard output. At a site it uses idle CPU time, if there is any.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -18,8 +19,8 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 
 use crate::confinement::{Confinement, confine};
 
-/// What a trial finds in its environment: where programs, libraries and the cache are, and how to log.
-const KEPT: [&str; 9] = [
+/// Environment variables a trial keeps: paths of programs, libraries and the cache, and the log filter.
+const KEPT_VARIABLES: [&str; 9] = [
     "PATH",
     "HOME",
     "LD_LIBRARY_PATH",
@@ -30,101 +31,102 @@ const KEPT: [&str; 9] = [
     "TMPDIR",
     "RUST_LOG",
 ];
-/// The program's command for it.
+/// The hidden command of the trial process.
 pub const COMMAND: &str = "try-release";
-/// The file in a package with what its release saw in generated pictures.
+/// File in a package with the release's scores of generated pictures.
 pub const PROBE: &str = "probe.json";
-/// So many pictures are compared: making and decoding them is what a trial costs, and other weights show in each.
+/// Number of pictures compared: making and decoding them is the main cost of a trial, and wrong weights show in every
+/// one.
 const PICTURES: usize = 4;
 const SEED: u64 = 4242;
-/// Scores may differ by this share of the largest, or of 1 where that is more: other processors round otherwise (about
-/// 1e-4), and a release with other weights differs by far more.
+/// Scores may differ by this share of the largest score, or of 1 if that is more: rounding on other processors differs
+/// by about 1e-4, other weights by far more.
 const TOLERANCE_RATIO: f32 = 0.01;
-/// Processor time a trial may take; the largest model seen (a ResNet-50 of 100 MB) takes 5 s.
-const MOST_CPU_S: u64 = 300;
-/// And time on the wall, for a site has little to spare.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
-/// So long a trial waits for what nobody else wants of the processors: four times what the largest model takes of one that
-/// is free. On a machine that is never idle a release would not be tried at all.
-const IDLE_PATIENCE: Duration = Duration::from_secs(20);
-/// What is read of its answer: scores of the largest models, a hundred times.
-const MOST_ANSWER_BYTES: u64 = 64 << 20;
+/// CPU time limit of a trial in seconds; the largest model tested (a ResNet-50 of 100 MB) takes 5 s.
+const MAX_CPU_S: u64 = 300;
+/// Wall-clock limit of a trial, as a site may have little CPU time to spare.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How long a trial may wait for idle CPU time: four times what the largest model takes on a free core. On a machine
+/// that is never idle a release would not be tried at all.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Most bytes read of its result: a hundred times the scores of the largest models.
+const MAX_RESULT_BYTES: u64 = 64 << 20;
 
 /// How releases are tried on this machine.
 #[derive(Debug, Clone)]
 pub struct TrialRunner {
-    /// This program.
+    /// Path of this program.
     pub program: PathBuf,
-    /// The ONNX Runtime library; looked for if absent.
+    /// Path of the ONNX Runtime library; absent: searched for.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// What is asked of the process.
+/// What the trial process is request to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TrialRequest {
     /// Folder of the model.
     pub folder: PathBuf,
-    /// The ONNX Runtime library; looked for if absent.
+    /// Path of the ONNX Runtime library; absent: searched for.
     pub onnxruntime: Option<PathBuf>,
-    /// How it will be run.
+    /// How the model will be run.
     pub infer: InferenceSettings,
-    /// The best batch and what an image costs in it, milliseconds, if that is known: measuring takes half a second.
+    /// Best batch size and cost per image in milliseconds, if known; measuring takes half a second.
     pub measured: Option<(usize, f64)>,
-    /// Whether it shall run on what nobody else wants of the processors.
+    /// Whether to run on idle CPU time only.
     pub when_idle: bool,
-    /// Whether it reads what links in the folder lead to: in a folder of an operator's, as the Hub's cache has them. A
-    /// release has no links.
+    /// Whether it may read the targets of links in the folder, as for an operator's folder in the Hugging Face cache.
+    /// Releases have no links.
     #[serde(default)]
     pub follow_links: bool,
 }
 
-/// What a trial found.
+/// Result of a trial.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialResult {
     /// Version of the ONNX Runtime.
     pub runtime: String,
-    /// Images in the best batch.
+    /// Best batch size, in images.
     pub batch: usize,
-    /// What an image costs in it, milliseconds.
+    /// Cost per image in that batch, milliseconds.
     pub cost_ms: f64,
-    /// What the model added to the process's memory, MiB.
+    /// Memory that the model added to the process, MiB.
     pub memory_mib: u32,
-    /// Scores of the generated pictures, a row each.
+    /// Scores of the generated pictures, one row per picture.
     pub logits: Vec<Vec<f32>>,
-    /// How far the kernel kept it to its files.
+    /// How far the kernel confined it.
     #[serde(default)]
     pub confinement: Confinement,
 }
 
-/// What a release saw where it was packaged.
+/// Reference outputs of a release, from where it was packaged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseProbe {
-    /// Version of the ONNX Runtime.
+    /// Version of the ONNX Runtime there.
     pub runtime: String,
-    /// Scores of the generated pictures, a row each.
+    /// Scores of the generated pictures, one row per picture.
     pub logits: Vec<Vec<f32>>,
 }
 
-/// The pictures that are compared.
+/// The generated pictures that are compared.
 pub fn pictures() -> Vec<Vec<u8>> {
     vision::pictures(PICTURES, SEED)
 }
 
 impl TrialRunner {
-    /// With this very program.
+    /// Runs trials with this very program.
     pub fn of_this_program(onnxruntime: Option<PathBuf>) -> Self {
-        // The link leads to the running program even after its file was replaced.
+        // The link points to the running program even after its file was replaced.
         let link = PathBuf::from("/proc/self/exe");
         let program = if link.exists() { link } else { std::env::current_exe().unwrap_or(link) };
         Self { program, onnxruntime }
     }
 
-    /// Tries a folder of an operator's, and measures it; an error says why it will not do.
+    /// Tries an operator's folder and measures it; the error says why it is unusable.
     pub async fn run_trial(&self, folder: &Path, infer: &InferenceSettings) -> Result<TrialResult, FaultNote> {
-        self.with(self.asked(folder, infer, None, false, true)).await
+        self.run_with_timeout(self.request(folder, infer, None, false, true)).await
     }
 
-    fn asked(
+    fn request(
         &self,
         folder: &Path,
         infer: &InferenceSettings,
@@ -136,9 +138,9 @@ impl TrialRunner {
         TrialRequest { folder, onnxruntime, infer: infer.clone(), measured, when_idle, follow_links }
     }
 
-    /// The same where others wait for answers: on what nobody else wants of the processors, and without measuring what is
-    /// known. Where 20 s of that are not enough it is begun again and takes its turn among the others. `follow_links`: the
-    /// folder is the operator's, and no release that came.
+    /// The same on a machine that serves: on idle CPU time, and without measuring what is known. If idle time is too
+    /// scarce for 20 s, it starts over at normal priority. `follow_links`: the folder is the operator's, not a received
+    /// release.
     pub async fn run_beside_work(
         &self,
         folder: &Path,
@@ -146,135 +148,140 @@ impl TrialRunner {
         measured: Option<(usize, f64)>,
         follow_links: bool,
     ) -> Result<TrialResult, FaultNote> {
-        let when_idle = self.asked(folder, infer, measured, true, follow_links);
-        // What is dropped here ends its process.
-        match tokio::time::timeout(IDLE_PATIENCE, self.with(when_idle.clone())).await {
+        let when_idle = self.request(folder, infer, measured, true, follow_links);
+        // Dropping the future kills the process.
+        match tokio::time::timeout(IDLE_TIMEOUT, self.run_with_timeout(when_idle.clone())).await {
             Ok(tried) => tried,
             Err(_) => {
-                let waited_s = IDLE_PATIENCE.as_secs();
-                tracing::info!(waited_s, "the processors are never idle: the trial takes its turn among the others");
-                self.with(TrialRequest { when_idle: false, ..when_idle }).await
+                let waited_s = IDLE_TIMEOUT.as_secs();
+                tracing::info!(waited_s, "no idle CPU; trial runs at normal priority");
+                self.run_with_timeout(TrialRequest { when_idle: false, ..when_idle }).await
             }
         }
     }
 
-    async fn with(&self, asked: TrialRequest) -> Result<TrialResult, FaultNote> {
-        match tokio::time::timeout(PATIENCE, self.ask(&asked)).await {
+    async fn run_with_timeout(&self, request: TrialRequest) -> Result<TrialResult, FaultNote> {
+        match tokio::time::timeout(TRIAL_TIMEOUT, self.run_process(&request)).await {
             Ok(answered) => {
                 if let Ok(TrialResult { confinement: Confinement::None | Confinement::Partial, .. }) = &answered {
-                    tracing::info!(
-                        "the kernel did not keep the trial to its files: Landlock needs Linux 6.12, and to be enabled"
-                    );
+                    tracing::info!("trial not fully sandboxed; Landlock needs Linux 6.12 and must be enabled");
                 }
                 answered
             }
-            Err(_) => Err(stuck(&format!("for {} minutes", PATIENCE.as_secs() / 60))),
+            Err(_) => Err(stuck(&format!("for {} minutes", TRIAL_TIMEOUT.as_secs() / 60))),
         }
     }
 
-    async fn ask(&self, asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
+    async fn run_process(&self, request: &TrialRequest) -> Result<TrialResult, FaultNote> {
         let untried = |what: &str, error: std::io::Error| {
-            let reason = format!("{what}: {error}; without a process of its own it is not tried");
-            FaultNote::new("trial_impossible", reason, "let the program start processes, and give it memory for one")
+            let reason = format!("{what}: {error}; releases are only tried in a process of their own");
+            FaultNote::new(
+                "trial_impossible",
+                reason,
+                "allow the program to start processes, and give it memory for one",
+            )
         };
         let mut child = tokio::process::Command::new(&self.program)
             .arg(COMMAND)
-            // Passwords and keys of the worker are none of a model's.
+            // The worker's passwords and keys must not reach a model.
             .env_clear()
-            .envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| KEPT.contains(&name))))
+            .envs(
+                std::env::vars_os()
+                    .filter(|(name, _)| name.to_str().is_some_and(|name| KEPT_VARIABLES.contains(&name))),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| untried("the process cannot be started", error))?;
-        let question = serde_json::to_vec(asked).map_err(|error| untried("it cannot be asked", error.into()))?;
+            .map_err(|error| untried("could not start the trial process", error))?;
+        let question =
+            serde_json::to_vec(request).map_err(|error| untried("could not encode the request", error.into()))?;
         if let Some(mut stdin) = child.stdin.take() {
-            // One that is gone already says so by its end.
+            // If it is already gone, its exit status tells.
             let _ = stdin.write_all(&question).await;
         }
-        let (mut answer, mut words) = (Vec::new(), Vec::new());
+        let (mut answer, mut stderr_text) = (Vec::new(), Vec::new());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let reading = async {
             if let Some(stdout) = stdout {
-                stdout.take(MOST_ANSWER_BYTES).read_to_end(&mut answer).await?;
+                stdout.take(MAX_RESULT_BYTES).read_to_end(&mut answer).await?;
             }
             Ok(())
         };
         let listening = async {
             if let Some(stderr) = stderr {
-                stderr.take(64 * 1024).read_to_end(&mut words).await?;
+                stderr.take(64 * 1024).read_to_end(&mut stderr_text).await?;
             }
             Ok(())
         };
-        let (read, heard): (std::io::Result<()>, std::io::Result<()>) = tokio::join!(reading, listening);
-        read.and(heard).map_err(|error| untried("its answer cannot be read", error))?;
-        let ended = child.wait().await.map_err(|error| untried("its end cannot be waited for", error))?;
+        let (read, stderr_read): (std::io::Result<()>, std::io::Result<()>) = tokio::join!(reading, listening);
+        read.and(stderr_read).map_err(|error| untried("could not read its result", error))?;
+        let ended = child.wait().await.map_err(|error| untried("could not wait for it to end", error))?;
         let answer = serde_json::from_slice::<Result<TrialResult, FaultNote>>(&answer);
         match answer {
             Ok(answer) if ended.success() => answer,
-            _ => Err(crashed(ended, &String::from_utf8_lossy(&words))),
+            _ => Err(crashed(ended, &String::from_utf8_lossy(&stderr_text))),
         }
     }
 }
 
 fn stuck(how_long: &str) -> FaultNote {
-    let reason = format!("it was tried {how_long} and came to no end");
-    FaultNote::new("release_stuck", reason, "try the model with `tributary model check`")
+    let reason = format!("its trial ran {how_long} and did not finish");
+    FaultNote::new("release_stuck", reason, "check the model with `tributary model check`")
 }
 
-/// Why a process ended without an answer.
-fn crashed(ended: ExitStatus, words: &str) -> FaultNote {
+/// The fault of a process that ended without a result.
+fn crashed(ended: ExitStatus, stderr_text: &str) -> FaultNote {
     use std::os::unix::process::ExitStatusExt;
     let signal = ended.signal();
     if signal == Some(nix::sys::signal::Signal::SIGXCPU as i32) {
-        return stuck(&format!("for {MOST_CPU_S} s of processor time"));
+        return stuck(&format!("for {MAX_CPU_S} s of processor time"));
     }
     let how = match signal {
         Some(signal) => nix::sys::signal::Signal::try_from(signal)
             .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned()),
         None => ended.to_string(),
     };
-    let last = words.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
-    let reason =
-        format!("the process that tried it was ended by {how}{}; nothing else was harmed", last.unwrap_or_default());
-    FaultNote::new("release_crashed", reason, "try the model with `tributary model check`, with the same ONNX Runtime")
+    let last = stderr_text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
+    let reason = format!("its trial process was ended by {how}{}; nothing else was harmed", last.unwrap_or_default());
+    FaultNote::new("release_crashed", reason, "check the model with `tributary model check` and the same ONNX Runtime")
 }
 
-/// Address space that a trial may take: the program with its libraries, and sixteen times what the model's files hold, for
-/// values on the way.
-fn most_memory_bytes(folder: &Path) -> u64 {
+/// Address space limit of a trial: the program with its libraries, and sixteen times the size of the model's files for
+/// intermediate values.
+fn memory_limit_bytes(folder: &Path) -> u64 {
     const PROGRAM: u64 = 4 << 30;
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let files: u64 = entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum();
     PROGRAM.saturating_add(files.saturating_mul(16))
 }
 
-/// The work of the process: loads, measures, looks. Asked by the first thread of a process while it is the only one, for the
-/// kernel confines a thread and those it starts.
-pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
-    let remedy = "try the model with `tributary model check`";
+/// Runs the trial: loads, measures, scores. Must be called on the only thread of a process, because the kernel confines
+/// a thread and its children.
+pub fn answer_trial(request: &TrialRequest) -> Result<TrialResult, FaultNote> {
+    let remedy = "check the model with `tributary model check`";
     let of_model =
         |name: &str, error: &dyn std::error::Error| FaultNote::new(name, runtime::fault::error_chain(error), remedy);
-    let limit = setrlimit(Resource::RLIMIT_CPU, MOST_CPU_S, MOST_CPU_S + 5);
-    let most_bytes = most_memory_bytes(&asked.folder);
-    // A graph of a few bytes may ask for all memory there is, and the kernel would end the whole container for it.
+    let limit = setrlimit(Resource::RLIMIT_CPU, MAX_CPU_S, MAX_CPU_S + 5);
+    let most_bytes = memory_limit_bytes(&request.folder);
+    // A graph of a few bytes may request all memory, and the kernel would kill the whole container.
     let limit = limit.and_then(|()| setrlimit(Resource::RLIMIT_AS, most_bytes, most_bytes));
     #[cfg(target_os = "linux")]
     let limit = limit.and_then(|()| nix::sys::prctl::set_no_new_privs());
-    let idle = || if asked.when_idle { os::scheduling::set_idle_scheduling() } else { Ok(()) };
+    let idle = || if request.when_idle { os::scheduling::set_idle_scheduling() } else { Ok(()) };
     if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| idle()) {
-        tracing::debug!(%error, "the kernel treats the trial as anything else");
+        tracing::debug!(%error, "could not set SCHED_IDLE for the trial; continuing with default scheduling");
     }
     let onnx =
-        OnnxRuntime::find_and_load(asked.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
-    // From here on: the library is loaded, and nothing of the model was read.
-    let confinement = confine(&asked.folder, onnx.library(), asked.follow_links);
-    let model = Model::load(&asked.folder).map_err(|error| of_model(error.name(), &error))?;
+        OnnxRuntime::find_and_load(request.onnxruntime.as_deref()).map_err(|error| of_model(error.name(), &error))?;
+    // Confined from here on: the library is loaded, and nothing of the model has been read.
+    let confinement = confine(&request.folder, onnx.library(), request.follow_links);
+    let model = Model::load(&request.folder).map_err(|error| of_model(error.name(), &error))?;
     let before = process::resident_bytes();
     let failed = |error: vision::InferenceError| of_model(error.name(), &error);
-    let mut replica = Replica::open(&onnx, &model, &asked.infer).map_err(failed)?;
-    let (batch, cost_ms) = match asked.measured {
+    let mut replica = Replica::open(&onnx, &model, &request.infer).map_err(failed)?;
+    let (batch, cost_ms) = match request.measured {
         Some(measured) => measured,
         None => {
             measure_batches(&mut replica).map(|measured| (measured.best_batch, measured.best_ms())).map_err(failed)?
@@ -294,21 +301,21 @@ pub fn answer_trial(asked: &TrialRequest) -> Result<TrialResult, FaultNote> {
     })
 }
 
-/// Whether scores are those that a release gave where it was packaged. Pure.
+/// Compares scores with the release's reference outputs. Pure.
 pub fn compare(found: &[Vec<f32>], probe: &ReleaseProbe) -> Result<(), FaultNote> {
     let differs = |reason: String| {
-        let remedy = "compare the versions of the ONNX Runtime and the processors; then import the release again";
+        let remedy = "compare the ONNX Runtime versions and processors of both machines, then import the release again";
         Err(FaultNote::new("probe_differs", reason, remedy))
     };
     if found.len() != probe.logits.len() || found.iter().zip(&probe.logits).any(|(a, b)| a.len() != b.len()) {
-        return differs(format!("it gave {} rows of scores, {} were expected", found.len(), probe.logits.len()));
+        return differs(format!("it gave {} rows of scores instead of {}", found.len(), probe.logits.len()));
     }
     for (picture, (found, expected)) in found.iter().zip(&probe.logits).enumerate() {
         let largest = expected.iter().fold(1.0_f32, |largest, score| largest.max(score.abs()));
         let apart = found.iter().zip(expected).fold(0.0_f32, |apart, (a, b)| apart.max((a - b).abs()));
         if apart > TOLERANCE_RATIO * largest || found.iter().any(|score| !score.is_finite()) {
             return differs(format!(
-                "its scores of test picture {picture} lie up to {apart} from those it gave where it was packaged with ONNX Runtime {}",
+                "its scores of test picture {picture} differ by up to {apart} from those where it was packaged with ONNX Runtime {}",
                 probe.runtime
             ));
         }
@@ -316,7 +323,7 @@ pub fn compare(found: &[Vec<f32>], probe: &ReleaseProbe) -> Result<(), FaultNote
     Ok(())
 }
 
-/// What a machine must have for a release that was tried.
+/// What a machine must have to run a release that was tried.
 pub fn needs(model: &Model, tried: &TrialResult) -> Result<MachineRequirements, vision::ModelError> {
     let mut operators = model.operators()?;
     let opset = operators.remove("ai.onnx").unwrap_or(0);
@@ -337,7 +344,7 @@ mod tests {
     }
 
     fn tried(name: &str) -> TrialResult {
-        // Not in this process, whose processor time is not to be limited: `answer` is tried by the walks.
+        // Not in this process, whose CPU time must not be limited; end-to-end tests run `answer_trial`.
         let model = Model::load(&fixture(name)).unwrap();
         let onnx = OnnxRuntime::find_and_load(None).unwrap();
         let mut replica = Replica::open(&onnx, &model, &InferenceSettings::default()).unwrap();

@@ -1,4 +1,4 @@
-//! A package's way from the release store through a blob bucket, on a real nats-server of its own.
+//! Moves a package from the release store through a blob bucket, on a real nats-server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
@@ -61,7 +61,7 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
     assert!(!at("made").exists() && !at("fetched").exists());
     assert!(offer(&store, &model, &cloud, &pieces).await.is_err());
 
-    // The other two are in another bucket: the first is not asked for again.
+    // The other two are in another bucket; the first is not fetched again.
     for index in [1, 2] {
         site.store_blob(&piece(&at("package"), index).unwrap()).await.unwrap();
     }
@@ -77,7 +77,7 @@ async fn a_package_comes_through_the_store_and_a_bucket_piece_by_piece() {
     assert!(fs::read(at("offered")).unwrap() == bytes && fs::read(at("fetched")).unwrap() == bytes);
     assert_eq!(store.list("models/fashion/packages").await.unwrap().len(), 3);
 
-    // What is offered already is not read from the store.
+    // Pieces that are already offered are not read from the store.
     fs::remove_dir_all(at("store").join("models")).unwrap();
     offer(&store, &model, &cloud, &pieces).await.unwrap();
 

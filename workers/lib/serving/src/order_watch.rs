@@ -1,4 +1,4 @@
-//! Where a worker hears what it shall run: at a site from its courier's note, in the cloud from the stream of orders.
+//! Receives a worker's orders: at a site from the courier's ledger note, in the cloud from the stream of orders.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use vision::Model;
 
 use crate::swap::ModelSwapper;
 
-const HEAR_AGAIN: Duration = Duration::from_millis(500);
+const RESUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
-/// A site's worker follows the orders that its courier brings, until told to stop. `ordered`: where each order is put;
-/// `orders`: the other end of it.
+/// Follows the orders that a site's courier brings, until shutdown. `ordered`: sends each order; `orders`: the
+/// receiving end.
 pub async fn of_site(
     swapper: &ModelSwapper,
     bus: &Bus,
@@ -26,10 +26,14 @@ pub async fn of_site(
     ready: impl Fn(&Model),
     shutdown: &Shutdown,
 ) {
-    until_stopped(swapper, || hear_courier(bus, model, &ordered), orders, ready, shutdown).await;
+    resubscribe_until_stopped(swapper, || follow_courier_note(bus, model, &ordered), orders, ready, shutdown).await;
 }
 
-async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
+async fn follow_courier_note(
+    bus: &Bus,
+    model: &ModelName,
+    ordered: &watch::Sender<Option<Order>>,
+) -> Result<(), CarryError> {
     let mut notes = Ledger::open(bus).await?.follow_message::<Order>(&subject::order_note(model)).await?;
     while let Some(order) = notes.next().await {
         ordered.send_replace(Some(order));
@@ -37,7 +41,7 @@ async fn hear_courier(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Opti
     Ok(())
 }
 
-/// A verifier follows the orders of the cloud, until told to stop.
+/// Follows a verifier's orders in the cloud's stream, until shutdown.
 pub async fn of_cloud(
     swapper: &ModelSwapper,
     bus: &Bus,
@@ -46,22 +50,26 @@ pub async fn of_cloud(
     shutdown: &Shutdown,
 ) {
     let (ordered, orders) = watch::channel(None);
-    until_stopped(swapper, || hear_cloud(bus, model, &ordered), orders, ready, shutdown).await;
+    resubscribe_until_stopped(swapper, || follow_order_stream(bus, model, &ordered), orders, ready, shutdown).await;
 }
 
-async fn hear_cloud(bus: &Bus, model: &ModelName, ordered: &watch::Sender<Option<Order>>) -> Result<(), CarryError> {
-    let stretch = StreamRange { subjects: vec![subject::order(&SiteName::cloud(), model)], ..StreamRange::default() };
-    let mut records = std::pin::pin!(reader::follow_range(bus, topology::ORDERS, stretch).await?);
+async fn follow_order_stream(
+    bus: &Bus,
+    model: &ModelName,
+    ordered: &watch::Sender<Option<Order>>,
+) -> Result<(), CarryError> {
+    let range = StreamRange { subjects: vec![subject::order(&SiteName::cloud(), model)], ..StreamRange::default() };
+    let mut records = std::pin::pin!(reader::follow_range(bus, topology::ORDERS, range).await?);
     while let Some(record) = records.next().await {
         match decode::<Order>(&record?.payload) {
             Ok(order) => drop(ordered.send_replace(Some(order))),
-            Err(error) => tracing::warn!(%error, "an order cannot be read and is ignored"),
+            Err(error) => tracing::warn!(%error, "order unreadable; ignored"),
         }
     }
     Ok(())
 }
 
-async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
+async fn resubscribe_until_stopped<F: Future<Output = Result<(), CarryError>>>(
     swapper: &ModelSwapper,
     hear: impl Fn() -> F,
     orders: watch::Receiver<Option<Order>>,
@@ -70,11 +78,11 @@ async fn until_stopped<F: Future<Output = Result<(), CarryError>>>(
 ) {
     let hearing = async {
         loop {
-            // What ends, for a broken connection or a bucket that is not there yet, is begun again.
+            // Started again when it ends: the connection broke, or the bucket does not exist yet.
             if let Err(error) = hear().await {
-                tracing::debug!(%error, "listens for orders again");
+                tracing::debug!(%error, "order subscription restarted");
             }
-            tokio::time::sleep(HEAR_AGAIN).await;
+            tokio::time::sleep(RESUBSCRIBE_DELAY).await;
         }
     };
     tokio::select! {

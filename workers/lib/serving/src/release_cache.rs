@@ -1,5 +1,5 @@
-//! Where a worker keeps the releases it ran, so that it starts with the last one whether or not anybody can be asked; and
-//! what became of it while it ran one, so that a release that ends the process again and again is not started again.
+//! Where a worker keeps the releases it served, so that it can start with the last one without asking anybody. Also
+//! records how it ended, so that a release that keeps crashing the process is not started again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -10,29 +10,29 @@ use schemas::{FaultNote, RefusedRelease, ReleaseId};
 use serde::{Deserialize, Serialize};
 use vision::Model;
 
-/// So many releases are kept: what serves, what served before, and one more.
-const KEPT: usize = 3;
-/// After so many deaths of the process soon after it began with a release, it is not begun with again.
-const MOST_DEATHS: u32 = 2;
-/// So many workers of one machine may share a folder; each has a part of it to itself.
-const MOST_WORKERS: usize = 64;
+/// Number of releases kept: the serving one, the one before it, and one more.
+const KEPT_RELEASES: usize = 3;
+/// A release is not started again after the process died this often soon after starting with it.
+const MAX_DEATHS: u32 = 2;
+/// Most workers of one machine that share a folder; each has a part of its own.
+const MAX_WORKERS: usize = 64;
 
-/// What is written down.
+/// Saved state.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 struct CacheState {
-    /// Name of the model that the worker was set up with: a folder may be given to a worker of another one.
+    /// Name of the baseline model: the folder may later be given to a worker of another model.
     model: String,
-    /// What serves; absent: what the worker was set up with.
+    /// The serving release; absent: the baseline.
     serving: Option<ReleaseId>,
-    /// What served before that.
+    /// The release that served before it.
     before: Option<ReleaseId>,
-    /// Whether the process runs, and has not run long enough to be trusted.
+    /// Whether the process has started and not yet run long enough to be trusted.
     on_trial: bool,
-    /// How often the process died on trial.
+    /// How often the process died before it was trusted.
     deaths: BTreeMap<ReleaseId, u32>,
 }
 
-/// A worker's folder. Only one process has it.
+/// A worker's folder, locked by one process.
 #[derive(Debug)]
 pub struct ReleaseCache {
     folder: PathBuf,
@@ -41,16 +41,16 @@ pub struct ReleaseCache {
 }
 
 impl ReleaseCache {
-    /// Takes a folder that no other process has: the one named, or the next beside it.
+    /// Takes a folder that no other process has: the given one, or a numbered one inside it.
     pub fn open(work: &Path) -> io::Result<Self> {
-        for number in 1..=MOST_WORKERS {
+        for number in 1..=MAX_WORKERS {
             let folder = if number == 1 { work.to_owned() } else { work.join(format!("worker-{number}")) };
             fs::create_dir_all(folder.join("releases"))?;
             let lock = File::create(folder.join("lock"))?;
             match lock.try_lock() {
                 Ok(()) => {
                     let text = fs::read(folder.join("state.json")).unwrap_or_default();
-                    // What cannot be read is forgotten: the worker starts with what it was set up with.
+                    // An unreadable state is dropped: the worker starts with the baseline.
                     let state = serde_json::from_slice(&text).unwrap_or_default();
                     return Ok(Self { folder, state: std::sync::Mutex::new(state), _lock: lock });
                 }
@@ -58,11 +58,14 @@ impl ReleaseCache {
                 Err(TryLockError::Error(error)) => return Err(error),
             }
         }
-        Err(io::Error::other(format!("{MOST_WORKERS} workers have a part of {} each", work.display())))
+        Err(io::Error::other(format!(
+            "all {MAX_WORKERS} worker folders in {} are in use; use another folder",
+            work.display()
+        )))
     }
 
-    /// The model to start with: what served last, or what the worker was set up with; and what it does not start with
-    /// because the process died of it.
+    /// The model to start with, which is the one that served last or the baseline, and the releases that are skipped
+    /// because the process died of them.
     pub fn start(&self, root: &Model) -> io::Result<(Model, Vec<RefusedRelease>)> {
         let mut refused = Vec::new();
         let mut state = self.state();
@@ -72,9 +75,9 @@ impl ReleaseCache {
         if let Some(serving) = state.serving.clone().filter(|_| state.on_trial) {
             let deaths = state.deaths.entry(serving.clone()).or_default();
             *deaths += 1;
-            if *deaths >= MOST_DEATHS {
-                let reason = format!("the process died {deaths} times soon after it began with it");
-                let remedy = "look into the worker's log; `tributary release withdraw` takes the release back";
+            if *deaths >= MAX_DEATHS {
+                let reason = format!("the process died {deaths} times soon after starting with it");
+                let remedy = "check the worker's log; `tributary release withdraw` withdraws the release";
                 refused.push(RefusedRelease {
                     release: serving,
                     fault: FaultNote::new("release_crashed", reason, remedy),
@@ -82,29 +85,29 @@ impl ReleaseCache {
                 state.serving = state.before.take();
             }
         }
-        let found = state.serving.as_ref().and_then(|serving| {
+        let cached = state.serving.as_ref().and_then(|serving| {
             let model = Model::load(&self.folder_of(serving)).ok()?;
             (model.release == *serving).then_some(model)
         });
-        if found.is_none() {
+        if cached.is_none() {
             state.serving = None;
         }
         state.on_trial = state.serving.is_some();
         self.write(state)?;
-        Ok((found.unwrap_or_else(|| root.clone()), refused))
+        Ok((cached.unwrap_or_else(|| root.clone()), refused))
     }
 
-    /// Where a release lies, or is to lie.
+    /// Folder of a release, whether or not it exists.
     pub fn folder_of(&self, release: &ReleaseId) -> PathBuf {
         self.folder.join("releases").join(release.as_str())
     }
 
-    /// Where a package lies while it comes.
+    /// Path of a package while it is fetched.
     pub fn package_of(&self, release: &ReleaseId) -> PathBuf {
         self.folder.join(format!("{}.tar", release.short()))
     }
 
-    /// A release is about to serve; `root`: it is what the worker was set up with.
+    /// Records that a release is about to serve. `root`: it is the baseline.
     pub fn serving_release(&self, release: &ReleaseId, root: bool) -> io::Result<()> {
         let mut state = self.state();
         let serving = (!root).then(|| release.clone());
@@ -115,7 +118,7 @@ impl ReleaseCache {
         self.write(state)
     }
 
-    /// What serves has served long enough to be trusted, or the process ends as it should.
+    /// Records that the serving release has run long enough to be trusted, or that the process ends normally.
     pub fn mark_stable(&self) -> io::Result<()> {
         let mut state = self.state();
         state.on_trial = false;
@@ -135,7 +138,7 @@ impl ReleaseCache {
             .map(|entry| (entry.metadata().and_then(|metadata| metadata.modified()).ok(), entry.path()))
             .collect();
         others.sort();
-        let surplus = others.len().saturating_sub(KEPT.saturating_sub(wanted.len()));
+        let surplus = others.len().saturating_sub(KEPT_RELEASES.saturating_sub(wanted.len()));
         others.into_iter().take(surplus).try_for_each(|(_, path)| fs::remove_dir_all(path))
     }
 
@@ -160,10 +163,10 @@ mod tests {
         Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/models").join(name)).unwrap()
     }
 
-    /// Another release, in its place.
-    fn placed(home: &ReleaseCache) -> Model {
+    /// Another release, in its folder.
+    fn placed(cache: &ReleaseCache) -> Model {
         let from = fixture("fashion-initial");
-        let to = home.folder_of(&from.release);
+        let to = cache.folder_of(&from.release);
         fs::create_dir_all(&to).unwrap();
         for file in &from.files {
             fs::copy(from.folder.join(file), to.join(file)).unwrap();
@@ -175,42 +178,42 @@ mod tests {
     fn a_worker_starts_with_what_served_last_unless_it_died_of_it_twice() {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
-        let begun = || {
-            let home = ReleaseCache::open(work.path()).unwrap();
-            let (model, refused) = home.start(&root).unwrap();
-            (home, model.release, refused.len())
+        let opened = || {
+            let cache = ReleaseCache::open(work.path()).unwrap();
+            let (model, refused) = cache.start(&root).unwrap();
+            (cache, model.release, refused.len())
         };
-        let (home, first, _) = begun();
+        let (cache, first, _) = opened();
         assert_eq!(first, root.release);
-        let other = placed(&home);
-        home.serving_release(&other.release, false).unwrap();
-        home.mark_stable().unwrap();
-        drop(home);
+        let other = placed(&cache);
+        cache.serving_release(&other.release, false).unwrap();
+        cache.mark_stable().unwrap();
+        drop(cache);
         for _ in 0..5 {
-            let (home, again, refused) = begun();
-            assert_eq!((again, refused), (other.release.clone(), 0), "one that ends as it should is begun with again");
-            home.mark_stable().unwrap();
+            let (cache, again, refused) = opened();
+            assert_eq!((again, refused), (other.release.clone(), 0), "a normal end does not count");
+            cache.mark_stable().unwrap();
         }
         // Now the process dies.
-        drop(begun());
-        let (home, again, refused) = begun();
-        assert_eq!((again, refused), (other.release.clone(), 0), "once is no more than bad luck");
-        drop(home);
-        let (home, again, refused) = begun();
+        drop(opened());
+        let (cache, again, refused) = opened();
+        assert_eq!((again, refused), (other.release.clone(), 0), "dying once is tolerated");
+        drop(cache);
+        let (cache, again, refused) = opened();
         assert_eq!((again, refused), (root.release.clone(), 1));
-        drop(home);
-        assert_eq!(begun().1, root.release);
+        drop(cache);
+        assert_eq!(opened().1, root.release);
     }
 
     #[test]
     fn a_release_that_was_damaged_is_not_begun_with() {
         let work = tempfile::tempdir().unwrap();
         let root = fixture("fashion-light");
-        let home = ReleaseCache::open(work.path()).unwrap();
-        let other = placed(&home);
-        home.serving_release(&other.release, false).unwrap();
+        let cache = ReleaseCache::open(work.path()).unwrap();
+        let other = placed(&cache);
+        cache.serving_release(&other.release, false).unwrap();
         fs::write(other.folder.join("labels.txt"), "other\n").unwrap();
-        assert_eq!(home.start(&root).unwrap().0.release, root.release);
+        assert_eq!(cache.start(&root).unwrap().0.release, root.release);
     }
 
     #[test]
@@ -224,6 +227,6 @@ mod tests {
         one.serving_release(&ReleaseId::from_sha256([0; 32]), false).unwrap();
         one.remove_old().unwrap();
         assert!(one.folder_of(&ReleaseId::from_sha256([0; 32])).exists());
-        assert_eq!(fs::read_dir(one.folder.join("releases")).unwrap().count(), KEPT);
+        assert_eq!(fs::read_dir(one.folder.join("releases")).unwrap().count(), KEPT_RELEASES);
     }
 }

@@ -1,4 +1,4 @@
-//! Tells whoever releases models what a worker runs and what came of it, again and again.
+//! Reports to the releaser which release a worker runs and what became of it, at intervals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,30 +14,31 @@ use tokio::time::Instant;
 use crate::release_counter::{ReleaseCounter, SlotCounts};
 use crate::swap::ModelSwapper;
 
-/// A worker that has nothing to tell says so this often, so that it is known to live.
+/// A worker with nothing new reports this often, to show that it is alive.
 const SILENT_FOR: Duration = Duration::from_secs(120);
 
-/// The first report is tried again after this: the link is not up yet when a worker starts.
+/// Delay before the first report is retried, because the link is not up yet when a worker starts.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
 
-/// Who tells.
+/// Reports for one worker.
 pub struct SwapReporter {
-    /// The site; [`SiteName::cloud`] for verifiers.
+    /// The worker's site; [`SiteName::cloud`] for verifiers.
     pub site: SiteName,
-    /// What its operator calls the site.
+    /// Labels that the operator gave the site.
     pub site_labels: Vec<String>,
-    /// What runs.
+    /// What the worker runs.
     pub swapper: Arc<ModelSwapper>,
-    /// What came of it.
+    /// Its counts.
     pub counter: ReleaseCounter,
-    /// How it is told.
+    /// Publishes the reports.
     pub publisher: Publisher,
-    /// How often.
+    /// Interval between reports.
     pub every: Duration,
 }
 
 impl SwapReporter {
-    /// Tells until told to stop, and once more then. `there`: whether it would arrive now; what cannot is told later.
+    /// Reports until shutdown, and once more then. `there`: whether a report would arrive now; otherwise counts are
+    /// reported later.
     pub async fn run(&self, there: impl Fn() -> bool, shutdown: Shutdown) {
         let mut changes = self.swapper.changes();
         let mut said_at: Option<Instant> = None;
@@ -52,12 +53,12 @@ impl SwapReporter {
             if stopping {
                 return;
             }
-            // Nobody knows it before it has said something once.
+            // Reported at once, because the releaser does not know the worker before its first report.
             let pause = if said_at.is_none() { self.every.min(FIRST_AGAIN) } else { self.every };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 more = changes.changed() => {
-                    // Steps of a swap are for `status`; only where it leads to is told.
+                    // Steps of a swap are for `status`; only its result is reported.
                     let state = changes.borrow_and_update().clone();
                     changed |= more.is_ok() && state.step.is_none();
                     if more.is_err() || state.step.is_some() {
@@ -69,27 +70,28 @@ impl SwapReporter {
         }
     }
 
-    /// Tells what is new, and at least what runs if `anyway`; whether something was told. `left`: for the last time.
+    /// Reports new counts, and at least the running release if `anyway`; returns whether a report was published.
+    /// `left`: the worker is stopping.
     async fn publish_report(&self, anyway: bool, left: bool) -> bool {
-        let mut news = self.counter.take_counts();
-        if news.is_empty() && anyway {
-            news.push(self.counter.current_counts(clock::now_ms()));
+        let mut slots = self.counter.take_counts();
+        if slots.is_empty() && anyway {
+            slots.push(self.counter.current_counts(clock::now_ms()));
         }
-        let mut told = false;
-        for stretch in news {
-            let told_now = async { self.publisher.publish(&publication(&self.swap(&stretch, left))?).await };
-            match told_now.await {
-                Ok(_) => told = true,
+        let mut published = false;
+        for slot in slots {
+            let publishing = async { self.publisher.publish(&publication(&self.swap(&slot, left))?).await };
+            match publishing.await {
+                Ok(_) => published = true,
                 Err(error) => {
-                    tracing::debug!(%error, "what came of a release is told later");
-                    self.counter.restore_counts(&stretch);
+                    tracing::debug!(%error, "release counts report deferred");
+                    self.counter.restore_counts(&slot);
                 }
             }
         }
-        told
+        published
     }
 
-    fn swap(&self, told: &SlotCounts, left: bool) -> Swap {
+    fn swap(&self, counts: &SlotCounts, left: bool) -> Swap {
         let (model, state, machine) = (self.swapper.infer.model(), self.swapper.state(), self.swapper.machine());
         Swap {
             site: self.site.clone(),
@@ -103,17 +105,17 @@ impl SwapReporter {
             memory_free_mib: machine.memory_free_mib,
             memory_mib: process::resident_bytes().unwrap_or(0) >> 20,
             site_labels: self.site_labels.clone(),
-            slot_ms: told.slot_ms,
+            slot_ms: counts.slot_ms,
             slot_length_ms: self.counter.slot_length_ms(),
             said_at_ms: clock::now_ms(),
-            counts: told.counts.clone(),
+            counts: counts.counts.clone(),
             left,
-            agreements: told.agreements.clone(),
+            agreements: counts.agreements.clone(),
         }
     }
 }
 
-/// A report on its way: straight to the cloud's stream from the cloud, through the outbox from a site.
+/// A report's publication: straight to the cloud's stream from the cloud, through the outbox from a site.
 fn publication(swap: &Swap) -> Result<Publication, CarryError> {
     let to = subject::swap(&swap.site, &swap.worker, swap.slot_ms);
     let payload = encode(swap)?;

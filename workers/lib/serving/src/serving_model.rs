@@ -1,4 +1,4 @@
-//! How a worker whose model can be exchanged begins: with what served last, or with what it was set up with.
+//! Starts a worker whose model can be swapped, with the release that served last or with the baseline.
 
 use std::path::Path;
 
@@ -8,42 +8,42 @@ use vision::{InferenceError, InferencePool, InferenceSettings, Model, ModelError
 use crate::release_cache::ReleaseCache;
 use releases::trial::TrialRunner;
 
-/// A worker's model, loaded and warm.
+/// A worker's model, loaded and warmed up.
 #[derive(Debug)]
 pub struct ServingModel {
-    /// What it was set up with.
+    /// The baseline model.
     pub root: Model,
-    /// What runs.
+    /// Runs the serving model.
     pub infer: InferencePool,
-    /// Where releases lie.
+    /// Where releases are kept.
     pub home: ReleaseCache,
     /// How a release is tried.
     pub trial: TrialRunner,
-    /// What it does not begin with.
+    /// Releases it did not start with, and why.
     pub refused: Vec<RefusedRelease>,
 }
 
-/// Why a worker does not begin.
+/// Why a worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its folder.
-    #[error("folder {folder} for releases cannot be used; name another one (recognizer.work, verifier.work)")]
+    /// The release cache cannot be opened.
+    #[error("could not open the release cache in {folder}; name another folder (recognizer.work, verifier.work)")]
     Home {
-        /// The folder.
+        /// Path of the folder.
         folder: String,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// What it was set up with is no model.
+    /// The baseline is not a valid model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// What it was set up with does not run.
+    /// The baseline cannot be loaded.
     #[error(transparent)]
     Infer(#[from] InferenceError),
 }
 
-/// Loads and warms; takes a moment and the calling thread. `folder`: the model it was set up with.
+/// Loads and warms up the model; blocks for a moment. `folder`: the baseline model.
 pub fn start_model(
     onnx: &OnnxRuntime,
     folder: &Path,
@@ -62,7 +62,7 @@ pub fn start_model(
                 release = model.release.short(),
                 fault = note.name,
                 reason = note.reason,
-                "what served last cannot be loaded: begins with what it was set up with"
+                "cached release cannot be loaded; starting with the baseline"
             );
             refused.push(RefusedRelease { release: model.release, fault: note });
             home.serving_release(&root.release, true).map_err(unusable)?;

@@ -1,5 +1,5 @@
-//! A swap: an order comes → fetch → unpack → try → load → compare → hand over. The model that serves goes on serving until
-//! the last step, and whatever fails before that leaves it serving, with a reason that is told.
+//! Swaps the serving model: order → fetch → unpack → try → load → compare → swap. The old model serves until the last
+//! step, and keeps serving if an earlier step fails; the reason is reported.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,72 +18,73 @@ use releases::compatibility::{MachineProfile, incompatibility};
 use releases::package::{self, PackageError};
 use releases::trial::{PROBE, ReleaseProbe, TrialRunner, compare, pictures};
 
-/// After a failure that may pass.
-const AGAIN: Duration = Duration::from_secs(15);
-/// So long after a swap, memory is given back once more: what was in work during it is through.
+/// Delay before retrying after a temporary failure.
+const RETRY_DELAY: Duration = Duration::from_secs(15);
+/// Delay after a swap before memory is returned to the system once more, when the work in flight during the swap is
+/// done.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
-/// A process that has run a release for so long is not held to have died of it.
+/// A process that has run a release for this long did not die of it.
 const TRUSTED_AFTER: Duration = Duration::from_secs(600);
-/// So many refusals are told.
-const MOST_REFUSED: usize = 8;
-/// Failures that may pass: the package is on its way, or memory is short just now.
+/// Most refusals reported.
+const MAX_REFUSED: usize = 8;
+/// Faults worth retrying: the package is on its way, or memory is short at the moment.
 pub const PASSING: [&str; 5] =
     ["package_missing", "package_unreachable", "package_unwritable", "memory_short", "trial_impossible"];
 
-/// A worker whose model follows orders.
+/// A worker's model, which follows orders.
 pub struct ModelSwapper {
-    /// The model it was set up with.
+    /// The baseline model.
     pub root: Arc<Model>,
-    /// What runs the model.
+    /// Runs the serving model.
     pub infer: InferencePool,
-    /// Where packages come from.
+    /// Bucket the packages are fetched from.
     pub blobs: Blobs,
     /// How a release is tried.
     pub trial: TrialRunner,
-    /// Where releases lie.
+    /// Where releases are kept.
     pub home: ReleaseCache,
     state: watch::Sender<SwapState>,
 }
 
-/// What a worker runs, and what became of orders.
+/// What a worker runs, and what became of its orders.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwapState {
-    /// Since when it runs what it runs, milliseconds since the epoch.
+    /// Since when it has run its release, milliseconds since the epoch.
     pub since_ms: u64,
-    /// Number of the order it followed or refused last, 0 for none.
+    /// Number of the last order it followed or refused; 0 for none.
     pub order: u64,
-    /// The step of the swap it is at, if it is at one.
+    /// Current step of a swap; absent between swaps.
     pub step: Option<String>,
-    /// What it does not run, and why, the latest last.
+    /// Releases it refused and why, latest last.
     pub refused: Vec<RefusedRelease>,
 }
 
 impl ModelSwapper {
-    /// Of a worker that serves already.
+    /// For a worker that already serves.
     pub fn new(started: ServingModel, blobs: Blobs) -> Self {
         let ServingModel { root, infer, home, trial, refused } = started;
         let state = SwapState { since_ms: clock::now_ms(), order: 0, step: None, refused };
         Self { root: Arc::new(root), infer, blobs, trial, home, state: watch::Sender::new(state) }
     }
 
-    /// What it runs, and what became of orders.
+    /// What it runs, and what became of its orders.
     pub fn state(&self) -> SwapState {
         self.state.borrow().clone()
     }
 
-    /// Hears of every change of that.
+    /// Watches that state for changes.
     pub fn changes(&self) -> watch::Receiver<SwapState> {
         self.state.subscribe()
     }
 
-    /// Follows orders for as long as it is polled, the latest of them. `ready`: is told of a model before it serves.
+    /// Follows the latest order for as long as it is polled. `ready` is called with a model before it serves.
     pub async fn follow(&self, mut orders: watch::Receiver<Option<Order>>, ready: impl Fn(&Model)) {
         let mut trusted_at = Some(Instant::now() + TRUSTED_AFTER);
         let (mut settled_at, mut again) = (None, None);
         let mut due = true;
         loop {
             let order = orders.borrow_and_update().clone();
-            // An older one may come late, from who decides beside another.
+            // An older order may arrive late when two releasers are running.
             let order = order.filter(|order| due && order.number >= self.state.borrow().order);
             if let Some(order) = &order {
                 again = None;
@@ -95,8 +96,8 @@ impl ModelSwapper {
                     Ok(false) => {}
                     Err(fault) => {
                         let release = order.release.release.short();
-                        tracing::warn!(release, fault = fault.name, reason = fault.reason, "a release is not run");
-                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + AGAIN);
+                        tracing::warn!(release, fault = fault.name, reason = fault.reason, "release refused");
+                        again = PASSING.contains(&fault.name.as_str()).then(|| Instant::now() + RETRY_DELAY);
                         self.refuse(order, fault);
                     }
                 }
@@ -125,7 +126,7 @@ impl ModelSwapper {
 
     pub(crate) fn log_write_failure(&self, written: std::io::Result<()>) {
         if let Err(error) = written {
-            tracing::warn!(%error, "what serves could not be written down: the worker would start with another release");
+            tracing::warn!(%error, "serving release not saved");
         }
     }
 
@@ -134,7 +135,7 @@ impl ModelSwapper {
             let release = order.release.release.clone();
             state.refused.retain(|refused| refused.release != release);
             state.refused.push(RefusedRelease { release, fault });
-            let surplus = state.refused.len().saturating_sub(MOST_REFUSED);
+            let surplus = state.refused.len().saturating_sub(MAX_REFUSED);
             state.refused.drain(..surplus);
         });
     }
@@ -144,7 +145,7 @@ impl ModelSwapper {
         self.state.send_modify(|state| state.step = Some(format!("{step} {}", release.short())));
     }
 
-    /// Whether another model serves now.
+    /// Applies an order; true if another model serves now.
     async fn apply(&self, order: &Order, ready: &impl Fn(&Model)) -> Result<bool, FaultNote> {
         let wanted = &order.release.release;
         let forget = |state: &mut SwapState| state.refused.retain(|refused| refused.release != *wanted);
@@ -155,7 +156,7 @@ impl ModelSwapper {
         let died_of_it = |refused: &&RefusedRelease| {
             refused.release == *wanted && refused.fault.name == "release_crashed" && self.state.borrow().order == 0
         };
-        // What the process died of is tried again only when somebody orders it again.
+        // After a crash, the release is tried again only when it is ordered again.
         if let Some(refused) = self.state().refused.iter().find(died_of_it) {
             return Err(refused.fault.clone());
         }
@@ -181,7 +182,7 @@ impl ModelSwapper {
             Ok(standby)
         };
         let standby = spawn_blocking(loading).await?;
-        self.step("handing over", wanted);
+        self.step("swapping", wanted);
         ready(&model);
         let before = self.infer.model().release.clone();
         self.log_write_failure(self.home.serving_release(wanted, root));
@@ -200,12 +201,12 @@ impl ModelSwapper {
             state.since_ms = clock::now_ms();
         });
         if let Err(error) = self.home.remove_old() {
-            tracing::warn!(%error, "old releases could not be removed");
+            tracing::warn!(%error, "release cache cleanup failed");
         }
         Ok(true)
     }
 
-    /// The release's folder, from what is here already or from its package.
+    /// The release's folder, from the cache or from its package.
     async fn fetch(&self, order: &Order) -> Result<Arc<Model>, FaultNote> {
         let release = order.release.release.clone();
         let folder = self.home.folder_of(&release);
@@ -229,16 +230,16 @@ impl ModelSwapper {
         };
         let model = spawn_blocking(unpacking).await?;
         if let Err(error) = tokio::fs::remove_file(&file).await {
-            tracing::debug!(%error, "the package is left where it is");
+            tracing::debug!(%error, "package not removed");
         }
         self.check_compatible(model)
     }
 
-    /// A release gives what is asked of the model that the worker was set up with.
+    /// Checks that a release gives every output that the baseline gives.
     fn check_compatible(&self, model: Model) -> Result<Arc<Model>, FaultNote> {
         let gives = |model: &Model| model.description.output.features.is_some();
         if gives(&self.root) && !gives(&model) {
-            let reason = "it gives no features, and the model this worker was set up with does";
+            let reason = "it has no features output, but the baseline model of this worker has one";
             return Err(FaultNote::new(
                 "features_missing",
                 reason,
@@ -248,7 +249,7 @@ impl ModelSwapper {
         Ok(Arc::new(model))
     }
 
-    /// What a sign of life says of it.
+    /// Fills in the heartbeat's fields about the model.
     pub fn restore_missing(&self, beat: &mut Heartbeat) {
         let (model, state) = (self.infer.model(), self.state());
         beat.model = Some(self.root.description.name.clone());
@@ -260,7 +261,7 @@ impl ModelSwapper {
         beat.swap = state.step.or(refused);
     }
 
-    /// What this machine has for a release.
+    /// What this machine offers a release.
     pub fn machine(&self) -> MachineProfile {
         MachineProfile {
             runtime: self.infer.onnx().version().to_owned(),
@@ -272,8 +273,7 @@ impl ModelSwapper {
 
 const REPORT: &str = "report it with the version of tributary";
 
-/// Whether two releases differ in nothing but their weights, as far as their size and description say: then one costs what
-/// the other does.
+/// Whether two releases differ only in their weights, judging by size and description; then they cost the same.
 fn alike(one: &Model, other: &Model) -> bool {
     let size = |model: &Model| model.size_bytes().ok();
     one.description == other.description && one.labels == other.labels && size(one) == size(other)
@@ -294,22 +294,22 @@ fn unfetched(error: PackageError) -> FaultNote {
     FaultNote::new(
         error.name(),
         runtime::fault::error_chain(&error),
-        "nothing: it is fetched again; or import the release again",
+        "none needed, it is fetched again; if it stays missing, import the release again",
     )
 }
 
-/// What a release saw where it was packaged.
+/// The reference outputs of a release, from where it was packaged.
 async fn probe(model: &Model) -> Result<ReleaseProbe, FaultNote> {
     let path = model.folder.join(PROBE);
     let missing = |why: String| {
-        let reason = format!("{} says nothing of what the release should see: {why}", path.display());
+        let reason = format!("{} has no reference outputs of the release: {why}", path.display());
         FaultNote::new("probe_missing", reason, "import the release again with this version of tributary")
     };
     let text = tokio::fs::read(&path).await.map_err(|error| missing(error.to_string()))?;
     serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))
 }
 
-/// Work that blocks, on another thread.
+/// Runs blocking work on another thread.
 async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FaultNote> + Send + 'static,
 ) -> Result<T, FaultNote> {

@@ -1,5 +1,5 @@
-//! Pictures in the order they are learned from, decoded, changed at random and put together into batches, one
-//! ahead of the step that takes them. Memory: two batches.
+//! Decodes pictures in training order, augments them and groups them into batches, one batch ahead of the step that
+//! uses them. Memory: two batches.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,18 +19,18 @@ use crate::settings::AugmentSettings;
 /// A batch of pictures.
 #[derive(Debug, Clone, Default)]
 pub struct PictureBatch {
-    /// The model's input, images times its length; zeros where there is no image.
+    /// Input of the model, all images in a row; zeros where there is no image.
     pub images: Vec<f32>,
-    /// What each shows; `None` where there is no image.
+    /// Class of each image; `None` where there is no image.
     pub classes: Vec<Option<usize>>,
     /// Pictures that could not be used, each with the reason.
     pub unreadable: Vec<String>,
-    /// Processor time it took.
+    /// CPU time spent on making it.
     pub made_in: Duration,
 }
 
-/// In which order examples are seen in an epoch: all of them once, shuffled; or, balanced, as many again, every class
-/// equally often and every picture of a class before one of them comes again. Pure.
+/// The order of examples in an epoch: all of them once, shuffled; or, if balanced, equally many in total with every
+/// class equally often, and every picture of a class before any repeats. Pure.
 pub fn order(classes: &[usize], balanced: bool, random: &mut StdRng) -> Vec<usize> {
     let mut all: Vec<usize> = (0..classes.len()).collect();
     all.shuffle(random);
@@ -52,7 +52,7 @@ pub fn order(classes: &[usize], balanced: bool, random: &mut StdRng) -> Vec<usiz
     ordered
 }
 
-/// What a picture is changed by. Pure.
+/// A random augmentation. Pure.
 fn change(augment: &AugmentSettings, random: &mut StdRng) -> PictureAugmentation {
     let mut within = |most: f32| if most > 0.0 { random.random_range(-most..=most) } else { 0.0 };
     let (right, down) = (within(augment.shift_ratio), within(augment.shift_ratio));
@@ -63,44 +63,44 @@ fn change(augment: &AugmentSettings, random: &mut StdRng) -> PictureAugmentation
     PictureAugmentation { mirror, right_ratio: right, down_ratio: down, zoom_ratio, turn_degrees, brightness_ratio }
 }
 
-/// Where the images of a batch come from.
+/// Source of the images of a batch.
 #[derive(Debug, Clone, Copy)]
 pub enum BatchSource<'a> {
-    /// Decoded anew each time, and changed at random, if at all.
+    /// Decoded each time, with random augmentation if set.
     Pictures(Option<AugmentSettings>),
-    /// Features that were computed once; one row for each of all examples.
+    /// Features computed once, one row for each of all examples.
     Features(&'a FrozenFeatures),
 }
 
-/// What the part of a model that is not trained gives for every example.
+/// Features of every example from the frozen part of a model.
 #[derive(Debug, Clone, Default)]
 pub struct FrozenFeatures {
-    /// Numbers in a row.
+    /// Numbers per row.
     pub length: usize,
-    /// A row for each example.
+    /// One row for each example.
     pub values: Vec<f32>,
-    /// Whether its picture could be used.
+    /// Whether each picture could be used.
     pub usable: Vec<bool>,
 }
 
-/// What batches are made by.
+/// How batches are made.
 pub struct BatchConfig<'a> {
     /// How pictures become the model's input.
     pub input: &'a InputDescription,
-    /// Images in a batch.
+    /// Images per batch.
     pub size: usize,
     /// All examples.
     pub examples: &'a [Example],
     /// Where their images come from.
     pub from: BatchSource<'a>,
-    /// Of all chance in it.
+    /// Seed of the augmentation.
     pub seed: u64,
 }
 
 impl BatchConfig<'_> {
-    /// Makes batches of the examples at these places, the first `done` of which are passed over, while `take` takes
-    /// them; it ends early when `take` fails. Chance belongs to an example's place in the order, so that who goes on
-    /// from the middle sees what would have been seen.
+    /// Makes batches of the examples at these places, skipping the first `done`, while `take` accepts them; stops early
+    /// when `take` fails. Randomness depends only on an example's place in the order, so a resumed training sees the
+    /// same pictures.
     pub fn run<E: Send>(
         &self,
         places: &[usize],
@@ -146,7 +146,7 @@ impl BatchConfig<'_> {
                         out.copy_from_slice(&features.values[place * length..(place + 1) * length]);
                         Ok(())
                     }
-                    // Said when the features were made.
+                    // Reported when the features were computed.
                     BatchSource::Features(_) => continue,
                 };
                 match filled {
@@ -183,7 +183,7 @@ impl BatchConfig<'_> {
     }
 }
 
-/// Gives a batch away; false when nobody takes any more.
+/// Hands over a batch; false when the receiver is gone.
 fn give_all(give: SyncSender<PictureBatch>) -> impl Fn(PictureBatch) -> bool {
     move |batch| give.send(batch).is_ok()
 }

@@ -1,4 +1,4 @@
-//! How far a training is, on the disk: whoever is killed goes on from there, and comes to the same weights.
+//! Saves the progress of a training to disk, so that a killed one resumes and ends with the same weights.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,41 +13,41 @@ use crate::weights::{self, NamedTensors};
 
 const FILE: &str = "checkpoint.safetensors";
 
-/// One epoch.
+/// Results of one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
-    /// From 1; 0 is the model before any training.
+    /// Number of the epoch, from 1; 0 is the model before training.
     pub number: u32,
-    /// Mean loss of the batches; absent before any training.
+    /// Mean training loss of its batches; absent before training.
     pub learned_loss: Option<f64>,
-    /// On the examples held out.
+    /// Accuracy and loss on the holdout.
     pub held_out: ModelAccuracy,
-    /// How long it took, measuring included.
+    /// Duration, including measuring.
     pub took: Duration,
 }
 
-/// How far a training is.
+/// Progress of a training.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainProgress {
-    /// The epoch that is under way, from 1.
+    /// The current epoch, from 1.
     pub epoch: u32,
-    /// Batches of it that were learned from.
+    /// Batches of it that are done.
     pub batches: u64,
     /// Sum of their losses.
     pub losses: f64,
-    /// The epochs that are over, the measurement before training first.
+    /// Finished epochs, starting with the measurement before training.
     pub epochs: Vec<Epoch>,
-    /// On the examples of split `test`, before training; absent without any.
+    /// Score on the examples of split `test` before training; absent without any.
     pub test_before: Option<ModelAccuracy>,
     /// Pictures that could not be used so far.
     pub unreadable: usize,
-    /// The best epoch so far by the images held out; 0 if none is better than the start.
+    /// The best epoch so far by the holdout; 0 if none is better than the start.
     pub best_epoch: u32,
-    /// The highest learning rate, as given or found.
+    /// Highest learning rate, as configured or found.
     pub learning_rate: f32,
 }
 
-/// Where a training writes down how far it is.
+/// Where a training saves its progress.
 #[derive(Debug)]
 pub struct CheckpointFolder {
     folder: PathBuf,
@@ -58,45 +58,46 @@ pub struct CheckpointFolder {
 /// A checkpoint that was read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// How far it was.
+    /// Progress at that point.
     pub progress: TrainProgress,
-    /// The weights, in the order asked for.
+    /// Current weights, in the requested order.
     pub weights: Vec<Vec<f32>>,
-    /// Those of the best epoch.
+    /// Weights of the best epoch.
     pub best: Vec<Vec<f32>>,
-    /// The optimizer's memory.
+    /// State of the optimizer.
     pub memory: (Vec<Vec<f32>>, Vec<Vec<f32>>),
-    /// Steps of the optimizer.
+    /// Number of optimizer steps.
     pub steps: i32,
 }
 
 impl CheckpointFolder {
-    /// In a folder, at least so often.
+    /// Saves into a folder, at this interval.
     pub fn new(folder: &Path, every: Duration) -> Self {
         Self { folder: folder.into(), every, written_at: Instant::now() }
     }
 
-    /// Whether a training was left unfinished in a folder.
+    /// Whether a folder has an unfinished training.
     pub fn are_in(folder: &Path) -> bool {
         folder.join(FILE).is_file()
     }
 
-    /// Takes back what is in a folder.
+    /// Removes a folder's checkpoint.
     pub fn remove(folder: &Path) {
         match std::fs::remove_file(folder.join(FILE)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, folder = %folder.display(), "the checkpoint stays");
+                tracing::warn!(%error, folder = %folder.display(), "checkpoint not removed");
             }
             _ => {}
         }
     }
 
-    /// Whether it is time to write one.
+    /// Whether the next checkpoint is due.
     pub fn are_due(&self) -> bool {
         self.written_at.elapsed() >= self.every
     }
 
-    /// Writes one; whole, or the one before stays. `weights`: as they are, and those of the best epoch.
+    /// Writes a checkpoint completely, or keeps the previous one. `weights`: the current ones and those of the best
+    /// epoch.
     pub fn write(
         &mut self,
         mark: &str,
@@ -130,13 +131,13 @@ impl CheckpointFolder {
         Ok(())
     }
 
-    /// Reads the one that is there, if it belongs to the same training: the same model, examples and settings, of
-    /// which `mark` is a digest. One that cannot be read is passed over: training begins anew.
+    /// Reads the checkpoint if it belongs to the same training: the same model, examples and settings, of which `mark`
+    /// is a digest. An unreadable one is ignored and training starts over.
     pub fn read(&self, mark: &str, names: &[String]) -> Option<Checkpoint> {
         let bytes = std::fs::read(self.folder.join(FILE)).ok()?;
         let (mut tensors, notes) = weights::decode(&bytes).ok()?;
         if notes.get("mark")? != mark {
-            tracing::info!("the checkpoint is of another training, which this one takes the place of");
+            tracing::info!("checkpoint of another training replaced");
             return None;
         }
         let mut group = |group: &str| {

@@ -1,33 +1,33 @@
-//! Why nothing was trained.
+//! Why a training failed.
 
 use std::path::PathBuf;
 
 use autograd::AutogradError;
 use vision::{InferenceError, ModelError, SessionError};
 
-/// Why nothing was trained. Each says what to do.
+/// Why a training failed. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The model's folder.
+    /// The model's folder cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The model's graph.
+    /// The model's graph cannot be trained.
     #[error(transparent)]
     Autograd(#[from] AutogradError),
-    /// The runtime.
+    /// The ONNX Runtime failed.
     #[error(transparent)]
     Session(#[from] SessionError),
     /// The model cannot be run on a picture.
     #[error(transparent)]
     Infer(#[from] InferenceError),
     /// A file cannot be read or written.
-    #[error("{} cannot be {verb}", path.display())]
+    #[error("{} could not be {verb}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// `read` or `written`.
         verb: &'static str,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -37,114 +37,116 @@ pub enum TrainError {
     /// There is nothing to learn from.
     #[error("folder {} {why}", folder.display())]
     NoExamples {
-        /// Which.
+        /// Path of the folder.
         folder: PathBuf,
-        /// What is wrong, and what would do.
+        /// What is wrong and what to do, in words that follow the path.
         why: String,
     },
-    /// Labels that the model does not know.
+    /// Labels that the model does not have.
     #[error(
-        "{count} images have labels the model does not know ({}); add them to the model, or correct the index",
+        "{count} images have labels unknown to the model ({}); add them to the model, or correct the index",
         labels.join(", ")
     )]
     UnknownLabels {
-        /// Images.
+        /// Number of images.
         count: usize,
         /// Some of the labels.
         labels: Vec<String>,
     },
-    /// Only one class to learn from.
-    #[error("all {count} images are labelled {label:?}: a model that sees only one class forgets the others")]
+    /// All examples have the same class.
+    #[error(
+        "all {count} images are labelled {label:?}; training on a single class would forget the others, so add images of other labels"
+    )]
     SingleClass {
-        /// Images.
+        /// Number of images.
         count: usize,
-        /// The label.
+        /// Their label.
         label: String,
     },
-    /// Most pictures cannot be read.
-    #[error("{unreadable} of {count} images cannot be used, the first is {first}")]
+    /// Most pictures are unusable.
+    #[error("{unreadable} of {count} images cannot be used; the first is {first}")]
     Unreadable {
-        /// So many.
+        /// Number of unusable images.
         unreadable: usize,
-        /// Of so many.
+        /// Number of all images.
         count: usize,
-        /// Which, and why.
+        /// Path of the first, and why.
         first: String,
     },
-    /// The loss is no number any more.
+    /// The loss became NaN or infinite.
     #[error(
-        "the loss is not finite in epoch {epoch}: use a smaller learning rate (now {learning_rate}), or clip gradients (clip_norm)"
+        "the loss is not finite in epoch {epoch}; use a lower learning rate (now {learning_rate}), or clip gradients (clip_norm)"
     )]
     Diverged {
-        /// From 1.
+        /// Number of the epoch, from 1.
         epoch: u32,
-        /// The setting.
+        /// The configured learning rate.
         learning_rate: f32,
     },
-    /// The model gives probabilities, and not by a softmax at its end.
+    /// The model gives probabilities that do not come from a final softmax.
     #[error(
-        "output {output:?} is probabilities, but not made by a Softmax at the end of the graph: export the model with logits"
+        "output {output:?} gives probabilities that do not come from a Softmax at the end of the graph; export the model with logits"
     )]
     NoLogits {
-        /// The output.
+        /// Name of the output.
         output: String,
     },
-    /// Several labels at once, or one number for two labels.
+    /// The model predicts several labels at once, or one number for two labels.
     #[error(
-        "output {output:?} is {kind} with {scores} scores for {labels} labels: training takes models that tell one label of \
-         several by one logit each"
+        "output {output:?} is {kind} with {scores} scores for {labels} labels; only models that choose one label \
+         with one logit per label can be trained"
     )]
     OtherTask {
-        /// The output.
+        /// Name of the output.
         output: String,
         /// What its numbers are.
         kind: &'static str,
-        /// How many there are for an image.
+        /// Number of scores per image.
         scores: usize,
-        /// How many labels there are.
+        /// Number of labels.
         labels: usize,
     },
-    /// Something is where the new model should be.
-    #[error("{} is there already and not empty; name a folder that does not exist yet", folder.display())]
+    /// The target folder is in use.
+    #[error("{} already exists and is not empty; name a folder that does not exist yet", folder.display())]
     Taken {
-        /// Which.
+        /// Path of the folder.
         folder: PathBuf,
     },
-    /// It takes more memory than it may.
+    /// It needs more memory than allowed.
     #[error(
-        "training takes {needed_mib} MiB and trainer.limits.memory_max_mib allows {allowed_mib}: use smaller batches (trainer.batch), train fewer layers (trainer.trainable), or allow more"
+        "training needs {needed_mib} MiB, but trainer.limits.memory_max_mib allows {allowed_mib}; use smaller batches (trainer.batch), train fewer layers (trainer.trainable), or raise the limit"
     )]
     OutOfMemory {
-        /// What it takes, at the least.
+        /// Memory it needs at least, MiB.
         needed_mib: u64,
-        /// The setting.
+        /// The limit, MiB.
         allowed_mib: u64,
     },
-    /// Weights that cannot be put into a file, or read from one.
-    #[error("weights cannot be {verb}")]
+    /// Weights cannot be encoded or decoded.
+    #[error("weights could not be {verb}")]
     Weights {
         /// `read` or `written`.
         verb: &'static str,
-        /// Why.
+        /// Error of the safetensors library.
         #[source]
         source: safetensors::SafeTensorError,
     },
-    /// Settings that make no sense.
-    #[error("setting {0}")]
+    /// A setting is invalid.
+    #[error("invalid setting: {0}")]
     Settings(String),
-    /// Told to stop.
-    #[error("stopped before it was done; nothing was written")]
+    /// Training was stopped.
+    #[error("training was stopped before it finished; nothing was written")]
     Stopped,
 }
 
 impl TrainError {
-    /// Makes a failed reading of a file an error.
+    /// Turns an I/O error from reading a file into a [`TrainError`].
     pub fn read(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| TrainError::File { path, verb: "read", source }
     }
 
-    /// Makes a failed writing of a file an error.
+    /// Turns an I/O error from writing a file into a [`TrainError`].
     pub fn write(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| TrainError::File { path, verb: "written", source }

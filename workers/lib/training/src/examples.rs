@@ -1,4 +1,4 @@
-//! Which pictures there are, and what they show: a folder with an `index.csv`, or one folder a label.
+//! Lists pictures and their labels: a folder with an `index.csv`, or one folder per label.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,22 +12,22 @@ use crate::error::TrainError;
 /// One labelled picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// Where it is.
+    /// Path of the picture.
     pub path: PathBuf,
-    /// What it shows, a number in the model's list of labels.
+    /// Index of its label in the model's list.
     pub class: usize,
-    /// What it is for.
+    /// What it is used for.
     pub split: ExampleSplit,
-    /// Whether the site was in doubt about it.
+    /// Whether the site found it doubtful.
     pub hard: bool,
-    /// How often it is seen in an epoch on average, besides what `collect.hard_repeats` says; 1 unless a round has a focus.
+    /// Mean number of times it is seen per epoch, on top of `collect.hard_repeats`; 1 unless a round has a focus.
     pub times: f64,
 }
 
 /// Labelled pictures.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Examples {
-    /// In the order of the index, or of their paths.
+    /// All of them, in the order of the index or of their paths.
     pub all: Vec<Example>,
 }
 
@@ -52,7 +52,8 @@ impl Examples {
         let all: Vec<Example> = found
             .into_iter()
             .map(|row| {
-                let drawn = none_held_out && row.split == ExampleSplit::Train && lot(&row.file) < holdout_ratio;
+                let drawn =
+                    none_held_out && row.split == ExampleSplit::Train && hash_fraction(&row.file) < holdout_ratio;
                 Example {
                     path: folder.join(row.file),
                     class: places.get(row.label.as_str()).copied().unwrap_or_default(),
@@ -65,24 +66,24 @@ impl Examples {
         let examples = Self { all };
         let classes: BTreeSet<usize> = examples.of(ExampleSplit::Train).map(|example| example.class).collect();
         match (classes.len(), examples.of(ExampleSplit::Holdout).count()) {
-            (0, _) => Err(wrong("has no images to learn from; all are of split val or test")),
+            (0, _) => Err(wrong("has no images to train on; all have split val or test")),
             (1, _) => Err(TrainError::SingleClass {
                 count: examples.of(ExampleSplit::Train).count(),
                 label: classes.first().and_then(|class| labels.get(*class)).cloned().unwrap_or_default(),
             }),
-            (_, 0) => Err(wrong("has too few images to hold some out; add images, or name some split val")),
+            (_, 0) => Err(wrong("has too few images for a holdout; add images, or give some of them split val")),
             _ => Ok(examples),
         }
     }
 
-    /// Those for one purpose.
+    /// The examples of one split.
     pub fn of(&self, split: ExampleSplit) -> impl Iterator<Item = &Example> {
         self.all.iter().filter(move |example| example.split == split)
     }
 }
 
-/// A number from 0 to below 1 that belongs to a name.
-fn lot(name: &str) -> f64 {
+/// A hash of a name, from 0 to below 1.
+fn hash_fraction(name: &str) -> f64 {
     let digest: [u8; 32] = Sha256::digest(name).into();
     let first = u64::from_be_bytes(std::array::from_fn(|place| digest[place]));
     (first >> 11) as f64 / (1_u64 << 53) as f64
@@ -131,9 +132,9 @@ mod tests {
         let refused =
             |index: &str| Examples::read(folder(Some(index), &[]).path(), &labels(), 0.5).unwrap_err().to_string();
         assert!(refused("file,label\na.png,cow\nb.png,cat\n").contains("cow"));
-        assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("only one class"));
+        assert!(refused("file,label,split\na.png,cat,train\nb.png,cat,val\n").contains("a single class"));
         assert!(refused("file,label\n").contains("no labelled images"));
-        assert!(refused("file,kind\na.png,cat\n").contains("no column label"));
+        assert!(refused("file,kind\na.png,cat\n").contains("no column `label`"));
         assert!(refused("file,label\na.png,\n").contains("no labelled images"), "unlabelled");
     }
 }

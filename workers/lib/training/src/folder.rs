@@ -1,4 +1,4 @@
-//! Writes a trained model beside the one it came from: the same files, other weights.
+//! Writes a trained model's folder: the files of the original with new weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use vision::Model;
 
 use crate::error::TrainError;
 
-/// Refuses a folder that something is in.
+/// Refuses a folder that is not empty.
 pub fn check(folder: &Path) -> Result<(), TrainError> {
     let taken = folder.is_file()
         || folder.exists() && std::fs::read_dir(folder).map_err(TrainError::read(folder))?.next().is_some();
@@ -18,7 +18,8 @@ pub fn check(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Writes a model's folder with other weights. The folder must not exist, or be empty; it is complete or not there.
+/// Writes a model's folder with new weights. The folder must not exist, or be empty; it ends up complete, or is not
+/// created.
 pub fn write(
     model: &Model,
     onnx: &OnnxDocument,

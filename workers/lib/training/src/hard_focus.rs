@@ -1,8 +1,8 @@
-//! How often a picture is seen in an epoch, by what the base finds hard at all sites: the harder its class, and the nearer
-//! it lies to the hard cases of its class, the oftener. [`times`] is pure; [`apply`] runs the base for it.
+//! How often a picture is seen per epoch, given what the base finds hard at all sites: the harder its class and the
+//! closer it is to the hard cases of that class, the more often. [`times`] is pure; [`apply`] runs the base for it.
 //!
-//! Enters: what a round says is hard, and what the base makes of the site's pictures. Leaves: a number a picture. A message
-//! of others, so whatever in it does not fit is passed over.
+//! In: a round's focus, and the base's features of the site's pictures. Out: a number per picture. The focus comes from
+//! other machines, so parts that do not fit are ignored.
 
 use schemas::round::HARD_CLASSES_MAX;
 use schemas::{HardClass, HardFocus};
@@ -12,13 +12,14 @@ use vision::{InferenceSettings, Model, OnnxRuntime, Replica};
 use crate::error::TrainError;
 use crate::examples::{ExampleSplit, Examples};
 
-/// A class counts as so many times harder than the average, at the most; of few hard cases one class could take all.
+/// A class counts as at most this many times harder than the average, because with few hard cases one class could take
+/// everything.
 const HARDEST: f64 = 4.0;
-/// [`HardFocus::strength`] at the most.
+/// Largest [`HardFocus::strength`].
 pub const STRENGTH_MAX: f32 = 8.0;
 
-/// Says of each example to learn from how often it is seen. `base`: the model that a round starts from. A picture that cannot
-/// be read counts as its class does.
+/// Sets how often each training example is seen. `base`: the base of the round. A picture that cannot be read counts
+/// like its class.
 pub fn apply(
     focus: &HardFocus,
     onnx: &OnnxRuntime,
@@ -49,8 +50,8 @@ pub fn apply(
     Ok(())
 }
 
-/// How often each picture is seen in an epoch, 1 and more. `classes`, `features`: of each picture, its number in `labels` and
-/// what the base gives before its last layer.
+/// How often each picture is seen per epoch, 1 or more. `classes`, `features`: of each picture, the index of its label
+/// in `labels` and the base's features before its last layer.
 pub fn times(focus: &HardFocus, labels: &[String], classes: &[usize], features: &[Option<Vec<f32>>]) -> Vec<f64> {
     let strength = f64::from(focus.strength.clamp(0.0, STRENGTH_MAX));
     let strength = if strength.is_finite() { strength } else { 0.0 };
@@ -69,8 +70,8 @@ pub fn times(focus: &HardFocus, labels: &[String], classes: &[usize], features: 
     times
 }
 
-/// The share of the pictures of a class that lie further from its hard cases than each of these does, 0 to 1; a half where
-/// features are missing. By order, because cosines between features lie close together and differ by model.
+/// For each picture, the share of its class's pictures that are further from the class's hard cases, 0 to 1; 0.5 where
+/// features are missing. Ranks are used because cosines between features are close together and differ by model.
 fn nearness(hard: &HardClass, places: &[usize], features: &[Option<Vec<f32>>]) -> Vec<f64> {
     let cosine = |place: &usize| -> Option<f32> {
         let (center, own) = (hard.features.as_ref()?, features.get(*place)?.as_ref()?);
@@ -105,7 +106,7 @@ mod tests {
     fn pictures_of_a_hard_class_are_seen_oftener_and_those_near_its_hard_cases_most() {
         let classes = [0, 1, 1, 1, 1];
         let none = vec![None; 5];
-        // A quarter of all doubt is average for four classes.
+        // A quarter of the doubt is average for four classes.
         assert_eq!(times(&hard("dog", 0.25, None), &labels(), &classes, &none), [1.0, 2.0, 2.0, 2.0, 2.0]);
         assert_eq!(times(&hard("dog", 0.5, None), &labels(), &classes, &none), [1.0, 3.0, 3.0, 3.0, 3.0]);
         let turned = |degrees: f32| Some(vec![3.0 * degrees.to_radians().cos(), 3.0 * degrees.to_radians().sin()]);
@@ -127,6 +128,6 @@ mod tests {
         assert_eq!(seen(hard("dog", 0.25, Some(vec![f32::NAN; 2]))), [2.0, 2.0]);
         assert_eq!(seen(HardFocus { strength: f32::NAN, ..hard("dog", 1.0, None) }), [1.0, 1.0]);
         let most = seen(HardFocus { strength: 1e9, ..hard("dog", 1.0, None) });
-        assert_eq!(most, [33.0, 33.0], "at the most");
+        assert_eq!(most, [33.0, 33.0], "capped");
     }
 }

@@ -1,18 +1,18 @@
-//! Whether a model became better: what two of them say about the same images held out. Pure.
+//! Decides whether a model improved by comparing two models' predictions on the same holdout. Pure.
 //!
-//! Both are asked about the same images, so only those count on which they differ: McNemar's test for what is right, a
-//! paired difference for the loss. What one image more or less would turn is no difference.
+//! Because both see the same images, only those on which they differ count: McNemar's test for accuracy, a paired
+//! difference for the loss. A change that a single image could reverse counts as no difference.
 
 use schemas::ModelAccuracy;
 
-/// Standard errors from which a difference is more than chance: one-sided, 95 of 100.
-const CLEAR: f64 = 1.645;
-/// Standard errors within which two models are as right as each other.
-const LEVEL: f64 = 1.0;
-/// Standard errors either way of what is in the middle 95 of 100.
+/// Standard errors from which a difference is significant: one-sided, 95 %.
+const SIGNIFICANT: f64 = 1.645;
+/// Standard errors within which two models count as equally accurate.
+const EQUAL: f64 = 1.0;
+/// Standard errors of a 95 % interval, on each side.
 const NORMAL_95: f64 = 1.96;
 
-/// What a model says about the images held out, in their order.
+/// A model's predictions on the holdout, in the order of its images.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct HoldoutScores {
     right: Vec<bool>,
@@ -22,17 +22,17 @@ pub struct HoldoutScores {
 /// How one model compares with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldoutComparison {
-    /// More right by more than chance; or at least as many right, with a lower loss by more than chance. Fewer right is never
-    /// better: a loss that falls because a model is less sure of its mistakes helps nobody who asks what a picture shows.
+    /// Significantly more accurate; or at least as accurate with a significantly lower loss. Less accurate is never
+    /// better: a loss that falls because a model is less sure of its mistakes helps nobody who needs the label.
     Better,
-    /// Neither.
+    /// Neither better nor worse.
     Level,
-    /// The other way round.
+    /// The reverse of better.
     Worse,
 }
 
 impl HoldoutScores {
-    /// Adds an image. `scores`: one logit a class.
+    /// Adds an image. `scores`: one logit per class.
     pub fn add(&mut self, scores: &[f32], class: usize) {
         let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = scores.iter().map(|score| f64::from(score - highest).exp()).sum();
@@ -41,24 +41,23 @@ impl HoldoutScores {
         self.push(best == Some(class), sum.ln() - f64::from(own - highest));
     }
 
-    /// Adds an image that was judged already. `loss`: the cross-entropy of the true class.
+    /// Adds an image whose prediction was already judged. `loss`: cross-entropy of the true class.
     pub fn push(&mut self, right: bool, loss: f64) {
         self.right.push(right);
         self.losses.push(loss);
     }
 
-    /// How many images.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.right.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.right.is_empty()
     }
 
-    /// Where the share of all such images that is right lies, 95 times of 100 (E. B. Wilson, 1927, without correction for
-    /// continuity); 0 to 1.
+    /// 95 % confidence interval of the accuracy (E. B. Wilson, 1927, without continuity correction); 0 to 1.
     pub fn accuracy_interval(&self) -> (f64, f64) {
         let (count, right) = (self.len().max(1) as f64, self.measured().accuracy_ratio);
         let square = NORMAL_95 * NORMAL_95 / count;
@@ -67,8 +66,8 @@ impl HoldoutScores {
         ((middle - reach).max(0.0), (middle + reach).min(1.0))
     }
 
-    /// Where the difference of the shares of all such images that are right lies, this model less the other, 95 times of
-    /// 100 (A. Agresti and Y. Min, 2005, for matched pairs: half an image is added to each of the four cases); -1 to 1.
+    /// 95 % confidence interval of this model's accuracy minus the other's (A. Agresti and Y. Min, 2005, for matched
+    /// pairs: half an image is added to each of the four cells); -1 to 1.
     pub fn change_interval(&self, other: &Self) -> (f64, f64) {
         let count = self.len() as f64 + 2.0;
         let (gained, lost) = self.differing(other);
@@ -77,7 +76,7 @@ impl HoldoutScores {
         ((difference / count - reach).max(-1.0), (difference / count + reach).min(1.0))
     }
 
-    /// Images that this model alone is right about, and that the other alone is right about.
+    /// Images that only this model gets right, and images that only the other gets right.
     fn differing(&self, other: &Self) -> (f64, f64) {
         let pairs = || self.right.iter().zip(&other.right);
         let gained = pairs().filter(|(own, other)| **own && !**other).count() as f64;
@@ -85,7 +84,7 @@ impl HoldoutScores {
         (gained, lost)
     }
 
-    /// In two numbers.
+    /// Accuracy and mean loss.
     pub fn measured(&self) -> ModelAccuracy {
         let count = self.right.len().max(1) as f64;
         let right = self.right.iter().filter(|right| **right).count() as f64;
@@ -96,22 +95,21 @@ impl HoldoutScores {
         }
     }
 
-    /// Whether more is right than a guess among so many classes would be, by more than chance. Always
-    /// saying the most frequent class is taken to be right half as often again as one in so many, for classes are seldom
-    /// alike in number.
+    /// Whether accuracy is significantly above guessing among this many classes. Always predicting the most frequent
+    /// class is assumed to be right 1.5 times as often as 1 in `classes`, because classes are seldom equally frequent.
     pub fn knows_more_than_chance(&self, classes: usize) -> bool {
         let guess = (1.5 / classes.max(2) as f64).min(0.75);
         let count = self.right.len().max(1) as f64;
-        self.measured().accuracy_ratio > guess + 2.0 * CLEAR * (guess * (1.0 - guess) / count).sqrt()
+        self.measured().accuracy_ratio > guess + 2.0 * SIGNIFICANT * (guess * (1.0 - guess) / count).sqrt()
     }
 
-    /// How much more is right than with another model, in standard errors; 0 where none differs.
+    /// How much more accurate it is than another model, in standard errors; 0 if they do not differ.
     fn more_right(&self, other: &Self) -> f64 {
         let (gained, lost) = self.differing(other);
         if gained + lost > 0.0 { (gained - lost) / (gained + lost).sqrt() } else { 0.0 }
     }
 
-    /// How much lower the loss is than with another model, in standard errors; 0 where none differs.
+    /// How much lower its loss is than another model's, in standard errors; 0 if they do not differ.
     fn less_loss(&self, other: &Self) -> f64 {
         let lower: Vec<f64> = self.losses.iter().zip(&other.losses).map(|(own, other)| other - own).collect();
         let count = lower.len() as f64;
@@ -124,25 +122,25 @@ impl HoldoutScores {
         if error > 0.0 { mean / error } else { 0.0 }
     }
 
-    /// Holds it against what another model says about the same images.
+    /// Compares it with another model on the same images.
     pub fn judge(&self, other: &Self) -> HoldoutComparison {
         if !self.measured().loss.is_finite() {
             return HoldoutComparison::Worse;
         }
         let (right, loss) = (self.more_right(other), self.less_loss(other));
         match () {
-            () if right >= CLEAR || right >= 0.0 && loss >= CLEAR => HoldoutComparison::Better,
-            () if right <= -CLEAR || right <= 0.0 && loss <= -CLEAR => HoldoutComparison::Worse,
+            () if right >= SIGNIFICANT || right >= 0.0 && loss >= SIGNIFICANT => HoldoutComparison::Better,
+            () if right <= -SIGNIFICANT || right <= 0.0 && loss <= -SIGNIFICANT => HoldoutComparison::Worse,
             () => HoldoutComparison::Level,
         }
     }
 
-    /// Whether it is the one to keep of the two: the one that is more right, and of two that are as right as each other that
-    /// with the lower loss.
+    /// Whether to keep this model of the two: the more accurate one, or of two equally accurate ones the one with the
+    /// lower loss.
     pub fn is_preferred_to(&self, other: &Self) -> bool {
         let (own, best) = (self.measured().loss, other.measured().loss);
         let right = self.more_right(other);
-        own.is_finite() && (right >= LEVEL || right > -LEVEL && own < best)
+        own.is_finite() && (right >= EQUAL || right > -EQUAL && own < best)
     }
 }
 
@@ -151,11 +149,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// So many images of two classes, of which some are right, each as sure as `margin` says.
+    /// Predictions on `count` images of two classes, of which `right` are correct, with confidence given by `margin`.
     fn scores(count: usize, right: usize, margin: f32) -> HoldoutScores {
         let mut scores = HoldoutScores::default();
         for image in 0..count {
-            // A little different each, as images are.
+            // Each a little different, as real images are.
             let margin = margin + (image % 7) as f32 * 0.01;
             scores.add(&[if image < right { margin } else { -margin }, 0.0], 0);
         }
@@ -175,7 +173,7 @@ mod tests {
 
     #[test]
     fn more_right_counts_though_the_loss_is_higher_and_chance_counts_nothing() {
-        // 86.7 to 90 % of 300, and each mistake made with more certainty.
+        // 86.7 to 90 % of 300, with every mistake made more confidently.
         assert_eq!(scores(300, 270, 3.0).judge(&scores(300, 260, 2.0)), HoldoutComparison::Better);
         assert_eq!(scores(300, 260, 2.0).judge(&scores(300, 270, 3.0)), HoldoutComparison::Worse);
         assert_eq!(scores(30, 28, 2.0).judge(&scores(30, 27, 2.0)), HoldoutComparison::Level);
@@ -183,7 +181,7 @@ mod tests {
         assert_eq!(
             scores(300, 299, 3.0).judge(&scores(300, 299, 2.0)),
             HoldoutComparison::Better,
-            "as right, and surer"
+            "equally accurate, more confident"
         );
         let mut broken = scores(300, 290, 2.0);
         broken.add(&[f32::NAN, 0.0], 0);
@@ -193,19 +191,19 @@ mod tests {
 
     #[test]
     fn a_lower_loss_with_fewer_right_is_not_better() {
-        // Far less sure of its mistakes, and one mistake more.
+        // Far less confident in its mistakes, and one mistake more.
         let (sure, unsure) = (scores(300, 260, 6.0), scores(300, 259, 1.5));
         assert!(unsure.measured().loss < sure.measured().loss);
         assert_eq!(unsure.judge(&sure), HoldoutComparison::Level);
-        assert_eq!(scores(300, 260, 1.5).judge(&sure), HoldoutComparison::Better, "as many right");
+        assert_eq!(scores(300, 260, 1.5).judge(&sure), HoldoutComparison::Better, "equally accurate");
     }
 
     #[test]
     fn intervals_are_those_of_their_sources() {
-        // Wilson's for 81 of 263, as R's binom.confint gives it.
+        // Wilson's interval for 81 of 263, as R's binom.confint gives it.
         let (low, high) = scores(263, 81, 1.0).accuracy_interval();
         assert!((low - 0.2553).abs() < 2e-4 && (high - 0.3662).abs() < 2e-4, "{low} to {high}");
-        assert!(scores(20, 20, 1.0).accuracy_interval().0 < 0.9, "20 of 20 is not sure to be all");
+        assert!(scores(20, 20, 1.0).accuracy_interval().0 < 0.9, "20 of 20 does not prove 100 %");
         // Agresti and Min's own example: 1,600 asked twice, 944 for the first, 880 for the second, 150 and 86 changed.
         let (mut first, mut second) = (HoldoutScores::default(), HoldoutScores::default());
         for (count, is_first, is_second) in
@@ -219,7 +217,7 @@ mod tests {
         let (low, high) = first.change_interval(&second);
         assert!((low - 0.0212).abs() < 5e-4 && (high - 0.0587).abs() < 5e-4, "{low} to {high}");
         let (low, high) = first.change_interval(&first);
-        assert!(low < 0.0 && high > 0.0, "no difference among a few says nothing about all");
+        assert!(low < 0.0 && high > 0.0, "few images without a difference prove nothing");
     }
 
     proptest! {

@@ -1,11 +1,13 @@
-//! A better model from labelled images, without Python and without a second framework: from a plain folder of pictures to
-//! new weights.
+//! Trains a better model from labelled images, without Python and without a second framework: from a folder of pictures
+//! to new weights.
 //!
-//! [`examples`] says which pictures there are and what they show, [`batches`] decodes, changes and orders them, [`stepper`]
-//! runs the training step of [`autograd`], [`optimizer`] moves the weights, [`train`](train::train) is the loop around them,
-//! [`focus`] says what is seen oftener, [`folder`] writes the model they belong to. [`probe`] asks the runtime for the shapes that a step is made from, [`pace`]
-//! says how fast it may go, [`checkpoint`] how far it is, [`weights`] writes tensors into files. Deliberately absent:
-//! messages, other sites, decisions about releases.
+//! [`examples`] lists pictures and labels, [`batches`] decodes, augments and orders them, [`stepper`] runs the training
+//! step of [`autograd`], [`optimizer`] moves the weights, [`train`](train::train_model) is the loop around them,
+//! [`hard_focus`] decides which pictures are seen more often, [`holdout`] whether the model improved, [`folder`] writes
+//! the new model. [`trainable_model`] asks the runtime for the tensor shapes, [`pace`] limits CPU and memory,
+//! [`checkpoint`] saves progress, [`weights`] reads and writes tensors.
+//!
+//! Deliberately absent: messages, other sites, decisions about releases.
 
 pub mod batches;
 pub mod checkpoint;

@@ -1,5 +1,5 @@
-//! How weights follow gradients. Pure: weights and gradients in, weights out. As PyTorch's `torch.optim.SGD` and
-//! `torch.optim.Adam` with the same settings.
+//! Moves weights along gradients. Pure: weights and gradients in, weights out. Equivalent to PyTorch's
+//! `torch.optim.SGD` and `torch.optim.Adam` with the same settings.
 
 use crate::settings::{OptimizerKind, OptimizerSettings};
 
@@ -7,21 +7,21 @@ const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 
-/// An optimizer and what it remembers.
+/// An optimizer and its state.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
     settings: OptimizerSettings,
-    /// Pulls every weight towards where it started.
+    /// Pull of every weight towards its start.
     proximal: f32,
-    /// Of each weight: the movement of `sgd`, the mean gradient of `adam`.
+    /// Per weight: the momentum of `sgd`, the mean gradient of `adam`.
     first: Vec<Vec<f32>>,
-    /// Of each weight: the mean square gradient of `adam`.
+    /// Per weight: the mean squared gradient of `adam`.
     second: Vec<Vec<f32>>,
     steps: i32,
 }
 
 impl Optimizer {
-    /// For weights of these sizes.
+    /// An optimizer for weights of these sizes.
     pub fn new(settings: &OptimizerSettings, weights: &[Vec<f32>]) -> Self {
         let zeros = || weights.iter().map(|weight| vec![0.0; weight.len()]).collect();
         let second = if settings.kind == OptimizerKind::Adam { zeros() } else { Vec::new() };
@@ -34,24 +34,24 @@ impl Optimizer {
         }
     }
 
-    /// Pulling weights towards where they started, where the settings say nothing of it.
+    /// Sets the pull towards the start, unless the settings define it.
     pub fn with_proximal(mut self, proximal: f32) -> Self {
         self.proximal = self.settings.proximal.unwrap_or(proximal);
         self
     }
 
-    /// What it remembers, and how many steps it took.
+    /// Its state, and the number of steps taken.
     pub fn memory(&self) -> (&[Vec<f32>], &[Vec<f32>], i32) {
         (&self.first, &self.second, self.steps)
     }
 
-    /// With what another one remembered.
+    /// Restores another optimizer's state.
     pub fn with_memory(mut self, (first, second): (Vec<Vec<f32>>, Vec<Vec<f32>>), steps: i32) -> Self {
         (self.first, self.second, self.steps) = (first, second, steps);
         self
     }
 
-    /// One step. `start`: where the weights were before training; `rate`: its length, above 0.
+    /// Takes one step. `start`: the weights before training; `rate`: the learning rate, above 0.
     pub fn step(&mut self, weights: &mut [Vec<f32>], gradients: &mut [Vec<f32>], start: &[Vec<f32>], rate: f64) {
         let OptimizerSettings { kind, momentum_ratio, weight_decay, clip_norm, .. } = self.settings;
         let proximal = self.proximal;
@@ -62,7 +62,7 @@ impl Optimizer {
         self.steps = self.steps.saturating_add(1);
         let (bias1, bias2) = (1.0 - BETA1.powi(self.steps), 1.0 - BETA2.powi(self.steps));
         for (place, (weight, gradient)) in weights.iter_mut().zip(gradients.iter()).enumerate() {
-            // One pass over everything: large models are limited by what memory gives.
+            // One pass over everything: large models are limited by memory bandwidth.
             let first = &mut self.first[place];
             match (kind, proximal == 0.0) {
                 (OptimizerKind::Sgd, true) => {
@@ -93,7 +93,7 @@ impl Optimizer {
     }
 }
 
-/// Shortens all gradients together to a length, as `torch.nn.utils.clip_grad_norm_`.
+/// Clips the norm of all gradients together, like `torch.nn.utils.clip_grad_norm_`.
 fn shorten(gradients: &mut [Vec<f32>], most: f32) {
     let square: f64 = gradients.iter().flatten().map(|value| f64::from(*value).powi(2)).sum();
     let ratio = (f64::from(most) / (square.sqrt() + 1e-6)).min(1.0) as f32;
@@ -134,7 +134,7 @@ mod tests {
         let still = OptimizerSettings { momentum_ratio: 0.0, ..OptimizerSettings::default() };
         assert_eq!(after(&still, &[0.0]), 1.0);
         assert!((after(&OptimizerSettings { weight_decay: 0.5, ..still.clone() }, &[0.0]) - 0.95).abs() < 1e-6);
-        // Towards 0.5, where it started.
+        // Towards 0.5, the start.
         assert!((after(&OptimizerSettings { proximal: Some(1.0), ..still }, &[0.0]) - 0.95).abs() < 1e-6);
     }
 

@@ -1,4 +1,4 @@
-//! How fast training may go, and how much memory it may take.
+//! Limits the CPU time and memory of a training.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 use crate::error::TrainError;
 use crate::settings::LimitSettings;
 
-/// How often it looks whether it may go on.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Longest rest at a time, so that a stop is heard.
-const LONGEST_REST: Duration = Duration::from_secs(1);
+/// Interval of checking whether it may continue.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Longest rest at a time, so that a stop request is noticed.
+const MAX_REST: Duration = Duration::from_secs(1);
 
-/// How fast training may go, and how much memory it may take; for the thread it is made in, which is not one of the
-/// async ones.
+/// Limits the CPU time and memory of a training; bound to the thread that creates it, which must not be an async worker
+/// thread.
 #[derive(Debug)]
 pub struct TrainingPace {
     cpu_ratio: f64,
@@ -28,23 +28,23 @@ pub struct TrainingPace {
 }
 
 impl TrainingPace {
-    /// As fast as it can.
+    /// Without a CPU limit.
     pub fn unlimited(limits: &LimitSettings) -> Self {
         let memory_max_bytes = limits.memory_max_mib.map(|mib| u64::from(mib) * 1024 * 1024);
         let memory_before_bytes = resident_bytes().unwrap_or(0);
         Self { cpu_ratio: 1.0, memory_max_bytes, yields: None, memory_before_bytes, spent: thread_time() }
     }
 
-    /// On what nobody else wants, no more than its share of that, and not at all while `yields` says so. The thread
-    /// that calls this, and every thread it starts, is scheduled when idle from now on.
+    /// Uses idle CPU time only, at most its share, and none while `yields` is set. The calling thread, and every thread
+    /// it starts, is scheduled as idle from now on.
     pub fn background(limits: &LimitSettings, yields: Arc<AtomicBool>) -> Self {
         if let Err(error) = os::scheduling::set_idle_scheduling() {
-            tracing::warn!(%error, "the kernel schedules training as anything else");
+            tracing::warn!(%error, "could not set SCHED_IDLE; continuing with default scheduling");
         }
         Self { cpu_ratio: limits.cpu_ratio, yields: Some(yields), ..Self::unlimited(limits) }
     }
 
-    /// Refuses what is known to take more memory than it may.
+    /// Refuses a training that is known to need more memory than allowed.
     pub fn check_memory(&self, needed_bytes: u64) -> Result<(), TrainError> {
         match self.memory_max_bytes {
             Some(allowed) if needed_bytes > allowed => {
@@ -54,8 +54,8 @@ impl TrainingPace {
         }
     }
 
-    /// After a step on so many threads, of whose batch others took so long to make: looks at the memory, and rests as
-    /// long as the share asks for.
+    /// Called after a step on `threads` threads, whose batch took `made` of CPU time elsewhere: checks the memory, and
+    /// rests as long as the CPU share requires.
     #[allow(clippy::disallowed_methods)]
     pub fn yield_cpu(&mut self, threads: u16, made: Duration, stop: &CancellationToken) -> Result<(), TrainError> {
         let grown = resident_bytes().unwrap_or(0).saturating_sub(self.memory_before_bytes);
@@ -64,19 +64,19 @@ impl TrainingPace {
         let spent = now.saturating_sub(self.spent) * u32::from(threads) + made;
         let mut rest = spent.mul_f64((1.0 / self.cpu_ratio - 1.0).max(0.0));
         while !stop.is_cancelled() && !rest.is_zero() {
-            let part = rest.min(LONGEST_REST);
+            let part = rest.min(MAX_REST);
             std::thread::sleep(part);
             rest -= part;
         }
         while !stop.is_cancelled() && self.yields.as_ref().is_some_and(|yields| yields.load(Ordering::Relaxed)) {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         self.spent = thread_time();
         Ok(())
     }
 }
 
-/// Processor time of the calling thread.
+/// CPU time of the calling thread.
 pub fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
@@ -91,7 +91,7 @@ mod tests {
         let pace = TrainingPace::unlimited(&limits);
         assert!(pace.check_memory(10 << 20).is_ok());
         let refused = pace.check_memory(11 << 20).unwrap_err().to_string();
-        assert!(refused.contains("takes 11 MiB") && refused.contains("smaller batches"), "{refused}");
+        assert!(refused.contains("needs 11 MiB") && refused.contains("smaller batches"), "{refused}");
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
             pace.yield_cpu(1, Duration::ZERO, &stop).unwrap();
             pace.yields.is_some_and(|yields| yields.load(Ordering::Relaxed))
         });
-        std::thread::sleep(LOOK_EVERY * 2);
+        std::thread::sleep(CHECK_INTERVAL * 2);
         assert!(!work.is_finished());
         later.store(false, Ordering::Relaxed);
         assert!(!work.join().unwrap());

@@ -1,4 +1,4 @@
-//! How is trained.
+//! Training settings.
 
 use std::path::PathBuf;
 
@@ -7,46 +7,45 @@ use autograd::trainable::AUTO;
 use schemas::WeightFormat;
 use serde::{Deserialize, Serialize};
 
-/// How is trained. The defaults are guesses that learn from a few thousand small pictures.
+/// Training settings. The defaults are estimates that work for a few thousand small pictures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSettings {
-    /// Which weights: `auto` (all, or of a model that is good already the last layers alone where images are few), `all`,
-    /// `head`, `last N` (layers), or patterns of names with commas between them.
+    /// Weights to train: `auto` (all; only the last layers of a trained model when there are few images), `all`,
+    /// `head`, `last N` (layers), or comma-separated name patterns.
     pub trainable: String,
-    /// How often every example is seen, 1 to 10,000.
+    /// Number of epochs, 1 to 10,000.
     pub epochs: u32,
-    /// Images in a step, 1 to 1024.
+    /// Images per step, 1 to 1024.
     pub batch: u16,
     /// How weights follow gradients.
     pub optimizer: OptimizerSettings,
     /// How the learning rate changes.
     pub schedule: LearningRateSchedule,
-    /// What is taken from the label and given to all classes equally, 0 to below 1.
+    /// Share of the label's weight that is spread over all classes, 0 to below 1.
     pub label_smoothing_ratio: f32,
-    /// Whether every class is seen equally often, however many examples it has.
+    /// Show every class equally often, however many examples it has.
     pub balanced: bool,
-    /// Share of the examples held out to measure by, above 0 to below 1, where the index names none.
+    /// Share of the examples in the holdout, above 0 to below 1, if the index does not name one.
     pub holdout_ratio: f64,
-    /// How pictures are changed at random.
+    /// Random changes of pictures.
     pub augment: AugmentSettings,
-    /// Of all chance: the same seed, examples and settings give the same weights on the same machine.
+    /// Random seed: the same seed, examples and settings give the same weights on the same machine.
     pub seed: u64,
-    /// Threads of one step, at least 1.
+    /// Threads per step, at least 1.
     pub threads: u16,
-    /// What it may take from the machine.
+    /// CPU and memory limits.
     pub limits: LimitSettings,
-    /// Of a site's trainer: folder of the model that the site runs; the recognizer's if absent.
+    /// For a site's trainer: folder of the site's model; absent: the recognizer's.
     pub model: Option<PathBuf>,
-    /// Of a site's trainer: where it keeps the images it learns from and how far it is; it can be made again.
+    /// For a site's trainer: folder of its images and checkpoints; its content can be recreated.
     pub work: PathBuf,
-    /// Of a site's trainer: what it learns from, and when.
+    /// For a site's trainer: which images it trains on, and when.
     pub collect: CollectSettings,
-    /// Of a site's trainer: file of the key that its updates are signed with, as `tributary key` makes it; absent: they are
-    /// not signed.
+    /// For a site's trainer: path of the key that signs its updates, as `tributary key` creates it; absent: unsigned.
     pub key: Option<PathBuf>,
-    /// Of a site's trainer: how the weights in an update are written: `f32`, `f16` (half the bytes), or
-    /// `delta_f16` (half the bytes, against the base).
+    /// For a site's trainer: number format of the weights in an update: `f32`, `f16` (half the bytes), or `delta_f16`
+    /// (half the bytes, as a difference from the base).
     pub weight_format: WeightFormat,
 }
 
@@ -74,18 +73,18 @@ impl Default for TrainSettings {
     }
 }
 
-/// What training may take from the machine.
+/// CPU and memory limits of training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitSettings {
-    /// Memory that training may take, MiB, at least 1; absent: not limited.
+    /// Memory limit in MiB, at least 1; absent: unlimited.
     pub memory_max_mib: Option<u32>,
-    /// Of a site's trainer: share of one processor that it may use, above 0 to 1. It runs only on what nobody
-    /// else wants in any case.
+    /// For a site's trainer: share of one CPU core that it may use, above 0 to 1. It only uses idle CPU time in any
+    /// case.
     pub cpu_ratio: f64,
-    /// Of a site's trainer: it stands still while more than this waits for the site's recognizers, seconds.
+    /// For a site's trainer: pause while more than this many seconds of work are queued for the site's recognizers.
     pub yield_queue_s: f64,
-    /// Of a site's trainer: how much work a kill may cost, seconds, at least 1.
+    /// For a site's trainer: seconds between checkpoints, at least 1.
     pub checkpoint_every_s: u32,
 }
 
@@ -95,19 +94,19 @@ impl Default for LimitSettings {
     }
 }
 
-/// What a site learns from, and when.
+/// Which images a site trains on, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectSettings {
-    /// How often it looks for new labels, seconds, at least 1.
+    /// Seconds between looks for new labels, at least 1.
     pub every_s: u32,
-    /// It trains when so many images were labelled since the last time, at least 1.
+    /// Train when this many images were labelled since the last time, at least 1.
     pub min_new_images: u32,
-    /// Labelled images it learns from, at least 2; of the most frequent labels the oldest make way.
+    /// Most labelled images to train on, at least 2; the oldest of the most frequent labels are dropped.
     pub max_images: u32,
-    /// Room for them in its folder, MiB, at least 1.
+    /// Disk space for them in MiB, at least 1.
     pub max_mib: u32,
-    /// A verdict is believed from this confidence on, 0 to 1.
+    /// Lowest confidence of a verdict that is used as a label, 0 to 1.
     pub min_verdict_ratio: f32,
     /// How often a hard image is seen for each time another one is, 1 to 100. Twice helps by no more than chance
     /// (decision 0033).
@@ -131,18 +130,18 @@ impl Default for CollectSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSettings {
-    /// Which.
+    /// Kind: `sgd` or `adam`.
     pub kind: OptimizerKind,
-    /// Step length at the highest, above 0; absent: found by trying a few, or 0.02 from random weights.
+    /// Highest learning rate, above 0; absent: found by trying a few, or 0.02 from random weights.
     pub learning_rate: Option<f32>,
-    /// Of `sgd`: how much of the last movement goes on, 0 to below 1.
+    /// For `sgd`: share of the last movement that is kept, 0 to below 1.
     pub momentum_ratio: f32,
-    /// Pulls every weight towards zero, 0 and more.
+    /// Pull of every weight towards zero, 0 or more.
     pub weight_decay: f32,
-    /// Longest gradient of all weights together; longer ones are shortened. Absent: none is.
+    /// Largest norm of all gradients together, above 0; longer ones are clipped. Absent: no clipping.
     pub clip_norm: Option<f32>,
-    /// Pulls every weight towards where it started, 0 and more (L2-SP, arXiv 1802.01483; FedProx, arXiv 1812.06127); absent:
-    /// 10 divided by the number of images learned from, at most 0.1, of a model that is good already; 0 from random weights.
+    /// Pull of every weight towards its start, 0 or more (L2-SP, arXiv 1802.01483; FedProx, arXiv 1812.06127). Absent:
+    /// for a trained model 10 divided by the number of images, at most 0.1; 0 from random weights.
     pub proximal: Option<f32>,
 }
 
@@ -159,7 +158,7 @@ impl Default for OptimizerSettings {
     }
 }
 
-/// Which optimizer.
+/// Kind of optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
@@ -173,7 +172,7 @@ pub enum OptimizerKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LearningRateSchedule {
-    /// Not at all.
+    /// It stays the same.
     Constant,
     /// It rises for the first twentieth and falls along half a cosine to zero (arXiv 1608.03983).
     Cosine,
@@ -193,54 +192,72 @@ impl LearningRateSchedule {
     }
 }
 
-/// How pictures are changed at random; 0 and false: not.
+/// Random changes of pictures; 0 and false disable them.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentSettings {
-    /// Half of them are mirrored, left and right changing sides.
+    /// Mirror half of the pictures left to right.
     pub mirror: bool,
-    /// Moved by up to this share of their sides, 0 to 0.5.
+    /// Shift by up to this share of the sides, 0 to 0.5.
     pub shift_ratio: f32,
-    /// Enlarged by up to this share, so that a part is seen, 0 to 1.
+    /// Enlarge by up to this share, showing a part, 0 to 1.
     pub zoom_ratio: f32,
-    /// Turned by up to so many degrees either way, 0 to 180.
+    /// Rotate by up to this many degrees either way, 0 to 180.
     pub turn_degrees: f32,
-    /// Made brighter or darker by up to this share, 0 to 1.
+    /// Make brighter or darker by up to this share, 0 to 1.
     pub brightness_ratio: f32,
 }
 
 impl TrainSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings and names the first one that is out of range.
     pub fn check(&self) -> Result<(), String> {
         let OptimizerSettings { learning_rate, momentum_ratio, weight_decay, clip_norm, proximal, .. } = self.optimizer;
         let AugmentSettings { shift_ratio, zoom_ratio, turn_degrees, brightness_ratio, .. } = self.augment;
         let LimitSettings { memory_max_mib, cpu_ratio, yield_queue_s, checkpoint_every_s } = self.limits;
         let collect = &self.collect;
         let wants = [
-            ((1..=10_000).contains(&self.epochs), "epochs: 1 to 10000"),
-            ((1..=1024).contains(&self.batch), "batch: 1 to 1024"),
-            (self.threads >= 1, "threads: at least 1"),
-            (learning_rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()), "optimizer.learning_rate: above 0"),
-            ((0.0..1.0).contains(&momentum_ratio), "optimizer.momentum_ratio: 0 to below 1"),
-            (weight_decay >= 0.0, "optimizer.weight_decay: 0 and more"),
-            (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm: above 0"),
-            (proximal.is_none_or(|proximal| proximal >= 0.0), "optimizer.proximal: 0 and more"),
-            ((0.0..1.0).contains(&self.label_smoothing_ratio), "label_smoothing_ratio: 0 to below 1"),
-            (self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0, "holdout_ratio: above 0, below 1"),
-            ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio: 0 to 0.5"),
-            ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio: 0 to 1"),
-            ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees: 0 to 180"),
-            ((0.0..=1.0).contains(&brightness_ratio), "augment.brightness_ratio: 0 to 1"),
-            (memory_max_mib != Some(0), "limits.memory_max_mib: at least 1, or leave it away"),
-            (cpu_ratio > 0.0 && cpu_ratio <= 1.0, "limits.cpu_ratio: above 0 to 1"),
-            (yield_queue_s > 0.0, "limits.yield_queue_s: above 0"),
-            (checkpoint_every_s > 0, "limits.checkpoint_every_s: at least 1"),
-            (collect.every_s > 0, "collect.every_s: at least 1"),
-            (collect.min_new_images > 0, "collect.min_new_images: at least 1"),
-            (collect.max_images > 1, "collect.max_images: at least 2"),
-            (collect.max_mib > 0, "collect.max_mib: at least 1"),
-            ((0.0..=1.0).contains(&collect.min_verdict_ratio), "collect.min_verdict_ratio: 0 to 1"),
-            ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats: 1 to 100"),
+            ((1..=10_000).contains(&self.epochs), "epochs is out of range; it must be 1 to 10000"),
+            ((1..=1024).contains(&self.batch), "batch is out of range; it must be 1 to 1024"),
+            (self.threads >= 1, "threads is 0; it must be at least 1"),
+            (
+                learning_rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()),
+                "optimizer.learning_rate is out of range; it must be above 0",
+            ),
+            (
+                (0.0..1.0).contains(&momentum_ratio),
+                "optimizer.momentum_ratio is out of range; it must be at least 0 and below 1",
+            ),
+            (weight_decay >= 0.0, "optimizer.weight_decay is out of range; it must be 0 or more"),
+            (clip_norm.is_none_or(|norm| norm > 0.0), "optimizer.clip_norm is out of range; it must be above 0"),
+            (
+                proximal.is_none_or(|proximal| proximal >= 0.0),
+                "optimizer.proximal is out of range; it must be 0 or more",
+            ),
+            (
+                (0.0..1.0).contains(&self.label_smoothing_ratio),
+                "label_smoothing_ratio is out of range; it must be at least 0 and below 1",
+            ),
+            (
+                self.holdout_ratio > 0.0 && self.holdout_ratio < 1.0,
+                "holdout_ratio is out of range; it must be above 0 and below 1",
+            ),
+            ((0.0..=0.5).contains(&shift_ratio), "augment.shift_ratio is out of range; it must be 0 to 0.5"),
+            ((0.0..=1.0).contains(&zoom_ratio), "augment.zoom_ratio is out of range; it must be 0 to 1"),
+            ((0.0..=180.0).contains(&turn_degrees), "augment.turn_degrees is out of range; it must be 0 to 180"),
+            ((0.0..=1.0).contains(&brightness_ratio), "augment.brightness_ratio is out of range; it must be 0 to 1"),
+            (memory_max_mib != Some(0), "limits.memory_max_mib is 0; it must be at least 1, or omit it"),
+            (cpu_ratio > 0.0 && cpu_ratio <= 1.0, "limits.cpu_ratio is out of range; it must be above 0 and at most 1"),
+            (yield_queue_s > 0.0, "limits.yield_queue_s is out of range; it must be above 0"),
+            (checkpoint_every_s > 0, "limits.checkpoint_every_s is 0; it must be at least 1"),
+            (collect.every_s > 0, "collect.every_s is 0; it must be at least 1"),
+            (collect.min_new_images > 0, "collect.min_new_images is 0; it must be at least 1"),
+            (collect.max_images > 1, "collect.max_images is out of range; it must be at least 2"),
+            (collect.max_mib > 0, "collect.max_mib is 0; it must be at least 1"),
+            (
+                (0.0..=1.0).contains(&collect.min_verdict_ratio),
+                "collect.min_verdict_ratio is out of range; it must be 0 to 1",
+            ),
+            ((1..=100).contains(&collect.hard_repeats), "collect.hard_repeats is out of range; it must be 1 to 100"),
         ];
         match wants.iter().find(|(is, _)| !is) {
             Some((_, wanted)) => Err(format!("trainer.{wanted}")),

@@ -1,5 +1,5 @@
-//! Runs the training step: a batch and the weights in, the loss and the gradients out. And the same graph without
-//! gradients, to measure by.
+//! Runs the training step: a batch and the weights in, the loss and the gradients out. Also runs the same graph without
+//! gradients, for measuring.
 
 use autograd::TrainingStep;
 use autograd::loss::Targets;
@@ -9,36 +9,36 @@ use vision::{Graph, OnnxRuntime};
 
 use crate::error::TrainError;
 
-/// A training step in the runtime.
+/// A training step in the ONNX Runtime.
 pub struct Stepper {
     step: TrainingStep,
     learning: Graph,
     measuring: Graph,
 }
 
-/// What a run gave.
+/// Output of a run without gradients.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// The loss.
+    /// Loss of the batch.
     pub loss: f32,
-    /// Images times classes.
+    /// Scores, one row of classes per image.
     pub scores: Vec<f32>,
 }
 
 impl Stepper {
-    /// Loads it. `threads`: of one step.
+    /// Loads a step. `threads`: per step.
     pub fn open(runtime: &OnnxRuntime, step: TrainingStep, threads: u16) -> Result<Self, TrainError> {
         let learning = Graph::open(runtime, "training step", &step.graph.encode(), threads.into())?;
         let measuring = Graph::open(runtime, "measuring step", &step.measuring()?.encode(), threads.into())?;
         Ok(Self { step, learning, measuring })
     }
 
-    /// The step.
+    /// The loaded step.
     pub fn step(&self) -> &TrainingStep {
         &self.step
     }
 
-    /// Loss and gradients of a batch; gradients are written into the places of their weights.
+    /// Loss and gradients of a batch; gradients are written in the order of their weights.
     pub fn learn(
         &mut self,
         images: &[f32],

@@ -1,5 +1,5 @@
-//! Trains a model on examples: measure, then epoch by epoch learn and measure again. What is kept is the best epoch by the
-//! images held out, the start among them; how fast is learned is tried out first, unless it was given.
+//! Trains a model on examples: measures, then trains and measures epoch by epoch. Keeps the best epoch by the holdout,
+//! which may be the start; finds the learning rate first, unless it is configured.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -29,56 +29,56 @@ use crate::stepper::Stepper;
 use crate::trainable_model::{TrainableModel, prepare_model};
 use crate::weights::NamedTensors;
 
-/// Features of all examples together may take so much memory, bytes; a guess.
-const MOST_FEATURES_BYTES: usize = 256 * 1024 * 1024;
+/// Most bytes of all examples' features together; an estimate.
+const MAX_FEATURES_BYTES: usize = 256 * 1024 * 1024;
 
-/// Learning rates that are tried, fastest first. The first learns a few thousand small pictures from random weights; a model
-/// that is good already unlearns at it what it knows.
+/// Learning rates to try, highest first. The first trains random weights from a few thousand small pictures; a trained
+/// model would forget at this rate.
 const TRIED_RATES: [f32; 5] = [0.02, 0.006, 0.002, 0.0006, 0.0002];
-/// Steps of a trial; long enough for momentum to show its full length.
+/// Steps of a trial; enough for momentum to take full effect.
 const TRIAL_STEPS: usize = 40;
-/// Images a trial is judged by, at the most.
+/// Most images a trial is judged by.
 const TRIAL_IMAGES: usize = 512;
 
-/// Images of a class, on average, from which on so many layers are trained of a model that is good already; of more, all.
-/// Our own: fewer layers with fewer images, for what a few images say is said by the last layer, and the first ones would
-/// only follow their noise.
+/// Mean number of images per class below which only this many last layers of a trained model are trained; above the
+/// last entry, all. Our own rule: the last layer captures what few images tell, and earlier ones would only follow
+/// their noise.
 const LAYERS_BY_IMAGES: [(usize, usize); 2] = [(10, 1), (25, 2)];
-/// How strongly a model that is good already is held to where it started, times the images it learns from: as a belief that
-/// weighs as much as so many images. The authors of L2-SP (arXiv 1802.01483) tried 0.001 to 0.1.
+/// How strongly a trained model is held to its start, divided by the number of images: the start weighs as much as this
+/// many images. The authors of L2-SP (arXiv 1802.01483) tried 0.001 to 0.1.
 const ANCHOR_IMAGES: f32 = 10.0;
-/// At the most.
-const ANCHOR_MOST: f32 = 0.1;
+/// Upper limit of that pull.
+const MAX_ANCHOR: f32 = 0.1;
 
 /// A trained model.
 #[derive(Debug)]
 pub struct TrainedModel {
-    /// The model's graph as it was.
+    /// The model's original graph.
     pub onnx: OnnxDocument,
-    /// The weights of the best epoch, by name.
+    /// Weights of the best epoch, by name.
     pub weights: NamedTensors,
-    /// Every epoch, the one before training first.
+    /// All epochs, starting with the measurement before training.
     pub epochs: Vec<Epoch>,
-    /// The number of the best epoch by the images held out; 0 if none is better than the start.
+    /// Number of the best epoch by the holdout; 0 if none is better than the start.
     pub best_epoch: u32,
     /// How the best epoch compares with the start.
     pub comparison: HoldoutComparison,
-    /// The highest learning rate, as given or found.
+    /// Highest learning rate, as configured or found.
     pub learning_rate: f32,
-    /// On the examples of split `test`, before and after; absent without any.
+    /// Score on the examples of split `test`, before and after; absent without any.
     pub test: Option<(ModelAccuracy, ModelAccuracy)>,
-    /// Numbers that were trained.
+    /// Number of trained parameters.
     pub parameters: usize,
-    /// How many of the last layers were trained; absent where all were that should be.
+    /// How many of the last layers were trained; absent if all requested weights were.
     pub layers: Option<usize>,
     /// Pictures that could not be used.
     pub unreadable: usize,
-    /// Whether what is not trained was computed once for each picture.
+    /// Whether the output of the frozen part was computed once per picture.
     pub features_cached: bool,
 }
 
 impl TrainedModel {
-    /// On the images held out, before training and in the best epoch.
+    /// Score on the holdout, before training and in the best epoch.
     pub fn held_out(&self) -> (ModelAccuracy, ModelAccuracy) {
         let measured =
             |number: u32| self.epochs.iter().find(|epoch| epoch.number == number).map(|epoch| epoch.held_out);
@@ -86,7 +86,7 @@ impl TrainedModel {
         (before, measured(self.best_epoch).unwrap_or(before))
     }
 
-    /// Why the new weights are not worth using, in one sentence, if so: they are not better by more than chance.
+    /// Why the new weights are not worth using, in one sentence; `None` if they are significantly better.
     pub fn has_no_gain(&self) -> Option<String> {
         let (before, after) = self.held_out();
         let right = |measured: ModelAccuracy| {
@@ -96,11 +96,11 @@ impl TrainedModel {
         match (self.comparison, self.best_epoch) {
             (HoldoutComparison::Better, _) => None,
             (_, 0) => Some(format!(
-                "nothing to gain: no epoch does better on the {images} images held out than the model it began with ({})",
+                "no gain: no epoch does better on the {images} holdout images than the model it started from ({})",
                 right(before)
             )),
             (_, epoch) => Some(format!(
-                "nothing to gain: the best epoch, {epoch}, is not better on the {images} images held out by more than chance \
+                "no gain: the best epoch, {epoch}, is within chance of the start on the {images} holdout images \
                  ({} instead of {})",
                 right(after),
                 right(before)
@@ -114,23 +114,23 @@ impl TrainedModel {
     }
 }
 
-/// What a training must heed besides its settings.
+/// Limits and outputs of a training besides its settings.
 pub struct TrainContext<'a> {
-    /// Ends it.
+    /// Cancels it.
     pub stop: &'a CancellationToken,
-    /// How fast it may go, and how much memory it may take.
+    /// CPU and memory limits.
     pub pace: TrainingPace,
-    /// Where it writes down how far it is, if anywhere.
+    /// Where it saves its progress; absent: nowhere.
     pub checkpoints: Option<CheckpointFolder>,
 }
 
-/// Trains a model. `see` is told of every epoch when it is over.
+/// Trains a model. `see` is called with every finished epoch.
 pub fn train_model(
     onnx: &OnnxRuntime,
     model: &Model,
     examples: &Examples,
     settings: &TrainSettings,
-    around: TrainContext<'_>,
+    context: TrainContext<'_>,
     mut see: impl FnMut(&Epoch),
 ) -> Result<TrainedModel, TrainError> {
     settings.check().map_err(TrainError::Settings)?;
@@ -139,15 +139,15 @@ pub fn train_model(
     let layers =
         layers(of(ExampleSplit::Train).len(), model.labels.len()).filter(|_| settings.trainable.trim() == AUTO);
     let begun = Instant::now();
-    let mut work = TrainLoop::begin(onnx, model, examples, settings, layers, around)?;
+    let mut work = TrainLoop::begin(onnx, model, examples, settings, layers, context)?;
     let mut start = work.measure(&held_out, WeightSnapshot::Start)?;
     if layers.is_some() && !start.knows_more_than_chance(model.labels.len()) {
-        // What knows nothing has nothing to keep.
-        work = TrainLoop::begin(onnx, model, examples, settings, None, work.around)?;
+        // An untrained model has nothing to keep.
+        work = TrainLoop::begin(onnx, model, examples, settings, None, work.context)?;
         start = work.measure(&held_out, WeightSnapshot::Start)?;
     }
     if start.knows_more_than_chance(model.labels.len()) {
-        let anchor = (ANCHOR_IMAGES / of(ExampleSplit::Train).len().max(1) as f32).min(ANCHOR_MOST);
+        let anchor = (ANCHOR_IMAGES / of(ExampleSplit::Train).len().max(1) as f32).min(MAX_ANCHOR);
         work.optimizer = work.optimizer.with_proximal(anchor);
         work.anchor = anchor;
     }
@@ -157,13 +157,13 @@ pub fn train_model(
             .transpose()?
             .map(|scores| scores.measured());
         work.find_rate(&example_indices(examples, ExampleSplit::Train), &start)?;
-        work.over(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
+        work.finish_epoch(Epoch { number: 0, learned_loss: None, held_out: start.measured(), took: begun.elapsed() })?;
     }
-    // Taken up again: the same weights say the same.
+    // After a resume, the same weights give the same scores.
     let mut best =
         if work.progress.best_epoch == 0 { start.clone() } else { work.measure(&held_out, WeightSnapshot::Best)? };
     work.progress.epochs.iter().for_each(&mut see);
-    while work.goes_on() {
+    while work.has_next_epoch() {
         let (number, begun) = (work.progress.epoch, Instant::now());
         let mut random = StdRng::seed_from_u64(seed_of(settings, number));
         let learn_from = repeated(examples, settings, &mut random);
@@ -173,34 +173,34 @@ pub fn train_model(
         let learned_loss = Some(work.learn(&ordered)?);
         let scores = work.measure(&held_out, WeightSnapshot::Now)?;
         if scores.is_preferred_to(&best) {
-            work.keep(number);
+            work.keep_best(number);
             best = scores.clone();
         }
         let epoch = Epoch { number, learned_loss, held_out: scores.measured(), took: begun.elapsed() };
-        work.over(epoch)?;
+        work.finish_epoch(epoch)?;
         see(&epoch);
     }
     let after = (!test.is_empty()).then(|| work.measure(&test, WeightSnapshot::Best)).transpose()?;
     work.trained(after.map(|scores| scores.measured()), best.judge(&start))
 }
 
-/// How many of the last layers are trained of a model that is good already; `None`: all. `images`: to learn from.
+/// How many of the last layers of a trained model to train; `None`: all. `images`: number of training images.
 fn layers(images: usize, classes: usize) -> Option<usize> {
     let of_class = images / classes.max(1);
     LAYERS_BY_IMAGES.iter().find(|(from, _)| of_class < *from).map(|(_, layers)| *layers)
 }
 
-/// Of all chance in an epoch.
+/// Random seed of an epoch.
 pub fn seed_of(settings: &TrainSettings, epoch: u32) -> u64 {
     settings.seed.wrapping_add(u64::from(epoch) << 32)
 }
 
-/// Places of the examples of one split.
+/// Indices of the examples of one split.
 pub fn example_indices(examples: &Examples, split: ExampleSplit) -> Vec<usize> {
     (0..examples.all.len()).filter(|place| examples.all[*place].split == split).collect()
 }
 
-/// The examples that an epoch learns from, each as often as it and the settings say; what is left of a whole number is drawn.
+/// The training examples of an epoch, each repeated as examples and settings say; fractions are drawn at random.
 fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) -> Vec<usize> {
     let mut times = |place: &usize| {
         let example = &examples.all[*place];
@@ -212,15 +212,15 @@ fn repeated(examples: &Examples, settings: &TrainSettings, random: &mut StdRng) 
     once.iter().flat_map(|place| std::iter::repeat_n(*place, times(place))).collect()
 }
 
-/// The least memory a training takes: what a step keeps, and each weight with its gradient, where it started, where it was
-/// best, and what the optimizer remembers.
+/// Least memory of a training: what a step keeps, and for each weight its gradient, its start, its best value and the
+/// optimizer's state.
 fn needed_bytes(step: &TrainingStep, known: &TensorFacts, settings: &TrainSettings) -> Result<u64, TrainError> {
     let copies = if settings.optimizer.kind == OptimizerKind::Adam { 6 } else { 5 };
     let count: i64 = step.weights.iter().map(|weight| autograd::tensor::count(&weight.shape)).sum();
     Ok(step.kept_bytes(known)? + u64::try_from(count).unwrap_or(0) * 4 * copies)
 }
 
-/// Which weights.
+/// Which weights to use.
 #[derive(Clone, Copy)]
 enum WeightSnapshot {
     Start,
@@ -233,17 +233,17 @@ struct TrainLoop<'a> {
     graph: OnnxDocument,
     examples: &'a [Example],
     settings: &'a TrainSettings,
-    around: TrainContext<'a>,
+    context: TrainContext<'a>,
     stepper: Stepper,
     optimizer: Optimizer,
-    /// Pulls weights towards where they started, where the settings say nothing of it.
+    /// Pull of weights towards their start, unless the settings define it.
     anchor: f32,
     names: Vec<String>,
-    /// Weights that should be trained and stay as they are, with their shapes.
+    /// Requested weights that stay unchanged, with their shapes.
     rest: Vec<(String, Vec<usize>)>,
-    /// How many of the last layers are trained; absent where all are that should be.
+    /// How many of the last layers are trained; absent if all requested weights are.
     layers: Option<usize>,
-    /// A digest of everything that the weights depend on.
+    /// Digest of everything that the weights depend on.
     mark: String,
     features: Option<FrozenFeatures>,
     progress: TrainProgress,
@@ -260,27 +260,27 @@ impl<'a> TrainLoop<'a> {
         examples: &'a Examples,
         settings: &'a TrainSettings,
         layers: Option<usize>,
-        around: TrainContext<'a>,
+        context: TrainContext<'a>,
     ) -> Result<Self, TrainError> {
         let TrainableModel { onnx: graph, prepared, known } = prepare_model(onnx, model, settings.batch)?;
         let whole = prepared.step(&known, &settings.trainable.parse()?)?;
-        // A model without so many layers apart is trained as a whole.
+        // A model with fewer separable layers is trained as a whole.
         let last = layers.and_then(|layers| prepared.step(&known, &TrainableSelection::Last(layers)).ok());
         let layers = layers.filter(|_| last.is_some());
         let rest = last.as_ref().map(|last| rest(&whole, last)).unwrap_or_default();
         let step = last.unwrap_or(whole);
         let start: Vec<Vec<f32>> =
             step.weights.iter().map(|weight| graph.weight(&weight.name)).collect::<Result<_, _>>()?;
-        around.pace.check_memory(needed_bytes(&step, &known, settings)?)?;
+        context.pace.check_memory(needed_bytes(&step, &known, settings)?)?;
         let names: Vec<String> = step.weights.iter().map(|weight| weight.name.clone()).collect();
         let mark = mark(model, examples, settings);
-        let found = around.checkpoints.as_ref().and_then(|checkpoints| checkpoints.read(&mark, &names));
+        let found = context.checkpoints.as_ref().and_then(|checkpoints| checkpoints.read(&mark, &names));
         let fresh = TrainProgress { epoch: 1, ..TrainProgress::default() };
         let optimizer = Optimizer::new(&settings.optimizer, &start);
         let (progress, weights, best, optimizer) = match found {
             None => (fresh, start.clone(), start.clone(), optimizer),
             Some(Checkpoint { progress, weights, best, memory, steps }) => {
-                tracing::info!(epoch = progress.epoch, batches = progress.batches, "goes on where it was left");
+                tracing::info!(epoch = progress.epoch, batches = progress.batches, "training resumed");
                 (progress, weights, best, optimizer.with_memory(memory, steps))
             }
         };
@@ -293,7 +293,7 @@ impl<'a> TrainLoop<'a> {
             graph,
             examples: &examples.all,
             settings,
-            around,
+            context,
             stepper: Stepper::open(onnx, step, settings.threads)?,
             optimizer,
             anchor: 0.0,
@@ -322,7 +322,7 @@ impl<'a> TrainLoop<'a> {
         BatchConfig { input, size, examples: self.examples, from, seed }
     }
 
-    /// What the part that is not trained gives for every example.
+    /// Computes the frozen part's output for every example.
     fn compute(&mut self, onnx: &OnnxRuntime, frozen: &OnnxDocument) -> Result<FrozenFeatures, TrainError> {
         let mut graph = vision::Graph::open(onnx, "frozen part", &frozen.encode(), self.settings.threads.into())?;
         let images = frozen.input()?.to_owned();
@@ -334,7 +334,7 @@ impl<'a> TrainLoop<'a> {
         let all: Vec<usize> = (0..self.examples.len()).collect();
         self.progress.unreadable = 0;
         self.making(BatchSource::Pictures(None), 0).run(&all, 0, |batch| {
-            check_stop(self.around.stop)?;
+            check_stop(self.context.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, all.len())?;
             let given = [GraphInput { name: &images, shape: &shape, values: &batch.images }];
             graph.run(&given, |came| {
@@ -344,15 +344,15 @@ impl<'a> TrainLoop<'a> {
                     features.usable.extend(batch.classes[..left].iter().map(Option::is_some));
                 }
             })?;
-            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
+            self.context.pace.yield_cpu(self.settings.threads, batch.made_in, self.context.stop)
         })?;
         Ok(features)
     }
 
-    /// Sets the highest learning rate. From random weights, which are right no more often than chance, it is the fastest;
-    /// otherwise each is tried for a few steps from the start, and the one is taken after which the loss on pictures to learn
-    /// from that the trial did not see is lowest. As a learning rate range test (arXiv 1506.01186, section 3.3) it needs
-    /// none of the images held out; it tries a few rates apart, for the loss of a good model hardly moves within one run.
+    /// Sets the highest learning rate. From random weights, which are no better than chance, it is the highest rate;
+    /// otherwise each rate is tried for a few steps from the start, and the one with the lowest loss on training
+    /// pictures that the trial did not see is taken. Like a learning rate range test (arXiv 1506.01186, section 3.3) it
+    /// needs no holdout; it tries separate rates because the loss of a trained model hardly moves within one run.
     fn find_rate(&mut self, places: &[usize], start: &HoldoutScores) -> Result<(), TrainError> {
         let mut random = StdRng::seed_from_u64(seed_of(self.settings, 0));
         let mut shuffled = places.to_vec();
@@ -369,11 +369,11 @@ impl<'a> TrainLoop<'a> {
             // Too few to judge a trial by.
             None if seen.is_empty() => slowest,
             None => {
-                tracing::info!(rates = TRIED_RATES.len(), "learning rates are tried");
+                tracing::info!(rates = TRIED_RATES.len(), "learning rate search started");
                 let mut best: Option<(f32, f64)> = None;
                 for rate in TRIED_RATES {
                     let loss = self.try_rate(rate, &learned, seen)?;
-                    tracing::debug!(rate, loss, "a learning rate was tried");
+                    tracing::debug!(rate, loss, "learning rate tried");
                     best = best.filter(|(_, lowest)| *lowest <= loss || loss.is_nan()).or(Some((rate, loss)));
                 }
                 best.map_or(slowest, |(rate, _)| rate)
@@ -384,7 +384,7 @@ impl<'a> TrainLoop<'a> {
         Ok(())
     }
 
-    /// The loss on `seen` after a few steps at a rate over `learned`, from the start.
+    /// The loss on `seen` after a few steps over `learned` at this rate, from the start.
     fn try_rate(&mut self, rate: f32, learned: &[usize], seen: &[usize]) -> Result<f64, TrainError> {
         self.weights.clone_from(&self.start);
         let mut optimizer = Optimizer::new(&self.settings.optimizer, &self.start).with_proximal(self.anchor);
@@ -394,31 +394,31 @@ impl<'a> TrainLoop<'a> {
             LabelSmoothing { label_smoothing: self.settings.label_smoothing_ratio, class_weights: Vec::new() };
         let classes = self.stepper.step().classes;
         let tried = making.run(learned, 0, |batch| {
-            check_stop(self.around.stop)?;
+            check_stop(self.context.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
             optimizer.step(&mut self.weights, &mut self.gradients, &self.start, f64::from(rate));
-            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
+            self.context.pace.yield_cpu(self.settings.threads, batch.made_in, self.context.stop)
         });
         self.features = from;
         tried?;
         Ok(self.measure(seen, WeightSnapshot::Now)?.measured().loss)
     }
 
-    /// Whether there is another epoch: not after as many without a better one as half of all.
-    fn goes_on(&self) -> bool {
+    /// Whether to train another epoch: training stops after half of all epochs without improvement.
+    fn has_next_epoch(&self) -> bool {
         let TrainProgress { epoch, best_epoch, .. } = self.progress;
         let since = epoch.saturating_sub(best_epoch).saturating_sub(1);
         epoch <= self.settings.epochs && since < self.settings.epochs.div_ceil(2).max(2)
     }
 
-    /// The weights as they are now are the best.
-    fn keep(&mut self, epoch: u32) {
+    /// Records the current weights as the best.
+    fn keep_best(&mut self, epoch: u32) {
         self.best.clone_from(&self.weights);
         self.progress.best_epoch = epoch;
     }
 
-    /// What is left of an epoch; the mean loss of its batches.
+    /// Trains on the rest of an epoch; returns the mean loss of its batches.
     fn learn(&mut self, places: &[usize]) -> Result<f64, TrainError> {
         let settings = self.settings;
         let (epoch, learning_rate) = (self.progress.epoch, self.progress.learning_rate);
@@ -430,7 +430,7 @@ impl<'a> TrainLoop<'a> {
         let steps = places.len().div_ceil(making.size).max(1) as f64;
         let done = usize::try_from(self.progress.batches).unwrap_or(usize::MAX).saturating_mul(making.size);
         let learned = making.run(places, done, |batch| {
-            check_stop(self.around.stop)?;
+            check_stop(self.context.stop)?;
             note_unreadable(&batch.unreadable, &mut self.progress.unreadable, places.len())?;
             let targets = cross_entropy(&batch.classes, classes, &smoothing);
             let loss = self.stepper.learn(&batch.images, &targets, &self.weights, &mut self.gradients)?;
@@ -442,16 +442,16 @@ impl<'a> TrainLoop<'a> {
             self.optimizer.step(&mut self.weights, &mut self.gradients, &self.start, rate);
             self.progress.losses += f64::from(loss);
             self.progress.batches += 1;
-            if self.around.checkpoints.as_ref().is_some_and(CheckpointFolder::are_due) {
-                self.write_down()?;
+            if self.context.checkpoints.as_ref().is_some_and(CheckpointFolder::are_due) {
+                self.save_progress()?;
             }
-            self.around.pace.yield_cpu(settings.threads, batch.made_in, self.around.stop)
+            self.context.pace.yield_cpu(settings.threads, batch.made_in, self.context.stop)
         });
         self.features = from;
         learned.map(|()| self.progress.losses / (self.progress.batches as f64).max(1.0))
     }
 
-    /// What weights say about examples.
+    /// Predictions of these weights on examples.
     fn measure(&mut self, places: &[usize], at: WeightSnapshot) -> Result<HoldoutScores, TrainError> {
         let from = self.features.take();
         let making = self.making(from.as_ref().map_or(BatchSource::Pictures(None), BatchSource::Features), 0);
@@ -463,28 +463,28 @@ impl<'a> TrainLoop<'a> {
         let classes = self.stepper.step().classes;
         let mut scores = HoldoutScores::default();
         let measured = making.run(places, 0, |batch| {
-            check_stop(self.around.stop)?;
+            check_stop(self.context.stop)?;
             let targets = cross_entropy(&batch.classes, classes, &LabelSmoothing::default());
             let gave = self.stepper.measure(&batch.images, &targets, weights)?;
             for (class, logits) in batch.classes.iter().zip(gave.scores.chunks_exact(classes)) {
                 class.iter().for_each(|class| scores.add(logits, *class));
             }
-            self.around.pace.yield_cpu(self.settings.threads, batch.made_in, self.around.stop)
+            self.context.pace.yield_cpu(self.settings.threads, batch.made_in, self.context.stop)
         });
         self.features = from;
         measured.map(|()| scores)
     }
 
-    /// An epoch is over: the next one begins.
-    fn over(&mut self, epoch: Epoch) -> Result<(), TrainError> {
+    /// Finishes an epoch and starts the next.
+    fn finish_epoch(&mut self, epoch: Epoch) -> Result<(), TrainError> {
         self.progress.epochs.push(epoch);
         self.progress.epoch = epoch.number + 1;
         (self.progress.batches, self.progress.losses) = (0, 0.0);
-        self.write_down()
+        self.save_progress()
     }
 
-    fn write_down(&mut self) -> Result<(), TrainError> {
-        match &mut self.around.checkpoints {
+    fn save_progress(&mut self) -> Result<(), TrainError> {
+        match &mut self.context.checkpoints {
             None => Ok(()),
             Some(to) => to.write(&self.mark, &self.names, &self.progress, [&self.weights, &self.best], &self.optimizer),
         }
@@ -522,7 +522,7 @@ impl<'a> TrainLoop<'a> {
     }
 }
 
-/// Weights of a step that a smaller one leaves as they are, with their shapes.
+/// Weights of a step that a smaller one leaves unchanged, with their shapes.
 fn rest(whole: &TrainingStep, last: &TrainingStep) -> Vec<(String, Vec<usize>)> {
     let is_left = |name: &str| last.weights.iter().all(|weight| weight.name != name);
     let shape = |shape: &[i64]| shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
@@ -530,8 +530,8 @@ fn rest(whole: &TrainingStep, last: &TrainingStep) -> Vec<(String, Vec<usize>)> 
     left.map(|weight| (weight.name.clone(), shape(&weight.shape))).collect()
 }
 
-/// Where the step is cut, if what is not trained need be computed only once: when pictures stay as they are, and what
-/// is kept of them has room.
+/// Where to split the step so that the frozen part is computed once per picture; `None` if pictures are augmented or
+/// the result would not fit into memory.
 fn cut(
     step: &TrainingStep,
     known: &TensorFacts,
@@ -544,10 +544,10 @@ fn cut(
     let Some(cut) = step.split(known)? else { return Ok(None) };
     let length: i64 = cut.tail.images_shape.iter().skip(1).product();
     let bytes = usize::try_from(length).unwrap_or(usize::MAX).saturating_mul(4 * examples.all.len());
-    Ok(Some(cut).filter(|_| bytes <= MOST_FEATURES_BYTES))
+    Ok(Some(cut).filter(|_| bytes <= MAX_FEATURES_BYTES))
 }
 
-/// A digest of everything that the weights depend on.
+/// Digest of everything that the weights depend on.
 fn mark(model: &Model, examples: &Examples, settings: &TrainSettings) -> String {
     let mut digest = Sha256::new();
     digest.update(model.release.as_str());
@@ -564,10 +564,10 @@ fn check_stop(stop: &CancellationToken) -> Result<(), TrainError> {
     if stop.is_cancelled() { Err(TrainError::Stopped) } else { Ok(()) }
 }
 
-/// A few pictures that cannot be read are passed over; if most cannot, something else is wrong.
+/// Skips a few unreadable pictures; if most are unreadable, something else is wrong.
 fn note_unreadable(unreadable: &[String], so_far: &mut usize, count: usize) -> Result<(), TrainError> {
     for why in unreadable {
-        tracing::warn!(image = why, "passed over");
+        tracing::warn!(image = why, "image skipped");
     }
     *so_far += unreadable.len();
     match (unreadable.first(), *so_far * 2 > count) {

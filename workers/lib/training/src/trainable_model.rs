@@ -1,4 +1,4 @@
-//! Runs a prepared model once, so that a training step knows every tensor's shape.
+//! Runs a prepared model once to learn every tensor's shape for the training step.
 
 use autograd::report::TrainabilityReport;
 use autograd::tensor_facts::TensorConstants;
@@ -9,24 +9,24 @@ use vision::{Graph, Model, OnnxRuntime};
 
 use crate::error::TrainError;
 
-/// A model made ready to be trained, and what is known of its tensors.
+/// A model prepared for training, with facts about its tensors.
 pub struct TrainableModel {
     /// The model with its weights.
     pub onnx: onnx::OnnxDocument,
-    /// Made ready.
+    /// The model prepared for training.
     pub prepared: PreparedModel,
-    /// For batches of the size asked for.
+    /// Tensor facts for the requested batch size.
     pub known: TensorFacts,
 }
 
-/// How much of a model can be trained.
+/// Reports how much of a model can be trained.
 pub fn report(runtime: &OnnxRuntime, model: &Model) -> Result<TrainabilityReport, TrainError> {
-    // Two images: shapes that hold for one alone show.
+    // Two images, to reveal shapes that only hold for one.
     let TrainableModel { prepared, known, .. } = prepare_model(runtime, model, 2)?;
     Ok(autograd::report::report(&prepared, &known)?)
 }
 
-/// Makes a model ready for batches of so many images.
+/// Prepares a model for batches of this size.
 pub fn prepare_model(runtime: &OnnxRuntime, model: &Model, batch: u16) -> Result<TrainableModel, TrainError> {
     let onnx = onnx::read(&model.graph)?;
     let input = &model.description.input;
@@ -45,8 +45,8 @@ pub fn prepare_model(runtime: &OnnxRuntime, model: &Model, batch: u16) -> Result
     Ok(TrainableModel { onnx, prepared, known })
 }
 
-/// Makes a graph ready for batches of this shape, and tells what a probe shows; one exported for a single image is made to
-/// take several.
+/// Prepares a graph for batches of this shape and returns its tensor facts; a graph exported for a single image is
+/// widened if possible.
 pub fn prepare(
     runtime: &OnnxRuntime,
     onnx: &onnx::OnnxDocument,
@@ -69,8 +69,8 @@ pub fn prepare(
     }
 }
 
-/// A model exported for a single image, made ready for several. What does not provably work image by image must at least
-/// run as it is, and give a row for each.
+/// Prepares a model exported for a single image for several. If it does not provably work image by image, it must at
+/// least run as it is and give a row for each image.
 fn widened(
     runtime: &OnnxRuntime,
     onnx: &onnx::OnnxDocument,
@@ -93,7 +93,7 @@ fn widened(
     }
 }
 
-/// Runs the probe of a model made ready for batches of this shape.
+/// Runs the probe of a model prepared for batches of this shape.
 pub fn known(runtime: &OnnxRuntime, prepared: &PreparedModel, shape: &[i64]) -> Result<TensorFacts, TrainError> {
     let mut known = prepared.known()?;
     let probe = prepared.probe()?;

@@ -1,4 +1,4 @@
-//! Weights as a safetensors file, in the form an update is sent in.
+//! Weights as a safetensors file, in the format of updates.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +12,7 @@ use crate::error::TrainError;
 /// Tensors by name, each with its shape.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// The bytes of a file. `base`: the weights that [`WeightForm::DeltaF16`] is against, of the same names.
+/// Encodes weights as a file. `base`: the weights of the same names that [`WeightFormat::DeltaF16`] is relative to.
 pub fn encode(
     tensors: &NamedTensors,
     base: &BTreeMap<String, Vec<f32>>,
@@ -46,7 +46,7 @@ pub fn encode(
     safetensors::serialize(views, notes).map_err(failed)
 }
 
-/// The 32-bit floats of a file, and the notes beside them.
+/// Decodes a file's 32-bit floats and its metadata.
 pub fn decode(bytes: &[u8]) -> Result<(NamedTensors, HashMap<String, String>), TrainError> {
     let failed = |source| TrainError::Weights { verb: "read", source };
     let (_, head) = SafeTensors::read_metadata(bytes).map_err(failed)?;
@@ -83,7 +83,7 @@ mod tests {
         let notes: HashMap<String, String> = [("epoch".to_owned(), "3".to_owned())].into();
         let bytes = encode(&values, &BTreeMap::new(), WeightFormat::F32, Some(notes.clone())).unwrap();
         assert_eq!(decode(&bytes).unwrap(), (values, notes));
-        assert!(decode(&bytes[..bytes.len() - 1]).is_err(), "cut off");
+        assert!(decode(&bytes[..bytes.len() - 1]).is_err(), "truncated");
     }
 
     #[test]

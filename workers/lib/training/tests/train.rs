@@ -1,4 +1,4 @@
-//! Training the project's own model on the project's own pictures, with the real runtime.
+//! Trains the project's own model on the project's own pictures with the real runtime.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
@@ -25,7 +25,7 @@ fn light() -> Model {
     Model::load(&fixtures().join("models/fashion-light")).unwrap()
 }
 
-/// The light model with weights that know nothing: spread as He et al. advise (arXiv 1502.01852), the same each time.
+/// The light model with random weights: spread as He et al. recommend (arXiv 1502.01852), the same each time.
 fn ignorant(into: &Path) -> Model {
     let model = light();
     let graph = onnx::read(&model.graph).unwrap();
@@ -35,7 +35,7 @@ fn ignorant(into: &Path) -> Model {
     let mut random = StdRng::seed_from_u64(7);
     let mut fresh = |weight: &autograd::training_step::Weight| {
         let count: i64 = weight.shape.iter().product();
-        // As many values go into a number as all axes but the largest of the two first have; biases begin at 0.
+        // The fan-in is the product of all axes but the larger of the first two; biases start at 0.
         let fan_in: i64 = if weight.shape.len() > 1 { count / weight.shape[0] } else { 0 };
         let reach = if fan_in > 0 { (6.0 / fan_in as f32).sqrt() } else { 0.0 };
         (weight.name.clone(), (0..count).map(|_| random.random_range(-1.0_f32..1.0) * reach).collect())
@@ -90,7 +90,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
     let result = trained(&model, &TrainSettings { epochs: 2, ..settings() }).unwrap();
     let new = folder::write(&model, &result.onnx, &result.values(), &place.path().join("new")).unwrap();
     assert_ne!(new.release, model.release);
-    // The new folder in an ordinary session, and the step's graph with the weights as inputs.
+    // The new folder in an ordinary session, against the step's graph with the weights as inputs.
     let runtime = OnnxRuntime::find_and_load(None).unwrap();
     let input = &model.description.input;
     let picture: Vec<f32> = (0..tensor::len(input)).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
@@ -110,7 +110,7 @@ fn the_new_folder_says_what_the_trained_weights_say() {
 #[test]
 fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
     let place = tempfile::tempdir().unwrap();
-    // Its own settings of old, and those of nobody.
+    // The old defaults, and the current ones.
     let mut old = TrainSettings { epochs: 3, ..TrainSettings::default() };
     old.optimizer.learning_rate = Some(0.1);
     let result = trained(&light(), &old).unwrap();
@@ -118,7 +118,7 @@ fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
     assert!(after.accuracy_ratio >= before.accuracy_ratio - 0.02, "{before:?} {after:?}");
     let last = result.epochs.last().unwrap().held_out;
     assert!(last.loss > before.loss, "at this rate it forgets: {last:?}");
-    assert!(result.has_no_gain().unwrap().starts_with("nothing to gain"), "{:?}", result.has_no_gain());
+    assert!(result.has_no_gain().unwrap().starts_with("no gain"), "{:?}", result.has_no_gain());
     let kept = folder::write(&light(), &result.onnx, &result.values(), &place.path().join("kept")).unwrap();
     assert!(result.best_epoch != 0 || kept.labels == light().labels);
 
@@ -126,7 +126,7 @@ fn a_good_model_is_not_made_worse_by_what_is_done_to_it_by_default() {
     assert!(result.learning_rate < 0.02, "{}", result.learning_rate);
     let (before, after) = result.held_out();
     assert!(after.loss <= before.loss && after.accuracy_ratio > before.accuracy_ratio - 0.01, "{before:?} {after:?}");
-    // From weights that know nothing the fastest is taken.
+    // From random weights the highest rate is taken.
     let model = ignorant(&place.path().join("start"));
     let result = trained(&model, &TrainSettings { epochs: 1, ..TrainSettings::default() }).unwrap();
     assert_eq!(result.learning_rate, 0.02);
@@ -203,7 +203,7 @@ fn who_is_stopped_in_the_middle_goes_on_and_comes_to_the_same_weights() {
         let stop = CancellationToken::new();
         let checkpoints = Some(CheckpointFolder::new(place.path(), Duration::from_millis(20)));
         let later = stop.clone();
-        // In the middle of the first epoch that is begun.
+        // In the middle of the first epoch.
         let see = |_: &training::Epoch| {
             let later = later.clone();
             std::thread::spawn(move || {
@@ -231,7 +231,7 @@ fn what_is_not_trained_is_computed_once_and_gives_the_same() {
     let mut head = TrainSettings { trainable: "head".into(), epochs: 2, ..settings() };
     let cached = trained(&model, &head).unwrap();
     assert!(cached.features_cached && cached.weights.len() == 2);
-    // Pictures that are changed, be it by next to nothing, are computed anew each time.
+    // Augmented pictures, however little they change, are computed each time.
     head.augment.brightness_ratio = 1e-9;
     let anew = trained(&model, &head).unwrap();
     assert!(!anew.features_cached);
@@ -276,8 +276,8 @@ fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_re
     let all = onnx::read(&light().graph).unwrap().floats().unwrap().len();
     for (of_class, layers, numbers) in [(5, Some(1), 330), (15, Some(2), 25_450), (30, None, 26_698)] {
         let few = learn(&light(), of_class);
-        assert_eq!((few.layers, few.parameters), (layers, numbers), "{of_class} images of a class");
-        assert_eq!(few.weights.len(), all, "what is not trained is sent too");
+        assert_eq!((few.layers, few.parameters), (layers, numbers), "{of_class} images per class");
+        assert_eq!(few.weights.len(), all, "unchanged weights are sent too");
     }
     let few = learn(&light(), 5);
     let moved: Vec<&String> = few
@@ -287,7 +287,7 @@ fn with_few_images_a_good_model_learns_in_its_last_layers_alone_and_sends_the_re
         .map(|(name, _)| name)
         .collect();
     assert!(moved.len() <= 2, "{moved:?}");
-    // Neither where nothing is known yet nor where somebody said what is trained.
+    // No limit for random weights, nor where the trainable weights are configured.
     let place = tempfile::tempdir().unwrap();
     assert_eq!(learn(&ignorant(&place.path().join("start")), 5).layers, None);
 }

@@ -1,28 +1,28 @@
-//! Augment: a picture as it might have been taken otherwise, to learn from. Pure.
+//! Augments a picture for training. Pure.
 //!
-//! Mirrored, moved, enlarged and turned in one step, so that every pixel is interpolated once; what comes from
-//! beyond the rim repeats the rim.
+//! Mirrors, shifts, enlarges and rotates in one step, so that every pixel is interpolated once; areas beyond the edge
+//! repeat the edge.
 
 use crate::decode::Pixels;
 
-/// What is changed; the default changes nothing.
+/// How a picture is augmented; the default changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct PictureAugmentation {
-    /// Left and right change sides.
+    /// Mirror left to right.
     pub mirror: bool,
-    /// Moved to the right by this share of the width, -1 to 1.
+    /// Shift to the right by this share of the width, -1 to 1.
     pub right_ratio: f32,
-    /// Moved down by this share of the height, -1 to 1.
+    /// Shift down by this share of the height, -1 to 1.
     pub down_ratio: f32,
-    /// Enlarged by this share about the middle, 0 and more.
+    /// Enlarge by this share around the centre, 0 or more.
     pub zoom_ratio: f32,
-    /// Turned about the middle, degrees.
+    /// Rotate around the centre by this many degrees.
     pub turn_degrees: f32,
-    /// Made brighter (above 0) or darker by this share, -1 and more.
+    /// Make brighter (above 0) or darker by this share, -1 or more.
     pub brightness_ratio: f32,
 }
 
-/// The changed picture, of the same size.
+/// The augmented picture, of the same size.
 pub fn augment_picture(pixels: &Pixels, change: &PictureAugmentation) -> Pixels {
     let (width, height) = (pixels.width_px as usize, pixels.height_px as usize);
     let (middle_x, middle_y) = ((width as f32 - 1.0) / 2.0, (height as f32 - 1.0) / 2.0);
@@ -33,7 +33,7 @@ pub fn augment_picture(pixels: &Pixels, change: &PictureAugmentation) -> Pixels 
     let mut rgb = Vec::with_capacity(pixels.rgb.len());
     for y in 0..height {
         for x in 0..width {
-            // Where in the original this pixel comes from.
+            // Position of this pixel in the original.
             let (from_x, from_y) = (x as f32 - right - middle_x, y as f32 - down - middle_y);
             let mut at_x = (from_x * cosine + from_y * sine) * zoom + middle_x;
             let at_y = (from_y * cosine - from_x * sine) * zoom + middle_y;
@@ -47,7 +47,7 @@ pub fn augment_picture(pixels: &Pixels, change: &PictureAugmentation) -> Pixels 
     Pixels { width_px: pixels.width_px, height_px: pixels.height_px, rgb }
 }
 
-/// The color between pixels, bilinear.
+/// Bilinear interpolation between pixels.
 fn between(pixels: &Pixels, x: f32, y: f32) -> [f32; 3] {
     let (last_x, last_y) = (pixels.width_px as f32 - 1.0, pixels.height_px as f32 - 1.0);
     let (x, y) = (x.clamp(0.0, last_x.max(0.0)), y.clamp(0.0, last_y.max(0.0)));

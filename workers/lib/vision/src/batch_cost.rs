@@ -1,4 +1,4 @@
-//! Measure: what batches cost one replica, and which size pays.
+//! Measures what batches cost one replica and which size is worth it.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +8,22 @@ use crate::inference::InferenceError;
 use crate::replica::Replica;
 use crate::sample;
 
-/// A larger batch must cost less than this share of the single image to be worth its latency.
+/// A larger batch must cost less than this share of the single image's cost to be worth its latency.
 const WORTH_RATIO: f64 = 0.95;
 
-/// Longest time spent measuring one batch size.
+/// Longest time to measure one batch size.
 const MEASURE_FOR: Duration = Duration::from_millis(150);
 
-/// What batches cost one replica: `a * n + b` milliseconds for `n` images.
+/// Cost of batches on one replica: `a * n + b` milliseconds for `n` images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct BatchCost {
-    /// One image alone, in milliseconds.
+    /// Cost of a single image, milliseconds.
     pub single_ms: f64,
-    /// The largest batch tried.
+    /// The largest batch size tried.
     pub largest_batch: usize,
-    /// That batch, in milliseconds.
+    /// Cost of that batch, milliseconds.
     pub largest_ms: f64,
-    /// Images in one run that cost least, each.
+    /// Batch size with the lowest cost per image.
     pub best_batch: usize,
 }
 
@@ -34,12 +34,12 @@ impl BatchCost {
         Self { single_ms, largest_batch, largest_ms, best_batch }
     }
 
-    /// One image in the best batch, in milliseconds.
+    /// Cost per image in the best batch, milliseconds.
     pub fn best_ms(&self) -> f64 {
         if self.best_batch == 1 { self.single_ms } else { self.largest_ms / self.best_batch as f64 }
     }
 
-    /// `a`: what each further image adds, in milliseconds.
+    /// `a`: cost of each further image, milliseconds.
     pub fn each_ms(&self) -> f64 {
         match self.largest_batch {
             1 => self.single_ms,
@@ -47,14 +47,14 @@ impl BatchCost {
         }
     }
 
-    /// `b`: what a run costs whatever is in it, in milliseconds.
+    /// `b`: fixed cost of a run, milliseconds.
     pub fn fixed_ms(&self) -> f64 {
         self.single_ms - self.each_ms()
     }
 }
 
-/// Runs a generated picture alone, then two at once; the largest batch is tried only if these two
-/// promise that it pays, because the runtime keeps the memory of the largest batch it has seen.
+/// Runs a generated picture alone, then two at once; the largest batch is only tried if these two suggest that it is
+/// worth it, because the runtime keeps the memory of the largest batch it has run.
 pub fn measure_batches(replica: &mut Replica) -> Result<BatchCost, InferenceError> {
     let sample = sample::jpeg();
     let largest = replica.max_batch();
@@ -70,8 +70,8 @@ pub fn measure_batches(replica: &mut Replica) -> Result<BatchCost, InferenceErro
     Ok(BatchCost::of(single_ms, largest, fastest_ms(replica, &sample, largest)?))
 }
 
-/// The fastest after one run that is not counted: what else the machine does at this moment makes runs
-/// slower, never faster, and one slow measurement of a single image would make every batch look cheap.
+/// The fastest run after one uncounted run: other load on the machine only makes runs slower, and one slow measurement
+/// of a single image would make every batch look cheap.
 fn fastest_ms(replica: &mut Replica, sample: &[u8], images: usize) -> Result<f64, InferenceError> {
     replica.time_ms(sample, images)?;
     let started = Instant::now();

@@ -1,7 +1,5 @@
-//! Check: a folder in, a report on the model in it out, before anything depends on it.
-//!
-//! Loads, opens and runs it, on a picture of the caller's or a generated one; refuses what any of
-//! the rooms refuses.
+//! Checks a model before anything depends on it: loads, opens and runs it on a given or generated picture, and returns
+//! a report. Refuses whatever any stage of recognition refuses.
 
 use std::path::Path;
 
@@ -17,73 +15,73 @@ use crate::sample;
 use crate::scores::{probabilities, top};
 use crate::session::OnnxRuntime;
 
-/// Why a model is not fit for use.
+/// Why a model is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The folder.
+    /// The folder is not a valid model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The graph, the runtime or the picture.
+    /// The graph, the runtime or the picture failed.
     #[error(transparent)]
     Infer(#[from] InferenceError),
 }
 
-/// What was found.
+/// Report about a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelReport {
-    /// What people call it.
+    /// Name of the model.
     pub name: String,
     /// Digest of its files, 64 hexadecimal digits.
     pub release: String,
-    /// The files that belong to it.
+    /// Files that belong to it, relative to its folder.
     pub files: Vec<String>,
-    /// Their size together, in bytes.
+    /// Size of these files in bytes.
     pub size_bytes: u64,
-    /// The runtime it was tried on.
+    /// The runtime it was run on.
     pub runtime: String,
-    /// What goes in.
+    /// Its input.
     pub input: InputReport,
-    /// What comes out.
+    /// Its output.
     pub output: OutputReport,
-    /// How many labels there are.
+    /// Number of labels.
     pub labels: usize,
-    /// One image on one thread in the best batch, in milliseconds, decoding included.
+    /// Cost of one image on one thread in the best batch, milliseconds, including decoding.
     pub cost_ms: f64,
-    /// Images in one run that cost least, each.
+    /// Batch size with the lowest cost per image.
     pub best_batch: usize,
     /// The measurement behind it.
     pub measured: BatchCost,
-    /// Most images the graph takes at once; absent if it does not mind.
+    /// Largest batch of the graph; absent if it is not limited.
     pub graph_batch: Option<usize>,
-    /// The best classes for the picture given; empty without one.
+    /// The best classes for the given picture; empty without one.
     pub top: Vec<RankedLabel>,
 }
 
-/// What goes in.
+/// Input of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InputReport {
-    /// The graph's name for it.
+    /// Its name in the graph.
     pub name: String,
-    /// In pixels.
+    /// Width in pixels.
     pub width_px: u32,
-    /// In pixels.
+    /// Height in pixels.
     pub height_px: u32,
-    /// Order and number of channels.
+    /// Number and order of channels.
     pub channels: Channels,
     /// Order of the axes.
     pub layout: Layout,
-    /// How a picture is fitted.
+    /// How a picture is fitted to the input.
     pub resize: ResizeMode,
 }
 
-/// What comes out.
+/// Output of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OutputReport {
-    /// The graph's name for it.
+    /// Its name in the graph.
     pub name: String,
-    /// What its numbers are.
+    /// What its numbers mean.
     pub kind: OutputKind,
-    /// How many features the second output has, if there is one.
+    /// Number of features in the second output; absent without one.
     pub features: Option<usize>,
 }
 
@@ -96,7 +94,7 @@ pub struct RankedLabel {
     pub confidence_ratio: f32,
 }
 
-/// Tries a model. Without an `image` a generated one is run and `top` stays empty.
+/// Checks a model. Without an `image`, a generated one is run and `top` is empty.
 pub fn check(dir: &Path, onnx: &OnnxRuntime, image: Option<&[u8]>) -> Result<ModelReport, CheckError> {
     let model = Model::load(dir)?;
     let settings = InferenceSettings { decode: DecodeSettings::default(), ..InferenceSettings::default() };

@@ -1,15 +1,14 @@
-//! Decode: image bytes in, upright RGB pixels out; here alone image decoders are named.
+//! Decodes image bytes into upright RGB pixels; the only module that names image decoders.
 //!
-//! Enters: the bytes as published. Leaves: [`Pixels`], orientation already applied.
-//! Refuses: anything too large for its [`DecodeSettings`] (read from the header, before a pixel is
-//! allocated), unknown formats, and pictures that are cut off or damaged: half a picture is no
-//! picture. The format comes from the bytes, never from a name.
+//! In: the bytes as published. Out: [`Pixels`] with the orientation applied. Refused: anything too large for its
+//! [`DecodeSettings`] (judged by the header, before a pixel is allocated), unknown formats, and pictures that are cut
+//! off or damaged, as partial pictures are not recognized. The format is recognized from the bytes, never from a name.
 //!
-//! Of an animated GIF, PNG or WebP the first frame is recognized, of a TIFF the first page that is no thumbnail.
-//! Transparency is dropped and the colour underneath kept, as Pillow's `convert("RGB")` does, unless a background is set;
-//! 16-bit channels become 8 by the bits that are used.
+//! The first frame of an animated GIF, PNG or WebP is used, and the first page of a TIFF that is not a thumbnail.
+//! Transparency is dropped and the colour beneath kept, as in Pillow's `convert("RGB")`, unless a background is set;
+//! 16-bit channels become 8-bit by the bits that are used.
 //!
-//! A picture may stand in base64, a data URL or JSON, or behind a few bytes of junk ([`envelope`]); that is noted.
+//! A picture may be wrapped in base64, a data URL or JSON, or follow a few bytes of junk ([`envelope`]); this is noted.
 
 mod envelope;
 mod error;
@@ -37,30 +36,29 @@ pub use self::format_guess::FormatGuess;
 use self::format_guess::guess_unknown;
 use self::levels::{BitDepthHint, SampleScale};
 
-/// A reused pixel buffer larger than this is given back once a picture needs less than a quarter
-/// of it, so that one huge picture does not hold memory for ever. Bytes; a guess.
+/// A reused pixel buffer larger than this is shrunk when a picture needs less than a quarter of it, so that one huge
+/// picture does not hold memory forever. Bytes; an estimate.
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
 
-/// Programs write so much behind the end of a picture at the most.
+/// Most bytes that programs append after the end of a picture.
 const MAX_TRAILER_BYTES: usize = 4096;
 
-/// What a picture may cost, each limit checked before the memory it guards is allocated, and how it is read where the
-/// file leaves that open.
+/// Limits of decoding, each checked before the memory it guards is allocated, and how to read what a file leaves open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeSettings {
     /// Largest picture as published, in bytes.
     pub max_bytes: usize,
-    /// Longest side, in pixels.
+    /// Longest side in pixels.
     pub max_side_px: u32,
     /// Most pixels, width times height.
     pub max_pixels: u64,
-    /// Most memory one decode may take, in bytes: the pixels, a second picture where it is turned, and what the decoder
-    /// keeps besides.
+    /// Most memory per decode in bytes: the pixels, a second picture if it is rotated, and the decoder's own buffers.
     pub max_memory_bytes: u64,
-    /// How many of the 16 bits of a deep picture are used, 8 to 16, where it does not say so itself; absent: the fewest of 10, 12, 14 and 16 that hold its brightest sample.
+    /// Used bits of 16-bit pictures, 8 to 16, if the file does not say; absent: the fewest of 10, 12, 14 and 16 that
+    /// hold its brightest sample.
     pub deep_bits: Option<u8>,
-    /// Red, green and blue, 0 to 255, that show where a picture is transparent; absent: its colours as they are beneath.
+    /// Red, green and blue (0 to 255) behind transparent pictures; absent: their own colours.
     pub background: Option<[u8; 3]>,
 }
 
@@ -70,7 +68,7 @@ impl Default for DecodeSettings {
             max_bytes: usize::try_from(MAX_IMAGE_BYTES).unwrap_or(usize::MAX),
             max_side_px: 16_384,
             max_pixels: 50_000_000,
-            // 50 million pixels, turned.
+            // 50 million pixels, rotated.
             max_memory_bytes: 320 * 1024 * 1024,
             deep_bits: None,
             background: None,
@@ -79,7 +77,7 @@ impl Default for DecodeSettings {
 }
 
 impl DecodeSettings {
-    /// What is wrong with the settings, if something is.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         match self.deep_bits.filter(|bits| !(8..=16).contains(bits)) {
             Some(bits) => Err(format!("infer.decode.deep_bits is {bits}; it must be between 8 and 16")),
@@ -88,7 +86,7 @@ impl DecodeSettings {
     }
 }
 
-/// A decoded picture, upright.
+/// A decoded, upright picture.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pixels {
     /// Width in pixels.
@@ -100,8 +98,8 @@ pub struct Pixels {
 }
 
 impl Pixels {
-    /// Makes the buffer fit and returns it; what it holds is old and must be written over.
-    fn room(&mut self, width_px: u32, height_px: u32) -> &mut [u8] {
+    /// Resizes the buffer and returns it; its old content must be overwritten.
+    fn resize(&mut self, width_px: u32, height_px: u32) -> &mut [u8] {
         let size = width_px as usize * height_px as usize * 3;
         if self.rgb.capacity() > KEEP_BYTES && size < self.rgb.capacity() / 4 {
             self.rgb = Vec::new();
@@ -115,8 +113,8 @@ impl Pixels {
         &mut self.rgb
     }
 
-    /// Turns the picture upright.
-    fn turn(&mut self, orientation: Orientation, format: PictureFormat) -> Result<(), DecodeError> {
+    /// Rotates the picture upright.
+    fn make_upright(&mut self, orientation: Orientation, format: PictureFormat) -> Result<(), DecodeError> {
         if orientation == Orientation::NoTransforms {
             return Ok(());
         }
@@ -138,8 +136,8 @@ pub fn decode(bytes: &[u8], settings: &DecodeSettings) -> Result<Pixels, DecodeE
     Ok(pixels)
 }
 
-/// Decodes into a buffer used before, which saves allocating it anew for each picture. Returns what
-/// stood around the picture. After an error the buffer's contents mean nothing.
+/// Decodes into an existing buffer, which saves an allocation per picture. Returns what surrounded the picture. After
+/// an error the buffer's content is undefined.
 pub fn decode_into(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixels) -> Result<ImageEnvelope, DecodeError> {
     let (image, format) = recognize(bytes, settings)?;
     let bytes = &*image.bytes;
@@ -161,12 +159,12 @@ pub(crate) fn decode_page(
     catch_panics(PictureFormat::Tiff, pixels, |pixels| tiff::decode(bytes, settings, number, pixels))
 }
 
-/// How many pages a TIFF has.
+/// Number of pages of a TIFF.
 pub(crate) fn count_tiff_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
     catch_unwind(|| tiff::count_pages(bytes, settings)).unwrap_or(1)
 }
 
-/// A decoder that panics has met a picture its authors did not think of: that picture fails and the thread goes on.
+/// A decoder panic fails only that picture; the thread continues.
 fn catch_panics(
     format: PictureFormat,
     pixels: &mut Pixels,
@@ -181,8 +179,8 @@ fn catch_panics(
     }
 }
 
-/// Whether a picture goes on to the end that its format states; also where no end is stated. One that was cut off, is still
-/// being written, or has room at its end that nobody wrote to does not.
+/// Whether a picture reaches the end that its format states; also true if none is stated. False for a picture that was
+/// cut off, is still being written, or has unwritten space at its end.
 pub fn is_complete(bytes: &[u8]) -> bool {
     match PictureFormat::of(bytes) {
         Some(PictureFormat::Jpeg) => jpeg::is_closed(bytes),
@@ -203,7 +201,7 @@ fn stated_size(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(four)).ok()
 }
 
-/// Format, width and height from the header alone, as stored: before any turn upright.
+/// Format, width and height from the header alone, as stored, before rotation.
 pub fn dimensions(bytes: &[u8]) -> Result<(PictureFormat, u32, u32), DecodeError> {
     let settings = DecodeSettings { max_bytes: usize::MAX, ..DecodeSettings::default() };
     let (image, format) = recognize(bytes, &settings)?;
@@ -217,13 +215,13 @@ pub fn dimensions(bytes: &[u8]) -> Result<(PictureFormat, u32, u32), DecodeError
     found.map(|(width_px, height_px)| (format, width_px, height_px))
 }
 
-/// The text of a panic.
+/// The message of a panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// What holds the picture, and its format.
+/// Unwraps the picture and recognizes its format.
 fn recognize<'a>(
     bytes: &'a [u8],
     settings: &DecodeSettings,
@@ -274,30 +272,30 @@ fn other(
     let extra_bytes = if direct { 0 } else { decoder.total_bytes() + converted };
     check(format, width_px, height_px, extra_bytes, orientation, settings)?;
     if direct {
-        let room = pixels.room(width_px, height_px);
-        decoder.read_image_boxed(room).map_err(|error| image_error(format, &error))?;
+        let buffer = pixels.resize(width_px, height_px);
+        decoder.read_image_boxed(buffer).map_err(|error| image_error(format, &error))?;
     } else {
         let picture = DynamicImage::from_decoder(decoder).map_err(|error| image_error(format, &error))?;
         let declared_max = (format == PictureFormat::Png).then(|| format::significant_bits(bytes)).flatten();
         let deep = BitDepthHint { declared_max: declared_max.map(|bits| (1 << bits) - 1), bits: settings.deep_bits };
-        let room = pixels.room(width_px, height_px);
+        let buffer = pixels.resize(width_px, height_px);
         match settings.background.filter(|_| colours.has_alpha()) {
             None if is_deep(colours) => {
                 let values = picture.into_rgb16().into_raw();
-                room.copy_from_slice(&SampleScale::from_samples(&values, deep).to_eight(values));
+                buffer.copy_from_slice(&SampleScale::from_samples(&values, deep).to_eight(values));
             }
-            None => room.copy_from_slice(&picture.into_rgb8()),
+            None => buffer.copy_from_slice(&picture.into_rgb8()),
             background => {
                 let rgba = picture.into_rgba8();
                 for (out, image::Rgba([red, green, blue, alpha])) in
-                    room.as_chunks_mut::<3>().0.iter_mut().zip(rgba.pixels())
+                    buffer.as_chunks_mut::<3>().0.iter_mut().zip(rgba.pixels())
                 {
                     *out = levels::blend_over([*red, *green, *blue], *alpha, background);
                 }
             }
         }
     }
-    pixels.turn(orientation, format)
+    pixels.make_upright(orientation, format)
 }
 
 fn is_deep(colours: ColorType) -> bool {
@@ -320,7 +318,7 @@ fn image_error(format: PictureFormat, error: &ImageError) -> DecodeError {
     }
 }
 
-/// `extra_bytes`: what the decoder keeps besides the RGB pixels.
+/// `extra_bytes`: memory the decoder needs besides the RGB pixels.
 fn check(
     format: PictureFormat,
     width_px: u32,
@@ -337,7 +335,7 @@ fn check(
     if count > settings.max_pixels {
         return Err(DecodeError::TooManyPixels { format, width_px, height_px, limit: settings.max_pixels });
     }
-    // A quarter turn needs a second picture beside the first.
+    // A quarter turn needs a second picture.
     let pictures = if orientation == Orientation::NoTransforms { 1 } else { 2 };
     let needed_bytes = (count * 3 * pictures).saturating_add(extra_bytes);
     let limit_bytes = settings.max_memory_bytes;
@@ -364,7 +362,7 @@ mod tests {
         DecodeSettings::default()
     }
 
-    /// Four flat quarters, so that a lossy format hardly changes them and no two turns look alike.
+    /// Four flat quarters, so that a lossy format hardly changes them and no two rotations look alike.
     fn upright() -> RgbImage {
         let colours = [[200, 30, 30], [30, 200, 30], [30, 30, 200], [240, 240, 240]];
         RgbImage::from_fn(48, 32, |x, y| Rgb(colours[usize::from(x >= 24) + 2 * usize::from(y >= 16)]))
@@ -396,8 +394,8 @@ mod tests {
                 assert!(!is_complete(&whole[..kept]), "{format:?} cut after {kept} of {} bytes", whole.len());
             }
         }
-        assert!(!is_complete(&[0; 5000]), "room that nobody wrote to");
-        assert!(is_complete(b"an error page"), "what is no picture is not waited for");
+        assert!(!is_complete(&[0; 5000]), "unwritten space");
+        assert!(is_complete(b"an error page"), "unknown formats count as complete");
     }
 
     fn assert_close(actual: &Pixels, expected: &RgbImage, tolerance: u8, what: &str) {

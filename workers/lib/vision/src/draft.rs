@@ -1,7 +1,7 @@
-//! Draft: an ONNX file that nobody has described in, a first `model.toml` and labels out, with where each value is from.
+//! Drafts a `model.toml` and labels for an ONNX file without a description, with the source of each value.
 //!
-//! What the graph, its exporter's metadata or the files beside it say is taken; the rest is guessed as most models are
-//! trained, and said to be a guess. Refuses graphs that are no classifiers of pictures. Writes nothing.
+//! Values from the graph, its exporter's metadata or files beside it are used; the rest is guessed from how most models
+//! are trained, and marked as a guess. Refuses graphs that are not picture classifiers. Writes nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,38 +17,38 @@ use crate::labels;
 use crate::model::{ModelError, find_graph, read_outline};
 use crate::outline::{GraphPort, Outline, PortContent};
 
-/// Element types as onnx.proto numbers them.
+/// Element types, numbered as in onnx.proto.
 const UINT8: i32 = 2;
 
-/// Size of an input that the graph leaves open.
+/// Input size if the graph leaves it open.
 const USUAL_SIDE_PX: u32 = 224;
 
-/// Mean and deviation of ImageNet's pictures, which most training code divides by (torchvision, timm).
+/// Mean and deviation of ImageNet, which most training code divides by (torchvision, timm).
 pub(crate) const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
-/// A first description of a model.
+/// A draft of a model's description.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDraft {
-    /// What it probably expects and says.
+    /// The drafted description.
     pub description: ModelDescription,
-    /// Its labels, where they have to be written to a file.
+    /// Labels, if they have to be written to a file.
     pub labels: Option<Vec<String>>,
-    /// Where values are from, in the order of the description.
+    /// Sources of the values, in the order of the description.
     pub notes: Vec<DraftNote>,
 }
 
-/// Where a value of a draft is from.
+/// Source of a drafted value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DraftNote {
-    /// The key, as in `input.scale`, or `labels`.
+    /// The key, such as `input.scale`, or `labels`.
     pub key: &'static str,
-    /// Who said so, or why it was guessed.
+    /// Source of the value, or reason for the guess.
     pub why: String,
-    /// Whether nobody said so.
+    /// Whether it is a guess.
     pub is_guess: bool,
 }
 
-/// Drafts a description of the model in `dir`. `graph`: its ONNX file there, where it is not for the folder to tell.
+/// Drafts a description of the model in `dir`. `graph`: its ONNX file there, if the folder alone does not determine it.
 pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> {
     let name = match graph {
         Some(name) => name.to_owned(),
@@ -59,7 +59,7 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
     let wrong = |why: String| ModelError::Graph { path: path.clone(), why };
     let mut drafter = Drafter { dir, outline: &outline, notes: Vec::new() };
     if let Some(task) = outline.metadata.get("task").filter(|task| *task != "classify") {
-        return Err(wrong(format!("its metadata say its task is {task:?}; only classifiers are recognized")));
+        return Err(wrong(format!("its metadata name the task {task:?}; only classifiers are supported")));
     }
     let has_huggingface = dir.join(huggingface::CONFIG).exists() && dir.join(huggingface::PREPROCESSOR).exists();
     let (mut description, labels) = if has_huggingface {
@@ -75,13 +75,13 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
         let (labels, count) = drafter.labels(classes)?;
         if labels.is_none() && count.is_none() {
             return Err(wrong(
-                "its output tells no number of classes; write labels.txt first, one label a line".into(),
+                "its output does not give the number of classes; write labels.txt first, one label per line".into(),
             ));
         }
         let output = drafter.describe_output(output, classes);
         let stem = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
-        // Everybody's file is called model.onnx.
+        // Many files are called model.onnx.
         let called = if ["model", "graph", "best"].contains(&stem.as_str()) { folder.unwrap_or(stem) } else { stem };
         let description = ModelDescription {
             name: spell_name(&called),
@@ -93,13 +93,13 @@ pub fn draft(dir: &Path, graph: Option<&str>) -> Result<ModelDraft, ModelError> 
         };
         (description, labels)
     };
-    // Only where the folder alone does not tell.
+    // Only if the folder alone does not determine it.
     description.graph = (find_graph(dir).ok().as_deref() != Some(name.as_str())).then_some(name);
     Ok(ModelDraft { description, labels, notes: drafter.notes })
 }
 
 impl ModelDraft {
-    /// The text of `model.toml`, each value with where it is from.
+    /// The text of `model.toml`, with the source of each value.
     pub fn toml(&self) -> Result<String, toml::ser::Error> {
         let plain = toml::to_string(&self.description)?;
         let mut text = String::from("# Drafted by `tributary model init`. Try it on pictures whose labels you know:\n");
@@ -131,7 +131,7 @@ struct Drafter<'a> {
     notes: Vec<DraftNote>,
 }
 
-/// How pixels become numbers, and who said so.
+/// How pixels become numbers, and the source.
 struct PixelScaling {
     scale: f32,
     mean: Vec<f32>,
@@ -155,7 +155,7 @@ impl Drafter<'_> {
         match &self.outline.inputs[..] {
             [port] => match &port.holds {
                 PortContent::Tensor { shape, .. } if shape.len() == 4 => Ok((port.clone(), shape.clone())),
-                _ => Err(format!("its input {:?} is no batch of pictures with four dimensions", port.name)),
+                _ => Err(format!("its input {:?} is not a batch of pictures with four dimensions", port.name)),
             },
             [] => Err("it has no input".to_owned()),
             several => {
@@ -165,7 +165,7 @@ impl Drafter<'_> {
         }
     }
 
-    /// The output with the scores, and how many there are, if that is told.
+    /// The output with the scores, and their number if known.
     fn find_output(&self) -> Result<(GraphPort, Option<usize>), String> {
         let classes = |port: &GraphPort| match &port.holds {
             PortContent::LabelScores => Some(self.outline.labels().map(|labels| labels.len())),
@@ -181,7 +181,7 @@ impl Drafter<'_> {
         let named = usable.iter().find(|(port, _)| usual.contains(&port.name.to_ascii_lowercase().as_str()));
         match named.or(usable.first()) {
             Some((port, classes)) => Ok(((*port).clone(), *classes)),
-            None => Err("none of its outputs holds one score a class".to_owned()),
+            None => Err("none of its outputs has one score per class".to_owned()),
         }
     }
 
@@ -242,7 +242,7 @@ impl Drafter<'_> {
         Ok(input)
     }
 
-    /// From the surest source to the weakest.
+    /// From the most reliable source to the least.
     fn scaling(&mut self, port: &GraphPort, channels: Channels, timm: Option<&Value>) -> PixelScaling {
         let count = channels.count();
         let plain = |scale: f32| PixelScaling { scale, mean: vec![0.0; count], std: vec![1.0; count] };
@@ -282,7 +282,7 @@ impl Drafter<'_> {
             .map(String::as_str)
             .collect();
         match own[..] {
-            // As torchvision's Normalize is written, after the division by 255.
+            // As torchvision's Normalize is exported, after a division by 255.
             ["Sub", "Div", ..] => {
                 self.guess("input.scale", "the graph begins with Sub and Div, as it does where it takes 0 to 1");
                 plain(RANGE)
@@ -363,9 +363,9 @@ impl Drafter<'_> {
         OutputDescription { name: port.name, kind, features: None, threshold: None, thresholds: BTreeMap::new() }
     }
 
-    /// Labels to be written, and how many there are, if either is known.
+    /// Labels to write, and their number, if either is known.
     fn labels(&mut self, classes: Option<usize>) -> Result<(Option<Vec<String>>, Option<usize>), ModelError> {
-        // One number tells two classes apart.
+        // One number distinguishes two classes.
         let count = classes.map(|classes| if classes == 1 { 2 } else { classes });
         if let Some(name) = labels::FILES.into_iter().find(|name| self.dir.join(name).exists()) {
             let labels = labels::read(&self.dir.join(name), 1)?;
@@ -397,7 +397,7 @@ impl Drafter<'_> {
         Ok((Some((0..count).map(|class| format!("class-{class}")).collect()), Some(count)))
     }
 
-    /// A text beside the graph with so many lines.
+    /// A text file beside the graph with this many lines.
     fn text_of(&self, count: usize) -> Option<(String, Vec<String>)> {
         let entries = std::fs::read_dir(self.dir).ok()?.flatten();
         let mut names: Vec<String> = entries
@@ -419,7 +419,7 @@ impl Drafter<'_> {
         Ok(Some(JsonFile::read(path)?.root().clone()))
     }
 
-    /// What timm's exports and repositories say of how pixels become the input.
+    /// timm's description of how pixels become the input.
     fn timm_config(&self) -> Result<Option<Value>, ModelError> {
         Ok(self.config()?.and_then(|config| config.get("pretrained_cfg").cloned()))
     }
@@ -440,14 +440,14 @@ fn listed(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// The numbers of a list as Python or JSON writes it; `224` alone is both sides.
+/// The numbers of a list in Python or JSON notation; a single `224` means both sides.
 fn numbers(text: &str) -> Vec<f32> {
     let found: Vec<f32> =
         text.trim_matches(['[', ']', '(', ')']).split(',').filter_map(|number| number.trim().parse().ok()).collect();
     if let [one] = found[..] { vec![one, one] } else { found }
 }
 
-/// The values of a table as Python prints it, `{0: 'cat', 1: "dog's"}`, in the order of their numbers.
+/// The values of a table in Python notation, `{0: 'cat', 1: "dog's"}`, in the order of their keys.
 fn python_names(text: &str) -> Option<Vec<String>> {
     let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
     let mut names = Vec::new();

@@ -1,8 +1,8 @@
-//! Graph: any ONNX graph inside ONNX Runtime, with named tensors in and out. For what is no classifier: a
-//! training step, a model that shows everything it computes.
+//! Runs any ONNX graph in ONNX Runtime, with named tensors in and out: for graphs that are not classifiers, such as a
+//! training step or a model with all intermediate values as outputs.
 //!
-//! Enters: the bytes of a graph, then tensors of floats by name. Leaves: every output, as it lies in the
-//! runtime's memory. Refuses: what the runtime refuses, in its words.
+//! In: the bytes of a graph, then float tensors by name. Out: every output, in the runtime's memory. Refuses what the
+//! runtime refuses.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use ort::value::{DynValue, TensorRef};
 
 use crate::session::{OnnxRuntime, SessionError};
 
-/// A graph that can be run.
+/// A loaded graph.
 pub struct Graph {
     inner: OrtSession,
     called: PathBuf,
@@ -23,7 +23,7 @@ impl std::fmt::Debug for Graph {
     }
 }
 
-/// A tensor that goes in.
+/// An input tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct GraphInput<'a> {
     /// Name of the input.
@@ -34,7 +34,7 @@ pub struct GraphInput<'a> {
     pub values: &'a [f32],
 }
 
-/// A tensor that comes out.
+/// An output tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct GraphOutput<'a> {
     /// Name of the output.
@@ -50,14 +50,14 @@ pub struct GraphOutput<'a> {
 pub enum TensorNumbers<'a> {
     /// 32-bit floats.
     Floats(&'a [f32]),
-    /// 64-bit whole numbers.
+    /// 64-bit integers.
     Ints(&'a [i64]),
-    /// Another kind.
+    /// Another type.
     Other,
 }
 
 impl Graph {
-    /// Loads a graph. `called`: what it is called in errors; `threads`: how many one run may use, at least 1.
+    /// Loads a graph. `called`: its name in errors; `threads`: threads per run, at least 1.
     pub fn open(onnx: &OnnxRuntime, called: &str, bytes: &[u8], threads: usize) -> Result<Graph, SessionError> {
         let load = || -> Result<OrtSession, ort::Error> {
             OrtSession::builder(onnx.environment())?
@@ -74,7 +74,7 @@ impl Graph {
         }
     }
 
-    /// Runs it, and shows every output to `see`, in the order of the graph.
+    /// Runs it and passes every output to `see`, in the order of the graph.
     pub fn run(&mut self, given: &[GraphInput<'_>], mut see: impl FnMut(GraphOutput<'_>)) -> Result<(), SessionError> {
         let called = &self.called;
         let failed = |error: ort::Error| SessionError::RunFailed { graph: called.clone(), why: error.to_string() };

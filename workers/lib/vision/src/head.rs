@@ -1,9 +1,8 @@
-//! A head: the last layers of a model apart from the rest, which turn features into scores.
+//! A head: a model's last layers, separate from the rest, which turn features into scores.
 //!
-//! A head is a model folder like any other, whose picture is one row of features: `channels = "gray"`,
-//! `height_px = 1`, `width_px` as many as there are features. Enters: what another model gives before its
-//! last layer. Leaves: one logit a class. Refuses features of another length, and numbers that are not
-//! finite.
+//! A head is a model folder like any other, whose picture is one row of features: `channels = "gray"`, `height_px = 1`,
+//! and `width_px` is the number of features. In: what another model gives before its last layer. Out: one logit per
+//! class. Refuses features of another length, and numbers that are not finite.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use crate::inference::InferenceError;
 use crate::model::Model;
 use crate::session::{OnnxRuntime, Session, SessionError};
 
-/// See the module. Clones share the one session; it is asked by one at a time, for it takes microseconds.
+/// See the module. Clones share one session, used by one caller at a time, as a run takes microseconds.
 #[derive(Debug, Clone)]
 pub struct Head {
     session: Arc<Mutex<Session>>,
@@ -27,7 +26,7 @@ impl Head {
         Ok(Self { session, model: model.clone(), features })
     }
 
-    /// Logits of the classes. Takes the calling thread for a moment.
+    /// Logits of the classes. Blocks for a moment.
     pub fn scores(&self, features: &[f32]) -> Result<Vec<f32>, InferenceError> {
         let wrong = SessionError::WrongBatch {
             images: 1,
@@ -42,7 +41,7 @@ impl Head {
         Ok(session.run(features, 1)?.logits)
     }
 
-    /// The model it is.
+    /// The head's model.
     pub fn model(&self) -> &Model {
         &self.model
     }

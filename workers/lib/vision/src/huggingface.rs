@@ -1,7 +1,8 @@
-//! Hugging Face: an exported image classifier as it lies on the Hub in, our description out.
+//! Reads an image classifier exported from the Hugging Face Hub as a model description.
 //!
-//! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and, off the graph, the names
-//! of its ends and what the output is. Refuses steps our description cannot say rather than leaving them out.
+//! Reads `config.json` (labels), `preprocessor_config.json` (how pixels become the input) and, from the graph, the
+//! names of its input and output and what the output is. Refuses steps that our description cannot express instead of
+//! dropping them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,11 +18,11 @@ use crate::labels::distinct;
 use crate::model::{ModelError, ModelParts, check, text};
 use crate::outline::{GraphPort, Outline};
 
-/// Labels and the number of channels.
+/// Labels and number of channels.
 pub(crate) const CONFIG: &str = "config.json";
 /// How pixels become the input.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
-/// Input and output as its exporters name them.
+/// Usual names of input and output.
 const ENDS: (&str, &str) = ("pixel_values", "logits");
 
 /// Reads a folder.
@@ -60,7 +61,7 @@ pub(crate) fn labels(dir: &Path, least: usize) -> Result<Vec<String>, ModelError
     read_labels(&JsonFile::read(dir.join(CONFIG))?, least)
 }
 
-/// The end that is called so, or the only one there is.
+/// The input or output with the usual name, or the only one.
 fn name_end(ends: &[GraphPort], usual: &str) -> String {
     match ends {
         [only] => only.name.clone(),
@@ -68,7 +69,7 @@ fn name_end(ends: &[GraphPort], usual: &str) -> String {
     }
 }
 
-/// A JSON file with typed questions; every answer that will not do names file, line and key.
+/// A JSON file with typed access; errors name file, line and key.
 pub(crate) struct JsonFile {
     path: PathBuf,
     text: String,
@@ -117,7 +118,7 @@ impl JsonFile {
     fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>, ModelError> {
         let missing = || self.wrong(key, "is missing, though do_normalize is true; write one number a channel");
         let value = self.get(key).ok_or_else(missing)?;
-        // One number stands for all channels.
+        // One number applies to all channels.
         if let Some(number) = value.as_f64() {
             return Ok(vec![number as f32; count]);
         }
@@ -186,7 +187,7 @@ fn input(config: &JsonFile, preprocessor: &JsonFile) -> Result<InputDescription,
         true => (preprocessor.numbers("image_mean", count)?, preprocessor.numbers("image_std", count)?),
         false => (vec![0.0; count], vec![1.0; count]),
     };
-    // EfficientNet takes 1 away after scaling, before the mean.
+    // EfficientNet subtracts 1 after scaling, before the mean.
     if preprocessor.flag("rescale_offset", false)? {
         mean.iter_mut().for_each(|mean| *mean += 1.0);
     }
@@ -211,32 +212,33 @@ fn input(config: &JsonFile, preprocessor: &JsonFile) -> Result<InputDescription,
     })
 }
 
-/// What the library does by the name of its class and the file does not say (transformers, `models/*/image_processing_*.py`).
+/// What the library does by class name without writing it to the file (transformers, `models/*/image_processing_*.py`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct ProcessorDefaults {
     kind: ProcessorKind,
-    /// Whether the centre is cut out where `do_center_crop` is absent; absent: where a size is given for it.
+    /// Whether the centre is cropped if `do_center_crop` is absent; absent: if a crop size is given.
     crops: Option<bool>,
     filter: Filter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum ProcessorKind {
-    /// Both sides to `size`; one number is a square. Then the centre, if a crop is asked for.
+    /// Resizes both sides to `size`; one number is a square. Then crops the centre, if requested.
     Square,
-    /// The short side to `size`, then the centre.
+    /// Resizes the short side to `size`, then crops the centre.
     Short,
-    /// The short side to 256/224 of `size`, then the centre.
+    /// Resizes the short side to 256/224 of `size`, then crops the centre.
     Levit,
-    /// Below 384 pixels the short side to `size / crop_pct`, then the centre of `size`; from there on a square.
+    /// Below 384 pixels, resizes the short side to `size / crop_pct` and crops the centre of `size`; from there on, a
+    /// square.
     ConvNext,
-    /// The short side to `size / crop_pct`, then the centre of `crop_size`.
+    /// Resizes the short side to `size / crop_pct`, then crops the centre of `crop_size`.
     PoolFormer,
-    /// As `Short`, blue first and without normalisation.
+    /// Like `Short`, with blue first and without normalization.
     MobileVit,
-    /// As `Square`, and normalised in its own way.
+    /// Like `Square`, with its own normalization.
     EfficientNet,
-    /// No class is named, or none we know: the keys decide.
+    /// No known class is named; the keys decide.
     Unknown,
 }
 
@@ -269,7 +271,7 @@ impl ProcessorDefaults {
     }
 }
 
-/// How a picture becomes as large as the input.
+/// How a picture is fitted to the input.
 struct ResizePlan {
     width_px: u32,
     height_px: u32,
@@ -302,7 +304,7 @@ fn fit(json: &JsonFile, rule: &ProcessorDefaults) -> Result<ResizePlan, ModelErr
     let part = crop_size.unwrap_or(size).sides();
     let kind = match rule.kind {
         ProcessorKind::Unknown if share.is_some() => ProcessorKind::ConvNext,
-        // A number stood for the short side where a crop followed, in most older files.
+        // In most older files, a number meant the short side if a crop followed.
         ProcessorKind::Unknown if crops && !matches!(size, ProcessorSize::Both { .. }) => ProcessorKind::Short,
         ProcessorKind::Unknown => ProcessorKind::Square,
         kind => kind,
@@ -388,7 +390,7 @@ fn read_labels(config: &JsonFile, least: usize) -> Result<Vec<String>, ModelErro
     Ok(distinct(labels.into_iter()))
 }
 
-/// The published name's last part or the folder's, in our letters.
+/// The last part of the published name, or the folder's, in allowed letters.
 fn name(config: &JsonFile, dir: &Path) -> String {
     let folder = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
     let published = config.get("_name_or_path").and_then(Value::as_str).map(str::to_owned);
@@ -396,7 +398,7 @@ fn name(config: &JsonFile, dir: &Path) -> String {
     spell_name(full.trim_end_matches('/').rsplit('/').next().unwrap_or(""))
 }
 
-/// A name for a model in the letters that are allowed.
+/// A model name in allowed letters.
 pub(crate) fn spell_name(given: &str) -> String {
     let letter = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '-' };
     let name: String = given.to_ascii_lowercase().chars().map(letter).take(MAX_NAME_CHARS).collect();

@@ -1,13 +1,12 @@
-//! Infer: a bounded mailbox before a few owner threads, each with a [`Replica`] of its own.
+//! A bounded mailbox in front of a few owner threads, each with its own [`Replica`].
 //!
-//! Enters: bytes, from any number of tasks. Leaves: what the model saw in them. A caller waits for
-//! room rather than piling up; an owner takes what already waits, up to the best batch, and never
-//! waits for more. Refuses nothing but what [`crate::decode`] and [`crate::session`] refuse; a
-//! picture that fails, fails alone.
+//! In: bytes, from any number of tasks. Out: the model's result. A caller waits for space instead of piling up; an
+//! owner takes what is already waiting, up to the best batch, and never waits for more. Refuses only what
+//! [`crate::decode`] and [`crate::session`] refuse; a picture that fails, fails alone.
 //!
-//! Another model is loaded beside the one that serves ([`Infer::stand_by`]) and handed to the owners
-//! ([`Infer::hand_over`]); each takes its replica between two batches, so a batch runs in one release
-//! whole and what waits meanwhile waits no longer than for a batch.
+//! Another model is loaded beside the serving one ([`InferencePool::preload`]) and given to the owners
+//! ([`InferencePool::swap`]); each takes its replica between two batches, so a batch runs entirely in one release, and
+//! waiting pictures wait at most for a batch longer.
 
 mod error;
 mod owner;
@@ -32,8 +31,8 @@ use crate::model::Model;
 pub use crate::replica::Replica;
 use crate::session::OnnxRuntime;
 
-/// Batches that may wait for each replica: one to start with at once, one more against jitter. A
-/// guess; what waits longer belongs into the stream.
+/// Batches that may wait per replica: one to start with at once, one more against jitter. An estimate; more should wait
+/// in the stream.
 const WAITING_BATCHES: usize = 2;
 
 /// Handle to the owner threads; clones share them. They end when the last handle is dropped.
@@ -43,28 +42,28 @@ pub struct InferencePool(Arc<InferenceShared>);
 #[derive(Debug)]
 struct InferenceShared {
     mail: Sender<OwnerMail>,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     owners: Mutex<Vec<OwnerThread>>,
     onnx: OnnxRuntime,
     settings: InferenceSettings,
     model: RwLock<Arc<Model>>,
     cost: Arc<ImageCost>,
-    /// How many owners there are.
+    /// Number of owners.
     replicas: AtomicUsize,
     batch: AtomicUsize,
-    /// For owners that are still to come.
+    /// Cloned for owners that are added later.
     waiting: Receiver<OwnerMail>,
-    /// Held by whoever changes owners or their model: one change after the other.
+    /// Held while owners or their model change, so that changes happen one after another.
     changing: Mutex<()>,
 }
-/// An owner thread, and the way to hand it another replica.
+/// An owner thread, and the channel to give it another replica.
 #[derive(Debug)]
 struct OwnerThread {
     handle: JoinHandle<()>,
-    told: Sender<OwnerOrder>,
+    orders: Sender<OwnerOrder>,
 }
 
-/// A model that is loaded and warm beside the one that serves, in as many replicas.
+/// A model loaded and warmed up beside the serving one, in as many replicas.
 #[derive(Debug)]
 pub struct StandbyModel {
     replicas: Vec<Replica>,
@@ -73,15 +72,14 @@ pub struct StandbyModel {
 }
 
 impl StandbyModel {
-    /// What it sees in pictures; for comparing before it serves.
+    /// Its results for pictures, to compare before it serves.
     pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
         self.replicas.first_mut().map_or_else(Vec::new, |first| first.predict_batch(images))
     }
 }
 
 impl InferencePool {
-    /// Opens, measures and warms up; takes a moment and the calling thread, so call it off the
-    /// async threads if others must go on meanwhile.
+    /// Opens, measures and warms up. Blocks for a moment, so call it off the async threads.
     pub fn start(
         onnx: &OnnxRuntime,
         model: &Model,
@@ -93,7 +91,7 @@ impl InferencePool {
         let (mail, waiting) = crossbeam_channel::unbounded();
         let infer = InferencePool(Arc::new(InferenceShared {
             mail,
-            room: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
+            permits: Arc::new(Semaphore::new(replicas.len() * batch * WAITING_BATCHES)),
             owners: Mutex::default(),
             onnx: onnx.clone(),
             settings: settings.clone(),
@@ -119,30 +117,30 @@ impl InferencePool {
     }
 
     fn spawn_owner(&self, replica: Replica) -> Result<(), InferenceError> {
-        let (told, hears) = crossbeam_channel::unbounded();
+        let (orders, hears) = crossbeam_channel::unbounded();
         let waiting = self.0.waiting.clone();
-        let owner = ReplicaOwner { replica, waiting, told: hears, batch: self.batch(), cost: self.0.cost.clone() };
+        let owner = ReplicaOwner { replica, waiting, orders: hears, batch: self.batch(), cost: self.0.cost.clone() };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = Builder::new().name(format!("replica-{}", owners.len())).spawn(move || owner.run_owner());
         let handle = handle.map_err(|source| InferenceError::NoThread { source })?;
-        owners.push(OwnerThread { handle, told });
+        owners.push(OwnerThread { handle, orders });
         self.0.replicas.store(owners.len(), Ordering::Relaxed);
         Ok(())
     }
 
-    /// Starts one more replica of the model in use; takes a moment, the calling thread, and as much memory as the others
-    /// have each. What waits is taken by all.
+    /// Starts one more replica of the serving model. Blocks for a moment, and takes as much memory as each of the
+    /// others. All replicas share the queue.
     pub fn add_replica(&self) -> Result<(), InferenceError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Replica::with_session(&self.0.onnx, &self.model(), &self.0.settings)?;
         replica.warm_up(self.batch())?;
         self.spawn_owner(replica)?;
-        self.0.room.add_permits(self.batch() * WAITING_BATCHES);
+        self.0.permits.add_permits(self.batch() * WAITING_BATCHES);
         Ok(())
     }
 
-    /// Lets one replica go, unless it is the last: it finishes the batch in work, and what waits is left to the others. Blocks
-    /// the calling thread until it is gone and its memory given back.
+    /// Stops one replica, unless it is the last: it finishes its batch, and the others take what waits. Blocks until it
+    /// is gone and its memory returned.
     pub fn remove_replica(&self) -> Result<(), InferenceError> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let leaves = {
@@ -151,21 +149,21 @@ impl InferencePool {
             self.0.replicas.store(owners.len(), Ordering::Relaxed);
             leaves
         };
-        let Some(OwnerThread { handle, told }) = leaves else { return Ok(()) };
-        self.0.room.forget_permits(self.batch() * WAITING_BATCHES);
-        told.send(OwnerOrder::Leave).map_err(|_| InferenceError::Stopped)?;
+        let Some(OwnerThread { handle, orders }) = leaves else { return Ok(()) };
+        self.0.permits.forget_permits(self.batch() * WAITING_BATCHES);
+        orders.send(OwnerOrder::Leave).map_err(|_| InferenceError::Stopped)?;
         handle.join().map_err(|_| InferenceError::Stopped)
     }
 
-    /// Loads another model beside the one that serves, in as many replicas, and warms it; takes a moment, the
-    /// calling thread, and as much memory again. `measured`: the best batch and what an image costs in it,
-    /// milliseconds, if that is known, for measuring takes time from what serves.
+    /// Loads another model beside the serving one, in as many replicas, and warms it up. Blocks for a moment, and takes
+    /// as much memory again. `measured`: best batch size and cost per image in milliseconds, if known, as measuring
+    /// takes time from the serving model.
     pub fn preload(&self, model: &Model, measured: Option<(usize, f64)>) -> Result<StandbyModel, InferenceError> {
         load(&self.0.onnx, &Arc::new(model.clone()), &self.0.settings, self.replicas(), measured)
     }
 
-    /// Lets the model that stands by serve from now on, each owner from its next batch, and waits until all do;
-    /// blocks the calling thread for no longer than the batches in work. The old one's memory is given back here.
+    /// Makes a preloaded model serve, each owner from its next batch on, and waits until all do. Blocks at most for the
+    /// batches in work. Returns the old model's memory.
     pub fn swap(&self, standby: StandbyModel) -> Result<(), InferenceError> {
         let StandbyModel { mut replicas, batch, cost_ms } = standby;
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,19 +176,19 @@ impl InferencePool {
         let model = replicas.first().map(|replica| replica.model().clone()).ok_or(InferenceError::Stopped)?;
         let (old, returned) = crossbeam_channel::unbounded();
         let before = {
-            // Held until all are given theirs: of two who hand over, one is after the other everywhere.
+            // Held until all owners have theirs, so that two swaps happen in the same order everywhere.
             let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
             if owners.is_empty() {
                 return Err(InferenceError::Stopped);
             }
             for (thread, replica) in owners.iter().zip(replicas) {
                 let next = ReplicaHandover { replica, batch, old: old.clone() };
-                thread.told.send(OwnerOrder::Take(Box::new(next))).map_err(|_| InferenceError::Stopped)?;
+                thread.orders.send(OwnerOrder::Take(Box::new(next))).map_err(|_| InferenceError::Stopped)?;
             }
             self.0.batch.swap(batch, Ordering::Relaxed)
         };
         drop(old);
-        self.make_room(before, batch);
+        self.resize_mailbox(before, batch);
         self.0.cost.set(cost_ms);
         // Ends when every owner has taken its replica, or is gone.
         returned.iter().for_each(drop);
@@ -199,54 +197,53 @@ impl InferencePool {
             release = model.release.short(),
             batch_size = batch,
             cost_ms,
-            "serves from now on"
+            "model swapped"
         );
         *self.0.model.write().unwrap_or_else(PoisonError::into_inner) = model;
         Ok(())
     }
 
-    /// The room before the owners follows the size of their batches.
-    fn make_room(&self, before: usize, after: usize) {
-        let room = |batch: usize| self.replicas() * batch * WAITING_BATCHES;
-        match room(after).checked_sub(room(before)) {
-            Some(more) => self.0.room.add_permits(more),
-            None => drop(self.0.room.forget_permits(room(before) - room(after))),
+    /// Adjusts the mailbox to the owners' batch size.
+    fn resize_mailbox(&self, before: usize, after: usize) {
+        let capacity = |batch: usize| self.replicas() * batch * WAITING_BATCHES;
+        match capacity(after).checked_sub(capacity(before)) {
+            Some(more) => self.0.permits.add_permits(more),
+            None => drop(self.0.permits.forget_permits(capacity(before) - capacity(after))),
         }
     }
 
-    /// Recognizes one picture; waits for room first. Dropping the future gives the work up if no
-    /// replica has taken it yet.
+    /// Recognizes one picture; waits for space first. Dropping the future cancels the work if no replica has taken it
+    /// yet.
     pub async fn predict(&self, bytes: Bytes) -> Result<InferenceResult, InferenceError> {
         let asked = Instant::now();
-        let room = self.0.room.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
+        let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| InferenceError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = InferenceJob { bytes, asked, reply, room };
+        let job = InferenceJob { bytes, asked, reply, permit };
         self.0.mail.send(OwnerMail::See(job)).map_err(|_| InferenceError::Stopped)?;
         answer.await.map_err(|_| InferenceError::Stopped)?
     }
 
-    /// Pictures that wait in the mailbox; those in work and those that wait for room not counted.
+    /// Pictures in the mailbox, not counting those in work and those waiting for space.
     pub fn queued(&self) -> usize {
         self.0.mail.len()
     }
 
-    /// What one image costs one replica, in milliseconds: measured at the start, then a running
-    /// mean over the images seen.
+    /// Cost of one image on one replica in milliseconds: measured at the start, then a running mean.
     pub fn cost_ms(&self) -> f64 {
         self.0.cost.ms()
     }
 
-    /// How many owner threads there are.
+    /// Number of owner threads.
     pub fn replicas(&self) -> usize {
         self.0.replicas.load(Ordering::Relaxed)
     }
 
-    /// Most images in one run: the best batch found when the model was loaded.
+    /// Largest batch: the best size found when the model was loaded.
     pub fn batch(&self) -> usize {
         self.0.batch.load(Ordering::Relaxed)
     }
 
-    /// The model in use; while it is handed over, the old one. Each [`Seen`] names its own.
+    /// The serving model; during a swap, the old one. Each [`InferenceResult`] names its own.
     pub fn model(&self) -> Arc<Model> {
         self.0.model.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -256,17 +253,17 @@ impl InferencePool {
         &self.0.onnx
     }
 
-    /// How it was started.
+    /// Settings it was started with.
     pub fn settings(&self) -> &InferenceSettings {
         &self.0.settings
     }
 
-    /// Takes no more, finishes what waits and joins the threads; other handles get
-    /// [`InferError::Stopped`] from now on.
+    /// Accepts no more, finishes what waits and joins the threads; other handles get [`InferenceError::Stopped`] from
+    /// now on.
     pub async fn stop(self) {
-        self.0.room.close();
+        self.0.permits.close();
         for _ in 0..self.replicas() {
-            // Fails only if the threads are gone already.
+            // Fails only if the threads have already ended.
             let _ = self.0.mail.send(OwnerMail::Stop);
         }
         let owners = std::mem::take(&mut *self.0.owners.lock().unwrap_or_else(PoisonError::into_inner));
@@ -279,7 +276,7 @@ impl InferencePool {
     }
 }
 
-/// Opens and warms so many replicas. Measures first, unless that was done.
+/// Opens and warms up replicas. Measures first, unless that was done.
 fn load(
     onnx: &OnnxRuntime,
     model: &Arc<Model>,
@@ -293,7 +290,7 @@ fn load(
         None => {
             let measured = measure_batches(&mut first)?;
             if measured.best_batch < measured.largest_batch {
-                // The runtime keeps the memory of the largest batch it has seen.
+                // The runtime keeps the memory of the largest batch it has run.
                 drop(first);
                 first = Replica::with_session(onnx, model, settings)?;
             }
@@ -379,7 +376,7 @@ mod tests {
         let more = infer.clone();
         let swapping = tokio::task::spawn_blocking(move || {
             let standby = more.preload(&heavy(), None).unwrap();
-            // One that is started after the other model was loaded gets it as well.
+            // One that starts after the other model was loaded gets it as well.
             more.add_replica().unwrap();
             more.swap(standby).unwrap();
         });
@@ -432,7 +429,7 @@ mod tests {
     async fn what_waits_is_finished_before_a_stop() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
         let mut asked = Box::pin(infer.predict(sample()));
-        // Once: it is in the mailbox now, unless the replica was so quick that it is done.
+        // Polled once: it is in the mailbox now, unless the replica was so fast that it is done.
         let done = futures_poll(&mut asked);
         infer.clone().stop().await;
         let seen = match done {
@@ -454,17 +451,17 @@ mod tests {
         let infer = InferencePool::start(&onnx(), &light(), &settings(2)).unwrap();
         let owners = std::mem::take(&mut *infer.0.owners.lock().unwrap());
         assert_eq!(owners.len(), 2);
-        let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.told)).unzip();
+        let (owners, ways): (Vec<_>, Vec<_>) = owners.into_iter().map(|owner| (owner.handle, owner.orders)).unzip();
         drop((infer, ways));
         let joined = tokio::task::spawn_blocking(move || owners.into_iter().for_each(|owner| owner.join().unwrap()));
         tokio::time::timeout(Duration::from_secs(20), joined).await.expect("the threads still run").unwrap();
     }
 
     #[tokio::test]
-    async fn a_caller_that_leaves_gives_its_room_back() {
+    async fn a_caller_that_leaves_frees_its_mailbox_space() {
         let infer = InferencePool::start(&onnx(), &light(), &settings(1)).unwrap();
-        let room = infer.replicas() * infer.batch() * WAITING_BATCHES;
-        for _ in 0..3 * room {
+        let capacity = infer.replicas() * infer.batch() * WAITING_BATCHES;
+        for _ in 0..3 * capacity {
             let mut asked = Box::pin(infer.predict(sample()));
             let _ = futures_poll(&mut asked);
         }
@@ -472,7 +469,7 @@ mod tests {
         infer.stop().await;
     }
 
-    /// The logits of a model in a session that never held another.
+    /// Logits of a model in a fresh session.
     fn rebuilt(model: &Model) -> Vec<f32> {
         Replica::open(&onnx(), model, &settings(1)).unwrap().predict(&sample()).unwrap().logits
     }
@@ -488,7 +485,7 @@ mod tests {
             move || {
                 for number in 1..=10 {
                     let next = &models[number % 2];
-                    // Another batch each time: the room follows it.
+                    // Another batch size each time; the mailbox follows it.
                     let standby = infer.preload(next, Some((1 + 7 * (number % 2), 1.0))).unwrap();
                     infer.swap(standby).unwrap();
                     assert_eq!(infer.model().release, next.release);
@@ -514,7 +511,7 @@ mod tests {
         assert_eq!(seen_of.len(), 2, "{seen_of:?}");
         let last = infer.predict(sample()).await.unwrap();
         assert_eq!(last.model.release, infer.model().release);
-        assert_eq!(infer.0.room.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
+        assert_eq!(infer.0.permits.available_permits(), 2 * infer.batch() * WAITING_BATCHES);
         infer.stop().await;
     }
 

@@ -1,7 +1,7 @@
-//! Labels: a file beside a graph in, one name a class out, in the order of the output.
+//! Reads a file of labels beside a graph: one per class, in the order of the output.
 //!
-//! `labels.txt` has one a line; `labels.json` is a list, a table from class to name, or one from name to class, as
-//! Keras' `class_indices` are written. Refuses empty and overlong names and says in which line.
+//! `labels.txt` has one per line; `labels.json` is a list, a table from class to name, or one from name to class, like
+//! Keras' `class_indices`. Refuses empty and overlong names, with their line.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::model::ModelError;
 
-/// The files that labels are read from; the first that is there.
+/// Files that labels are read from; the first that exists.
 pub(crate) const FILES: [&str; 2] = ["labels.txt", "labels.json"];
 
 /// Reads a file of labels. `least`: fewer are refused.
@@ -25,17 +25,17 @@ pub(crate) fn read(path: &Path, least: usize) -> Result<Vec<String>, ModelError>
     if labels.is_empty() {
         return wrong(
             1,
-            "is missing: the file is empty; write one label a class, in the order of the output".to_owned(),
+            "is missing: the file is empty; write one label per class, in the order of the output".to_owned(),
         );
     }
     if labels.len() < least {
-        let why = "is the only one; a classifier tells at least two classes apart (a model that says whether one thing is \
+        let why = "is the only one; a classifier needs at least two classes (a model that detects whether one thing is \
                    there has kind = \"sigmoid\")";
         return wrong(1, why.to_owned());
     }
     for (line, label) in (1..).zip(&labels) {
         if label.is_empty() {
-            return wrong(line, "is empty; write one label a class, without empty ones between them".to_owned());
+            return wrong(line, "is empty; write one label per class, without empty lines between them".to_owned());
         }
         if label.len() > MAX_LABEL_BYTES {
             return wrong(line, format!("has {} bytes; at most {MAX_LABEL_BYTES} are allowed", label.len()));
@@ -61,7 +61,7 @@ fn lines(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ModelError> {
     Ok(lines.into_iter().map(str::to_owned).collect())
 }
 
-/// Forms that programs write labels in.
+/// Formats that programs write labels in.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum LabelFile {
@@ -74,7 +74,7 @@ fn json(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ModelError> {
     let wrong =
         |line: usize, column: usize, why: String| ModelError::Syntax { path: path.to_owned(), line, column, why };
     let value: serde_json::Value = serde_json::from_slice(bytes)
-        .map_err(|error| wrong(error.line(), error.column(), format!("it is no JSON: {error}")))?;
+        .map_err(|error| wrong(error.line(), error.column(), format!("it is not JSON: {error}")))?;
     let shape = "write a list [\"cat\", ...], a table {\"0\": \"cat\", ...} or {\"cat\": 0, ...}";
     let mut by_class: BTreeMap<usize, String> = match serde_json::from_value(value) {
         Ok(LabelFile::List(labels)) => return Ok(labels.into_iter().map(|label| label.trim().to_owned()).collect()),
@@ -92,8 +92,8 @@ fn json(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ModelError> {
     Ok(in_order?.into_iter().map(|label| label.trim().to_owned()).collect())
 }
 
-/// Labels told apart: one that stood before gets its class behind it, as in `crane (517)`. ImageNet's
-/// labels as published hold "crane" twice, the bird and the machine.
+/// Makes labels distinct: a repeated one gets its class appended, as in `crane (517)`. ImageNet's published labels have
+/// "crane" twice, the bird and the machine.
 pub(crate) fn distinct<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut seen = HashSet::new();
     let unique = |(class, label): (usize, &'a str)| {
@@ -137,7 +137,7 @@ mod tests {
             ("labels.txt", b"\xff\xfec\0a\0", &["UTF-16", "save the file"]),
             ("labels.json", b"{\"0\": \"cat\", \"2\": \"dog\"}", &["class 0 to 1"]),
             ("labels.json", b"[1, 2]", &["write a list"]),
-            ("labels.json", b"[\n\"cat\",", &["line 2", "no JSON"]),
+            ("labels.json", b"[\n\"cat\",", &["line 2", "not JSON"]),
         ] {
             let why = read_as(name, bytes).unwrap_err();
             for part in parts.iter().chain([&name]) {

@@ -1,11 +1,12 @@
 //! From image bytes to class scores.
 //!
-//! Enters: bytes as published, and a folder with a model. Leaves: one row of logits an image.
-//! A walk: [`decode`] (bytes to pixels) → [`tensor`] (pixels to the model's input) → [`session`]
-//! (input to scores), each without knowing the next; [`infer`] owns the threads that walk it and
-//! puts images together into batches, whose best size [`measure`] finds. [`model`] reads what the model expects, [`huggingface`] the
-//! same from an export of the Hub; [`scores`] turns logits into probabilities and [`opinion`] those into words, [`novelty`] says how strange a picture is, [`page`] and [`tile`] cut a
-//! scan into pictures, [`check`] tries a model before it is used, [`draft`](mod@draft) describes one that nobody described.
+//! In: bytes as published, and a model folder. Out: one row of logits per image. The steps: [`decode`] (bytes to
+//! pixels) → [`tensor`] (pixels to the model's input) → [`session`] (input to scores), each independent of the next;
+//! [`inference`] owns the threads that run them and groups images into batches, whose best size [`batch_cost`]
+//! measures. [`model`] reads a model's description, a Hugging Face export included; [`scores`] turns logits into
+//! probabilities and [`prediction`](mod@prediction) those into labels, [`novelty`] measures how unlike the known
+//! pictures one is, [`page`] and [`tile`] cut a scan into pictures, [`check`](mod@check) tries a model before use,
+//! [`draft`](mod@draft) describes one without a description, [`plausibility`] looks for a wrong one.
 //!
 //! Deliberately absent: messages and streams, thresholds, training.
 

@@ -1,13 +1,13 @@
-//! Lookup: where ONNX Runtime may lie, and which version a library is.
+//! Where ONNX Runtime may be installed, and which version a library has.
 //!
-//! Enters: a setting and the environment's variables. Leaves: the places to try, in order. Whether
-//! what lies there will do is seen by [`crate::session`].
+//! In: a setting and environment variables. Out: the paths to try, in order. [`crate::session`] decides whether they
+//! are usable.
 
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The release `make setup` puts into the cache.
+/// The release that `make setup` puts into the cache.
 const CACHED_RUNTIME: &str = "onnxruntime-1.31.1";
 
 #[cfg(target_os = "macos")]
@@ -15,17 +15,17 @@ const LIBRARY_NAMES: &[&str] = &["libonnxruntime.dylib"];
 #[cfg(not(target_os = "macos"))]
 const LIBRARY_NAMES: &[&str] = &["libonnxruntime.so", "libonnxruntime.so.1"];
 
-/// A place to look at.
+/// A path to try.
 #[derive(Debug, PartialEq)]
 pub(crate) struct LookupCandidate {
     pub(crate) path: PathBuf,
-    /// What led there, for messages.
+    /// What it was derived from, for messages.
     pub(crate) given_by: &'static str,
-    /// Named by someone, so it must do.
+    /// Named by the operator, so it must be usable.
     pub(crate) explicit: bool,
 }
 
-/// Every place, in the order to try them; one named explicitly is the only one.
+/// All paths, in the order to try them; if one is named explicitly, only that one.
 pub(crate) fn candidates(setting: Option<&Path>, variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<LookupCandidate> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let explicit = |path: PathBuf, given_by| vec![LookupCandidate { path, given_by, explicit: true }];
@@ -61,8 +61,7 @@ fn cache(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         .or_else(|| under("HOME").map(|path| path.join(".cache").join("tributary")))
 }
 
-/// The library's version, from its name, its folder's or, failing both, the version its symbols
-/// carry: ort has no call for it.
+/// The library's version, from its name, its folder's or, failing both, its symbols: ort has no call for it.
 pub(crate) fn version_of(library: &Path) -> String {
     let of_name = |path: &Path| numbers(path.file_name()?.to_str()?).map(str::to_owned);
     let of_folder = || library.parent().and_then(of_name);
@@ -82,7 +81,7 @@ pub(crate) fn version_inside(library: &Path) -> Option<String> {
     const LONGEST: usize = 32;
     let mut file = std::fs::File::open(library).ok()?;
     let mut piece = vec![0; 64 * 1024];
-    // The end of the piece before is kept, so that a mark across two pieces is found.
+    // Keeps the end of the previous chunk, so that a mark across two chunks is found.
     let mut kept = 0;
     loop {
         let read = file.read(piece.get_mut(kept..)?).ok().filter(|read| *read > 0)?;

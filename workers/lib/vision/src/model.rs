@@ -1,9 +1,8 @@
-//! Model: a folder on disk in, a checked description with its labels and digest out.
+//! Reads a model folder: a checked description with labels and digest.
 //!
-//! Two kinds of folder: our own (`model.toml`, one ONNX file, labels) and a Hugging Face export as it is
-//! ([`crate::huggingface`]), beside which a `model.toml` may say what is different. Refuses whatever contradicts
-//! itself and says in which file, line and key, and what to write instead. Whether the graph fits is seen by
-//! [`crate::session`]; [`crate::draft`] writes a first `model.toml`.
+//! Two kinds of folder: our own (`model.toml`, one ONNX file, labels) and an unchanged Hugging Face export, beside
+//! which a `model.toml` may override values. Contradictions are refused with file, line and key, and what to write
+//! instead. [`crate::session`] checks whether the graph fits; [`crate::draft`] drafts a `model.toml`.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,97 +22,97 @@ use crate::outline::Outline;
 
 /// Our own description.
 const DESCRIPTION: &str = "model.toml";
-/// The graph, where there are several ONNX files.
+/// The graph, if there are several ONNX files.
 const GRAPH: &str = "graph.onnx";
-/// Where exporters put the graph, in the order of preference. Any other name will do where there is one file alone.
+/// Where exporters put the graph, in order of preference. Any other name is accepted if it is the only ONNX file.
 const GRAPHS: [&str; 5] = [GRAPH, "model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"];
-/// Probability from which a label holds, of several at once.
+/// Default threshold of a label in a multi-label model.
 const DEFAULT_THRESHOLD: f32 = 0.5;
 
-/// Longest side of an input, in pixels.
+/// Longest side of an input in pixels.
 pub(crate) const MAX_INPUT_PX: u32 = 4096;
 
-/// A model, checked, not yet loaded into a runtime.
+/// A checked model, not yet loaded into a runtime.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    /// What it expects and says.
+    /// Its description.
     pub description: ModelDescription,
-    /// One a class, in the order of the output.
+    /// One label per class, in the order of the output.
     pub labels: Vec<String>,
-    /// Of a model for several labels at once: the probability from which each holds, 0 to 1. Otherwise empty.
+    /// For a multi-label model, the threshold of each label, 0 to 1; otherwise empty.
     pub thresholds: Vec<f32>,
-    /// The ONNX file.
+    /// Path of the ONNX file.
     pub graph: PathBuf,
     /// Digest of all its files: (name, size, content) in the order of the names.
     pub release: ReleaseId,
-    /// Where it lies.
+    /// Path of its folder.
     pub folder: PathBuf,
-    /// Every file that belongs to it, relative to the folder, sorted.
+    /// All files that belong to it, relative to the folder, sorted.
     pub files: Vec<String>,
-    /// How strange a picture is to it; absent where its folder says nothing of that, or says it of other weights.
+    /// Its novelty score; absent if the folder has none, or one of other weights.
     pub novelty: Option<Arc<Novelty>>,
 }
 
-/// Why a folder is no model.
+/// Why a folder is not a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// Neither of our kind nor of Hugging Face's.
+    /// It is neither our kind nor a Hugging Face export.
     #[error("model folder {folder} {why}", folder = folder.display())]
     NoModel {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// What is missing and what to do.
+        /// What is missing and what to do, in words that follow the path.
         why: String,
     },
-    /// A file that cannot be read.
-    #[error("model file {path} cannot be read", path = path.display())]
+    /// A file cannot be read.
+    #[error("could not read model file {path}", path = path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// A file that cannot be understood: bad syntax, a key missing, unknown or of the wrong type.
+    /// A file is invalid: bad syntax, or a key that is missing, unknown or of the wrong type.
     #[error("model file {path}, line {line}, column {column}: {why}", path = path.display())]
     Syntax {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// From 1.
+        /// Line, from 1.
         line: usize,
-        /// From 1.
+        /// Column, from 1.
         column: usize,
-        /// The parser's words.
+        /// Message of the parser.
         why: String,
     },
-    /// A value out of range.
+    /// A value is out of range.
     #[error("model file {path}, line {line}: {key} {why}", path = path.display())]
     Value {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// From 1.
+        /// Line, from 1.
         line: usize,
         /// The key, with dots.
         key: String,
-        /// What is wrong with it and what would be right.
+        /// What is wrong and what is allowed, in words that follow the key.
         why: String,
     },
-    /// A label that will not do.
+    /// A label is invalid.
     #[error("model file {path}, line {line}: label {why}", path = path.display())]
     Label {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// From 1.
+        /// Line, from 1.
         line: usize,
-        /// What is wrong with it and what would be right.
+        /// What is wrong and what is allowed, in words that follow "label".
         why: String,
     },
-    /// A graph that is none, or that keeps its weights where they cannot be.
-    #[error("graph {path} cannot be used: {why}", path = path.display())]
+    /// The graph is invalid, or keeps its weights outside its folder.
+    #[error("could not use graph {path}: {why}", path = path.display())]
     Graph {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it and what would be right.
+        /// What is wrong and what to do.
         why: String,
     },
 }
@@ -132,7 +131,7 @@ impl ModelError {
     }
 }
 
-/// What the two kinds of folder have in common.
+/// What both kinds of folder have in common.
 pub(crate) struct ModelParts {
     pub(crate) description: ModelDescription,
     pub(crate) labels: Vec<String>,
@@ -164,7 +163,7 @@ impl Model {
         Ok(Model { description, labels, thresholds, graph, release, folder, files, novelty })
     }
 
-    /// Whether its folder holds a novelty score that was made for other weights, and is passed over.
+    /// Whether its folder has a novelty score of other weights, which is ignored.
     pub fn has_stale_novelty(&self) -> bool {
         self.novelty.is_none() && self.files.iter().any(|file| file == novelty::FILE)
     }
@@ -177,7 +176,7 @@ impl Model {
         weights_digest(&self.folder, &files)
     }
 
-    /// Size of all its files together, in bytes.
+    /// Size of all its files in bytes.
     pub fn size_bytes(&self) -> Result<u64, ModelError> {
         let size = |name: &String| {
             let path = self.folder.join(name);
@@ -187,18 +186,18 @@ impl Model {
         self.files.iter().map(size).sum()
     }
 
-    /// The sets of operators that its graph is written in, each with its version; the standard one is `ai.onnx`.
+    /// Operator sets of its graph, each with its version; the standard one is `ai.onnx`.
     pub fn operators(&self) -> Result<std::collections::BTreeMap<String, u64>, ModelError> {
         Ok(read_outline(&self.graph)?.operators)
     }
 
-    /// The file to mend when the description is wrong, for messages.
+    /// The file to correct if the description is wrong, for messages.
     pub(crate) fn description_file(&self) -> String {
         let name = if self.is_ours() { DESCRIPTION } else { huggingface::PREPROCESSOR };
         self.folder.join(name).display().to_string()
     }
 
-    /// The file to mend when the labels are wrong, for messages.
+    /// The file to correct if the labels are wrong, for messages.
     pub(crate) fn labels_file(&self) -> String {
         let own = labels::FILES.into_iter().find(|name| self.files.iter().any(|file| file == name));
         self.folder.join(own.unwrap_or(huggingface::CONFIG)).display().to_string()
@@ -222,7 +221,7 @@ fn kind(dir: &Path) -> Result<ModelFolderKind, ModelError> {
         return Ok(ModelFolderKind::HuggingFace);
     }
     let why = format!(
-        "holds no {DESCRIPTION}, and no Hugging Face export with {} and {}; `tributary model init {}` drafts one",
+        "has no {DESCRIPTION} and is not a Hugging Face export with {} and {}; `tributary model init {}` drafts a description",
         huggingface::CONFIG,
         huggingface::PREPROCESSOR,
         dir.display()
@@ -256,15 +255,15 @@ fn ours(dir: &Path, outline: &Outline) -> Result<ModelParts, ModelError> {
     let mut named = named.chain(thresholds.keys().map(|label| ("output.thresholds", label)));
     if let Some((table, unknown)) = named.find(|(_, label)| !labels.contains(label)) {
         let given_in = files.last().map_or("", String::as_str);
-        let why = format!("is not a label; take one from {given_in}");
+        let why = format!("is not a label; use one from {given_in}");
         return Err(ModelError::Value { path, line: at(table), key: format!("{table}.{unknown}"), why });
     }
     files.push(DESCRIPTION.to_owned());
     Ok(ModelParts { description, labels, files })
 }
 
-/// What `model.toml` says, beside a Hugging Face export on top of what that says; and the files of the latter, where it
-/// was needed.
+/// The description in `model.toml`, merged over that of a Hugging Face export if there is one; and the files of the
+/// export, if it was needed.
 fn describe(
     dir: &Path,
     path: &Path,
@@ -296,7 +295,7 @@ fn describe(
     Ok((description, files))
 }
 
-/// Puts every value of `changes` in its place in `whole`, table by table.
+/// Overlays every value of `changes` on `whole`, table by table.
 fn lay_over(whole: &mut toml::Table, changes: &toml::Table) {
     for (key, change) in changes {
         match (whole.get_mut(key), change) {
@@ -313,7 +312,7 @@ pub(crate) fn find_graph(dir: &Path) -> Result<String, ModelError> {
         return none("does not exist; name the folder of a model");
     }
     if !dir.is_dir() {
-        return none("is a file; name the folder it lies in");
+        return none("is a file; name its folder");
     }
     if let Some(name) = named_graph(dir)? {
         return Ok(name);
@@ -326,18 +325,18 @@ pub(crate) fn find_graph(dir: &Path) -> Result<String, ModelError> {
     let why = match &found[..] {
         [name] => return Ok(name.clone()),
         [] => {
-            "holds no ONNX file; export the model to ONNX (for Hugging Face `optimum-cli export onnx`) and put it there"
+            "has no ONNX file; export the model to ONNX (for Hugging Face `optimum-cli export onnx`) and put it there"
                 .to_owned()
         }
         several => format!(
-            "holds several ONNX files ({}); name the one to use: graph = \"...\" in {DESCRIPTION}, or `tributary model init FILE`",
+            "has several ONNX files ({}); name the one to use: graph = \"...\" in {DESCRIPTION}, or `tributary model init FILE`",
             several.join(", ")
         ),
     };
     Err(ModelError::NoModel { folder: dir.to_owned(), why })
 }
 
-/// The graph that `model.toml` names, if it names one; what else is wrong with that file is said later.
+/// The graph that `model.toml` names, if any; other errors in that file are reported later.
 fn named_graph(dir: &Path) -> Result<Option<String>, ModelError> {
     let path = dir.join(DESCRIPTION);
     let table: toml::Table = std::fs::read_to_string(&path).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
@@ -351,13 +350,13 @@ fn named_graph(dir: &Path) -> Result<Option<String>, ModelError> {
     Err(ModelError::Value { path, line, key: "graph".to_owned(), why: format!("is {name:?}, which {why}") })
 }
 
-/// Whether a path stays in the folder it is relative to.
+/// Whether a path stays inside the folder it is relative to.
 fn is_inside(path: &str) -> bool {
     let stays = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     !path.is_empty() && Path::new(path).components().all(stays)
 }
 
-/// ONNX files of a folder, each with `prefix` before its name.
+/// ONNX files of a folder, each prefixed with `prefix`.
 fn graphs_in(dir: &Path, prefix: &str) -> Vec<String> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -367,19 +366,17 @@ fn graphs_in(dir: &Path, prefix: &str) -> Vec<String> {
     names
 }
 
-/// What a graph says about itself; refuses what is none.
+/// The outline of a graph; refuses files that are not graphs.
 pub(crate) fn read_outline(graph: &Path) -> Result<Outline, ModelError> {
     let bytes = std::fs::read(graph).map_err(|source| ModelError::Unreadable { path: graph.to_owned(), source })?;
     let wrong = |why: String| ModelError::Graph { path: graph.to_owned(), why };
     if bytes.starts_with(b"version https://git-lfs") {
-        return Err(wrong(
-            "it is a pointer of Git LFS, not the graph; run `git lfs pull` where it came from".to_owned(),
-        ));
+        return Err(wrong("it is a Git LFS pointer, not the graph; run `git lfs pull` in its repository".to_owned()));
     }
     Outline::read(&bytes).map_err(|why| wrong(format!("{why}; export it again")))
 }
 
-/// Whether the last operator of the graph fits what the output is said to be; otherwise what is wrong.
+/// Checks that the graph's last operator fits the described output; the error says what is wrong.
 fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), String> {
     let right = match (outline.producer_of(&output.name), output.kind) {
         (Some("Softmax"), OutputKind::Probabilities) | (Some("Sigmoid"), OutputKind::Sigmoid) => return Ok(()),
@@ -391,7 +388,7 @@ fn check_maker(output: &OutputDescription, outline: &Outline) -> Result<(), Stri
         _ => return Ok(()),
     };
     let maker = outline.producer_of(&output.name).unwrap_or_default();
-    Err(format!("is {}, and the graph ends in a {maker}; write {right}", output.kind.as_str()))
+    Err(format!("is {}, but the graph ends in a {maker}; write {right}", output.kind.as_str()))
 }
 
 fn thresholds(output: &OutputDescription, labels: &[String]) -> Vec<f32> {
@@ -402,7 +399,7 @@ fn thresholds(output: &OutputDescription, labels: &[String]) -> Vec<f32> {
     labels.iter().map(|label| output.thresholds.get(label).copied().unwrap_or(every)).collect()
 }
 
-/// The first value that is out of range: its key, and what is wrong with it.
+/// The first value that is out of range: its key, and what is wrong.
 pub(crate) fn check(description: &ModelDescription) -> Result<(), (&'static str, String)> {
     let wrong = |key: &'static str, why: String| Err((key, why));
     if description.version != MODEL_VERSION {
@@ -426,7 +423,7 @@ fn output(output: &OutputDescription) -> Result<(), (&'static str, String)> {
     let mut given = given.into_iter().chain(output.thresholds.values().map(|ratio| ("output.thresholds", *ratio)));
     match given.next() {
         Some((key, _)) if !output.kind.is_multi_label() => {
-            Err((key, "goes with kind = \"sigmoid\" or \"sigmoid_logits\" only".to_owned()))
+            Err((key, "is only allowed with kind = \"sigmoid\" or \"sigmoid_logits\"".to_owned()))
         }
         Some(first) => match std::iter::once(first).chain(given).find(|(_, ratio)| !(0.0..=1.0).contains(ratio)) {
             Some((key, ratio)) => Err((key, format!("is {ratio}; it must be 0 to 1"))),
@@ -461,7 +458,10 @@ fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
         }
     }
     if input.std.contains(&0.0) {
-        return wrong("input.std", "contains zero, and it divides; write 1.0 to leave a channel alone".to_owned());
+        return wrong(
+            "input.std",
+            "contains zero, but it is a divisor; write 1.0 to leave a channel unchanged".to_owned(),
+        );
     }
     match (input.resize, input.resize_px) {
         (ResizeMode::Crop | ResizeMode::Stretch, Some(px)) => {
@@ -472,13 +472,13 @@ fn input(description: &ModelDescription) -> Result<(), (&'static str, String)> {
             }
         }
         (ResizeMode::Pad, Some(_)) => {
-            let why = "does not go with resize = \"pad\", which cuts nothing out; remove one of them";
+            let why = "is not allowed with resize = \"pad\", which crops nothing; remove one of them";
             return wrong("input.resize_px", why.to_owned());
         }
         (_, None) => {}
     }
     if !input.antialias && input.filter != Filter::Bilinear {
-        return wrong("input.antialias", "is false, which goes with filter = \"bilinear\" only".to_owned());
+        return wrong("input.antialias", "is false, which is only allowed with filter = \"bilinear\"".to_owned());
     }
     Ok(())
 }
@@ -502,7 +502,7 @@ fn gate(description: &ModelDescription) -> Result<(), (&'static str, String)> {
     }
 }
 
-/// The files of weights the graph names; each must lie in the graph's own folder or below.
+/// The weight files that the graph names; each must be in the graph's folder or below.
 fn weights(dir: &Path, graph: &str, outline: &Outline) -> Result<Vec<String>, ModelError> {
     let path = dir.join(graph);
     let wrong = |why: String| ModelError::Graph { path: path.clone(), why };
@@ -521,7 +521,7 @@ fn weights(dir: &Path, graph: &str, outline: &Outline) -> Result<Vec<String>, Mo
     Ok(files)
 }
 
-/// The novelty score of a folder: none, one for other weights than these, or one for these.
+/// The novelty score of a folder: none, one of other weights, or one of these.
 fn read_novelty(dir: &Path, graph_files: &[String]) -> Result<Option<Option<Novelty>>, ModelError> {
     if !dir.join(novelty::FILE).is_file() {
         return Ok(None);
@@ -574,7 +574,7 @@ pub(crate) fn position(text: &str, span: Range<usize>) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// The line of a dotted key, or of the nearest table above it that is there.
+/// The line of a dotted key, or of the nearest existing table above it.
 fn toml_line(text: &str, key: &str) -> usize {
     let Ok(root) = toml::de::DeTable::parse(text) else { return 1 };
     let mut span = 0..0;
@@ -694,7 +694,7 @@ min_confidence_ratio = 0.5
         let dir = folder(TOML, "cat\ndog\n");
         std::fs::write(dir.path().join("README.md"), "not part of it").unwrap();
         assert_eq!(first, release(&dir));
-        // Field 1 of a model: its version of the format, 8.
+        // Field 1 of a model: its format version, 8.
         std::fs::write(dir.path().join(GRAPH), [8, 8]).unwrap();
         assert_ne!(first, release(&dir));
     }
@@ -713,7 +713,7 @@ min_confidence_ratio = 0.5
         assert_eq!(Model::load(dir.path()).unwrap().release, expected);
     }
 
-    /// A graph with one tensor kept in `location`.
+    /// A graph with one tensor stored in `location`.
     fn graph_with_weights_in(location: &str) -> Vec<u8> {
         let message = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8], content].concat();
         let entry = [message(1, b"location"), message(2, location.as_bytes())].concat();

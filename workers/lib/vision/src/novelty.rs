@@ -1,13 +1,13 @@
 //! Novelty: how unlike the pictures a model was calibrated on another picture is, from 0 to 1. Pure.
 //!
-//! A picture's features, seen from the middle of the class means, point towards the mean of its class if the model knows
-//! such pictures, and elsewhere if not. The distance is one minus the cosine of the angle to the nearest class mean, as
-//! in Liu and Qin, "Detecting Out-of-Distribution Through the Lens of Neural Collapse" (arXiv 2311.01479). What is said
-//! is the share of the pictures held out of the means that lie nearer, so that 0.99 means the same for every model.
+//! A picture's features, relative to the centre of the class means, point towards the mean of its class if the model
+//! knows such pictures, and elsewhere if not. The distance is one minus the cosine of the angle to the nearest class
+//! mean, as in Liu and Qin, "Detecting Out-of-Distribution Through the Lens of Neural Collapse" (arXiv 2311.01479). The
+//! score is the share of held-out pictures with a smaller distance, so that 0.99 means the same for every model.
 //! Decision 0032 compares it with other scores.
 //!
-//! Enters: features, or the logits of a model that gives none. Leaves: a share. [`fit`] makes one from pictures, and
-//! `novelty.json` in the model's folder keeps it; it belongs to the weights it was made with and to no others.
+//! In: features, or the logits of a model without features. Out: a share. [`fit`] makes a score from pictures, and
+//! `novelty.json` in the model's folder stores it; it only belongs to the weights it was made with.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -28,43 +28,43 @@ const MAX_DISTANCES: usize = 2000;
 pub enum NoveltySource {
     /// The output that the description names as features.
     Features,
-    /// The logits, of a model that gives no features.
+    /// The logits, for a model without features.
     Logits,
 }
 
-/// A calibrated measure of how strange a picture is to one model.
+/// A calibrated measure of how unlike a model's known pictures another one is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Novelty {
     source: NoveltySource,
-    /// Pictures it was made from.
+    /// Number of pictures it was made from.
     pictures: u64,
-    /// The middle of the class means.
+    /// The centre of the class means.
     center: Vec<f32>,
-    /// From the middle to each class mean, each of length 1.
+    /// Unit vectors from the centre to each class mean.
     directions: Vec<Vec<f32>>,
-    /// Distances of pictures held out of the means, ascending, 0 to 2.
+    /// Distances of held-out pictures, ascending, 0 to 2.
     distances: Vec<f32>,
 }
 
-/// Why a file is no novelty score.
+/// Why a file is not a valid novelty score.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoveltyError {
-    /// It cannot be understood.
+    /// It cannot be parsed.
     #[error("line {line}, column {column}: {why}")]
     Syntax {
-        /// From 1.
+        /// Line, from 1.
         line: usize,
-        /// From 1.
+        /// Column, from 1.
         column: usize,
-        /// The parser's words.
+        /// Message of the parser.
         why: String,
     },
-    /// A value that cannot be.
+    /// A value is invalid.
     #[error("{key} {why}")]
     Value {
-        /// The key.
+        /// Its key.
         key: &'static str,
-        /// What is wrong with it and what to do.
+        /// What is wrong and what to do, in words that follow the key.
         why: String,
     },
 }
@@ -89,18 +89,18 @@ impl Novelty {
         self.source
     }
 
-    /// Pictures it was made from, those held out included.
+    /// Number of pictures it was made from, including held-out ones.
     pub fn pictures(&self) -> u64 {
         self.pictures
     }
 
-    /// Pictures held out of the means, by which it is calibrated; at most 2,000 are kept.
+    /// Number of held-out pictures that calibrate it; at most 2,000 are kept.
     pub fn held_out(&self) -> usize {
         self.distances.len()
     }
 
-    /// Share of the held-out pictures that lie nearer to a class mean than these numbers, 0 to 1. Numbers that are none lie
-    /// further than everything. `None` where there are more or fewer numbers than it was made for.
+    /// Share of the held-out pictures that are closer to a class mean than these numbers, 0 to 1. Numbers that are not
+    /// finite are further than everything. `None` for a different count of numbers than it was made for.
     pub fn score(&self, features: Option<&[f32]>, logits: &[f32]) -> Option<f32> {
         let numbers = match self.source {
             NoveltySource::Features => features?,
@@ -111,7 +111,7 @@ impl Novelty {
         Some(nearer as f32 / self.distances.len().max(1) as f32)
     }
 
-    /// One minus the cosine to the nearest class mean, 0 to 2; `None` for another number of numbers.
+    /// One minus the cosine to the nearest class mean, 0 to 2; `None` for a different count of numbers.
     fn distance(&self, numbers: &[f32]) -> Option<f32> {
         if numbers.len() != self.center.len() {
             return None;
@@ -122,7 +122,7 @@ impl Novelty {
         let cosine = nearest / length;
         Some(match cosine.is_finite() {
             true => 1.0 - cosine.clamp(-1.0, 1.0),
-            // In the very middle no class is nearer than another; what is no number is nowhere.
+            // At the centre no class is closer than another; numbers that are not finite have no direction.
             false if length == 0.0 => 1.0,
             false => f32::INFINITY,
         })
@@ -139,11 +139,11 @@ impl Novelty {
             directions: self.directions.iter().map(|direction| to_text(direction)).collect(),
             distances: to_text(&self.distances),
         };
-        // Cannot fail: text and numbers in fields with names.
+        // Cannot fail: text and numbers in named fields.
         serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
     }
 
-    /// Reads a file; also gives the digest of the graph and weights that it belongs to.
+    /// Parses a file; also returns the digest of the graph and weights it belongs to.
     pub(crate) fn parse(text: &str) -> Result<(Self, String), NoveltyError> {
         let file: NoveltyFile = serde_json::from_str(text).map_err(|error| NoveltyError::Syntax {
             line: error.line(),
@@ -151,19 +151,19 @@ impl Novelty {
             why: error.to_string(),
         })?;
         let wrong = |key, why: &str| {
-            let why = format!("{why}; make it again with `tributary model novelty`");
+            let why = format!("{why}; recreate it with `tributary model novelty`");
             Err(NoveltyError::Value { key, why })
         };
         if file.version != VERSION {
             return wrong("version", &format!("is {}; this program reads version {VERSION}", file.version));
         }
         let Some(center) = from_text(&file.center).filter(|center| !center.is_empty()) else {
-            return wrong("center", "is no row of numbers");
+            return wrong("center", "is not a row of numbers");
         };
         let directions: Option<Vec<Vec<f32>>> = file.directions.iter().map(|text| from_text(text)).collect();
         let fits = |rows: &Vec<Vec<f32>>| !rows.is_empty() && rows.iter().all(|row| row.len() == center.len());
         let Some(directions) = directions.filter(fits) else {
-            return wrong("directions", &format!("are not rows of {} numbers each, as center is", center.len()));
+            return wrong("directions", &format!("are not rows of {} numbers like center", center.len()));
         };
         let Some(distances) = from_text(&file.distances).filter(|row| !row.is_empty() && row.is_sorted()) else {
             return wrong("distances", "are not numbers in ascending order");
@@ -173,7 +173,7 @@ impl Novelty {
     }
 }
 
-/// The sum of the products, in eight sums at a time: the processor does not wait for one addition to begin the next.
+/// Dot product in eight parallel sums, so that the processor does not wait for each addition.
 fn dot(one: &[f32], other: &[f32]) -> f32 {
     let ((one, one_rest), (other, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
     let mut sums = [0.0_f32; 8];
@@ -190,7 +190,7 @@ fn to_text(numbers: &[f32]) -> String {
     STANDARD.encode(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-/// `None` for what is no row of finite numbers.
+/// `None` unless it is a row of finite numbers.
 fn from_text(text: &str) -> Option<Vec<f32>> {
     let bytes = STANDARD.decode(text).ok()?;
     let (numbers, rest) = bytes.as_chunks::<4>();
@@ -198,8 +198,8 @@ fn from_text(text: &str) -> Option<Vec<f32>> {
     (rest.is_empty() && numbers.iter().all(|number| number.is_finite())).then_some(numbers)
 }
 
-/// How well a score tells pictures of another kind from known ones: the chance that one of the former has the higher score
-/// (area under the ROC curve), a tie counting half. 0.5 is no better than a coin; `None` without pictures of both kinds.
+/// How well a score separates unknown from known pictures: the chance that an unknown one has the higher score (area
+/// under the ROC curve), with ties counting half. 0.5 is chance; `None` without pictures of both kinds.
 pub fn auroc(known: &[f32], other: &[f32]) -> Option<f64> {
     if known.is_empty() || other.is_empty() {
         return None;
@@ -221,7 +221,7 @@ mod tests {
     use super::fit::NoveltyFit;
     use super::*;
 
-    /// Three classes, each around a corner of its own.
+    /// Three classes, each around its own corner.
     fn fitted() -> Novelty {
         let mut fit = NoveltyFit::new(NoveltySource::Features);
         for number in 0..300_usize {

@@ -1,62 +1,63 @@
-//! Outline: what an ONNX file says about itself without its weights: inputs, outputs, operators, sets of operators,
-//! metadata, and which other files it keeps weights in. Pure.
+//! Reads an ONNX file's structure without its weights: inputs, outputs, operators, operator sets, metadata, and
+//! external weight files. Pure.
 //!
-//! Of the messages of onnx.proto only the fields that are asked for are declared; the others, weights above all, are
-//! passed over and never copied.
+//! Only the needed fields of onnx.proto's messages are declared; the others, above all weights, are skipped and never
+//! copied.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
-/// Operators that only change shapes or types, between what makes an output and the output: exporters write a handful.
-const MOST_STEPS: usize = 100;
-const CUT_OFF: &str = "it is not an ONNX graph, or cut off";
+/// Most operators that only change shape or type between an output's producer and the output; exporters write a
+/// handful.
+const MAX_STEPS: usize = 100;
+const NOT_A_GRAPH: &str = "it is not an ONNX graph, or it is cut off";
 
-/// What a graph says about itself.
+/// Structure of a graph.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Outline {
-    /// Inputs that no weight fills.
+    /// Inputs that are not filled by a weight.
     pub(crate) inputs: Vec<GraphPort>,
     /// Outputs, in the graph's order.
     pub(crate) outputs: Vec<GraphPort>,
-    /// The sets of operators, each with its version; the standard one is called `ai.onnx`.
+    /// Operator sets, each with its version; the standard one is called `ai.onnx`.
     pub(crate) operators: BTreeMap<String, u64>,
-    /// Other files of weights, relative to the graph's folder.
+    /// External weight files, relative to the graph's folder.
     pub(crate) weight_files: BTreeSet<String>,
-    /// Whatever the exporter wrote beside the graph.
+    /// Metadata that the exporter wrote.
     pub(crate) metadata: BTreeMap<String, String>,
     nodes: Vec<OnnxNode>,
 }
 
-/// One input or output.
+/// An input or output.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct GraphPort {
     /// Its name.
     pub(crate) name: String,
-    /// What it holds.
+    /// Its content.
     pub(crate) holds: PortContent,
 }
 
-/// What an input or output holds.
+/// Content of an input or output.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum PortContent {
-    /// Numbers or texts; `None` for a size that is known in a run only. Kind of element as onnx.proto numbers it.
+    /// Numbers or texts; a size is `None` if it is only known in a run. The element type is numbered as in onnx.proto.
     Tensor {
         /// 1 is float32, 2 uint8, 10 float16.
         element: i32,
-        /// One a dimension.
+        /// One size per dimension.
         shape: Vec<Option<u32>>,
     },
-    /// A table from label to score for each image, as ZipMap makes it.
+    /// A table from label to score for each image, as from ZipMap.
     LabelScores,
     /// Anything else.
     Other,
 }
 
 impl Outline {
-    /// Reads a whole ONNX file; or why the bytes are no graph.
+    /// Reads a whole ONNX file; the error says why it is not a graph.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, &'static str> {
-        let model = OnnxModel::decode(bytes).map_err(|_| CUT_OFF)?;
+        let model = OnnxModel::decode(bytes).map_err(|_| NOT_A_GRAPH)?;
         let mut weight_files = BTreeSet::new();
         let graphs = model.graph.iter().chain(model.training.iter().flat_map(OnnxTraining::graphs));
         graphs.for_each(|graph| graph.collect_weight_files(&mut weight_files));
@@ -78,11 +79,11 @@ impl Outline {
         })
     }
 
-    /// The operator that makes an output, past those that only change its shape or type.
+    /// The operator that produces an output, ignoring those that only change its shape or type.
     pub(crate) fn producer_of(&self, output: &str) -> Option<&str> {
         let mut name = output;
-        // Every step goes to an earlier node and looks through all of them; a broken graph may run in circles.
-        for _ in 0..self.nodes.len().min(MOST_STEPS) {
+        // Each step goes to an earlier node and searches all of them; a broken graph may have cycles.
+        for _ in 0..self.nodes.len().min(MAX_STEPS) {
             let node = self.nodes.iter().find(|node| node.outputs.iter().any(|made| made == name))?;
             match node.operator.as_str() {
                 "Identity" | "Cast" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" | "ZipMap" => {
@@ -94,7 +95,7 @@ impl Outline {
         None
     }
 
-    /// The labels that stand in the graph, of classifiers that end in a ZipMap.
+    /// Labels stored in the graph, for classifiers that end in a ZipMap.
     pub(crate) fn labels(&self) -> Option<Vec<String>> {
         let named = self.nodes.iter().filter(|node| node.operator == "ZipMap");
         let texts =
@@ -102,7 +103,7 @@ impl Outline {
         Some(texts.strings.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect())
     }
 
-    /// The first operators that an input goes through, nearest first, as long as one follows the other.
+    /// The first operators an input passes through, nearest first, as long as they form a chain.
     pub(crate) fn first_operators(&self, input: &str, most: usize) -> Vec<&str> {
         let mut found = Vec::new();
         let mut name = input;
@@ -118,7 +119,7 @@ impl Outline {
     }
 }
 
-/// Messages of onnx.proto, the few fields of them that are asked for. They hold nothing of a tensor's numbers.
+/// The needed fields of onnx.proto's messages. They contain no tensor data.
 #[derive(Clone, PartialEq, Message)]
 struct OnnxModel {
     #[prost(message, optional, tag = "7")]

@@ -1,6 +1,6 @@
-//! Page: one file of several pages in, one picture out for each.
+//! Extracts one picture per page from a file with several pages.
 //!
-//! Of TIFF alone: thumbnails and masks in it are no pages ([`crate::decode`]). Pages come out upright and lossless, as PNG.
+//! Only TIFF: its thumbnails and masks are not pages ([`crate::decode`]). Pages are upright and lossless, as PNG.
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -8,8 +8,8 @@ use image::{ExtendedColorType, ImageEncoder};
 use crate::decode::{DecodeSettings, PictureFormat, Pixels, decode_page};
 use crate::tile::TileError;
 
-/// How many pages a file has; 1 for what is no TIFF or cannot be read. A broken page counts, and those behind it do not, for
-/// nothing leads to them.
+/// Number of pages of a file; 1 for other formats and unreadable files. A broken page counts, but those after it cannot
+/// be found.
 pub fn count_pages(bytes: &[u8], limits: &DecodeSettings) -> usize {
     match PictureFormat::of(bytes) {
         Some(PictureFormat::Tiff) => crate::decode::count_tiff_pages(bytes, limits),
@@ -20,7 +20,7 @@ pub fn count_pages(bytes: &[u8], limits: &DecodeSettings) -> usize {
 /// Page `number`, from 1, as PNG.
 ///
 /// # Errors
-/// When the page cannot be decoded within the limits or is not there.
+/// The page does not exist, or cannot be decoded within the limits.
 pub fn extract_page(bytes: &[u8], limits: &DecodeSettings, number: usize) -> Result<Vec<u8>, TileError> {
     let mut pixels = Pixels::default();
     decode_page(bytes, limits, number, &mut pixels)?;
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
     use crate::decode::{DecodeError, decode};
 
-    /// Grey pages of one level each; those in `small` say that they are thumbnails.
+    /// Grey pages of one level each; those in `small` are marked as thumbnails.
     fn document(levels: &[u8], small: &[usize]) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         let mut writer = TiffEncoder::new(&mut bytes).unwrap();
@@ -78,7 +78,7 @@ mod tests {
     fn a_broken_page_is_counted_and_refused() {
         let whole = document(&[10, 20], &[]);
         let limits = DecodeSettings::default();
-        // The second page's own list of tags lies at the end.
+        // The second page's tags are at the end.
         let bytes = &whole[..whole.len() - 20];
         assert_eq!(count_pages(bytes, &limits), 2);
         assert!(extract_page(bytes, &limits, 1).is_ok());

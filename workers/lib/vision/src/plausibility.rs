@@ -1,8 +1,8 @@
-//! Plausibility: a model and pictures in, what it says of them and what speaks against its description out.
+//! Runs a model over pictures and looks for signs that its description is wrong.
 //!
-//! A description that is wrong in one value still gives answers, only worse ones: colours in the wrong order, numbers
-//! in the wrong range. With pictures whose labels are known, the same model is run under each description that people
-//! mistake for theirs; one under which clearly more is right is named.
+//! A description with one wrong value still gives answers, only worse ones: colours in the wrong order, numbers in the
+//! wrong range. With labelled pictures, the model is also run under the descriptions that are commonly confused with
+//! its own; one that is clearly more accurate is named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,49 +16,49 @@ use crate::prediction::prediction;
 use crate::scores::probabilities;
 use crate::session::OnnxRuntime;
 
-/// Most pictures that are run under other descriptions: enough to see a difference that matters.
-const MOST_VARIED: usize = 200;
-/// Fewer pictures are too few to call an answer that is always the same odd.
-const FEW: usize = 10;
-/// Entropy, as a share of a uniform guess's, from which a model says nothing.
+/// Most pictures that are run under other descriptions: enough to see a relevant difference.
+const MAX_VARIED_PICTURES: usize = 200;
+/// With fewer pictures, a constant answer is not considered odd.
+const MIN_PICTURES: usize = 10;
+/// Entropy, as a share of a uniform guess's, from which a prediction is meaningless.
 const NEARLY_UNIFORM: f32 = 0.98;
 
 /// A picture to try a model on.
 #[derive(Debug, Clone)]
 pub struct TrialImage {
-    /// Its file; read when it is needed, for there may be many.
+    /// Path of its file, which is read when needed, as there may be many.
     pub path: PathBuf,
-    /// What is in it, if that is known.
+    /// Its true label, if known.
     pub label: Option<String>,
 }
 
-/// What a model says of pictures.
+/// Result of a model on pictures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrialReport {
-    /// One a picture, in the order given.
+    /// One row per picture, in the given order.
     pub images: Vec<TrialRow>,
-    /// Pictures that were recognized and whose label is known and one of the model's.
+    /// Recognized pictures whose label is one of the model's.
     pub labelled: usize,
-    /// How many of these are right.
+    /// Number of those that are right.
     pub right: usize,
-    /// Labels of pictures that are none of the model's, and how many pictures have each.
+    /// Labels that the model does not have, and the number of pictures with each.
     pub unknown_labels: BTreeMap<String, usize>,
-    /// What speaks against the description, in words; empty where nothing does.
+    /// Signs that the description is wrong, in words; empty if there are none.
     pub findings: Vec<String>,
 }
 
-/// What a model says of one picture.
+/// A model's prediction for one picture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrialRow {
-    /// The picture's file.
+    /// Path of the picture.
     pub path: PathBuf,
-    /// What is in it, if that is known.
+    /// Its true label, if known.
     pub expected: Option<String>,
-    /// What the model says; absent where the picture cannot be read.
+    /// Predicted label; absent if the picture is unreadable.
     pub label: Option<String>,
-    /// How probable that is, 0 to 1.
+    /// Probability of that label, 0 to 1.
     pub confidence_ratio: Option<f32>,
-    /// Why the picture cannot be read.
+    /// Why the picture is unreadable.
     pub fault: Option<String>,
 }
 
@@ -104,30 +104,32 @@ pub fn try_on(onnx: &OnnxRuntime, model: &Model, images: &[TrialImage]) -> Resul
         .map(|(image, row)| (image, row.label == image.label))
         .collect();
     let right = judged.iter().filter(|(_, is_right)| *is_right).count();
-    // Several labels at once are independent: their probabilities are no distribution with an entropy.
+    // Several labels at once are independent: their probabilities have no entropy as a distribution.
     let entropies = if model.thresholds.is_empty() { &entropies[..] } else { &[] };
     let mut findings = odd_answers(&rows, entropies, model.labels.len());
-    findings.extend(better_descriptions(onnx, model, judged.get(..MOST_VARIED).unwrap_or(&judged)));
+    findings.extend(better_descriptions(onnx, model, judged.get(..MAX_VARIED_PICTURES).unwrap_or(&judged)));
     Ok(TrialReport { labelled: judged.len(), right, images: rows, unknown_labels, findings })
 }
 
-/// What the model says of a picture, and the entropy of it as a share of a uniform guess's.
+/// The model's prediction, and its entropy as a share of a uniform guess's.
 fn read(model: &Model, seen: &InferenceResult) -> ((String, f32), f32) {
     let ratios = probabilities(model, &seen.logits, model.description.gate.temperature.unwrap_or(1.0));
-    let said = prediction(model, &ratios).map_or_else(Default::default, |opinion| (opinion.label, opinion.confidence));
+    let top = prediction(model, &ratios)
+        .map_or_else(Default::default, |prediction| (prediction.label, prediction.confidence));
     let entropy: f32 = ratios.iter().filter(|ratio| **ratio > 0.0).map(|ratio| -ratio * ratio.ln()).sum();
-    (said, entropy / (ratios.len().max(2) as f32).ln())
+    (top, entropy / (ratios.len().max(2) as f32).ln())
 }
 
 fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<String> {
     let mut findings = Vec::new();
     let said: Vec<&str> = rows.iter().filter_map(|row| row.label.as_deref()).collect();
     let expected: BTreeSet<&str> = rows.iter().filter_map(|row| row.expected.as_deref()).collect();
-    if let Some(first) = said.first().filter(|first| said.len() >= FEW && said.iter().all(|label| label == *first))
+    if let Some(first) =
+        said.first().filter(|first| said.len() >= MIN_PICTURES && said.iter().all(|label| label == *first))
         && expected.len() != 1
     {
         findings.push(format!(
-            "it says {first:?} of all {} pictures; if they show different things, the numbers it is given are probably in \
+            "it predicts {first:?} for all {} pictures; if they show different things, its input numbers are probably in \
              the wrong range (input.scale, mean, std)",
             said.len()
         ));
@@ -135,14 +137,14 @@ fn odd_answers(rows: &[TrialRow], entropies: &[f32], labels: usize) -> Vec<Strin
     let mean = entropies.iter().sum::<f32>() / entropies.len().max(1) as f32;
     if !entropies.is_empty() && mean > NEARLY_UNIFORM {
         findings.push(format!(
-            "it finds all {labels} labels about as probable as each other: the numbers it is given are probably in the \
-             wrong range (input.scale, mean, std), or its output is no {labels} logits (output.kind)"
+            "it finds all {labels} labels about equally probable; its input numbers are probably in the \
+             wrong range (input.scale, mean, std), or its output is not {labels} logits (output.kind)"
         ));
     }
     findings
 }
 
-/// Other descriptions under which clearly more of the pictures are right, best first.
+/// Other descriptions that are clearly more accurate, best first.
 fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage, bool)]) -> Vec<String> {
     let mut better = Vec::new();
     for (said, input) in variants(&model.description.input) {
@@ -166,7 +168,7 @@ fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage
     let all = judged.len();
     let say = |(more, said): (usize, String)| {
         format!(
-            "with {said} {} of {all} pictures are right instead of {was}; correct model.toml if that is how it was \
+            "with {said}, {} of {all} pictures are right instead of {was}; correct model.toml if that is how it was \
                  trained",
             was + more
         )
@@ -174,14 +176,14 @@ fn better_descriptions(onnx: &OnnxRuntime, model: &Model, judged: &[(&TrialImage
     better.into_iter().map(say).collect()
 }
 
-/// Whether a change for the better is more than chance: three standard errors of the pictures that changed (McNemar), and
-/// three pictures at least.
+/// Whether an improvement is more than chance: three standard errors of the changed pictures (McNemar), and at least
+/// three pictures.
 fn is_clearly_more(gained: usize, lost: usize) -> bool {
     let (more, changed) = (gained as f64 - lost as f64, (gained + lost) as f64);
     more >= 3.0 && more >= 3.0 * changed.sqrt().max(1.0)
 }
 
-/// Descriptions that are mistaken for this one, in words and as they are.
+/// Descriptions that are commonly confused with this one, in words and as values.
 fn variants(input: &InputDescription) -> Vec<(String, InputDescription)> {
     let count = input.channels.count();
     let scaled = |scale: f32, mean: f32, std: f32| InputDescription {

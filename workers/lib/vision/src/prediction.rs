@@ -1,4 +1,4 @@
-//! From a model's logits to what it says about a picture, in words. Pure.
+//! Turns a model's probabilities into its prediction. Pure.
 
 use schemas::limits::MAX_TOP;
 use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass};
@@ -6,10 +6,10 @@ use schemas::{MAX_HELD_LABELS, NO_LABEL, Prediction, RankedClass};
 use crate::model::Model;
 use crate::scores::top;
 
-/// What the model says, given the probabilities of its labels; `None` when there is no label.
+/// The prediction, given the probabilities of the labels; `None` without labels.
 ///
-/// Of a model for several labels at once, the label is the most probable of those that reach their threshold. Where none
-/// does, it is [`NO_LABEL`], as probable as the most probable label is not.
+/// For a multi-label model it is the most probable label that reaches its threshold, or [`NO_LABEL`] if none does, with
+/// one minus the largest probability as its confidence.
 pub fn prediction(model: &Model, ratios: &[f32]) -> Option<Prediction> {
     let ranked = |(class, confidence): (usize, f32)| {
         let label = model.labels.get(class).cloned().unwrap_or_else(|| format!("class-{class}"));

@@ -1,8 +1,8 @@
-//! Replica: one session with its buffers; decodes, prepares and infers on the thread that holds it.
+//! A session with its buffers: decodes, prepares and infers on the thread that owns it.
 //!
-//! Enters: one picture or a batch of them. Leaves: what was seen, in the same order. A picture is
-//! written straight into its row of a reused batch, so nothing of its size is allocated for it.
-//! A picture that fails, fails alone. A panic in a codec or in the runtime becomes an error.
+//! In: one picture or a batch. Out: the results, in the same order. A picture is written straight into its row of a
+//! reused batch, so nothing of its size is allocated. A picture that fails, fails alone. A panic in a codec or in the
+//! runtime becomes an error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Opens a session of its own.
+    /// Opens a replica with its own session.
     pub fn open(onnx: &OnnxRuntime, model: &Model, settings: &InferenceSettings) -> Result<Replica, InferenceError> {
         Self::with_session(onnx, &Arc::new(model.clone()), settings)
     }
@@ -57,12 +57,12 @@ impl Replica {
         &self.model
     }
 
-    /// Most pictures at once: the setting's or the graph's limit.
+    /// Largest batch: the lower of the setting's and the graph's limit.
     pub fn max_batch(&self) -> usize {
         self.max_batch
     }
 
-    /// Most pictures the graph takes at once; `None` if it does not mind.
+    /// Largest batch of the graph; `None` if it is not limited.
     pub fn graph_batch(&self) -> Option<usize> {
         self.session.max_batch()
     }
@@ -73,11 +73,11 @@ impl Replica {
         let started = Instant::now();
         let outputs = self.run(0, 1)?;
         let timings = InferenceTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-        Ok(self.seen(outputs, timings, envelope))
+        Ok(self.result(outputs, timings, envelope))
     }
 
-    /// What came of one picture.
-    fn seen(&self, outputs: BatchOutputs, timings: InferenceTimings, envelope: ImageEnvelope) -> InferenceResult {
+    /// The result of one picture.
+    fn result(&self, outputs: BatchOutputs, timings: InferenceTimings, envelope: ImageEnvelope) -> InferenceResult {
         let BatchOutputs { logits, features } = outputs;
         let novelty = self.model.novelty.as_ref().and_then(|novelty| novelty.score(features.as_deref(), &logits));
         InferenceResult { logits, features, novelty, model: self.model.clone(), timings, envelope }
@@ -85,10 +85,10 @@ impl Replica {
 
     /// Recognizes several in one run; more than [`Replica::max_batch`] are split into runs.
     pub fn predict_batch(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
-        images.chunks(self.max_batch).flat_map(|chunk| self.see_chunk(chunk)).collect()
+        images.chunks(self.max_batch).flat_map(|chunk| self.predict_chunk(chunk)).collect()
     }
 
-    fn see_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
+    fn predict_chunk(&mut self, images: &[&[u8]]) -> Vec<Result<InferenceResult, InferenceError>> {
         if let [image] = images {
             return vec![self.predict(image)];
         }
@@ -109,24 +109,24 @@ impl Replica {
                 let timings = InferenceTimings { waited_us: 0, decode_us, infer_us, batch_size: rows };
                 let logits = part(&outputs.logits, row, rows);
                 let features = outputs.features.as_ref().map(|features| part(features, row, rows));
-                Ok(self.seen(BatchOutputs { logits, features }, timings, envelope))
+                Ok(self.result(BatchOutputs { logits, features }, timings, envelope))
             }
-            // One of them broke the run: each alone, so that the others do not pay for it.
+            // One of them broke the run, so each is run alone and only that one fails.
             None => {
                 let started = Instant::now();
                 let outputs = self.run(row, 1)?;
                 let timings = InferenceTimings { waited_us: 0, decode_us, infer_us: micros(started), batch_size: 1 };
-                Ok(self.seen(outputs, timings, envelope))
+                Ok(self.result(outputs, timings, envelope))
             }
         };
         let mut outcome = outcome;
         prepared.into_iter().map(|prepared| prepared.and_then(&mut outcome)).collect()
     }
 
-    /// Runs the generated picture in a batch of `images`; the time of the whole batch in
-    /// milliseconds, decoding included.
+    /// Runs the generated picture in a batch of `images` and returns the time of the whole batch in milliseconds,
+    /// including decoding.
     pub(crate) fn time_ms(&mut self, sample: &[u8], images: usize) -> Result<f64, InferenceError> {
-        // The operator's limits may be tighter than our own picture.
+        // The operator's limits may be tighter than the generated picture.
         let limits = std::mem::take(&mut self.limits);
         let started = Instant::now();
         let outcome = (0..images).try_for_each(|row| self.prepare(row, sample).map(|_| ()));
@@ -135,7 +135,7 @@ impl Replica {
         outcome.map(|_| started.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// Makes the runtime allocate what it needs, so that the first picture is as fast as the rest.
+    /// Makes the runtime allocate its memory, so that the first picture is as fast as the rest.
     pub(crate) fn warm_up(&mut self, images: usize) -> Result<(), InferenceError> {
         self.time_ms(&sample::jpeg(), images).map(|_| ())
     }
@@ -155,7 +155,7 @@ impl Replica {
             Ok(outcome) => outcome?,
             Err(panic) => {
                 self.scratch = Scratch::default();
-                return Err(InferenceError::Panicked { room: "tensor", why: panic_message(panic.as_ref()) });
+                return Err(InferenceError::Panicked { stage: "tensor", why: panic_message(panic.as_ref()) });
             }
         }
         Ok(DecodedImage { row, decode_us: micros(started), envelope })
@@ -166,18 +166,18 @@ impl Replica {
         let work = AssertUnwindSafe(|| self.session.run(batch, images));
         match catch_unwind(work) {
             Ok(outcome) => Ok(outcome?),
-            Err(panic) => Err(InferenceError::Panicked { room: "infer", why: panic_message(panic.as_ref()) }),
+            Err(panic) => Err(InferenceError::Panicked { stage: "infer", why: panic_message(panic.as_ref()) }),
         }
     }
 }
 
-/// A picture that is decoded.
+/// A decoded picture.
 struct DecodedImage {
     /// Its row in the batch.
     row: usize,
-    /// How long it took, microseconds.
+    /// Decoding time in microseconds.
     decode_us: u64,
-    /// What stood around it.
+    /// What surrounded it.
     envelope: ImageEnvelope,
 }
 

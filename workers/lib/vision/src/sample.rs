@@ -1,4 +1,4 @@
-//! Sample: generated pictures, for warming up and measuring without a file at hand. Pure.
+//! Generated pictures, for warming up and measuring without files. Pure.
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{Rgb, RgbImage};
@@ -10,8 +10,7 @@ const HEIGHT_PX: u32 = 480;
 const SHAPES: usize = 24;
 const GRAIN: u32 = 6;
 
-/// A gradient with a fine pattern over it, so that decoding it costs what a camera's picture costs;
-/// 640x480, quality 85.
+/// A gradient with a fine pattern, so that decoding costs as much as for a camera's picture; 640x480, quality 85.
 pub(crate) fn jpeg() -> Vec<u8> {
     let picture = RgbImage::from_fn(WIDTH_PX, HEIGHT_PX, |x, y| {
         let noise = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(2_246_822_519)) >> 28;
@@ -20,18 +19,17 @@ pub(crate) fn jpeg() -> Vec<u8> {
     encode(&picture)
 }
 
-/// Pictures with edges, areas and grain as a camera's have, for measuring without a file at hand:
-/// JPEG, 640x480, quality 85, about 37 kB each. The same count and seed give the same bytes.
+/// Pictures with edges, areas and grain like a camera's, for measuring without files: JPEG, 640x480, quality 85, about
+/// 37 kB each. The same count and seed give the same bytes.
 ///
-/// Chroma is not subsampled, because the encoder cannot; it is smooth, so that decoding costs what it
-/// costs for a camera's picture.
+/// Chroma is not subsampled, because the encoder cannot; it is smooth, so that decoding costs as much as for a camera's
+/// picture.
 pub fn pictures(count: usize, seed: u64) -> Vec<Vec<u8>> {
     (0..count as u64).map(|number| encode(&scene(seed.wrapping_add(number)))).collect()
 }
 
-/// The picture as a camera would have taken it close up: enlarged to a square of `side_px` and encoded as
-/// JPEG, quality 85; for measuring with small labelled pictures what a camera's picture costs to decode and
-/// to send. `None` for bytes that are no picture.
+/// The picture as if taken close up: enlarged to a square of `side_px` and encoded as JPEG, quality 85; to measure with
+/// small labelled pictures what a camera's picture costs to decode and send. `None` if the bytes are not a picture.
 pub fn enlarged(bytes: &[u8], side_px: u32) -> Option<Vec<u8>> {
     let picture = image::load_from_memory(bytes).ok()?;
     let large = image::imageops::resize(&picture.to_luma8(), side_px, side_px, image::imageops::FilterType::CatmullRom);
@@ -74,7 +72,7 @@ fn scene(seed: u64) -> RgbImage {
 struct SampleRng(u64);
 
 impl SampleRng {
-    /// From 0 to `limit`, without it.
+    /// A number from 0 to below `limit`.
     fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -1,8 +1,9 @@
-//! Scores: from a model's logits to probabilities and the best classes. Pure.
+//! Turns a model's logits into probabilities and best classes. Pure.
 
 use crate::model::Model;
 
-/// Probability of each label by what kind of model it is, with the logits divided by `temperature` as in [`softmax`].
+/// Probability of each label according to the kind of model, with the logits divided by `temperature` as in
+/// [`softmax`].
 pub fn probabilities(model: &Model, logits: &[f32], temperature: f32) -> Vec<f32> {
     match model.description.output.kind.is_multi_label() {
         true => sigmoid(logits, temperature),
@@ -10,15 +11,14 @@ pub fn probabilities(model: &Model, logits: &[f32], temperature: f32) -> Vec<f32
     }
 }
 
-/// Probability of each label for itself, of the logits divided by `temperature` as in [`softmax`].
+/// Independent probability of each label, with the logits divided by `temperature` as in [`softmax`].
 pub fn sigmoid(logits: &[f32], temperature: f32) -> Vec<f32> {
     let temperature = if temperature.is_finite() && temperature > 0.0 { temperature } else { 1.0 };
     logits.iter().map(|logit| 1.0 / (1.0 + (-logit / temperature).exp())).collect()
 }
 
-/// Probabilities of the logits divided by `temperature` (above 1: less sure). The largest logit is
-/// subtracted first, so that no exponential overflows. A temperature that is not a positive number
-/// counts as 1.
+/// Probabilities of the logits divided by `temperature` (above 1: less confident). The largest logit is subtracted
+/// first, so that no exponential overflows. A temperature that is not a positive number counts as 1.
 pub fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
     let temperature = if temperature.is_finite() && temperature > 0.0 { temperature } else { 1.0 };
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -28,7 +28,7 @@ pub fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
     ratios
 }
 
-/// The `count` largest, best first, as (class, ratio); of equal ones the lower class first.
+/// The `count` largest, best first, as (class, ratio); of equal ones, the lower class first.
 pub fn top(ratios: &[f32], count: usize) -> Vec<(usize, f32)> {
     let mut ranked: Vec<(usize, f32)> = ratios.iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

@@ -1,8 +1,8 @@
-//! Session: a model inside ONNX Runtime; with [`graph`](crate::graph) the only file that names ort.
+//! A model in ONNX Runtime; with [`graph`](crate::graph) the only module that names ort.
 //!
-//! Enters: a [`Model`] and a batch of tensors. Leaves: one row of logits an image.
-//! Refuses: a runtime that is missing or too old, a graph that contradicts its description or its
-//! labels, and numbers that are not finite. The library is found at run time, never linked.
+//! In: a [`Model`] and a batch of tensors. Out: one row of logits per image. Refused: a runtime that is missing or too
+//! old, a graph that contradicts its description or labels, and numbers that are not finite. The library is found at
+//! run time, never linked.
 
 mod checks;
 mod kind;
@@ -23,79 +23,79 @@ use crate::tensor;
 /// Why a session could not be opened or run.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// No library anywhere.
+    /// No library was found.
     #[error(
-        "ONNX Runtime was not found; run `make setup`, or set TRIBUTARY_ONNXRUNTIME to libonnxruntime; looked at: {}",
+        "ONNX Runtime was not found; run `make setup`, or set TRIBUTARY_ONNXRUNTIME to libonnxruntime; searched: {}",
         listed(looked_at)
     )]
     RuntimeMissing {
-        /// Every place looked at, in order.
+        /// All paths that were searched, in order.
         looked_at: Vec<PathBuf>,
     },
-    /// A file that is not ONNX Runtime, named by a setting or found in the cache.
-    #[error("ONNX Runtime {path} given by {given_by} cannot be used: {why}; run `make setup` or name another library", path = path.display())]
+    /// The file is not ONNX Runtime; it was named by a setting or found in the cache.
+    #[error("could not use ONNX Runtime {path} from {given_by}: {why}; run `make setup` or name another library", path = path.display())]
     RuntimeUnusable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The setting, variable or folder that led there.
+        /// The setting, variable or folder it was found by.
         given_by: &'static str,
         /// What is wrong with it.
         why: String,
     },
-    /// The runtime would not start.
+    /// The runtime did not start.
     #[error("ONNX Runtime {path} did not start: {why}", path = path.display())]
     RuntimeBroken {
-        /// The library.
+        /// Path of the library.
         path: PathBuf,
-        /// Its words.
+        /// Its error.
         why: String,
     },
     /// The runtime refuses the graph.
-    #[error("graph {graph} cannot be loaded: {why}", graph = graph.display())]
+    #[error("could not load graph {graph}: {why}", graph = graph.display())]
     GraphUnusable {
-        /// The file.
+        /// Path of the file.
         graph: PathBuf,
-        /// The runtime's words.
+        /// Error of the runtime.
         why: String,
     },
-    /// The graph and its description say different things.
+    /// The graph contradicts its description.
     #[error("graph {graph} does not fit its description: {why}; {remedy}", graph = graph.display())]
     Mismatch {
-        /// The file.
+        /// Path of the file.
         graph: PathBuf,
         /// Both sides of the contradiction.
         why: String,
-        /// Which file to mend, and how.
+        /// Which file to correct, and how.
         remedy: String,
     },
-    /// The batch given is not what the session can take.
+    /// The batch does not fit the session.
     #[error(
         "batch of {images} images with {actual_len} numbers does not fit: {expected_len} expected, at most {max_images} images"
     )]
     WrongBatch {
-        /// Images claimed.
+        /// Number of images claimed.
         images: usize,
         /// Numbers given.
         actual_len: usize,
         /// Numbers expected.
         expected_len: usize,
-        /// Most images the graph takes at once.
+        /// Largest batch of the graph.
         max_images: usize,
     },
-    /// The runtime failed while running.
+    /// The runtime failed during a run.
     #[error("graph {graph} failed to run: {why}", graph = graph.display())]
     RunFailed {
-        /// The file.
+        /// Path of the file.
         graph: PathBuf,
-        /// The runtime's words.
+        /// Error of the runtime.
         why: String,
     },
-    /// A score that is no number.
-    #[error("graph {graph} gave a score that is not finite for image {row} of the batch; the model is broken or this input is beyond it", graph = graph.display())]
+    /// A score is NaN or infinite.
+    #[error("graph {graph} gave a score that is not finite for image {row} of the batch; the model is broken or this input is out of its range", graph = graph.display())]
     NotFinite {
-        /// The file.
+        /// Path of the file.
         graph: PathBuf,
-        /// Which image of the batch, from 0.
+        /// Index of the image in the batch, from 0.
         row: usize,
     },
 }
@@ -120,17 +120,17 @@ fn listed(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// What a batch gave.
+/// Outputs of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchOutputs {
-    /// Images times labels. Of a model that gives probabilities, the logits that lead to them, so that
-    /// [`probabilities`](crate::scores::probabilities) needs to know only whether several labels hold at once.
+    /// Images times labels. For a model that gives probabilities, the logits that lead to them, so that
+    /// [`probabilities`](crate::scores::probabilities) only needs to know whether several labels hold at once.
     pub logits: Vec<f32>,
     /// Images times features, if the description names such an output.
     pub features: Option<Vec<f32>>,
 }
 
-/// One model in one session; a thread of its own runs it.
+/// A model in its own session; used by one thread.
 pub struct Session {
     inner: OrtSession,
     options: RunOptions<ort::session::HasSelectedOutputs>,
@@ -140,9 +140,9 @@ pub struct Session {
     buffer: InputBuffer,
     input_len: usize,
     max_batch: Option<usize>,
-    /// Where it can be said what the output is.
+    /// The file that describes the output's kind.
     kind_file: String,
-    /// Whether a run has shown that the output is what the description says.
+    /// Whether a run has shown that the output is as described.
     kind_is_checked: bool,
 }
 
@@ -156,8 +156,7 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Loads the graph and checks it against its description and labels. `threads`: how many one
-    /// run may use, at least 1.
+    /// Loads the graph and checks it against its description and labels. `threads`: per run, at least 1.
     pub fn open(onnx: &OnnxRuntime, model: &Model, threads: usize) -> Result<Session, SessionError> {
         let unusable = |error: ort::Error| SessionError::GraphUnusable {
             graph: model.graph.clone(),
@@ -185,7 +184,7 @@ impl Session {
         })
     }
 
-    /// Most images at once; `None` if the graph does not mind.
+    /// Largest batch; `None` if the graph does not limit it.
     pub fn max_batch(&self) -> Option<usize> {
         self.max_batch
     }
@@ -235,7 +234,7 @@ fn wrong_classes(graph: &Path, classes: usize, numbers: usize, images: usize) ->
     SessionError::Mismatch {
         graph: graph.to_owned(),
         why: format!("it gave {numbers} scores for {images} images and {classes} labels"),
-        remedy: "write one label a class, in the order of the output".to_owned(),
+        remedy: "write one label per class, in the order of the output".to_owned(),
     }
 }
 
@@ -245,7 +244,7 @@ fn load(onnx: &OnnxRuntime, model: &Model, threads: usize) -> Result<OrtSession,
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
-        // A pattern is memory kept for each batch size seen; the arena alone is as fast.
+        // A memory pattern is kept for each batch size seen; the arena alone is as fast.
         .with_memory_pattern(false)?
         .commit_from_file(&model.graph)
 }
@@ -281,7 +280,7 @@ pub(crate) mod tests {
         let (_dir, model) = edited("fashion-light", "model.toml", "kind = \"logits\"", "kind = \"probabilities\"");
         let mut session = Session::open(&onnx(), &model, 1).unwrap();
         let why = session.run(&vec![0.3; session.input_len], 1).unwrap_err().to_string();
-        for part in ["holds no probabilities", "kind = \"logits\"", "model.toml"] {
+        for part in ["does not hold probabilities", "kind = \"logits\"", "model.toml"] {
             assert!(why.contains(part), "{part}: {why}");
         }
     }

@@ -1,7 +1,7 @@
-//! Tensor: upright pixels in, the numbers a model expects out.
+//! Converts upright pixels to a model's input numbers.
 //!
-//! Fits the picture to the model's input (averaging over the pixels it shrinks away), puts the
-//! channels in the model's order and scales them, all into a buffer the caller owns. Pure.
+//! Fits the picture to the input (averaging when it shrinks), orders the channels and scales them, into a buffer of the
+//! caller. Pure.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -9,35 +9,35 @@ use schemas::model::{Channels, CropOffset, Filter, InputDescription, Layout, Res
 
 use crate::decode::Pixels;
 
-/// A small picture is enlarged to no more than this before its centre is cut out; an ordinary one
-/// needs a tenth of it. A guess.
+/// A small picture is enlarged to at most this many pixels before its centre is cropped; an ordinary one needs a tenth
+/// of it. An estimate.
 const MAX_ENLARGED_PX: u64 = 4_000_000;
 
-/// Why pixels could not become a tensor. Always ours: pixels from [`crate::decode`] and a
-/// description from [`crate::model`] never meet it.
+/// Why pixels could not become a tensor. Always a bug: pixels from [`crate::decode`] and a description from
+/// [`crate::model`] never cause it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {
-    /// The buffer given is not the size of one input.
-    #[error("tensor buffer holds {actual_len} numbers, the model's input is {expected_len}")]
+    /// The buffer does not have the size of one input.
+    #[error("tensor buffer has {actual_len} numbers, the model's input has {expected_len}")]
     WrongLength {
         /// Numbers the model expects.
         expected_len: usize,
-        /// Numbers the buffer holds.
+        /// Numbers in the buffer.
         actual_len: usize,
     },
-    /// Pixels that contradict their own width and height, or sizes out of range.
-    #[error("image of {width_px}x{height_px} pixels cannot be resized: {why}")]
+    /// The pixels contradict their width and height, or sizes are out of range.
+    #[error("could not resize an image of {width_px}x{height_px} pixels: {why}")]
     Unfit {
         /// Width of the picture.
         width_px: u32,
         /// Height of the picture.
         height_px: u32,
-        /// The resizer's words.
+        /// Error of the resizer.
         why: String,
     },
 }
 
-/// Buffers kept between images.
+/// Buffers reused between images.
 #[derive(Debug, Default)]
 pub struct Scratch {
     resizer: Resizer,
@@ -46,12 +46,12 @@ pub struct Scratch {
     framed: Vec<u8>,
 }
 
-/// How many numbers one image becomes.
+/// Numbers per image.
 pub fn len(input: &InputDescription) -> usize {
     input.width_px as usize * input.height_px as usize * input.channels.count()
 }
 
-/// The shape of so many images, in the order of axes that `input` describes.
+/// The shape of a batch, in the order of axes that `input` describes.
 pub fn shape(input: &InputDescription, images: usize) -> [usize; 4] {
     let (width, height) = (input.width_px as usize, input.height_px as usize);
     let channels = input.channels.count();
@@ -61,7 +61,7 @@ pub fn shape(input: &InputDescription, images: usize) -> [usize; 4] {
     }
 }
 
-/// Writes one image as `input` describes it; `out` holds exactly [`len`] numbers.
+/// Writes one image as `input` describes it; `out` must have exactly [`len`] numbers.
 pub fn write(
     pixels: &Pixels,
     input: &InputDescription,
@@ -101,7 +101,7 @@ struct SourcePicture<'a> {
     rgb: &'a [u8],
 }
 
-/// Whole pixels of a picture.
+/// A rectangle of whole pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct PixelRegion {
     left_px: u32,
@@ -113,12 +113,11 @@ struct PixelRegion {
 /// Which part of the picture goes where in the input.
 #[derive(Debug, PartialEq)]
 struct CropPlacement {
-    /// Cut out before the resize: what a picture many times longer than wide needs at most.
+    /// Cut out before the resize: the part needed of a picture many times longer than wide.
     middle: Option<PixelRegion>,
-    /// Left, top, width and height of the part the resize takes, in the picture's pixels; all of it
-    /// if absent.
+    /// Left, top, width and height of the part that is resized, in the picture's pixels; absent: all of it.
     taken: Option<(f64, f64, f64, f64)>,
-    /// Size it becomes.
+    /// Size after the resize.
     width_px: u32,
     height_px: u32,
     /// Cut out after the resize.
@@ -144,8 +143,8 @@ impl CropPlacement {
         }
     }
 
-    /// The short side to `resize_px`, then the centre. Sizes are whole pixels rounded down and
-    /// offsets rounded, as torchvision does, so that the same pixels are seen.
+    /// Resizes the short side to `resize_px`, then takes the centre. Sizes are rounded down and offsets rounded, as in
+    /// torchvision, so that the same pixels are seen.
     fn centre(pixels: &Pixels, input: &InputDescription) -> Self {
         let short_px = input.resize_px.unwrap_or(0).max(input.width_px).max(input.height_px);
         let (width_px, height_px) = (u64::from(pixels.width_px), u64::from(pixels.height_px));
@@ -155,16 +154,16 @@ impl CropPlacement {
         let (left, top) = (start(all_w, input.width_px), start(all_h, input.height_px));
         let (step_x, step_y) = (width_px as f64 / all_w as f64, height_px as f64 / all_h as f64);
         if step_x >= 1.0 && step_y >= 1.0 {
-            // One step: only what is seen is computed.
+            // One step: only the visible part is computed.
             let size = (f64::from(input.width_px) * step_x, f64::from(input.height_px) * step_y);
             let (left, top) = ((left * step_x).max(0.0), (top * step_y).max(0.0));
             let size = (size.0.min(width_px as f64 - left), size.1.min(height_px as f64 - top));
             let taken = Some((left, top, size.0, size.1));
             return Self { middle: None, taken, width_px: input.width_px, height_px: input.height_px, cut: None };
         }
-        // fast_image_resize 6.1 may read beyond its buffer when it enlarges a part: where a bicubic
-        // weight is exactly zero it takes a column out of its first bound that the second needs.
-        // Enlarging a whole picture is safe, so the cut comes after.
+        // fast_image_resize 6.1 may read beyond its buffer when it enlarges a part: where a bicubic weight is exactly
+        // zero, it drops a column from its first bound that the second needs. Enlarging a whole picture is safe, so it
+        // is cut afterwards.
         if all_w * all_h > MAX_ENLARGED_PX {
             return Self::centre_of_a_strip(pixels, input, short_px);
         }
@@ -173,7 +172,7 @@ impl CropPlacement {
         Self { middle: None, taken: None, width_px: all_w as u32, height_px: all_h as u32, cut: Some(part) }
     }
 
-    /// All of it to a square, then the centre.
+    /// Resizes all of it to a square, then takes the centre.
     fn centre_of_square(side_px: u32, input: &InputDescription) -> Self {
         let start = |to| start(u64::from(side_px), to, input.crop_offset) as u32;
         let (left_px, top_px) = (start(input.width_px), start(input.height_px));
@@ -181,7 +180,7 @@ impl CropPlacement {
         Self { middle: None, taken: None, width_px: side_px, height_px: side_px, cut: Some(part) }
     }
 
-    /// Of a strip that would become huge, only a square in the middle is enlarged.
+    /// For a strip that would become huge, only a square in the middle is enlarged.
     fn centre_of_a_strip(pixels: &Pixels, input: &InputDescription, short_px: u32) -> Self {
         let side_px = pixels.width_px.min(pixels.height_px);
         let square = |left_px, top_px| PixelRegion { left_px, top_px, width_px: side_px, height_px: side_px };
@@ -254,7 +253,7 @@ fn frame(picture: SourcePicture<'_>, input: &InputDescription, framed: &mut Vec<
     }
 }
 
-/// `(pixel * scale - mean) / std`, as one multiplication and one addition a number.
+/// `(pixel * scale - mean) / std`, as one multiplication and one addition per number.
 fn normalize(rgb: &[u8], input: &InputDescription, out: &mut [f32]) {
     let term = |channel: usize| {
         let mean = input.mean.get(channel).copied().unwrap_or(0.0);
@@ -275,13 +274,13 @@ fn normalize(rgb: &[u8], input: &InputDescription, out: &mut [f32]) {
     }
 }
 
-/// ITU-R 601 in the 16-bit integers Pillow uses; grey stays what it is.
+/// ITU-R 601 in the 16-bit integers that Pillow uses; grey stays unchanged.
 fn luma(pixel: &[u8]) -> u8 {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// The order is a constant, so that the compiler sees fixed offsets and vectorises the loop.
+/// The order is a constant, so that the compiler sees fixed offsets and vectorizes the loop.
 fn planes<const A: usize, const B: usize, const C: usize>(rgb: &[u8], terms: [(f32, f32); 3], out: &mut [f32]) {
     let (first, rest) = out.split_at_mut(out.len() / 3);
     let (second, third) = rest.split_at_mut(rest.len() / 2);
@@ -374,7 +373,7 @@ mod tests {
         assert_eq!(written(&pixels, &input(256, 1, Channels::Gray)), expected);
     }
 
-    /// Mean and largest difference from a picture Pillow made, in grey levels.
+    /// Mean and largest difference from a picture made by Pillow, in grey levels.
     fn assert_close(input: &InputDescription, reference: &str) {
         let expected = picture(reference);
         let plain = InputDescription { resize: ResizeMode::Stretch, resize_px: None, ..input.clone() };
@@ -383,7 +382,7 @@ mod tests {
         let apart: Vec<f32> = actual.iter().zip(expected).map(|(actual, expected)| (actual - expected).abs()).collect();
         let worst = apart.iter().copied().fold(0.0, f32::max);
         let mean = apart.iter().sum::<f32>() / apart.len() as f32;
-        // Both round to whole levels between their two passes, one across first, the other down.
+        // Both round to whole levels between their two passes, but one goes across first, the other down.
         assert!(worst <= 2.0 && mean <= 0.5, "{reference}: worst {worst}, mean {mean}");
     }
 

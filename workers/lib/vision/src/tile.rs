@@ -1,9 +1,9 @@
-//! Tile: one large scan in, overlapping pictures of one size out.
+//! Cuts a large scan into overlapping pictures of one size.
 //!
-//! Every pixel of the scan lies in at least one tile. All tiles have the size asked for: the last
-//! of a row or column moves back until it fits, and only a scan smaller than a tile gives a smaller
-//! one. A lossless scan gives lossless tiles (PNG), a lossy one JPEGs of quality 95. One tile is
-//! encoded at a time. Refuses what [`crate::decode`] refuses and grids that lead nowhere.
+//! Every pixel of the scan is in at least one tile. All tiles have the requested size: the last of a row or column
+//! moves back until it fits, and only a scan smaller than a tile gives a smaller one. A lossless scan gives lossless
+//! tiles (PNG), a lossy one JPEGs of quality 95. One tile is encoded at a time. Refuses what [`crate::decode`] refuses,
+//! and impossible grids.
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
@@ -11,7 +11,7 @@ use image::{ExtendedColorType, GenericImageView, ImageEncoder, RgbImage};
 
 use crate::decode::{DecodeError, DecodeSettings, PictureFormat, decode, dimensions};
 
-/// High enough that a second compression does not show; a guess.
+/// High enough that a second compression does not show; an estimate.
 const QUALITY: u8 = 95;
 
 /// Why a scan was not cut.
@@ -20,27 +20,27 @@ pub enum TileError {
     /// The scan's fault.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// The operator's.
-    #[error("tiles of {tile_px} pixels cannot overlap by {overlap_px}: the overlap must be smaller than the tile")]
+    /// The settings are impossible.
+    #[error("tiles of {tile_px} pixels cannot overlap by {overlap_px}; the overlap must be smaller than the tile")]
     Grid {
-        /// Side of a tile.
+        /// Side of a tile in pixels.
         tile_px: u32,
-        /// Overlap of neighbours.
+        /// Overlap of neighbours in pixels.
         overlap_px: u32,
     },
-    /// Ours.
+    /// A bug of this program.
     #[error("tile at {x_px},{y_px} could not be encoded: {why}")]
     Encode {
-        /// Left edge.
+        /// Left edge in pixels.
         x_px: u32,
-        /// Top edge.
+        /// Top edge in pixels.
         y_px: u32,
-        /// The encoder's words.
+        /// Error of the encoder.
         why: String,
     },
 }
 
-/// One piece of a scan.
+/// A tile of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TileImage {
     /// Left edge in the upright scan, in pixels.
@@ -55,12 +55,12 @@ pub struct TileImage {
     pub scan_width_px: u32,
     /// Height of the upright scan, in pixels.
     pub scan_height_px: u32,
-    /// PNG or JPEG.
+    /// Encoded as PNG or JPEG.
     pub bytes: Vec<u8>,
 }
 
-/// Decodes a scan and cuts it into squares of `tile_px` that overlap by at least `overlap_px`.
-/// `limits` are the scan's, usually larger than those of a picture.
+/// Decodes a scan and cuts it into squares of `tile_px` that overlap by at least `overlap_px`. `limits` are the scan's,
+/// usually larger than those of a picture.
 pub fn split(bytes: &[u8], limits: &DecodeSettings, tile_px: u32, overlap_px: u32) -> Result<Tiles, TileError> {
     if tile_px == 0 || overlap_px >= tile_px {
         return Err(TileError::Grid { tile_px, overlap_px });
@@ -81,7 +81,7 @@ fn dimensions_format(bytes: &[u8]) -> Result<PictureFormat, TileError> {
 fn is_lossy(bytes: &[u8], format: PictureFormat) -> bool {
     match format {
         PictureFormat::Jpeg => true,
-        // A simple lossy WebP says so in its first chunk; of an extended one we cannot be sure.
+        // A simple lossy WebP says so in its first chunk; an extended one cannot be recognized for certain.
         PictureFormat::WebP => bytes.get(12..16) == Some(b"VP8 "),
         PictureFormat::Png | PictureFormat::Tiff | PictureFormat::Bmp | PictureFormat::Gif | PictureFormat::Pnm => {
             false
@@ -109,7 +109,7 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// How many there are, those already taken included.
+    /// Number of all tiles, including those already taken.
     pub fn count_all(&self) -> usize {
         self.lefts.len() * self.tops.len()
     }

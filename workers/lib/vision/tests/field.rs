@@ -1,5 +1,5 @@
-//! What cameras, scanners and programs really send: each file is the picture it should be, or is refused in words that say
-//! what it is. `TRIBUTARY_FIELD_IMAGES` names another folder of the same form.
+//! Files as cameras, scanners and programs send them: each gives the right picture, or is refused with words that say
+//! what it is. `TRIBUTARY_FIELD_IMAGES` names another folder of the same layout.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::fs;
@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
     std::env::var_os("TRIBUTARY_FIELD_IMAGES").map_or(own, PathBuf::from)
 }
 
-/// Fields of a line, of which some stand in quotes.
+/// Fields of a line, some in quotes.
 fn fields(line: &str) -> Vec<String> {
     let (mut fields, mut quoted) = (vec![String::new()], false);
     for c in line.chars() {
@@ -28,7 +28,7 @@ fn fields(line: &str) -> Vec<String> {
     fields
 }
 
-/// What is wrong with a case, if something is.
+/// What is wrong with a case; `None` if nothing is.
 fn wrong(folder: &Path, case: &[String]) -> Option<String> {
     let [name, file, expected, reference, tolerance, words, ..] = case else { return Some(format!("{case:?}")) };
     let reference = fs::read(folder.join(format!("{reference}.rgb"))).unwrap();

@@ -1,4 +1,4 @@
-//! Models in the forms that people's exporters leave them in, against the scores that their makers' own processing leads to
+//! Models as people's exporters write them, compared with the scores of their makers' own processing
 //! (fixtures/make_forms.py).
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use vision::{InferenceSettings, Model, OnnxRuntime, Replica, prediction, probabilities};
 
-/// Of a probability; pictures resized by another library differ by a level here and there.
+/// Tolerance of a probability; pictures resized by another library differ by a level here and there.
 const TOLERANCE: f32 = 2e-2;
 const PICTURES: [&str; 2] = ["landscape.png", "portrait.png"];
 
@@ -60,7 +60,7 @@ fn scores(folder: &Path) -> BTreeMap<String, BTreeMap<String, f32>> {
     PICTURES.map(see).into()
 }
 
-/// What is wrong with scores, beside what they should be; prints a row.
+/// Compares scores with the expected ones and prints a row; returns what is wrong.
 fn compare(
     name: &str,
     ours: &BTreeMap<String, BTreeMap<String, f32>>,
@@ -135,9 +135,9 @@ fn of_several_labels_those_above_their_thresholds_hold() {
     assert_eq!(model.labels, ["crab", "ray", "shark", "turtle"]);
     assert_eq!(model.thresholds, [0.6, 0.2, 0.6, 0.6]);
     let said = |ratios: &[f32]| {
-        let opinion = prediction(&model, ratios).unwrap();
-        let labels: Vec<String> = opinion.labels.unwrap().into_iter().map(|ranked| ranked.label).collect();
-        (opinion.label, opinion.confidence, labels.join(" "))
+        let predicted = prediction(&model, ratios).unwrap();
+        let labels: Vec<String> = predicted.labels.unwrap().into_iter().map(|ranked| ranked.label).collect();
+        (predicted.label, predicted.confidence, labels.join(" "))
     };
     assert_eq!(said(&[0.61, 0.25, 0.59, 0.9]), ("turtle".into(), 0.9, "turtle crab ray".into()));
     assert_eq!(said(&[0.59, 0.1, 0.5, 0.2]), ("none".into(), 1.0 - 0.59, String::new()));

@@ -1,4 +1,4 @@
-//! What we make of a picture by a repository's preprocessor_config.json, against what the library's own processor makes of it
+//! Compares our pixels by a repository's preprocessor_config.json with those of the library's own processor
 //! (fixtures/make_processors.py).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -55,8 +55,8 @@ fn every_processor_sees_the_pixels_that_its_library_sees() {
     for kind in kinds {
         let (mean, worst) = difference(&kind, &describe(&kind));
         println!("{kind:30} mean {mean:.3}, worst {worst:.2} levels");
-        // Both round to whole levels between their two passes, and cut off what goes beyond black and white, one across
-        // first, the other down. A pixel off is tens of levels in these pictures.
+        // Both round to whole levels between their two passes and clamp at black and white, but one goes across first,
+        // the other down. A pixel off is tens of levels in these pictures.
         if worst > 6.0 || mean > 0.15 {
             wrong.push(format!("{kind}: mean {mean}, worst {worst} levels"));
         }
@@ -83,5 +83,5 @@ fn bilinear_without_averaging_is_that_of_opencv() {
     let (mean, worst) = difference("opencv", &input);
     assert!(worst <= 2.0 && mean <= 0.6, "mean {mean}, worst {worst} levels");
     let (mean, _) = difference("opencv", &InputDescription { antialias: true, ..input });
-    assert!(mean > 1.5, "averaging is another thing: {mean}");
+    assert!(mean > 1.5, "averaging gives other pixels: {mean}");
 }

@@ -1,4 +1,4 @@
-//! When a picture was taken, as its camera noted it (Exif 2.32, sections 4.6.5 F and 4.6.6).
+//! When a picture was taken, according to its Exif data (Exif 2.32, sections 4.6.5 F and 4.6.6).
 
 use std::io::Cursor;
 
@@ -6,13 +6,13 @@ use chrono::{Local, NaiveDate, NaiveDateTime, Offset, TimeZone};
 use exif::{Exif, In, Reader, Tag, Value};
 use schemas::limits::MAX_IMAGE_BYTES;
 
-/// A clock may be ahead of ours by this much, milliseconds: a camera one time zone or two further east that notes no zone.
-const AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
+/// How far a camera's clock may be ahead of ours, milliseconds: a camera further east that notes no time zone.
+const MAX_CLOCK_AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Milliseconds since the epoch. A time without a zone is one of this machine's zone (`TZ`). Absent where the file says
-/// nothing, and where it says what a clock says that was never set: the first of January 1980 or before, or the future.
+/// Capture time in milliseconds since the epoch. A time without a zone is in this machine's zone (`TZ`). Absent where
+/// the file has none, and for the values of an unset clock: January 1980 or before, or the future.
 pub(crate) fn read_capture_time(bytes: &[u8], now_ms: u64) -> Option<u64> {
-    // A TIFF is copied whole for this.
+    // A TIFF is copied entirely for this.
     if bytes.len() as u64 > MAX_IMAGE_BYTES {
         return None;
     }
@@ -23,14 +23,14 @@ pub(crate) fn read_capture_time(bytes: &[u8], now_ms: u64) -> Option<u64> {
     };
     let offset_s = match read_text(&exif, zone).as_deref().and_then(read_offset) {
         Some(offset_s) => offset_s,
-        // Of the two times that an hour set back has, the earlier.
+        // Of the two readings in the hour that is repeated when clocks are set back, the earlier.
         None => Local.offset_from_local_datetime(&time).earliest()?.fix().local_minus_utc(),
     };
     let set_since = NaiveDate::from_ymd_opt(1980, 1, 2)?;
     let millis = read_text(&exif, fraction).as_deref().map_or(0, read_millis);
     let at_ms = (time.and_utc().timestamp() - i64::from(offset_s)) * 1000 + i64::from(millis);
     let at_ms = u64::try_from(at_ms).ok().filter(|_| time.date() >= set_since)?;
-    (at_ms <= now_ms.saturating_add(AHEAD_MS)).then_some(at_ms)
+    (at_ms <= now_ms.saturating_add(MAX_CLOCK_AHEAD_MS)).then_some(at_ms)
 }
 
 fn read_time(exif: &Exif, tag: Tag) -> Option<NaiveDateTime> {
@@ -44,7 +44,7 @@ fn read_text(exif: &Exif, tag: Tag) -> Option<String> {
     }
 }
 
-/// Seconds east of Greenwich, from `+02:00`.
+/// Offset in seconds east of Greenwich, from `+02:00`.
 fn read_offset(text: &str) -> Option<i32> {
     let (sign, digits) = match text.trim().split_at_checked(1)? {
         ("+", digits) => (1, digits),
@@ -56,7 +56,7 @@ fn read_offset(text: &str) -> Option<i32> {
     ((0..=14).contains(&hours) && (0..60).contains(&minutes)).then_some(sign * (hours * 3600 + minutes * 60))
 }
 
-/// Digits behind the point of a second.
+/// Milliseconds from the fraction of a second.
 fn read_millis(text: &str) -> u32 {
     let digits: String = text.trim().chars().take_while(char::is_ascii_digit).chain("000".chars()).take(3).collect();
     digits.parse().unwrap_or(0)
@@ -68,7 +68,7 @@ mod tests {
 
     const NOW_MS: u64 = 1_790_000_000_000;
 
-    /// A JPEG's beginning with an Exif segment of these texts.
+    /// The beginning of a JPEG with an Exif segment of these texts.
     fn picture(fields: &[(Tag, &str)]) -> Vec<u8> {
         let mut writer = exif::experimental::Writer::new();
         let fields: Vec<exif::Field> = fields
@@ -130,7 +130,7 @@ mod tests {
         pictures.extend(std::iter::repeat_n(noted, pictures.len()));
         bend::bend_all("times in pictures", &pictures, bend::turns(), |bytes| {
             if let Some(at_ms) = read_capture_time(bytes, NOW_MS) {
-                assert!(at_ms <= NOW_MS + AHEAD_MS);
+                assert!(at_ms <= NOW_MS + MAX_CLOCK_AHEAD_MS);
             }
             1
         });

@@ -1,5 +1,5 @@
-//! Load: a file in, its bytes and its id out; nothing is read whole before its size was checked, and
-//! only as much is held as the settings allow.
+//! Loads a file: its bytes and task id. No file is read before its size is checked, and memory is limited by the
+//! settings.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -21,8 +21,8 @@ use crate::settings::{PageSelection, PublisherSettings};
 use crate::source::SourceItem;
 use crate::tile;
 
-/// Size and times of a file: when all are as they were, so is its content. The modification time alone can be set by
-/// whoever writes the file, as a camera that restores its clock or `cp -p` does; the change time cannot.
+/// Size and times of a file; if all are unchanged, so is its content. The modification time alone is not enough because
+/// programs set it (`cp -p`, a camera that resets its clock); they cannot set the change time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileStamp {
     pub size_bytes: u64,
@@ -31,7 +31,7 @@ pub(crate) struct FileStamp {
 }
 
 impl FileStamp {
-    /// Of a plain file; absent for anything else.
+    /// For a regular file; absent for anything else.
     pub fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| Self::read(&metadata))
     }
@@ -51,13 +51,13 @@ pub(crate) enum LoadError {
     Empty,
     #[error("it is a folder or a device, not a file")]
     NotAFile,
-    #[error("it has {size_bytes} bytes, at most {limit_bytes} are accepted: scale it down, or cut it with --tile")]
+    #[error("it has {size_bytes} bytes, at most {limit_bytes} are accepted; scale it down, or cut it with --tile")]
     TooLarge { size_bytes: u64, limit_bytes: u64 },
-    #[error("it cannot be read: {0}")]
+    #[error("it could not be read: {0}")]
     Unreadable(#[from] io::Error),
     #[error(transparent)]
     Label(#[from] LabelError),
-    #[error("the reader gave up")]
+    #[error("the reading thread stopped")]
     Reader,
 }
 
@@ -67,21 +67,21 @@ pub(crate) struct LoadedImage {
     pub bytes: Bytes,
     /// Whether it is a scan to be cut.
     pub is_scan: bool,
-    /// When it was taken, milliseconds since the epoch, by its own word or else by what is known from outside.
+    /// Capture time in milliseconds since the epoch, from its Exif data or otherwise from its source.
     pub captured_at_ms: Option<u64>,
-    /// Of the file it came from, if it came from one.
+    /// Stamp of its file; absent for images that are not from a file.
     pub stamp: Option<FileStamp>,
-    /// Its share of the memory allowed.
-    _room: OwnedSemaphorePermit,
+    /// Its share of the allowed memory.
+    _permit: OwnedSemaphorePermit,
 }
 
-/// Reads images; cheap to clone.
+/// Loads images; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ImageLoader {
     site: SiteName,
     again: Option<Arc<str>>,
     settings: Arc<PublisherSettings>,
-    room: Arc<Semaphore>,
+    permit: Arc<Semaphore>,
     room_kib: u32,
 }
 
@@ -92,12 +92,12 @@ impl ImageLoader {
             site: site.clone(),
             again: again.map(Into::into),
             settings: settings.clone(),
-            room: Arc::new(Semaphore::new(room_kib as usize)),
+            permit: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
         }
     }
 
-    /// The bytes of an image and its id. Waits for room.
+    /// Loads an image. Waits until its size fits into the allowed memory.
     pub async fn load(&self, found: &SourceItem) -> Result<LoadedImage, LoadError> {
         if let Some(label) = &found.label {
             check_label(label)?;
@@ -114,9 +114,9 @@ impl ImageLoader {
             _ => {}
         }
         let kib = u32::try_from(size_bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.room_kib);
-        let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| LoadError::Reader)?;
+        let permit = self.permit.clone().acquire_many_owned(kib).await.map_err(|_| LoadError::Reader)?;
         let (load, found) = (self.clone(), found.clone());
-        tokio::task::spawn_blocking(move || load.read(found, room)).await.map_err(|_| LoadError::Reader)?
+        tokio::task::spawn_blocking(move || load.read(found, permit)).await.map_err(|_| LoadError::Reader)?
     }
 
     async fn size(&self, path: &Path) -> Result<u64, LoadError> {
@@ -131,7 +131,7 @@ impl ImageLoader {
         }
     }
 
-    fn read(&self, found: SourceItem, room: OwnedSemaphorePermit) -> Result<LoadedImage, LoadError> {
+    fn read(&self, found: SourceItem, permit: OwnedSemaphorePermit) -> Result<LoadedImage, LoadError> {
         let (bytes, stamp) = match found.bytes {
             Some(bytes) => (bytes, None),
             None => self.read_file(&found.path)?,
@@ -148,15 +148,15 @@ impl ImageLoader {
                 (self.id(&found.camera, &found.name, &bytes), noted.or(found.captured_at_ms))
             }
         };
-        Ok(LoadedImage { id, bytes, is_scan, captured_at_ms, stamp, _room: room })
+        Ok(LoadedImage { id, bytes, is_scan, captured_at_ms, stamp, _permit: permit })
     }
 
     fn read_file(&self, path: &PathBuf) -> Result<(Bytes, Option<FileStamp>), LoadError> {
         let file = fs::File::open(path)?;
-        // Taken before the content, so that a change in between is one the next run sees.
+        // Taken before the content, so that the next run notices a change in between.
         let stamp = FileStamp::read(&file.metadata()?);
         let mut bytes = Vec::with_capacity(usize::try_from(stamp.size_bytes.min(self.limit_bytes())).unwrap_or(0));
-        // It may have grown since its size was looked at.
+        // It may have grown since its size was checked.
         file.take(self.limit_bytes() + 1).read_to_end(&mut bytes)?;
         let (size_bytes, limit_bytes) = (bytes.len() as u64, self.limit_bytes());
         match size_bytes {
@@ -166,7 +166,7 @@ impl ImageLoader {
         }
     }
 
-    /// The same name and content make the same id, unless `again` is another.
+    /// The id is the same for the same name and content, unless `again` differs.
     fn id(&self, camera: &CameraName, name: &str, bytes: &[u8]) -> TaskId {
         let BlobRef { sha256, .. } = BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64);
         let again = self.again.as_ref().map(|again| format!("\nagain {again}")).unwrap_or_default();
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn an_oversize_file_is_refused_before_it_is_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        // Sparse: reading it would take its whole size in memory.
+        // Sparse: reading it would take its full size in memory.
         file.as_file().set_len(1 << 40).unwrap();
         let found = SourceItem {
             path: file.path().into(),

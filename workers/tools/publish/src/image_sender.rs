@@ -1,5 +1,5 @@
-//! Send: one message in, its place in the stream out. Large payloads go to the blob bucket first and the
-//! message carries a reference. Retries under the same id until the patience is used up.
+//! Sends one image and returns its place in the stream. Large payloads go to the blob bucket first, and the message has
+//! a reference. Retries with the same id until the retry timeout.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use streams::{Blobs, Bus, CarryError, Publication, PublishOutcome, Publisher, su
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-/// Before a blob that failed is tried again; a guess.
+/// Delay before a failed blob upload is retried; an estimate.
 const BLOB_DELAY: Duration = Duration::from_millis(500);
 
-/// An image on its way.
+/// An image to be sent.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageMessage {
     pub id: TaskId,
@@ -24,21 +24,21 @@ pub(crate) struct ImageMessage {
     pub payload: Bytes,
     /// Name of its file, for people to search by.
     pub file: Option<String>,
-    /// Number of the page in its file, from 1, if pages are published one by one.
+    /// Number of the page in its file, from 1; absent unless pages are published one by one.
     pub page: Option<u32>,
     pub label: Option<String>,
     pub captured_at_ms: Option<u64>,
     pub tile: Option<Tile>,
 }
 
-/// What every image of a run is sent with.
+/// Headers that all images of a run have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunHeaders {
-    /// The true label of images for which nothing else names one.
+    /// True label of images that no other source labels.
     pub label: Option<String>,
-    /// How long after it was stored a final answer is of use, milliseconds.
+    /// How long after storing a final answer is useful, milliseconds.
     pub deadline_ms: Option<u64>,
-    /// 0 (bulk) to 9 (first).
+    /// Priority from 0 (bulk) to 9 (first).
     pub priority: Option<u8>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum LabelError {
     Control { label: String },
 }
 
-/// A line break would end the header and begin another.
+/// Refuses labels that are too long for a header or contain line breaks, which would start another header.
 pub(crate) fn check_label(label: &str) -> Result<(), LabelError> {
     if label.len() > MAX_LABEL_BYTES {
         return Err(LabelError::TooLong { size_bytes: label.len() });
@@ -69,22 +69,22 @@ pub(crate) struct ImageSender {
     blobs: OnceCell<Blobs>,
     site: SiteName,
     pub mark: RunHeaders,
-    patience: Duration,
+    retry_timeout: Duration,
 }
 
 impl ImageSender {
-    pub fn new(bus: &Bus, site: &SiteName, mark: RunHeaders, patience: Duration) -> Self {
+    pub fn new(bus: &Bus, site: &SiteName, mark: RunHeaders, retry_timeout: Duration) -> Self {
         Self {
             bus: bus.clone(),
-            publisher: Publisher::new(bus.clone(), patience),
+            publisher: Publisher::new(bus.clone(), retry_timeout),
             blobs: OnceCell::new(),
             site: site.clone(),
             mark,
-            patience,
+            retry_timeout,
         }
     }
 
-    /// Returns when the stream has it.
+    /// Returns when the stream has stored the image.
     pub async fn send(&self, message: &ImageMessage) -> Result<PublishOutcome, CarryError> {
         let blob = match message.payload.len() > MAX_EMBEDDED_BYTES {
             true => Some(self.store(message).await?),
@@ -93,14 +93,14 @@ impl ImageSender {
         self.publisher.publish(&publication(&self.site, &self.mark, message, blob.as_ref())).await
     }
 
-    /// Storing twice is storing once, so it can be repeated.
+    /// Storing a blob twice has no effect, so it can be retried.
     async fn store(&self, message: &ImageMessage) -> Result<BlobRef, CarryError> {
         let blobs = self.blobs.get_or_try_init(|| Blobs::open(&self.bus)).await?;
-        let give_up_at = Instant::now() + self.patience;
+        let give_up_at = Instant::now() + self.retry_timeout;
         loop {
             match blobs.store_blob(&message.payload).await {
                 Err(error @ CarryError::Broker { .. }) if Instant::now() + BLOB_DELAY < give_up_at => {
-                    tracing::debug!(camera = %message.camera, %error, "storing a blob again");
+                    tracing::debug!(camera = %message.camera, %error, "blob upload retried");
                     tokio::time::sleep(BLOB_DELAY).await;
                 }
                 ended => return ended,

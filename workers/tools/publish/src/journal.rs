@@ -1,10 +1,9 @@
-//! Journal: which files were acknowledged, so that a run that was interrupted goes on where it stopped.
+//! Journal of acknowledged files, so that an interrupted run resumes where it stopped.
 //!
-//! One append-only text file for each server, site, camera and source; a line is `<task> <sequence>
-//! <bytes> <modified at, ns> <changed at, ns> <path>`, with tabs between. Written by one task that puts all lines waiting on
-//! the disk together. Only saves work (invariant 9): what it forgets is published again under the same
-//! ids. One that belongs to another stream is not used: the message under its highest sequence must be
-//! the one it says.
+//! One append-only text file per server, site, camera and source; each line is `<task> <sequence> <bytes> <modified at,
+//! ns> <changed at, ns> <path>`, separated by tabs. One task writes it and syncs all waiting lines together. The
+//! journal only saves work (invariant 9): a file it lost is published again under the same id. A journal of another
+//! stream is ignored: the message at its highest sequence must be the one it names.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -23,30 +22,30 @@ use tokio::task::JoinHandle;
 use crate::image_loader::FileStamp;
 use crate::source::{escape_path, unescape_path};
 
-/// Lines waiting for the disk before publishing waits with them.
-const WAITING: usize = 1024;
-/// From this size on, lines of files that are gone are dropped when a journal is opened. Bytes; a guess.
+/// Most lines waiting for the disk before publishing waits too.
+const MAX_WAITING_LINES: usize = 1024;
+/// From this size on, opening a journal drops lines of deleted files. Bytes; an estimate.
 const COMPACT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Where journals are, and of which server.
+/// Folder of journals, and the server they belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalLocation {
-    /// Folder of all journals; made if absent.
+    /// Folder of all journals; created if absent.
     pub folder: PathBuf,
-    /// Address of the server published to.
+    /// Address of the server.
     pub server: String,
 }
 
 impl JournalLocation {
-    /// In the user's state folder: `${XDG_STATE_HOME:-~/.local/state}/tributary/publish`. Absent for a
-    /// user without a home.
+    /// In the user's state folder, `${XDG_STATE_HOME:-~/.local/state}/tributary/publish`. Absent for a user without a
+    /// home folder.
     pub fn of_user(server: &str) -> Option<Self> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
         Some(Self { folder: state.join("tributary/publish"), server: server.into() })
     }
 
-    /// The journal of a source that `identity` tells from others.
+    /// Path of the journal of the source with this identity.
     pub(crate) fn path(&self, identity: &str) -> PathBuf {
         self.folder.join(format!("{}.done", TaskId::from_name(&format!("{}\n{identity}", self.server))))
     }
@@ -56,7 +55,7 @@ impl JournalLocation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JournalEntry {
     pub id: TaskId,
-    /// In the stream; 0 for a scan, whose tiles have one each.
+    /// Sequence in the stream; 0 for a scan, whose tiles each have their own.
     pub sequence: u64,
     pub stamp: FileStamp,
     pub path: PathBuf,
@@ -68,7 +67,7 @@ impl JournalEntry {
         format!("{id}\t{sequence}\t{size_bytes}\t{modified_at_ns}\t{changed_at_ns}\t{}\n", escape_path(path))
     }
 
-    /// Absent for a line that was cut off when the machine stopped.
+    /// `None` for a line that was truncated when the machine stopped.
     fn read(line: &str) -> Option<Self> {
         let mut words = line.splitn(6, '\t');
         Some(Self {
@@ -84,13 +83,13 @@ impl JournalEntry {
     }
 }
 
-/// What was acknowledged before this run.
+/// Files acknowledged before this run.
 #[derive(Debug, Default)]
 pub(crate) struct PublishedFiles {
-    /// By a hash of the path, for the paths of a million files would take much more memory. Two paths of
-    /// one hash would also have to agree in size and time to the nanosecond.
+    /// By a hash of the path, because a million paths would need much more memory. Two paths with the same hash would
+    /// also have to agree in size and in time to the nanosecond.
     files: HashMap<u64, (FileStamp, TaskId)>,
-    /// Of the entry with the highest sequence.
+    /// Sequence and id of the entry with the highest sequence.
     newest: Option<(u64, TaskId)>,
 }
 
@@ -102,7 +101,7 @@ impl PublishedFiles {
         }
     }
 
-    /// Whether a file was acknowledged and has not changed since, as far as its size and time tell.
+    /// Whether a file was acknowledged and, judging by size and times, has not changed since.
     pub fn has_unchanged(&self, path: &Path, stamp: FileStamp) -> bool {
         self.files.get(&hash(path)).is_some_and(|(known, _)| *known == stamp)
     }
@@ -123,7 +122,7 @@ fn hash(path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// Notes what is acknowledged during this run.
+/// Records files that are acknowledged during this run.
 #[derive(Default)]
 pub(crate) struct Journal {
     lines: Option<mpsc::Sender<String>>,
@@ -131,58 +130,58 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal and reads what is in it. One that cannot be opened costs only its benefit.
+    /// Opens and reads a journal. If that fails, the run continues without one.
     pub async fn open(path: PathBuf, bus: &Bus) -> (PublishedFiles, Self) {
         let shown = path.display().to_string();
         let opened = tokio::task::spawn_blocking(move || load(&path)).await.map_err(io::Error::other);
         let (file, known) = match opened.flatten() {
             Ok(opened) => opened,
             Err(error) => {
-                tracing::warn!(journal = shown, %error, "no journal: after an interruption all files are read again");
+                tracing::warn!(journal = shown, %error, "journal unavailable");
                 return (PublishedFiles::default(), Self::default());
             }
         };
         let mut known = known;
         if !is_of_this_stream(&known, bus).await {
-            tracing::info!(journal = shown, "journal is of another stream: everything is published");
+            tracing::info!(journal = shown, "journal of another stream ignored");
             known = PublishedFiles::default();
             if let Err(error) = file.set_len(0) {
-                tracing::warn!(journal = shown, %error, "journal cannot be emptied");
+                tracing::warn!(journal = shown, %error, "journal not cleared");
             }
         }
-        let (lines, waiting) = mpsc::channel(WAITING);
+        let (lines, waiting) = mpsc::channel(MAX_WAITING_LINES);
         let writer = tokio::spawn(write(file, waiting, shown));
         (known, Self { lines: Some(lines), writer: Some(writer) })
     }
 
-    /// Notes a file that was acknowledged.
+    /// Records an acknowledged file.
     pub async fn record_file(&self, entry: &JournalEntry) {
         if let Some(lines) = &self.lines {
             let _writer_gave_up = lines.send(entry.line()).await;
         }
     }
 
-    /// Returns when everything noted is on the disk.
+    /// Returns when everything recorded is on disk.
     pub async fn close(self) {
         drop(self.lines);
         if let Some(Err(error)) = match self.writer {
             Some(writer) => Some(writer.await),
             None => None,
         } {
-            tracing::warn!(%error, "journal was not finished");
+            tracing::warn!(%error, "journal not closed");
         }
     }
 }
 
-/// A stream that was made anew counts from 1 again and holds other messages.
+/// A recreated stream counts from 1 again and holds other messages.
 async fn is_of_this_stream(known: &PublishedFiles, bus: &Bus) -> bool {
     let Some((sequence, id)) = known.newest else { return true };
     match reader::message_at(bus, IMAGES, sequence).await {
         Ok(Some(record)) => record.header(HEADER_MESSAGE_ID) == Some(id.to_string().as_str()),
-        // Answered and purged, if the stream ever came so far.
+        // Answered and purged, if the stream ever reached that sequence.
         Ok(None) => reader::stream_level(bus, IMAGES).await.is_ok_and(|level| level.last_sequence >= sequence),
         Err(error) => {
-            tracing::debug!(%error, "journal cannot be compared with the stream");
+            tracing::debug!(%error, "journal could not be compared with the stream");
             false
         }
     }
@@ -193,7 +192,7 @@ fn load(path: &Path) -> io::Result<(File, PublishedFiles)> {
         fs::create_dir_all(folder)?;
     }
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    file.try_lock().map_err(|_| io::Error::other("another run writes it"))?;
+    file.try_lock().map_err(|_| io::Error::other("another run is using it"))?;
     let length = file.metadata()?.len();
     let mut known = PublishedFiles::default();
     let mut kept = (length > COMPACT_BYTES).then(String::new);
@@ -215,7 +214,7 @@ fn load(path: &Path) -> io::Result<(File, PublishedFiles)> {
         file.set_len(0)?;
         file.write_all(kept.as_bytes())?;
     } else if length > 0 {
-        // A line that was cut off must not spoil the next.
+        // A truncated line must not spoil the next one.
         file.seek(SeekFrom::End(0))?;
         if !ends_well || !ends_with_newline(path)? {
             file.write_all(b"\n")?;
@@ -232,10 +231,10 @@ fn ends_with_newline(path: &Path) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Puts all lines waiting on the disk together, so that a fast run is not held up by the disk.
+/// Syncs all waiting lines together, so that the disk does not slow down a fast run.
 async fn write(mut file: File, mut waiting: mpsc::Receiver<String>, shown: String) {
     let mut lines = Vec::new();
-    while waiting.recv_many(&mut lines, WAITING).await > 0 {
+    while waiting.recv_many(&mut lines, MAX_WAITING_LINES).await > 0 {
         let text: String = lines.drain(..).collect();
         let written = tokio::task::spawn_blocking(move || {
             file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).map(|()| file)
@@ -243,14 +242,14 @@ async fn write(mut file: File, mut waiting: mpsc::Receiver<String>, shown: Strin
         file = match written.await.map_err(io::Error::other).flatten() {
             Ok(file) => file,
             Err(error) => {
-                tracing::warn!(journal = shown, %error, "journal cannot be written: it is left as it is");
+                tracing::warn!(journal = shown, %error, "journal write failed; no more files are recorded");
                 return;
             }
         };
     }
-    // Closing is not enough: a process started meanwhile holds the lock too until it has become itself.
+    // Closing is not enough: a process started meanwhile holds the lock until its exec.
     if let Err(error) = file.unlock() {
-        tracing::debug!(journal = shown, %error, "journal was not unlocked");
+        tracing::debug!(journal = shown, %error, "journal not unlocked");
     }
 }
 

@@ -1,13 +1,13 @@
-//! A bar on standard error, where somebody can see it and there is enough to wait for.
+//! A progress bar on standard error, for terminals and runs that take a while.
 
 use std::io::IsTerminal;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-/// Fewer images than this are gone before a bar is read; a guess.
-const LONG: u64 = 50;
+/// Runs of fewer images end before a bar could be read; an estimate.
+const MIN_IMAGES: u64 = 50;
 
-/// Shows how far publishing is, or nothing.
+/// Shows the progress of a run, or nothing.
 #[derive(Debug)]
 pub struct PublishProgress {
     shown: bool,
@@ -21,13 +21,13 @@ impl PublishProgress {
         Self { shown: false, bar: ProgressBar::hidden(), bytes: 0 }
     }
 
-    /// Shows a bar when standard error is a terminal and the work is long or of unknown length.
+    /// Shows a bar if standard error is a terminal and the run is long or of unknown length.
     pub fn on_terminal() -> Self {
         Self { shown: std::io::stderr().is_terminal(), ..Self::hidden() }
     }
 
     pub(crate) fn begin(&mut self, total: Option<u64>) {
-        if !self.shown || total.is_some_and(|total| total < LONG) {
+        if !self.shown || total.is_some_and(|total| total < MIN_IMAGES) {
             return;
         }
         let (bar, form) = match total {

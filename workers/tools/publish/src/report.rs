@@ -1,4 +1,4 @@
-//! Report: what became of everything, for people (`Display`) and programs (`Serialize`).
+//! Summary of a run, for people (`Display`) and programs (`Serialize`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// Refused files, kinds of files and notes that are listed; the rest are counted.
-const LISTED: usize = 20;
-/// Files of kinds beyond the listed.
-const OTHERS: &str = "of other kinds";
+/// Most refused files, kinds of files and notes that are listed; the rest are counted.
+const MAX_LISTED: usize = 20;
+/// Label for kinds beyond that limit.
+const OTHER_KINDS: &str = "of other kinds";
 
 /// A file that was not published, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusedFile {
-    /// Its path as given or found.
+    /// Its path, as given or found.
     pub file: String,
-    /// One sentence.
+    /// The reason, in one sentence.
     pub reason: String,
 }
 
@@ -27,63 +27,63 @@ impl RefusedFile {
     }
 }
 
-/// What became of everything.
+/// Result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PublishSummary {
-    /// Tasks stored now; every tile of a scan is one.
+    /// Newly stored tasks; every tile of a scan is one.
     pub published: u64,
-    /// Tasks the stream had already.
+    /// Tasks that the stream already had.
     pub duplicates: u64,
-    /// Files passed over because the journal says they were published before.
+    /// Files skipped because the journal has them.
     pub skipped: u64,
-    /// Files cut into pages or tiles, to the last one.
+    /// Files that were cut into pages or tiles completely.
     pub scans: u64,
-    /// Files and folders that were passed over, by kind, 20 kinds at the most; what lies in such a folder is not counted.
+    /// Skipped files and folders by kind, at most 20 kinds; files in a skipped folder are not counted.
     pub passed_over: BTreeMap<String, u64>,
-    /// What whoever publishes should know, 20 sentences at the most.
+    /// Notes for the person who publishes, at most 20 sentences.
     pub notes: Vec<String>,
-    /// The first files refused, 20 at the most.
+    /// The first refused files, at most 20.
     pub refused: Vec<RefusedFile>,
-    /// All files refused.
+    /// Number of all refused files.
     pub refused_files: u64,
-    /// Bytes of the images stored now.
+    /// Bytes of the newly stored images.
     pub bytes: u64,
-    /// Images of a generator that left later than scheduled, because too many were in flight.
+    /// Generator images that were sent late because too many were in flight.
     pub late: u64,
     /// The longest such delay, milliseconds.
     pub longest_delay_ms: u64,
-    /// How long it took, milliseconds.
+    /// Duration of the run, milliseconds.
     pub elapsed_ms: u64,
-    /// Whether it was told to stop before it was through.
+    /// Whether it was stopped before the end.
     pub interrupted: bool,
 }
 
 impl PublishSummary {
-    /// Tasks stored each second.
+    /// Stored tasks per second.
     pub fn rate_per_s(&self) -> f64 {
         self.published as f64 * 1000.0 / self.elapsed_ms.max(1) as f64
     }
 
-    /// Whether anything is in the stream because of this run or an earlier one.
+    /// Whether this run or an earlier one stored anything.
     pub fn has_stored_images(&self) -> bool {
         self.published + self.duplicates + self.skipped > 0
     }
 
     pub(crate) fn count_refused(&mut self, refused: RefusedFile) {
-        tracing::debug!(file = refused.file, reason = refused.reason, "refused a file");
+        tracing::debug!(file = refused.file, reason = refused.reason, "file refused");
         self.refused_files += 1;
-        if self.refused.len() < LISTED {
+        if self.refused.len() < MAX_LISTED {
             self.refused.push(refused);
         }
     }
 
     pub(crate) fn count_skipped(&mut self, kind: String) {
-        let known = self.passed_over.len() < LISTED || self.passed_over.contains_key(&kind);
-        *self.passed_over.entry(if known { kind } else { OTHERS.into() }).or_default() += 1;
+        let known = self.passed_over.len() < MAX_LISTED || self.passed_over.contains_key(&kind);
+        *self.passed_over.entry(if known { kind } else { OTHER_KINDS.into() }).or_default() += 1;
     }
 
     pub(crate) fn add_note(&mut self, note: String) {
-        if self.notes.len() < LISTED {
+        if self.notes.len() < MAX_LISTED {
             self.notes.push(note);
         }
     }
@@ -99,10 +99,10 @@ impl fmt::Display for PublishSummary {
         let seconds = self.elapsed_ms as f64 / 1000.0;
         let size = indicatif::HumanBytes(self.bytes);
         let rate = self.rate_per_s();
-        write!(f, "{} published ({size}) in {seconds:.1} s, {rate:.1} a second", self.published)?;
+        write!(f, "{} published ({size}) in {seconds:.1} s, {rate:.1} per second", self.published)?;
         for (count, what) in [
             (self.duplicates, "already in the stream"),
-            (self.skipped, "published before and passed over"),
+            (self.skipped, "published before and skipped"),
             (self.scans, "cut into pages or tiles"),
             (self.refused_files, "refused"),
         ] {
@@ -111,11 +111,11 @@ impl fmt::Display for PublishSummary {
             }
         }
         if self.late > 0 {
-            write!(f, "; {} left late, by up to {} ms", self.late, self.longest_delay_ms)?;
+            write!(f, "; {} sent late, by up to {} ms", self.late, self.longest_delay_ms)?;
         }
         if !self.passed_over.is_empty() {
             let kinds: Vec<String> = self.passed_over.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-            write!(f, "\n  passed over: {}", kinds.join(", "))?;
+            write!(f, "\n  skipped: {}", kinds.join(", "))?;
         }
         for note in &self.notes {
             write!(f, "\n  note: {note}")?;
@@ -128,7 +128,7 @@ impl fmt::Display for PublishSummary {
             write!(f, "\n  and {unlisted} more")?;
         }
         if self.interrupted {
-            write!(f, "\ninterrupted: run the same command again to go on where it stopped")?;
+            write!(f, "\ninterrupted; run the same command again to resume")?;
         }
         Ok(())
     }
@@ -144,9 +144,9 @@ mod tests {
         for kind in [".heic", "hidden", ".heic"] {
             summary.count_skipped(kind.into());
         }
-        assert!(summary.to_string().contains("passed over: 2 .heic, 1 hidden"), "{summary}");
+        assert!(summary.to_string().contains("skipped: 2 .heic, 1 hidden"), "{summary}");
         (0..100).for_each(|number| summary.count_skipped(format!(".{number}")));
-        assert_eq!((summary.passed_over.len(), summary.passed_over[OTHERS]), (21, 82));
+        assert_eq!((summary.passed_over.len(), summary.passed_over[OTHER_KINDS]), (21, 82));
     }
 
     #[test]

@@ -1,65 +1,64 @@
-//! What an operator may choose about publishing.
+//! Settings of the publisher.
 
 use serde::{Deserialize, Serialize};
 use vision::DecodeSettings;
 
-/// Longer than this and the stream may have forgotten the message id that is retried: its duplicate
-/// window is 30 minutes by default.
+/// Largest retry timeout: beyond it the stream may have forgotten the message id that is retried (its duplicate window
+/// is 30 minutes by default).
 const MAX_PATIENCE_S: u64 = 25 * 60;
 
-/// Settings of the publisher.
+/// Publisher settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PublisherSettings {
-    /// Images on their way at once, 1 to 1000.
+    /// Images in flight at a time, 1 to 1000.
     pub max_in_flight: usize,
-    /// Memory held by images read and not yet acknowledged, MiB, 1 to 65536. An image larger than this
-    /// goes alone.
+    /// Memory limit of images read and not yet acknowledged, MiB, 1 to 65536. A larger image is sent alone.
     pub max_in_flight_mib: u32,
-    /// How long an image is retried under its id before publishing stops, seconds, 1 to 1500.
+    /// Seconds an image is retried under its id before publishing stops, 1 to 1500.
     pub retry_timeout_s: u64,
-    /// A watched file whose writer did not say that it is done is taken when its size and time have not
-    /// changed for this long, milliseconds, 10 to 3600000.
+    /// Milliseconds without a change in size or time after which a watched file counts as complete, if the system does
+    /// not report that its writer closed it, 10 to 3600000.
     pub settle_ms: u64,
-    /// A watched folder is listed anew after each so many seconds, for shares whose changes the system does not tell; at most
-    /// 3600, and 0 listens to the system instead.
+    /// Seconds between listings of a watched folder, at most 3600, for network shares that do not report changes; 0
+    /// uses the system's change events.
     pub poll_s: u64,
-    /// Of folders, publish only files that match one of these patterns, whatever their extension; all image files if there
-    /// are none. `*` stands for any text, `?` for one character; a pattern with a slash is about the path in the folder.
+    /// In folders, publish only files that match one of these patterns, whatever their extension; empty: all image
+    /// files. `*` matches any text, `?` one character; a pattern with a slash matches the path in the folder.
     pub include: Vec<String>,
-    /// Files and folders in folders that are passed over; patterns as above. Hidden ones always are.
+    /// Files and folders to skip in folders; patterns as above. Hidden ones are always skipped.
     pub exclude: Vec<String>,
-    /// Which pages of a TIFF are published.
+    /// Which pages of a TIFF to publish.
     pub pages: PageSelection,
-    /// Where the true label of an image comes from when no `index.csv` beside it names one.
+    /// Source of true labels for images that no `index.csv` beside them names.
     pub labels: LabelOrigin,
-    /// Scans too large to be one task.
+    /// How scans that are too large for one task are cut.
     pub tile: TileSettings,
 }
 
-/// Where true labels come from.
+/// Source of true labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LabelOrigin {
-    /// From `index.csv` beside the images, with the columns `file` and `label`, and from nowhere else.
+    /// Only `index.csv` beside the images, with the columns `file` and `label`.
     #[default]
     Index,
-    /// From `index.csv`, and for images it does not name from the folder they lie in.
+    /// `index.csv`, and for images it does not name the name of their folder.
     Folder,
 }
 
-/// Which pages of a TIFF are published. Thumbnails are no pages.
+/// Which pages of a TIFF to publish. Thumbnails are not pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PageSelection {
-    /// The file goes as it is, and its first page is recognized.
+    /// Publish the file as it is; its first page is recognized.
     #[default]
     First,
-    /// Each page as a task of its own.
+    /// Publish each page as its own task.
     All,
 }
 
-/// What devices and programs keep beside pictures, and uploads on their way.
+/// Files that devices and programs keep beside pictures, and unfinished uploads.
 const EXCLUDED: [&str; 17] = [
     "@eaDir",
     "#recycle",
@@ -84,13 +83,13 @@ const EXCLUDED: [&str; 17] = [
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TileSettings {
-    /// Side of a tile, pixels; 0 cuts nothing.
+    /// Side of a tile in pixels; 0 disables cutting.
     pub tile_px: u32,
-    /// How far neighbours overlap at least, pixels, less than `tile_px`.
+    /// Least overlap of neighbouring tiles in pixels, less than `tile_px`.
     pub overlap_px: u32,
-    /// An image with a side longer than this is a scan and is cut, pixels; 0 stands for `tile_px`.
+    /// Images with a side longer than this many pixels are cut; 0 means `tile_px`.
     pub above_px: u32,
-    /// What a scan may cost to decode; one is decoded at a time.
+    /// Limits of decoding a scan; one is decoded at a time.
     pub scan: DecodeSettings,
 }
 
@@ -125,7 +124,7 @@ impl Default for TileSettings {
 }
 
 impl TileSettings {
-    /// The longest side that is not cut; absent when nothing is.
+    /// The longest side that is not cut; `None` if cutting is disabled.
     pub(crate) fn limit_px(&self) -> Option<u32> {
         match (self.tile_px, self.above_px) {
             (0, _) => None,
@@ -136,19 +135,19 @@ impl TileSettings {
 }
 
 impl PublisherSettings {
-    /// Refuses values that cannot work, naming the setting.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// One sentence, beginning with the name of the setting.
+    /// One sentence that begins with the name of the invalid setting.
     pub fn check(&self) -> Result<(), String> {
         within("max_in_flight", self.max_in_flight as u64, 1, 1000)?;
         within("max_in_flight_mib", self.max_in_flight_mib.into(), 1, 65_536)?;
-        within("patience_s", self.retry_timeout_s, 1, MAX_PATIENCE_S)?;
+        within("retry_timeout_s", self.retry_timeout_s, 1, MAX_PATIENCE_S)?;
         within("settle_ms", self.settle_ms, 10, 3_600_000)?;
         within("poll_s", self.poll_s, 0, 3600)?;
         let TileSettings { tile_px, overlap_px, .. } = self.tile;
         if tile_px > 0 && overlap_px >= tile_px {
-            return Err(format!("publisher.tile.overlap_px is {overlap_px}, use less than tile_px, {tile_px}"));
+            return Err(format!("publisher.tile.overlap_px is {overlap_px}; it must be below tile_px ({tile_px})"));
         }
         Ok(())
     }
@@ -158,7 +157,7 @@ fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(format!("publisher.{name} is {value}, use {least} to {most}"))
+    Err(format!("publisher.{name} is {value}; it must be {least} to {most}"))
 }
 
 #[cfg(test)]
@@ -177,7 +176,7 @@ mod tests {
         for (settings, name) in [
             (PublisherSettings { max_in_flight: 0, ..good() }, "max_in_flight"),
             (PublisherSettings { max_in_flight_mib: 0, ..good() }, "max_in_flight_mib"),
-            (PublisherSettings { retry_timeout_s: 10_000, ..good() }, "patience_s"),
+            (PublisherSettings { retry_timeout_s: 10_000, ..good() }, "retry_timeout_s"),
             (PublisherSettings { settle_ms: 0, ..good() }, "settle_ms"),
             (PublisherSettings { tile, ..good() }, "tile.overlap_px"),
         ] {

@@ -1,5 +1,5 @@
-//! Source: where images come from. Enters: what the operator named. Leaves: one item an image, in
-//! order, through a bounded channel, so that nothing is found much faster than it is sent.
+//! Finds images. In: what the operator named. Out: one item per image, in order, through a bounded channel, so that
+//! finding is never far ahead of sending.
 
 mod camera;
 mod filter;
@@ -29,75 +29,77 @@ use filter::FileFilter;
 use folder::PathEntry;
 use label::LabelIndex;
 
-/// Items found ahead of being sent: small, they are paths; a generator's wait in its schedule instead.
-const AHEAD: usize = 64;
+/// Most items found ahead of sending. They are small, as they hold paths; a generator's items wait in its schedule
+/// instead.
+const MAX_ITEMS_AHEAD: usize = 64;
 
 /// Where images come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ImageSource {
     /// Files, and folders with all image files below them, in the order of their names.
     Paths(Vec<PathBuf>),
-    /// A folder: what is in it, then what is completely written into it, until told to stop.
+    /// A folder: what is in it now, then every file completely written into it, until stopped.
     Watch(PathBuf),
     /// One image on standard input.
     Stdin,
-    /// A path a line on standard input.
+    /// One path per line on standard input.
     StdinPaths,
-    /// The same images over and over, each time as new tasks, on a schedule that does not wait for
-    /// acknowledgements.
+    /// The same images repeatedly, each time as new tasks, on a schedule that does not wait for acknowledgements.
     Generator {
         /// Files and folders.
         images: Vec<PathBuf>,
-        /// Images each second on average, more than 0.
+        /// Mean images per second, above 0.
         rate_per_s: f64,
-        /// Whether the times between images are random (a Poisson process) rather than equal.
+        /// Random intervals (a Poisson process) instead of equal ones.
         poisson: bool,
-        /// Seed of those times.
+        /// Random seed of the intervals.
         seed: u64,
-        /// Ends after this many images.
+        /// Stop after this many images.
         count: Option<u64>,
-        /// Ends after this long.
+        /// Stop after this long.
         duration: Option<Duration>,
     },
 }
 
-/// Why a source cannot be opened, or broke.
+/// Why a source cannot be opened, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The folder to be watched is not there, or the system will not watch it.
-    #[error("folder {path} cannot be watched: is it there, a folder, and within fs.inotify.max_user_watches?")]
+    /// The folder cannot be watched.
+    #[error(
+        "could not watch folder {path}; check that it exists, is a folder, and that fs.inotify.max_user_watches is high enough"
+    )]
     Watch {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         #[source]
         source: notify::Error,
     },
-    /// The folder watched was removed.
-    #[error("folder {path} is gone: nothing more can come from it")]
+    /// The watched folder was removed.
+    #[error("the watched folder {path} was removed")]
     Gone {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// Standard input broke.
-    #[error("standard input cannot be read")]
+    /// Standard input failed.
+    #[error("could not read standard input")]
     Stdin(#[source] std::io::Error),
-    /// A rate that is no schedule.
+    /// The rate of a generator is out of range.
     #[error(
-        "rate {rate_per_s} is no schedule: use more than 0 and at most {} images a second",
+        "rate {rate_per_s} is out of range; it must be above 0 and at most {} images per second",
         generator::MAX_RATE_PER_S
     )]
     Rate {
-        /// As given.
+        /// The given rate.
         rate_per_s: f64,
     },
-    /// The system gave no thread to read with.
-    #[error("source cannot be read: no thread for it")]
+    /// The reading thread could not be started.
+    #[error("could not start a thread to read the source")]
     Thread(#[source] std::io::Error),
 }
 
 impl ImageSource {
-    /// Whether it goes on until told to stop.
+    /// Whether it runs until stopped.
     pub fn is_endless(&self) -> bool {
         match self {
             Self::Watch(_) => true,
@@ -106,7 +108,7 @@ impl ImageSource {
         }
     }
 
-    /// What tells this source's journal from others; absent where nothing can be resumed.
+    /// Identifies the source's journal; `None` for sources that cannot be resumed.
     pub(crate) fn identity(&self) -> Option<String> {
         let absolute = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string();
         match self {
@@ -122,62 +124,62 @@ impl ImageSource {
     }
 }
 
-/// The extensions looked for in folders.
+/// The image extensions looked for in folders, as text.
 pub(crate) fn extensions() -> String {
     filter::EXTENSIONS.join(", ")
 }
 
-/// What a source hands on.
+/// An event from a source.
 #[derive(Debug)]
 pub(crate) enum SourceEvent {
     Found(SourceItem),
     Refused(RefusedFile),
-    /// A file or folder that is no image or is not wanted; its kind, in words.
+    /// A skipped file or folder; its kind, in words.
     PassedOver(String),
-    /// Something that whoever publishes should know.
+    /// A note for the person who publishes.
     Note(String),
-    /// The source broke; nothing comes after it.
+    /// The source failed; this is its last event.
     Broken(SourceError),
 }
 
 /// An image that was found.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceItem {
-    /// Where it is, or what to call it.
+    /// Its path, or what to call it.
     pub path: PathBuf,
     /// Part of its id: folder, then path inside it.
     pub name: String,
-    /// For people to search by: as above, and legible.
+    /// The same as readable text, for people to search by.
     pub file: Option<String>,
-    /// The camera it comes from.
+    /// The camera it is from.
     pub camera: CameraName,
     /// The true label, if known.
     pub label: Option<String>,
-    /// When it was taken, milliseconds since the epoch, as far as that is known from outside the file.
+    /// Capture time in milliseconds since the epoch, if known from outside the file.
     pub captured_at_ms: Option<u64>,
-    /// When it ought to leave, if there is a schedule. Makes it a new task whatever its content.
+    /// When to send it, if there is a schedule. It is then a new task, whatever its content.
     pub due: Option<Instant>,
-    /// Its bytes, if they were read already.
+    /// Its bytes, if already read.
     pub bytes: Option<Bytes>,
 }
 
-/// What comes out of a source, and how many there will be, if that can be known.
+/// The events of a source, and how many images there will be, if known.
 pub(crate) struct SourceFeed {
     items: mpsc::Receiver<SourceEvent>,
     pub total: Option<u64>,
-    /// Held for as long as its events are wanted.
+    /// Keeps the watch alive as long as events are wanted.
     _watch: Option<watch::FolderWatch>,
 }
 
 impl SourceFeed {
-    /// The next item; absent when there are no more. Can be cancelled without loss.
+    /// The next event; `None` at the end. Safe to cancel.
     pub async fn next(&mut self) -> Option<SourceEvent> {
         self.items.recv().await
     }
 }
 
-/// The images that would be published of files and folders, in the order of their names, with their labels where these are
-/// known; and in words what would be refused or is worth knowing. What is no image is left out without a word.
+/// The images of files and folders that would be published, in the order of their names, with their labels if known;
+/// and what would be refused or noted, in words. Files that are not images are left out silently.
 pub async fn list_images(
     paths: Vec<PathBuf>,
     settings: &PublisherSettings,
@@ -186,7 +188,7 @@ pub async fn list_images(
     let (mut images, mut others) = (Vec::new(), Vec::new());
     while let Some(item) = feed.next().await {
         match item {
-            SourceEvent::Found(found) => images.push((found.path, found.label)),
+            SourceEvent::Found(item) => images.push((item.path, item.label)),
             SourceEvent::Refused(refused) => others.push(format!("{}: {}", refused.file, refused.reason)),
             SourceEvent::PassedOver(_) => {}
             SourceEvent::Note(note) => others.push(note),
@@ -196,7 +198,7 @@ pub async fn list_images(
     Ok((images, others))
 }
 
-/// Begins to read a source.
+/// Starts reading a source.
 pub(crate) async fn open(
     source: ImageSource,
     cameras: CameraNaming,
@@ -204,7 +206,7 @@ pub(crate) async fn open(
 ) -> Result<SourceFeed, SourceError> {
     let builder = ItemBuilder::new(cameras, settings);
     let filter = FileFilter::new(settings);
-    let (items, feed) = mpsc::channel(AHEAD);
+    let (items, feed) = mpsc::channel(MAX_ITEMS_AHEAD);
     let mut total = None;
     let mut watch = None;
     match source {
@@ -238,15 +240,15 @@ pub(crate) async fn open(
     Ok(SourceFeed { items: feed, total, _watch: watch })
 }
 
-/// A thread of its own, ended by the channel it writes to. Nobody waits for it: one that is reading a
-/// terminal or a dead network drive would keep the process from ending.
+/// Starts a detached thread, which ends when its channel is closed. It is not joined, because a read from a terminal or
+/// a dead network drive would keep the process from ending.
 fn thread(work: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
     let builder = std::thread::Builder::new().name("publisher source".into());
     builder.spawn(work).map(|_| ()).map_err(SourceError::Thread)
 }
 
-/// A path as text that stands for no other path: as it is, or, where it is no UTF-8 or has a line break, its bytes in
-/// hexadecimal behind a zero, which no path has.
+/// A path as unambiguous text: unchanged, or, if it is not UTF-8 or has a line break, as hexadecimal bytes after a NUL,
+/// which no path contains.
 pub(crate) fn escape_path(path: &Path) -> String {
     match path.to_str().filter(|text| !text.contains(['\n', '\r'])) {
         Some(text) => text.to_owned(),
@@ -257,14 +259,14 @@ pub(crate) fn escape_path(path: &Path) -> String {
     }
 }
 
-/// The path that a text stands for.
+/// The inverse of [`escape_path`].
 pub(crate) fn unescape_path(text: &str) -> Option<PathBuf> {
     let Some(digits) = text.strip_prefix('\0') else { return Some(text.into()) };
     let bytes = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
     Some(OsString::from_vec(bytes.collect::<Option<Vec<u8>>>()?).into())
 }
 
-/// A folder and the name it gives to what is in it.
+/// A folder, and the name it gives its files.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceRoot {
     folder: PathBuf,
@@ -272,7 +274,7 @@ pub(crate) struct SourceRoot {
 }
 
 impl SourceRoot {
-    /// Of a folder: itself; of a file: the folder it lies in, so that it has the same id either way.
+    /// For a folder, itself; for a file, the folder it is in, so that its id is the same either way.
     fn of(given: &Path) -> Self {
         let folder = if given.is_dir() { given } else { given.parent().unwrap_or(given) };
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_owned();
@@ -281,13 +283,13 @@ impl SourceRoot {
         Self { folder, name }
     }
 
-    /// Path below the folder.
+    /// The path below the folder.
     fn inside<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.folder).unwrap_or(path)
     }
 }
 
-/// Makes items of what lies in folders: which camera an image is of, its label and its names.
+/// Builds items of files in folders: their camera, label and names.
 #[derive(Debug)]
 pub(crate) struct ItemBuilder {
     index: LabelIndex,
@@ -299,7 +301,7 @@ impl ItemBuilder {
         Self { index: LabelIndex::new(settings.labels), cameras: CameraNamer::new(cameras) }
     }
 
-    /// What is to be handed on about something below a root, in order.
+    /// The events for an entry below a root, in order.
     pub fn build(&mut self, root: &SourceRoot, seen: PathEntry) -> Vec<SourceEvent> {
         let item = match seen {
             PathEntry::File(path) => return self.build_image(root, path),
@@ -310,9 +312,9 @@ impl ItemBuilder {
         vec![item]
     }
 
-    /// An image, after what is to be said about its folder.
+    /// An image, after the notes about its folder.
     fn build_image(&mut self, root: &SourceRoot, path: PathBuf) -> Vec<SourceEvent> {
-        // A file named without its folder lies in the working folder.
+        // A file named without a folder is in the working folder.
         let path = if path.starts_with(&root.folder) { path } else { root.folder.join(path) };
         let inside = root.inside(&path);
         let (camera, note) = match self.cameras.name(inside) {
@@ -320,19 +322,19 @@ impl ItemBuilder {
             Err(reason) => return vec![SourceEvent::Refused(RefusedFile::new(&path, reason))],
         };
         let name = format!("{}/{}", root.name, escape_path(inside));
-        let file = Some(legible(&format!("{}/{}", root.name, inside.to_string_lossy())));
+        let file = Some(readable_name(&format!("{}/{}", root.name, inside.to_string_lossy())));
         let label = self.index.label(&root.folder, &path);
-        let found = SourceItem { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };
+        let item = SourceItem { path, name, file, camera, label, captured_at_ms: None, due: None, bytes: None };
         let mut items = self.index.take_items();
         items.extend(note.map(SourceEvent::Note));
-        items.push(SourceEvent::Found(found));
+        items.push(SourceEvent::Found(item));
         items
     }
 }
 
-/// A name that fits a header: without control characters, and of a very long one the end.
-fn legible(name: &str) -> String {
-    /// Left for the number of a page.
+/// A name that fits into a header: without control characters, and shortened to its end if very long.
+fn readable_name(name: &str) -> String {
+    /// Space reserved for the page number.
     const PAGE_BYTES: usize = 32;
     let name: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     let from = name.len().saturating_sub(MAX_FILE_NAME_BYTES - PAGE_BYTES);
@@ -350,8 +352,8 @@ mod tests {
         let settings = PublisherSettings { labels, ..PublisherSettings::default() };
         let mut builder = ItemBuilder::new(CameraNaming::One("cam".parse().unwrap()), &settings);
         let mut items = builder.build(&SourceRoot::of(root), PathEntry::File(path.to_owned()));
-        let Some(SourceEvent::Found(found)) = items.pop() else { panic!("no image") };
-        found
+        let Some(SourceEvent::Found(item)) = items.pop() else { panic!("no image") };
+        item
     }
 
     #[test]
@@ -367,14 +369,14 @@ mod tests {
     #[test]
     fn a_file_of_the_working_folder_has_the_folder_in_its_name() {
         let path = Path::new("Cargo.toml");
-        let found = built(path, path, crate::LabelOrigin::Folder);
-        assert_eq!((found.name.as_str(), found.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
+        let item = built(path, path, crate::LabelOrigin::Folder);
+        assert_eq!((item.name.as_str(), item.label.as_deref()), ("publisher/Cargo.toml", Some("publisher")));
     }
 
     #[test]
     fn a_name_for_people_is_legible_and_bounded() {
-        assert_eq!(legible("Küche/a\nb.jpg"), "Küche/a?b.jpg");
-        let long = legible(&format!("{}/ende.jpg", "ü".repeat(400)));
+        assert_eq!(readable_name("Küche/a\nb.jpg"), "Küche/a?b.jpg");
+        let long = readable_name(&format!("{}/ende.jpg", "ü".repeat(400)));
         assert!(long.len() <= MAX_FILE_NAME_BYTES && long.starts_with('…') && long.ends_with("ü/ende.jpg"), "{long}");
     }
 }

@@ -1,5 +1,5 @@
-//! Tile: a scan in, one message a page and tile out. Every tile is a task of its own that names its scan and its
-//! place in it; together they cover the scan.
+//! Cuts a scan into one message per page and tile. Every tile is its own task that names its scan and its position in
+//! it; together the tiles cover the scan.
 
 use bytes::Bytes;
 use schemas::{TaskId, Tile};
@@ -9,7 +9,7 @@ use vision::{TileError, count_pages, dimensions, extract_page, split};
 use crate::image_sender::ImageMessage;
 use crate::settings::{PageSelection, PublisherSettings, TileSettings};
 
-/// Whether an image becomes several messages. Reads headers only; what cannot be read is left to whoever decodes it.
+/// Whether an image becomes several messages. Reads headers only; unreadable files are left to the decoder.
 pub(crate) fn is_cut(bytes: &[u8], settings: &PublisherSettings) -> bool {
     is_scan(bytes, &settings.tile) || pages(bytes, settings) > 1
 }
@@ -21,8 +21,8 @@ fn pages(bytes: &[u8], settings: &PublisherSettings) -> usize {
     }
 }
 
-/// Cuts a file into its pages and large ones into tiles, and hands them on, one at a time. `whole` is the file's own message.
-/// Blocks.
+/// Cuts a file into its pages, and large pages into tiles, and sends them one at a time. `whole`: the message of the
+/// whole file. Blocks.
 pub(crate) fn cut(
     whole: &ImageMessage,
     settings: &PublisherSettings,
@@ -75,7 +75,7 @@ fn cut_tiles(whole: &ImageMessage, settings: &TileSettings, tiles: &Sender<Image
     Ok(())
 }
 
-/// The size is part of it, for a scan cut into other tiles makes other tasks.
+/// The size is part of the id, because a scan that is cut differently makes other tasks.
 fn id(place: &Tile) -> TaskId {
     place.scan.child(&format!("{},{} {}x{}", place.x_px, place.y_px, place.width_px, place.height_px))
 }

@@ -1,8 +1,8 @@
-//! The walk of an image on its way in: source → load → tile → send → report.
+//! The path of a published image: source → load → tile → send → report.
 //!
-//! Up to `max_in_flight` images walk at once. A file that cannot be published is refused by name and the
-//! others go on; a stream that takes nothing more stops the run, and what was not acknowledged is not
-//! in the journal, so that the next run takes it up.
+//! Up to `max_in_flight` images are processed at once. A file that cannot be published is refused by name and the rest
+//! continues; a full stream stops the run. Images that were not acknowledged are not in the journal, so the next run
+//! publishes them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,55 +27,54 @@ use crate::settings::{PageSelection, PublisherSettings};
 use crate::source::{self, CameraNaming, ImageSource, SourceError, SourceEvent, SourceItem};
 use crate::tile;
 
-/// Tiles of one scan cut and not yet sent: one is cut while another waits.
+/// Tiles cut ahead of sending, per scan: one is cut while another waits.
 const TILES_AHEAD: usize = 2;
-/// Tiles of one scan on their way at once; a guess.
+/// Tiles of one scan in flight; an estimate.
 const TILES_IN_FLIGHT: usize = 8;
-/// An image of a generator that leaves later than this after its time is late: above the grain of the
-/// timer, 1 ms.
-const LATE: Duration = Duration::from_millis(5);
+/// A generator's image counts as late when it is sent this long after its time: above the timer's resolution of 1 ms.
+const LATE_AFTER: Duration = Duration::from_millis(5);
 
-/// What one run is asked for, beyond settings.
+/// Options of one run, beyond the settings.
 #[derive(Debug, Default)]
 pub struct PublishOptions {
-    /// Publishes everything as new tasks, told from those of other names. Absent: what was published
-    /// before is not published again.
+    /// Publishes everything as new tasks that are the same for the same name. Absent: files published before are not
+    /// published again.
     pub again: Option<String>,
-    /// Where acknowledged files are noted; absent notes nothing.
+    /// Where acknowledged files are recorded; absent: nowhere.
     pub journal: Option<JournalLocation>,
-    /// Where progress is shown.
+    /// How progress is shown.
     pub progress: PublishProgress,
-    /// What every image is sent with.
+    /// Headers of every image.
     pub mark: RunHeaders,
-    /// Hears of every task that is in the stream. Publishing waits for it, so it must be read.
+    /// Receives every task that is in the stream. Publishing waits for the receiver, so it must be read.
     pub acknowledged: Option<mpsc::Sender<AcknowledgedTask>>,
 }
 
 /// A task that is in the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AcknowledgedTask {
-    /// Its id.
+    /// Id of the task.
     pub task: TaskId,
-    /// Where it is, and whether it was there before.
+    /// Its place in the stream, and whether it was there before.
     pub placed: PublishOutcome,
     /// The file it came from.
     pub path: PathBuf,
-    /// Which page of the file it is, from 1, if pages are published one by one.
+    /// Page number in the file, from 1; absent unless pages are published one by one.
     pub page: Option<u32>,
-    /// Which part of the file or page it is, if that was a scan.
+    /// Its part of the file or page; absent unless that was a scan.
     pub tile: Option<Tile>,
     /// The true label, if known.
     pub label: Option<String>,
-    /// Size of the image, bytes.
+    /// Size of the image in bytes.
     pub size_bytes: u64,
-    /// From when it was due (generator) or found to the acknowledgement.
+    /// Time from when it was due (generator) or found to the acknowledgement.
     pub elapsed: Duration,
 }
 
-/// Publishes what a source holds, until it ends or a stop is wanted; what is in flight then is finished.
+/// Publishes a source until it ends or a stop is requested; images in flight are finished.
 ///
 /// # Errors
-/// When nothing could be published, and when the stream or the source takes the run down.
+/// Nothing could be published, or the stream or the source failed.
 pub async fn publish_images(
     bus: &Bus,
     site: &SiteName,
@@ -104,7 +103,7 @@ pub async fn publish_images(
         _ => (PublishedFiles::default(), Journal::default()),
     };
     let settings = Arc::new(settings.clone());
-    let walk = Arc::new(ImageWorker {
+    let worker = Arc::new(ImageWorker {
         load: ImageLoader::new(site, again.as_deref(), &settings),
         send: ImageSender::new(bus, site, mark, Duration::from_secs(settings.retry_timeout_s)),
         scans: Semaphore::new(1),
@@ -116,7 +115,7 @@ pub async fn publish_images(
     let endless = source.is_endless();
     let mut run = PublishRun { flight: JoinSet::new(), summary: PublishSummary::default(), journal };
     let start = Instant::now();
-    let ended = run.all(&walk, source, cameras, &mut progress).await;
+    let ended = run.run_all(&worker, source, cameras, &mut progress).await;
     progress.end();
     let PublishRun { mut summary, journal, .. } = run;
     journal.close().await;
@@ -145,7 +144,7 @@ enum StopReason {
     Source(SourceError),
 }
 
-/// The run: what is in flight and what became of the rest.
+/// A run: images in flight, and the summary so far.
 struct PublishRun {
     flight: JoinSet<ImageOutcome>,
     summary: PublishSummary,
@@ -153,9 +152,9 @@ struct PublishRun {
 }
 
 impl PublishRun {
-    async fn all(
+    async fn run_all(
         &mut self,
-        walk: &Arc<ImageWorker>,
+        worker: &Arc<ImageWorker>,
         source: ImageSource,
         cameras: CameraNaming,
         progress: &mut PublishProgress,
@@ -163,26 +162,26 @@ impl PublishRun {
         let is_endless = source.is_endless();
         let opened = tokio::select! {
             biased;
-            () = walk.shutdown.wait_for_request() => return Ok(RunEnd::Interrupted),
-            opened = source::open(source, cameras, &walk.settings) => opened,
+            () = worker.shutdown.wait_for_request() => return Ok(RunEnd::Interrupted),
+            opened = source::open(source, cameras, &worker.settings) => opened,
         };
         let mut feed = opened.map_err(StopReason::Source)?;
         progress.begin(feed.total);
         let mut ended = loop {
             tokio::select! {
                 biased;
-                () = walk.shutdown.wait_for_request() => break Ok(RunEnd::Interrupted),
-                Some(walked) = self.flight.join_next() => {
-                    if let Err(stop) = self.tally(walked, progress).await {
+                () = worker.shutdown.wait_for_request() => break Ok(RunEnd::Interrupted),
+                Some(outcome) = self.flight.join_next() => {
+                    if let Err(stop) = self.count_outcome(outcome, progress).await {
                         break Err(stop);
                     }
                 }
-                item = feed.next(), if self.flight.len() < walk.settings.max_in_flight => match item {
-                    Some(SourceEvent::Found(found)) => self.start(walk, found),
+                item = feed.next(), if self.flight.len() < worker.settings.max_in_flight => match item {
+                    Some(SourceEvent::Found(item)) => self.start(worker, item),
                     Some(SourceEvent::Refused(refused)) => self.summary.count_refused(refused),
                     Some(SourceEvent::PassedOver(kind)) => self.summary.count_skipped(kind),
                     Some(SourceEvent::Note(note)) => {
-                        // A summary comes too late where there is no end.
+                        // An endless run has no summary in time.
                         if is_endless {
                             tracing::warn!("{note}");
                         }
@@ -193,41 +192,41 @@ impl PublishRun {
                 },
             }
         };
-        while let Some(walked) = self.flight.join_next().await {
-            let tallied = self.tally(walked, progress).await;
-            ended = ended.and_then(|ended| tallied.map(|()| ended));
+        while let Some(outcome) = self.flight.join_next().await {
+            let counted = self.count_outcome(outcome, progress).await;
+            ended = ended.and_then(|ended| counted.map(|()| ended));
         }
         ended
     }
 
-    fn start(&mut self, walk: &Arc<ImageWorker>, found: SourceItem) {
+    fn start(&mut self, worker: &Arc<ImageWorker>, item: SourceItem) {
         let now = Instant::now();
-        let begun = found.due.unwrap_or(now);
-        if now > begun + LATE {
+        let begun = item.due.unwrap_or(now);
+        if now > begun + LATE_AFTER {
             self.summary.add_delay(now - begun);
         }
-        let walk = walk.clone();
-        self.flight.spawn(async move { walk.image(found, begun).await });
+        let worker = worker.clone();
+        self.flight.spawn(async move { worker.run_image(item, begun).await });
     }
 
-    async fn tally(
+    async fn count_outcome(
         &mut self,
-        walked: Result<ImageOutcome, tokio::task::JoinError>,
+        outcome: Result<ImageOutcome, tokio::task::JoinError>,
         progress: &mut PublishProgress,
     ) -> Result<(), StopReason> {
-        let walked = walked.unwrap_or_else(|error| ImageOutcome {
+        let outcome = outcome.unwrap_or_else(|error| ImageOutcome {
             ending: ImageEnd::Refused(RefusedFile {
                 file: "an image".into(),
-                reason: format!("publishing it broke: {error}"),
+                reason: format!("publishing it stopped unexpectedly: {error}"),
             }),
             ..ImageOutcome::default()
         });
-        self.summary.published += walked.published;
-        self.summary.duplicates += walked.duplicates;
-        self.summary.bytes += walked.bytes;
-        self.summary.scans += u64::from(walked.is_scan);
-        progress.step(walked.bytes);
-        match walked.ending {
+        self.summary.published += outcome.published;
+        self.summary.duplicates += outcome.duplicates;
+        self.summary.bytes += outcome.bytes;
+        self.summary.scans += u64::from(outcome.is_scan);
+        progress.step(outcome.bytes);
+        match outcome.ending {
             ImageEnd::Complete(entry) => {
                 if let Some(entry) = entry {
                     self.journal.record_file(&entry).await;
@@ -242,7 +241,7 @@ impl PublishRun {
     }
 }
 
-/// What became of one image.
+/// Result of one image.
 #[derive(Default)]
 struct ImageOutcome {
     published: u64,
@@ -253,7 +252,7 @@ struct ImageOutcome {
 }
 
 impl ImageOutcome {
-    /// Counts a message; its sequence in the stream.
+    /// Counts a message; returns its sequence in the stream.
     fn count(&mut self, placed: PublishOutcome, size_bytes: usize) -> u64 {
         match placed {
             PublishOutcome::Stored(sequence) => {
@@ -272,22 +271,22 @@ impl ImageOutcome {
 
 #[derive(Default)]
 enum ImageEnd {
-    /// All of it is in the stream; with what the journal notes.
+    /// All of it is in the stream; with its journal entry.
     Complete(Option<Box<JournalEntry>>),
-    /// It was published by an earlier run.
+    /// An earlier run published it.
     Known,
     Refused(RefusedFile),
-    /// A scan of which some tiles were not sent because a stop was wanted.
+    /// A scan of which some tiles were not sent because of a stop request.
     #[default]
     Interrupted,
     Stopped(CarryError),
 }
 
-/// Everything an image needs on its way.
+/// Everything needed to process an image.
 struct ImageWorker {
     load: ImageLoader,
     send: ImageSender,
-    /// Scans decoded at once: they are what takes memory.
+    /// Limits scans decoded at once, which take the most memory.
     scans: Semaphore,
     settings: Arc<PublisherSettings>,
     known: PublishedFiles,
@@ -296,65 +295,65 @@ struct ImageWorker {
 }
 
 impl ImageWorker {
-    async fn image(&self, found: SourceItem, begun: Instant) -> ImageOutcome {
-        let mut walked = ImageOutcome::default();
-        walked.ending = match self.process_image(found, begun, &mut walked).await {
+    async fn run_image(&self, item: SourceItem, begun: Instant) -> ImageOutcome {
+        let mut outcome = ImageOutcome::default();
+        outcome.ending = match self.process_image(item, begun, &mut outcome).await {
             Ok(ending) | Err(ending) => ending,
         };
-        walked
+        outcome
     }
 
-    /// Both sides are endings; the left one has a question mark.
+    /// Both sides of the result are ends; the error side allows the question mark.
     async fn process_image(
         &self,
-        found: SourceItem,
+        item: SourceItem,
         begun: Instant,
-        walked: &mut ImageOutcome,
+        outcome: &mut ImageOutcome,
     ) -> Result<ImageEnd, ImageEnd> {
-        if self.is_known(&found).await {
+        if self.is_known(&item).await {
             return Ok(ImageEnd::Known);
         }
-        let refused = |reason: &dyn std::fmt::Display| ImageEnd::Refused(RefusedFile::new(&found.path, reason));
-        let image = self.load.load(&found).await.map_err(|error| refused(&error))?;
-        let path = std::path::absolute(&found.path).unwrap_or_else(|_| found.path.clone());
+        let refused = |reason: &dyn std::fmt::Display| ImageEnd::Refused(RefusedFile::new(&item.path, reason));
+        let image = self.load.load(&item).await.map_err(|error| refused(&error))?;
+        let path = std::path::absolute(&item.path).unwrap_or_else(|_| item.path.clone());
         if self.known.has_content(&path, image.id) {
             return Ok(ImageEnd::Known);
         }
         let LoadedImage { id, bytes, is_scan, captured_at_ms, stamp, .. } = &image;
         let message = ImageMessage {
             id: *id,
-            camera: found.camera.clone(),
+            camera: item.camera.clone(),
             payload: bytes.clone(),
-            file: found.file.clone(),
+            file: item.file.clone(),
             page: None,
-            label: found.label.clone().or_else(|| self.send.mark.label.clone()),
+            label: item.label.clone().or_else(|| self.send.mark.label.clone()),
             captured_at_ms: *captured_at_ms,
             tile: None,
         };
-        let from = MessageOrigin { found: &found, begun };
+        let from = MessageOrigin { item: &item, begun };
         let sequence = match is_scan {
-            false => walked.count(self.send_image(&message, &from).await?, bytes.len()),
-            true => self.scan(message, &from, walked).await?,
+            false => outcome.count(self.send_image(&message, &from).await?, bytes.len()),
+            true => self.send_scan(message, &from, outcome).await?,
         };
         Ok(ImageEnd::Complete(stamp.map(|stamp| Box::new(JournalEntry { id: *id, sequence, stamp, path }))))
     }
 
-    /// By the looks of it, without reading it.
-    async fn is_known(&self, found: &SourceItem) -> bool {
-        if self.known.is_empty() || found.bytes.is_some() || found.due.is_some() {
+    /// Whether the journal has the file, judged without reading it.
+    async fn is_known(&self, item: &SourceItem) -> bool {
+        if self.known.is_empty() || item.bytes.is_some() || item.due.is_some() {
             return false;
         }
-        let Ok(path) = std::path::absolute(&found.path) else { return false };
+        let Ok(path) = std::path::absolute(&item.path) else { return false };
         let (looked_at, stamp) = (path.clone(), tokio::task::spawn_blocking(move || FileStamp::of(&path)).await);
         stamp.ok().flatten().is_some_and(|stamp| self.known.has_unchanged(&looked_at, stamp))
     }
 
-    /// Sends one message and says so.
+    /// Sends one message and reports it.
     async fn send_image(&self, message: &ImageMessage, from: &MessageOrigin<'_>) -> Result<PublishOutcome, ImageEnd> {
         let placed = match self.send.send(message).await {
             Ok(placed) => placed,
             Err(error @ CarryError::TooLarge { .. }) => {
-                return Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, error)));
+                return Err(ImageEnd::Refused(RefusedFile::new(&from.item.path, error)));
             }
             Err(error) => return Err(ImageEnd::Stopped(error)),
         };
@@ -362,7 +361,7 @@ impl ImageWorker {
             let told = AcknowledgedTask {
                 task: message.id,
                 placed,
-                path: from.found.path.clone(),
+                path: from.item.path.clone(),
                 page: message.page,
                 tile: message.tile.clone(),
                 label: message.label.clone(),
@@ -375,11 +374,11 @@ impl ImageWorker {
     }
 
     /// Cuts a scan and sends its pages and tiles. They have sequences, the scan has none.
-    async fn scan(
+    async fn send_scan(
         &self,
         whole: ImageMessage,
         from: &MessageOrigin<'_>,
-        walked: &mut ImageOutcome,
+        outcome: &mut ImageOutcome,
     ) -> Result<u64, ImageEnd> {
         let _turn = self.scans.acquire().await.map_err(|_| ImageEnd::Interrupted)?;
         if self.shutdown.is_requested() {
@@ -388,35 +387,36 @@ impl ImageWorker {
         let (tiles, cut) = mpsc::channel(TILES_AHEAD);
         let settings = self.settings.clone();
         let cutting = tokio::task::spawn_blocking(move || tile::cut(&whole, &settings, &tiles));
-        let all_sent = self.tiles(cut, from, walked).await;
+        let all_sent = self.send_tiles(cut, from, outcome).await;
         let all_cut = cutting.await;
         all_sent?;
         match all_cut {
             Ok(Ok(())) if self.shutdown.is_requested() => Err(ImageEnd::Interrupted),
             Ok(Ok(())) => {
-                walked.is_scan = true;
+                outcome.is_scan = true;
                 Ok(0)
             }
-            Ok(Err(error)) => Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, error))),
-            Err(error) => {
-                Err(ImageEnd::Refused(RefusedFile::new(&from.found.path, format!("cutting it broke: {error}"))))
-            }
+            Ok(Err(error)) => Err(ImageEnd::Refused(RefusedFile::new(&from.item.path, error))),
+            Err(error) => Err(ImageEnd::Refused(RefusedFile::new(
+                &from.item.path,
+                format!("cutting it stopped unexpectedly: {error}"),
+            ))),
         }
     }
 
-    /// Sends tiles as they are cut, until there are no more or a stop is wanted.
-    async fn tiles(
+    /// Sends tiles as they are cut, until the end or a stop request.
+    async fn send_tiles(
         &self,
         mut cut: mpsc::Receiver<ImageMessage>,
         from: &MessageOrigin<'_>,
-        walked: &mut ImageOutcome,
+        outcome: &mut ImageOutcome,
     ) -> Result<(), ImageEnd> {
         let mut sending = FuturesUnordered::new();
         let mut more = true;
         while more || !sending.is_empty() {
             tokio::select! {
                 Some((size_bytes, placed)) = sending.next(), if !sending.is_empty() => {
-                    walked.count(placed?, size_bytes);
+                    outcome.count(placed?, size_bytes);
                 }
                 tile = cut.recv(), if more && sending.len() < TILES_IN_FLIGHT => {
                     match tile.filter(|_| !self.shutdown.is_requested()) {
@@ -432,8 +432,8 @@ impl ImageWorker {
     }
 }
 
-/// What a message came from.
+/// Where a message came from.
 struct MessageOrigin<'a> {
-    found: &'a SourceItem,
+    item: &'a SourceItem,
     begun: Instant,
 }

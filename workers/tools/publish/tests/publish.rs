@@ -1,4 +1,4 @@
-//! Publishing against real nats-servers, each on its own port and folder.
+//! Publishes to real nats-servers, each with its own port and folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
@@ -129,12 +129,12 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it took too long")
 }
 
-/// A run may be given to a task of its own.
+/// Lets a run be moved to its own task.
 fn spawnable<F: Future + Send>(future: F) -> F {
     future
 }
 
-/// A picture nobody needs a library for.
+/// A picture that can be made without a library.
 fn bitmap(width_px: u32, height_px: u32) -> Vec<u8> {
     let row = (width_px * 3).next_multiple_of(4);
     let size = 54 + row * height_px;
@@ -156,7 +156,7 @@ async fn a_folder_is_published_once_and_the_second_time_nothing_is_new() {
     let with_journal = world.publish(world.source(), world.journalled()).await.unwrap();
     assert_eq!((with_journal.published, with_journal.skipped), (0, 60), "{with_journal}");
     assert_eq!(world.messages().await, 60);
-    // Without a journal they are stored again, as the same tasks: whoever recognizes them answers each once.
+    // Without a journal they are stored again as the same tasks; recognizers answer each once.
     let without_journal = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!(without_journal.published, 60, "{without_journal}");
     let mut tasks = std::collections::BTreeSet::new();
@@ -204,7 +204,7 @@ async fn an_interrupted_run_goes_on_where_it_stopped() {
     let (first, heard) = within(async { tokio::join!(run, listen) }).await;
     let first = first.unwrap();
     assert!(first.interrupted && first.to_string().contains("run the same command again"), "{first}");
-    assert!((20..=24).contains(&first.published), "what was in flight is finished and no more: {first}");
+    assert!((20..=24).contains(&first.published), "only images in flight are finished: {first}");
     assert_eq!(first.published, heard);
     let second = world.publish(world.source(), world.journalled()).await.unwrap();
     assert_eq!((second.skipped, second.published), (first.published, 200 - first.published), "{second}");
@@ -229,19 +229,19 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
     fs::File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
     let (acknowledged, mut told) = mpsc::channel(1);
     let options = PublishOptions { acknowledged: Some(acknowledged), ..world.journalled() };
-    // Nothing settles during this test: what is taken was completed.
+    // Nothing settles during this test, so only completed files are published.
     let settings = PublisherSettings { settle_ms: 3_600_000, ..Default::default() };
     let shutdown = Shutdown::default();
     let watch = async {
         let next = |told: Option<AcknowledgedTask>| (told.as_ref().unwrap().path.clone(), told.unwrap().size_bytes);
-        assert_eq!(next(told.recv().await), (old.clone(), 11), "what is there comes first");
+        assert_eq!(next(told.recv().await), (old.clone(), 11), "existing files come first");
         let half = world.images().join("half.png");
         let mut file = fs::File::create(&half).unwrap();
         file.write_all(b"first half, ").unwrap();
         file.sync_all().unwrap();
         let whole = world.write("whole.png", b"whole");
         assert_eq!(next(told.recv().await), (whole, 5));
-        // Events come in order: that of the first half has been seen by now.
+        // Events come in order, so that of the first half has been seen by now.
         file.write_all(b"second half").unwrap();
         drop(file);
         assert_eq!(next(told.recv().await), (half, 23));
@@ -261,7 +261,7 @@ async fn a_watched_folder_publishes_a_file_only_when_it_is_complete() {
     assert_eq!(world.task(1).await.captured_at_ms, Some(1_000_000_000_000));
 }
 
-/// A picture that its own format says goes to the end.
+/// A picture that is complete according to its own format.
 fn picture() -> Vec<u8> {
     field("jpeg-whole.jpg")
 }
@@ -285,7 +285,7 @@ async fn an_upload_that_pauses_or_breaks_off_is_one_task_with_all_of_it() {
         let mut file = fs::File::create(&slow).unwrap();
         file.write_all(first).unwrap();
         file.sync_all().unwrap();
-        // Many times as long as a file of unknown end is waited for.
+        // Many times the wait for a file of unknown end.
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(world.messages().await, 0);
         file.write_all(rest).unwrap();
@@ -360,9 +360,14 @@ async fn folders_name_cameras_and_what_lies_beside_pictures_is_counted() {
     let summary = world.publish(world.source(), PublishOptions::default()).await.unwrap();
     assert_eq!((summary.published, summary.refused_files), (2, 1), "{summary}");
     let text = summary.to_string();
-    for word in
-        ["1 .heic", "1 hidden", "lastsnap.*", "@eaDir", "without the columns", "folder \"Küche\" is camera K-che"]
-    {
+    for word in [
+        "1 .heic",
+        "1 hidden",
+        "lastsnap.*",
+        "@eaDir",
+        "without the columns",
+        "folder \"Küche\" is published as camera K-che",
+    ] {
         assert!(text.contains(word), "{word} is not in {text}");
     }
     let mut tasks = [world.task(1).await, world.task(2).await];
@@ -390,7 +395,7 @@ async fn every_page_of_a_document_is_a_task_that_says_which() {
         ids.insert(task.id);
         files.extend(task.file);
     }
-    assert_eq!(ids.len(), 4, "the same pages are the same tasks");
+    assert_eq!(ids.len(), 4, "the same pages are the same tasks again");
     files.sort();
     files.dedup();
     let pages = [1, 2, 3].map(|number| format!("images/fax.tif, page {number}"));
@@ -466,11 +471,11 @@ async fn a_scan_is_cut_into_tiles_that_cover_it_and_name_it_and_their_place() {
         scans.push(tile.scan);
     }
     scans.dedup();
-    assert_eq!((whole, scans.len()), (1, 1), "the small one is whole, the tiles name one scan");
+    assert_eq!((whole, scans.len()), (1, 1), "the small image is whole, and all tiles name one scan");
     assert!(covered.iter().all(|covered| *covered), "tiles leave gaps");
     let again = publish().await.unwrap();
     assert_eq!(again.published, summary.published, "{again}");
-    // Several are on their way at a time, so each time in an order of its own.
+    // Several are in flight at a time, so their order varies.
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for sequence in 1..=summary.published {
         for (found, sequence) in [(&mut first, sequence), (&mut second, sequence + summary.published)] {
@@ -614,7 +619,7 @@ async fn a_generator_makes_a_new_task_each_time() {
 async fn a_generator_that_is_held_up_says_how_late_it_was() {
     let world = PublishWorld::new(StreamSettings::default()).await;
     world.write_many(1);
-    // Nobody reads the one place there is until the schedule is over.
+    // Nobody reads the single slot until the schedule is over.
     let (acknowledged, mut told) = mpsc::channel(1);
     let options = PublishOptions { acknowledged: Some(acknowledged), ..PublishOptions::default() };
     let settings = PublisherSettings { max_in_flight: 1, ..Default::default() };
@@ -631,7 +636,7 @@ async fn a_generator_that_is_held_up_says_how_late_it_was() {
         while world.messages().await < 2 {
             tokio::task::yield_now().await;
         }
-        // Not waiting for anything: this is the hold-up.
+        // The delay under test.
         tokio::time::sleep(Duration::from_millis(100)).await;
         while told.recv().await.is_some() {}
     };
@@ -664,7 +669,7 @@ async fn a_server_that_is_killed_on_the_way_gets_every_image_as_one_task() {
     let summary = summary.unwrap();
     assert_eq!((summary.published + summary.duplicates, heard), (300, 300), "{summary}");
     assert_eq!(world.server.restarts(), 1);
-    // What was stored and not acknowledged when the server died is stored again.
+    // Images stored but not acknowledged when the server died are stored again.
     let mut tasks = std::collections::BTreeSet::new();
     for sequence in 1..=world.messages().await {
         tasks.insert(world.task(sequence).await.id);

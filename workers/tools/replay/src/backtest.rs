@@ -1,9 +1,10 @@
-//! What other settings would have decided: recorded tasks, load and link through the functions that decide. Pure.
+//! What other settings would have decided: runs recorded tasks, load and link through the deciding functions. Pure.
 //!
-//! Each task is decided again by what it was decided by ([`Decided`]), so that the settings in force decide what they decided.
-//! The load is what it was: a queue that would have been shorter under other settings is not. Where a candidate would have
-//! asked the cloud about a task that it never saw, or kept one that the site never saw, nobody knows what would have been
-//! said: there the share of right answers of the cloud, or of the site, over the same stretch is expected instead, and counted.
+//! Each task is decided again from its recorded inputs ([`schemas::DecisionTrace`]), so that the original settings
+//! reproduce the original decisions. The load is the recorded one: a queue that would have been shorter under other
+//! settings is not simulated. Where a candidate would have asked the cloud about a task it never saw, or kept one that
+//! the site never saw, the answer is unknown; the accuracy of the cloud, or of the site, over the same period is used
+//! as an expected value and counted as such.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,10 +23,10 @@ use crate::row::TextPool;
 
 mod sums;
 
-/// Answers after which a gate that learns is taught again.
+/// Number of answers after which a learning gate is updated.
 const TEACH_EVERY: usize = 50;
 
-/// What is known of a task that was decided.
+/// A recorded task and how it was decided.
 #[derive(Debug, Clone)]
 pub struct RecordedTask {
     task: TaskId,
@@ -42,11 +43,11 @@ pub struct RecordedTask {
 }
 
 impl RecordedTask {
-    /// Of a final answer; `None` for one that says nothing of how it was decided. `person`: what a person says it shows.
+    /// From a final answer; `None` if it has no decision trace. `person`: the label that a person gave.
     pub fn of(answer: &Answer, person: Option<&Arc<str>>, texts: &mut TextPool) -> Option<Self> {
         let decided = answer.decided.clone()?;
-        let said = |opinion: Option<(&str, f32)>, texts: &mut TextPool| {
-            opinion.map(|(label, confidence)| (texts.shared(label), confidence))
+        let shared = |predicted: Option<(&str, f32)>, texts: &mut TextPool| {
+            predicted.map(|(label, confidence)| (texts.shared(label), confidence))
         };
         let own = answer.label.as_deref().zip(answer.confidence);
         let (edge, verdict) = match answer.route {
@@ -55,7 +56,7 @@ impl RecordedTask {
             Route::Redirected => (None, own),
             Route::Dead => return None,
         };
-        let (edge, verdict) = (said(edge, texts), said(verdict, texts).map(|(label, _)| label));
+        let (edge, verdict) = (shared(edge, texts), shared(verdict, texts).map(|(label, _)| label));
         let truth = person.cloned().or_else(|| answer.truth.as_deref().map(|truth| texts.shared(truth)));
         let timings = &answer.timings;
         let steps_us = timings.queue_us + timings.fetch_us + timings.wait_us + timings.decode_us + timings.infer_us;
@@ -75,12 +76,12 @@ impl RecordedTask {
         })
     }
 
-    /// The settings that were in force.
+    /// Name of the settings that were in effect.
     pub fn settings(&self) -> &str {
         &self.decided.settings
     }
 
-    /// Whether the site was in doubt, as it was.
+    /// Whether the recorded answer was doubtful.
     fn doubtful(&self) -> bool {
         !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload)
     }
@@ -97,20 +98,20 @@ impl RecordedTask {
     }
 }
 
-/// Settings that are tried: what they say replaces what was in force, key by key.
+/// Settings to try: their keys replace those that were in effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BacktestCandidate {
-    /// What it is called.
+    /// Display name.
     pub name: String,
-    /// An object with the keys `policy`, `gate` and `verify`, or some of them.
+    /// An object with some of the keys `policy`, `gate` and `verify`.
     pub says: Value,
 }
 
 impl BacktestCandidate {
-    /// The settings it comes to.
+    /// The resulting settings.
     ///
     /// # Errors
-    /// One sentence: a key that no setting has, or a value that it cannot have.
+    /// One sentence: an unknown key, or an invalid value.
     pub fn apply_to(&self, in_force: &EffectiveSettings) -> Result<EffectiveSettings, String> {
         let mut all = serde_json::to_value(in_force).map_err(|error| error.to_string())?;
         merge(&mut all, &self.says);
@@ -134,7 +135,7 @@ fn merge(under: &mut Value, over: &Value) {
     }
 }
 
-/// In the order in which they were decided: each recognizer's state is its own.
+/// Sorts tasks in the order of their decisions, per recognizer, as each has its own state.
 pub fn in_order(all: &mut [RecordedTask]) {
     all.sort_by(|a, b| {
         let key = |task: &RecordedTask| task.decided.doubt.as_ref().map_or(task.decided.at_s, |doubt| doubt.at_s);
@@ -142,11 +143,11 @@ pub fn in_order(all: &mut [RecordedTask]) {
     });
 }
 
-/// What became of it, as it was.
+/// The result as recorded.
 pub fn recorded_result(all: &[RecordedTask]) -> BacktestResult {
     let known = AgreementRates::of(all);
     let mut sums = BacktestSums::default();
-    sums.played.name = "as it was".into();
+    sums.played.name = "as recorded".into();
     for task in all {
         let went = task.sent_bytes() > 0;
         let outcome = TaskOutcome {
@@ -163,7 +164,7 @@ pub fn recorded_result(all: &[RecordedTask]) -> BacktestResult {
     sums.finish()
 }
 
-/// What would have become of it. `in_force`: the settings that were, by the names that tasks give them.
+/// The result under other settings. `in_force`: the recorded settings by name.
 ///
 /// # Errors
 /// What is wrong with the candidate, in one sentence.
@@ -179,8 +180,8 @@ pub fn replay_decisions(
         let (were_at, are_at) = (were.gate().temperature, are.gate().temperature);
         if were_at != are_at {
             return Err(format!(
-                "{}: the scores were recorded at temperature {were_at}, and another one, {are_at}, needs the scores of all \
-                 classes: show the images to a model once more with --with",
+                "{}: the scores were recorded at temperature {were_at}; temperature {are_at} needs the scores of all \
+                 classes, so run the images through a model with --with",
                 candidate.name
             ));
         }
@@ -199,7 +200,7 @@ pub fn replay_decisions(
     Ok(sums.finish())
 }
 
-/// What a recognizer would have had in mind.
+/// State that a recognizer would have had.
 #[derive(Default)]
 struct BacktestState {
     state: AdmitState,
@@ -225,7 +226,7 @@ impl BacktestState {
             priority: decided.priority,
             lot: hash_fraction(task.task, "redirect"),
         };
-        // The same policy had in mind what was recorded, also of the times in between that are not.
+        // The same policy had the recorded state, including from times that are not recorded.
         let state = if are.policy == were.policy { recorded_state(decided) } else { self.state };
         let (state, admit) =
             decide_admission(&are.policy, state, &decided.load, &decided.network, &asking, decided.at_s);
@@ -233,9 +234,9 @@ impl BacktestState {
         let watts = are.policy.energy.watts_per_core;
         let up_mj = |bytes: u64| bytes as f64 / 1e6 * are.policy.energy.joules_per_mb * 1000.0;
         let otherwise = (admit == AdmitDecision::Redirect) != decided.redirected;
-        // One that was redirected and taken back would have been taken back again.
-        let taken_back = decided.redirected && decided.doubt.is_some();
-        if admit == AdmitDecision::Redirect && !taken_back {
+        // A task that was offloaded and reclaimed would have been reclaimed again.
+        let reclaimed = decided.redirected && decided.doubt.is_some();
+        if admit == AdmitDecision::Redirect && !reclaimed {
             let there_ms = finish_s(&decided.network, decided.bytes).map(|seconds| seconds * 1000.0);
             let took_ms = match task.route {
                 Route::Redirected => task.final_ms,
@@ -282,7 +283,7 @@ impl BacktestState {
             _ => doubt.bytes,
         };
         let network = doubt.network.as_ref().unwrap_or(&decided.network);
-        // A publisher's own deadline stays; the site's may be another.
+        // A publisher's own deadline stays; the site's may differ.
         let longer_s = f64::from(are.verify.deadline_s) - f64::from(were.verify.deadline_s);
         let about = EscalationInput {
             reason,
@@ -312,8 +313,8 @@ impl BacktestState {
         (outcome, otherwise || fate.outcome() != doubt.fate)
     }
 
-    /// What the gate says. One that learns is taught by the verdicts of the stretch; where it is the one that was in force,
-    /// it says what it said, for what it had learned before is not recorded.
+    /// The gate's decision. A learning gate is updated from the verdicts of the period; if it is the gate that was in
+    /// effect, its recorded decision is used, because what it had learned before is not recorded.
     fn gate(
         &mut self,
         task: &RecordedTask,
@@ -331,7 +332,7 @@ impl BacktestState {
             let ranked = RankedClass { label: label.to_string(), confidence: *confidence };
             let release = schemas::ReleaseId::from_sha256([0; 32]);
             let top = vec![ranked];
-            let opinion = Prediction {
+            let predicted = Prediction {
                 label: label.to_string(),
                 confidence: *confidence,
                 top,
@@ -340,7 +341,7 @@ impl BacktestState {
                 temperature: None,
                 novelty: None,
             };
-            self.evidence.add_verdict(&opinion, verdict, 2, 1.0);
+            self.evidence.add_verdict(&predicted, verdict, 2, 1.0);
         }
         if self.taught.is_none() || self.seen.is_multiple_of(TEACH_EVERY) {
             let belief = self.evidence.calibration(target);
@@ -368,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    /// A task that the site's model was so sure of, verified or not.
+    /// A task on which the site's model had confidence `best`, with or without a verdict.
     fn recorded(number: u64, best: f32, verdict: Option<&str>) -> RecordedTask {
         let stored = StorageStamp {
             site: "reef".parse().unwrap(),
@@ -461,7 +462,7 @@ mod tests {
     fn a_stricter_gate_sends_more_up_and_what_nobody_said_is_expected() {
         let played = play_one(json!({"gate": {"min_confidence_ratio": 0.92}}));
         assert_eq!((played.otherwise, played.verified, played.expected), (1, 2, 1));
-        assert_eq!(played.right_ratio, Some(2.0 / 3.0), "the cloud was right whenever it was asked");
+        assert_eq!(played.right_ratio, Some(2.0 / 3.0), "the cloud was right in every verdict");
         let open = play_one(json!({"gate": {"min_confidence_ratio": 0.0}}));
         assert_eq!((open.verified, open.right_ratio, open.agrees_ratio), (0, Some(0.0), Some(0.0)));
     }
@@ -478,7 +479,7 @@ mod tests {
         assert_eq!((alone.verified, alone.redirected, alone.up_bytes), (0, 0, 0));
         let away = play_one(json!({"policy": {"name": "cloud-only"}}));
         assert_eq!((away.redirected, away.up_bytes, away.expected), (3, 30_000, 2));
-        assert!(away.final_p50_ms > 20.0, "there and back: {away:?}");
+        assert!(away.final_p50_ms > 20.0, "round trip to the cloud: {away:?}");
     }
 
     #[test]

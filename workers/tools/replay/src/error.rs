@@ -1,100 +1,100 @@
-//! Why a replay cannot go on.
+//! Why a replay failed.
 
 use std::path::{Path, PathBuf};
 
 use streams::CarryError;
 
-/// Why a replay cannot go on. What was written until then stays; the same command goes on where it stopped.
+/// Why a replay failed. What was written before stays; the same command resumes where it stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// More tasks than are held at a time.
-    #[error("more than {most} tasks are meant: narrow it with --since and --until, --where or --camera")]
+    /// Too many tasks match.
+    #[error("more than {most} tasks match; narrow the selection with --since and --until, --where or --camera")]
     TooMany {
-        /// How many can be held.
+        /// The limit.
         most: usize,
     },
-    /// Nothing is meant.
-    #[error("no task is meant: {why}")]
+    /// No task matches.
+    #[error("no task matches: {why}")]
     Nothing {
-        /// What there is, and what could be asked instead.
+        /// What exists, and what to select instead.
         why: String,
     },
-    /// A file or folder that cannot be written.
-    #[error("{path} cannot be written: run the same command again to go on once that is mended", path = path.display())]
+    /// A file or folder cannot be written.
+    #[error("could not write {path}; fix that and run the same command again to resume", path = path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
     /// The disk is full.
     #[error(
-        "{path} cannot be written, for the disk is full: make room and run the same command again, which goes on with image {through} of {all}",
+        "could not write {path}: the disk is full; free space and run the same command again to resume with image {through} of {all}",
         path = path.display()
     )]
     DiskFull {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Images written whole.
+        /// Images written completely.
         through: u64,
-        /// Images that were meant.
+        /// Images selected.
         all: u64,
     },
-    /// A folder or file that holds something else.
-    #[error("{path} holds {what}: name another one, or delete it", path = path.display())]
+    /// The target is in use.
+    #[error("{path} contains {what}; name another path, or delete it", path = path.display())]
     Foreign {
-        /// The folder or file.
+        /// Path of the folder or file.
         path: PathBuf,
-        /// What it holds.
+        /// What it contains.
         what: String,
     },
-    /// A subject nobody may be sent to.
+    /// The subject is not allowed.
     #[error("{why}")]
     Subject {
-        /// Which, and what to write instead.
+        /// The subject, and what to use instead.
         why: String,
     },
     /// The pinned sets are full.
     #[error(
-        "the pinned sets are full ({why}): {through} of {all} images are pinned; unpin a set with `tributary retention --unpin NAME`, or raise streams.pinned_max_mib with `tributary setup --apply`"
+        "the pinned sets are full ({why}); {through} of {all} images are pinned; unpin a set with `tributary retention --unpin NAME`, or raise streams.pinned_max_mib with `tributary setup --apply`"
     )]
     PinsFull {
-        /// The server's words.
+        /// Error of the server.
         why: String,
-        /// Images pinned.
+        /// Images pinned so far.
         through: u64,
-        /// Images that were meant.
+        /// Images selected.
         all: u64,
     },
-    /// Work of the replay that ended without a result.
-    #[error("a part of the replay broke off: {why}; the same command goes on where it stopped")]
+    /// A task of the replay stopped.
+    #[error("the replay stopped unexpectedly: {why}; run the same command again to resume")]
     Broken {
-        /// What it said.
+        /// Error of the task.
         why: String,
     },
-    /// It was told to stop.
-    #[error("interrupted: the same command goes on where it stopped")]
+    /// The replay was stopped.
+    #[error("interrupted; run the same command again to resume")]
     Interrupted,
     /// The broker failed.
     #[error(transparent)]
     Carry(#[from] CarryError),
-    /// A model that cannot be used.
-    #[error("the model cannot be used")]
+    /// The model cannot be used.
+    #[error("could not use the model")]
     Model {
-        /// Its own words.
+        /// Error of the model.
         #[source]
         source: vision::InferenceError,
     },
 }
 
 impl ReplayError {
-    /// Cannot write a file.
+    /// Turns an I/O error from writing a file into a [`ReplayError`].
     pub fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Write { path: path.as_ref().into(), source }
     }
 
-    /// A full disk is told with how far it came.
+    /// Adds the progress to an error about a full disk.
     pub fn with_progress(self, through: u64, all: u64) -> Self {
         match self {
             Self::Write { path, source } if source.kind() == std::io::ErrorKind::StorageFull => {

@@ -1,5 +1,5 @@
-//! The language of `--where`: comparisons of a task's fields, joined by `and`, `or` and `not`. Text in, a predicate out;
-//! refuses unknown fields, values no field can have and anything left over, each by its column. Pure.
+//! The language of `--where`: comparisons of a task's fields, joined by `and`, `or` and `not`. Text in, a predicate
+//! out; unknown fields, impossible values and trailing text are refused with their column. Pure.
 //!
 //! ```text
 //! expression = conjunction { "or" conjunction }
@@ -9,7 +9,7 @@
 //!            | field "in" "(" value { "," value } ")"
 //!            | field "like" pattern
 //! ```
-//! What is absent (a label that nobody gave) makes every comparison untrue.
+//! An absent value (a label that nobody gave) makes every comparison false.
 
 use std::fmt;
 
@@ -18,8 +18,8 @@ use wildmatch::WildMatch;
 use crate::field::{FLAGS, FieldKind, FieldValue, NUMBERS, TEXTS, TaskField};
 use crate::row::TaskRow;
 
-/// Deepest nesting: deeper is no condition that a person wrote.
-const MOST_NESTED: usize = 64;
+/// Deepest nesting of conditions.
+const MAX_NESTED: usize = 64;
 
 /// A condition on tasks.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,12 +52,12 @@ enum ExpressionOperator {
     AtLeast,
 }
 
-/// Why a condition cannot be understood.
+/// Why a condition is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpressionError {
     /// The condition.
     pub text: String,
-    /// Where, in characters from 1.
+    /// Position of the error, in characters from 1.
     pub column: usize,
     /// What is wrong there, and what to write instead.
     pub why: String,
@@ -74,7 +74,7 @@ impl fmt::Display for ExpressionError {
 impl std::error::Error for ExpressionError {}
 
 impl Expression {
-    /// Understands a condition.
+    /// Parses a condition.
     ///
     /// # Errors
     /// What is wrong, and at which column.
@@ -85,11 +85,13 @@ impl Expression {
         let node = parser.or().map_err(failed)?;
         match parser.peek() {
             None => Ok(Self(node)),
-            Some(left) => Err(failed((left.at, format!("{} is left over: join conditions with and, or", left.said())))),
+            Some(left) => {
+                Err(failed((left.at, format!("unexpected {}; join conditions with and, or", left.describe()))))
+            }
         }
     }
 
-    /// Whether a task meets it.
+    /// Whether a task meets the condition.
     pub fn matches(&self, row: &TaskRow) -> bool {
         holds(&self.0, row)
     }
@@ -121,7 +123,7 @@ fn holds(node: &ExpressionNode, row: &TaskRow) -> bool {
 fn compare(field: TaskField, operator: ExpressionOperator, left: &FieldValue, right: &FieldValue) -> bool {
     use std::cmp::Ordering::{Equal, Greater, Less};
     let order = match (left, right) {
-        // A release is named by the first digits of its digest.
+        // A release matches by the first digits of its digest.
         (FieldValue::Text(left), FieldValue::Text(right))
             if field == TaskField::Release && left.starts_with(right.as_ref()) =>
         {
@@ -141,7 +143,7 @@ fn compare(field: TaskField, operator: ExpressionOperator, left: &FieldValue, ri
     }
 }
 
-/// Where, in characters from 0, and what.
+/// Position in characters from 0, and what is wrong.
 type ExpressionFault = (usize, String);
 
 #[derive(Debug, Clone, PartialEq)]
@@ -161,11 +163,11 @@ enum TokenKind {
 }
 
 impl ExpressionToken {
-    fn said(&self) -> String {
+    fn describe(&self) -> String {
         match &self.is {
             TokenKind::Word(word) => word.clone(),
             TokenKind::Quoted(text) => format!("\"{text}\""),
-            TokenKind::Operator(_) => "this sign".into(),
+            TokenKind::Operator(_) => "operator".into(),
             TokenKind::Open => "(".into(),
             TokenKind::Close => ")".into(),
             TokenKind::Comma => ",".into(),
@@ -199,15 +201,15 @@ fn tokens(text: &str) -> Result<Vec<ExpressionToken>, ExpressionFault> {
             '>' => (TokenKind::Operator(ExpressionOperator::More), 1),
             '\'' | '"' => {
                 let length = chars.iter().skip(at + 1).position(|end| *end == c);
-                let length = length.ok_or_else(|| (at, format!("this {c} is never closed")))?;
+                let length = length.ok_or_else(|| (at, format!("this {c} is not closed")))?;
                 (TokenKind::Quoted(chars.iter().skip(at + 1).take(length).collect()), length + 2)
             }
-            _ if is_of_word(c) => {
-                let word: String = chars.iter().skip(at).take_while(|c| is_of_word(**c)).collect();
+            _ if is_word_character(c) => {
+                let word: String = chars.iter().skip(at).take_while(|c| is_word_character(**c)).collect();
                 let length = word.chars().count();
                 (TokenKind::Word(word), length)
             }
-            _ => return Err((at, format!("{c:?} means nothing here: quote text that holds it"))),
+            _ => return Err((at, format!("unexpected {c:?}; quote text that contains it"))),
         };
         tokens.push(ExpressionToken { at, is });
         at += length;
@@ -215,7 +217,7 @@ fn tokens(text: &str) -> Result<Vec<ExpressionToken>, ExpressionFault> {
     Ok(tokens)
 }
 
-fn is_of_word(c: char) -> bool {
+fn is_word_character(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '+' | '%' | '*' | '?' | '/')
 }
 
@@ -232,7 +234,10 @@ impl ExpressionParser {
     }
 
     fn next(&mut self, expected: &str) -> Result<ExpressionToken, ExpressionFault> {
-        let token = self.peek().cloned().ok_or_else(|| (self.end, format!("it ends where {expected} is expected")))?;
+        let token = self
+            .peek()
+            .cloned()
+            .ok_or_else(|| (self.end, format!("the condition ends where {expected} is expected")))?;
         self.at += 1;
         Ok(token)
     }
@@ -262,8 +267,8 @@ impl ExpressionParser {
     fn not(&mut self) -> Result<ExpressionNode, ExpressionFault> {
         let at = self.peek().map_or(self.end, |token| token.at);
         self.nested += 1;
-        if self.nested > MOST_NESTED {
-            return Err((at, format!("more than {MOST_NESTED} conditions inside one another")));
+        if self.nested > MAX_NESTED {
+            return Err((at, format!("conditions are nested more than {MAX_NESTED} deep")));
         }
         let node = if self.take_word("not") {
             ExpressionNode::Not(Box::new(self.not()?))
@@ -272,7 +277,7 @@ impl ExpressionParser {
             let inner = self.or()?;
             let close = self.next("a )")?;
             if close.is != TokenKind::Close {
-                return Err((close.at, format!("a ) is expected here, not {}", close.said())));
+                return Err((close.at, format!("expected ), found {}", close.describe())));
             }
             inner
         } else {
@@ -288,7 +293,7 @@ impl ExpressionParser {
         if kind == FieldKind::Flag {
             return match self.peek() {
                 Some(ExpressionToken { at, is: TokenKind::Operator(_) }) => {
-                    Err((*at, format!("{field} is true or not: write {field} or not {field}")))
+                    Err((*at, format!("{field} is a flag; write {field} or not {field}")))
                 }
                 _ => Ok(ExpressionNode::Flag(field)),
             };
@@ -299,10 +304,7 @@ impl ExpressionParser {
             TokenKind::Operator(operator) => {
                 let ordered = !matches!(operator, ExpressionOperator::Equal | ExpressionOperator::Unequal);
                 if ordered && kind == FieldKind::Text {
-                    return Err((
-                        token.at,
-                        format!("{field} is text, which has no more and no less: use =, !=, in, like"),
-                    ));
+                    return Err((token.at, format!("{field} is text; use =, !=, in or like")));
                 }
                 Ok(ExpressionNode::Compare(field, operator, self.right(field)?))
             }
@@ -311,29 +313,29 @@ impl ExpressionParser {
             }
             TokenKind::Word(word) if word.eq_ignore_ascii_case("like") => {
                 if kind != FieldKind::Text {
-                    return Err((at, format!("{field} is a number: like is for text")));
+                    return Err((at, format!("{field} is a number; like is for text")));
                 }
                 let pattern = self.next("a pattern, such as 'fish*'")?;
                 match pattern.is {
                     TokenKind::Word(text) | TokenKind::Quoted(text) => {
                         Ok(ExpressionNode::Like(field, WildMatch::new(&text)))
                     }
-                    _ => Err((pattern.at, "a pattern is expected here, such as 'fish*'".into())),
+                    _ => Err((pattern.at, "expected a pattern, such as 'fish*'".into())),
                 }
             }
-            _ => Err((token.at, format!("{expected} is expected here, not {}", token.said()))),
+            _ => Err((token.at, format!("expected {expected}, found {}", token.describe()))),
         }
     }
 
     fn field(&mut self) -> Result<(TaskField, usize), ExpressionFault> {
         let token = self.next("a field")?;
         let TokenKind::Word(name) = &token.is else {
-            return Err((token.at, format!("a field is expected here, not {}", token.said())));
+            return Err((token.at, format!("expected a field, found {}", token.describe())));
         };
         let field = TaskField::named(name).ok_or_else(|| {
             let names = |fields: &[TaskField]| fields.iter().map(TaskField::to_string).collect::<Vec<_>>().join(", ");
             let (texts, numbers, flags) = (names(&TEXTS), names(&NUMBERS), names(&FLAGS));
-            (token.at, format!("there is no field {name}; text: {texts}; numbers: {numbers}; true or not: {flags}"))
+            (token.at, format!("no field {name}; text fields: {texts}; number fields: {numbers}; flags: {flags}"))
         })?;
         Ok((field, token.at))
     }
@@ -342,7 +344,7 @@ impl ExpressionParser {
         let token = self.next("a value")?;
         if let TokenKind::Word(word) = &token.is
             && let Some(other) = TaskField::named(word).filter(|other| other.kind() == field.kind())
-            // `reason = label_threshold`, and never a field of that name.
+            // `reason = label_threshold` compares with the value, not with a field of that name.
             && field.values().is_none()
         {
             return Ok(ExpressionOperand::Field(other));
@@ -353,7 +355,7 @@ impl ExpressionParser {
     fn list(&mut self, field: TaskField) -> Result<Vec<FieldValue>, ExpressionFault> {
         let open = self.next("a list such as (a, b)")?;
         if open.is != TokenKind::Open {
-            return Err((open.at, "a list in parentheses is expected here, such as (a, b)".into()));
+            return Err((open.at, "expected a list in parentheses, such as (a, b)".into()));
         }
         let mut values = Vec::new();
         loop {
@@ -363,7 +365,7 @@ impl ExpressionParser {
             match after.is {
                 TokenKind::Comma => {}
                 TokenKind::Close => return Ok(values),
-                _ => return Err((after.at, format!("a , or a ) is expected here, not {}", after.said()))),
+                _ => return Err((after.at, format!("expected , or ), found {}", after.describe()))),
             }
         }
     }
@@ -371,7 +373,7 @@ impl ExpressionParser {
 
 fn value(field: TaskField, token: &ExpressionToken) -> Result<FieldValue, ExpressionFault> {
     let (TokenKind::Word(text) | TokenKind::Quoted(text)) = &token.is else {
-        return Err((token.at, format!("a value for {field} is expected here, not {}", token.said())));
+        return Err((token.at, format!("expected a value for {field}, found {}", token.describe())));
     };
     field.read(text).map_err(|why| (token.at, why))
 }
@@ -418,20 +420,20 @@ mod tests {
     fn an_error_points_at_its_column() {
         for (text, column, word) in [
             ("lable = fish", 1, "no field lable"),
-            ("label = fish and", 17, "it ends"),
-            ("label ~ fish", 7, "means nothing"),
-            ("label = 'fish", 9, "never closed"),
+            ("label = fish and", 17, "the condition ends"),
+            ("label ~ fish", 7, "unexpected"),
+            ("label = 'fish", 9, "not closed"),
             ("confidence < high", 14, "a number"),
             ("confidence < 3", 14, "0 to 1"),
             ("route = edgy", 9, "edge, redirected"),
-            ("label < b", 7, "no more and no less"),
-            ("(label = a", 11, "it ends"),
-            ("label = a b", 11, "left over"),
-            ("hard = true", 6, "true or not"),
+            ("label < b", 7, "is text"),
+            ("(label = a", 11, "the condition ends"),
+            ("label = a b", 11, "unexpected"),
+            ("hard = true", 6, "is a flag"),
             ("reason in low_margin", 11, "in parentheses"),
             ("published > yesterday", 13, "a time"),
             ("confidence like '0*'", 1, "is a number"),
-            ("", 1, "it ends"),
+            ("", 1, "the condition ends"),
         ] {
             let error = Expression::parse(text).expect_err(text);
             assert!(error.column == column && error.why.contains(word), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! Fetches the images of rows, in order, from where they are kept.
+//! Fetches the images of rows, in order.
 
 use bytes::Bytes;
 use schemas::limits::MAX_IMAGE_BYTES;
@@ -10,7 +10,7 @@ use crate::error::ReplayError;
 use crate::read_limiter::ReadLimiter;
 use crate::row::TaskRow;
 
-/// Where images are replayed from.
+/// Where images are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageOrigin {
     /// A site's archive.
@@ -19,19 +19,19 @@ pub enum ImageOrigin {
     Pinned(SetName),
 }
 
-/// An image as it is kept.
+/// An archived image.
 #[derive(Debug, Clone)]
 pub struct ArchivedImage {
-    /// Its encoded bytes, wherever they were.
+    /// Its encoded bytes, whether inline or in the bucket.
     pub bytes: Bytes,
     /// Names and values of the headers it was published with.
     pub headers: Vec<(String, String)>,
 }
 
-/// Hands over each row's image, in their order; `None` for one that is gone: cleared away, or a large one whose bytes were.
+/// Calls `each` with each row's image, in order; `None` for one that has been purged, or whose bytes have.
 ///
 /// # Errors
-/// What `each` says, and what the broker says.
+/// Those of `each` and of the broker.
 pub async fn fetch<'r>(
     bus: &Bus,
     from: &ImageOrigin,

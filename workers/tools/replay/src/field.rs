@@ -1,58 +1,58 @@
-//! What can be asked about a task, and how its values are written. Pure.
+//! The fields of a task, and how their values are written. Pure.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use crate::timestamp;
 
-/// What can be asked about a task.
+/// A field of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskField {
-    /// Where it was published.
+    /// Site it was published at.
     Site,
-    /// What it came from.
+    /// Camera it is from.
     Camera,
-    /// Its id.
+    /// Task id.
     Task,
     /// `final` or `provisional`.
     Stage,
-    /// Who decided.
+    /// Route of the answer.
     Route,
-    /// Why it went that way.
+    /// Reason for that route.
     Reason,
-    /// What its answer says.
+    /// Label of the answer.
     Label,
-    /// What the publisher says it shows.
+    /// Label from the publisher.
     Truth,
-    /// What a person says it shows.
+    /// Label from a person.
     Person,
-    /// What the site's own model said.
+    /// Label from the site's own model.
     EdgeLabel,
-    /// The release that decided.
+    /// Release that gave the answer.
     Release,
-    /// Of the answer, 0 to 1.
+    /// Confidence of the answer, 0 to 1.
     Confidence,
-    /// Between the two best classes, 0 to 1.
+    /// Margin between the two best classes, 0 to 1.
     Margin,
-    /// Of the site's own model, 0 to 1.
+    /// Confidence of the site's own model, 0 to 1.
     EdgeConfidence,
-    /// How strange the picture is to the site's own model, 0 to 1.
+    /// Novelty of the picture to the site's own model, 0 to 1.
     Novelty,
-    /// In the stream IMAGES.
+    /// Sequence in the stream IMAGES.
     Sequence,
-    /// When it was stored.
+    /// When the image was stored.
     Published,
-    /// From stored to answered, milliseconds.
+    /// Time from stored to answered, milliseconds.
     LatencyMs,
-    /// Whether the site was in doubt.
+    /// Whether the site found it doubtful.
     Hard,
-    /// Whether the answer is another than a person or the publisher says.
+    /// Whether the answer differs from the label of a person or the publisher.
     Wrong,
-    /// Whether a person, the publisher or the cloud said what it shows.
+    /// Whether a person, the publisher or the cloud labelled it.
     Labelled,
 }
 
-/// Fields of text.
+/// Text fields.
 pub const TEXTS: [TaskField; 11] = [
     TaskField::Site,
     TaskField::Camera,
@@ -66,7 +66,7 @@ pub const TEXTS: [TaskField; 11] = [
     TaskField::EdgeLabel,
     TaskField::Release,
 ];
-/// Fields of numbers.
+/// Number fields.
 pub const NUMBERS: [TaskField; 7] = [
     TaskField::Confidence,
     TaskField::Margin,
@@ -76,28 +76,28 @@ pub const NUMBERS: [TaskField; 7] = [
     TaskField::Published,
     TaskField::LatencyMs,
 ];
-/// Fields that are true or not.
+/// Flag fields.
 pub const FLAGS: [TaskField; 3] = [TaskField::Hard, TaskField::Wrong, TaskField::Labelled];
 
-/// What a field holds.
+/// Type of a field's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldKind {
     /// Text.
     Text,
     /// A number.
     Number,
-    /// True or not.
+    /// True or false.
     Flag,
 }
 
-/// What stands in a field, or is compared with it.
+/// Value of a field, or to compare a field with.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FieldValue {
     /// Text.
     Text(Cow<'static, str>),
     /// A number.
     Number(f64),
-    /// True or not.
+    /// True or false.
     Flag(bool),
 }
 
@@ -122,13 +122,13 @@ const REASONS: &[&str] = &[
 ];
 
 impl TaskField {
-    /// The field of a name.
+    /// The field with this name.
     pub fn named(name: &str) -> Option<Self> {
         let all = TEXTS.into_iter().chain(NUMBERS).chain(FLAGS);
         all.into_iter().find(|field| field.as_str() == name)
     }
 
-    /// Its name.
+    /// Name of the field.
     pub fn as_str(self) -> &'static str {
         match self {
             TaskField::Site => "site",
@@ -155,7 +155,7 @@ impl TaskField {
         }
     }
 
-    /// What it holds.
+    /// Type of its value.
     pub fn kind(self) -> FieldKind {
         match self {
             _ if NUMBERS.contains(&self) => FieldKind::Number,
@@ -164,7 +164,7 @@ impl TaskField {
         }
     }
 
-    /// All it can hold, where that is a short list.
+    /// All possible values, where there are few.
     pub fn values(self) -> Option<&'static [&'static str]> {
         match self {
             TaskField::Stage => Some(STAGES),
@@ -174,13 +174,13 @@ impl TaskField {
         }
     }
 
-    /// Understands a value that is compared with it.
+    /// Parses a value to compare the field with.
     ///
     /// # Errors
-    /// One sentence that says what can stand there.
+    /// One sentence that says what is allowed.
     pub fn read(self, text: &str) -> Result<FieldValue, String> {
         if let Some(values) = self.values().filter(|values| !values.contains(&text)) {
-            return Err(format!("no task has {self} {text:?}: use {}", values.join(", ")));
+            return Err(format!("{self} cannot be {text:?}; it must be one of {}", values.join(", ")));
         }
         match self {
             TaskField::Published => match timestamp::parse_timestamp(text, None) {
@@ -223,7 +223,7 @@ mod tests {
     fn what_a_field_can_hold_is_what_answers_say() {
         fn known<T: DeserializeOwned>(values: &[&str]) {
             for value in values {
-                assert!(serde_json::from_value::<T>((*value).into()).is_ok(), "{value} is no word of answers");
+                assert!(serde_json::from_value::<T>((*value).into()).is_ok(), "{value} is not a word in answers");
             }
         }
         known::<AnswerStage>(STAGES);

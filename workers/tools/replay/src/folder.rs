@@ -1,4 +1,4 @@
-//! Images into a folder, with an `index.csv` that training reads.
+//! Writes images into a folder, with an `index.csv` that training reads.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,10 +13,10 @@ use crate::image_kind;
 use crate::index::{HEADS, IndexWriter, cells};
 use crate::row::TaskRow;
 
-/// Rows written before the system is given them.
+/// Rows collected before they are written.
 const FLUSH_EVERY: usize = 64;
 
-/// A folder that is filled. An image is written before its row, so a row names a whole image.
+/// A folder being filled. Each image is written before its row, so a row always names a complete image.
 pub struct FolderWriter {
     path: PathBuf,
     index: IndexWriter,
@@ -25,10 +25,11 @@ pub struct FolderWriter {
 }
 
 impl FolderWriter {
-    /// Opens a folder, or makes it; also the tasks it has already. An image whose size is not the one in its row was cut off
-    /// by a crash of the machine, and is fetched again.
+    /// Opens or creates a folder, and returns the tasks it already has. An image whose size differs from its row was
+    /// truncated by a machine crash and is fetched again.
     ///
     /// # Errors
+    /// The folder cannot be read or written.
     /// The system's words.
     pub fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
         let whole = |cells: &csv::StringRecord| {
@@ -43,7 +44,7 @@ impl FolderWriter {
     /// Adds an image.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn write_image(&mut self, row: &TaskRow, image: &ArchivedImage) -> Result<(), ReplayError> {
         let file = format!("{}/{}.{}", row.camera, row.task, image_kind::extension(&image.bytes));
         if !self.cameras.contains(&row.camera) {
@@ -53,7 +54,7 @@ impl FolderWriter {
         }
         let path = self.path.join(&file);
         if let Err(error) = fs::write(&path, &image.bytes) {
-            // Half an image helps nobody, least of all on a full disk.
+            // A partial image is useless, especially on a full disk.
             let _ = fs::remove_file(&path);
             return Err(ReplayError::write(&path)(error));
         }
@@ -70,10 +71,10 @@ impl FolderWriter {
         self.index.flush()
     }
 
-    /// Ends it: waits until the index is on the disk.
+    /// Finishes: waits until the index is on disk.
     ///
     /// # Errors
-    /// The system's words.
+    /// The index cannot be written.
     pub fn sync(self) -> Result<(), ReplayError> {
         self.index.sync()
     }

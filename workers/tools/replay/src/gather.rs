@@ -1,4 +1,4 @@
-//! Reads what is said of a site's images, and keeps what is meant.
+//! Reads a site's answers and labels and selects tasks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::row::{TaskRow, TextPool};
 use crate::select::{TaskQuery, TaskStage};
 use crate::settings::MOST_TASKS;
 
-/// Reads the answers of a site, with what persons said of them, at a pace, and keeps what the query takes. `each` hears how
-/// many answers were read of how many.
+/// Reads a site's answers and persons' labels at a limited rate and returns the tasks that match the query. `each` gets
+/// the number of answers read and in total.
 ///
 /// # Errors
-/// More tasks than can be held, and what the broker says.
+/// Too many tasks match, or the broker failed.
 pub async fn gather(
     bus: &Bus,
     site: &SiteName,
@@ -39,7 +39,7 @@ pub async fn gather(
     let mut rows: HashMap<TaskId, TaskRow> = HashMap::new();
     let mut read = 0;
     let all = StreamRange { subjects, ..StreamRange::default() };
-    // What came later belongs to a later replay, and what is not there any more ends no stretch.
+    // Later answers belong to a later replay, and purged ones must not end the range.
     let until = answers_to.min(last.last_sequence);
     if last.messages == 0 || until < last.first_sequence {
         return Ok(Vec::new());
@@ -50,11 +50,11 @@ pub async fn gather(
         read += 1;
         each(read, last.messages);
         let answer = match decode::<Answer>(&record.payload) {
-            // What was replayed before stands for an image that has an answer of its own.
+            // A replayed task stands for an image that has an answer of its own.
             Ok(answer) if answer.replayed.is_some() => continue,
             Ok(answer) => answer,
             Err(error) => {
-                tracing::warn!(sequence = record.sequence, %error, "answer passed over");
+                tracing::warn!(sequence = record.sequence, %error, "answer skipped");
                 continue;
             }
         };
@@ -74,11 +74,11 @@ pub async fn gather(
     Ok(rows.into_values().collect())
 }
 
-/// Reads how tasks were decided: those that the query takes, and how many of those do not say it. Several times as large as
-/// rows, so fewer are held.
+/// Reads how tasks were decided: the matching tasks, and how many of them have no decision trace. They are several
+/// times larger than rows, so fewer are allowed.
 ///
 /// # Errors
-/// More tasks than can be held, and what the broker says.
+/// Too many tasks match, or the broker failed.
 pub async fn gather_decided(
     bus: &Bus,
     site: &SiteName,
@@ -114,12 +114,12 @@ pub async fn gather_decided(
     Ok((all, silent))
 }
 
-/// Reads a pinned set, and keeps what the query takes, without labels that were taken back since; each row's sequence is its
-/// place in the set. What names another
-/// task than its slot, or a camera that cannot be one, is passed over: rows become paths and subjects.
+/// Reads a pinned set and returns the tasks that match the query, without labels retracted since; each row's sequence
+/// is its place in the set. Images that name another task than their slot, or an invalid camera, are skipped, because
+/// rows become paths and subjects.
 ///
 /// # Errors
-/// More tasks than can be held, and what the broker says.
+/// Too many tasks match, or the broker failed.
 pub async fn gather_pinned(
     bus: &Bus,
     site: &SiteName,
@@ -145,7 +145,10 @@ pub async fn gather_pinned(
                 }
             }
             Some(_) => {}
-            None => tracing::warn!(sequence = record.sequence, "pinned image passed over: what is said of it is wrong"),
+            None => tracing::warn!(
+                sequence = record.sequence,
+                "pinned image skipped; its description does not match its slot"
+            ),
         }
     })
     .await?;
@@ -155,14 +158,14 @@ pub async fn gather_pinned(
     Ok(rows)
 }
 
-/// Whether a row speaks of the slot it was found in.
+/// Whether a row describes the slot it was found in.
 fn is_of(row: &TaskRow, slot: &str) -> bool {
     let Ok((set, task)) = subject::read_pin(slot) else { return false };
     let Some((site, camera)) = row.site.parse().ok().zip(row.camera.parse().ok()) else { return false };
     task == row.task && subject::pin(&set, &site, &camera, task) == slot
 }
 
-/// What persons said of tasks, the latest of each; `None` where what was said is taken back.
+/// The latest label by a person for each task; `None` where it was retracted.
 #[derive(Default)]
 struct PersonLabels {
     said: HashMap<TaskId, Option<Arc<str>>>,
@@ -179,7 +182,7 @@ impl PersonLabels {
         reader::read_range(bus, topology::LABELS, StreamRange::default(), last.last_sequence, |record| {
             match decode::<Label>(&record.payload) {
                 Ok(label) => persons.apply_label(&label),
-                Err(error) => tracing::warn!(sequence = record.sequence, %error, "label passed over"),
+                Err(error) => tracing::warn!(sequence = record.sequence, %error, "label skipped"),
             }
         })
         .await?;
@@ -190,13 +193,13 @@ impl PersonLabels {
         match (&label.retracted, label.source) {
             (Some(_), _) => drop(self.said.insert(label.task, None)),
             (None, None) => drop(self.said.insert(label.task, Some(self.texts.shared(&label.label)))),
-            // What was replayed stands by what was taken back before.
+            // A replayed label does not revoke an earlier retraction.
             (None, Some(_)) if self.said.get(&label.task) == Some(&None) => drop(self.said.remove(&label.task)),
             (None, Some(_)) => {}
         }
     }
 
-    /// A row that says what was known of its task some time ago.
+    /// Applies later retractions to an older row.
     fn without_retracted(&self, mut row: TaskRow) -> TaskRow {
         if self.said.get(&row.task) == Some(&None) {
             row.retract();
@@ -204,7 +207,7 @@ impl PersonLabels {
         row
     }
 
-    /// Writes into a row what is said of its task.
+    /// Adds a person's label or retraction to a row.
     fn label_rows(&self, row: &mut TaskRow) {
         match self.said.get(&row.task) {
             Some(Some(person)) => row.person = Some(person.clone()),

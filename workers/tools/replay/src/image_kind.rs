@@ -1,8 +1,8 @@
-//! What an image file is called: by its bytes, whatever it was called before.
+//! File extension of an image, judged by its bytes.
 
 use vision::decode::PictureFormat;
 
-/// The usual extension of the format of these bytes; `bin` for what is none that is decoded here.
+/// The usual extension of the format of these bytes; `bin` for an unknown format.
 pub fn extension(bytes: &[u8]) -> &'static str {
     match PictureFormat::of(bytes) {
         Some(PictureFormat::Jpeg) => "jpg",

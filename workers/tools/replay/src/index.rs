@@ -1,4 +1,4 @@
-//! The rows of `index.csv`, and what a replay says of an image in it.
+//! The rows of `index.csv`, with what a replay knows of each image.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -12,7 +12,7 @@ use schemas::TaskId;
 use crate::error::ReplayError;
 use crate::row::{self, TaskRow};
 
-/// Heads of the columns. What training reads comes first.
+/// Column headers. Those that training reads come first.
 pub const HEADS: [&str; 19] = [
     "file",
     "label",
@@ -35,7 +35,7 @@ pub const HEADS: [&str; 19] = [
     "bytes",
 ];
 
-/// What is said of an image; empty where nothing is known.
+/// The row of an image; cells are empty where nothing is known.
 pub fn cells<'r>(file: &'r str, row: &'r TaskRow, bytes: usize) -> [Cow<'r, str>; 19] {
     let text = |text: &'r Option<Arc<str>>| text.as_deref().unwrap_or_default().into();
     let number = |number: Option<f32>| number.map(|number| number.to_string()).unwrap_or_default().into();
@@ -70,11 +70,11 @@ pub struct IndexWriter {
 }
 
 impl IndexWriter {
-    /// Opens an index, or makes it. Rows for which `whole` does not hold, and everything behind the first of them, are
-    /// dropped: whoever wrote them was stopped. Returns the tasks of those that stay.
+    /// Opens or creates an index. The first row that fails `whole`, and everything after it, is dropped, because its
+    /// writer was interrupted. Returns the tasks of the rows that stay.
     ///
     /// # Errors
-    /// The system's words, or [`ReplayError::Foreign`] for a file with other columns.
+    /// The file cannot be read or written, or has other columns ([`ReplayError::Foreign`]).
     pub fn open(
         path: &Path,
         heads: &[&str],
@@ -117,7 +117,7 @@ impl IndexWriter {
     /// Adds a row.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn add<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) -> Result<(), ReplayError> {
         let mut cells = cells.into_iter();
         let fields = cells.try_for_each(|cell| self.writer.write_field(cell.as_ref()));
@@ -129,18 +129,18 @@ impl IndexWriter {
         })
     }
 
-    /// Hands what was added to the system.
+    /// Writes buffered rows to the file.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn flush(&mut self) -> Result<(), ReplayError> {
         self.writer.flush().map_err(ReplayError::write(&self.path))
     }
 
-    /// The same, and waits until it is on the disk.
+    /// Writes buffered rows and waits until they are on disk.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn sync(mut self) -> Result<(), ReplayError> {
         self.flush()?;
         let path = self.path.clone();
@@ -150,7 +150,7 @@ impl IndexWriter {
     }
 }
 
-/// Whether the first line is there whole; one that was cut off is written anew.
+/// Whether the header line is complete; a truncated one is written again.
 fn has_head(path: &Path, heads: &[&str]) -> Result<bool, ReplayError> {
     let head = format!("{}\n", heads.join(","));
     let mut found = Vec::new();
@@ -200,7 +200,7 @@ mod tests {
                 }
             }
             index.sync().unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), whole, "cut off after {cut} bytes");
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "truncated after {cut} bytes");
         }
     }
 

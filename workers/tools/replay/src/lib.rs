@@ -1,9 +1,10 @@
-//! Reads a site's streams back.
+//! Reads a site's streams again.
 //!
-//! The path, in [`walk`]: gather (what is said of which image) → select (what is meant, and which of it) → fetch (the images,
-//! in order, no faster than live work allows) → into a [`folder`], a [`tarball`], a stream or another model. Pure:
-//! [`expression`], [`select`], [`outlet`], [`compare`]. Goes on where it stopped ([`begun`]). Takes nothing away:
-//! every reader is its own, and what it reads stays.
+//! The steps, in [`worker`]: gather (answers and labels) → select (which tasks) → fetch (the images, in order, limited
+//! while the site works) → into a [`folder`], a [`tarball`], a stream ([`republish`]) or another model ([`compare`]).
+//! [`backtest`] runs recorded tasks through other settings. Pure: [`expression`], [`select`], [`republish`],
+//! [`compare`], [`backtest`]. Interrupted replays resume ([`replay_marker`]). Nothing is removed from the streams:
+//! every reader is independent.
 //!
 //! Deliberately absent: training, decisions about models.
 

@@ -1,4 +1,4 @@
-//! How fast a replay may read: beside live work only so much a second, alone as fast as it can.
+//! Limits how fast a replay reads while the site's recognizers work.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use schemas::SiteName;
 use streams::{Bus, CarryError, reader, topology};
 use tokio::time::Instant;
 
-/// How often it looks whether the recognizers work.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// After live work it stays slow for so long: images come in bursts.
-const WARY: Duration = Duration::from_secs(2);
+/// Interval of checking whether recognizers work.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the limit stays after live work, because images come in bursts.
+const BUSY_AFTER: Duration = Duration::from_secs(2);
 
-/// How fast a replay may read.
+/// Limits how fast a replay reads.
 pub struct ReadLimiter {
     bus: Bus,
     site: SiteName,
@@ -25,7 +25,7 @@ pub struct ReadLimiter {
 }
 
 impl ReadLimiter {
-    /// `busy_mib_per_s` while recognizers work; `most_mib_per_s` at any time.
+    /// `beside_mib_per_s`: limit while recognizers work; `most_mib_per_s`: limit at any time.
     pub fn new(bus: &Bus, site: &SiteName, beside_mib_per_s: f64, most_mib_per_s: Option<f64>) -> Self {
         let bytes = |mib: f64| mib * 1024.0 * 1024.0;
         Self {
@@ -40,14 +40,14 @@ impl ReadLimiter {
         }
     }
 
-    /// Waits until so many bytes more may be read.
+    /// Waits until this many more bytes may be read.
     ///
     /// # Errors
-    /// What the broker says.
+    /// The broker failed.
     pub async fn wait(&mut self, bytes: usize) -> Result<(), CarryError> {
         let now = Instant::now();
-        if self.looked_at.is_none_or(|at| now - at >= LOOK_EVERY) {
-            self.look(now).await?;
+        if self.looked_at.is_none_or(|at| now - at >= CHECK_INTERVAL) {
+            self.check_load(now).await?;
         }
         let beside = self.live_until.filter(|until| *until > now).map(|_| self.beside_bytes_per_s);
         let rate = [beside, self.most_bytes_per_s].into_iter().flatten().fold(f64::INFINITY, f64::min);
@@ -58,16 +58,16 @@ impl ReadLimiter {
         Ok(())
     }
 
-    /// Whether recognizers finished something since the last look, or something waits for them. The first look goes by the
-    /// server's clock, so that a replay that begins beside live work does not begin with a burst.
-    async fn look(&mut self, now: Instant) -> Result<(), CarryError> {
+    /// Checks whether recognizers finished something since the last check, or something waits for them. The first check
+    /// uses the server's clock, so that a replay that starts beside live work does not start with a burst.
+    async fn check_load(&mut self, now: Instant) -> Result<(), CarryError> {
         let first = self.looked_at.replace(now).is_none();
-        let wary_ms = WARY.as_millis() as u64;
+        let wary_ms = BUSY_AFTER.as_millis() as u64;
         let progress =
             match reader::consumer_progress(&self.bus, topology::IMAGES, &topology::recognizer_durable(&self.site))
                 .await
             {
-                // A server on which nobody recognizes.
+                // A server without recognizers.
                 Err(CarryError::Missing { .. }) => return Ok(()),
                 progress => progress?,
             };
@@ -78,7 +78,7 @@ impl ReadLimiter {
         };
         self.finished = finished;
         if moved || progress.unacked > 0 {
-            self.live_until = Some(now + WARY);
+            self.live_until = Some(now + BUSY_AFTER);
         }
         Ok(())
     }

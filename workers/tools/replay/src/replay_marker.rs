@@ -1,5 +1,5 @@
-//! What a replay was begun with, so that the same command goes on where it stopped: with the same moments, up to the same
-//! answer, whatever came since.
+//! Records how a replay was started, so that the same command resumes it: with the same times and up to the same
+//! answer, whatever arrived since.
 
 use std::path::{Path, PathBuf};
 
@@ -8,47 +8,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ReplayError;
 
-/// What a replay was begun with.
+/// How a replay was started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReplayMarker {
-    /// What was asked for, as it was written.
+    /// The command's selection, as one line.
     pub asked: String,
-    /// A name of its own.
+    /// Random id of the run.
     pub run: TaskId,
-    /// Milliseconds since the epoch.
+    /// Start of the selection, milliseconds since the epoch; absent: unlimited.
     pub since_ms: Option<u64>,
-    /// Milliseconds since the epoch: when it was begun, or earlier.
+    /// End of the selection, milliseconds since the epoch: when it was started, or earlier.
     pub until_ms: u64,
-    /// The newest answer then.
+    /// Sequence of the newest answer at the start.
     pub answers_to: u64,
-    /// How many images are through, where nothing else tells.
+    /// Images done, for destinations that cannot tell.
     #[serde(default)]
     pub through: u64,
-    /// Whether all are.
+    /// Whether all images are done.
     #[serde(default)]
     pub done: bool,
 }
 
 impl ReplayMarker {
-    /// What was begun before, if something was.
+    /// The marker of an earlier run, if there is one.
     ///
     /// # Errors
-    /// [`ReplayError::Foreign`] if that was something else.
+    /// [`ReplayError::Foreign`] if it is of another replay.
     pub fn read_previous(path: &Path, asked: &str) -> Result<Option<Self>, ReplayError> {
         let Ok(text) = std::fs::read(path) else { return Ok(None) };
         let foreign = |what: String| ReplayError::Foreign { path: path.into(), what };
         let begun: Self =
-            serde_json::from_slice(&text).map_err(|_| foreign("something that is no note of a replay".into()))?;
+            serde_json::from_slice(&text).map_err(|_| foreign("a file that is not a replay marker".into()))?;
         if begun.asked != asked {
             return Err(foreign(format!("another replay ({})", begun.asked)));
         }
         Ok(Some(begun))
     }
 
-    /// Notes it, whole or not at all.
+    /// Writes the marker, completely or not at all.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn write_marker(&self, path: &Path) -> Result<(), ReplayError> {
         let beside = path.with_added_extension("part");
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
@@ -57,7 +57,8 @@ impl ReplayMarker {
     }
 }
 
-/// Where a replay is noted that leaves no file of its own: in the user's state folder. Absent for a user without a home.
+/// Path of the marker of a replay without a file of its own: in the user's state folder. Absent for a user without a
+/// home folder.
 pub fn of_user(asked: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;

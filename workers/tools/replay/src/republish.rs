@@ -1,4 +1,4 @@
-//! Images, labels and pins back into streams: what is published about each, and under which id. Pure.
+//! Publishes images, labels and pins again: their content and ids. Pure.
 
 use schemas::task::{
     HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_FILE, HEADER_LABEL, HEADER_MESSAGE_ID, HEADER_REPLAYED, HEADER_TILE,
@@ -10,28 +10,28 @@ use crate::error::ReplayError;
 use crate::fetch::ArchivedImage;
 use crate::row::TaskRow;
 
-/// What is known of a pinned image, as JSON.
+/// Header with a pinned image's row, as JSON.
 pub const HEADER_ROW: &str = "Tributary-Row";
 
-/// Where an image is published again: `{site}` and `{camera}` stand for where it came from.
+/// The subject an image is published on; `{site}` and `{camera}` are replaced by its own.
 pub fn subject_of(template: &str, row: &TaskRow) -> String {
     template.replace("{site}", &row.site).replace("{camera}", &row.camera)
 }
 
-/// Says what is wrong with a template.
+/// Checks a subject template.
 ///
 /// # Errors
 /// [`ReplayError::Subject`].
 pub fn check_template(template: &str) -> Result<(), ReplayError> {
     let tried = template.replace("{site}", "site").replace("{camera}", "camera");
     if tried.contains(['{', '}']) {
-        let why = format!("subject {template:?}: only {{site}} and {{camera}} stand for something");
+        let why = format!("subject {template:?} is invalid; only {{site}} and {{camera}} are placeholders");
         return Err(ReplayError::Subject { why });
     }
     subject::check_replay(&tried).map_err(|error| ReplayError::Subject { why: error.to_string() })
 }
 
-/// An image once more: as a task of its own, which says which one it was.
+/// An image as a new task that names its original.
 pub fn republication(template: &str, row: &TaskRow, image: &ArchivedImage, run: TaskId) -> Publication {
     let id = row.task.child(&format!("replayed-{run}"));
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
@@ -44,17 +44,17 @@ pub fn republication(template: &str, row: &TaskRow, image: &ArchivedImage, run: 
     if let Some((label, _)) = said {
         publication = publication.header(HEADER_LABEL, label.as_ref());
     }
-    // Not its deadline, which is past, nor its priority: it is in no hurry.
+    // Without its deadline, which has passed, and its priority, as a replay is not urgent.
     let kept = |name: &str| [HEADER_BLOB, HEADER_CAPTURED_AT, HEADER_FILE, HEADER_TILE].contains(&name);
     let headers = image.headers.iter().filter(|(name, _)| kept(name));
     publication.headers.extend(headers.map(|(name, value)| (name.clone().into(), value.clone())));
     publication
 }
 
-/// A label once more, for a trainer to learn again from.
+/// A label for a trainer to learn from again.
 ///
 /// # Errors
-/// What the encoding says; a name that is none.
+/// The label cannot be encoded, or a name is invalid.
 pub fn label(row: &TaskRow, run: TaskId, now_ms: u64) -> Result<Option<Publication>, ReplayError> {
     let Some((label, source)) = row.label() else { return Ok(None) };
     let (site, camera) = names(row)?;
@@ -70,10 +70,10 @@ pub fn label(row: &TaskRow, run: TaskId, now_ms: u64) -> Result<Option<Publicati
     Ok(Some(Publication::with_id(subject::label(&site, &camera), encode(&label).map_err(CarryError::from)?, id)))
 }
 
-/// An image that is kept whatever its age, in its slot of a set.
+/// An image in its slot of a pinned set, which is kept whatever its age.
 ///
 /// # Errors
-/// A name that is none.
+/// A name is invalid.
 pub fn pin(set: &SetName, row: &TaskRow, image: &ArchivedImage) -> Result<Publication, ReplayError> {
     let (site, camera) = names(row)?;
     let inline = image.headers.iter().all(|(name, _)| name != HEADER_BLOB);
@@ -113,10 +113,10 @@ mod tests {
         let sent = republication("image.lab.{camera}", &row(), &image(), run);
         assert_eq!(sent.subject, "image.lab.cam-1");
         assert_eq!(value(&sent, HEADER_REPLAYED), Some(row().task.to_string().as_str()));
-        assert_eq!(value(&sent, HEADER_LABEL), Some("crab"), "the publisher's word goes with it");
+        assert_eq!(value(&sent, HEADER_LABEL), Some("crab"), "the publisher's label is kept");
         assert_eq!((value(&sent, HEADER_CAPTURED_AT), value(&sent, "Tributary-Deadline-Ms")), (Some("7"), None));
         let id = |run| value(&republication("x", &row(), &image(), run), HEADER_MESSAGE_ID).map(str::to_owned);
-        assert_eq!(id(run), id(run), "going on repeats itself");
+        assert_eq!(id(run), id(run), "resuming publishes the same ids");
         assert_ne!(id(run), id(TaskId::from_name("another")));
         let verified = TaskRow { truth: None, route: schemas::Route::Verified, ..row() };
         assert_eq!(

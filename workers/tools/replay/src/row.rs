@@ -1,4 +1,4 @@
-//! What is known of one task, in little memory: about 250 bytes, with names and labels shared by all.
+//! What is known of one task, in about 250 bytes, with names and labels shared between rows.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,48 +11,48 @@ use crate::field::{FieldValue, TaskField};
 /// What is known of one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskRow {
-    /// The task.
+    /// Task id.
     pub task: TaskId,
-    /// Where it was published.
+    /// Site it was published at.
     pub site: Arc<str>,
-    /// What it came from.
+    /// Camera it is from.
     pub camera: Arc<str>,
-    /// Sequence of its image in the stream that is replayed.
+    /// Sequence of its image in the replayed stream.
     pub sequence: u64,
-    /// Whether another answer may follow.
+    /// Whether the answer is final or provisional.
     pub stage: AnswerStage,
-    /// Who decided.
+    /// Route of the answer.
     pub route: Route,
-    /// Why it went that way.
+    /// Reason for that route.
     pub reason: Reason,
-    /// What the answer says.
+    /// Label of the answer; absent for a tombstone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Arc<str>>,
-    /// Its probability, 0 to 1.
+    /// Probability of that label, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f32>,
-    /// Distance to the second best class, 0 to 1.
+    /// Margin to the second best class, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f32>,
-    /// What the site's own model said, also where the cloud decided.
+    /// Label from the site's own model, also where the cloud decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge: Option<Arc<str>>,
-    /// Its probability, 0 to 1.
+    /// Probability of that label, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge_confidence: Option<f32>,
-    /// How strange the picture is to the site's own model, 0 to 1.
+    /// Novelty of the picture to the site's own model, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub novelty: Option<f32>,
-    /// The release that decided, 64 hexadecimal digits.
+    /// Release that gave the answer, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Arc<str>>,
-    /// What the publisher says it shows.
+    /// Label from the publisher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truth: Option<Arc<str>>,
-    /// What a person says it shows.
+    /// Label from a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub person: Option<Arc<str>>,
-    /// Whether what was said of it was taken back: then it shows nothing that anybody stands by.
+    /// Whether its labels were retracted; it then has no label.
     #[serde(default, skip_serializing_if = "is_false")]
     pub retracted: bool,
     /// When the image was stored, milliseconds since the epoch.
@@ -66,12 +66,12 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// Texts that many rows have in common.
+/// A pool of texts shared by rows.
 #[derive(Debug, Default)]
 pub struct TextPool(HashSet<Arc<str>>);
 
 impl TextPool {
-    /// The text, as all others have it.
+    /// The shared copy of a text.
     pub fn shared(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.0.get(text) {
             return known.clone();
@@ -83,9 +83,9 @@ impl TextPool {
 }
 
 impl TaskRow {
-    /// What an answer says.
+    /// From an answer.
     pub fn of(answer: &Answer, texts: &mut TextPool) -> Self {
-        // What the site's own model said is the answer itself where nobody else decided.
+        // Where only the site decided, its own model's prediction is the answer itself.
         let own = matches!(answer.route, Route::Edge | Route::Expired);
         let (edge, edge_confidence) = match &answer.edge {
             Some(edge) => (Some(edge.label.as_str()), Some(edge.confidence)),
@@ -125,13 +125,13 @@ impl TaskRow {
         }
     }
 
-    /// Nobody stands by what was said of it any more.
+    /// Removes all labels.
     pub fn retract(&mut self) {
         (self.person, self.truth, self.retracted) = (None, None, true);
     }
 
-    /// What it shows, and who says so: a person before the publisher, the publisher before the cloud. What the site's own
-    /// model says is nobody's word.
+    /// Its label and source: a person before the publisher, the publisher before the cloud. The site's own prediction
+    /// is not a label.
     pub fn label(&self) -> Option<(&Arc<str>, LabelSource)> {
         if self.retracted {
             return None;
@@ -146,23 +146,24 @@ impl TaskRow {
         said.into_iter().find_map(|(label, source)| Some((label?, source)))
     }
 
-    /// Whether the site was in doubt about it.
+    /// Whether the site found it doubtful.
     pub fn is_hard(&self) -> bool {
         !matches!(self.reason, Reason::Confident | Reason::Sampled | Reason::Overload | Reason::GivenUp)
     }
 
-    /// How hard it was, 0 to 1: one less what the site's own model was sure of; 1 where it is known to have been wrong.
+    /// How hard it was, 0 to 1: one minus the confidence of the site's own model; 1 if that is known to have been
+    /// wrong.
     pub fn hardness(&self) -> f32 {
         let wrong = self.edge.as_ref().zip(self.label()).is_some_and(|(edge, (label, _))| edge != label);
         if wrong { 1.0 } else { 1.0 - self.edge_confidence.or(self.confidence).unwrap_or(0.0) }
     }
 
-    /// Whether the answer is another than a person or the publisher says.
+    /// Whether the answer differs from the label of a person or the publisher.
     pub fn is_wrong(&self) -> bool {
         self.answer.as_ref().zip(self.person.as_ref().or(self.truth.as_ref())).is_some_and(|(said, is)| said != is)
     }
 
-    /// What stands in a field.
+    /// Value of a field.
     pub fn value(&self, field: TaskField) -> Option<FieldValue> {
         let text = |text: &str| Some(FieldValue::Text(text.to_owned().into()));
         let shared = |text: &Option<Arc<str>>| text.as_ref().map(|text| FieldValue::Text(text.to_string().into()));
@@ -195,7 +196,7 @@ impl TaskRow {
     }
 }
 
-/// The word of a stage on the wire.
+/// Name of a stage on the wire.
 pub fn stage(stage: AnswerStage) -> &'static str {
     match stage {
         AnswerStage::Provisional => "provisional",
@@ -207,7 +208,7 @@ pub fn stage(stage: AnswerStage) -> &'static str {
 pub(crate) mod tests {
     use super::*;
 
-    /// A doubtful answer that stood, and is wrong.
+    /// A doubtful answer that was kept and is wrong.
     pub(crate) fn row() -> TaskRow {
         TaskRow {
             task: TaskId::from_name("a"),
@@ -241,10 +242,10 @@ pub(crate) mod tests {
         let seen = TaskRow { person: Some("eel".into()), ..published };
         assert_eq!(seen.label(), Some((&"eel".into(), LabelSource::Person)));
         let alone = TaskRow { route: Route::Edge, truth: None, person: None, ..seen };
-        assert_eq!(alone.label(), None, "the site's own model is nobody's word");
+        assert_eq!(alone.label(), None, "the site's own prediction is not a label");
         let mut retracted = TaskRow { route: Route::Verified, person: Some("eel".into()), ..row() };
         retracted.retract();
-        assert_eq!((retracted.label(), retracted.is_wrong()), (None, false), "nor is what was taken back anybody's");
+        assert_eq!((retracted.label(), retracted.is_wrong()), (None, false), "a retracted label does not count");
     }
 
     #[test]

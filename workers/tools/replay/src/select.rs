@@ -1,4 +1,4 @@
-//! Which tasks are replayed: a query, and a sample of what meets it. Pure.
+//! Selects tasks: a query, and a sample of the matches. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 use std::str::FromStr;
@@ -12,32 +12,32 @@ use schemas::{AnswerStage, CameraName, Route};
 use crate::expression::Expression;
 use crate::row::TaskRow;
 
-/// Which tasks are meant.
+/// Which tasks to select.
 #[derive(Debug, Clone, Default)]
 pub struct TaskQuery {
-    /// Only of these cameras; all if empty.
+    /// Only these cameras; empty: all.
     pub cameras: Vec<CameraName>,
-    /// Stored at this moment or later, milliseconds since the epoch.
+    /// Stored at or after this time, milliseconds since the epoch.
     pub since_ms: Option<u64>,
-    /// Stored before this moment, milliseconds since the epoch.
+    /// Stored before this time, milliseconds since the epoch.
     pub until_ms: Option<u64>,
     /// From this sequence in the stream IMAGES.
     pub from_sequence: Option<u64>,
-    /// Up to this one, itself included.
+    /// Up to this sequence, inclusive.
     pub to_sequence: Option<u64>,
-    /// How far they are.
+    /// Only tasks in this stage.
     pub at: TaskStage,
-    /// What else must hold.
+    /// Further condition.
     pub condition: Option<Expression>,
 }
 
-/// How far a task is.
+/// Stage of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskStage {
     /// It has a final answer.
     #[default]
     Final,
-    /// It has a provisional answer, and no final one.
+    /// It has a provisional answer and no final one.
     Provisional,
     /// It was given up.
     Dead,
@@ -54,7 +54,7 @@ impl TaskStage {
 }
 
 impl TaskQuery {
-    /// Whether a task is meant.
+    /// Whether a task matches.
     pub fn takes(&self, row: &TaskRow) -> bool {
         let at_ms = row.published_at_ms;
         TaskStage::of(row) == self.at
@@ -67,7 +67,7 @@ impl TaskQuery {
     }
 }
 
-/// Which of many are taken when not all are.
+/// How to choose when not all matches are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskSampling {
     /// The oldest.
@@ -75,15 +75,15 @@ pub enum TaskSampling {
     First,
     /// The newest.
     Last,
-    /// By lot.
+    /// At random.
     Random,
-    /// As many of each label as there are, by lot within a label.
+    /// Equally many of each label, at random within a label.
     PerClass,
-    /// What the site was wrong about, then what it was least sure of.
+    /// Those the site got wrong, then those it was least confident about.
     Hard,
 }
 
-/// All of them, and their names.
+/// All samplings with their names.
 pub const SAMPLES: [(&str, TaskSampling); 5] = [
     ("first", TaskSampling::First),
     ("last", TaskSampling::Last),
@@ -97,7 +97,7 @@ impl FromStr for TaskSampling {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = SAMPLES.iter().find(|(known, _)| *known == name).map(|(_, sample)| *sample);
-        found.ok_or_else(|| format!("there is no sample {name:?}: use first, last, random, per-class or hard"))
+        found.ok_or_else(|| format!("sample is {name:?}; it must be first, last, random, per-class or hard"))
     }
 }
 
@@ -130,7 +130,8 @@ pub fn sample(mut rows: Vec<TaskRow>, sample: TaskSampling, limit: Option<usize>
     rows
 }
 
-/// One of each label in turn, until there are enough: so rare labels are there whole, frequent ones with the same number.
+/// One of each label in turn until there are enough, so that rare labels are complete and frequent ones have equal
+/// numbers.
 fn per_class(rows: &[TaskRow], limit: usize, chance: &mut SmallRng) -> HashSet<usize> {
     let mut classes: BTreeMap<Option<Arc<str>>, Vec<usize>> = BTreeMap::new();
     for (place, row) in rows.iter().enumerate() {
@@ -180,7 +181,7 @@ mod tests {
         assert!(!takes(TaskQuery { at: TaskStage::Dead, ..TaskQuery::default() }));
         assert!(
             !TaskQuery::default().takes(&TaskRow { route: Route::Dead, ..row() }),
-            "what was given up shows nothing"
+            "a task that was given up has no answer"
         );
         assert!(!takes(TaskQuery { cameras: vec!["cam-2".parse().unwrap()], ..TaskQuery::default() }));
         assert!(takes(TaskQuery { since_ms: Some(1_700_000_000_000), ..TaskQuery::default() }));
@@ -199,9 +200,9 @@ mod tests {
         };
         assert_eq!(taken(TaskSampling::First, 3), [1, 2, 3]);
         assert_eq!(taken(TaskSampling::Last, 3), [8, 9, 10]);
-        assert_eq!(taken(TaskSampling::Hard, 2), [9, 10], "the least sure");
+        assert_eq!(taken(TaskSampling::Hard, 2), [9, 10], "the least confident");
         let even = taken(TaskSampling::PerClass, 4);
-        assert!(even.contains(&9) && even.contains(&10), "rare labels are there: {even:?}");
+        assert!(even.contains(&9) && even.contains(&10), "rare labels are included: {even:?}");
         assert_eq!(taken(TaskSampling::Random, 4), taken(TaskSampling::Random, 4));
     }
 

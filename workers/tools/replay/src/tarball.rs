@@ -1,5 +1,5 @@
-//! Images into a tar archive as WebDataset has it: the files of an image stand beside one another and share a name up to the
-//! first dot (`KEY.jpg`, `KEY.cls`, `KEY.json`).
+//! Writes images into a tar archive in the WebDataset layout: the files of an image are adjacent and share a name up to
+//! the first dot (`KEY.jpg`, `KEY.cls`, `KEY.json`).
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -14,23 +14,23 @@ use crate::fetch::ArchivedImage;
 use crate::image_kind;
 use crate::row::TaskRow;
 
-/// The unit of the format.
+/// Block size of the format.
 const BLOCK_BYTES: u64 = 512;
 
-/// An archive that is filled. The description of an image comes last: with it, the image is whole.
+/// An archive being filled. An image's description comes last and marks it as complete.
 pub struct TarballWriter {
     path: PathBuf,
     file: File,
-    /// What is written next.
+    /// Buffer of the next write.
     builder: tar::Builder<Vec<u8>>,
 }
 
 impl TarballWriter {
-    /// Opens an archive, or makes it; also the tasks it has already. What stands behind the last whole image is dropped:
-    /// whoever wrote it was stopped.
+    /// Opens or creates an archive, and returns the tasks it already has. Anything after the last complete image is
+    /// dropped, because its writer was interrupted.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be read or written.
     pub fn open(path: &Path) -> Result<(Self, HashSet<TaskId>), ReplayError> {
         let failed = ReplayError::write;
         let (known, end) = match File::open(path) {
@@ -46,10 +46,10 @@ impl TarballWriter {
         Ok((Self { path: path.into(), file, builder: tar::Builder::new(Vec::new()) }, known))
     }
 
-    /// Adds images, in one write: the system takes one large piece for less than half of what many small ones cost.
+    /// Adds images in one write: one large write costs less than half of many small ones.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn put(&mut self, images: &[(&TaskRow, ArchivedImage)]) -> Result<(), ReplayError> {
         let collected = images.iter().try_for_each(|(row, image)| self.collect(row, image));
         collected.and_then(|()| self.write()).map_err(ReplayError::write(&self.path))
@@ -76,17 +76,17 @@ impl TarballWriter {
         Ok(())
     }
 
-    /// Ends the archive as the format has it.
+    /// Writes the end of the archive.
     ///
     /// # Errors
-    /// The system's words.
+    /// The file cannot be written.
     pub fn end(mut self) -> Result<(), ReplayError> {
         self.builder.get_mut().clear();
         self.builder.finish().and_then(|()| self.write()).map_err(ReplayError::write(&self.path))
     }
 }
 
-/// An image's description: what is known of it, and what it shows.
+/// An image's description: its row and label.
 #[derive(Serialize)]
 struct ImageDescription<'r> {
     #[serde(flatten)]
@@ -105,13 +105,13 @@ impl<'r> ImageDescription<'r> {
     }
 }
 
-/// The tasks whose files are all there, and where the last of those ends.
+/// The tasks with all files present, and the offset after the last of them.
 fn whole(file: File) -> std::io::Result<(HashSet<TaskId>, u64)> {
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(BufReader::new(file));
     let (mut known, mut end) = (HashSet::new(), 0);
     for entry in archive.entries_with_seek()? {
-        // What cannot be read is where somebody was stopped.
+        // An unreadable entry is where the writer was interrupted.
         let Ok(entry) = entry else { break };
         let over = (entry.raw_file_position() + entry.size()).next_multiple_of(BLOCK_BYTES);
         let Ok(path) = entry.path() else { break };
@@ -138,7 +138,7 @@ mod tests {
     fn an_archive_that_was_cut_off_goes_on_with_what_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("set.tar");
-        // One that fills its blocks, and needs no padding, among them.
+        // One that fills its blocks exactly and needs no padding, among them.
         let sizes = [("a", 1500), ("b", 1024), ("c", 1)];
         let rows = sizes.map(|(name, _)| TaskRow { task: TaskId::from_name(name), ..row() });
         let images = sizes.map(|(_, size)| ArchivedImage { bytes: Bytes::from(vec![7; size]), headers: Vec::new() });
@@ -155,7 +155,7 @@ mod tests {
         for cut in (0..=whole.len()).step_by(100) {
             std::fs::write(&path, &whole[..cut]).unwrap();
             counts.insert(fill(cut).1);
-            assert_eq!(std::fs::read(&path).unwrap(), whole, "cut off after {cut} bytes");
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "truncated after {cut} bytes");
         }
         assert_eq!(counts.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
         let mut names = Vec::new();

@@ -1,17 +1,17 @@
-//! Moments as people write them: a date, a time, or how long ago. Pure.
+//! Times as people write them: a date, a time, or how long ago. Pure.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Date, OffsetDateTime};
 
-/// Milliseconds since the epoch of a moment such as `2026-11-25`, `2026-11-25T10:30:00Z`, milliseconds since the epoch, or,
-/// where `now_ms` is known, `90m`, `2h` or `7d` ago.
+/// Parses `2026-11-25`, `2026-11-25T10:30:00Z` or milliseconds since the epoch, and, if `now_ms` is given, how long
+/// ago, such as `90m`, `2h` or `7d`. Returns milliseconds since the epoch.
 ///
 /// # Errors
 /// One sentence that says how to write it.
 pub fn parse_timestamp(text: &str, now_ms: Option<u64>) -> Result<u64, String> {
     let wrong = || {
         let ago = if now_ms.is_some() { ", or how long ago, such as 90m, 2h or 7d" } else { "" };
-        format!("{text:?} is not a time: write 2026-11-25, 2026-11-25T10:30:00Z{ago}")
+        format!("{text:?} is not a time; write 2026-11-25, 2026-11-25T10:30:00Z{ago}")
     };
     if let Ok(at_ms) = text.parse::<u64>() {
         return Ok(at_ms);
@@ -27,7 +27,7 @@ pub fn parse_timestamp(text: &str, now_ms: Option<u64>) -> Result<u64, String> {
     u64::try_from(at.unix_timestamp_nanos() / 1_000_000).map_err(|_| wrong())
 }
 
-/// A moment for people, in UTC.
+/// Formats a time for people, in UTC.
 pub fn format_timestamp(at_ms: u64) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000);
     at.ok().and_then(|at| at.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{at_ms} ms"))

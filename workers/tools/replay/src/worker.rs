@@ -1,4 +1,4 @@
-//! The walk of a replay: gather → select → fetch → deliver, and what came of it.
+//! The steps of a replay: gather → select → fetch → deliver, and its summary.
 
 mod compare;
 mod publish;
@@ -31,109 +31,109 @@ use crate::select::{TaskQuery, TaskSampling, sample};
 use crate::settings::ReplayerSettings;
 use crate::tarball::TarballWriter;
 
-/// Images between two words about how far it is.
-const TELL_EVERY: u64 = 32;
+/// Images between two progress reports.
+const PROGRESS_EVERY: u64 = 32;
 
 /// Where images go.
 pub enum ReplayDestination {
-    /// Into a folder, with an index.
+    /// Into a folder with an index.
     Folder(PathBuf),
-    /// Into a tar archive as WebDataset has it.
+    /// Into a tar archive in the WebDataset layout.
     Tar(PathBuf),
-    /// Published again, marked, on a subject in which `{site}` and `{camera}` stand for where they came from.
+    /// Published again, marked as replayed, on a subject with the placeholders `{site}` and `{camera}`.
     Subject {
-        /// The subject.
+        /// Subject template.
         template: String,
-        /// How fast.
+        /// Rate of publishing.
         spacing: ReplaySpacing,
     },
     /// Their labels, to the site's trainer, which learns from them again.
     Trainer,
-    /// Into a set that is kept whatever its age.
+    /// Into a pinned set, which is kept whatever its age.
     Pin(SetName),
-    /// Shown to another model, whose answers are held against theirs.
+    /// To another model, whose predictions are compared with the answers.
     Model {
-        /// The model, loaded and warm.
+        /// The model, loaded and warmed up.
         infer: InferencePool,
-        /// Where each answer is written beside the other.
+        /// Path of the comparison file; absent: none is written.
         table: Option<PathBuf>,
     },
 }
 
-/// How images that are published again follow one another.
+/// Rate at which images are published again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ReplaySpacing {
-    /// As fast as it can.
+    /// As fast as possible.
     Fast,
-    /// So many a second.
+    /// This many per second.
     Rate(f64),
-    /// As they followed one another when they were published first.
+    /// With the intervals of their first publication.
     Original,
 }
 
-/// What is replayed and how.
+/// What to replay, and how.
 pub struct ReplayOptions {
-    /// What is meant.
+    /// Which tasks.
     pub query: TaskQuery,
-    /// Where it is kept.
+    /// Where the images are read from.
     pub from: ImageOrigin,
-    /// Only images of which somebody said one of these labels; absent: whatever was said.
+    /// Only images with one of these labels; absent: any.
     pub only: Option<Vec<String>>,
-    /// Which of it, if not all.
+    /// How to choose if not all are taken.
     pub sample: TaskSampling,
-    /// How many at the most.
+    /// Most images; absent: no limit.
     pub limit: Option<usize>,
-    /// Chance of a sample.
+    /// Random seed of the sample.
     pub seed: u64,
-    /// Never faster than this, MiB a second.
+    /// Read-rate limit in MiB/s; absent: none.
     pub most_mib_per_s: Option<f64>,
-    /// What was asked for, in one line: the same line goes on where it stopped.
+    /// The selection in one line: a replay with the same line resumes an interrupted one.
     pub asked: String,
 }
 
-/// How far a replay is.
+/// Progress of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayProgress {
-    /// So many answers of so many were read.
+    /// Answers read, of all answers.
     Gathering(u64, u64),
-    /// So many images of so many are through, and so many bytes.
+    /// Images done, of all images, and bytes done.
     Replaying(u64, u64, u64),
 }
 
-/// What came of a replay.
+/// Result of a replay.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplaySummary {
-    /// Images that were meant.
+    /// Images selected.
     pub meant: u64,
-    /// Images that went through.
+    /// Images done in this run.
     pub through: u64,
-    /// Images that went through before, when the same was asked.
+    /// Images done in earlier runs of the same replay.
     pub before: u64,
-    /// Images that are gone: cleared away before they were replayed.
+    /// Images that were purged before they could be replayed.
     pub gone: u64,
-    /// Images about which nothing could be said: without a label, for the trainer.
+    /// Images without a label, which a trainer cannot use.
     pub unlabelled: u64,
-    /// Labels that are none of those asked for, and how many images were left out for them.
+    /// Labels that were not requested, and the number of images skipped for each.
     pub unknown: BTreeMap<String, u64>,
-    /// Who said what they show, and of how many.
+    /// Number of images by source of their label.
     pub sources: BTreeMap<&'static str, u64>,
-    /// Bytes of the images that went through.
+    /// Bytes of the images done.
     pub bytes: u64,
-    /// How long it took, milliseconds.
+    /// Duration in milliseconds.
     pub elapsed_ms: u64,
-    /// Whether it was told to stop before it was through.
+    /// Whether it was stopped before the end.
     pub interrupted: bool,
     /// Whether no stream stores the subject that was published on.
     pub unstored: bool,
-    /// What another model says.
+    /// Comparison with another model; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
 }
 
-/// Replays what is meant.
+/// Runs a replay.
 ///
 /// # Errors
-/// When nothing is meant, and when reading or writing fails; what went through until then stays.
+/// No task matches, or reading or writing failed; what was done before stays.
 pub async fn replay(
     bus: &Bus,
     site: &SiteName,
@@ -144,11 +144,10 @@ pub async fn replay(
     shutdown: &Shutdown,
 ) -> Result<ReplaySummary, ReplayError> {
     let started = Instant::now();
-    let note = place_of_note(&destination, &options)?;
+    let note = marker_path(&destination, &options)?;
     let mut begun = match &note {
-        Some(path) => {
-            ReplayMarker::read_previous(path, &options.asked)?.filter(|before| !before.done || keeps(&destination))
-        }
+        Some(path) => ReplayMarker::read_previous(path, &options.asked)?
+            .filter(|before| !before.done || shows_completion(&destination)),
         None => None,
     };
     let fresh = begun.is_none();
@@ -175,10 +174,10 @@ pub async fn replay(
         ImageOrigin::Pinned(set) => gather_pinned(bus, site, set, &query).await?,
     };
     let mut summary = ReplaySummary::default();
-    let rows = known_only(rows, options.only.as_deref(), &mut summary);
+    let rows = keep_labelled(rows, options.only.as_deref(), &mut summary);
     let rows = sample(rows, options.sample, options.limit, options.seed);
     if rows.is_empty() {
-        return Err(ReplayError::Nothing { why: nothing(bus, site, &options.from).await? });
+        return Err(ReplayError::Nothing { why: explain_no_match(bus, site, &options.from).await? });
     }
     if let (Some(path), true) = (&note, fresh) {
         if let Some(folder) = path.parent() {
@@ -211,8 +210,8 @@ pub async fn replay(
     Ok(summary)
 }
 
-/// Leaves out what nobody labelled, or labelled otherwise than asked for.
-fn known_only(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut ReplaySummary) -> Vec<TaskRow> {
+/// Drops images without a label, or with a label that was not requested.
+fn keep_labelled(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut ReplaySummary) -> Vec<TaskRow> {
     let Some(only) = only else { return rows };
     let only: HashSet<&str> = only.iter().map(String::as_str).collect();
     rows.retain(|row| match row.label() {
@@ -229,21 +228,27 @@ fn known_only(mut rows: Vec<TaskRow>, only: Option<&[String]>, summary: &mut Rep
     rows
 }
 
-/// Where it is noted what was begun; a folder or file of something else is refused.
-fn place_of_note(destination: &ReplayDestination, options: &ReplayOptions) -> Result<Option<PathBuf>, ReplayError> {
+/// Path of the replay's marker; refuses a folder or file with other content.
+fn marker_path(destination: &ReplayDestination, options: &ReplayOptions) -> Result<Option<PathBuf>, ReplayError> {
     match destination {
         ReplayDestination::Folder(path) => {
             let note = path.join("replay.json");
             let occupied = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
             if occupied && !note.is_file() {
-                return Err(ReplayError::Foreign { path: path.clone(), what: "files that no replay wrote".into() });
+                return Err(ReplayError::Foreign {
+                    path: path.clone(),
+                    what: "files that were not written by a replay".into(),
+                });
             }
             Ok(Some(note))
         }
         ReplayDestination::Tar(path) | ReplayDestination::Model { table: Some(path), .. } => {
             let note = path.with_added_extension("replay.json");
             if path.exists() && !note.is_file() {
-                return Err(ReplayError::Foreign { path: path.clone(), what: "something that no replay wrote".into() });
+                return Err(ReplayError::Foreign {
+                    path: path.clone(),
+                    what: "a file that was not written by a replay".into(),
+                });
             }
             Ok(Some(note))
         }
@@ -251,20 +256,20 @@ fn place_of_note(destination: &ReplayDestination, options: &ReplayOptions) -> Re
             republish::check_template(template)?;
             Ok(replay_marker::of_user(&options.asked))
         }
-        // A set has a slot an image, a label can be said twice, and what is only printed is not kept.
+        // A set has one slot per image, a label may be published twice, and printed output is not kept.
         ReplayDestination::Pin(_) | ReplayDestination::Trainer | ReplayDestination::Model { .. } => Ok(None),
     }
 }
 
-/// Whether what was written tells that all is through: asked once more, it adds nothing.
-fn keeps(destination: &ReplayDestination) -> bool {
+/// Whether the output itself shows that all images are done, so that running again adds nothing.
+fn shows_completion(destination: &ReplayDestination) -> bool {
     !matches!(destination, ReplayDestination::Subject { .. })
 }
 
-/// Why nothing is meant: what there is.
-async fn nothing(bus: &Bus, site: &SiteName, from: &ImageOrigin) -> Result<String, ReplayError> {
+/// Why no task matches: what exists instead.
+async fn explain_no_match(bus: &Bus, site: &SiteName, from: &ImageOrigin) -> Result<String, ReplayError> {
     if let ImageOrigin::Pinned(set) = from {
-        return Ok(format!("set {set} has none like that at site {site}; `tributary retention` lists the sets"));
+        return Ok(format!("set {set} has no matching image of site {site}; `tributary retention` lists the sets"));
     }
     let answers = reader::stream_level(bus, topology::ANSWERS).await?;
     if answers.messages == 0 {
@@ -276,7 +281,7 @@ async fn nothing(bus: &Bus, site: &SiteName, from: &ImageOrigin) -> Result<Strin
     };
     let (oldest, newest) = (at(answers.first_sequence).await?, at(answers.last_sequence).await?);
     Ok(format!(
-        "the {} answers of site {site} are from {} to {}; --where and the other conditions leave none of them",
+        "site {site} has {} answers from {} to {}, and none of them matches --where and the other conditions",
         answers.messages,
         crate::timestamp::format_timestamp(oldest),
         crate::timestamp::format_timestamp(newest)
@@ -289,7 +294,7 @@ struct ReplayRun<'a> {
     from: &'a ImageOrigin,
     beside_mib_per_s: f64,
     most_mib_per_s: Option<f64>,
-    /// KiB of images that were read and are not through.
+    /// KiB of images that are read and not yet done.
     room: Arc<Semaphore>,
     summary: ReplaySummary,
     on: &'a mut dyn FnMut(ReplayProgress),
@@ -298,9 +303,9 @@ struct ReplayRun<'a> {
     note: Option<PathBuf>,
 }
 
-/// Starts work that goes on by itself while the next image is fetched: work that only goes on when somebody waits for it would
-/// keep its room, and the fetching that waits for room would wait for ever. Given up when it is dropped.
-fn under_way<T: Send + 'static>(
+/// Spawns work that continues while the next image is fetched: work that only runs when awaited would keep its permits,
+/// and fetching, which waits for permits, would wait forever. Aborted when dropped.
+fn spawn_abortable<T: Send + 'static>(
     work: impl Future<Output = Result<T, ReplayError>> + Send + 'static,
 ) -> impl Future<Output = Result<T, ReplayError>> {
     let task = AbortOnDropHandle::new(tokio::spawn(work));
@@ -326,31 +331,31 @@ impl ReplayRun<'_> {
         }
     }
 
-    /// Leaves out what went through before.
-    fn rest(&mut self, rows: Vec<TaskRow>, known: &HashSet<TaskId>) -> Vec<TaskRow> {
+    /// Drops images that were done before.
+    fn skip_done(&mut self, rows: Vec<TaskRow>, known: &HashSet<TaskId>) -> Vec<TaskRow> {
         let rest: Vec<TaskRow> = rows.into_iter().filter(|row| !known.contains(&row.task)).collect();
         self.summary.before = self.summary.meant - rest.len() as u64;
         rest
     }
 
-    /// An image went through.
+    /// Counts an image as done.
     fn through(&mut self, row: &TaskRow, bytes: u64) {
         self.summary.through += 1;
         self.summary.bytes += bytes;
         let source = row.label().map_or("nobody", |(_, source)| source.as_str());
         *self.summary.sources.entry(source).or_default() += 1;
-        // Nobody reads faster.
-        if self.summary.through.is_multiple_of(TELL_EVERY) {
-            self.told();
+        // Progress faster than a person can read is not sent.
+        if self.summary.through.is_multiple_of(PROGRESS_EVERY) {
+            self.report_progress();
         }
     }
 
-    fn told(&mut self) {
+    fn report_progress(&mut self) {
         let ReplaySummary { through, before, gone, bytes, meant, .. } = &self.summary;
         (self.on)(ReplayProgress::Replaying(through + before + gone, *meant, *bytes));
     }
 
-    /// Fetches, and leaves out what is gone; `each` gets the rest with its room among what is in flight.
+    /// Fetches images and drops purged ones; `each` gets the rest with their memory permits.
     async fn fetch<'r>(
         &mut self,
         rows: &'r [TaskRow],
@@ -365,7 +370,7 @@ impl ReplayRun<'_> {
             }
             let Some(image) = image else {
                 self.summary.gone += 1;
-                self.told();
+                self.report_progress();
                 return Ok(());
             };
             let kib = u32::try_from((image.bytes.len() / 1024 + 1).min(most)).unwrap_or(u32::MAX);

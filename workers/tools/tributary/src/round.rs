@@ -155,7 +155,7 @@ async fn open_round(loaded: &LoadedSettings<Settings>, args: &RoundOpenArgs) -> 
         }
         chosen.ring = Some(ring.clone());
     }
-    if chosen.client_selection == ClientSelection::Usefulness
+    if chosen.client_selection == ClientSelection::LowestLoss
         && chosen.sites_per_round.is_some()
         && args.sites.is_empty()
     {

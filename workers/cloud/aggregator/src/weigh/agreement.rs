@@ -1,17 +1,16 @@
-//! `agreement`: samples, times how much an update points where the others point: for fleets without public pictures. As
-//! FedAWA (arXiv 2503.15842) it weighs by the updates themselves, not by what they say about pictures; it has no steps and
-//! no rate of its own, and no site speaks for itself.
+//! `agreement`: samples times how far an update points the same way as the others; for fleets without a public set.
+//! Like FedAWA (arXiv 2503.15842) it weighs by the updates themselves, not by predictions on pictures. It needs no
+//! iterations and no learning rate, and a site cannot vouch for itself.
 
 use super::{SiteMeasures, WeighSettings};
 
 pub(super) fn values(sites: &[SiteMeasures], _settings: &WeighSettings) -> Vec<f64> {
-    // A single update has nobody to agree with.
+    // A single update has no others to agree with.
     sites.iter().map(|site| site.samples as f64 * site.agreement.unwrap_or(1.0)).collect()
 }
 
-/// The cosine of the angle between each change and the sum of the others, each of which counts by its samples and not by its
-/// length; 0 where they point apart, at least 0 and at most 1. `squares`: of the distances between changes; `norms`: their
-/// lengths.
+/// Cosine between each change and the sum of the others, clamped to 0 to 1. Each of the others counts by its samples
+/// and not by its norm. `squares`: squared distances between changes; `norms`: their norms.
 pub fn cosines(squares: &[Vec<f64>], norms: &[f64], samples: &[u64]) -> Vec<f64> {
     let dot = |a: usize, b: usize| {
         let square = norms[a] * norms[a] + norms[b] * norms[b] - squares[a][b];
@@ -49,7 +48,7 @@ mod tests {
     #[test]
     fn who_goes_the_other_way_counts_nothing_and_who_goes_along_counts_fully() {
         let found = of(&[vec![1.0, 0.0], vec![2.0, 0.0], vec![-9.0, 0.0]], &[10, 10, 10]);
-        assert!(found[0] < 1e-9, "one with, one against: {found:?}");
+        assert!(found[0] < 1e-9, "one along, one against: {found:?}");
         let found = of(&[vec![1.0, 0.0], vec![2.0, 0.1], vec![3.0, -0.1], vec![-9.0, 0.0]], &[10; 4]);
         assert!(found[..3].iter().all(|cosine| *cosine > 0.95) && found[3] == 0.0, "{found:?}");
         assert_eq!(of(&[vec![1.0, 2.0]], &[5]), [1.0]);

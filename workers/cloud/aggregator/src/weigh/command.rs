@@ -1,4 +1,5 @@
-//! `command`: a program of one's own weighs. It reads one JSON object on standard input and writes one on standard output:
+//! `command`: your own program weighs the sites. It reads one JSON object on standard input and writes one on standard
+//! output:
 //!
 //! ```text
 //! {"round": 7, "sites": [{"site": "reef", "samples": 500, "hard": 40, "behind": 0, "agreement": 0.4,
@@ -6,8 +7,8 @@
 //! {"weights": {"reef": 1.5}}
 //! ```
 //!
-//! `loss` and `accuracy` (by class) are there where there is a public set. Every site has a weight of 0 or more; what they
-//! come to is checked as every rule's is.
+//! `loss` and `accuracy` (by class) are present if there is a public set. The program must give every site a weight of
+//! 0 or more; the resulting shares are checked as for every rule.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -20,21 +21,21 @@ use serde::{Deserialize, Serialize};
 
 use super::SiteMeasures;
 
-/// How long it may take.
+/// Time limit of the program.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked for its end.
+/// Interval of checking whether it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How much it may write.
+/// Most bytes it may write on standard output.
 const ANSWER_MAX_BYTES: u64 = 4 << 20;
 
-/// What a site sent, as the program reads it.
+/// One site's measurements, as the program reads them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SiteScores {
-    /// The site.
+    /// The site that sent the update.
     pub site: SiteName,
-    /// Releases between where it started and the base.
+    /// Releases between its start and the base.
     pub behind: u32,
-    /// What is known of its update.
+    /// Its measurements.
     #[serde(flatten)]
     pub scored: SiteMeasures,
 }
@@ -53,42 +54,42 @@ struct RuleCommandOutput {
 /// Why a program's weights are not used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleCommandError {
-    /// It does not run.
-    #[error("{program} cannot be run", program = program.display())]
+    /// It cannot be started.
+    #[error("could not start the weighing program {program}", program = program.display())]
     NotRun {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// The system's words.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// It took too long.
-    #[error("{program} did not end within {} s", PATIENCE.as_secs(), program = program.display())]
+    /// It ran too long.
+    #[error("{program} did not finish within {} s", PATIENCE.as_secs(), program = program.display())]
     Slow {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
     },
     /// It failed.
     #[error("{program} ended with {status}: {said}", program = program.display())]
     Failed {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// The end of what it wrote on standard error.
+        /// Last line of its standard error.
         said: String,
     },
-    /// What it wrote are no weights.
-    #[error("{program} wrote no weights: {why}", program = program.display())]
+    /// Its output is not valid.
+    #[error("{program} wrote no valid weights: {why}", program = program.display())]
     Unusable {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
-/// Asks a program: a weight for each site, in their order. It waits, and is called where waiting is allowed.
+/// Runs the program and returns a weight for each site, in their order. Blocks.
 #[allow(clippy::disallowed_methods)]
 pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Result<Vec<f64>, RuleCommandError> {
     let unusable = |why: String| RuleCommandError::Unusable { program: program.to_owned(), why };
@@ -102,7 +103,7 @@ pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Res
         .spawn()
         .map_err(not_run)?;
     let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    // Threads of their own: a program that reads nothing, or writes before it has read, must not stand still.
+    // Separate threads, so that a program that reads nothing, or writes before it has read, cannot deadlock.
     let write = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&question)));
     let read = |from: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
@@ -127,21 +128,21 @@ pub fn run_rule_command(program: &Path, round: u64, sites: &[SiteScores]) -> Res
     };
     let _ended_without_reading = write.join();
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-    // First, for a program whose words nobody reads any more fails because of that.
+    // Checked first: a program whose output nobody reads any more fails because of that.
     if out.len() as u64 > ANSWER_MAX_BYTES {
         return Err(unusable(format!("more than {} MiB", ANSWER_MAX_BYTES >> 20)));
     }
     if !status.success() {
         let said = String::from_utf8_lossy(&err);
-        let said = said.trim().lines().last().unwrap_or("it said nothing").chars().take(300).collect();
+        let said = said.trim().lines().last().unwrap_or("no output on standard error").chars().take(300).collect();
         return Err(RuleCommandError::Failed { program: program.to_owned(), status, said });
     }
     let RuleCommandOutput { weights } = serde_json::from_slice(&out)
         .map_err(|error| unusable(format!("{error}; it should write {{\"weights\": {{\"SITE\": NUMBER}}}}")))?;
     let of = |scores: &SiteScores| match weights.get(&scores.site) {
         Some(weight) if *weight >= 0.0 && weight.is_finite() => Ok(*weight),
-        Some(weight) => Err(unusable(format!("site {} has {weight}, and 0 or more is a weight", scores.site))),
-        None => Err(unusable(format!("site {} has none", scores.site))),
+        Some(weight) => Err(unusable(format!("the weight of site {} is {weight}; it must be 0 or more", scores.site))),
+        None => Err(unusable(format!("site {} has no weight", scores.site))),
     };
     sites.iter().map(of).collect()
 }
@@ -171,17 +172,21 @@ mod tests {
             asked(r#"cat > /dev/null; echo '{"weights": {"farm": 2, "reef": 0.5, "other": 9}}'"#).unwrap(),
             [0.5, 2.0]
         );
-        // What it reads is what its documentation says.
+        // The input is as the module documentation says.
         let read = r#"grep -q '"round":7,"sites":\[{"site":"reef","behind":0,"accuracy":\[0.5,null\],"samples":500,"hard":0}' && echo '{"weights": {"farm": 0, "reef": 1}}'"#;
         assert_eq!(asked(read).unwrap(), [1.0, 0.0]);
-        assert_eq!(asked(r#"echo '{"weights": {"farm": 1, "reef": 1}}'"#).unwrap(), [1.0, 1.0], "it need not read");
+        assert_eq!(
+            asked(r#"echo '{"weights": {"farm": 1, "reef": 1}}'"#).unwrap(),
+            [1.0, 1.0],
+            "reading the input is optional"
+        );
     }
 
     #[test]
     fn what_is_no_weight_is_refused_in_words() {
         let refused = |script: &str| asked(script).unwrap_err();
-        assert!(refused("echo no").contains("wrote no weights"));
-        assert!(refused(r#"echo '{"weights": {"farm": 1}}'"#).contains("site reef has none"));
+        assert!(refused("echo no").contains("wrote no valid weights"));
+        assert!(refused(r#"echo '{"weights": {"farm": 1}}'"#).contains("site reef has no weight"));
         assert!(refused(r#"echo '{"weights": {"farm": 1, "reef": -1}}'"#).contains("0 or more"));
         assert!(refused("echo 'no such table' >&2; exit 3").contains("no such table"));
         assert!(refused("head -c 5000000 /dev/zero").contains("more than 4 MiB"));

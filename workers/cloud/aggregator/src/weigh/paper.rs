@@ -1,6 +1,6 @@
-//! `paper`: stability, capability and size, each between the worst and the best site, multiplied with exponents. With a
-//! floor of 0 it is the method's letter, which gives the worst site of each factor nothing at all: two sites may come to
-//! nothing together. A floor keeps a part of every factor.
+//! `paper`: stability, capability and size, each scaled between the worst and the best site, multiplied with exponents.
+//! With a floor of 0 it is the rule as published, which gives the worst site of each factor nothing, so that two sites
+//! can both end with 0. A floor keeps a part of every factor.
 
 use super::{CapabilityMeasure, SiteMeasures, SizeMeasure, WeighSettings};
 
@@ -29,13 +29,13 @@ pub(super) fn values(sites: &[SiteMeasures], settings: &WeighSettings) -> Vec<f6
             (capability[place], settings.capability),
             (size[place], settings.size),
         ];
-        // 0 to the power of 0 is 1: a factor that is left out leaves no trace.
+        // 0 to the power of 0 is 1, so a factor with exponent 0 has no effect.
         factors.iter().map(|(factor, exponent)| factor.powf(*exponent)).product()
     };
     (0..sites.len()).map(product).collect()
 }
 
-/// Each value between the smallest, which keeps `floor`, and the largest, which has 1; all 1 if they are equal.
+/// Scales values between the smallest, which gets `floor`, and the largest, which gets 1; all 1 if they are equal.
 pub(super) fn ranged(values: &[f64], floor: f64) -> Vec<f64> {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -1,5 +1,5 @@
-//! `quality`: mean accuracy times one minus its spread over the classes, squared, times samples. Good against attackers,
-//! poor where sites miss classes.
+//! `quality`: mean accuracy times one minus its spread over the classes, squared, times samples. Good against
+//! attackers, poor where sites lack classes.
 
 use super::{SiteMeasures, WeighSettings};
 

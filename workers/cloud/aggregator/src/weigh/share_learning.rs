@@ -1,13 +1,13 @@
-//! `law`: shares learned on public pictures (FedLAW, arXiv 2302.10911, without its shrinking factor, which lost accuracy
-//! where it was tried): shares are the softmax of one number a site, and Adam moves those numbers downhill. A model's
-//! gradient by its shares needs no second framework: it is the product of the gradient by its weights with each site's row.
+//! `law`: shares learned on public pictures (FedLAW, arXiv 2302.10911, without its shrinking factor, which lost
+//! accuracy when it was tried). Shares are the softmax of one number per site, optimized with Adam. The gradient by the
+//! shares needs no second framework: it is the product of the gradient by the weights with each site's row.
 
-/// How shares are learned.
+/// Settings of learning shares.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ShareLearning {
-    /// Steps of Adam.
+    /// Number of Adam steps.
     pub steps: u32,
-    /// Its rate.
+    /// Learning rate.
     pub rate: f64,
 }
 
@@ -20,8 +20,8 @@ impl Default for ShareLearning {
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 
-/// Learns shares, from these on; the ones with the lowest loss that was seen. `slope`: at given shares, the loss and what
-/// it grows by with each share.
+/// Learns shares from a starting point and returns those with the lowest loss seen. `slope`: for given shares, the loss
+/// and its gradient by each share.
 pub fn learn_shares<E>(
     start: &[f64],
     learning: ShareLearning,
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn shares_go_where_the_loss_is_least() {
-        // The model is the shares themselves; it should be 0.7, 0.2, 0.1.
+        // The model is the shares themselves; the target is 0.7, 0.2, 0.1.
         let aim = [0.7, 0.2, 0.1];
         let slope = |shares: &[f64]| -> Result<_, ()> {
             let off: Vec<f64> = shares.iter().zip(aim).map(|(share, aim)| share - aim).collect();

@@ -1,32 +1,32 @@
-//! How much better a ring became than the others did, and how sure that is. Pure.
+//! How much better a ring became than the other sites did, and how certain that is. Pure.
 //!
-//! The effect is a difference of differences: what changed at sites of the ring, less what changed at the others in the
-//! same hours. The first difference removes that sites differ, the second that hours do. Each site is held against
-//! itself, and sites are put together by `1 / (1/n_before + 1/n_after)` (Mantel and Haenszel's weights), so that a site
-//! that came to more images than before does not look like a change.
+//! The effect is a difference of differences: the change at sites of the ring minus the change at the others in the
+//! same hours. The first difference removes differences between sites, the second those between hours. Each site is
+//! compared with itself, and sites are combined with weights `1 / (1/n_before + 1/n_after)` (Mantel and Haenszel), so
+//! that a site with more images than before does not look like a change.
 //!
-//! Images of a site are not independent: a machine is slow for minutes, a camera sees the same scene for hours. An error
-//! made of images alone would be far too small. So each site may *wander* by itself, by a variance that is added to that of
-//! its images, and that is measured twice:
-//! - Between sites: those outside the ring changed too, though nothing was changed there. By how much more than their
+//! Images of a site are not independent: a machine is slow for minutes, a camera sees the same scene for hours. An
+//! error computed from images alone would be far too small. So each site is allowed to *wander* by itself, with a
+//! variance that is added to that of its images and is estimated in two ways:
+//! - Between sites: those outside the ring changed too, although nothing was changed there. The excess over what their
 //!   images explain is how much a site wanders (Conley and Taber, Review of Economics and Statistics 93, 2011).
-//! - Between stretches of one site before: by how much more they differ than their images explain. As neighbours are
-//!   alike, so do longer stretches put together of them, and the largest variance a stretch of any length asks for is
-//!   believed (batch means: Schmeiser, Operations Research 30, 1982).
+//! - Between time slots of one site before: again the excess over what their images explain. Because neighbouring slots
+//!   are alike, they are also combined into longer ones, and the largest variance that any length needs is used (batch
+//!   means: Schmeiser, Operations Research 30, 1982).
 //!
-//! The latter, and at least a quarter of the margin, counts as if two sites more had said it, so that a few sites that
-//! happen to be alike are not believed.
+//! The latter, at least a quarter of the margin, counts like the evidence of two more sites, so that a few sites that
+//! happen to be alike are not overrated.
 
 use super::measure::{CanaryMeasure, MeasureSpread, MeasureValue};
 use crate::evidence::{BeforeAfter, CanaryTrial, EvidenceCell};
 
-/// A site wanders at least so much, as a share of the margin, as far as no other site says so; a guess.
+/// Least wander of a site as a share of the margin, until other sites tell; an estimate.
 const LEAST_WANDER: f64 = 0.25;
-/// The same where sites were not seen before and differ anyway; a guess.
+/// The same where sites were not seen before and differ anyway; an estimate.
 const LEAST_DIFFERENT: f64 = 1.0;
-/// For so many sites that counts.
+/// Number of sites that this prior counts as.
 const PRIOR_SITES: f64 = 2.0;
-/// Stretches are put together as long as so many remain of a site.
+/// Slots are combined as long as this many remain per site.
 const LEAST_BATCHES: usize = 9;
 
 /// How much better a ring became.
@@ -34,11 +34,11 @@ const LEAST_BATCHES: usize = 9;
 pub(super) struct RingEffect {
     /// The measure in the ring.
     pub canary: f64,
-    /// At the others in the same hours, if there are any.
+    /// The measure at the other sites in the same hours; absent without others.
     pub stable: Option<f64>,
-    /// How much better the ring became than the others did; below 0 it is worse.
+    /// How much better the ring became than the others did; negative if worse.
     pub better: f64,
-    /// Variance of that.
+    /// Variance of `better`.
     pub variance: f64,
     /// Images, or sampled verdicts, of the ring.
     pub count: u64,
@@ -53,8 +53,8 @@ struct SiteChange {
     after: MeasureValue,
 }
 
-/// Of a trial; in words why not, if there is too little. `margin`: how much worse is too bad, above 0. `waits`: whether
-/// sites outside the ring are waited for that were seen before and have said nothing since.
+/// The effect of a trial; the error says in words what is missing. `margin`: how much worse is too bad, above 0.
+/// `waits`: whether to wait for sites outside the ring that were seen before but have not reported since.
 pub(super) fn effect(
     measure: CanaryMeasure,
     trial: &CanaryTrial,
@@ -69,8 +69,8 @@ pub(super) fn effect(
     let (others, others_after) = changes(measure, &trial.others, stable, stable);
     if ring_after.is_empty() {
         return Err(match measure {
-            CanaryMeasure::Agreement => "no image of the ring that it was sure of has a verdict",
-            _ => "the ring has recognized nothing with it",
+            CanaryMeasure::Agreement => "no confident image of the ring has a verdict yet",
+            _ => "the ring has recognized no image with it yet",
         });
     }
     let by_hours = by_hours(measure, trial, stable);
@@ -98,14 +98,14 @@ pub(super) fn effect(
         return Ok(found(&ring, &others, LEAST_WANDER));
     }
     if waits && others_after.is_empty() && trial.others.iter().any(|pair| !pair.before.is_empty()) {
-        return Err("the other sites have said nothing since it began");
+        return Err("the other sites have not reported since it began");
     }
     if !others_after.is_empty() {
         return Ok(found(&ring_after, &others_after, LEAST_DIFFERENT));
     }
     match ring.is_empty() {
         false => Ok(found(&ring, &[], LEAST_WANDER)),
-        true => Err("there is nothing to compare it with: no other site, and none of the ring was seen before"),
+        true => Err("there is nothing to compare with: no other sites, and none of the ring reported before"),
     }
 }
 
@@ -113,7 +113,7 @@ fn before(pairs: &[BeforeAfter]) -> impl Iterator<Item = &EvidenceCell> + Clone 
     pairs.iter().flat_map(|pair| &pair.before)
 }
 
-/// Sites that were seen before and since, and all that were seen since, each by itself.
+/// Changes of sites that were seen before and since, and values of all that were seen since.
 fn changes(
     measure: CanaryMeasure,
     pairs: &[BeforeAfter],
@@ -136,7 +136,7 @@ fn changes(
     (changes, plain)
 }
 
-/// The mean change of sites that wander, its variance, and the mean since.
+/// Mean change of sites that wander, its variance, and the mean since.
 fn together(changes: &[SiteChange], wander: f64) -> (f64, f64, Option<f64>) {
     let all: f64 = changes.iter().map(|change| change.weight).sum();
     let sum = |of: &dyn Fn(f64, &SiteChange) -> f64| {
@@ -151,7 +151,8 @@ fn together(changes: &[SiteChange], wander: f64) -> (f64, f64, Option<f64>) {
     )
 }
 
-/// By what variance sites differ more than their images explain, by the method of moments, and how many sites say so.
+/// Variance between sites beyond what their images explain, by the method of moments, and the number of sites it rests
+/// on.
 fn between_sites(changes: &[SiteChange]) -> (f64, f64) {
     let all: f64 = changes.iter().map(|change| change.weight).sum();
     let shares = || changes.iter().map(|change| (change.weight / all, change));
@@ -165,7 +166,7 @@ fn between_sites(changes: &[SiteChange]) -> (f64, f64) {
     (((squares - explained) / free).max(0.0), free / (1.0 - free))
 }
 
-/// By what variance a site's change wanders, as stretches before tell.
+/// Variance by which a site's change wanders, from earlier time slots.
 fn by_hours(measure: CanaryMeasure, trial: &CanaryTrial, stable: MeasureSpread) -> f64 {
     let sites: Vec<&[EvidenceCell]> =
         trial.ring.iter().chain(&trial.others).map(|pair| pair.before.as_slice()).collect();
@@ -176,11 +177,11 @@ fn by_hours(measure: CanaryMeasure, trial: &CanaryTrial, stable: MeasureSpread) 
     let batches = lengths.map(|length| length as f64 * between_slots(measure, &sites, length, stable));
     let all = batches.fold(one, f64::max);
     let (before, since) = stretches(measure, &trial.ring, stable);
-    // No mean wanders more than what it is of.
+    // A mean wanders no more than the values it is of.
     (all / since).min(one) + (all / before).min(one)
 }
 
-/// By what variance stretches of a site differ more than their images explain, so many slots put together.
+/// Variance between a site's slots beyond what their images explain, with `length` slots combined.
 fn between_slots(measure: CanaryMeasure, sites: &[&[EvidenceCell]], length: usize, stable: MeasureSpread) -> f64 {
     let (mut squares, mut explained, mut free) = (0.0, 0.0, 0.0);
     for slots in sites {
@@ -198,7 +199,7 @@ fn between_slots(measure: CanaryMeasure, sites: &[&[EvidenceCell]], length: usiz
     if free > 0.0 { ((squares - explained) / free).max(0.0) } else { 0.0 }
 }
 
-/// How many stretches a site of the ring was seen before, and since, on average; at least 1 each.
+/// Mean number of slots in which a site of the ring was seen before, and since; at least 1 each.
 fn stretches(measure: CanaryMeasure, ring: &[BeforeAfter], stable: MeasureSpread) -> (f64, f64) {
     let counts = |of: &dyn Fn(&BeforeAfter) -> EvidenceCell| -> f64 {
         ring.iter().filter_map(|pair| measure.value(&of(pair), stable)).map(|value| value.count).sum()

@@ -1,26 +1,26 @@
-//! What is measured of a release, and how sure one stretch of one site is of it. Pure.
+//! The measures of a release, and how certain one slot of one site is of each. Pure.
 
 use schemas::swap::{AgreementCount, MomentSums};
 
 use crate::evidence::EvidenceCell;
 
-/// What is measured of a release.
+/// A measure of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CanaryMeasure {
-    /// Share of all images on which a verdict says what the release said, 0 to 1.
+    /// Share of all images on which a verdict agrees with the release, 0 to 1.
     Agreement,
-    /// Share of the images that the gate is in doubt about, 0 to 1.
+    /// Share of images that the gate finds doubtful, 0 to 1.
     SentUp,
     /// Mean confidence, 0 to 1.
     Confidence,
-    /// Mean natural logarithm of what an image costs, milliseconds.
+    /// Mean natural logarithm of the cost per image in milliseconds.
     Cost,
-    /// Share of the images that it fails on, 0 to 1.
+    /// Share of images that it fails on, 0 to 1.
     Faults,
 }
 
 impl CanaryMeasure {
-    /// Every one.
+    /// All measures.
     pub const ALL: [Self; 5] = [Self::Agreement, Self::SentUp, Self::Confidence, Self::Cost, Self::Faults];
 
     /// Its name in a finding.
@@ -42,7 +42,7 @@ impl CanaryMeasure {
         }
     }
 
-    /// What a cell says, given how much single images differ; `None` where it has too little to say anything.
+    /// The value in one cell, given the spread of single images; `None` if the cell has too little data.
     pub(super) fn value(self, cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
         let plain = |sum: f64, count: u64| {
             let images = count as f64;
@@ -61,28 +61,28 @@ impl CanaryMeasure {
 /// A measure in one cell.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct MeasureValue {
-    /// Its estimate.
+    /// Estimated mean.
     pub mean: f64,
     /// Images, or verdicts on sampled images, that it rests on; above 0.
     pub count: f64,
-    /// Variance of the estimate, if images are alike in nothing but their site and hour.
+    /// Variance of the estimate, assuming images share nothing but their site and hour.
     pub variance: f64,
 }
 
-/// Variance of one image, or verdict, in cells of one release. Of all cells together, because a few images of one site
-/// say too little about it: three out of three are not certain.
+/// Variance of one image or verdict, pooled over the cells of one release, because a few images of one site say too
+/// little: three out of three are not certain.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct MeasureSpread {
-    /// Of what is measured; of agreement, of sampled images.
+    /// Variance of the measure; for agreement, on sampled images.
     of_one: f64,
-    /// Of agreement on doubtful images.
+    /// Variance of agreement on doubtful images.
     of_doubtful: f64,
-    /// The shares these are of, where they are of shares.
+    /// The shares behind these, where the measure is a share.
     shares: [f64; 2],
 }
 
 impl MeasureSpread {
-    /// Of cells of one release. `margin`: stands for one more value so far off, for a variance is never 0.
+    /// Pooled over the cells of one release. `margin`: counts as one more value that far off, as a variance is never 0.
     pub fn of<'a>(measure: CanaryMeasure, cells: impl Iterator<Item = &'a EvidenceCell> + Clone, margin: f64) -> Self {
         let mut all = EvidenceCell::default();
         cells.clone().for_each(|cell| all.add(cell));
@@ -105,10 +105,10 @@ impl MeasureSpread {
         Self { of_one, of_doubtful, shares }
     }
 
-    /// Of a canary: `self`, of what it showed, is not believed alone. A canary that was lucky would seem certain to be
-    /// good, and one that fails half of the time would seem to vary too much to be judged. Both hypotheses are about the
-    /// stable release, so a share varies as it does between them, half a margin worse than stable: the odds are nearly
-    /// those of the exact test then. Where a measure is no plain share, the larger of both is taken.
+    /// The spread to use for a canary; `self`, its own, is not used alone. A lucky canary would seem certain to be
+    /// good, and one that fails half of the time would seem to vary too much to be judged. Both hypotheses are about
+    /// the stable release, so a share varies as it would half a margin below stable, which makes the odds nearly those
+    /// of the exact test. Where a measure is not a plain share, the larger of both is used.
     pub fn since(self, measure: CanaryMeasure, stable: Self, margin: f64) -> Self {
         let worse = |share: f64| (share - measure.sign() * margin / 2.0).clamp(0.0, 1.0);
         let between = Self::of_shares(stable.shares.map(worse));
@@ -125,12 +125,12 @@ impl MeasureSpread {
     }
 }
 
-/// Share of so many, with one hit and one miss made up (Laplace): for variances, never for a mean.
+/// A share with one made-up hit and one miss (Laplace): for variances, never for a mean.
 fn smoothed(hit: u64, count: u64) -> f64 {
     (hit as f64 + 1.0) / (count as f64 + 2.0)
 }
 
-/// Variance within cells, whatever differs between them.
+/// Variance within cells, ignoring differences between them.
 fn within<'a>(cells: impl Iterator<Item = &'a MomentSums>, margin: f64) -> f64 {
     let (mut squares, mut free) = (margin * margin, 1.0);
     for cell in cells.filter(|cell| cell.count > 0) {
@@ -141,11 +141,11 @@ fn within<'a>(cells: impl Iterator<Item = &'a MomentSums>, margin: f64) -> f64 {
     squares / free
 }
 
-/// Agreement on all images, from verdicts on all doubtful ones and a few of the others (post-stratified: Cochran,
+/// Agreement on all images, from verdicts on all doubtful ones and on a few of the others (post-stratified: Cochran,
 /// Sampling Techniques, section 5A.9): `w_d p_d + w_s p_s`, where `w` is the share of the images and `p` the share of
-/// the verdicts that agree. Its variance is `w_d² v_d / n_d + w_s² v_s / n_s + (p_d - p_s)² w_d w_s / images`: the last,
-/// because the shares are counted too. `None` without verdicts on sampled images: verdicts on doubtful ones alone let
-/// a release pass that is wrong and sure.
+/// the verdicts that agree. Its variance is `w_d² v_d / n_d + w_s² v_s / n_s + (p_d - p_s)² w_d w_s / images`; the last
+/// term because the shares are estimated too. `None` without verdicts on sampled images: verdicts on doubtful ones
+/// alone would pass a release that is wrong and confident.
 fn agreement(cell: &EvidenceCell, spread: MeasureSpread) -> Option<MeasureValue> {
     let (images, sampled, doubtful) = (cell.images as f64, cell.on_sampled, cell.on_doubtful);
     if cell.images == 0 || sampled.asked == 0 || (cell.doubtful > 0 && doubtful.asked == 0) {

@@ -1,4 +1,4 @@
-//! Fleets made up of chance, whose truth is known.
+//! Simulated fleets whose truth is known.
 
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -29,7 +29,7 @@ const STABLE: SimulatedRelease = SimulatedRelease {
     faults: 0.0005,
 };
 
-/// Sites, and how much each wanders in a stretch by itself.
+/// Sites, and how much each wanders by itself in a slot.
 #[derive(Debug, Clone, Copy)]
 struct SimulatedFleet {
     ring: usize,
@@ -39,7 +39,7 @@ struct SimulatedFleet {
 }
 
 const FLEET: SimulatedFleet = SimulatedFleet { ring: 2, others: 10, slow_hours: 0.3, scenes: 0.01 };
-/// Images of a stretch.
+/// Images per slot.
 const IMAGES: f64 = 600.0;
 const SAMPLED: f64 = 0.04;
 
@@ -65,7 +65,7 @@ impl CanaryTestRng {
         MomentSums { count, sum: mean * images, squares: images * (mean * mean + deviation * deviation) }
     }
 
-    /// A stretch of a site. `slow`: how slow its machine is in it.
+    /// One slot of a site. `slow`: how slow its machine is in it.
     fn slot(&mut self, truth: &SimulatedRelease, site: (f64, f64), slow: f64, scenes: f64) -> EvidenceCell {
         let images = IMAGES as u64;
         let hard = site.0 + scenes * self.normal();
@@ -88,7 +88,7 @@ impl CanaryTestRng {
     }
 }
 
-/// What becomes of a canary, looked at again and again for a day: its ruling, and when.
+/// Judges a canary repeatedly for a day: the ruling, and when it was made.
 fn play(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySettings, seed: u64) -> (CanaryRuling, u64) {
     const BEFORE: usize = 144;
     let mut chance = CanaryTestRng(StdRng::seed_from_u64(seed));
@@ -96,7 +96,7 @@ fn play(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySetti
     let mut sites = Vec::new();
     for number in 0..fleet.ring + fleet.others {
         let site = (0.03 * chance.normal(), 0.7 * chance.normal());
-        // Each machine's slow hours last for about an hour.
+        // Each machine's slow phases last for about an hour.
         let mut slow = fleet.slow_hours * chance.normal();
         let mut before = Vec::new();
         for _ in 0..BEFORE {
@@ -114,12 +114,12 @@ fn play(canary: &SimulatedRelease, fleet: SimulatedFleet, settings: &CanarySetti
             *slow = wander(&mut chance, *slow, fleet.slow_hours);
             let ring = number < fleet.ring;
             let pair = if ring { &mut trial.ring[number] } else { &mut trial.others[number - fleet.ring] };
-            // Without others, nothing tells a slow hour from a slow release: such fleets get none here.
+            // Without other sites nothing separates a slow hour from a slow release, so such fleets get none here.
             let hour = if fleet.others > 0 { hour } else { 0.0 };
             let cell = chance.slot(if ring { canary } else { &STABLE }, *site, *slow + hour, fleet.scenes);
             pair.after.add(&cell);
         }
-        // Seldom after the first hours, only to save time.
+        // Less often after the first hours, only to save time.
         if look > 12 && look % 3 > 0 {
             continue;
         }
@@ -136,7 +136,7 @@ fn wander(chance: &mut CanaryTestRng, slow: f64, deviation: f64) -> f64 {
     KEEPS * slow + (1.0 - KEEPS * KEEPS).sqrt() * deviation * chance.normal()
 }
 
-/// Of so many canaries, how many were promoted, withdrawn as worse, and not decided; and the median look.
+/// Over many canaries: shares of promoted, withdrawn as worse, and undecided ones, and the median time.
 fn rates(
     canary: &SimulatedRelease,
     fleet: SimulatedFleet,
@@ -150,7 +150,7 @@ fn rates(
         looks.push(look);
         match ruling {
             CanaryRuling::Promote => counts[0] += 1.0 / runs as f64,
-            CanaryRuling::Withdraw(why) if why.starts_with("not decided") => counts[2] += 1.0 / runs as f64,
+            CanaryRuling::Withdraw(why) if why.starts_with("undecided") => counts[2] += 1.0 / runs as f64,
             CanaryRuling::Withdraw(_) => counts[1] += 1.0 / runs as f64,
             CanaryRuling::Wait(_) => unreachable!(),
         }
@@ -167,7 +167,7 @@ fn noise(runs: u64) -> f64 {
 #[test]
 fn a_release_as_good_is_seldom_withdrawn_and_mostly_promoted() {
     let (promoted, worse, open, look) = rates(&STABLE, FLEET, &CanarySettings::default(), 400);
-    println!("equal: promoted {promoted:.3}, worse {worse:.3}, not decided {open:.3}, median look {look}");
+    println!("equal: promoted {promoted:.3}, worse {worse:.3}, undecided {open:.3}, median look {look}");
     assert!(worse <= 0.05 + noise(400), "{worse}");
     assert!(promoted >= 0.85, "{promoted}");
 }
@@ -183,7 +183,7 @@ fn a_release_worse_by_a_margin_is_seldom_promoted() {
     ];
     for (name, truth) in worse {
         let (promoted, withdrawn, open, look) = rates(&truth, FLEET, &CanarySettings::default(), 400);
-        println!("{name}: promoted {promoted:.3}, worse {withdrawn:.3}, not decided {open:.3}, median look {look}");
+        println!("{name}: promoted {promoted:.3}, worse {withdrawn:.3}, undecided {open:.3}, median look {look}");
         assert!(promoted <= 0.05 + noise(400), "{name}: {promoted}");
     }
 }
@@ -249,7 +249,7 @@ fn without_verdicts_on_sampled_images_nothing_is_promoted_unless_somebody_allows
     let CanaryRuling::Wait(why) = judge_canary(&trial, &settings).ruling else { panic!() };
     assert!(why.contains("verdict"), "{why}");
     let old = CanaryTrial { age_ms: settings.max_duration_s * 1000, ..trial.clone() };
-    assert!(withdrawn(&old, &settings).unwrap().starts_with("not decided in 24 h: agreement is open"));
+    assert!(withdrawn(&old, &settings).unwrap().starts_with("undecided after 24 h: agreement is undecided"));
     let allowed = CanarySettings { without_verdicts: true, ..settings };
     assert_eq!(judge_canary(&trial, &allowed).ruling, CanaryRuling::Promote);
 }
@@ -260,7 +260,7 @@ fn crashes_refusals_and_memory_withdraw_at_once() {
     let empty = CanaryTrial { sites: 2, ..CanaryTrial::default() };
     assert!(matches!(judge_canary(&empty, &settings).ruling, CanaryRuling::Wait(_)));
     assert!(withdrawn(&CanaryTrial { crashes: 1, ..empty.clone() }, &settings).is_none());
-    assert!(withdrawn(&CanaryTrial { crashes: 2, ..empty.clone() }, &settings).unwrap().contains("ended 2 workers"));
+    assert!(withdrawn(&CanaryTrial { crashes: 2, ..empty.clone() }, &settings).unwrap().contains("crashed 2 workers"));
     let fault = FaultNote::new("release_too_new", "its opset is 99", "");
     let half = CanaryTrial { refused: vec![fault.clone()], ..empty.clone() };
     assert!(withdrawn(&half, &settings).is_none());
@@ -283,7 +283,7 @@ fn a_release_that_fails_on_everything_is_withdrawn_after_a_few_images() {
 #[test]
 fn a_site_whose_share_of_the_images_changed_is_no_effect() {
     let mut trial = hour(|_| {});
-    // One site is slow, and now it has ten times the images of the other; nothing else changed.
+    // One site is slow and now has ten times the images of the other; nothing else changed.
     let slow = |cell: &mut EvidenceCell, images: f64| {
         cell.ln_cost_ms = MomentSums { count: images as u64, sum: images * 4.0, squares: images * 16.04 };
     };
@@ -326,7 +326,7 @@ proptest! {
     #[test]
     fn the_fewer_verdicts_agree_the_higher_the_odds_that_it_is_worse(agreed in 500_u64..1000, less in 1_u64..100) {
         let of = |agreed| odds(&hour(move |cell| cell.on_sampled.agreed = agreed), CanaryMeasure::Agreement).unwrap();
-        // How much a canary varies is taken from it where that is more, so that only the sign is sure.
+        // A canary's own variance is used where it is larger, so only the sign is certain.
         let (more, fewer) = (of(agreed), of(agreed - less));
         prop_assert!(more.signum() <= fewer.signum());
         prop_assert!(agreed > 930 || fewer > 0.0);

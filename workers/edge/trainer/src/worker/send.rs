@@ -1,6 +1,6 @@
-//! What a training came to, on its way to the cloud. Which images it learned from is written down first, then it is asked
-//! whether one of their labels was taken back; whoever takes labels back says so first and looks at what is written down
-//! then. So each update that is sent is either named there or knows of it here.
+//! Sends the result of a training. The images it learned from are recorded first; then the labels are checked for
+//! retractions. Whoever retracts a label publishes that first and then reads the records. So every update that is sent
+//! is either named there or knows about the retraction here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,48 +18,49 @@ use crate::learned_images;
 use crate::submit::{self, UpdateMetadata};
 use crate::training_copy::TrainingCopy;
 
-/// What a training came to, but for the weights themselves.
+/// The result of a training, without the weights themselves.
 pub(super) struct TrainingOutcome {
     /// The images it learned from.
-    pub(super) copied: TrainingCopy,
-    /// How it was trained.
+    pub(super) copy: TrainingCopy,
+    /// Settings it was trained with.
     pub(super) settings: TrainSettings,
-    /// Images learned from, of each label.
+    /// Number of images learned from, by label.
     pub(super) samples: BTreeMap<String, u64>,
-    /// Of them, images that the site was in doubt about.
+    /// Number of those that the site found doubtful.
     pub(super) hard: u64,
-    /// The file of weights to send.
+    /// The encoded weights file.
     pub(super) file: Vec<u8>,
 }
 
 impl Trainer {
-    /// Sends an update; `None` if a label was taken back meanwhile: then it is trained again without it.
+    /// Sends an update; `None` if a label was retracted meanwhile, in which case training starts again without it.
     pub(super) async fn send(
         &self,
         collector: &Collector,
         outcome: TrainingOutcome,
         trained: &TrainedModel,
         base: &Arc<Model>,
-        asked: Option<&RoundRequest>,
+        request: Option<&RoundRequest>,
     ) -> Result<Option<Update>, Fault> {
-        let TrainingOutcome { copied, settings, samples, hard, file } = outcome;
-        let about = UpdateMetadata {
+        let TrainingOutcome { copy, settings, samples, hard, file } = outcome;
+        let metadata = UpdateMetadata {
             site: &self.site,
             model: base,
-            base: asked.map_or(&self.model.release, |asked| &asked.terms.base),
-            round: asked.map_or(0, |asked| asked.round),
+            base: request.map_or(&self.model.release, |request| &request.terms.base),
+            round: request.map_or(0, |request| request.round),
             settings: &settings,
-            sources: copied.sources.clone(),
+            sources: copy.sources.clone(),
             samples,
             hard,
             trained_at_ms: clock::now_ms(),
         };
-        let prepared = submit::prepare(&self.blobs, &file, self.key.as_ref(), |weights| about.update(trained, weights));
+        let prepared =
+            submit::prepare(&self.blobs, &file, self.key.as_ref(), |weights| metadata.update(trained, weights));
         let update = prepared.await?;
-        let kept = learned_images::record_images(&self.publisher, &update, &copied.images).await?;
-        if collector.is_outdated(&copied).await? {
-            tracing::info!(role = ROLE, "labels were taken back while it trained: nothing is sent, it trains again");
-            collector.forget(&kept).await?;
+        let sequences = learned_images::record_images(&self.publisher, &update, &copy.images).await?;
+        if collector.is_outdated(&copy).await? {
+            tracing::info!(role = ROLE, "labels retracted during training; update discarded");
+            collector.forget(&sequences).await?;
             CheckpointFolder::remove(&self.settings.work);
             return Ok(None);
         }

@@ -1,6 +1,6 @@
-//! What stands on the tape: a tar as it is written and read here. Written with nothing but names, sizes and contents; read
-//! entry by entry as they stand, so that nothing which other readers take for more than a regular file gets through: links,
-//! devices, sparse files, and headers that give the next file another name or size.
+//! The tar format of a package, as it is written and read here. Written with only names, sizes and contents; read
+//! header by header, so that nothing passes that other readers would treat as more than a regular file: links, devices,
+//! sparse files, and headers that change the next file's name or size.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -13,30 +13,30 @@ use tar::{Archive, Builder, EntryType, Header};
 
 use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError};
 
-/// Headers stand and contents end on blocks of this size, bytes.
+/// Headers and contents are aligned to blocks of this many bytes.
 pub(super) const BLOCK_BYTES: u64 = 512;
-/// Two empty blocks say that nothing follows.
+/// Two empty blocks mark the end.
 pub(super) const END_BYTES: u64 = 2 * BLOCK_BYTES;
 
-/// What a file of a package is made of.
+/// Content of a file in a package.
 pub(super) enum TarContent<'a> {
-    /// A file.
+    /// A file on disk.
     File(PathBuf),
-    /// Bytes at hand.
+    /// Bytes in memory.
     Bytes(&'a [u8]),
 }
 
-/// Where a file lies in a package.
+/// Position of a file in a package.
 pub(super) struct TarEntry {
-    /// Plain, relative, parts joined by `/`.
+    /// Plain and relative, with parts joined by `/`.
     pub name: String,
-    /// Its first byte.
+    /// Offset of its first byte.
     pub at: u64,
-    /// Its length.
+    /// Its length in bytes.
     pub size_bytes: u64,
 }
 
-/// A name as a package has it, if it is one: parts joined by `/`, none of which leads up or to a root.
+/// The plain form of a name: parts joined by `/`, none of which goes up or to a root; `None` if there is none.
 pub(super) fn plain_header(name: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in Path::new(name).components() {
@@ -73,9 +73,11 @@ pub(super) fn write<W: Write>(contents: &[(String, TarContent<'_>)], to: W, into
 }
 
 fn header(name: &str, size_bytes: u64) -> Result<Header, PackageError> {
-    // The plainest kind: a longer name would need a second header.
+    // The plainest kind of header: a longer name would need a second one.
     let mut header = Header::new_ustar();
-    header.set_path(name).map_err(|_| PackageError::Entry { name: name.to_owned(), why: "has too long a name" })?;
+    header
+        .set_path(name)
+        .map_err(|_| PackageError::Entry { name: name.to_owned(), why: "has a name that is too long" })?;
     header.set_entry_type(EntryType::Regular);
     header.set_size(size_bytes);
     header.set_mode(0o644);
@@ -86,7 +88,7 @@ fn header(name: &str, size_bytes: u64) -> Result<Header, PackageError> {
     Ok(header)
 }
 
-/// What is in a package, if it may be unpacked. Reads headers only.
+/// Lists a package's files, if it may be unpacked. Reads headers only.
 pub(super) fn read_entries(package: &Path) -> Result<Vec<TarEntry>, PackageError> {
     let damaged = |why: String| PackageError::Damaged { path: package.to_owned(), why };
     let file = File::open(package).map_err(PackageError::at(package))?;
@@ -100,14 +102,14 @@ pub(super) fn read_entries(package: &Path) -> Result<Vec<TarEntry>, PackageError
         let name = String::from_utf8_lossy(&path).into_owned();
         let refused = |why| Err(PackageError::Entry { name: name.clone(), why });
         if !entry.header().entry_type().is_file() {
-            return refused("is no regular file");
+            return refused("is not a regular file");
         }
-        // Bytes that are no text were replaced above.
+        // Bytes that are not UTF-8 were replaced above.
         if plain_header(&name).as_deref() != Some(&name) || name.as_bytes() != &*path {
-            return refused("has no plain name");
+            return refused("has a name that is not plain");
         }
         if !names.insert(name.clone()) {
-            return refused("is there twice");
+            return refused("appears twice");
         }
         content_bytes = content_bytes.saturating_add(entry.size());
         if content_bytes > MAX_CONTENT_BYTES {
@@ -121,11 +123,11 @@ pub(super) fn read_entries(package: &Path) -> Result<Vec<TarEntry>, PackageError
     }
     match whole_bytes == found_bytes {
         true => Ok(entries),
-        false => Err(damaged(format!("it has {found_bytes} bytes, what is in it makes {whole_bytes}"))),
+        false => Err(damaged(format!("it has {found_bytes} bytes, its entries need {whole_bytes}"))),
     }
 }
 
-/// Hashes and counts what passes through it.
+/// Hashes and counts the bytes written through it.
 pub(super) struct HashingWriter<W> {
     to: W,
     hash: Sha256,

@@ -1,9 +1,9 @@
-//! A package in pieces: in the release store for good, in a blob bucket for whoever fetches it next, and a file of them.
-//! One piece is in memory at a time. A file that is put together can be cut off at any moment: what is in it and has the
-//! right hash is not fetched again (invariant 4).
+//! A package in pieces: permanently in the release store, temporarily in a blob bucket for whoever fetches it next, and
+//! assembled into a file. One piece is in memory at a time. Assembling may be interrupted at any moment: pieces already
+//! in the file with the right hash are not fetched again (invariant 4).
 //!
 //! ```text
-//! models/<model>/packages/<sha256>   a piece, in the release store; releases that share pieces share them there too
+//! models/<model>/packages/<sha256>   a piece in the release store, shared by all releases that contain it
 //! ```
 
 use std::fs::File;
@@ -23,10 +23,10 @@ use super::archive::{BLOCK_BYTES, END_BYTES};
 use super::{MAX_CONTENT_BYTES, MAX_FILES, PackageError, make_folder, parent, rename_durably, temporary_path};
 
 const WHOLE_BYTES: u64 = PIECE_BYTES as u64;
-/// Largest package, bytes: a file has a block before it and fills its last one.
+/// Most bytes of a package: each file has a header block and is padded to a full block.
 const MAX_PACKAGE_BYTES: u64 = MAX_CONTENT_BYTES + MAX_FILES as u64 * 2 * BLOCK_BYTES + END_BYTES;
 
-/// A file's pieces, in order: each of [`PIECE_BYTES`], the last of what is left. None of an empty file.
+/// The pieces of a file, in order: each of [`PIECE_BYTES`], the last one shorter. None for an empty file.
 pub fn split(file: &Path) -> Result<Vec<BlobRef>, PackageError> {
     let mut pieces = Vec::new();
     loop {
@@ -38,7 +38,7 @@ pub fn split(file: &Path) -> Result<Vec<BlobRef>, PackageError> {
     }
 }
 
-/// A file's piece of this number, from 0; empty past the last.
+/// The piece of a file with this index, from 0; empty past the end.
 pub fn piece(file: &Path, index: usize) -> Result<Vec<u8>, PackageError> {
     let mut bytes = Vec::new();
     let read = File::open(file).and_then(|mut open| {
@@ -49,8 +49,8 @@ pub fn piece(file: &Path, index: usize) -> Result<Vec<u8>, PackageError> {
     Ok(bytes)
 }
 
-/// Puts a package's pieces into the release store, each once; what is there stays. Not if a piece is not what the file has
-/// there. By way of a temporary file of one piece.
+/// Stores a package's pieces in the release store, each once; existing ones stay. Fails if the file no longer matches
+/// its pieces. Uses a temporary file of one piece.
 pub async fn keep(
     store: &ReleaseStore,
     model: &ModelName,
@@ -60,7 +60,7 @@ pub async fn keep(
     length(pieces)?;
     for (index, blob) in pieces.iter().enumerate() {
         let file = file.to_owned();
-        let alone = off(move || {
+        let alone = spawn_blocking(move || {
             let bytes = piece(&file, index)?;
             let written = NamedTempFile::new().and_then(|mut alone| {
                 alone.write_all(&bytes)?;
@@ -73,8 +73,8 @@ pub async fn keep(
     Ok(())
 }
 
-/// Puts a package's pieces from the release store into a blob bucket, for those who fetch it there; those that are there
-/// are not read. What is in a bucket goes with time: a release that is still wanted is offered again.
+/// Copies a package's pieces from the release store into a blob bucket, for those who fetch it there; pieces already
+/// there are not read. Objects in a bucket expire, so a release that is still needed is offered again.
 pub async fn offer(
     store: &ReleaseStore,
     model: &ModelName,
@@ -90,24 +90,24 @@ pub async fn offer(
     Ok(())
 }
 
-/// Puts a package together from the release store, as [`assemble`] does from a bucket.
+/// Assembles a package from the release store, as [`assemble`] does from a bucket.
 pub async fn fetch(
     store: &ReleaseStore,
     model: &ModelName,
     pieces: &[BlobRef],
     into: &Path,
 ) -> Result<(), PackageError> {
-    gather(PieceSource::Store(store, model), pieces, into).await
+    assemble_from(PieceSource::Store(store, model), pieces, into).await
 }
 
-/// Puts a package together from a blob bucket. The file is whole, or not there; one that has these pieces already is left
-/// as it is. What came is kept beside it when the rest does not come, and not fetched again. Pieces that are missing do not
-/// keep others from coming. One at a time may do this for a file.
+/// Assembles a package from a blob bucket. The file ends up complete, or is not created; one that already has these
+/// pieces is left alone. Pieces that arrived are kept in a file beside it if others are missing, and are not fetched
+/// again; a missing piece does not stop the others. Only one call per file at a time.
 pub async fn assemble(blobs: &Blobs, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
-    gather(PieceSource::Bucket(blobs), pieces, into).await
+    assemble_from(PieceSource::Bucket(blobs), pieces, into).await
 }
 
-/// Where pieces come from. Nothing unhashed comes out of either.
+/// Source of pieces. Both check hashes.
 #[derive(Clone, Copy)]
 enum PieceSource<'a> {
     Store(&'a ReleaseStore, &'a ModelName),
@@ -129,18 +129,18 @@ impl PieceSource<'_> {
     }
 }
 
-async fn gather(source: PieceSource<'_>, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
+async fn assemble_from(source: PieceSource<'_>, pieces: &[BlobRef], into: &Path) -> Result<(), PackageError> {
     let size_bytes = length(pieces)?;
     let (wanted, whole) = (pieces.to_vec(), into.to_owned());
-    let Some((file, held)) = off(move || open(&wanted, size_bytes, &whole)).await? else { return Ok(()) };
+    let Some((file, present)) = spawn_blocking(move || open(&wanted, size_bytes, &whole)).await? else { return Ok(()) };
     let file = Arc::new(file);
     let partial = temporary_path(into, "partial");
     let (mut missing, mut first) = (0, None);
-    for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| !held[*index]) {
+    for (index, piece) in pieces.iter().enumerate().filter(|(index, _)| !present[*index]) {
         match source.get(piece).await {
             Ok(bytes) => {
                 let file = file.clone();
-                let written = off(move || Ok(file.write_all_at(&bytes, start(index)))).await?;
+                let written = spawn_blocking(move || Ok(file.write_all_at(&bytes, start(index)))).await?;
                 written.map_err(PackageError::at(&partial))?;
             }
             Err(error @ (CarryError::BadBlob { .. } | CarryError::BadObject { .. })) => {
@@ -154,32 +154,32 @@ async fn gather(source: PieceSource<'_>, pieces: &[BlobRef], into: &Path) -> Res
         return Err(PackageError::Missing { missing, pieces: pieces.len(), first });
     }
     let into = into.to_owned();
-    off(move || {
-        // It may have been begun for a longer package.
+    spawn_blocking(move || {
+        // The partial file may be from a longer package.
         file.set_len(size_bytes).map_err(PackageError::at(&partial))?;
         rename_durably(&partial, &into)
     })
     .await
 }
 
-/// The unfinished file beside one, and which pieces are in it; nothing if the file itself is whole.
+/// The partial file and which pieces it has; `None` if the file itself is complete.
 fn open(pieces: &[BlobRef], size_bytes: u64, into: &Path) -> Result<Option<(File, Vec<bool>)>, PackageError> {
     make_folder(parent(into))?;
     if let Ok(file) = File::open(into)
         && file.metadata().is_ok_and(|found| found.len() == size_bytes)
-        && held(&file, pieces).map_err(PackageError::at(into))?.into_iter().all(|held| held)
+        && present_pieces(&file, pieces).map_err(PackageError::at(into))?.into_iter().all(|present| present)
     {
         return Ok(None);
     }
     let partial = temporary_path(into, "partial");
     let options = File::options().read(true).write(true).create(true).truncate(false).open(&partial);
     let file = options.map_err(PackageError::at(&partial))?;
-    let held = held(&file, pieces).map_err(PackageError::at(&partial))?;
-    Ok(Some((file, held)))
+    let present = present_pieces(&file, pieces).map_err(PackageError::at(&partial))?;
+    Ok(Some((file, present)))
 }
 
-/// Which pieces a file has in their places.
-fn held(file: &File, pieces: &[BlobRef]) -> io::Result<Vec<bool>> {
+/// Which pieces a file has at their positions.
+fn present_pieces(file: &File, pieces: &[BlobRef]) -> io::Result<Vec<bool>> {
     let mut bytes = Vec::new();
     let is_held = |(index, piece): (usize, &BlobRef)| {
         bytes.resize(usize::try_from(piece.size_bytes).unwrap_or(PIECE_BYTES), 0);
@@ -192,13 +192,16 @@ fn held(file: &File, pieces: &[BlobRef]) -> io::Result<Vec<bool>> {
     pieces.iter().enumerate().map(is_held).collect()
 }
 
-/// Length of the package that has these pieces, bytes; refuses what [`split`] does not make.
+/// Length in bytes of the package with these pieces; refuses lists that [`split`] cannot produce.
 fn length(pieces: &[BlobRef]) -> Result<u64, PackageError> {
     let wrong = |why: String| Err(PackageError::Pieces { why });
-    let Some((last, before)) = pieces.split_last() else { return wrong("there are none".into()) };
+    let Some((last, before)) = pieces.split_last() else { return wrong("the list is empty".into()) };
     let odd = before.iter().find(|piece| piece.size_bytes != WHOLE_BYTES);
     if let Some(odd) = odd.or(Some(last).filter(|last| !(1..=WHOLE_BYTES).contains(&last.size_bytes))) {
-        return wrong(format!("one has {} bytes, each must have {WHOLE_BYTES} and the last no more", odd.size_bytes));
+        return wrong(format!(
+            "one has {} bytes; each must have {WHOLE_BYTES}, and the last at most that",
+            odd.size_bytes
+        ));
     }
     let size_bytes = start(before.len()) + last.size_bytes;
     match size_bytes > MAX_PACKAGE_BYTES {
@@ -219,8 +222,8 @@ fn blob_of(bytes: &[u8]) -> BlobRef {
     BlobRef::new(Sha256::digest(bytes).into(), bytes.len() as u64)
 }
 
-/// Work that blocks, off the async threads.
-async fn off<T: Send + 'static>(
+/// Runs blocking work off the async threads.
+async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PackageError> + Send + 'static,
 ) -> Result<T, PackageError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| PackageError::Broke(error.to_string()))?
@@ -230,7 +233,7 @@ async fn off<T: Send + 'static>(
 mod tests {
     use super::*;
 
-    /// A file that three pieces make, no two alike.
+    /// A file of three pieces, no two alike.
     fn three() -> (tempfile::TempDir, std::path::PathBuf, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 1000).map(|at| (at / 1000 % 251) as u8).collect();
@@ -260,7 +263,7 @@ mod tests {
         let pieces = split(&file).unwrap();
         let held_by = |bytes: &[u8]| {
             std::fs::write(&file, bytes).unwrap();
-            held(&File::open(&file).unwrap(), &pieces).unwrap()
+            present_pieces(&File::open(&file).unwrap(), &pieces).unwrap()
         };
         assert_eq!(held_by(&[]), [false, false, false]);
         assert_eq!(held_by(&bytes[..PIECE_BYTES - 1]), [false, false, false]);
@@ -280,8 +283,8 @@ mod tests {
         let pieces = split(&file).unwrap();
         assert!(open(&pieces, bytes.len() as u64, &file).unwrap().is_none());
         std::fs::write(&file, [&bytes[..], b"more"].concat()).unwrap();
-        let (_, held) = open(&pieces, bytes.len() as u64, &file).unwrap().unwrap();
-        assert_eq!(held, [false; 3]);
+        let (_, present) = open(&pieces, bytes.len() as u64, &file).unwrap().unwrap();
+        assert_eq!(present, [false; 3]);
         assert!(folder.path().join(".package.partial").exists());
     }
 

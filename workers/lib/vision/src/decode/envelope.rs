@@ -1,4 +1,4 @@
-//! What stands around a picture: junk before a JPEG, base64, a data URL, JSON with one of these in it. Pure.
+//! What surrounds a picture: junk before a JPEG, base64, a data URL, or JSON with one of these inside. Pure.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use schemas::CaptureTime;
 
 use super::format::PictureFormat;
 
-/// Bytes before the beginning of a JPEG that are passed over, at the most.
+/// Most bytes that are skipped before the beginning of a JPEG.
 pub(super) const MAX_JUNK_BYTES: usize = 4096;
-/// JSON longer than its picture by more than this is not searched.
+/// JSON that exceeds its picture by more than this is not searched. Bytes.
 const MAX_BESIDE_BYTES: usize = 64 * 1024;
 
-/// Padding may be there or not.
+/// Padding is optional.
 const fn engine(alphabet: &base64::alphabet::Alphabet) -> GeneralPurpose {
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(alphabet, config.with_decode_allow_trailing_bits(true))
@@ -22,22 +22,22 @@ const fn engine(alphabet: &base64::alphabet::Alphabet) -> GeneralPurpose {
 const STANDARD: GeneralPurpose = engine(&base64::alphabet::STANDARD);
 const FOR_URLS: GeneralPurpose = engine(&base64::alphabet::URL_SAFE);
 
-/// What stood around a picture.
+/// What surrounded a picture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageEnvelope {
-    /// In words, for the answer; absent where the picture came as it is.
+    /// Description for the answer; absent if nothing surrounded the picture.
     pub note: Option<String>,
-    /// When it was taken, milliseconds since the epoch, if JSON around it says so.
+    /// Capture time in milliseconds since the epoch, if surrounding JSON gives it.
     pub captured_at_ms: Option<u64>,
 }
 
-/// The bytes of a picture, and what stood around it.
+/// The bytes of a picture, and what surrounded them.
 pub(super) struct UnwrappedImage<'a> {
     pub(super) bytes: Cow<'a, [u8]>,
     pub(super) envelope: ImageEnvelope,
 }
 
-/// What holds a picture; the bytes as they are where nothing is known around them.
+/// Unwraps a picture; the bytes are returned unchanged if no known wrapping is found.
 pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
     if PictureFormat::of(bytes).is_some() {
         return UnwrappedImage { bytes: Cow::Borrowed(bytes), envelope: ImageEnvelope::default() };
@@ -59,14 +59,14 @@ pub(super) fn unwrap_image(bytes: &[u8]) -> UnwrappedImage<'_> {
     }
 }
 
-/// Where a JPEG begins that does not begin at once.
+/// Offset of a JPEG that does not begin at once.
 pub(super) fn find_jpeg_start(bytes: &[u8]) -> Option<usize> {
     let head = &bytes[..bytes.len().min(MAX_JUNK_BYTES + 3)];
     head.windows(3).position(|three| three == [0xff, 0xd8, 0xff]).filter(|at| *at > 0)
 }
 
-/// What may stand before a JPEG: line ends and zeros of a stream that was split at the wrong byte, the head of a part or
-/// of an answer.
+/// Whether these bytes may precede a JPEG: line ends and zeros of a stream split at the wrong byte, or the headers of a
+/// part or an HTTP answer.
 fn is_skippable(before: &[u8]) -> bool {
     if before.iter().all(|byte| matches!(byte, 0 | b' ' | b'\t' | b'\r' | b'\n')) {
         return true;
@@ -77,7 +77,7 @@ fn is_skippable(before: &[u8]) -> bool {
     is_head && text.is_ascii() && (before.ends_with(b"\r\n\r\n") || before.ends_with(b"\n\n"))
 }
 
-/// A picture in the member `image` of an object; `captured_at`, if it is there, says when it was taken.
+/// A picture in the member `image` of an object; `captured_at`, if present, gives its capture time.
 fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, ImageEnvelope)> {
     #[derive(serde::Deserialize)]
     struct JsonImage<'a> {
@@ -111,7 +111,7 @@ fn decode_json(bytes: &[u8]) -> Option<(Vec<u8>, ImageEnvelope)> {
     Some((picture, ImageEnvelope { note, captured_at_ms }))
 }
 
-/// A picture as base64, alone or in a data URL.
+/// A picture in base64, alone or in a data URL.
 fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
     let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
@@ -124,7 +124,7 @@ fn decode_base64(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
         }
         false => (text, "base64"),
     };
-    // The beginning decides, before all of it is read.
+    // The beginning decides, before all of it is decoded.
     let head: Vec<u8> = strip_whitespace(coded).take(24).collect();
     let engine = [STANDARD, FOR_URLS].into_iter().find(|engine| {
         engine.decode(&head).is_ok_and(|decoded| head.len() == 24 && PictureFormat::of(&decoded).is_some())

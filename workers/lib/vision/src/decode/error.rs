@@ -1,28 +1,28 @@
-//! Why pictures are refused: names, words and remedies.
+//! Why pictures are refused: fault names, reasons and remedies.
 
 use std::fmt;
 
 use super::format::PictureFormat;
 use super::format_guess::FormatGuess;
 
-/// Longest explanation taken over from a decoder, in characters.
+/// Longest explanation taken from a decoder, in characters.
 const MAX_WHY_CHARS: usize = 200;
 
 /// Why a picture was refused. Always the picture's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// No bytes at all.
+    /// There are no bytes.
     #[error("image is empty")]
     Empty,
-    /// More bytes than allowed.
+    /// It has more bytes than allowed.
     #[error("image of {size_bytes} bytes is larger than the limit of {limit_bytes} bytes")]
     TooLarge {
-        /// Its size.
+        /// Its size in bytes.
         size_bytes: u64,
-        /// `max_bytes`.
+        /// The limit `max_bytes`.
         limit_bytes: u64,
     },
-    /// None of the formats read here.
+    /// Its format is not one that is read here.
     #[error("image format is unknown: it begins with {first_bytes}, which looks like {}", guess.what)]
     UnknownFormat {
         /// Up to 16 bytes in hexadecimal.
@@ -30,77 +30,77 @@ pub enum DecodeError {
         /// What such bytes usually are.
         guess: FormatGuess,
     },
-    /// A known format in a kind that is not read here.
-    #[error("{format} image is of a kind that is not supported: {why}")]
+    /// It is a variant of a known format that is not supported.
+    #[error("this kind of {format} image is not supported: {why}")]
     Unsupported {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// The kind.
+        /// The variant.
         why: String,
     },
-    /// A side longer than allowed.
-    #[error("{format} image of {width_px}x{height_px} pixels is longer than {limit_px} on a side")]
+    /// A side is too long.
+    #[error("{format} image of {width_px}x{height_px} pixels has a side over the limit of {limit_px}")]
     SideTooLong {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// As the header says.
+        /// Width in the header.
         width_px: u32,
-        /// As the header says.
+        /// Height in the header.
         height_px: u32,
-        /// `max_side_px`.
+        /// The limit `max_side_px`.
         limit_px: u32,
     },
-    /// More pixels than allowed.
-    #[error("{format} image of {width_px}x{height_px} pixels has more than {limit} of them")]
+    /// It has too many pixels.
+    #[error("{format} image of {width_px}x{height_px} has more than the limit of {limit} pixels")]
     TooManyPixels {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// As the header says.
+        /// Width in the header.
         width_px: u32,
-        /// As the header says.
+        /// Height in the header.
         height_px: u32,
-        /// `max_pixels`.
+        /// The limit `max_pixels`.
         limit: u64,
     },
-    /// Decoding would take more memory than allowed.
+    /// Decoding would need too much memory.
     #[error(
         "{format} image of {width_px}x{height_px} pixels needs {needed_bytes} bytes to decode, \
          more than the limit of {limit_bytes}"
     )]
     TooMuchMemory {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// As the header says.
+        /// Width in the header.
         width_px: u32,
-        /// As the header says.
+        /// Height in the header.
         height_px: u32,
-        /// The estimate.
+        /// Estimated memory in bytes.
         needed_bytes: u64,
-        /// `max_memory_bytes`.
+        /// The limit `max_memory_bytes`.
         limit_bytes: u64,
     },
-    /// The end is missing.
+    /// Its end is missing.
     #[error("{format} image is cut off: its end is missing ({why})")]
     Truncated {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// The decoder's words.
+        /// Message of the decoder.
         why: String,
     },
-    /// Damaged.
+    /// It is damaged.
     #[error("{format} image is damaged: {why}")]
     Corrupt {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// The decoder's words.
+        /// Message of the decoder.
         why: String,
     },
-    /// The decoder itself gave up in a way it should not.
+    /// The decoder panicked.
     #[error("{format} decoder failed on this image: {why}")]
     DecoderPanicked {
-        /// The format.
+        /// Its format.
         format: PictureFormat,
-        /// Its last words.
+        /// Message of the panic.
         why: String,
     },
 }
@@ -122,10 +122,10 @@ impl DecodeError {
         }
     }
 
-    /// What the one who published it can do, in one sentence.
+    /// What the publisher can do, in one sentence.
     pub fn remedy(&self) -> &'static str {
         match self {
-            DecodeError::Empty => "Publish the bytes of the picture; the message or the file had none.",
+            DecodeError::Empty => "Publish the bytes of the picture; the message or file was empty.",
             DecodeError::TooLarge { .. } => {
                 "Send a smaller or more strongly compressed picture, or raise decode.max_bytes where it is decoded."
             }
@@ -145,7 +145,7 @@ impl DecodeError {
             }
             DecodeError::Corrupt { .. } => "Check the file with another viewer and publish an undamaged copy.",
             DecodeError::DecoderPanicked { .. } => {
-                "Save it again as a plain JPEG or PNG; if it is a picture of yours that other viewers show, report it."
+                "Save it again as a plain JPEG or PNG; if other viewers show the picture, report it."
             }
         }
     }
@@ -155,7 +155,7 @@ impl DecodeError {
     }
 }
 
-/// No more of what a decoder says than fits.
+/// A decoder's message, shortened.
 pub(super) fn cut(why: impl fmt::Display) -> String {
     why.to_string().chars().take(MAX_WHY_CHARS).collect()
 }

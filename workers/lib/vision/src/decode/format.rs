@@ -1,32 +1,32 @@
-//! Formats of pictures, told from their first bytes.
+//! Picture formats, recognized from the first bytes.
 
 use std::fmt;
 
 use image::ImageFormat;
 use serde::Serialize;
 
-/// The formats read here.
+/// The supported formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PictureFormat {
-    /// Baseline or progressive, grey, YCbCr or CMYK.
+    /// Baseline or progressive; grey, YCbCr or CMYK.
     Jpeg,
-    /// Of an animated one, the default image.
+    /// For an animated one, its default image.
     Png,
-    /// Lossy or lossless; of an animated one, the first frame.
+    /// Lossy or lossless; for an animated one, its first frame.
     WebP,
-    /// Classic or BigTIFF: the first page that is no thumbnail.
+    /// Classic or BigTIFF: the first page that is not a thumbnail.
     Tiff,
     /// Windows bitmap.
     Bmp,
-    /// The first frame.
+    /// Its first frame.
     Gif,
     /// PBM, PGM, PPM or PAM.
     Pnm,
 }
 
 impl PictureFormat {
-    /// Lower-case, as in file extensions.
+    /// Lower-case name, as in file extensions.
     pub fn name(self) -> &'static str {
         match self {
             PictureFormat::Jpeg => "jpeg",
@@ -39,9 +39,9 @@ impl PictureFormat {
         }
     }
 
-    /// By the first bytes alone.
+    /// The format by the first bytes alone.
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        // 43 instead of 42: offsets of 64 bits.
+        // 43 instead of 42: 64-bit offsets (BigTIFF).
         if bytes.starts_with(b"II\x2b\0") || bytes.starts_with(b"MM\0\x2b") {
             return Some(PictureFormat::Tiff);
         }
@@ -52,7 +52,7 @@ impl PictureFormat {
             ImageFormat::Tiff => Some(PictureFormat::Tiff),
             ImageFormat::Bmp => Some(PictureFormat::Bmp),
             ImageFormat::Gif => Some(PictureFormat::Gif),
-            // "P5" is also how a text may begin.
+            // A text may also begin with "P5".
             ImageFormat::Pnm => bytes.get(2).is_some_and(u8::is_ascii_whitespace).then_some(PictureFormat::Pnm),
             _ => None,
         }
@@ -77,10 +77,10 @@ impl fmt::Display for PictureFormat {
     }
 }
 
-/// How many bits of each sample mean something, as a PNG says (chunk sBIT, PNG 11.3.2.8). Pure.
+/// Number of significant bits per sample, according to a PNG (chunk sBIT, PNG 11.3.2.8). Pure.
 pub(super) fn significant_bits(bytes: &[u8]) -> Option<u8> {
     let mut at = 8;
-    // It stands before the pixels.
+    // It precedes the pixels.
     while let Some([a, b, c, d, kind @ ..]) = bytes.get(at..at + 8) {
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
         if kind == b"IDAT" {

@@ -1,28 +1,28 @@
-//! What bytes are that are no picture: the usual mistakes by name, each with what to do. Pure.
+//! Names bytes that are not a picture: common mistakes, each with a remedy. Pure.
 
 use super::envelope::find_jpeg_start;
 
-/// Looked at from the beginning, bytes.
+/// Bytes that are examined, from the beginning.
 const HEAD_BYTES: usize = 4096;
-/// A title of a page is cut after this, characters.
+/// Longest page title that is quoted, in characters.
 const MAX_TITLE_CHARS: usize = 80;
 
 const CONVERT: &str = "Convert it to JPEG, PNG, WebP, TIFF, BMP, GIF or PNM before publishing.";
 const SAVE_AS_JPEG: &str = "Let the device save JPEG (\"most compatible\"), or convert it before publishing.";
-const NOT_THE_PICTURE: &str = "The camera or server answered with a page instead of a picture: check the address, the login and whether it is busy.";
-const STILL: &str = "Publish still pictures: take single frames from the video first (for example with ffmpeg).";
-const AS_BYTES: &str = "Publish the bytes of the picture as they are, not as a string of text.";
+const NOT_THE_PICTURE: &str = "The camera or server answered with a page instead of a picture; check the address, the login and whether it is busy.";
+const STILL: &str = "Publish still pictures; extract single frames from the video first (for example with ffmpeg).";
+const AS_BYTES: &str = "Publish the bytes of the picture unchanged, not as a text string.";
 
 /// What such bytes usually are, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FormatGuess {
-    /// In words, to follow "which looks like".
+    /// Description, to follow "which looks like".
     pub what: String,
-    /// In one sentence.
+    /// Remedy in one sentence.
     pub remedy: &'static str,
 }
 
-/// Names bytes that no decoder here knows.
+/// Guesses what bytes of an unknown format are.
 pub(super) fn guess_unknown(bytes: &[u8]) -> FormatGuess {
     let has = |at: usize, what: &[u8]| bytes.get(at..at + what.len()) == Some(what);
     let head = &bytes[..bytes.len().min(HEAD_BYTES)];
@@ -47,23 +47,23 @@ pub(super) fn guess_unknown(bytes: &[u8]) -> FormatGuess {
         () if has(0, b"8BPS") => ("a Photoshop document", CONVERT),
         () if has(0, b"\0\0\x01\0") => ("an icon (ICO)", CONVERT),
         () if bytes.iter().all(|byte| *byte == 0) => {
-            ("nothing but zeros", "The file was reserved and never written: publish it once it is complete.")
+            ("nothing but zeros", "The file was reserved but never written; publish it once it is complete.")
         }
         () if has(0, b"\xef\xbf\xbd") || has(0, b"\xc3\xbf\xc3\x98") || has(0, b"\xc2\x89PNG") => {
-            ("a picture that was turned into a string of text (UTF-8) on its way", AS_BYTES)
+            ("a picture that was converted to a string of text (UTF-8) on the way", AS_BYTES)
         }
         () => return guess_text(bytes, head),
     };
     FormatGuess { what: what.into(), remedy }
 }
 
-/// What text it is, if it is text.
+/// Describes text.
 fn guess_text(bytes: &[u8], head: &[u8]) -> FormatGuess {
     let found = |what: String, remedy| FormatGuess { what, remedy };
     if let Some(at) = find_jpeg_start(bytes) {
         let before = if is_text(&bytes[..at]) { "text" } else { "something else" };
         let what = format!("{before} with a JPEG behind it, from byte {at} on");
-        return found(what, "Publish the picture alone, without what a program wrote before it.");
+        return found(what, "Publish the picture alone, without the text that a program wrote before it.");
     }
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     if !is_text(head) {
@@ -92,7 +92,7 @@ fn guess_text(bytes: &[u8], head: &[u8]) -> FormatGuess {
     }
 }
 
-/// UTF-8 without control characters; the end may be cut within a character.
+/// UTF-8 without control characters; the end may be inside a character.
 fn is_text(bytes: &[u8]) -> bool {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -106,11 +106,11 @@ fn is_base64(text: &[u8]) -> bool {
     text.len() >= 64 && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte))
 }
 
-/// A unit of H.264 or H.265 behind a start code (annex B).
+/// A unit of H.264 or H.265 after a start code (Annex B).
 fn is_annex_b(bytes: &[u8]) -> bool {
     let unit =
         bytes.strip_prefix(b"\0\0\0\x01").or_else(|| bytes.strip_prefix(b"\0\0\x01")).and_then(|rest| rest.first());
-    // The first bit is always zero; what begins a picture or tells of one.
+    // The first bit is always zero; these types begin or describe a picture.
     unit.is_some_and(|unit| unit & 0x80 == 0 && (matches!(unit & 0x1f, 1 | 5..=9) || matches!(unit >> 1, 32..=35)))
 }
 
@@ -125,7 +125,7 @@ fn title(text: &[u8]) -> Option<String> {
     Some(line(&text[from..to])).filter(|title| !title.is_empty())
 }
 
-/// Text on one line, cut.
+/// Text on one line, shortened.
 fn line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_TITLE_CHARS).collect()

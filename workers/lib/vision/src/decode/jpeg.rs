@@ -1,12 +1,12 @@
-//! JPEG: what a file holds, read off its markers, and its pixels.
+//! Decodes JPEG: reads the file's structure from its markers, then its pixels.
 //!
-//! A decoder fills what is missing with grey, and a picture cut in half that was closed properly is recognized as
-//! something. So the decoder never sees the end marker: behind the coded data come bits that are no code, and it stumbles
-//! over them unless the data holds every block (MCU) that the header promises. Of a progressive picture every coefficient
-//! of every component must have been sent once; without its last refinements it is coarser and nothing else.
+//! A decoder fills missing data with grey, so a picture that was cut and closed properly would be recognized as
+//! something. Therefore the decoder never sees the end marker: after the coded data come bits that are not a code, and
+//! it fails on them unless the data has every block (MCU) that the header promises. In a progressive picture every
+//! coefficient of every component must have been sent once; missing refinements only make it coarser.
 //!
-//! Also read here: frames of motion JPEG, which leave out the usual Huffman tables, and baseline pictures whose components
-//! come in scans of their own. Sections are those of ITU-T T.81.
+//! Also supported: frames of motion JPEG, which omit the usual Huffman tables, and baseline pictures whose components
+//! have scans of their own. Sections are those of ITU-T T.81.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -24,13 +24,13 @@ use super::error::{DecodeError, cut};
 use super::format::PictureFormat;
 use super::{DecodeSettings, Pixels, check};
 
-/// The decoder can hold no more than this on a side.
+/// Largest side that the decoder supports.
 const MAX_SIDE_PX: usize = 65_535;
-/// More scans than a picture ever has: each is another pass over all of it.
+/// More scans than a real picture has: each is another pass over all of it.
 const MAX_SCANS: usize = 100;
-/// So many zeros at the end are no coded data.
+/// This many zeros at the end are not coded data.
 const UNWRITTEN_BYTES: usize = 32;
-/// Stands behind coded data. A code of ones alone is kept free (section C.2), and a byte of ones is stuffed with a zero.
+/// Appended to coded data. A code of only ones is reserved (section C.2), and a byte of ones is stuffed with a zero.
 const NO_CODE: [u8; 128] = {
     let mut ones = [0xff; 128];
     let mut at = 1;
@@ -40,7 +40,7 @@ const NO_CODE: [u8; 128] = {
     }
     ones
 };
-/// The tables of annex K.3, as a segment of their own: what a frame of motion JPEG leaves out.
+/// The tables of annex K.3 as a segment: frames of motion JPEG omit them.
 const USUAL_TABLES: &[u8] = include_bytes!("usual_tables.dht");
 
 const SOI: u8 = 0xd8;
@@ -53,22 +53,22 @@ const DAC: u8 = 0xcc;
 const JPG: u8 = 0xc8;
 const APP14: u8 = 0xee;
 
-/// What the markers say; whatever cannot be read is left out, and the decoder stumbles over it.
+/// The markers' content; unreadable parts are left out, and the decoder fails on them.
 #[derive(Debug, Default)]
 struct JpegStructure {
-    /// The second byte of the frame's marker (table B.1).
+    /// Second byte of the frame's marker (table B.1).
     process: u8,
     precision: u8,
     width_px: u16,
     height_px: u16,
     components: Vec<FrameComponent>,
     scans: Vec<ScanSegment>,
-    /// Segments with tables, in the order of the file.
+    /// Segments with tables, in file order.
     tables: Vec<Range<usize>>,
     huffman: bool,
-    /// The colour transform that Adobe's segment names.
+    /// Colour transform named by Adobe's segment.
     transform: Option<u8>,
-    /// Whether the end marker is there.
+    /// Whether the end marker is present.
     closed: bool,
 }
 
@@ -82,9 +82,9 @@ struct FrameComponent {
 
 #[derive(Debug)]
 struct ScanSegment {
-    /// Its header with marker.
+    /// The scan header including its marker.
     header: Range<usize>,
-    /// What is coded, up to the next marker.
+    /// The coded data, up to the next marker.
     data: Range<usize>,
     components: Vec<u8>,
     /// First and last coefficient.
@@ -126,7 +126,7 @@ impl JpegStructure {
                     layout.tables.push(begin..at);
                 }
                 APP14 if content.starts_with(b"Adobe") => layout.transform = content.get(11).copied(),
-                // The first frame counts: limits are checked against that one.
+                // The first frame counts, because limits are checked against it.
                 0xc0..=0xcf if marker != JPG && marker != DAC && layout.process == 0 => layout.frame(marker, content),
                 _ => {}
             }
@@ -149,7 +149,7 @@ impl JpegStructure {
             .collect();
     }
 
-    /// A kind that is not read here, in words.
+    /// Description of an unsupported variant; `None` if supported.
     fn unsupported(&self) -> Option<&'static str> {
         match self.process {
             0xc3 => Some("lossless JPEG"),
@@ -164,7 +164,7 @@ impl JpegStructure {
         matches!(self.process, 0xc0 | 0xc1)
     }
 
-    /// Whether components come one after the other, in scans of their own.
+    /// Whether components are in scans of their own.
     fn has_separate_components(&self) -> bool {
         self.sequential() && self.scans.first().is_some_and(|scan| scan.components.len() < self.components.len())
     }
@@ -181,26 +181,26 @@ impl JpegStructure {
     }
 }
 
-/// The next marker at or behind a place, and where it begins; fill bytes and whatever is no marker are passed over.
-/// Whether its end marker is there.
+/// Whether the end marker is present.
 pub(super) fn is_closed(bytes: &[u8]) -> bool {
     JpegStructure::of(bytes).closed
 }
 
+/// The next marker from an offset on, and where it begins; fill bytes and everything else is skipped.
 fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
     let mut at = from;
     loop {
         at += memchr::memchr(0xff, bytes.get(at..)?)?;
         match bytes.get(at + 1)? {
-            // A stuffed byte, or one that fills.
+            // A stuffed byte, or a fill byte.
             0x00 | 0xff => at += 1,
             marker => return Some((*marker, at)),
         }
     }
 }
 
-/// Where coded data ends: before the next marker but for those of restarts. Zeros at the end of a file that was not
-/// closed are room that nobody wrote to.
+/// End of coded data: before the next marker other than restarts. Zeros at the end of an unclosed file are unwritten
+/// space.
 fn end_of_data(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     loop {
@@ -243,7 +243,7 @@ struct JpegHeader<'a> {
 }
 
 impl<'a> JpegHeader<'a> {
-    /// Reads up to the first scan; allocates a few rows at most.
+    /// Reads up to the first scan; allocates at most a few rows.
     fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut decoder = decoder(bytes, ColorSpace::RGB);
         decoder.decode_headers().map_err(|error| jpeg_error(bytes, &error))?;
@@ -265,7 +265,7 @@ impl<'a> JpegHeader<'a> {
 
 fn decoder(bytes: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
     let options = DecoderOptions::default()
-        // Without it what is missing comes out grey.
+        // Otherwise missing data would come out grey.
         .set_strict_mode(true)
         .set_max_width(MAX_SIDE_PX)
         .set_max_height(MAX_SIDE_PX)
@@ -288,8 +288,8 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
     if apart && (u32::from(layout.width_px), u32::from(layout.height_px)) != (width_px, height_px) {
         return Err(DecodeError::corrupt(PictureFormat::Jpeg, "it has two sizes"));
     }
-    // A progressive picture's coefficients, two bytes each, are all held until the last scan; planes are held beside
-    // the picture, once as they are and once scaled.
+    // All coefficients of a progressive picture (two bytes each) are held until the last scan; planes are held beside
+    // the picture, unscaled and scaled.
     let extra_bytes = if progressive || apart { count * 2 * u64::from(components) } else { 0 };
     check(PictureFormat::Jpeg, width_px, height_px, extra_bytes, orientation, settings)?;
     if progressive && layout.lacks_coefficients() {
@@ -298,13 +298,13 @@ pub(super) fn decode(bytes: &[u8], settings: &DecodeSettings, pixels: &mut Pixel
     if apart {
         decode_planes(bytes, &layout, pixels)?;
     } else {
-        let room = pixels.room(width_px, height_px);
-        decoder.decode_into(room).map_err(|error| jpeg_error(bytes, &error))?;
+        let buffer = pixels.resize(width_px, height_px);
+        decoder.decode_into(buffer).map_err(|error| jpeg_error(bytes, &error))?;
     }
-    pixels.turn(orientation, PictureFormat::Jpeg)
+    pixels.make_upright(orientation, PictureFormat::Jpeg)
 }
 
-/// With the usual tables, where it has none, and with what follows the coded data in place of the end.
+/// Adds the usual tables if there are none, and replaces the end with bits that are not a code.
 fn prepare_for_decoder<'a>(bytes: &'a [u8], layout: &JpegStructure) -> Cow<'a, [u8]> {
     let tables = if layout.huffman || layout.components.is_empty() { &[] } else { USUAL_TABLES };
     match layout.scans.last() {
@@ -316,7 +316,7 @@ fn prepare_for_decoder<'a>(bytes: &'a [u8], layout: &JpegStructure) -> Cow<'a, [
     }
 }
 
-/// Each component that comes in a scan of its own is a grey picture; they are scaled to one size and put together.
+/// Decodes each component with its own scan as a grey picture, scales them to one size and combines them.
 fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> Result<(), DecodeError> {
     let unsupported = |why: &str| DecodeError::Unsupported { format: PictureFormat::Jpeg, why: why.into() };
     let [first, second, third] = layout.components[..] else {
@@ -333,7 +333,7 @@ fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> R
         if scan.components.len() > 1 {
             return Err(unsupported("JPEG with scans of one and of several components"));
         }
-        // Section A.1.1: the size of a component.
+        // Section A.1.1: size of a component.
         let scaled = |side: u16, own: u8, most: u8| {
             (usize::from(side) * usize::from(own.max(1))).div_ceil(usize::from(most)) as u16
         };
@@ -353,7 +353,7 @@ fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> R
     };
     let (one, two, three) = (plane(first)?, plane(second)?, plane(third)?);
     let is_rgb = layout.transform == Some(0) || [first.id, second.id, third.id] == *b"RGB";
-    let out = pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut();
+    let out = pixels.resize(width_px, height_px).as_chunks_mut::<3>().0.iter_mut();
     for (((pixel, Luma([one])), Luma([two])), Luma([three])) in
         out.zip(one.pixels()).zip(two.pixels()).zip(three.pixels())
     {
@@ -362,7 +362,7 @@ fn decode_planes(bytes: &[u8], layout: &JpegStructure, pixels: &mut Pixels) -> R
     Ok(())
 }
 
-/// A file that holds one component as its only one.
+/// A file with one component as its only one.
 fn build_gray_jpeg(
     bytes: &[u8],
     layout: &JpegStructure,
@@ -374,7 +374,7 @@ fn build_gray_jpeg(
     if !layout.huffman {
         grey.extend(USUAL_TABLES);
     }
-    // Of tables that were defined twice the later counts.
+    // Of tables defined twice, the later one counts.
     let tables = layout.tables.iter().filter(|table| table.start < scan.header.start);
     tables.for_each(|table| grey.extend(&bytes[table.clone()]));
     grey.extend([0xff, 0xc0, 0, 11, 8]);
@@ -397,11 +397,11 @@ pub(super) fn ycbcr_to_rgb(luma: u8, blue: u8, red: u8) -> [u8; 3] {
 fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
     let (format, words) = (PictureFormat::Jpeg, format!("{error:?}"));
     let closed = JpegStructure::of(bytes).closed;
-    // The decoder has no kind of error for it.
+    // The decoder has no error kind for this.
     let ran_out = ["Exhausted data", "Premature end", "Not enough bytes", "No more bytes", "Bad Huffman Code"];
     if ran_out.iter().any(|text| words.contains(text)) {
         let why = match closed {
-            true => "it is closed, and holds fewer blocks than its header promises",
+            true => "it is closed but has fewer blocks than its header promises",
             false => "its data ends before its last block",
         };
         return DecodeError::Truncated { format, why: why.into() };
@@ -409,7 +409,7 @@ fn jpeg_error(bytes: &[u8], error: &DecodeErrors) -> DecodeError {
     let why = cut(words.trim_matches('"'));
     match error {
         DecodeErrors::Unsupported(_) => DecodeError::Unsupported { format, why },
-        // Whatever the decoder stumbled over first.
+        // Whatever the decoder failed on first.
         _ if !closed => DecodeError::Truncated { format, why },
         _ => DecodeError::Corrupt { format, why },
     }

@@ -1,26 +1,26 @@
-//! Samples of other than eight bits, and transparent ones, as levels from 0 to 255. Pure.
+//! Converts samples that are not 8-bit, and transparent ones, to levels from 0 to 255. Pure.
 
-/// Bits that cameras use of sixteen, when they do not use all.
+/// Bits of 16 that cameras use when they do not use all.
 const USED_BITS: [u32; 3] = [10, 12, 14];
 
-/// What is known of samples of 16 bits.
+/// What is known about 16-bit samples.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct BitDepthHint {
-    /// The largest value, as the file says it.
+    /// Largest value according to the file.
     pub(super) declared_max: Option<u32>,
-    /// How many bits are used, as an operator says it.
+    /// Used bits according to the settings.
     pub(super) bits: Option<u8>,
 }
 
-/// How samples of 16 bits become eight.
+/// Scale from 16-bit samples to 8-bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SampleScale {
     most: u32,
 }
 
 impl SampleScale {
-    /// By what the file declares, else by the setting, else by the largest sample: cameras that count to 1023, 4095 or
-    /// 16383 store that in 16 bits, and it would come out nearly black.
+    /// From the file's declaration, else the setting, else the largest sample: cameras that count to 1023, 4095 or
+    /// 16383 store that in 16 bits, and the picture would come out nearly black.
     pub(super) fn from_samples(values: &[u16], deep: BitDepthHint) -> Self {
         let by_bits = |bits: u32| (1 << bits.clamp(1, 16)) - 1;
         let found = || {
@@ -37,7 +37,7 @@ impl SampleScale {
     }
 }
 
-/// Samples of 1, 2 or 4 bits, rows padded to whole bytes, as levels.
+/// Converts samples of 1, 2 or 4 bits, with rows padded to whole bytes, to levels.
 pub(super) fn unpack_bits(packed: &[u8], bits: u8, samples_a_row: usize, rows: usize) -> Vec<u8> {
     let (most, a_byte) = ((1u16 << bits) - 1, usize::from(8 / bits));
     let row_bytes = samples_a_row.div_ceil(a_byte);
@@ -52,7 +52,7 @@ pub(super) fn unpack_bits(packed: &[u8], bits: u8, samples_a_row: usize, rows: u
     levels
 }
 
-/// A colour before it was multiplied by its alpha.
+/// Undoes the multiplication of a colour by its alpha.
 pub(super) fn unpremultiply(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
     match alpha {
         0 => rgb,
@@ -60,7 +60,7 @@ pub(super) fn unpremultiply(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
     }
 }
 
-/// A transparent colour over a background; without one, the colour as it is.
+/// Blends a transparent colour over a background; without one, returns the colour itself.
 pub(super) fn blend_over(rgb: [u8; 3], alpha: u8, background: Option<[u8; 3]>) -> [u8; 3] {
     let Some(background) = background else { return rgb };
     let alpha = u32::from(alpha);

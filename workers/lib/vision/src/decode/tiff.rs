@@ -1,7 +1,7 @@
-//! TIFF: which page is the picture, and its pixels. Section numbers are those of TIFF 6.0.
+//! Decodes TIFF: chooses the page and reads its pixels. Section numbers are those of TIFF 6.0.
 //!
-//! Classic and BigTIFF. A page that says it is a reduced one (a thumbnail) is passed over. Read are grey, RGB, CMYK and
-//! YCbCr of 1 to 16 bits and floating-point numbers from 0 to 1; what is left is refused by its name.
+//! Classic and BigTIFF. Pages marked as reduced (thumbnails) are skipped. Supported are grey, RGB, CMYK and YCbCr with
+//! 1 to 16 bits, and floating-point numbers from 0 to 1; anything else is refused by name.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -16,12 +16,12 @@ use super::format::PictureFormat;
 use super::levels::{BitDepthHint, SampleScale};
 use super::{DecodeSettings, Pixels, check, jpeg};
 
-/// Pages looked at; more than any scan of a document has.
+/// Most pages that are examined; more than any scanned document has.
 const MAX_PAGES: usize = 1000;
-/// What tells of pages and strips may take, bytes.
+/// Memory limit of page and strip descriptions, bytes.
 const MAX_TAG_BYTES: usize = 16 * 1024 * 1024;
 
-/// Tag 338: how samples beyond the colours are meant.
+/// Tag 338: meaning of samples beyond the colours.
 const EXTRA_SAMPLES: Tag = Tag::Unknown(338);
 
 type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
@@ -34,7 +34,7 @@ fn open<'a>(bytes: &'a [u8], settings: &DecodeSettings) -> Result<TiffReader<'a>
     Ok(Decoder::new(Cursor::new(bytes)).map_err(|error| tiff_error(&error))?.with_limits(inner))
 }
 
-/// The reader at page `number`, from 1, thumbnails not counted; at the first page if all say they are thumbnails.
+/// The reader at page `number`, from 1, not counting thumbnails; at the first page if all are marked as thumbnails.
 fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> Result<TiffReader<'a>, DecodeError> {
     let mut reader = open(bytes, settings)?;
     let mut pages = 0;
@@ -48,7 +48,7 @@ fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> R
         }
         match reader.next_image() {
             Ok(()) => {}
-            // A broken page behind a thumbnail costs itself.
+            // A broken page after a thumbnail only fails itself.
             Err(_) if number == 1 => break,
             Err(error) => return Err(tiff_error(&error)),
         }
@@ -59,7 +59,7 @@ fn open_page<'a>(bytes: &'a [u8], settings: &DecodeSettings, number: usize) -> R
     }
 }
 
-/// How many pages there are that are no thumbnails, a broken one included; at least 1.
+/// Number of pages that are not thumbnails, including a broken one; at least 1.
 pub(super) fn count_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
     let Ok(mut reader) = open(bytes, settings) else { return 1 };
     let mut pages = 0;
@@ -76,7 +76,7 @@ pub(super) fn count_pages(bytes: &[u8], settings: &DecodeSettings) -> usize {
     pages.max(1)
 }
 
-/// Section 8: bit 0 is a reduced picture of another page, bit 2 a mask.
+/// Section 8: bit 0 marks a reduced picture of another page, bit 2 a mask.
 fn is_thumbnail(reader: &mut TiffReader<'_>) -> bool {
     read_number::<u32>(reader, Tag::NewSubfileType).unwrap_or(0) & 0b101 != 0
 }
@@ -103,7 +103,7 @@ pub(super) fn decode(
         return Err(DecodeError::corrupt(PictureFormat::Tiff, "width or height is zero"));
     }
     let kind = reader.colortype().map_err(|error| unsupported_error(&mut reader, &error))?;
-    // The decoder turns what is compressed as JPEG into RGB by itself.
+    // The decoder converts JPEG-compressed data to RGB itself.
     let compressed = read_number::<u16>(&mut reader, Tag::Compression) == Some(7);
     if compressed && !is_every_jpeg_closed(bytes, &mut reader) {
         let why = "a strip or tile compressed as JPEG has no end".to_owned();
@@ -118,15 +118,15 @@ pub(super) fn decode(
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let layout = reader.image_buffer_layout().map_err(|error| unsupported_error(&mut reader, &error))?;
     let rgb_bytes = width_px as usize * height_px as usize * 3;
-    // As it is in the picture already: large scans need no second one.
+    // Already in the picture's layout: large scans need no second copy.
     let direct = matches!(colours, TiffColors::Rgb) && kind.bit_depth() == 8 && layout.complete_len == rgb_bytes;
     let direct = direct && layout.planes == 1;
     let extra_bytes = if direct { 0 } else { layout.complete_len as u64 };
     check(PictureFormat::Tiff, width_px, height_px, extra_bytes, orientation, settings)?;
     if direct {
-        let room = pixels.room(width_px, height_px);
-        reader.read_image_bytes(room).map_err(|error| unsupported_error(&mut reader, &error))?;
-        return pixels.turn(orientation, PictureFormat::Tiff);
+        let buffer = pixels.resize(width_px, height_px);
+        reader.read_image_bytes(buffer).map_err(|error| unsupported_error(&mut reader, &error))?;
+        return pixels.make_upright(orientation, PictureFormat::Tiff);
     }
     let declared = read_number::<u32>(&mut reader, Tag::MaxSampleValue);
     let premultiplied = read_number::<u16>(&mut reader, EXTRA_SAMPLES) == Some(1);
@@ -143,7 +143,7 @@ pub(super) fn decode(
         None => levels.get(pixel * samples + sample),
     };
     let level = |pixel: usize, sample: usize| at(pixel, sample).copied().unwrap_or(0);
-    for (pixel, out) in pixels.room(width_px, height_px).as_chunks_mut::<3>().0.iter_mut().enumerate() {
+    for (pixel, out) in pixels.resize(width_px, height_px).as_chunks_mut::<3>().0.iter_mut().enumerate() {
         *out = match colours {
             TiffColors::Grey => [level(pixel, 0); 3],
             TiffColors::Rgb => [level(pixel, 0), level(pixel, 1), level(pixel, 2)],
@@ -159,7 +159,7 @@ pub(super) fn decode(
             TiffColors::YCbCr => jpeg::ycbcr_to_rgb(level(pixel, 0), level(pixel, 1), level(pixel, 2)),
         };
     }
-    pixels.turn(orientation, PictureFormat::Tiff)
+    pixels.make_upright(orientation, PictureFormat::Tiff)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -184,13 +184,13 @@ impl TiffColors {
     }
 }
 
-/// Whether every strip or tile compressed as JPEG (TIFF Technical Note 2) ends as a JPEG does: one that was filled up with
-/// zeros does not, and would come out with grey in its place. Bytes of zeros and ones may pad the end.
+/// Whether every JPEG-compressed strip or tile (TIFF Technical Note 2) ends as a JPEG does: one filled up with zeros
+/// does not, and would come out with grey instead. Bytes of zeros and ones may pad the end.
 fn is_every_jpeg_closed(bytes: &[u8], reader: &mut TiffReader<'_>) -> bool {
     let mut numbers = |tag| reader.find_tag(tag).ok().flatten().and_then(|value| value.into_u64_vec().ok());
     let tiled = numbers(Tag::TileOffsets).zip(numbers(Tag::TileByteCounts));
     let Some((starts, counts)) = tiled.or_else(|| numbers(Tag::StripOffsets).zip(numbers(Tag::StripByteCounts))) else {
-        // The reader says what is missing.
+        // The reader reports what is missing.
         return true;
     };
     let part = |start: u64, count: u64| {
@@ -203,7 +203,7 @@ fn is_every_jpeg_closed(bytes: &[u8], reader: &mut TiffReader<'_>) -> bool {
     })
 }
 
-/// Samples of any kind as levels from 0 to 255.
+/// Converts samples of any kind to levels from 0 to 255.
 fn levels(
     result: DecodingResult,
     bits: u8,
@@ -222,10 +222,10 @@ fn levels(
             values.iter().map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8).collect()
         }
         DecodingResult::I8(_) | DecodingResult::I16(_) | DecodingResult::I32(_) | DecodingResult::I64(_) => {
-            return Err(unsupported("samples that are signed integers (int), whose range it does not tell".into()));
+            return Err(unsupported("samples that are signed integers (int) of unknown range".into()));
         }
         DecodingResult::U32(_) | DecodingResult::U64(_) => {
-            return Err(unsupported("samples of 32 bits or more, whose range it does not tell".into()));
+            return Err(unsupported("samples of 32 bits or more of unknown range".into()));
         }
         DecodingResult::F16(_) | DecodingResult::F64(_) => {
             return Err(unsupported("floating-point numbers of 16 or 64 bits".into()));
@@ -233,7 +233,7 @@ fn levels(
     })
 }
 
-/// Bytes whose bits begin at the other end (`FillOrder` 2, section 8), turned round; as old fax machines write them.
+/// Reverses the bits of each byte (`FillOrder` 2, section 8), as old fax machines write them.
 fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut TiffReader<'_>) -> Cow<'a, [u8]> {
     if read_number::<u16>(reader, Tag::FillOrder) != Some(2) {
         return Cow::Borrowed(bytes);
@@ -255,12 +255,12 @@ fn normalize_fill_order<'a>(bytes: &'a [u8], reader: &mut TiffReader<'_>) -> Cow
     Cow::Owned(turned)
 }
 
-/// The first number of a tag. One that cannot be read is as good as none: what is needed is read by the decoder, too.
+/// The first number of a tag; `None` if unreadable, as the decoder also reads what it needs.
 fn read_number<T: TryFrom<u64>>(reader: &mut TiffReader<'_>, tag: Tag) -> Option<T> {
     T::try_from(*reader.find_tag_unsigned_vec::<u64>(tag).ok()??.first()?).ok()
 }
 
-/// What a page is made of, by its tags, where the decoder refuses it.
+/// Describes a page by its tags, if the decoder refuses it.
 fn unsupported_error(reader: &mut TiffReader<'_>, error: &TiffError) -> DecodeError {
     if !matches!(error, TiffError::UnsupportedError(_)) {
         return tiff_error(error);

@@ -15,24 +15,24 @@ pub enum InferenceError {
     /// The model's or the runtime's fault.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// Ours.
+    /// A bug of this program.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A room panicked on this picture; the replica goes on.
-    #[error("room {room} panicked on this image: {why}")]
+    /// A stage panicked on this picture; the replica continues.
+    #[error("stage {stage} panicked on this image: {why}")]
     Panicked {
-        /// Where.
-        room: &'static str,
-        /// Its last words.
+        /// The stage: `tensor` or `infer`.
+        stage: &'static str,
+        /// Message of the panic.
         why: String,
     },
     /// The threads have ended or are about to.
     #[error("inference has stopped")]
     Stopped,
-    /// The system gave no thread.
-    #[error("thread for a replica could not be started")]
+    /// A thread could not be started.
+    #[error("could not start a thread for a replica")]
     NoThread {
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -51,18 +51,18 @@ impl InferenceError {
         }
     }
 
-    /// What happened, for a dead letter.
+    /// The note for a dead letter.
     pub fn fault_note(&self) -> FaultNote {
         let remedy = match self {
             InferenceError::Decode(error) => error.remedy(),
-            InferenceError::Session(_) | InferenceError::Tensor(_) => "try the model with `tributary model check`",
+            InferenceError::Session(_) | InferenceError::Tensor(_) => "check the model with `tributary model check`",
             InferenceError::Panicked { .. } => "keep the image and report it with the version of tributary",
-            InferenceError::Stopped | InferenceError::NoThread { .. } => "nothing: another worker takes it",
+            InferenceError::Stopped | InferenceError::NoThread { .. } => "none needed; another worker takes it",
         };
         FaultNote::new(self.name(), self.to_string(), remedy)
     }
 
-    /// True if another model would fail on this picture too: it is the picture that is bad.
+    /// Whether another model would fail on this picture too.
     pub fn is_the_images_fault(&self) -> bool {
         matches!(self, InferenceError::Decode(_) | InferenceError::Panicked { .. })
     }

@@ -1,4 +1,4 @@
-//! An owner thread: takes what waits, up to the best batch, runs it through a replica of its own, and takes another one
+//! An owner thread: takes what waits, up to the best batch, runs it through its own replica, and switches replicas
 //! between two batches.
 
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::{InferenceError, InferenceResult};
 use crate::replica::Replica;
 
-/// Share of the newest batch in the running cost; a guess, about the last thirty count.
+/// Weight of the newest batch in the running cost; an estimate, about the last thirty count.
 const COST_SHARE: f64 = 1.0 / 16.0;
 
-/// What waits in the mailbox.
+/// An item in the mailbox.
 pub(super) enum OwnerMail {
     See(InferenceJob),
     /// Ends the one replica that takes it.
@@ -26,19 +26,19 @@ pub(super) struct InferenceJob {
     pub bytes: Bytes,
     pub asked: Instant,
     pub reply: oneshot::Sender<Result<InferenceResult, InferenceError>>,
-    /// Room in the mailbox, free again once a replica takes the job.
-    pub room: OwnedSemaphorePermit,
+    /// Space in the mailbox, released once a replica takes the job.
+    pub permit: OwnedSemaphorePermit,
 }
 
-/// What an owner is told beside its work.
+/// Instruction to an owner besides its work.
 pub(super) enum OwnerOrder {
-    /// To go on with another replica.
+    /// Continue with another replica.
     Take(Box<ReplicaHandover>),
-    /// To end after the batch in work.
+    /// End after the current batch.
     Leave,
 }
 
-/// A replica for an owner, and where its old one goes, so that no owner spends time on giving memory back.
+/// A replica for an owner, and where to send the old one, so that no owner spends time on releasing memory.
 pub(super) struct ReplicaHandover {
     pub replica: Replica,
     pub batch: usize,
@@ -62,17 +62,17 @@ impl ImageCost {
         self.0.store(ms.to_bits(), Ordering::Relaxed);
     }
 
-    /// Two replicas at once may lose one of two updates: the mean does not mind.
+    /// Two replicas at once may lose one of two updates, which the mean tolerates.
     fn learn(&self, ms: f64) {
         self.set(self.ms() * (1.0 - COST_SHARE) + ms * COST_SHARE);
     }
 }
 
-/// One thread's work.
+/// State of one owner thread.
 pub(super) struct ReplicaOwner {
     pub replica: Replica,
     pub waiting: Receiver<OwnerMail>,
-    pub told: Receiver<OwnerOrder>,
+    pub orders: Receiver<OwnerOrder>,
     pub batch: usize,
     pub cost: Arc<ImageCost>,
 }
@@ -82,8 +82,8 @@ impl ReplicaOwner {
         let mut jobs = Vec::with_capacity(self.batch);
         let mut stopping = false;
         while !stopping {
-            // Before any job, for of two that are ready the select takes either.
-            match self.told.try_recv() {
+            // Before any job, because the select takes either of two that are ready.
+            match self.orders.try_recv() {
                 Ok(OwnerOrder::Take(next)) => {
                     self.take(*next);
                     continue;
@@ -92,7 +92,7 @@ impl ReplicaOwner {
                 Err(_) => {}
             }
             select! {
-                recv(self.told) -> told => match told {
+                recv(self.orders) -> orders => match orders {
                     Ok(OwnerOrder::Take(next)) => {
                         self.take(*next);
                         continue;
@@ -118,18 +118,18 @@ impl ReplicaOwner {
 
     fn take(&mut self, ReplicaHandover { replica, batch, old }: ReplicaHandover) {
         self.batch = batch;
-        // Fails only if whoever handed it over has gone; then it is given back here.
+        // Fails only if the sender has gone; the memory is then released here.
         let _ = old.send(std::mem::replace(&mut self.replica, replica));
     }
 
     fn answer(&mut self, jobs: &mut Vec<InferenceJob>) {
         let taken = Instant::now();
-        // Whoever asked may have gone.
+        // The caller may have gone.
         jobs.retain(|job| !job.reply.is_closed());
         let mut waiting = Vec::with_capacity(jobs.len());
         let mut images = Vec::with_capacity(jobs.len());
-        for InferenceJob { bytes, asked, reply, room } in jobs.drain(..) {
-            drop(room);
+        for InferenceJob { bytes, asked, reply, permit } in jobs.drain(..) {
+            drop(permit);
             waiting.push((taken.saturating_duration_since(asked), reply));
             images.push(bytes);
         }
@@ -143,7 +143,7 @@ impl ReplicaOwner {
             if let Ok(seen) = &mut outcome {
                 seen.timings.waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
             }
-            // Fails only if whoever asked has gone.
+            // Fails only if the caller has gone.
             let _ = reply.send(outcome);
         }
     }

@@ -1,21 +1,21 @@
-//! How many replicas, how wide, how large a picture.
+//! Inference settings.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::decode::DecodeSettings;
 
-/// How many replicas, how wide, how large a picture.
+/// Inference settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InferenceSettings {
-    /// Owner threads: "auto" (one a core and `threads`) or a number from 1.
+    /// Owner threads: "auto" (one per core and `threads`) or a number from 1.
     pub replicas: Replicas,
-    /// Threads one replica may use inside the runtime, from 1. More replicas serve more images a
-    /// second; more threads make one image faster.
+    /// Threads per replica inside the runtime, from 1. More replicas serve more images per second; more threads make a
+    /// single image faster.
     pub threads: usize,
-    /// Most images in one run, from 1; fewer are used where more do not pay.
+    /// Largest batch, from 1; smaller ones are used if they are as fast per image.
     pub max_batch: usize,
-    /// What a picture may cost.
+    /// Limits of decoding a picture.
     pub decode: DecodeSettings,
 }
 
@@ -25,18 +25,18 @@ impl Default for InferenceSettings {
     }
 }
 
-/// How many owner threads.
+/// Number of owner threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replicas {
     /// As many as the cores allow.
     #[default]
     Auto,
-    /// So many, at least 1.
+    /// This many, at least 1.
     Count(usize),
 }
 
 impl Replicas {
-    /// The number, given how many threads each uses.
+    /// The number, given the threads of each.
     pub fn count(self, threads: usize) -> usize {
         match self {
             Replicas::Count(count) => count.max(1),

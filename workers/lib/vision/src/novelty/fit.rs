@@ -1,7 +1,8 @@
-//! Makes a novelty score of a model from pictures of the kind it shall know, and measures it against pictures of another.
+//! Makes a model's novelty score from pictures of the kind it should know, and measures it against pictures of another
+//! kind.
 //!
-//! The pictures need no labels: each counts for the class that the model itself finds most probable, which is as good
-//! (decision 0032). Every third is held out of the means, to calibrate by.
+//! The pictures need no labels: each counts for the class that the model itself finds most probable, which works as
+//! well (decision 0032). Every third is held out of the means, for calibration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,83 +15,85 @@ use crate::model::{Model, ModelError};
 use crate::scores::{probabilities, top};
 use crate::session::OnnxRuntime;
 
-/// Fewer pictures say too little of what is usual.
+/// Fewer pictures say too little about what is usual.
 pub const MIN_PICTURES: usize = 100;
 /// Most pictures that are run; of more, as many are taken evenly.
 pub const MAX_PICTURES: usize = 20_000;
-/// One of so many pictures is held out of the means.
+/// One of this many pictures is held out of the means.
 const HELD_OUT_EVERY: usize = 3;
 
-/// Why no novelty score can be made.
+/// Why a novelty score cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
-    /// Too few of the pictures can be read.
+    /// Too few of the pictures are readable.
     #[error(
-        "{usable} of {given} pictures can be used; at least {MIN_PICTURES} are needed: give more pictures of the kind \
-         the model shall know"
+        "{usable} of {given} pictures can be used; at least {MIN_PICTURES} are needed, so give more pictures of the kind \
+         the model should know"
     )]
     TooFew {
-        /// Those that can be read.
+        /// Number of readable pictures.
         usable: usize,
-        /// All.
+        /// Number of all pictures.
         given: usize,
     },
-    /// The model says the same of all pictures.
-    #[error("the model finds the same label in all {pictures} pictures; give pictures of at least two of its labels")]
+    /// The model predicts the same label for all pictures.
+    #[error(
+        "the model predicts the same label for all {pictures} pictures; give pictures of at least two of its labels"
+    )]
     OneLabel {
-        /// How many pictures.
+        /// Number of pictures.
         pictures: u64,
     },
-    /// The model's folder.
+    /// The model's folder cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The graph or the runtime.
+    /// The graph or the runtime failed.
     #[error(transparent)]
     Infer(#[from] InferenceError),
-    /// The file that cannot be written.
-    #[error("novelty score {path} cannot be written: {source}; make the folder writable", path = path.display())]
+    /// The file cannot be written.
+    #[error("could not write novelty score {path}: {source}; make the folder writable", path = path.display())]
     Unwritable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// What was made, and how well it tells other pictures apart.
+/// A new novelty score, and how well it separates other pictures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FitReport {
     /// What the distance is measured on.
     pub source: NoveltySource,
-    /// Pictures it was made from, those held out included.
+    /// Number of pictures it was made from, including held-out ones.
     pub pictures: u64,
-    /// Those held out of the means, by which it is calibrated.
+    /// Number of held-out pictures that calibrate it.
     pub held_out: usize,
-    /// Pictures that cannot be read, and why.
+    /// Unreadable pictures, each with the reason.
     pub unreadable: Vec<String>,
-    /// Against pictures of another kind; absent where none were given.
+    /// Separation from pictures of another kind; absent if none were given.
     pub against: Option<SeparationReport>,
 }
 
-/// How well known pictures (those held out) and pictures of another kind are told apart. The areas are those under the ROC
-/// curve, 0.5 (a coin) to 1 (always right).
+/// How well known pictures (held-out ones) and pictures of another kind are separated. Areas are those under the ROC
+/// curve, 0.5 (chance) to 1 (always right).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SeparationReport {
-    /// Pictures of the other kind that can be read.
+    /// Number of readable pictures of the other kind.
     pub pictures: usize,
-    /// By novelty.
+    /// Area for the novelty.
     pub novelty_auroc: f64,
-    /// By the largest probability alone (arXiv 1610.02136), for comparison.
+    /// Area for the largest probability alone (arXiv 1610.02136), for comparison.
     pub confidence_auroc: f64,
-    /// By the energy of the logits (arXiv 2010.03759), for comparison.
+    /// Area for the energy of the logits (arXiv 2010.03759), for comparison.
     pub energy_auroc: f64,
-    /// Share of the other pictures whose novelty is above 0.95, 0 to 1; of known ones it is one in twenty.
+    /// Share of the other pictures with a novelty above 0.95, 0 to 1; for known ones it is one in twenty.
     pub above_95_ratio: f64,
-    /// Share of the other pictures whose novelty is above 0.99, 0 to 1; of known ones it is one in a hundred.
+    /// Share of the other pictures with a novelty above 0.99, 0 to 1; for known ones it is one in a hundred.
     pub above_99_ratio: f64,
 }
 
-/// Sums up pictures until there are enough.
+/// Accumulates pictures for a novelty score.
 #[derive(Debug)]
 pub struct NoveltyFit {
     source: NoveltySource,
@@ -105,12 +108,12 @@ struct ClassSum {
 }
 
 impl NoveltyFit {
-    /// Of no picture yet.
+    /// Without pictures yet.
     pub fn new(source: NoveltySource) -> Self {
         Self { source, classes: BTreeMap::new(), held_out: Vec::new() }
     }
 
-    /// A picture of this class that the means are made of.
+    /// Adds a picture of this class to the means.
     pub fn add(&mut self, numbers: &[f32], class: usize) {
         let class = self.classes.entry(class).or_default();
         class.sum.resize(numbers.len(), 0.0);
@@ -118,17 +121,17 @@ impl NoveltyFit {
         class.sum.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += f64::from(*number));
     }
 
-    /// A picture that is held out of the means.
+    /// Adds a picture that is held out of the means.
     pub fn hold_out(&mut self, numbers: Vec<f32>) {
         self.held_out.push(numbers);
     }
 
-    /// The score; refuses pictures of one class.
+    /// The score; refuses pictures of a single class.
     pub fn finish(self) -> Result<Novelty, FitError> {
         let pictures = self.classes.values().map(|class| class.pictures).sum::<u64>() + self.held_out.len() as u64;
         let means: Vec<Vec<f64>> = self.classes.values().map(ClassSum::mean).collect();
         let width = means.first().map_or(0, Vec::len);
-        // Each class counts the same, however many pictures it has.
+        // Each class counts equally, however many pictures it has.
         let middle = |side: usize| means.iter().filter_map(|mean| mean.get(side)).sum::<f64>() / means.len() as f64;
         let center: Vec<f64> = (0..width).map(middle).collect();
         let directions: Vec<Vec<f32>> = means.iter().filter_map(|mean| direction(mean, &center)).collect();
@@ -155,14 +158,14 @@ impl ClassSum {
     }
 }
 
-/// From the middle to a mean, of length 1; `None` for a mean that lies in the middle.
+/// Unit vector from the centre to a mean; `None` for a mean at the centre.
 fn direction(mean: &[f64], center: &[f64]) -> Option<Vec<f32>> {
     let sides: Vec<f64> = mean.iter().zip(center).map(|(mean, center)| mean - center).collect();
     let length = sides.iter().map(|side| side * side).sum::<f64>().sqrt();
     (length.is_finite() && length > 0.0).then(|| sides.iter().map(|side| (side / length) as f32).collect())
 }
 
-/// At most `most` of them, evenly, the first and the last among them.
+/// At most `most` of them, spread evenly, including the first and the last.
 fn evenly<T: Clone>(all: Vec<T>, most: usize) -> Vec<T> {
     if all.len() <= most {
         return all;
@@ -171,7 +174,7 @@ fn evenly<T: Clone>(all: Vec<T>, most: usize) -> Vec<T> {
     (0..most).filter_map(|place| all.get(place * last / (most - 1).max(1)).cloned()).collect()
 }
 
-/// What is kept of a held-out picture or of one of another kind.
+/// What is kept of a held-out picture or one of another kind.
 struct NoveltyScores {
     logits: Vec<f32>,
     features: Option<Vec<f32>>,
@@ -198,7 +201,7 @@ impl NoveltyScores {
     }
 }
 
-/// Runs the model over pictures, makes its novelty score of them, and measures it against pictures of another kind.
+/// Runs the model over pictures, makes its novelty score, and measures it against pictures of another kind.
 pub fn fit_novelty(
     onnx: &OnnxRuntime,
     model: &Model,
@@ -240,7 +243,7 @@ pub fn fit_novelty(
     Ok((novelty, FitReport { source, pictures, held_out, unreadable, against }))
 }
 
-/// Runs one picture; one that cannot be read is noted.
+/// Runs one picture; an unreadable one is noted.
 fn see(
     replica: &mut Replica,
     path: &Path,
@@ -258,7 +261,7 @@ fn see(
     Ok(None)
 }
 
-/// The distances that calibrate are those of the known pictures, which changes nothing about the order of the scores.
+/// The calibrating distances are those of the known pictures, which does not change the order of the scores.
 fn compare(novelty: &Novelty, known: &[NoveltyScores], other: &[NoveltyScores]) -> Option<SeparationReport> {
     let area = |score: &dyn Fn(&NoveltyScores) -> f32| {
         let scores = |all: &[NoveltyScores]| all.iter().map(score).collect::<Vec<f32>>();
@@ -280,7 +283,8 @@ fn compare(novelty: &Novelty, known: &[NoveltyScores], other: &[NoveltyScores]) 
     })
 }
 
-/// Puts a novelty score into its model's folder, whole or not at all, and reads the folder again: it is another release.
+/// Writes a novelty score into its model's folder, completely or not at all, and reads the folder again, as it is now
+/// another release.
 pub fn save_novelty(novelty: &Novelty, model: &Model) -> Result<Model, FitError> {
     let path = model.folder.join(FILE);
     let beside = model.folder.join(format!(".{FILE}.unfinished"));
@@ -306,7 +310,7 @@ mod tests {
         (dir, model)
     }
 
-    /// Pictures of clothes: of each label the ones that are split so.
+    /// Pictures of clothes of this split, of every label.
     fn clothes(split: &str) -> Vec<PathBuf> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../fixtures/images/fashion");
         let index = std::fs::read_to_string(folder.join("index.csv")).unwrap();
@@ -320,7 +324,7 @@ mod tests {
         all
     }
 
-    /// Noise, and scenes as cameras see them.
+    /// Noise, and scenes as from cameras.
     fn others(dir: &Path) -> Vec<PathBuf> {
         let noise = (0..100_u32).map(|seed| {
             let path = dir.join(format!("noise-{seed}.png"));
@@ -353,7 +357,7 @@ mod tests {
             assert!(against.above_95_ratio > 0.9, "{name}: {against:?}");
 
             let with = save_novelty(&novelty, &model).unwrap();
-            assert_ne!(with.release, model.release, "it belongs to what the release is");
+            assert_ne!(with.release, model.release, "it is part of the release");
             assert_eq!(with.novelty.as_deref(), Some(&novelty));
             let mut replica = Replica::open(&onnx(), &with, &InferenceSettings::default()).unwrap();
             let unseen = clothes("test");
@@ -372,7 +376,7 @@ mod tests {
         std::fs::copy(fixture("fashion-initial").join("graph.onnx"), dir.path().join("graph.onnx")).unwrap();
         let other = Model::load(dir.path()).unwrap();
         assert!(other.novelty.is_none() && other.has_stale_novelty());
-        assert!(!model.has_stale_novelty(), "it had none");
+        assert!(!model.has_stale_novelty(), "it never had one");
         std::fs::write(dir.path().join(FILE), "{}").unwrap();
         assert_eq!(Model::load(dir.path()).unwrap_err().name(), "model_syntax");
     }

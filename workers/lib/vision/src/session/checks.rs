@@ -1,4 +1,4 @@
-//! Holds a loaded graph against its description and labels.
+//! Checks a loaded graph against its description and labels.
 
 use ort::session::Session as OrtSession;
 use ort::value::{Outlet, TensorElementType};
@@ -14,7 +14,7 @@ pub(super) struct SessionChecks<'a> {
 }
 
 impl SessionChecks<'_> {
-    /// Returns the most images the graph takes at once, and in which kind of element.
+    /// Returns the graph's largest batch, and a buffer of its input type.
     pub(super) fn all(&self, session: &OrtSession) -> Result<(Option<usize>, InputBuffer), SessionError> {
         let description = &self.model.description;
         let file = self.model.description_file();
@@ -64,7 +64,7 @@ impl SessionChecks<'_> {
         }
     }
 
-    /// Bytes take pixels as they are.
+    /// Byte inputs take pixels unscaled.
     fn buffer(&self, outlet: &Outlet, file: &str) -> Result<InputBuffer, SessionError> {
         let name = outlet.name();
         let element = outlet.dtype().tensor_type();
@@ -99,7 +99,10 @@ impl SessionChecks<'_> {
         let wrong = |remedy: &str| {
             let [_, a, b, c] = described;
             self.mismatch(
-                format!("its input {:?} is {shown}, the description says [n, {a}, {b}, {c}] ({layout})", outlet.name()),
+                format!(
+                    "its input {:?} is {shown}, but the description says [n, {a}, {b}, {c}] ({layout})",
+                    outlet.name()
+                ),
                 format!("{remedy} in {file}"),
             )
         };
@@ -119,7 +122,7 @@ impl SessionChecks<'_> {
     }
 
     fn output(&self, outlet: &Outlet, file: &str) -> Result<(), SessionError> {
-        // A table of scores is held against the labels by the run.
+        // A table of scores is checked against the labels during a run.
         if is_label_scores(outlet.dtype()) {
             return Ok(());
         }
@@ -128,14 +131,14 @@ impl SessionChecks<'_> {
             self.mismatch(
                 format!("its output {:?} is one number", outlet.name()),
                 format!(
-                    "write two labels into {}, first that of 0, if it tells two classes apart; a model that measures \
-                     something is no classifier",
+                    "write two labels into {}, first that of 0, if it distinguishes two classes; a model that measures \
+                     something is not a classifier",
                     self.model.labels_file()
                 ),
             )
         };
         let Some((_, rest)) = shape.split_first() else { return Err(one_number()) };
-        // Dimensions unknown until a run are checked by the run.
+        // Dimensions unknown until a run are checked during a run.
         let classes = rest.iter().try_fold(1_i64, |all, size| (*size >= 0).then_some(all * size));
         let labels = self.model.labels.len();
         let is_multi_label = self.model.description.output.kind.is_multi_label();
@@ -144,7 +147,7 @@ impl SessionChecks<'_> {
             Some(1) if labels != 1 => Err(one_number()),
             Some(classes) if classes != labels as i64 => Err(self.mismatch(
                 format!(
-                    "its output {:?} is {} ({classes} classes), and there are {labels} labels",
+                    "its output {:?} is {} ({classes} classes), but there are {labels} labels",
                     outlet.name(),
                     shown(shape)
                 ),

@@ -1,19 +1,19 @@
-//! What a model's numbers are, and how they become logits. Pure.
+//! What a model's output numbers mean, and how they become logits. Pure.
 
 use schemas::model::OutputKind;
 
-/// Probabilities below this, and as near to 1, are taken for it before the logarithm.
+/// Smaller probabilities, and those equally close to 1, are clamped before the logarithm.
 const SMALLEST_PROBABILITY: f32 = 1e-12;
 
-/// Whether numbers are what they are said to be, as far as they tell: probabilities of one label lie between 0 and 1 and
-/// sum to 1 in every row, and logits never do so by chance. Otherwise what is wrong, and which kind they are.
-/// `width`: numbers an image.
+/// Checks whether numbers are what the description says, as far as they show: probabilities of a single label are
+/// between 0 and 1 and sum to 1 in every row, and logits never do so by chance. The error says what is wrong, and the
+/// likely kind. `width`: numbers per image.
 pub(super) fn check(kind: OutputKind, numbers: &[f32], width: usize) -> Result<(), (String, OutputKind)> {
-    /// Of a sum of 16-bit floats or of an 8-bit softmax.
+    /// For a sum of 16-bit floats or of an 8-bit softmax.
     const ROUNDING: f32 = 0.05;
-    /// What 32-bit floats leave.
+    /// For 32-bit floats.
     const EXACT: f32 = 1e-4;
-    /// So many logits never lie between 0 and 1 all together.
+    /// This many logits are never all between 0 and 1.
     const MANY: usize = 8;
     let sum = |row: &[f32]| row.iter().sum::<f32>();
     let within = numbers.iter().all(|number| (-1e-3..=1.001).contains(number));
@@ -25,10 +25,10 @@ pub(super) fn check(kind: OutputKind, numbers: &[f32], width: usize) -> Result<(
             OutputKind::Probabilities,
         )),
         OutputKind::Probabilities if !within => {
-            Err((format!("holds no probabilities: one number is {}", far()), OutputKind::Logits))
+            Err((format!("does not hold probabilities: one number is {}", far()), OutputKind::Logits))
         }
         OutputKind::Sigmoid if !within => {
-            Err((format!("holds no probabilities: one number is {}", far()), OutputKind::SigmoidLogits))
+            Err((format!("does not hold probabilities: one number is {}", far()), OutputKind::SigmoidLogits))
         }
         OutputKind::SigmoidLogits if width >= MANY && within => {
             Err(("holds probabilities: all its numbers lie between 0 and 1".to_owned(), OutputKind::Sigmoid))
@@ -46,7 +46,8 @@ pub(super) fn check(kind: OutputKind, numbers: &[f32], width: usize) -> Result<(
     }
 }
 
-/// Logits, one a label, of what the graph gave. `width`: numbers an image, as many as `labels`, or one for two of them.
+/// Logits, one per label, from the graph's output. `width`: numbers per image, equal to `labels`, or one for two
+/// labels.
 pub(super) fn logits(kind: OutputKind, mut numbers: Vec<f32>, width: usize, labels: usize) -> Vec<f32> {
     let ln = |ratio: f32| ratio.max(SMALLEST_PROBABILITY).ln();
     let odds = |ratio: f32| ln(ratio) - ln(1.0 - ratio);
@@ -73,7 +74,7 @@ mod tests {
         let right = |kind, numbers: &[f32], width| check(kind, numbers, width).err().map(|(_, right)| right);
         assert_eq!(right(OutputKind::Probabilities, &[0.9, 0.8, 0.1], 3), Some(OutputKind::Sigmoid));
         assert_eq!(right(OutputKind::Probabilities, &[0.5, 0.48, 0.0], 3), None);
-        assert_eq!(right(OutputKind::Probabilities, &[0.3], 1), None, "of the second of two labels");
+        assert_eq!(right(OutputKind::Probabilities, &[0.3], 1), None, "probability of the second of two labels");
         assert_eq!(right(OutputKind::Probabilities, &[2.0, -1.0], 2), Some(OutputKind::Logits));
         assert_eq!(right(OutputKind::Logits, &[0.5, 0.48, 0.0], 3), None);
         assert_eq!(right(OutputKind::Logits, &[0.5, 0.5, 0.0], 3), Some(OutputKind::Probabilities));

@@ -1,4 +1,4 @@
-//! Finds ONNX Runtime's library and loads it, once a process.
+//! Finds and loads ONNX Runtime's library, once per process.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -8,10 +8,10 @@ use ort::environment::Environment;
 use super::SessionError;
 use crate::lookup::{LookupCandidate, candidates, version_of};
 
-/// Oldest ONNX Runtime that will do: ort's feature `api-22` asks for it.
+/// Oldest supported ONNX Runtime, as required by ort's feature `api-22`.
 pub const OLDEST_RUNTIME: &str = "1.22";
 
-/// The runtime, loaded. One a process: later calls return the first.
+/// The loaded runtime. One per process: later calls return the first.
 #[derive(Debug, Clone)]
 pub struct OnnxRuntime {
     environment: Environment,
@@ -23,9 +23,9 @@ static LOADED: OnceLock<OnnxRuntime> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 
 impl OnnxRuntime {
-    /// Looks for the library and starts it. Order: `setting`, the variables TRIBUTARY_ONNXRUNTIME
-    /// and ORT_DYLIB_PATH, the system's library folders, the cache filled by `make setup`. One
-    /// named explicitly must do; one of the system's that will not is passed over with a warning.
+    /// Searches for the library and starts it. Order: `setting`, the variables TRIBUTARY_ONNXRUNTIME and
+    /// ORT_DYLIB_PATH, the system's library folders, the cache filled by `make setup`. An explicitly named one must be
+    /// usable; an unusable one of the system is skipped with a warning.
     pub fn find_and_load(setting: Option<&Path>) -> Result<OnnxRuntime, SessionError> {
         let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = LOADED.get() {
@@ -48,7 +48,7 @@ impl OnnxRuntime {
                     return Ok(onnx);
                 }
                 Err(SessionError::RuntimeUnusable { path, why, .. }) if !explicit => {
-                    tracing::warn!(library = %path.display(), fault = why, "onnx runtime passed over");
+                    tracing::warn!(library = %path.display(), fault = why, "onnx runtime skipped");
                     looked_at.push(path);
                 }
                 Err(error) => return Err(error),
@@ -59,7 +59,7 @@ impl OnnxRuntime {
 
     fn load(path: &Path, given_by: &'static str) -> Result<OnnxRuntime, SessionError> {
         let unusable = |why: String| SessionError::RuntimeUnusable { path: path.to_owned(), given_by, why };
-        // A relative path would be looked for beside the executable first.
+        // A relative path would first be searched beside the executable.
         let library = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
         if !library.is_file() {
             return Err(unusable("it is not a file".to_owned()));
@@ -75,12 +75,12 @@ impl OnnxRuntime {
         &self.environment
     }
 
-    /// The library in use.
+    /// Path of the library in use.
     pub fn library(&self) -> &Path {
         &self.library
     }
 
-    /// Its version, as it says itself.
+    /// Its version, as it reports itself.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -94,19 +94,19 @@ fn load_why(error: &ort::LoadDynamicError) -> String {
             format!("it is not a library this system can load ({cause})")
         }
         MissingApi { .. } => "it is a library, but not ONNX Runtime".to_owned(),
-        InvalidVersionString => "it does not tell its version".to_owned(),
-        BadVersion { version_str, .. } => format!("it is version {version_str}, {OLDEST_RUNTIME} or newer is needed"),
+        InvalidVersionString => "it does not report its version".to_owned(),
+        BadVersion { version_str, .. } => format!("it is version {version_str}; {OLDEST_RUNTIME} or newer is needed"),
     }
 }
 
-/// Why a graph was not loaded, in the user's words where the runtime's are about its own source.
+/// Why a graph was not loaded, in plain words if the runtime's are about its own source.
 pub(super) fn explain(why: &str, version: &str) -> String {
     let number_after = |text: &str| {
         let rest = why.split(text).nth(1)?.trim_start();
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         (!digits.is_empty()).then_some(digits)
     };
-    // In the words of onnxruntime's model.cc, unchanged from 1.10 to 1.31.
+    // As worded in onnxruntime's model.cc, unchanged from 1.10 to 1.31.
     if let (Some(given), Some(most)) =
         (number_after("Unsupported model IR version: "), number_after("max supported IR version: "))
     {
@@ -124,7 +124,9 @@ pub(super) fn explain(why: &str, version: &str) -> String {
         );
     }
     if let Some(name) = why.split("Fatal error: ").nth(1).and_then(|rest| rest.split(" is not a registered").next()) {
-        return format!("it needs the operator {name}, which ONNX Runtime {version} does not have; export it without");
+        return format!(
+            "it needs the operator {name}, which ONNX Runtime {version} does not have; export it without that operator"
+        );
     }
     let why = why.split("failed:").last().unwrap_or(why);
     why.trim().to_owned()
@@ -148,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_library_is_refused_if_named_and_passed_over_if_found() {
-        // The first library that loads stays for the whole process, so load the right one first.
+        // The first library that loads stays for the whole process, so the right one is loaded first.
         let good = onnx();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("libonnxruntime.so");

@@ -1,4 +1,4 @@
-//! Between our 32-bit floats and whatever kind of element a graph takes and gives.
+//! Converts between 32-bit floats and the element types of a graph's input and output.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use half::f16;
 use ort::session::SessionInputValue;
 use ort::value::{DynMapValueType, DynValue, TensorElementType, TensorRef, ValueType};
 
-/// The kind of element a graph takes, with room for a batch of it.
+/// A buffer for a batch in the graph's element type.
 #[derive(Debug)]
 pub(super) enum InputBuffer {
     Floats,
@@ -15,7 +15,7 @@ pub(super) enum InputBuffer {
 }
 
 impl InputBuffer {
-    /// For a kind of element, if it is one we can give.
+    /// A buffer for an element type; `None` if it is not supported.
     pub(super) fn of(element: TensorElementType) -> Option<Self> {
         match element {
             TensorElementType::Float32 => Some(Self::Floats),
@@ -25,7 +25,7 @@ impl InputBuffer {
         }
     }
 
-    /// The batch as the graph takes it; bytes are rounded, and cut at 0 and 255.
+    /// The batch in the graph's element type; bytes are rounded and clamped to 0 to 255.
     pub(super) fn value<'a>(&'a mut self, shape: [usize; 4], batch: &'a [f32]) -> ort::Result<SessionInputValue<'a>> {
         match self {
             Self::Floats => Ok(TensorRef::from_array_view((shape, batch))?.into()),
@@ -36,7 +36,7 @@ impl InputBuffer {
             }
             Self::Bytes(bytes) => {
                 bytes.clear();
-                // The cast cuts at both ends of the range.
+                // The cast clamps at both ends of the range.
                 bytes.extend(batch.iter().map(|number| number.round() as u8));
                 Ok(TensorRef::from_array_view((shape, bytes.as_slice()))?.into())
             }
@@ -44,13 +44,13 @@ impl InputBuffer {
     }
 }
 
-/// Whether an output is a table from label to score for each image, as a ZipMap makes it.
+/// Whether an output is a table from label to score for each image, as from ZipMap.
 pub(super) fn is_label_scores(kind: &ValueType) -> bool {
     let scores = |kind: &ValueType| matches!(kind, ValueType::Map { value: TensorElementType::Float32, .. });
     matches!(kind, ValueType::Sequence(of) if scores(of))
 }
 
-/// The numbers of an output; a table of scores in the order of the labels.
+/// The numbers of an output; those of a table in the order of the labels.
 pub(super) fn read_scores(value: &DynValue, labels: &[String]) -> Result<Vec<f32>, String> {
     if !is_label_scores(value.dtype()) {
         return read_numbers(value);
@@ -60,7 +60,7 @@ pub(super) fn read_scores(value: &DynValue, labels: &[String]) -> Result<Vec<f32
     for image in &images {
         let scores: HashMap<String, f32> = match image.try_extract_map::<String, f32>() {
             Ok(scores) => scores,
-            // Classes by number stand for the labels in their order.
+            // Numbered classes stand for the labels in their order.
             Err(_) => {
                 let scores = image.try_extract_map::<i64, f32>().map_err(|error| error.to_string())?;
                 let named = scores
@@ -70,17 +70,17 @@ pub(super) fn read_scores(value: &DynValue, labels: &[String]) -> Result<Vec<f32
             }
         };
         if scores.len() != labels.len() {
-            return Err(format!("it gave scores of {} labels, and there are {}", scores.len(), labels.len()));
+            return Err(format!("it gave scores for {} labels, but there are {}", scores.len(), labels.len()));
         }
         for label in labels {
-            let missing = || format!("it gave no score of the label {label:?}; write the labels as the graph has them");
+            let missing = || format!("it gave no score for label {label:?}; write the labels as the graph has them");
             numbers.push(*scores.get(label).ok_or_else(missing)?);
         }
     }
     Ok(numbers)
 }
 
-/// The numbers of a tensor of floats.
+/// The numbers of a float tensor.
 pub(super) fn read_numbers(value: &DynValue) -> Result<Vec<f32>, String> {
     let kind = value.dtype().tensor_type();
     let numbers = match kind {

@@ -1,4 +1,4 @@
-//! Which camera an image comes from: the one that was named, or the folder it lies in.
+//! Which camera an image is from: a given one, or the folder it is in.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,16 +7,16 @@ use std::path::{Component, Path};
 use schemas::CameraName;
 use schemas::limits::MAX_NAME_CHARS;
 
-/// Where the names of cameras come from.
+/// Where camera names come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CameraNaming {
-    /// All images come from this one.
+    /// All images are from this camera.
     One(CameraName),
-    /// Each folder directly below the folder published is a camera, with all that lies in it.
+    /// Each folder directly below the published folder is a camera.
     FromFolders,
 }
 
-/// Names cameras, and remembers which folder has which name.
+/// Names cameras and remembers which folder has which name.
 #[derive(Debug)]
 pub(crate) struct CameraNamer {
     cameras: CameraNaming,
@@ -28,31 +28,33 @@ impl CameraNamer {
         Self { cameras, folders: HashMap::new() }
     }
 
-    /// The camera of an image, by its path below the folder published; and a word, once, where a folder's name had to be
-    /// changed to be a camera's.
+    /// The camera of an image, by its path below the published folder; and a note, once, if the folder's name had to be
+    /// changed.
     ///
     /// # Errors
-    /// One sentence, if the image is of no camera.
+    /// One sentence, if the image has no camera.
     pub fn name(&mut self, inside: &Path) -> Result<(CameraName, Option<String>), String> {
         if let CameraNaming::One(camera) = &self.cameras {
             return Ok((camera.clone(), None));
         }
         let mut parts = inside.components();
         let (Some(Component::Normal(folder)), Some(_)) = (parts.next(), parts.next()) else {
-            return Err("it lies in no folder that names its camera; give --camera NAME for such files".into());
+            return Err("it is not in a camera's folder; use --camera NAME for such files".into());
         };
         let folder = folder.to_string_lossy().into_owned();
         let legal = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
         let name: String = folder.chars().take(MAX_NAME_CHARS).map(legal).collect();
-        let camera: CameraName = name.parse().map_err(|error| format!("its folder names no camera: {error}"))?;
+        let camera: CameraName =
+            name.parse().map_err(|error| format!("its folder is not a valid camera name: {error}"))?;
         match self.folders.entry(camera.clone()) {
             Entry::Occupied(known) if *known.get() == folder => Ok((camera, None)),
             Entry::Occupied(known) => Err(format!(
-                "its folder {folder:?} would be camera {camera}, as folder {:?} is: rename one of them",
+                "its folder {folder:?} and folder {:?} would both be camera {camera}; rename one of them",
                 known.get()
             )),
             Entry::Vacant(free) => {
-                let note = (folder != camera.as_str()).then(|| format!("folder {folder:?} is camera {camera}"));
+                let note =
+                    (folder != camera.as_str()).then(|| format!("folder {folder:?} is published as camera {camera}"));
                 free.insert(folder);
                 Ok((camera, note))
             }
@@ -73,9 +75,9 @@ mod tests {
         let (camera, note) = name("Küche links/a.jpg").unwrap();
         assert_eq!(
             (camera.as_str(), note.as_deref()),
-            ("K-che-links", Some("folder \"Küche links\" is camera K-che-links"))
+            ("K-che-links", Some("folder \"Küche links\" is published as camera K-che-links"))
         );
-        assert_eq!(name("Küche links/b.jpg").unwrap().1, None, "it is said once");
+        assert_eq!(name("Küche links/b.jpg").unwrap().1, None, "noted only once");
         assert!(name("Käche links/a.jpg").unwrap_err().contains("rename one of them"));
         assert!(name("a.jpg").unwrap_err().contains("--camera"));
     }

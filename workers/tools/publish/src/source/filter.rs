@@ -1,4 +1,4 @@
-//! Which files of a folder are published: by their names, and where those do not tell, by their first bytes.
+//! Which files of a folder are published: judged by name, or by the first bytes where the name does not tell.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,10 +14,10 @@ pub(crate) const EXTENSIONS: [&str; 19] = [
     "jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "mpo", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif",
     "pnm", "ppm", "pgm", "pbm",
 ];
-/// Enough of a file to tell its format.
+/// Bytes needed to recognize a format.
 const HEAD_BYTES: u64 = 32;
 
-/// Chooses among the files of folders. A file that was named outright is never asked about.
+/// Selects files in folders. Files named explicitly are not filtered.
 #[derive(Debug, Clone)]
 pub(crate) struct FileFilter {
     include: Vec<FilePattern>,
@@ -36,7 +36,7 @@ impl FilePattern {
         Self { text: text.to_owned(), matcher: WildMatch::new_case_insensitive(text) }
     }
 
-    /// One with a slash is about the path in the folder, one without about the name alone.
+    /// A pattern with a slash matches the path in the folder, one without matches the name.
     fn matches(&self, inside: &Path) -> bool {
         match self.text.contains('/') {
             true => self.matcher.matches(&inside.to_string_lossy()),
@@ -51,13 +51,13 @@ impl FileFilter {
         Self { include: patterns(&settings.include), exclude: patterns(&settings.exclude), sniffs_extensions: true }
     }
 
-    /// The same for a folder that is being written into: uploads on their way have extensions of their own, so a file with
-    /// one that is no image's is left alone.
+    /// For a folder that is being written into: unfinished uploads have extensions of their own, so files with a
+    /// non-image extension are left alone.
     pub fn of_watched(settings: &PublisherSettings) -> Self {
         Self { sniffs_extensions: false, ..Self::new(settings) }
     }
 
-    /// Why an entry, file or folder, is passed over whatever it is. `inside` is its path below the folder named.
+    /// Why a file or folder is skipped by name. `inside`: its path below the folder.
     pub fn find_exclusion(&self, inside: &Path) -> Option<String> {
         if is_hidden(inside) {
             return Some("hidden".into());
@@ -66,7 +66,8 @@ impl FileFilter {
         Some(format!("excluded by {:?}", pattern.text))
     }
 
-    /// Why a file that is not excluded is passed over; absent if it is to be published. Opens files whose names do not tell.
+    /// Why a file that is not excluded is skipped; `None` if it is to be published. Opens files whose names do not
+    /// tell.
     pub fn find_mismatch(&self, path: &Path, inside: &Path) -> Option<String> {
         if !self.include.is_empty() {
             let included = self.include.iter().any(|pattern| pattern.matches(inside));
@@ -75,11 +76,11 @@ impl FileFilter {
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
         match extension {
             Some(extension) if EXTENSIONS.contains(&extension.as_str()) => None,
-            // Raw pictures of cameras begin as a TIFF does.
+            // Raw camera files begin like a TIFF.
             Some(extension)
                 if self.sniffs_extensions && read_format(path).is_some_and(|it| it != PictureFormat::Tiff) =>
             {
-                tracing::debug!(path = %path.display(), extension, "taken for an image by its content");
+                tracing::debug!(path = %path.display(), extension, "image recognized by content");
                 None
             }
             Some(extension) => Some(format!(".{}", extension.chars().take(16).collect::<String>())),
@@ -89,12 +90,12 @@ impl FileFilter {
     }
 }
 
-/// Whether the last part of a path begins with a dot.
+/// Whether the last component of a path begins with a dot.
 pub(crate) fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// By the first bytes of a plain file. Nothing else is opened: a pipe would keep us waiting.
+/// The format of a regular file by its first bytes. Nothing else is opened, because a pipe would block.
 fn read_format(path: &Path) -> Option<PictureFormat> {
     path.metadata().ok().filter(std::fs::Metadata::is_file)?;
     let mut head = Vec::new();

@@ -1,8 +1,8 @@
 //! Files and folders, recursively and in the order of their names.
 //!
-//! A file named outright is taken whatever it is called; of what lies in folders, [`FileFilter`] chooses, and what is
-//! passed over is counted by kind. Links to files are followed. A link to a folder is followed unless that folder, one around
-//! it or one inside it is read anyway: links may lead in circles.
+//! A file named explicitly is taken whatever its name; of those in folders, [`FileFilter`] selects, and skipped ones
+//! are counted by kind. Links to files are followed. A link to a folder is followed unless that folder, one around it
+//! or one inside it is read anyway, because links can form cycles.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,17 +17,17 @@ use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
 use crate::source::{ItemBuilder, SourceEvent, SourceRoot};
 
-/// What lies at or below a path.
+/// An entry at or below a path.
 pub(crate) enum PathEntry {
     File(PathBuf),
     /// A link to a folder, whose files come next.
     LinkedFolder(PathBuf),
-    /// Something that is no image or is not wanted; its kind, in words.
+    /// A skipped entry; its kind, in words.
     PassedOver(String),
     Refused(RefusedFile),
 }
 
-/// How many image files there are.
+/// Counts the image files.
 pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
     let mut count = 0;
     for path in paths {
@@ -39,7 +39,7 @@ pub(crate) fn count(paths: &[PathBuf], filter: &FileFilter) -> u64 {
     count
 }
 
-/// Hands all image files on, until nobody wants more.
+/// Sends all image files, until the receiver is gone.
 pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter, items: &Sender<SourceEvent>) {
     for path in paths {
         if send_images(path, &mut builder, filter, items).is_break() {
@@ -48,7 +48,7 @@ pub(crate) fn run(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilt
     }
 }
 
-/// Hands on the image files at or below one path.
+/// Sends the image files at or below one path.
 pub(crate) fn send_images(
     path: &Path,
     builder: &mut ItemBuilder,
@@ -66,13 +66,13 @@ pub(crate) fn send_images(
     })
 }
 
-/// Reads one folder, as often as asked.
+/// Lists one folder, as often as needed.
 pub(crate) struct FolderWalk {
     root: PathBuf,
-    /// Without links.
+    /// The root with links resolved.
     real_root: PathBuf,
     filter: FileFilter,
-    /// Folders that links lead to, without links, and the links that were followed there.
+    /// Resolved folders that links point to, with the links that were followed.
     followed: HashMap<PathBuf, PathBuf>,
 }
 
@@ -82,16 +82,16 @@ impl FolderWalk {
         Self { root: root.to_owned(), real_root, filter, followed: HashMap::new() }
     }
 
-    /// Visits every image file at or below a path, which is the root or lies in it.
+    /// Visits every image file at or below a path, which must be the root or below it.
     pub fn visit(&mut self, path: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.visit_folder(path, visit),
             Ok(_) => visit(PathEntry::File(path.to_owned())),
-            Err(error) => visit(PathEntry::Refused(RefusedFile::new(path, format!("it cannot be read: {error}")))),
+            Err(error) => visit(PathEntry::Refused(RefusedFile::new(path, format!("it could not be read: {error}")))),
         }
     }
 
-    /// The path of a file or folder below the root; of one behind a link that was followed, by way of the link.
+    /// A path below the root, spelled through the followed link that leads to it, if there is one.
     pub fn spell_through_link(&self, path: PathBuf) -> PathBuf {
         if path.starts_with(&self.root) {
             return path;
@@ -100,20 +100,20 @@ impl FolderWalk {
         by_link.unwrap_or(path)
     }
 
-    /// Why a file or folder below the root is passed over by its name or by that of a folder around it.
+    /// Why a file or folder below the root is skipped by its name or that of a folder around it.
     pub fn find_exclusion(&self, path: &Path) -> Option<String> {
         let inside = path.strip_prefix(&self.root).unwrap_or(path);
         inside.ancestors().filter(|part| *part != Path::new("")).find_map(|part| self.filter.find_exclusion(part))
     }
 
-    /// Why a file below the root that is not excluded is passed over.
+    /// Why a file below the root that is not excluded is skipped.
     pub fn find_mismatch(&self, path: &Path) -> Option<String> {
         self.filter.find_mismatch(path, path.strip_prefix(&self.root).unwrap_or(path))
     }
 
     fn visit_folder(&mut self, folder: &Path, visit: &mut dyn FnMut(PathEntry) -> ControlFlow<()>) -> ControlFlow<()> {
         let unreadable =
-            |error| PathEntry::Refused(RefusedFile::new(folder, format!("the folder cannot be read: {error}")));
+            |error| PathEntry::Refused(RefusedFile::new(folder, format!("the folder could not be read: {error}")));
         let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             Ok(entries) => entries,
             Err(error) => return visit(unreadable(error)),
@@ -139,7 +139,7 @@ impl FolderWalk {
                     false => visit(PathEntry::PassedOver("link to a folder that is read anyway".into()))?,
                 }
             } else if kind.is_ok_and(|kind| kind.is_symlink()) && !self.leads_inside(&path) {
-                // Whoever may write to the folder must not choose what else of this machine is published.
+                // Whoever may write to the folder must not choose which other files of this machine are published.
                 visit(PathEntry::PassedOver("link to a file outside the folder".into()))?;
             } else if path.file_name().is_none_or(|name| name != INDEX_FILE) {
                 visit(self.find_mismatch(&path).map_or(PathEntry::File(path), PathEntry::PassedOver))?;
@@ -148,13 +148,13 @@ impl FolderWalk {
         ControlFlow::Continue(())
     }
 
-    /// Whether a link to a file stays in what is read.
+    /// Whether a link to a file stays inside the folder.
     fn leads_inside(&self, link: &Path) -> bool {
         let Ok(real) = link.canonicalize() else { return true };
         real.starts_with(&self.real_root) || self.followed.keys().any(|folder| real.starts_with(folder))
     }
 
-    /// Whether a link to a folder leads to something that is not read otherwise; remembers it then.
+    /// Whether to follow a link to a folder: it leads to something that is not read otherwise. Remembers it.
     fn follow(&mut self, link: &Path) -> bool {
         let Ok(real) = link.canonicalize() else { return false };
         let overlaps = |other: &Path| other.starts_with(&real) || real.starts_with(other);

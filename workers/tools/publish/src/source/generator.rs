@@ -1,8 +1,7 @@
-//! A generator: the same images over and over, on a schedule.
+//! A generator: the same images repeatedly, on a schedule.
 //!
-//! Open loop: the schedule begins once and does not wait for acknowledgements, so that a slow site
-//! shows as delay and not as a lower rate. Only the bound on images in flight can hold an image back;
-//! it then leaves late and is counted as such.
+//! Open loop: the schedule starts once and does not wait for acknowledgements, so that a slow site shows as delay and
+//! not as a lower rate. Only the limit on images in flight can delay an image, which is then counted as late.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -21,12 +20,12 @@ use crate::source::filter::FileFilter;
 use crate::source::folder::{FolderWalk, PathEntry};
 use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot};
 
-/// More than one machine can publish; keeps the time between images above the clock's grain.
+/// More than one machine can publish; keeps intervals above the clock's resolution.
 pub(crate) const MAX_RATE_PER_S: f64 = 1e6;
-/// Images kept in memory; what goes beyond is read again each time. Bytes; a guess.
+/// Bytes of images kept in memory; further images are read again each time. An estimate.
 const PRELOAD_BYTES: u64 = 256 * 1024 * 1024;
 
-/// When images are due, counted from the start: endless, and the same for the same seed.
+/// Due times of images, counted from the start: endless, and the same for the same seed.
 #[derive(Debug)]
 pub(crate) struct ArrivalSchedule {
     rate_per_s: f64,
@@ -49,7 +48,7 @@ impl Iterator for ArrivalSchedule {
 
     fn next(&mut self) -> Option<Duration> {
         self.seconds = match &mut self.random {
-            // The time between events of a Poisson process is exponentially distributed; 1 - u is never 0.
+            // Intervals of a Poisson process are exponentially distributed; 1 - u is never 0.
             Some(random) => self.seconds - (1.0 - random.random::<f64>()).ln() / self.rate_per_s,
             // Not a sum, which would drift.
             None => self.number as f64 / self.rate_per_s,
@@ -59,14 +58,14 @@ impl Iterator for ArrivalSchedule {
     }
 }
 
-/// When a generator ends: at the first of both.
+/// When a generator ends: at the first limit reached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GeneratorLimit {
     pub count: Option<u64>,
     pub duration: Option<Duration>,
 }
 
-/// Hands on images as they become due, until the end or until nobody wants more.
+/// Sends images when they are due, until the limit or until the receiver is gone.
 pub(crate) async fn run(
     images: Vec<PathBuf>,
     builder: ItemBuilder,
@@ -98,7 +97,7 @@ pub(crate) async fn run(
     }
 }
 
-/// The images, and what else is to be said.
+/// The images, and other events of their source.
 fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Vec<SourceItem>, Vec<SourceEvent>) {
     let (mut images, mut others) = (Vec::new(), Vec::new());
     let mut room = PRELOAD_BYTES;
@@ -127,10 +126,10 @@ fn load(paths: &[PathBuf], mut builder: ItemBuilder, filter: &FileFilter) -> (Ve
     (images, others)
 }
 
-/// The bytes of a file, as long as there is room for them. Refuses once what would be refused again
-/// on every round.
+/// The bytes of a file, as long as they fit into memory. Files that would be refused in every round are refused once
+/// here.
 fn read(path: &PathBuf, room: &mut u64) -> Result<Option<Vec<u8>>, String> {
-    let unreadable = |error| format!("it cannot be read: {error}");
+    let unreadable = |error| format!("it could not be read: {error}");
     let size_bytes = fs::metadata(path).map_err(unreadable)?.len();
     match size_bytes {
         0 => Err("it is empty".into()),
@@ -175,7 +174,7 @@ mod tests {
             let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
             // The standard error of the mean is 1 / sqrt(N) of it: 0.7 %. Six of them.
             prop_assert!((mean * rate_per_s - 1.0).abs() < 0.043, "mean {mean} at {rate_per_s}");
-            // Exponential: deviation equals mean; its standard error is 1 %.
+            // Exponential: the deviation equals the mean; its standard error is 1 %.
             prop_assert!((variance.sqrt() / mean - 1.0).abs() < 0.07, "deviation {} at {rate_per_s}", variance.sqrt());
             let again: Vec<f64> = ArrivalSchedule::new(rate_per_s, true, seed).unwrap().take(100).map(|t| t.as_secs_f64()).collect();
             prop_assert_eq!(&times[..100], &again[..], "the same seed gives the same schedule");

@@ -1,4 +1,4 @@
-//! The true labels of images, from `index.csv` beside them or from the folder they lie in.
+//! True labels of images, from `index.csv` beside them or from the folder they are in.
 
 use std::collections::HashMap;
 use std::fs;
@@ -42,7 +42,7 @@ impl LabelIndex {
         }
     }
 
-    /// Forgets what an index said, because it changed; whether the path is one.
+    /// Forgets an index that changed; returns whether the path is an index.
     pub fn forget(&mut self, path: &Path) -> bool {
         let is_index = path.file_name().is_some_and(|name| name == INDEX_FILE);
         if let Some(folder) = path.parent().filter(|_| is_index) {
@@ -51,7 +51,7 @@ impl LabelIndex {
         is_index
     }
 
-    /// What is to be said of an index since the last time this was asked.
+    /// Events about indexes since the last call.
     pub fn take_items(&mut self) -> Vec<SourceEvent> {
         std::mem::take(&mut self.items)
     }
@@ -66,7 +66,7 @@ impl LabelIndex {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return labels,
             Err(error) => {
-                self.refuse(path, format!("it cannot be read: {error}"));
+                self.refuse(path, format!("it could not be read: {error}"));
                 return labels;
             }
         };
@@ -100,7 +100,7 @@ impl LabelIndex {
     }
 }
 
-/// Without `./`.
+/// Drops a leading `./`.
 fn plain(file: &str) -> PathBuf {
     Path::new(file).components().filter(|part| *part != Component::CurDir).collect()
 }

@@ -1,4 +1,4 @@
-//! Standard input: one image, or a path a line.
+//! Standard input: one image, or one path per line.
 
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::report::RefusedFile;
 use crate::source::filter::FileFilter;
 use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, folder};
 
-/// What an image from standard input is called.
+/// Name of an image from standard input.
 const NAME: &str = "standard input";
 
-/// Hands on all that comes as one image.
+/// Sends the whole input as one image.
 pub(crate) fn send_single_image(input: impl Read, mut builder: ItemBuilder, items: &Sender<SourceEvent>) {
     let mut bytes = Vec::new();
     let path = Path::new(NAME);
-    // One byte more tells an image that is too large from one that just fits.
+    // One more byte distinguishes an image that is too large from one that just fits.
     let item = match input.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes) {
         Ok(_) => match builder.cameras.name(path) {
             Ok((camera, _)) => SourceEvent::Found(SourceItem {
@@ -37,7 +37,7 @@ pub(crate) fn send_single_image(input: impl Read, mut builder: ItemBuilder, item
     let _nobody_listens = items.blocking_send(item);
 }
 
-/// Hands on the files, and what is in the folders, that the lines name.
+/// Sends the files, and those in the folders, that the lines name.
 pub(crate) fn send_listed_paths(
     input: impl BufRead,
     mut builder: ItemBuilder,

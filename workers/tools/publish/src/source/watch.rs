@@ -1,10 +1,10 @@
-//! A watched folder: what is in it, then what is completely written into it, sub-folders too.
+//! A watched folder: the files in it, then every file completely written into it, including sub-folders.
 //!
-//! A file is complete when its writer closed it or moved it here, or else when neither its size nor its
-//! time has changed for the settle time (file systems that do not tell, and files that were there
-//! before). One that its own format says goes on is given longer: uploads pause, and break off and are resumed. Waits for the
-//! system's events and for the next settle time; a network share, whose changes by other machines the system does not tell,
-//! is listed on a timer instead (`poll_s`).
+//! A file is complete when its writer closed it or moved it here, or otherwise when neither its size nor its time has
+//! changed for the settle time (file systems without events, and files that were there before). A file that is
+//! truncated according to its own format gets longer, because uploads pause, break off and resume. Waits for the
+//! system's events and for the next settle time; a network share, whose changes by other machines the system does not
+//! report, is listed on a timer instead (`poll_s`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -27,23 +27,23 @@ use crate::source::filter::FileFilter;
 use crate::source::folder::{FolderWalk, PathEntry};
 use crate::source::{ItemBuilder, SourceError, SourceEvent, SourceItem, SourceRoot, thread};
 
-/// Events waiting to be looked at. When it is full the system's own queue fills, and when that is full
-/// the system says so and the folder is listed anew.
-const EVENTS: usize = 1024;
+/// Most pending events. When this queue is full, the system's own fills up; when that is full, the system reports it
+/// and the folder is listed again.
+const MAX_PENDING_EVENTS: usize = 1024;
 
-/// A file that ends before its format says is taken nevertheless when it has not changed for this long; a guess.
-const UNFINISHED: Duration = Duration::from_secs(30);
-/// File systems of the network that the system's library has no names for (statfs(2)).
+/// A truncated file is published anyway when it has not changed for this long; an estimate.
+const TRUNCATED_TIMEOUT: Duration = Duration::from_secs(30);
+/// Network file systems that the nix crate has no names for (statfs(2)).
 const SMB2: i64 = 0xfe53_4d42;
 const CIFS: i64 = 0xff53_4d42;
 
-/// A folder that is watched for as long as this is kept.
+/// Watches a folder until it is dropped.
 pub(crate) struct FolderWatch {
     _events: SyncSender<notify::Result<Event>>,
     _watcher: Option<Arc<Mutex<RecommendedWatcher>>>,
 }
 
-/// Begins to watch.
+/// Starts watching.
 pub(crate) fn open(
     folder: PathBuf,
     settings: &PublisherSettings,
@@ -55,7 +55,7 @@ pub(crate) fn open(
         return Err(refused(notify::Error::path_not_found()));
     }
     let poll = Some(Duration::from_secs(settings.poll_s)).filter(|poll| !poll.is_zero());
-    let (events, seen) = sync_channel(EVENTS);
+    let (events, seen) = sync_channel(MAX_PENDING_EVENTS);
     let watcher = match poll {
         Some(_) => None,
         None => {
@@ -63,7 +63,7 @@ pub(crate) fn open(
                 tracing::warn!(
                     folder = %folder.display(),
                     share,
-                    "this is a network share: what other machines write there is seen only with --poll SECONDS"
+                    "folder is on a network share; use --poll SECONDS to see files written by other machines"
                 );
             }
             let heard = events.clone();
@@ -91,7 +91,7 @@ pub(crate) fn open(
     Ok(FolderWatch { _events: events, _watcher: watcher })
 }
 
-/// What kind of network share a folder is on, if it is on one.
+/// The kind of network share a folder is on; `None` for a local one.
 fn find_share(folder: &Path) -> Option<&'static str> {
     match statfs(folder).ok()?.filesystem_type() {
         statfs::NFS_SUPER_MAGIC => Some("NFS"),
@@ -109,11 +109,11 @@ struct WatchState {
     builder: ItemBuilder,
     items: Sender<SourceEvent>,
     settle: SettleTracker,
-    /// Hears of folders that links lead to as well; absent where the folder is listed on a timer.
+    /// Watches folders that links point to as well; absent if the folder is listed on a timer.
     watcher: Option<Weak<Mutex<RecommendedWatcher>>>,
-    /// Between two listings; absent where the system tells of changes.
+    /// Interval of listings; absent if the system reports changes.
     poll: Option<Duration>,
-    /// New folders, listed again later: files may have come before the system began to tell of them.
+    /// New folders to list again later, as files may have arrived before the system began to report them.
     revisit: BTreeSet<(Instant, PathBuf)>,
 }
 
@@ -137,7 +137,7 @@ impl WatchState {
                 go_on = self.due();
             }
             if let (Some(poll), true) = (self.poll, list_at.is_some_and(|at| at <= Instant::now())) {
-                // While a share is away its files are not gone.
+                // While a share is unavailable, its files are not gone.
                 if self.folder.exists() {
                     self.settle.forget_gone();
                 }
@@ -154,7 +154,7 @@ impl WatchState {
             Ok(event) if !event.need_rescan() => event,
             Ok(_) => return self.list(&self.folder.clone()),
             Err(error) => {
-                tracing::warn!(folder = %self.folder.display(), %error, "watching failed, listing the folder anew");
+                tracing::warn!(folder = %self.folder.display(), %error, "watch failed; rescanning");
                 return self.list(&self.folder.clone());
             }
         };
@@ -188,7 +188,7 @@ impl WatchState {
             return self.list(&path);
         }
         if path.is_dir() {
-            // A link to a folder: whether it is followed is seen where its own folder is listed.
+            // A link to a folder: decided when its own folder is listed.
             return path.parent().map_or(ControlFlow::Continue(()), |folder| self.list(folder));
         }
         let Some(stamp) = FileStamp::of(&path) else {
@@ -200,13 +200,13 @@ impl WatchState {
             return ControlFlow::Continue(());
         }
         if done && self.settle.closed(&path, stamp) {
-            return self.hand_on(path, stamp);
+            return self.publish_complete(path, stamp);
         }
         self.settle.touched(path, stamp, Instant::now());
         ControlFlow::Continue(())
     }
 
-    /// Hands on what has settled.
+    /// Publishes files that have settled.
     fn due(&mut self) -> ControlFlow<()> {
         let now = Instant::now();
         while self.revisit.first().is_some_and(|(at, _)| *at <= now) {
@@ -217,19 +217,19 @@ impl WatchState {
         for (path, stamp, waited) in self.settle.due(now, FileStamp::of) {
             match waited {
                 true => self.send(path, stamp)?,
-                false => self.hand_on(path, stamp)?,
+                false => self.publish_complete(path, stamp)?,
             }
         }
         ControlFlow::Continue(())
     }
 
-    /// Takes up what lies in a folder. What was written long ago is complete; on a share, whose clock may be another, a file
-    /// is looked at twice.
+    /// Adds the files in a folder. Those written long ago are complete; on a share, whose clock may differ, a file must
+    /// be seen unchanged twice.
     fn list(&mut self, folder: &Path) -> ControlFlow<()> {
         if !folder.exists() {
-            // A share that is away for a while; events tell of a folder that is gone for good.
+            // A share may be unavailable for a while; events report a folder that is gone for good.
             if self.poll.is_some() {
-                tracing::warn!(folder = %folder.display(), "the folder is not there; it is looked for again");
+                tracing::warn!(folder = %folder.display(), "folder missing; retrying");
             }
             return ControlFlow::Continue(());
         }
@@ -240,9 +240,9 @@ impl WatchState {
         });
         for seen in all_seen {
             match seen {
-                PathEntry::File(path) => self.look_at(path)?,
+                PathEntry::File(path) => self.check_file(path)?,
                 PathEntry::LinkedFolder(path) => self.watch_linked(&path),
-                // Said once in a summary, and this run has none before it ends.
+                // A run shows notes in its summary, and an endless run has none, so this is logged once.
                 PathEntry::PassedOver(_) => {}
                 PathEntry::Refused(refused) => sent(self.items.blocking_send(SourceEvent::Refused(refused)))?,
             }
@@ -250,32 +250,32 @@ impl WatchState {
         ControlFlow::Continue(())
     }
 
-    fn look_at(&mut self, path: PathBuf) -> ControlFlow<()> {
+    fn check_file(&mut self, path: PathBuf) -> ControlFlow<()> {
         let Some(stamp) = FileStamp::of(&path) else { return ControlFlow::Continue(()) };
         let age = (UNIX_EPOCH + Duration::from_nanos(stamp.modified_at_ns)).elapsed().unwrap_or_default();
         if self.poll.is_none() && age > self.settle.time && self.settle.closed(&path, stamp) {
-            return if age > UNFINISHED { self.send(path, stamp) } else { self.hand_on(path, stamp) };
+            return if age > TRUNCATED_TIMEOUT { self.send(path, stamp) } else { self.publish_complete(path, stamp) };
         }
         self.settle.touched(path, stamp, Instant::now());
         ControlFlow::Continue(())
     }
 
-    /// The system tells nothing of what lies behind a link unless it is asked for.
+    /// The system reports nothing behind a link unless that is watched too.
     fn watch_linked(&self, folder: &Path) {
         let Some(watcher) = self.watcher.as_ref().and_then(Weak::upgrade) else { return };
         let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
         // The library does not look behind a link that it is given.
         let real = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         if let Err(error) = watcher.watch(&real, RecursiveMode::Recursive) {
-            tracing::warn!(folder = %folder.display(), %error, "a linked folder cannot be watched: only what is in it now is published");
+            tracing::warn!(folder = %folder.display(), %error, "linked folder not watched; only its current files are published");
         }
     }
 
-    /// Hands a complete file on; one that its own format says goes on is given time.
-    fn hand_on(&mut self, path: PathBuf, stamp: FileStamp) -> ControlFlow<()> {
-        if is_cut_off(&path, stamp) {
-            tracing::debug!(path = %path.display(), "the file ends early; waiting for the rest");
-            self.settle.hold(path, stamp, Instant::now() + UNFINISHED);
+    /// Publishes a complete file; a truncated one gets more time.
+    fn publish_complete(&mut self, path: PathBuf, stamp: FileStamp) -> ControlFlow<()> {
+        if is_truncated(&path, stamp) {
+            tracing::debug!(path = %path.display(), "file incomplete; waiting");
+            self.settle.hold(path, stamp, Instant::now() + TRUNCATED_TIMEOUT);
             return ControlFlow::Continue(());
         }
         self.send(path, stamp)
@@ -295,9 +295,9 @@ impl WatchState {
     }
 }
 
-/// Whether a file ends before its format says it does.
-fn is_cut_off(path: &Path, stamp: FileStamp) -> bool {
-    // What is larger is refused or cut into tiles, and is not read twice.
+/// Whether a file is truncated according to its own format.
+fn is_truncated(path: &Path, stamp: FileStamp) -> bool {
+    // Larger files are refused or cut into tiles, and are not read twice.
     stamp.size_bytes <= MAX_IMAGE_BYTES && std::fs::read(path).is_ok_and(|bytes| !vision::is_complete(&bytes))
 }
 
@@ -305,13 +305,13 @@ fn sent<E>(sent: Result<(), E>) -> ControlFlow<()> {
     if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
-/// Which files are still being written, and which were taken; pure.
+/// Which files are still being written, and which were published; pure.
 struct SettleTracker {
     time: Duration,
     pending: HashMap<PathBuf, (Instant, FileStamp)>,
     queue: BTreeSet<(Instant, PathBuf)>,
     taken: HashMap<PathBuf, FileStamp>,
-    /// Those pending that end early.
+    /// Pending files that are truncated.
     held: HashSet<PathBuf>,
 }
 
@@ -320,7 +320,7 @@ impl SettleTracker {
         Self { time, pending: HashMap::new(), queue: BTreeSet::new(), taken: HashMap::new(), held: HashSet::new() }
     }
 
-    /// A file changed, and may change again.
+    /// A file changed and may change again.
     fn touched(&mut self, path: PathBuf, stamp: FileStamp, now: Instant) {
         let as_known = self.pending.get(&path).is_some_and(|(_, known)| *known == stamp);
         if as_known || self.taken.get(&path) == Some(&stamp) {
@@ -331,8 +331,8 @@ impl SettleTracker {
         self.pending.insert(path, (now + self.time, stamp));
     }
 
-    /// A file was completed; whether it is to be taken now. An empty one has until it settles to become
-    /// something: writers reserve names by closing empty files.
+    /// A file was closed; returns whether to publish it now. An empty one has to settle first, because writers reserve
+    /// names by closing empty files.
     fn closed(&mut self, path: &Path, stamp: FileStamp) -> bool {
         if stamp.size_bytes == 0 || self.taken.get(path) == Some(&stamp) {
             return false;
@@ -342,7 +342,7 @@ impl SettleTracker {
         true
     }
 
-    /// A file that ends early is taken when it has not changed until then.
+    /// Holds a truncated file, which is published if it has not changed by then.
     fn hold(&mut self, path: PathBuf, stamp: FileStamp, until: Instant) {
         self.forget(&path);
         self.queue.insert((until, path.clone()));
@@ -350,7 +350,7 @@ impl SettleTracker {
         self.held.insert(path);
     }
 
-    /// Forgets files that are no longer there.
+    /// Forgets files that no longer exist.
     fn forget_gone(&mut self) {
         self.taken.retain(|path, _| path.exists());
     }
@@ -371,7 +371,8 @@ impl SettleTracker {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// Takes the files that have not changed for the settle time, and whether they were held; one that has waits again.
+    /// Takes the files that have not changed for the settle time, and whether they were held; one that has changed
+    /// waits again.
     fn due(&mut self, now: Instant, stamp_of: impl Fn(&Path) -> Option<FileStamp>) -> Vec<(PathBuf, FileStamp, bool)> {
         let mut settled = Vec::new();
         while self.next().is_some_and(|at| at <= now) {
@@ -407,12 +408,12 @@ mod tests {
         let path = PathBuf::from("a.png");
         settle.touched(path.clone(), stamp(1), start);
         settle.touched(path.clone(), stamp(2), start + SETTLE / 2);
-        assert!(settle.due(start + SETTLE, |_| Some(stamp(2))).is_empty(), "it changed half a settle time ago");
+        assert!(settle.due(start + SETTLE, |_| Some(stamp(2))).is_empty(), "changed half a settle time ago");
         let at = settle.next().unwrap();
-        assert!(settle.due(at, |_| Some(stamp(3))).is_empty(), "it changed without an event");
+        assert!(settle.due(at, |_| Some(stamp(3))).is_empty(), "changed without an event");
         assert_eq!(settle.due(at + SETTLE, |_| Some(stamp(3))), [(path.clone(), stamp(3), false)]);
         settle.touched(path.clone(), stamp(3), at + SETTLE);
-        assert!(!settle.closed(&path, stamp(3)), "it was taken already");
+        assert!(!settle.closed(&path, stamp(3)), "already published");
         assert_eq!(settle.next(), None);
     }
 
@@ -421,12 +422,12 @@ mod tests {
         let (mut settle, now) = (SettleTracker::new(SETTLE), Instant::now());
         let path = PathBuf::from("a.jpg");
         assert!(settle.closed(&path, stamp(5)));
-        settle.hold(path.clone(), stamp(5), now + UNFINISHED);
+        settle.hold(path.clone(), stamp(5), now + TRUNCATED_TIMEOUT);
         settle.touched(path.clone(), stamp(5), now + SETTLE);
         assert!(settle.due(now + 2 * SETTLE, |_| Some(stamp(5))).is_empty());
-        assert_eq!(settle.due(now + UNFINISHED, |_| Some(stamp(5))), [(path.clone(), stamp(5), true)]);
-        settle.hold(path.clone(), stamp(5), now + UNFINISHED);
-        assert!(settle.closed(&path, stamp(9)), "the rest came");
+        assert_eq!(settle.due(now + TRUNCATED_TIMEOUT, |_| Some(stamp(5))), [(path.clone(), stamp(5), true)]);
+        settle.hold(path.clone(), stamp(5), now + TRUNCATED_TIMEOUT);
+        assert!(settle.closed(&path, stamp(9)), "the rest arrived");
         assert_eq!(settle.next(), None);
     }
 
@@ -437,7 +438,7 @@ mod tests {
         assert!(!settle.closed(&path, stamp(0)));
         settle.touched(path.clone(), stamp(0), now);
         assert!(settle.closed(&path, stamp(5)));
-        assert!(settle.due(now + SETTLE, |_| Some(stamp(5))).is_empty(), "it was taken already");
-        assert!(settle.closed(&path, stamp(6)), "it was written again");
+        assert!(settle.due(now + SETTLE, |_| Some(stamp(5))).is_empty(), "already published");
+        assert!(settle.closed(&path, stamp(6)), "written again");
     }
 }

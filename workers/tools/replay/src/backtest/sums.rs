@@ -1,4 +1,4 @@
-//! What became of a stretch of tasks, summed up.
+//! Sums of a back-test.
 
 use std::sync::Arc;
 
@@ -6,52 +6,52 @@ use serde::Serialize;
 
 use super::RecordedTask;
 
-/// What became, or would have become, of a stretch of tasks.
+/// Result of a period of tasks, recorded or replayed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct BacktestResult {
-    /// Whose settings.
+    /// Name of the settings.
     pub name: String,
-    /// Tasks.
+    /// Number of tasks.
     pub tasks: u64,
-    /// Recognized at the site.
+    /// Tasks recognized at the site.
     pub local: u64,
-    /// Sent to the cloud without having been recognized.
+    /// Tasks offloaded to the cloud without being recognized at the site.
     pub redirected: u64,
-    /// Held, though the record knows only the last time it was asked.
+    /// Tasks that were held; only the last admission decision is recorded.
     pub held: u64,
-    /// In doubt.
+    /// Doubtful answers.
     pub doubtful: u64,
-    /// Sent up after having been recognized, the sure ones that were drawn included.
+    /// Tasks sent up after being recognized, including sampled confident ones.
     pub verified: u64,
-    /// In doubt and kept.
+    /// Doubtful answers kept at the site.
     pub kept: u64,
     /// Bytes sent up.
     pub up_bytes: u64,
-    /// Share of right answers among those of which a person or the publisher says what they show; absent without any.
+    /// Accuracy on tasks labelled by a person or the publisher, 0 to 1; absent without any.
     pub right_ratio: Option<f64>,
-    /// How many those are.
+    /// Number of labelled tasks.
     pub labelled: u64,
-    /// Of those, how many are expected values.
+    /// Number of those with an expected instead of a known result.
     pub expected: u64,
-    /// Share of answers that are the cloud's or agree with it, among those that it judged; absent without any.
+    /// Share of tasks judged by the cloud whose answer is the cloud's or agrees with it, 0 to 1; absent without any.
     pub agrees_ratio: Option<f64>,
-    /// How many those are.
+    /// Number of tasks judged by the cloud.
     pub judged: u64,
-    /// Time to the site's own answer or the cloud's, whichever was first, median, milliseconds.
+    /// Median time to the first answer, by the site or the cloud, milliseconds.
     pub first_p50_ms: f64,
-    /// The same, 99th percentile.
+    /// 99th percentile of the same.
     pub first_p99_ms: f64,
-    /// Time to the final answer, median, milliseconds.
+    /// Median time to the final answer, milliseconds.
     pub final_p50_ms: f64,
-    /// The same, 99th percentile.
+    /// 99th percentile of the same.
     pub final_p99_ms: f64,
-    /// Energy at the site and on the link, joules.
+    /// Energy used at the site and on the link, joules.
     pub energy_j: f64,
-    /// Tasks that were decided otherwise than recorded.
+    /// Tasks that were decided differently from the record.
     pub otherwise: u64,
 }
 
-/// What is summed up while a stretch is played.
+/// Sums collected during a back-test.
 #[derive(Default)]
 pub(super) struct BacktestSums {
     pub(super) played: BacktestResult,
@@ -61,19 +61,19 @@ pub(super) struct BacktestSums {
     final_ms: Vec<f64>,
 }
 
-/// What became of one task.
+/// Result of one task.
 pub(super) struct TaskOutcome {
     pub(super) redirected: bool,
     pub(super) held: bool,
     pub(super) doubtful: bool,
-    /// Bytes sent up; absent: nothing was.
+    /// Bytes sent up; absent: nothing was sent.
     pub(super) up_bytes: Option<u64>,
     pub(super) first_ms: f64,
     pub(super) final_ms: f64,
     pub(super) energy_mj: f64,
 }
 
-/// How often the site and the cloud are right, where both is known.
+/// Accuracy of site and cloud, where both are known.
 pub(super) struct AgreementRates {
     edge_ratio: f64,
     cloud_ratio: f64,

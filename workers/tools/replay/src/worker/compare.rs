@@ -1,4 +1,4 @@
-//! Before another model's eyes.
+//! Runs images through another model.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -7,14 +7,14 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use vision::{InferenceError, InferencePool};
 
-use super::{ReplayRun, under_way};
+use super::{ReplayRun, spawn_abortable};
 use crate::compare::{self, ComparedPrediction, Comparison};
 use crate::error::ReplayError;
 use crate::index::IndexWriter;
 use crate::row::TaskRow;
 
 impl ReplayRun<'_> {
-    /// Shown to another model.
+    /// Compares another model's predictions with the answers.
     pub(super) async fn compare(
         &mut self,
         rows: Vec<TaskRow>,
@@ -29,21 +29,22 @@ impl ReplayRun<'_> {
                 comparison.add_cells(cells)?;
                 cells.get(0)?.parse().ok()
             };
-            let (opened, found) = IndexWriter::open(path, &compare::HEADS, read)?;
-            (index, known) = (Some(opened), found);
+            let (opened, known_tasks) = IndexWriter::open(path, &compare::HEADS, read)?;
+            (index, known) = (Some(opened), known_tasks);
         }
-        let rows: Vec<TaskRow> = self.rest(rows, &known).into_iter().filter(|row| row.answer.is_some()).collect();
-        // One batch in work and one that waits, for each replica.
-        let most = infer.replicas() * infer.batch() * 2;
-        let mut asked = FuturesOrdered::new();
-        let mut heard =
-            |run: &mut Self, heard: Result<(TaskRow, u64, Result<ComparedPrediction, InferenceError>), ReplayError>| {
-                let (row, bytes, said) = heard?;
-                match said {
-                    Ok(said) => {
-                        comparison.add(&row, &said);
+        let rows: Vec<TaskRow> = self.skip_done(rows, &known).into_iter().filter(|row| row.answer.is_some()).collect();
+        // One batch in work and one waiting, for each replica.
+        let max_pending = infer.replicas() * infer.batch() * 2;
+        let mut pending = FuturesOrdered::new();
+        let mut add_result =
+            |run: &mut Self,
+             result: Result<(TaskRow, u64, Result<ComparedPrediction, InferenceError>), ReplayError>| {
+                let (row, bytes, prediction) = result?;
+                match prediction {
+                    Ok(prediction) => {
+                        comparison.add(&row, &prediction);
                         if let Some(index) = &mut index {
-                            index.add(compare::cells(&row, &said))?;
+                            index.add(compare::cells(&row, &prediction))?;
                         }
                     }
                     Err(error) if error.is_the_images_fault() => comparison.unreadable += 1,
@@ -53,24 +54,24 @@ impl ReplayRun<'_> {
                 Ok(())
             };
         let fetched = self
-            .fetch(&rows, async |run, row, image, room| {
-                while asked.len() >= most {
-                    if let Some(said) = asked.next().await {
-                        heard(run, said)?;
+            .fetch(&rows, async |run, row, image, permit| {
+                while pending.len() >= max_pending {
+                    if let Some(prediction) = pending.next().await {
+                        add_result(run, prediction)?;
                     }
                 }
                 let (infer, row) = (infer.clone(), row.clone());
-                asked.push_back(under_way(async move {
-                    let _room = room;
+                pending.push_back(spawn_abortable(async move {
+                    let _permit = permit;
                     let bytes = image.bytes.len() as u64;
-                    let seen = infer.predict(image.bytes).await;
-                    Ok((row, bytes, seen.map(|seen| said(&seen))))
+                    let result = infer.predict(image.bytes).await;
+                    Ok((row, bytes, result.map(|result| to_prediction(&result))))
                 }));
                 Ok(())
             })
             .await;
-        while let Some(said) = asked.next().await {
-            heard(self, said)?;
+        while let Some(prediction) = pending.next().await {
+            add_result(self, prediction)?;
         }
         if let Some(index) = index {
             index.sync()?;
@@ -81,10 +82,11 @@ impl ReplayRun<'_> {
     }
 }
 
-fn said(seen: &vision::InferenceResult) -> ComparedPrediction {
-    let description = &seen.model.description;
-    let ratios = vision::probabilities(&seen.model, &seen.logits, description.gate.temperature.unwrap_or(1.0));
-    let opinion = vision::prediction(&seen.model, &ratios);
-    let (label, confidence) = opinion.map_or((String::new(), 0.0), |opinion| (opinion.label, opinion.confidence));
-    ComparedPrediction { label, confidence, cost_ms: seen.timings.cost_ms() }
+fn to_prediction(result: &vision::InferenceResult) -> ComparedPrediction {
+    let description = &result.model.description;
+    let ratios = vision::probabilities(&result.model, &result.logits, description.gate.temperature.unwrap_or(1.0));
+    let prediction = vision::prediction(&result.model, &ratios);
+    let (label, confidence) =
+        prediction.map_or((String::new(), 0.0), |prediction| (prediction.label, prediction.confidence));
+    ComparedPrediction { label, confidence, cost_ms: result.timings.cost_ms() }
 }

@@ -1,4 +1,4 @@
-//! Back into streams: images as tasks of their own, labels for the trainer, images into a pinned set.
+//! Publishes images as new tasks, labels for the trainer, and images into a pinned set.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use schemas::{SetName, TaskId};
 use streams::{Blobs, CarryError, PublishOutcome, Publisher, reader};
 use tokio::time::Instant;
 
-use super::{ReplayRun, ReplaySpacing, under_way};
+use super::{ReplayRun, ReplaySpacing, spawn_abortable};
 use crate::error::ReplayError;
 use crate::republish;
 use crate::row::TaskRow;
 
 /// How long a publication is retried before a replay stops.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Publications on their way at a time.
-const IN_FLIGHT: usize = 64;
-/// What is through is noted this often, for nothing else tells.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most publications in flight.
+const MAX_IN_FLIGHT: usize = 64;
+/// Interval of writing the marker, which alone tells what is done.
+const MARKER_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ReplayRun<'_> {
-    /// Published again.
+    /// Publishes images again.
     pub(super) async fn publish(
         &mut self,
         rows: Vec<TaskRow>,
@@ -32,11 +32,11 @@ impl ReplayRun<'_> {
     ) -> Result<(), ReplayError> {
         let known: HashSet<TaskId> =
             rows.iter().filter(|row| row.sequence <= self.begun.through).map(|row| row.task).collect();
-        let rows = self.rest(rows, &known);
+        let rows = self.skip_done(rows, &known);
         let Some(first) = rows.first() else { return self.note_end() };
         let stored = reader::stream_of(self.bus, &republish::subject_of(template, first)).await?.is_some();
         self.summary.unstored = !stored;
-        let publisher = Publisher::new(self.bus.clone(), PATIENCE);
+        let publisher = Publisher::new(self.bus.clone(), PUBLISH_TIMEOUT);
         let blobs = Blobs::open(self.bus).await?;
         let (bus, run, begun_at) = (self.bus.clone(), self.begun.run, Instant::now());
         let mut sent = FuturesOrdered::new();
@@ -59,21 +59,21 @@ impl ReplayRun<'_> {
                     () = tokio::time::sleep_until(due_at(row)) => {}
                     () = shutdown.wait_for_request() => return Err(ReplayError::Interrupted),
                 }
-                while sent.len() >= IN_FLIGHT {
+                while sent.len() >= MAX_IN_FLIGHT {
                     if let Some(ended) = sent.next().await {
                         run_.arrived(ended)?;
                     }
                 }
-                if noted_at.elapsed() >= NOTE_EVERY {
+                if noted_at.elapsed() >= MARKER_INTERVAL {
                     noted_at = Instant::now();
                     run_.note_through()?;
                 }
                 let publication = republish::republication(template, row, &image, run);
                 let (publisher, blobs, bus, row) = (publisher.clone(), blobs.clone(), bus.clone(), row.clone());
-                sent.push_back(under_way(async move {
+                sent.push_back(spawn_abortable(async move {
                     let _room = room;
                     if publication.payload.is_empty() {
-                        // It may come from a pinned set, which keeps what the site has let go.
+                        // It may come from a pinned set, which keeps images the site has purged.
                         blobs.store_blob(&image.bytes).await?;
                     }
                     match stored {
@@ -101,9 +101,9 @@ impl ReplayRun<'_> {
         Ok(())
     }
 
-    /// Labels, for the site's trainer.
+    /// Publishes labels for the site's trainer.
     pub(super) async fn label(&mut self, rows: Vec<TaskRow>) -> Result<(), ReplayError> {
-        let publisher = Publisher::new(self.bus.clone(), PATIENCE);
+        let publisher = Publisher::new(self.bus.clone(), PUBLISH_TIMEOUT);
         let run = self.begun.run;
         let labels = rows.into_iter().filter_map(|row| match republish::label(&row, run, clock::now_ms()) {
             Ok(Some(label)) => Some(Ok((row, label))),
@@ -118,7 +118,7 @@ impl ReplayRun<'_> {
             let publisher = publisher.clone();
             async move { publisher.publish(&label).await.map(|_| row) }
         });
-        let mut said = futures::stream::iter(said).buffered(IN_FLIGHT);
+        let mut said = futures::stream::iter(said).buffered(MAX_IN_FLIGHT);
         while let Some(row) = said.next().await {
             if self.shutdown.is_requested() {
                 return Err(ReplayError::Interrupted);
@@ -128,21 +128,21 @@ impl ReplayRun<'_> {
         Ok(())
     }
 
-    /// Into a set of their own, each in its slot.
+    /// Publishes images into a pinned set, each into its slot.
     pub(super) async fn pin(&mut self, rows: Vec<TaskRow>, set: &SetName) -> Result<(), ReplayError> {
-        let publisher = Publisher::new(self.bus.clone(), PATIENCE);
+        let publisher = Publisher::new(self.bus.clone(), PUBLISH_TIMEOUT);
         let blobs = Blobs::open_pinned(self.bus).await?;
         let mut sent = FuturesOrdered::new();
         let fetched = self
             .fetch(&rows, async |run, row, image, room| {
-                while sent.len() >= IN_FLIGHT {
+                while sent.len() >= MAX_IN_FLIGHT {
                     if let Some(ended) = sent.next().await {
                         run.pinned(ended)?;
                     }
                 }
                 let publication = republish::pin(set, row, &image)?;
                 let (publisher, blobs, row) = (publisher.clone(), blobs.clone(), row.clone());
-                sent.push_back(under_way(async move {
+                sent.push_back(spawn_abortable(async move {
                     let _room = room;
                     if publication.payload.is_empty() {
                         blobs.store_blob(&image.bytes).await?;
@@ -170,7 +170,7 @@ impl ReplayRun<'_> {
         match ended? {
             (_, _, PublishOutcome::Taken) => {
                 self.summary.before += 1;
-                self.told();
+                self.report_progress();
             }
             (row, bytes, _) => self.through(&row, bytes),
         }

@@ -1,5 +1,5 @@
-//! Onto the disk, in order and some at a time: whoever walks writes. Handing each image to a thread of its own cost more than
-//! writing it, in wake-ups and in caches gone cold; and so did telling the runtime of each that it may take a while.
+//! Writes images to disk in order, in batches, on the thread of the replay: a separate thread per image costs more than
+//! the write itself, in wake-ups and cold caches, and so does declaring each write as blocking to the runtime.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::tarball::TarballWriter;
 
 /// Bytes of images collected before they are written.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// The first image that comes after this ends a batch: a slow replay is on the disk but for its last one or two.
+/// The first image after this time ends a batch, so that a slow replay has written all but its last one or two images.
 const BATCH_TIME: Duration = Duration::from_millis(100);
 
-/// Images that were fetched and are not written: no more than so many bytes and one image.
+/// Images fetched and not yet written: at most the batch size and one image.
 struct WriteBatch<'a> {
     images: Vec<(&'a TaskRow, ArchivedImage)>,
     bytes: usize,
@@ -42,38 +42,38 @@ impl<'a> WriteBatch<'a> {
 }
 
 impl ReplayRun<'_> {
-    /// Fills a shelf.
+    /// Writes images to disk.
     pub(super) async fn write_images(
         &mut self,
         rows: Vec<TaskRow>,
         known: HashSet<TaskId>,
-        mut shelf: DiskWriter,
+        mut writer: DiskWriter,
     ) -> Result<(), ReplayError> {
-        let rows = self.rest(rows, &known);
+        let rows = self.skip_done(rows, &known);
         let mut batch = WriteBatch::new();
         let fetched = self
             .fetch(&rows, async |run, row, image, _room| {
                 batch.add(row, image);
-                if batch.is_due() { run.write(&mut shelf, &mut batch) } else { Ok(()) }
+                if batch.is_due() { run.write(&mut writer, &mut batch) } else { Ok(()) }
             })
             .await;
-        // What was fetched before an interruption stays; after a write that failed there is nothing left to write.
-        let written = self.write(&mut shelf, &mut batch);
-        tokio::task::block_in_place(|| shelf.end())?;
+        // Images fetched before an interruption are written; after a failed write there is nothing to save.
+        let written = self.write(&mut writer, &mut batch);
+        tokio::task::block_in_place(|| writer.end())?;
         fetched.and(written)?;
         self.note_end()
     }
 
-    /// Writes a batch: of a folder, up to the first image that cannot be written; of an archive, the whole or a part that is
-    /// found when the same is asked again.
-    fn write(&mut self, shelf: &mut DiskWriter, batch: &mut WriteBatch) -> Result<(), ReplayError> {
+    /// Writes a batch: of a folder, up to the first image that cannot be written; of an archive, all or a part that the
+    /// next run finds.
+    fn write(&mut self, writer: &mut DiskWriter, batch: &mut WriteBatch) -> Result<(), ReplayError> {
         let WriteBatch { images, .. } = std::mem::replace(batch, WriteBatch::new());
         tokio::task::block_in_place(|| {
-            if let DiskWriter::Tar(tarball) = shelf {
+            if let DiskWriter::Tar(tarball) = writer {
                 tarball.put(&images)?;
             }
             images.iter().try_for_each(|(row, image)| {
-                if let DiskWriter::Folder(folder) = shelf {
+                if let DiskWriter::Folder(folder) = writer {
                     folder.write_image(row, image)?;
                 }
                 self.through(row, image.bytes.len() as u64);
@@ -83,7 +83,7 @@ impl ReplayRun<'_> {
     }
 }
 
-/// What is filled on the disk.
+/// A destination on disk.
 pub(super) enum DiskWriter {
     Folder(Box<FolderWriter>),
     Tar(TarballWriter),

@@ -149,8 +149,8 @@ fn trial(made: &LoopRound) -> String {
     match decision {
         None => "none".into(),
         Some(decision) => {
-            if decision.why.starts_with("not decided") {
-                return "withdrawn (not decided)".into();
+            if decision.why.starts_with("undecided") {
+                return "withdrawn (undecided)".into();
             }
             let number = wait_for_decision(decision)
                 .map(|finding| format!(" ({} {:+.3} ± {:.3})", finding.measure, finding.better, finding.error));
