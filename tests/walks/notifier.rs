@@ -175,8 +175,8 @@ async fn a_stream_whose_only_replica_is_away_is_told() {
     let away: usize = dead.trim_start_matches("node-").parse().unwrap();
     let asked = &urls[(away + 1) % 3];
     nodes[away] = None;
-    let said = until_said(folder.path(), &["status", "--nats", asked], "Stream DEAD does not answer").await;
-    assert!(said.contains("its only replica may be on a server that is away"), "{said}");
+    let said = until_said(folder.path(), &["status", "--nats", asked], "Stream DEAD does not respond").await;
+    assert!(said.contains("its only replica may be on a server that is down"), "{said}");
     let doctor = run_notifier_command(folder.path(), &["doctor", "--nats", asked]).await;
     assert!(!doctor.success && doctor.out.contains("stream silent"), "{}{}", doctor.out, doctor.err);
 }
