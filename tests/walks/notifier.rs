@@ -125,7 +125,7 @@ async fn a_hub_that_refuses_the_site_is_told_from_one_that_is_away() {
     };
     told("fault=\"link_refused\"").await;
     drop(hub);
-    until_said(folder.path(), &with(&["status"]), &format!("hub at 127.0.0.1:{leaf} does not answer")).await;
+    until_said(folder.path(), &with(&["status"]), &format!("hub at 127.0.0.1:{leaf} is unreachable")).await;
     let doctor = run_notifier_command(folder.path(), &with(&["doctor"])).await;
     assert!(!doctor.success && doctor.out.contains("link down"), "{}", doctor.out);
     told("fault=\"link_down\"").await;

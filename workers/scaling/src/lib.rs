@@ -1,8 +1,9 @@
-//! How many replicas a worker runs.
+//! Adapts the number of replicas of a worker.
 //!
-//! [`walk`] follows what was asked for (a note of the place, or the settings), looks at the queue, and lets [`vision::Infer`]
-//! start or drain replicas; [`decide`] says how many, and why, and is pure. Deliberately absent: processes, which whoever
-//! starts them counts (`tributary status` shows them; Kubernetes scales them by the metric of queued work).
+//! [`worker`] follows the request of a person (a ledger note, or the settings), observes the queue, and has
+//! [`vision::InferencePool`] start or drain replicas; [`decide`] decides how many, and why, and is pure. Deliberately
+//! absent: processes, which whoever starts them counts (`tributary status` shows them; Kubernetes scales them by the
+//! metric of queued work).
 
 pub mod decide;
 pub mod replica_request;
