@@ -229,9 +229,11 @@ async fn images_whose_answers_were_dropped_for_room_are_not_recognized_again_aft
     let janitor = &world.workers["janitor-0"];
     let audits = janitor.log().matches("audit finished").count();
     crash(&site.server, &site.bus).await.unwrap();
-    until("another audit", PATIENCE, async || Ok((janitor.log().matches("audit finished").count() > audits).then_some(())))
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
+    until("another audit", PATIENCE, async || {
+        Ok((janitor.log().matches("audit finished").count() > audits).then_some(()))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", world.last_words()));
     until("all are answered", PATIENCE, all_done).await.unwrap();
     let redone = reader::stream_level(&site.bus, topology::IMAGES).await.unwrap().last_sequence - newest;
     // A crash may take the last few answers, which are written a moment later than they are made.

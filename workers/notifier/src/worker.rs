@@ -42,7 +42,7 @@ enum NotifyError {
     Restarted,
 }
 
-/// Publishes a site's answers until published to stop.
+/// Publishes a site's answers until told to stop.
 ///
 /// # Errors
 /// The settings are invalid, or the password's file cannot be read.

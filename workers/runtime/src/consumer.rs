@@ -4,7 +4,7 @@
 //! rest in the stream, for itself or for another replica (invariant 8).
 //!
 //! A message that no worker could read, however often it was delivered, is known from the server's notice:
-//! it is read by its sequence and becomes a dead dead like any other.
+//! it is read by its sequence and becomes a dead letter like any other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ pub struct ConsumerConfig {
     pub durable: String,
     /// Most messages in flight, at least 1.
     pub credits: usize,
-    /// Deliveries after which a message becomes a dead dead; absent: never.
+    /// Deliveries after which a message becomes a dead letter; absent: never.
     pub tries: Option<u64>,
     /// Receives a new number of credits whenever it changes; absent: it never changes.
     pub resized: Option<watch::Receiver<usize>>,
@@ -202,7 +202,7 @@ impl<S: Handler> InFlight<S> {
                 after
             }
             Fault::Wait { after } => after,
-            // Its dead dead could not be published, so it comes again.
+            // Its dead letter could not be published, so it comes again.
             Fault::Reject(_) => RETRY_DELAY,
         };
         metrics::count_message(S::ROLE, "retried");
@@ -316,7 +316,7 @@ impl<S: Handler> InFlight<S> {
         Ok(())
     }
 
-    /// Writes a dead dead for a message, unless its task already has another outcome.
+    /// Writes a dead letter for a message, unless its task already has another outcome.
     async fn give_up(&self, message: &StoredMessage, attempts: u64, note: FaultNote) -> Result<(), Fault> {
         let context = self.handler.dead_letter(message, &note);
         for publication in &context.publications {

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::{EXPECTED_ROLES, KEPT, beats, hanging, render_metrics};
+use super::{EXPECTED_ROLES, REGISTRY, beats, hanging, render_metrics};
 use crate::fault::Fault;
 
 /// Most connections served at a time.
